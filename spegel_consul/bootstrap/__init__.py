@@ -1,0 +1,39 @@
+# How do I find the ring?
+#
+# One small file per way.  A bootstrap only names peers to join through; it never tells the ring to forget
+# anybody, because an empty or stale answer says more about the place that was asked than about the ring.
+
+"""The ``Bootstrap`` protocol: where the ring is joined."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import trio
+
+from spegel_consul.ring import PeerInfo
+
+
+class Bootstrap(Protocol):
+    """Names the peers through which this node joins the ring."""
+
+    @property
+    def problem(self) -> str | None:
+        """Why the answer may be missing or stale, in one line for people; None when all is well."""
+        ...
+
+    def peers(self) -> Sequence[PeerInfo]:
+        """Best known peers to join through; may be empty, may contain this node itself."""
+        ...
+
+    async def changed(self, since: Sequence[PeerInfo]) -> None:
+        """Return when :meth:`peers` differs from ``since`` in who or where they are."""
+        ...
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep the answer fresh until cancelled; ``started()`` at once, without waiting for an answer.
+
+        Never raises because the place that it asks is away.
+        """
+        ...

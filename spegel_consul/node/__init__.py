@@ -1,0 +1,1 @@
+"""Facts about the machine that the sidecar runs on."""

@@ -1,0 +1,92 @@
+# Errors are raised where they are known, with the code that the distribution spec gives them, and become
+# an HTTP answer in one place (registry/answers.py).  The message is read by people: it says what to do.
+
+"""Typed errors with the code and HTTP status that the distribution specification gives them."""
+
+from __future__ import annotations
+
+import json
+from http import HTTPStatus
+from typing import ClassVar
+
+
+class OCIError(Exception):
+    """Base of everything that becomes an error body (distribution-spec, "Error Codes").
+
+    ``code`` is the spec's code, ``status`` the HTTP status it is sent with.
+    """
+
+    code: ClassVar[str] = "UNKNOWN"
+    status: ClassVar[HTTPStatus] = HTTPStatus.INTERNAL_SERVER_ERROR
+
+    def __init__(self, message: str, detail: dict[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.detail = detail
+
+    def body(self) -> bytes:
+        """The JSON error body: ``{"errors": [{"code", "message", "detail"?}]}``."""
+        entry: dict[str, object] = {"code": self.code, "message": self.message}
+        if self.detail:
+            entry["detail"] = self.detail
+        return json.dumps({"errors": [entry]}).encode()
+
+
+class DigestInvalid(OCIError, ValueError):
+    """The digest's text is malformed, or its algorithm is not one that we can verify."""
+
+    code = "DIGEST_INVALID"
+    status = HTTPStatus.BAD_REQUEST
+
+
+class NameInvalid(OCIError, ValueError):
+    """The repository or registry name is malformed."""
+
+    code = "NAME_INVALID"
+    status = HTTPStatus.BAD_REQUEST
+
+
+class TagInvalid(OCIError, ValueError):
+    """The tag is malformed (distribution-spec has no code of its own for tags; registries use this one)."""
+
+    code = "TAG_INVALID"
+    status = HTTPStatus.BAD_REQUEST
+
+
+class BlobUnknown(OCIError):
+    """Neither this node nor a reachable peer has the blob."""
+
+    code = "BLOB_UNKNOWN"
+    status = HTTPStatus.NOT_FOUND
+
+
+class ManifestUnknown(OCIError):
+    """Neither this node nor a reachable peer has the manifest."""
+
+    code = "MANIFEST_UNKNOWN"
+    status = HTTPStatus.NOT_FOUND
+
+
+class NameUnknown(OCIError):
+    """The path is not one of the distribution API, or the registry is not mirrored here."""
+
+    code = "NAME_UNKNOWN"
+    status = HTTPStatus.NOT_FOUND
+
+
+class Unsupported(OCIError):
+    """The method is not one that a read-only mirror offers."""
+
+    code = "UNSUPPORTED"
+    status = HTTPStatus.METHOD_NOT_ALLOWED
+
+
+class RangeInvalid(OCIError):
+    """No byte of the content lies in the requested range (RFC 9110, 15.5.17)."""
+
+    code = "RANGE_INVALID"
+    status = HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
+
+    def __init__(self, size: int) -> None:
+        super().__init__(f"the requested range lies outside of the content of {size} bytes")
+        self.size = size

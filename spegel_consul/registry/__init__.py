@@ -1,0 +1,1 @@
+"""How clients and peers talk to this node: the distribution API, and the mirror behind it."""

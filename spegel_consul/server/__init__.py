@@ -1,0 +1,1 @@
+"""How bytes leave: listening sockets and hypercorn on Trio."""

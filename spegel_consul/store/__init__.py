@@ -1,0 +1,100 @@
+# What does this node have?
+#
+# A store answers from an index in memory, so that no request waits for gRPC or a disk; only opening a blob
+# touches a file.  The index is kept fresh by run(), which the sidecar starts in its nursery, and each change
+# of what the node can serve is told to whoever watches (the ring announces it).
+#
+# The index may be a moment behind the truth in both directions.  Behind on arrivals costs a lookup; behind
+# on deletions shows when the blob is opened, which raises BlobUnknown and mends the index.
+
+"""The ``Store`` protocol: what this node has, and how its bytes are read."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import trio
+
+from spegel_consul.oci.descriptor import Descriptor
+from spegel_consul.oci.digest import Digest
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """Keys that the node began or ceased to be able to serve: digests and full image names."""
+
+    added: frozenset[str]
+    removed: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """One named image: ``docker.io/library/nginx:1.27`` and the digest of its manifest or index."""
+
+    name: str
+    digest: Digest
+
+
+@runtime_checkable
+class Blob(Protocol):
+    """Content that is open for reading. Not safe for use by two tasks at once."""
+
+    @property
+    def descriptor(self) -> Descriptor: ...
+
+    def fileno(self) -> int | None:
+        """A descriptor of a plain file that holds exactly the content, or None if there is no such file."""
+        ...
+
+    def chunks(self, start: int, stop: int) -> AsyncIterator[bytes]:
+        """The bytes ``[start, stop)`` in order, in pieces of at most 1 MiB.
+
+        Raises BlobUnknown if the content went away meanwhile.
+        """
+        ...
+
+
+class Store(Protocol):
+    """What this node has. Everything but ``open``, ``run`` and iterating ``watch`` answers from memory."""
+
+    @property
+    def problem(self) -> str | None:
+        """Why the store can't answer now, in one line for people; None when it is ready."""
+        ...
+
+    def resolve(self, name: str) -> Digest | None:
+        """The digest behind a full image name such as ``docker.io/library/nginx:1.27``, or None."""
+        ...
+
+    def describe(self, digest: Digest) -> Descriptor | None:
+        """Size and media type of content that this node has, or None."""
+        ...
+
+    def images(self) -> tuple[Image, ...]:
+        """All named images that the node has whole."""
+        ...
+
+    def keys(self) -> frozenset[str]:
+        """Everything that the node can serve: digests of content and full image names."""
+        ...
+
+    def open(self, digest: Digest) -> AbstractAsyncContextManager[Blob]:
+        """Open content for reading. Raises BlobUnknown if this node does not have it (any more)."""
+        ...
+
+    def watch(self) -> AbstractAsyncContextManager[AsyncIterator[Changed]]:
+        """Changes from now on; the first item tells everything that is there already.
+
+        A slow watcher gets several changes folded into one, never an unbounded queue.
+        """
+        ...
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep the index fresh until cancelled; ``started()`` when the first attempt to fill it has ended.
+
+        Never raises because the runtime is away: it says so in ``problem`` and tries again with back-off.
+        """
+        ...
