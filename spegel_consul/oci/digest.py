@@ -29,7 +29,7 @@ class Digest(str):
     def __new__(cls, text: str) -> Digest:
         algorithm, colon, encoded = text.partition(":")
         if not colon:
-            raise DigestInvalid(f"digest {text[:100]!r} has no algorithm: expected e.g. sha256:<64 hex digits>")
+            raise DigestInvalid(f"digest {text[:100]!r} has no algorithm: expected sha256:<64 hex digits>")
         length = _HEX_LENGTH.get(algorithm)
         if length is None:
             known = ", ".join(_HEX_LENGTH)

@@ -1,0 +1,87 @@
+# Two grammars meet here: the distribution spec's for repositories and tags, and the one of the reference
+# library for the registry in front of them.  Matching is on decoded text and anchored at both ends, so a name
+# that got through contains no "..", no percent sign, no upper case and no empty path segment.
+
+"""Image names: ``registry/repository:tag`` and ``registry/repository@digest``."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from spegel_consul.oci.digest import Digest
+from spegel_consul.oci.errors import NameInvalid, TagInvalid
+
+DEFAULT_REGISTRY = "docker.io"
+MAX_NAME_LENGTH = 255
+
+_COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
+_REPOSITORY = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*\Z")
+_TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}\Z")
+_LABEL = r"(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])"
+_REGISTRY = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[0-9a-fA-F:.]+\])(?::[0-9]{{1,5}})?\Z")
+
+
+def check_repository(name: str) -> str:
+    """``name`` itself. Raises NameInvalid (distribution-spec, "Pulling manifests": ``<name>``)."""
+    if len(name) > MAX_NAME_LENGTH or not _REPOSITORY.match(name):
+        raise NameInvalid(f"repository name {name[:100]!r} is not valid: lower-case letters, digits, . _ - and /")
+    return name
+
+
+def check_tag(tag: str) -> str:
+    """``tag`` itself. Raises TagInvalid (distribution-spec: at most 128 characters)."""
+    if not _TAG.match(tag):
+        raise TagInvalid(f"tag {tag[:130]!r} is not valid: up to 128 letters, digits, _ . and -")
+    return tag
+
+
+def check_registry(host: str) -> str:
+    """``host`` itself: a host name or address with an optional port. Raises NameInvalid."""
+    if len(host) > MAX_NAME_LENGTH or not _REGISTRY.match(host):
+        raise NameInvalid(f"registry {host[:100]!r} is not valid: expected host or host:port")
+    return host
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What names an image or a part of it. Exactly one of ``tag`` and ``digest`` is set."""
+
+    registry: str
+    repository: str
+    tag: str | None = None
+    digest: Digest | None = None
+
+    def __str__(self) -> str:
+        """The full name: ``docker.io/library/nginx:1.27`` or ``docker.io/library/nginx@sha256:…``."""
+        suffix = f":{self.tag}" if self.digest is None else f"@{self.digest}"
+        return f"{self.registry}/{self.repository}{suffix}"
+
+    @property
+    def key(self) -> str:
+        """The key in the ring, as Spegel forms it: the digest alone, or the full name with its tag."""
+        return str(self) if self.digest is None else self.digest
+
+    @classmethod
+    def parse(cls, text: str) -> Reference:
+        """Parse a full or familiar name: ``nginx`` means ``docker.io/library/nginx:latest``.
+
+        Raises NameInvalid, TagInvalid or DigestInvalid.
+        """
+        rest, at, digest_text = text.partition("@")
+        digest = Digest(digest_text) if at else None
+        tag: str | None = None
+        slash = rest.rfind("/")
+        colon = rest.rfind(":")
+        if colon > slash:
+            rest, tag = rest[:colon], check_tag(rest[colon + 1 :])
+        first, slash_found, remainder = rest.partition("/")
+        is_host = bool(slash_found) and ("." in first or ":" in first or first == "localhost" or first != first.lower())
+        if is_host:
+            registry, repository = check_registry(first), remainder
+        else:
+            registry, repository = DEFAULT_REGISTRY, rest if slash_found else f"library/{rest}"
+        check_repository(repository)
+        if digest is not None:
+            return cls(registry, repository, digest=digest)
+        return cls(registry, repository, tag=tag or "latest")

@@ -1,0 +1,332 @@
+# Bytes from a neighbour.
+#
+# A transfer lives in one nursery: the lookup that yields providers, the questions to them, and the body that
+# the client reads.  The first good head wins; when its peer dies half-way, the race goes on for the rest of
+# the bytes where they stopped.  A manifest is small, so it is read and checked before the client sees any of
+# it; of a blob the last piece is held back until the digest of all pieces is right, because a runtime that is
+# handed wrong bytes fails the whole pull, while one that is cut off turns to the next source.
+
+"""The mirror: content that this node does not have, streamed from peers that do."""
+
+from __future__ import annotations
+
+import re
+import urllib.parse
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, replace
+
+import structlog
+import trio
+
+from spegel_consul.metrics import Metrics
+from spegel_consul.oci.digest import Digest
+from spegel_consul.oci.errors import BlobUnknown, DigestInvalid, ManifestUnknown, OCIError, RangeInvalid
+from spegel_consul.oci.media import MAX_MANIFEST_SIZE, OCTET_STREAM
+from spegel_consul.oci.path import ContentRequest, Kind
+from spegel_consul.oci.ranges import parse_range
+from spegel_consul.registry.peer import PeerClient, PeerError, PeerResponse
+from spegel_consul.registry.race import Ask, Exhausted, Race, Wait
+from spegel_consul.ring import Provider, Router
+
+log = structlog.get_logger(__name__)
+
+MIRRORED_HEADER = "x-spegel-mirrored"
+"""Marks a peer's request, so that the peer answers from its own store only (Spegel's header)."""
+
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})\Z", re.ASCII)
+_UNSATISFIED = re.compile(r"bytes \*/(\d{1,19})\Z", re.ASCII)
+
+
+class TransferCut(Exception):
+    """The body can't be completed; the client's connection must be cut, for its head has been sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class MirrorSettings:
+    """``resolve_timeout``: seconds to wait for a provider while none is being asked; ``attempts``: how many
+    providers are asked before giving up; ``hedge``: seconds after which another one is asked as well."""
+
+    resolve_timeout: float = 0.2
+    attempts: int = 3
+    hedge: float = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What a peer says of the content that it is about to send: ``[start, stop)`` of ``size`` bytes."""
+
+    digest: Digest
+    media_type: str
+    start: int
+    stop: int
+    size: int
+    partial: bool
+
+
+class Transfer:
+    """A head that was accepted, and the body behind it."""
+
+    def __init__(self, chase: _Chase, head: Head, provider: Provider, body: bytes | PeerResponse) -> None:
+        self._chase = chase
+        self._body = body
+        self.head = head
+        self.provider = provider
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        """The bytes of the body, verified. Raises TransferCut when they can't be completed or are wrong."""
+        if isinstance(self._body, bytes):
+            yield self._body
+            return
+        head = self.head
+        whole = head.start == 0 and head.stop == head.size
+        hasher = head.digest.hasher() if whole else None
+        reached = head.start
+        held = b""
+        body = self._body
+        while True:
+            try:
+                async with aclosing(body.chunks()) as pieces:
+                    async for piece in pieces:
+                        reached += len(piece)
+                        if reached > head.stop:
+                            raise PeerError("sent more bytes than it promised")
+                        if hasher is not None:
+                            hasher.update(piece)
+                        if held:
+                            yield held
+                        held = piece
+                break
+            except PeerError as exc:
+                log.info("peer failed in mid-body", digest=head.digest, at=reached, size=head.size, error=str(exc))
+                if reached > head.stop:
+                    raise TransferCut(str(exc)) from None
+                body.discard()
+                if reached == head.stop:
+                    break
+                body = await self._chase.resume(head, reached)
+        if hasher is not None and hasher.hexdigest() != head.digest.encoded:
+            self._chase.mirror.on_mismatch(self.provider, head.digest)
+            raise TransferCut(f"the bytes from {self.provider.registry[0]} do not have digest {head.digest}")
+        yield held
+
+
+class Mirror:
+    """Finds content at peers of ``router`` and streams it through ``client``."""
+
+    def __init__(
+        self, router: Router, client: PeerClient, metrics: Metrics, settings: MirrorSettings | None = None
+    ) -> None:
+        self.router = router
+        self.client = client
+        self.settings = settings or MirrorSettings()
+        self._mismatches = metrics.verification_failures
+        self.on_resolved: Callable[[float], None] = metrics.resolve_duration.labels("libp2p").observe
+
+    def on_mismatch(self, provider: Provider, digest: Digest) -> None:
+        """A peer's bytes did not have the digest that was asked for."""
+        self._mismatches.inc()
+        log.warning("peer sent wrong bytes", peer=provider.peer_id, registry=provider.registry[0], digest=digest)
+
+    @asynccontextmanager
+    async def open(self, request: ContentRequest, method: str, range_header: str | None) -> AsyncIterator[Transfer]:
+        """Find the content; the transfer can be read inside of the context.
+
+        Raises ManifestUnknown or BlobUnknown when no peer has it within the deadlines, RangeInvalid when
+        the range lies outside of it.
+        """
+        # an exception passes through the nursery bare: it stands for the answer to the client
+        found: OCIError | TransferCut | None = None
+        async with self.router.lookup(request.key, count=self.settings.attempts) as providers:
+            async with trio.open_nursery() as nursery:
+                chase = _Chase(self, request, method, nursery, providers)
+                try:
+                    yield await chase.first(range_header)
+                except (OCIError, TransferCut) as exc:
+                    found = exc
+                finally:
+                    nursery.cancel_scope.cancel()
+                    chase.close()
+        if found is not None:
+            raise found
+
+
+class _Chase:
+    """One request's race, across all of its resumptions."""
+
+    def __init__(
+        self,
+        mirror: Mirror,
+        request: ContentRequest,
+        method: str,
+        nursery: trio.Nursery,
+        providers: AsyncIterator[Provider],
+    ) -> None:
+        self.mirror = mirror
+        self._request = request
+        self._method = method
+        self._nursery = nursery
+        self._since = trio.current_time()
+        settings = mirror.settings
+        self._race = Race(
+            self._since,
+            resolve_timeout=settings.resolve_timeout,
+            attempts=settings.attempts,
+            hedge=settings.hedge,
+        )
+        self._wake = trio.Event()
+        self._questions: list[trio.CancelScope] = []
+        self._answers: list[_Answer] = []
+        self._refused: RangeInvalid | None = None
+        nursery.start_soon(self._collect, providers)
+
+    async def first(self, range_header: str | None) -> Transfer:
+        answer = await self._run(_forwardable(self._request, range_header), None)
+        return Transfer(self, answer.head, answer.provider, answer.body)
+
+    async def resume(self, head: Head, reached: int) -> PeerResponse:
+        rest = replace(head, start=reached, partial=True)
+        try:
+            answer = await self._run(f"bytes={reached}-{head.stop - 1}", rest)
+        except OCIError as exc:
+            raise TransferCut(f"at byte {reached} of {head.size}: {exc.message}") from None
+        assert isinstance(answer.body, PeerResponse)
+        log.info("transfer resumed", digest=head.digest, at=reached, registry=answer.provider.registry[0])
+        return answer.body
+
+    def close(self) -> None:
+        """Give up the answers that nobody took."""
+        for answer in self._answers:
+            if isinstance(answer.body, PeerResponse):
+                answer.body.discard()
+        self._answers.clear()
+
+    async def _collect(self, providers: AsyncIterator[Provider]) -> None:
+        first = True
+        async for provider in providers:
+            if first:
+                first = False
+                self.mirror.on_resolved(trio.current_time() - self._since)
+            self._race.found(provider)
+            self._wake.set()
+        self._race.lookup_ended()
+        self._wake.set()
+
+    async def _run(self, range_header: str | None, expected: Head | None) -> _Answer:
+        while True:
+            if self._answers:
+                answer = self._answers.pop(0)
+                self._race.accepted(answer.provider, trio.current_time())
+                for question in self._questions:
+                    question.cancel()
+                self._questions.clear()
+                self.close()
+                return answer
+            if self._refused is not None:
+                raise self._refused
+            match self._race.next(trio.current_time()):
+                case Ask(provider):
+                    question = trio.CancelScope()
+                    self._questions.append(question)
+                    self._nursery.start_soon(self._ask, question, provider, range_header, expected)
+                case Wait(until):
+                    self._wake = trio.Event()
+                    with trio.CancelScope(deadline=until):
+                        await self._wake.wait()
+                case Exhausted(reason):
+                    unknown = ManifestUnknown if self._request.kind is Kind.MANIFEST else BlobUnknown
+                    raise unknown(f"{self._request.reference} is not mirrored: {reason}")
+
+    async def _ask(
+        self, question: trio.CancelScope, provider: Provider, range_header: str | None, expected: Head | None
+    ) -> None:
+        reference = self._request.reference
+        name = urllib.parse.quote(reference.digest or reference.tag or "", safe=":")
+        namespace = urllib.parse.quote(reference.registry, safe="")
+        target = f"/v2/{reference.repository}/{self._request.kind.value}/{name}?ns={namespace}"
+        headers = [(MIRRORED_HEADER, "true"), ("accept", "*/*")]
+        if range_header is not None:
+            headers.append(("range", range_header))
+        with question:
+            try:
+                response = await self.mirror.client.request(provider.registry, self._method, target, headers)
+                try:
+                    head = self._judge(response, range_header, expected)
+                    body: bytes | PeerResponse = response
+                    if self._method == "HEAD" or self._request.kind is Kind.MANIFEST:
+                        body = await self._read(response, head, provider)
+                except BaseException:
+                    response.discard()
+                    raise
+            except PeerError as exc:
+                log.debug("peer failed", key=self._request.key, registry=provider.registry[0], error=str(exc))
+                self._race.failed(provider, trio.current_time())
+            except RangeInvalid as exc:
+                self._refused = exc
+            else:
+                self._answers.append(_Answer(provider, head, body))
+            self._wake.set()
+
+    def _judge(self, response: PeerResponse, range_header: str | None, expected: Head | None) -> Head:
+        """The head of an acceptable answer. Raises PeerError, or RangeInvalid when the peer says so."""
+        status = response.status
+        content_range = response.header(b"content-range") or ""
+        if status == 416 and range_header is not None and expected is None:
+            unsatisfied = _UNSATISFIED.match(content_range)
+            if unsatisfied is not None:
+                raise RangeInvalid(int(unsatisfied[1]))
+        if status != 200 and not (status == 206 and range_header is not None):
+            raise PeerError(f"answered {status}")
+        length = response.header(b"content-length") or ""
+        if not (length.isascii() and length.isdigit() and len(length) < 20):
+            raise PeerError("did not say how long the content is")
+        start, stop, size = 0, int(length), int(length)
+        if status == 206:
+            span = _CONTENT_RANGE.match(content_range)
+            if span is None:
+                raise PeerError(f"answered 206 with content-range {content_range[:60]!r}")
+            start, stop, size = int(span[1]), int(span[2]) + 1, int(span[3])
+            if not (start < stop <= size and stop - start == int(length)):
+                raise PeerError(f"answered 206 with content-range {content_range[:60]!r} and length {length}")
+        asked = self._request.reference.digest
+        try:
+            digest = Digest(response.header(b"docker-content-digest") or asked or "")
+        except DigestInvalid:
+            raise PeerError("did not say which digest the content has") from None
+        if asked is not None and digest != asked:
+            raise PeerError(f"answered with another digest, {digest}")
+        media_type = response.header(b"content-type") or OCTET_STREAM
+        head = Head(digest, media_type, start, stop, size, status == 206)
+        if expected is not None and head != replace(expected, media_type=media_type):
+            raise PeerError("answered with other bytes than those that are missing")
+        return head
+
+    async def _read(self, response: PeerResponse, head: Head, provider: Provider) -> bytes:
+        """A small body, whole and verified. Raises PeerError."""
+        if self._method == "GET" and head.size > MAX_MANIFEST_SIZE:
+            raise PeerError(f"has a manifest of {head.size} bytes, more than {MAX_MANIFEST_SIZE}")
+        body = b""
+        async with aclosing(response.chunks()) as pieces:
+            async for piece in pieces:
+                body += piece
+        if self._method == "GET" and Digest.of(body, head.digest.algorithm) != head.digest:
+            self.mirror.on_mismatch(provider, head.digest)
+            raise PeerError("sent bytes that do not have the digest")
+        return body
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    provider: Provider
+    head: Head
+    body: bytes | PeerResponse
+
+
+def _forwardable(request: ContentRequest, range_header: str | None) -> str | None:
+    """The client's Range header, unless it is to be ignored (RFC 9110, 14.2) or meant for a manifest."""
+    if range_header is None or request.kind is Kind.MANIFEST:
+        return None
+    try:
+        return range_header.strip() if parse_range(range_header, 1 << 62) else None
+    except RangeInvalid:
+        return range_header.strip()
