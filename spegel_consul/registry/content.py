@@ -121,10 +121,9 @@ class ContentApp:
         start, stop = (wanted.start, wanted.stop) if wanted else (0, content.size)
         await answer.head(Head(content.digest, content.media_type, start, stop, content.size, wanted is not None))
         if answer.wants_body:
-            async with aclosing(blob.chunks(start, stop)) as pieces:  # type: ignore[type-var]
-                async for piece in pieces:
-                    await answer.body(piece)
-                    self._own_bytes.inc(len(piece))
+            async for piece in blob.chunks(start, stop):
+                await answer.body(piece)
+                self._own_bytes.inc(len(piece))
         await answer.end()
 
     async def _send_mirrored(

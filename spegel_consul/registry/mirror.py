@@ -104,11 +104,16 @@ class Transfer:
                 body.discard()
                 if reached == head.stop:
                     break
-                body = await self._chase.resume(head, reached)
+                self._body = body = await self._chase.resume(head, reached)
         if hasher is not None and hasher.hexdigest() != head.digest.encoded:
             self._chase.mirror.on_mismatch(self.provider, head.digest)
             raise TransferCut(f"the bytes from {self.provider.registry[0]} do not have digest {head.digest}")
         yield held
+
+    def close(self) -> None:
+        """Give up what was not read."""
+        if isinstance(self._body, PeerResponse):
+            self._body.discard()
 
 
 class Mirror:
@@ -140,13 +145,17 @@ class Mirror:
         async with self.router.lookup(request.key, count=self.settings.attempts) as providers:
             async with trio.open_nursery() as nursery:
                 chase = _Chase(self, request, method, nursery, providers)
+                transfer: Transfer | None = None
                 try:
-                    yield await chase.first(range_header)
+                    transfer = await chase.first(range_header)
+                    yield transfer
                 except (OCIError, TransferCut) as exc:
                     found = exc
                 finally:
                     nursery.cancel_scope.cancel()
                     chase.close()
+                    if transfer is not None:
+                        transfer.close()
         if found is not None:
             raise found
 

@@ -106,7 +106,9 @@ class _Connection(TCPServer):
 
     async def protocol_send(self, event: Event) -> None:
         if not isinstance(event, RawData):
-            await super().protocol_send(event)
+            # the application may be cancelled because its client is gone, and this closes the connection for good
+            with trio.CancelScope(shield=True):
+                await super().protocol_send(event)
             return
         try:
             async with self.send_lock:

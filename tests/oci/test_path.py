@@ -22,7 +22,12 @@ DIGEST = Digest("sha256:" + "ab" * 32)
             Reference("docker.io", "library/app", tag="v1"),
         ),
         ("/v2/library/app/manifests/v1", "", Kind.MANIFEST, Reference("docker.io", "library/app", tag="v1")),
-        ("/v2/o/big/manifests/v1", "ns=localhost%3A5001", Kind.MANIFEST, Reference("localhost:5001", "o/big", tag="v1")),
+        (
+            "/v2/o/big/manifests/v1",
+            "ns=localhost%3A5001",
+            Kind.MANIFEST,
+            Reference("localhost:5001", "o/big", tag="v1"),
+        ),
         (f"/v2/app/manifests/{DIGEST}", "ns=quay.io", Kind.MANIFEST, Reference("quay.io", "app", digest=DIGEST)),
         (f"/v2/app/blobs/{DIGEST}", "ns=quay.io", Kind.BLOB, Reference("quay.io", "app", digest=DIGEST)),
         (f"/v2/app/blobs/{urllib.parse.quote(DIGEST)}", "", Kind.BLOB, Reference("docker.io", "app", digest=DIGEST)),

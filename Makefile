@@ -1,0 +1,44 @@
+# Two commands for a first look: make run, make test.  Both need Python 3.11 or newer and a C compiler
+# (libp2p pulls in fastecdsa, which has no wheel); what is missing is said, or installed if you are root.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+CACHE  ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/spegel-consul-ci
+
+.PHONY: run install dev-install real-parts test check clean
+
+run: install
+	$(BIN)/spegel-consul dev
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml .ci/install-build-tools
+	.ci/install-build-tools $(PYTHON)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+dev-install: $(VENV)/.dev-installed
+
+$(VENV)/.dev-installed: $(STAMP) pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group dev
+	# stale stubs that libp2p's trio-typing brings along hide trio's own types
+	rm -rf $(VENV)/lib/python3*/site-packages/trio-stubs $(VENV)/lib/python3*/site-packages/outcome-stubs
+	touch $@
+
+real-parts:
+	.ci/install-real-parts $(CACHE) >/dev/null
+
+check: dev-install
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+test: dev-install real-parts
+	SPEGEL_REAL_PARTS=$(CACHE) $(BIN)/python -m pytest
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

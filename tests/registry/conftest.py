@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import pytest
+import trio
+from hypercorn.typing import Framework
+
+from spegel_consul.metrics import Metrics
+from spegel_consul.oci.filters import ImageFilter
+from spegel_consul.registry.app import build_app
+from spegel_consul.registry.content import ContentApp
+from spegel_consul.registry.mirror import Mirror, MirrorSettings
+from spegel_consul.registry.peer import PeerClient, PeerLimits
+from spegel_consul.ring import Provider
+from spegel_consul.server.listen import ListenAddress, listen
+from spegel_consul.server.worker import serve
+from spegel_consul.store.memory import MemoryStore
+
+LIMITS = PeerLimits(connect=0.5, first_byte=0.5, stall=0.5)
+
+
+class ListRouter:
+    """Yields the providers that a test put in, after ``delay`` seconds each; ``None`` never ends."""
+
+    def __init__(self) -> None:
+        self.providers: list[Provider | None] = []
+        self.delay = 0.0
+        self.asked: list[str] = []
+
+    @asynccontextmanager
+    async def lookup(self, key: str, *, count: int = 3) -> AsyncIterator[AsyncIterator[Provider]]:
+        self.asked.append(key)
+
+        async def found() -> AsyncIterator[Provider]:
+            for provider in self.providers[: count + 1]:
+                await trio.sleep(self.delay)
+                if provider is None:
+                    await trio.sleep_forever()
+                else:
+                    yield provider
+
+        yield found()
+
+    def knows(self, *nodes: Node | tuple[str, int]) -> None:
+        self.providers = [
+            Provider(f"peer{i}", node.address if isinstance(node, Node) else node) for i, node in enumerate(nodes)
+        ]
+
+
+@dataclass
+class Node:
+    """A registry on loopback, without a ring: its router names whom the test wants it to."""
+
+    address: tuple[str, int]
+    store: MemoryStore
+    router: ListRouter
+    metrics: Metrics
+    stop: trio.Event = field(default_factory=trio.Event)
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.address[0]}:{self.address[1]}"
+
+    def metric(self, name: str, labels: dict[str, str] | None = None) -> float:
+        return self.metrics.registry.get_sample_value(name, labels or {}) or 0.0
+
+
+Start = Callable[..., object]
+
+
+@pytest.fixture
+async def start_node(nursery: trio.Nursery) -> AsyncIterator[Start]:
+    clients: list[PeerClient] = []
+
+    async def start(
+        *, images: ImageFilter | None = None, settings: MirrorSettings | None = None, problem: str | None = None
+    ) -> Node:
+        metrics, router, store = Metrics(), ListRouter(), MemoryStore()
+        clients.append(PeerClient(LIMITS))
+        mirror = Mirror(router, clients[-1], metrics, settings or MirrorSettings())  # type: ignore[arg-type]
+        app = ContentApp(build_app(lambda: problem), store, mirror, images or ImageFilter(), metrics)  # type: ignore[arg-type]
+        sock = listen(ListenAddress("127.0.0.1", 0), "--registry-addr")
+        node = Node(sock.getsockname(), store, router, metrics)
+
+        async def run(task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+            framework: Framework = app  # type: ignore[assignment]
+            await serve(framework, sock, stop=node.stop.wait, drain_timeout=0.5, task_status=task_status)
+
+        await nursery.start(run)
+        return node
+
+    yield start
+    for client in clients:
+        client.close()
+
+
+@dataclass
+class FakePeer:
+    """A TCP server that answers each connection with one of the given scripts."""
+
+    address: tuple[str, int]
+    requests: list[bytes] = field(default_factory=list)
+
+
+@pytest.fixture
+async def start_peer(nursery: trio.Nursery) -> Start:
+    async def start(*parts: bytes | float, then: str = "close") -> FakePeer:
+        """Reads one request, then sends ``parts`` (a number is a pause), then closes or hangs."""
+        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        peer = FakePeer(listeners[0].socket.getsockname())
+
+        async def handle(stream: trio.SocketStream) -> None:
+            async with stream:
+                try:
+                    request = b""
+                    while b"\r\n\r\n" not in request:
+                        data = await stream.receive_some()
+                        if not data:
+                            return
+                        request += data
+                    peer.requests.append(request)
+                    for part in parts:
+                        if isinstance(part, bytes):
+                            await stream.send_all(part)
+                        else:
+                            await trio.sleep(part)
+                    if then == "hang":
+                        await stream.receive_some()
+                except trio.BrokenResourceError:
+                    pass
+
+        nursery.start_soon(trio.serve_listeners, handle, listeners)
+        return peer
+
+    return start
+
+
+def head(status: int, length: int, *extra: str) -> bytes:
+    """The head of a peer's answer."""
+    lines: Sequence[str] = (f"HTTP/1.1 {status} X", f"Content-Length: {length}", *extra)
+    return "\r\n".join(lines).encode() + b"\r\n\r\n"

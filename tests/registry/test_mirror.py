@@ -1,0 +1,236 @@
+"""Content that comes from a peer: a real registry, or a script that misbehaves."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+import trio
+
+from spegel_consul.oci.digest import Digest
+from spegel_consul.oci.media import OCI_MANIFEST
+from spegel_consul.registry.mirror import MirrorSettings
+from spegel_consul.ring import Provider
+
+from .conftest import head
+
+LAYER = bytes(range(251)) * 9000
+DIGEST = Digest.of(LAYER)
+MANIFEST = json.dumps(
+    {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "config": {"digest": Digest.of(b"{}"), "size": 2, "mediaType": "application/vnd.oci.image.config.v1+json"},
+        "layers": [{"digest": DIGEST, "size": len(LAYER), "mediaType": "application/vnd.oci.image.layer.v1.tar"}],
+    }
+).encode()
+MANIFEST_DIGEST = Digest.of(MANIFEST)
+BLOB_PATH = f"/v2/library/app/blobs/{DIGEST}?ns=docker.io"
+TAG_PATH = "/v2/library/app/manifests/v1?ns=docker.io"
+NOT_FOUND = head(404, 0)
+
+
+async def get(node: Any, path: str, method: str = "GET", **headers: str) -> httpx.Response:
+    async with httpx.AsyncClient(base_url=node.url, trust_env=False, timeout=10) as client:
+        return await client.request(method, path, headers=headers)
+
+
+@pytest.fixture
+async def pair(start_node: Any) -> Any:
+    """A node that has the layer and a manifest, and one that knows only of the first."""
+    holder, asker = await start_node(), await start_node()
+    holder.store.add_content(LAYER)
+    holder.store.add_content(b"{}")
+    holder.store.add_image("docker.io/library/app:v1", MANIFEST)
+    asker.router.knows(holder)
+    return holder, asker
+
+
+async def test_blob_and_manifest_come_from_the_neighbour(pair: Any) -> None:
+    holder, asker = pair
+    response = await get(asker, BLOB_PATH)
+    assert response.status_code == 200
+    assert response.content == LAYER
+    assert response.headers["docker-content-digest"] == DIGEST
+    assert response.headers["x-spegel-served-by"] == f"127.0.0.1:{holder.address[1]}"
+    for path in (TAG_PATH, f"/v2/library/app/manifests/{MANIFEST_DIGEST}?ns=docker.io"):
+        response = await get(asker, path)
+        assert (response.status_code, response.content) == (200, MANIFEST)
+        assert response.headers["content-type"] == OCI_MANIFEST
+        only_head = await get(asker, path, "HEAD")
+        assert only_head.headers["docker-content-digest"] == MANIFEST_DIGEST
+        assert only_head.headers["content-length"] == str(len(MANIFEST))
+    assert holder.router.asked == []
+    with trio.fail_after(5):  # counted after the last byte has left
+        while asker.metric("spegel_mirror_requests_total", {"registry": "docker.io", "cache": "hit"}) != 5:
+            await trio.sleep(0.01)
+    assert asker.metric("spegel_served_bytes_total", {"source": "peer"}) == len(LAYER) + 2 * len(MANIFEST)
+    assert holder.metric("spegel_served_bytes_total", {"source": "own"}) == len(LAYER) + 2 * len(MANIFEST)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "status", "start", "stop"),
+    [
+        ("bytes=0-", 206, 0, None),
+        ("bytes=1000-", 206, 1000, None),
+        ("bytes=5-9", 206, 5, 10),
+        ("bytes=-8", 206, -8, None),
+    ],
+)
+async def test_ranges_go_through(pair: Any, wanted: str, status: int, start: int, stop: int | None) -> None:
+    response = await get(pair[1], BLOB_PATH, range=wanted)
+    assert response.status_code == status
+    assert response.content == LAYER[start:stop]
+    assert response.headers["content-range"].endswith(f"/{len(LAYER)}")
+
+
+async def test_a_range_beyond_the_end(pair: Any) -> None:
+    response = await get(pair[1], BLOB_PATH, range=f"bytes={len(LAYER)}-")
+    assert response.status_code == 416
+    assert response.headers["content-range"] == f"bytes */{len(LAYER)}"
+
+
+async def test_nobody_has_it(start_node: Any) -> None:
+    node = await start_node()
+    started = trio.current_time()
+    response = await get(node, BLOB_PATH)
+    assert response.status_code == 404
+    assert response.json()["errors"][0]["code"] == "BLOB_UNKNOWN"
+    assert trio.current_time() - started < 1
+    assert node.metric("spegel_mirror_requests_total", {"registry": "docker.io", "cache": "miss"}) == 1
+
+
+async def test_a_lookup_that_hangs_is_given_up(start_node: Any) -> None:
+    node = await start_node(settings=MirrorSettings(resolve_timeout=0.1))
+    node.router.providers = [None]
+    with trio.fail_after(2):
+        assert (await get(node, TAG_PATH)).json()["errors"][0]["code"] == "MANIFEST_UNKNOWN"
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        (NOT_FOUND,),
+        (head(500, 0),),
+        (b"garbage\r\n\r\n",),
+        (),
+        (head(200, len(LAYER), "Docker-Content-Digest: sha256:" + "00" * 32),),
+        (b"HTTP/1.1 200 OK\r\n\r\n",),
+        (head(206, 10, "Content-Range: bytes 0-9/10"),),
+        (head(301, 0, "Location: http://169.254.169.254/"),),
+        (b"HTTP/1.1 200 OK\r\nX: " + b"a" * 100_000,),
+    ],
+    ids=["404", "500", "garbage", "closes", "other-digest", "no-length", "unasked-range", "redirect", "big-head"],
+)
+async def test_a_bad_peer_is_passed_over(pair: Any, start_peer: Any, script: tuple[bytes, ...]) -> None:
+    holder, asker = pair
+    bad = await start_peer(*script)
+    asker.router.knows(bad.address, holder)
+    response = await get(asker, BLOB_PATH)
+    assert (response.status_code, response.content) == (200, LAYER)
+    assert b"x-spegel-mirrored: true" in bad.requests[0].lower()
+    assert b"authorization" not in bad.requests[0].lower()
+
+
+async def test_credentials_of_the_client_are_not_passed_on(pair: Any, start_peer: Any) -> None:
+    peer = await start_peer(NOT_FOUND)
+    pair[1].router.knows(peer.address)
+    await get(pair[1], BLOB_PATH, authorization="Basic dXNlcjpwYXNz", cookie="a=b")
+    assert b"dXNlcjpwYXNz" not in peer.requests[0]
+    assert b"a=b" not in peer.requests[0]
+
+
+async def test_refused_and_silent_peers_are_passed_over(pair: Any, start_peer: Any) -> None:
+    holder, asker = pair
+    silent = await start_peer(then="hang")
+    asker.router.knows(("127.0.0.1", 1), silent.address, holder)
+    with trio.fail_after(2):
+        assert (await get(asker, BLOB_PATH)).content == LAYER
+
+
+async def test_only_bad_peers_mean_not_found_soon(start_node: Any, start_peer: Any) -> None:
+    node = await start_node()
+    silent = [await start_peer(then="hang") for _ in range(3)]
+    node.router.knows(*(peer.address for peer in silent))
+    started = trio.current_time()
+    assert (await get(node, BLOB_PATH)).status_code == 404
+    assert trio.current_time() - started < 2
+
+
+@pytest.mark.parametrize("then", ["close", "hang"])
+async def test_a_transfer_goes_on_at_another_peer(pair: Any, start_peer: Any, then: str) -> None:
+    holder, asker = pair
+    dying = await start_peer(head(200, len(LAYER)), LAYER[:100_000], then=then)
+    asker.router.knows(dying.address, holder)
+    with trio.fail_after(4):
+        response = await get(asker, BLOB_PATH)
+    assert response.content == LAYER
+    assert holder.metric("spegel_served_bytes_total", {"source": "own"}) == len(LAYER) - 100_000
+
+
+async def test_a_range_goes_on_at_another_peer(pair: Any, start_peer: Any) -> None:
+    holder, asker = pair
+    size = len(LAYER)
+    dying = await start_peer(head(206, size - 1000, f"Content-Range: bytes 1000-{size - 1}/{size}"), LAYER[1000:50_000])
+    asker.router.knows(dying.address, holder)
+    assert (await get(asker, BLOB_PATH, range="bytes=1000-")).content == LAYER[1000:]
+
+
+async def test_wrong_bytes_are_never_completed(start_node: Any, start_peer: Any) -> None:
+    node = await start_node()
+    wrong = bytes([LAYER[0] ^ 1]) + LAYER[1:]
+    liar = await start_peer(head(200, len(LAYER), f"Docker-Content-Digest: {DIGEST}"), wrong)
+    node.router.knows(liar.address)
+    received = b""
+    with pytest.raises(httpx.RemoteProtocolError):
+        async with httpx.AsyncClient(base_url=node.url, trust_env=False) as client:
+            async with client.stream("GET", BLOB_PATH) as response:
+                async for chunk in response.aiter_raw():
+                    received += chunk
+    assert len(received) < len(LAYER)
+    assert node.metric("spegel_verification_failures_total") == 1
+    assert node.metric("spegel_transfers_cut_total") == 1
+    assert (await get(node, "/v2/")).status_code == 200
+
+
+async def test_a_transfer_that_nobody_can_complete_is_cut(start_node: Any, start_peer: Any) -> None:
+    node = await start_node()
+    dying = await start_peer(head(200, len(LAYER)), LAYER[:1000])
+    node.router.knows(dying.address)
+    with pytest.raises(httpx.RemoteProtocolError), trio.fail_after(5):
+        await get(node, BLOB_PATH)
+
+
+async def test_a_lying_manifest_is_asked_elsewhere(pair: Any, start_peer: Any) -> None:
+    holder, asker = pair
+    liar = await start_peer(
+        head(200, len(MANIFEST), f"Docker-Content-Digest: {MANIFEST_DIGEST}"), MANIFEST.replace(b"2", b"3", 1)
+    )
+    asker.router.knows(liar.address, holder)
+    response = await get(asker, TAG_PATH)
+    assert (response.status_code, response.content) == (200, MANIFEST)
+    assert asker.metric("spegel_verification_failures_total") == 1
+
+
+async def test_connections_to_peers_are_kept_and_stale_ones_replaced(pair: Any, start_node: Any) -> None:
+    holder, asker = pair
+    for _ in range(3):
+        assert (await get(asker, BLOB_PATH)).content == LAYER
+    holder.stop.set()
+    again = await start_node()
+    again.store.add_content(LAYER)
+    asker.router.providers = [Provider("old", holder.address), Provider("new", again.address)]
+    assert (await get(asker, BLOB_PATH)).content == LAYER
+
+
+async def test_a_client_that_leaves_ends_the_transfer(start_node: Any, start_peer: Any) -> None:
+    node = await start_node()
+    peer = await start_peer(head(200, 1 << 30), bytes(1 << 20), then="hang")
+    node.router.knows(peer.address)
+    stream = await trio.open_tcp_stream(*node.address)
+    async with stream:
+        await stream.send_all(f"GET {BLOB_PATH} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        await stream.receive_some(1000)
+    assert (await get(node, "/v2/")).status_code == 200
