@@ -18,6 +18,7 @@ import click
 import trio
 
 from spegel_consul import __version__
+from spegel_consul.bootstrap.static import StaticBootstrap
 from spegel_consul.config import BootstrapKind, Settings, StoreKind, check_advertise_addr
 from spegel_consul.consul.duration import parse_duration
 from spegel_consul.consul.settings import ConsulSettings
@@ -56,7 +57,8 @@ LIST = _Parsed("list", lambda text: tuple(part for part in text.replace(",", " "
 def _option(flag: str, **kwargs: Any) -> Callable[[T], T]:
     """A flag and the environment variable of the same name."""
     variable = flag.removeprefix("--").replace("-", "_").upper()
-    return click.option(flag, envvar=variable, show_envvar=True, show_default=True, **kwargs)  # type: ignore[return-value]
+    kwargs.setdefault("show_default", True)
+    return click.option(flag, envvar=variable, show_envvar=True, **kwargs)  # type: ignore[return-value]
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -160,6 +162,7 @@ def _settings(given: dict[str, Any]) -> Settings:
     try:
         images = ImageFilter.build(_flat(given["mirrored_registries"]), given["registry_filters"])
         consul = ConsulSettings.from_env(os.environ) if bootstrap is BootstrapKind.CONSUL else None
+        StaticBootstrap(peers)
     except ValueError as exc:
         raise click.UsageError(str(exc)) from None
     return Settings(

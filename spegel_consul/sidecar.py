@@ -1,0 +1,280 @@
+# The composition root: the only place that knows all rooms.
+#
+# Whatever can be wrong with the settings or the machine shows before anything starts: sockets are bound,
+# the identity is read, addresses are worked out.  Then the stages start from the inside out - store, ring,
+# registry, bootstrap, catalog - so that nobody is told of us before we can answer, and they stop in reverse,
+# so that nobody is told of us any more when we begin to refuse: the catalog forgets us, the lock is given
+# up, and then the transfers in flight have their time to end.
+
+"""Builds the rooms, starts them in order and stops them in reverse."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import structlog
+import trio
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from hypercorn.typing import Framework
+
+from spegel_consul import __version__
+from spegel_consul.bootstrap import Bootstrap
+from spegel_consul.bootstrap.consul import ConsulBootstrap
+from spegel_consul.bootstrap.static import StaticBootstrap
+from spegel_consul.config import Settings, StoreKind
+from spegel_consul.consul.candidate import Candidate
+from spegel_consul.consul.catalog import ROUTER, Registration, spegel_services
+from spegel_consul.consul.client import ConsulClient
+from spegel_consul.consul.election import State
+from spegel_consul.consul.record import LeaderRecord
+from spegel_consul.consul.watch import CatalogWatch
+from spegel_consul.metrics import Metrics
+from spegel_consul.node.address import NoAddress, advertised
+from spegel_consul.registry.app import build_app
+from spegel_consul.registry.content import ContentApp
+from spegel_consul.registry.mirror import Mirror
+from spegel_consul.registry.peer import PeerClient
+from spegel_consul.ring import RingError, Router
+from spegel_consul.ring.identity import load_or_create
+from spegel_consul.ring.kad import KadRouter
+from spegel_consul.ring.keeper import RingKeeper
+from spegel_consul.ring.libp2p_host import Libp2pHost
+from spegel_consul.server.listen import ListenError, listen
+from spegel_consul.server.worker import serve
+from spegel_consul.store import Store
+from spegel_consul.store.containerd.store import ContainerdStore
+from spegel_consul.store.layout import LayoutStore
+from spegel_consul.web import app as web_app
+
+log = structlog.get_logger(__name__)
+
+
+class StartError(Exception):
+    """The sidecar can't start; the message is one line that says why."""
+
+
+class _Runnable(Protocol):
+    def __call__(self, *, task_status: trio.TaskStatus[None]) -> Awaitable[None]: ...
+
+
+async def run(settings: Settings) -> None:
+    """Run until SIGTERM or SIGINT. Raises StartError."""
+    try:
+        node = _prepare(settings)
+    except (ListenError, NoAddress, RingError, ValueError) as exc:
+        raise StartError(str(exc)) from None
+    problem: RingError | None = None
+    async with trio.open_nursery() as nursery:
+        stopping = trio.Event()
+        nursery.start_soon(_on_signal, stopping, nursery.cancel_scope)
+        async with AsyncExitStack() as resources:
+            stages = _Stages(nursery)
+            try:
+                await _start(settings, node, stages, resources)
+            except RingError as exc:
+                problem = exc
+            else:
+                log.info("started", registry=node.registry_url, router=str(node.router_port), version=__version__)
+                await stopping.wait()
+                log.info("stopping")
+            await stages.stop()
+        nursery.cancel_scope.cancel()
+    if problem is not None:
+        raise StartError(str(problem))
+    log.info("stopped")
+
+
+@dataclass(frozen=True, slots=True)
+class _Node:
+    """What was found out about this node before anything started."""
+
+    identity: Ed25519PrivateKey
+    registry: socket.socket
+    router: socket.socket
+    metrics: socket.socket
+    address: str
+    router_address: str
+    consul: ConsulClient | None
+
+    @property
+    def registry_port(self) -> int:
+        return int(self.registry.getsockname()[1])
+
+    @property
+    def router_port(self) -> int:
+        return int(self.router.getsockname()[1])
+
+    @property
+    def metrics_port(self) -> int:
+        return int(self.metrics.getsockname()[1])
+
+    @property
+    def host(self) -> str:
+        return f"[{self.address}]" if ":" in self.address else self.address
+
+    @property
+    def registry_url(self) -> str:
+        return f"http://{self.host}:{self.registry_port}"
+
+
+def _prepare(settings: Settings) -> _Node:
+    address = advertised(settings.advertise_addr, settings.registry_addr.host)
+    router_address = advertised(settings.advertise_addr, settings.router_addr.host)
+    return _Node(
+        load_or_create(settings.data_dir),
+        listen(settings.registry_addr, "--registry-addr"),
+        listen(settings.router_addr, "--router-addr"),
+        listen(settings.metrics_addr, "--metrics-addr"),
+        address,
+        router_address,
+        ConsulClient(settings.consul) if settings.consul is not None else None,
+    )
+
+
+async def _start(settings: Settings, node: _Node, stages: _Stages, resources: AsyncExitStack) -> None:
+    metrics = Metrics()
+    store = _store(settings)
+    host = Libp2pHost(node.identity, bind=node.router, advertise=(node.router_address, node.router_port))
+    router = KadRouter(host, registry=(node.address, node.registry_port))
+    metrics.ring_members.set_function(lambda: len(router.members()))
+
+    await stages.start(store.run)
+    await stages.start(router.run)
+    await stages.start(_announcer(store, router, metrics))
+
+    peers = PeerClient()
+    resources.callback(peers.close)
+    mirror = Mirror(router, peers, metrics, settings.mirror)
+    content = ContentApp(build_app(lambda: store.problem), store, mirror, settings.images, metrics)  # type: ignore[arg-type]
+    await stages.serve(content, node.registry)  # type: ignore[arg-type]
+    await stages.serve(web_app.build_app(metrics, router), node.metrics)
+
+    if node.consul is None:
+        await _join(StaticBootstrap(settings.static_peers), router, metrics, stages)
+    else:
+        client = await resources.enter_async_context(node.consul)
+        await _join_consul(settings, client, node, router, metrics, stages)
+
+
+async def _join_consul(
+    settings: Settings, client: ConsulClient, node: _Node, router: Router, metrics: Metrics, stages: _Stages
+) -> None:
+    me = router.me
+    assert me.id is not None
+    addrs = tuple(f"{addr}/p2p/{me.id}" for addr in me.addrs)
+    record = LeaderRecord(
+        me.id,
+        addrs,
+        node=settings.node_name,
+        http=f"http://{node.host}:{node.metrics_port}/id",
+        registry=node.registry_url,
+        version=__version__,
+        alloc_id=os.environ.get("NOMAD_ALLOC_ID"),
+    )
+    candidate = Candidate(client, record)
+    catalog = CatalogWatch(client, ROUTER)
+    metrics.leader.set_function(lambda: candidate.view.state is State.LEADER)
+    services = spegel_services(
+        node=settings.node_name,
+        address=node.address,
+        peer_id=me.id,
+        router_addr=addrs[0],
+        version=__version__,
+        registry_port=node.registry_port,
+        router_port=node.router_port,
+        metrics_port=node.metrics_port,
+    )
+    await stages.start(catalog.run)
+    await stages.start(candidate.run)
+    await _join(ConsulBootstrap(candidate, catalog), router, metrics, stages)
+    await stages.start(Registration(client, services).run)
+
+
+async def _join(bootstrap: Bootstrap, router: Router, metrics: Metrics, stages: _Stages) -> None:
+    keeper = RingKeeper(router, bootstrap)
+    metrics.ring_rejoins.set_function(lambda: keeper.rejoins)
+    await stages.start(bootstrap.run)
+    await stages.start(keeper.run)
+
+
+def _store(settings: Settings) -> Store:
+    if settings.store is StoreKind.LAYOUT:
+        assert settings.layout_path is not None
+        return LayoutStore(settings.layout_path, settings.images.accepts)
+    return ContainerdStore(
+        settings.containerd_sock,
+        settings.containerd_namespace,
+        settings.containerd_content_path,
+        settings.images.accepts,
+    )
+
+
+def _announcer(store: Store, router: Router, metrics: Metrics) -> _Runnable:
+    """Tells the ring what the store can serve."""
+
+    async def announce(*, task_status: trio.TaskStatus[None]) -> None:
+        async with store.watch() as changes:
+            task_status.started()
+            async for changed in changes:
+                await router.announce(changed.added, changed.removed)
+                metrics.advertised_keys.set(len(store.keys()))
+
+    return announce
+
+
+async def _on_signal(stopping: trio.Event, everything: trio.CancelScope) -> None:
+    """The first signal asks for an orderly stop, the second one for a quick one."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for _ in signals:
+            if stopping.is_set():
+                everything.cancel()
+            stopping.set()
+
+
+class _Stages:
+    """Tasks that are stopped one after the other, the last one first."""
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self._nursery = nursery
+        self._stops: list[Callable[[], Awaitable[None]]] = []
+
+    async def start(self, run: _Runnable, *, gently: trio.Event | None = None) -> None:
+        """Start ``run`` and wait until it says that it has started.
+
+        It is stopped by cancelling it, or by setting ``gently`` if it ends by itself then.
+        """
+        scope, ended = trio.CancelScope(), trio.Event()
+
+        async def stage(task_status: trio.TaskStatus[None]) -> None:
+            try:
+                with scope:
+                    await run(task_status=task_status)
+            finally:
+                ended.set()
+
+        async def stop() -> None:
+            if gently is None:
+                scope.cancel()
+            else:
+                gently.set()
+            await ended.wait()
+
+        await self._nursery.start(stage)
+        self._stops.append(stop)
+
+    async def serve(self, app: Framework, sock: socket.socket) -> None:
+        """Serve ``app`` on ``sock``; requests in flight may end before it stops."""
+        drain = trio.Event()
+        await self.start(partial(serve, app, sock, stop=drain.wait), gently=drain)
+
+    async def stop(self) -> None:
+        """Stop all stages."""
+        while self._stops:
+            await self._stops.pop()()

@@ -1,0 +1,145 @@
+"""The command line as a process: exit codes, and what a user reads on standard error."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spegel_consul import __version__, cli
+from spegel_consul.config import BootstrapKind, Settings, StoreKind
+from spegel_consul.server.listen import ListenAddress
+
+
+def spegel(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "spegel_consul", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env={**os.environ, **(env or {})},
+        check=False,
+    )
+
+
+def test_version() -> None:
+    done = spegel("version")
+    assert done.returncode == 0
+    assert done.stdout.startswith(f"spegel-consul {__version__} ")
+
+
+def test_help_names_every_flag_and_variable() -> None:
+    done = spegel("registry", "--help")
+    assert done.returncode == 0
+    for name in (
+        "registry-addr",
+        "router-addr",
+        "metrics-addr",
+        "containerd-sock",
+        "containerd-namespace",
+        "containerd-content-path",
+        "data-dir",
+        "mirrored-registries",
+        "registry-filters",
+        "mirror-resolve-timeout",
+        "mirror-resolve-retries",
+        "bootstrap-kind",
+        "static-bootstrap-peers",
+        "advertise-addr",
+        "store",
+        "layout-path",
+        "log-level",
+        "log-format",
+    ):
+        assert f"--{name}" in done.stdout
+        assert name.replace("-", "_").upper() in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "env", "expected"),
+    [
+        (["--registry-addr", "5000"], {}, "'--registry-addr'"),
+        (["--router-addr", "::1:5001"], {}, "write IPv6 in brackets"),
+        ([], {"METRICS_ADDR": "nonsense"}, "METRICS_ADDR"),
+        (["--mirror-resolve-timeout", "20"], {}, "not a duration"),
+        (["--mirror-resolve-retries", "0"], {}, "'--mirror-resolve-retries'"),
+        (["--advertise-addr", "node7"], {}, "is not an IP address"),
+        (["--advertise-addr", "0.0.0.0"], {}, "not an address that a peer can connect to"),
+        (["--mirrored-registries", "https://docker.io/v2"], {}, "must look like https://docker.io"),
+        (["--registry-filters", "("], {}, "is not a regular expression"),
+        (["--store", "layout"], {}, "needs --layout-path"),
+        (["--store", "disk"], {}, "'--store'"),
+        (["--bootstrap-kind", "static"], {}, "needs --static-bootstrap-peers"),
+        (["--bootstrap-kind=static", "--static-bootstrap-peers=nonsense"], {}, "bootstrap peer 'nonsense'"),
+        ([], {"CONSUL_HTTP_ADDR": "ftp://consul"}, "CONSUL_HTTP_ADDR"),
+        ([], {"CONSUL_HTTP_SSL": "yes"}, "CONSUL_HTTP_SSL"),
+        (["--unknown"], {}, "--unknown"),
+    ],
+)
+def test_a_wrong_value_is_one_line_and_exit_2(arguments: list[str], env: dict[str, str], expected: str) -> None:
+    done = spegel("registry", *arguments, env=env)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.stderr.startswith("spegel-consul: ")
+    assert expected in done.stderr
+
+
+def test_an_unusable_data_dir_is_one_line_and_exit_1(tmp_path: Path) -> None:
+    (tmp_path / "private.key").write_text("garbage")
+    done = spegel("registry", "--data-dir", str(tmp_path), "--advertise-addr", "10.0.0.7")
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert str(tmp_path / "private.key") in done.stderr
+
+
+def test_no_command_shows_the_help() -> None:
+    done = spegel()
+    assert done.returncode == 2
+    assert "Commands:" in done.stderr
+
+
+def parsed(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Settings:
+    taken: list[Settings] = []
+
+    def run(function: Any, settings: Settings) -> None:
+        taken.append(settings)
+
+    monkeypatch.setattr(cli.trio, "run", run)
+    cli.cli.main(["registry", *arguments], standalone_mode=False)
+    return taken[0]
+
+
+def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = parsed(monkeypatch)
+    assert settings.registry_addr == ListenAddress("", 5000)
+    assert settings.router_addr == ListenAddress("", 5001)
+    assert settings.metrics_addr == ListenAddress("", 9090)
+    assert settings.containerd_sock == Path("/run/containerd/containerd.sock")
+    assert settings.containerd_content_path is None
+    assert settings.bootstrap is BootstrapKind.CONSUL
+    assert settings.store is StoreKind.CONTAINERD
+    assert settings.consul is not None
+    assert settings.mirror.attempts == 3
+    assert settings.images.accepts("docker.io/library/nginx:latest")
+
+
+def test_lists_from_flags_and_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MIRRORED_REGISTRIES", "https://docker.io, ghcr.io")
+    monkeypatch.setenv("STATIC_BOOTSTRAP_PEERS", "10.0.0.7:5001,/ip4/10.0.0.8/tcp/5001")
+    settings = parsed(
+        monkeypatch,
+        "--bootstrap-kind=static",
+        "--registry-filters=:latest$",
+        "--registry-filters=a{1,2}",
+        "--mirror-resolve-timeout=1.5s",
+    )
+    assert settings.images.registries == {"docker.io", "ghcr.io"}
+    assert [pattern.pattern for pattern in settings.images.excluded] == [":latest$", "a{1,2}"]
+    assert settings.static_peers == ("10.0.0.7:5001", "/ip4/10.0.0.8/tcp/5001")
+    assert settings.mirror.resolve_timeout == 1.5
+    assert settings.consul is None
