@@ -32,7 +32,7 @@ from spegel_consul.config import Settings, StoreKind
 from spegel_consul.consul.candidate import Candidate
 from spegel_consul.consul.catalog import ROUTER, Registration, spegel_services
 from spegel_consul.consul.client import ConsulClient
-from spegel_consul.consul.election import State
+from spegel_consul.consul.election import ElectionSettings, State
 from spegel_consul.consul.record import LeaderRecord
 from spegel_consul.consul.watch import CatalogWatch
 from spegel_consul.metrics import Metrics
@@ -178,9 +178,6 @@ async def _join_consul(
         version=__version__,
         alloc_id=os.environ.get("NOMAD_ALLOC_ID"),
     )
-    candidate = Candidate(client, record)
-    catalog = CatalogWatch(client, ROUTER)
-    metrics.leader.set_function(lambda: candidate.view.state is State.LEADER)
     services = spegel_services(
         node=settings.node_name,
         address=node.address,
@@ -191,10 +188,16 @@ async def _join_consul(
         router_port=node.router_port,
         metrics_port=node.metrics_port,
     )
+    # the session ends with the router's check, so a lead whose process was killed is free after one check and the
+    # lock-delay; the candidate stops before its check is taken away, or a clean hand-over would wait for that too
+    checks = tuple(service.check_id for service in services if service.name == ROUTER)
+    candidate = Candidate(client, record, ElectionSettings(service_checks=checks))
+    catalog = CatalogWatch(client, ROUTER)
+    metrics.leader.set_function(lambda: candidate.view.state is State.LEADER)
+    await stages.start(Registration(client, services).run)
     await stages.start(catalog.run)
     await stages.start(candidate.run)
     await _join(ConsulBootstrap(candidate, catalog), router, metrics, stages)
-    await stages.start(Registration(client, services).run)
 
 
 async def _join(bootstrap: Bootstrap, router: Router, metrics: Metrics, stages: _Stages) -> None:

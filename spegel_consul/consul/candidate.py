@@ -1,0 +1,189 @@
+# Carries out what the election decides.  Each action is a task that sends one request and feeds the answer back;
+# one more task waits for the deadline.  Nothing is decided here, and nothing but cancellation ends it.
+
+"""``Candidate``: this node's part in the election, as a Trio task."""
+
+from __future__ import annotations
+
+import random
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import structlog
+import trio
+
+from spegel_consul.consul.client import ConsulClient
+from spegel_consul.consul.election import Election, ElectionSettings, State, View
+from spegel_consul.consul.errors import ConsulError
+from spegel_consul.consul.events import (
+    Acquire,
+    Acquired,
+    Action,
+    CreateSession,
+    Destroy,
+    Event,
+    Failed,
+    KeyRead,
+    ReadKey,
+    Renew,
+    Renewed,
+    Resign,
+    SessionCreated,
+    Started,
+    Stopped,
+    Ticked,
+)
+from spegel_consul.consul.record import FLAGS, LeaderRecord, vacant
+
+log = structlog.get_logger(__name__)
+
+RESIGN_WITHIN = 3.0
+"""Seconds that giving up the lock may delay a shutdown."""
+
+
+class Candidate:
+    """Takes part in the election of the bootstrap peer with ``me`` as the record to publish.
+
+    Never fails because Consul is away or refuses: see :attr:`view` and :attr:`problem`.
+    """
+
+    def __init__(
+        self,
+        client: ConsulClient,
+        me: LeaderRecord,
+        settings: ElectionSettings | None = None,
+        *,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.me = me
+        self.settings = settings or ElectionSettings()
+        self._client = client
+        self._election = Election(self.settings, me, rng or random.Random())
+        self._nursery: trio.Nursery | None = None
+        self._reading = trio.CancelScope()  # of the read in flight, if any
+        self._view = self._election.view
+        self._problem: str | None = None
+        self._view_changed = trio.Event()
+        self._rescheduled = trio.Event()
+
+    @property
+    def view(self) -> View:
+        """What is known of the election now."""
+        return self._view
+
+    @property
+    def problem(self) -> str | None:
+        """What does not work at the moment, in one line for people; None when all is well."""
+        return self._problem
+
+    async def changed(self, since: View) -> View:
+        """The view, once it is not ``since``. Views that lasted only for an instant may be left out."""
+        while self._view == since:
+            await self._view_changed.wait()
+        return self._view
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Take part until cancelled, then resign within 3 s; ``started()`` at once."""
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                self._feed(Started())
+                task_status.started()
+                while True:
+                    rescheduled = self._rescheduled
+                    with trio.move_on_at(self._election.deadline):
+                        await rescheduled.wait()
+                    if trio.current_time() >= self._election.deadline:
+                        self._feed(Ticked())
+        finally:
+            self._nursery = None
+            for action in self._feed(Stopped()):
+                if isinstance(action, Resign):
+                    await self._resign(action)
+
+    def _feed(self, event: Event) -> tuple[Action, ...]:
+        actions = self._election.handle(event, trio.current_time())
+        if self._nursery is not None:
+            for action in actions:
+                scope = trio.CancelScope()
+                if isinstance(action, ReadKey):
+                    self._reading.cancel()
+                    self._reading = scope
+                self._nursery.start_soon(self._perform, action, scope)
+        self._rescheduled.set()
+        self._rescheduled = trio.Event()
+        self._publish()
+        return actions
+
+    async def _perform(self, action: Action, scope: trio.CancelScope) -> None:
+        event: Event | None = None
+        with scope:
+            try:
+                event = await self._send(action)
+            except ConsulError as error:
+                event = Failed(action, error)
+        if event is not None:
+            self._feed(event)
+
+    async def _send(self, action: Action) -> Event | None:
+        key, began = self.settings.key, trio.current_time()
+        match action:
+            case ReadKey(number, index, wait):
+                return KeyRead(number, *await self._client.kv_get(key, index, wait))
+            case CreateSession(ttl, service_checks):
+                session = await self._client.session_create(
+                    f"spegel {self.me.node or self.me.peer_id}",
+                    ttl=ttl,
+                    lock_delay=self.settings.lock_delay,
+                    behavior=self.settings.behavior,
+                    service_checks=service_checks,
+                )
+                return SessionCreated(session, began)
+            case Acquire(session):
+                value = self.me.to_json(session=session, since=_utc_now())
+                return Acquired(await self._client.kv_acquire(key, session, value, FLAGS))
+            case Renew(session, within):
+                await self._client.session_renew(session, within)
+                return Renewed(session, began)
+            case Destroy(session):
+                with suppress(ConsulError):
+                    await self._client.session_destroy(session)
+        return None
+
+    async def _resign(self, action: Resign) -> None:
+        value = vacant(released_by=self.me.node, at=_utc_now())
+        with trio.move_on_after(RESIGN_WITHIN, shield=True) as limit:
+            try:
+                await self._client.kv_release(self.settings.key, action.session, value, FLAGS)
+                await self._client.session_destroy(action.session)
+            except ConsulError as why:
+                log.warning("could not resign; the lock ends with its session", error=str(why))
+        if limit.cancelled_caught:
+            log.warning("could not resign in time; the lock ends with its session", seconds=RESIGN_WITHIN)
+
+    def _publish(self) -> None:
+        old, new = self._view, self._election.view
+        if new != old:
+            self._view = new
+            self._view_changed.set()
+            self._view_changed = trio.Event()
+            if replace(new, epoch=0, session=None) != replace(old, epoch=0, session=None):
+                log.info(
+                    "election",
+                    state=new.state.value,
+                    leader=new.leader.node or new.leader.peer_id if new.leader else None,
+                    epoch=new.epoch,
+                    fresh=new.fresh,
+                )
+        problem = None if new.state is State.STOPPED else self._election.problem
+        if problem != self._problem:
+            self._problem = problem
+            if problem:
+                log.warning("election hindered", problem=problem)
+            else:
+                log.info("election unhindered")
+
+
+def _utc_now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

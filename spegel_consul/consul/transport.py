@@ -1,0 +1,173 @@
+# The client library, made to run on Trio and kept behind a fence.
+#
+# python-consul2's endpoint classes only build paths, parameters and a callback, and return whatever the HTTP
+# client under them returns.  So an HTTP client with `async` methods makes the whole API awaitable: no threads,
+# and a cancelled call closes its socket.  What the library gets wrong is fenced here:
+#
+#   * its constructor lets the environment beat its arguments and understands neither unix sockets nor IPv6
+#     nor a path prefix, and it warns about an endpoint that we never call: TrioConsul builds the endpoints itself
+#   * a 404 becomes `(None, None)`, which is true, or False: a 404 raises here, unless it is the regular answer
+#     of a missing key, which carries an index
+#   * statuses are told apart only roughly, HTML makes a JSONDecodeError, a missing header a KeyError: sorted
+#     by errors.error_for() before, and caught behind, the library's callback
+#   * some endpoints forget the token: it is added to every request here
+#   * there is no time limit: each call has one, and a blocking query has its wait plus what Consul adds to it
+
+"""The Trio transport under python-consul2."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import consul.base as library
+import httpx
+import trio
+
+from spegel_consul import __version__
+from spegel_consul.consul.duration import parse_duration
+from spegel_consul.consul.errors import (
+    ConsulTimeout,
+    ConsulUnavailable,
+    NotFound,
+    UnexpectedAnswer,
+    error_for,
+)
+from spegel_consul.consul.settings import ConsulSettings
+from spegel_consul.consul.token import TokenSource
+
+CONNECT_TIMEOUT = 3.0
+CALL_TIMEOUT = 10.0
+_SLACK = 2.0
+
+
+class TrioHTTPClient(library.HTTPClient):  # type: ignore[misc]  # the library has no types
+    """The library's HTTP client interface on httpx. Its methods are coroutine functions."""
+
+    def __init__(self, settings: ConsulSettings, transport: httpx.AsyncBaseTransport | None = None) -> None:
+        super().__init__(settings.host, settings.port, settings.scheme, settings.verify)
+        self.base_uri = settings.base_url
+        self.tokens = TokenSource(settings.token, settings.token_file)
+        self._scope = [
+            (name, value) for name, value in (("ns", settings.namespace), ("partition", settings.partition)) if value
+        ]
+        self._extensions = {"sni_hostname": settings.tls_server_name} if settings.tls_server_name else {}
+        # The pool is far larger than the number of long polls, so that a renewal never queues behind one.
+        self._client = httpx.AsyncClient(
+            transport=transport
+            or httpx.AsyncHTTPTransport(
+                verify=settings.ssl_context() if settings.scheme == "https" else False,
+                uds=settings.uds,
+                trust_env=False,
+                limits=httpx.Limits(max_connections=64, max_keepalive_connections=8, keepalive_expiry=30.0),
+            ),
+            trust_env=False,
+            follow_redirects=False,
+            auth=settings.basic_auth,
+            headers={"User-Agent": f"spegel-consul/{__version__}"},
+        )
+
+    async def request(
+        self,
+        method: str,
+        callback: Callable[[Any], Any],
+        path: str,
+        params: Iterable[tuple[str, Any]] | None = None,
+        data: str | bytes = b"",
+        within: float | None = None,
+    ) -> Any:
+        """One request; what ``callback`` makes of the answer. Raises ConsulError.
+
+        ``within`` (seconds) is for the answer, after a connection that has at most 3 s; None means 10 s, or
+        for a blocking query its wait and what the server may add.
+        """
+        query = [*(params or ()), *self._scope]
+        budget = within or _budget(dict(query))
+        token = self.tokens.current()
+        try:
+            # the outer limit, because httpx's read timeout starts anew with each chunk
+            with trio.fail_after(budget + CONNECT_TIMEOUT):
+                answer = await self._client.request(
+                    method,
+                    self.uri(path, query),
+                    content=data.encode() if isinstance(data, str) else data,
+                    headers={"X-Consul-Token": token} if token else {},
+                    timeout=httpx.Timeout(budget, connect=CONNECT_TIMEOUT),
+                    extensions=self._extensions,
+                )
+        except (httpx.TimeoutException, trio.TooSlowError) as why:
+            raise ConsulTimeout(f"{method} {path}: no answer within {budget:g} s") from why
+        except (httpx.HTTPError, httpx.InvalidURL) as why:
+            raise ConsulUnavailable(f"{self.base_uri}: {_root_cause(why)}") from why
+        missing_key = answer.status_code == 404 and "X-Consul-Index" in answer.headers
+        if not missing_key and (error := error_for(answer.status_code, answer.text)) is not None:
+            raise error
+        try:
+            return callback(library.Response(answer.status_code, answer.headers, answer.text, answer.content))
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as why:
+            raise UnexpectedAnswer(f"{method} {path}: not an answer of Consul's ({type(why).__name__}: {why})") from why
+
+    # The library's interface. It passes headers only for the token, which request() adds.
+    async def get(self, callback: Any, path: str, params: Any = None, headers: Any = None) -> Any:
+        return await self.request("GET", callback, path, params)
+
+    async def put(self, callback: Any, path: str, params: Any = None, data: Any = "", headers: Any = None) -> Any:
+        return await self.request("PUT", callback, path, params, data)
+
+    async def delete(self, callback: Any, path: str, params: Any = None, data: Any = "", headers: Any = None) -> Any:
+        return await self.request("DELETE", callback, path, params, data)
+
+    async def post(self, callback: Any, path: str, params: Any = None, data: Any = "", headers: Any = None) -> Any:
+        return await self.request("POST", callback, path, params, data)
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await self._client.aclose()
+
+
+class TrioConsul(library.Consul):  # type: ignore[misc]  # the library has no types
+    """The library's client with awaitable endpoints, made from our settings alone."""
+
+    def __init__(self, http: TrioHTTPClient) -> None:
+        self.http = http
+        self.token = None  # added below, to every request
+        self.dc = None
+        self.consistency = "default"
+        self.agent = library.Consul.Agent(self)
+        self.health = library.Consul.Health(self)
+        self.kv = library.Consul.KV(self)
+        self.session = library.Consul.Session(self)
+        self.status = library.Consul.Status(self)
+
+
+def answered_json(response: Any) -> Any:
+    """A callback for our own requests: the decoded body; NotFound for a 404, whatever its headers."""
+    if response.code == 404:
+        raise NotFound(response.body)
+    return library.CB.json()(response)
+
+
+def answered_ok(response: Any) -> None:
+    """A callback for requests whose answer has no content worth reading."""
+    if response.code == 404:
+        raise NotFound(response.body)
+
+
+def _budget(query: dict[str, Any]) -> float:
+    if not query.get("index"):
+        return CALL_TIMEOUT
+    wait = parse_duration(query["wait"]) if query.get("wait") else 300.0
+    return wait + wait / 16 + _SLACK  # the server adds up to a sixteenth, to spread its clients
+
+
+def _root_cause(error: BaseException) -> str:
+    """httpx often has an empty text; the reason (refused, certificate) is further down."""
+    best, seen, at = str(error), set(), error
+    while id(at) not in seen:
+        seen.add(id(at))
+        below = at.exceptions[0] if isinstance(at, BaseExceptionGroup) else at.__cause__ or at.__context__
+        if below is None:
+            break
+        at = below
+        best = str(at) if str(at) and not isinstance(at, BaseExceptionGroup) else best
+    return best or type(error).__name__

@@ -1,0 +1,60 @@
+"""Reading manifests from a ``blobs`` directory, many in one hop into a thread."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+
+import structlog
+import trio
+
+from spegel_consul.oci.digest import Digest
+from spegel_consul.oci.media import MAX_MANIFEST_SIZE
+from spegel_consul.store.file import blob_path
+from spegel_consul.store.index import Content
+from spegel_consul.store.walk import Document, ManifestInvalid, parse
+
+log = structlog.get_logger(__name__)
+
+BATCH = 64
+"""Manifests that one hop reads: few enough that a cancelled task waits for milliseconds."""
+
+
+def document_of(digest: Digest, body: bytes) -> Document | None:
+    """The parsed manifest, or None if it is none."""
+    try:
+        return parse(body)
+    except ManifestInvalid as exc:
+        log.debug("not a manifest", digest=digest, reason=str(exc))
+        return None
+
+
+async def read_documents(
+    blobs: Path, contents: Sequence[Content], limiter: trio.CapacityLimiter
+) -> dict[Digest, Document | None]:
+    """Read and parse what lies below ``blobs``; None for what is no manifest, nothing for what can't be read."""
+    found: dict[Digest, Document | None] = {}
+    rest = iter(contents)
+    while batch := tuple(islice(rest, BATCH)):
+        found.update(await trio.to_thread.run_sync(_read, blobs, batch, limiter=limiter))
+    return found
+
+
+def _read(blobs: Path, batch: Sequence[Content]) -> dict[Digest, Document | None]:
+    found: dict[Digest, Document | None] = {}
+    for content in batch:
+        try:
+            with blob_path(blobs, content.digest).open("rb") as file:
+                # a layer is only looked at because nothing says what it is: its first byte does
+                body = file.read(1)
+                if body.strip() == b"{" or not body.strip():
+                    body += file.read(MAX_MANIFEST_SIZE)
+                else:
+                    found[content.digest] = None
+                    continue
+        except OSError:
+            continue
+        if len(body) == content.size:
+            found[content.digest] = document_of(content.digest, body)
+    return found

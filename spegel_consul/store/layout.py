@@ -1,0 +1,211 @@
+# An OCI image layout is a directory: index.json lists what is in it, blobs/<algorithm>/<hex> are the contents.
+# Nothing tells of changes, so once in an interval we compare the stamps of index.json and of the directories of
+# blobs, and read everything again if one differs.  Whoever writes a layout may be half-way: an index.json that
+# can't be parsed leaves the last good one in force.
+#
+# Entries of index.json have names in annotations: containerd writes the full one to io.containerd.image.name,
+# others write it (or only the tag, which names nothing) to org.opencontainers.image.ref.name.  An entry without
+# a full name is served by digest: it was put here on purpose, and there is no name to hold against it.
+
+"""``Store`` over an OCI image-layout directory."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+import trio
+
+from spegel_consul.oci.descriptor import Descriptor
+from spegel_consul.oci.digest import Digest
+from spegel_consul.oci.errors import BlobUnknown, DigestInvalid, OCIError
+from spegel_consul.oci.media import OCI_MANIFEST
+from spegel_consul.oci.reference import Reference
+from spegel_consul.store import Blob
+from spegel_consul.store.documents import read_documents
+from spegel_consul.store.file import absent, blob_path, open_file
+from spegel_consul.store.index import Content, ImageRecord, Snapshot, everything
+from spegel_consul.store.indexed import IndexedStore
+
+log = structlog.get_logger(__name__)
+
+NAME_ANNOTATIONS = ("io.containerd.image.name", "org.opencontainers.image.ref.name")
+"""Where names are looked for, the best first."""
+
+MAX_INDEX_SIZE = 32 << 20
+"""Bytes of index.json that are read at most."""
+
+Stamp = tuple[tuple[int, int, int], ...]
+
+
+class LayoutInvalid(ValueError):
+    """index.json is not (yet) one; the message says what is wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What a look at the directory found; ``snapshot`` is None if nothing has changed."""
+
+    stamp: Stamp
+    snapshot: Snapshot | None
+
+
+class LayoutStore(IndexedStore):
+    """Images in the layout at ``path``; looked at again every ``interval`` seconds."""
+
+    def __init__(self, path: Path, accept: Callable[[str], bool] = everything, *, interval: float = 1.0) -> None:
+        super().__init__(accept)
+        self._path = path
+        self._interval = interval
+        self._limiter = trio.CapacityLimiter(32)
+        self._stamp: Stamp | None = None
+        self._problem = f"image layout {path} has not been read yet"
+        self._in_trouble = False
+
+    @asynccontextmanager
+    async def open(self, digest: Digest) -> AsyncIterator[Blob]:
+        await trio.lowlevel.checkpoint()
+        descriptor = self._wanted(digest)
+        try:
+            blob = await open_file(blob_path(self._path / "blobs", digest), descriptor, self._limiter)
+        except FileNotFoundError:
+            self._forget(digest)
+            raise absent(digest) from None
+        except OSError as exc:
+            raise BlobUnknown(f"blob {digest} can't be read: {exc.strerror}", {"digest": digest}) from exc
+        try:
+            yield blob
+        finally:
+            blob.close()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        await self._look()
+        task_status.started()
+        while True:
+            await trio.sleep(self._interval)
+            await self._look()
+
+    async def _look(self) -> None:
+        try:
+            seen = await trio.to_thread.run_sync(look, self._path, self._stamp, limiter=self._limiter)
+        except FileNotFoundError:
+            self._stamp = None
+            self._index.apply(Snapshot())
+            self._publish()
+            self._trouble(f"image layout {self._path} does not exist: make it (index.json and blobs), or mount it")
+        except OSError as exc:
+            self._stamp = None
+            self._trouble(f"image layout {self._path} can't be read: {exc.strerror or exc}")
+        except LayoutInvalid as exc:
+            # the last good one stays in force; the stamp too, so that the next look tries again
+            self._trouble(f"index.json of image layout {self._path} is not valid: {exc}", keeps=self._stamp is not None)
+        else:
+            if seen.snapshot is not None:
+                await self._take(seen.snapshot)
+            self._stamp = seen.stamp
+            if self._in_trouble:
+                log.info("image layout is readable again", path=str(self._path))
+            self._in_trouble = False
+            self._problem = None
+
+    async def _take(self, snapshot: Snapshot) -> None:
+        self._index.apply(snapshot)
+        while unread := self._index.unread():
+            documents = await read_documents(self._path / "blobs", unread, self._limiter)
+            for content in unread:
+                if content.digest in documents:
+                    self._learn(content.digest, documents[content.digest])
+                else:
+                    self._index.drop_content(content.digest)
+        changed = self._publish()
+        log.debug("image layout read", path=str(self._path), added=len(changed.added), removed=len(changed.removed))
+
+    def _trouble(self, reason: str, *, keeps: bool = False) -> None:
+        """Say once what is wrong; with a last good index in force it is no problem of the store."""
+        if not self._in_trouble:
+            log.warning("image layout", reason=reason)
+        self._in_trouble = True
+        self._problem = None if keeps else reason
+
+
+def look(path: Path, known: Stamp | None) -> _Seen:
+    """Read the layout at ``path`` unless its stamp is ``known``. Raises OSError or LayoutInvalid."""
+    stamp = _stamp(path)
+    if stamp == known:
+        return _Seen(stamp, None)
+    with (path / "index.json").open("rb") as file:
+        body = file.read(MAX_INDEX_SIZE + 1)
+    if len(body) > MAX_INDEX_SIZE:
+        raise LayoutInvalid(f"it is longer than {MAX_INDEX_SIZE} bytes")
+    return _Seen(stamp, Snapshot(tuple(images(body)), tuple(_contents(path / "blobs"))))
+
+
+def images(index: bytes) -> Iterator[ImageRecord]:
+    """The images that an index.json lists; odd entries are left out. Raises LayoutInvalid."""
+    try:
+        document = json.loads(index)
+    except (ValueError, RecursionError) as exc:
+        raise LayoutInvalid(str(exc)) from None
+    entries = document.get("manifests") if isinstance(document, dict) else None
+    if not isinstance(entries, list):
+        raise LayoutInvalid("it has no list of manifests")
+    for entry in entries:
+        if isinstance(entry, dict) and (record := _image(entry)) is not None:
+            yield record
+
+
+def _image(entry: dict[str, object]) -> ImageRecord | None:
+    digest, size, media_type = entry.get("digest"), entry.get("size"), entry.get("mediaType")
+    try:
+        checked = Digest(str(digest))
+    except DigestInvalid as exc:
+        log.warning("entry of image layout ignored", reason=str(exc))
+        return None
+    target = Descriptor(
+        checked,
+        size if isinstance(size, int) else 0,
+        media_type if isinstance(media_type, str) and media_type else OCI_MANIFEST,
+    )
+    annotations = entry.get("annotations")
+    if isinstance(annotations, dict):
+        for annotation in NAME_ANNOTATIONS:
+            name = annotations.get(annotation)
+            if isinstance(name, str) and is_full(name):
+                return ImageRecord(name, target)
+    return ImageRecord(checked, target)
+
+
+def is_full(name: str) -> bool:
+    """Whether a name has a registry and a tag or digest, so that a client can ask for just that."""
+    try:
+        return str(Reference.parse(name)) == name
+    except OCIError:
+        return False
+
+
+def _stamp(path: Path) -> Stamp:
+    status = (path / "index.json").stat()
+    stamps = [(status.st_mtime_ns, status.st_size, status.st_ino)]
+    blobs = path / "blobs"
+    # a directory's own time changes when something appears in it or goes from it
+    for directory in sorted(blobs.iterdir()) if blobs.is_dir() else ():
+        status = directory.stat()
+        stamps.append((status.st_mtime_ns, 0, status.st_ino))
+    return tuple(stamps)
+
+
+def _contents(blobs: Path) -> Iterator[Content]:
+    for algorithm in blobs.iterdir() if blobs.is_dir() else ():
+        if not algorithm.is_dir():
+            continue
+        with os.scandir(algorithm) as entries:
+            for entry in entries:
+                try:
+                    yield Content(Digest(f"{algorithm.name}:{entry.name}"), entry.stat().st_size)
+                except (DigestInvalid, OSError):
+                    continue

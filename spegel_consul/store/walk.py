@@ -1,0 +1,105 @@
+# A manifest names what it is made of.  An index is made of manifests, one for each platform, of which a node
+# usually has one; a manifest is made of a config and layers, of which a node that can serve it has all.  So
+# "whole" means something else for each, and parse() says which children are needed and which are extras:
+#
+#   index      any of `needed` is enough; extras are attestations, which describe a platform but are none
+#   manifest   all of `needed` must be there; extras are layers that a registry is not asked for (foreign and
+#              non-distributable ones: runtimes fetch those from the URLs in the descriptor)
+#
+# Extras are served like the rest if the node happens to have them.
+
+"""From the bytes of a manifest or index to the descriptors of what it is made of. No I/O."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from spegel_consul.oci.descriptor import Descriptor
+from spegel_consul.oci.digest import Digest
+from spegel_consul.oci.errors import DigestInvalid
+from spegel_consul.oci.media import (
+    INDEXES,
+    MANIFESTS,
+    MAX_MANIFEST_SIZE,
+    OCI_MANIFEST,
+    OCTET_STREAM,
+    manifest_media_type,
+)
+
+
+class ManifestInvalid(ValueError):
+    """The bytes are not a manifest or index; the message says what is wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A parsed manifest or index. ``declared``: its media type stands in it and wasn't guessed from its shape."""
+
+    media_type: str
+    declared: bool
+    needed: tuple[Descriptor, ...]
+    extras: tuple[Descriptor, ...]
+
+    @property
+    def is_index(self) -> bool:
+        return self.media_type in INDEXES
+
+
+def parse(body: bytes) -> Document:
+    """Parse an OCI or Docker manifest, index or manifest list.
+
+    Children that lack a valid digest or size are left out of an index (others of it may still be whole).
+    Raises ManifestInvalid if ``body`` is longer than 4 MiB, is no manifest, or is a manifest that can't be whole
+    because one of its children is malformed.
+    """
+    if len(body) > MAX_MANIFEST_SIZE:
+        raise ManifestInvalid(f"{len(body)} bytes are more than a manifest may have ({MAX_MANIFEST_SIZE})")
+    media_type = manifest_media_type(body)
+    if media_type is None:
+        raise ManifestInvalid("neither a manifest nor an index in JSON")
+    document = json.loads(body)
+    declared = document.get("mediaType") == media_type
+    if media_type in INDEXES:
+        entries = document.get("manifests")
+        children = [(entry, _child(entry, OCI_MANIFEST)) for entry in entries] if isinstance(entries, list) else []
+        known = [(entry, child) for entry, child in children if child is not None]
+        needed = tuple(child for entry, child in known if not _is_attestation(entry))
+        extras = tuple(child for entry, child in known if _is_attestation(entry))
+        return Document(media_type, declared, needed, extras)
+    layers = document.get("layers")
+    parts = [document.get("config"), *(layers if isinstance(layers, list) else [None])]
+    descriptors = [_child(part, OCTET_STREAM) for part in parts]
+    if None in descriptors:
+        raise ManifestInvalid("its config or one of its layers is missing or has no valid digest and size")
+    present = [descriptor for descriptor in descriptors if descriptor is not None]
+    needed = tuple(descriptor for descriptor in present if not _is_foreign(descriptor.media_type))
+    extras = tuple(descriptor for descriptor in present if _is_foreign(descriptor.media_type))
+    return Document(media_type, declared, needed, extras)
+
+
+def is_manifest_type(media_type: str) -> bool:
+    """Whether content of this media type has children."""
+    return media_type in MANIFESTS or media_type in INDEXES
+
+
+def _child(entry: object, default_type: str) -> Descriptor | None:
+    if not isinstance(entry, dict):
+        return None
+    digest, size, media_type = entry.get("digest"), entry.get("size"), entry.get("mediaType")
+    if not isinstance(digest, str) or not isinstance(size, int) or isinstance(size, bool) or size < 0:
+        return None
+    try:
+        checked = Digest(digest)
+    except DigestInvalid:
+        return None
+    return Descriptor(checked, size, media_type if isinstance(media_type, str) and media_type else default_type)
+
+
+def _is_foreign(media_type: str) -> bool:
+    return ".nondistributable." in media_type or ".foreign." in media_type
+
+
+def _is_attestation(entry: object) -> bool:
+    annotations = entry.get("annotations") if isinstance(entry, dict) else None
+    return isinstance(annotations, dict) and "vnd.docker.reference.type" in annotations

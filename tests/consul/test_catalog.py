@@ -1,0 +1,190 @@
+# Registration and the watch in virtual time.
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+from structlog.testing import capture_logs
+
+from spegel_consul.consul.catalog import Registration, ServiceDefinition, nomad_registers, spegel_services
+from spegel_consul.consul.client import AgentService
+from spegel_consul.consul.settings import ConsulSettings
+from spegel_consul.consul.watch import CatalogWatch
+from tests.consul.fakeconsul import FakeConsul
+
+
+def services(**changes: object) -> tuple[ServiceDefinition, ...]:
+    given = {
+        "node": "n1",
+        "address": "10.0.0.7",
+        "peer_id": "p",
+        "router_addr": "/ip4/10.0.0.7/tcp/5001/p2p/p",
+        "version": "1",
+        "registry_port": 5000,
+        "router_port": 5001,
+        "metrics_port": 9090,
+    }
+    return spegel_services(**{**given, **changes})
+
+
+async def until(condition: Callable[[], object], limit: float = 60) -> float:
+    began = trio.current_time()
+    with trio.fail_after(limit):
+        while not condition():
+            await trio.sleep(0.05)
+    return trio.current_time() - began
+
+
+def test_three_services_with_one_check_each() -> None:
+    registry, router, metrics = services(scheme="https", ready_path="/ready")
+    assert [service.id for service in (registry, router, metrics)] == [
+        "spegel:n1",
+        "spegel-router:n1",
+        "spegel-metrics:n1",
+    ]
+    assert registry.to_json() == {
+        "ID": "spegel:n1",
+        "Name": "spegel",
+        "Address": "10.0.0.7",
+        "Port": 5000,
+        "Tags": [],
+        "Meta": {"peer_id": "p", "version": "1", "advertise": "10.0.0.7", "router": "/ip4/10.0.0.7/tcp/5001/p2p/p"},
+        "Checks": [
+            {
+                "CheckID": "spegel:n1:check",
+                "Name": "spegel answers",
+                "Interval": "2000ms",
+                "Timeout": "2000ms",
+                "DeregisterCriticalServiceAfter": "5m",
+                "HTTP": "https://10.0.0.7:5000/ready",
+                "TLSSkipVerify": True,
+            }
+        ],
+    }
+    assert router.to_json()["Checks"][0]["TCP"] == "10.0.0.7:5001"
+    assert metrics.to_json()["Checks"][0]["HTTP"] == "http://10.0.0.7:9090/livez"
+
+
+def test_ipv6_and_several_sidecars_at_one_agent() -> None:
+    registry, router, _ = services(address="fd00::7", registry_port=30021)
+    assert (registry.id, registry.address) == ("spegel:n1:30021", "fd00::7")
+    assert registry.check.url == "http://[fd00::7]:30021/readyz"
+    assert router.check.address == "[fd00::7]:5001"
+
+
+def test_nomads_own_registration_is_seen() -> None:
+    present = [AgentService("_nomad-task-7b1c-group-spegel-registry", "spegel", "", 0)]
+    assert nomad_registers(present, "7b1c", "spegel")
+    assert not nomad_registers(present, "7b1c", "spegel-router")
+    assert not nomad_registers(present, "8888", "spegel")
+
+
+async def test_registered_again_and_deregistered(autojump_clock: trio.testing.MockClock) -> None:
+    async with trio.open_nursery() as nursery:
+        consul = FakeConsul(nursery)
+        registration = Registration(consul.client("n1"), services())
+        async with trio.open_nursery() as running:
+            await running.start(registration.run)
+            await registration.registered()
+            assert set(consul.services) == {"spegel:n1", "spegel-router:n1", "spegel-metrics:n1"}
+            before = consul.calls["PUT agent/service"]
+            await trio.sleep(100)
+            assert consul.calls["PUT agent/service"] == before == 3
+            consul.forget_services()
+            assert await until(lambda: len(consul.services) == 3) <= 14.4
+            consul.services["spegel:n1"]["Port"] = 1  # somebody else's, under our id
+            assert await until(lambda: consul.services["spegel:n1"]["Port"] == 5000) <= 14.4
+            assert consul.calls["PUT agent/service"] == 7
+            running.cancel_scope.cancel()
+        assert not consul.services
+        nursery.cancel_scope.cancel()
+
+
+async def test_registered_again_when_the_token_changes(autojump_clock: trio.testing.MockClock, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("one")
+    async with trio.open_nursery() as nursery:
+        consul = FakeConsul(nursery)
+        settings = ConsulSettings(token_file=str(tmp_path / "token"))
+        await nursery.start(Registration(consul.client("n1", settings), services()).run)
+        await until(lambda: len(consul.services) == 3)
+        (tmp_path / "token").write_text("another")
+        await until(lambda: consul.calls["PUT agent/service"] == 6)
+        assert consul.tokens[-3:] == ["another"] * 3
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("fault", ["cut", "proxy404", "denied", "no-leader"])
+async def test_an_agent_that_is_away(autojump_clock: trio.testing.MockClock, fault: str) -> None:
+    async with trio.open_nursery() as nursery:
+        consul = FakeConsul(nursery)
+        consul.links["n1"] = fault
+        registration = Registration(consul.client("n1"), services())
+        with capture_logs() as logs:
+            await nursery.start(registration.run)
+            await trio.sleep(300)
+        assert [line["event"] for line in logs] == ["registration hindered"]
+        assert registration.problem.startswith("registering services: ")
+        consul.links.clear()
+        await until(lambda: registration.problem is None, 13)
+        assert len(consul.services) == 3
+        nursery.cancel_scope.cancel()
+
+
+async def test_deregistration_is_bounded(autojump_clock: trio.testing.MockClock) -> None:
+    async with trio.open_nursery() as nursery:
+        consul = FakeConsul(nursery)
+        registration = Registration(consul.client("n1"), services())
+        async with trio.open_nursery() as running:
+            await running.start(registration.run)
+            await registration.registered()
+            consul.links["n1"] = "hang"
+            began = trio.current_time()
+            running.cancel_scope.cancel()
+        assert trio.current_time() - began <= 3.1
+        nursery.cancel_scope.cancel()
+
+
+async def test_watch_follows_and_never_forgets_on_failure(autojump_clock: trio.testing.MockClock) -> None:
+    async with trio.open_nursery() as nursery:
+        consul = FakeConsul(nursery)
+        watch = CatalogWatch(consul.client("n2"), "spegel-router")
+        await nursery.start(watch.run)
+        await until(lambda: watch.problem)
+        assert "no right to read" in watch.problem
+        client = consul.client("n1")
+        [_, router, _] = services()
+        await client.register_service(router.to_json())
+        members = await watch.changed(())
+        assert [(member.id, member.meta["peer_id"]) for member in members] == [("spegel-router:n1", "p")]
+        assert watch.problem is None
+        # the index moves, the list doesn't
+        consul.write(b"")
+        await trio.sleep(5)
+        assert watch.members is members
+        # an empty answer is no evidence
+        consul.forget_services()
+        await until(lambda: watch.problem)
+        assert watch.members is members
+        # nor is a failure
+        consul.links["n2"] = "no-leader"
+        await until(lambda: "No cluster leader" in watch.problem, 70)
+        assert watch.members is members
+        consul.links.clear()
+        await client.register_service(router.to_json())
+        await until(lambda: watch.problem is None, 20)
+        nursery.cancel_scope.cancel()
+
+
+async def test_watch_does_not_spin(autojump_clock: trio.testing.MockClock) -> None:
+    async with trio.open_nursery() as nursery:
+        consul = FakeConsul(nursery)
+        await nursery.start(CatalogWatch(consul.client("n1"), "spegel-router").run)
+        for _ in range(1000):
+            consul.write(b"")
+            await trio.sleep(0.01)
+        assert consul.calls["GET health/service"] <= 22
+        nursery.cancel_scope.cancel()

@@ -1,0 +1,226 @@
+# The fence around the client library: what reaches callers for answers good and bad.
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import httpx
+import pytest
+import trio
+import trio.testing
+
+from spegel_consul.consul.client import ConsulClient
+from spegel_consul.consul.errors import (
+    AccessDenied,
+    CheckNotPassing,
+    ConsulError,
+    ConsulTimeout,
+    ConsulUnavailable,
+    InvalidSession,
+    InvalidSessionTTL,
+    NoClusterLeader,
+    NotFound,
+    RateLimited,
+    RequestRefused,
+    ServerError,
+    UnexpectedAnswer,
+)
+from spegel_consul.consul.settings import ConsulSettings
+from spegel_consul.consul.token import TokenSource
+
+Call = Callable[[ConsulClient], Awaitable[object]]
+
+CALLS: dict[str, Call] = {
+    "get": lambda c: c.kv_get("k"),
+    "acquire": lambda c: c.kv_acquire("k", "s", b""),
+    "release": lambda c: c.kv_release("k", "s", b""),
+    "create": lambda c: c.session_create("n", ttl=15, lock_delay=1),
+    "renew": lambda c: c.session_renew("s"),
+    "register": lambda c: c.register_service({}),
+    "services": lambda c: c.agent_services(),
+    "health": lambda c: c.health_service("spegel"),
+    "name": lambda c: c.node_name(),
+    "leader": lambda c: c.status_leader(),
+}
+
+
+def answering(answer: httpx.Response, seen: list[httpx.Request] | None = None, **settings: object) -> ConsulClient:
+    def handle(request: httpx.Request) -> httpx.Response:
+        if seen is not None:
+            seen.append(request)
+        return answer
+
+    return ConsulClient(ConsulSettings(**settings), transport=httpx.MockTransport(handle))
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+async def test_a_404_is_never_an_answer(call: Call) -> None:
+    async with answering(httpx.Response(404, text="<html>")) as client:
+        with pytest.raises(NotFound):
+            await call(client)
+
+
+@pytest.mark.parametrize("name", [name for name in CALLS if name not in ("renew", "register")])
+async def test_html_is_never_an_answer(name: str) -> None:
+    async with answering(httpx.Response(200, text="<html>", headers={"X-Consul-Index": "1"})) as client:
+        with pytest.raises(UnexpectedAnswer):
+            await CALLS[name](client)
+
+
+@pytest.mark.parametrize("name", [name for name in CALLS if name not in ("renew", "register")])
+@pytest.mark.parametrize("body", [7, [7], {"a": 7}, [{"a": 7}], None])
+async def test_wrong_shapes_are_never_answers(name: str, body: object) -> None:
+    async with answering(httpx.Response(200, json=body, headers={"X-Consul-Index": "1"})) as client:
+        with pytest.raises(UnexpectedAnswer):
+            await CALLS[name](client)
+
+
+@pytest.mark.parametrize("name", ["acquire", "release"])
+async def test_a_404_with_an_index_is_not_a_lock(name: str) -> None:
+    async with answering(httpx.Response(404, headers={"X-Consul-Index": "5"})) as client:
+        with pytest.raises(UnexpectedAnswer):
+            await CALLS[name](client)
+
+
+async def test_a_missing_key_has_an_index() -> None:
+    async with answering(httpx.Response(404, headers={"X-Consul-Index": "5"})) as client:
+        assert await client.kv_get("k") == (5, None)
+
+
+async def test_a_missing_index_is_no_entry() -> None:
+    async with answering(httpx.Response(200, json=[])) as client:
+        with pytest.raises(UnexpectedAnswer):
+            await client.kv_get("k")
+        assert await client.health_service("spegel") == (0, ())
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "kind"),
+    [
+        (400, "Client sent an HTTP request to an HTTPS server.", RequestRefused),
+        (400, "Invalid Session TTL '1', must be between [10s=24h0m0s]", InvalidSessionTTL),
+        (401, "ACL support disabled", AccessDenied),
+        (403, "Permission denied", AccessDenied),
+        (403, "ACL not found", AccessDenied),
+        (405, "method GET not allowed", RequestRefused),
+        (429, "Your IP is issuing too many concurrent connections", RateLimited),
+        (302, "", UnexpectedAnswer),
+        (500, "No cluster leader", NoClusterLeader),
+        (500, "leadership lost while committing log", NoClusterLeader),
+        (500, "No known Consul servers", NoClusterLeader),
+        (500, 'rpc error making call: invalid session "x"', InvalidSession),
+        (500, "Missing check 'a' registration", CheckNotPassing),
+        (500, "Check 'a' is in critical state", CheckNotPassing),
+        (500, "rpc error making call: Permission denied", AccessDenied),
+        (500, "rpc error making call: EOF", ServerError),
+        (503, "", ServerError),
+    ],
+)
+async def test_statuses(status: int, text: str, kind: type[ConsulError]) -> None:
+    async with answering(httpx.Response(status, text=text)) as client:
+        with pytest.raises(ConsulError) as caught:
+            await client.kv_acquire("k", "s", b"")
+        assert type(caught.value) is kind
+        assert str(caught.value).startswith(str(status))
+
+
+async def test_the_minimum_ttl_is_read() -> None:
+    text = "Invalid Session TTL '9000000000', must be between [1m30s=24h0m0s]"
+    async with answering(httpx.Response(500, text=text)) as client:
+        with pytest.raises(InvalidSessionTTL) as caught:
+            await client.session_create("n", ttl=9, lock_delay=0)
+        assert caught.value.minimum == 90
+
+
+async def test_long_error_texts_become_one_line() -> None:
+    async with answering(httpx.Response(502, text="<html>\n" + "x" * 5000)) as client:
+        with pytest.raises(ServerError) as caught:
+            await client.status_leader()
+        assert len(str(caught.value)) < 200
+        assert "\n" not in str(caught.value)
+
+
+async def test_the_cause_of_a_failed_connection_is_told() -> None:
+    async with ConsulClient(ConsulSettings(port=1)) as client:
+        with pytest.raises(ConsulUnavailable, match="refused"):
+            await client.status_leader()
+
+
+async def test_time_limits(autojump_clock: trio.testing.MockClock) -> None:
+    async def silent(request: httpx.Request) -> httpx.Response:
+        await trio.sleep_forever()
+        raise AssertionError
+
+    async def lasts(call: Awaitable[object]) -> float:
+        began = trio.current_time()
+        with pytest.raises(ConsulTimeout):
+            await call
+        return trio.current_time() - began
+
+    async with ConsulClient(ConsulSettings(), transport=httpx.MockTransport(silent)) as client:
+        assert await lasts(client.kv_get("k")) == 10 + 3
+        assert await lasts(client.kv_get("k", 5, 60)) == 60 + 60 / 16 + 2 + 3
+        assert await lasts(client.session_renew("s", within=5)) == 5 + 3
+
+
+async def test_what_is_sent() -> None:
+    seen: list[httpx.Request] = []
+    async with answering(
+        httpx.Response(200, json=True),
+        seen,
+        token="secret",
+        namespace="team",
+        partition="p",
+        path_prefix="/consul",
+        basic_auth=("a", "b"),
+    ) as client:
+        await client.kv_acquire("spegel/leader", "s", "✓".encode(), 7)
+    [request] = seen
+    assert request.url.path == "/consul/v1/kv/spegel/leader"
+    assert dict(request.url.params) == {"flags": "7", "acquire": "s", "ns": "team", "partition": "p"}
+    assert request.headers["X-Consul-Token"] == "secret"
+    assert request.headers["Authorization"].startswith("Basic ")
+    assert request.content.decode() == "✓"
+
+
+async def test_a_session_bound_to_a_check_keeps_the_nodes_own() -> None:
+    seen: list[httpx.Request] = []
+    async with answering(httpx.Response(200, json={"ID": "s1"}), seen) as client:
+        assert await client.session_create("n", ttl=15, lock_delay=0, service_checks=("c",)) == "s1"
+    assert httpx.Response(200, content=seen[0].content).json() == {
+        "Name": "n",
+        "TTL": "15000ms",
+        "LockDelay": "0s",
+        "Behavior": "release",
+        "NodeChecks": ["serfHealth"],
+        "ServiceChecks": [{"ID": "c"}],
+    }
+
+
+async def test_the_environment_of_the_process_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONSUL_HTTP_ADDR", "unix:///elsewhere")
+    monkeypatch.setenv("CONSUL_HTTP_TOKEN", "another")
+    monkeypatch.setenv("CONSUL_HTTP_SSL", "true")
+    seen: list[httpx.Request] = []
+    async with answering(httpx.Response(200, json="1:2"), seen, token="mine") as client:
+        await client.status_leader()
+    assert str(seen[0].url) == "http://127.0.0.1:8500/v1/status/leader"
+    assert seen[0].headers["X-Consul-Token"] == "mine"
+
+
+def test_token_file_is_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    source = TokenSource("fixed", str(path))
+    assert source.current() == "fixed"
+    path.write_text("one\n")
+    assert source.current() == "one"
+    path.write_text("two-longer\n")
+    assert source.current() == "two-longer"
+    path.write_text("")
+    assert source.current() == "two-longer"  # being written
+    path.write_bytes(b"\xff")
+    assert source.current() == "two-longer"
+    path.unlink()
+    assert source.current() == "two-longer"
+    assert TokenSource().current() is None

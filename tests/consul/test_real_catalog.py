@@ -1,0 +1,317 @@
+# Registration, access and transport at real agents.
+
+from __future__ import annotations
+
+import json
+import subprocess
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+
+from spegel_consul.consul.candidate import Candidate
+from spegel_consul.consul.catalog import METRICS, REGISTRY, ROUTER, Registration, ServiceDefinition, spegel_services
+from spegel_consul.consul.client import ConsulClient
+from spegel_consul.consul.election import State
+from spegel_consul.consul.errors import AccessDenied, ConsulUnavailable, RequestRefused
+from spegel_consul.consul.record import LeaderRecord
+from spegel_consul.consul.settings import ConsulSettings
+from spegel_consul.consul.watch import CatalogWatch
+from tests.consul.realconsul import ConsulAgent, consul_binary
+
+pytestmark = pytest.mark.real
+
+POLICY = Path(__file__).parents[2] / "consul/policies/spegel.hcl"
+
+
+class Node:
+    """Something that answers the three checks: /readyz and /livez with ``status``, and TCP."""
+
+    def __init__(self) -> None:
+        self.status = 200
+        self.ports: list[int] = []
+
+    async def run(self, task_status: trio.TaskStatus[None]) -> None:
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                serve = partial(trio.serve_tcp, self._answer, 0, host="127.0.0.1")
+                [listener] = await nursery.start(serve)
+                self.ports.append(listener.socket.getsockname()[1])
+            task_status.started()
+
+    async def _answer(self, stream: trio.SocketStream) -> None:
+        async with stream:
+            with suppress(trio.BrokenResourceError):  # how the agent's TCP check hangs up
+                if await stream.receive_some():
+                    await stream.send_all(b"HTTP/1.1 %d x\r\nContent-Length: 0\r\n\r\n" % self.status)
+
+    def services(self) -> tuple[ServiceDefinition, ...]:
+        return services_at(self.ports)
+
+
+def services_at(ports: Sequence[int]) -> tuple[ServiceDefinition, ...]:
+    registry, router, metrics = ports
+    return spegel_services(
+        node="n1",
+        address="127.0.0.1",
+        peer_id="peer1",
+        router_addr=f"/ip4/127.0.0.1/tcp/{router}/p2p/peer1",
+        version="1.2.3",
+        registry_port=registry,
+        router_port=router,
+        metrics_port=metrics,
+        interval=0.2,
+    )
+
+
+@asynccontextmanager
+async def node() -> AsyncIterator[tuple[Node, trio.Nursery]]:
+    async with trio.open_nursery() as nursery:
+        made = Node()
+        await nursery.start(made.run)
+        yield made, nursery
+        nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+async def client(agent: ConsulAgent) -> AsyncIterator[ConsulClient]:
+    async with ConsulClient(agent.settings()) as made:
+        await agent.ready(made)
+        yield made
+
+
+async def until(condition: Callable[[], object], limit: float = 8) -> float:
+    began = trio.current_time()
+    with trio.fail_after(limit):
+        while not condition():
+            await trio.sleep(0.01)
+    return trio.current_time() - began
+
+
+async def test_life_of_a_registration(client: ConsulClient) -> None:
+    async with node() as (here, nursery):
+        watch = CatalogWatch(client, REGISTRY, wait=5)
+        await nursery.start(watch.run)
+        scope = trio.CancelScope()
+
+        async def register() -> None:
+            with scope:
+                await Registration(client, here.services()).run()
+
+        nursery.start_soon(register)
+        await until(lambda: watch.members)
+        [member] = watch.members
+        assert (member.address, member.port, member.passing) == ("127.0.0.1", here.ports[0], True)
+        assert member.id == f"spegel:n1:{here.ports[0]}"
+        assert dict(member.meta) == {
+            "peer_id": "peer1",
+            "version": "1.2.3",
+            "advertise": "127.0.0.1",
+            "router": f"/ip4/127.0.0.1/tcp/{here.ports[1]}/p2p/peer1",
+        }
+        assert set(await client.agent_services()) == {
+            f"{name}:n1:{here.ports[0]}" for name in (REGISTRY, ROUTER, METRICS)
+        }
+        here.status = 503
+        began = trio.current_time()
+        with trio.fail_after(5):
+            while (await client.health_service(REGISTRY))[1]:
+                await trio.sleep(0.02)
+        print(f"unhealthy after {trio.current_time() - began:.2f} s at an interval of 0.2 s")
+        assert [m.passing for m in (await client.health_service(REGISTRY, passing=False))[1]] == [False]
+        assert len((await client.health_service(ROUTER))[1]) == 1  # each name has its own check
+        here.status = 200
+        scope.cancel()
+        with trio.fail_after(3):
+            while await client.agent_services():
+                await trio.sleep(0.02)
+
+
+async def test_a_forgetful_agent_gets_everything_again(tmp_path: Path) -> None:
+    with ConsulAgent(tmp_path) as agent:
+        async with ConsulClient(agent.settings()) as client, node() as (here, nursery):
+            await agent.ready(client)
+            registration = Registration(client, here.services(), poll=0.5)
+            await nursery.start(registration.run)
+            with trio.fail_after(3):
+                await registration.registered()
+            for service in here.services()[:2]:
+                await client.deregister_service(service.id)
+            with trio.fail_after(3):
+                while len(await client.agent_services()) < 3:
+                    await trio.sleep(0.02)
+            agent.stop()
+            agent.start()
+            await agent.ready(client)
+            began = trio.current_time()
+            with trio.fail_after(5):
+                while len(await client.agent_services()) < 3:
+                    await trio.sleep(0.05)
+            print(f"registered again after {trio.current_time() - began:.1f} s")
+
+
+async def test_node_name_and_deregistering_the_unknown(client: ConsulClient) -> None:
+    assert await client.node_name() == "n1"
+    await client.deregister_service("spegel:nobody")
+    assert (await client.health_service("spegel-nobody"))[1] == ()
+
+
+async def test_the_shipped_policy_is_sufficient_and_no_token_is_not(tmp_path: Path) -> None:
+    acl = {"enabled": True, "default_policy": "deny", "enable_token_persistence": True}
+    with ConsulAgent(tmp_path, {"acl": acl}) as agent:
+        root = agent.wait_for_acl()
+        agent.command("acl", "policy", "create", "-name=spegel", f"-rules=@{POLICY}", token=root)
+        made = agent.command("acl", "token", "create", "-policy-name=spegel", "-format=json", token=root)
+        token_file = tmp_path / "token"
+        token_file.write_text("00000000-0000-0000-0000-000000000000\n")
+        settings = agent.settings(CONSUL_HTTP_TOKEN_FILE=str(token_file))
+        async with ConsulClient(settings) as client, node() as (here, nursery):
+            with pytest.raises(AccessDenied, match="ACL not found"):
+                await client.kv_get("spegel/leader")
+            candidate = Candidate(client, LeaderRecord("peer1", ("/ip4/127.0.0.1/tcp/1/p2p/peer1",)))
+            registration = Registration(client, here.services())
+            await nursery.start(candidate.run)
+            await nursery.start(registration.run)
+            await until(lambda: candidate.problem and registration.problem)
+            # the token arrives, as from Nomad, in place of one that was revoked
+            (tmp_path / "new").write_text(json.loads(made)["SecretID"])
+            (tmp_path / "new").rename(token_file)
+            await until(lambda: candidate.view.state is State.LEADER, 15)
+            await until(lambda: registration.problem is None, 15)
+            with trio.fail_after(5):
+                while not (await client.health_service(REGISTRY))[1]:
+                    await trio.sleep(0.05)
+            assert await client.node_name() == "n1"
+            await client.session_renew(candidate.view.session)
+            with pytest.raises(AccessDenied, match="Permission denied"):
+                await client.kv_put("somebody/else", b"")
+        async with ConsulClient(agent.settings()) as nobody:
+            with pytest.raises(AccessDenied):
+                await nobody.kv_get("spegel/leader")
+            assert (await nobody.health_service(REGISTRY))[1] == ()  # 200 and empty: why absence proves nothing
+
+
+async def test_each_rule_of_the_policy_is_necessary(tmp_path: Path) -> None:
+    rules = ["key ", "session_prefix ", "service_prefix ", "node_prefix ", "agent_prefix "]
+    blocks = {rule: _block(rule) for rule in rules}
+    acl = {"enabled": True, "default_policy": "deny"}
+    here = services_at((1, 2, 3))[0]
+    with ConsulAgent(tmp_path, {"acl": acl}) as agent:
+        root = agent.wait_for_acl()
+        async with ConsulClient(agent.settings(CONSUL_HTTP_TOKEN=root)) as client:
+            await agent.ready(client)
+            await client.register_service(here.to_json())
+        failing = {}
+        for rule in rules:
+            name = rule.strip().replace("_", "-")
+            rest = "\n".join(block for other, block in blocks.items() if other != rule)
+            agent.command("acl", "policy", "create", f"-name={name}", f"-rules={rest}", token=root)
+            made = agent.command("acl", "token", "create", f"-policy-name={name}", "-format=json", token=root)
+            async with ConsulClient(agent.settings(CONSUL_HTTP_TOKEN=json.loads(made)["SecretID"])) as client:
+                failing[rule.strip()] = await _what_fails(client, here)
+    assert failing == {
+        "key": ["read", "acquire"],
+        "session_prefix": ["session", "acquire"],
+        "service_prefix": ["register", "list"],
+        "node_prefix": ["list"],
+        "agent_prefix": ["name"],
+    }
+
+
+async def _what_fails(client: ConsulClient, here: ServiceDefinition) -> list[str]:
+    async def list_instances() -> None:
+        if not (await client.health_service(REGISTRY, passing=False))[1]:
+            raise AccessDenied("empty")
+
+    async def acquire() -> None:
+        session = await client.session_create("test", ttl=10, lock_delay=0)
+        try:
+            await client.kv_acquire("spegel/leader", session, b"")
+        finally:
+            await client.session_destroy(session)
+
+    failed = []
+    for what, call in {
+        "read": partial(client.kv_get, "spegel/leader"),
+        "session": partial(client.session_create, "test", ttl=10, lock_delay=0),
+        "acquire": acquire,
+        "register": partial(client.register_service, here.to_json()),
+        "list": list_instances,
+        "name": client.node_name,
+    }.items():
+        try:
+            await call()
+        except AccessDenied:
+            failed.append(what)
+    return failed
+
+
+def _block(rule: str) -> str:
+    text = POLICY.read_text()
+    start = text.index(f"\n{rule}")
+    return text[start : text.index("}", start) + 1]
+
+
+async def test_unix_socket(tmp_path: Path) -> None:
+    path, threads = tmp_path / "consul.sock", threading.enumerate()
+    with ConsulAgent(tmp_path, {"addresses": {"http": f"unix://{path}"}}) as agent:
+        await until(path.exists)
+        async with ConsulClient(ConsulSettings.from_env({"CONSUL_HTTP_ADDR": f"unix://{path}"})) as client:
+            await agent.ready(client)
+            assert await client.kv_put("a/b", b"1")
+            index, entry = await client.kv_get("a/b")
+            assert entry.value == b"1"
+            with trio.move_on_after(0.1) as scope:
+                await client.kv_get("a/b", index)
+            assert scope.cancelled_caught
+            assert threading.enumerate() == threads
+
+
+async def test_mutual_tls(tmp_path: Path) -> None:
+    def consul(*args: str) -> None:
+        subprocess.run([consul_binary(), "tls", *args], cwd=tmp_path, check=True, capture_output=True, timeout=20)
+
+    consul("ca", "create")
+    consul("cert", "create", "-server", "-dc", "dc1")  # for server.dc1.consul, localhost and 127.0.0.1
+    consul("cert", "create", "-client", "-dc", "dc1")
+    ca = str(tmp_path / "consul-agent-ca.pem")
+    config = {
+        "ca_file": ca,
+        "cert_file": str(tmp_path / "dc1-server-consul-0.pem"),
+        "key_file": str(tmp_path / "dc1-server-consul-0-key.pem"),
+        "verify_incoming": True,
+    }
+    mine = {
+        "CONSUL_CLIENT_CERT": str(tmp_path / "dc1-client-consul-0.pem"),
+        "CONSUL_CLIENT_KEY": str(tmp_path / "dc1-client-consul-0-key.pem"),
+    }
+    with ConsulAgent(tmp_path, config, tls=True) as agent:
+        good = agent.settings(CONSUL_HTTP_SSL="true", CONSUL_CACERT=ca, **mine)
+        async with ConsulClient(good) as client:
+            await agent.ready(client)
+            assert await client.kv_put("a", b"1")
+        named = agent.settings(
+            CONSUL_HTTP_SSL="1", CONSUL_CACERT=ca, CONSUL_TLS_SERVER_NAME="server.dc1.consul", **mine
+        )
+        async with ConsulClient(named) as client:
+            assert await client.status_leader()
+        wrong = agent.settings(CONSUL_HTTP_SSL="1", CONSUL_CACERT=ca, CONSUL_TLS_SERVER_NAME="elsewhere", **mine)
+        async with ConsulClient(wrong) as client:
+            with pytest.raises(ConsulUnavailable, match="certificate is not valid for 'elsewhere'"):
+                await client.status_leader()
+        async with ConsulClient(agent.settings(CONSUL_HTTP_SSL="1", **mine)) as client:
+            with pytest.raises(ConsulUnavailable, match="CERTIFICATE_VERIFY_FAILED"):
+                await client.status_leader()
+        unverified = agent.settings(CONSUL_HTTP_SSL="1", CONSUL_HTTP_SSL_VERIFY="false", **mine)
+        async with ConsulClient(unverified) as client:
+            assert await client.status_leader()
+        async with ConsulClient(agent.settings(CONSUL_HTTP_SSL="1", CONSUL_CACERT=ca)) as client:
+            with pytest.raises(ConsulUnavailable):
+                await client.status_leader()
+        async with ConsulClient(agent.settings()) as client:
+            with pytest.raises(RequestRefused, match="HTTP request to an HTTPS server"):
+                await client.status_leader()

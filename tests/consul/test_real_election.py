@@ -1,0 +1,234 @@
+# Elections at a real agent.
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from spegel_consul.consul.candidate import Candidate
+from spegel_consul.consul.catalog import Registration, ServiceDefinition, TcpCheck
+from spegel_consul.consul.client import ConsulClient
+from spegel_consul.consul.election import ElectionSettings, State
+from spegel_consul.consul.errors import ConsulTimeout
+from spegel_consul.consul.record import FLAGS, LeaderRecord
+from spegel_consul.consul.settings import ConsulSettings
+from tests.consul.realconsul import ConsulAgent
+
+pytestmark = pytest.mark.real
+
+
+class Group:
+    """Candidates at one agent, each with a client of its own, that can be stopped one by one."""
+
+    def __init__(self, nursery: trio.Nursery, stack: AsyncExitStack) -> None:
+        self.candidates: list[Candidate] = []
+        self.scopes: list[trio.CancelScope] = []
+        self._nursery, self._stack = nursery, stack
+
+    async def add(self, settings: ConsulSettings, election: ElectionSettings) -> Candidate:
+        number = len(self.candidates)
+        me = LeaderRecord(
+            f"peer{number}", (f"/ip4/10.0.0.{number}/tcp/5001/p2p/peer{number}",), node=f"n{number}", cluster="test"
+        )
+        client = await self._stack.enter_async_context(ConsulClient(settings))
+        candidate, scope = Candidate(client, me, election), trio.CancelScope()
+
+        async def run(task_status: trio.TaskStatus[None]) -> None:
+            with scope:
+                await candidate.run(task_status=task_status)
+
+        await self._nursery.start(run)
+        self.candidates.append(candidate)
+        self.scopes.append(scope)
+        return candidate
+
+    def leaders(self) -> list[Candidate]:
+        return [candidate for candidate in self.candidates if candidate.view.state is State.LEADER]
+
+    def agreed(self) -> bool:
+        live = [c for c in self.candidates if c.view.state is not State.STOPPED]
+        return (
+            len(self.leaders()) == 1
+            and len({(c.view.session, c.view.epoch) for c in live}) == 1
+            and all(c.view.fresh for c in live)
+        )
+
+    def stop(self, candidate: Candidate) -> None:
+        self.scopes[self.candidates.index(candidate)].cancel()
+
+
+@asynccontextmanager
+async def group(settings: ConsulSettings, count: int, election: ElectionSettings) -> AsyncIterator[Group]:
+    async with AsyncExitStack() as stack, trio.open_nursery() as nursery:
+        made = Group(nursery, stack)
+        for _ in range(count):
+            await made.add(settings, election)
+        yield made
+        nursery.cancel_scope.cancel()
+
+
+async def until(condition: Callable[[], object], limit: float) -> float:
+    """Seconds until ``condition()`` holds."""
+    began = trio.current_time()
+    with trio.fail_after(limit):
+        while not condition():
+            await trio.sleep(0.005)
+    return trio.current_time() - began
+
+
+@pytest.fixture
+async def client(agent: ConsulAgent) -> AsyncIterator[ConsulClient]:
+    async with ConsulClient(agent.settings()) as made:
+        await agent.ready(made)
+        yield made
+
+
+async def test_one_of_three_leads_and_its_record_is_readable(agent: ConsulAgent, client: ConsulClient) -> None:
+    async with group(agent.settings(), 3, ElectionSettings(key="test/three")) as g:
+        await until(g.agreed, 5)
+        [leader] = g.leaders()
+        text = agent.command("kv", "get", "test/three")
+        record = json.loads(text)
+        assert text.startswith('{\n  "schema": 1,\n  "state": "held",\n')
+        assert record["peer_id"] == leader.me.peer_id
+        assert record["session"] == leader.view.session
+        detail = agent.command("kv", "get", "-detailed", "test/three")
+        assert leader.view.session in detail
+        assert str(FLAGS) in detail
+        followers = [candidate for candidate in g.candidates if candidate is not leader]
+        assert {follower.view.leader.identity for follower in followers} == {leader.me.identity}
+
+
+async def test_hand_over_when_the_leader_is_cancelled(agent: ConsulAgent, client: ConsulClient) -> None:
+    async with group(agent.settings(), 3, ElectionSettings(key="test/cancel")) as g:
+        for _ in range(2):
+            await until(g.agreed, 5)
+            [old] = g.leaders()
+            g.stop(old)
+            await until(lambda old=old: old.view.state is State.STOPPED, 1)
+            took = await until(g.leaders, 2)
+            print(f"hand-over {took:.3f} s")
+            assert took < 2
+
+
+async def test_all_stopped_leaves_no_session_and_no_lock_delay(agent: ConsulAgent, client: ConsulClient) -> None:
+    async with group(agent.settings(), 1, ElectionSettings(key="test/vacant")) as g:
+        await until(g.leaders, 5)
+    _, entry = await client.kv_get("test/vacant")
+    assert entry is not None
+    assert entry.session is None
+    assert json.loads(entry.value)["state"] == "vacant"
+    session = await client.session_create("next", ttl=10, lock_delay=0)
+    assert await client.kv_acquire("test/vacant", session, b"mine")
+    await client.session_destroy(session)
+
+
+async def test_recovers_when_an_operator_destroys_the_session(agent: ConsulAgent, client: ConsulClient) -> None:
+    async with group(agent.settings(), 3, ElectionSettings(key="test/destroy", lock_delay=1)) as g:
+        await until(g.agreed, 5)
+        session = g.leaders()[0].view.session
+        await client.session_destroy(session)
+        await until(lambda: not g.agreed(), 1)
+        took = await until(g.agreed, 5)
+        print(f"after destroy, lock-delay 1 s: {took:.3f} s")
+        assert g.leaders()[0].view.session != session
+        assert 0.9 < took < 4
+
+
+async def test_recovers_from_a_deleted_key(agent: ConsulAgent, client: ConsulClient) -> None:
+    async with group(agent.settings(), 2, ElectionSettings(key="test/delete")) as g:
+        await until(g.agreed, 5)
+        agent.command("kv", "delete", "test/delete")
+        await until(lambda: not g.leaders(), 1)
+        assert await until(g.agreed, 4) < 2.5
+
+
+async def test_repairs_a_value_that_was_written_over(agent: ConsulAgent, client: ConsulClient) -> None:
+    async with group(agent.settings(), 1, ElectionSettings(key="test/junk")) as g:
+        await until(g.leaders, 5)
+        epoch = g.candidates[0].view.epoch
+        agent.command("kv", "put", "test/junk", "junk")
+        await until(lambda: g.candidates[0].view.epoch > epoch, 2)
+        with trio.fail_after(3):
+            while LeaderRecord.parse((await client.kv_get("test/junk"))[1].value) is None:
+                await trio.sleep(0.05)
+        assert g.leaders()
+
+
+async def test_the_session_ends_with_its_service_check(agent: ConsulAgent, client: ConsulClient) -> None:
+    """A killed process doesn't wait for its TTL: its own TCP check frees the lock."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    service = ServiceDefinition("bound", "bound", "127.0.0.1", port, TcpCheck(f"127.0.0.1:{port}", interval=0.2))
+    election = ElectionSettings(key="test/bound", lock_delay=0.5, service_checks=(service.check_id,))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(Registration(client, [service]).run)
+        async with group(agent.settings(), 1, election) as g:
+            await until(g.leaders, 8)
+            old = g.candidates[0]
+            other = await g.add(agent.settings(), ElectionSettings(key="test/bound", lock_delay=0.5))
+            listener.close()
+            took = await until(lambda: other.view.state is State.LEADER, 5)
+            print(f"after the check's end: {took:.3f} s")
+            assert old.view.state is not State.LEADER
+        nursery.cancel_scope.cancel()
+
+
+async def test_an_agent_restart_without_data(tmp_path: Path) -> None:
+    with ConsulAgent(tmp_path) as agent:
+        async with ConsulClient(agent.settings()) as client:
+            await agent.ready(client)
+            async with group(agent.settings(), 2, ElectionSettings()) as g:
+                await until(g.agreed, 5)
+                [old] = g.leaders()
+                agent.stop()
+                await until(lambda: not any(candidate.view.fresh for candidate in g.candidates), 3)
+                assert not g.agreed()
+                assert old.view.leader is old.me  # frozen, not forgotten
+                assert old.problem is not None
+                agent.start()
+                await agent.ready(client)
+                took = await until(g.agreed, 15)
+                print(f"agent restart: {took:.3f} s")
+                assert all(candidate.problem is None for candidate in g.candidates)
+
+
+async def test_no_threads_and_cancelled_queries_end_at_once(agent: ConsulAgent, client: ConsulClient) -> None:
+    index, _ = await client.kv_get("test/nothing")
+    before = threading.enumerate()
+    async with trio.open_nursery() as nursery:
+        for _ in range(20):
+            nursery.start_soon(client.kv_get, "test/nothing", index, 60.0)
+        await trio.sleep(0.3)
+        assert threading.enumerate() == before
+        began = trio.current_time()
+        nursery.cancel_scope.cancel()
+    assert trio.current_time() - began < 0.1
+    assert await client.status_leader()  # the pool still works
+
+
+async def test_a_blocking_query_returns_on_change(agent: ConsulAgent, client: ConsulClient) -> None:
+    await client.kv_put("test/watched", b"1")
+    index, _ = await client.kv_get("test/watched")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client.kv_put, "test/watched", "2 ✓".encode())
+        with trio.fail_after(5):
+            newer, entry = await client.kv_get("test/watched", index, 60)
+    assert newer > index
+    assert entry.value.decode() == "2 ✓"
+
+
+async def test_a_silent_agent_times_out() -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    with listener:
+        settings = ConsulSettings(port=listener.getsockname()[1])
+        async with ConsulClient(settings) as client:
+            with pytest.raises(ConsulTimeout, match="no answer within 1 s"):
+                await client.session_renew("some", within=1)

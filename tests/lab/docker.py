@@ -1,0 +1,118 @@
+# dockerd has one fixed path that can't be configured, /etc/docker, where the registries' hosts.toml are.  Each daemon
+# gets a mount namespace in which another directory is mounted there; its other mounts are private by the same.
+# It starts its containerd itself, and dies together with it.
+
+"""Docker 26 and 28, with the containerd image store or without."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+from lab import hosts, parts
+from lab.containerd import PULL_TIMEOUT, PullError
+from lab.network import SUBNET, Port
+from lab.process import Failed, Process
+
+NAMESPACE = "moby"
+_ETC = Path("/etc/docker")
+_CONTAINERD_OF = {"26": "17", "28": "21"}
+
+
+class Dockerd:
+    """One daemon with the containerd of its time. ``mirrors`` are those of daemon.json, for docker.io only."""
+
+    def __init__(
+        self, port: Port, directory: Path, version: str = "28", *, snapshotter: bool = True, mirrors: Sequence[str] = ()
+    ) -> None:
+        self.netns = port.netns
+        self.version = version
+        self.sock = directory / "d.sock"
+        self.certs_d = directory / "etc/certs.d"
+        self.containerd_sock = directory / "exec/containerd/containerd.sock"
+        self.content_path = directory / "data/containerd/daemon/io.containerd.content.v1.content"
+        self.process: Process | None = None
+        self._name = f"dockerd {version} on n{port.index}"
+        self._dir = directory
+        self.certs_d.mkdir(parents=True, exist_ok=True)
+        self._config = directory / "daemon.json"
+        self._config.write_text(
+            json.dumps(
+                {
+                    "data-root": str(directory / "data"),
+                    "exec-root": str(directory / "exec"),
+                    "pidfile": str(directory / "docker.pid"),
+                    "hosts": [f"unix://{self.sock}"],
+                    "features": {"containerd-snapshotter": snapshotter},
+                    "registry-mirrors": list(mirrors),
+                    "insecure-registries": [SUBNET],  # a mirror's http:// is believed on loopback only
+                    "iptables": False,
+                    "ip6tables": False,
+                    "bridge": "none",
+                }
+            )
+        )
+
+    def start(self) -> None:
+        """Start it; ``await_ready`` waits for it. A restarted one keeps its images."""
+        if not _ETC.is_dir():
+            raise RuntimeError(f"{_ETC} is missing: run .ci/install-real-parts, or make the directory")
+        dockerd = parts.dockerd(self.version)
+        # also for docker-init and docker, which only 28's directory has in a form that runs everywhere
+        path = parts.path(parts.containerd(_CONTAINERD_OF[self.version]), parts.runc(), dockerd, parts.docker("28"))
+        script = f'mount --bind {shlex.quote(str(self._dir / "etc"))} {_ETC} && exec "$@"'
+        self.process = self.netns.start(
+            self._name,
+            ["sh", "-c", script, "sh", dockerd, "--config-file", self._config],
+            log_path=self._dir / "dockerd.log",
+            env={"PATH": path},
+            private_mounts=True,
+        )
+
+    def running(self) -> Process:
+        if self.process is None:
+            raise Failed(f"{self._name} was not started")
+        return self.process
+
+    def await_ready(self, timeout: float = 30) -> None:
+        self.running().until(self._answers, timeout=timeout, what=f"{self._name} answers")
+
+    def write_hosts(self, registry: str, toml: str) -> None:
+        """Registry configuration as containerd's; Docker 28 with the containerd image store reads it."""
+        hosts.write_hosts(self.certs_d, registry, toml)
+
+    def mirror(self, *targets: str, registry: str = "_default", server: str | None = None) -> None:
+        self.write_hosts(registry, hosts.mirror_toml(targets, server))
+
+    def pull(self, ref: str, timeout: float = PULL_TIMEOUT) -> None:
+        """Raises PullError."""
+        try:
+            self.docker("pull", ref, timeout=timeout)
+        except Failed as exc:
+            raise PullError(f"{exc}\n{self.running().tail()}") from None
+
+    def images(self) -> list[str]:
+        return self.docker("images", "--format", "{{.Repository}}:{{.Tag}}").split()
+
+    def content(self) -> set[str]:
+        """Digests of the blobs that its containerd has; none without the containerd image store."""
+        words: list[str | Path] = ["-a", self.containerd_sock, "-n", NAMESPACE, "content", "ls", "-q"]
+        return set(self.netns.run(parts.containerd(_CONTAINERD_OF[self.version], "ctr"), *words).split())
+
+    def docker(self, *words: str | Path, timeout: float = 20) -> str:
+        """Docker's own command line."""
+        env = {"DOCKER_CONFIG": str(self._dir / "client")}
+        return self.netns.run(parts.docker(self.version), "-H", f"unix://{self.sock}", *words, timeout=timeout, env=env)
+
+    def _answers(self) -> bool:
+        try:
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.settimeout(5)
+                sock.connect(str(self.sock))
+                sock.sendall(b"GET /_ping HTTP/1.0\r\nHost: docker\r\n\r\n")
+                return sock.recv(64).startswith((b"HTTP/1.0 200", b"HTTP/1.1 200"))
+        except OSError:
+            return False

@@ -1,0 +1,79 @@
+"""The product under test, as a process of its own on a node."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from lab.netns import Netns, Response
+from lab.network import Port
+
+REGISTRY_PORT = 5000
+ROUTER_PORT = 5001
+METRICS_PORT = 9090
+
+Flag = str | int | Path | bool | Sequence[str] | None
+
+
+class Sidecar:
+    """``spegel-consul registry`` with ``flags`` (``log_level="debug"`` is ``--log-level debug``) and ``env``."""
+
+    def __init__(self, port: Port, directory: Path, flags: Mapping[str, Flag], env: Mapping[str, str]) -> None:
+        self.ip = port.ip
+        self.netns: Netns = port.netns
+        self.url = f"http://{self.ip}:{REGISTRY_PORT}"
+        directory.mkdir(parents=True, exist_ok=True)
+        argv = [sys.executable, "-m", "spegel_consul", "registry", *arguments(flags)]
+        self.process = self.netns.start(
+            f"sidecar on n{port.index}", argv, log_path=directory / "sidecar.log", env={"PYTHONUNBUFFERED": "1", **env}
+        )
+        self.stopped = False
+
+    def await_ready(self, timeout: float = 30) -> None:
+        """Wait until it says that it is ready, at the address that its peers use."""
+        self.process.until(self.is_ready, timeout=timeout, what=f"{self.process} is ready")
+
+    def is_ready(self) -> bool:
+        try:
+            return self.get("/readyz", timeout=2).status == 200
+        except OSError:
+            return False
+
+    def get(
+        self, path: str, *, method: str = "GET", headers: Mapping[str, str] | None = None, timeout: float = 10
+    ) -> Response:
+        """Ask its registry, from its own node."""
+        return self.netns.request(method, self.ip, REGISTRY_PORT, path, headers=headers, timeout=timeout)
+
+    def metrics(self) -> str:
+        return self.netns.request("GET", self.ip, METRICS_PORT, "/metrics").body.decode()
+
+    def log(self) -> str:
+        return self.process.log()
+
+    def stop(self, timeout: float = 15) -> int:
+        """End it as Nomad and Docker do; returns the exit status."""
+        self.stopped = True
+        return self.process.stop(timeout)
+
+    def kill9(self) -> None:
+        self.stopped = True
+        self.process.kill9()
+
+
+def arguments(flags: Mapping[str, Flag]) -> list[str]:
+    """Flags of a command line: True is a bare flag, a list repeats it, None and False leave it out."""
+    argv: list[str] = []
+    for name, value in flags.items():
+        flag = "--" + name.replace("_", "-")
+        if value is None or value is False:
+            continue
+        if value is True:
+            argv.append(flag)
+        elif isinstance(value, str | int | Path):
+            argv += [flag, str(value)]
+        else:
+            for item in value:
+                argv += [flag, item]
+    return argv

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conformance.store import SampleImage, StoreSuite, eventually, running, sample_image
+from structlog.testing import capture_logs
+
+from spegel_consul.oci.digest import Digest
+from spegel_consul.oci.errors import BlobUnknown
+from spegel_consul.oci.media import OCI_INDEX
+from spegel_consul.store import Store
+from spegel_consul.store.layout import LayoutStore
+
+
+class LayoutShelf:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._images: dict[str, SampleImage] = {}
+        self._write()
+
+    def store(self, accept: Callable[[str], bool]) -> Store:
+        return LayoutStore(self.path, accept, interval=0.02)
+
+    async def add(self, image: SampleImage) -> None:
+        for digest, body in image.blobs.items():
+            self._file(digest).write_bytes(body)
+        self._images[image.name] = image
+        self._write()
+
+    async def remove(self, image: SampleImage) -> None:
+        del self._images[image.name]
+        self._write()
+        for digest in image.blobs.keys() - {other for left in self._images.values() for other in left.blobs}:
+            self._file(digest).unlink()
+
+    async def lose(self, digest: Digest) -> None:
+        self._file(digest).unlink()
+
+    def _file(self, digest: Digest) -> Path:
+        return self.path / "blobs" / digest.algorithm / digest.encoded
+
+    def _write(self) -> None:
+        (self.path / "blobs" / "sha256").mkdir(parents=True, exist_ok=True)
+        entries = [
+            {
+                "mediaType": OCI_INDEX,
+                "digest": image.root,
+                "size": len(image.blobs[image.root]),
+                "annotations": {"org.opencontainers.image.ref.name": image.name},
+            }
+            for image in self._images.values()
+        ]
+        (self.path / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": entries}))
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> LayoutShelf:
+    return LayoutShelf(tmp_path / "layout")
+
+
+class TestLayoutStore(StoreSuite):
+    @pytest.fixture
+    def shelf(self, tmp_path: Path) -> LayoutShelf:
+        return LayoutShelf(tmp_path / "layout")
+
+
+async def test_missing_directory_is_a_problem_until_it_is_there(tmp_path: Path) -> None:
+    path = tmp_path / "layout"
+    with capture_logs() as logs:
+        async with running(LayoutStore(path, interval=0.01)) as store:
+            assert str(path) in (store.problem or "")
+            shelf = LayoutShelf(path)
+            image = sample_image()
+            await shelf.add(image)
+            await eventually(lambda: store.resolve(image.name))
+            assert store.problem is None
+            shutil.rmtree(path)
+            await eventually(lambda: store.problem)
+            assert store.keys() == frozenset()
+    assert [entry["log_level"] for entry in logs if entry["log_level"] != "debug"] == ["warning", "info", "warning"]
+
+
+@pytest.mark.parametrize("garbage", ["", '{"manifests": [', "[]", '{"manifests": {}}', "\0", "[" * 100_000])
+async def test_half_written_index_leaves_the_last_good_one(shelf: LayoutShelf, garbage: str) -> None:
+    image = sample_image()
+    await shelf.add(image)
+    with capture_logs() as logs:
+        async with running(shelf.store(lambda name: True)) as store:
+            good = (shelf.path / "index.json").read_text()
+            (shelf.path / "index.json").write_text(garbage)
+            await eventually(lambda: any(entry["log_level"] == "warning" for entry in logs))
+            assert store.resolve(image.name) == image.root
+            assert store.problem is None
+            (shelf.path / "index.json").write_text(good)
+            await eventually(lambda: any(entry["log_level"] == "info" for entry in logs))
+    assert len([entry for entry in logs if entry["log_level"] == "warning"]) == 1
+
+
+async def test_stray_files_do_no_harm(shelf: LayoutShelf) -> None:
+    image = sample_image()
+    (shelf.path / "blobs" / "README").touch()
+    (shelf.path / "blobs" / "sha256" / "partial.tmp").write_bytes(b"half")
+    (shelf.path / "blobs" / "md5").mkdir()
+    (shelf.path / "blobs" / "md5" / "0").touch()
+    await shelf.add(image)
+    async with running(shelf.store(lambda name: True)) as store:
+        assert store.problem is None
+        assert store.keys() == frozenset(image.blobs) | {image.name}
+
+
+async def test_truncated_blob_is_not_served(shelf: LayoutShelf) -> None:
+    image = sample_image()
+    await shelf.add(image)
+    async with running(shelf.store(lambda name: True)) as store:
+        (shelf.path / "blobs" / "sha256" / image.layers[0].encoded).write_bytes(b"short")
+        with pytest.raises(BlobUnknown):
+            async with store.open(image.layers[0]):
+                pass
+        assert not {image.layers[0]} & store.keys()
+
+
+async def test_garbage_at_the_start_is_a_problem(shelf: LayoutShelf) -> None:
+    (shelf.path / "index.json").write_text("{")
+    async with running(shelf.store(lambda name: True)) as store:
+        assert "index.json" in (store.problem or "")
+
+
+async def test_entries_without_a_full_name_are_served_by_digest(shelf: LayoutShelf) -> None:
+    image = sample_image()
+    await shelf.add(image)
+    index = json.loads((shelf.path / "index.json").read_text())
+    index["manifests"][0]["annotations"] = {"org.opencontainers.image.ref.name": "v1"}
+    index["manifests"] += [{"digest": "sha256:short"}, {"digest": 3}, 5, None]
+    (shelf.path / "index.json").write_text(json.dumps(index))
+    async with running(shelf.store(lambda name: True)) as store:
+        assert store.images() == ()
+        assert store.keys() == frozenset(image.blobs)
+        descriptor = store.describe(image.root)
+        assert descriptor is not None
+        assert descriptor.media_type == OCI_INDEX
