@@ -18,13 +18,10 @@ import structlog
 import trio
 
 from spegel_consul.metrics import Metrics
-from spegel_consul.oci.descriptor import Descriptor
-from spegel_consul.oci.errors import BlobUnknown, ManifestUnknown, NameUnknown, OCIError, RangeInvalid, Unsupported
+from spegel_consul.oci.errors import BlobUnknown, ManifestUnknown, OCIError, RangeInvalid, Unsupported
 from spegel_consul.oci.filters import ImageFilter
-from spegel_consul.oci.media import INDEXES, MANIFESTS
-from spegel_consul.oci.path import ContentRequest, Kind, parse_content_path
-from spegel_consul.oci.ranges import parse_range
-from spegel_consul.registry.mirror import MIRRORED_HEADER, Head, Mirror, TransferCut
+from spegel_consul.registry.mirror import Head, Mirror, TransferCut
+from spegel_consul.registry.plan import MIRRORED_HEADER, Elsewhere, Own, Planner, unknown
 from spegel_consul.store import Blob, Store
 
 log = structlog.get_logger(__name__)
@@ -33,8 +30,6 @@ Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-_RUNTIMES = ("containerd/", "docker/")
 
 
 class InternalError(OCIError):
@@ -50,7 +45,7 @@ class ContentApp:
         self._others = others
         self._store = store
         self._mirror = mirror
-        self._accepts = accepts
+        self._planner = Planner(store, accepts)
         self._metrics = metrics
         self._own_bytes = metrics.served_bytes.labels("own")
         self._peer_bytes = metrics.served_bytes.labels("peer")
@@ -83,55 +78,44 @@ class ContentApp:
         )
 
     async def _answer(self, scope: Scope, answer: _Answer) -> None:
-        if scope["method"] not in ("GET", "HEAD"):
-            raise Unsupported(f"{scope['method']} is not supported: this registry is a read-only mirror")
-        request = parse_content_path(scope["raw_path"].decode("latin-1"), scope["query_string"].decode("latin-1"))
-        reference = request.reference
-        if not self._accepts.accepts(str(reference)):
-            raise NameUnknown(f"{reference} is not mirrored here, by the registries and filters that are configured")
-        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
-        from_peer = headers.get(MIRRORED_HEADER.encode()) == "true"
-        range_header = headers.get(b"range")
-        if from_peer or reference.digest is not None or not _is_own_runtime(scope, headers):
-            found = self._find(request)
-            if found is not None:
-                try:
-                    async with self._store.open(found.digest) as blob:
-                        await self._send_own(answer, request, blob, range_header)
-                        return
-                except BlobUnknown:
-                    # garbage collection was faster than the index; peers may still have it
-                    if answer.status is not None:
-                        raise TransferCut(f"{found.digest} was deleted while it was sent") from None
-        if from_peer:
-            unknown = ManifestUnknown if request.kind is Kind.MANIFEST else BlobUnknown
-            raise unknown(f"this node does not have {reference}")
-        await self._send_mirrored(answer, request, scope["method"], range_header)
+        client, server = scope.get("client"), scope.get("server")
+        headers = dict(scope["headers"])
+        method: str = scope["method"]
+        plan = self._planner.plan(
+            method,
+            scope["raw_path"],
+            scope["query_string"],
+            headers,
+            from_this_machine=client is not None and server is not None and client[0] == server[0],
+        )
+        if isinstance(plan, Own):
+            try:
+                async with self._store.open(plan.content.digest) as blob:
+                    await self._send_own(answer, plan, blob)
+                    return
+            except BlobUnknown as gone:
+                # garbage collection was faster than the index; peers may still have it
+                if answer.status is not None:
+                    raise TransferCut(f"{plan.content.digest} was deleted while it was sent") from None
+                if headers.get(MIRRORED_HEADER) == b"true":
+                    raise unknown(plan.request, gone.message) from None
+            wanted_range = headers.get(b"range")
+            plan = Elsewhere(plan.request, wanted_range.decode("latin-1") if wanted_range else None)
+        await self._send_mirrored(answer, plan, method)
 
-    def _find(self, request: ContentRequest) -> Descriptor | None:
-        digest = request.reference.digest or self._store.resolve(str(request.reference))
-        found = self._store.describe(digest) if digest is not None else None
-        if found is not None and request.kind is Kind.MANIFEST and found.media_type not in MANIFESTS | INDEXES:
-            return None
-        return found
-
-    async def _send_own(self, answer: _Answer, request: ContentRequest, blob: Blob, range_header: str | None) -> None:
-        content = blob.descriptor
-        wanted = None if request.kind is Kind.MANIFEST else parse_range(range_header, content.size)
-        start, stop = (wanted.start, wanted.stop) if wanted else (0, content.size)
-        await answer.head(Head(content.digest, content.media_type, start, stop, content.size, wanted is not None))
+    async def _send_own(self, answer: _Answer, plan: Own, blob: Blob) -> None:
+        content = plan.content
+        await answer.head(Head(content.digest, content.media_type, plan.start, plan.stop, content.size, plan.partial))
         if answer.wants_body:
-            async for piece in blob.chunks(start, stop):
+            async for piece in blob.chunks(plan.start, plan.stop):
                 await answer.body(piece)
                 self._own_bytes.inc(len(piece))
         await answer.end()
 
-    async def _send_mirrored(
-        self, answer: _Answer, request: ContentRequest, method: str, range_header: str | None
-    ) -> None:
-        registry = request.reference.registry
+    async def _send_mirrored(self, answer: _Answer, plan: Elsewhere, method: str) -> None:
+        registry = plan.request.reference.registry
         try:
-            async with self._mirror.open(request, method, range_header) as transfer:
+            async with self._mirror.open(plan.request, method, plan.wanted_range) as transfer:
                 host, port = transfer.provider.registry
                 await answer.head(transfer.head, served_by=f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
                 if answer.wants_body:
@@ -194,15 +178,3 @@ async def _until_gone(receive: Receive, scope: trio.CancelScope) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
     scope.cancel()
-
-
-def _is_own_runtime(scope: Scope, headers: dict[bytes, str]) -> bool:
-    """Whether the container runtime of this very node asks.
-
-    When it asks for a tag that its own store has, it wants to know whether the tag has moved; an answer
-    from that store could only ever say no.  Peers and the upstream registry can say more.
-    """
-    client, server = scope.get("client"), scope.get("server")
-    if client is None or server is None or client[0] != server[0]:
-        return False
-    return headers.get(b"user-agent", "").startswith(_RUNTIMES)

@@ -21,18 +21,16 @@ import trio
 
 from spegel_consul.metrics import Metrics
 from spegel_consul.oci.digest import Digest
-from spegel_consul.oci.errors import BlobUnknown, DigestInvalid, ManifestUnknown, OCIError, RangeInvalid
+from spegel_consul.oci.errors import DigestInvalid, OCIError, RangeInvalid
 from spegel_consul.oci.media import MAX_MANIFEST_SIZE, OCTET_STREAM
 from spegel_consul.oci.path import ContentRequest, Kind
 from spegel_consul.oci.ranges import parse_range
 from spegel_consul.registry.peer import PeerClient, PeerError, PeerResponse
+from spegel_consul.registry.plan import MIRRORED_HEADER, unknown
 from spegel_consul.registry.race import Ask, Exhausted, Race, Wait
 from spegel_consul.ring import Provider, Router
 
 log = structlog.get_logger(__name__)
-
-MIRRORED_HEADER = "x-spegel-mirrored"
-"""Marks a peer's request, so that the peer answers from its own store only (Spegel's header)."""
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})\Z", re.ASCII)
 _UNSATISFIED = re.compile(r"bytes \*/(\d{1,19})\Z", re.ASCII)
@@ -243,8 +241,7 @@ class _Chase:
                     with trio.CancelScope(deadline=until):
                         await self._wake.wait()
                 case Exhausted(reason):
-                    unknown = ManifestUnknown if self._request.kind is Kind.MANIFEST else BlobUnknown
-                    raise unknown(f"{self._request.reference} is not mirrored: {reason}")
+                    raise unknown(self._request, f"{self._request.reference} is not mirrored: {reason}")
 
     async def _ask(
         self, question: trio.CancelScope, provider: Provider, range_header: str | None, expected: Head | None
@@ -253,7 +250,7 @@ class _Chase:
         name = urllib.parse.quote(reference.digest or reference.tag or "", safe=":")
         namespace = urllib.parse.quote(reference.registry, safe="")
         target = f"/v2/{reference.repository}/{self._request.kind.value}/{name}?ns={namespace}"
-        headers = [(MIRRORED_HEADER, "true"), ("accept", "*/*")]
+        headers = [(MIRRORED_HEADER.decode(), "true"), ("accept", "*/*")]
         if range_header is not None:
             headers.append(("range", range_header))
         with question:

@@ -152,6 +152,19 @@ def test_a_leader_that_stops_hands_over_at_once(cluster, image) -> None:
     assert_whole(others[1], another)
 
 
+def test_a_leader_that_is_killed_is_replaced_within_its_check_and_the_lock_delay(cluster) -> None:
+    lab = cluster(3)
+    start_sidecars(lab)
+    until(lambda: leader(lab[0]).get("state") == "held", timeout=10, what="there is a leader")
+    old = next(node for node in lab if node.name == leader(lab[0])["node"])
+    survivors = {node.name for node in lab if node is not old}
+    until(lambda: "Session" in (old.consul.kv_entry("spegel/leader") or {}), timeout=10, what="the lock is held")
+    old.sidecar.kill9()
+    before = time.monotonic()
+    until(lambda: leader(lab[0]).get("node") in survivors, timeout=40, what="another node leads")
+    assert time.monotonic() - before < 20
+
+
 def test_the_name_in_dns_answers_healthy_mirrors_only(cluster) -> None:
     lab = cluster(3)
     start_sidecars(lab)

@@ -1,0 +1,113 @@
+# What shall be done with this request?
+#
+# Two roads lead to an answer, one that is short and one that can do everything, and they must never disagree.  So
+# both ask here, and here nothing waits: the request's text and the index in memory are all that is needed.
+
+"""The decision about a request for content, without I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+from spegel_consul.oci.descriptor import Descriptor
+from spegel_consul.oci.errors import BlobUnknown, ManifestUnknown, NameUnknown, OCIError, Unsupported
+from spegel_consul.oci.filters import ImageFilter
+from spegel_consul.oci.media import INDEXES, MANIFESTS
+from spegel_consul.oci.path import ContentRequest, Kind, parse_content_path
+from spegel_consul.oci.ranges import parse_range
+from spegel_consul.store import Store
+
+MIRRORED_HEADER = b"x-spegel-mirrored"
+"""Marks a peer's request, so that the peer answers from its own store only (Spegel's header)."""
+
+_RUNTIMES = (b"containerd/", b"docker/")
+_REMEMBERED = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """Send the bytes ``[start, stop)`` of content that this node has."""
+
+    request: ContentRequest
+    content: Descriptor
+    start: int
+    stop: int
+    partial: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """Look for it at peers; ``wanted_range`` is the client's Range header, if it is to be heeded."""
+
+    request: ContentRequest
+    wanted_range: str | None
+
+
+class Planner:
+    """Decides from what ``store`` has and ``images`` accepts."""
+
+    def __init__(self, store: Store, images: ImageFilter) -> None:
+        self._store = store
+        self._images = images
+        # runtimes ask for the same few paths again and again, and parsing one costs more than all the rest
+        self._parse = lru_cache(_REMEMBERED)(self._parse_accepted)
+
+    def plan(
+        self,
+        method: str,
+        path: bytes,
+        query: bytes,
+        headers: Mapping[bytes, bytes],
+        *,
+        from_this_machine: bool,
+    ) -> Own | Elsewhere:
+        """What to do. ``path`` and ``query`` are undecoded, the names of ``headers`` in lower case.
+
+        Raises the OCIError to answer with.
+        """
+        if method not in ("GET", "HEAD"):
+            raise Unsupported(f"{method} is not supported: this registry is a read-only mirror")
+        request = self._parse(path, query)
+        reference = request.reference
+        from_peer = headers.get(MIRRORED_HEADER) == b"true"
+        asks_whether_moved = (
+            reference.digest is None
+            and from_this_machine
+            and not from_peer
+            and headers.get(b"user-agent", b"").startswith(_RUNTIMES)
+        )
+        wanted_range = headers.get(b"range") if request.kind is Kind.BLOB else None
+        header = wanted_range.decode("latin-1") if wanted_range is not None else None
+        # The runtime of this very node asks for a tag because it wants to know whether the tag has moved; an
+        # answer from its own store could only ever say no.  Peers and the upstream registry can say more.
+        content = None if asks_whether_moved else self._find(request)
+        if content is not None:
+            span = parse_range(header, content.size)
+            if span is not None:
+                return Own(request, content, span.start, span.stop, True)
+            return Own(request, content, 0, content.size, False)
+        if from_peer:
+            raise unknown(request, f"this node does not have {reference}")
+        return Elsewhere(request, header)
+
+    def _parse_accepted(self, path: bytes, query: bytes) -> ContentRequest:
+        request = parse_content_path(path.decode("latin-1"), query.decode("latin-1"))
+        if not self._images.accepts(str(request.reference)):
+            raise NameUnknown(
+                f"{request.reference} is not mirrored here, by the registries and filters that are configured"
+            )
+        return request
+
+    def _find(self, request: ContentRequest) -> Descriptor | None:
+        digest = request.reference.digest or self._store.resolve(str(request.reference))
+        content = self._store.describe(digest) if digest is not None else None
+        if content is not None and request.kind is Kind.MANIFEST and content.media_type not in MANIFESTS | INDEXES:
+            return None
+        return content
+
+
+def unknown(request: ContentRequest, message: str) -> OCIError:
+    """The error that says that nobody has what is asked for."""
+    return (ManifestUnknown if request.kind is Kind.MANIFEST else BlobUnknown)(message)
