@@ -122,6 +122,12 @@ def version() -> None:
     "--mirror-resolve-retries", type=click.IntRange(1, 20), default=3, help="How many peers are tried for one request."
 )
 @_option(
+    "--manifest-cache-size",
+    type=click.IntRange(0),
+    default=16 << 20,
+    help="Bytes of manifests and other small contents that are kept in memory.",
+)
+@_option(
     "--bootstrap-kind",
     type=click.Choice([kind.value for kind in BootstrapKind]),
     default="consul",
@@ -181,6 +187,7 @@ def _settings(given: dict[str, Any]) -> Settings:
         mirror=MirrorSettings(
             resolve_timeout=given["mirror_resolve_timeout"], attempts=given["mirror_resolve_retries"]
         ),
+        manifest_cache_size=given["manifest_cache_size"],
         bootstrap=bootstrap,
         static_peers=peers,
         consul=consul,

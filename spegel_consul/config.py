@@ -44,6 +44,7 @@ class Settings:
     layout_path: Path | None
     images: ImageFilter
     mirror: MirrorSettings
+    manifest_cache_size: int
     bootstrap: BootstrapKind
     static_peers: tuple[str, ...]
     consul: ConsulSettings | None

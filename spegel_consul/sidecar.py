@@ -38,9 +38,12 @@ from spegel_consul.consul.watch import CatalogWatch
 from spegel_consul.metrics import Metrics
 from spegel_consul.node.address import NoAddress, advertised
 from spegel_consul.registry.app import build_app
+from spegel_consul.registry.cache import ByteCache
 from spegel_consul.registry.content import ContentApp
 from spegel_consul.registry.mirror import Mirror
 from spegel_consul.registry.peer import PeerClient
+from spegel_consul.registry.plan import Planner
+from spegel_consul.registry.short import ShortRoad
 from spegel_consul.ring import RingError, Router
 from spegel_consul.ring.identity import load_or_create
 from spegel_consul.ring.kad import KadRouter
@@ -152,8 +155,10 @@ async def _start(settings: Settings, node: _Node, stages: _Stages, resources: As
     peers = PeerClient()
     resources.callback(peers.close)
     mirror = Mirror(router, peers, metrics, settings.mirror)
-    content = ContentApp(build_app(lambda: store.problem), store, mirror, settings.images, metrics)  # type: ignore[arg-type]
-    await stages.serve(content, node.registry)  # type: ignore[arg-type]
+    planner = Planner(store, settings.images)
+    short_road = ShortRoad(planner, store, ByteCache(settings.manifest_cache_size), metrics)
+    content = ContentApp(build_app(lambda: store.problem), planner, store, mirror, metrics)  # type: ignore[arg-type]
+    await stages.serve(content, node.registry, short_road)  # type: ignore[arg-type]
     await stages.serve(web_app.build_app(metrics, router), node.metrics)
 
     if node.consul is None:
@@ -272,10 +277,10 @@ class _Stages:
         await self._nursery.start(stage)
         self._stops.append(stop)
 
-    async def serve(self, app: Framework, sock: socket.socket) -> None:
+    async def serve(self, app: Framework, sock: socket.socket, short_road: ShortRoad | None = None) -> None:
         """Serve ``app`` on ``sock``; requests in flight may end before it stops."""
         drain = trio.Event()
-        await self.start(partial(serve, app, sock, stop=drain.wait), gently=drain)
+        await self.start(partial(serve, app, sock, stop=drain.wait, short_road=short_road), gently=drain)
 
     async def stop(self) -> None:
         """Stop all stages."""

@@ -19,7 +19,6 @@ import trio
 
 from spegel_consul.metrics import Metrics
 from spegel_consul.oci.errors import BlobUnknown, ManifestUnknown, OCIError, RangeInvalid, Unsupported
-from spegel_consul.oci.filters import ImageFilter
 from spegel_consul.registry.mirror import Head, Mirror, TransferCut
 from spegel_consul.registry.plan import MIRRORED_HEADER, Elsewhere, Own, Planner, unknown
 from spegel_consul.store import Blob, Store
@@ -39,13 +38,11 @@ class InternalError(OCIError):
 class ContentApp:
     """Answers the distribution API's content paths, and hands every other request to ``others``."""
 
-    def __init__(
-        self, others: Application, store: Store, mirror: Mirror, accepts: ImageFilter, metrics: Metrics
-    ) -> None:
+    def __init__(self, others: Application, planner: Planner, store: Store, mirror: Mirror, metrics: Metrics) -> None:
         self._others = others
         self._store = store
         self._mirror = mirror
-        self._planner = Planner(store, accepts)
+        self._planner = planner
         self._metrics = metrics
         self._own_bytes = metrics.served_bytes.labels("own")
         self._peer_bytes = metrics.served_bytes.labels("peer")
@@ -99,8 +96,8 @@ class ContentApp:
                     raise TransferCut(f"{plan.content.digest} was deleted while it was sent") from None
                 if headers.get(MIRRORED_HEADER) == b"true":
                     raise unknown(plan.request, gone.message) from None
-            wanted_range = headers.get(b"range")
-            plan = Elsewhere(plan.request, wanted_range.decode("latin-1") if wanted_range else None)
+            wanted_range = f"bytes={plan.start}-{plan.stop - 1}" if plan.partial else None
+            plan = Elsewhere(plan.request, wanted_range)
         await self._send_mirrored(answer, plan, method)
 
     async def _send_own(self, answer: _Answer, plan: Own, blob: Blob) -> None:

@@ -78,7 +78,9 @@ class Planner:
             and not from_peer
             and headers.get(b"user-agent", b"").startswith(_RUNTIMES)
         )
-        wanted_range = headers.get(b"range") if request.kind is Kind.BLOB else None
+        # no answer of ours has a validator, so If-Range can't match (RFC 9110, 13.1.5)
+        heeds_range = request.kind is Kind.BLOB and b"if-range" not in headers
+        wanted_range = headers.get(b"range") if heeds_range else None
         header = wanted_range.decode("latin-1") if wanted_range is not None else None
         # The runtime of this very node asks for a tag because it wants to know whether the tag has moved; an
         # answer from its own store could only ever say no.  Peers and the upstream registry can say more.

@@ -73,6 +73,13 @@ class Store(Protocol):
         """Size and media type of content that this node has, or None."""
         ...
 
+    def file(self, digest: Digest) -> str | None:
+        """The path of a plain file that holds exactly this content, or None if there is no such file.
+
+        For those who can't wait for ``open``; the file may be gone by the time it is opened.
+        """
+        ...
+
     def images(self) -> tuple[Image, ...]:
         """All named images that the node has whole."""
         ...

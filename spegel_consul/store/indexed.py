@@ -40,6 +40,9 @@ class IndexedStore:
     def describe(self, digest: Digest) -> Descriptor | None:
         return self._index.describe(digest)
 
+    def file(self, digest: Digest) -> str | None:
+        return None
+
     def images(self) -> tuple[Image, ...]:
         return self._index.images()
 

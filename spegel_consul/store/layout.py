@@ -67,6 +67,9 @@ class LayoutStore(IndexedStore):
         self._problem = f"image layout {path} has not been read yet"
         self._in_trouble = False
 
+    def file(self, digest: Digest) -> str | None:
+        return str(blob_path(self._path / "blobs", digest))
+
     @asynccontextmanager
     async def open(self, digest: Digest) -> AsyncIterator[Blob]:
         await trio.lowlevel.checkpoint()

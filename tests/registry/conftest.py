@@ -14,6 +14,7 @@ from spegel_consul.registry.app import build_app
 from spegel_consul.registry.content import ContentApp
 from spegel_consul.registry.mirror import Mirror, MirrorSettings
 from spegel_consul.registry.peer import PeerClient, PeerLimits
+from spegel_consul.registry.plan import Planner
 from spegel_consul.ring import Provider
 from spegel_consul.server.listen import ListenAddress, listen
 from spegel_consul.server.worker import serve
@@ -81,7 +82,8 @@ async def start_node(nursery: trio.Nursery) -> AsyncIterator[Start]:
         metrics, router, store = Metrics(), ListRouter(), MemoryStore()
         clients.append(PeerClient(LIMITS))
         mirror = Mirror(router, clients[-1], metrics, settings or MirrorSettings())  # type: ignore[arg-type]
-        app = ContentApp(build_app(lambda: problem), store, mirror, images or ImageFilter(), metrics)  # type: ignore[arg-type]
+        planner = Planner(store, images or ImageFilter())
+        app = ContentApp(build_app(lambda: problem), planner, store, mirror, metrics)  # type: ignore[arg-type]
         sock = listen(ListenAddress("127.0.0.1", 0), "--registry-addr")
         node = Node(sock.getsockname(), store, router, metrics)
 

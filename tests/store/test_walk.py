@@ -94,9 +94,11 @@ def test_what_is_no_manifest_is_refused(body: bytes) -> None:
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(
-        st.sampled_from(["mediaType", "manifests", "layers", "config", "digest", "size", "annotations"]), inner
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["mediaType", "manifests", "layers", "config", "digest", "size", "annotations"]), inner
+        )
     ),
     max_leaves=12,
 )

@@ -1,0 +1,43 @@
+"""A cache of small contents, bounded by bytes."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from spegel_consul.oci.digest import Digest
+
+
+class ByteCache:
+    """Keeps what was used last, up to ``limit`` bytes; 0 keeps nothing.
+
+    Content never changes under its digest, so an entry is never wrong; whether the node has the content is
+    for the store's index to say, before this is asked.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._size = 0
+        self._entries: OrderedDict[Digest, bytes] = OrderedDict()
+
+    def get(self, digest: Digest) -> bytes | None:
+        """The content, if it is kept."""
+        content = self._entries.get(digest)
+        if content is not None:
+            self._entries.move_to_end(digest)
+        return content
+
+    def put(self, digest: Digest, content: bytes) -> None:
+        """Keep the content, in place of others that were not used for longest."""
+        if len(content) > self._limit or digest in self._entries:
+            return
+        self._entries[digest] = content
+        self._size += len(content)
+        while self._size > self._limit:
+            _, dropped = self._entries.popitem(last=False)
+            self._size -= len(dropped)
+
+    def forget(self, digest: str) -> None:
+        """The node does not have it any more."""
+        content = self._entries.pop(digest, None)  # type: ignore[call-overload]
+        if content is not None:
+            self._size -= len(content)

@@ -1,0 +1,139 @@
+# A multiaddr is a chain of protocols, each a number and a value.  The ring dials TCP and nothing else, and
+# what strangers send must never surprise it, so this is not a multiaddr library: it reads the few chains
+# that it can use (/ip4|ip6/…/tcp/…, perhaps /http, perhaps /p2p/… behind) and says None to all others.
+#
+# Every peer has two: where its router listens (/ip4/10.0.0.7/tcp/5001), and where its registry listens
+# (/ip4/10.0.0.7/tcp/5000/http).  Go nodes know only the first; by their convention all registries use one
+# port.
+
+"""Multiaddrs: where a router or a registry listens."""
+
+from __future__ import annotations
+
+import ipaddress
+import struct
+from dataclasses import dataclass
+from functools import lru_cache
+
+_IP4, _TCP, _IP6, _P2P, _HTTP = 4, 6, 41, 421, 480  # multicodec table
+_HTTP_BYTES, _P2P_BYTES = b"\xe0\x03", b"\xa5\x03"  # the last two as varints
+_MAX_BYTES = 160
+_NAMES = frozenset({"dns", "dns4", "dns6"})
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A TCP endpoint: ``host`` is an IP address (or a name, only where a bootstrap gave one).
+
+    ``http`` tells a registry's address from a router's.
+    """
+
+    host: str
+    port: int
+    http: bool = False
+
+    def __str__(self) -> str:
+        try:
+            family = "ip6" if ipaddress.ip_address(self.host).version == 6 else "ip4"
+        except ValueError:
+            family = "dns"
+        return f"/{family}/{self.host}/tcp/{self.port}" + ("/http" if self.http else "")
+
+    @property
+    def is_loopback(self) -> bool:
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    def is_usable(self, *, loopback: bool) -> bool:
+        """Whether others can dial it; loopback counts only if ``loopback`` (all peers on one machine)."""
+        try:
+            ip = ipaddress.ip_address(self.host)
+        except ValueError:
+            return False
+        if self.port == 0 or ip.is_unspecified or ip.is_multicast:
+            return False
+        return loopback or not ip.is_loopback
+
+    def encode(self) -> bytes:
+        """The binary multiaddr. Raises ValueError if ``host`` is a name."""
+        return _encode(self)
+
+
+@lru_cache(maxsize=16384)
+def _encode(address: Address) -> bytes:
+    ip = ipaddress.ip_address(address.host)
+    family = _IP6 if ip.version == 6 else _IP4
+    tail = _HTTP_BYTES if address.http else b""
+    return bytes([family]) + ip.packed + bytes([_TCP]) + struct.pack("!H", address.port) + tail
+
+
+@lru_cache(maxsize=16384)
+def decode(raw: bytes) -> Address | None:
+    """A binary multiaddr from the wire; None for whatever is not TCP over IP, and for garbage."""
+    if len(raw) > _MAX_BYTES or len(raw) < 8:
+        return None
+    if raw[0] == _IP4:
+        packed, rest = raw[1:5], raw[5:]
+    elif raw[0] == _IP6 and len(raw) >= 20:
+        packed, rest = raw[1:17], raw[17:]
+    else:
+        return None
+    if len(rest) < 3 or rest[0] != _TCP:
+        return None
+    (port,) = struct.unpack("!H", rest[1:3])
+    rest = rest[3:]
+    http = rest.startswith(_HTTP_BYTES)
+    if http:
+        rest = rest[2:]
+    if rest and not rest.startswith(_P2P_BYTES):
+        return None  # a protocol above TCP that we don't speak
+    return Address(str(ipaddress.ip_address(packed)), port, http)
+
+
+def parse(text: str) -> Address | None:
+    """The text of a multiaddr, as a bootstrap gives it; None if it is not TCP over IP or a DNS name."""
+    parts = text.split("/")
+    if len(parts) < 5 or parts[0] or parts[3] != "tcp" or len(text) > 400:
+        return None
+    family, host, port, rest = parts[1], parts[2], parts[4], parts[5:]
+    if not (port.isascii() and port.isdigit() and len(port) <= 5 and 0 < int(port) <= 65535):
+        return None
+    if family in ("ip4", "ip6"):
+        try:
+            ip = ipaddress.ip_address(host)
+        except ValueError:
+            return None
+        if f"ip{ip.version}" != family or "%" in host:
+            return None
+        host = str(ip)
+    elif family not in _NAMES or not host:
+        return None
+    http = rest[:1] == ["http"]
+    if http:
+        rest = rest[1:]
+    if rest and rest[0] != "p2p":
+        return None
+    return Address(host, int(port), http)
+
+
+@dataclass(frozen=True, slots=True)
+class Contact:
+    """Who and where: a binary peer id, its routers' addresses, and its registry's if it told."""
+
+    id: bytes
+    routers: tuple[Address, ...]
+    registry: Address | None = None
+
+
+@lru_cache(maxsize=8192)
+def contact(peer: bytes, raw_addresses: tuple[bytes, ...], *, loopback: bool) -> Contact:
+    """Sort a peer's binary multiaddrs into a :class:`Contact`, without those that can't be dialled."""
+    found = [
+        address
+        for address in (decode(raw) for raw in raw_addresses)
+        if address is not None and address.is_usable(loopback=loopback)
+    ]
+    registry = next((address for address in found if address.http), None)
+    return Contact(peer, tuple(dict.fromkeys(address for address in found if not address.http)), registry)

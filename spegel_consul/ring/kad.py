@@ -1,0 +1,268 @@
+# The ring as a router: a Kademlia DHT in which everybody knows everybody ("one hop"), on the wire the same
+# as go-libp2p-kad-dht under Spegel's prefix.  The decisions are made by plain objects, and this file
+# carries them out:
+#
+#   Membership      who is in, and questions to them (itself a shell, around Members)
+#   Announcements   which keys to tell whom       <- announce(), and every change of the members
+#   Records         what others told us           <- ADD_PROVIDER
+#   Lookup          whom to ask for one key, when to stop     <- lookup(), one object each
+#   Answers         what we say to others' questions
+#
+# ADD_PROVIDER has no answer in Kademlia, so a batch of them is followed by a PING: requests of a stream are
+# handled in order, and the answer to the last says that everything before it was taken.
+
+"""``KadRouter``: the ``Router`` over a ``Host``."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
+
+import trio
+
+from spegel_consul.ring import PeerInfo, Provider, RingError, peerid
+from spegel_consul.ring.address import Address, Contact
+from spegel_consul.ring.alarm import Alarm
+from spegel_consul.ring.announce import Announcements, Batch
+from spegel_consul.ring.answers import Answers
+from spegel_consul.ring.background import Background
+from spegel_consul.ring.host import Host, Stream
+from spegel_consul.ring.key import dht_key, position
+from spegel_consul.ring.lookup import HEDGE, Lookup
+from spegel_consul.ring.membership import KAD, Membership
+from spegel_consul.ring.records import Records
+from spegel_consul.ring.wire import Frames, Message, MessageType, decode, encode
+
+TTL = 900.0
+"""Seconds between announcements of a key (Spegel's KeyTTL); a record is believed for 4 minutes longer."""
+
+_VALIDITY_MARGIN = 240.0
+_BATCH_TIMEOUT = 10.0
+_IDLE_TIMEOUT = 600.0
+_REBALANCE_AFTER = 0.1
+_SWEEP_EVERY = 60.0
+_MAX_STREAMS_PER_PEER = 8
+_MAX_REQUEST = 64 << 10
+_SLICE = 250  # keys that are looked at between two checkpoints
+
+
+class KadRouter:
+    """A node of the ring.
+
+    ``registry`` is where this node's registry is dialled, ``(IP address, port)``; its port is also assumed
+    for peers that don't tell, as Go Spegel does. ``ttl`` is in seconds, ``hedge`` and ``gossip`` too: after
+    how long without an answer one more peer is asked, and the least time between two member exchanges.
+    Raises RingError if an address to advertise is not an IP address that others can dial.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        *,
+        registry: tuple[str, int],
+        ttl: float = TTL,
+        hedge: float = HEDGE,
+        gossip: float = 5.0,
+        rng: random.Random | None = None,
+    ) -> None:
+        self._host = host
+        self._registry_port = registry[1]
+        self._hedge = hedge
+        self._rng = rng or random.Random()
+        self._background = Background()
+        self._membership = Membership(
+            host,
+            self._background,
+            registry=Address(*registry, http=True),
+            gossip=gossip,
+            changed=self._on_change,
+            lost=self._on_loss,
+            rng=self._rng,
+        )
+        self._members = self._membership.table
+        self._records = Records(validity=ttl + _VALIDITY_MARGIN)
+        self._announcements = Announcements(self._members.closest, ttl=ttl, rng=self._rng)
+        self._answers = Answers(self._membership, self._records, self._announcements, rng=self._rng)
+        self._announce_alarm = Alarm()
+        self._rebalance = False
+        self._tell_limit = trio.CapacityLimiter(8)
+        self._inbound: dict[bytes, int] = {}
+        host.serve(KAD, self._serve)
+
+    @property
+    def me(self) -> PeerInfo:
+        return PeerInfo(peerid.to_text(self._host.id), (str(self._host.address),))
+
+    def members(self) -> tuple[PeerInfo, ...]:
+        return tuple(
+            PeerInfo(peerid.to_text(member.id), tuple(map(str, member.routers))) for member in self._members.living()
+        )
+
+    @property
+    def records(self) -> int:
+        """How many provider records of others are held here."""
+        return len(self._records)
+
+    @property
+    def unannounced(self) -> int:
+        """How many (key, peer) pairs were not acknowledged yet."""
+        return self._announcements.pending
+
+    @asynccontextmanager
+    async def lookup(self, key: str, *, count: int = 3) -> AsyncIterator[AsyncIterator[Provider]]:
+        if self._background.nursery is None:
+            raise RingError("the ring is not running")
+        raw = dht_key(key)
+        at = position(raw)
+        search = Lookup(lambda: self._members.closest(at), count=count, exclude=self._host.id, hedge=self._hedge)
+        send, receive = trio.open_memory_channel[Provider](math.inf)
+        scope = trio.CancelScope()
+        self._offer(search, map(self._known, self._records.providers(raw, trio.current_time())), send)
+        if search.done:
+            send.close()
+        else:
+            # in the router's nursery, not in one around the yield: that would wrap the caller's exceptions
+            self._background.spawn(self._search, search, raw, send, scope)
+        try:
+            yield receive
+        finally:
+            scope.cancel()
+            receive.close()
+
+    async def announce(self, added: Collection[str], removed: Collection[str] = ()) -> None:
+        self._announcements.remove(map(dht_key, removed))
+        keys = list(map(dht_key, added))
+        for start in range(0, len(keys), _SLICE):
+            self._announcements.add(keys[start : start + _SLICE])
+            self._announce_alarm.ring()
+            await trio.lowlevel.checkpoint()
+
+    async def join(self, peers: Sequence[PeerInfo]) -> int:
+        return await self._membership.join(peers)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        failure: RingError | None = None
+        try:
+            async with trio.open_nursery() as nursery:
+                try:
+                    await nursery.start(self._host.run)
+                except RingError as exc:  # kept, because the nursery would wrap it
+                    failure = exc
+                else:
+                    self._background.nursery = nursery
+                    nursery.start_soon(self._membership.probe_forever)
+                    nursery.start_soon(self._membership.gossip_forever)
+                    nursery.start_soon(self._announce_forever)
+                    nursery.start_soon(self._sweep_forever)
+                    task_status.started()
+        finally:
+            self._background.nursery = None
+        if failure is not None:
+            raise failure
+
+    async def _serve(self, stream: Stream) -> None:
+        """Answer the Kademlia messages that a peer sends on one stream."""
+        peer = stream.peer
+        if self._inbound.get(peer, 0) >= _MAX_STREAMS_PER_PEER:
+            raise RingError("the peer has too many streams open")
+        self._inbound[peer] = self._inbound.get(peer, 0) + 1
+        try:
+            if self._members.get(peer) is None:
+                self._background.spawn(self._membership.introduce, peer)
+            frames = Frames(_MAX_REQUEST)
+            while True:
+                with trio.fail_after(_IDLE_TIMEOUT):
+                    data = await stream.receive()
+                if not data:
+                    break
+                answers = [self._answers.answer(peer, decode(body)) for body in frames.feed(data)]
+                self._membership.heard(peer)
+                if out := b"".join(encode(answer) for answer in answers if answer is not None):
+                    stream.send(out)
+            stream.close()
+        finally:
+            self._inbound[peer] -= 1
+            if not self._inbound[peer]:
+                del self._inbound[peer]
+
+    async def _search(
+        self, search: Lookup, key: bytes, send: trio.MemorySendChannel[Provider], scope: trio.CancelScope
+    ) -> None:
+        request = encode(Message(MessageType.GET_PROVIDERS, key))
+        results, answers = trio.open_memory_channel[tuple[bytes, Message | None]](math.inf)
+
+        async def question(peer: bytes) -> None:
+            answer = await self._membership.ask(peer, request)
+            with suppress(trio.BrokenResourceError):  # the lookup is over
+                results.send_nowait((peer, answer))
+
+        # the reader may have gone while this task was about to go on
+        with scope, send, answers, suppress(trio.BrokenResourceError):
+            while not search.done:
+                for peer in search.ask(trio.current_time()):
+                    # not a child of this task: an answer that nobody waits for still shows who lives
+                    self._background.spawn(question, peer)
+                with trio.move_on_at(search.wake_at):
+                    peer, answer = await answers.receive()
+                    if answer is None:
+                        search.failed(peer, trio.current_time())
+                    else:
+                        search.answered(peer, trio.current_time())
+                        self._offer(search, map(self._membership.contact, answer.providers), send)
+
+    def _known(self, peer: bytes) -> Contact:
+        member = self._members.get(peer)
+        return Contact(peer, member.routers, member.registry) if member else Contact(peer, ())
+
+    def _offer(self, search: Lookup, found: Iterable[Contact], send: trio.MemorySendChannel[Provider]) -> None:
+        """Yield providers, in random order so that not all nodes fetch from the same, without the dead."""
+        contacts = {}
+        for each in found:
+            member = self._members.get(each.id)
+            if (each.registry or each.routers) and (member is None or member.alive):
+                contacts[each.id] = each
+        for peer in search.offer(self._rng.sample(list(contacts), len(contacts))):
+            address = contacts[peer].registry or Address(contacts[peer].routers[0].host, self._registry_port)
+            send.send_nowait(Provider(peerid.to_text(peer), (address.host, address.port)))
+
+    def _on_change(self) -> None:
+        self._rebalance = True
+        self._announce_alarm.ring()
+
+    def _on_loss(self, peer: bytes) -> None:
+        self._announcements.lost(peer)
+
+    async def _announce_forever(self) -> None:
+        while True:
+            await self._announce_alarm.wait(self._announcements.wake_at())
+            if self._rebalance:
+                await trio.sleep(_REBALANCE_AFTER)  # members come in groups
+                self._rebalance = False
+                keys = self._announcements.keys()
+                for start in range(0, len(keys), _SLICE):
+                    self._announcements.place(keys[start : start + _SLICE])
+                    await trio.lowlevel.checkpoint()
+            for batch in self._announcements.batches(trio.current_time()):
+                self._background.spawn(self._tell, batch)
+
+    async def _tell(self, batch: Batch) -> None:
+        async with self._tell_limit:
+            me = (self._membership.me,)
+            request = b"".join(encode(Message(MessageType.ADD_PROVIDER, key, providers=me)) for key in batch.keys)
+            barrier = encode(Message(MessageType.PING))
+            answer = await self._membership.ask(batch.peer, request + barrier, within=_BATCH_TIMEOUT)
+        if answer is None:
+            self._announcements.failed(batch, trio.current_time())
+        else:
+            self._announcements.told(batch, trio.current_time())
+        self._announce_alarm.ring()
+
+    async def _sweep_forever(self) -> None:
+        while True:
+            await trio.sleep(_SWEEP_EVERY)
+            keys = self._records.keys()
+            for start in range(0, len(keys), _SLICE):
+                self._records.sweep(keys[start : start + _SLICE], trio.current_time())
+                await trio.lowlevel.checkpoint()

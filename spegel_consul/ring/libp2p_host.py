@@ -1,0 +1,295 @@
+# A libp2p host without the library's Swarm and BasicHost (libp2p_layers.py says why): it listens, dials,
+# keeps the connections, and bounds all of it.
+#
+# Each connection is one task of the host from its handshake to its end, and whatever goes wrong in it ends
+# there.  Dials are such tasks too: those who want a connection wait for a result and may stop waiting at
+# any time.  Handshakes of strangers are bounded by number: a new one pushes out the oldest of its own
+# address, so a flood from one address delays only those who share it.
+
+"""The ring's ``Host`` on libp2p: TCP, Noise, Yamux."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import structlog
+import trio
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from spegel_consul.ring import RingError, identity, peerid
+from spegel_consul.ring.address import Address
+from spegel_consul.ring.host import DialledSelf, Handler, Identity, Stream, Unreachable
+from spegel_consul.ring.libp2p_layers import Connection, Layers, Wire, read_description
+from spegel_consul.ring.result import Result
+from spegel_consul.ring.wire import Frames, frame
+
+log = structlog.get_logger(__name__)
+
+DIAL_TIMEOUT = 3.0
+HANDSHAKE_TIMEOUT = 5.0
+MAX_CONNECTIONS = 4096
+MAX_CONNECTIONS_PER_PEER = 4
+MAX_HALF_OPEN = 256
+MAX_HALF_OPEN_PER_ADDRESS = 32
+
+_IDENTIFY, _PING = "/ipfs/id/1.0.0", "/ipfs/ping/1.0.0"
+_PARALLEL_DIALS = 16
+_MAX_IDENTIFY = 64 << 10
+_PING_IDLE = 600.0
+
+
+class Libp2pHost:
+    """A libp2p host over TCP.
+
+    ``bind`` is where it listens: ``(host, port)`` with an IP address, port 0 for any, or a bound socket.
+    ``advertise`` is where others dial it, by default ``bind``; its port 0 stands for the one it listens on.
+    """
+
+    def __init__(
+        self,
+        key: Ed25519PrivateKey,
+        *,
+        bind: tuple[str, int] | socket.socket,
+        advertise: tuple[str, int] | None = None,
+    ) -> None:
+        self._bind = bind
+        host, port = advertise or (bind.getsockname()[:2] if isinstance(bind, socket.socket) else bind)
+        self._address = Address(host, port)
+        self._id = identity.peer_id(key)
+        self._layers = Layers(key)
+        self._handlers: dict[str, Handler] = {_IDENTIFY: self._answer_identify, _PING: self._answer_ping}
+        self.on_disconnect: Callable[[bytes], None] = lambda peer: None
+        self._connections: dict[bytes, list[Connection]] = {}
+        self._half_open: dict[trio.CancelScope, str] = {}  # in the order in which they came
+        self._dialling: dict[bytes, Result[Connection]] = {}
+        self._dial_limit = trio.CapacityLimiter(_PARALLEL_DIALS)
+        self._nursery: trio.Nursery | None = None
+
+    @property
+    def id(self) -> bytes:
+        return self._id
+
+    @property
+    def address(self) -> Address:
+        return self._address
+
+    def connected(self) -> tuple[bytes, ...]:
+        return tuple(self._connections)
+
+    def serve(self, protocol: str, handler: Handler) -> None:
+        self._handlers[protocol] = handler
+
+    async def dial(self, host: str, port: int) -> bytes:
+        return (await self._dialled(host, port)).peer
+
+    async def open(self, peer: bytes, addresses: Sequence[Address], protocol: str) -> Stream:
+        connection = self._connection(peer)
+        if connection is None:
+            connection = await self._dial_peer(peer, addresses)
+        result: Result[Stream] = Result()
+        connection.spawn(connection.open, protocol, result)
+        if connection.closed:
+            raise Unreachable("the connection was lost")
+        return await result.wait()
+
+    async def identify(self, peer: bytes) -> Identity:
+        stream = await self.open(peer, (), _IDENTIFY)
+        frames = Frames(_MAX_IDENTIFY)
+        try:
+            with trio.fail_after(HANDSHAKE_TIMEOUT):
+                while data := await stream.receive():
+                    for body in frames.feed(data):
+                        return read_description(body)
+        except trio.TooSlowError:
+            raise RingError("the peer does not identify itself in time") from None
+        finally:
+            stream.reset()
+        raise RingError("the peer does not identify itself")
+
+    def disconnect(self, peer: bytes) -> None:
+        for connection in self._connections.get(peer, ()):
+            connection.drop()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        listener = await self._listen()
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            try:
+                task_status.started()
+                await trio.serve_listeners(self._accept, [listener], handler_nursery=nursery)
+            finally:
+                self._nursery = None
+                nursery.cancel_scope.cancel()
+
+    async def _listen(self) -> trio.SocketListener:
+        if isinstance(self._bind, socket.socket):
+            sock = trio.socket.from_stdlib_socket(self._bind)
+        else:
+            host, port = self._bind
+            sock = trio.socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+            try:
+                # without SO_REUSEPORT, which py-libp2p sets: a second node on the port is an error
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                await sock.bind((host, port))
+            except OSError as exc:
+                sock.close()
+                raise RingError(f"the ring can't listen on {host}:{port}: {exc.strerror or exc}") from exc
+        try:
+            sock.listen(1024)
+        except OSError as exc:
+            sock.close()
+            raise RingError(f"the ring can't listen on {self._bind}: {exc.strerror or exc}") from exc
+        if self._address.port == 0:
+            self._address = Address(self._address.host, sock.getsockname()[1])
+        return trio.SocketListener(sock)
+
+    async def _accept(self, stream: trio.SocketStream) -> None:
+        try:
+            remote = str(stream.socket.getpeername()[0])
+        except OSError:
+            remote = ""
+        mine = [scope for scope, address in self._half_open.items() if address == remote]
+        if len(mine) >= MAX_HALF_OPEN_PER_ADDRESS:
+            mine[0].cancel()
+        elif len(self._half_open) >= MAX_HALF_OPEN:
+            next(iter(self._half_open)).cancel()
+        await self._connect(stream, Result(), remote=remote)
+
+    async def _dialled(self, host: str, port: int) -> Connection:
+        if self._nursery is None:
+            raise Unreachable("the ring is not running")
+        result: Result[Connection] = Result()
+        self._nursery.start_soon(self._dial, host, port, result)
+        return await result.wait()
+
+    async def _dial_peer(self, peer: bytes, addresses: Sequence[Address]) -> Connection:
+        """A connection to ``peer``; all that ask for one meanwhile wait for the same dial."""
+        result = self._dialling.get(peer)
+        if result is None:
+            if self._nursery is None:
+                raise Unreachable("the ring is not running")
+            result = self._dialling[peer] = Result()
+            self._nursery.start_soon(self._dial_each, peer, tuple(addresses)[:4], result)
+        return await result.wait()
+
+    async def _dial_each(self, peer: bytes, addresses: tuple[Address, ...], result: Result[Connection]) -> None:
+        reasons = []
+        try:
+            for address in addresses:
+                try:
+                    connection = await self._dialled(address.host, address.port)
+                except Unreachable as exc:
+                    reasons.append(str(exc))
+                    continue
+                if connection.peer == peer:
+                    result.set(connection)
+                    return
+                reasons.append(f"{address} is {peerid.to_text(connection.peer)} now")
+        finally:
+            self._dialling.pop(peer, None)
+            result.fail(Unreachable("; ".join(reasons) or "no address of the peer is known"))
+
+    async def _dial(self, host: str, port: int, result: Result[Connection]) -> None:
+        async with self._dial_limit:
+            try:
+                with trio.fail_after(DIAL_TIMEOUT):
+                    stream = await trio.open_tcp_stream(host, port)
+            except (OSError, trio.TooSlowError) as exc:
+                reason = "no answer" if isinstance(exc, trio.TooSlowError) else exc
+                result.fail(Unreachable(f"can't connect to {host}:{port}: {reason}"))
+                return
+        await self._connect(stream, result, outbound=True)
+
+    async def _connect(
+        self,
+        stream: trio.SocketStream,
+        result: Result[Connection],
+        *,
+        outbound: bool = False,
+        remote: str = "",
+    ) -> None:
+        """Make a connection of a TCP stream, and be it until it ends. Raises nothing."""
+        wire = Wire(stream)
+        connection = None
+        try:
+            _detect_vanished_host(stream)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(wire.pump)
+                try:
+                    muxed = await self._upgrade(wire, outbound, remote)
+                except Exception as exc:  # told here, before the nursery wraps it
+                    result.fail(exc if isinstance(exc, Unreachable) else Unreachable(f"no handshake: {exc!r}"))
+                    raise
+                # of two connections between the same peers the idle one goes, closed by who made it
+                may_trim = self._has_several if outbound else None
+                connection = Connection(muxed, nursery, self._handlers, may_trim)
+                await connection.start()
+                self._register(connection)
+                result.set(connection)
+                await connection.run()
+                connection.drop()
+        except Exception as exc:  # whatever the bytes of a stranger did to the layers below
+            log.debug("ring_connection_failed", outbound=outbound, error=repr(exc))
+            result.fail(Unreachable(f"no connection: {exc!r}"))
+        finally:
+            result.fail(Unreachable("the connection was abandoned"))
+            await wire.close()
+            if connection is not None:
+                self._unregister(connection)
+
+    async def _upgrade(self, wire: Wire, outbound: bool, remote: str) -> Any:
+        """Negotiate what makes a connection of a TCP stream, and learn who is there. Raises anything."""
+        with trio.fail_after(DIAL_TIMEOUT if outbound else HANDSHAKE_TIMEOUT) as scope:
+            if not outbound:
+                self._half_open[scope] = remote
+            try:
+                secured = await self._layers.secure(wire, outbound=outbound)
+                if self._layers.peer_of(secured) == self._id:
+                    raise DialledSelf("behind this address is this node")
+                return await self._layers.multiplex(secured)
+            finally:
+                self._half_open.pop(scope, None)
+
+    def _has_several(self, peer: bytes) -> bool:
+        return len(self._connections.get(peer, ())) > 1
+
+    def _register(self, connection: Connection) -> None:
+        mine = self._connections.get(connection.peer, [])
+        total = sum(map(len, self._connections.values()))
+        if len(mine) >= MAX_CONNECTIONS_PER_PEER or total >= MAX_CONNECTIONS:
+            raise Unreachable("there are too many connections")
+        self._connections.setdefault(connection.peer, []).append(connection)
+
+    def _unregister(self, connection: Connection) -> None:
+        connection.closed = True
+        mine = self._connections.get(connection.peer, [])
+        if connection in mine:
+            mine.remove(connection)
+            if not mine:
+                del self._connections[connection.peer]
+                self.on_disconnect(connection.peer)
+
+    def _connection(self, peer: bytes) -> Connection | None:
+        return next((each for each in self._connections.get(peer, ()) if not each.closed), None)
+
+    async def _answer_identify(self, stream: Stream) -> None:
+        stream.send(frame(self._layers.describe(self._address, self._handlers)))
+        stream.close()
+
+    async def _answer_ping(self, stream: Stream) -> None:
+        with trio.fail_after(_PING_IDLE):
+            while data := await stream.receive():
+                stream.send(data)
+        stream.close()
+
+
+def _detect_vanished_host(stream: trio.SocketStream) -> None:
+    """Have the kernel end the connection within about 20 s after the other host is gone without a word."""
+    stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, seconds in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 3), ("TCP_KEEPCNT", 3)):
+        if hasattr(socket, option):
+            stream.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), seconds)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 20_000)

@@ -1,0 +1,349 @@
+# The one file that knows py-libp2p (PyPI libp2p; much of what is called here is not its public API, so the
+# version is pinned).
+#
+# It takes from the package what is the protocol: keys, multistream-select, Noise, Yamux, the identify
+# message.  It leaves out Swarm and BasicHost, which own connections, dialling and listening there, because
+# in 0.8.1 these are where a node can be stopped or deafened from outside; libp2p_host.py has their part:
+#
+#   * an exception in one inbound stream (five bytes that are not UTF-8 do) stops the Swarm.  Here each
+#     connection and each stream is a task that ends alone, and logs at debug;
+#   * an inbound connection keeps its slot until the process ends.  Here it ends with its task;
+#   * dialling waits 250 ms for no one, blacklists, dials twice, needs the peer's id, and closes under a
+#     shield without end.  Here a dial is a task of the host with one deadline; whoever waits for it may go
+#     away;
+#   * a resource manager refuses the 257th connection, half-open ones block the others, plaintext is
+#     accepted, wildcard addresses are advertised, IPv6 remotes are unknown.  Here are own limits, Noise and
+#     Yamux only, and the address that the operator named.
+#
+# What remains lies deeper: a task cancelled while Noise writes has used up a nonce for bytes that never
+# left, which kills the connection, and a write to a closed socket succeeds silently.  Both end in Wire,
+# which is the socket as the layers above see it: a write is queued whole without waiting, or raises; a task
+# of the connection sends it.
+
+"""Connections and streams as libp2p makes them: Noise, Yamux, multistream-select, identify."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any
+
+import structlog
+import trio
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from google.protobuf.message import DecodeError
+from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
+from libp2p.custom_types import TProtocol
+from libp2p.identity.identify.pb.identify_pb2 import Identify
+from libp2p.io.abc import ReadWriteCloser
+from libp2p.io.exceptions import ConnectionClosedError
+from libp2p.network.connection.raw_connection import RawConnection
+from libp2p.protocol_muxer.exceptions import MultiselectClientError
+from libp2p.protocol_muxer.multiselect import Multiselect
+from libp2p.protocol_muxer.multiselect_client import MultiselectClient
+from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
+from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
+from libp2p.security.noise.transport import Transport as Noise
+from libp2p.stream_muxer.exceptions import MuxedConnUnavailable, MuxedStreamEOF
+from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
+from libp2p.stream_muxer.yamux.yamux import Yamux
+from libp2p.transport.upgrader import TransportUpgrader
+
+from spegel_consul.ring import RingError, identity, peerid
+from spegel_consul.ring.address import Address
+from spegel_consul.ring.host import Handler, Identity, ProtocolRefused, Stream, StreamClosed, Unreachable
+from spegel_consul.ring.outbox import Outbox, OutboxFull
+from spegel_consul.ring.result import Result
+
+log = structlog.get_logger(__name__)
+# py-libp2p logs several lines, some with tracebacks, for whatever a peer does; this adapter says what matters
+logging.getLogger("libp2p").setLevel(logging.CRITICAL + 1)
+
+NEGOTIATION_TIMEOUT = 5.0
+MAX_INBOUND_STREAMS = 64
+"""Per connection."""
+
+_TRIM_AFTER = 60.0
+_MAX_READ = 1 << 17  # the longest frame of Noise has 64 KiB
+_CHUNK = 1 << 16
+_MAX_NAME = 1024
+
+
+class Layers:
+    """What is the same for all connections of a node: its keys, and the protocols below streams."""
+
+    def __init__(self, key: Ed25519PrivateKey) -> None:
+        self._keys = create_new_key_pair(identity.seed(key))
+        self._noise = Noise(self._keys, noise_privkey=create_noise_key_pair().private_key)
+        self._upgrader = TransportUpgrader({NOISE: self._noise}, {TProtocol(YAMUX): Yamux})
+
+    async def secure(self, wire: Wire, *, outbound: bool) -> Any:
+        """Negotiate Noise. The result goes to :meth:`peer_of` and :meth:`multiplex`. Raises anything."""
+        raw = RawConnection(wire, outbound)
+        if outbound:
+            await self._upgrader.security_multistream.select_transport(raw, True)
+            # None: the peer proves who it is, and whoever dialled compares
+            return await self._noise.get_pattern().handshake_outbound(raw, None)
+        return await self._upgrader.upgrade_security(raw, False)
+
+    @staticmethod
+    def peer_of(secured: Any) -> bytes:
+        """The binary id that the peer has proved."""
+        return bytes(secured.get_remote_peer().to_bytes())
+
+    async def multiplex(self, secured: Any) -> Any:
+        """Negotiate Yamux. The result goes to :class:`Connection`. Raises anything."""
+        return await self._upgrader.upgrade_connection(secured, secured.get_remote_peer())
+
+    def describe(self, address: Address, protocols: Iterable[str]) -> bytes:
+        """This node's identify message."""
+        message = Identify(
+            protocol_version="ipfs/0.1.0",
+            agent_version="spegel-consul",
+            public_key=self._keys.public_key.serialize(),
+            listen_addrs=[address.encode()],
+            protocols=list(protocols),
+        )
+        return bytes(message.SerializeToString())
+
+
+def read_description(body: bytes) -> Identity:
+    """A peer's identify message. Raises RingError if it is none."""
+    try:
+        message = Identify.FromString(body)
+    except DecodeError as exc:
+        raise RingError(f"the peer's identify message is malformed: {exc}") from None
+    return Identity(frozenset(message.protocols), tuple(message.listen_addrs))
+
+
+class Wire(ReadWriteCloser):
+    """The TCP stream below Noise: a write is whole and immediate, a read is exact."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self._stream = stream
+        self._out = Outbox()
+        self._in = bytearray()
+
+    async def pump(self) -> None:
+        while data := await self._out.take():
+            await self._stream.send_all(data)
+
+    async def write(self, data: bytes) -> None:
+        if self._out.closed:
+            raise ConnectionClosedError("the connection is closed", transport="tcp")
+        try:
+            self._out.put(data)
+        except OutboxFull as exc:
+            self._out.close()
+            raise ConnectionClosedError(str(exc), transport="tcp") from None
+
+    async def read(self, n: int | None = None) -> bytes:
+        if n is None or n > _MAX_READ:
+            raise ConnectionClosedError("a frame is impossibly long", transport="tcp")
+        while len(self._in) < n:
+            data = b"" if self._out.closed else await self._stream.receive_some(_CHUNK)
+            if not data:
+                raise ConnectionClosedError("the peer closed the connection", transport="tcp")
+            self._in += data
+        data = bytes(self._in[:n])
+        del self._in[:n]
+        return data
+
+    async def close(self) -> None:
+        self._out.close()
+        await trio.aclose_forcefully(self._stream)
+
+    def get_remote_address(self) -> tuple[str, int] | None:
+        return None  # asked for by identify's "observed address" only
+
+
+class _Stream:
+    """A Yamux stream whose writes are done by a task of the connection."""
+
+    def __init__(self, connection: Connection, muxed: Any) -> None:
+        self._connection = connection
+        self._muxed = muxed
+        self._out = Outbox()
+        self._in = bytearray()
+        self._scope = trio.CancelScope()
+        self.is_reset = False
+        connection.spawn(self._pump)
+
+    @property
+    def peer(self) -> bytes:
+        return self._connection.peer
+
+    def send(self, data: bytes) -> None:
+        if self.is_reset or self._out.closed or self._connection.closed:
+            raise StreamClosed("the stream is closed")
+        try:
+            self._out.put(data)
+        except OutboxFull as exc:
+            self.reset()
+            raise StreamClosed(str(exc)) from None
+
+    async def receive(self) -> bytes:
+        if self._in:
+            data = bytes(self._in)
+            self._in.clear()
+            return data
+        if self.is_reset:
+            raise StreamClosed("the stream is reset")
+        try:
+            return bytes(await self._muxed.read(_CHUNK))
+        except MuxedStreamEOF:
+            if self._connection.closed or self._muxed.conn.event_shutting_down.is_set():
+                raise StreamClosed("the connection was lost") from None
+            return b""
+        except Exception as exc:
+            raise StreamClosed(f"the stream broke: {exc!r}") from exc
+
+    def close(self) -> None:
+        self._out.close()
+
+    def reset(self) -> None:
+        if not self.is_reset:
+            self.is_reset = True
+            self._scope.cancel()
+            self._connection.spawn(self._reset)
+
+    async def read_exactly(self, n: int) -> bytes:
+        """``n`` bytes, while the protocol is negotiated; what came after them waits for :meth:`receive`."""
+        while len(self._in) < n:
+            data = bytes(await self._muxed.read(_CHUNK))
+            if not data:
+                raise StreamClosed("the stream ended")
+            self._in += data
+        data = bytes(self._in[:n])
+        del self._in[:n]
+        return data
+
+    async def _pump(self) -> None:
+        with self._scope:
+            try:
+                while data := await self._out.take():
+                    await self._muxed.write(data)
+                await self._muxed.close()
+            except Exception as exc:
+                log.debug("ring_stream_broken", peer=peerid.to_text(self.peer), error=repr(exc))
+                self.reset()
+
+    async def _reset(self) -> None:
+        try:
+            await self._muxed.reset()
+        except Exception as exc:
+            log.debug("ring_reset_failed", peer=peerid.to_text(self.peer), error=repr(exc))
+
+
+class _Negotiation(ReadWriteCloser):
+    """A stream as multistream-select reads and writes it."""
+
+    def __init__(self, stream: _Stream) -> None:
+        self._stream = stream
+
+    async def read(self, n: int | None = None) -> bytes:
+        if n is None or n > _MAX_NAME:
+            raise StreamClosed("a protocol name is impossibly long")
+        return await self._stream.read_exactly(n)
+
+    async def write(self, data: bytes) -> None:
+        self._stream.send(data)
+
+    async def close(self) -> None:
+        self._stream.close()
+
+    def get_remote_address(self) -> tuple[str, int] | None:
+        return None
+
+
+class Connection:
+    """An authenticated connection; its tasks live in ``nursery``."""
+
+    def __init__(
+        self,
+        muxed: Any,
+        nursery: trio.Nursery,
+        handlers: Mapping[str, Handler],
+        may_trim: Callable[[bytes], bool] | None,
+    ) -> None:
+        self._muxed = muxed
+        self._handlers = handlers
+        self._may_trim = may_trim
+        self.peer: bytes = muxed.peer_id.to_bytes()
+        self._nursery = nursery
+        self._inbound_streams = 0
+        self.closed = False
+
+    def spawn(self, task: Callable[..., Awaitable[object]], *args: object) -> None:
+        """Run a task as long as the connection stands."""
+        if not self.closed:
+            self._nursery.start_soon(task, *args)
+
+    def drop(self) -> None:
+        self.closed = True
+        self._nursery.cancel_scope.cancel()
+
+    async def start(self) -> None:
+        """Returns when streams can be opened; :meth:`run` comes next."""
+        self._nursery.start_soon(self._muxed.start)
+        await self._muxed.event_started.wait()
+
+    async def run(self) -> None:
+        """Hand streams to their protocols until the connection ends."""
+        if self._may_trim is not None:
+            self.spawn(self._trim, self._may_trim)
+        while True:
+            try:
+                muxed = await self._muxed.accept_stream()
+            except MuxedConnUnavailable:
+                return
+            stream = _Stream(self, muxed)
+            if self._inbound_streams >= MAX_INBOUND_STREAMS:
+                stream.reset()
+            else:
+                self._inbound_streams += 1
+                self.spawn(self._serve, stream)
+
+    async def open(self, protocol: str, result: Result[Stream]) -> None:
+        """Open and negotiate a stream; a task of the connection, so that nobody who waits can cancel it."""
+        try:
+            with trio.fail_after(NEGOTIATION_TIMEOUT):
+                stream = _Stream(self, await self._muxed.open_stream())
+                try:
+                    channel = MultiselectCommunicator(_Negotiation(stream))
+                    await MultiselectClient().select_one_of([TProtocol(protocol)], channel)
+                except BaseException:
+                    stream.reset()
+                    raise
+        except MultiselectClientError as exc:
+            gone = self.closed or self._muxed.event_shutting_down.is_set()
+            error = Unreachable if gone else ProtocolRefused
+            result.fail(error(f"no stream for {protocol}: {exc}"))
+        except Exception as exc:
+            result.fail(Unreachable(f"no stream for {protocol}: {exc!r}"))
+        else:
+            if result.abandoned:
+                stream.reset()
+            result.set(stream)
+        finally:
+            result.fail(Unreachable("the connection was lost"))
+
+    async def _serve(self, stream: _Stream) -> None:
+        offered: dict[TProtocol | None, Any] = {TProtocol(protocol): None for protocol in self._handlers}
+        try:
+            with trio.fail_after(NEGOTIATION_TIMEOUT):
+                channel = MultiselectCommunicator(_Negotiation(stream))
+                protocol, _ = await Multiselect(offered).negotiate(channel)
+            await self._handlers[str(protocol)](stream)
+        except Exception as exc:
+            log.debug("ring_stream_failed", peer=peerid.to_text(self.peer), error=repr(exc))
+            stream.reset()
+        finally:
+            self._inbound_streams -= 1
+
+    async def _trim(self, may_trim: Callable[[bytes], bool]) -> None:
+        while True:
+            await trio.sleep(_TRIM_AFTER)
+            if may_trim(self.peer) and not self._muxed.streams:
+                self.drop()

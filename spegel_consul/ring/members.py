@@ -1,0 +1,201 @@
+# Everybody in the ring knows everybody, so that a lookup is one hop.  How complete this table is decides
+# whether records are found, so members are learnt from all that is heard: their own messages, the closer
+# peers in answers, and member exchanges.
+#
+# A member is alive until a question to it fails.  From then on it is neither asked nor named as a provider,
+# and is probed, at once and then ever more rarely; one answer makes it alive again, and after enough
+# failures it is forgotten.  A lost connection alone is no failure: it only brings the next probe forward.
+#
+# Hearsay must not bring the dead back.  So a report says how long ago anybody heard from the member, this
+# age travels with it, and one that nobody heard from for a while is not believed to be new.
+#
+# The table decides, and has neither clock nor connections: `now` comes in, who is to be probed comes out.
+
+"""Who is in the ring."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+from spegel_consul.ring.address import Address, Contact
+from spegel_consul.ring.key import position
+from spegel_consul.ring.placement import REPLICAS, Placement
+from spegel_consul.ring.wire import WirePeer
+
+HEARSAY_AGE = 300.0
+"""Seconds: a report older than this introduces nobody."""
+
+QUIET_AGE = 1200.0
+"""Seconds: a member that nobody heard from for so long is probed."""
+
+FORGET_AFTER = 8
+"""Failed questions in a row after which a member is forgotten; with the back-off that is some minutes."""
+
+_FIRST_PROBE, _LONGEST_PROBE = 0.1, 60.0
+
+
+class Member:
+    """One other peer, as far as it is known."""
+
+    __slots__ = (
+        "alive",
+        "failures",
+        "heard",
+        "id",
+        "position",
+        "probe_at",
+        "registry",
+        "routers",
+        "rtt",
+        "wire",
+    )
+
+    def __init__(self, contact: Contact, heard: float) -> None:
+        self.id = contact.id
+        self.position = position(contact.id)
+        self.routers: tuple[Address, ...] = ()
+        self.registry: Address | None = None
+        self.wire = WirePeer(contact.id)
+        self.heard = heard
+        self.alive = True
+        self.failures = 0
+        self.probe_at: float | None = None
+        self.rtt = 0.05
+        self.update(contact)
+
+    def update(self, contact: Contact) -> None:
+        """Take over the addresses of ``contact``; a registry's is kept if it names none."""
+        self.routers = contact.routers
+        self.registry = contact.registry or self.registry
+        own = [*self.routers, self.registry] if self.registry else self.routers
+        self.wire = WirePeer(self.id, tuple(address.encode() for address in own))
+
+    @property
+    def timeout(self) -> float:
+        """Seconds to wait for an answer of this member."""
+        return min(2.0, max(0.25, 8 * self.rtt))
+
+
+class Members:
+    """The table of members, at most ``capacity`` of them; never contains ``me``."""
+
+    def __init__(self, me: bytes, *, capacity: int = 4096, rng: random.Random | None = None) -> None:
+        self._me = me
+        self._capacity = capacity
+        self._rng = rng or random.Random()
+        self._members: dict[bytes, Member] = {}
+        self._placement = Placement()
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def __iter__(self) -> Iterator[Member]:
+        return iter(self._members.values())
+
+    def get(self, peer: bytes) -> Member | None:
+        """The member with this id, dead or alive."""
+        return self._members.get(peer)
+
+    def living(self) -> list[Member]:
+        """All that are alive."""
+        return [member for member in self._members.values() if member.alive]
+
+    def is_alive(self, peer: bytes) -> bool:
+        member = self._members.get(peer)
+        return member is not None and member.alive
+
+    def closest(self, target: int, count: int = REPLICAS) -> list[bytes]:
+        """The living members nearest to a position, the nearest first."""
+        return self._placement.closest(target, count)
+
+    def learn(self, contact: Contact, now: float, *, age: float = 0.0, direct: bool = False) -> Member | None:
+        """A peer was named, by others or (``direct``) by itself. Returns it if it is new.
+
+        What a member says of itself replaces what is known. Hearsay adds: it introduces a member, tells the
+        registry of one whose registry is unknown, and moves one that is dead.
+        """
+        if contact.id == self._me:
+            return None
+        member = self._members.get(contact.id)
+        if member is None:
+            if not contact.routers or age > HEARSAY_AGE or not self._has_room():
+                return None
+            member = self._members[contact.id] = Member(contact, now - age)
+            self._placement.add(member.id, member.position)
+            return member
+        if direct:
+            if contact.routers:
+                member.update(contact)
+            return None
+        if contact.routers and not member.alive and contact.routers != member.routers:
+            member.update(contact)
+            member.probe_at = now
+        elif contact.registry is not None and member.registry is None and contact.routers == member.routers:
+            member.update(contact)
+        member.heard = max(member.heard, now - age)
+        return None
+
+    def answered(self, peer: bytes, now: float, took: float | None = None) -> bool:
+        """A message of ``peer`` came, ``took`` seconds after the question. True if it was dead until now."""
+        member = self._members.get(peer)
+        if member is None:
+            return False
+        revived = not member.alive
+        member.alive, member.failures, member.probe_at, member.heard = True, 0, None, now
+        if took is not None:
+            member.rtt += 0.2 * (took - member.rtt)
+        if revived:
+            self._placement.add(peer, member.position)
+        return revived
+
+    def failed(self, peer: bytes, now: float) -> bool:
+        """A question to ``peer`` failed. True if it was alive until now; perhaps it is forgotten."""
+        member = self._members.get(peer)
+        if member is None:
+            return False
+        died = member.alive
+        member.alive = False
+        member.failures += 1
+        wait = min(_LONGEST_PROBE, _FIRST_PROBE * 4 ** (member.failures - 1))
+        member.probe_at = now + wait * self._rng.uniform(0.75, 1.25)
+        self._placement.discard(member.position)
+        if member.failures >= FORGET_AFTER:
+            del self._members[peer]
+        return died
+
+    def suspect(self, peer: bytes, now: float) -> None:
+        """Probe ``peer`` soon: the connection to it was lost."""
+        member = self._members.get(peer)
+        if member is not None and member.alive:
+            member.probe_at = now + _FIRST_PROBE * self._rng.uniform(0.5, 1.0)
+
+    def due(self, now: float) -> list[Member]:
+        """Whom to probe now; each is named once until it answered, failed or is suspected again."""
+        due = []
+        for member in self._members.values():
+            if member.probe_at is None and now - member.heard > QUIET_AGE:
+                member.probe_at = now
+            if member.probe_at is not None and member.probe_at <= now:
+                member.probe_at = float("inf")
+                due.append(member)
+        return due
+
+    def next_probe(self) -> float:
+        """When :meth:`due` has somebody, as far as is known now; infinity if never."""
+        return min(
+            (
+                member.heard + QUIET_AGE if member.probe_at is None else member.probe_at
+                for member in self._members.values()
+            ),
+            default=float("inf"),
+        )
+
+    def _has_room(self) -> bool:
+        if len(self._members) < self._capacity:
+            return True
+        dead = next((member for member in self._members.values() if not member.alive), None)
+        if dead is None:
+            return False
+        del self._members[dead.id]
+        return True

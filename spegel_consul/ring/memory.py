@@ -1,0 +1,88 @@
+"""A ring within one process: routers that share an object, for tests and for a node that has no peers."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import asynccontextmanager
+
+import trio
+
+from spegel_consul.ring import PeerInfo, Provider, RingError, peerid
+
+
+class MemoryRing:
+    """The place where routers meet; they know each other only after a join, and only while they run."""
+
+    def __init__(self) -> None:
+        self._numbers = itertools.count(1)
+        self.running: set[MemoryRouter] = set()
+
+    def number(self) -> int:
+        return next(self._numbers)
+
+
+class MemoryRouter:
+    """A ``Router`` in a :class:`MemoryRing`; ``registry`` is where its node's registry is dialled."""
+
+    def __init__(self, ring: MemoryRing, *, registry: tuple[str, int]) -> None:
+        self._ring = ring
+        self._registry = registry
+        number = ring.number()
+        self._me = PeerInfo(
+            peerid.to_text(peerid.of_ed25519(number.to_bytes(32, "big"))), (f"/ip4/127.0.0.1/tcp/{number}",)
+        )
+        self._known: set[MemoryRouter] = set()
+        self._keys: set[str] = set()
+
+    @property
+    def me(self) -> PeerInfo:
+        return self._me
+
+    def members(self) -> tuple[PeerInfo, ...]:
+        return tuple(router.me for router in self._reachable())
+
+    @asynccontextmanager
+    async def lookup(self, key: str, *, count: int = 3) -> AsyncIterator[AsyncIterator[Provider]]:
+        if self not in self._ring.running:
+            raise RingError("the ring is not running")
+        await trio.lowlevel.checkpoint()
+        found = [router for router in self._reachable() if key in router._keys]
+        send, receive = trio.open_memory_channel[Provider](math.inf)
+        with send:
+            for router in random.sample(found, min(count, len(found))):
+                send.send_nowait(Provider(router.me.id or "", router._registry))
+        with receive:
+            yield receive
+
+    async def announce(self, added: Collection[str], removed: Collection[str] = ()) -> None:
+        await trio.lowlevel.checkpoint()
+        self._keys.difference_update(removed)
+        self._keys.update(added)
+
+    async def join(self, peers: Sequence[PeerInfo]) -> int:
+        await trio.lowlevel.checkpoint()
+        if self not in self._ring.running:
+            return 0
+        found = [
+            router
+            for router in self._ring.running - {self}
+            if any(set(peer.addrs) & set(router.me.addrs) for peer in peers)
+        ]
+        everybody = {self}.union(self._known, found, *(router._known for router in found))
+        for router in everybody:
+            router._known |= everybody - {router}
+        return len(found)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        self._ring.running.add(self)
+        try:
+            task_status.started()
+            await trio.sleep_forever()
+        finally:
+            self._ring.running.discard(self)
+
+    def _reachable(self) -> list[MemoryRouter]:
+        return [router for router in self._known if router in self._ring.running]

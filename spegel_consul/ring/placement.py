@@ -1,0 +1,54 @@
+# Which peers are responsible for a key: the K whose position is nearest to it by XOR.  Peers are kept
+# sorted by position.  All that share a prefix with a key lie side by side there, and each of them is nearer
+# than any that does not share it; so the answer lies in the smallest block of common prefix that has K
+# peers, and only that block is looked at.  One question costs microseconds with a thousand peers as with
+# ten.
+
+"""Who is nearest to a key."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+
+REPLICAS = 20
+"""How many peers hold a record (K of Kademlia, go-libp2p-kad-dht's default)."""
+
+_BITS = 256
+
+
+class Placement:
+    """A set of peers, asked for those nearest to a position."""
+
+    def __init__(self) -> None:
+        self._sorted: list[int] = []
+        self._peer: dict[int, bytes] = {}
+
+    def __len__(self) -> int:
+        return len(self._sorted)
+
+    def add(self, peer: bytes, position: int) -> None:
+        """Add a peer; nothing happens if it is in."""
+        if position not in self._peer:
+            self._peer[position] = peer
+            insort(self._sorted, position)
+
+    def discard(self, position: int) -> None:
+        """Take out the peer at ``position``, if there is one."""
+        if self._peer.pop(position, None) is not None:
+            del self._sorted[bisect_left(self._sorted, position)]
+
+    def closest(self, target: int, count: int = REPLICAS) -> list[bytes]:
+        """Up to ``count`` peers, the nearest first."""
+        low, high = 0, len(self._sorted)
+        # halve the block while the half with the target's next bit still has enough peers
+        for bit in range(_BITS - 1, -1, -1):
+            if high - low <= count:
+                break
+            prefix = target >> bit
+            inner_low = bisect_left(self._sorted, prefix << bit, low, high)
+            inner_high = bisect_left(self._sorted, (prefix + 1) << bit, inner_low, high)
+            if inner_high - inner_low < count:
+                break
+            low, high = inner_low, inner_high
+        block = sorted(self._sorted[low:high], key=target.__xor__)
+        return [self._peer[position] for position in block[:count]]

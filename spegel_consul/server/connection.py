@@ -1,0 +1,205 @@
+# hypercorn's connection with three of its parts replaced.
+#
+# Sending: hypercorn sends under a shield without a timeout, so one client that stops reading would keep the process
+# from stopping; ours gives up when it is cancelled and then closes the connection, because a half-sent frame can't
+# be continued.  And whatever a connection raises ends here: hypercorn lets exception groups through, and one peer's
+# reset must not take the server down.
+#
+# The protocol: requests that h11 refuses get the error body that registry clients know how to show.
+#
+# Reading: a request that is simple enough, while nothing else is going on, is offered to a handler that may answer
+# it on the socket itself: the short road.  Bytes that it does not take go to hypercorn as they came, and everything
+# else - parsing, pipelining, HTTP/2, bodies, the application's life - is hypercorn's.
+
+"""One client's connection."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Awaitable, Callable
+from itertools import chain
+
+import h11
+import structlog
+import trio
+from hypercorn.config import Config
+from hypercorn.events import Closed, Event, RawData
+from hypercorn.protocol import ProtocolWrapper
+from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.trio.task_group import TaskGroup
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import AppWrapper, ConnectionState, LifespanState
+from hypercorn.utils import parse_socket_addr
+
+from spegel_consul.server.head import RequestHead, parse_simple
+from spegel_consul.server.idle import IdleTimer
+from spegel_consul.server.sending import Truncated
+
+log = structlog.get_logger(__name__)
+
+_RECEIVE = 1 << 16
+
+ShortRoad = Callable[[RequestHead, "Link"], Awaitable[bool]]
+"""Answers a simple request on the link and returns True, or has sent nothing and returns False."""
+
+
+class Link:
+    """The socket of a connection, as the short road sees it."""
+
+    __slots__ = ("local", "sock")
+
+    def __init__(self, sock: trio.socket.SocketType, *, local: bool) -> None:
+        self.sock = sock
+        self.local = local
+        """Whether the client is on this machine: it reached us from the address that it called."""
+
+
+_REASONS = {400: "the request is not valid HTTP", 431: "the request's header fields are too large"}
+
+
+class _Protocol(H11Protocol):
+    async def _send_error_response(self, status_code: int) -> None:
+        message = _REASONS.get(status_code, "the request can't be answered")
+        body = json.dumps({"errors": [{"code": "UNSUPPORTED", "message": message}]}).encode()
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+            (b"connection", b"close"),
+        ]
+        all_headers = list(chain(headers, self.config.response_headers("h11")))
+        await self._send_h11_event(h11.Response(status_code=status_code, headers=all_headers))
+        await self._send_h11_event(h11.Data(data=body))
+        await self._send_h11_event(h11.EndOfMessage())
+
+
+class _Wrapper(ProtocolWrapper):
+    def __init__(
+        self,
+        app: AppWrapper,
+        config: Config,
+        context: WorkerContext,
+        task_group: TaskGroup,
+        state: ConnectionState,
+        ssl: bool,
+        client: tuple[str, int] | None,
+        server: tuple[str, int] | None,
+        send: Callable[[Event], Awaitable[None]],
+        alpn_protocol: str | None = None,
+    ) -> None:
+        super().__init__(app, config, context, task_group, state, ssl, client, server, send, alpn_protocol)
+        if isinstance(self.protocol, H11Protocol):
+            self.protocol = _Protocol(app, config, context, task_group, state, ssl, client, server, send)
+
+
+class Connection(TCPServer):
+    """Serves one client until it leaves or is idle for too long."""
+
+    def __init__(
+        self,
+        app: AppWrapper,
+        config: Config,
+        context: WorkerContext,
+        state: LifespanState,
+        short_road: ShortRoad | None,
+        stream: trio.SocketStream,
+    ) -> None:
+        super().__init__(app, config, context, state, stream)  # type: ignore[arg-type]
+        self._short_road = short_road
+        self._timer = IdleTimer(config.keep_alive_timeout, context.terminated.wait)
+        self.idle_task = self._timer  # type: ignore[assignment]
+
+    async def run(self) -> None:
+        try:
+            sock: trio.socket.SocketType = self.stream.socket
+            client = parse_socket_addr(sock.family, sock.getpeername())
+            server = parse_socket_addr(sock.family, sock.getsockname())
+            async with TaskGroup() as group:
+                self._task_group = group
+                self.protocol = _Wrapper(
+                    self.app,
+                    self.config,
+                    self.context,
+                    group,
+                    ConnectionState(self.state),
+                    False,
+                    client,
+                    server,
+                    self.protocol_send,
+                    "http/1.1",
+                )
+                await self.protocol.initiate()
+                await self.idle_task.restart(group, self._idle_timeout)
+                await self._read(Link(sock, local=client is not None and server is not None and client[0] == server[0]))
+        except Exception as exc:
+            # a group of resets and closed resources is how a client's departure looks from here
+            log.debug("connection ended", error=_leaf(exc))
+        finally:
+            await self._close()
+
+    async def _read(self, link: Link) -> None:
+        sock, timer, short_road = link.sock, self._timer, self._short_road
+        try:
+            while True:
+                try:
+                    await trio.lowlevel.wait_readable(sock)
+                    data = os.read(sock.fileno(), _RECEIVE)
+                except BlockingIOError:
+                    continue
+                except (OSError, trio.ClosedResourceError):
+                    break
+                if short_road is not None and timer.idle and self._at_rest():
+                    head = parse_simple(data)
+                    if head is not None:
+                        timer.idle = False
+                        try:
+                            answered = await short_road(head, link)
+                        except (OSError, trio.ClosedResourceError, trio.TooSlowError, Truncated):
+                            break
+                        timer.idle = True
+                        if answered:
+                            if self.context.terminated.is_set():
+                                break
+                            timer.touch()
+                            continue
+                await self.protocol.handle(RawData(data))
+                if not data:
+                    break
+            await self.protocol.handle(Closed())
+        finally:
+            timer.end()
+
+    def _at_rest(self) -> bool:
+        """Whether hypercorn waits for a new request and holds no byte of it."""
+        protocol = self.protocol.protocol
+        if type(protocol) is not _Protocol or protocol.stream is not None:
+            return False
+        http = protocol.connection
+        return (
+            isinstance(http, h11.Connection)
+            and http.our_state is h11.IDLE
+            and http.their_state is h11.IDLE
+            and not http.trailing_data[0]
+        )
+
+    async def protocol_send(self, event: Event) -> None:
+        if not isinstance(event, RawData):
+            # the application may be cancelled because its client is gone, and this closes the connection for good
+            with trio.CancelScope(shield=True):
+                await super().protocol_send(event)
+            return
+        try:
+            async with self.send_lock:
+                await self.stream.send_all(event.data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            await self.protocol.handle(Closed())
+        except trio.Cancelled:
+            await trio.aclose_forcefully(self.stream)
+            raise
+
+
+def _leaf(exc: BaseException) -> str:
+    while isinstance(exc, BaseExceptionGroup):
+        exc = exc.exceptions[0]
+    return repr(exc)

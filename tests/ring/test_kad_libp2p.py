@@ -1,0 +1,109 @@
+import itertools
+import re
+import socket
+
+import pytest
+import trio
+from conformance.router import Rig, RouterSuite, eventually, eventually_finds, find, ring_of
+
+from spegel_consul.ring import RingError, Router
+from spegel_consul.ring.identity import load_or_create
+from spegel_consul.ring.kad import KadRouter
+from spegel_consul.ring.libp2p_host import Libp2pHost
+
+
+class Libp2pRig:
+    """Routers on 127.0.0.1; killing one closes its sockets, as the kernel does for a process."""
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self._nursery = nursery
+        self._ports = itertools.count(5000)
+        self._registries: dict[str | None, tuple[str, int]] = {}
+        self._killed: dict[str | None, tuple[trio.CancelScope, trio.Event]] = {}
+
+    async def node(self) -> Router:
+        registry = ("127.0.0.1", next(self._ports))
+        router = KadRouter(Libp2pHost(load_or_create(None), bind=("127.0.0.1", 0)), registry=registry)
+        scope, ended = trio.CancelScope(), trio.Event()
+
+        async def run(*, task_status: trio.TaskStatus[None]) -> None:
+            with scope:
+                await router.run(task_status=task_status)
+            ended.set()
+
+        await self._nursery.start(run)
+        self._registries[router.me.id], self._killed[router.me.id] = registry, (scope, ended)
+        return router
+
+    async def kill(self, router: Router) -> None:
+        scope, ended = self._killed[router.me.id]
+        scope.cancel()
+        await ended.wait()
+
+    def registry(self, router: Router) -> tuple[str, int]:
+        return self._registries[router.me.id]
+
+
+@pytest.fixture
+async def rig(nursery: trio.Nursery) -> Libp2pRig:
+    return Libp2pRig(nursery)
+
+
+class TestKadRouterOnLibp2p(RouterSuite):
+    pass
+
+
+async def test_a_peer_that_accepts_and_never_answers_costs_one_bounded_join(rig: Rig) -> None:
+    first, second = await rig.node(), await rig.node()
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port = listeners[0].socket.getsockname()[1]
+    hung = type(first.me)(None, (f"/ip4/127.0.0.1/tcp/{port}",))
+    start = trio.current_time()
+    assert await first.join([hung, second.me]) == 1
+    assert trio.current_time() - start < 5
+    assert len(first.members()) == 1
+    for listener in listeners:
+        await listener.aclose()
+
+
+async def test_a_port_in_use_is_told_in_one_line(nursery: trio.Nursery) -> None:
+    first = Libp2pHost(load_or_create(None), bind=("127.0.0.1", 0))
+    await nursery.start(KadRouter(first, registry=("127.0.0.1", 1)).run)
+    taken = first.address.port
+    second = KadRouter(Libp2pHost(load_or_create(None), bind=("127.0.0.1", taken)), registry=("127.0.0.1", 1))
+    with pytest.raises(RingError, match=re.escape(f"127.0.0.1:{taken}")) as caught:
+        await nursery.start(second.run)
+    assert "\n" not in str(caught.value)
+
+
+async def test_a_wildcard_is_bound_but_not_advertised(nursery: trio.Nursery) -> None:
+    host = Libp2pHost(load_or_create(None), bind=("0.0.0.0", 0), advertise=("127.0.0.1", 0))
+    await nursery.start(KadRouter(host, registry=("127.0.0.1", 1)).run)
+    assert host.address.port
+    await (await trio.open_tcp_stream("127.0.0.1", host.address.port)).aclose()
+    with pytest.raises(RingError, match=r"can't advertise 0\.0\.0\.0"):
+        KadRouter(Libp2pHost(load_or_create(None), bind=("0.0.0.0", 0)), registry=("127.0.0.1", 1))
+    with pytest.raises(RingError, match="can't advertise node-1"):
+        KadRouter(Libp2pHost(load_or_create(None), bind=("127.0.0.1", 0)), registry=("node-1", 1))
+
+
+async def test_a_socket_that_is_bound_already_is_used(nursery: trio.Nursery) -> None:
+    with socket.socket() as sock:
+        sock.setblocking(False)
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+        host = Libp2pHost(load_or_create(None), bind=sock)
+        await nursery.start(host.run)
+        assert host.address.port == port
+        sock.detach()
+
+
+async def test_a_node_that_comes_back_under_a_new_id_is_found_again(rig: Rig) -> None:
+    routers = await ring_of(rig, 3)
+    await rig.kill(routers[2])
+    await eventually(lambda: len(routers[0].members()) == 1)
+    again = await rig.node()
+    await again.announce(["after the restart"])
+    assert await again.join([routers[0].me]) == 1
+    await eventually_finds(routers[1], "after the restart", {again.me.id})
+    assert await find(routers[1], "before the restart") == []

@@ -1,0 +1,162 @@
+import itertools
+import random
+
+import pytest
+import trio
+from conformance.router import RouterSuite, eventually, eventually_finds, find
+from sim.network import SimHost, SimNetwork
+from trio.testing import MockClock
+
+from spegel_consul.ring import Router
+from spegel_consul.ring.kad import KadRouter
+from spegel_consul.ring.membership import MEMBERS
+
+MINUTE = 60.0
+
+
+class SimRig:
+    """Routers in a simulated network."""
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self._nursery = nursery
+        self._ports = itertools.count(5000)
+        self._scopes: dict[str | None, trio.CancelScope] = {}
+        self._registries: dict[str | None, tuple[str, int]] = {}
+        self.network = SimNetwork()
+        self.hosts: dict[str | None, SimHost] = {}
+
+    async def node(self, *, speaks_members: bool = True) -> KadRouter:
+        host = self.network.host()
+        registry = (host.address.host, next(self._ports))
+        router = KadRouter(host, registry=registry, rng=random.Random(registry[1]))
+        if not speaks_members:
+            host.refuse(MEMBERS)
+        scope = trio.CancelScope()
+
+        async def run(*, task_status: trio.TaskStatus[None]) -> None:
+            with scope:
+                await router.run(task_status=task_status)
+
+        await self._nursery.start(run)
+        self._scopes[router.me.id], self._registries[router.me.id] = scope, registry
+        self.hosts[router.me.id] = host
+        return router
+
+    async def kill(self, router: Router) -> None:
+        self._scopes[router.me.id].cancel()
+        await trio.sleep(0.001)
+
+    def registry(self, router: Router) -> tuple[str, int]:
+        return self._registries[router.me.id]
+
+    async def ring(self, size: int) -> list[KadRouter]:
+        routers = [await self.node() for _ in range(size)]
+        for router in routers[1:]:
+            assert await router.join([routers[0].me]) == 1
+        await eventually(lambda: all(len(router.members()) == size - 1 for router in routers), within=120)
+        return routers
+
+
+@pytest.fixture
+async def rig(nursery: trio.Nursery) -> SimRig:
+    return SimRig(nursery)
+
+
+class TestKadRouterSimulated(RouterSuite):
+    pass
+
+
+async def test_records_live_as_long_as_they_are_announced_and_no_longer(rig: SimRig, autojump_clock: MockClock) -> None:
+    first, second, third = await rig.ring(3)
+    await first.announce(["kept", "withdrawn"])
+    for key in ("kept", "withdrawn"):
+        await eventually_finds(second, key, {first.me.id})
+    await first.announce([], ["withdrawn"])
+    for _ in range(12):
+        await trio.sleep(10 * MINUTE)
+        for router in (second, third):
+            assert [provider.peer_id for provider in await find(router, "kept")] == [first.me.id]
+    assert await find(second, "withdrawn") == []
+    assert second.records == 1
+
+
+async def test_a_hung_provider_is_neither_waited_for_nor_named(rig: SimRig, autojump_clock: MockClock) -> None:
+    routers = await rig.ring(5)
+    await routers[1].announce(["layer"])
+    await eventually_finds(routers[0], "layer", {routers[1].me.id})
+    rig.hosts[routers[1].me.id].hung = True
+    await find(routers[0], "nobody has this")
+    await eventually_finds(routers[0], "layer", set(), within=2.0)
+    start = trio.current_time()
+    assert await find(routers[0], "nor this") == []
+    assert trio.current_time() - start < 0.05
+    # and when it comes to itself it is a member again, with all that it had
+    rig.hosts[routers[1].me.id].hung = False
+    await eventually_finds(routers[0], "layer", {routers[1].me.id}, within=90)
+
+
+async def test_a_hung_peer_delays_a_hit_by_a_hedge_interval_at_most(rig: SimRig, autojump_clock: MockClock) -> None:
+    routers = await rig.ring(6)
+    for router in routers[3:5]:
+        await router.announce(["layer"])
+    await eventually_finds(routers[0], "layer", {router.me.id for router in routers[3:5]})
+    fresh = await rig.node()
+    await fresh.join([routers[0].me])
+    for router in routers[1:3]:
+        rig.hosts[router.me.id].hung = True
+    start = trio.current_time()
+    async with fresh.lookup("layer", count=1) as providers:
+        async for _ in providers:
+            break
+    assert trio.current_time() - start < 0.1
+
+
+async def test_placement_with_more_members_than_replicas(rig: SimRig, autojump_clock: MockClock) -> None:
+    routers = await rig.ring(35)
+    keys = {f"key {number}": routers[number % 35] for number in range(70)}
+    for key, router in keys.items():
+        await router.announce([key])
+    await eventually(lambda: not any(router.unannounced for router in routers))
+    for number, (key, owner) in enumerate(keys.items()):
+        await eventually_finds(
+            routers[(number * 7 + 1) % 35], key, {owner.me.id} - {routers[(number * 7 + 1) % 35].me.id}
+        )
+    assert 70 * 18 <= sum(router.records for router in routers) <= 70 * 20 * 2
+
+    # those who hold the records of some keys die: the keys are told to the next nearest
+    for victim in routers[1:8]:
+        await rig.kill(victim)
+    survivors = [routers[0], *routers[8:]]
+    await trio.sleep(150)
+    for key, owner in keys.items():
+        if owner in survivors:
+            asker = survivors[(survivors.index(owner) + 5) % len(survivors)]
+            await eventually_finds(asker, key, {owner.me.id})
+
+
+async def test_a_peer_without_the_member_exchange_is_a_member_too(rig: SimRig, autojump_clock: MockClock) -> None:
+    first, second = await rig.ring(2)
+    foreign = await rig.node(speaks_members=False)
+    assert await first.join([foreign.me]) == 1
+    await eventually(lambda: len(first.members()) == 2 and len(foreign.members()) >= 1)
+    await foreign.announce(["theirs"])
+    await second.announce(["ours"])
+    await eventually_finds(first, "theirs", {foreign.me.id})
+    await eventually_finds(foreign, "ours", {second.me.id})
+
+
+async def test_the_dead_are_forgotten_by_all_and_hearsay_does_not_bring_them_back(
+    rig: SimRig, autojump_clock: MockClock
+) -> None:
+    routers = await rig.ring(6)
+    await rig.kill(routers[5])
+    await eventually(lambda: all(len(router.members()) == 4 for router in routers[:5]), within=2)
+    for _ in range(60):
+        await trio.sleep(MINUTE)
+        assert [len(router.members()) for router in routers[:5]] == [4] * 5
+
+
+async def test_a_quiet_ring_stays_together(rig: SimRig, autojump_clock: MockClock) -> None:
+    routers = await rig.ring(4)
+    await trio.sleep(6 * 60 * MINUTE)
+    assert [len(router.members()) for router in routers] == [3] * 4

@@ -1,0 +1,133 @@
+import itertools
+import random
+
+from spegel_consul.ring.address import Address, Contact
+from spegel_consul.ring.key import position
+from spegel_consul.ring.members import FORGET_AFTER, HEARSAY_AGE, QUIET_AGE, Members
+
+ROUTER, OTHER = Address("10.0.0.1", 5001), Address("10.0.0.2", 5001)
+REGISTRY = Address("10.0.0.1", 5000, http=True)
+
+
+def table(**options: int) -> Members:
+    return Members(b"me", rng=random.Random(7), **options)
+
+
+def closest(members: Members) -> list[bytes]:
+    return members.closest(position(b"key"))
+
+
+def test_it_learns_peers_but_not_itself_nor_one_without_address() -> None:
+    members = table()
+    assert members.learn(Contact(b"me", (ROUTER,)), 0) is None
+    assert members.learn(Contact(b"a", ()), 0) is None
+    new = members.learn(Contact(b"a", (ROUTER,), REGISTRY), 0)
+    assert new is not None
+    assert new.wire.addresses == (ROUTER.encode(), REGISTRY.encode())
+    assert members.learn(Contact(b"a", (ROUTER,)), 0) is None
+    assert closest(members) == [b"a"]
+
+
+def test_a_failure_makes_dead_and_an_answer_makes_alive() -> None:
+    members = table()
+    members.learn(Contact(b"a", (ROUTER,)), 0)
+    assert members.failed(b"a", 1)
+    assert not members.failed(b"a", 2), "it was dead already"
+    assert (members.is_alive(b"a"), closest(members), members.living()) == (False, [], [])
+    assert members.answered(b"a", 3)
+    assert not members.answered(b"a", 4)
+    assert (members.is_alive(b"a"), closest(members)) == (True, [b"a"])
+
+
+def test_the_dead_are_probed_at_once_then_ever_more_rarely_and_forgotten() -> None:
+    members = table()
+    members.learn(Contact(b"a", (ROUTER,)), 0)
+    now, waits = 0.0, []
+    members.failed(b"a", now)
+    while members.get(b"a") is not None:
+        due = members.next_probe()
+        waits.append(due - now)
+        assert members.due(due - 0.001) == []
+        now = due
+        assert [member.id for member in members.due(now)] == [b"a"]
+        assert members.due(now) == [], "a probe is under way"
+        members.failed(b"a", now)
+    assert len(waits) == FORGET_AFTER - 1
+    assert waits[0] < 0.2
+    assert all(later > earlier for earlier, later in itertools.pairwise(waits[:5]))
+    assert 60 < now < 400
+
+
+def test_a_lost_connection_brings_a_probe_but_no_death() -> None:
+    members = table()
+    members.learn(Contact(b"a", (ROUTER,)), 0)
+    members.suspect(b"a", 10)
+    assert members.is_alive(b"a")
+    assert [member.id for member in members.due(10.2)] == [b"a"]
+    members.answered(b"a", 10.3)
+    assert members.due(11) == []
+
+
+def test_who_was_not_heard_of_for_long_is_probed() -> None:
+    members = table()
+    members.learn(Contact(b"a", (ROUTER,)), 0)
+    members.learn(Contact(b"b", (OTHER,)), 0)
+    members.learn(Contact(b"b", (OTHER,)), QUIET_AGE, age=5)  # others heard from it
+    assert members.next_probe() == QUIET_AGE
+    assert [member.id for member in members.due(QUIET_AGE + 1)] == [b"a"]
+
+
+def test_old_hearsay_introduces_nobody() -> None:
+    members = table()
+    assert members.learn(Contact(b"a", (ROUTER,)), 1000, age=HEARSAY_AGE + 1) is None
+    assert members.learn(Contact(b"a", (ROUTER,)), 1000, age=HEARSAY_AGE - 1) is not None
+
+
+def test_hearsay_neither_revives_nor_replaces_what_a_living_member_said() -> None:
+    members = table()
+    members.learn(Contact(b"a", (ROUTER,), REGISTRY), 0, direct=True)
+    members.learn(Contact(b"a", (OTHER,), Address("10.0.0.9", 1, http=True)), 1)
+    member = members.get(b"a")
+    assert member is not None
+    assert (member.routers, member.registry) == ((ROUTER,), REGISTRY)
+    members.failed(b"a", 2)
+    members.learn(Contact(b"a", (ROUTER,)), 3)
+    assert not members.is_alive(b"a")
+    # but it tells where to look for one that is not where it was
+    members.learn(Contact(b"a", (OTHER,)), 4)
+    assert member.routers == (OTHER,)
+    assert [each.id for each in members.due(4)] == [b"a"]
+
+
+def test_what_a_member_says_of_itself_counts() -> None:
+    members = table()
+    members.learn(Contact(b"a", (ROUTER,)), 0)
+    members.learn(Contact(b"a", (OTHER,), REGISTRY), 1, direct=True)
+    member = members.get(b"a")
+    assert member is not None
+    assert (member.routers, member.registry) == ((OTHER,), REGISTRY)
+    members.learn(Contact(b"a", (OTHER,)), 2, direct=True)
+    assert member.registry == REGISTRY, "a message without a registry does not withdraw it"
+
+
+def test_a_full_table_gives_up_the_dead_first_and_never_the_living() -> None:
+    members = table(capacity=2)
+    members.learn(Contact(b"a", (ROUTER,)), 0)
+    members.learn(Contact(b"b", (ROUTER,)), 0)
+    assert members.learn(Contact(b"c", (ROUTER,)), 0) is None
+    members.failed(b"a", 1)
+    assert members.learn(Contact(b"c", (ROUTER,)), 2) is not None
+    assert {member.id for member in members} == {b"b", b"c"}
+
+
+def test_the_time_to_wait_for_an_answer_follows_the_round_trip_time() -> None:
+    members = table()
+    members.learn(Contact(b"a", (ROUTER,)), 0)
+    member = members.get(b"a")
+    assert member is not None
+    for _ in range(50):
+        members.answered(b"a", 0, took=0.001)
+    assert member.timeout == 0.25
+    for _ in range(50):
+        members.answered(b"a", 0, took=1.0)
+    assert member.timeout == 2.0

@@ -1,0 +1,74 @@
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spegel_consul.ring.placement import Placement
+from spegel_consul.ring.records import Records
+
+positions = st.integers(0, 2**256 - 1)
+near = st.one_of(positions, st.integers(0, 300), st.integers(2**255, 2**255 + 50))
+
+
+@given(st.sets(near, max_size=80), near, st.integers(1, 25))
+def test_the_closest_are_those_of_least_xor_distance(present: set[int], target: int, count: int) -> None:
+    placement = Placement()
+    for position in present:
+        placement.add(position.to_bytes(32, "big"), position)
+    expected = sorted(present, key=lambda position: position ^ target)[:count]
+    assert placement.closest(target, count) == [position.to_bytes(32, "big") for position in expected]
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 20)), max_size=60))
+def test_peers_come_and_go(changes: list[tuple[bool, int]]) -> None:
+    placement, expected = Placement(), set()
+    for adding, position in changes:
+        if adding:
+            placement.add(bytes([position]), position)
+            expected.add(position)
+        else:
+            placement.discard(position)
+            expected.discard(position)
+    assert len(placement) == len(expected)
+    assert placement.closest(0, 100) == [bytes([position]) for position in sorted(expected)]
+
+
+def test_a_record_lasts_for_its_validity_from_the_last_announcement() -> None:
+    records = Records(validity=100)
+    assert records.add(b"key", b"peer", 0)
+    assert records.providers(b"key", 99) == [b"peer"]
+    assert records.providers(b"key", 100) == []
+    assert records.add(b"key", b"peer", 99)
+    assert records.providers(b"key", 198) == [b"peer"]
+    assert len(records) == 1
+    records.sweep(records.keys(), 198)
+    assert len(records) == 1
+    records.sweep(records.keys(), 199)
+    assert len(records) == 0
+    assert records.keys() == []
+
+
+def test_neither_one_peer_nor_all_fill_the_memory() -> None:
+    records = Records(capacity=10, capacity_per_peer=4)
+    assert [records.add(b"%d" % number, b"flood", 0) for number in range(6)] == [True] * 4 + [False] * 2
+    assert records.add(b"0", b"flood", 1), "a known record is renewed all the same"
+    for number in range(6):
+        assert records.add(b"key", b"peer %d" % number, 0)
+    assert not records.add(b"key", b"one too many", 0)
+    records.sweep(records.keys(), 10_000)
+    assert records.add(b"key", b"one too many", 10_000)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 50)), max_size=60))
+def test_records_behave_like_a_plain_table(adds: list[tuple[int, int, int]]) -> None:
+    records, table, now = Records(validity=40), {}, 0
+    rng = random.Random(1)
+    for key, peer, step in adds:
+        now += step
+        records.add(b"%d" % key, b"%d" % peer, now)
+        table[key, peer] = now + 40
+        if rng.random() < 0.3:
+            records.sweep(records.keys(), now)
+        for asked in range(4):
+            expected = {b"%d" % p for (k, p), expiry in table.items() if k == asked and expiry > now}
+            assert set(records.providers(b"%d" % asked, now)) == expected

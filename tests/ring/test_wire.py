@@ -1,0 +1,110 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spegel_consul.ring.wire import (
+    MAX_KEY,
+    Frames,
+    MemberReport,
+    Message,
+    MessageType,
+    WireError,
+    WirePeer,
+    decode,
+    decode_members,
+    encode,
+    encode_members,
+    frame,
+    uvarint,
+)
+
+peers = st.builds(
+    WirePeer,
+    st.binary(min_size=1, max_size=64),
+    st.lists(st.binary(max_size=40), max_size=5).map(tuple),
+)
+messages = st.builds(
+    Message,
+    st.sampled_from(MessageType),
+    st.binary(max_size=MAX_KEY),
+    st.lists(peers, max_size=4).map(tuple),
+    st.lists(peers, max_size=4).map(tuple),
+)
+
+
+def bodies(data: bytes) -> list[bytes]:
+    return Frames().feed(data)
+
+
+@given(messages)
+def test_a_message_survives_the_wire(message: Message) -> None:
+    assert [decode(body) for body in bodies(encode(message))] == [message]
+
+
+@given(st.lists(st.builds(MemberReport, peers, st.integers(0, 1 << 40)), max_size=5))
+def test_a_member_list_survives_the_wire(reports: list[MemberReport]) -> None:
+    assert [decode_members(body) for body in bodies(encode_members(reports))] == [tuple(reports)]
+
+
+@given(st.binary(max_size=300))
+def test_garbage_is_a_message_or_a_typed_error(data: bytes) -> None:
+    for read in (decode, decode_members, Frames(1000).feed):
+        try:
+            read(data)
+        except WireError as exc:
+            assert len(str(exc)) < 200
+
+
+@given(messages, st.data())
+def test_damaged_messages_are_messages_or_typed_errors(message: Message, data: st.DataObject) -> None:
+    body = bytearray(bodies(encode(message))[0])
+    if body:
+        body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        decode(bytes(body))
+    except WireError:
+        pass
+
+
+@given(st.lists(st.binary(max_size=400), max_size=6), st.integers(1, 50))
+def test_frames_are_cut_the_same_however_they_arrive(payloads: list[bytes], step: int) -> None:
+    data = b"".join(map(frame, payloads))
+    frames = Frames()
+    cut = [body for start in range(0, len(data), step) for body in frames.feed(data[start : start + step])]
+    assert cut == payloads
+
+
+def test_an_announced_length_beyond_the_limit_is_refused_before_it_arrives() -> None:
+    assert Frames(1000).feed(frame(bytes(1000))) == [bytes(1000)]
+    with pytest.raises(WireError, match="exceeds the limit"):
+        Frames(1000).feed(uvarint(1001))
+    with pytest.raises(WireError, match="impossible length"):
+        Frames().feed(b"\xff" * 5)
+
+
+def test_bytes_as_dht_proto_lays_them_out() -> None:
+    # by the field numbers of dht.proto: Message{type: ADD_PROVIDER, key: "key",
+    # providerPeers: [{id: "id", addrs: ["ma"], connection: CONNECTED}]}
+    expected = bytes.fromhex("080212036b65794a0a0a02696412026d611801")
+    message = Message(MessageType.ADD_PROVIDER, b"key", (), (WirePeer(b"id", (b"ma",)),))
+    assert encode(message) == frame(expected)
+    # clusterLevelRaw (10), a record (3) and fields from the future are skipped
+    assert decode(expected + bytes.fromhex("50001a036162639d0101020304a1010102030405060708")) == message
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("", "type 0"),
+        ("0800", "type 0"),
+        ("0804" + "12" + "51" + "00" * 81, "key of 81 bytes"),
+        ("08034200", "peer id of 0 bytes"),
+        ("0803120561", "longer than its message"),
+        ("08030b", "wire type 3"),
+        ("08" + "ff" * 11, "does not end"),
+        ("08", "does not end"),
+    ],
+)
+def test_malformed_messages_say_what_is_wrong(body: str, reason: str) -> None:
+    with pytest.raises(WireError, match=reason):
+        decode(bytes.fromhex(body))
