@@ -79,7 +79,8 @@ class ServiceDefinition:
         if isinstance(self.check, HttpCheck):
             check |= {"HTTP": self.check.url, "TLSSkipVerify": True}
         else:
-            check |= {"TCP": self.check.address}
+            # it listens before it is registered, so a session that is bound to it need not wait for the first probe
+            check |= {"TCP": self.check.address, "Status": "passing"}
         return {
             "ID": self.id,
             "Name": self.name,

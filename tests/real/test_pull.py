@@ -76,7 +76,7 @@ def test_an_image_that_no_upstream_has_comes_from_a_neighbour(cluster, image, ve
     app = image(layers=LAYERS)
     start_sidecars(lab)
     share(lab, app, upstream.url)
-    assert leader(lab[1])["state"] == "held"
+    until(lambda: leader(lab[1]).get("state") == "held", timeout=10, what="there is a leader")
 
     lab[1].containerd.pull_cri(app.name)
 
