@@ -122,6 +122,12 @@ def version() -> None:
     "--mirror-resolve-retries", type=click.IntRange(1, 20), default=3, help="How many peers are tried for one request."
 )
 @_option(
+    "--verify",
+    type=click.Choice(["on", "off"]),
+    default="on",
+    help="Whether blobs from peers are hashed while they pass, so that wrong bytes never reach the runtime.",
+)
+@_option(
     "--manifest-cache-size",
     type=click.IntRange(0),
     default=16 << 20,
@@ -185,7 +191,9 @@ def _settings(given: dict[str, Any]) -> Settings:
         layout_path=given["layout_path"],
         images=images,
         mirror=MirrorSettings(
-            resolve_timeout=given["mirror_resolve_timeout"], attempts=given["mirror_resolve_retries"]
+            resolve_timeout=given["mirror_resolve_timeout"],
+            attempts=given["mirror_resolve_retries"],
+            verify=given["verify"] == "on",
         ),
         manifest_cache_size=given["manifest_cache_size"],
         bootstrap=bootstrap,

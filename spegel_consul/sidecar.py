@@ -156,7 +156,7 @@ async def _start(settings: Settings, node: _Node, stages: _Stages, resources: As
     resources.callback(peers.close)
     mirror = Mirror(router, peers, metrics, settings.mirror)
     planner = Planner(store, settings.images)
-    short_road = ShortRoad(planner, store, ByteCache(settings.manifest_cache_size), metrics)
+    short_road = ShortRoad(planner, store, mirror, ByteCache(settings.manifest_cache_size), metrics)
     content = ContentApp(build_app(lambda: store.problem), planner, store, mirror, metrics)  # type: ignore[arg-type]
     await stages.serve(content, node.registry, short_road)  # type: ignore[arg-type]
     await stages.serve(web_app.build_app(metrics, router), node.metrics)

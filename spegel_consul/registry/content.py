@@ -18,7 +18,7 @@ import structlog
 import trio
 
 from spegel_consul.metrics import Metrics
-from spegel_consul.oci.errors import BlobUnknown, ManifestUnknown, OCIError, RangeInvalid, Unsupported
+from spegel_consul.oci.errors import BlobUnknown, OCIError, RangeInvalid, Unsupported
 from spegel_consul.registry.mirror import Head, Mirror, TransferCut
 from spegel_consul.registry.plan import MIRRORED_HEADER, Elsewhere, Own, Planner, unknown
 from spegel_consul.store import Blob, Store
@@ -110,22 +110,14 @@ class ContentApp:
         await answer.end()
 
     async def _send_mirrored(self, answer: _Answer, plan: Elsewhere, method: str) -> None:
-        registry = plan.request.reference.registry
-        try:
-            async with self._mirror.open(plan.request, method, plan.wanted_range) as transfer:
-                host, port = transfer.provider.registry
-                await answer.head(transfer.head, served_by=f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
-                if answer.wants_body:
-                    async with aclosing(transfer.chunks()) as pieces:
-                        async for piece in pieces:
-                            await answer.body(piece)
-                            self._peer_bytes.inc(len(piece))
-                await answer.end()
-        except (ManifestUnknown, BlobUnknown):
-            self._metrics.mirror_requests.labels(registry, "miss").inc()
-            raise
-        self._metrics.mirror_requests.labels(registry, "hit").inc()
-        self._metrics.mirror_last_success.set_to_current_time()
+        async with self._mirror.open(plan.request, method, plan.wanted_range) as transfer:
+            await answer.head(transfer.head, served_by=transfer.served_by)
+            if answer.wants_body:
+                async with aclosing(transfer.chunks()) as pieces:
+                    async for piece in pieces:
+                        await answer.body(piece)
+                        self._peer_bytes.inc(len(piece))
+            await answer.end()
 
 
 class _Answer:

@@ -15,20 +15,27 @@ import urllib.parse
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import structlog
 import trio
 
 from spegel_consul.metrics import Metrics
 from spegel_consul.oci.digest import Digest
-from spegel_consul.oci.errors import DigestInvalid, OCIError, RangeInvalid
+from spegel_consul.oci.errors import BlobUnknown, DigestInvalid, ManifestUnknown, OCIError, RangeInvalid
 from spegel_consul.oci.media import MAX_MANIFEST_SIZE, OCTET_STREAM
 from spegel_consul.oci.path import ContentRequest, Kind
 from spegel_consul.oci.ranges import parse_range
 from spegel_consul.registry.peer import PeerClient, PeerError, PeerResponse
+from spegel_consul.registry.penalties import Penalties
 from spegel_consul.registry.plan import MIRRORED_HEADER, unknown
 from spegel_consul.registry.race import Ask, Exhausted, Race, Wait
 from spegel_consul.ring import Provider, Router
+from spegel_consul.server.relay import Relay, SourceFailed
+from spegel_consul.server.sending import send_bytes, send_head
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
 
 log = structlog.get_logger(__name__)
 
@@ -43,11 +50,13 @@ class TransferCut(Exception):
 @dataclass(frozen=True, slots=True)
 class MirrorSettings:
     """``resolve_timeout``: seconds to wait for a provider while none is being asked; ``attempts``: how many
-    providers are asked before giving up; ``hedge``: seconds after which another one is asked as well."""
+    providers are asked before giving up; ``hedge``: seconds after which another one is asked as well;
+    ``verify``: whether blobs are hashed while they pass (manifests always are)."""
 
     resolve_timeout: float = 0.2
     attempts: int = 3
     hedge: float = 0.1
+    verify: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +80,19 @@ class Transfer:
         self.head = head
         self.provider = provider
 
+    @property
+    def served_by(self) -> str:
+        """``host:port`` of the registry that sends the bytes, or began to."""
+        host, port = self.provider.registry
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         """The bytes of the body, verified. Raises TransferCut when they can't be completed or are wrong."""
         if isinstance(self._body, bytes):
             yield self._body
             return
         head = self.head
-        whole = head.start == 0 and head.stop == head.size
-        hasher = head.digest.hasher() if whole else None
+        hasher = self._hasher()
         reached = head.start
         held = b""
         body = self._body
@@ -86,9 +100,9 @@ class Transfer:
             try:
                 async with aclosing(body.chunks()) as pieces:
                     async for piece in pieces:
-                        reached += len(piece)
-                        if reached > head.stop:
+                        if reached + len(piece) > head.stop:
                             raise PeerError("sent more bytes than it promised")
+                        reached += len(piece)
                         if hasher is not None:
                             hasher.update(piece)
                         if held:
@@ -96,17 +110,58 @@ class Transfer:
                         held = piece
                 break
             except PeerError as exc:
-                log.info("peer failed in mid-body", digest=head.digest, at=reached, size=head.size, error=str(exc))
-                if reached > head.stop:
-                    raise TransferCut(str(exc)) from None
-                body.discard()
                 if reached == head.stop:
                     break
-                self._body = body = await self._chase.resume(head, reached)
-        if hasher is not None and hasher.hexdigest() != head.digest.encoded:
-            self._chase.mirror.on_mismatch(self.provider, head.digest)
-            raise TransferCut(f"the bytes from {self.provider.registry[0]} do not have digest {head.digest}")
+                body = await self._go_on(body, reached, exc)
+        self._check(hasher)
         yield held
+
+    async def relay(self, sink: trio.socket.SocketType, head: bytes) -> None:
+        """Send ``head`` and the body on ``sink``, verified, without the bytes passing through this process.
+
+        Raises TransferCut, and OSError, trio.TooSlowError or trio.ClosedResourceError if the sink fails.
+        """
+        body = self._body
+        if isinstance(body, bytes):
+            await send_bytes(sink, head + body)
+            return
+        hasher = self._hasher()
+        relay = Relay(sink, self.head.stop - self.head.start, hasher, self._chase.nursery)
+        try:
+            await send_head(sink, head)
+            while True:
+                try:
+                    await relay.put(body.buffered())
+                    await relay.pull(body.socket, self._chase.mirror.client.limits.stall)
+                except (PeerError, SourceFailed) as exc:
+                    body = await self._go_on(body, self.head.stop - relay.left, exc)
+                else:
+                    body.taken()
+                    break
+            await relay.hashed()
+            self._check(hasher)
+            await relay.release()
+        finally:
+            relay.close()
+
+    def _hasher(self) -> _Hash | None:
+        """What verifies the body; a part of the content can't be verified."""
+        whole = self.head.start == 0 and self.head.stop == self.head.size
+        return self.head.digest.hasher() if whole and self._chase.mirror.settings.verify else None
+
+    async def _go_on(self, body: PeerResponse, reached: int, why: PeerError | SourceFailed) -> PeerResponse:
+        """Another peer's answer for the bytes from ``reached`` on. Raises TransferCut."""
+        mirror, head = self._chase.mirror, self.head
+        log.info("peer failed in mid-body", digest=head.digest, at=reached, size=head.size, error=str(why))
+        body.discard()
+        mirror.penalties.failed(self.provider, hung=why.hung)
+        self._body, self.provider = resumed = await self._chase.resume(head, reached)
+        return resumed[0]
+
+    def _check(self, hasher: _Hash | None) -> None:
+        if hasher is not None and hasher.hexdigest() != self.head.digest.encoded:
+            self._chase.mirror.on_mismatch(self.provider, self.head.digest)
+            raise TransferCut(f"the bytes from {self.provider.registry[0]} do not have digest {self.head.digest}")
 
     def close(self) -> None:
         """Give up what was not read."""
@@ -123,12 +178,14 @@ class Mirror:
         self.router = router
         self.client = client
         self.settings = settings or MirrorSettings()
-        self._mismatches = metrics.verification_failures
+        self.penalties = Penalties()
+        self._metrics = metrics
         self.on_resolved: Callable[[float], None] = metrics.resolve_duration.labels("libp2p").observe
 
     def on_mismatch(self, provider: Provider, digest: Digest) -> None:
         """A peer's bytes did not have the digest that was asked for."""
-        self._mismatches.inc()
+        self._metrics.verification_failures.inc()
+        self.penalties.lied(provider)
         log.warning("peer sent wrong bytes", peer=provider.peer_id, registry=provider.registry[0], digest=digest)
 
     @asynccontextmanager
@@ -136,10 +193,11 @@ class Mirror:
         """Find the content; the transfer can be read inside of the context.
 
         Raises ManifestUnknown or BlobUnknown when no peer has it within the deadlines, RangeInvalid when
-        the range lies outside of it.
+        the range lies outside of it; whatever is raised in the context comes out as it is.
         """
-        # an exception passes through the nursery bare: it stands for the answer to the client
-        found: OCIError | TransferCut | None = None
+        # an exception passes through the nursery bare: it stands for the answer to the client, or for its departure
+        found: Exception | None = None
+        registry = request.reference.registry
         async with self.router.lookup(request.key, count=self.settings.attempts) as providers:
             async with trio.open_nursery() as nursery:
                 chase = _Chase(self, request, method, nursery, providers)
@@ -147,13 +205,18 @@ class Mirror:
                 try:
                     transfer = await chase.first(range_header)
                     yield transfer
-                except (OCIError, TransferCut) as exc:
+                except Exception as exc:
                     found = exc
                 finally:
                     nursery.cancel_scope.cancel()
                     chase.close()
                     if transfer is not None:
                         transfer.close()
+        if isinstance(found, ManifestUnknown | BlobUnknown):
+            self._metrics.mirror_requests.labels(registry, "miss").inc()
+        elif found is None:
+            self._metrics.mirror_requests.labels(registry, "hit").inc()
+            self._metrics.mirror_last_success.set_to_current_time()
         if found is not None:
             raise found
 
@@ -172,7 +235,7 @@ class _Chase:
         self.mirror = mirror
         self._request = request
         self._method = method
-        self._nursery = nursery
+        self.nursery = nursery
         self._since = trio.current_time()
         settings = mirror.settings
         self._race = Race(
@@ -191,7 +254,7 @@ class _Chase:
         answer = await self._run(_forwardable(self._request, range_header), None)
         return Transfer(self, answer.head, answer.provider, answer.body)
 
-    async def resume(self, head: Head, reached: int) -> PeerResponse:
+    async def resume(self, head: Head, reached: int) -> tuple[PeerResponse, Provider]:
         rest = replace(head, start=reached, partial=True)
         try:
             answer = await self._run(f"bytes={reached}-{head.stop - 1}", rest)
@@ -199,7 +262,7 @@ class _Chase:
             raise TransferCut(f"at byte {reached} of {head.size}: {exc.message}") from None
         assert isinstance(answer.body, PeerResponse)
         log.info("transfer resumed", digest=head.digest, at=reached, registry=answer.provider.registry[0])
-        return answer.body
+        return answer.body, answer.provider
 
     def close(self) -> None:
         """Give up the answers that nobody took."""
@@ -214,8 +277,9 @@ class _Chase:
             if first:
                 first = False
                 self.mirror.on_resolved(trio.current_time() - self._since)
-            self._race.found(provider)
-            self._wake.set()
+            if not self.mirror.penalties.bars(provider):
+                self._race.found(provider)
+                self._wake.set()
         self._race.lookup_ended()
         self._wake.set()
 
@@ -235,7 +299,7 @@ class _Chase:
                 case Ask(provider):
                     question = trio.CancelScope()
                     self._questions.append(question)
-                    self._nursery.start_soon(self._ask, question, provider, range_header, expected)
+                    self.nursery.start_soon(self._ask, question, provider, range_header, expected)
                 case Wait(until):
                     self._wake = trio.Event()
                     with trio.CancelScope(deadline=until):
@@ -266,6 +330,7 @@ class _Chase:
                     raise
             except PeerError as exc:
                 log.debug("peer failed", key=self._request.key, registry=provider.registry[0], error=str(exc))
+                self.mirror.penalties.failed(provider, hung=exc.hung)
                 self._race.failed(provider, trio.current_time())
             except RangeInvalid as exc:
                 self._refused = exc
@@ -283,6 +348,8 @@ class _Chase:
                 raise RangeInvalid(int(unsatisfied[1]))
         if status != 200 and not (status == 206 and range_header is not None):
             raise PeerError(f"answered {status}")
+        if response.header(b"transfer-encoding") is not None:
+            raise PeerError("did not frame the content by its length")
         length = response.header(b"content-length") or ""
         if not (length.isascii() and length.isdigit() and len(length) < 20):
             raise PeerError("did not say how long the content is")

@@ -19,7 +19,14 @@ _MAX_HEAD = 1 << 16
 
 
 class PeerError(Exception):
-    """The peer did not answer as it should; the message says how."""
+    """The peer did not answer as it should; the message says how.
+
+    ``hung``: it kept us waiting until a deadline, and would the next one too.
+    """
+
+    def __init__(self, message: str, *, hung: bool = False) -> None:
+        super().__init__(message)
+        self.hung = hung
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +70,43 @@ class PeerResponse:
             else:
                 raise PeerError(f"{connection} closed the connection")
 
+    def buffered(self) -> bytes:
+        """What has been received of the body already; the rest is to be taken from :attr:`socket`.
+
+        Raises PeerError if the body is not framed by its length. When the rest was taken, call :meth:`taken`.
+        """
+        connection = self._connection
+        assert connection is not None, "a body is read once"
+        received = b""
+        while True:
+            try:
+                event = connection.http.next_event()
+            except h11.RemoteProtocolError as exc:
+                raise PeerError(f"{connection} does not speak HTTP: {exc}") from None
+            if isinstance(event, h11.Data):
+                received += event.data
+            elif isinstance(event, h11.EndOfMessage) or event is h11.NEED_DATA:
+                return received
+            else:
+                raise PeerError(f"{connection} closed the connection")
+
+    @property
+    def socket(self) -> trio.socket.SocketType:
+        """The peer's socket, behind what was buffered."""
+        assert self._connection is not None
+        return self._connection.stream.socket
+
+    def taken(self) -> None:
+        """The body was taken to its last byte and no further; the connection can be used again."""
+        connection, self._connection = self._connection, None
+        assert connection is not None
+        if self.header(b"connection") is None and not connection.http.trailing_data[0]:
+            # the parser did not see the body pass, so it is replaced by one that has seen nothing
+            connection.http = _parser()
+            self._client._keep(connection)
+        else:
+            connection.close()
+
     def discard(self) -> None:
         """Give up the rest of the body."""
         if self._connection is not None:
@@ -70,11 +114,15 @@ class PeerResponse:
             self._connection = None
 
 
+def _parser() -> h11.Connection:
+    return h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEAD)
+
+
 class _Connection:
     def __init__(self, address: tuple[str, int], stream: trio.SocketStream) -> None:
         self.address = address
         self.stream = stream
-        self.http = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEAD)
+        self.http = _parser()
         self.idle_since = 0.0
         self.reused = False
 
@@ -96,7 +144,7 @@ class _Connection:
                 except (trio.BrokenResourceError, trio.ClosedResourceError):
                     raise PeerError(f"{self} reset the connection") from None
             if scope.cancelled_caught:
-                raise PeerError(f"{self} {what} {patience:g} s")
+                raise PeerError(f"{self} {what} {patience:g} s", hung=True)
             try:
                 self.http.receive_data(bytes(data))
             except h11.RemoteProtocolError:
@@ -146,7 +194,7 @@ class PeerClient:
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             raise PeerError(f"{connection} reset the connection") from None
         if scope.cancelled_caught:
-            raise PeerError(f"{connection} did not take the request within {self.limits.first_byte:g} s")
+            raise PeerError(f"{connection} did not take the request within {self.limits.first_byte:g} s", hung=True)
         while True:
             event = await connection.next_event(self.limits.first_byte, "did not answer within")
             if isinstance(event, h11.Response):
@@ -169,13 +217,19 @@ class PeerClient:
                 reason = exc.__cause__ or exc.__context__ or exc
                 raise PeerError(f"{address[0]} port {address[1]} can't be reached: {reason}") from None
             return _Connection(address, stream)
-        raise PeerError(f"{address[0]} port {address[1]} did not accept within {self.limits.connect:g} s")
+        raise PeerError(f"{address[0]} port {address[1]} did not accept within {self.limits.connect:g} s", hung=True)
 
     def _put_back(self, connection: _Connection) -> None:
-        kept = self._idle.setdefault(connection.address, [])
         http = connection.http
-        if http.our_state is h11.DONE and http.their_state is h11.DONE and len(kept) < self.limits.idle_connections:
+        if http.our_state is h11.DONE and http.their_state is h11.DONE:
             http.start_next_cycle()
+            self._keep(connection)
+        else:
+            connection.close()
+
+    def _keep(self, connection: _Connection) -> None:
+        kept = self._idle.setdefault(connection.address, [])
+        if len(kept) < self.limits.idle_connections:
             connection.idle_since = trio.current_time()
             kept.append(connection)
         else:

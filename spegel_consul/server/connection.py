@@ -157,6 +157,9 @@ class Connection(TCPServer):
                             answered = await short_road(head, link)
                         except (OSError, trio.ClosedResourceError, trio.TooSlowError, Truncated):
                             break
+                        except Exception:
+                            log.exception("request failed", path=head.path.decode("latin-1"))
+                            break
                         timer.idle = True
                         if answered:
                             if self.context.terminated.is_set():

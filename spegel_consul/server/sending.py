@@ -41,15 +41,18 @@ async def send_bytes(sock: trio.socket.SocketType, data: bytes) -> None:
                 await trio.lowlevel.wait_writable(sock)
 
 
+async def send_head(sock: trio.socket.SocketType, head: bytes) -> None:
+    """Like :func:`send_bytes`, but the bytes may wait in the socket for those that follow soon."""
+    sent = await sock.send(head, socket.MSG_MORE)
+    await send_bytes(sock, head[sent:])
+
+
 async def send_file(sock: trio.socket.SocketType, head: bytes, fd: int, start: int, stop: int) -> None:
     """Send ``head`` and then the bytes ``[start, stop)`` of file ``fd``.
 
     Raises Truncated, OSError, trio.TooSlowError or trio.ClosedResourceError.
     """
-    # the head waits in the socket for the first bytes of the file, so that both leave in one segment
-    sent = await sock.send(head, socket.MSG_MORE)
-    if sent < len(head):
-        await send_bytes(sock, head[sent:])
+    await send_head(sock, head)
     out, probed = sock.fileno(), start
     if stop - start <= _SMALL:
         probed = stop

@@ -6,15 +6,16 @@ from dataclasses import dataclass, field
 
 import pytest
 import trio
-from hypercorn.typing import Framework
 
 from spegel_consul.metrics import Metrics
 from spegel_consul.oci.filters import ImageFilter
 from spegel_consul.registry.app import build_app
+from spegel_consul.registry.cache import ByteCache
 from spegel_consul.registry.content import ContentApp
 from spegel_consul.registry.mirror import Mirror, MirrorSettings
 from spegel_consul.registry.peer import PeerClient, PeerLimits
 from spegel_consul.registry.plan import Planner
+from spegel_consul.registry.short import ShortRoad
 from spegel_consul.ring import Provider
 from spegel_consul.server.listen import ListenAddress, listen
 from spegel_consul.server.worker import serve
@@ -72,24 +73,35 @@ class Node:
 Start = Callable[..., object]
 
 
-@pytest.fixture
-async def start_node(nursery: trio.Nursery) -> AsyncIterator[Start]:
+@pytest.fixture(params=["short road", "long road"])
+async def start_node(nursery: trio.Nursery, request: pytest.FixtureRequest) -> AsyncIterator[Start]:
+    """Starts nodes that answer on one of the two roads, which must not differ."""
     clients: list[PeerClient] = []
 
     async def start(
-        *, images: ImageFilter | None = None, settings: MirrorSettings | None = None, problem: str | None = None
+        *,
+        images: ImageFilter | None = None,
+        settings: MirrorSettings | None = None,
+        problem: str | None = None,
     ) -> Node:
         metrics, router, store = Metrics(), ListRouter(), MemoryStore()
         clients.append(PeerClient(LIMITS))
         mirror = Mirror(router, clients[-1], metrics, settings or MirrorSettings())  # type: ignore[arg-type]
         planner = Planner(store, images or ImageFilter())
         app = ContentApp(build_app(lambda: problem), planner, store, mirror, metrics)  # type: ignore[arg-type]
+        short_road = ShortRoad(planner, store, mirror, ByteCache(1 << 20), metrics)
         sock = listen(ListenAddress("127.0.0.1", 0), "--registry-addr")
         node = Node(sock.getsockname(), store, router, metrics)
 
         async def run(task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-            framework: Framework = app  # type: ignore[assignment]
-            await serve(framework, sock, stop=node.stop.wait, drain_timeout=0.5, task_status=task_status)
+            await serve(
+                app,  # type: ignore[arg-type]
+                sock,
+                stop=node.stop.wait,
+                short_road=short_road if request.param == "short road" else None,
+                drain_timeout=0.5,
+                task_status=task_status,
+            )
 
         await nursery.start(run)
         return node

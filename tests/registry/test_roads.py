@@ -76,7 +76,7 @@ class Server:
         settings = MirrorSettings(resolve_timeout=0.05)
         mirror = Mirror(ListRouter(), self.client, self.metrics, settings)  # type: ignore[arg-type]
         self.app = ContentApp(build_app(lambda: None), planner, self.store, mirror, self.metrics)  # type: ignore[arg-type]
-        self.short = ShortRoad(planner, self.store, ByteCache(cache), self.metrics) if short else None
+        self.short = ShortRoad(planner, self.store, mirror, ByteCache(cache), self.metrics) if short else None
         self.taken = 0
         self.stop = trio.Event()
         self.sock = listen(ListenAddress("127.0.0.1", 0), "--registry-addr")

@@ -1,0 +1,47 @@
+"""Which peers are not asked for a while, because of what they did."""
+
+from __future__ import annotations
+
+import trio
+
+from spegel_consul.ring import Provider
+
+LIED = 300.0
+"""Seconds without questions after bytes that were not what they were said to be."""
+
+HUNG = 10.0
+"""Seconds without questions after a deadline that the peer let pass."""
+
+_MOST = 4096
+
+
+class Penalties:
+    """Remembers by registry address, since that is what misbehaved."""
+
+    def __init__(self) -> None:
+        self._until: dict[tuple[str, int], float] = {}
+
+    def lied(self, provider: Provider) -> None:
+        """It sent wrong bytes."""
+        self._bar(provider, LIED)
+
+    def failed(self, provider: Provider, *, hung: bool) -> None:
+        """It did not answer as it should. Only hanging is punished: the rest costs next to nothing."""
+        if hung:
+            self._bar(provider, HUNG)
+
+    def bars(self, provider: Provider) -> bool:
+        """Whether it is not to be asked now."""
+        until = self._until.get(provider.registry)
+        if until is None:
+            return False
+        if until <= trio.current_time():
+            del self._until[provider.registry]
+            return False
+        return True
+
+    def _bar(self, provider: Provider, seconds: float) -> None:
+        now = trio.current_time()
+        if len(self._until) >= _MOST:
+            self._until = {address: until for address, until in self._until.items() if until > now}
+        self._until[provider.registry] = max(now + seconds, self._until.get(provider.registry, 0.0))

@@ -1,0 +1,221 @@
+# Bytes from one socket to another without passing through this process.
+#
+#                    splice                splice
+#        source ───────────────▶ pipe ───────────────▶ sink
+#                                 │ tee
+#                                 ▼
+#                               pipe ──read──▶ hash      (in a thread, which releases the interpreter)
+#
+# splice(2) moves references to pages, tee(2) duplicates them, so the only copy is the one that the hash reads.  The
+# last piece stays in the first pipe until the hash is known: whoever is handed a wrong last byte can't take it back.
+# Whatever was taken from a source has gone to the sink before anything else happens, so a source that dies leaves
+# nothing behind and another one can go on at the byte reached.
+
+"""Relaying bytes between sockets, and hashing them on the way."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING, Protocol
+
+import trio
+
+from spegel_consul.server.sending import STALL, send_bytes
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+_PIPE_SIZE = 1 << 20
+_FLAGS = 1 | 2  # SPLICE_F_MOVE | SPLICE_F_NONBLOCK
+_MORE = 4  # SPLICE_F_MORE
+_READ = 1 << 18
+_threads = trio.CapacityLimiter(256)
+_spare_pipes: list[tuple[int, int]] = []
+_MAX_SPARE = 32
+
+_tee = ctypes.CDLL(None, use_errno=True).tee
+_tee.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_size_t, ctypes.c_uint)
+_tee.restype = ctypes.c_ssize_t
+
+
+class SourceFailed(Exception):
+    """The source ended, was reset, or sent nothing for too long. ``hung`` tells the last from the others."""
+
+    def __init__(self, message: str, *, hung: bool = False) -> None:
+        super().__init__(message)
+        self.hung = hung
+
+
+class Source(Protocol):
+    """A socket to take bytes from."""
+
+    def fileno(self) -> int: ...
+
+
+class Relay:
+    """Carries ``total`` bytes to ``sink``, from one source after another.
+
+    With a ``hasher`` all of them are fed to it, by a thread whose task runs in ``nursery``, and the last piece is
+    held back until :meth:`release`. Close it in any case.
+    Every method raises OSError, trio.TooSlowError or trio.ClosedResourceError if the sink fails.
+    """
+
+    def __init__(self, sink: trio.socket.SocketType, total: int, hasher: _Hash | None, nursery: trio.Nursery) -> None:
+        self._sink = sink
+        self._left = total
+        self._tap = _Tap(hasher) if hasher is not None else None
+        if self._tap is not None:
+            nursery.start_soon(self._tap.run)
+        self._pipe = _take_pipe()
+        self._inside = 0  # bytes in the pipe
+        self._last = b""  # or the last piece, if it did not come through the pipe
+
+    @property
+    def left(self) -> int:
+        """How many bytes are still to be taken from a source."""
+        return self._left
+
+    async def put(self, data: bytes) -> None:
+        """Carry bytes that were already read from the source."""
+        if not data:
+            return
+        if len(data) > self._left:
+            raise SourceFailed("sent more bytes than it promised")
+        if self._tap is not None:
+            await self._tap.write(data)
+            if len(data) == self._left:
+                self._last, self._left = data, 0
+                return
+        self._left -= len(data)
+        await send_bytes(self._sink, data)
+
+    async def pull(self, source: Source, patience: float) -> None:
+        """Carry all that is left from ``source``, which may be silent for ``patience`` seconds at most.
+
+        Raises SourceFailed; then ``left`` tells what another source has to give.
+        """
+        inlet = self._pipe[1]
+        while self._left:
+            try:
+                taken = os.splice(source.fileno(), inlet, min(self._left, _PIPE_SIZE), flags=_FLAGS)
+            except BlockingIOError:
+                with trio.move_on_after(patience) as waiting:
+                    await trio.lowlevel.wait_readable(source.fileno())
+                if waiting.cancelled_caught:
+                    raise SourceFailed(f"sent nothing for {patience:g} s", hung=True) from None
+                continue
+            except OSError as exc:
+                raise SourceFailed(exc.strerror or repr(exc)) from None
+            if taken == 0:
+                raise SourceFailed("closed the connection")
+            self._left -= taken
+            self._inside = taken
+            if self._tap is None:
+                await self._drain(taken)
+            else:
+                while self._inside:
+                    copied = await self._tap.tee(self._pipe[0], self._inside)
+                    if copied == self._inside and not self._left:
+                        return  # the last piece waits to be released
+                    await self._drain(copied)
+            await trio.lowlevel.checkpoint()
+
+    async def hashed(self) -> None:
+        """Return when the hasher has seen all that was taken."""
+        if self._tap is not None:
+            self._tap.end()
+            await self._tap.done.wait()
+
+    async def release(self) -> None:
+        """Send the piece that was held back."""
+        await self._drain(self._inside)
+        await send_bytes(self._sink, self._last)
+
+    async def _drain(self, count: int) -> None:
+        outlet, sink = self._pipe[0], self._sink
+        while count:
+            try:
+                sent = os.splice(outlet, sink.fileno(), count, flags=_FLAGS | (_MORE if self._left else 0))
+            except BlockingIOError:
+                with trio.fail_after(STALL):
+                    await trio.lowlevel.wait_writable(sink)
+                continue
+            count -= sent
+            self._inside -= sent
+
+    def close(self) -> None:
+        """Give the pipe back; one that still holds bytes is thrown away."""
+        if self._tap is not None:
+            self._tap.end()
+        _give_pipe(self._pipe, clean=not self._inside)
+
+
+class _Tap:
+    """The pipe to the thread that hashes."""
+
+    def __init__(self, hasher: _Hash) -> None:
+        self._hasher = hasher
+        self._outlet, self._inlet = os.pipe2(os.O_CLOEXEC)
+        with suppress(OSError):
+            fcntl.fcntl(self._inlet, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
+        os.set_blocking(self._inlet, False)
+        self.done = trio.Event()
+
+    async def tee(self, outlet: int, count: int) -> int:
+        """Copy up to ``count`` bytes that are in the pipe; returns how many."""
+        while True:
+            copied = int(_tee(outlet, self._inlet, count, _FLAGS))
+            if copied > 0:
+                return copied
+            number = ctypes.get_errno()
+            if number not in (errno.EAGAIN, errno.EINTR):
+                raise OSError(number, os.strerror(number))
+            await trio.lowlevel.wait_writable(self._inlet)
+
+    async def write(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[os.write(self._inlet, view) :]
+            except BlockingIOError:
+                await trio.lowlevel.wait_writable(self._inlet)
+
+    def end(self) -> None:
+        """Nothing more will come; the thread ends when it has read the rest."""
+        if self._inlet >= 0:
+            os.close(self._inlet)
+            self._inlet = -1
+
+    async def run(self) -> None:
+        try:
+            await trio.to_thread.run_sync(self._hash_all, limiter=_threads)
+        finally:
+            os.close(self._outlet)
+            self.done.set()
+
+    def _hash_all(self) -> None:
+        buffer = bytearray(_READ)
+        view = memoryview(buffer)
+        while count := os.readv(self._outlet, [buffer]):
+            self._hasher.update(view[:count])
+
+
+def _take_pipe() -> tuple[int, int]:
+    if _spare_pipes:
+        return _spare_pipes.pop()
+    pipe = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    with suppress(OSError):  # beyond the user's limit the default of 64 KiB stays
+        fcntl.fcntl(pipe[1], fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
+    return pipe
+
+
+def _give_pipe(pipe: tuple[int, int], *, clean: bool) -> None:
+    if clean and len(_spare_pipes) < _MAX_SPARE:
+        _spare_pipes.append(pipe)
+    else:
+        os.close(pipe[0])
+        os.close(pipe[1])

@@ -1,0 +1,96 @@
+"""The client that asks: what it counts is what the figures are made of."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from bench import tools
+
+SIZE = 300_000
+pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+
+
+class Handler(BaseHTTPRequestHandler):
+    """/good, /missing (404), /short (less than promised), and ranges of /good."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        status, start = (404 if self.path == "/missing" else 200), 0
+        if asked := self.headers.get("range"):
+            status, start = 206, int(asked.removeprefix("bytes=").removesuffix("-"))
+        self.send_response(status)
+        self.send_header("Content-Length", str(SIZE - start))
+        self.end_headers()
+        if self.command == "GET":
+            try:
+                self.wfile.write(b"x" * (SIZE // 2 if self.path == "/short" else SIZE - start))
+            except OSError:
+                self.close_connection = True
+        if self.path == "/short":
+            self.close_connection = True
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_address[1]
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def drain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tools.built(tmp_path_factory.mktemp("cache"), tools.HERE / "client/drain.c", ["cc"])
+
+
+def run(drain: Path, port: int, *arguments: object) -> dict[str, float]:
+    done = subprocess.run([drain, str(port), *map(str, arguments)], capture_output=True, text=True, timeout=20)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, float] = json.loads(done.stdout)
+    return found
+
+
+def test_counts_answers_and_their_bytes(drain: Path, port: int) -> None:
+    found = run(drain, port, 2, 10, "GET", "/good", 6)
+    assert (found["requests"], found["bytes"], found["errors"], found["bad_status"]) == (6, 6 * SIZE, 0, 0)
+
+
+def test_head_has_no_body(drain: Path, port: int) -> None:
+    found = run(drain, port, 1, 10, "HEAD", "/good", 3)
+    assert (found["requests"], found["bytes"], found["errors"]) == (3, 0, 0)
+
+
+def test_says_when_answers_are_wrong(drain: Path, port: int) -> None:
+    assert run(drain, port, 1, 10, "GET", "/missing", 2)["bad_status"] == 2
+    assert run(drain, port, 1, 0.2, "GET", "/short")["errors"] > 0
+
+
+def test_ranges_are_read_up_to_the_step(drain: Path, port: int) -> None:
+    found = run(drain, port, 1, 10, "GET", "/good", 4, 100_000, SIZE)
+    assert (found["requests"], found["bytes"], found["errors"], found["bad_status"]) == (4, 400_000, 0, 0)
+
+
+def test_ends_in_time(drain: Path, port: int) -> None:
+    assert 0.2 <= run(drain, port, 4, 0.2, "GET", "/good")["seconds"] < 2
+
+
+def test_nobody_there(drain: Path) -> None:
+    done = subprocess.run([drain, "1", "1", "1", "GET", "/"], capture_output=True, text=True, timeout=20)
+    assert done.returncode == 2
+    assert "connect" in done.stderr
