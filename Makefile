@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 CACHE  ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/spegel-consul-ci
 
-.PHONY: run install dev-install real-parts test check clean
+.PHONY: run install dev-install real-parts test check bench clean
 
 run: install
 	$(BIN)/spegel-consul dev
@@ -39,6 +39,9 @@ check: dev-install
 
 test: dev-install real-parts
 	SPEGEL_REAL_PARTS=$(CACHE) $(BIN)/python -m pytest
+
+bench: dev-install
+	$(BIN)/python -m bench
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""Measures the sidecar against nginx, docker-registry and Go; ``python -m bench --help`` says how."""

@@ -1,0 +1,111 @@
+"""Measure the sidecar against nginx, docker-registry and Go on this machine, in one go.
+
+Needs root (a network namespace of its own), two cores, a C compiler and 1.4 GiB of disk. go, nginx, docker-registry,
+and containerd with its Go client take part if they are installed; what is missing is said, with how to install it.
+Nothing is left running, and nothing is kept outside of the cache directory.
+
+How it is measured: servers on one core, clients on another, loopback with reno. All servers of a table are up at
+once; a round takes one sample of each, in changing order, when the machine is quiet. "x go" is the rate by that of
+the Go peer in the same round. Each figure is the median of the rounds, with lowest and highest behind it. What
+differs by less than 10 % is equal.
+
+How to read the tables:
+
+  own blobs       whole blobs from files. go is net/http with sendfile, in the shape of Spegel's handlers; nginx is
+                  what is possible. docker-registry is what most people run.
+  mirrored blobs  a node that does not have the blob gets it from a neighbour, found by a lookup in a real ring. The
+                  neighbour is nginx and runs on the clients' core, so that the node is what limits the transfer.
+                  "go" is Go's http.Client and io.Copy, which is what Spegel does; "nginx" is proxy_pass; neither
+                  verifies. "spegel" verifies unless the row says otherwise.
+  manifests       1 KiB, in thousands of answers per second. "go+containerd" asks a containerd twice per request and
+                  keeps metrics, as Spegel does; that containerd runs on the clients' core and is not in "CPU".
+  ranges          "bytes=N-" of which 8 MiB are read before the connection is dropped.
+  cold cache      1 GiB from the disk. "late" is by how much a HEAD of a manifest, asked every 2 ms on another
+                  connection, took longer than on the idle server: how long the event loop was held up. Of a server
+                  with several threads it is how long the core was.
+  CPU             user and system of the server's processes; of all figures the one that neighbours disturb least.
+  floors          "goal" is what a quiet machine shows, "limit" what --check insists on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from bench import content, report, tools, workload
+from bench.arena import ArenaError, enter
+from bench.floors import Verdict, floors
+from bench.run import Run
+
+EXIT_BROKEN = 1
+EXIT_UNABLE = 2
+
+
+def main() -> int:
+    """The exit status: 1 if --check found a floor broken, 2 if not all could be measured."""
+    options = _options()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    console = Console(width=None if sys.stdout.isatty() else 132, highlight=False)
+    plan = workload.quick() if options.quick else workload.full(options.rounds)
+    try:
+        found = tools.find(options.cache)
+        pieces = content.prepare(options.cache)
+        began = time.monotonic()
+        versions = tools.versions(found)
+        arena = enter()
+        with tempfile.TemporaryDirectory(prefix="spegel-bench-") as scratch:
+
+            def say(text: str) -> None:
+                console.print(f"{time.monotonic() - began:4.0f} s  {text}", style="dim")
+
+            run = Run(plan, arena, found, pieces, Path(scratch), say)
+            for line in run.missing():
+                console.print(f"missing: {line}", style="yellow")
+            failure = run.all()
+    except (ArenaError, tools.ToolMissing, content.ContentError) as exc:
+        print(f"bench: {exc}", file=sys.stderr)
+        return EXIT_UNABLE
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    took = time.monotonic() - began
+    results = run.results
+    verdicts = floors(plan, results)
+    report.tables(console, results)
+    report.verdicts(console, verdicts)
+    machine = arena.description() | {"versions": versions, "rounds": plan.rounds, "seconds": took}
+    report.save(options.json, report.document(machine, results, verdicts))
+    console.print(f"{took:.0f} s; every sample is in {options.json}", style="dim")
+    if failure is not None:
+        print(f"bench: {failure}", file=sys.stderr)
+        return EXIT_UNABLE
+    if options.check:
+        print(report.last_line(verdicts))
+        return EXIT_BROKEN if any(floor.verdict is Verdict.BROKEN for floor in verdicts) else 0
+    return 0
+
+
+def _options() -> argparse.Namespace:
+    cache = tools.cache_dir()
+    parser = argparse.ArgumentParser(
+        prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="fewer workloads and short samples: under 50 s")
+    parser.add_argument("--check", action="store_true", help="exit with 1 if a figure is beyond its limit")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="rounds of a full run (default: 3)")
+    parser.add_argument("--cache", type=Path, default=cache, help=f"built programs and content (default: {cache})")
+    parser.add_argument("--json", type=Path, help="where the figures go (default: result.json in the cache)")
+    options = parser.parse_args()
+    if options.rounds < 1:
+        parser.error("--rounds must be at least 1")
+    options.json = options.json or options.cache / "result.json"
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())
