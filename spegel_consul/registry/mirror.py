@@ -30,7 +30,8 @@ from spegel_consul.registry.peer import PeerClient, PeerError, PeerResponse
 from spegel_consul.registry.penalties import Penalties
 from spegel_consul.registry.plan import MIRRORED_HEADER, unknown
 from spegel_consul.registry.race import Ask, Exhausted, Race, Wait
-from spegel_consul.ring import Provider, Router
+from spegel_consul.registry.recent import RecentProviders
+from spegel_consul.ring import Provider, RingError, Router
 from spegel_consul.server.relay import Relay, SourceFailed
 from spegel_consul.server.sending import send_bytes, send_head
 
@@ -179,6 +180,7 @@ class Mirror:
         self.client = client
         self.settings = settings or MirrorSettings()
         self.penalties = Penalties()
+        self.recent = RecentProviders()
         self._metrics = metrics
         self.on_resolved: Callable[[float], None] = metrics.resolve_duration.labels("libp2p").observe
 
@@ -198,20 +200,19 @@ class Mirror:
         # an exception passes through the nursery bare: it stands for the answer to the client, or for its departure
         found: Exception | None = None
         registry = request.reference.registry
-        async with self.router.lookup(request.key, count=self.settings.attempts) as providers:
-            async with trio.open_nursery() as nursery:
-                chase = _Chase(self, request, method, nursery, providers)
-                transfer: Transfer | None = None
-                try:
-                    transfer = await chase.first(range_header)
-                    yield transfer
-                except Exception as exc:
-                    found = exc
-                finally:
-                    nursery.cancel_scope.cancel()
-                    chase.close()
-                    if transfer is not None:
-                        transfer.close()
+        async with trio.open_nursery() as nursery:
+            chase = _Chase(self, request, method, nursery)
+            transfer: Transfer | None = None
+            try:
+                transfer = await chase.first(range_header)
+                yield transfer
+            except Exception as exc:
+                found = exc
+            finally:
+                nursery.cancel_scope.cancel()
+                chase.close()
+                if transfer is not None:
+                    transfer.close()
         if isinstance(found, ManifestUnknown | BlobUnknown):
             self._metrics.mirror_requests.labels(registry, "miss").inc()
         elif found is None:
@@ -230,7 +231,6 @@ class _Chase:
         request: ContentRequest,
         method: str,
         nursery: trio.Nursery,
-        providers: AsyncIterator[Provider],
     ) -> None:
         self.mirror = mirror
         self._request = request
@@ -245,10 +245,12 @@ class _Chase:
             hedge=settings.hedge,
         )
         self._wake = trio.Event()
+        self._looking_up = False
         self._questions: list[trio.CancelScope] = []
         self._answers: list[_Answer] = []
         self._refused: RangeInvalid | None = None
-        nursery.start_soon(self._collect, providers)
+        for provider in mirror.recent.get(request.key):
+            self._found(provider)
 
     async def first(self, range_header: str | None) -> Transfer:
         answer = await self._run(_forwardable(self._request, range_header), None)
@@ -271,15 +273,23 @@ class _Chase:
                 answer.body.discard()
         self._answers.clear()
 
-    async def _collect(self, providers: AsyncIterator[Provider]) -> None:
-        first = True
-        async for provider in providers:
-            if first:
-                first = False
-                self.mirror.on_resolved(trio.current_time() - self._since)
-            if not self.mirror.penalties.bars(provider):
-                self._race.found(provider)
-                self._wake.set()
+    def _found(self, provider: Provider) -> None:
+        if not self.mirror.penalties.bars(provider):
+            self._race.found(provider)
+            self._wake.set()
+
+    async def _look_up(self) -> None:
+        key, first = self._request.key, True
+        try:
+            async with self.mirror.router.lookup(key, count=self.mirror.settings.attempts) as providers:
+                async for provider in providers:
+                    if first:
+                        first = False
+                        self.mirror.on_resolved(trio.current_time() - self._since)
+                    self.mirror.recent.add(key, provider)
+                    self._found(provider)
+        except RingError as exc:
+            log.debug("lookup failed", key=key, error=str(exc))
         self._race.lookup_ended()
         self._wake.set()
 
@@ -300,7 +310,10 @@ class _Chase:
                     question = trio.CancelScope()
                     self._questions.append(question)
                     self.nursery.start_soon(self._ask, question, provider, range_header, expected)
-                case Wait(until):
+                case Wait(until, starved):
+                    if starved and not self._looking_up:
+                        self._looking_up = True
+                        self.nursery.start_soon(self._look_up)
                     self._wake = trio.Event()
                     with trio.CancelScope(deadline=until):
                         await self._wake.wait()
@@ -331,6 +344,7 @@ class _Chase:
             except PeerError as exc:
                 log.debug("peer failed", key=self._request.key, registry=provider.registry[0], error=str(exc))
                 self.mirror.penalties.failed(provider, hung=exc.hung)
+                self.mirror.recent.drop(self._request.key, provider)
                 self._race.failed(provider, trio.current_time())
             except RangeInvalid as exc:
                 self._refused = exc

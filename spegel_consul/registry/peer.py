@@ -15,6 +15,7 @@ import h11
 import trio
 
 _RECEIVE = 1 << 18
+_RECEIVE_HEAD = 1 << 12  # what is read of the body here can't be spliced any more
 _MAX_HEAD = 1 << 16
 
 
@@ -130,7 +131,9 @@ class _Connection:
         host, port = self.address
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
-    async def next_event(self, patience: float, what: str) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+    async def next_event(
+        self, patience: float, what: str, most: int = _RECEIVE
+    ) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
         while True:
             try:
                 event = self.http.next_event()
@@ -140,7 +143,7 @@ class _Connection:
                 return event
             with trio.move_on_after(patience) as scope:
                 try:
-                    data = await self.stream.receive_some(_RECEIVE)
+                    data = await self.stream.receive_some(most)
                 except (trio.BrokenResourceError, trio.ClosedResourceError):
                     raise PeerError(f"{self} reset the connection") from None
             if scope.cancelled_caught:
@@ -196,7 +199,7 @@ class PeerClient:
         if scope.cancelled_caught:
             raise PeerError(f"{connection} did not take the request within {self.limits.first_byte:g} s", hung=True)
         while True:
-            event = await connection.next_event(self.limits.first_byte, "did not answer within")
+            event = await connection.next_event(self.limits.first_byte, "did not answer within", _RECEIVE_HEAD)
             if isinstance(event, h11.Response):
                 return event
             if not isinstance(event, h11.InformationalResponse):

@@ -26,9 +26,13 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Nothing to do before this time (in seconds, may be infinite) unless an event comes first."""
+    """Nothing to do before this time (in seconds, may be infinite) unless an event comes first.
+
+    ``starved``: another provider would be asked now if there were one.
+    """
 
     until: float
+    starved: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +96,10 @@ class Race:
             self._last_start = now
             return Ask(provider)
         if self._open:
-            return Wait(self._last_start + self._hedge if may_ask else math.inf)
+            if self._started >= self._attempts:
+                return Wait(math.inf)
+            hedge_at = self._last_start + self._hedge
+            return Wait(math.inf, starved=True) if now >= hedge_at else Wait(hedge_at)
         if self._started >= self._attempts:
             return Exhausted(f"{self._started} peers were asked and none had it")
         if self._ended:
@@ -100,4 +107,4 @@ class Race:
         deadline = self._idle_since + self._resolve_timeout
         if now >= deadline:
             return Exhausted(f"no peer was found within {self._resolve_timeout * 1000:g} ms")
-        return Wait(deadline)
+        return Wait(deadline, starved=True)

@@ -17,14 +17,15 @@ def race(attempts: int = 3) -> Race:
 
 def test_first_provider_is_asked_at_once_and_the_next_after_the_hedge() -> None:
     core = race()
-    assert core.next(0.0) == Wait(0.2)
+    assert core.next(0.0) == Wait(0.2, starved=True)
     core.found(peer(1))
     core.found(peer(2))
     core.found(peer(1))
     assert core.next(0.01) == Ask(peer(1))
     assert core.next(0.01) == Wait(0.11)
     assert core.next(0.11) == Ask(peer(2))
-    assert core.next(0.11) == Wait(math.inf)
+    assert core.next(0.11) == Wait(0.11 + 0.1)
+    assert core.next(0.21) == Wait(math.inf, starved=True)
 
 
 def test_a_failure_moves_on_at_once() -> None:
@@ -49,9 +50,9 @@ def test_lookup_deadline_counts_only_while_nobody_is_asked() -> None:
     core = race()
     core.found(peer(1))
     assert core.next(0.1) == Ask(peer(1))
-    assert core.next(5.0) == Wait(math.inf)
+    assert core.next(5.0) == Wait(math.inf, starved=True)
     core.failed(peer(1), 6.0)
-    assert core.next(6.0) == Wait(6.2)
+    assert core.next(6.0) == Wait(6.2, starved=True)
     assert core.next(6.2) == Exhausted("no peer was found within 200 ms")
 
 

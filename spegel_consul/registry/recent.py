@@ -1,0 +1,44 @@
+"""Providers that were found a moment ago."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import trio
+
+from spegel_consul.ring import Provider
+
+FRESH = 5.0
+"""Seconds that a provider is remembered (as in Spegel); long enough for the requests of one pull."""
+
+_MOST = 8192
+
+
+class RecentProviders:
+    """What lookups found, by key, so that the next request for it can begin at once."""
+
+    def __init__(self) -> None:
+        self._found: OrderedDict[str, dict[Provider, float]] = OrderedDict()
+
+    def add(self, key: str, provider: Provider) -> None:
+        """A lookup found it."""
+        providers = self._found.setdefault(key, {})
+        self._found.move_to_end(key)
+        providers[provider] = trio.current_time() + FRESH
+        if len(self._found) > _MOST:
+            self._found.popitem(last=False)
+
+    def get(self, key: str) -> list[Provider]:
+        """Those that are still fresh."""
+        providers = self._found.get(key)
+        if providers is None:
+            return []
+        now = trio.current_time()
+        fresh = [provider for provider, until in providers.items() if until > now]
+        if not fresh:
+            del self._found[key]
+        return fresh
+
+    def drop(self, key: str, provider: Provider) -> None:
+        """It did not have it after all."""
+        self._found.get(key, {}).pop(provider, None)
