@@ -25,7 +25,7 @@ def test_first_provider_is_asked_at_once_and_the_next_after_the_hedge() -> None:
     assert core.next(0.01) == Wait(0.11)
     assert core.next(0.11) == Ask(peer(2))
     assert core.next(0.11) == Wait(0.11 + 0.1)
-    assert core.next(0.21) == Wait(math.inf, starved=True)
+    assert core.next(0.25) == Wait(math.inf, starved=True)
 
 
 def test_a_failure_moves_on_at_once() -> None:
