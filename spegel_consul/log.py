@@ -8,6 +8,11 @@ import sys
 import structlog
 
 
+def _without_traceback(record: logging.LogRecord) -> bool:
+    record.exc_info = None
+    return True
+
+
 def configure(level: str = "info", fmt: str = "json") -> None:
     """Send all events of ``level`` and above to standard error as ``json`` or for a ``console``.
 
@@ -18,7 +23,10 @@ def configure(level: str = "info", fmt: str = "json") -> None:
     if fmt == "json":
         renderer = structlog.processors.JSONRenderer()
     else:
-        renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        # the richer formats print local variables, and a token may be among them
+        renderer = structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+        )
     processors: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
@@ -42,5 +50,7 @@ def configure(level: str = "info", fmt: str = "json") -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(max(number, logging.WARNING))
+    # when the process is out of file numbers, Trio says so ten times a second; the line is enough
+    logging.getLogger("trio.serve_listeners").addFilter(_without_traceback)
     # py-libp2p logs seven lines for each stream that a peer resets; our own adapter says what matters
     logging.getLogger("libp2p").setLevel(logging.CRITICAL)

@@ -128,15 +128,13 @@ class _Node:
 
 
 def _prepare(settings: Settings) -> _Node:
-    address = advertised(settings.advertise_addr, settings.registry_addr.host)
-    router_address = advertised(settings.advertise_addr, settings.router_addr.host)
     return _Node(
         load_or_create(settings.data_dir),
         listen(settings.registry_addr, "--registry-addr"),
         listen(settings.router_addr, "--router-addr"),
         listen(settings.metrics_addr, "--metrics-addr"),
-        address,
-        router_address,
+        advertised(settings.advertise_addr, settings.registry_addr.host),
+        advertised(settings.advertise_addr, settings.router_addr.host),
         ConsulClient(settings.consul) if settings.consul is not None else None,
     )
 

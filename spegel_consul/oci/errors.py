@@ -1,5 +1,5 @@
 # Errors are raised where they are known, with the code that the distribution spec gives them, and become
-# an HTTP answer in one place (registry/answers.py).  The message is read by people: it says what to do.
+# an HTTP answer in one place (registry/content.py).  The message is read by people: it says what to do.
 
 """Typed errors with the code and HTTP status that the distribution specification gives them."""
 

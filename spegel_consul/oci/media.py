@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -13,6 +14,17 @@ OCTET_STREAM = "application/octet-stream"
 
 INDEXES = frozenset({OCI_INDEX, DOCKER_LIST})
 MANIFESTS = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
+
+_SAFE = re.compile(r"[!-~]+/[ -~]+\Z")
+
+
+def header_safe(media_type: str) -> str:
+    """``media_type``, or application/octet-stream if it could not stand in a header field.
+
+    It was written by whoever made the image, and it is sent as Content-Type.
+    """
+    return media_type if len(media_type) <= 255 and _SAFE.match(media_type) else OCTET_STREAM
+
 
 MAX_MANIFEST_SIZE = 4 << 20
 """Bytes; the distribution spec asks registries to take manifests up to this size."""

@@ -46,7 +46,10 @@ def build_app(problem: Problem) -> QuartTrio:
             error = Unsupported(f"{request.method} is not supported: this registry is a read-only mirror")
         else:
             error = NameUnknown("expected /v2/, /v2/<name>/manifests/…, /v2/<name>/blobs/…, /livez or /readyz")
-        return Response(error.body(), status=error.status, content_type="application/json")
+        answer = Response(error.body(), status=error.status, content_type="application/json")
+        if isinstance(error, Unsupported):
+            answer.headers["Allow"] = "GET, HEAD"
+        return answer
 
     return app
 

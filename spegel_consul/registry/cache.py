@@ -10,8 +10,8 @@ from spegel_consul.oci.digest import Digest
 class ByteCache:
     """Keeps what was used last, up to ``limit`` bytes; 0 keeps nothing.
 
-    Content never changes under its digest, so an entry is never wrong; whether the node has the content is
-    for the store's index to say, before this is asked.
+    What is put in has been verified and never changes under its digest; whether the node has it at all is for the
+    store's index to say, before this is asked.
     """
 
     def __init__(self, limit: int) -> None:
@@ -35,9 +35,3 @@ class ByteCache:
         while self._size > self._limit:
             _, dropped = self._entries.popitem(last=False)
             self._size -= len(dropped)
-
-    def forget(self, digest: str) -> None:
-        """The node does not have it any more."""
-        content = self._entries.pop(digest, None)  # type: ignore[call-overload]
-        if content is not None:
-            self._size -= len(content)

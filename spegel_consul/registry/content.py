@@ -70,7 +70,8 @@ class ContentApp:
                 if answer.status is None:
                     await answer.error(InternalError("internal error; the node's log has the details"))
             nursery.cancel_scope.cancel()
-        self._metrics.http_requests.labels("content", scope["method"], answer.status or 499).observe(
+        method = scope["method"] if scope["method"] in ("GET", "HEAD") else "other"
+        self._metrics.http_requests.labels("content", method, answer.status or 499).observe(
             time.perf_counter() - started
         )
 

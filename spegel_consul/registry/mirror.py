@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})\Z", re.ASCII)
+_MOST_LABELS = 100
 _UNSATISFIED = re.compile(r"bytes \*/(\d{1,19})\Z", re.ASCII)
 
 
@@ -181,6 +182,7 @@ class Mirror:
         self.settings = settings or MirrorSettings()
         self.penalties = Penalties()
         self.recent = RecentProviders()
+        self._labelled: set[str] = set()
         self._metrics = metrics
         self.on_resolved: Callable[[float], None] = metrics.resolve_duration.labels("libp2p").observe
 
@@ -189,6 +191,12 @@ class Mirror:
         self._metrics.verification_failures.inc()
         self.penalties.lied(provider)
         log.warning("peer sent wrong bytes", peer=provider.peer_id, registry=provider.registry[0], digest=digest)
+
+    def _label(self, registry: str) -> str:
+        """The registry's name as a label; clients choose it, so there is an end to them."""
+        if len(self._labelled) < _MOST_LABELS:
+            self._labelled.add(registry)
+        return registry if registry in self._labelled else "other"
 
     @asynccontextmanager
     async def open(self, request: ContentRequest, method: str, range_header: str | None) -> AsyncIterator[Transfer]:
@@ -214,9 +222,9 @@ class Mirror:
                 if transfer is not None:
                     transfer.close()
         if isinstance(found, ManifestUnknown | BlobUnknown):
-            self._metrics.mirror_requests.labels(registry, "miss").inc()
+            self._metrics.mirror_requests.labels(self._label(registry), "miss").inc()
         elif found is None:
-            self._metrics.mirror_requests.labels(registry, "hit").inc()
+            self._metrics.mirror_requests.labels(self._label(registry), "hit").inc()
             self._metrics.mirror_last_success.set_to_current_time()
         if found is not None:
             raise found
@@ -303,8 +311,6 @@ class _Chase:
                 self._questions.clear()
                 self.close()
                 return answer
-            if self._refused is not None:
-                raise self._refused
             match self._race.next(trio.current_time()):
                 case Ask(provider):
                     question = trio.CancelScope()
@@ -318,6 +324,8 @@ class _Chase:
                     with trio.CancelScope(deadline=until):
                         await self._wake.wait()
                 case Exhausted(reason):
+                    if self._refused is not None:
+                        raise self._refused
                     raise unknown(self._request, f"{self._request.reference} is not mirrored: {reason}")
 
     async def _ask(
@@ -341,13 +349,19 @@ class _Chase:
                 except BaseException:
                     response.discard()
                     raise
+                if question.cancel_called:
+                    # another answer was taken a moment ago; this one may be for bytes that nobody waits for any more
+                    response.discard()
+                    return
             except PeerError as exc:
                 log.debug("peer failed", key=self._request.key, registry=provider.registry[0], error=str(exc))
                 self.mirror.penalties.failed(provider, hung=exc.hung)
                 self.mirror.recent.drop(self._request.key, provider)
                 self._race.failed(provider, trio.current_time())
             except RangeInvalid as exc:
+                # one peer's word: it counts if nobody else has another one
                 self._refused = exc
+                self._race.failed(provider, trio.current_time())
             else:
                 self._answers.append(_Answer(provider, head, body))
             self._wake.set()
@@ -373,7 +387,8 @@ class _Chase:
             if span is None:
                 raise PeerError(f"answered 206 with content-range {content_range[:60]!r}")
             start, stop, size = int(span[1]), int(span[2]) + 1, int(span[3])
-            if not (start < stop <= size and stop - start == int(length)):
+            asked_for = parse_range(range_header, size)
+            if stop - start != int(length) or asked_for is None or (start, stop) != (asked_for.start, asked_for.stop):
                 raise PeerError(f"answered 206 with content-range {content_range[:60]!r} and length {length}")
         asked = self._request.reference.digest
         try:

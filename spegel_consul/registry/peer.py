@@ -164,6 +164,7 @@ class PeerClient:
     def __init__(self, limits: PeerLimits | None = None) -> None:
         self.limits = limits or PeerLimits()
         self._idle: dict[tuple[str, int], list[_Connection]] = {}
+        self._next_sweep = 0.0
 
     async def request(
         self, address: tuple[str, int], method: str, target: str, headers: Sequence[tuple[str, str]]
@@ -173,8 +174,8 @@ class PeerClient:
         try:
             try:
                 head = await self._exchange(connection, method, target, headers)
-            except PeerError:
-                if not connection.reused:
+            except PeerError as exc:
+                if not connection.reused or exc.hung:
                     raise
                 # the peer closed a kept connection just as we took it: once more on a new one
                 connection.close()
@@ -191,19 +192,19 @@ class PeerClient:
         message = h11.Request(method=method, target=target, headers=[("host", str(connection)), *headers])
         data = connection.http.send(message)
         end = connection.http.send(h11.EndOfMessage())
-        try:
-            with trio.move_on_after(self.limits.first_byte) as scope:
+        patience = self.limits.first_byte
+        with trio.move_on_after(patience):
+            try:
                 await connection.stream.send_all((data or b"") + (end or b""))
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            raise PeerError(f"{connection} reset the connection") from None
-        if scope.cancelled_caught:
-            raise PeerError(f"{connection} did not take the request within {self.limits.first_byte:g} s", hung=True)
-        while True:
-            event = await connection.next_event(self.limits.first_byte, "did not answer within", _RECEIVE_HEAD)
-            if isinstance(event, h11.Response):
-                return event
-            if not isinstance(event, h11.InformationalResponse):
-                raise PeerError(f"{connection} closed the connection")
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                raise PeerError(f"{connection} reset the connection") from None
+            while True:
+                event = await connection.next_event(patience, "did not answer within", _RECEIVE_HEAD)
+                if isinstance(event, h11.Response):
+                    return event
+                if not isinstance(event, h11.InformationalResponse):
+                    raise PeerError(f"{connection} closed the connection")
+        raise PeerError(f"{connection} did not answer within {patience:g} s", hung=True)
 
     async def _connect(self, address: tuple[str, int], *, fresh: bool = False) -> _Connection:
         kept = self._idle.get(address, [])
@@ -231,12 +232,28 @@ class PeerClient:
             connection.close()
 
     def _keep(self, connection: _Connection) -> None:
+        now = trio.current_time()
+        if now >= self._next_sweep:
+            self._next_sweep = now + self.limits.idle
+            self._sweep(now)
         kept = self._idle.setdefault(connection.address, [])
         if len(kept) < self.limits.idle_connections:
-            connection.idle_since = trio.current_time()
+            connection.idle_since = now
             kept.append(connection)
         else:
             connection.close()
+
+    def _sweep(self, now: float) -> None:
+        """Close what has been idle for too long, at peers that nobody asks any more too."""
+        for address, connections in list(self._idle.items()):
+            for connection in connections:
+                if now - connection.idle_since >= self.limits.idle:
+                    connection.close()
+            fresh = [connection for connection in connections if now - connection.idle_since < self.limits.idle]
+            if fresh:
+                self._idle[address] = fresh
+            else:
+                del self._idle[address]
 
     def close(self) -> None:
         """Close the connections that are kept."""

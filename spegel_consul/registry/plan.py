@@ -24,6 +24,7 @@ MIRRORED_HEADER = b"x-spegel-mirrored"
 
 _RUNTIMES = (b"containerd/", b"docker/")
 _REMEMBERED = 8192
+_MEMORABLE = 512  # bytes of path and query; what is longer is nobody's daily request
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,8 @@ class Planner:
         """
         if method not in ("GET", "HEAD"):
             raise Unsupported(f"{method} is not supported: this registry is a read-only mirror")
-        request = self._parse(path, query)
+        parse = self._parse if len(path) + len(query) <= _MEMORABLE else self._parse_accepted
+        request = parse(path, query)
         reference = request.reference
         from_peer = headers.get(MIRRORED_HEADER) == b"true"
         asks_whether_moved = (

@@ -70,6 +70,8 @@ class ShortRoad:
         """Send what the own store has; the status that was sent, or None if nothing was."""
         content, length = plan.content, plan.stop - plan.start
         if request.method == "HEAD":
+            if self._cache.get(content.digest) is None and not self._is_there(plan):
+                return None
             await send_bytes(link.sock, self._head(plan))
         elif (small := self._cache.get(content.digest)) is not None:
             await send_bytes(link.sock, self._head(plan) + small[plan.start : plan.stop])
@@ -81,6 +83,8 @@ class ShortRoad:
             try:
                 if content.size <= SMALL:
                     small = os.pread(fd, content.size, 0)
+                    if Digest.of(small, content.digest.algorithm) != content.digest:
+                        return None  # a file that is still being written, or a disk that lies
                     self._cache.put(content.digest, small)
                     await send_bytes(link.sock, self._head(plan) + small[plan.start : plan.stop])
                 else:
@@ -111,6 +115,13 @@ class ShortRoad:
             self._metrics.transfers_cut.inc()
             log.warning("transfer cut", path=request.path.decode("latin-1"), error=str(exc))
             raise Truncated from None
+
+    def _is_there(self, plan: Own) -> bool:
+        path = self._store.file(plan.content.digest)
+        try:
+            return path is not None and os.stat(path).st_size == plan.content.size
+        except OSError:
+            return False
 
     def _open(self, plan: Own) -> int | None:
         """The file of the content, or None if it is not what the index says."""

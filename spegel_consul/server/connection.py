@@ -36,11 +36,12 @@ from hypercorn.utils import parse_socket_addr
 
 from spegel_consul.server.head import RequestHead, parse_simple
 from spegel_consul.server.idle import IdleTimer
-from spegel_consul.server.sending import Truncated
+from spegel_consul.server.sending import STALL, Truncated
 
 log = structlog.get_logger(__name__)
 
 _RECEIVE = 1 << 16
+_PIECE = 1 << 16
 
 ShortRoad = Callable[[RequestHead, "Link"], Awaitable[bool]]
 """Answers a simple request on the link and returns True, or has sent nothing and returns False."""
@@ -61,6 +62,15 @@ _REASONS = {400: "the request is not valid HTTP", 431: "the request's header fie
 
 
 class _Protocol(H11Protocol):
+    async def _create_stream(self, request: h11.Request) -> None:
+        if any(name == b"upgrade" for name, _ in request.headers):
+            # nobody here speaks websocket, and a request may be answered as if it had not asked (RFC 9110, 7.8)
+            plain = [(name, value) for name, value in request.headers if name != b"upgrade"]
+            request = h11.Request(
+                method=request.method, target=request.target, headers=plain, http_version=request.http_version
+            )
+        await super()._create_stream(request)
+
     async def _send_error_response(self, status_code: int) -> None:
         message = _REASONS.get(status_code, "the request can't be answered")
         body = json.dumps({"errors": [{"code": "UNSUPPORTED", "message": message}]}).encode()
@@ -108,7 +118,9 @@ class Connection(TCPServer):
     ) -> None:
         super().__init__(app, config, context, state, stream)  # type: ignore[arg-type]
         self._short_road = short_road
-        self._timer = IdleTimer(config.keep_alive_timeout, context.terminated.wait)
+        # not the task group's own scope: hypercorn's group lets the cancellation that it ends with escape
+        self._life = trio.CancelScope()
+        self._timer = IdleTimer(config.keep_alive_timeout, context.terminated.wait, self._initiate_server_close)
         self.idle_task = self._timer  # type: ignore[assignment]
 
     async def run(self) -> None:
@@ -118,23 +130,26 @@ class Connection(TCPServer):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 0)
             client = parse_socket_addr(sock.family, sock.getpeername())
             server = parse_socket_addr(sock.family, sock.getsockname())
-            async with TaskGroup() as group:
-                self._task_group = group
-                self.protocol = _Wrapper(
-                    self.app,
-                    self.config,
-                    self.context,
-                    group,
-                    ConnectionState(self.state),
-                    False,
-                    client,
-                    server,
-                    self.protocol_send,
-                    "http/1.1",
-                )
-                await self.protocol.initiate()
-                await self.idle_task.restart(group, self._idle_timeout)
-                await self._read(Link(sock, local=client is not None and server is not None and client[0] == server[0]))
+            with self._life:
+                async with TaskGroup() as group:
+                    self._task_group = group
+                    self.protocol = _Wrapper(
+                        self.app,
+                        self.config,
+                        self.context,
+                        group,
+                        ConnectionState(self.state),
+                        False,
+                        client,
+                        server,
+                        self.protocol_send,
+                        "http/1.1",
+                    )
+                    await self.protocol.initiate()
+                    await self._timer.restart(group, None)
+                    await self._read(
+                        Link(sock, local=client is not None and server is not None and client[0] == server[0])
+                    )
         except Exception as exc:
             # a group of resets and closed resources is how a client's departure looks from here
             log.debug("connection ended", error=_leaf(exc))
@@ -163,11 +178,10 @@ class Connection(TCPServer):
                         except Exception:
                             log.exception("request failed", path=head.path.decode("latin-1"))
                             break
-                        timer.idle = True
+                        timer.touch()
                         if answered:
                             if self.context.terminated.is_set():
                                 break
-                            timer.touch()
                             continue
                 await self.protocol.handle(RawData(data))
                 if not data:
@@ -197,9 +211,14 @@ class Connection(TCPServer):
             return
         try:
             async with self.send_lock:
-                await self.stream.send_all(event.data)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            await self.protocol.handle(Closed())
+                data = memoryview(event.data)
+                for start in range(0, len(data), _PIECE):
+                    with trio.fail_after(STALL):
+                        await self.stream.send_all(data[start : start + _PIECE])
+        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
+            # the client is gone, or as good as: whatever is still going on for it ends here
+            self._life.cancel()
+            await trio.lowlevel.checkpoint()
         except trio.Cancelled:
             await trio.aclose_forcefully(self.stream)
             raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Awaitable, Callable
 
 import trio
@@ -10,38 +9,38 @@ from hypercorn.trio.task_group import TaskGroup
 
 
 class IdleTimer:
-    """Takes the place of hypercorn's idle task, which starts and cancels a task for every request."""
+    """Takes the place of hypercorn's idle task, which starts and cancels a task for every request.
 
-    def __init__(self, keep_alive: float, terminated: Callable[[], Awaitable[None]]) -> None:
+    Calls ``close`` once, when the connection has been idle for ``keep_alive`` seconds, or when it is idle and
+    ``terminated()`` has returned.
+    """
+
+    def __init__(
+        self, keep_alive: float, terminated: Callable[[], Awaitable[None]], close: Callable[[], Awaitable[None]]
+    ) -> None:
         self.idle = False
         self._keep_alive = keep_alive
         self._terminated = terminated
+        self._close = close
+        self._idle_since = 0.0
         self._scope: trio.CancelScope | None = None
-        self._touched = 0.0
         self._ended = False
 
-    async def restart(self, group: TaskGroup, close: Callable[[], Awaitable[None]]) -> None:
-        """The connection is idle from now on; ``close`` is called when it has been for too long."""
-        self.idle = True
-        deadline = trio.current_time() + self._keep_alive
+    async def restart(self, group: TaskGroup, _action: object) -> None:
+        """The connection is idle from now on."""
+        self.touch()
         if self._scope is None:
-            self._scope = trio.CancelScope(deadline=deadline)
-            group.spawn(self._watch, self._scope, close)
-        else:
-            self._scope.deadline = deadline
+            self._scope = trio.CancelScope()
+            group.spawn(self._watch)
 
     async def stop(self) -> None:
         """A request is being answered."""
         self.idle = False
-        if self._scope is not None:
-            self._scope.deadline = math.inf
 
     def touch(self) -> None:
-        """The connection was used; moves the deadline, once a second at most."""
-        now = trio.current_time()
-        if self._scope is not None and now > self._touched + 1.0:
-            self._touched = now
-            self._scope.deadline = now + self._keep_alive
+        """A request was answered; the connection is idle from now on."""
+        self.idle = True
+        self._idle_since = trio.current_time()
 
     def end(self) -> None:
         """The connection is gone."""
@@ -49,9 +48,17 @@ class IdleTimer:
         if self._scope is not None:
             self._scope.cancel()
 
-    async def _watch(self, scope: trio.CancelScope, close: Callable[[], Awaitable[None]]) -> None:
-        with scope:
-            await self._terminated()
+    async def _watch(self) -> None:
+        # the deadline is looked at when it comes, not moved at each request: that is one wake-up in a hundred seconds
+        terminated = False
+        while not (self._ended or terminated or (self.idle and trio.current_time() >= self._deadline())):
+            with trio.CancelScope(deadline=self._deadline()) as self._scope:
+                await self._terminated()
+                terminated = True
         if self.idle and not self._ended:
             with trio.CancelScope(shield=True):
-                await close()
+                await self._close()
+
+    def _deadline(self) -> float:
+        since = self._idle_since if self.idle else trio.current_time()
+        return since + self._keep_alive

@@ -67,10 +67,14 @@ class Relay:
     def __init__(self, sink: trio.socket.SocketType, total: int, hasher: _Hash | None, nursery: trio.Nursery) -> None:
         self._sink = sink
         self._left = total
-        self._tap = _Tap(hasher) if hasher is not None else None
+        self._pipe = _take_pipe()
+        try:
+            self._tap = _Tap(hasher) if hasher is not None else None
+        except OSError:
+            _give_pipe(self._pipe, clean=True)
+            raise
         if self._tap is not None:
             nursery.start_soon(self._tap.run)
-        self._pipe = _take_pipe()
         self._inside = 0  # bytes in the pipe
         self._last = b""  # or the last piece, if it did not come through the pipe
 
@@ -174,7 +178,7 @@ class _Tap:
             number = ctypes.get_errno()
             if number not in (errno.EAGAIN, errno.EINTR):
                 raise OSError(number, os.strerror(number))
-            await trio.lowlevel.wait_writable(self._inlet)
+            await self._wait()
 
     async def write(self, data: bytes) -> None:
         view = memoryview(data)
@@ -182,7 +186,12 @@ class _Tap:
             try:
                 view = view[os.write(self._inlet, view) :]
             except BlockingIOError:
-                await trio.lowlevel.wait_writable(self._inlet)
+                await self._wait()
+
+    async def _wait(self) -> None:
+        """For the hashing thread, which may itself wait for others to end."""
+        with trio.fail_after(STALL):
+            await trio.lowlevel.wait_writable(self._inlet)
 
     def end(self) -> None:
         """Nothing more will come; the thread ends when it has read the rest."""

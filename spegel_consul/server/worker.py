@@ -21,12 +21,16 @@ DRAIN_TIMEOUT = 10.0
 """Seconds that transfers in flight may take after a stop was asked for."""
 
 
-def _config(drain_timeout: float) -> Config:
+KEEP_ALIVE = 100.0
+"""Seconds after which an idle connection is closed. Go's transport, which every runtime here uses, drops its own after
+90 s, so it never meets a connection that is just being closed."""
+
+
+def _config(drain_timeout: float, keep_alive: float) -> Config:
     config = Config()
     config.loglevel = "CRITICAL"
     config.graceful_timeout = drain_timeout
-    # Go's transport, which every runtime here uses, drops its idle connections after 90 s
-    config.keep_alive_timeout = 100.0
+    config.keep_alive_timeout = keep_alive
     config.keep_alive_max_requests = 1 << 62
     config.include_server_header = False
     return config
@@ -39,6 +43,7 @@ async def serve(
     stop: Callable[[], Awaitable[object]],
     short_road: ShortRoad | None = None,
     drain_timeout: float = DRAIN_TIMEOUT,
+    keep_alive: float = KEEP_ALIVE,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve the ASGI application ``app`` on ``sock``, a listening socket that is closed at the end.
@@ -47,7 +52,7 @@ async def serve(
     When ``stop()`` returns, no connection is accepted any more, idle ones are closed, and requests in
     flight have ``drain_timeout`` seconds to end.
     """
-    config = _config(drain_timeout)
+    config = _config(drain_timeout, keep_alive)
     wrapped = wrap_app(app, config.wsgi_max_body_size, "asgi")
     lifespan_state: LifespanState = {}
     lifespan = Lifespan(wrapped, config, lifespan_state)

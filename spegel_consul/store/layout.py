@@ -24,7 +24,7 @@ import trio
 from spegel_consul.oci.descriptor import Descriptor
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import BlobUnknown, DigestInvalid, OCIError
-from spegel_consul.oci.media import OCI_MANIFEST
+from spegel_consul.oci.media import OCI_MANIFEST, header_safe
 from spegel_consul.oci.reference import Reference
 from spegel_consul.store import Blob
 from spegel_consul.store.documents import read_documents
@@ -172,7 +172,7 @@ def _image(entry: dict[str, object]) -> ImageRecord | None:
     target = Descriptor(
         checked,
         size if isinstance(size, int) else 0,
-        media_type if isinstance(media_type, str) and media_type else OCI_MANIFEST,
+        header_safe(media_type) if isinstance(media_type, str) and media_type else OCI_MANIFEST,
     )
     annotations = entry.get("annotations")
     if isinstance(annotations, dict):

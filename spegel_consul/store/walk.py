@@ -24,6 +24,7 @@ from spegel_consul.oci.media import (
     MAX_MANIFEST_SIZE,
     OCI_MANIFEST,
     OCTET_STREAM,
+    header_safe,
     manifest_media_type,
 )
 
@@ -93,7 +94,9 @@ def _child(entry: object, default_type: str) -> Descriptor | None:
         checked = Digest(digest)
     except DigestInvalid:
         return None
-    return Descriptor(checked, size, media_type if isinstance(media_type, str) and media_type else default_type)
+    return Descriptor(
+        checked, size, header_safe(media_type) if isinstance(media_type, str) and media_type else default_type
+    )
 
 
 def _is_foreign(media_type: str) -> bool:

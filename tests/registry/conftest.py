@@ -83,6 +83,7 @@ async def start_node(nursery: trio.Nursery, request: pytest.FixtureRequest) -> A
         images: ImageFilter | None = None,
         settings: MirrorSettings | None = None,
         problem: str | None = None,
+        keep_alive: float = 100.0,
     ) -> Node:
         metrics, router, store = Metrics(), ListRouter(), MemoryStore()
         clients.append(PeerClient(LIMITS))
@@ -100,6 +101,7 @@ async def start_node(nursery: trio.Nursery, request: pytest.FixtureRequest) -> A
                 stop=node.stop.wait,
                 short_road=short_road if request.param == "short road" else None,
                 drain_timeout=0.5,
+                keep_alive=keep_alive,
                 task_status=task_status,
             )
 

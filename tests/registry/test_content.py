@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -215,6 +216,59 @@ async def test_a_client_that_leaves_early_harms_nobody(node: Any) -> None:
             await stream.send_all(f"GET /v2/library/app/blobs/{node.layer} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
             await stream.receive_some(1000)
     assert (await get(node, f"/v2/library/app/blobs/{node.layer}")).content == LAYER
+
+
+async def test_a_client_that_pipelines_and_leaves_is_not_kept(node: Any) -> None:
+    big = node.store.add_content(bytes(8 << 20))
+    request = f"GET /v2/library/app/blobs/{big} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+    before = open_sockets()
+    for _ in range(10):
+        stream = await trio.open_tcp_stream(*node.address)
+        async with stream:
+            await stream.send_all(request + request)
+            await stream.receive_some(1000)
+    with trio.fail_after(5):
+        while open_sockets() > before:
+            await trio.sleep(0.02)
+
+
+def open_sockets() -> int:
+    return sum(str(entry.readlink()).startswith("socket:") for entry in open_files())
+
+
+def open_files() -> list[Path]:
+    return [entry for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()]
+
+
+async def test_idle_connections_are_closed_and_busy_ones_are_not(start_node: Any) -> None:
+    node = await start_node(keep_alive=0.3)
+    small = node.store.add_content(b"small")
+    big = node.store.add_content(bytes(16 << 20))
+    request = f"GET /v2/library/app/blobs/{small} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+    stream = await trio.open_tcp_stream(*node.address)
+    async with stream:
+        with trio.fail_after(5):
+            for _ in range(4):  # used more often than it would be closed
+                await stream.send_all(request)
+                await stream.receive_some(1000)
+                await trio.sleep(0.15)
+            await stream.send_all(request.replace(small.encode(), big.encode()))
+            received, started = 0, trio.current_time()
+            while received < 16 << 20:  # and once for longer than the limit
+                data = await stream.receive_some(1 << 20)
+                assert data
+                received += len(data)
+                if trio.current_time() - started < 0.6:
+                    await trio.sleep(0.1)
+            while await stream.receive_some(1000):
+                pass
+
+
+async def test_a_websocket_is_not_opened(node: Any) -> None:
+    response = await raw(
+        node, b"GET /v2/ HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, close\r\nUpgrade: websocket\r\n\r\n"
+    )
+    assert response.startswith(b"HTTP/1.1 200 ")
 
 
 async def test_a_client_that_stops_reading_does_not_keep_the_server_from_stopping(start_node: Any) -> None:

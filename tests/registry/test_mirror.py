@@ -12,6 +12,7 @@ import trio
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.media import OCI_MANIFEST
 from spegel_consul.registry.mirror import MirrorSettings
+from spegel_consul.registry.peer import PeerClient, PeerResponse
 from spegel_consul.ring import Provider
 
 from .conftest import head
@@ -223,6 +224,88 @@ async def test_connections_to_peers_are_kept_and_stale_ones_replaced(pair: Any, 
     again.store.add_content(LAYER)
     asker.router.providers = [Provider("old", holder.address), Provider("new", again.address)]
     assert (await get(asker, BLOB_PATH)).content == LAYER
+
+
+async def test_an_answer_that_comes_too_late_is_not_used_for_other_bytes(
+    pair: Any, start_peer: Any, start_node: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two answers in the same instant: the second one can't be cancelled any more, and is for bytes that were sent."""
+    holder, _ = pair
+    size = len(LAYER)
+    asker = await start_node(settings=MirrorSettings(hedge=0.0))
+    dying = await start_peer(head(206, size - 1000, f"Content-Range: bytes 1000-{size - 1}/{size}"), LAYER[1000:5000])
+    asker.router.knows(dying.address, holder)
+    request, arrived, gates = PeerClient.request, [], {dying.address: trio.Event(), holder.address: trio.Event()}
+
+    async def gated(self: PeerClient, address: tuple[str, int], *rest: Any) -> PeerResponse:
+        response = await request(self, address, *rest)
+        gate = gates.get(address)
+        if gate is not None:
+            arrived.append(address)
+            await gate.wait()
+        return response
+
+    monkeypatch.setattr(PeerClient, "request", gated)
+    async with trio.open_nursery() as nursery:
+
+        async def open_gates() -> None:
+            with trio.fail_after(5):
+                while len(arrived) < 2:
+                    await trio.sleep(0.001)
+            first, second = gates[dying.address], gates[holder.address]
+            gates.clear()
+            first.set()
+            await trio.lowlevel.checkpoint()
+            second.set()
+
+        nursery.start_soon(open_gates)
+        response = await get(asker, BLOB_PATH, range="bytes=1000-")
+    assert response.content == LAYER[1000:]
+
+
+async def test_a_range_that_nobody_asked_for_is_not_passed_on(pair: Any, start_peer: Any) -> None:
+    holder, asker = pair
+    other = await start_peer(head(206, 10, f"Content-Range: bytes 0-9/{len(LAYER)}"), LAYER[:10])
+    asker.router.knows(other.address, holder)
+    response = await get(asker, BLOB_PATH, range="bytes=100-109")
+    assert (response.status_code, response.content) == (206, LAYER[100:110])
+
+
+async def test_one_peers_refusal_of_a_range_is_not_the_last_word(pair: Any, start_peer: Any) -> None:
+    holder, asker = pair
+    wrong = await start_peer(head(416, 0, "Content-Range: bytes */5"))
+    asker.router.knows(wrong.address, holder)
+    response = await get(asker, BLOB_PATH, range="bytes=100-109")
+    assert (response.status_code, response.content) == (206, LAYER[100:110])
+
+
+async def test_a_peer_that_drips_its_head_is_passed_over(pair: Any, start_peer: Any) -> None:
+    holder, asker = pair
+    drips: list[bytes | float] = [b"HTTP/1.1 200 OK\r\n"]
+    for number in range(100):
+        drips += [0.1, b"X-%d: y\r\n" % number]
+    slow = await start_peer(*drips, then="hang")
+    asker.router.knows(slow.address)
+    started = trio.current_time()
+    assert (await get(asker, BLOB_PATH)).status_code == 404
+    assert trio.current_time() - started < 1.5
+    asker.router.knows(holder)
+    assert (await get(asker, BLOB_PATH)).content == LAYER
+
+
+async def test_labels_of_metrics_are_bounded(start_node: Any) -> None:
+    node = await start_node()
+    async with httpx.AsyncClient(base_url=node.url, trust_env=False) as client:
+        for number in range(150):
+            await client.get(f"/v2/app/manifests/v1?ns=r{number}.example.com")
+            await client.request(f"M{number}", "/v2/app/manifests/v1")
+    names = {
+        (sample.labels.get("registry"), sample.labels.get("method"))
+        for metric in node.metrics.registry.collect()
+        for sample in metric.samples
+    }
+    assert len(names) < 120
+    assert node.metric("spegel_mirror_requests_total", {"registry": "other", "cache": "miss"}) == 50
 
 
 async def test_a_client_that_leaves_ends_the_transfer(start_node: Any, start_peer: Any) -> None:

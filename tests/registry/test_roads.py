@@ -216,6 +216,37 @@ def open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
+async def test_small_content_is_kept_only_if_it_is_right(layout: Layout, nursery: trio.Nursery) -> None:
+    server = Server(layout, short=True)
+    await server.start(nursery)
+    path = layout.path / "blobs" / "sha256" / layout.small.encoded
+    path.write_bytes(bytes(len(SMALL)))  # a file that is being written in place
+    request = f"GET /v2/app/blobs/{layout.small} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+    stream = await trio.open_tcp_stream(*server.address)
+    async with stream:
+        await answer(stream, request, True)
+        path.write_bytes(SMALL)
+        assert (await answer(stream, request, True)).endswith(SMALL)
+    server.client.close()
+
+
+async def test_a_media_type_can_not_become_a_header(layout: Layout, nursery: trio.Nursery) -> None:
+    index = json.loads((layout.path / "index.json").read_text())
+    evil = layout.descriptor(layout.put(b"evil"), 4, "text/x\r\nSet-Cookie: a=b\r\n\r\nbody")
+    index["manifests"].append(evil)
+    (layout.path / "index.json").write_text(json.dumps(index))
+    for short in (True, False):
+        server = Server(layout, short=short)
+        await server.start(nursery)
+        stream = await trio.open_tcp_stream(*server.address)
+        async with stream:
+            request = f"GET /v2/app/blobs/{evil['digest']} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+            received = await answer(stream, request, True)
+        assert b"Set-Cookie" not in received
+        assert b"content-type: application/octet-stream" in received
+        server.client.close()
+
+
 async def test_clients_that_leave_or_stop_reading(layout: Layout, nursery: trio.Nursery) -> None:
     huge = layout.put(bytes(64 << 20))
     index = json.loads((layout.path / "index.json").read_text())
