@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -15,7 +14,6 @@ import pytest
 from bench import tools
 
 SIZE = 300_000
-pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 
 
 class Handler(BaseHTTPRequestHandler):
