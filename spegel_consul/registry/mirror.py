@@ -157,6 +157,7 @@ class Transfer:
         log.info("peer failed in mid-body", digest=head.digest, at=reached, size=head.size, error=str(why))
         body.discard()
         mirror.penalties.failed(self.provider, hung=why.hung)
+        mirror.recent.drop(head.digest, self.provider)
         self._body, self.provider = resumed = await self._chase.resume(head, reached)
         return resumed[0]
 
@@ -266,6 +267,7 @@ class _Chase:
 
     async def resume(self, head: Head, reached: int) -> tuple[PeerResponse, Provider]:
         rest = replace(head, start=reached, partial=True)
+        self._race.resumed(trio.current_time())
         try:
             answer = await self._run(f"bytes={reached}-{head.stop - 1}", rest)
         except OCIError as exc:
@@ -305,7 +307,7 @@ class _Chase:
         while True:
             if self._answers:
                 answer = self._answers.pop(0)
-                self._race.accepted(answer.provider, trio.current_time())
+                self._race.accepted(answer.provider)
                 for question in self._questions:
                     question.cancel()
                 self._questions.clear()

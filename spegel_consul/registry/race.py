@@ -75,7 +75,7 @@ class Race:
         if not self._open:
             self._idle_since = now
 
-    def accepted(self, provider: Provider, now: float) -> None:
+    def accepted(self, provider: Provider) -> None:
         """The provider's answer is being used. The others that were being asked stay good for later."""
         self._open.discard(provider)
         self._waiting.extendleft(self._open)
@@ -83,6 +83,9 @@ class Race:
         self._open.clear()
         self._started = 0
         self._last_start = -math.inf
+
+    def resumed(self, now: float) -> None:
+        """The answer that was accepted has failed in its middle, and another one is wanted for the rest."""
         self._idle_since = now
 
     def next(self, now: float) -> Ask | Wait | Exhausted:

@@ -171,6 +171,16 @@ async def test_a_transfer_goes_on_at_another_peer(pair: Any, start_peer: Any, th
     assert holder.metric("spegel_served_bytes_total", {"source": "own"}) == len(LAYER) - 100_000
 
 
+async def test_a_transfer_from_a_remembered_peer_asks_the_ring_when_that_peer_dies(pair: Any, start_peer: Any) -> None:
+    holder, asker = pair
+    dying = await start_peer(head(200, len(LAYER)), LAYER[:100_000], 0.4)
+    asker.router.knows(dying.address)
+    assert (await get(asker, BLOB_PATH, "HEAD")).status_code == 200  # from now on it is remembered
+    asker.router.knows(dying.address, holder)
+    with trio.fail_after(4):
+        assert (await get(asker, BLOB_PATH)).content == LAYER
+
+
 async def test_a_range_goes_on_at_another_peer(pair: Any, start_peer: Any) -> None:
     holder, asker = pair
     size = len(LAYER)

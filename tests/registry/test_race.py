@@ -73,10 +73,22 @@ def test_those_asked_beside_the_winner_stay_good_for_a_resumption() -> None:
     core.lookup_ended()
     assert core.next(0.0) == Ask(peer(1))
     assert core.next(0.1) == Ask(peer(2))
-    core.accepted(peer(2), 0.15)
+    core.accepted(peer(2))
+    core.resumed(3.0)
     assert core.next(3.0) == Ask(peer(1))
     core.failed(peer(1), 3.0)
     assert isinstance(core.next(3.0), Exhausted)
+
+
+def test_the_deadline_of_a_resumption_begins_with_it() -> None:
+    core = race()
+    core.found(peer(1))
+    assert core.next(0.0) == Ask(peer(1))
+    core.accepted(peer(1))
+    core.resumed(30.0)
+    assert core.next(30.0) == Wait(30.2, starved=True)
+    core.found(peer(2))
+    assert core.next(30.1) == Ask(peer(2))
 
 
 @given(st.lists(st.tuples(st.sampled_from(["found", "failed", "accepted", "ended", "tick"]), st.integers(0, 6))))
@@ -94,7 +106,8 @@ def test_no_peer_is_asked_again_after_it_failed_and_every_race_ends(steps: list[
             failed.add(loser)
             core.failed(loser, now)
         elif asked and step == "accepted":
-            core.accepted(asked.pop(), now)
+            core.accepted(asked.pop())
+            core.resumed(now)
             asked.clear()
         decision = core.next(now)
         if isinstance(decision, Ask):
