@@ -1,0 +1,17 @@
+"""``spegel-consul dev``: a demonstration on one machine."""
+
+from __future__ import annotations
+
+import click
+import trio
+
+
+@click.command()
+@click.option("--once", is_flag=True, help="Exit after the pull: 0 only if every layer came from a neighbour.")
+@click.option("--port", type=click.IntRange(1024, 65000), default=5050, show_default=True, help="First port to use.")
+@click.option("--size", type=click.IntRange(1, 4096), default=16, show_default=True, help="Size of the image in MiB.")
+def dev(once: bool, port: int, size: int) -> None:
+    """Show it working: three nodes on this machine, and an image that goes from one to another."""
+    from spegel_consul import dev as demonstration
+
+    raise SystemExit(trio.run(demonstration.run, once, port, size))

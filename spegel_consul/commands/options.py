@@ -1,0 +1,46 @@
+# Every flag is also an environment variable, because a Nomad job sets variables more easily than arguments.
+# Flags and variables are Spegel's where the meaning is Spegel's.
+
+"""Kinds of values that flags take, and flags with an environment variable of the same name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from spegel_consul.config import check_advertise_addr
+from spegel_consul.consul.duration import parse_duration
+from spegel_consul.server.listen import ListenAddress
+
+T = TypeVar("T")
+
+
+class Parsed(click.ParamType[Any]):
+    """A parameter that a function parses; its ValueError is what the user reads."""
+
+    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
+        self.name = name
+        self._parse = parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return self._parse(value)
+        except ValueError as exc:
+            self.fail(str(exc), param, ctx)
+
+
+ADDRESS = Parsed("host:port", ListenAddress.parse)
+DURATION = Parsed("duration", parse_duration)
+IP = Parsed("ip", check_advertise_addr)
+LIST = Parsed("list", lambda text: tuple(part for part in text.replace(",", " ").split() if part))
+
+
+def option(flag: str, **kwargs: Any) -> Callable[[T], T]:
+    """A flag and the environment variable of the same name."""
+    variable = flag.removeprefix("--").replace("-", "_").upper()
+    kwargs.setdefault("show_default", True)
+    return click.option(flag, envvar=variable, show_envvar=True, **kwargs)  # type: ignore[return-value]
