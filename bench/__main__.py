@@ -67,7 +67,7 @@ def main() -> int:
             run = Run(plan, arena, found, pieces, Path(scratch), say)
             for line in run.missing():
                 console.print(f"missing: {line}", style="yellow")
-            failure = run.all()
+            failure = run.all(options.only)
     except (ArenaError, tools.ToolMissing, content.ContentError) as exc:
         print(f"bench: {exc}", file=sys.stderr)
         return EXIT_UNABLE
@@ -97,6 +97,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="fewer workloads and short samples: under 50 s")
     parser.add_argument("--check", action="store_true", help="exit with 1 if a figure is beyond its limit")
+    parser.add_argument("--only", choices=("own", "mirrored"), help="measure one half: what is stored, or what is not")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="rounds of a full run (default: 3)")
     parser.add_argument("--cache", type=Path, default=cache, help=f"built programs and content (default: {cache})")
     parser.add_argument("--json", type=Path, help="where the figures go (default: result.json in the cache)")

@@ -47,13 +47,18 @@ class Run:
             found.append("spegel: no --manifest-cache-size, so there is one way only to measure manifests")
         return found
 
-    def all(self) -> ServerError | None:
-        """Measure. What was found until the error that is returned is in ``results`` all the same."""
+    def all(self, only: str | None = None) -> ServerError | None:
+        """Measure all, or ``only`` "own" or "mirrored" blobs.
+
+        What was found until the error that is returned is in ``results`` all the same.
+        """
         try:
-            self._own()
-            if self._tools.nginx is not None:
+            if only in (None, "own"):
+                self._own()
+            if only in (None, "mirrored") and self._tools.nginx is not None:
                 self._mirrors()
-            self._lifecycle()
+            if only is None:
+                self._lifecycle()
         except ServerError as exc:
             return exc
         return None

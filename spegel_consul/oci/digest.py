@@ -43,6 +43,10 @@ class Digest(str):
         """The digest of ``data``."""
         return cls(f"{algorithm}:{hashlib.new(algorithm, data).hexdigest()}")
 
+    def fits(self, data: bytes) -> bool:
+        """Whether this is the digest of ``data``."""
+        return hashlib.new(self.algorithm, data).hexdigest() == self.encoded
+
     @property
     def algorithm(self) -> str:
         return self.partition(":")[0]

@@ -413,7 +413,7 @@ class _Chase:
         async with aclosing(response.chunks()) as pieces:
             async for piece in pieces:
                 body += piece
-        if self._method == "GET" and Digest.of(body, head.digest.algorithm) != head.digest:
+        if self._method == "GET" and not head.digest.fits(body):
             self.mirror.on_mismatch(provider, head.digest)
             raise PeerError("sent bytes that do not have the digest")
         return body

@@ -1,6 +1,10 @@
 # The short road: from a request on the socket to the kernel's sendfile or splice, in one task.  Manifests and other
 # small contents of the own store come from memory.  What can't be planned - a request that is wrong in some way - and
 # a file that has gone are left to the long road, which plans again and has an answer to everything.
+#
+# Runtimes ask in few ways, byte for byte the same each time.  So what a request's bytes led to is remembered - the
+# plan, and all of the head but its date - for as long as the store says nothing new.  If then the content is small
+# too, the answer needs no task at all.
 
 """Answers simple requests on the socket itself."""
 
@@ -8,9 +12,12 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import dataclass
 from email.utils import formatdate
 
 import structlog
+import trio
+from prometheus_client import Histogram
 
 from spegel_consul.metrics import Metrics
 from spegel_consul.oci.digest import Digest
@@ -19,7 +26,7 @@ from spegel_consul.registry.cache import ByteCache
 from spegel_consul.registry.mirror import Mirror, TransferCut
 from spegel_consul.registry.plan import Elsewhere, Own, Planner
 from spegel_consul.server.connection import Link
-from spegel_consul.server.head import RequestHead
+from spegel_consul.server.head import parse_simple
 from spegel_consul.server.sending import Truncated, send_bytes, send_file
 from spegel_consul.store import Store
 
@@ -27,6 +34,21 @@ log = structlog.get_logger(__name__)
 
 SMALL = 64 << 10
 """Bytes up to which content is read at once, sent with its head, and kept in memory."""
+
+_REMEMBERED = 4096
+_MEMORABLE = 2048  # bytes of a request
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What a request led to while the store had ``version``; ``head`` is all of the answer before its date."""
+
+    version: int
+    method: str
+    plan: Own | Elsewhere
+    head: bytes = b""
+    at_once: bool = False
+    duration: Histogram | None = None
 
 
 class ShortRoad:
@@ -45,75 +67,120 @@ class ShortRoad:
             for method in ("GET", "HEAD")
             for status in (200, 206, 404, 416)
         }
+        self._known: tuple[dict[bytes, _Known], dict[bytes, _Known]] = ({}, {})
         self._second = 0
         self._date = b""
 
-    async def __call__(self, request: RequestHead, link: Link) -> bool:
+    def at_once(self, data: bytes, local: bool, /) -> bytes | None:
+        """The answer to a request that came before in the same words, if its content is small and at hand."""
+        known = self._known[local].get(data)
+        if known is None or not known.at_once or known.version != self._store.version:
+            return None
+        began, plan, body = time.perf_counter(), known.plan, b""
+        assert isinstance(plan, Own)
+        assert known.duration is not None
+        small = self._cache.get(plan.content.digest)
+        if known.method == "HEAD":
+            if small is None and not self._is_there(plan):
+                return None
+        else:
+            if small is None and (small := self._read_small(plan)) is None:
+                return None
+            body = small[plan.start : plan.stop] if plan.partial else small
+            self._bytes.inc(len(body))
+        known.duration.observe(time.perf_counter() - began)
+        return b"%b%b\r\n\r\n%b" % (known.head, self._now(), body)
+
+    async def __call__(self, data: bytes, link: Link, /) -> bool:
         """Answer and return True, or send nothing and return False."""
         started = time.perf_counter()
-        try:
-            plan = self._planner.plan(
-                request.method, request.path, request.query, request.headers, from_this_machine=link.local
-            )
-        except OCIError:
+        known = self._look(data, link.local)
+        if known is None:
             return False
-        if isinstance(plan, Own):
-            status = await self._own(request, plan, link)
+        if isinstance(known.plan, Own):
+            status = await self._own(known, known.plan, link)
         else:
-            status = await self._mirrored(request, plan, link)
+            status = await self._mirrored(known.method, known.plan, link)
         if status is None:
             return False
-        self._durations[request.method, status].observe(time.perf_counter() - started)
+        self._durations[known.method, status].observe(time.perf_counter() - started)
         return True
 
-    async def _own(self, request: RequestHead, plan: Own, link: Link) -> int | None:
+    def _look(self, data: bytes, local: bool) -> _Known | None:
+        """What the request leads to, or None if that is for the long road to say."""
+        memory, version = self._known[local], self._store.version
+        known = memory.get(data)
+        if known is not None and known.version == version:
+            return known
+        request = parse_simple(data)
+        if request is None:
+            return None
+        method = request.method
+        try:
+            plan = self._planner.plan(method, request.path, request.query, request.headers, from_this_machine=local)
+        except OCIError:
+            return None
+        if isinstance(plan, Own):
+            at_once = method == "HEAD" or plan.content.size <= SMALL
+            duration = self._durations[method, 206 if plan.partial else 200]
+            known = _Known(version, method, plan, self._head(plan), at_once, duration)
+        else:
+            known = _Known(version, method, plan)
+        if len(data) <= _MEMORABLE:
+            if len(memory) >= _REMEMBERED:
+                memory.clear()
+            memory[data] = known
+        return known
+
+    async def _own(self, known: _Known, plan: Own, link: Link) -> int | None:
         """Send what the own store has; the status that was sent, or None if nothing was."""
         content, length = plan.content, plan.stop - plan.start
-        if request.method == "HEAD":
+        head = b"%b%b\r\n\r\n" % (known.head, self._now())
+        if known.method == "HEAD":
             if self._cache.get(content.digest) is None and not self._is_there(plan):
                 return None
-            await send_bytes(link.sock, self._head(plan))
-        elif (small := self._cache.get(content.digest)) is not None:
-            await send_bytes(link.sock, self._head(plan) + small[plan.start : plan.stop])
+            await send_bytes(link.sock, head)
+        elif content.size <= SMALL:
+            small = self._cache.get(content.digest) or self._read_small(plan)
+            if small is None:
+                # perhaps the disk has to turn for it
+                small = await trio.to_thread.run_sync(self._read_small, plan, 0)
+            if small is None:
+                return None
+            await send_bytes(link.sock, head + small[plan.start : plan.stop])
             self._bytes.inc(length)
         else:
             fd = self._open(plan)
             if fd is None:
                 return None
             try:
-                if content.size <= SMALL:
-                    small = os.pread(fd, content.size, 0)
-                    if Digest.of(small, content.digest.algorithm) != content.digest:
-                        return None  # a file that is still being written, or a disk that lies
-                    self._cache.put(content.digest, small)
-                    await send_bytes(link.sock, self._head(plan) + small[plan.start : plan.stop])
-                else:
-                    await send_file(link.sock, self._head(plan), fd, plan.start, plan.stop)
+                await send_file(link.sock, head, fd, plan.start, plan.stop)
             finally:
                 os.close(fd)
             self._bytes.inc(length)
         return 206 if plan.partial else 200
 
-    async def _mirrored(self, request: RequestHead, plan: Elsewhere, link: Link) -> int:
+    async def _mirrored(self, method: str, plan: Elsewhere, link: Link) -> int:
         """Send what a peer has, or the error if none has it; the status that was sent."""
         try:
-            async with self._mirror.open(plan.request, request.method, plan.wanted_range) as transfer:
+            async with self._mirror.open(plan.request, method, plan.wanted_range) as transfer:
                 head = transfer.head
                 rendered = self._render(
                     head.digest, head.media_type, head.start, head.stop, head.size, head.partial, transfer.served_by
                 )
-                if request.method == "HEAD":
+                rendered += self._now() + b"\r\n\r\n"
+                if method == "HEAD":
                     await send_bytes(link.sock, rendered)
                 else:
                     await transfer.relay(link.sock, rendered)
                     self._peer_bytes.inc(head.stop - head.start)
                 return 206 if head.partial else 200
         except OCIError as exc:
-            await send_bytes(link.sock, self._error(exc, request.method))
+            await send_bytes(link.sock, self._error(exc, method))
             return exc.status.value
         except TransferCut as exc:
             self._metrics.transfers_cut.inc()
-            log.warning("transfer cut", path=request.path.decode("latin-1"), error=str(exc))
+            log.warning("transfer cut", key=plan.request.key, error=str(exc))
             raise Truncated from None
 
     def _is_there(self, plan: Own) -> bool:
@@ -138,6 +205,24 @@ class ShortRoad:
             return None
         return fd
 
+    def _read_small(self, plan: Own, flags: int = os.RWF_NOWAIT) -> bytes | None:
+        """Small content, kept from now on, or None if it is not in the page cache or not what it should be."""
+        fd = self._open(plan)
+        if fd is None:
+            return None
+        buffer = bytearray(plan.content.size)
+        try:
+            os.preadv(fd, [buffer], 0, flags)
+        except OSError:
+            return None
+        finally:
+            os.close(fd)
+        small, digest = bytes(buffer), plan.content.digest
+        if not digest.fits(small):
+            return None  # a file that is still being written, or a disk that lies
+        self._cache.put(digest, small)
+        return small
+
     def _head(self, plan: Own) -> bytes:
         content = plan.content
         return self._render(content.digest, content.media_type, plan.start, plan.stop, content.size, plan.partial)
@@ -145,7 +230,7 @@ class ShortRoad:
     def _render(
         self, digest: Digest, media_type: str, start: int, stop: int, size: int, partial: bool, served_by: str = ""
     ) -> bytes:
-        """The head of an answer, the same bytes as the long road's."""
+        """The head of an answer up to its date, the same bytes as the long road's."""
         fields = b"content-type: %b\r\ncontent-length: %d\r\ndocker-content-digest: %b\r\naccept-ranges: bytes\r\n" % (
             media_type.encode("latin-1", "replace"),
             stop - start,
@@ -155,7 +240,7 @@ class ShortRoad:
             fields += b"content-range: bytes %d-%d/%d\r\n" % (start, stop - 1, size)
         if served_by:
             fields += b"x-spegel-served-by: %b\r\n" % served_by.encode()
-        return b"HTTP/1.1 %d \r\n%bdate: %b\r\n\r\n" % (206 if partial else 200, fields, self._now())
+        return b"HTTP/1.1 %d \r\n%bdate: " % (206 if partial else 200, fields)
 
     def _error(self, error: OCIError, method: str) -> bytes:
         body = error.body()

@@ -7,9 +7,9 @@
 #
 # The protocol: requests that h11 refuses get the error body that registry clients know how to show.
 #
-# Reading: a request that is simple enough, while nothing else is going on, is offered to a handler that may answer
-# it on the socket itself: the short road.  Bytes that it does not take go to hypercorn as they came, and everything
-# else - parsing, pipelining, HTTP/2, bodies, the application's life - is hypercorn's.
+# Reading: while nothing else is going on, what is received is offered to a handler that may answer it on the socket
+# itself: the short road.  Bytes that it does not take go to hypercorn as they came, and everything else - parsing,
+# pipelining, HTTP/2, bodies, the application's life - is hypercorn's.  Between requests it waits in the lobby.
 
 """One client's connection."""
 
@@ -20,6 +20,7 @@ import os
 import socket
 from collections.abc import Awaitable, Callable
 from itertools import chain
+from typing import Protocol
 
 import h11
 import structlog
@@ -34,17 +35,13 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import AppWrapper, ConnectionState, LifespanState
 from hypercorn.utils import parse_socket_addr
 
-from spegel_consul.server.head import RequestHead, parse_simple
 from spegel_consul.server.idle import IdleTimer
+from spegel_consul.server.lobby import RECEIVE, Guest, Lobby
 from spegel_consul.server.sending import STALL, Truncated
 
 log = structlog.get_logger(__name__)
 
-_RECEIVE = 1 << 16
 _PIECE = 1 << 16
-
-ShortRoad = Callable[[RequestHead, "Link"], Awaitable[bool]]
-"""Answers a simple request on the link and returns True, or has sent nothing and returns False."""
 
 
 class Link:
@@ -56,6 +53,18 @@ class Link:
         self.sock = sock
         self.local = local
         """Whether the client is on this machine: it reached us from the address that it called."""
+
+
+class ShortRoad(Protocol):
+    """Answers requests without hypercorn."""
+
+    def at_once(self, data: bytes, local: bool, /) -> bytes | None:
+        """See :data:`spegel_consul.server.lobby.AtOnce`."""
+        ...
+
+    def __call__(self, data: bytes, link: Link, /) -> Awaitable[bool]:
+        """Answer on the link and return True, or send nothing and return False, if ``data`` is no simple request."""
+        ...
 
 
 _REASONS = {400: "the request is not valid HTTP", 431: "the request's header fields are too large"}
@@ -114,13 +123,16 @@ class Connection(TCPServer):
         context: WorkerContext,
         state: LifespanState,
         short_road: ShortRoad | None,
+        lobby: Lobby | None,
         stream: trio.SocketStream,
     ) -> None:
         super().__init__(app, config, context, state, stream)  # type: ignore[arg-type]
         self._short_road = short_road
+        self._lobby = lobby
+        self._guest: Guest | None = None
         # not the task group's own scope: hypercorn's group lets the cancellation that it ends with escape
         self._life = trio.CancelScope()
-        self._timer = IdleTimer(config.keep_alive_timeout, context.terminated.wait, self._initiate_server_close)
+        self._timer = IdleTimer(config.keep_alive_timeout, context.terminated.wait, self._close_idle)
         self.idle_task = self._timer  # type: ignore[assignment]
 
     async def run(self) -> None:
@@ -157,38 +169,40 @@ class Connection(TCPServer):
             await self._close()
 
     async def _read(self, link: Link) -> None:
-        sock, timer, short_road = link.sock, self._timer, self._short_road
+        timer, short_road, lobby = self._timer, self._short_road, self._lobby
+        self._guest = guest = Guest(link.sock, timer, link.local)
         try:
             while True:
+                waits = lobby is not None and timer.idle and self._at_rest()
                 try:
-                    await trio.lowlevel.wait_readable(sock)
-                    data = os.read(sock.fileno(), _RECEIVE)
-                except BlockingIOError:
-                    continue
-                except (OSError, trio.ClosedResourceError):
+                    data = await (lobby.next_request(guest) if lobby and waits else _receive(link.sock))
+                except (OSError, trio.ClosedResourceError, trio.TooSlowError):
                     break
-                if short_road is not None and timer.idle and self._at_rest():
-                    head = parse_simple(data)
-                    if head is not None:
-                        timer.idle = False
-                        try:
-                            answered = await short_road(head, link)
-                        except (OSError, trio.ClosedResourceError, trio.TooSlowError, Truncated):
+                if short_road is not None and data and timer.idle and (waits or self._at_rest()):
+                    timer.idle = False
+                    try:
+                        answered = await short_road(data, link)
+                    except (OSError, trio.ClosedResourceError, trio.TooSlowError, Truncated):
+                        break
+                    except Exception:
+                        log.exception("request failed", request=data.split(b"\r\n", 1)[0][:1000].decode("latin-1"))
+                        break
+                    timer.touch()
+                    if answered:
+                        if self.context.terminated.is_set():
                             break
-                        except Exception:
-                            log.exception("request failed", path=head.path.decode("latin-1"))
-                            break
-                        timer.touch()
-                        if answered:
-                            if self.context.terminated.is_set():
-                                break
-                            continue
+                        continue
                 await self.protocol.handle(RawData(data))
                 if not data:
                     break
             await self.protocol.handle(Closed())
         finally:
             timer.end()
+
+    async def _close_idle(self) -> None:
+        if self._lobby is not None and self._guest is not None:
+            self._lobby.dismiss(self._guest)
+        await self._initiate_server_close()
 
     def _at_rest(self) -> bool:
         """Whether hypercorn waits for a new request and holds no byte of it."""
@@ -222,6 +236,15 @@ class Connection(TCPServer):
         except trio.Cancelled:
             await trio.aclose_forcefully(self.stream)
             raise
+
+
+async def _receive(sock: trio.socket.SocketType) -> bytes:
+    while True:
+        await trio.lowlevel.wait_readable(sock)
+        try:
+            return os.read(sock.fileno(), RECEIVE)
+        except BlockingIOError:
+            continue
 
 
 def _leaf(exc: BaseException) -> str:

@@ -73,7 +73,11 @@ async def send_file(sock: trio.socket.SocketType, head: bytes, fd: int, start: i
         if sent == 0:
             raise Truncated
         start += sent
-        if start < stop:
+        if sent < count and not cold:
+            # the socket is full: to wait for it is also the others' turn
+            with trio.fail_after(STALL):
+                await trio.lowlevel.wait_writable(sock)
+        elif start < stop:
             await trio.lowlevel.checkpoint()
 
 

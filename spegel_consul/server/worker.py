@@ -16,6 +16,7 @@ from hypercorn.typing import ConnectionState, Framework, LifespanState
 from hypercorn.utils import wrap_app
 
 from spegel_consul.server.connection import Connection, ShortRoad
+from spegel_consul.server.lobby import Lobby
 
 DRAIN_TIMEOUT = 10.0
 """Seconds that transfers in flight may take after a stop was asked for."""
@@ -48,7 +49,7 @@ async def serve(
 ) -> None:
     """Serve the ASGI application ``app`` on ``sock``, a listening socket that is closed at the end.
 
-    Simple requests are offered to ``short_road`` first, if there is one.
+    Requests are offered to ``short_road`` first, if there is one.
     When ``stop()`` returns, no connection is accepted any more, idle ones are closed, and requests in
     flight have ``drain_timeout`` seconds to end.
     """
@@ -57,10 +58,13 @@ async def serve(
     lifespan_state: LifespanState = {}
     lifespan = Lifespan(wrapped, config, lifespan_state)
     context = WorkerContext(None)
-    handler = partial(Connection, wrapped, config, context, ConnectionState(lifespan_state), short_road)
+    lobby = Lobby(short_road.at_once) if short_road is not None else None
+    handler = partial(Connection, wrapped, config, context, ConnectionState(lifespan_state), short_road, lobby)
     async with trio.open_nursery() as lifespan_nursery:
         await lifespan_nursery.start(lifespan.handle_lifespan)
         await lifespan.wait_for_startup()
+        if lobby is not None:
+            await lifespan_nursery.start(lobby.run)
         async with trio.open_nursery() as connections:
             async with trio.open_nursery() as accepting:
                 listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))

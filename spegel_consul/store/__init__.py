@@ -65,6 +65,11 @@ class Store(Protocol):
         """Why the store can't answer now, in one line for people; None when it is ready."""
         ...
 
+    @property
+    def version(self) -> int:
+        """Another number whenever ``resolve`` or ``describe`` may say something else than before."""
+        ...
+
     def resolve(self, name: str) -> Digest | None:
         """The digest behind a full image name such as ``docker.io/library/nginx:1.27``, or None."""
         ...

@@ -32,6 +32,11 @@ def blob_path(blobs: Path, digest: Digest) -> Path:
     return blobs / digest.algorithm / digest.encoded
 
 
+def blob_file(root: Path, digest: Digest) -> str:
+    """The same for the ``blobs`` directory in ``root``, as text and without the cost of a path object."""
+    return f"{root}/blobs/{digest.replace(':', '/', 1)}"
+
+
 class FileBlob:
     """A blob in a plain file. Closes the file's descriptor ``fd`` in close()."""
 

@@ -99,6 +99,7 @@ class Index:
         self._unsettled: set[Digest] = set()
         self._unsettled_names: set[str] = set()
         self._unread: dict[str, set[Digest]] = {}
+        self.version = 0
 
     # What may be served, as of the last settle()
 
@@ -209,6 +210,8 @@ class Index:
     def settle(self) -> Changed:
         """Work out what may be served now; what that adds and removes since the last time."""
         self._walk_changed()
+        if self._unsettled or self._unsettled_names:
+            self.version += 1
         added: set[str] = set()
         removed: set[str] = set()
         for digest in self._unsettled:

@@ -34,6 +34,10 @@ class IndexedStore:
     def problem(self) -> str | None:
         return self._problem
 
+    @property
+    def version(self) -> int:
+        return self._index.version
+
     def resolve(self, name: str) -> Digest | None:
         return self._index.resolve(name)
 

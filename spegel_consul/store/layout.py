@@ -28,7 +28,7 @@ from spegel_consul.oci.media import OCI_MANIFEST, header_safe
 from spegel_consul.oci.reference import Reference
 from spegel_consul.store import Blob
 from spegel_consul.store.documents import read_documents
-from spegel_consul.store.file import absent, blob_path, open_file
+from spegel_consul.store.file import absent, blob_file, blob_path, open_file
 from spegel_consul.store.index import Content, ImageRecord, Snapshot, everything
 from spegel_consul.store.indexed import IndexedStore
 
@@ -68,7 +68,7 @@ class LayoutStore(IndexedStore):
         self._in_trouble = False
 
     def file(self, digest: Digest) -> str | None:
-        return str(blob_path(self._path / "blobs", digest))
+        return blob_file(self._path, digest)
 
     @asynccontextmanager
     async def open(self, digest: Digest) -> AsyncIterator[Blob]:

@@ -33,7 +33,7 @@ from spegel_consul.store import Blob
 from spegel_consul.store.containerd.client import ContainerdClient, ContainerdUnavailable, EventStream
 from spegel_consul.store.containerd.messages import ContentChanged, Event, ImageChanged, ImageDeleted
 from spegel_consul.store.containerd.reading import Reader, Unreadable
-from spegel_consul.store.file import blob_path
+from spegel_consul.store.file import blob_file
 from spegel_consul.store.index import Snapshot, everything
 from spegel_consul.store.indexed import IndexedStore
 
@@ -79,7 +79,7 @@ class ContainerdStore(IndexedStore):
 
     def file(self, digest: Digest) -> str | None:
         directory = self._reader.directory
-        return None if directory is None else str(blob_path(directory / "blobs", digest))
+        return None if directory is None else blob_file(directory, digest)
 
     @asynccontextmanager
     async def open(self, digest: Digest) -> AsyncIterator[Blob]:
