@@ -2,21 +2,25 @@
 #
 # Three deadlines keep a pull from hanging on a peer: to connect, to the first byte of the answer, and between
 # any two bytes after it.  The client of the mirror waits for more than a minute on its own, so these are the
-# only protection that it has.  A connection goes back to the pool only when its answer was read to the end.
+# only protection that it has.  A connection goes back to the pool only when its answer was read to the end, and
+# comes out of it only if the peer has said nothing since.
 
 """A client for the registries of peers."""
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 
-import h11
 import trio
+
+from spegel_consul.registry.reply import MAX_HEAD, Reply, ReplyError, parse_reply
+from spegel_consul.server.sending import send_bytes
 
 _RECEIVE = 1 << 18
 _RECEIVE_HEAD = 1 << 12  # what is read of the body here can't be spliced any more
-_MAX_HEAD = 1 << 16
 
 
 class PeerError(Exception):
@@ -44,86 +48,67 @@ class PeerLimits:
 class PeerResponse:
     """The head of an answer, and its body as it comes. Close it, or read it to the end."""
 
-    def __init__(self, client: PeerClient, connection: _Connection, head: h11.Response) -> None:
+    def __init__(self, client: PeerClient, connection: _Connection, reply: Reply) -> None:
         self._client = client
         self._connection: _Connection | None = connection
-        self.status: int = head.status_code
-        self._headers: dict[bytes, bytes] = dict(head.headers)
+        self._reply = reply
+        self.status = reply.status
 
     def header(self, name: bytes) -> str | None:
         """The value of a header field by its lower-case name."""
-        value = self._headers.get(name)
+        value = self._reply.headers.get(name)
         return None if value is None else value.decode("latin-1")
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         """The body. Raises PeerError if it stalls or ends early."""
-        connection = self._connection
-        assert connection is not None, "a body is read once"
-        stall = self._client.limits.stall
-        while True:
-            event = await connection.next_event(stall, "sent nothing for")
-            if isinstance(event, h11.Data):
-                yield bytes(event.data)
-            elif isinstance(event, h11.EndOfMessage):
-                self._connection = None
-                self._client._put_back(connection)
-                return
-            else:
-                raise PeerError(f"{connection} closed the connection")
+        left = self._reply.length
+        if received := self.buffered():
+            left -= len(received)
+            yield received
+        while left:
+            assert self._connection is not None, "a body is read once"
+            data = await self._connection.receive(min(left, _RECEIVE), self._client.limits.stall, "sent nothing for")
+            left -= len(data)
+            yield data
+        self.taken()
 
     def buffered(self) -> bytes:
         """What has been received of the body already; the rest is to be taken from :attr:`socket`.
 
-        Raises PeerError if the body is not framed by its length. When the rest was taken, call :meth:`taken`.
+        When the rest was taken, call :meth:`taken`.
         """
-        connection = self._connection
-        assert connection is not None, "a body is read once"
-        received = b""
-        while True:
-            try:
-                event = connection.http.next_event()
-            except h11.RemoteProtocolError as exc:
-                raise PeerError(f"{connection} does not speak HTTP: {exc}") from None
-            if isinstance(event, h11.Data):
-                received += event.data
-            elif isinstance(event, h11.EndOfMessage) or event is h11.NEED_DATA:
-                return received
-            else:
-                raise PeerError(f"{connection} closed the connection")
+        return self._reply.body
 
     @property
     def socket(self) -> trio.socket.SocketType:
         """The peer's socket, behind what was buffered."""
         assert self._connection is not None
-        return self._connection.stream.socket
+        return self._connection.sock
 
     def taken(self) -> None:
         """The body was taken to its last byte and no further; the connection can be used again."""
         connection, self._connection = self._connection, None
         assert connection is not None
-        if self.header(b"connection") is None and not connection.http.trailing_data[0]:
-            # the parser did not see the body pass, so it is replaced by one that has seen nothing
-            connection.http = _parser()
+        if self._reply.reusable:
             self._client._keep(connection)
         else:
             connection.close()
 
     def discard(self) -> None:
-        """Give up the rest of the body."""
-        if self._connection is not None:
+        """Give up the rest of the body, if there is any."""
+        if self._connection is None:
+            return
+        if len(self._reply.body) == self._reply.length:
+            self.taken()
+        else:
             self._connection.close()
             self._connection = None
 
 
-def _parser() -> h11.Connection:
-    return h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEAD)
-
-
 class _Connection:
-    def __init__(self, address: tuple[str, int], stream: trio.SocketStream) -> None:
+    def __init__(self, address: tuple[str, int], sock: trio.socket.SocketType) -> None:
         self.address = address
-        self.stream = stream
-        self.http = _parser()
+        self.sock = sock
         self.idle_since = 0.0
         self.reused = False
 
@@ -131,31 +116,37 @@ class _Connection:
         host, port = self.address
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
-    async def next_event(
-        self, patience: float, what: str, most: int = _RECEIVE
-    ) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
-        while True:
-            try:
-                event = self.http.next_event()
-            except h11.RemoteProtocolError as exc:
-                raise PeerError(f"{self} does not speak HTTP: {exc}") from None
-            if event is not h11.NEED_DATA:
-                return event
-            with trio.move_on_after(patience) as scope:
-                try:
-                    data = await self.stream.receive_some(most)
-                except (trio.BrokenResourceError, trio.ClosedResourceError):
-                    raise PeerError(f"{self} reset the connection") from None
-            if scope.cancelled_caught:
-                raise PeerError(f"{self} {what} {patience:g} s", hung=True)
-            try:
-                self.http.receive_data(bytes(data))
-            except h11.RemoteProtocolError:
-                raise PeerError(f"{self} closed the connection") from None
+    def is_quiet(self) -> bool:
+        """Whether the peer has neither closed it nor said what nobody asked."""
+        try:
+            os.read(self.sock.fileno(), 1)
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass
+        return False
+
+    async def receive(self, most: int, patience: float, what: str) -> bytes:
+        """At least one byte. Raises PeerError."""
+        fd = self.sock.fileno()
+        try:
+            with trio.fail_after(patience):
+                while True:
+                    try:
+                        data = os.read(fd, most)
+                        break
+                    except BlockingIOError:
+                        await trio.lowlevel.wait_readable(self.sock)
+        except trio.TooSlowError:
+            raise PeerError(f"{self} {what} {patience:g} s", hung=True) from None
+        except (OSError, trio.ClosedResourceError):
+            raise PeerError(f"{self} reset the connection") from None
+        if not data:
+            raise PeerError(f"{self} closed the connection")
+        return data
 
     def close(self) -> None:
-        # not the stream's aclose(): there is nothing to flush, so there is nothing to wait for
-        self.stream.socket.close()
+        self.sock.close()
 
 
 class PeerClient:
@@ -170,66 +161,97 @@ class PeerClient:
         self, address: tuple[str, int], method: str, target: str, headers: Sequence[tuple[str, str]]
     ) -> PeerResponse:
         """Send a request without a body and return the head of the answer. Raises PeerError."""
-        connection = await self._connect(address)
+        connection = self._reuse(address) or await self._connect(address)
         try:
             try:
-                head = await self._exchange(connection, method, target, headers)
+                return await self._exchange(connection, method, target, headers, self.limits.first_byte)
             except PeerError as exc:
                 if not connection.reused or exc.hung:
                     raise
                 # the peer closed a kept connection just as we took it: once more on a new one
                 connection.close()
-                connection = await self._connect(address, fresh=True)
-                head = await self._exchange(connection, method, target, headers)
+                connection = await self._connect(address)
+                return await self._exchange(connection, method, target, headers, self.limits.first_byte)
         except BaseException:
             connection.close()
             raise
-        return PeerResponse(self, connection, head)
+
+    async def request_at_once(
+        self, address: tuple[str, int], method: str, target: str, headers: Sequence[tuple[str, str]], patience: float
+    ) -> PeerResponse | None:
+        """The same over a connection that is there, or None if there is none or it fails within ``patience`` s."""
+        connection = self._reuse(address)
+        if connection is None:
+            return None
+        try:
+            return await self._exchange(connection, method, target, headers, patience)
+        except PeerError:
+            connection.close()
+            return None
+        except BaseException:
+            connection.close()
+            raise
 
     async def _exchange(
-        self, connection: _Connection, method: str, target: str, headers: Sequence[tuple[str, str]]
-    ) -> h11.Response:
-        message = h11.Request(method=method, target=target, headers=[("host", str(connection)), *headers])
-        data = connection.http.send(message)
-        end = connection.http.send(h11.EndOfMessage())
-        patience = self.limits.first_byte
-        with trio.move_on_after(patience):
+        self,
+        connection: _Connection,
+        method: str,
+        target: str,
+        headers: Sequence[tuple[str, str]],
+        patience: float,
+    ) -> PeerResponse:
+        lines = [f"{method} {target} HTTP/1.1", f"host: {connection}", *(f"{name}: {value}" for name, value in headers)]
+        deadline = trio.current_time() + patience
+        try:
+            await send_bytes(connection.sock, ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
+        except (OSError, trio.ClosedResourceError, trio.TooSlowError):
+            raise PeerError(f"{connection} reset the connection") from None
+        data = b""
+        while len(data) <= MAX_HEAD:
+            left = max(deadline - trio.current_time(), 0.0)
             try:
-                await connection.stream.send_all((data or b"") + (end or b""))
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                raise PeerError(f"{connection} reset the connection") from None
-            while True:
-                event = await connection.next_event(patience, "did not answer within", _RECEIVE_HEAD)
-                if isinstance(event, h11.Response):
-                    return event
-                if not isinstance(event, h11.InformationalResponse):
-                    raise PeerError(f"{connection} closed the connection")
-        raise PeerError(f"{connection} did not answer within {patience:g} s", hung=True)
+                data += await connection.receive(_RECEIVE_HEAD, left, "did not answer within")
+            except PeerError as exc:
+                if exc.hung:
+                    raise PeerError(f"{connection} did not answer within {patience:g} s", hung=True) from None
+                raise
+            try:
+                reply = parse_reply(data, method)
+            except ReplyError as exc:
+                raise PeerError(f"{connection} does not speak HTTP: {exc}") from None
+            if reply is not None:
+                return PeerResponse(self, connection, reply)
+        raise PeerError(f"{connection} sent a head of more than {MAX_HEAD} bytes")
 
-    async def _connect(self, address: tuple[str, int], *, fresh: bool = False) -> _Connection:
+    def _reuse(self, address: tuple[str, int]) -> _Connection | None:
         kept = self._idle.get(address, [])
-        while kept and not fresh:
+        while kept:
             connection = kept.pop()
-            if trio.current_time() - connection.idle_since < self.limits.idle:
+            if trio.current_time() - connection.idle_since < self.limits.idle and connection.is_quiet():
                 connection.reused = True
                 return connection
             connection.close()
-        with trio.move_on_after(self.limits.connect):
-            try:
-                stream = await trio.open_tcp_stream(*address)
-            except OSError as exc:
-                reason = exc.__cause__ or exc.__context__ or exc
-                raise PeerError(f"{address[0]} port {address[1]} can't be reached: {reason}") from None
-            return _Connection(address, stream)
-        raise PeerError(f"{address[0]} port {address[1]} did not accept within {self.limits.connect:g} s", hung=True)
+        return None
 
-    def _put_back(self, connection: _Connection) -> None:
-        http = connection.http
-        if http.our_state is h11.DONE and http.their_state is h11.DONE:
-            http.start_next_cycle()
-            self._keep(connection)
-        else:
-            connection.close()
+    async def _connect(self, address: tuple[str, int]) -> _Connection:
+        host, port = address
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        sock = trio.socket.socket(family, socket.SOCK_STREAM)
+        try:
+            with trio.fail_after(self.limits.connect):
+                await sock.connect(address)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        except trio.TooSlowError:
+            sock.close()
+            message = f"{host} port {port} did not accept within {self.limits.connect:g} s"
+            raise PeerError(message, hung=True) from None
+        except OSError as exc:
+            sock.close()
+            raise PeerError(f"{host} port {port} can't be reached: {exc}") from None
+        except BaseException:
+            sock.close()
+            raise
+        return _Connection(address, sock)
 
     def _keep(self, connection: _Connection) -> None:
         now = trio.current_time()

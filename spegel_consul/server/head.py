@@ -44,17 +44,25 @@ def parse_simple(data: bytes) -> RequestHead | None:
     line = _REQUEST_LINE.match(data)
     if line is None or not data.endswith(b"\r\n\r\n") or len(data) > _MAX_HEAD:
         return None
-    headers: dict[bytes, bytes] = {}
-    for text in data[line.end() : -4].split(b"\r\n"):
-        field = _FIELD.match(text)
-        if field is None:
-            return None
-        name = field[1].lower()
-        # a field that is given twice may be a list or an attack; either is somebody else's to judge
-        if name in _NOT_SIMPLE or name in headers:
-            return None
-        headers[name] = field[2].rstrip(b" \t")
+    headers = parse_fields(data[line.end() : -4])
+    if headers is None or not _NOT_SIMPLE.isdisjoint(headers):
+        return None
     if b"host" not in headers:
         return None
     method, path, query = line.groups()
     return RequestHead(method.decode(), path, query or b"", headers)
+
+
+def parse_fields(text: bytes) -> dict[bytes, bytes] | None:
+    """Header fields, separated by CRLF, by their names in lower case; None if any is malformed or given twice."""
+    headers: dict[bytes, bytes] = {}
+    for line in text.split(b"\r\n"):
+        field = _FIELD.match(line)
+        if field is None:
+            return None
+        name = field[1].lower()
+        # a field that is given twice may be a list or an attack; either is somebody else's to judge
+        if name in headers:
+            return None
+        headers[name] = field[2].rstrip(b" \t")
+    return headers
