@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import urllib.parse
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -74,13 +74,15 @@ class Head:
 
 
 class Transfer:
-    """A head that was accepted, and the body behind it."""
+    """A head that was accepted, and the body behind it. ``chase`` finds another peer when this one fails."""
 
-    def __init__(self, chase: _Chase, head: Head, provider: Provider, body: bytes | PeerResponse) -> None:
+    def __init__(self, mirror: Mirror, chase: _Chase | None, request: ContentRequest, answer: _Answer) -> None:
+        self._mirror = mirror
         self._chase = chase
-        self._body = body
-        self.head = head
-        self.provider = provider
+        self._request = request
+        self._body = answer.body
+        self.head = answer.head
+        self.provider = answer.provider
 
     @property
     def served_by(self) -> str:
@@ -128,18 +130,21 @@ class Transfer:
             await send_bytes(sink, head + body)
             return
         hasher = self._hasher()
-        relay = Relay(sink, self.head.stop - self.head.start, hasher, self._chase.nursery)
+        relay = await Relay.start(sink, self.head.stop - self.head.start, hasher)
         try:
             await send_head(sink, head)
-            while True:
-                try:
-                    await relay.put(body.buffered())
-                    await relay.pull(body.socket, self._chase.mirror.client.limits.stall)
-                except (PeerError, SourceFailed) as exc:
-                    body = await self._go_on(body, self.head.stop - relay.left, exc)
-                else:
-                    body.taken()
-                    break
+            async with AsyncExitStack() as later:
+                while True:
+                    try:
+                        await relay.put(body.buffered())
+                        await relay.pull(body.socket, self._mirror.client.limits.stall)
+                    except SourceFailed as exc:
+                        if self._chase is None:
+                            self._chase = await later.enter_async_context(self._mirror.chase(self._request, "GET"))
+                        body = await self._go_on(body, self.head.stop - relay.left, exc)
+                    else:
+                        body.taken()
+                        break
             await relay.hashed()
             self._check(hasher)
             await relay.release()
@@ -149,11 +154,12 @@ class Transfer:
     def _hasher(self) -> _Hash | None:
         """What verifies the body; a part of the content can't be verified."""
         whole = self.head.start == 0 and self.head.stop == self.head.size
-        return self.head.digest.hasher() if whole and self._chase.mirror.settings.verify else None
+        return self.head.digest.hasher() if whole and self._mirror.settings.verify else None
 
     async def _go_on(self, body: PeerResponse, reached: int, why: PeerError | SourceFailed) -> PeerResponse:
         """Another peer's answer for the bytes from ``reached`` on. Raises TransferCut."""
-        mirror, head = self._chase.mirror, self.head
+        mirror, head = self._mirror, self.head
+        assert self._chase is not None
         log.info("peer failed in mid-body", digest=head.digest, at=reached, size=head.size, error=str(why))
         body.discard()
         mirror.penalties.failed(self.provider, hung=why.hung)
@@ -163,7 +169,7 @@ class Transfer:
 
     def _check(self, hasher: _Hash | None) -> None:
         if hasher is not None and hasher.hexdigest() != self.head.digest.encoded:
-            self._chase.mirror.on_mismatch(self.provider, self.head.digest)
+            self._mirror.on_mismatch(self.provider, self.head.digest)
             raise TransferCut(f"the bytes from {self.provider.registry[0]} do not have digest {self.head.digest}")
 
     def close(self) -> None:
@@ -206,29 +212,62 @@ class Mirror:
         Raises ManifestUnknown or BlobUnknown when no peer has it within the deadlines, RangeInvalid when
         the range lies outside of it; whatever is raised in the context comes out as it is.
         """
+        try:
+            async with self.chase(request, method) as chase:
+                answer = await chase.first(range_header)
+                transfer = Transfer(self, chase, request, answer)
+                try:
+                    yield transfer
+                finally:
+                    transfer.close()
+        except (ManifestUnknown, BlobUnknown):
+            self._metrics.mirror_requests.labels(self._label(request.reference.registry), "miss").inc()
+            raise
+        self.served(request)
+
+    async def at_once(self, request: ContentRequest, range_header: str | None) -> Transfer | None:
+        """The blob from a peer that had it a moment ago, over a connection that is there; close the transfer.
+
+        None if there is no such peer, or it does not answer as it should within the hedge interval: then
+        :meth:`open` asks it again, and others.
+        """
+        wanted = _forwardable(request, range_header)
+        for provider in self.recent.get(request.key):
+            if self.penalties.bars(provider):
+                continue
+            target, headers = _question(request, wanted)
+            response = await self.client.request_at_once(provider.registry, "GET", target, headers, self.settings.hedge)
+            if response is None:
+                continue
+            try:
+                head = judge(response, request, wanted)
+            except (PeerError, RangeInvalid):
+                response.discard()
+                continue
+            return Transfer(self, None, request, _Answer(provider, head, response))
+        return None
+
+    @asynccontextmanager
+    async def chase(self, request: ContentRequest, method: str) -> AsyncIterator[_Chase]:
+        """A race for the content. Whatever is raised in the context comes out as it is."""
         # an exception passes through the nursery bare: it stands for the answer to the client, or for its departure
         found: Exception | None = None
-        registry = request.reference.registry
         async with trio.open_nursery() as nursery:
             chase = _Chase(self, request, method, nursery)
-            transfer: Transfer | None = None
             try:
-                transfer = await chase.first(range_header)
-                yield transfer
+                yield chase
             except Exception as exc:
                 found = exc
             finally:
                 nursery.cancel_scope.cancel()
                 chase.close()
-                if transfer is not None:
-                    transfer.close()
-        if isinstance(found, ManifestUnknown | BlobUnknown):
-            self._metrics.mirror_requests.labels(self._label(registry), "miss").inc()
-        elif found is None:
-            self._metrics.mirror_requests.labels(self._label(registry), "hit").inc()
-            self._metrics.mirror_last_success.set_to_current_time()
         if found is not None:
             raise found
+
+    def served(self, request: ContentRequest) -> None:
+        """A transfer has ended well; :meth:`open` says so itself."""
+        self._metrics.mirror_requests.labels(self._label(request.reference.registry), "hit").inc()
+        self._metrics.mirror_last_success.set_to_current_time()
 
 
 class _Chase:
@@ -261,9 +300,8 @@ class _Chase:
         for provider in mirror.recent.get(request.key):
             self._found(provider)
 
-    async def first(self, range_header: str | None) -> Transfer:
-        answer = await self._run(_forwardable(self._request, range_header), None)
-        return Transfer(self, answer.head, answer.provider, answer.body)
+    async def first(self, range_header: str | None) -> _Answer:
+        return await self._run(_forwardable(self._request, range_header), None)
 
     async def resume(self, head: Head, reached: int) -> tuple[PeerResponse, Provider]:
         rest = replace(head, start=reached, partial=True)
@@ -333,18 +371,12 @@ class _Chase:
     async def _ask(
         self, question: trio.CancelScope, provider: Provider, range_header: str | None, expected: Head | None
     ) -> None:
-        reference = self._request.reference
-        name = urllib.parse.quote(reference.digest or reference.tag or "", safe=":")
-        namespace = urllib.parse.quote(reference.registry, safe="")
-        target = f"/v2/{reference.repository}/{self._request.kind.value}/{name}?ns={namespace}"
-        headers = [(MIRRORED_HEADER.decode(), "true"), ("accept", "*/*")]
-        if range_header is not None:
-            headers.append(("range", range_header))
+        target, headers = _question(self._request, range_header)
         with question:
             try:
                 response = await self.mirror.client.request(provider.registry, self._method, target, headers)
                 try:
-                    head = self._judge(response, range_header, expected)
+                    head = judge(response, self._request, range_header, expected)
                     body: bytes | PeerResponse = response
                     if self._method == "HEAD" or self._request.kind is Kind.MANIFEST:
                         body = await self._read(response, head, provider)
@@ -367,43 +399,6 @@ class _Chase:
             else:
                 self._answers.append(_Answer(provider, head, body))
             self._wake.set()
-
-    def _judge(self, response: PeerResponse, range_header: str | None, expected: Head | None) -> Head:
-        """The head of an acceptable answer. Raises PeerError, or RangeInvalid when the peer says so."""
-        status = response.status
-        content_range = response.header(b"content-range") or ""
-        if status == 416 and range_header is not None and expected is None:
-            unsatisfied = _UNSATISFIED.match(content_range)
-            if unsatisfied is not None:
-                raise RangeInvalid(int(unsatisfied[1]))
-        if status != 200 and not (status == 206 and range_header is not None):
-            raise PeerError(f"answered {status}")
-        if response.header(b"transfer-encoding") is not None:
-            raise PeerError("did not frame the content by its length")
-        length = response.header(b"content-length") or ""
-        if not (length.isascii() and length.isdigit() and len(length) < 20):
-            raise PeerError("did not say how long the content is")
-        start, stop, size = 0, int(length), int(length)
-        if status == 206:
-            span = _CONTENT_RANGE.match(content_range)
-            if span is None:
-                raise PeerError(f"answered 206 with content-range {content_range[:60]!r}")
-            start, stop, size = int(span[1]), int(span[2]) + 1, int(span[3])
-            asked_for = parse_range(range_header, size)
-            if stop - start != int(length) or asked_for is None or (start, stop) != (asked_for.start, asked_for.stop):
-                raise PeerError(f"answered 206 with content-range {content_range[:60]!r} and length {length}")
-        asked = self._request.reference.digest
-        try:
-            digest = Digest(response.header(b"docker-content-digest") or asked or "")
-        except DigestInvalid:
-            raise PeerError("did not say which digest the content has") from None
-        if asked is not None and digest != asked:
-            raise PeerError(f"answered with another digest, {digest}")
-        media_type = response.header(b"content-type") or OCTET_STREAM
-        head = Head(digest, media_type, start, stop, size, status == 206)
-        if expected is not None and head != replace(expected, media_type=media_type):
-            raise PeerError("answered with other bytes than those that are missing")
-        return head
 
     async def _read(self, response: PeerResponse, head: Head, provider: Provider) -> bytes:
         """A small body, whole and verified. Raises PeerError."""
@@ -434,3 +429,58 @@ def _forwardable(request: ContentRequest, range_header: str | None) -> str | Non
         return range_header.strip() if parse_range(range_header, 1 << 62) else None
     except RangeInvalid:
         return range_header.strip()
+
+
+def judge(
+    response: PeerResponse, request: ContentRequest, range_header: str | None, expected: Head | None = None
+) -> Head:
+    """The head of an acceptable answer. Raises PeerError, or RangeInvalid when the peer says so.
+
+    ``expected``: what the answer must say because other bytes of the same content have been sent already.
+    """
+    status = response.status
+    content_range = response.header(b"content-range") or ""
+    if status == 416 and range_header is not None and expected is None:
+        unsatisfied = _UNSATISFIED.match(content_range)
+        if unsatisfied is not None:
+            raise RangeInvalid(int(unsatisfied[1]))
+    if status != 200 and not (status == 206 and range_header is not None):
+        raise PeerError(f"answered {status}")
+    if response.header(b"transfer-encoding") is not None:
+        raise PeerError("did not frame the content by its length")
+    length = response.header(b"content-length") or ""
+    if not (length.isascii() and length.isdigit() and len(length) < 20):
+        raise PeerError("did not say how long the content is")
+    start, stop, size = 0, int(length), int(length)
+    if status == 206:
+        span = _CONTENT_RANGE.match(content_range)
+        if span is None:
+            raise PeerError(f"answered 206 with content-range {content_range[:60]!r}")
+        start, stop, size = int(span[1]), int(span[2]) + 1, int(span[3])
+        asked_for = parse_range(range_header, size)
+        if stop - start != int(length) or asked_for is None or (start, stop) != (asked_for.start, asked_for.stop):
+            raise PeerError(f"answered 206 with content-range {content_range[:60]!r} and length {length}")
+    asked = request.reference.digest
+    try:
+        digest = Digest(response.header(b"docker-content-digest") or asked or "")
+    except DigestInvalid:
+        raise PeerError("did not say which digest the content has") from None
+    if asked is not None and digest != asked:
+        raise PeerError(f"answered with another digest, {digest}")
+    media_type = response.header(b"content-type") or OCTET_STREAM
+    head = Head(digest, media_type, start, stop, size, status == 206)
+    if expected is not None and head != replace(expected, media_type=media_type):
+        raise PeerError("answered with other bytes than those that are missing")
+    return head
+
+
+def _question(request: ContentRequest, range_header: str | None) -> tuple[str, list[tuple[str, str]]]:
+    """The target and the header fields of a request to a peer."""
+    reference = request.reference
+    name = urllib.parse.quote(reference.digest or reference.tag or "", safe=":")
+    namespace = urllib.parse.quote(reference.registry, safe="")
+    target = f"/v2/{reference.repository}/{request.kind.value}/{name}?ns={namespace}"
+    headers = [(MIRRORED_HEADER.decode(), "true"), ("accept", "*/*")]
+    if range_header is not None:
+        headers.append(("range", range_header))
+    return target, headers

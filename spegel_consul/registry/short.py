@@ -22,8 +22,9 @@ from prometheus_client import Histogram
 from spegel_consul.metrics import Metrics
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import OCIError, RangeInvalid
+from spegel_consul.oci.path import Kind
 from spegel_consul.registry.cache import ByteCache
-from spegel_consul.registry.mirror import Mirror, TransferCut
+from spegel_consul.registry.mirror import Mirror, Transfer, TransferCut
 from spegel_consul.registry.plan import Elsewhere, Own, Planner
 from spegel_consul.server.connection import Link
 from spegel_consul.server.head import parse_simple
@@ -163,18 +164,17 @@ class ShortRoad:
     async def _mirrored(self, method: str, plan: Elsewhere, link: Link) -> int:
         """Send what a peer has, or the error if none has it; the status that was sent."""
         try:
+            if method == "GET" and plan.request.kind is Kind.BLOB:
+                transfer = await self._mirror.at_once(plan.request, plan.wanted_range)
+                if transfer is not None:
+                    try:
+                        status = await self._relay(method, transfer, link)
+                    finally:
+                        transfer.close()
+                    self._mirror.served(plan.request)
+                    return status
             async with self._mirror.open(plan.request, method, plan.wanted_range) as transfer:
-                head = transfer.head
-                rendered = self._render(
-                    head.digest, head.media_type, head.start, head.stop, head.size, head.partial, transfer.served_by
-                )
-                rendered += self._now() + b"\r\n\r\n"
-                if method == "HEAD":
-                    await send_bytes(link.sock, rendered)
-                else:
-                    await transfer.relay(link.sock, rendered)
-                    self._peer_bytes.inc(head.stop - head.start)
-                return 206 if head.partial else 200
+                return await self._relay(method, transfer, link)
         except OCIError as exc:
             await send_bytes(link.sock, self._error(exc, method))
             return exc.status.value
@@ -182,6 +182,19 @@ class ShortRoad:
             self._metrics.transfers_cut.inc()
             log.warning("transfer cut", key=plan.request.key, error=str(exc))
             raise Truncated from None
+
+    async def _relay(self, method: str, transfer: Transfer, link: Link) -> int:
+        head = transfer.head
+        rendered = self._render(
+            head.digest, head.media_type, head.start, head.stop, head.size, head.partial, transfer.served_by
+        )
+        rendered += self._now() + b"\r\n\r\n"
+        if method == "HEAD":
+            await send_bytes(link.sock, rendered)
+        else:
+            await transfer.relay(link.sock, rendered)
+            self._peer_bytes.inc(head.stop - head.start)
+        return 206 if head.partial else 200
 
     def _is_there(self, plan: Own) -> bool:
         path = self._store.file(plan.content.digest)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 _PIPE_SIZE = 1 << 20
 _FLAGS = 1 | 2  # SPLICE_F_MOVE | SPLICE_F_NONBLOCK
 _MORE = 4  # SPLICE_F_MORE
+_TURN = 4 << 20  # bytes after which everybody else in the process has a turn
 _READ = 1 << 18
 _threads = trio.CapacityLimiter(256)
 _spare_pipes: list[tuple[int, int]] = []
@@ -59,12 +60,24 @@ class Source(Protocol):
 class Relay:
     """Carries ``total`` bytes to ``sink``, from one source after another.
 
-    With a ``hasher`` all of them are fed to it, by a thread whose task runs in ``nursery``, and the last piece is
-    held back until :meth:`release`. Close it in any case.
+    With a ``hasher`` all of them are fed to it, by a thread, and the last piece is held back until :meth:`release`.
+    Close it in any case.
     Every method raises OSError, trio.TooSlowError or trio.ClosedResourceError if the sink fails.
     """
 
-    def __init__(self, sink: trio.socket.SocketType, total: int, hasher: _Hash | None, nursery: trio.Nursery) -> None:
+    @classmethod
+    async def start(cls, sink: trio.socket.SocketType, total: int, hasher: _Hash | None) -> Relay:
+        """A relay, when there is a thread for its hasher."""
+        relay = cls(sink, total, hasher)
+        if relay._tap is not None:
+            try:
+                await relay._tap.start()
+            except BaseException:
+                relay.close()
+                raise
+        return relay
+
+    def __init__(self, sink: trio.socket.SocketType, total: int, hasher: _Hash | None) -> None:
         self._sink = sink
         self._left = total
         self._pipe = _take_pipe()
@@ -73,8 +86,6 @@ class Relay:
         except OSError:
             _give_pipe(self._pipe, clean=True)
             raise
-        if self._tap is not None:
-            nursery.start_soon(self._tap.run)
         self._inside = 0  # bytes in the pipe
         self._last = b""  # or the last piece, if it did not come through the pipe
 
@@ -102,13 +113,14 @@ class Relay:
 
         Raises SourceFailed; then ``left`` tells what another source has to give.
         """
-        inlet = self._pipe[1]
+        inlet, origin, turn = self._pipe[1], source.fileno(), _TURN
         while self._left:
             try:
-                taken = os.splice(source.fileno(), inlet, min(self._left, _PIPE_SIZE), flags=_FLAGS)
+                taken = os.splice(origin, inlet, min(self._left, _PIPE_SIZE), flags=_FLAGS)
             except BlockingIOError:
+                turn = _TURN
                 with trio.move_on_after(patience) as waiting:
-                    await trio.lowlevel.wait_readable(source.fileno())
+                    await trio.lowlevel.wait_readable(origin)
                 if waiting.cancelled_caught:
                     raise SourceFailed(f"sent nothing for {patience:g} s", hung=True) from None
                 continue
@@ -126,7 +138,10 @@ class Relay:
                     if copied == self._inside and not self._left:
                         return  # the last piece waits to be released
                     await self._drain(copied)
-            await trio.lowlevel.checkpoint()
+            turn -= taken
+            if turn <= 0:
+                turn = _TURN
+                await trio.lowlevel.checkpoint()
 
     async def hashed(self) -> None:
         """Return when the hasher has seen all that was taken."""
@@ -167,7 +182,24 @@ class _Tap:
         with suppress(OSError):
             fcntl.fcntl(self._inlet, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
         os.set_blocking(self._inlet, False)
+        self._started = False
         self.done = trio.Event()
+
+    async def start(self) -> None:
+        """Begin to hash. No task waits for the thread: it ends when the inlet is closed, and closes the outlet."""
+        await _threads.acquire_on_behalf_of(self)
+        token = trio.lowlevel.current_trio_token()
+
+        def ended(_: object) -> None:
+            with suppress(trio.RunFinishedError):
+                token.run_sync_soon(self._ended)
+
+        self._started = True
+        trio.lowlevel.start_thread_soon(self._hash_all, ended)
+
+    def _ended(self) -> None:
+        _threads.release_on_behalf_of(self)
+        self.done.set()
 
     async def tee(self, outlet: int, count: int) -> int:
         """Copy up to ``count`` bytes that are in the pipe; returns how many."""
@@ -198,19 +230,17 @@ class _Tap:
         if self._inlet >= 0:
             os.close(self._inlet)
             self._inlet = -1
-
-    async def run(self) -> None:
-        try:
-            await trio.to_thread.run_sync(self._hash_all, limiter=_threads)
-        finally:
-            os.close(self._outlet)
-            self.done.set()
+            if not self._started:
+                os.close(self._outlet)
 
     def _hash_all(self) -> None:
-        buffer = bytearray(_READ)
-        view = memoryview(buffer)
-        while count := os.readv(self._outlet, [buffer]):
-            self._hasher.update(view[:count])
+        try:
+            buffer = bytearray(_READ)
+            view = memoryview(buffer)
+            while count := os.readv(self._outlet, [buffer]):
+                self._hasher.update(view[:count])
+        finally:
+            os.close(self._outlet)
 
 
 def _take_pipe() -> tuple[int, int]:
