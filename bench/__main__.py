@@ -16,7 +16,7 @@ How to read the tables:
   mirrored blobs  a node that does not have the blob gets it from a neighbour, found by a lookup in a real ring. The
                   neighbour is nginx and runs on the clients' core, so that the node is what limits the transfer.
                   "go" is Go's http.Client and io.Copy, which is what Spegel does; "nginx" is proxy_pass; neither
-                  verifies. "spegel" verifies unless the row says otherwise.
+                  verifies. "spegel" verifies unless the row says otherwise; its fair peer is "go, verifying".
   manifests       1 KiB, in thousands of answers per second. "go+containerd" asks a containerd twice per request and
                   keeps metrics, as Spegel does; that containerd runs on the clients' core and is not in "CPU".
   ranges          "bytes=N-" of which 8 MiB are read before the connection is dropped.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from bench.figures import Results, Spread
-from bench.programs import GO, GO_SPEGEL, NGINX, SPEGEL, SPEGEL_UNCACHED, SPEGEL_UNVERIFIED
+from bench.programs import GO, GO_SPEGEL, GO_VERIFYING, NGINX, SPEGEL, SPEGEL_UNCACHED, SPEGEL_UNVERIFIED
 from bench.workload import MANIFESTS, MIRROR, OWN, RANGES, Plan, Workload
 
 _STOP_MARGIN = 0.5
@@ -91,7 +91,7 @@ def _mirrored(plan: Plan, results: Results) -> Iterator[Floor]:
             yield _ratio(results, workload, 2.0, 1.5, ours=SPEGEL_UNVERIFIED)
         else:
             yield _ratio(results, workload, 2.8, 2.0, ours=SPEGEL_UNVERIFIED)
-            yield _ratio(results, workload, 1.5, 1.2)
+            yield _ratio(results, workload, 1.5, 1.2, base=GO_VERIFYING)
     labels = {workload.label for workload in plan.of(MIRROR) if workload.of != "1 MiB"}
     samples = results.of(MIRROR, server=SPEGEL_UNVERIFIED)
     cost = Spread.of(sample.cost for sample in samples if sample.load in labels and sample.bytes)

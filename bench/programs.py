@@ -20,6 +20,7 @@ SPEGEL = "spegel"
 SPEGEL_UNCACHED = "spegel, no cache"
 SPEGEL_UNVERIFIED = "spegel, unverified"
 GO = "go"
+GO_VERIFYING = "go, verifying"
 GO_SPEGEL = "go+containerd"
 NGINX = "nginx"
 REGISTRY = "docker-registry"
@@ -137,7 +138,7 @@ class Programs:
         if self.abilities.can_skip_verification:
             found.append(self.mirror(SPEGEL_UNVERIFIED, "--verify=off"))
         if self._tools.go_peer is not None:
-            found.append(self._go("proxy"))
+            found += [self._go("proxy"), self._go("proxy", GO_VERIFYING, "-verify")]
         if self._tools.nginx is not None:
             found.append(self._nginx(NGINX, self._next_port(), files=False))
         return found
@@ -194,11 +195,11 @@ class Programs:
         command += [*(f"--{option}={value}" for option, value in options.items()), *flags]
         return Program(name, command, registry, "/readyz", {"PYTHONPATH": str(HERE.parent)})
 
-    def _go(self, mode: str) -> Program:
+    def _go(self, mode: str, name: str = GO, *flags: str) -> Program:
         port = self._next_port()
         command = [str(self._tools.go_peer), f"-mode={mode}", f"-address={_LOOPBACK}:{port}"]
-        command += [f"-blobs={self._content.blobs}", f"-upstream=http://{_LOOPBACK}:{SOURCE_PORT}"]
-        return Program(GO, command, port, "/v2/")
+        command += [f"-blobs={self._content.blobs}", f"-upstream=http://{_LOOPBACK}:{SOURCE_PORT}", *flags]
+        return Program(name, command, port, "/v2/")
 
     def _go_spegel(self) -> Program:
         port = self._next_port()

@@ -2,11 +2,14 @@
 //
 //	-mode serve   blobHandler and manifestHandler: mux, response wrapper with ReadFrom, os.Open, io.Copy (sendfile)
 //	-mode proxy   mirrorHandler: http.Client asks -upstream, io.CopyBuffer with 32 KiB from a pool
+//	-verify       what passes in proxy mode is hashed, and an answer whose digest is wrong is not completed
 //
 // Not Spegel itself: no gRPC calls to containerd, no metrics, no lookup of peers, so it does less per request.
 package main
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"flag"
 	"fmt"
 	"io"
@@ -70,6 +73,7 @@ type server struct {
 	upstream string
 	client   *http.Client
 	buffers  sync.Pool
+	verify   bool
 }
 
 func (s *server) serve(rw *response, req *http.Request) {
@@ -143,7 +147,27 @@ func (s *server) proxy(rw *response, req *http.Request) {
 	}
 	buffer := s.buffers.Get().(*[]byte)
 	defer s.buffers.Put(buffer)
-	io.CopyBuffer(rw, answer.Body, *buffer)
+	if !s.verify {
+		io.CopyBuffer(rw, answer.Body, *buffer)
+		return
+	}
+	hash := sha256.New()
+	held := 0
+	for {
+		n, err := io.ReadFull(answer.Body, (*buffer)[:])
+		hash.Write((*buffer)[:n])
+		if err != nil {
+			held = n
+			break
+		}
+		if _, err := rw.Write((*buffer)[:n]); err != nil {
+			return
+		}
+	}
+	if _, digest, _ := parse(req.URL.Path); hex.EncodeToString(hash.Sum(nil)) != digest {
+		panic(http.ErrAbortHandler)
+	}
+	rw.Write((*buffer)[:held])
 }
 
 func main() {
@@ -151,8 +175,10 @@ func main() {
 	address := flag.String("address", "127.0.0.1:9000", "where to listen")
 	blobs := flag.String("blobs", "", "directory with one file per digest")
 	upstream := flag.String("upstream", "", "http://host:port to proxy to")
+	verify := flag.Bool("verify", false, "check the digest of what passes")
 	flag.Parse()
 	s := &server{
+		verify:   *verify,
 		blobs:    *blobs,
 		upstream: *upstream,
 		buffers:  sync.Pool{New: func() any { b := make([]byte, 32*1024); return &b }},

@@ -2,9 +2,12 @@
 #
 # A transfer lives in one nursery: the lookup that yields providers, the questions to them, and the body that
 # the client reads.  The first good head wins; when its peer dies half-way, the race goes on for the rest of
-# the bytes where they stopped.  A manifest is small, so it is read and checked before the client sees any of
-# it; of a blob the last piece is held back until the digest of all pieces is right, because a runtime that is
+# the bytes where they stopped.  A manifest or a small blob is read and checked before the client sees any of it;
+# of a larger one the last piece is held back until the digest of all pieces is right, because a runtime that is
 # handed wrong bytes fails the whole pull, while one that is cut off turns to the next source.
+#
+# Before all that comes a short cut: a peer that had the blob a moment ago is asked over a connection that is there.
+# If it answers soon, there is no race to be run, and its nursery is only opened if the peer dies half-way.
 
 """The mirror: content that this node does not have, streamed from peers that do."""
 
@@ -39,6 +42,10 @@ if TYPE_CHECKING:
     from hashlib import _Hash
 
 log = structlog.get_logger(__name__)
+
+SMALL = 256 << 10
+"""Bytes up to which a blob is held until it is verified: hashing it takes less than to start a thread for it, and if
+it is wrong another peer is asked."""
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})\Z", re.ASCII)
 _MOST_LABELS = 100
@@ -241,10 +248,11 @@ class Mirror:
                 continue
             try:
                 head = judge(response, request, wanted)
+                body = await self.read(response, head, provider, "GET") if self.is_small(head) else response
             except (PeerError, RangeInvalid):
                 response.discard()
                 continue
-            return Transfer(self, None, request, _Answer(provider, head, response))
+            return Transfer(self, None, request, _Answer(provider, head, body))
         return None
 
     @asynccontextmanager
@@ -263,6 +271,21 @@ class Mirror:
                 chase.close()
         if found is not None:
             raise found
+
+    def is_small(self, head: Head) -> bool:
+        """Whether the content is verified, and so small that it is read whole before the client sees any of it."""
+        return self.settings.verify and not head.partial and head.size <= SMALL
+
+    async def read(self, response: PeerResponse, head: Head, provider: Provider, method: str) -> bytes:
+        """A small body, whole and verified. Raises PeerError."""
+        if method == "GET" and head.size > MAX_MANIFEST_SIZE:
+            raise PeerError(f"has a manifest of {head.size} bytes, more than {MAX_MANIFEST_SIZE}")
+        async with aclosing(response.chunks()) as pieces:
+            body = b"".join([piece async for piece in pieces])
+        if method == "GET" and not head.digest.fits(body):
+            self.on_mismatch(provider, head.digest)
+            raise PeerError("sent bytes that do not have the digest")
+        return body
 
     def served(self, request: ContentRequest) -> None:
         """A transfer has ended well; :meth:`open` says so itself."""
@@ -378,8 +401,8 @@ class _Chase:
                 try:
                     head = judge(response, self._request, range_header, expected)
                     body: bytes | PeerResponse = response
-                    if self._method == "HEAD" or self._request.kind is Kind.MANIFEST:
-                        body = await self._read(response, head, provider)
+                    if self._method == "HEAD" or self._request.kind is Kind.MANIFEST or self.mirror.is_small(head):
+                        body = await self.mirror.read(response, head, provider, self._method)
                 except BaseException:
                     response.discard()
                     raise
@@ -399,19 +422,6 @@ class _Chase:
             else:
                 self._answers.append(_Answer(provider, head, body))
             self._wake.set()
-
-    async def _read(self, response: PeerResponse, head: Head, provider: Provider) -> bytes:
-        """A small body, whole and verified. Raises PeerError."""
-        if self._method == "GET" and head.size > MAX_MANIFEST_SIZE:
-            raise PeerError(f"has a manifest of {head.size} bytes, more than {MAX_MANIFEST_SIZE}")
-        body = b""
-        async with aclosing(response.chunks()) as pieces:
-            async for piece in pieces:
-                body += piece
-        if self._method == "GET" and not head.digest.fits(body):
-            self.mirror.on_mismatch(provider, head.digest)
-            raise PeerError("sent bytes that do not have the digest")
-        return body
 
 
 @dataclass(frozen=True, slots=True)

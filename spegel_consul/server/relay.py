@@ -36,6 +36,7 @@ _TURN = 4 << 20  # bytes after which everybody else in the process has a turn
 _READ = 1 << 18
 _threads = trio.CapacityLimiter(256)
 _spare_pipes: list[tuple[int, int]] = []
+_spare_buffers: list[bytearray] = []
 _MAX_SPARE = 32
 
 _tee = ctypes.CDLL(None, use_errno=True).tee
@@ -234,13 +235,15 @@ class _Tap:
                 os.close(self._outlet)
 
     def _hash_all(self) -> None:
+        buffer = _spare_buffers.pop() if _spare_buffers else bytearray(_READ)
         try:
-            buffer = bytearray(_READ)
             view = memoryview(buffer)
             while count := os.readv(self._outlet, [buffer]):
                 self._hasher.update(view[:count])
         finally:
             os.close(self._outlet)
+            if len(_spare_buffers) < _MAX_SPARE:
+                _spare_buffers.append(buffer)
 
 
 def _take_pipe() -> tuple[int, int]:

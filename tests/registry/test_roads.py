@@ -74,7 +74,7 @@ class Server:
         self.store = LayoutStore(layout.path, interval=3600)
         planner = Planner(self.store, ImageFilter.build([], ["refused"]))
         self.client = PeerClient()
-        settings = MirrorSettings(resolve_timeout=0.05)
+        settings = MirrorSettings(resolve_timeout=10)
         mirror = Mirror(ListRouter(), self.client, self.metrics, settings)  # type: ignore[arg-type]
         self.app = ContentApp(build_app(lambda: None), planner, self.store, mirror, self.metrics)  # type: ignore[arg-type]
         self.short = ShortRoad(planner, self.store, mirror, ByteCache(cache), self.metrics) if short else None
