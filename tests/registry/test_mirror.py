@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -36,6 +38,10 @@ NOT_FOUND = head(404, 0)
 async def get(node: Any, path: str, method: str = "GET", **headers: str) -> httpx.Response:
     async with httpx.AsyncClient(base_url=node.url, trust_env=False, timeout=10) as client:
         return await client.request(method, path, headers=headers)
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 @pytest.fixture
@@ -223,6 +229,92 @@ async def test_a_lying_manifest_is_asked_elsewhere(pair: Any, start_peer: Any) -
     response = await get(asker, TAG_PATH)
     assert (response.status_code, response.content) == (200, MANIFEST)
     assert asker.metric("spegel_verification_failures_total") == 1
+
+
+async def test_a_small_lying_blob_is_asked_elsewhere(pair: Any, start_peer: Any) -> None:
+    holder, asker = pair
+    small = b"a small layer"
+    digest = holder.store.add_content(small)
+    liar = await start_peer(head(200, len(small)), b"A" + small[1:])
+    asker.router.knows(liar.address, holder)
+    response = await get(asker, f"/v2/library/app/blobs/{digest}?ns=docker.io")
+    assert (response.status_code, response.content) == (200, small)
+    assert asker.metric("spegel_verification_failures_total") == 1
+    assert asker.metric("spegel_transfers_cut_total") == 0
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        (head(200, len(LAYER)), LAYER[:200_000]),
+        (head(200, len(LAYER)), LAYER[:1], 60.0),
+        (head(404, 0),),
+        (0.5, head(200, len(LAYER)), LAYER),
+        (60.0,),
+        (),
+        (b"what?\r\n\r\n",),
+    ],
+    ids=["dies", "stalls", "lost it", "is slow", "hangs", "closes", "babbles"],
+)
+async def test_a_peer_that_had_it_a_moment_ago_and_fails_over_the_same_connection(
+    pair: Any, nursery: trio.Nursery, second: tuple[bytes | float, ...]
+) -> None:
+    holder, asker = pair
+    connections = 0
+
+    async def serve(stream: trio.SocketStream) -> None:
+        nonlocal connections
+        connections += 1
+        parts: tuple[bytes | float, ...] = (head(200, len(LAYER)), LAYER)
+        async with stream:
+            while await stream.receive_some():
+                try:
+                    for part in parts:
+                        if isinstance(part, bytes):
+                            await stream.send_all(part)
+                        else:
+                            await trio.sleep(part)
+                except trio.BrokenResourceError:
+                    return
+                if parts is second:
+                    return
+                parts = second
+
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    nursery.start_soon(trio.serve_listeners, serve, listeners)
+    asker.router.knows(listeners[0].socket.getsockname())
+    assert (await get(asker, BLOB_PATH)).content == LAYER
+    assert connections == 1
+    asker.router.knows(listeners[0].socket.getsockname(), holder)
+    with trio.fail_after(5):
+        assert (await get(asker, BLOB_PATH)).content == LAYER
+    nursery.cancel_scope.cancel()
+
+
+async def test_bad_peers_leave_no_connection_behind(start_node: Any, start_peer: Any) -> None:
+    node = await start_node()
+    scripts: list[tuple[bytes | float, ...]] = [
+        (head(200, len(LAYER)), LAYER, b"and more"),
+        (head(200, len(LAYER)), LAYER[:-1]),
+        (head(206, 10, f"Content-Range: bytes 5-14/{len(LAYER)}"), LAYER[5:15]),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nabcde\r\n0\r\n\r\n",),
+        (head(302, 0, "Location: http://127.0.0.1:1/"),),
+        (head(500, 3), b"no!"),
+        (0.7, head(200, 0)),
+    ]
+    peers = [await start_peer(*script) for script in scripts]
+    await get(node, BLOB_PATH)
+    await trio.sleep(0.2)
+    before = open_files()
+    for peer in peers * 2:
+        node.router.knows(peer.address)
+        for wanted in ({}, {"range": "bytes=5-"}):
+            with suppress(httpx.RemoteProtocolError):
+                await get(node, BLOB_PATH, **wanted)
+    with trio.fail_after(5):
+        # one that was read to its end is kept for each
+        while open_files() > before + len(peers):
+            await trio.sleep(0.05)
 
 
 async def test_connections_to_peers_are_kept_and_stale_ones_replaced(pair: Any, start_node: Any) -> None:
