@@ -10,7 +10,9 @@ from pathlib import Path
 from spegel_consul.consul.settings import ConsulSettings
 from spegel_consul.oci.filters import ImageFilter
 from spegel_consul.registry.mirror import MirrorSettings
+from spegel_consul.registry.peer import PeerLimits
 from spegel_consul.server.listen import ListenAddress
+from spegel_consul.server.tls import TlsFiles
 
 
 class BootstrapKind(Enum):
@@ -45,6 +47,9 @@ class Settings:
     images: ImageFilter
     mirror: MirrorSettings
     manifest_cache_size: int
+    peer_limits: PeerLimits
+    tls: TlsFiles | None
+    basic_auth_file: Path | None
     bootstrap: BootstrapKind
     static_peers: tuple[str, ...]
     consul: ConsulSettings | None

@@ -40,6 +40,7 @@ from spegel_consul.node.address import NoAddress, advertised
 from spegel_consul.registry.app import build_app
 from spegel_consul.registry.cache import ByteCache
 from spegel_consul.registry.content import ContentApp
+from spegel_consul.registry.credentials import Credentials, CredentialsError
 from spegel_consul.registry.mirror import Mirror
 from spegel_consul.registry.peer import PeerClient
 from spegel_consul.registry.plan import Planner
@@ -50,6 +51,7 @@ from spegel_consul.ring.kad import KadRouter
 from spegel_consul.ring.keeper import RingKeeper
 from spegel_consul.ring.libp2p_host import Libp2pHost
 from spegel_consul.server.listen import ListenError, listen
+from spegel_consul.server.tls import Tls, TlsError
 from spegel_consul.server.worker import serve
 from spegel_consul.store import Store
 from spegel_consul.store.containerd.store import ContainerdStore
@@ -71,7 +73,7 @@ async def run(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT. Raises StartError."""
     try:
         node = _prepare(settings)
-    except (ListenError, NoAddress, RingError, ValueError) as exc:
+    except (ListenError, NoAddress, RingError, TlsError, CredentialsError, ValueError) as exc:
         raise StartError(str(exc)) from None
     problem: RingError | None = None
     async with trio.open_nursery() as nursery:
@@ -105,6 +107,8 @@ class _Node:
     address: str
     router_address: str
     consul: ConsulClient | None
+    tls: Tls | None
+    credentials: Credentials | None
 
     @property
     def registry_port(self) -> int:
@@ -124,7 +128,11 @@ class _Node:
 
     @property
     def registry_url(self) -> str:
-        return f"http://{self.host}:{self.registry_port}"
+        return f"{self.scheme}://{self.host}:{self.registry_port}"
+
+    @property
+    def scheme(self) -> str:
+        return "https" if self.tls is not None else "http"
 
 
 def _prepare(settings: Settings) -> _Node:
@@ -136,6 +144,8 @@ def _prepare(settings: Settings) -> _Node:
         advertised(settings.advertise_addr, settings.registry_addr.host),
         advertised(settings.advertise_addr, settings.router_addr.host),
         ConsulClient(settings.consul) if settings.consul is not None else None,
+        Tls(settings.tls) if settings.tls is not None else None,
+        Credentials(settings.basic_auth_file) if settings.basic_auth_file is not None else None,
     )
 
 
@@ -150,13 +160,15 @@ async def _start(settings: Settings, node: _Node, stages: _Stages, resources: As
     await stages.start(router.run)
     await stages.start(_announcer(store, router, metrics))
 
-    peers = PeerClient()
+    if node.credentials is not None:
+        await stages.start(node.credentials.run)
+    peers = PeerClient(settings.peer_limits, node.tls)
     resources.callback(peers.close)
-    mirror = Mirror(router, peers, metrics, settings.mirror)
-    planner = Planner(store, settings.images)
+    mirror = Mirror(router, peers, metrics, settings.mirror, node.credentials)
+    planner = Planner(store, settings.images, node.credentials)
     short_road = ShortRoad(planner, store, mirror, ByteCache(settings.manifest_cache_size), metrics)
     content = ContentApp(build_app(lambda: store.problem), planner, store, mirror, metrics)  # type: ignore[arg-type]
-    await stages.serve(content, node.registry, short_road)  # type: ignore[arg-type]
+    await stages.serve(content, node.registry, short_road, node.tls)  # type: ignore[arg-type]
     await stages.serve(web_app.build_app(metrics, router), node.metrics)
 
     if node.consul is None:
@@ -190,6 +202,7 @@ async def _join_consul(
         registry_port=node.registry_port,
         router_port=node.router_port,
         metrics_port=node.metrics_port,
+        scheme=node.scheme,
     )
     # the session ends with the router's check, so a lead whose process was killed is free after one check and the
     # lock-delay; the candidate stops before its check is taken away, or a clean hand-over would wait for that too
@@ -275,10 +288,12 @@ class _Stages:
         await self._nursery.start(stage)
         self._stops.append(stop)
 
-    async def serve(self, app: Framework, sock: socket.socket, short_road: ShortRoad | None = None) -> None:
+    async def serve(
+        self, app: Framework, sock: socket.socket, short_road: ShortRoad | None = None, tls: Tls | None = None
+    ) -> None:
         """Serve ``app`` on ``sock``; requests in flight may end before it stops."""
         drain = trio.Event()
-        await self.start(partial(serve, app, sock, stop=drain.wait, short_road=short_road), gently=drain)
+        await self.start(partial(serve, app, sock, stop=drain.wait, short_road=short_road, tls=tls), gently=drain)
 
     async def stop(self) -> None:
         """Stop all stages."""

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -34,8 +35,19 @@ class Parsed(click.ParamType[Any]):
 
 
 ADDRESS = Parsed("host:port", ListenAddress.parse)
+
+
+def _timeout(text: str) -> float:
+    seconds = parse_duration(text)
+    if seconds <= 0:
+        raise ValueError(f"{text!r} must be longer than nothing")
+    return seconds
+
+
 DURATION = Parsed("duration", parse_duration)
+TIMEOUT = Parsed("duration", _timeout)
 IP = Parsed("ip", check_advertise_addr)
+FILE = click.Path(path_type=Path, dir_okay=False)
 LIST = Parsed("list", lambda text: tuple(part for part in text.replace(",", " ").split() if part))
 
 

@@ -11,11 +11,13 @@ import click
 import trio
 
 from spegel_consul.bootstrap.static import StaticBootstrap
-from spegel_consul.commands.options import ADDRESS, DURATION, IP, LIST, option
+from spegel_consul.commands.options import ADDRESS, DURATION, FILE, IP, LIST, TIMEOUT, option
 from spegel_consul.config import BootstrapKind, Settings, StoreKind
 from spegel_consul.consul.settings import ConsulSettings
 from spegel_consul.oci.filters import ImageFilter
 from spegel_consul.registry.mirror import MirrorSettings
+from spegel_consul.registry.peer import PeerLimits
+from spegel_consul.server.tls import TlsFiles
 
 
 @click.command()
@@ -72,6 +74,29 @@ from spegel_consul.registry.mirror import MirrorSettings
     type=click.Choice(["on", "off"]),
     default="on",
     help="Whether blobs from peers are hashed while they pass, so that wrong bytes never reach the runtime.",
+)
+@option("--peer-connect-timeout", type=TIMEOUT, default="1s", help="Longest wait for a peer's connection.")
+@option("--peer-first-byte-timeout", type=TIMEOUT, default="2s", help="Longest wait for a peer's answer to begin.")
+@option("--peer-stall-timeout", type=TIMEOUT, default="5s", help="Longest silence of a peer in the midst of a blob.")
+@option(
+    "--tls-cert-file",
+    type=FILE,
+    default=None,
+    help="Certificate for the registry's port, with its chain, in PEM form; it must name the advertised address, and"
+    " all nodes must have one. The files are read again when they change.",
+)
+@option("--tls-key-file", type=FILE, default=None, help="Key of that certificate.")
+@option("--tls-ca-file", type=FILE, default=None, help="Authorities of peers' certificates.  [default: the system's]")
+@option(
+    "--tls-verify-clients/--no-tls-verify-clients",
+    default=False,
+    help="Serve only those who show a certificate of these authorities; the runtime does by client= in hosts.toml.",
+)
+@option(
+    "--basic-auth-file",
+    type=FILE,
+    default=None,
+    help="File with name:password lines, one of which is asked of runtimes and peers; the first is shown to peers.",
 )
 @option(
     "--manifest-cache-size",
@@ -142,10 +167,28 @@ def _settings(given: dict[str, Any]) -> Settings:
             verify=given["verify"] == "on",
         ),
         manifest_cache_size=given["manifest_cache_size"],
+        peer_limits=PeerLimits(
+            connect=given["peer_connect_timeout"],
+            first_byte=given["peer_first_byte_timeout"],
+            stall=given["peer_stall_timeout"],
+        ),
+        tls=_tls(given),
+        basic_auth_file=given["basic_auth_file"],
         bootstrap=bootstrap,
         static_peers=peers,
         consul=consul,
     )
+
+
+def _tls(given: dict[str, Any]) -> TlsFiles | None:
+    cert, key, ca = given["tls_cert_file"], given["tls_key_file"], given["tls_ca_file"]
+    if (cert is None) != (key is None):
+        raise click.UsageError("--tls-cert-file and --tls-key-file are given together or not at all")
+    if cert is None:
+        if ca is not None or given["tls_verify_clients"]:
+            raise click.UsageError("--tls-ca-file and --tls-verify-clients need --tls-cert-file and --tls-key-file")
+        return None
+    return TlsFiles(cert, key, ca, given["tls_verify_clients"])
 
 
 def _flat(lists: tuple[tuple[str, ...], ...]) -> tuple[str, ...]:

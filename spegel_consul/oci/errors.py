@@ -74,6 +74,14 @@ class NameUnknown(OCIError):
     status = HTTPStatus.NOT_FOUND
 
 
+class Unauthorized(OCIError):
+    """The client showed no credentials, or others than those that this registry knows."""
+
+    code = "UNAUTHORIZED"
+    status = HTTPStatus.UNAUTHORIZED
+    challenge = b'Basic realm="spegel-consul"'
+
+
 class Unsupported(OCIError):
     """The method is not one that a read-only mirror offers."""
 

@@ -18,7 +18,7 @@ import structlog
 import trio
 
 from spegel_consul.metrics import Metrics
-from spegel_consul.oci.errors import BlobUnknown, OCIError, RangeInvalid, Unsupported
+from spegel_consul.oci.errors import BlobUnknown, OCIError, RangeInvalid, Unauthorized, Unsupported
 from spegel_consul.registry.mirror import Head, Mirror, TransferCut
 from spegel_consul.registry.plan import MIRRORED_HEADER, Elsewhere, Own, Planner, unknown
 from spegel_consul.store import Blob, Store
@@ -50,6 +50,12 @@ class ContentApp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI 3 entry point."""
         path = scope.get("raw_path", b"")
+        if scope["type"] == "http" and path in (b"/v2/", b"/v2"):
+            try:
+                self._planner.check(dict(scope["headers"]).get(b"authorization"))
+            except OCIError as exc:
+                await _Answer(send, scope["method"]).error(exc)
+                return
         if scope["type"] != "http" or not path.startswith(b"/v2/") or path == b"/v2/":
             await self._others(scope, receive, send)
             return
@@ -153,6 +159,8 @@ class _Answer:
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
         if isinstance(error, RangeInvalid):
             headers.append((b"content-range", b"bytes */%d" % error.size))
+        if isinstance(error, Unauthorized):
+            headers.append((b"www-authenticate", error.challenge))
         if isinstance(error, Unsupported):
             headers.append((b"allow", b"GET, HEAD"))
         await self._start(error.status, headers)

@@ -29,6 +29,7 @@ from spegel_consul.oci.errors import BlobUnknown, DigestInvalid, ManifestUnknown
 from spegel_consul.oci.media import MAX_MANIFEST_SIZE, OCTET_STREAM
 from spegel_consul.oci.path import ContentRequest, Kind
 from spegel_consul.oci.ranges import parse_range
+from spegel_consul.registry.credentials import Credentials
 from spegel_consul.registry.peer import PeerClient, PeerError, PeerResponse
 from spegel_consul.registry.penalties import Penalties
 from spegel_consul.registry.plan import MIRRORED_HEADER, unknown
@@ -136,6 +137,12 @@ class Transfer:
         if isinstance(body, bytes):
             await send_bytes(sink, head + body)
             return
+        if self._mirror.client.encrypts:
+            await send_head(sink, head)
+            async with aclosing(self.chunks()) as pieces:
+                async for piece in pieces:
+                    await send_bytes(sink, piece)
+            return
         hasher = self._hasher()
         relay = await Relay.start(sink, self.head.stop - self.head.start, hasher)
         try:
@@ -189,8 +196,14 @@ class Mirror:
     """Finds content at peers of ``router`` and streams it through ``client``."""
 
     def __init__(
-        self, router: Router, client: PeerClient, metrics: Metrics, settings: MirrorSettings | None = None
+        self,
+        router: Router,
+        client: PeerClient,
+        metrics: Metrics,
+        settings: MirrorSettings | None = None,
+        credentials: Credentials | None = None,
     ) -> None:
+        self._credentials = credentials
         self.router = router
         self.client = client
         self.settings = settings or MirrorSettings()
@@ -239,10 +252,12 @@ class Mirror:
         :meth:`open` asks it again, and others.
         """
         wanted = _forwardable(request, range_header)
+        if self.client.encrypts:
+            return None  # there is nothing to splice
         for provider in self.recent.get(request.key):
             if self.penalties.bars(provider):
                 continue
-            target, headers = _question(request, wanted)
+            target, headers = self.question(request, wanted)
             response = await self.client.request_at_once(provider.registry, "GET", target, headers, self.settings.hedge)
             if response is None:
                 continue
@@ -271,6 +286,19 @@ class Mirror:
                 chase.close()
         if found is not None:
             raise found
+
+    def question(self, request: ContentRequest, range_header: str | None) -> tuple[str, list[tuple[str, str]]]:
+        """The target and the header fields of a request to a peer: nothing of the client's but what is asked for."""
+        reference = request.reference
+        name = urllib.parse.quote(reference.digest or reference.tag or "", safe=":")
+        namespace = urllib.parse.quote(reference.registry, safe="")
+        target = f"/v2/{reference.repository}/{request.kind.value}/{name}?ns={namespace}"
+        headers = [(MIRRORED_HEADER.decode(), "true"), ("accept", "*/*")]
+        if self._credentials is not None:
+            headers.append(("authorization", self._credentials.own))
+        if range_header is not None:
+            headers.append(("range", range_header))
+        return target, headers
 
     def is_small(self, head: Head) -> bool:
         """Whether the content is verified, and so small that it is read whole before the client sees any of it."""
@@ -394,7 +422,7 @@ class _Chase:
     async def _ask(
         self, question: trio.CancelScope, provider: Provider, range_header: str | None, expected: Head | None
     ) -> None:
-        target, headers = _question(self._request, range_header)
+        target, headers = self.mirror.question(self._request, range_header)
         with question:
             try:
                 response = await self.mirror.client.request(provider.registry, self._method, target, headers)
@@ -482,15 +510,3 @@ def judge(
     if expected is not None and head != replace(expected, media_type=media_type):
         raise PeerError("answered with other bytes than those that are missing")
     return head
-
-
-def _question(request: ContentRequest, range_header: str | None) -> tuple[str, list[tuple[str, str]]]:
-    """The target and the header fields of a request to a peer."""
-    reference = request.reference
-    name = urllib.parse.quote(reference.digest or reference.tag or "", safe=":")
-    namespace = urllib.parse.quote(reference.registry, safe="")
-    target = f"/v2/{reference.repository}/{request.kind.value}/{name}?ns={namespace}"
-    headers = [(MIRRORED_HEADER.decode(), "true"), ("accept", "*/*")]
-    if range_header is not None:
-        headers.append(("range", range_header))
-    return target, headers

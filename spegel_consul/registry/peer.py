@@ -18,6 +18,7 @@ import trio
 
 from spegel_consul.registry.reply import MAX_HEAD, Reply, ReplyError, parse_reply
 from spegel_consul.server.sending import send_bytes
+from spegel_consul.server.tls import Tls
 
 _RECEIVE = 1 << 18
 _RECEIVE_HEAD = 1 << 12  # what is read of the body here can't be spliced any more
@@ -106,9 +107,12 @@ class PeerResponse:
 
 
 class _Connection:
-    def __init__(self, address: tuple[str, int], sock: trio.socket.SocketType) -> None:
+    def __init__(
+        self, address: tuple[str, int], sock: trio.socket.SocketType, secure: trio.SSLStream[trio.SocketStream] | None
+    ) -> None:
         self.address = address
         self.sock = sock
+        self._secure = secure
         self.idle_since = 0.0
         self.reused = False
 
@@ -126,12 +130,25 @@ class _Connection:
             pass
         return False
 
+    async def send(self, data: bytes) -> None:
+        """Raises PeerError."""
+        try:
+            if self._secure is None:
+                await send_bytes(self.sock, data)
+            else:
+                await self._secure.send_all(data)
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
+            raise PeerError(f"{self} reset the connection") from None
+
     async def receive(self, most: int, patience: float, what: str) -> bytes:
         """At least one byte. Raises PeerError."""
         fd = self.sock.fileno()
         try:
             with trio.fail_after(patience):
                 while True:
+                    if self._secure is not None:
+                        data = bytes(await self._secure.receive_some(most))
+                        break
                     try:
                         data = os.read(fd, most)
                         break
@@ -139,7 +156,7 @@ class _Connection:
                         await trio.lowlevel.wait_readable(self.sock)
         except trio.TooSlowError:
             raise PeerError(f"{self} {what} {patience:g} s", hung=True) from None
-        except (OSError, trio.ClosedResourceError):
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
             raise PeerError(f"{self} reset the connection") from None
         if not data:
             raise PeerError(f"{self} closed the connection")
@@ -152,10 +169,16 @@ class _Connection:
 class PeerClient:
     """Asks peers, over connections that are kept for the next request."""
 
-    def __init__(self, limits: PeerLimits | None = None) -> None:
+    def __init__(self, limits: PeerLimits | None = None, tls: Tls | None = None) -> None:
         self.limits = limits or PeerLimits()
+        self._tls = tls
         self._idle: dict[tuple[str, int], list[_Connection]] = {}
         self._next_sweep = 0.0
+
+    @property
+    def encrypts(self) -> bool:
+        """Whether peers are asked over TLS."""
+        return self._tls is not None
 
     async def request(
         self, address: tuple[str, int], method: str, target: str, headers: Sequence[tuple[str, str]]
@@ -202,10 +225,7 @@ class PeerClient:
     ) -> PeerResponse:
         lines = [f"{method} {target} HTTP/1.1", f"host: {connection}", *(f"{name}: {value}" for name, value in headers)]
         deadline = trio.current_time() + patience
-        try:
-            await send_bytes(connection.sock, ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
-        except (OSError, trio.ClosedResourceError, trio.TooSlowError):
-            raise PeerError(f"{connection} reset the connection") from None
+        await connection.send(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
         data = b""
         while len(data) <= MAX_HEAD:
             left = max(deadline - trio.current_time(), 0.0)
@@ -237,21 +257,29 @@ class PeerClient:
         host, port = address
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         sock = trio.socket.socket(family, socket.SOCK_STREAM)
+        secure = None
         try:
             with trio.fail_after(self.limits.connect):
                 await sock.connect(address)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                if self._tls is not None:
+                    plain, context = trio.SocketStream(sock), self._tls.client()
+                    secure = trio.SSLStream(plain, context, server_hostname=host, https_compatible=True)
+                    await secure.do_handshake()
         except trio.TooSlowError:
             sock.close()
             message = f"{host} port {port} did not accept within {self.limits.connect:g} s"
             raise PeerError(message, hung=True) from None
+        except trio.BrokenResourceError as exc:
+            sock.close()
+            raise PeerError(f"{host} port {port} and this node do not agree on TLS: {exc.__cause__ or exc}") from None
         except OSError as exc:
             sock.close()
             raise PeerError(f"{host} port {port} can't be reached: {exc}") from None
         except BaseException:
             sock.close()
             raise
-        return _Connection(address, sock)
+        return _Connection(address, sock, secure)
 
     def _keep(self, connection: _Connection) -> None:
         now = trio.current_time()

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from spegel_consul.oci.descriptor import Descriptor
-from spegel_consul.oci.errors import BlobUnknown, ManifestUnknown, NameUnknown, OCIError, Unsupported
+from spegel_consul.oci.errors import BlobUnknown, ManifestUnknown, NameUnknown, OCIError, Unauthorized, Unsupported
 from spegel_consul.oci.filters import ImageFilter
 from spegel_consul.oci.media import INDEXES, MANIFESTS
 from spegel_consul.oci.path import ContentRequest, Kind, parse_content_path
 from spegel_consul.oci.ranges import parse_range
+from spegel_consul.registry.credentials import Credentials
 from spegel_consul.store import Store
 
 MIRRORED_HEADER = b"x-spegel-mirrored"
@@ -47,13 +48,24 @@ class Elsewhere:
 
 
 class Planner:
-    """Decides from what ``store`` has and ``images`` accepts."""
+    """Decides from what ``store`` has and ``images`` accepts; with ``credentials`` only those who show them count."""
 
-    def __init__(self, store: Store, images: ImageFilter) -> None:
+    def __init__(self, store: Store, images: ImageFilter, credentials: Credentials | None = None) -> None:
         self._store = store
         self._images = images
+        self._credentials = credentials
         # runtimes ask for the same few paths again and again, and parsing one costs more than all the rest
         self._parse = lru_cache(_REMEMBERED)(self._parse_accepted)
+
+    @property
+    def version(self) -> int:
+        """Another number whenever :meth:`plan` may say something else than before."""
+        return self._store.version if self._credentials is None else self._store.version + self._credentials.version
+
+    def check(self, authorization: bytes | None) -> None:
+        """Raises Unauthorized if credentials are asked for and the field's value is none of them."""
+        if self._credentials is not None and not self._credentials.accept(authorization):
+            raise Unauthorized("this registry needs basic authentication: see --basic-auth-file")
 
     def plan(
         self,
@@ -68,6 +80,7 @@ class Planner:
 
         Raises the OCIError to answer with.
         """
+        self.check(headers.get(b"authorization"))
         if method not in ("GET", "HEAD"):
             raise Unsupported(f"{method} is not supported: this registry is a read-only mirror")
         parse = self._parse if len(path) + len(query) <= _MEMORABLE else self._parse_accepted

@@ -75,7 +75,7 @@ class ShortRoad:
     def at_once(self, data: bytes, local: bool, /) -> bytes | None:
         """The answer to a request that came before in the same words, if its content is small and at hand."""
         known = self._known[local].get(data)
-        if known is None or not known.at_once or known.version != self._store.version:
+        if known is None or not known.at_once or known.version != self._planner.version:
             return None
         began, plan, body = time.perf_counter(), known.plan, b""
         assert isinstance(plan, Own)
@@ -109,7 +109,7 @@ class ShortRoad:
 
     def _look(self, data: bytes, local: bool) -> _Known | None:
         """What the request leads to, or None if that is for the long road to say."""
-        memory, version = self._known[local], self._store.version
+        memory, version = self._known[local], self._planner.version
         known = memory.get(data)
         if known is not None and known.version == version:
             return known

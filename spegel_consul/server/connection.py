@@ -38,10 +38,12 @@ from hypercorn.utils import parse_socket_addr
 from spegel_consul.server.idle import IdleTimer
 from spegel_consul.server.lobby import RECEIVE, Guest, Lobby
 from spegel_consul.server.sending import STALL, Truncated
+from spegel_consul.server.tls import Tls
 
 log = structlog.get_logger(__name__)
 
 _PIECE = 1 << 16
+_HANDSHAKE = 10.0  # seconds
 
 
 class Link:
@@ -124,9 +126,12 @@ class Connection(TCPServer):
         state: LifespanState,
         short_road: ShortRoad | None,
         lobby: Lobby | None,
+        tls: Tls | None,
         stream: trio.SocketStream,
     ) -> None:
         super().__init__(app, config, context, state, stream)  # type: ignore[arg-type]
+        self._plain = stream
+        self._tls = tls
         self._short_road = short_road
         self._lobby = lobby
         self._guest: Guest | None = None
@@ -137,11 +142,12 @@ class Connection(TCPServer):
 
     async def run(self) -> None:
         try:
-            sock: trio.socket.SocketType = self.stream.socket
+            sock = self._plain.socket
             # Trio lets 16 KiB wait unsent, which is kind to latency and costs a wake-up for every few KiB of a blob
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 0)
             client = parse_socket_addr(sock.family, sock.getpeername())
             server = parse_socket_addr(sock.family, sock.getsockname())
+            alpn = await self._encrypt() if self._tls is not None else None
             with self._life:
                 async with TaskGroup() as group:
                     self._task_group = group
@@ -151,11 +157,11 @@ class Connection(TCPServer):
                         self.context,
                         group,
                         ConnectionState(self.state),
-                        False,
+                        self._tls is not None,
                         client,
                         server,
                         self.protocol_send,
-                        "http/1.1",
+                        alpn or "http/1.1",
                     )
                     await self.protocol.initiate()
                     await self._timer.restart(group, None)
@@ -168,6 +174,15 @@ class Connection(TCPServer):
         finally:
             await self._close()
 
+    async def _encrypt(self) -> str | None:
+        """Shake hands; the protocol that was agreed on."""
+        assert self._tls is not None
+        self.stream = trio.SSLStream(self._plain, self._tls.server(), server_side=True, https_compatible=True)
+        with trio.fail_after(_HANDSHAKE):
+            await self.stream.do_handshake()
+        alpn: str | None = self.stream.selected_alpn_protocol()
+        return alpn
+
     async def _read(self, link: Link) -> None:
         timer, short_road, lobby = self._timer, self._short_road, self._lobby
         self._guest = guest = Guest(link.sock, timer, link.local)
@@ -175,8 +190,11 @@ class Connection(TCPServer):
             while True:
                 waits = lobby is not None and timer.idle and self._at_rest()
                 try:
-                    data = await (lobby.next_request(guest) if lobby and waits else _receive(link.sock))
-                except (OSError, trio.ClosedResourceError, trio.TooSlowError):
+                    if self._tls is not None:
+                        data = bytes(await self.stream.receive_some(RECEIVE))
+                    else:
+                        data = await (lobby.next_request(guest) if lobby and waits else _receive(link.sock))
+                except (OSError, trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
                     break
                 if short_road is not None and data and timer.idle and (waits or self._at_rest()):
                     timer.idle = False

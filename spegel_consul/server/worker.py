@@ -17,6 +17,7 @@ from hypercorn.utils import wrap_app
 
 from spegel_consul.server.connection import Connection, ShortRoad
 from spegel_consul.server.lobby import Lobby
+from spegel_consul.server.tls import Tls
 
 DRAIN_TIMEOUT = 10.0
 """Seconds that transfers in flight may take after a stop was asked for."""
@@ -43,13 +44,15 @@ async def serve(
     *,
     stop: Callable[[], Awaitable[object]],
     short_road: ShortRoad | None = None,
+    tls: Tls | None = None,
     drain_timeout: float = DRAIN_TIMEOUT,
     keep_alive: float = KEEP_ALIVE,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve the ASGI application ``app`` on ``sock``, a listening socket that is closed at the end.
 
-    Requests are offered to ``short_road`` first, if there is one.
+    Requests are offered to ``short_road`` first, if there is one. With ``tls`` none is: what has to be encrypted can't
+    be left to the kernel.
     When ``stop()`` returns, no connection is accepted any more, idle ones are closed, and requests in
     flight have ``drain_timeout`` seconds to end.
     """
@@ -58,8 +61,14 @@ async def serve(
     lifespan_state: LifespanState = {}
     lifespan = Lifespan(wrapped, config, lifespan_state)
     context = WorkerContext(None)
+    if tls is not None:
+        short_road = None
     lobby = Lobby(short_road.at_once) if short_road is not None else None
-    handler = partial(Connection, wrapped, config, context, ConnectionState(lifespan_state), short_road, lobby)
+    state = ConnectionState(lifespan_state)
+
+    async def handle(stream: trio.SocketStream) -> None:
+        await Connection(wrapped, config, context, state, short_road, lobby, tls, stream).run()
+
     async with trio.open_nursery() as lifespan_nursery:
         await lifespan_nursery.start(lifespan.handle_lifespan)
         await lifespan.wait_for_startup()
@@ -68,7 +77,7 @@ async def serve(
         async with trio.open_nursery() as connections:
             async with trio.open_nursery() as accepting:
                 listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
-                accepting.start_soon(partial(trio.serve_listeners, handler, [listener], handler_nursery=connections))
+                accepting.start_soon(partial(trio.serve_listeners, handle, [listener], handler_nursery=connections))
                 task_status.started()
                 await stop()
                 accepting.cancel_scope.cancel()

@@ -77,6 +77,9 @@ def test_help_names_every_flag_and_variable() -> None:
         (["--bootstrap-kind=static", "--static-bootstrap-peers=nonsense"], {}, "bootstrap peer 'nonsense'"),
         ([], {"CONSUL_HTTP_ADDR": "ftp://consul"}, "CONSUL_HTTP_ADDR"),
         ([], {"CONSUL_HTTP_SSL": "yes"}, "CONSUL_HTTP_SSL"),
+        (["--peer-stall-timeout", "0s"], {}, "longer than nothing"),
+        (["--tls-cert-file", "a.pem"], {}, "--tls-key-file are given together"),
+        ([], {"TLS_CA_FILE": "ca.pem"}, "need --tls-cert-file"),
         (["--unknown"], {}, "--unknown"),
     ],
 )
@@ -95,6 +98,20 @@ def test_an_unusable_data_dir_is_one_line_and_exit_1(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert str(tmp_path / "private.key") in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--tls-cert-file=no.pem", "--tls-key-file=no-key.pem"], "no.pem can't be read: No such file"),
+        (["--basic-auth-file=nobody"], "nobody can't be read: No such file"),
+    ],
+)
+def test_files_that_are_not_there_are_one_line_and_exit_1(tmp_path: Path, flags: list[str], expected: str) -> None:
+    done = spegel("registry", f"--data-dir={tmp_path}", "--advertise-addr=10.0.0.7", "--registry-addr=:0", *flags)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert expected in done.stderr
 
 
 def test_no_command_shows_the_help() -> None:

@@ -12,12 +12,14 @@ from spegel_consul.oci.filters import ImageFilter
 from spegel_consul.registry.app import build_app
 from spegel_consul.registry.cache import ByteCache
 from spegel_consul.registry.content import ContentApp
+from spegel_consul.registry.credentials import Credentials
 from spegel_consul.registry.mirror import Mirror, MirrorSettings
 from spegel_consul.registry.peer import PeerClient, PeerLimits
 from spegel_consul.registry.plan import Planner
 from spegel_consul.registry.short import ShortRoad
 from spegel_consul.ring import Provider
 from spegel_consul.server.listen import ListenAddress, listen
+from spegel_consul.server.tls import Tls
 from spegel_consul.server.worker import serve
 from spegel_consul.store.memory import MemoryStore
 
@@ -60,11 +62,12 @@ class Node:
     store: MemoryStore
     router: ListRouter
     metrics: Metrics
+    scheme: str = "http"
     stop: trio.Event = field(default_factory=trio.Event)
 
     @property
     def url(self) -> str:
-        return f"http://{self.address[0]}:{self.address[1]}"
+        return f"{self.scheme}://{self.address[0]}:{self.address[1]}"
 
     def metric(self, name: str, labels: dict[str, str] | None = None) -> float:
         return self.metrics.registry.get_sample_value(name, labels or {}) or 0.0
@@ -84,15 +87,17 @@ async def start_node(nursery: trio.Nursery, request: pytest.FixtureRequest) -> A
         settings: MirrorSettings | None = None,
         problem: str | None = None,
         keep_alive: float = 100.0,
+        tls: Tls | None = None,
+        credentials: Credentials | None = None,
     ) -> Node:
         metrics, router, store = Metrics(), ListRouter(), MemoryStore()
-        clients.append(PeerClient(LIMITS))
-        mirror = Mirror(router, clients[-1], metrics, settings or MirrorSettings())  # type: ignore[arg-type]
-        planner = Planner(store, images or ImageFilter())
+        clients.append(PeerClient(LIMITS, tls))
+        mirror = Mirror(router, clients[-1], metrics, settings or MirrorSettings(), credentials)  # type: ignore[arg-type]
+        planner = Planner(store, images or ImageFilter(), credentials)
         app = ContentApp(build_app(lambda: problem), planner, store, mirror, metrics)  # type: ignore[arg-type]
         short_road = ShortRoad(planner, store, mirror, ByteCache(1 << 20), metrics)
         sock = listen(ListenAddress("127.0.0.1", 0), "--registry-addr")
-        node = Node(sock.getsockname(), store, router, metrics)
+        node = Node(sock.getsockname(), store, router, metrics, scheme="http" if tls is None else "https")
 
         async def run(task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
             await serve(
@@ -102,6 +107,7 @@ async def start_node(nursery: trio.Nursery, request: pytest.FixtureRequest) -> A
                 short_road=short_road if request.param == "short road" else None,
                 drain_timeout=0.5,
                 keep_alive=keep_alive,
+                tls=tls,
                 task_status=task_status,
             )
 
