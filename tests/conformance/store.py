@@ -219,6 +219,7 @@ class StoreSuite:
     ) -> None:
         store, image = full
         later = sample_image()
+        versions = [store.version]
         async with store.watch() as changes:
             with trio.fail_after(10):
                 assert await anext(changes) == Changed(store.keys(), frozenset())
@@ -227,10 +228,13 @@ class StoreSuite:
                 while not later.host_platform | {later.name} <= seen:
                     changed = await anext(changes)
                     seen = (seen | changed.added) - changed.removed
+                versions.append(store.version)
                 await shelf.remove(image)
                 gone: set[str] = set()
                 while not image.host_platform | {image.name} <= gone:
                     gone |= (await anext(changes)).removed
+        versions.append(store.version)
+        assert versions == sorted(set(versions)), "the version does not tell of changes"
         assert store.resolve(later.name) == later.root
         assert store.resolve(image.name) is None
 

@@ -69,9 +69,9 @@ class Layout:
 class Server:
     """One registry on ``layout``, with or without the short road."""
 
-    def __init__(self, layout: Layout, *, short: bool, cache: int = 1 << 20) -> None:
+    def __init__(self, layout: Layout, *, short: bool, cache: int = 1 << 20, interval: float = 3600) -> None:
         self.metrics = Metrics()
-        self.store = LayoutStore(layout.path, interval=3600)
+        self.store = LayoutStore(layout.path, interval=interval)
         planner = Planner(self.store, ImageFilter.build([], ["refused"]))
         self.client = PeerClient()
         settings = MirrorSettings(resolve_timeout=10)
@@ -240,6 +240,29 @@ async def test_small_content_is_kept_only_if_it_is_right(layout: Layout, nursery
         await answer(stream, request, True)
         path.write_bytes(SMALL)
         assert (await answer(stream, request, True)).endswith(SMALL)
+    server.client.close()
+
+
+@pytest.mark.parametrize("cache", [0, 1 << 20], ids=["from disk", "from memory"])
+async def test_what_is_remembered_ends_with_the_content(layout: Layout, nursery: trio.Nursery, cache: int) -> None:
+    index = layout.path / "index.json"
+    without = index.read_text()
+    loose = layout.put(b"loose")
+    content = json.loads(without)
+    content["manifests"].append(layout.descriptor(loose, 5, "application/octet-stream"))
+    index.write_text(json.dumps(content))
+    server = Server(layout, short=True, cache=cache, interval=0.05)
+    await server.start(nursery)
+    request = f"GET /v2/app/blobs/{loose} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+    async with await trio.open_tcp_stream(*server.address) as stream:
+        for _ in range(3):
+            assert (await answer(stream, request, True)).endswith(b"\r\n\r\nloose")
+        assert server.taken_at_once == 2
+        index.write_text(without)
+        (layout.path / "blobs" / "sha256" / loose.encoded).unlink()
+        with trio.fail_after(5):
+            while not (await answer(stream, request, True)).startswith(b"HTTP/1.1 404 "):
+                await trio.sleep(0.01)
     server.client.close()
 
 
