@@ -2,7 +2,8 @@
 #
 # A file goes out by sendfile(2), on the event loop while its pages are in memory: then the call only moves
 # references.  Where the next pages are not, the call would wait for the disk and everybody else for the call, so
-# the calls of the rest of the transfer are made in a thread; they wait for the disk there, and never for the socket.
+# the calls of the rest of the transfer are made in a thread.  They wait for the disk there, which is told in advance
+# what comes next, and for the socket only a moment, as a client that reads takes; for one that does not the loop waits.
 # Whether the pages are there is asked with one-byte reads that must not wait (RWF_NOWAIT), one for each 256 KiB,
 # since read-ahead brings pages in runs of that order.
 
@@ -11,6 +12,7 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 
 import trio
@@ -21,6 +23,7 @@ STALL = 60.0
 _CHUNK = 4 << 20  # bytes of one sendfile call, well below a millisecond
 _PROBE = 256 << 10
 _SMALL = 1 << 20  # files up to this size are not worth a probe
+_MOMENT = 20  # milliseconds
 _threads = trio.CapacityLimiter(64)
 _one_byte = [bytearray(1)]
 
@@ -63,7 +66,7 @@ async def send_file(sock: trio.socket.SocketType, head: bytes, fd: int, start: i
         count = min(stop - start, _CHUNK)
         try:
             if cold:
-                sent = await trio.to_thread.run_sync(os.sendfile, out, fd, start, count, limiter=_threads)
+                sent = await trio.to_thread.run_sync(_send_cold, out, fd, start, count, limiter=_threads)
             else:
                 sent = os.sendfile(out, fd, start, count)
         except BlockingIOError:
@@ -73,12 +76,32 @@ async def send_file(sock: trio.socket.SocketType, head: bytes, fd: int, start: i
         if sent == 0:
             raise Truncated
         start += sent
-        if sent < count and not cold:
+        if sent < count:
             # the socket is full: to wait for it is also the others' turn
             with trio.fail_after(STALL):
                 await trio.lowlevel.wait_writable(sock)
         elif start < stop:
             await trio.lowlevel.checkpoint()
+
+
+def _send_cold(out: int, fd: int, start: int, count: int) -> int:
+    """Like os.sendfile, but it sends all that a client which reads will take."""
+    os.posix_fadvise(fd, start + count, count, os.POSIX_FADV_WILLNEED)
+    sent, writable = 0, select.poll()
+    writable.register(out, select.POLLOUT)
+    while sent < count:
+        try:
+            moved = os.sendfile(out, fd, start + sent, count - sent)
+        except BlockingIOError:
+            if not writable.poll(_MOMENT):
+                if sent:
+                    break
+                raise
+        else:
+            if moved == 0:
+                break
+            sent += moved
+    return sent
 
 
 def _resident(fd: int, start: int, stop: int) -> bool:
