@@ -12,10 +12,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
+import trio
 
 from spegel_consul import __version__
 from spegel_consul.bootstrap.polled import SourceError
 from spegel_consul.bootstrap.reading import MAX_BYTES, one_line, parse_document
+from spegel_consul.consul.transport import root_cause
 from spegel_consul.ring import PeerInfo
 
 
@@ -57,15 +59,17 @@ class HttpSource:
                 if answer.status_code != 200:
                     raise SourceError(f"answers {answer.status_code}")
                 body = bytearray()
-                async for piece in answer.aiter_raw():
-                    body += piece
-                    if len(body) > MAX_BYTES:
-                        break
+                # cancelled, not left by a break, which would leave httpx's generators open
+                with trio.CancelScope() as too_long:
+                    async for piece in answer.aiter_raw():
+                        body += piece
+                        if len(body) > MAX_BYTES:
+                            too_long.cancel()
             return parse_document(bytes(body))
         except httpx.TimeoutException:
             raise SourceError("no answer in time") from None
         except httpx.HTTPError as why:
-            raise SourceError(one_line(str(why)) or type(why).__name__) from None
+            raise SourceError(one_line(root_cause(why), 200)) from None
         except ValueError as why:
             raise SourceError(one_line(str(why), 200)) from None
 

@@ -27,6 +27,7 @@ from spegel_consul import __version__
 from spegel_consul.bootstrap.polled import SourceError
 from spegel_consul.bootstrap.reading import one_line
 from spegel_consul.consul.token import TokenSource
+from spegel_consul.consul.transport import root_cause
 
 DEFAULT_ADDRESS = "http://127.0.0.1:4646"
 _CONNECT_WITHIN = 3.0
@@ -159,7 +160,7 @@ class NomadClient(AbstractAsyncContextManager["NomadClient"]):
         except (httpx.TimeoutException, trio.TooSlowError):
             raise NomadError(f"{self._where}: no answer within {budget:g} s") from None
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as why:
-            raise NomadError(f"{self._where}: {one_line(str(why)) or type(why).__name__}") from None
+            raise NomadError(f"{self._where}: {one_line(root_cause(why))}") from None
         document: Any = None
         if len(answer.content) <= _MAX_BYTES:
             try:

@@ -37,6 +37,7 @@ TRY_EVERY = 60.0
 
 _HERD = 1.0  # seconds over which the attempts for a free lock are spread
 _RELEASE_WITHIN = 3.0
+_DENIED_PAUSE = 10.0  # rights change when somebody changes them
 
 
 class NomadVarBootstrap:
@@ -120,7 +121,7 @@ class NomadVarBootstrap:
             except NomadError as why:
                 index.reset()
                 self._answer.trouble(str(why) + (_ADVICE.format(path=self._name) if why.status == 403 else ""))
-                await trio.sleep(max(backoff.next(), 10.0 if why.status == 403 else 0.0))
+                await trio.sleep(max(backoff.next(), _DENIED_PAUSE if why.status == 403 else 0.0))
             else:
                 backoff.reset()
 

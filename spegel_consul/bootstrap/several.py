@@ -56,7 +56,7 @@ class SeveralBootstraps:
         return "; ".join(problems) or None
 
     def peers(self) -> Sequence[PeerInfo]:
-        """What the first one with an answer names, and others behind it while nobody can be reached."""
+        """What the first one that names another node names, and those behind it while nobody can be reached."""
         return self._answer.peers
 
     async def changed(self, since: Sequence[PeerInfo]) -> None:
@@ -92,8 +92,8 @@ class SeveralBootstraps:
         using: list[str] = []
         for name, bootstrap in self._bootstraps:
             peers = bootstrap.peers()
-            found += peers
             if any(self._is_another(peer) for peer in peers):
+                found += peers
                 using.append(name)
                 if len(using) == self._width:
                     break
