@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from spegel_consul.bootstrap.settings import BootstrapSettings
 from spegel_consul.consul.settings import ConsulSettings
 from spegel_consul.oci.filters import ImageFilter
 from spegel_consul.registry.mirror import MirrorSettings
 from spegel_consul.registry.peer import PeerLimits
 from spegel_consul.server.listen import ListenAddress
 from spegel_consul.server.tls import TlsFiles
-
-
-class BootstrapKind(Enum):
-    """How the ring is found."""
-
-    CONSUL = "consul"
-    STATIC = "static"
 
 
 class StoreKind(Enum):
@@ -50,18 +43,5 @@ class Settings:
     peer_limits: PeerLimits
     tls: TlsFiles | None
     basic_auth_file: Path | None
-    bootstrap: BootstrapKind
-    static_peers: tuple[str, ...]
+    bootstrap: BootstrapSettings
     consul: ConsulSettings | None
-
-
-def check_advertise_addr(text: str) -> str:
-    """``text`` as an IP address. Raises ValueError with a clear message."""
-    bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
-    try:
-        address = ipaddress.ip_address(bare)
-    except ValueError:
-        raise ValueError(f"{text!r} is not an IP address; peers and Consul are told it as it is") from None
-    if address.is_unspecified or address.is_multicast:
-        raise ValueError(f"{text!r} is not an address that a peer can connect to")
-    return str(address)

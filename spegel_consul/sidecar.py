@@ -26,8 +26,9 @@ from hypercorn.typing import Framework
 
 from spegel_consul import __version__
 from spegel_consul.bootstrap import Bootstrap
-from spegel_consul.bootstrap.consul import ConsulBootstrap
-from spegel_consul.bootstrap.static import StaticBootstrap
+from spegel_consul.bootstrap.assemble import assemble
+from spegel_consul.bootstrap.nomad_api import NomadClient
+from spegel_consul.bootstrap.settings import BootstrapKind
 from spegel_consul.config import Settings, StoreKind
 from spegel_consul.consul.candidate import Candidate
 from spegel_consul.consul.catalog import ROUTER, Registration, spegel_services
@@ -107,6 +108,7 @@ class _Node:
     address: str
     router_address: str
     consul: ConsulClient | None
+    nomad: NomadClient | None
     tls: Tls | None
     credentials: Credentials | None
 
@@ -144,6 +146,7 @@ def _prepare(settings: Settings) -> _Node:
         advertised(settings.advertise_addr, settings.registry_addr.host),
         advertised(settings.advertise_addr, settings.router_addr.host),
         ConsulClient(settings.consul) if settings.consul is not None else None,
+        NomadClient(settings.bootstrap.nomad) if settings.bootstrap.nomad is not None else None,
         Tls(settings.tls) if settings.tls is not None else None,
         Credentials(settings.basic_auth_file) if settings.basic_auth_file is not None else None,
     )
@@ -171,49 +174,66 @@ async def _start(settings: Settings, node: _Node, stages: _Stages, resources: As
     await stages.serve(content, node.registry, short_road, node.tls)  # type: ignore[arg-type]
     await stages.serve(web_app.build_app(metrics, router), node.metrics)
 
-    if node.consul is None:
-        await _join(StaticBootstrap(settings.static_peers), router, metrics, stages)
-    else:
+    me = _record(settings, node, router)
+    candidate = catalog = None
+    if node.consul is not None:
         client = await resources.enter_async_context(node.consul)
-        await _join_consul(settings, client, node, router, metrics, stages)
+        candidate, catalog = await _enter_consul(settings, client, me, node, metrics, stages)
+    if node.nomad is not None:
+        await resources.enter_async_context(node.nomad)
+    bootstrap = assemble(
+        settings.bootstrap,
+        me,
+        node.router_port,
+        lambda: not router.members(),
+        candidate=candidate,
+        catalog=catalog,
+        nomad=node.nomad,
+    )
+    await _join(bootstrap, router, metrics, stages)
 
 
-async def _join_consul(
-    settings: Settings, client: ConsulClient, node: _Node, router: Router, metrics: Metrics, stages: _Stages
-) -> None:
+def _record(settings: Settings, node: _Node, router: Router) -> LeaderRecord:
+    """What this node says of itself when it leads."""
     me = router.me
     assert me.id is not None
-    addrs = tuple(f"{addr}/p2p/{me.id}" for addr in me.addrs)
-    record = LeaderRecord(
+    return LeaderRecord(
         me.id,
-        addrs,
+        tuple(f"{addr}/p2p/{me.id}" for addr in me.addrs),
         node=settings.node_name,
         http=f"http://{node.host}:{node.metrics_port}/id",
         registry=node.registry_url,
         version=__version__,
         alloc_id=os.environ.get("NOMAD_ALLOC_ID"),
     )
+
+
+async def _enter_consul(
+    settings: Settings, client: ConsulClient, me: LeaderRecord, node: _Node, metrics: Metrics, stages: _Stages
+) -> tuple[Candidate | None, CatalogWatch]:
     services = spegel_services(
         node=settings.node_name,
         address=node.address,
-        peer_id=me.id,
-        router_addr=addrs[0],
+        peer_id=me.peer_id,
+        router_addr=me.addrs[0],
         version=__version__,
         registry_port=node.registry_port,
         router_port=node.router_port,
         metrics_port=node.metrics_port,
         scheme=node.scheme,
     )
+    catalog = CatalogWatch(client, ROUTER)
+    await stages.start(Registration(client, services).run)
+    await stages.start(catalog.run)
+    if BootstrapKind.CONSUL not in settings.bootstrap.kinds:
+        return None, catalog
     # the session ends with the router's check, so a lead whose process was killed is free after one check and the
     # lock-delay; the candidate stops before its check is taken away, or a clean hand-over would wait for that too
     checks = tuple(service.check_id for service in services if service.name == ROUTER)
-    candidate = Candidate(client, record, ElectionSettings(service_checks=checks))
-    catalog = CatalogWatch(client, ROUTER)
+    candidate = Candidate(client, me, ElectionSettings(service_checks=checks))
     metrics.leader.set_function(lambda: candidate.view.state is State.LEADER)
-    await stages.start(Registration(client, services).run)
-    await stages.start(catalog.run)
     await stages.start(candidate.run)
-    await _join(ConsulBootstrap(candidate, catalog), router, metrics, stages)
+    return candidate, catalog
 
 
 async def _join(bootstrap: Bootstrap, router: Router, metrics: Metrics, stages: _Stages) -> None:

@@ -2,6 +2,17 @@
 #
 # One small file per way.  A bootstrap only names peers to join through; it never tells the ring to forget
 # anybody, because an empty or stale answer says more about the place that was asked than about the ring.
+#
+#   consul         the elected leader, the catalog while that can't help     candidate and catalog
+#   catalog        some of the healthy routers in Consul's catalog           read rights only
+#   nomad_var      the holder of a lock on a Nomad variable                  no Consul at all
+#   nomad_service  some of the routers in Nomad's own catalog                )
+#   http           a URL that serves peers, such as another node's /id       ) Source, asked now and then
+#   dns            SRV or address records                                    ) by PolledBootstrap
+#   file           a file that somebody else writes                          )
+#   static         a list in the configuration
+#
+# Several of them in a row are one again (several.py).
 
 """The ``Bootstrap`` protocol: where the ring is joined."""
 

@@ -3,25 +3,22 @@
 # The leader is a rendezvous, not an owner: it stays the answer while Consul is away, between leaders, and when
 # its session changes.  Two cases have no other node to name, a cluster without a leader yet and a leader that
 # is this node itself (perhaps a new one, elected into an old ring): then up to three healthy routers of the
-# catalog are offered in addition.  They are chosen by a hash of both peers' ids, so that every node names others,
-# and the same ones as long as they are there.
+# catalog are offered in addition.
 
 """``ConsulBootstrap``: the elected leader, or some of the catalog while it can't help."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 import trio
 
+from spegel_consul.bootstrap.answer import Answer
+from spegel_consul.bootstrap.catalog import choose
 from spegel_consul.consul.candidate import Candidate
-from spegel_consul.consul.client import HealthyService
 from spegel_consul.consul.record import LeaderRecord
 from spegel_consul.consul.watch import CatalogWatch
 from spegel_consul.ring import PeerInfo
-
-_FALLBACK = 3
 
 
 class ConsulBootstrap:
@@ -34,8 +31,7 @@ class ConsulBootstrap:
         self._candidate = candidate
         self._catalog = catalog
         self._leader: LeaderRecord | None = None
-        self._peers: tuple[PeerInfo, ...] = ()
-        self._changed = trio.Event()
+        self._answer = Answer("consul")
 
     @property
     def problem(self) -> str | None:
@@ -46,12 +42,11 @@ class ConsulBootstrap:
 
     def peers(self) -> Sequence[PeerInfo]:
         """The last known leader first, even if it is this node; empty before anything is known."""
-        return self._peers
+        return self._answer.peers
 
     async def changed(self, since: Sequence[PeerInfo]) -> None:
         """Return when :meth:`peers` differs from ``since`` in who or where they are."""
-        while _who_and_where(self._peers) == _who_and_where(since):
-            await self._changed.wait()
+        await self._answer.changed(since)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Follow the election and the catalog until cancelled; ``started()`` at once."""
@@ -78,25 +73,8 @@ class ConsulBootstrap:
         self._leader = self._candidate.view.leader or self._leader
         peers: tuple[PeerInfo, ...] = (self._leader.to_peer(),) if self._leader is not None else ()
         if self._catalog is not None and self._alone():
-            peers += _some(self._catalog.members, self._candidate.me.peer_id)
-        if _who_and_where(peers) != _who_and_where(self._peers):
-            self._peers = peers
-            self._changed.set()
-            self._changed = trio.Event()
+            peers += choose(self._catalog.members, self._candidate.me.to_peer())
+        self._answer.give(peers)
 
     def _alone(self) -> bool:
         return self._leader is None or self._leader.peer_id == self._candidate.me.peer_id
-
-
-def _who_and_where(peers: Sequence[PeerInfo]) -> set[tuple[str | None, frozenset[str]]]:
-    return {(peer.id, frozenset(peer.addrs)) for peer in peers}
-
-
-def _some(members: Sequence[HealthyService], me: str) -> tuple[PeerInfo, ...]:
-    found: dict[str, str] = {}
-    for member in members:
-        peer_id, router = member.meta.get("peer_id"), member.meta.get("router", "")
-        if peer_id and peer_id != me and router.startswith("/"):
-            found[peer_id] = router.removesuffix(f"/p2p/{peer_id}")
-    nearest = sorted(found, key=lambda peer_id: hashlib.sha256(f"{me} {peer_id}".encode()).digest())
-    return tuple(PeerInfo(peer_id, (found[peer_id],)) for peer_id in nearest[:_FALLBACK])

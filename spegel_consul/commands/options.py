@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 import click
 
-from spegel_consul.config import check_advertise_addr
 from spegel_consul.consul.duration import parse_duration
+from spegel_consul.node.address import named
 from spegel_consul.server.listen import ListenAddress
 
 T = TypeVar("T")
@@ -46,9 +46,14 @@ def _timeout(text: str) -> float:
 
 DURATION = Parsed("duration", parse_duration)
 TIMEOUT = Parsed("duration", _timeout)
-IP = Parsed("ip", check_advertise_addr)
+REACHABLE = Parsed("address", named)
 FILE = click.Path(path_type=Path, dir_okay=False)
 LIST = Parsed("list", lambda text: tuple(part for part in text.replace(",", " ").split() if part))
+
+
+def flat(lists: tuple[tuple[str, ...], ...]) -> tuple[str, ...]:
+    """What a repeated flag of type LIST was given, in order."""
+    return tuple(item for each in lists for item in each)
 
 
 def option(flag: str, **kwargs: Any) -> Callable[[T], T]:

@@ -10,9 +10,9 @@ from typing import Any
 import click
 import trio
 
-from spegel_consul.bootstrap.static import StaticBootstrap
-from spegel_consul.commands.options import ADDRESS, DURATION, FILE, IP, LIST, TIMEOUT, option
-from spegel_consul.config import BootstrapKind, Settings, StoreKind
+from spegel_consul.commands.finding import bootstrap_settings, finding_options
+from spegel_consul.commands.options import ADDRESS, DURATION, FILE, LIST, REACHABLE, TIMEOUT, flat, option
+from spegel_consul.config import Settings, StoreKind
 from spegel_consul.consul.settings import ConsulSettings
 from spegel_consul.oci.filters import ImageFilter
 from spegel_consul.registry.mirror import MirrorSettings
@@ -26,9 +26,10 @@ from spegel_consul.server.tls import TlsFiles
 @option("--metrics-addr", type=ADDRESS, default=":9090", help="Where metrics are read.")
 @option(
     "--advertise-addr",
-    type=IP,
+    type=REACHABLE,
     default=None,
-    help="IP address that peers and Consul are told.  [default: the one bound to, else that of the route out]",
+    help="Address that peers and Consul are told: an IP address, an interface (eth0), a network (10.0.0.0/8) or "
+    "'{{ GetPrivateIP }}'.  [default: the one bound to, else that of the route out]",
 )
 @option("--node-name", default=socket.gethostname, show_default="host name", help="Name of this node for people.")
 @option(
@@ -104,18 +105,7 @@ from spegel_consul.server.tls import TlsFiles
     default=16 << 20,
     help="Bytes of manifests and other small contents that are kept in memory.",
 )
-@option(
-    "--bootstrap-kind",
-    type=click.Choice([kind.value for kind in BootstrapKind]),
-    default="consul",
-    help="How the ring is found.",
-)
-@option(
-    "--static-bootstrap-peers",
-    type=LIST,
-    multiple=True,
-    help="Peers to join through, such as /ip4/10.0.0.7/tcp/5001 or 10.0.0.7:5001; several with commas.",
-)
+@finding_options
 @option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", help="Least level.")
 @option("--log-format", type=click.Choice(["json", "console"]), default="json", help="For machines or for people.")
 def registry(**given: Any) -> None:
@@ -136,16 +126,12 @@ def registry(**given: Any) -> None:
 def _settings(given: dict[str, Any]) -> Settings:
     """Raises click.UsageError for values that are wrong together or in the environment."""
     store = StoreKind(given["store"])
-    bootstrap = BootstrapKind(given["bootstrap_kind"])
-    peers = _flat(given["static_bootstrap_peers"])
     if store is StoreKind.LAYOUT and given["layout_path"] is None:
         raise click.UsageError("--store=layout needs --layout-path")
-    if bootstrap is BootstrapKind.STATIC and not peers:
-        raise click.UsageError("--bootstrap-kind=static needs --static-bootstrap-peers")
     try:
-        images = ImageFilter.build(_flat(given["mirrored_registries"]), given["registry_filters"])
-        consul = ConsulSettings.from_env(os.environ) if bootstrap is BootstrapKind.CONSUL else None
-        StaticBootstrap(peers)
+        images = ImageFilter.build(flat(given["mirrored_registries"]), given["registry_filters"])
+        bootstrap = bootstrap_settings(given, os.environ)
+        consul = ConsulSettings.from_env(os.environ) if bootstrap.uses_consul else None
     except ValueError as exc:
         raise click.UsageError(str(exc)) from None
     return Settings(
@@ -175,7 +161,6 @@ def _settings(given: dict[str, Any]) -> Settings:
         tls=_tls(given),
         basic_auth_file=given["basic_auth_file"],
         bootstrap=bootstrap,
-        static_peers=peers,
         consul=consul,
     )
 
@@ -189,7 +174,3 @@ def _tls(given: dict[str, Any]) -> TlsFiles | None:
             raise click.UsageError("--tls-ca-file and --tls-verify-clients need --tls-cert-file and --tls-key-file")
         return None
     return TlsFiles(cert, key, ca, given["tls_verify_clients"])
-
-
-def _flat(lists: tuple[tuple[str, ...], ...]) -> tuple[str, ...]:
-    return tuple(item for each in lists for item in each)

@@ -98,7 +98,7 @@ class TrioHTTPClient(library.HTTPClient):  # type: ignore[misc]  # the library h
         except (httpx.TimeoutException, trio.TooSlowError) as why:
             raise ConsulTimeout(f"{method} {path}: no answer within {budget:g} s") from why
         except (httpx.HTTPError, httpx.InvalidURL) as why:
-            raise ConsulUnavailable(f"{self.base_uri}: {_root_cause(why)}") from why
+            raise ConsulUnavailable(f"{self.base_uri}: {root_cause(why)}") from why
         missing_key = answer.status_code == 404 and "X-Consul-Index" in answer.headers
         if not missing_key and (error := error_for(answer.status_code, answer.text)) is not None:
             raise error
@@ -160,7 +160,7 @@ def _budget(query: dict[str, Any]) -> float:
     return wait + wait / 16 + _SLACK  # the server adds up to a sixteenth, to spread its clients
 
 
-def _root_cause(error: BaseException) -> str:
+def root_cause(error: BaseException) -> str:
     """httpx often has an empty text; the reason (refused, certificate) is further down."""
     best, seen, at = str(error), set(), error
     while id(at) not in seen:

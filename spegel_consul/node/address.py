@@ -1,20 +1,58 @@
 # Peers and Consul must be told an address that they can reach.  The kernel knows which one it would use to
 # leave this machine; a connected UDP socket makes it choose without sending a packet.  Loopback is told only
 # to those who bound to it, because a loopback address in somebody else's hands points at himself.
+#
+# One job runs on all nodes, so an operator rather says which address than what it is: by interface, by network, or in
+# the words of Consul's and Nomad's own bind and advertise settings (go-sockaddr templates), of which the four that
+# choose one address are understood.  An address that is not on this machine is taken as it is: behind a bridge
+# network's port mapping it is the host's.
 
 """The address under which this node is reached."""
 
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import ifaddr
+
+IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 # documentation prefixes (RFC 5737, RFC 3849): never a neighbour, so the default route decides
 _FAR_AWAY = ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1"))
 
+_TEMPLATE = re.compile(
+    r"""\{\{ \s* (?:
+        (?P<kind> GetPrivateIP | GetPublicIP )
+      | GetInterfaceIP \s+ "(?P<interface> [^"]+ )"
+      | GetAllInterfaces \s* \| \s* include \s+ "network" \s+ "(?P<network> [^"]+ )" \s* \| \s* attr \s+ "address"
+    ) \s* \}\}""",
+    re.VERBOSE,
+)
+_TEMPLATES = '{{ GetPrivateIP }}, {{ GetPublicIP }} and {{ GetInterfaceIP "eth0" }}'
+
 
 class NoAddress(Exception):
     """No address can be told to peers; the message says how to give one."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalAddress:
+    """One address of one of this machine's interfaces."""
+
+    interface: str
+    ip: IPAddress
+
+    def __str__(self) -> str:
+        return f"{self.ip} ({self.interface})"
+
+    @property
+    def is_reachable(self) -> bool:
+        """Whether another machine may reach it: neither loopback nor link-local."""
+        return not (self.ip.is_loopback or self.ip.is_link_local)
 
 
 def advertised(given: str | None, bound: str) -> str:
@@ -37,6 +75,83 @@ def advertised(given: str | None, bound: str) -> str:
 
 def route_out() -> str:
     """The source address of the default route, IPv4 before IPv6. Raises NoAddress."""
+    for address in _routes_out():
+        return address
+    raise NoAddress("this machine has no route out, so its address is not known: set --advertise-addr")
+
+
+def named(text: str) -> str:
+    """The IP address that ``text`` names, see the command's help.
+
+    Raises ValueError with one line that says which addresses there are.
+    """
+    bare = text.strip().removeprefix("[").removesuffix("]")
+    try:
+        address = ipaddress.ip_address(bare)
+    except ValueError:
+        return str(_choose(text.strip(), local_addresses()))
+    if address.is_unspecified or address.is_multicast:
+        raise ValueError(f"{text!r} is not an address that a peer can connect to")
+    return str(address)
+
+
+def local_addresses() -> tuple[LocalAddress, ...]:
+    """All addresses of this machine: those of one interface together, IPv4 before IPv6."""
+    found = []
+    for adapter in ifaddr.get_adapters():
+        for each in adapter.ips:
+            text = each.ip if isinstance(each.ip, str) else each.ip[0]
+            found.append(LocalAddress(adapter.nice_name, ipaddress.ip_address(text.partition("%")[0])))
+    order = {name: number for number, name in enumerate(dict.fromkeys(local.interface for local in found))}
+    return tuple(sorted(found, key=lambda local: (order[local.interface], local.ip.version)))
+
+
+def _choose(text: str, locals_: tuple[LocalAddress, ...]) -> IPAddress:
+    usable = [local for local in locals_ if local.is_reachable]
+    if text.startswith("{{"):
+        shape = _TEMPLATE.fullmatch(text)
+        if shape is None:
+            raise ValueError(f"{text!r} is not understood; of go-sockaddr's templates these are: {_TEMPLATES}")
+        if shape["interface"]:
+            return _of_interface(shape["interface"], locals_, usable)
+        if shape["network"]:
+            return _of_network(shape["network"], usable)
+        private = shape["kind"] == "GetPrivateIP"
+        routed = {local.interface for local in usable if str(local.ip) in set(_routes_out())}
+        for local in sorted(usable, key=lambda each: each.ip.version):
+            if local.interface in routed and local.ip.is_private is private:
+                return local.ip
+        what = "private" if private else "public"
+        raise _nothing(f"no interface with a default route has a {what} address", usable)
+    if "/" in text:
+        return _of_network(text, usable)
+    return _of_interface(text, locals_, usable)
+
+
+def _of_interface(name: str, locals_: tuple[LocalAddress, ...], usable: list[LocalAddress]) -> IPAddress:
+    for local in [*usable, *(each for each in locals_ if each.ip.is_loopback)]:
+        if local.interface == name:
+            return local.ip
+    raise _nothing(f"{name!r} is neither an IP address nor an interface that has one", usable)
+
+
+def _of_network(text: str, usable: list[LocalAddress]) -> IPAddress:
+    try:
+        network = ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a network: expected something like 10.0.0.0/8 or fd00::/8") from None
+    for local in usable:
+        if local.ip.version == network.version and local.ip in network:
+            return local.ip
+    raise _nothing(f"no address in {text}", usable)
+
+
+def _nothing(problem: str, usable: Iterable[LocalAddress]) -> ValueError:
+    return ValueError(f"{problem}; this machine has {', '.join(map(str, usable)) or 'no address but loopback'}")
+
+
+def _routes_out() -> list[str]:
+    found = []
     for family, far_away in _FAR_AWAY:
         try:
             with socket.socket(family, socket.SOCK_DGRAM) as probe:
@@ -45,8 +160,8 @@ def route_out() -> str:
         except OSError:
             continue
         if not ipaddress.ip_address(address).is_loopback:
-            return address
-    raise NoAddress("this machine has no route out, so its address is not known: set --advertise-addr")
+            found.append(address)
+    return found
 
 
 def _resolved(host: str) -> str:

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from spegel_consul import __version__, cli
-from spegel_consul.config import BootstrapKind, Settings, StoreKind
+from spegel_consul.bootstrap.settings import BootstrapKind
+from spegel_consul.config import Settings, StoreKind
 from spegel_consul.server.listen import ListenAddress
 
 
@@ -67,7 +68,7 @@ def test_help_names_every_flag_and_variable() -> None:
         ([], {"METRICS_ADDR": "nonsense"}, "METRICS_ADDR"),
         (["--mirror-resolve-timeout", "20"], {}, "not a duration"),
         (["--mirror-resolve-retries", "0"], {}, "'--mirror-resolve-retries'"),
-        (["--advertise-addr", "node7"], {}, "is not an IP address"),
+        (["--advertise-addr", "node7"], {}, "'node7' is neither an IP address nor an interface"),
         (["--advertise-addr", "0.0.0.0"], {}, "not an address that a peer can connect to"),
         (["--mirrored-registries", "https://docker.io/v2"], {}, "must look like https://docker.io"),
         (["--registry-filters", "("], {}, "is not a regular expression"),
@@ -75,6 +76,20 @@ def test_help_names_every_flag_and_variable() -> None:
         (["--store", "disk"], {}, "'--store'"),
         (["--bootstrap-kind", "static"], {}, "needs --static-bootstrap-peers"),
         (["--bootstrap-kind=static", "--static-bootstrap-peers=nonsense"], {}, "bootstrap peer 'nonsense'"),
+        (["--bootstrap-kind=consul,dsn"], {}, "'dsn' is not one of consul, catalog"),
+        (["--bootstrap-kind="], {}, "--bootstrap-kind: none given"),
+        ([], {"BOOTSTRAP_KIND": "http"}, "needs --http-bootstrap-url"),
+        (["--bootstrap-kind=dns"], {}, "needs --dns-bootstrap-domain"),
+        (["--bootstrap-kind=file"], {}, "needs --bootstrap-file"),
+        (["--bootstrap-kind=http", "--http-bootstrap-url=10.0.0.7:9090/id"], {}, "is not a URL"),
+        (
+            ["--bootstrap-kind=http", "--http-bootstrap-url=https://a/id", "--http-bootstrap-cert-dir=/nowhere"],
+            {},
+            "/nowhere has neither ca.crt nor tls.crt",
+        ),
+        (["--dns-bootstrap-server", ":53"], {}, "is not a DNS server"),
+        (["--bootstrap-kind=nomad-var", "--nomad-variable=a b"], {}, "is not the path of a Nomad variable"),
+        (["--bootstrap-kind=nomad-var"], {"NOMAD_ADDR": "nomad:4646"}, "NOMAD_ADDR"),
         ([], {"CONSUL_HTTP_ADDR": "ftp://consul"}, "CONSUL_HTTP_ADDR"),
         ([], {"CONSUL_HTTP_SSL": "yes"}, "CONSUL_HTTP_SSL"),
         (["--peer-stall-timeout", "0s"], {}, "longer than nothing"),
@@ -138,7 +153,7 @@ def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.metrics_addr == ListenAddress("", 9090)
     assert settings.containerd_sock == Path("/run/containerd/containerd.sock")
     assert settings.containerd_content_path is None
-    assert settings.bootstrap is BootstrapKind.CONSUL
+    assert settings.bootstrap.kinds == (BootstrapKind.CONSUL,)
     assert settings.store is StoreKind.CONTAINERD
     assert settings.consul is not None
     assert settings.mirror.attempts == 3
@@ -157,6 +172,6 @@ def test_lists_from_flags_and_environment(monkeypatch: pytest.MonkeyPatch) -> No
     )
     assert settings.images.registries == {"docker.io", "ghcr.io"}
     assert [pattern.pattern for pattern in settings.images.excluded] == [":latest$", "a{1,2}"]
-    assert settings.static_peers == ("10.0.0.7:5001", "/ip4/10.0.0.8/tcp/5001")
+    assert settings.bootstrap.static_peers == ("10.0.0.7:5001", "/ip4/10.0.0.8/tcp/5001")
     assert settings.mirror.resolve_timeout == 1.5
     assert settings.consul is None

@@ -4,7 +4,7 @@ import socket
 import pytest
 
 from spegel_consul.node import address
-from spegel_consul.node.address import NoAddress, advertised
+from spegel_consul.node.address import LocalAddress, NoAddress, advertised, named
 
 
 def test_what_is_given_wins_over_what_is_bound() -> None:
@@ -41,3 +41,84 @@ def test_no_route_out_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_host_that_does_not_resolve_says_what_to_do() -> None:
     with pytest.raises(NoAddress, match="set --advertise-addr"):
         advertised(None, "nowhere.invalid")
+
+
+MACHINE = tuple(
+    LocalAddress(interface, ipaddress.ip_address(ip))
+    for interface, ip in (
+        ("lo", "127.0.0.1"),
+        ("lo", "::1"),
+        ("eth0", "10.0.0.7"),
+        ("eth0", "2001:db8:1::7"),
+        ("eth0", "fe80::7"),
+        ("eth1", "172.20.0.7"),
+        ("eth1", "fd00::7"),
+        ("wan", "9.9.9.9"),
+    )
+)
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(address, "local_addresses", lambda: MACHINE)
+    monkeypatch.setattr(address, "_routes_out", lambda: ["10.0.0.7", "9.9.9.9"])
+
+
+@pytest.mark.usefixtures("machine")
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("192.0.2.1", "192.0.2.1"),  # the host's, seen from a bridge network
+        (" 10.0.0.7 ", "10.0.0.7"),
+        ("[fd00::7]", "fd00::7"),
+        ("FD00::0007", "fd00::7"),
+        ("eth0", "10.0.0.7"),
+        ("eth1", "172.20.0.7"),
+        ("lo", "127.0.0.1"),
+        ("10.0.0.0/8", "10.0.0.7"),
+        ("172.16.0.0/12", "172.20.0.7"),
+        ("172.20.0.99/24", "172.20.0.7"),
+        ("fd00::/8", "fd00::7"),
+        ("::/0", "2001:db8:1::7"),
+        ("0.0.0.0/0", "10.0.0.7"),
+        ("{{ GetPrivateIP }}", "10.0.0.7"),
+        ("{{GetPrivateIP}}", "10.0.0.7"),
+        ("{{ GetPublicIP }}", "9.9.9.9"),
+        ('{{ GetInterfaceIP "eth1" }}', "172.20.0.7"),
+        ('{{ GetAllInterfaces | include "network" "172.16.0.0/12" | attr "address" }}', "172.20.0.7"),
+    ],
+)
+def test_an_address_is_named_in_many_ways(text: str, expected: str) -> None:
+    assert named(text) == expected
+
+
+@pytest.mark.usefixtures("machine")
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("eth9", "'eth9' is neither an IP address nor an interface that has one; this machine has 10.0.0.7 (eth0), 2"),
+        ("10.0.0.300", "neither an IP address nor an interface"),
+        ("192.168.0.0/16", r"no address in 192.168.0.0/16; this machine has 10.0.0.7 \(eth0\)"),
+        ("10.0.0.0/99", "is not a network"),
+        ("0.0.0.0", "is not an address that a peer can connect to"),
+        ("224.0.0.1", "is not an address that a peer can connect to"),
+        ("{{ GetPrivateIPs }}", "is not understood; of go-sockaddr's templates these are: {{ GetPrivateIP }}"),
+        ('{{ GetInterfaceIP "eth9" }}', "this machine has"),
+        ("", "neither an IP address nor an interface"),
+    ],
+)
+def test_a_wrong_one_says_what_there_is(text: str, expected: str) -> None:
+    with pytest.raises(ValueError, match=expected.replace("(eth0), 2", r"\(eth0\), 2")) as caught:
+        named(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_machine_without_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(address, "local_addresses", lambda: MACHINE[:2])
+    monkeypatch.setattr(address, "_routes_out", list)
+    with pytest.raises(ValueError, match="this machine has no address but loopback"):
+        named("{{ GetPrivateIP }}")
+
+
+def test_this_machine_has_loopback() -> None:
+    assert LocalAddress("lo", ipaddress.ip_address("127.0.0.1")) in address.local_addresses()

@@ -1,0 +1,315 @@
+# The mirror on every node: docker driver, host network, Consul for the catalog and for electing the bootstrap peer.
+#
+#   nomad job run -var-file=vars/docker.hcl spegel.nomad.hcl        # nodes whose images are pulled by Docker
+#   nomad job run -var-file=vars/containerd.hcl spegel.nomad.hcl    # nodes whose images are pulled by containerd
+#
+# README.md says what each stanza is for and which versions it needs.
+
+variable "job_name" {
+  type        = string
+  default     = "spegel"
+  description = "Name of the job; part of Consul's binding rule and of the alerts that you write."
+}
+
+variable "datacenters" {
+  type    = list(string)
+  default = ["*"]
+}
+
+variable "node_pool" {
+  type    = string
+  default = "all"
+}
+
+variable "namespace" {
+  type    = string
+  default = "default"
+}
+
+variable "image" {
+  type        = string
+  default     = "ghcr.io/spegel-consul/spegel-consul:0.1.0"
+  description = "The image of docker/. Pin it by digest in production: name@sha256:…"
+}
+
+variable "registry_port" {
+  type        = number
+  default     = 5000
+  description = "Same on all nodes, because the runtimes' configuration and spegel.service.consul:5000 name it."
+}
+
+variable "router_port" {
+  type        = number
+  default     = 5001
+  description = "Same on all nodes, because address records in DNS carry no port."
+}
+
+variable "containerd_dir" {
+  type        = string
+  default     = "/run/docker/containerd"
+  description = "Directory of containerd's socket, containerd.sock. The directory is mounted, as a restart makes a new socket."
+}
+
+variable "containerd_content" {
+  type        = string
+  default     = "/var/lib/docker/containerd/daemon/io.containerd.content.v1.content"
+  description = "containerd's content store; read only."
+}
+
+variable "containerd_namespace" {
+  type        = string
+  default     = "moby"
+  description = "moby for Docker, default for nerdctl and Nomad's containerd driver, k8s.io for CRI."
+}
+
+variable "data_dir" {
+  type        = string
+  default     = "/var/lib/spegel"
+  description = "Directory on the host for the node's identity, which is all that is stored."
+}
+
+variable "mirrored_registries" {
+  type        = list(string)
+  default     = []
+  description = "Registries to mirror, such as https://docker.io; empty for all."
+}
+
+variable "configure" {
+  type        = bool
+  default     = true
+  description = "Whether each node's runtime is pointed at its mirror before the mirror starts (see cleanup.nomad.hcl)."
+}
+
+variable "runtime" {
+  type        = string
+  default     = ""
+  description = "Whose configuration: docker (28 and later), containerd or docker-daemon (daemon.json); empty: as the namespace says."
+}
+
+variable "bootstrap_kind" {
+  type        = string
+  default     = "consul"
+  description = "How the ring is found; several with commas, the later ones are fall-backs."
+}
+
+variable "consul_http_addr" {
+  type        = string
+  default     = "127.0.0.1:8500"
+  description = "The node's Consul agent. Nomad hands a task the token, but not the address."
+}
+
+variable "consul_identity" {
+  type        = bool
+  default     = false
+  description = "True if Consul has ACLs and the Nomad agents have no task_identity of their own in their configuration."
+}
+
+variable "log_level" {
+  type    = string
+  default = "info"
+}
+
+variable "cpu" {
+  type    = number
+  default = 200
+}
+
+variable "memory" {
+  type    = number
+  default = 192
+}
+
+variable "memory_max" {
+  type        = number
+  default     = 512
+  description = "Used where the scheduler has memory oversubscription on."
+}
+
+job "spegel" {
+  name        = var.job_name
+  type        = "system"
+  datacenters = var.datacenters
+  node_pool   = var.node_pool
+  namespace   = var.namespace
+  priority    = 90
+
+  constraint {
+    attribute = "${attr.kernel.name}"
+    value     = "linux"
+  }
+
+  update {
+    max_parallel      = 1
+    stagger           = "15s"
+    min_healthy_time  = "10s"
+    healthy_deadline  = "3m"
+    progress_deadline = "30m"
+    auto_revert       = true
+  }
+
+  group "spegel" {
+    # the catalog forgets the node first, then it stops: nobody is sent to a mirror that is on its way out
+    shutdown_delay = "3s"
+
+    restart {
+      attempts = 10
+      interval = "5m"
+      delay    = "5s"
+      mode     = "delay"
+    }
+
+    network {
+      mode = "host"
+
+      port "registry" {
+        static = var.registry_port
+      }
+      port "router" {
+        static = var.router_port
+      }
+      port "metrics" {}
+    }
+
+    # Three names, because DNS answers a name with all its instances, whatever their ports are.
+    service {
+      name     = "spegel"
+      port     = "registry"
+      provider = "consul"
+
+      check {
+        name     = "ready"
+        type     = "http"
+        path     = "/readyz"
+        interval = "5s"
+        timeout  = "2s"
+      }
+      check {
+        name     = "alive"
+        type     = "http"
+        path     = "/livez"
+        interval = "10s"
+        timeout  = "3s"
+
+        check_restart {
+          limit = 6
+          grace = "60s"
+        }
+      }
+    }
+
+    service {
+      name     = "spegel-router"
+      port     = "router"
+      provider = "consul"
+
+      check {
+        name     = "listens"
+        type     = "tcp"
+        interval = "5s"
+        timeout  = "2s"
+      }
+    }
+
+    service {
+      name     = "spegel-metrics"
+      port     = "metrics"
+      provider = "consul"
+
+      check {
+        name     = "alive"
+        type     = "http"
+        path     = "/livez"
+        interval = "10s"
+        timeout  = "3s"
+      }
+    }
+
+    dynamic "task" {
+      for_each = var.configure ? ["configure"] : []
+      labels   = [task.value]
+
+      content {
+        driver = "docker"
+
+        lifecycle {
+          hook    = "prestart"
+          sidecar = false
+        }
+
+        config {
+          image        = var.image
+          network_mode = "host"
+          args = [
+            "configuration",
+            "--runtime=${var.runtime != "" ? var.runtime : var.containerd_namespace == "moby" ? "docker" : "containerd"}",
+            "--mirror-targets=http://${NOMAD_IP_registry}:${NOMAD_PORT_registry}",
+            "--mirrored-registries=${join(",", var.mirrored_registries)}",
+            "--prepend-existing=true",
+          ]
+          volumes = [
+            "/etc/containerd:/etc/containerd",
+            "/etc/docker:/etc/docker",
+          ]
+        }
+
+        resources {
+          cpu    = 100
+          memory = 96
+        }
+      }
+    }
+
+    task "spegel" {
+      driver       = "docker"
+      kill_signal  = "SIGTERM"
+      kill_timeout = "20s"
+
+      consul {}
+
+      dynamic "identity" {
+        for_each = var.consul_identity ? ["consul_default"] : []
+        content {
+          name = identity.value
+          aud  = ["consul.io"]
+          ttl  = "1h"
+        }
+      }
+
+      config {
+        image        = var.image
+        network_mode = "host"
+        init         = true
+        args = [
+          "registry",
+          "--registry-addr=:${NOMAD_PORT_registry}",
+          "--router-addr=:${NOMAD_PORT_router}",
+          "--metrics-addr=:${NOMAD_PORT_metrics}",
+          "--advertise-addr=${NOMAD_IP_registry}",
+          "--node-name=${node.unique.name}",
+          "--data-dir=/var/lib/spegel",
+          "--containerd-sock=/run/spegel-containerd/containerd.sock",
+          "--containerd-namespace=${var.containerd_namespace}",
+          "--containerd-content-path=${var.containerd_content}",
+          "--mirrored-registries=${join(",", var.mirrored_registries)}",
+          "--bootstrap-kind=${var.bootstrap_kind}",
+          "--log-level=${var.log_level}",
+        ]
+        volumes = [
+          "${var.containerd_dir}:/run/spegel-containerd",
+          "${var.containerd_content}:${var.containerd_content}:ro",
+          "${var.data_dir}:/var/lib/spegel",
+        ]
+      }
+
+      env {
+        CONSUL_HTTP_ADDR = var.consul_http_addr
+      }
+
+      resources {
+        cpu        = var.cpu
+        memory     = var.memory
+        memory_max = var.memory_max
+      }
+    }
+  }
+}

@@ -1,0 +1,63 @@
+"""Makes one bootstrap of the settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from spegel_consul.bootstrap import Bootstrap
+from spegel_consul.bootstrap.catalog import CatalogBootstrap
+from spegel_consul.bootstrap.consul import ConsulBootstrap
+from spegel_consul.bootstrap.dns import DnsSource
+from spegel_consul.bootstrap.file import LOOK_EVERY, FileSource
+from spegel_consul.bootstrap.http import HttpSource
+from spegel_consul.bootstrap.nomad_api import NomadClient
+from spegel_consul.bootstrap.nomad_service import NomadServiceSource
+from spegel_consul.bootstrap.nomad_var import NomadVarBootstrap
+from spegel_consul.bootstrap.polled import PolledBootstrap
+from spegel_consul.bootstrap.settings import BootstrapKind, BootstrapSettings
+from spegel_consul.bootstrap.several import SeveralBootstraps
+from spegel_consul.bootstrap.static import StaticBootstrap
+from spegel_consul.consul.candidate import Candidate
+from spegel_consul.consul.record import LeaderRecord
+from spegel_consul.consul.watch import CatalogWatch
+
+
+def assemble(
+    settings: BootstrapSettings,
+    me: LeaderRecord,
+    router_port: int,
+    lonely: Callable[[], bool],
+    *,
+    candidate: Candidate | None = None,
+    catalog: CatalogWatch | None = None,
+    nomad: NomadClient | None = None,
+) -> Bootstrap:
+    """The bootstrap of ``settings``, which has what its kinds need: a candidate, a catalog, a client of Nomad.
+
+    ``router_port`` is that of peers that are named by address only; ``lonely``: see SeveralBootstraps.
+    """
+
+    def ways() -> Iterator[tuple[str, Bootstrap]]:
+        for kind in settings.kinds:
+            match kind:
+                case BootstrapKind.CONSUL if candidate is not None:
+                    yield kind.value, ConsulBootstrap(candidate, catalog)
+                case BootstrapKind.CATALOG if catalog is not None:
+                    yield kind.value, CatalogBootstrap(catalog, me.to_peer())
+                case BootstrapKind.NOMAD_VAR if nomad is not None:
+                    yield kind.value, NomadVarBootstrap(nomad, settings.nomad_var, me)
+                case BootstrapKind.NOMAD_SERVICE if nomad is not None:
+                    source = NomadServiceSource(nomad, settings.nomad_service, me.to_peer(), me.alloc_id)
+                    yield kind.value, PolledBootstrap(source)
+                case BootstrapKind.HTTP:
+                    for url in settings.http_urls:
+                        yield f"http {url}", PolledBootstrap(HttpSource(url, settings.http_cert_dir))
+                case BootstrapKind.DNS if settings.dns_domain:
+                    yield kind.value, PolledBootstrap(DnsSource(settings.dns_domain, router_port, settings.dns_server))
+                case BootstrapKind.STATIC:
+                    yield kind.value, StaticBootstrap(settings.static_peers)
+                case BootstrapKind.FILE if settings.file is not None:
+                    yield kind.value, PolledBootstrap(FileSource(settings.file), every=LOOK_EVERY)
+
+    found = list(ways())
+    return found[0][1] if len(found) == 1 else SeveralBootstraps(found, me.to_peer(), lonely)

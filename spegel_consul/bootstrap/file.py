@@ -1,0 +1,46 @@
+# A file that somebody else writes: a template that Nomad renders, a list from configuration management.  It may be
+# replaced at any time and is sometimes read half written; then it can't be parsed, and the last answer stays.  It is
+# looked at once a second, which is one system call and works on every file system.
+
+"""``FileSource``: peers from a file that is written by others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from spegel_consul.bootstrap.polled import SourceError
+from spegel_consul.bootstrap.reading import MAX_BYTES, one_line, parse_document
+from spegel_consul.ring import PeerInfo
+
+LOOK_EVERY = 1.0
+"""Seconds between two looks."""
+
+
+class FileSource:
+    """Reads ``path``, a document as ``reading.parse_document`` takes it, whenever it has changed."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stamp: tuple[int, int, int] | None = None
+        self._peers: Sequence[PeerInfo] = ()
+
+    @property
+    def name(self) -> str:
+        return str(self._path)
+
+    async def ask(self) -> Sequence[PeerInfo]:
+        """Its first three peers. Raises SourceError."""
+        try:
+            info = self._path.stat()
+            stamp = (info.st_mtime_ns, info.st_ino, info.st_size)
+            if stamp != self._stamp:
+                self._stamp = None
+                with self._path.open("rb") as file:
+                    self._peers = parse_document(file.read(MAX_BYTES + 1))
+                self._stamp = stamp
+        except OSError as why:
+            raise SourceError(why.strerror or str(why)) from None
+        except ValueError as why:
+            raise SourceError(one_line(str(why), 200)) from None
+        return self._peers

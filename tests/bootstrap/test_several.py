@@ -1,0 +1,63 @@
+# Fall-backs, with a clock that jumps.
+
+from __future__ import annotations
+
+import trio
+import trio.testing
+
+from spegel_consul.bootstrap.several import PATIENCE, SeveralBootstraps
+from spegel_consul.bootstrap.static import StaticBootstrap
+from spegel_consul.ring import PeerInfo
+
+ME = PeerInfo("me", ("/ip4/10.0.0.9/tcp/5001",))
+CORPSE, SECOND, THIRD = "10.0.0.1:5001", "10.0.0.2:5001", "10.0.0.3:5001"
+
+
+def where(bootstrap: SeveralBootstraps) -> list[str]:
+    return [addr.split("/")[2] for peer in bootstrap.peers() for addr in peer.addrs]
+
+
+async def test_the_next_is_listened_to_while_nobody_can_be_reached(autojump_clock: trio.testing.MockClock) -> None:
+    lonely = True
+    ways = [(text, StaticBootstrap([text])) for text in (CORPSE, SECOND, THIRD)]
+    bootstrap = SeveralBootstraps(ways, ME, lambda: lonely)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(bootstrap.run)
+        assert where(bootstrap) == ["10.0.0.1"]
+        before = bootstrap.peers()
+        with trio.fail_after(2 * PATIENCE):
+            await bootstrap.changed(before)
+        assert where(bootstrap) == ["10.0.0.1", "10.0.0.2"]
+        await trio.sleep(5 * PATIENCE)
+        assert where(bootstrap) == ["10.0.0.1", "10.0.0.2", "10.0.0.3"]
+        lonely = False
+        await trio.sleep(2 * PATIENCE)
+        assert where(bootstrap) == ["10.0.0.1"]
+        nursery.cancel_scope.cancel()
+
+
+async def test_who_names_only_this_node_is_passed_over(autojump_clock: trio.testing.MockClock) -> None:
+    ways = [("self", StaticBootstrap(["10.0.0.9:5001"])), ("list", StaticBootstrap([SECOND]))]
+    bootstrap = SeveralBootstraps(ways, ME, lambda: False)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(bootstrap.run)
+        assert where(bootstrap) == ["10.0.0.2"]
+        await trio.sleep(10 * PATIENCE)
+        assert where(bootstrap) == ["10.0.0.2"]
+        nursery.cancel_scope.cancel()
+
+
+async def test_the_problem_is_that_of_those_before_the_one_in_use(autojump_clock: trio.testing.MockClock) -> None:
+    class Broken(StaticBootstrap):
+        problem = "refused"  # type: ignore[assignment]
+
+    for ways, expected in (
+        ([("a", Broken([])), ("b", StaticBootstrap([SECOND]))], "a: refused"),
+        ([("b", StaticBootstrap([SECOND])), ("a", Broken([]))], None),
+        ([("a", Broken([])), ("b", Broken([]))], "a: refused; b: refused"),
+    ):
+        bootstrap = SeveralBootstraps(ways, ME, lambda: False)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(bootstrap.run)
+            assert bootstrap.problem == expected
+            nursery.cancel_scope.cancel()

@@ -1,0 +1,233 @@
+# The job files, without a Nomad: each is parsed by HashiCorp's own HCL, each block and attribute must be one that Nomad
+# has (nomad.json), and whatever one part says of another must be true: ports, flags, variables, the image.
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pygohcl
+import pytest
+
+from spegel_consul import __version__
+from spegel_consul.cli import cli
+from spegel_consul.commands import registry
+
+ROOT = Path(__file__).parents[2]
+JOBS = sorted((ROOT / "jobs").glob("*.nomad.hcl"))
+MIRRORS = [path for path in JOBS if path.name.startswith("spegel")]
+NOMAD = json.loads((Path(__file__).parent / "nomad.json").read_text())
+LABELLED = {"job", "group", "task", "port", "volume"}
+FREE = {"env", "meta", "options", "headers"}
+RUNTIME = {
+    # what Nomad puts in place of a variable of its own, once a task runs
+    "NOMAD_PORT_registry": "5000",
+    "NOMAD_PORT_router": "5001",
+    "NOMAD_PORT_metrics": "23456",
+    "NOMAD_IP_registry": "10.0.0.7",
+    "NOMAD_HOST_IP_registry": "10.0.0.7",
+    "NOMAD_TASK_DIR": "/local",
+    "NOMAD_JOB_ID": "spegel",
+    "node.unique.name": "n7",
+    "attr.unique.network.ip-address": "10.0.0.7",
+}
+name_of = pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name.removesuffix(".nomad.hcl"))
+name_of_mirror = pytest.mark.parametrize("path", MIRRORS, ids=lambda path: path.name.removesuffix(".nomad.hcl"))
+
+
+def load(path: Path) -> dict[str, Any]:
+    return pygohcl.loads(path.read_text())
+
+
+def bodies(block: str, value: Any) -> Iterator[dict[str, Any]]:
+    """The bodies of all blocks of one kind: pygohcl gives one, a list, or one for each label."""
+    for each in value if isinstance(value, list) else [value]:
+        if block in LABELLED and block != "job":
+            for body in each.values():
+                yield from body if isinstance(body, list) else [body]
+        else:
+            yield each
+
+
+def blocks(body: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The blocks directly inside a body, those of `dynamic` among them."""
+    for name, value in body.items():
+        if name == "dynamic":
+            for kind, dynamic in value.items():
+                yield kind, dynamic["content"]
+        elif isinstance(value, dict) or (isinstance(value, list) and value and isinstance(value[0], dict)):
+            for each in bodies(name, value):
+                yield name, each
+
+
+def group(path: Path) -> dict[str, Any]:
+    (job,) = load(path)["job"].values()
+    (found,) = job["group"].values()
+    return found
+
+
+def tasks(path: Path) -> list[dict[str, Any]]:
+    return [body for kind, body in blocks(group(path)) if kind == "task"]
+
+
+def conforms(kind: str, body: dict[str, Any], where: str) -> None:
+    if kind in FREE:
+        return
+    allowed = NOMAD["blocks"][kind]
+    inside = list(blocks(body))
+    names = {name for name, _ in inside}
+    for name in body:
+        if name != "dynamic" and name not in names:
+            assert name in allowed["attributes"] + allowed["blocks"], f"{where}: {kind} has no attribute {name}"
+    for name, inner in inside:
+        assert name in allowed["blocks"], f"{where}: {kind} has no block {name}"
+        if name == "config":
+            unknown = set(inner) - set(NOMAD["drivers"][body["driver"]])
+            assert not unknown, f"{where}: driver {body['driver']} has no {unknown}"
+        else:
+            conforms(name, inner, where)
+
+
+@name_of
+def test_every_block_and_attribute_is_nomads(path: Path) -> None:
+    document = load(path)
+    assert set(document) == {"job", "variable"}
+    (job,) = document["job"].values()
+    conforms("job", job, path.name)
+
+
+def test_the_check_finds_what_is_wrong() -> None:
+    for wrong in (
+        {"resorces": {"cpu": 1}},
+        {"kill_timout": "20s"},
+        {"driver": "docker", "config": {"network": "host"}},
+        {"identity": {"audience": []}},
+    ):
+        with pytest.raises(AssertionError, match="has no"):
+            conforms("task", wrong, "example")
+
+
+@name_of_mirror
+def test_every_service_has_its_port_and_its_checks(path: Path) -> None:
+    body = group(path)
+    ports = set(body["network"]["port"])
+    assert ports == {"registry", "router", "metrics"}
+    services = {service["name"]: service for service in body["service"]}
+    assert {name: service["port"] for name, service in services.items()} == {
+        "spegel": "registry",
+        "spegel-router": "router",
+        "spegel-metrics": "metrics",
+    }
+    for service in services.values():
+        checks = list(bodies("check", service["check"]))
+        assert checks
+        assert all(check["type"] in ("http", "tcp") for check in checks)
+        assert all(check["path"] in ("/readyz", "/livez") for check in checks if check["type"] == "http")
+        # a mirror that is not ready leaves DNS; only one that is not alive is started anew
+        assert all(check["path"] == "/livez" for check in checks if "check_restart" in check)
+    assert services["spegel-router"]["check"]["type"] == "tcp"
+
+
+@name_of_mirror
+def test_there_is_time_to_leave(path: Path) -> None:
+    (task,) = [task for task in tasks(path) if "lifecycle" not in task]
+    assert group(path)["shutdown_delay"] == "3s"
+    assert task["kill_signal"] == "SIGTERM"
+    assert task["kill_timeout"] == "20s"
+
+
+@name_of
+def test_every_flag_and_every_variable_is_ours(path: Path) -> None:
+    document = load(path)
+    for task in tasks(path):
+        given = [word for word in task["config"]["args"] if word not in ("-m", "spegel_consul")]
+        words = [filled(word, document) for word in given]
+        if words[0] in COMING:
+            continue
+        command = cli.commands[words[0]]
+        context = command.make_context(words[0], words[1:])
+        if words[0] == "registry":
+            settings = registry._settings(context.params)
+            assert settings.registry_addr.port == 5000
+            assert settings.advertise_addr == "10.0.0.7"
+        for name in task.get("env", {}):
+            assert name in OURS, f"{path.name}: {name} means nothing to us"
+
+
+COMING = {"configuration", "cleanup"} - set(cli.commands)
+CONSUL = re.findall(r'"(CONSUL_[A-Z_]+)"', (ROOT / "spegel_consul/consul/settings.py").read_text())
+FLAGS = [
+    param.envvar for command in cli.commands.values() for param in command.params if isinstance(param, click.Option)
+]
+OURS = {*CONSUL, *filter(None, FLAGS), "PYTHONPATH"}
+
+
+def filled(word: str, document: dict[str, Any]) -> str:
+    """A word of a command line, as the task will see it."""
+    if word.startswith("--runtime=%{"):
+        return "--runtime=docker"
+    for name, value in {**defaults(document), **RUNTIME}.items():
+        word = word.replace(f'join(",", {name})', value).replace(f"${{{name}}}", value)
+        word = re.sub(rf"(?<![\w.]){re.escape(name)}(?![\w.])", value, word)
+    assert not re.search(r"\bvar\.|NOMAD_|attr\.|node\.", word), word
+    return word
+
+
+def defaults(document: dict[str, Any]) -> dict[str, str]:
+    found = {}
+    for name, variable in document["variable"].items():
+        value = variable.get("default", "")
+        if isinstance(value, bool):
+            value = str(value).lower()
+        found[f"var.{name}"] = ",".join(value) if isinstance(value, list) else str(value)
+    return found
+
+
+@name_of
+def test_every_variable_is_declared_and_used(path: Path) -> None:
+    text = path.read_text()
+    used = set(re.findall(r"\bvar\.(\w+)", text))
+    assert used == set(load(path)["variable"])
+    for name, variable in load(path)["variable"].items():
+        assert "default" in variable or name in ("artifact", "artifact_checksum"), name
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "jobs/vars").glob("*.hcl")), ids=lambda path: path.stem)
+def test_variable_files_fit_the_jobs_that_mount_directories(path: Path) -> None:
+    given = set(pygohcl.loads(path.read_text()))
+    for job in MIRRORS:
+        if "spegel-exec" not in job.name:
+            assert given <= set(load(job)["variable"]), job.name
+
+
+def test_the_policy_allows_the_variable_that_the_job_locks() -> None:
+    (flag,) = [
+        word
+        for word in tasks(ROOT / "jobs/spegel-nomad-native.nomad.hcl")[0]["config"]["args"]
+        if word.startswith("--nomad-variable=")
+    ]
+    policy = pygohcl.loads((ROOT / "jobs/acl/spegel-variable.hcl").read_text())
+    paths = policy["namespace"]["default"]["variables"]["path"]
+    assert filled(flag, {"variable": {}}).partition("=")[2] in paths
+
+
+def test_no_job_without_consul_speaks_of_it() -> None:
+    body = group(ROOT / "jobs/spegel-nomad-native.nomad.hcl")
+    assert all(service["provider"] == "nomad" for service in body["service"])
+    assert "consul {" not in (ROOT / "jobs/spegel-nomad-native.nomad.hcl").read_text()
+
+
+@name_of
+def test_the_image_is_that_of_this_version(path: Path) -> None:
+    image = load(path)["variable"].get("image")
+    if image is not None:
+        assert image["default"].rpartition(":")[2] == __version__
+
+
+@name_of
+def test_the_readme_names_every_job(path: Path) -> None:
+    assert f"`{path.name}`" in (ROOT / "jobs/README.md").read_text()
