@@ -11,6 +11,7 @@ import click
 import trio
 
 from spegel_consul import __version__
+from spegel_consul.commands.configuration import cleanup, cleanup_wait, configuration
 from spegel_consul.commands.dev import dev
 from spegel_consul.commands.registry import registry
 
@@ -30,6 +31,9 @@ def version() -> None:
 
 
 cli.add_command(registry)
+cli.add_command(configuration)
+cli.add_command(cleanup)
+cli.add_command(cleanup_wait)
 cli.add_command(dev)
 
 

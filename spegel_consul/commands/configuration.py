@@ -1,0 +1,238 @@
+"""``spegel-consul configuration``, ``cleanup`` and ``cleanup-wait``: the runtimes' files, written and undone."""
+
+from __future__ import annotations
+
+import base64
+import stat
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import click
+
+from spegel_consul.commands.options import ADDRESS, DURATION, LIST, option
+from spegel_consul.node import docker
+from spegel_consul.node.address import NoAddress, route_out
+from spegel_consul.node.backup import Place
+from spegel_consul.node.cleaned import serve_cleaned, wait_cleaned
+from spegel_consul.node.configure import Plan, daemon_place, plan_daemon, plan_hosts
+from spegel_consul.node.disk import DiskError
+from spegel_consul.node.hosts_toml import Mirroring
+from spegel_consul.node.targets import parse_registries, parse_targets
+from spegel_consul.server.listen import ListenError
+
+REGISTRY_PORT = 5000
+
+
+class Reads(Enum):
+    """The kinds of configuration that runtimes read."""
+
+    AUTO = "auto"
+    CONTAINERD = "containerd"
+    DOCKER = "docker"
+    DAEMON = "docker-daemon"
+
+
+_directories = (
+    option(
+        "--containerd-registry-config-path",
+        type=click.Path(path_type=Path),
+        default=Path("/etc/containerd/certs.d"),
+        help="The config_path of containerd.",
+    ),
+    option(
+        "--docker-certs-path",
+        type=click.Path(path_type=Path),
+        default=Path("/etc/docker/certs.d"),
+        help="The same for Docker 28 and later with the containerd image store.",
+    ),
+    option(
+        "--docker-daemon-config",
+        type=click.Path(path_type=Path),
+        default=Path("/etc/docker/daemon.json"),
+        help="Docker's own configuration.",
+    ),
+)
+
+
+def _with_directories(command: Any) -> Any:
+    for decorate in reversed(_directories):
+        command = decorate(command)
+    return command
+
+
+@click.command()
+@option(
+    "--runtime",
+    type=click.Choice([kind.value for kind in Reads]),
+    multiple=True,
+    default=["auto"],
+    help="Whose files: containerd and docker (28 and later) read hosts.toml, docker-daemon is daemon.json for the"
+    " others; auto looks what is here. May be repeated.",
+)
+@_with_directories
+@option("--docker-sock", type=click.Path(path_type=Path), default=Path("/run/docker.sock"), help="Asked by auto.")
+@option(
+    "--mirrored-registries",
+    type=LIST,
+    multiple=True,
+    help="Registries to mirror, such as https://docker.io; several with commas.  [default: all, as _default]",
+)
+@option(
+    "--mirror-targets",
+    type=LIST,
+    multiple=True,
+    help="Mirrors, in the order to ask them; several with commas.  [default: port 5000 of this node's address]",
+)
+@option("--resolve-tags", type=bool, default=True, help="Whether mirrors are asked for tags, or for digests only.")
+@option(
+    "--prepend-existing",
+    type=bool,
+    is_flag=False,
+    flag_value=True,
+    default=False,
+    help="Put the mirrors before what is configured already, instead of in its place.",
+)
+@option(
+    "--basic-auth-file",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="File with user:password for the mirrors, or a directory with the files username and password.",
+)
+@option(
+    "--containerd-snapshotter",
+    type=bool,
+    default=True,
+    help="Whether daemon.json switches the containerd image store on: only with it a Docker node has layers to share.",
+)
+@click.option("--dry-run", is_flag=True, help="Show what would change, and change nothing.")
+def configuration(dry_run: bool, **given: Any) -> None:
+    """Point this node's containerd and Docker at the mirrors. What was there before comes back with cleanup."""
+    try:
+        registries = parse_registries(item for items in given["mirrored_registries"] for item in items)
+        targets = parse_targets(item for items in given["mirror_targets"] for item in items)
+        targets = targets or parse_targets([_own()])
+        authorization = _authorization(given["basic_auth_file"])
+    except ValueError as exc:
+        raise click.UsageError(str(exc)) from None
+    mirroring = Mirroring(targets, given["resolve_tags"], authorization)
+    runtimes, notes = _runtimes(given)
+    keep = given["prepend_existing"]
+    plans: list[Plan] = []
+    changed = False
+    try:
+        if Reads.CONTAINERD in runtimes:
+            base = given["containerd_registry_config_path"].absolute()
+            plans.append(plan_hosts(base, registries, mirroring, keep_existing=keep))
+        if Reads.DAEMON in runtimes:
+            path = given["docker_daemon_config"].absolute()
+            plans.append(plan_daemon(path, mirroring, snapshotter=given["containerd_snapshotter"]))
+        if Reads.DOCKER in runtimes:
+            base = given["docker_certs_path"].absolute()
+            plans.append(plan_hosts(base, registries, mirroring, keep_existing=keep))
+        for plan in plans:
+            for line in plan.diff() if dry_run else plan.place.write(plan.files):
+                click.echo(line)
+                changed = True
+            notes += plan.notes
+    except DiskError as exc:
+        raise click.ClickException(str(exc)) from None
+    if not changed:
+        click.echo("nothing to change")
+    for note in dict.fromkeys(notes):
+        click.echo(f"note: {note}", err=True)
+
+
+@click.command()
+@_with_directories
+@option("--addr", type=ADDRESS, default=None, help="Stay, and say at /readyz that it is done (for cleanup-wait).")
+def cleanup(addr: Any, **given: Any) -> None:
+    """Bring back the configuration that the runtimes had before, exactly."""
+    # in the reverse order of making: the directory of daemon.json may hold the other one
+    places = [
+        Place(given["docker_certs_path"].absolute()),
+        daemon_place(given["docker_daemon_config"].absolute()),
+        Place(given["containerd_registry_config_path"].absolute()),
+    ]
+    done = False
+    problems: list[str] = []
+    for place in places:
+        try:
+            for line in place.restore():
+                click.echo(line)
+                done = True
+        except DiskError as exc:
+            problems.append(str(exc))
+    if problems:
+        raise click.ClickException("; ".join(problems))
+    if not done:
+        click.echo("nothing to restore")
+    if addr is not None:
+        try:
+            serve_cleaned(addr)
+        except ListenError as exc:
+            raise click.ClickException(str(exc)) from None
+
+
+@click.command("cleanup-wait")
+@option("--probe-endpoint", required=True, type=ADDRESS, help="host:port of the cleanups: all addresses of the name.")
+@option("--threshold", type=click.IntRange(1), default=3, help="How many times in a row all of them must be done.")
+@option("--period", type=DURATION, default="2s", help="Time between two looks.")
+@option("--timeout", type=DURATION, default="10m", help="Longest wait; then the exit status is 1.")
+def cleanup_wait(probe_endpoint: Any, threshold: int, period: float, timeout: float) -> None:
+    """Wait until the cleanup has been done on all nodes."""
+    if (problem := wait_cleaned(probe_endpoint, threshold, period, timeout)) is not None:
+        raise click.ClickException(problem)
+
+
+def _own() -> str:
+    try:
+        host = route_out()
+    except NoAddress:
+        raise ValueError("this machine has no route out, so its address is not known: give --mirror-targets") from None
+    return f"http://[{host}]:{REGISTRY_PORT}" if ":" in host else f"http://{host}:{REGISTRY_PORT}"
+
+
+def _authorization(path: Path | None) -> str | None:
+    """The value of the header. Raises ValueError with a clear message."""
+    if path is None:
+        return None
+    try:
+        if stat.S_ISDIR(path.stat().st_mode):
+            pair = ":".join((path / name).read_text().rstrip("\r\n") for name in ("username", "password"))
+        else:
+            pair = path.read_text().rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ValueError(f"--basic-auth-file {path} can't be read: {exc}") from None
+    if not pair.partition(":")[0] or ":" not in pair or "\n" in pair:
+        raise ValueError(f"--basic-auth-file {path} must hold one line user:password")
+    return "Basic " + base64.b64encode(pair.encode()).decode()
+
+
+def _runtimes(given: dict[str, Any]) -> tuple[set[Reads], list[str]]:
+    """Whose files are written, and notes about it. Raises click.ClickException if nothing is found."""
+    chosen = set(map(Reads, given["runtime"]))
+    if Reads.AUTO not in chosen:
+        return chosen, []
+    chosen.remove(Reads.AUTO)
+    notes: list[str] = []
+    if given["containerd_registry_config_path"].parent.is_dir() or Path("/run/containerd/containerd.sock").exists():
+        chosen.add(Reads.CONTAINERD)
+    try:
+        found = docker.ask(given["docker_sock"])
+    except docker.NoDocker as exc:
+        if given["docker_certs_path"].parent.is_dir():
+            chosen.add(Reads.DOCKER)
+            notes.append(f"{exc}; hosts.toml is read by Docker 28 and later, use --runtime=docker-daemon for others")
+    else:
+        if found.is_new_enough:
+            chosen.add(Reads.DOCKER)
+        if not found.reads_hosts:
+            chosen.add(Reads.DAEMON)
+            notes.append(
+                f"Docker {found.version} {'with' if found.image_store else 'without'} the containerd image store"
+                " knows mirrors of docker.io only"
+            )
+    if not chosen:
+        raise click.ClickException("neither containerd nor Docker was found on this machine: give --runtime")
+    return chosen, notes

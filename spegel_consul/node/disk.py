@@ -1,0 +1,153 @@
+# A file is never written in place: a new one is made beside it, brought to the disk, and takes its name in one step.
+# Whoever reads meanwhile reads the old one or the new one, whole; so does whoever comes after a crash or after the disk
+# was full.  What a crash leaves are files under names that only we use, always the same, so that they can be found.
+
+"""Changes of files and directories that can be interrupted at any point."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+_SUFFIX = ".spegel-consul"
+
+
+class DiskError(Exception):
+    """A file or directory can't be read or changed; one line that names it and says what to do."""
+
+
+@contextmanager
+def explained(path: Path, doing: str) -> Iterator[None]:
+    """OSError as DiskError: ``doing`` is what was tried with ``path``."""
+    try:
+        yield
+    except OSError as exc:
+        hints = {
+            errno.EACCES: ": run as root",
+            errno.EPERM: ": run as root",
+            errno.EROFS: ": mount it so that it can be written",
+            errno.EBUSY: ": it is mounted as a single file; mount its directory instead",
+            errno.ENOSPC: ": nothing was changed in it; make room",
+            errno.ENOTDIR: ": a part of the path is a file",
+        }
+        raise DiskError(f"can't {doing} {path}: {exc.strerror or exc}{hints.get(exc.errno or 0, '')}") from None
+
+
+def temporary(path: Path) -> Path:
+    """The name under which ``path`` is made ready."""
+    return path.with_name(f".{path.name}{_SUFFIX}")
+
+
+def read(path: Path) -> bytes | None:
+    """The content, or None if there is no such file. Raises DiskError."""
+    with explained(path, "read"):
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            return None
+
+
+def write(path: Path, content: bytes, *, private: bool = False) -> None:
+    """Put a file with ``content`` at ``path``: mode, owner and attributes of the one that is there, else 0644.
+
+    ``private``: nobody but the owner may read it. Raises DiskError; then the file is what it was.
+    """
+    ready = temporary(path)
+    with explained(path, "write"):
+        try:
+            before = os.stat(path) if os.path.exists(path) else None  # noqa: PTH110, PTH116
+            fd = os.open(ready, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            try:
+                left = memoryview(content)
+                while left:
+                    left = left[os.write(fd, left) :]
+                mode = 0o644
+                if before is not None:
+                    mode = stat.S_IMODE(before.st_mode)
+                    os.fchown(fd, before.st_uid, before.st_gid)
+                    _copy_attributes(path, fd)
+                os.fchmod(fd, mode & 0o700 if private else mode)
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            os.rename(ready, path)  # noqa: PTH104
+            _sync(path.parent)
+        except OSError:
+            with suppress(OSError):
+                os.unlink(ready)  # noqa: PTH108
+            raise
+
+
+def keep(path: Path, at: Path) -> None:
+    """Give the file ``path`` a second name ``at``, so that it survives when another one takes its place."""
+    with explained(at, "make"):
+        with suppress(FileNotFoundError):
+            os.unlink(at)  # noqa: PTH108
+        try:
+            os.link(path, at, follow_symlinks=False)
+        except OSError as exc:
+            if exc.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EXDEV, errno.EMLINK, errno.ENOSYS):
+                raise
+            ready = temporary(at)  # a file system without hard links
+            shutil.copy2(path, ready, follow_symlinks=False)
+            before = os.lstat(path)
+            os.chown(ready, before.st_uid, before.st_gid, follow_symlinks=False)
+            os.rename(ready, at)  # noqa: PTH104
+        _sync(at.parent)
+
+
+def move(path: Path, to: Path) -> None:
+    """Let ``path`` take the place of ``to``."""
+    with explained(to, "write"):
+        if os.path.lexists(to) and os.path.samestat(os.lstat(path), os.lstat(to)):
+            os.unlink(path)  # noqa: PTH108  # two names of one file: rename(2) would keep both
+        else:
+            os.rename(path, to)  # noqa: PTH104
+        _sync(to.parent)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, if it is there."""
+    with explained(path, "remove"), suppress(FileNotFoundError):
+        os.unlink(path)  # noqa: PTH108
+
+
+def make_directory(path: Path) -> None:
+    """Make one directory, unless it is there."""
+    with explained(path, "make"), suppress(FileExistsError):
+        os.mkdir(path, 0o755)  # noqa: PTH102
+
+
+def remove_empty(path: Path) -> bool:
+    """Remove a directory if it is empty; whether it is gone."""
+    with explained(path, "remove"):
+        try:
+            os.rmdir(path)  # noqa: PTH106
+        except FileNotFoundError:
+            return True
+        except OSError as exc:
+            if exc.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                return False
+            raise
+    return True
+
+
+def _copy_attributes(path: Path, fd: int) -> None:
+    """Extended attributes, such as the label of SELinux; as far as the file system has them."""
+    with suppress(OSError):
+        for name in os.listxattr(path):
+            with suppress(OSError):
+                os.setxattr(fd, name, os.getxattr(path, name))
+
+
+def _sync(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

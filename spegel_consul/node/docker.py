@@ -1,0 +1,86 @@
+# Two requests over Docker's socket say all that is to be known: which version, which image store, and which containerd
+# it uses.  That decides what Docker reads:
+#
+#   containerd image store, 28 or later   /etc/docker/certs.d/<registry>/hosts.toml, and _default, for all registries
+#   all others                            registry-mirrors in daemon.json, for docker.io only
+
+"""What the Docker of this node is and what it reads."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_TIMEOUT = 5.0
+_FIRST_WITH_HOSTS = 28
+
+
+class NoDocker(Exception):
+    """Docker does not answer; one line that says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Docker:
+    """``containerd``: the socket of the containerd it uses, if it tells; ``mirrors``: those of docker.io."""
+
+    version: str
+    image_store: bool
+    root: Path
+    containerd: Path | None
+    mirrors: tuple[str, ...]
+
+    @property
+    def is_new_enough(self) -> bool:
+        """Whether this version reads hosts.toml, once it has the containerd image store."""
+        major = self.version.partition(".")[0]
+        return major.isdigit() and int(major) >= _FIRST_WITH_HOSTS
+
+    @property
+    def reads_hosts(self) -> bool:
+        return self.image_store and self.is_new_enough
+
+
+def ask(sock: Path) -> Docker:
+    """Ask the Docker behind ``sock``; waits 5 s at most. Raises NoDocker."""
+    info = _get(sock, "/info")
+    status = info.get("DriverStatus") or []
+    containerd = (info.get("Containerd") or {}).get("Address")
+    config = info.get("RegistryConfig") or {}
+    return Docker(
+        str(info.get("ServerVersion", "")),
+        ["driver-type", "io.containerd.snapshotter.v1"] in status,
+        Path(info.get("DockerRootDir") or "/var/lib/docker"),
+        Path(containerd) if containerd else None,
+        tuple(str(url).rstrip("/") for url in config.get("Mirrors") or ()),
+    )
+
+
+class _Unix(http.client.HTTPConnection):
+    def __init__(self, path: Path) -> None:
+        super().__init__("docker", timeout=_TIMEOUT)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(_TIMEOUT)
+        self.sock.connect(str(self._path))
+
+
+def _get(sock: Path, path: str) -> dict[str, Any]:
+    connection = _Unix(sock)
+    try:
+        connection.request("GET", path)
+        with connection.getresponse() as answer:
+            body = answer.read(1 << 24)
+            document = json.loads(body) if answer.status == 200 else None
+    except (OSError, http.client.HTTPException, ValueError) as exc:
+        raise NoDocker(f"Docker at {sock} does not answer: {exc}") from None
+    finally:
+        connection.close()
+    if not isinstance(document, dict):
+        raise NoDocker(f"what listens at {sock} does not answer as Docker does")
+    return document

@@ -1,0 +1,226 @@
+"""``configuration``, ``cleanup`` and ``cleanup-wait``: what a user types and reads."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from socketserver import ThreadingUnixStreamServer
+
+import pytest
+
+from spegel_consul import cli
+
+TARGET = "http://10.0.0.7:5000"
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+class Node:
+    """Directories of a machine, and the command line that is told of them."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch = monkeypatch
+        self._capsys = capsys
+        self.root = root
+        self.certs = root / "containerd/certs.d"
+        self.docker_certs = root / "docker/certs.d"
+        self.daemon = root / "docker/daemon.json"
+        self.sock = root / "docker.sock"
+
+    @property
+    def directories(self) -> list[str]:
+        return [
+            f"--containerd-registry-config-path={self.certs}",
+            f"--docker-certs-path={self.docker_certs}",
+            f"--docker-daemon-config={self.daemon}",
+        ]
+
+    def run(self, *words: str) -> Done:
+        """The console script, in this process."""
+        argv = ["spegel-consul", *words, *self.directories]
+        if words[0] == "configuration":
+            argv.append(f"--docker-sock={self.sock}")
+        self._monkeypatch.setattr(sys, "argv", argv)
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        out, err = self._capsys.readouterr()
+        return Done(int(exit_.value.code or 0), out, err)
+
+    def configure(self, *words: str) -> Done:
+        return self.run("configuration", f"--mirror-targets={TARGET}", *words)
+
+    def files(self) -> set[str]:
+        return {str(path.relative_to(self.root)) for path in self.root.rglob("*") if not path.is_dir()}
+
+
+@pytest.fixture
+def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Node:
+    return Node(tmp_path, monkeypatch, capsys)
+
+
+def test_all_runtimes_there_and_back(node: Node) -> None:
+    node.daemon.parent.mkdir()
+    node.daemon.write_text('{"debug": true}\n')
+    runtimes = [f"--runtime={name}" for name in ("containerd", "docker", "docker-daemon")]
+    shown = node.configure(*runtimes, "--mirrored-registries=docker.io,_default,_default", "--dry-run")
+    assert shown.returncode == 0, shown.stderr
+    assert f'+[host."{TARGET}"]' in shown.stdout
+    assert '-{"debug": true}' in shown.stdout
+    assert node.files() == {"docker/daemon.json"}
+    done = node.configure(*runtimes, "--mirrored-registries=docker.io,_default,_default")
+    assert done.returncode == 0, done.stderr
+    assert "restart Docker" in done.stderr
+    for base in ("containerd", "docker"):
+        for name in ("docker.io", "_default"):
+            assert f"{base}/certs.d/{name}/hosts.toml" in node.files()
+    assert json.loads(node.daemon.read_text())["registry-mirrors"] == [TARGET]
+    again = node.configure(*runtimes, "--mirrored-registries=docker.io,_default")
+    assert (again.returncode, again.stdout) == (0, "nothing to change\n")
+    undone = node.run("cleanup")
+    assert undone.returncode == 0, undone.stderr
+    assert node.files() == {"docker/daemon.json"}
+    assert node.daemon.read_text() == '{"debug": true}\n'
+    assert node.run("cleanup").stdout == "nothing to restore\n"
+
+
+def test_spegels_flags_and_variables(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    (node.certs / "ghcr.io").mkdir(parents=True)
+    (node.certs / "ghcr.io/hosts.toml").write_text('[host."http://cache"]\n')
+    (node.root / "secret").mkdir()
+    (node.root / "secret/username").write_text("u")
+    (node.root / "secret/password").write_text("p\n")
+    env = {
+        "CONTAINERD_REGISTRY_CONFIG_PATH": str(node.certs),
+        "MIRRORED_REGISTRIES": "https://ghcr.io",
+        "MIRROR_TARGETS": f"{TARGET} http://spegel.service.consul:5000",
+        "RESOLVE_TAGS": "false",
+        "PREPEND_EXISTING": "true",
+        "RUNTIME": "containerd",
+        "BASIC_AUTH_FILE": str(node.root / "secret"),
+    }
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    done = node.run("configuration")
+    assert done.returncode == 0, done.stderr
+    text = (node.certs / "ghcr.io/hosts.toml").read_text()
+    assert text.index(TARGET) < text.index("spegel.service.consul") < text.index("http://cache")
+    assert '"resolve"' not in text
+    assert 'Authorization = "Basic dTpw"' in text
+
+
+@pytest.mark.parametrize(
+    ("words", "expected", "status"),
+    [
+        (["--mirror-targets=10.0.0.7:5000"], "must look like http://10.0.0.7:5000", 2),
+        (["--mirrored-registries=ghcr.io/team"], "'ghcr.io/team' must look like", 2),
+        (["--runtime=podman"], "'--runtime'", 2),
+        (["--basic-auth-file=/nowhere"], "--basic-auth-file /nowhere can't be read", 2),
+        (["--runtime=auto"], "neither containerd nor Docker was found", 1),
+    ],
+)
+def test_a_wrong_value_is_one_line(node: Node, words: list[str], expected: str, status: int) -> None:
+    done = node.configure(*words)
+    assert done.returncode == status
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert expected in done.stderr
+    assert node.files() == set()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        (
+            "docker/daemon.json",
+            '{"debug": true, // no\n}',
+            "left alone, and so was all else: it is not JSON",
+        ),
+        ("docker/daemon.json", '{"debug": true,}', "left alone, and so was all else: it is not JSON"),
+        ("containerd/certs.d/ghcr.io/hosts.toml", "server = ", "hosts.toml was left alone, and so was all else: it is"),
+    ],
+)
+def test_a_file_that_cant_be_read_stops_the_whole(node: Node, name: str, content: str, expected: str) -> None:
+    (node.root / name).parent.mkdir(parents=True)
+    (node.root / name).write_text(content)
+    runtimes = [f"--runtime={name}" for name in ("containerd", "docker", "docker-daemon")]
+    done = node.configure(*runtimes, "--mirrored-registries=docker.io,ghcr.io", "--prepend-existing")
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert expected in done.stderr
+    assert node.files() == {name}
+    assert (node.root / name).read_text() == content
+
+
+class Docker(ThreadingUnixStreamServer):
+    """Answers ``GET /info`` as a Docker of some version does."""
+
+    daemon_threads = True
+
+    def __init__(self, sock: Path, version: str, image_store: bool) -> None:
+        driver = ["driver-type", "io.containerd.snapshotter.v1"] if image_store else ["Backing Filesystem", "extfs"]
+        body = json.dumps({"ServerVersion": version, "DriverStatus": [driver], "DockerRootDir": "/x"}).encode()
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def address_string(self) -> str:
+                return "unix"
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        super().__init__(str(sock), Handler)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+
+@pytest.mark.parametrize(
+    ("version", "image_store", "files"),
+    [
+        ("28.5.2", True, {"docker/certs.d/_default/hosts.toml"}),
+        ("28.5.2", False, {"docker/certs.d/_default/hosts.toml", "docker/daemon.json"}),
+        ("26.1.5", True, {"docker/daemon.json"}),
+        ("27.0.1", False, {"docker/daemon.json"}),
+    ],
+)
+def test_auto_writes_what_this_docker_reads(node: Node, version: str, image_store: bool, files: set[str]) -> None:
+    with Docker(node.sock, version, image_store) as docker:
+        done = node.configure()
+        docker.shutdown()
+    assert done.returncode == 0, done.stderr
+    written = {name for name in node.files() if "_backup" not in name} - {"docker.sock"}
+    assert written == files
+
+
+def test_cleanup_wait(node: Node) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    waiting = [sys.executable, "-m", "spegel_consul", "cleanup-wait", f"--probe-endpoint=127.0.0.1:{port}"]
+    waiting += ["--period=50ms"]
+    late = subprocess.run([*waiting, "--timeout=200ms"], capture_output=True, text=True, timeout=20, check=False)
+    assert late.returncode == 1
+    assert "not cleaned up on all nodes after 0.2 s: 127.0.0.1 did not answer" in late.stderr
+    wait = subprocess.Popen([*waiting, "--timeout=20s"])
+    cleanup = subprocess.Popen([sys.executable, "-m", "spegel_consul", "cleanup", f"--addr=:{port}", *node.directories])
+    try:
+        assert wait.wait(20) == 0
+        cleanup.send_signal(signal.SIGTERM)
+        assert cleanup.wait(10) == 0
+    finally:
+        wait.kill()
+        cleanup.kill()

@@ -1,0 +1,384 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+from node.killed import each_death, killed_at
+
+from spegel_consul.node import disk
+from spegel_consul.node.backup import BACKUP, Place
+from spegel_consul.node.configure import Refused, plan_daemon, plan_hosts
+from spegel_consul.node.disk import DiskError
+from spegel_consul.node.hosts_toml import Mirroring
+from spegel_consul.node.targets import Registry, Target
+
+OLD = 'server = "https://ghcr.io"\n\n[host."http://cache"]\n'
+MIRRORING = Mirroring((Target("http://10.0.0.7:5000"),))
+OTHER = Mirroring((Target("http://10.0.0.8:5000"),))
+REGISTRIES = [Registry("_default"), Registry("docker.io"), Registry("ghcr.io"), Registry("quay.io")]
+
+Tree = dict[str, tuple[object, ...]]
+
+
+def tree(root: Path) -> Tree:
+    """All that is below ``root``: kinds, modes, owners, times of files, content."""
+    found: Tree = {}
+    for path in sorted(root.rglob("*")):
+        info = path.lstat()
+        what: object
+        if path.is_symlink():
+            what = path.readlink()
+        elif path.is_dir():
+            what = None
+        else:
+            what = (path.read_bytes(), info.st_mtime_ns)
+        found[str(path.relative_to(root))] = (oct(info.st_mode), info.st_uid, info.st_gid, what)
+    return found
+
+
+def before_us(root: Path) -> Path:
+    """A node's certs.d with a file of special mode, owner and time, a link, and a directory of certificates."""
+    base = root / "containerd/certs.d"
+    for name in ("ghcr.io", "quay.io", "docker.io"):
+        (base / name).mkdir(parents=True)
+    (base / "ghcr.io/hosts.toml").write_text(OLD)
+    (base / "ghcr.io/hosts.toml").chmod(0o640)
+    os.utime(base / "ghcr.io/hosts.toml", (1e9, 1e9))
+    if os.geteuid() == 0:
+        os.chown(base / "ghcr.io/hosts.toml", 7, 8)
+    (base / "ghcr.io/ca.crt").write_text("certificate")
+    (root / "managed.toml").write_text('[host."http://managed"]\n')
+    (base / "quay.io/hosts.toml").symlink_to("../../../managed.toml")
+    (base / "docker.io/ca.crt").write_text("certificate")
+    return base
+
+
+def configure(base: Path, mirroring: Mirroring = MIRRORING, registries: list[Registry] = REGISTRIES) -> list[str]:
+    plan = plan_hosts(base, registries, mirroring, keep_existing=True)
+    return list(plan.place.write(plan.files))
+
+
+def cleanup(base: Path) -> list[str]:
+    return list(Place(base).restore())
+
+
+def written(base: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(base)): path.read_text()
+        for path in sorted(base.glob("*/hosts.toml"))
+        if path.parent.name != BACKUP
+    }
+
+
+def test_there_and_back(tmp_path: Path) -> None:
+    base = before_us(tmp_path)
+    before = tree(tmp_path)
+    assert len(configure(base)) == 4
+    files = written(base)
+    assert all(text.index("10.0.0.7") > 0 for text in files.values())
+    assert "http://cache" in files["ghcr.io/hosts.toml"]
+    assert "http://managed" in files["quay.io/hosts.toml"]
+    assert 'ca = ["ca.crt"]' in files["docker.io/hosts.toml"]
+    info = (base / "ghcr.io/hosts.toml").stat()
+    assert oct(info.st_mode & 0o777) == "0o640"
+    if os.geteuid() == 0:
+        assert (info.st_uid, info.st_gid) == (7, 8)
+    assert (base / "_default/hosts.toml").stat().st_mode & 0o777 == 0o644
+    assert (base / BACKUP / "ghcr.io/hosts.toml").read_text() == OLD
+    configured = tree(tmp_path)
+    assert configure(base) == []
+    assert tree(tmp_path) == configured
+    cleanup(base)
+    assert tree(tmp_path) == before
+    assert cleanup(base) == []
+    assert tree(tmp_path) == before
+
+
+def test_another_mirror_starts_from_the_original_again(tmp_path: Path) -> None:
+    base = before_us(tmp_path)
+    before = tree(tmp_path)
+    configure(base)
+    configure(base, OTHER)
+    for text in written(base).values():
+        assert "10.0.0.8" in text
+        assert "10.0.0.7" not in text
+    assert "http://managed" in written(base)["quay.io/hosts.toml"]
+    cleanup(base)
+    assert tree(tmp_path) == before
+
+
+def test_a_registry_that_is_mirrored_no_more_gets_its_file_back(tmp_path: Path) -> None:
+    base = before_us(tmp_path)
+    before = tree(tmp_path)
+    configure(base)
+    configure(base, MIRRORING, [Registry("docker.io")])
+    assert (base / "ghcr.io/hosts.toml").read_text() == OLD
+    assert not (base / "_default").exists()
+    assert list(plan_hosts(base, [Registry("_default")], MIRRORING, keep_existing=True).notes) == [
+        f"{base} has directories for docker.io, ghcr.io, quay.io, so _default does not count for them:"
+        " name them in --mirrored-registries to have them mirrored too"
+    ]
+    cleanup(base)
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("depth", ["certs.d", "containerd/certs.d", "a/b/certs.d"])
+def test_a_missing_directory_is_made_and_goes_again(tmp_path: Path, depth: str) -> None:
+    configure(tmp_path / depth)
+    assert len(written(tmp_path / depth)) == 4
+    cleanup(tmp_path / depth)
+    assert tree(tmp_path) == {}
+
+
+def test_a_directory_that_others_use_meanwhile_stays(tmp_path: Path) -> None:
+    base = tmp_path / "containerd/certs.d"
+    configure(base)
+    (base / "lan").mkdir()
+    (base / "_default/mine.txt").touch()
+    cleanup(base)
+    assert set(tree(base)) == {"lan", "_default", "_default/mine.txt"}
+
+
+def test_a_file_that_was_edited_meanwhile_is_kept_beside(tmp_path: Path) -> None:
+    base = before_us(tmp_path)
+    configure(base)
+    (base / "ghcr.io/hosts.toml").write_text("# mine\n")
+    assert any("edited" in line for line in configure(base))
+    assert (base / "ghcr.io/hosts.toml.edited").read_text() == "# mine\n"
+    (base / "ghcr.io/hosts.toml").write_text("# mine again\n")
+    cleanup(base)
+    assert (base / "ghcr.io/hosts.toml").read_text() == OLD
+    assert (base / "ghcr.io/hosts.toml.edited").read_text() == "# mine again\n"
+
+
+def test_a_password_is_not_for_everybody(tmp_path: Path) -> None:
+    base = before_us(tmp_path)
+    plan = plan_hosts(base, REGISTRIES, replace(MIRRORING, authorization="Basic c2VjcmV0"), keep_existing=True)
+    assert "c2VjcmV0" not in "\n".join(plan.diff())
+    list(plan.place.write(plan.files))
+    for path in base.glob("*/hosts.toml"):
+        assert path.stat().st_mode & 0o077 == 0
+
+
+def test_a_backup_of_another_program_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / BACKUP / "ghcr.io").mkdir(parents=True)
+    before = tree(tmp_path)
+    with pytest.raises(DiskError, match="another program"):
+        configure(tmp_path)
+    with pytest.raises(DiskError, match="another program"):
+        cleanup(tmp_path)
+    (tmp_path / BACKUP / "spegel-consul.json").write_text("{}")
+    with pytest.raises(DiskError, match="can't be understood"):
+        cleanup(tmp_path)
+    (tmp_path / BACKUP / "spegel-consul.json").unlink()
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("content", [b"server = ", b"\xff\xfe"])
+def test_a_file_that_is_not_toml_stops_everything(tmp_path: Path, content: bytes) -> None:
+    base = before_us(tmp_path)
+    (base / "ghcr.io/hosts.toml").write_bytes(content)
+    before = tree(tmp_path)
+    for keep in (True, False):
+        with pytest.raises(Refused, match=r"ghcr\.io/hosts\.toml was left alone"):
+            plan_hosts(base, REGISTRIES, MIRRORING, keep_existing=keep)
+    assert tree(tmp_path) == before
+
+
+class TestKilled:
+    """At every single change to the disk, in both directions, with a directory that is there and one that is not."""
+
+    @pytest.fixture(params=["there", "missing"])
+    def start(self, request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path]:
+        root = tmp_path / "etc"
+        root.mkdir()
+        if request.param == "there":
+            return root, before_us(root)
+        return root, root / "containerd/certs.d"
+
+    def test_while_configuring(self, start: tuple[Path, Path]) -> None:
+        root, base = start
+        before = tree(root)
+        configure(base)
+        after, texts = tree(root), written(base)
+        cleanup(base)
+        old = written(base)
+        deaths = 0
+        for number in each_death(lambda: configure(base), lambda: None):
+            deaths += 1
+            for name, text in written(base).items():
+                assert text in (texts[name], old.get(name)), f"{name} is neither old nor new after change {number}"
+            assert set(old) <= set(written(base))
+            if number % 2:
+                configure(base)
+                assert tree_without_times(root) == without_times(after)
+            cleanup(base)
+            assert tree(root) == before, f"cleanup after a death at change {number}"
+        assert deaths > 30
+        cleanup(base)
+        assert tree(root) == before
+
+    def test_while_cleaning_up(self, start: tuple[Path, Path]) -> None:
+        root, base = start
+        before, old = tree(root), written(base)
+        configure(base)
+        texts = written(base)
+        cleanup(base)
+        deaths = 0
+        for number in each_death(lambda: cleanup(base), lambda: configure(base)):
+            deaths += 1
+            for name, text in written(base).items():
+                assert text in (texts[name], old.get(name))
+            assert set(old) <= set(written(base))
+            cleanup(base)
+            assert tree(root) == before, f"a second cleanup after a death at change {number}"
+        assert deaths > 10
+
+    def test_again_and_again_with_other_mirrors(self, start: tuple[Path, Path]) -> None:
+        root, base = start
+        before = tree(root)
+        number = 0
+        while killed_at(number, partial(configure, base, OTHER if number % 2 else MIRRORING)):
+            number += 3
+        assert number > 30
+        cleanup(base)
+        assert tree(root) == before
+
+    def test_a_daemon_json(self, tmp_path: Path) -> None:
+        path = tmp_path / "etc/daemon.json"
+
+        def write() -> None:
+            plan = plan_daemon(path, MIRRORING, snapshotter=True)
+            list(plan.place.write(plan.files))
+
+        path.parent.mkdir()
+        path.write_text('{"debug": true}')
+        before = tree(tmp_path)
+        for _ in each_death(write, lambda: None):
+            assert path.read_text().startswith('{"debug": true')
+            list(Place(path.parent).restore())
+            assert tree(tmp_path) == before
+
+
+def without_times(found: Tree) -> Tree:
+    """The record has a list of what was written, which is longer after a crash."""
+    return {
+        name: (*entry[:3], entry[3][0] if isinstance(entry[3], tuple) else entry[3]) for name, entry in found.items()
+    }
+
+
+def tree_without_times(root: Path) -> Tree:
+    return without_times(tree(root))
+
+
+def test_a_daemon_json_that_was_edited_loses_only_our_part(tmp_path: Path) -> None:
+    path = tmp_path / "daemon.json"
+    path.write_text('{\n  "debug": true\n}\n')
+    plan = plan_daemon(path, MIRRORING, snapshotter=True)
+    assert list(plan.place.write(plan.files))
+    path.write_text(path.read_text().replace("true", "false", 1))
+    plan = plan_daemon(path, OTHER, snapshotter=True)
+    list(plan.place.write(plan.files))
+    assert "10.0.0.7" not in path.read_text()
+    assert '"debug": false' in path.read_text()
+    path.write_text(path.read_text().replace("false", "0", 1))
+    assert "took our part out" in "".join(list(plan.place.restore()))
+    assert path.read_text() == '{\n  "debug": 0\n}\n'
+    assert [entry.name for entry in tmp_path.iterdir()] == ["daemon.json"]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    disk_path = tmp_path / "disk"
+    disk_path.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", disk_path], check=True)
+    yield disk_path
+    subprocess.run(["umount", disk_path], check=True)
+
+
+@pytest.mark.real
+def test_a_full_disk_leaves_the_old_file_whole(small_disk: Path) -> None:
+    base = before_us(small_disk)
+    (small_disk / "ballast").write_bytes(b"x" * 4096)
+    configure(base)
+    cleanup(base)
+    before = written(base)
+    with (small_disk / "full").open("wb", buffering=0) as file:
+        with pytest.raises(OSError, match="No space left"):
+            while True:
+                file.write(b"x" * 4096)
+    content = tree(base)
+    with pytest.raises(DiskError, match="No space left on device: nothing was changed in it; make room"):
+        configure(base)
+    assert written(base) == before
+    # room for the record and no more
+    (small_disk / "ballast").unlink()
+    with pytest.raises(DiskError, match="No space left"):
+        configure(base)
+    for name, text in before.items():
+        assert written(base)[name] == text or "10.0.0.7" in written(base)[name]
+    cleanup(base)
+    assert tree(base) == content
+
+
+@pytest.mark.real
+def test_a_disk_that_is_read_only_says_so(small_disk: Path) -> None:
+    base = before_us(small_disk)
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    with pytest.raises(DiskError, match="Read-only file system: mount it so that it can be written"):
+        configure(base)
+
+
+@pytest.mark.real
+def test_a_directory_of_somebody_else(tmp_path: Path) -> None:
+    base = before_us(tmp_path)
+    for path in (tmp_path, *tmp_path.parents):
+        if path == Path("/"):
+            break
+        path.chmod(path.stat().st_mode | 0o055)
+    before = tree(tmp_path)
+    assert "run as root" in said_by_nobody(lambda: configure(base))
+    assert tree(tmp_path) == before
+    configure(base)
+    before = tree(tmp_path)
+    assert "run as root" in said_by_nobody(lambda: cleanup(base))
+    assert tree(tmp_path) == before
+
+
+def said_by_nobody(work: Callable[[], object]) -> str:
+    """The DiskError that ``work`` ends with when the user nobody does it."""
+    reading, writing = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid = os.fork()
+    if pid == 0:
+        try:
+            os.setresuid(65534, 65534, 65534)
+            work()
+        except DiskError as exc:
+            os.write(writing, str(exc).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as answer:
+        text = answer.read()
+    os.waitpid(pid, 0)
+    return text
+
+
+def test_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    base = before_us(tmp_path)
+    before = tree(tmp_path)
+    monkeypatch.setattr(disk.os, "link", refuse)
+    configure(base)
+    cleanup(base)
+    assert tree(tmp_path) == before

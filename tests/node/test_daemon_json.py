@@ -1,0 +1,106 @@
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spegel_consul.node.daemon_json import Added, added, taken_out
+from spegel_consul.node.hosts_toml import Unusable
+from spegel_consul.node.targets import Target
+
+NEAR, LOCAL, TLS = Target("http://10.0.0.7:5000"), Target("http://127.0.0.1:5000"), Target("https://mirror.lan")
+
+EXISTING = """\
+{
+    "debug": true,
+    "registry-mirrors": [
+        "https://cache.lan"
+    ],
+    "log-opts":   {"max-size": "10m"},
+    "features": {"buildkit": true}
+}
+"""
+
+
+def test_only_what_is_new_is_put_in() -> None:
+    text, what = added(EXISTING, [NEAR, LOCAL, TLS], snapshotter=True)
+    assert what == Added((NEAR.url, LOCAL.url, TLS.url), ("10.0.0.7:5000",), True)
+    document = json.loads(text)
+    assert document["registry-mirrors"] == [NEAR.url, LOCAL.url, TLS.url, "https://cache.lan"]
+    assert document["insecure-registries"] == ["10.0.0.7:5000"]
+    assert document["features"] == {"buildkit": True, "containerd-snapshotter": True}
+    for line in [*EXISTING.splitlines()[:3], '    "log-opts":   {"max-size": "10m"},']:
+        assert line in text.splitlines()
+    assert added(text, [NEAR, LOCAL, TLS], snapshotter=True) == (text, Added())
+
+
+@pytest.mark.parametrize("existing", ["", " \n", "{}", '{"debug":true}', '{"registry-mirrors": [], "features": {}}'])
+def test_small_files(existing: str) -> None:
+    document = json.loads(added(existing, [NEAR], snapshotter=True)[0])
+    assert document["registry-mirrors"] == [NEAR.url]
+    assert document["features"] == {"containerd-snapshotter": True}
+
+
+def test_the_image_store_is_left_alone_when_asked_and_switched_when_off() -> None:
+    assert "features" not in json.loads(added("{}", [NEAR], snapshotter=False)[0])
+    text, what = added('{"features": {"containerd-snapshotter": false}}', [LOCAL], snapshotter=True)
+    assert json.loads(text)["features"]["containerd-snapshotter"] is True
+    assert what.snapshotter
+
+
+@pytest.mark.parametrize(
+    ("existing", "reason"),
+    [
+        ('{"debug": true,}', "neither comments nor trailing commas"),
+        ('{ // a remark\n"debug": true}', "line 1 column 3"),
+        ("[]", "not a JSON object"),
+        ('{"registry-mirrors": "https://a"}', "not a list"),
+        ('{"insecure-registries": {}}', "not a list"),
+        ('{"features": []}', "not an object"),
+        ('{"debug": 1, "debug": 2}', "twice"),
+    ],
+)
+def test_a_file_that_docker_would_refuse(existing: str, reason: str) -> None:
+    with pytest.raises(Unusable, match=reason):
+        added(existing, [NEAR], snapshotter=True)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+OURS = st.fixed_dictionaries(
+    {},
+    optional={
+        "registry-mirrors": st.lists(st.sampled_from([NEAR.url, "https://x", "http://y"]), unique=True),
+        "insecure-registries": st.lists(st.sampled_from(["10.0.0.7:5000", "a"]), unique=True),
+        "features": st.dictionaries(st.sampled_from(["containerd-snapshotter", "buildkit"]), st.booleans()),
+    },
+)
+
+
+@given(
+    st.dictionaries(st.text(max_size=5), VALUES, max_size=4), OURS, st.sampled_from([None, 0, 2, "\t"]), st.booleans()
+)
+def test_everything_else_keeps_its_meaning_and_taking_out_undoes_it(
+    other: dict[str, Any], ours: dict[str, Any], indent: int | str | None, ours_first: bool
+) -> None:
+    before = {**ours, **other, **ours} if ours_first else {**other, **ours}
+    text, what = added(json.dumps(before, indent=indent), [NEAR, LOCAL], snapshotter=True)
+    after = json.loads(text)
+    assert list(after)[: len(before)] == list(before)
+    for name, value in before.items():
+        if name not in ("registry-mirrors", "insecure-registries", "features"):
+            assert after[name] == value
+    assert {NEAR.url, LOCAL.url, *before.get("registry-mirrors", [])} == set(after["registry-mirrors"])
+    assert {"10.0.0.7:5000", *before.get("insecure-registries", [])} == set(after["insecure-registries"])
+    back = json.loads(taken_out(text, what))
+    for name in ("registry-mirrors", "insecure-registries"):
+        assert back.get(name, []) == before.get(name, [])
+    switched_off = {**before.get("features", {})}
+    if what.snapshotter:
+        switched_off.pop("containerd-snapshotter", None)
+    assert back.get("features", {}) == switched_off
+    assert {name for name in back if name not in ours} == set(other) - set(ours)
