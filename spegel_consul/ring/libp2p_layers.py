@@ -267,7 +267,9 @@ class Connection:
         nursery: trio.Nursery,
         handlers: Mapping[str, Handler],
         may_trim: Callable[[bytes], bool] | None,
+        remote: str,
     ) -> None:
+        self.remote = remote  # the address that it came from; empty if it was made from here
         self._muxed = muxed
         self._handlers = handlers
         self._may_trim = may_trim

@@ -29,6 +29,9 @@ HEARSAY_AGE = 300.0
 QUIET_AGE = 1200.0
 """Seconds: a member that nobody heard from for so long is probed."""
 
+DOUBT_AGE = 5.0
+"""Seconds: a provider that was not heard from for so long is probed when it is offered to somebody."""
+
 FORGET_AFTER = 8
 """Failed questions in a row after which a member is forgotten; with the back-off that is some minutes."""
 
@@ -43,6 +46,7 @@ class Member:
         "failures",
         "heard",
         "id",
+        "ours",
         "position",
         "probe_at",
         "registry",
@@ -59,6 +63,7 @@ class Member:
         self.wire = WirePeer(contact.id)
         self.heard = heard
         self.alive = True
+        self.ours: bool | None = None  # whether it speaks the protocols of this program; None: not known yet
         self.failures = 0
         self.probe_at: float | None = None
         self.rtt = 0.05
@@ -169,6 +174,14 @@ class Members:
         member = self._members.get(peer)
         if member is not None and member.alive:
             member.probe_at = now + _FIRST_PROBE * self._rng.uniform(0.5, 1.0)
+
+    def doubt(self, peer: bytes, now: float) -> bool:
+        """``peer`` is about to be relied upon. True if it was not heard from for so long that it is probed now."""
+        member = self._members.get(peer)
+        if member is None or member.probe_at is not None or now - member.heard < DOUBT_AGE:
+            return False
+        member.probe_at = now
+        return True
 
     def due(self, now: float) -> list[Member]:
         """Whom to probe now; each is named once until it answered, failed or is suspected again."""
