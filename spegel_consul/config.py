@@ -10,6 +10,7 @@ from pathlib import Path
 from spegel_consul.consul.settings import ConsulSettings
 from spegel_consul.oci.filters import ImageFilter
 from spegel_consul.registry.mirror import MirrorSettings
+from spegel_consul.ring.policy import OnLeaderChange
 from spegel_consul.server.listen import ListenAddress
 
 
@@ -48,6 +49,7 @@ class Settings:
     bootstrap: BootstrapKind
     static_peers: tuple[str, ...]
     consul: ConsulSettings | None
+    on_leader_change: OnLeaderChange
 
 
 def check_advertise_addr(text: str) -> str:

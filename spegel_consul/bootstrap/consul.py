@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 import trio
 
+from spegel_consul.bootstrap.catalog import to_peer
 from spegel_consul.consul.candidate import Candidate
 from spegel_consul.consul.client import HealthyService
 from spegel_consul.consul.record import LeaderRecord
@@ -93,10 +94,7 @@ def _who_and_where(peers: Sequence[PeerInfo]) -> set[tuple[str | None, frozenset
 
 
 def _some(members: Sequence[HealthyService], me: str) -> tuple[PeerInfo, ...]:
-    found: dict[str, str] = {}
-    for member in members:
-        peer_id, router = member.meta.get("peer_id"), member.meta.get("router", "")
-        if peer_id and peer_id != me and router.startswith("/"):
-            found[peer_id] = router.removesuffix(f"/p2p/{peer_id}")
+    peers = {peer.id: peer for peer in map(to_peer, members) if peer is not None}
+    found = {peer_id: peer for peer_id, peer in peers.items() if peer_id is not None and peer_id != me}
     nearest = sorted(found, key=lambda peer_id: hashlib.sha256(f"{me} {peer_id}".encode()).digest())
-    return tuple(PeerInfo(peer_id, (found[peer_id],)) for peer_id in nearest[:_FALLBACK])
+    return tuple(found[peer_id] for peer_id in nearest[:_FALLBACK])

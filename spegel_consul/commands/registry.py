@@ -16,6 +16,7 @@ from spegel_consul.config import BootstrapKind, Settings, StoreKind
 from spegel_consul.consul.settings import ConsulSettings
 from spegel_consul.oci.filters import ImageFilter
 from spegel_consul.registry.mirror import MirrorSettings
+from spegel_consul.ring.policy import OnLeaderChange
 
 
 @click.command()
@@ -33,7 +34,7 @@ from spegel_consul.registry.mirror import MirrorSettings
     "--data-dir",
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("/var/lib/spegel"),
-    help="Keeps this node's identity across restarts; nothing else is stored.",
+    help="Keeps this node's identity and the last known members across restarts; nothing else is stored.",
 )
 @option("--store", type=click.Choice([kind.value for kind in StoreKind]), default="containerd", help="What is served.")
 @option(
@@ -91,6 +92,12 @@ from spegel_consul.registry.mirror import MirrorSettings
     multiple=True,
     help="Peers to join through, such as /ip4/10.0.0.7/tcp/5001 or 10.0.0.7:5001; several with commas.",
 )
+@option(
+    "--on-leader-change",
+    type=click.Choice([policy.value for policy in OnLeaderChange]),
+    default="rejoin",
+    help="What the router does: join through the new leader too; make itself anew, then let go of the old; nothing.",
+)
 @option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", help="Least level.")
 @option("--log-format", type=click.Choice(["json", "console"]), default="json", help="For machines or for people.")
 def registry(**given: Any) -> None:
@@ -145,6 +152,7 @@ def _settings(given: dict[str, Any]) -> Settings:
         bootstrap=bootstrap,
         static_peers=peers,
         consul=consul,
+        on_leader_change=OnLeaderChange(given["on_leader_change"]),
     )
 
 

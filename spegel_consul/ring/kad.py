@@ -56,6 +56,7 @@ class KadRouter:
     ``registry`` is where this node's registry is dialled, ``(IP address, port)``; its port is also assumed
     for peers that don't tell, as Go Spegel does. ``ttl`` is in seconds, ``hedge`` and ``gossip`` too: after
     how long without an answer one more peer is asked (at first), and the least time between two member exchanges.
+    With ``heir_of`` it takes over the keys and the records of another, whose place it is to take.
     Raises RingError if an address to advertise is not an IP address that others can dial.
     """
 
@@ -67,6 +68,7 @@ class KadRouter:
         ttl: float = TTL,
         hedge: float = HEDGE,
         gossip: float = 5.0,
+        heir_of: KadRouter | None = None,
         rng: random.Random | None = None,
     ) -> None:
         self._host = host
@@ -84,8 +86,10 @@ class KadRouter:
             rng=self._rng,
         )
         self._members = self._membership.table
-        self._records = Records(validity=ttl + _VALIDITY_MARGIN)
+        self._records: Records = heir_of._records if heir_of else Records(validity=ttl + _VALIDITY_MARGIN)
         self._announcements = Announcements(self._members.closest, ttl=ttl, rng=self._rng)
+        if heir_of is not None:
+            self._announcements.add(heir_of._announcements.keys())
         self._answers = Answers(self._membership, self._records, self._announcements, rng=self._rng)
         self._announce_alarm = Alarm()
         self._rebalance = False
@@ -150,6 +154,10 @@ class KadRouter:
 
     async def join(self, peers: Sequence[PeerInfo]) -> int:
         return await self._membership.join(peers)
+
+    def retire(self) -> None:
+        """Accept no more connections; another has taken this one's place."""
+        self._host.retire()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         failure: RingError | None = None

@@ -14,6 +14,8 @@ from __future__ import annotations
 import socket
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import structlog
@@ -38,7 +40,8 @@ MAX_HALF_OPEN = 512
 MAX_HALF_OPEN_PER_ADDRESS = 128
 
 _IDENTIFY, _PING = "/ipfs/id/1.0.0", "/ipfs/ping/1.0.0"
-_PARALLEL_DIALS = 16
+# handshakes included: all nodes of a ring may start at once, and with more of them at a time all are too late
+_PARALLEL_DIALS = 6
 _MAX_IDENTIFY = 64 << 10
 _PING_IDLE = 600.0
 
@@ -180,7 +183,7 @@ class Libp2pHost:
         if self._nursery is None:
             raise Unreachable("the ring is not running")
         result: Result[Connection] = Result()
-        self._nursery.start_soon(self._dial, host, port, result)
+        self._nursery.start_soon(self._dial, self._nursery, host, port, result)
         return await result.wait()
 
     async def _dial_peer(self, peer: bytes, addresses: Sequence[Address]) -> Connection:
@@ -210,7 +213,7 @@ class Libp2pHost:
             self._dialling.pop(peer, None)
             result.fail(Unreachable("; ".join(reasons) or "no address of the peer is known"))
 
-    async def _dial(self, host: str, port: int, result: Result[Connection]) -> None:
+    async def _dial(self, nursery: trio.Nursery, host: str, port: int, result: Result[Connection]) -> None:
         async with self._dial_limit:
             try:
                 with trio.fail_after(DIAL_TIMEOUT):
@@ -219,7 +222,9 @@ class Libp2pHost:
                 reason = "no answer" if isinstance(exc, trio.TooSlowError) else exc
                 result.fail(Unreachable(f"can't connect to {host}:{port}: {reason}"))
                 return
-        await self._connect(stream, result, outbound=True)
+            nursery.start_soon(partial(self._connect, stream, result, outbound=True))
+            with suppress(RingError):
+                await result.wait()
 
     async def _connect(
         self,
@@ -260,7 +265,7 @@ class Libp2pHost:
 
     async def _upgrade(self, wire: Wire, outbound: bool, remote: str) -> Any:
         """Negotiate what makes a connection of a TCP stream, and learn who is there. Raises anything."""
-        with trio.fail_after(DIAL_TIMEOUT if outbound else HANDSHAKE_TIMEOUT) as scope:
+        with trio.fail_after(HANDSHAKE_TIMEOUT) as scope:
             if not outbound:
                 self._half_open[scope] = remote
             try:

@@ -281,7 +281,10 @@ class Connection:
     def spawn(self, task: Callable[..., Awaitable[object]], *args: object) -> None:
         """Run a task as long as the connection stands."""
         if not self.closed:
-            self._nursery.start_soon(task, *args)
+            try:
+                self._nursery.start_soon(task, *args)
+            except RuntimeError:  # it has just ended, and nobody noted it yet
+                self.closed = True
 
     def drop(self) -> None:
         self.closed = True

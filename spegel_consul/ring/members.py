@@ -79,7 +79,7 @@ class Member:
     @property
     def timeout(self) -> float:
         """Seconds to wait for an answer of this member."""
-        return min(2.0, max(0.25, 8 * self.rtt))
+        return min(3.0, max(0.5, 8 * self.rtt))
 
 
 class Members:

@@ -47,14 +47,14 @@ MEMBERS = "/spegel/members/1.0.0"
 WITHDRAW = "/spegel/withdraw/1.0.0"
 
 JOIN_TIMEOUT = 3.0
-_COLD_TIMEOUT = 3.0  # for a question that needs a new stream, perhaps a new connection
+_COLD_TIMEOUT = 10.0  # for a question that needs a new stream, perhaps a new connection that waits for its turn
 _PROBE_TIMEOUT, _DOUBT_TIMEOUT = 2.0, 1.0
 _EXCHANGE_TIMEOUT = 5.0
 _INTRODUCE_AFTER = 0.2
 _LONGEST_GOSSIP = 60.0
 _TELL_EVERY = 60.0
 _SPARE_PIPELINES = 64
-_GREET = 20  # how many of those that it hears of a node greets itself
+_GREET = 8  # how many of those that it hears of a node greets itself
 
 
 class Membership:
@@ -90,7 +90,7 @@ class Membership:
         self._loopback = host.address.is_loopback
         self._pipelines: dict[bytes, Pipeline] = {}
         self._probe_alarm = Alarm()
-        self._greet_limit = trio.CapacityLimiter(8)
+        self._greet_limit = trio.CapacityLimiter(4)
         self._offences = Offences()
         self._told_of_offence = -math.inf
         host.serve(MEMBERS, self._serve)

@@ -127,7 +127,7 @@ def test_the_time_to_wait_for_an_answer_follows_the_round_trip_time() -> None:
     assert member is not None
     for _ in range(50):
         members.answered(b"a", 0, took=0.001)
-    assert member.timeout == 0.25
+    assert member.timeout == 0.5
     for _ in range(50):
         members.answered(b"a", 0, took=1.0)
-    assert member.timeout == 2.0
+    assert member.timeout == 3.0
