@@ -40,8 +40,8 @@ class Plan:
     nodes: int
     keys: int = 2000
     lookups: int = 300
-    idle: float = 20.0
-    settle: float = 20.0
+    idle: float = 10.0
+    settle: float = 15.0
 
 
 def ring(plan: Plan) -> Iterator[Figure]:

@@ -59,6 +59,11 @@ class Generations:
     def members(self) -> tuple[PeerInfo, ...]:
         return self._current.router.members()
 
+    @property
+    def unannounced(self) -> int:
+        """How many (key, peer) pairs were not acknowledged yet."""
+        return self._current.router.unannounced
+
     @asynccontextmanager
     async def lookup(self, key: str, *, count: int = 3) -> AsyncIterator[AsyncIterator[Provider]]:
         generation = self._current

@@ -32,6 +32,7 @@ from spegel_consul.ring.host import Host, Stream
 from spegel_consul.ring.key import dht_key, position
 from spegel_consul.ring.lookup import HEDGE, AnswerTimes, Lookup
 from spegel_consul.ring.membership import KAD, WITHDRAW, Membership
+from spegel_consul.ring.placement import REPLICAS
 from spegel_consul.ring.records import Records
 from spegel_consul.ring.wire import Frames, Message, MessageType, WireError, decode, decode_withdrawal, encode
 
@@ -48,6 +49,7 @@ _MAX_REQUEST = 64 << 10
 _SLICE = 250  # keys that are looked at between two checkpoints
 _REQUEST_SLICE = 64  # messages of one peer that are answered between two checkpoints
 _SLOW = 0.02
+_NAMED_AGE = 60.0  # how old the news is taken to be that a provider lives
 
 
 class KadRouter:
@@ -254,7 +256,10 @@ class KadRouter:
                         search.failed(peer, trio.current_time())
                     else:
                         search.answered(peer, trio.current_time())
-                        self._offer(search, map(self._membership.contact, answer.providers), send)
+                        named = list(map(self._membership.contact, answer.providers))
+                        for provider in named[:REPLICAS]:  # whoever is relied upon is to be known, dead or alive
+                            self._membership.learn(provider, age=_NAMED_AGE)
+                        self._offer(search, named, send)
 
     def _known(self, peer: bytes) -> Contact:
         member = self._members.get(peer)

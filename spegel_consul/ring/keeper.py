@@ -159,15 +159,15 @@ class RingKeeper:
     async def _join(self, named: Sequence[PeerInfo], ways: Sequence[PeerInfo]) -> int:
         reached = 0
         error = None
+        others = self._others(named)
         if ways:
             self.joins += 1
             try:
-                if not await self._restart(ways):
+                if not await self._restart(ways, cut_off=self._is_alone(others)):
                     reached = await self._router.join(ways)
             except RingError as exc:
                 error = str(exc)
         self._leader_changed = False
-        others = self._others(named)
         alone = self._is_alone(ways)
         tell = self._schedule.joined(trio.current_time(), alone=alone)
         if self._is_alone(others):
@@ -182,11 +182,11 @@ class RingKeeper:
         self._was_alone = alone or not ways
         return reached
 
-    async def _restart(self, ways: Sequence[PeerInfo]) -> bool:
+    async def _restart(self, ways: Sequence[PeerInfo], *, cut_off: bool) -> bool:
         """Make the router anew, if that is what is to be done now."""
         now = trio.current_time()
         asked_for = self._leader_changed and self._policy is OnLeaderChange.RESTART
-        last_resort = not self._router.members() and now - self._seen_last > ALONE_RESTART
+        last_resort = cut_off and now - self._seen_last > ALONE_RESTART
         if not (asked_for or last_resort) or now - self._restarted < self._restart_every:
             return False
         self._restarted = now
