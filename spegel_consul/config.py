@@ -11,6 +11,7 @@ from spegel_consul.consul.settings import ConsulSettings
 from spegel_consul.oci.filters import ImageFilter
 from spegel_consul.registry.mirror import MirrorSettings
 from spegel_consul.registry.peer import PeerLimits
+from spegel_consul.ring.policy import OnLeaderChange
 from spegel_consul.server.listen import ListenAddress
 from spegel_consul.server.tls import TlsFiles
 
@@ -45,3 +46,4 @@ class Settings:
     basic_auth_file: Path | None
     bootstrap: BootstrapSettings
     consul: ConsulSettings | None
+    on_leader_change: OnLeaderChange

@@ -66,6 +66,26 @@ class Metrics:
             "How often the ring was joined again because the bootstrap peer changed.",
             registry=self.registry,
         )
+        self.ring_restarts = Gauge(
+            "spegel_ring_restarts",
+            "How often the router was made anew.",
+            registry=self.registry,
+        )
+        self.ring_splits = Gauge(
+            "spegel_ring_splits",
+            "How often parts of the ring were found that did not know each other; they are joined then.",
+            registry=self.registry,
+        )
+        self.ring_missing = Gauge(
+            "spegel_ring_missing",
+            "Healthy routers of the catalog that are not members of the ring.",
+            registry=self.registry,
+        )
+        self.leader_flapping = Gauge(
+            "spegel_leader_flapping",
+            "1 while the bootstrap peer changes so often that its changes are not followed.",
+            registry=self.registry,
+        )
         self.leader = Gauge(
             "spegel_leader",
             "1 while this node holds the lock of the bootstrap peer.",

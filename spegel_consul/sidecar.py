@@ -25,9 +25,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypercorn.typing import Framework
 
 from spegel_consul import __version__
-from spegel_consul.bootstrap import Bootstrap
+from spegel_consul.bootstrap import Bootstrap, Roster
 from spegel_consul.bootstrap.assemble import assemble
 from spegel_consul.bootstrap.nomad_api import NomadClient
+from spegel_consul.bootstrap.roster import CatalogRoster
 from spegel_consul.bootstrap.settings import BootstrapKind
 from spegel_consul.config import Settings, StoreKind
 from spegel_consul.consul.candidate import Candidate
@@ -47,10 +48,12 @@ from spegel_consul.registry.peer import PeerClient
 from spegel_consul.registry.plan import Planner
 from spegel_consul.registry.short import ShortRoad
 from spegel_consul.ring import RingError, Router
+from spegel_consul.ring.generations import Generations
 from spegel_consul.ring.identity import load_or_create
 from spegel_consul.ring.kad import KadRouter
 from spegel_consul.ring.keeper import RingKeeper
 from spegel_consul.ring.libp2p_host import Libp2pHost
+from spegel_consul.ring.remembered import Remembered
 from spegel_consul.server.listen import ListenError, listen
 from spegel_consul.server.tls import Tls, TlsError
 from spegel_consul.server.worker import serve
@@ -155,8 +158,15 @@ def _prepare(settings: Settings) -> _Node:
 async def _start(settings: Settings, node: _Node, stages: _Stages, resources: AsyncExitStack) -> None:
     metrics = Metrics()
     store = _store(settings)
-    host = Libp2pHost(node.identity, bind=node.router, advertise=(node.router_address, node.router_port))
-    router = KadRouter(host, registry=(node.address, node.registry_port))
+    resources.callback(node.router.close)
+
+    def make_router(before: KadRouter | None) -> KadRouter:
+        # each generation listens on a copy of the socket, and closes only that
+        advertise = (node.router_address, node.router_port)
+        host = Libp2pHost(node.identity, bind=node.router.dup(), advertise=advertise)
+        return KadRouter(host, registry=(node.address, node.registry_port), heir_of=before)
+
+    router = Generations(make_router)
     metrics.ring_members.set_function(lambda: len(router.members()))
 
     await stages.start(store.run)
@@ -190,7 +200,8 @@ async def _start(settings: Settings, node: _Node, stages: _Stages, resources: As
         catalog=catalog,
         nomad=node.nomad,
     )
-    await _join(bootstrap, router, metrics, stages)
+    roster = CatalogRoster(catalog) if catalog is not None else None
+    await _join(settings, bootstrap, roster, router, metrics, stages)
 
 
 def _record(settings: Settings, node: _Node, router: Router) -> LeaderRecord:
@@ -236,9 +247,26 @@ async def _enter_consul(
     return candidate, catalog
 
 
-async def _join(bootstrap: Bootstrap, router: Router, metrics: Metrics, stages: _Stages) -> None:
-    keeper = RingKeeper(router, bootstrap)
+async def _join(
+    settings: Settings,
+    bootstrap: Bootstrap,
+    roster: Roster | None,
+    router: Generations,
+    metrics: Metrics,
+    stages: _Stages,
+) -> None:
+    keeper = RingKeeper(
+        router,
+        bootstrap,
+        roster=roster,
+        remembered=Remembered(settings.data_dir),
+        on_leader_change=settings.on_leader_change,
+    )
     metrics.ring_rejoins.set_function(lambda: keeper.rejoins)
+    metrics.ring_restarts.set_function(lambda: keeper.restarts)
+    metrics.ring_splits.set_function(lambda: keeper.splits)
+    metrics.ring_missing.set_function(lambda: keeper.missing)
+    metrics.leader_flapping.set_function(lambda: keeper.flapping)
     await stages.start(bootstrap.run)
     await stages.start(keeper.run)
 

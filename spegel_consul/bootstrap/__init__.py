@@ -48,3 +48,11 @@ class Bootstrap(Protocol):
         Never raises because the place that it asks is away.
         """
         ...
+
+
+class Roster(Protocol):
+    """Names all routers that a catalog believes healthy, for comparison with the members of the ring."""
+
+    def routers(self) -> Sequence[PeerInfo]:
+        """May be empty, old or incomplete, may contain this node; an id is None where the catalog has none."""
+        ...

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 import trio
 
 from spegel_consul.bootstrap.answer import Answer
-from spegel_consul.bootstrap.reading import FIRST, router_addr
+from spegel_consul.bootstrap.reading import FIRST
+from spegel_consul.bootstrap.roster import to_peer
 from spegel_consul.consul.client import HealthyService
 from spegel_consul.consul.watch import CatalogWatch
 from spegel_consul.ring import PeerInfo
@@ -55,16 +56,9 @@ class CatalogBootstrap:
 def choose(members: Sequence[HealthyService], me: PeerInfo) -> tuple[PeerInfo, ...]:
     """Three of ``members`` without this node."""
     found: dict[str, PeerInfo] = {}
-    for member in members:
-        peer_id, router = member.meta.get("peer_id"), member.meta.get("router", "")
-        if peer_id and router.startswith("/"):
-            router = router.removesuffix(f"/p2p/{peer_id}")
-        elif member.address and 0 < member.port < 65536:
-            peer_id, router = None, router_addr(member.address, member.port)
-        else:
-            continue
-        if peer_id != me.id and router not in me.addrs:
-            found[peer_id or router] = PeerInfo(peer_id, (router,))
+    for peer in map(to_peer, members):
+        if peer is not None and peer.id != me.id and not set(peer.addrs) & set(me.addrs):
+            found[peer.id or peer.addrs[0]] = peer
     return tuple(found[name] for name in rendezvous(found, me.id or ""))
 
 

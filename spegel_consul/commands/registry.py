@@ -17,6 +17,7 @@ from spegel_consul.consul.settings import ConsulSettings
 from spegel_consul.oci.filters import ImageFilter
 from spegel_consul.registry.mirror import MirrorSettings
 from spegel_consul.registry.peer import PeerLimits
+from spegel_consul.ring.policy import OnLeaderChange
 from spegel_consul.server.tls import TlsFiles
 
 
@@ -106,6 +107,12 @@ from spegel_consul.server.tls import TlsFiles
     help="Bytes of manifests and other small contents that are kept in memory.",
 )
 @finding_options
+@option(
+    "--on-leader-change",
+    type=click.Choice([policy.value for policy in OnLeaderChange]),
+    default="rejoin",
+    help="What the router does: join through the new leader too; make itself anew, then let go of the old; nothing.",
+)
 @option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", help="Least level.")
 @option("--log-format", type=click.Choice(["json", "console"]), default="json", help="For machines or for people.")
 def registry(**given: Any) -> None:
@@ -162,6 +169,7 @@ def _settings(given: dict[str, Any]) -> Settings:
         basic_auth_file=given["basic_auth_file"],
         bootstrap=bootstrap,
         consul=consul,
+        on_leader_change=OnLeaderChange(given["on_leader_change"]),
     )
 
 

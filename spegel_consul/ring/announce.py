@@ -7,8 +7,9 @@
 # peer to peer, so that announcements which began together don't stay together.
 #
 # A new member, or the loss of one, changes who is nearest:  `place` looks at keys again and finds who lacks
-# them.  Withdrawing a key only means to speak of it no more.  Kademlia has no message to take a record
-# back.
+# them.  A key that was withdrawn is renewed no more, and those who were told of it are told that it is gone.
+# Kademlia has no message for that, so this reaches only nodes of this program, and elsewhere the record
+# expires.
 
 """Which keys to announce to whom, and when."""
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 
 from spegel_consul.ring.key import position
 
@@ -28,10 +30,11 @@ _FIRST_RETRY, _LONGEST_RETRY = 0.25, 30.0
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Keys to tell one peer."""
+    """Keys to tell one peer, and keys of which it was told that are withdrawn."""
 
     peer: bytes
     keys: tuple[bytes, ...]
+    withdrawn: tuple[bytes, ...] = ()
 
 
 @dataclass(slots=True)
@@ -41,6 +44,7 @@ class _Target:
     period: float
     pending: dict[bytes, None] = field(default_factory=dict)
     told: dict[bytes, float] = field(default_factory=dict)
+    withdrawn: dict[bytes, None] = field(default_factory=dict)
     busy: bool = False
     failures: int = 0
     retry_at: float = 0.0
@@ -48,7 +52,7 @@ class _Target:
     def due_at(self) -> float:
         if self.busy:
             return float("inf")
-        if self.pending:
+        if self.pending or self.withdrawn:
             return self.retry_at
         oldest = next(iter(self.told.values()), None)
         return float("inf") if oldest is None else max(self.retry_at, oldest + self.period)
@@ -94,7 +98,8 @@ class Announcements:
             if self._own.pop(key, None) is not None:
                 for target in self._targets.values():
                     target.pending.pop(key, None)
-                    target.told.pop(key, None)
+                    if target.told.pop(key, None) is not None:
+                        target.withdrawn[key] = None
 
     def place(self, keys: Iterable[bytes]) -> None:
         """See that those who are nearest to ``keys`` now will be told."""
@@ -107,6 +112,7 @@ class Announcements:
                     target = self._targets[peer] = _Target(self._ttl * self._rng.uniform(0.7, 0.95))
                 if key not in target.told:
                     target.pending[key] = None
+                    target.withdrawn.pop(key, None)
 
     def lost(self, peer: bytes) -> None:
         """``peer`` died: what it was told is gone. Its keys are to be placed again."""
@@ -119,10 +125,10 @@ class Announcements:
             if target.due_at() > now:
                 continue
             self._expire(peer, target, now)
-            keys = tuple(key for key, _ in zip(target.pending, range(BATCH), strict=False))
-            if keys:
+            keys, withdrawn = tuple(islice(target.pending, BATCH)), tuple(islice(target.withdrawn, BATCH))
+            if keys or withdrawn:
                 target.busy = True
-                batches.append(Batch(peer, keys))
+                batches.append(Batch(peer, keys, withdrawn))
         return batches
 
     def told(self, batch: Batch, now: float) -> None:
@@ -131,9 +137,13 @@ class Announcements:
             return
         target.busy, target.failures, target.retry_at = False, 0, 0.0
         for key in batch.keys:
-            if key in target.pending:  # else it was withdrawn meanwhile
+            if key in target.pending:
                 del target.pending[key]
                 target.told[key] = now
+            elif key not in self._own:  # it was withdrawn meanwhile
+                target.withdrawn[key] = None
+        for key in batch.withdrawn:
+            target.withdrawn.pop(key, None)
 
     def failed(self, batch: Batch, now: float) -> None:
         """The peer did not acknowledge ``batch``: it will be sent again."""
@@ -149,7 +159,7 @@ class Announcements:
     def _expire(self, peer: bytes, target: _Target, now: float) -> None:
         """Tell again what was told long ago, unless others are nearer to it by now."""
         # a batch at a time, which spreads the renewal of many keys: each batch waits for the one before
-        for key in [key for key, _ in zip(target.told, range(BATCH), strict=False)]:
+        for key in list(islice(target.told, BATCH)):
             if target.told[key] + target.period > now:
                 break
             del target.told[key]

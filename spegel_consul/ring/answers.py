@@ -2,6 +2,9 @@
 # would take an answer for that of its next request), a provider may only announce itself, FIND_NODE for a
 # node's own id contains the node (Go checks that before it takes a peer into a full table), and dead peers
 # are not named.
+#
+# A record is only kept if somebody could ever find it here: its key is the multihash of a string, as all of
+# Spegel's are, and this node is among those that are near to it.
 
 """Answers to the Kademlia messages of others."""
 
@@ -12,11 +15,14 @@ import random
 import trio
 
 from spegel_consul.ring.announce import Announcements
-from spegel_consul.ring.key import position
+from spegel_consul.ring.key import KEY_LENGTH, SHA2_256, position
 from spegel_consul.ring.membership import Membership
 from spegel_consul.ring.placement import REPLICAS
 from spegel_consul.ring.records import Records
 from spegel_consul.ring.wire import Message, MessageType, WireError, WirePeer
+
+NEAR = 3 * REPLICAS
+"""Among how many of the nearest to a key this node must be to keep its records; others may know fewer members."""
 
 
 class Answers:
@@ -29,6 +35,7 @@ class Answers:
         self._records = records
         self._announcements = announcements
         self._rng = rng
+        self._position = position(membership.me.id)
 
     def answer(self, peer: bytes, message: Message) -> Message | None:
         """The answer to ``message`` of ``peer``, if it has one. Raises WireError if it must not be sent."""
@@ -53,11 +60,23 @@ class Answers:
         return Message(message.type, closer=tuple(closer))
 
     def _add_provider(self, peer: bytes, message: Message) -> None:
+        if not self._may_be_asked_for(message.key):
+            return
         for provider in message.providers:
             if provider.id == peer:
                 self._membership.learn(self._membership.contact(provider), direct=True)
                 if self._membership.table.get(peer) is not None:
                     self._records.add(message.key, peer, trio.current_time())
+
+    def _may_be_asked_for(self, key: bytes) -> bool:
+        if len(key) != KEY_LENGTH or not key.startswith(SHA2_256):
+            return False
+        table = self._membership.table
+        if len(table) < NEAR:
+            return True
+        target = position(key)
+        nearest = table.closest(target, NEAR)
+        return len(nearest) < NEAR or self._position ^ target <= position(nearest[-1]) ^ target
 
     def _providers(self, key: bytes) -> tuple[WirePeer, ...]:
         known = map(self._membership.table.get, self._records.providers(key, trio.current_time()))

@@ -80,6 +80,9 @@ class Host(Protocol):
     on_disconnect: Callable[[bytes], None]
     """Called when the last connection to a peer is gone."""
 
+    refuses: Callable[[bytes], bool]
+    """Asked when a peer has proved who it is: whether no connection to it is to be kept."""
+
     @property
     def id(self) -> bytes: ...
 
@@ -116,6 +119,10 @@ class Host(Protocol):
 
     def disconnect(self, peer: bytes) -> None:
         """Drop all connections to ``peer``, which does not answer any more."""
+        ...
+
+    def retire(self) -> None:
+        """Accept no more connections; those that stand go on."""
         ...
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import AsyncIterator, Collection, Iterable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 import trio
 
@@ -30,10 +30,11 @@ from spegel_consul.ring.answers import Answers
 from spegel_consul.ring.background import Background
 from spegel_consul.ring.host import Host, Stream
 from spegel_consul.ring.key import dht_key, position
-from spegel_consul.ring.lookup import HEDGE, Lookup
-from spegel_consul.ring.membership import KAD, Membership
+from spegel_consul.ring.lookup import HEDGE, AnswerTimes, Lookup
+from spegel_consul.ring.membership import KAD, WITHDRAW, Membership
+from spegel_consul.ring.placement import REPLICAS
 from spegel_consul.ring.records import Records
-from spegel_consul.ring.wire import Frames, Message, MessageType, decode, encode
+from spegel_consul.ring.wire import Frames, Message, MessageType, WireError, decode, decode_withdrawal, encode
 
 TTL = 900.0
 """Seconds between announcements of a key (Spegel's KeyTTL); a record is believed for 4 minutes longer."""
@@ -46,6 +47,9 @@ _SWEEP_EVERY = 60.0
 _MAX_STREAMS_PER_PEER = 8
 _MAX_REQUEST = 64 << 10
 _SLICE = 250  # keys that are looked at between two checkpoints
+_REQUEST_SLICE = 64  # messages of one peer that are answered between two checkpoints
+_SLOW = 0.02
+_NAMED_AGE = 60.0  # how old the news is taken to be that a provider lives
 
 
 class KadRouter:
@@ -53,7 +57,8 @@ class KadRouter:
 
     ``registry`` is where this node's registry is dialled, ``(IP address, port)``; its port is also assumed
     for peers that don't tell, as Go Spegel does. ``ttl`` is in seconds, ``hedge`` and ``gossip`` too: after
-    how long without an answer one more peer is asked, and the least time between two member exchanges.
+    how long without an answer one more peer is asked (at first), and the least time between two member exchanges.
+    With ``heir_of`` it takes over the keys and the records of another, whose place it is to take.
     Raises RingError if an address to advertise is not an IP address that others can dial.
     """
 
@@ -65,11 +70,12 @@ class KadRouter:
         ttl: float = TTL,
         hedge: float = HEDGE,
         gossip: float = 5.0,
+        heir_of: KadRouter | None = None,
         rng: random.Random | None = None,
     ) -> None:
         self._host = host
         self._registry_port = registry[1]
-        self._hedge = hedge
+        self._times = AnswerTimes(hedge)
         self._rng = rng or random.Random()
         self._background = Background()
         self._membership = Membership(
@@ -82,14 +88,17 @@ class KadRouter:
             rng=self._rng,
         )
         self._members = self._membership.table
-        self._records = Records(validity=ttl + _VALIDITY_MARGIN)
+        self._records: Records = heir_of._records if heir_of else Records(validity=ttl + _VALIDITY_MARGIN)
         self._announcements = Announcements(self._members.closest, ttl=ttl, rng=self._rng)
+        if heir_of is not None:
+            self._announcements.add(heir_of._announcements.keys())
         self._answers = Answers(self._membership, self._records, self._announcements, rng=self._rng)
         self._announce_alarm = Alarm()
         self._rebalance = False
         self._tell_limit = trio.CapacityLimiter(8)
         self._inbound: dict[bytes, int] = {}
         host.serve(KAD, self._serve)
+        host.serve(WITHDRAW, self._serve_withdrawal)
 
     @property
     def me(self) -> PeerInfo:
@@ -116,7 +125,13 @@ class KadRouter:
             raise RingError("the ring is not running")
         raw = dht_key(key)
         at = position(raw)
-        search = Lookup(lambda: self._members.closest(at), count=count, exclude=self._host.id, hedge=self._hedge)
+        search = Lookup(
+            lambda: self._members.closest(at),
+            count=count,
+            exclude=self._host.id,
+            hedge=self._times.hedge,
+            rng=self._rng,
+        )
         send, receive = trio.open_memory_channel[Provider](math.inf)
         scope = trio.CancelScope()
         self._offer(search, map(self._known, self._records.providers(raw, trio.current_time())), send)
@@ -142,6 +157,10 @@ class KadRouter:
     async def join(self, peers: Sequence[PeerInfo]) -> int:
         return await self._membership.join(peers)
 
+    def retire(self) -> None:
+        """Accept no more connections; another has taken this one's place."""
+        self._host.retire()
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         failure: RingError | None = None
         try:
@@ -165,10 +184,7 @@ class KadRouter:
     async def _serve(self, stream: Stream) -> None:
         """Answer the Kademlia messages that a peer sends on one stream."""
         peer = stream.peer
-        if self._inbound.get(peer, 0) >= _MAX_STREAMS_PER_PEER:
-            raise RingError("the peer has too many streams open")
-        self._inbound[peer] = self._inbound.get(peer, 0) + 1
-        try:
+        with self._admitted(peer):
             if self._members.get(peer) is None:
                 self._background.spawn(self._membership.introduce, peer)
             frames = Frames(_MAX_REQUEST)
@@ -177,15 +193,42 @@ class KadRouter:
                     data = await stream.receive()
                 if not data:
                     break
-                answers = [self._answers.answer(peer, decode(body)) for body in frames.feed(data)]
+                bodies = frames.feed(data)
+                for start in range(0, len(bodies), _REQUEST_SLICE):
+                    answers = [self._answers.answer(peer, decode(body)) for body in bodies[start:][:_REQUEST_SLICE]]
+                    if out := b"".join(encode(answer) for answer in answers if answer is not None):
+                        stream.send(out)
+                    # who sends more than it may is read slowly, and others are heard meanwhile
+                    await trio.sleep(_SLOW if self._records.is_full_of(peer) else 0)
                 self._membership.heard(peer)
-                if out := b"".join(encode(answer) for answer in answers if answer is not None):
-                    stream.send(out)
             stream.close()
-        finally:
-            self._inbound[peer] -= 1
-            if not self._inbound[peer]:
-                del self._inbound[peer]
+
+    async def _serve_withdrawal(self, stream: Stream) -> None:
+        """Forget records of a peer as it asks."""
+        with self._admitted(stream.peer), trio.fail_after(_BATCH_TIMEOUT):
+            frames = Frames(_MAX_REQUEST)
+            while data := await stream.receive():
+                for body in frames.feed(data):
+                    for key in decode_withdrawal(body):
+                        self._records.remove(key, stream.peer)
+            stream.close()
+
+    @contextmanager
+    def _admitted(self, peer: bytes) -> Iterator[None]:
+        """A stream that ``peer`` opened. Raises RingError if it has too many, and notes what it does wrong."""
+        try:
+            if self._inbound.get(peer, 0) >= _MAX_STREAMS_PER_PEER:
+                raise RingError("the peer has too many streams open")
+            self._inbound[peer] = self._inbound.get(peer, 0) + 1
+            try:
+                yield
+            finally:
+                self._inbound[peer] -= 1
+                if not self._inbound[peer]:
+                    del self._inbound[peer]
+        except WireError as exc:
+            self._membership.offended(peer, exc)
+            raise
 
     async def _search(
         self, search: Lookup, key: bytes, send: trio.MemorySendChannel[Provider], scope: trio.CancelScope
@@ -194,7 +237,10 @@ class KadRouter:
         results, answers = trio.open_memory_channel[tuple[bytes, Message | None]](math.inf)
 
         async def question(peer: bytes) -> None:
+            start = trio.current_time()
             answer = await self._membership.ask(peer, request)
+            if answer is not None:
+                self._times.took(trio.current_time() - start)
             with suppress(trio.BrokenResourceError):  # the lookup is over
                 results.send_nowait((peer, answer))
 
@@ -210,7 +256,10 @@ class KadRouter:
                         search.failed(peer, trio.current_time())
                     else:
                         search.answered(peer, trio.current_time())
-                        self._offer(search, map(self._membership.contact, answer.providers), send)
+                        named = list(map(self._membership.contact, answer.providers))
+                        for provider in named[:REPLICAS]:  # whoever is relied upon is to be known, dead or alive
+                            self._membership.learn(provider, age=_NAMED_AGE)
+                        self._offer(search, named, send)
 
     def _known(self, peer: bytes) -> Contact:
         member = self._members.get(peer)
@@ -224,6 +273,7 @@ class KadRouter:
             if (each.registry or each.routers) and (member is None or member.alive):
                 contacts[each.id] = each
         for peer in search.offer(self._rng.sample(list(contacts), len(contacts))):
+            self._membership.doubt(peer)
             address = contacts[peer].registry or Address(contacts[peer].routers[0].host, self._registry_port)
             send.send_nowait(Provider(peerid.to_text(peer), (address.host, address.port)))
 
@@ -249,20 +299,20 @@ class KadRouter:
 
     async def _tell(self, batch: Batch) -> None:
         async with self._tell_limit:
-            me = (self._membership.me,)
-            request = b"".join(encode(Message(MessageType.ADD_PROVIDER, key, providers=me)) for key in batch.keys)
-            barrier = encode(Message(MessageType.PING))
-            answer = await self._membership.ask(batch.peer, request + barrier, within=_BATCH_TIMEOUT)
-        if answer is None:
-            self._announcements.failed(batch, trio.current_time())
-        else:
+            done = not batch.withdrawn or await self._membership.withdraw(batch.peer, batch.withdrawn)
+            if done and batch.keys:
+                me = (self._membership.me,)
+                request = b"".join(encode(Message(MessageType.ADD_PROVIDER, key, providers=me)) for key in batch.keys)
+                barrier = encode(Message(MessageType.PING))
+                done = await self._membership.ask(batch.peer, request + barrier, within=_BATCH_TIMEOUT) is not None
+        if done:
             self._announcements.told(batch, trio.current_time())
+        else:
+            self._announcements.failed(batch, trio.current_time())
         self._announce_alarm.ring()
 
     async def _sweep_forever(self) -> None:
         while True:
             await trio.sleep(_SWEEP_EVERY)
-            keys = self._records.keys()
-            for start in range(0, len(keys), _SLICE):
-                self._records.sweep(keys[start : start + _SLICE], trio.current_time())
+            for _ in self._records.sweep(trio.current_time()):
                 await trio.lowlevel.checkpoint()

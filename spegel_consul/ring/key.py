@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import hashlib
 
-_SHA2_256 = b"\x12\x20"
+SHA2_256 = b"\x12\x20"
+"""How the multihash of a SHA-256 begins."""
+
+KEY_LENGTH = 34
+"""Bytes of a key on the wire."""
 
 
 def dht_key(key: str) -> bytes:
     """The 34-byte sha2-256 multihash of ``key``; what travels in provider records."""
-    return _SHA2_256 + hashlib.sha256(key.encode()).digest()
+    return SHA2_256 + hashlib.sha256(key.encode()).digest()
 
 
 def position(raw: bytes) -> int:

@@ -3,15 +3,19 @@
 #
 # Each connection is one task of the host from its handshake to its end, and whatever goes wrong in it ends
 # there.  Dials are such tasks too: those who want a connection wait for a result and may stop waiting at
-# any time.  Handshakes of strangers are bounded by number: a new one pushes out the oldest of its own
-# address, so a flood from one address delays only those who share it.
+# any time.  Connections of strangers are bounded by number, in all, by address and by identity; of those that
+# have not proved who they are a new one pushes out the oldest of its own address, so a flood from one address
+# delays only those who share it.
 
 """The ring's ``Host`` on libp2p: TCP, Noise, Yamux."""
 
 from __future__ import annotations
 
 import socket
+from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import structlog
@@ -31,11 +35,13 @@ DIAL_TIMEOUT = 3.0
 HANDSHAKE_TIMEOUT = 5.0
 MAX_CONNECTIONS = 4096
 MAX_CONNECTIONS_PER_PEER = 4
-MAX_HALF_OPEN = 256
-MAX_HALF_OPEN_PER_ADDRESS = 32
+MAX_INBOUND_PER_ADDRESS = 256  # a whole site may come through one NAT
+MAX_HALF_OPEN = 512
+MAX_HALF_OPEN_PER_ADDRESS = 128
 
 _IDENTIFY, _PING = "/ipfs/id/1.0.0", "/ipfs/ping/1.0.0"
-_PARALLEL_DIALS = 16
+# handshakes included: all nodes of a ring may start at once, and with more of them at a time all are too late
+_PARALLEL_DIALS = 6
 _MAX_IDENTIFY = 64 << 10
 _PING_IDLE = 600.0
 
@@ -61,8 +67,11 @@ class Libp2pHost:
         self._layers = Layers(key)
         self._handlers: dict[str, Handler] = {_IDENTIFY: self._answer_identify, _PING: self._answer_ping}
         self.on_disconnect: Callable[[bytes], None] = lambda peer: None
+        self.refuses: Callable[[bytes], bool] = lambda peer: False
         self._connections: dict[bytes, list[Connection]] = {}
         self._half_open: dict[trio.CancelScope, str] = {}  # in the order in which they came
+        self._inbound: Counter[str] = Counter()  # connections by the address that they came from
+        self._accepting = trio.CancelScope()
         self._dialling: dict[bytes, Result[Connection]] = {}
         self._dial_limit = trio.CapacityLimiter(_PARALLEL_DIALS)
         self._nursery: trio.Nursery | None = None
@@ -85,14 +94,22 @@ class Libp2pHost:
         return (await self._dialled(host, port)).peer
 
     async def open(self, peer: bytes, addresses: Sequence[Address], protocol: str) -> Stream:
-        connection = self._connection(peer)
-        if connection is None:
-            connection = await self._dial_peer(peer, addresses)
-        result: Result[Stream] = Result()
-        connection.spawn(connection.open, protocol, result)
-        if connection.closed:
-            raise Unreachable("the connection was lost")
-        return await result.wait()
+        while True:
+            connection = self._connection(peer)
+            had = connection is not None
+            if connection is None:
+                connection = await self._dial_peer(peer, addresses)
+            result: Result[Stream] = Result()
+            connection.spawn(connection.open, protocol, result)
+            if not connection.closed:
+                try:
+                    return await result.wait()
+                except Unreachable:
+                    # it broke just now; there may be another, or the address still answers
+                    if not had or not connection.closed:
+                        raise
+            elif not had:
+                raise Unreachable("the connection was lost")
 
     async def identify(self, peer: bytes) -> Identity:
         stream = await self.open(peer, (), _IDENTIFY)
@@ -112,13 +129,18 @@ class Libp2pHost:
         for connection in self._connections.get(peer, ()):
             connection.drop()
 
+    def retire(self) -> None:
+        self._accepting.cancel()
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         listener = await self._listen()
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             try:
                 task_status.started()
-                await trio.serve_listeners(self._accept, [listener], handler_nursery=nursery)
+                with self._accepting:
+                    await trio.serve_listeners(self._accept, [listener], handler_nursery=nursery)
+                await trio.sleep_forever()
             finally:
                 self._nursery = None
                 nursery.cancel_scope.cancel()
@@ -161,7 +183,7 @@ class Libp2pHost:
         if self._nursery is None:
             raise Unreachable("the ring is not running")
         result: Result[Connection] = Result()
-        self._nursery.start_soon(self._dial, host, port, result)
+        self._nursery.start_soon(self._dial, self._nursery, host, port, result)
         return await result.wait()
 
     async def _dial_peer(self, peer: bytes, addresses: Sequence[Address]) -> Connection:
@@ -191,7 +213,7 @@ class Libp2pHost:
             self._dialling.pop(peer, None)
             result.fail(Unreachable("; ".join(reasons) or "no address of the peer is known"))
 
-    async def _dial(self, host: str, port: int, result: Result[Connection]) -> None:
+    async def _dial(self, nursery: trio.Nursery, host: str, port: int, result: Result[Connection]) -> None:
         async with self._dial_limit:
             try:
                 with trio.fail_after(DIAL_TIMEOUT):
@@ -200,7 +222,9 @@ class Libp2pHost:
                 reason = "no answer" if isinstance(exc, trio.TooSlowError) else exc
                 result.fail(Unreachable(f"can't connect to {host}:{port}: {reason}"))
                 return
-        await self._connect(stream, result, outbound=True)
+            nursery.start_soon(partial(self._connect, stream, result, outbound=True))
+            with suppress(RingError):
+                await result.wait()
 
     async def _connect(
         self,
@@ -224,7 +248,7 @@ class Libp2pHost:
                     raise
                 # of two connections between the same peers the idle one goes, closed by who made it
                 may_trim = self._has_several if outbound else None
-                connection = Connection(muxed, nursery, self._handlers, may_trim)
+                connection = Connection(muxed, nursery, self._handlers, may_trim, remote)
                 await connection.start()
                 self._register(connection)
                 result.set(connection)
@@ -241,7 +265,7 @@ class Libp2pHost:
 
     async def _upgrade(self, wire: Wire, outbound: bool, remote: str) -> Any:
         """Negotiate what makes a connection of a TCP stream, and learn who is there. Raises anything."""
-        with trio.fail_after(DIAL_TIMEOUT if outbound else HANDSHAKE_TIMEOUT) as scope:
+        with trio.fail_after(HANDSHAKE_TIMEOUT) as scope:
             if not outbound:
                 self._half_open[scope] = remote
             try:
@@ -257,9 +281,15 @@ class Libp2pHost:
 
     def _register(self, connection: Connection) -> None:
         mine = self._connections.get(connection.peer, [])
+        if self.refuses(connection.peer):
+            raise Unreachable("the peer is shut out")
         total = sum(map(len, self._connections.values()))
         if len(mine) >= MAX_CONNECTIONS_PER_PEER or total >= MAX_CONNECTIONS:
             raise Unreachable("there are too many connections")
+        if connection.remote:
+            if self._inbound[connection.remote] >= MAX_INBOUND_PER_ADDRESS:
+                raise Unreachable("there are too many connections from this address")
+            self._inbound[connection.remote] += 1
         self._connections.setdefault(connection.peer, []).append(connection)
 
     def _unregister(self, connection: Connection) -> None:
@@ -267,6 +297,9 @@ class Libp2pHost:
         mine = self._connections.get(connection.peer, [])
         if connection in mine:
             mine.remove(connection)
+            if connection.remote:
+                self._inbound[connection.remote] -= 1
+                self._inbound += Counter()  # drops those at zero
             if not mine:
                 del self._connections[connection.peer]
                 self.on_disconnect(connection.peer)

@@ -267,7 +267,9 @@ class Connection:
         nursery: trio.Nursery,
         handlers: Mapping[str, Handler],
         may_trim: Callable[[bytes], bool] | None,
+        remote: str,
     ) -> None:
+        self.remote = remote  # the address that it came from; empty if it was made from here
         self._muxed = muxed
         self._handlers = handlers
         self._may_trim = may_trim
@@ -279,7 +281,10 @@ class Connection:
     def spawn(self, task: Callable[..., Awaitable[object]], *args: object) -> None:
         """Run a task as long as the connection stands."""
         if not self.closed:
-            self._nursery.start_soon(task, *args)
+            try:
+                self._nursery.start_soon(task, *args)
+            except RuntimeError:  # it has just ended, and nobody noted it yet
+                self.closed = True
 
     def drop(self) -> None:
         self.closed = True

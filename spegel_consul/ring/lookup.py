@@ -1,10 +1,12 @@
 # One lookup, decided without clock or connections.
 #
-# The peers nearest to the key hold its records, so three of them are asked at once.  When one has answered
-# the next is asked in its place, and when none has answered for a hedge interval one more is asked on top:
-# a slow or hung peer costs one interval, not its timeout.  Answers also name peers nearer to the key; they
-# enter the membership, and as the candidates are read from there each time, a node that knows few members
-# still converges like Kademlia does.
+# The peers nearest to the key hold its records, so three of them are asked at once: three at random out of
+# the dozen nearest, because a layer that a thousand nodes want is not to be asked for at the same three.
+# When one has answered another is asked in its place, and when none has answered for a hedge interval one
+# more is asked on top: a slow or hung peer costs one interval, not its timeout.  The interval is what nine of
+# ten answers took of late, so it fits a rack as well as two continents.  Answers also name peers nearer to
+# the key; they enter the membership, and as the candidates are read from there each time, a node that knows
+# few members still converges like Kademlia does.
 #
 # It ends when enough providers are found; when some are found and the three nearest that could answer have
 # answered (they hold the same records, so the others would say the same); or when nobody is left to ask.
@@ -14,13 +16,41 @@
 from __future__ import annotations
 
 import math
+import random
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 PARALLEL = 3
 """Questions under way at once (alpha of Kademlia), and answers that are enough once something was found."""
 
+SPREAD = 12
+"""Out of how many of the nearest the next one to ask is drawn."""
+
 HEDGE = 0.020
-"""Seconds without an answer after which one more peer is asked."""
+"""Seconds without an answer after which one more peer is asked, while too few answers were seen to know better."""
+
+_SHORTEST_HEDGE, _LONGEST_HEDGE = 0.005, 0.150
+_ENOUGH, _REMEMBERED = 16, 128
+
+
+class AnswerTimes:
+    """How long answers took of late, in seconds, and the hedge interval that follows from it."""
+
+    def __init__(self, hedge: float = HEDGE) -> None:
+        self._times: deque[float] = deque(maxlen=_REMEMBERED)
+        self._hedge = hedge
+
+    def took(self, seconds: float) -> None:
+        """An answer came after ``seconds``."""
+        self._times.append(seconds)
+
+    @property
+    def hedge(self) -> float:
+        """What nine of ten answers took, within bounds."""
+        if len(self._times) < _ENOUGH:
+            return self._hedge
+        percentile = sorted(self._times)[len(self._times) * 9 // 10]
+        return min(_LONGEST_HEDGE, max(_SHORTEST_HEDGE, percentile))
 
 
 class Lookup:
@@ -34,11 +64,13 @@ class Lookup:
         exclude: bytes,
         parallel: int = PARALLEL,
         hedge: float = HEDGE,
+        rng: random.Random | None = None,
     ) -> None:
         self._closest = closest
         self._count = count
         self._parallel = parallel
         self._hedge = hedge
+        self._rng = rng or random.Random()
         self._seen = {exclude}
         self._asked: set[bytes] = set()
         self._open: set[bytes] = set()
@@ -84,7 +116,8 @@ class Lookup:
         if free <= 0 and now >= self._quiet_since + self._hedge:
             self._hedges += 1
             free = 1
-        chosen = waiting[: max(0, free)]
+        near = waiting[:SPREAD]
+        chosen = self._rng.sample(near, min(max(0, free), len(near)))
         if chosen:
             self._quiet_since = now
         self._exhausted = len(chosen) == len(waiting)

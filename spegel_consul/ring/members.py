@@ -7,7 +7,8 @@
 # failures it is forgotten.  A lost connection alone is no failure: it only brings the next probe forward.
 #
 # Hearsay must not bring the dead back.  So a report says how long ago anybody heard from the member, this
-# age travels with it, and one that nobody heard from for a while is not believed to be new.
+# age travels with it, and one that nobody heard from for a while is not believed to be new.  If others have
+# heard from a member since it failed us, it is probed again.
 #
 # The table decides, and has neither clock nor connections: `now` comes in, who is to be probed comes out.
 
@@ -29,10 +30,14 @@ HEARSAY_AGE = 300.0
 QUIET_AGE = 1200.0
 """Seconds: a member that nobody heard from for so long is probed."""
 
+DOUBT_AGE = 5.0
+"""Seconds: a provider that was not heard from for so long is probed when it is offered to somebody."""
+
 FORGET_AFTER = 8
 """Failed questions in a row after which a member is forgotten; with the back-off that is some minutes."""
 
 _FIRST_PROBE, _LONGEST_PROBE = 0.1, 60.0
+_SECOND_OPINION = 2.0  # seconds after a failure before others' word for the member counts
 
 
 class Member:
@@ -40,9 +45,11 @@ class Member:
 
     __slots__ = (
         "alive",
+        "failed_at",
         "failures",
         "heard",
         "id",
+        "ours",
         "position",
         "probe_at",
         "registry",
@@ -59,7 +66,9 @@ class Member:
         self.wire = WirePeer(contact.id)
         self.heard = heard
         self.alive = True
+        self.ours: bool | None = None  # whether it speaks the protocols of this program; None: not known yet
         self.failures = 0
+        self.failed_at = 0.0
         self.probe_at: float | None = None
         self.rtt = 0.05
         self.update(contact)
@@ -74,7 +83,7 @@ class Member:
     @property
     def timeout(self) -> float:
         """Seconds to wait for an answer of this member."""
-        return min(2.0, max(0.25, 8 * self.rtt))
+        return min(3.0, max(0.5, 8 * self.rtt))
 
 
 class Members:
@@ -133,6 +142,10 @@ class Members:
             member.probe_at = now
         elif contact.registry is not None and member.registry is None and contact.routers == member.routers:
             member.update(contact)
+        under_way = member.probe_at is None or member.probe_at == float("inf")
+        if not member.alive and not under_way and now - age > member.failed_at:
+            # somebody heard from it after it did not answer us
+            member.probe_at = min(member.probe_at or 0.0, max(now, member.failed_at + _SECOND_OPINION))
         member.heard = max(member.heard, now - age)
         return None
 
@@ -157,6 +170,7 @@ class Members:
         died = member.alive
         member.alive = False
         member.failures += 1
+        member.failed_at = now
         wait = min(_LONGEST_PROBE, _FIRST_PROBE * 4 ** (member.failures - 1))
         member.probe_at = now + wait * self._rng.uniform(0.75, 1.25)
         self._placement.discard(member.position)
@@ -169,6 +183,14 @@ class Members:
         member = self._members.get(peer)
         if member is not None and member.alive:
             member.probe_at = now + _FIRST_PROBE * self._rng.uniform(0.5, 1.0)
+
+    def doubt(self, peer: bytes, now: float) -> bool:
+        """``peer`` is about to be relied upon. True if it was not heard from for so long that it is probed now."""
+        member = self._members.get(peer)
+        if member is None or member.probe_at is not None or now - member.heard < DOUBT_AGE:
+            return False
+        member.probe_at = now
+        return True
 
     def due(self, now: float) -> list[Member]:
         """Whom to probe now; each is named once until it answered, failed or is suspected again."""

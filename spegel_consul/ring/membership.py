@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -23,6 +24,7 @@ from spegel_consul.ring.alarm import Alarm
 from spegel_consul.ring.background import Background
 from spegel_consul.ring.host import DialledSelf, Host, ProtocolRefused, Stream
 from spegel_consul.ring.members import HEARSAY_AGE, Members
+from spegel_consul.ring.offences import Offences
 from spegel_consul.ring.pipeline import Pipeline
 from spegel_consul.ring.placement import REPLICAS
 from spegel_consul.ring.wire import (
@@ -30,24 +32,29 @@ from spegel_consul.ring.wire import (
     MemberReport,
     Message,
     MessageType,
+    WireError,
     WirePeer,
     decode_members,
     encode,
     encode_members,
+    encode_withdrawal,
 )
 
 log = structlog.get_logger(__name__)
 
 KAD = "/spegel/kad/1.0.0"
 MEMBERS = "/spegel/members/1.0.0"
+WITHDRAW = "/spegel/withdraw/1.0.0"
 
 JOIN_TIMEOUT = 3.0
-_COLD_TIMEOUT = 3.0  # for a question that needs a new stream, perhaps a new connection
-_PROBE_TIMEOUT = 2.0
+_COLD_TIMEOUT = 10.0  # for a question that needs a new stream, perhaps a new connection that waits for its turn
+_PROBE_TIMEOUT, _DOUBT_TIMEOUT = 2.0, 1.0
 _EXCHANGE_TIMEOUT = 5.0
 _INTRODUCE_AFTER = 0.2
 _LONGEST_GOSSIP = 60.0
-_GREET = 20  # how many of those that it hears of a node greets itself
+_TELL_EVERY = 60.0
+_SPARE_PIPELINES = 64
+_GREET = 8  # how many of those that it hears of a node greets itself
 
 
 class Membership:
@@ -83,9 +90,12 @@ class Membership:
         self._loopback = host.address.is_loopback
         self._pipelines: dict[bytes, Pipeline] = {}
         self._probe_alarm = Alarm()
-        self._greet_limit = trio.CapacityLimiter(8)
+        self._greet_limit = trio.CapacityLimiter(4)
+        self._offences = Offences()
+        self._told_of_offence = -math.inf
         host.serve(MEMBERS, self._serve)
         host.on_disconnect = self._on_disconnect
+        host.refuses = lambda peer: self._offences.is_shut_out(peer, trio.current_time())
 
     @property
     def me(self) -> WirePeer:
@@ -107,6 +117,7 @@ class Membership:
             return None
         pipeline = self._pipelines.get(peer)
         if pipeline is None:
+            self._forget_pipelines()
             pipeline = self._pipelines[peer] = Pipeline(
                 self._host,
                 peer,
@@ -127,6 +138,46 @@ class Membership:
         for closer in answer.closer[: 2 * REPLICAS]:
             self.learn(self.contact(closer))
         return answer
+
+    async def withdraw(self, peer: bytes, keys: Sequence[bytes]) -> bool:
+        """Tell a member that this node has ``keys`` no longer. False if it should be told again."""
+        member = self.table.get(peer)
+        if member is None or member.ours is False:
+            return True
+        with trio.move_on_after(_EXCHANGE_TIMEOUT):
+            try:
+                stream = await self._host.open(peer, member.routers, WITHDRAW)
+                try:
+                    stream.send(encode_withdrawal(keys))
+                    stream.close()
+                    return await stream.receive() == b""  # it closes its side when it is done
+                finally:
+                    stream.reset()
+            except ProtocolRefused:
+                return True
+            except RingError as exc:
+                log.debug("ring_withdrawal_failed", peer=peerid.to_text(peer), error=str(exc))
+        return False
+
+    def doubt(self, peer: bytes) -> None:
+        """Somebody relies on ``peer``: see that it lives if it was quiet for long."""
+        if self.table.doubt(peer, trio.current_time()):
+            self._probe_alarm.ring()
+
+    def offended(self, peer: bytes, error: Exception) -> None:
+        """``peer`` broke the protocol; too often, and nothing of it is listened to for a while."""
+        now = trio.current_time()
+        if self._offences.note(peer, now):
+            if now - self._told_of_offence > _TELL_EVERY:  # identities are cheap, log lines are not
+                self._told_of_offence = now
+                log.info("ring_peer_shut_out", peer=peerid.to_text(peer), error=str(error))
+            self._host.disconnect(peer)
+
+    def _forget_pipelines(self) -> None:
+        """Members that had to make room for others leave theirs behind."""
+        if len(self._pipelines) > len(self.table) + _SPARE_PIPELINES:
+            for peer in [peer for peer in self._pipelines if self.table.get(peer) is None]:
+                del self._pipelines[peer]
 
     def heard(self, peer: bytes, took: float | None = None) -> None:
         """A message came from ``peer``, ``took`` seconds after the question if it is an answer."""
@@ -175,8 +226,13 @@ class Membership:
         self.heard(peer)
 
     def contact(self, peer: WirePeer) -> Contact:
-        """What of a peer's addresses can be used from here."""
-        return contact(peer.id, peer.addresses, loopback=self._loopback)
+        """What of a peer's addresses can be used from here; nothing that leads back to this node."""
+        said = contact(peer.id, peer.addresses, loopback=self._loopback)
+        mine = self._host.address in said.routers or said.registry == self._registry
+        if mine and peer.id != self._host.id:
+            routers = tuple(address for address in said.routers if address != self._host.address)
+            return Contact(peer.id, routers, said.registry if said.registry != self._registry else None)
+        return said
 
     async def _greet(self, peer: bytes) -> None:
         async with self._greet_limit:
@@ -194,10 +250,12 @@ class Membership:
                 stream = await self._host.open(peer, member.routers if member else (), MEMBERS)
             except ProtocolRefused:
                 await self._identify(peer)
+                self._speaks(peer, ours=False)
                 return
             try:
                 stream.send(self._reports())
                 self._merge(peer, await _one_message(stream))
+                self._speaks(peer, ours=True)
                 stream.close()
             except BaseException:
                 stream.reset()
@@ -223,7 +281,16 @@ class Membership:
             body = await _one_message(stream)
             stream.send(self._reports())
             stream.close()
-        self._merge(stream.peer, body)
+        try:
+            self._merge(stream.peer, body)
+        except WireError as exc:
+            self.offended(stream.peer, exc)
+            raise
+        self._speaks(stream.peer, ours=True)
+
+    def _speaks(self, peer: bytes, *, ours: bool) -> None:
+        if (member := self.table.get(peer)) is not None:
+            member.ours = ours
 
     async def _join_through(self, peer: PeerInfo, standing: set[bytes]) -> None:
         with trio.move_on_after(JOIN_TIMEOUT):
@@ -270,7 +337,8 @@ class Membership:
                 self._background.spawn(self._probe, member.id)
 
     async def _probe(self, peer: bytes) -> None:
-        if await self.ask(peer, encode(Message(MessageType.PING)), within=_PROBE_TIMEOUT) is None:
+        within = _DOUBT_TIMEOUT if self.table.is_alive(peer) else _PROBE_TIMEOUT
+        if await self.ask(peer, encode(Message(MessageType.PING)), within=within) is None:
             self._host.disconnect(peer)  # so that the next probe tries a new connection
 
     async def gossip_forever(self) -> None:
@@ -280,7 +348,8 @@ class Membership:
             known = len(self.table)
             await trio.sleep(max(wait, known / 20) * self._rng.uniform(0.75, 1.25))
             wait = self._gossip if len(self.table) != known else min(_LONGEST_GOSSIP, wait * 1.5)
-            if living := self.table.living():
+            # those who don't speak it are greeted when they are new, and asked by lookups
+            if living := [member for member in self.table.living() if member.ours is not False]:
                 self._background.spawn(self._greet, self._rng.choice(living).id)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 
 import structlog
 
@@ -19,6 +20,8 @@ from spegel_consul.ring.result import Result
 from spegel_consul.ring.wire import Frames, Message, WireError, decode
 
 log = structlog.get_logger(__name__)
+
+_TRIES = 3
 
 
 class _Conversation:
@@ -62,14 +65,15 @@ class Pipeline:
     async def ask(self, request: bytes) -> Message:
         """The answer to ``request``, an encoded message or several of which the last has an answer.
 
-        Sets no deadline. Raises RingError if the peer can't be reached or breaks the stream; a stream that
-        was open before, and may have been closed for being idle, is tried again once.
+        Sets no deadline. Raises RingError if the peer can't be reached or breaks the stream. A stream that was
+        open before may have been closed for being idle, or with a connection of which there are several: then
+        it is tried again.
         """
-        if self._conversation is not None:
-            try:
+        for _ in range(_TRIES - 1):
+            if self._conversation is None:
+                break
+            with suppress(StreamClosed):
                 return await self._conversation.ask(request)
-            except StreamClosed:
-                pass
         return await (await self._open()).ask(request)
 
     async def _open(self) -> _Conversation:

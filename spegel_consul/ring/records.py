@@ -1,7 +1,12 @@
 # The provider records that this node holds for others: key -> who has it, and until when that may be
 # believed.  A provider announces again every 15 minutes and a record is valid for 19, as in Spegel, so one
 # lost announcement costs nothing and a dead provider is forgotten even where nobody noticed its death.
-# There is no way to take a record back in Kademlia; a mirror that gets a 404 goes to the next provider.
+#
+# There can be a million of them, and a dict entry with its objects takes hundreds of bytes.  So a record is a
+# row of 28 bytes - a hash of the key, the number of the peer, the time - in one of many short bytearrays,
+# found by bytearray.find.  The table grows by linear hashing (Litwin 1980): whenever the rows have become
+# too many, one bytearray is split in two, so no insertion ever waits for all of them to be moved.  The hash
+# is keyed: nobody can choose keys that all fall into one bytearray.
 #
 # Both the whole and the share of one peer are bounded: a peer that floods loses its own newest records
 # only.
@@ -10,11 +15,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
+import os
+import struct
+from collections.abc import Iterator
+from hashlib import blake2b
 
 VALIDITY = 19 * 60.0
 """Seconds for which a record is believed (Spegel: 15 min between announcements + 2 x 2 min of delay)."""
+
+_ROW = struct.Struct("<16sId")  # key's hash, peer's number, expiry
+_EXPIRY = struct.Struct("<d")
+_ID, _HASH = 20, 16  # bytes of a row that say which record it is, and which key
+_ROWS_PER_BUCKET = 24
 
 
 class Records:
@@ -26,42 +38,116 @@ class Records:
         self._validity = validity
         self._capacity = capacity
         self._capacity_per_peer = capacity_per_peer
-        self._expiry: dict[bytes, dict[bytes, float]] = {}
-        self._count: Counter[bytes] = Counter()
+        self._secret = os.urandom(16)
+        self._buckets = [bytearray()]
+        self._level = 0  # there are 2**level buckets, and one more for each that was split
         self._size = 0
+        self._number: dict[bytes, int] = {}
+        self._peer: dict[int, bytes] = {}
+        self._count: dict[int, int] = {}
+        self._next = 0
 
     def __len__(self) -> int:
         return self._size
 
     def add(self, key: bytes, peer: bytes, now: float) -> bool:
         """Note that ``peer`` has ``key``. False if there is no room."""
-        holders = self._expiry.get(key)
-        if holders is None or peer not in holders:
-            if self._count[peer] >= self._capacity_per_peer or self._size >= self._capacity:
-                return False
-            self._count[peer] += 1
-            self._size += 1
-            holders = self._expiry.setdefault(key, {})
-        holders[peer] = now + self._validity
+        number = self._number.get(peer, self._next)
+        hashed = self._hash(key)
+        bucket = self._bucket(hashed)
+        row = _ROW.pack(hashed, number, now + self._validity)
+        at = _find(bucket, row[:_ID])
+        if at >= 0:
+            bucket[at : at + _ROW.size] = row
+            return True
+        count = self._count.get(number, 0)
+        if count >= self._capacity_per_peer or self._size >= self._capacity:
+            return False
+        if number == self._next:
+            self._next += 1
+            self._number[peer], self._peer[number] = number, peer
+        self._count[number] = count + 1
+        bucket += row
+        self._size += 1
+        if self._size > _ROWS_PER_BUCKET * len(self._buckets):
+            self._split()
         return True
+
+    def remove(self, key: bytes, peer: bytes) -> None:
+        """``peer`` has ``key`` no longer; nothing happens if it did not say that it has."""
+        number = self._number.get(peer)
+        if number is not None:
+            hashed = self._hash(key)
+            bucket = self._bucket(hashed)
+            at = _find(bucket, hashed + number.to_bytes(4, "little"))
+            if at >= 0:
+                self._drop(bucket, at)
+
+    def is_full_of(self, peer: bytes) -> bool:
+        """Whether ``peer`` has its share of what can be noted."""
+        return self._count.get(self._number.get(peer, -1), 0) >= self._capacity_per_peer
 
     def providers(self, key: bytes, now: float) -> list[bytes]:
         """The peers that have ``key``, as far as is known."""
-        return [peer for peer, expiry in self._expiry.get(key, {}).items() if expiry > now]
+        hashed = self._hash(key)
+        bucket = self._bucket(hashed)
+        found = []
+        at = _find(bucket, hashed)
+        while at >= 0:
+            _, number, expiry = _ROW.unpack_from(bucket, at)
+            if expiry > now:
+                found.append(self._peer[number])
+            at = _find(bucket, hashed, at + _ROW.size)
+        return found
 
-    def keys(self) -> list[bytes]:
-        """All keys, for :meth:`sweep` in slices."""
-        return list(self._expiry)
+    def sweep(self, now: float) -> Iterator[None]:
+        """Drop what has expired, a little with each step of the iterator."""
+        index = 0
+        while index < len(self._buckets):  # it may grow meanwhile; what moved up is met there
+            bucket = self._buckets[index]
+            for at in range(len(bucket) - _ROW.size, -1, -_ROW.size):
+                if _EXPIRY.unpack_from(bucket, at + _ID)[0] <= now:
+                    self._drop(bucket, at)
+            index += 1
+            yield
 
-    def sweep(self, keys: Iterable[bytes], now: float) -> None:
-        """Drop what has expired of ``keys``."""
-        for key in keys:
-            holders = self._expiry.get(key, {})
-            for peer in [peer for peer, expiry in holders.items() if expiry <= now]:
-                del holders[peer]
-                self._size -= 1
-                self._count[peer] -= 1
-                if not self._count[peer]:
-                    del self._count[peer]
-            if not holders:
-                self._expiry.pop(key, None)
+    def _hash(self, key: bytes) -> bytes:
+        return blake2b(key, digest_size=_HASH, key=self._secret).digest()
+
+    def _bucket(self, hashed: bytes) -> bytearray:
+        number = int.from_bytes(hashed[:4], "little")
+        index = number & ((2 << self._level) - 1)
+        if index >= len(self._buckets):
+            index = number & ((1 << self._level) - 1)
+        return self._buckets[index]
+
+    def _split(self) -> None:
+        """Give the next bucket in turn a twin, and the twin about half of its rows."""
+        source = self._buckets[len(self._buckets) - (1 << self._level)]
+        bit = 1 << self._level
+        stay, move = bytearray(), bytearray()
+        for at in range(0, len(source), _ROW.size):
+            row = source[at : at + _ROW.size]
+            (move if int.from_bytes(row[:4], "little") & bit else stay).extend(row)
+        source[:] = stay
+        self._buckets.append(move)
+        if len(self._buckets) == 2 << self._level:
+            self._level += 1
+
+    def _drop(self, bucket: bytearray, at: int) -> None:
+        _, number, _ = _ROW.unpack_from(bucket, at)
+        bucket[at : at + _ROW.size] = bucket[-_ROW.size :]
+        del bucket[-_ROW.size :]
+        self._size -= 1
+        self._count[number] -= 1
+        if not self._count[number]:
+            del self._count[number]
+            del self._number[self._peer.pop(number)]
+
+
+def _find(bucket: bytearray, what: bytes, start: int = 0) -> int:
+    """Where a row begins that begins with ``what``; -1 if there is none from ``start`` on."""
+    at = bucket.find(what, start)
+    while at > 0 and at % _ROW.size:
+        at = bucket.find(what, at + 1)
+    return at

@@ -1,10 +1,10 @@
-# Messages of go-libp2p-kad-dht (pb/dht.proto), each behind its length as a varint, and the one message of
-# our own member exchange.  Only the fields that Spegel's use of the DHT fills are kept; unknown ones are
-# skipped, as protobuf asks.  The codec is written out by hand because it is shorter than a generated one
-# and its limits are in plain sight: every byte here comes from strangers, and all that they can cause is a
-# WireError.
+# Messages of go-libp2p-kad-dht (pb/dht.proto), each behind its length as a varint, and the two messages of
+# our own: the member exchange and the withdrawal of keys.  Only the fields that Spegel's use of the DHT
+# fills are kept; unknown ones are skipped, as protobuf asks.  The codec is written out by hand because it is
+# shorter than a generated one and its limits are in plain sight: every byte here comes from strangers, and
+# all that they can cause is a WireError.
 
-"""The wire format of the ring: Kademlia messages and the member exchange."""
+"""The wire format of the ring: Kademlia messages, the member exchange and withdrawals."""
 
 from __future__ import annotations
 
@@ -184,6 +184,19 @@ def decode_members(body: bytes) -> tuple[MemberReport, ...]:
             raise WireError("a member report names no peer")
         reports.append(MemberReport(peer, age))
     return tuple(reports)
+
+
+def encode_withdrawal(keys: Iterable[bytes]) -> bytes:
+    """A framed list of keys that the sender has no longer."""
+    return frame(b"".join(b"\x0a" + frame(key) for key in keys))
+
+
+def decode_withdrawal(body: bytes) -> list[bytes]:
+    """A withdrawal without its length. Raises WireError for anything else."""
+    keys = [value for field, value in _fields(body) if field == 1 and isinstance(value, bytes)]
+    if any(len(key) > MAX_KEY for key in keys):
+        raise WireError(f"a key exceeds the limit of {MAX_KEY} bytes")
+    return keys
 
 
 @lru_cache(maxsize=8192)

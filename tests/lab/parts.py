@@ -45,6 +45,13 @@ def containerd(version: str, binary: str = "containerd") -> Path:
     return _part(ROOT / f"ctrd{version}/usr/bin" / binary)
 
 
+def node_modules() -> Path:
+    """The packages of ``tests/ring/js``."""
+    if not (ROOT / "js/node_modules/libp2p").is_dir():
+        raise RuntimeError(f"{ROOT / 'js/node_modules'} is missing: run .ci/install-real-parts")
+    return ROOT / "js/node_modules"
+
+
 def dockerd(version: str) -> Path:
     if version not in DOCKERS:
         raise ValueError(f"no docker {version!r}, only {DOCKERS}")
@@ -72,10 +79,20 @@ def check() -> None:
     """Raise RuntimeError unless everything that the lab starts is here."""
     if os.geteuid() != 0:
         raise RuntimeError("the tests with real parts make network namespaces: run them as root")
-    consul(), busybox(), crane(), runc()
+    consul(), busybox(), crane(), runc(), node_modules()
     for version in CONTAINERDS:
         containerd(version), containerd(version, "ctr")
     for version in DOCKERS:
         dockerd(version), docker(version)
-    for name in ("ip", "iptables", "iptables-restore", "dig", "nsenter", "unshare", "docker-registry", "skopeo"):
+    for name in (
+        "ip",
+        "iptables",
+        "iptables-restore",
+        "dig",
+        "nsenter",
+        "unshare",
+        "docker-registry",
+        "skopeo",
+        "node",
+    ):
         system(name)

@@ -111,17 +111,34 @@ def test_a_member_that_died_and_came_back_is_told_all_again() -> None:
     assert [batch.keys for batch in deliver(subject, 1)] == [(b"x",)]
 
 
-def test_a_withdrawn_key_is_spoken_of_no_more() -> None:
+def test_a_withdrawn_key_is_renewed_no_more_and_those_who_know_it_are_told() -> None:
     subject = announcements([b"a"])
-    subject.add([b"x", b"y"])
+    subject.add([b"x", b"y", b"z"])
+    subject.remove([b"z"])  # before anybody was told
     (batch,) = subject.batches(0)
-    subject.remove([b"x", b"never there"])
+    assert batch.keys == (b"x", b"y")
+    subject.remove([b"x", b"never there"])  # while it is being told
     subject.told(batch, 0)
     assert b"x" not in subject
+    (batch,) = subject.batches(0)
+    assert (batch.keys, batch.withdrawn) == ((), (b"x",))
+    subject.failed(batch, 0)
+    (batch,) = subject.batches(1)
+    assert batch.withdrawn == (b"x",), "it is said again until it is acknowledged"
+    subject.told(batch, 1)
     assert [batch.keys for batch in deliver(subject, TTL)] == [(b"y",)]
     subject.remove([b"y"])
+    assert [batch.withdrawn for batch in deliver(subject, TTL)] == [(b"y",)]
     assert subject.wake_at() == math.inf
-    assert len(subject) == 0
+
+
+def test_a_key_that_comes_back_is_not_withdrawn() -> None:
+    subject = announcements([b"a"])
+    subject.add([b"x"])
+    deliver(subject, 0)
+    subject.remove([b"x"])
+    subject.add([b"x"])
+    assert [(batch.keys, batch.withdrawn) for batch in deliver(subject, 1)] == [((b"x",), ())]
 
 
 def test_an_answer_from_one_that_died_meanwhile_changes_nothing() -> None:

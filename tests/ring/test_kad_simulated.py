@@ -7,11 +7,17 @@ from conformance.router import RouterSuite, eventually, eventually_finds, find
 from sim.network import SimHost, SimNetwork
 from trio.testing import MockClock
 
-from spegel_consul.ring import Router
+from spegel_consul.ring import Router, peerid
 from spegel_consul.ring.kad import KadRouter
-from spegel_consul.ring.membership import MEMBERS
+from spegel_consul.ring.key import dht_key, position
+from spegel_consul.ring.membership import MEMBERS, WITHDRAW
 
 MINUTE = 60.0
+
+
+def raw_id(router: Router) -> bytes:
+    assert router.me.id is not None
+    return peerid.from_text(router.me.id)
 
 
 class SimRig:
@@ -31,6 +37,7 @@ class SimRig:
         router = KadRouter(host, registry=registry, rng=random.Random(registry[1]))
         if not speaks_members:
             host.refuse(MEMBERS)
+            host.refuse(WITHDRAW)
         scope = trio.CancelScope()
 
         async def run(*, task_status: trio.TaskStatus[None]) -> None:
@@ -72,12 +79,63 @@ async def test_records_live_as_long_as_they_are_announced_and_no_longer(rig: Sim
     for key in ("kept", "withdrawn"):
         await eventually_finds(second, key, {first.me.id})
     await first.announce([], ["withdrawn"])
+    await eventually(lambda: second.records == third.records == 1, within=1)
+    assert await find(second, "withdrawn") == []
     for _ in range(12):
         await trio.sleep(10 * MINUTE)
         for router in (second, third):
             assert [provider.peer_id for provider in await find(router, "kept")] == [first.me.id]
-    assert await find(second, "withdrawn") == []
-    assert second.records == 1
+    await rig.kill(first)
+    await trio.sleep(21 * MINUTE)
+    assert (second.records, third.records) == (0, 0)
+
+
+async def test_a_record_that_is_withdrawn_from_those_who_do_not_understand_it_expires(
+    rig: SimRig, autojump_clock: MockClock
+) -> None:
+    first, foreign = await rig.node(), await rig.node(speaks_members=False)
+    await first.join([foreign.me])
+    await first.announce(["key"])
+    await eventually(lambda: foreign.records == 1)
+    await first.announce([], ["key"])
+    await trio.sleep(15 * MINUTE)
+    assert foreign.records == 1
+    await trio.sleep(6 * MINUTE)
+    assert foreign.records == 0
+    assert first.unannounced == 0
+
+
+async def test_a_new_member_is_told_only_what_it_is_responsible_for(rig: SimRig, autojump_clock: MockClock) -> None:
+    routers = await rig.ring(45)
+    keys = [f"key {number}" for number in range(300)]
+    await routers[0].announce(keys)
+    await eventually(lambda: not routers[0].unannounced)
+    sent = rig.network.messages
+    fresh = await rig.node()
+    await fresh.join([routers[7].me])
+    await eventually(lambda: len(fresh.members()) == 45 and fresh.records > 0)
+    await trio.sleep(5)
+    everybody = [raw_id(router) for router in (*routers, fresh)]
+    mine = sum(
+        raw_id(fresh) in sorted(set(everybody) - {raw_id(routers[0])}, key=lambda id: position(id) ^ at)[:20]
+        for at in map(position, map(dht_key, keys))
+    )
+    assert 0 < mine < 300
+    assert fresh.records == mine
+    assert rig.network.messages - sent < 1500, "nobody else was told anything again"
+
+
+async def test_a_provider_that_hangs_is_found_out_although_all_records_are_here(
+    rig: SimRig, autojump_clock: MockClock
+) -> None:
+    first, second, _ = await rig.ring(3)
+    await second.announce(["layer"])
+    await eventually_finds(first, "layer", {second.me.id})
+    await trio.sleep(MINUTE)
+    rig.hosts[second.me.id].hung = True
+    await find(first, "layer", count=1)  # is answered from here, and brings the question whether it lives
+    await trio.sleep(1.5)
+    assert await find(first, "layer") == []
 
 
 async def test_a_hung_provider_is_neither_waited_for_nor_named(rig: SimRig, autojump_clock: MockClock) -> None:

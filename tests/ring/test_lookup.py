@@ -1,10 +1,20 @@
-from spegel_consul.ring.lookup import Lookup
+import random
+from collections import Counter
+
+from spegel_consul.ring.lookup import HEDGE, PARALLEL, SPREAD, AnswerTimes, Lookup
 
 NEAREST = [b"p%02d" % number for number in range(20)]
 
 
+class InOrder(random.Random):
+    """Draws the first ones, for tests that follow who is asked."""
+
+    def sample(self, population, k, *, counts=None):  # type: ignore[no-untyped-def, override]
+        return list(population)[:k]
+
+
 def lookup(candidates: list[bytes] = NEAREST, count: int = 3) -> Lookup:
-    return Lookup(lambda: candidates, count=count, exclude=b"me", hedge=0.02)
+    return Lookup(lambda: candidates, count=count, exclude=b"me", hedge=0.02, rng=InOrder())
 
 
 def test_three_are_asked_and_each_answer_brings_the_next() -> None:
@@ -82,3 +92,27 @@ def test_candidates_that_appear_meanwhile_are_asked() -> None:
     search.failed(NEAREST[6], 0.002)
     search.failed(NEAREST[0], 0.002)
     assert search.done
+
+
+def test_a_thousand_nodes_that_want_one_key_ask_a_dozen_and_not_three() -> None:
+    asked: Counter[bytes] = Counter()
+    for node in range(1000):
+        search = Lookup(lambda: NEAREST, count=3, exclude=b"me", rng=random.Random(node))
+        asked.update(search.ask(0.0))
+    assert set(asked) == set(NEAREST[:SPREAD])
+    assert max(asked.values()) < 1.3 * 1000 * PARALLEL / SPREAD
+
+
+def test_the_hedge_interval_is_what_nine_of_ten_answers_took() -> None:
+    times = AnswerTimes()
+    assert times.hedge == HEDGE
+    for _ in range(100):
+        times.took(0.030)
+    times.took(5.0)
+    assert times.hedge == 0.030
+    for _ in range(200):
+        times.took(0.0001)
+    assert 0.001 < times.hedge < HEDGE, "never so short that all are asked at once"
+    for _ in range(200):
+        times.took(3.0)
+    assert times.hedge < 0.2, "nor so long that a pull waits for it"

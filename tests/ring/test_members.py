@@ -99,6 +99,22 @@ def test_hearsay_neither_revives_nor_replaces_what_a_living_member_said() -> Non
     assert [each.id for each in members.due(4)] == [b"a"]
 
 
+def test_if_others_heard_from_one_that_failed_it_is_probed_again() -> None:
+    members = table()
+    members.learn(Contact(b"a", (ROUTER,)), 0)
+    for now in (10, 11, 13, 20):
+        members.failed(b"a", now)
+    assert members.next_probe() > 23
+    members.learn(Contact(b"a", (ROUTER,)), 21, age=5)
+    assert members.next_probe() > 23, "that was before it failed"
+    members.learn(Contact(b"a", (ROUTER,)), 21, age=0)
+    assert members.next_probe() == 22, "soon, but not at once"
+    members.learn(Contact(b"a", (ROUTER,)), 25, age=1)
+    assert [member.id for member in members.due(25)] == [b"a"]
+    members.learn(Contact(b"a", (ROUTER,)), 26, age=1)
+    assert members.due(30) == [], "a probe is under way"
+
+
 def test_what_a_member_says_of_itself_counts() -> None:
     members = table()
     members.learn(Contact(b"a", (ROUTER,)), 0)
@@ -127,7 +143,7 @@ def test_the_time_to_wait_for_an_answer_follows_the_round_trip_time() -> None:
     assert member is not None
     for _ in range(50):
         members.answered(b"a", 0, took=0.001)
-    assert member.timeout == 0.25
+    assert member.timeout == 0.5
     for _ in range(50):
         members.answered(b"a", 0, took=1.0)
-    assert member.timeout == 2.0
+    assert member.timeout == 3.0

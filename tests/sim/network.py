@@ -51,6 +51,7 @@ class SimHost:
         self._streams: list[SimStream] = []
         self._nursery: trio.Nursery | None = None
         self.on_disconnect: Callable[[bytes], None] = lambda peer: None
+        self.refuses: Callable[[bytes], bool] = lambda peer: False
         self.hung = False
 
     @property
@@ -83,6 +84,8 @@ class SimHost:
             raise Unreachable("no handshake")
         if other is None or other._nursery is None or self._nursery is None:
             raise Unreachable("connection refused")
+        if other.refuses(self._id) or self.refuses(other.id):
+            raise Unreachable("shut out")
         self._peers[other.id] = other
         other._peers[self._id] = self
         return other.id
@@ -123,6 +126,11 @@ class SimHost:
             self.on_disconnect(peer)
             other.disconnect(self._id)
 
+    def retire(self) -> None:
+        key = (self._address.host, self._address.port)
+        if self._network.hosts.get(key) is self:
+            del self._network.hosts[key]
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         key = (self._address.host, self._address.port)
         self._network.hosts[key] = self
@@ -133,7 +141,7 @@ class SimHost:
                 await trio.sleep_forever()
             finally:
                 self._nursery = None
-                del self._network.hosts[key]
+                self.retire()
                 for peer in list(self._peers):
                     self.disconnect(peer)
 

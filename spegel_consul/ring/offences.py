@@ -1,0 +1,54 @@
+# What a peer may do wrong before it is shut out for a while.  One malformed message ends its stream, which may
+# be a bug or a version; many within a minute end all that it has here.  An identity costs an attacker
+# nothing, so the list is short-lived and bounded, and bounds by address are kept in libp2p_host.py.
+
+"""Peers that break the protocol."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+_T = TypeVar("_T")
+
+LIMIT, WINDOW = 8, 60.0
+"""So many offences within so many seconds shut a peer out."""
+
+SHUT_OUT = 60.0
+"""Seconds for which a peer is shut out."""
+
+_CAPACITY = 1024
+
+
+class Offences:
+    """Counts what peers did wrong; ``now`` is seconds of a monotonic clock."""
+
+    def __init__(self) -> None:
+        self._since: dict[bytes, tuple[float, int]] = {}
+        self._until: dict[bytes, float] = {}
+
+    def note(self, peer: bytes, now: float) -> bool:
+        """``peer`` did something wrong. True if it is shut out from now on."""
+        began, count = self._since.pop(peer, (now, 0))
+        if now - began > WINDOW:
+            began, count = now, 0
+        if count + 1 < LIMIT:
+            _put(self._since, peer, (began, count + 1))
+            return False
+        _put(self._until, peer, now + SHUT_OUT)
+        return True
+
+    def is_shut_out(self, peer: bytes, now: float) -> bool:
+        """Whether nothing of ``peer`` is listened to."""
+        until = self._until.get(peer)
+        if until is None:
+            return False
+        if until <= now:
+            del self._until[peer]
+            return False
+        return True
+
+
+def _put(table: dict[bytes, _T], peer: bytes, value: _T) -> None:
+    if len(table) >= _CAPACITY:
+        del table[next(iter(table))]
+    table[peer] = value

@@ -1,0 +1,13 @@
+"""What a router does about a new leader."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class OnLeaderChange(Enum):
+    """What a router does when others are named to join through."""
+
+    REJOIN = "rejoin"
+    RESTART = "restart"
+    IGNORE = "ignore"
