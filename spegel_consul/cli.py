@@ -12,6 +12,7 @@ import trio
 
 from spegel_consul import __version__
 from spegel_consul.commands.dev import dev
+from spegel_consul.commands.leader import leader
 from spegel_consul.commands.registry import registry
 
 EXIT_FAILED = 1
@@ -31,6 +32,7 @@ def version() -> None:
 
 cli.add_command(registry)
 cli.add_command(dev)
+cli.add_command(leader)
 
 
 def main() -> None:

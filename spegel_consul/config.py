@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from spegel_consul.consul.election import ElectionSettings
+from spegel_consul.consul.registration import ServiceMode
 from spegel_consul.consul.settings import ConsulSettings
 from spegel_consul.oci.filters import ImageFilter
 from spegel_consul.registry.mirror import MirrorSettings
@@ -48,6 +50,8 @@ class Settings:
     bootstrap: BootstrapKind
     static_peers: tuple[str, ...]
     consul: ConsulSettings | None
+    consul_service: ServiceMode
+    election: ElectionSettings
 
 
 def check_advertise_addr(text: str) -> str:

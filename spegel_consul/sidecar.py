@@ -30,10 +30,11 @@ from spegel_consul.bootstrap.consul import ConsulBootstrap
 from spegel_consul.bootstrap.static import StaticBootstrap
 from spegel_consul.config import Settings, StoreKind
 from spegel_consul.consul.candidate import Candidate
-from spegel_consul.consul.catalog import ROUTER, Registration, spegel_services
+from spegel_consul.consul.catalog import ROUTER, spegel_services
 from spegel_consul.consul.client import ConsulClient
-from spegel_consul.consul.election import ElectionSettings, State
+from spegel_consul.consul.election import State
 from spegel_consul.consul.record import LeaderRecord
+from spegel_consul.consul.registration import Registration, ServiceMode
 from spegel_consul.consul.watch import CatalogWatch
 from spegel_consul.metrics import Metrics
 from spegel_consul.node.address import NoAddress, advertised
@@ -191,14 +192,27 @@ async def _join_consul(
         router_port=node.router_port,
         metrics_port=node.metrics_port,
     )
+    mode, alloc_id = settings.consul_service, os.environ.get("NOMAD_ALLOC_ID")
+    registration = Registration(
+        client,
+        services,
+        external=mode is ServiceMode.EXTERNAL,
+        alloc_id=alloc_id if mode is ServiceMode.AUTO else None,
+    )
+    catalog = None if mode is ServiceMode.OFF else CatalogWatch(client, ROUTER)
     # the session ends with the router's check, so a lead whose process was killed is free after one check and the
     # lock-delay; the candidate stops before its check is taken away, or a clean hand-over would wait for that too
-    checks = tuple(service.check_id for service in services if service.name == ROUTER)
-    candidate = Candidate(client, record, ElectionSettings(service_checks=checks))
-    catalog = CatalogWatch(client, ROUTER)
+    candidate = Candidate(
+        client,
+        record,
+        settings.election,
+        crowd=lambda: len(catalog.members) if catalog is not None else 0,
+        checks=lambda: registration.session_checks if catalog is not None else (),
+    )
     metrics.leader.set_function(lambda: candidate.view.state is State.LEADER)
-    await stages.start(Registration(client, services).run)
-    await stages.start(catalog.run)
+    if catalog is not None:
+        await stages.start(registration.run)
+        await stages.start(catalog.run)
     await stages.start(candidate.run)
     await _join(ConsulBootstrap(candidate, catalog), router, metrics, stages)
 

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 from collections.abc import Sequence
 
 import trio
@@ -78,7 +79,7 @@ class ConsulBootstrap:
         self._leader = self._candidate.view.leader or self._leader
         peers: tuple[PeerInfo, ...] = (self._leader.to_peer(),) if self._leader is not None else ()
         if self._catalog is not None and self._alone():
-            peers += _some(self._catalog.members, self._candidate.me.peer_id)
+            peers += _some(self._catalog.members, self._candidate.me)
         if _who_and_where(peers) != _who_and_where(self._peers):
             self._peers = peers
             self._changed.set()
@@ -92,11 +93,24 @@ def _who_and_where(peers: Sequence[PeerInfo]) -> set[tuple[str | None, frozenset
     return {(peer.id, frozenset(peer.addrs)) for peer in peers}
 
 
-def _some(members: Sequence[HealthyService], me: str) -> tuple[PeerInfo, ...]:
-    found: dict[str, str] = {}
+def _some(members: Sequence[HealthyService], me: LeaderRecord) -> tuple[PeerInfo, ...]:
+    """Others than ``me``. What Nomad or an operator registered has no peer id; then the address has to do."""
+    found: dict[str, PeerInfo] = {}
     for member in members:
         peer_id, router = member.meta.get("peer_id"), member.meta.get("router", "")
-        if peer_id and peer_id != me and router.startswith("/"):
-            found[peer_id] = router.removesuffix(f"/p2p/{peer_id}")
-    nearest = sorted(found, key=lambda peer_id: hashlib.sha256(f"{me} {peer_id}".encode()).digest())
-    return tuple(PeerInfo(peer_id, (found[peer_id],)) for peer_id in nearest[:_FALLBACK])
+        if peer_id and router.startswith("/"):
+            found[peer_id] = PeerInfo(peer_id, (router.removesuffix(f"/p2p/{peer_id}"),))
+        elif (address := _multiaddr(member)) is not None:
+            found[address] = PeerInfo(None, (address,))
+    mine = {addr.removesuffix(f"/p2p/{me.peer_id}") for addr in me.addrs}
+    others = [name for name, peer in found.items() if peer.id != me.peer_id and mine.isdisjoint(peer.addrs)]
+    nearest = sorted(others, key=lambda name: hashlib.sha256(f"{me.peer_id} {name}".encode()).digest())
+    return tuple(found[name] for name in nearest[:_FALLBACK])
+
+
+def _multiaddr(member: HealthyService) -> str | None:
+    try:
+        version = ipaddress.ip_address(member.address).version
+    except ValueError:
+        return None
+    return f"/ip{version}/{member.address}/tcp/{member.port}" if member.port else None

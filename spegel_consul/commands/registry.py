@@ -11,8 +11,10 @@ import click
 import trio
 
 from spegel_consul.bootstrap.static import StaticBootstrap
+from spegel_consul.commands.consul import consul_options, election_settings
 from spegel_consul.commands.options import ADDRESS, DURATION, IP, LIST, option
 from spegel_consul.config import BootstrapKind, Settings, StoreKind
+from spegel_consul.consul.registration import ServiceMode
 from spegel_consul.consul.settings import ConsulSettings
 from spegel_consul.oci.filters import ImageFilter
 from spegel_consul.registry.mirror import MirrorSettings
@@ -91,6 +93,7 @@ from spegel_consul.registry.mirror import MirrorSettings
     multiple=True,
     help="Peers to join through, such as /ip4/10.0.0.7/tcp/5001 or 10.0.0.7:5001; several with commas.",
 )
+@consul_options
 @option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", help="Least level.")
 @option("--log-format", type=click.Choice(["json", "console"]), default="json", help="For machines or for people.")
 def registry(**given: Any) -> None:
@@ -120,6 +123,7 @@ def _settings(given: dict[str, Any]) -> Settings:
     try:
         images = ImageFilter.build(_flat(given["mirrored_registries"]), given["registry_filters"])
         consul = ConsulSettings.from_env(os.environ) if bootstrap is BootstrapKind.CONSUL else None
+        election = election_settings(given)
         StaticBootstrap(peers)
     except ValueError as exc:
         raise click.UsageError(str(exc)) from None
@@ -145,6 +149,8 @@ def _settings(given: dict[str, Any]) -> Settings:
         bootstrap=bootstrap,
         static_peers=peers,
         consul=consul,
+        consul_service=ServiceMode(given["consul_service"]),
+        election=election,
     )
 
 

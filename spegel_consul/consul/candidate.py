@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -15,7 +16,7 @@ import trio
 
 from spegel_consul.consul.client import ConsulClient
 from spegel_consul.consul.election import Election, ElectionSettings, State, View
-from spegel_consul.consul.errors import ConsulError
+from spegel_consul.consul.errors import ConsulError, NoClusterLeader
 from spegel_consul.consul.events import (
     Acquire,
     Acquired,
@@ -25,6 +26,8 @@ from spegel_consul.consul.events import (
     Event,
     Failed,
     KeyRead,
+    Probe,
+    Probed,
     ReadKey,
     Renew,
     Renewed,
@@ -45,6 +48,8 @@ RESIGN_WITHIN = 3.0
 class Candidate:
     """Takes part in the election of the bootstrap peer with ``me`` as the record to publish.
 
+    ``crowd`` says how many nodes take part, as far as known; the more, the further they spread their attempts.
+    ``checks`` gives the ids of this node's own checks with which the lock shall end.
     Never fails because Consul is away or refuses: see :attr:`view` and :attr:`problem`.
     """
 
@@ -54,16 +59,21 @@ class Candidate:
         me: LeaderRecord,
         settings: ElectionSettings | None = None,
         *,
+        crowd: Callable[[], int] = lambda: 0,
+        checks: Callable[[], tuple[str, ...]] = lambda: (),
         rng: random.Random | None = None,
     ) -> None:
         self.me = me
         self.settings = settings or ElectionSettings()
         self._client = client
+        self._crowd, self._checks = crowd, checks
         self._election = Election(self.settings, me, rng or random.Random())
         self._nursery: trio.Nursery | None = None
         self._reading = trio.CancelScope()  # of the read in flight, if any
         self._view = self._election.view
         self._problem: str | None = None
+        self._denied: str | None = None
+        self._ttl = self.settings.ttl
         self._view_changed = trio.Event()
         self._rescheduled = trio.Event()
 
@@ -103,6 +113,7 @@ class Candidate:
                     await self._resign(action)
 
     def _feed(self, event: Event) -> tuple[Action, ...]:
+        self._election.crowd, self._election.service_checks = self._crowd(), self._checks()
         actions = self._election.handle(event, trio.current_time())
         if self._nursery is not None:
             for action in actions:
@@ -145,10 +156,17 @@ class Candidate:
                 return Acquired(await self._client.kv_acquire(key, session, value, FLAGS))
             case Renew(session, within):
                 await self._client.session_renew(session, within)
-                return Renewed(session, began)
+                return Renewed(action, began)
+            case Probe(within):
+                if not await self._client.status_leader(within):
+                    raise NoClusterLeader("the servers have no leader")
+                return Probed(action)
             case Destroy(session):
                 with suppress(ConsulError):
                     await self._client.session_destroy(session)
+            case Resign():
+                log.info("taking over from this node's former process", session=action.session)
+                await self._resign(action)
         return None
 
     async def _resign(self, action: Resign) -> None:
@@ -176,13 +194,25 @@ class Candidate:
                     epoch=new.epoch,
                     fresh=new.fresh,
                 )
-        problem = None if new.state is State.STOPPED else self._election.problem
+        self._tell(None if new.state is State.STOPPED else self._election.problem)
+
+    def _tell(self, problem: str | None) -> None:
+        """Log what is wrong when it begins and when it ends."""
+        denied, ttl = self._election.denied, self._election.ttl
+        if ttl != self._ttl:
+            log.warning("session TTL adjusted to the servers' limits", asked=self._ttl, used=ttl)
+            self._ttl = ttl
+        if denied != self._denied:
+            if denied is None:
+                log.info("this token may lead")
+            elif self._denied is None:
+                log.warning("following only: this token may not lead", error=denied)
         if problem != self._problem:
-            self._problem = problem
-            if problem:
+            if problem and problem != denied:
                 log.warning("election hindered", problem=problem)
-            else:
+            elif self._problem not in (None, self._denied):
                 log.info("election unhindered")
+        self._problem, self._denied = problem, denied
 
 
 def _utc_now() -> str:

@@ -130,7 +130,8 @@ async def test_the_minimum_ttl_is_read() -> None:
     async with answering(httpx.Response(500, text=text)) as client:
         with pytest.raises(InvalidSessionTTL) as caught:
             await client.session_create("n", ttl=9, lock_delay=0)
-        assert caught.value.minimum == 90
+        assert (caught.value.shortest, caught.value.longest) == (90, 86400)
+        assert [caught.value.nearest(ttl) for ttl in (9, 100, 90000)] == [90, 100, 86400]
 
 
 async def test_long_error_texts_become_one_line() -> None:

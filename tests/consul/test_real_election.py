@@ -8,16 +8,18 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 
 from spegel_consul.consul.candidate import Candidate
-from spegel_consul.consul.catalog import Registration, ServiceDefinition, TcpCheck
+from spegel_consul.consul.catalog import ROUTER, ServiceDefinition, TcpCheck
 from spegel_consul.consul.client import ConsulClient
 from spegel_consul.consul.election import ElectionSettings, State
 from spegel_consul.consul.errors import ConsulTimeout
 from spegel_consul.consul.record import FLAGS, LeaderRecord
+from spegel_consul.consul.registration import Registration
 from spegel_consul.consul.settings import ConsulSettings
 from tests.consul.realconsul import ConsulAgent
 
@@ -32,13 +34,13 @@ class Group:
         self.scopes: list[trio.CancelScope] = []
         self._nursery, self._stack = nursery, stack
 
-    async def add(self, settings: ConsulSettings, election: ElectionSettings) -> Candidate:
+    async def add(self, settings: ConsulSettings, election: ElectionSettings, **more: Any) -> Candidate:
         number = len(self.candidates)
         me = LeaderRecord(
             f"peer{number}", (f"/ip4/10.0.0.{number}/tcp/5001/p2p/peer{number}",), node=f"n{number}", cluster="test"
         )
         client = await self._stack.enter_async_context(ConsulClient(settings))
-        candidate, scope = Candidate(client, me, election), trio.CancelScope()
+        candidate, scope = Candidate(client, me, election, **more), trio.CancelScope()
 
         async def run(task_status: trio.TaskStatus[None]) -> None:
             with scope:
@@ -166,14 +168,16 @@ async def test_the_session_ends_with_its_service_check(agent: ConsulAgent, clien
     """A killed process doesn't wait for its TTL: its own TCP check frees the lock."""
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
-    service = ServiceDefinition("bound", "bound", "127.0.0.1", port, TcpCheck(f"127.0.0.1:{port}", interval=0.2))
-    election = ElectionSettings(key="test/bound", lock_delay=0.5, service_checks=(service.check_id,))
+    check = TcpCheck(f"127.0.0.1:{port}", interval=0.2)
+    service = ServiceDefinition("bound", ROUTER, "127.0.0.1", port, (check,))
+    election = ElectionSettings(key="test/bound", lock_delay=0.5)
     async with trio.open_nursery() as nursery:
-        await nursery.start(Registration(client, [service]).run)
-        async with group(agent.settings(), 1, election) as g:
+        registration = Registration(client, [service])
+        await nursery.start(registration.run)
+        async with group(agent.settings(), 0, election) as g:
+            old = await g.add(agent.settings(), election, checks=lambda: registration.session_checks)
             await until(g.leaders, 8)
-            old = g.candidates[0]
-            other = await g.add(agent.settings(), ElectionSettings(key="test/bound", lock_delay=0.5))
+            other = await g.add(agent.settings(), election)
             listener.close()
             took = await until(lambda: other.view.state is State.LEADER, 5)
             print(f"after the check's end: {took:.3f} s")
