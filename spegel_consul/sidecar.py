@@ -29,6 +29,7 @@ from spegel_consul.bootstrap import Bootstrap
 from spegel_consul.bootstrap.consul import ConsulBootstrap
 from spegel_consul.bootstrap.static import StaticBootstrap
 from spegel_consul.config import Settings, StoreKind
+from spegel_consul.consul.beacon import Beacon
 from spegel_consul.consul.candidate import Candidate
 from spegel_consul.consul.catalog import ROUTER, spegel_services
 from spegel_consul.consul.client import ConsulClient
@@ -195,19 +196,17 @@ async def _join_consul(
     mode, alloc_id = settings.consul_service, os.environ.get("NOMAD_ALLOC_ID")
     registration = Registration(
         client,
-        services,
+        services.always,
         external=mode is ServiceMode.EXTERNAL,
         alloc_id=alloc_id if mode is ServiceMode.AUTO else None,
     )
     catalog = None if mode is ServiceMode.OFF else CatalogWatch(client, ROUTER)
-    # the session ends with the router's check, so a lead whose process was killed is free after one check and the
-    # lock-delay; the candidate stops before its check is taken away, or a clean hand-over would wait for that too
     candidate = Candidate(
         client,
         record,
         settings.election,
         crowd=lambda: len(catalog.members) if catalog is not None else 0,
-        checks=lambda: registration.session_checks if catalog is not None else (),
+        beacon=Beacon(client, services.leader) if catalog is not None else None,
     )
     metrics.leader.set_function(lambda: candidate.view.state is State.LEADER)
     if catalog is not None:

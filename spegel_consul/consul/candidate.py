@@ -14,9 +14,10 @@ from datetime import UTC, datetime
 import structlog
 import trio
 
+from spegel_consul.consul.beacon import Beacon
 from spegel_consul.consul.client import ConsulClient
 from spegel_consul.consul.election import Election, ElectionSettings, State, View
-from spegel_consul.consul.errors import ConsulError, NoClusterLeader
+from spegel_consul.consul.errors import AccessDenied, CheckNotPassing, ConsulError, NoClusterLeader
 from spegel_consul.consul.events import (
     Acquire,
     Acquired,
@@ -43,13 +44,15 @@ log = structlog.get_logger(__name__)
 
 RESIGN_WITHIN = 3.0
 """Seconds that giving up the lock may delay a shutdown."""
+CHECK_WITHIN = 2.0
+"""Seconds after which a session is made without the check that the servers don't know."""
 
 
 class Candidate:
     """Takes part in the election of the bootstrap peer with ``me`` as the record to publish.
 
     ``crowd`` says how many nodes take part, as far as known; the more, the further they spread their attempts.
-    ``checks`` gives the ids of this node's own checks with which the lock shall end.
+    With a ``beacon`` the lock ends soon after this process, and without one after two TTLs.
     Never fails because Consul is away or refuses: see :attr:`view` and :attr:`problem`.
     """
 
@@ -60,13 +63,13 @@ class Candidate:
         settings: ElectionSettings | None = None,
         *,
         crowd: Callable[[], int] = lambda: 0,
-        checks: Callable[[], tuple[str, ...]] = lambda: (),
+        beacon: Beacon | None = None,
         rng: random.Random | None = None,
     ) -> None:
         self.me = me
         self.settings = settings or ElectionSettings()
         self._client = client
-        self._crowd, self._checks = crowd, checks
+        self._crowd, self._beacon = crowd, beacon
         self._election = Election(self.settings, me, rng or random.Random())
         self._nursery: trio.Nursery | None = None
         self._reading = trio.CancelScope()  # of the read in flight, if any
@@ -98,6 +101,8 @@ class Candidate:
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
+                if self._beacon is not None:
+                    nursery.start_soon(self._beacon.run)
                 self._feed(Started())
                 task_status.started()
                 while True:
@@ -111,9 +116,10 @@ class Candidate:
             for action in self._feed(Stopped()):
                 if isinstance(action, Resign):
                     await self._resign(action)
+            await self._put_out()
 
     def _feed(self, event: Event) -> tuple[Action, ...]:
-        self._election.crowd, self._election.service_checks = self._crowd(), self._checks()
+        self._election.crowd = self._crowd()
         actions = self._election.handle(event, trio.current_time())
         if self._nursery is not None:
             for action in actions:
@@ -142,15 +148,8 @@ class Candidate:
         match action:
             case ReadKey(number, index, wait):
                 return KeyRead(number, *await self._client.kv_get(key, index, wait))
-            case CreateSession(ttl, service_checks):
-                session = await self._client.session_create(
-                    f"spegel {self.me.node or self.me.peer_id}",
-                    ttl=ttl,
-                    lock_delay=self.settings.lock_delay,
-                    behavior=self.settings.behavior,
-                    service_checks=service_checks,
-                )
-                return SessionCreated(session, began)
+            case CreateSession(ttl):
+                return await self._create_session(ttl)
             case Acquire(session):
                 value = self.me.to_json(session=session, since=_utc_now())
                 return Acquired(await self._client.kv_acquire(key, session, value, FLAGS))
@@ -162,12 +161,45 @@ class Candidate:
                     raise NoClusterLeader("the servers have no leader")
                 return Probed(action)
             case Destroy(session):
+                await self._put_out()
                 with suppress(ConsulError):
                     await self._client.session_destroy(session)
             case Resign():
                 log.info("taking over from this node's former process", session=action.session)
                 await self._resign(action)
         return None
+
+    async def _put_out(self) -> None:
+        if self._beacon is not None:
+            await self._beacon.out()
+
+    async def _create_session(self, ttl: float) -> SessionCreated:
+        checks: tuple[str, ...] = ()
+        if self._beacon is not None:
+            try:
+                await self._beacon.light()
+                checks = (self._beacon.check_id,)
+            except AccessDenied as why:
+                log.warning("the lock does not end with this process: may not register spegel-leader", error=str(why))
+                self._beacon = None
+        give_up = trio.current_time() + CHECK_WITHIN
+        while True:
+            began = trio.current_time()
+            try:
+                session = await self._client.session_create(
+                    f"spegel {self.me.node or self.me.peer_id}",
+                    ttl=ttl,
+                    lock_delay=self.settings.lock_delay,
+                    behavior=self.settings.behavior,
+                    service_checks=checks,
+                )
+            except CheckNotPassing:
+                # the agent tells the servers of a check soon after it took it; if never, any leader is better than none
+                if began >= give_up:
+                    checks = ()
+                await trio.sleep(0.02)
+            else:
+                return SessionCreated(session, began)
 
     async def _resign(self, action: Resign) -> None:
         value = vacant(released_by=self.me.node, at=_utc_now())
@@ -194,6 +226,9 @@ class Candidate:
                     epoch=new.epoch,
                     fresh=new.fresh,
                 )
+            others = new.leader is None or new.leader.identity != self.me.identity
+            if new.state is State.FOLLOWER and others and self._nursery is not None:
+                self._nursery.start_soon(self._put_out)
         self._tell(None if new.state is State.STOPPED else self._election.problem)
 
     def _tell(self, problem: str | None) -> None:

@@ -2,8 +2,8 @@
 #
 # Three services, one port each, because DNS answers a name with all its instances: `spegel` is the registry and
 # only the registry, so that `spegel.service.consul:5000` is right for every answer.  The agent runs the checks; a node
-# that stops answering leaves DNS after one interval.  The router has two: that its port is open says that the process
-# is there, and the lock's session ends with it; a process that hangs still has an open port, and fails the other one.
+# that stops answering leaves DNS after one interval.  The router has two: a process that hangs still has an open port.
+# A fourth, `spegel-leader`, is registered only by the node that has the lock (see beacon.py).
 #
 # Ids are stable over restarts (`spegel:<node>`), so that a restart replaces and never doubles an instance.
 
@@ -18,8 +18,14 @@ from typing import ClassVar
 from spegel_consul.consul.client import AgentService
 from spegel_consul.consul.duration import format_duration
 
-REGISTRY, ROUTER, METRICS = "spegel", "spegel-router", "spegel-metrics"
+REGISTRY, ROUTER, METRICS, LEADER = "spegel", "spegel-router", "spegel-metrics", "spegel-leader"
 DEFAULT_REGISTRY_PORT = 5000
+LEADER_CHECK_TTL = 3.0
+"""Seconds after which a leader whose process hangs or was killed is noticed.
+
+With the lock-delay of half a second another node leads within four.  Not shorter, because an agent that restarts
+keeps the check's state only for that long, less what it cuts off in rounding to whole seconds.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +42,14 @@ class HttpCheck:
 
     def to_json(self) -> dict[str, object]:
         """What is particular to this kind."""
-        return {"HTTP": self.url, "TLSSkipVerify": True}
+        return {"HTTP": self.url, "TLSSkipVerify": True, **_times(self.interval)}
 
 
 @dataclass(frozen=True, slots=True)
 class TcpCheck:
     """The agent connects to ``address`` (``host:port``, IPv6 in brackets) every ``interval`` seconds.
 
-    It counts as passing before the first time, because a port is open before it is registered; so a session that
-    is bound to it need not wait.
+    It counts as passing before the first time, because a port is open before it is registered.
     """
 
     address: str
@@ -54,7 +59,24 @@ class TcpCheck:
 
     def to_json(self) -> dict[str, object]:
         """What is particular to this kind."""
-        return {"TCP": self.address}
+        return {"TCP": self.address, **_times(self.interval)}
+
+
+@dataclass(frozen=True, slots=True)
+class TtlCheck:
+    """Passes for ``ttl`` seconds each time we say so. An agent that restarts within that time remembers it."""
+
+    ttl: float
+    passing: bool = True
+    kind: ClassVar[str] = "ttl"
+
+    def to_json(self) -> dict[str, object]:
+        """What is particular to this kind."""
+        return {"TTL": format_duration(self.ttl)}
+
+
+def _times(interval: float) -> dict[str, object]:
+    return {"Interval": format_duration(interval), "Timeout": format_duration(max(interval, 1.0))}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +91,7 @@ class ServiceDefinition:
     name: str
     address: str
     port: int
-    checks: tuple[HttpCheck | TcpCheck, ...]
+    checks: tuple[HttpCheck | TcpCheck | TtlCheck, ...]
     tags: tuple[str, ...] = ()
     meta: Mapping[str, str] = field(default_factory=dict, hash=False)
     weights: tuple[int, int] = (10, 1)
@@ -92,12 +114,10 @@ class ServiceDefinition:
             "Checks": [self._check(check) for check in self.checks],
         }
 
-    def _check(self, check: HttpCheck | TcpCheck) -> dict[str, object]:
+    def _check(self, check: HttpCheck | TcpCheck | TtlCheck) -> dict[str, object]:
         return {
             "CheckID": self.check_id(check.kind),
             "Name": f"{self.name} answers {check.kind.upper()}",
-            "Interval": format_duration(check.interval),
-            "Timeout": format_duration(max(check.interval, 1.0)),
             # what a node that never came back leaves behind; a live one is registered again
             "DeregisterCriticalServiceAfter": "5m",
             **({"Status": "passing"} if check.passing else {}),
@@ -110,6 +130,14 @@ class ServiceDefinition:
             (present.name, present.address, present.port, set(present.tags), dict(present.meta), present.weights)
             == (self.name, self.address, self.port, set(self.tags), dict(self.meta), self.weights)
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What one node registers: ``always``, and ``leader`` while it leads."""
+
+    always: tuple[ServiceDefinition, ...]
+    leader: ServiceDefinition
 
 
 def spegel_services(
@@ -126,8 +154,8 @@ def spegel_services(
     ready_path: str = "/readyz",
     live_path: str = "/livez",
     interval: float = 2.0,
-) -> tuple[ServiceDefinition, ServiceDefinition, ServiceDefinition]:
-    """The registry, router and metrics services of one node, in this order.
+) -> Services:
+    """The registry, router and metrics services of one node, in this order, and that of the leader.
 
     ``node`` must be stable and unique among the sidecars of one agent, apart from the registry port: another
     than 5000 becomes part of the ids. ``address`` is the advertised IP address, ``router_addr`` the router's
@@ -139,8 +167,13 @@ def spegel_services(
     ready = HttpCheck(f"{scheme}://{host}:{registry_port}{ready_path}", interval)
     live = HttpCheck(f"http://{host}:{metrics_port}{live_path}", interval, passing=True)
     router = TcpCheck(f"{host}:{router_port}", interval)
-    return (
-        ServiceDefinition(f"{REGISTRY}:{suffix}", REGISTRY, address, registry_port, (ready,), meta=meta),
-        ServiceDefinition(f"{ROUTER}:{suffix}", ROUTER, address, router_port, (router, live), meta=meta),
-        ServiceDefinition(f"{METRICS}:{suffix}", METRICS, address, metrics_port, (live,), meta=meta),
+    return Services(
+        always=(
+            ServiceDefinition(f"{REGISTRY}:{suffix}", REGISTRY, address, registry_port, (ready,), meta=meta),
+            ServiceDefinition(f"{ROUTER}:{suffix}", ROUTER, address, router_port, (router, live), meta=meta),
+            ServiceDefinition(f"{METRICS}:{suffix}", METRICS, address, metrics_port, (live,), meta=meta),
+        ),
+        leader=ServiceDefinition(
+            f"{LEADER}:{suffix}", LEADER, address, router_port, (TtlCheck(LEADER_CHECK_TTL),), meta=meta
+        ),
     )

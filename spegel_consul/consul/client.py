@@ -194,6 +194,10 @@ class ConsulClient(AbstractAsyncContextManager["ConsulClient"]):
         with suppress(NotFound):
             await self._http.request("PUT", answered_ok, path)
 
+    async def check_pass(self, check_id: str, within: float | None = None) -> None:
+        """Say that a TTL check passes. ServerError or NotFound: the agent has no such check."""
+        await self._http.request("PUT", answered_ok, f"/v1/agent/check/pass/{check_id}", within=within)
+
     # -- the catalog and the servers
 
     async def health_service(

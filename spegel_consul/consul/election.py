@@ -42,7 +42,6 @@ from typing import Any
 from spegel_consul.consul.client import KVEntry
 from spegel_consul.consul.errors import (
     AccessDenied,
-    CheckNotPassing,
     ConsulError,
     InvalidSession,
     InvalidSessionTTL,
@@ -77,7 +76,6 @@ SAFETY = 0.5
 SPACING = 0.02
 """Seconds between one node's attempt and the next one's, on average."""
 _CROWD_UNKNOWN = 0.3
-_CHECK_REFUSALS = 6
 
 
 class State(enum.Enum):
@@ -113,7 +111,7 @@ class ElectionSettings:
 
     key: str = "spegel/leader"
     ttl: float = 15.0
-    lock_delay: float = 1.0
+    lock_delay: float = 0.5
     """How long the lock of a session that ended stays refused; also sets how often the leader renews."""
     behavior: str = "release"
     wait: float = 60.0
@@ -142,16 +140,13 @@ class ElectionSettings:
 class Election:
     """One node's part in the election. ``me`` is what others learn if it wins.
 
-    Two things may be set at any time. ``crowd``: how many nodes take part, 0 for not known. ``service_checks``: ids
-    of this node's own checks that end the session at once when they turn critical or are removed, so that a killed
-    process needs no TTL to be noticed. Stop before they are deregistered, or the hand-over pays the lock-delay.
+    ``crowd`` may be set at any time: how many nodes take part, 0 for not known.
     """
 
     def __init__(self, settings: ElectionSettings, me: LeaderRecord, rng: random.Random) -> None:
         self.settings = settings
         self.me = me
         self.crowd = 0
-        self.service_checks: tuple[str, ...] = ()
         self.view = View()
         self.denied: str | None = None
         """Why this node's token may not lead, if it may not; known only once it was tried."""
@@ -167,7 +162,6 @@ class Election:
         self._vacancy: tuple[int, int] | None = None
         self._try_at = 0.0
         self._denied_until = -math.inf
-        self._check_refusals = 0
         # of both
         self._silent_at = math.inf  # not heard until then, we are SUSPENDED
 
@@ -205,7 +199,6 @@ class Election:
                 return self._key_read(event, now) if event.number == self._reads else ()
             case SessionCreated(session, began):
                 self._solved(CreateSession)
-                self._check_refusals = 0
                 self._heart.hold(session, began)
                 return self._read()
             case Acquired(won):
@@ -292,8 +285,7 @@ class Election:
             return self._read(min(try_at - now, self.settings.wait))
         if self._heart.session is not None:
             return (Acquire(self._heart.session),)
-        bound = self._check_refusals < _CHECK_REFUSALS
-        return (CreateSession(self.ttl, self.service_checks if bound else ()),)
+        return (CreateSession(self.ttl),)
 
     def _released(self, entry: KVEntry | None) -> bool:
         """Whether the lock was given up, so that no lock-delay is running."""
@@ -355,9 +347,6 @@ class Election:
                 self._problems[CreateSession] = f"creating a session: {error}"
                 if isinstance(error, InvalidSessionTTL):
                     self._heart.ttl = error.nearest(self.ttl)
-                if isinstance(error, CheckNotPassing):
-                    # a check turns green soon after registration; if it never does, any leader is better than none
-                    self._check_refusals += 1
                 return self._pause(now)
             case Acquire(session):
                 self._problems[Acquire] = f"locking {self.settings.key}: {error}"

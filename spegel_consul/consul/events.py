@@ -86,7 +86,6 @@ class ReadKey:
 @dataclass(frozen=True, slots=True)
 class CreateSession:
     ttl: float
-    service_checks: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

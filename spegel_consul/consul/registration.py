@@ -133,13 +133,6 @@ class Registration:
         """Why the services may be missing from the catalog, in one line; None when all is well."""
         return self._problem
 
-    @property
-    def session_checks(self) -> tuple[str, ...]:
-        """The check whose end says that this process has ended, if it is ours; for the lock's session."""
-        return tuple(
-            service.check_id("tcp") for service in self.services if service.name == ROUTER and ROUTER in self._own
-        )
-
     async def registered(self) -> None:
         """Return when the agent has all services for the first time, from us or from Nomad."""
         await self._registered.wait()

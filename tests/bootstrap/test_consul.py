@@ -53,7 +53,7 @@ async def start(
 
 async def register(consul: FakeConsul, *names: str) -> None:
     for number, name in enumerate(names):
-        _, router, _ = spegel_services(
+        services = spegel_services(
             node=name,
             address=f"10.0.1.{number}",
             peer_id=name,
@@ -63,7 +63,7 @@ async def register(consul: FakeConsul, *names: str) -> None:
             router_port=5001,
             metrics_port=9090,
         )
-        await consul.client(name).register_service(router.to_json())
+        await consul.client(name).register_service(services.always[1].to_json())
 
 
 async def test_names_the_leader_and_reacts_to_identity_only(

@@ -66,7 +66,7 @@ def services_at(ports: Sequence[int]) -> tuple[ServiceDefinition, ...]:
         router_port=router,
         metrics_port=metrics,
         interval=0.2,
-    )
+    ).always
 
 
 @asynccontextmanager
