@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 
 import structlog
@@ -30,6 +31,8 @@ class Beacon:
 
     def __init__(self, client: ConsulClient, service: ServiceDefinition) -> None:
         self.check_id = service.check_id("ttl")
+        self.alive_until = math.inf
+        """Not before then the check fails."""
         self._client = client
         self._service = service
         self._turn = trio.Lock()  # what was asked for last is done last
@@ -41,7 +44,7 @@ class Beacon:
         async with self._turn:
             self._registered = True
             await self._client.register_service(self._service.to_json())
-            await self._client.check_pass(self.check_id)  # it keeps the state that a former process left
+            await self._pass()  # it keeps the state that a former process left
             self._lit.set()
 
     async def out(self) -> None:
@@ -65,13 +68,18 @@ class Beacon:
         while True:
             await self._lit.wait()
             try:
-                await self._client.check_pass(self.check_id, within=LEADER_CHECK_TTL / 2)
+                await self._pass()
             except ConsulUnavailable:
                 await trio.sleep(_TICK / 3)  # an agent that comes back should find us there
                 continue
             except ConsulError as why:
                 await self._again(why)
             await trio.sleep(_TICK)
+
+    async def _pass(self) -> None:
+        began = trio.current_time()
+        await self._client.check_pass(self.check_id, within=LEADER_CHECK_TTL / 2)
+        self.alive_until = began + LEADER_CHECK_TTL
 
     async def _again(self, why: ConsulError) -> None:
         """The agent has forgotten the check."""

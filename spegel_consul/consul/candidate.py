@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from contextlib import suppress
@@ -77,6 +78,7 @@ class Candidate:
         self._problem: str | None = None
         self._denied: str | None = None
         self._ttl = self.settings.ttl
+        self._bound = False  # the last session to the beacon's check
         self._view_changed = trio.Event()
         self._rescheduled = trio.Event()
 
@@ -107,9 +109,9 @@ class Candidate:
                 task_status.started()
                 while True:
                     rescheduled = self._rescheduled
-                    with trio.move_on_at(self._election.deadline):
+                    with trio.move_on_at(self._deadline()):
                         await rescheduled.wait()
-                    if trio.current_time() >= self._election.deadline:
+                    if trio.current_time() >= self._deadline():
                         self._feed(Ticked())
         finally:
             self._nursery = None
@@ -118,8 +120,16 @@ class Candidate:
                     await self._resign(action)
             await self._put_out()
 
-    def _feed(self, event: Event) -> tuple[Action, ...]:
+    def _deadline(self) -> float:
+        self._look_around()
+        return self._election.deadline
+
+    def _look_around(self) -> None:
         self._election.crowd = self._crowd()
+        self._election.alive_until = self._beacon.alive_until if self._bound and self._beacon else math.inf
+
+    def _feed(self, event: Event) -> tuple[Action, ...]:
+        self._look_around()
         actions = self._election.handle(event, trio.current_time())
         if self._nursery is not None:
             for action in actions:
@@ -199,6 +209,7 @@ class Candidate:
                     checks = ()
                 await trio.sleep(0.02)
             else:
+                self._bound = bool(checks)
                 return SessionCreated(session, began)
 
     async def _resign(self, action: Resign) -> None:

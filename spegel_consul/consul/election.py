@@ -140,13 +140,15 @@ class ElectionSettings:
 class Election:
     """One node's part in the election. ``me`` is what others learn if it wins.
 
-    ``crowd`` may be set at any time: how many nodes take part, 0 for not known.
+    Two things may be set at any time. ``crowd``: how many nodes take part, 0 for not known. ``alive_until``: before
+    when a check to which the session is bound can't have failed.
     """
 
     def __init__(self, settings: ElectionSettings, me: LeaderRecord, rng: random.Random) -> None:
         self.settings = settings
         self.me = me
         self.crowd = 0
+        self.alive_until = math.inf
         self.view = View()
         self.denied: str | None = None
         """Why this node's token may not lead, if it may not; known only once it was tried."""
@@ -176,6 +178,11 @@ class Election:
         return next(iter(self._problems.values()), self.denied if self.view.state is State.CANDIDATE else None)
 
     @property
+    def _lead_end(self) -> float:
+        """When this node stops calling itself the leader, unless it hears from Consul."""
+        return min(self._heart.lease_end, self.alive_until + self.settings.lock_delay) - SAFETY
+
+    @property
     def deadline(self) -> float:
         """When Ticked is due."""
         state = self.view.state
@@ -183,7 +190,7 @@ class Election:
             self._resume_at,
             self._heart.deadline,
             self._silent_at if state in (State.FOLLOWER, State.CANDIDATE) else math.inf,
-            self._heart.lease_end - SAFETY if state is State.LEADER else math.inf,
+            self._lead_end if state is State.LEADER else math.inf,
         )
 
     def handle(self, event: Event, now: float) -> tuple[Action, ...]:
@@ -261,11 +268,12 @@ class Election:
         return (*self._drop_session(now), *self._read(self.settings.wait))
 
     def _key_mine(self, entry: KVEntry, session: str, now: float) -> tuple[Action, ...]:
-        if now < self._heart.lease_end - SAFETY:
+        if now < self._lead_end:
             self._set(state=State.LEADER, leader=self.me, epoch=entry.modify_index, session=session, fresh=True)
         written = LeaderRecord.parse(entry.value)
         if written is not None and written.identity == self.me.identity:
-            return self._read(self.settings.wait)
+            # a leader may not trust a silent connection for long: an operator may have taken the key away
+            return self._read(min(self.settings.wait, max(self._heart.lease, 1.0)))
         if now < self._try_at:
             return self._read(self._try_at - now)
         self._try_at = now + self.settings.retry  # somebody keeps writing over our value: don't fight in a loop
@@ -323,7 +331,7 @@ class Election:
 
     def _tick(self, now: float) -> tuple[Action, ...]:
         actions: tuple[Action, ...] = self._heart.beat(now)
-        if self.view.state is State.LEADER and now >= self._heart.lease_end - SAFETY:
+        if self.view.state is State.LEADER and now >= self._lead_end:
             self._set(state=State.SUSPENDED, fresh=False)
             actions += self._read_anew()
         if self.view.state in (State.FOLLOWER, State.CANDIDATE) and now >= self._silent_at:

@@ -7,8 +7,9 @@
 # The lease is local arithmetic.  Consul can't end a session by its TTL sooner than one TTL after it *got* a renewal.
 # It ends one sooner when gossip declares the node dead, which takes GOSSIP or longer, and then refuses the lock to
 # everybody for the lock-delay.  So nobody else leads before the smaller of both has passed since the last successful
-# renewal was sent: that long a leader calls itself one.  This is the rule "lock-delay of TTL - 5 s or more", solved
-# for the leader's side, so that a short lock-delay costs more renewals of one node and no second leader.
+# renewal was sent: that long a leader calls itself one (and less, if its beacon's check may have failed).  This is the
+# rule "lock-delay of TTL - 5 s or more", solved for the leader's side, so that a short lock-delay costs more renewals
+# of one node and no second leader.
 
 """``Heartbeat``: the session, the lease it gives, and when Consul is asked next."""
 

@@ -17,6 +17,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -39,6 +40,13 @@ from spegel_consul.consul.token import TokenSource
 CONNECT_TIMEOUT = 3.0
 CALL_TIMEOUT = 10.0
 _SLACK = 2.0
+_KEEPALIVE = [
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+]
+"""A long poll whose other end is gone ends after 25 s; without this it would end only with its time limit."""
 
 
 class TrioHTTPClient(library.HTTPClient):  # type: ignore[misc]  # the library has no types
@@ -60,6 +68,7 @@ class TrioHTTPClient(library.HTTPClient):  # type: ignore[misc]  # the library h
                 uds=settings.uds,
                 trust_env=False,
                 limits=httpx.Limits(max_connections=64, max_keepalive_connections=8, keepalive_expiry=30.0),
+                socket_options=None if settings.uds else _KEEPALIVE,
             ),
             trust_env=False,
             follow_redirects=False,

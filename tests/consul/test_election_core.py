@@ -77,7 +77,9 @@ def leading(**changes: object) -> Election:
     election = owning(**changes)
     assert election.handle(Acquired(True), 0) == (ReadKey(3, 0, 60.0),)
     assert election.view.state is State.CANDIDATE  # not before it was read back
-    assert election.handle(KeyRead(3, 9, held("s", ME, 9)), 0) == (ReadKey(4, 9, 60.0),)
+    [read] = election.handle(KeyRead(3, 9, held("s", ME, 9)), 0)
+    assert (read.number, read.index) == (4, 9)
+    assert 5 <= read.wait <= 15  # a leader doesn't trust a silent connection for a minute
     assert (election.view.state, election.view.epoch, election.view.leader) == (State.LEADER, 9, ME)
     return election
 
