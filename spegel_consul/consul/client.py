@@ -80,7 +80,7 @@ class ConsulClient(AbstractAsyncContextManager["ConsulClient"]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with trio.move_on_after(1, shield=True):
-            await self._http.aclose()
+            await self._http.close()
 
     @property
     def token(self) -> str | None:
