@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 CACHE  ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/spegel-consul-ci
 
-.PHONY: run install dev-install real-parts test check bench clean
+.PHONY: run install dev-install real-parts test test-py-consul check bench clean
 
 run: install
 	$(BIN)/spegel-consul dev
@@ -39,9 +39,17 @@ check: dev-install
 
 test: dev-install real-parts
 	SPEGEL_REAL_PARTS=$(CACHE) $(BIN)/python -m pytest
+	$(MAKE) test-py-consul
+
+# the fence around the client library once more, with the other library behind it
+test-py-consul: dev-install real-parts
+	.ci/install-py-consul $(VENV) .venv-py-consul
+	SPEGEL_REAL_PARTS=$(CACHE) .venv-py-consul/bin/python -m pytest -q \
+		tests/consul/test_client.py tests/consul/test_library.py tests/consul/test_catalog.py \
+		tests/consul/test_real_catalog.py tests/sim/test_election.py
 
 bench: dev-install
 	$(BIN)/python -m bench
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-py-consul .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -7,6 +7,8 @@ from enum import Enum
 from pathlib import Path
 
 from spegel_consul.bootstrap.settings import BootstrapSettings
+from spegel_consul.consul.election import ElectionSettings
+from spegel_consul.consul.registration import ServiceMode
 from spegel_consul.consul.settings import ConsulSettings
 from spegel_consul.oci.filters import ImageFilter
 from spegel_consul.registry.mirror import MirrorSettings
@@ -46,4 +48,6 @@ class Settings:
     basic_auth_file: Path | None
     bootstrap: BootstrapSettings
     consul: ConsulSettings | None
+    consul_service: ServiceMode
+    election: ElectionSettings
     on_leader_change: OnLeaderChange

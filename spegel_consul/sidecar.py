@@ -31,11 +31,13 @@ from spegel_consul.bootstrap.nomad_api import NomadClient
 from spegel_consul.bootstrap.roster import CatalogRoster
 from spegel_consul.bootstrap.settings import BootstrapKind
 from spegel_consul.config import Settings, StoreKind
+from spegel_consul.consul.beacon import Beacon
 from spegel_consul.consul.candidate import Candidate
-from spegel_consul.consul.catalog import ROUTER, Registration, spegel_services
+from spegel_consul.consul.catalog import ROUTER, spegel_services
 from spegel_consul.consul.client import ConsulClient
-from spegel_consul.consul.election import ElectionSettings, State
+from spegel_consul.consul.election import State
 from spegel_consul.consul.record import LeaderRecord
+from spegel_consul.consul.registration import Registration, ServiceMode
 from spegel_consul.consul.watch import CatalogWatch
 from spegel_consul.metrics import Metrics
 from spegel_consul.node.address import NoAddress, advertised
@@ -221,7 +223,7 @@ def _record(settings: Settings, node: _Node, router: Router) -> LeaderRecord:
 
 async def _enter_consul(
     settings: Settings, client: ConsulClient, me: LeaderRecord, node: _Node, metrics: Metrics, stages: _Stages
-) -> tuple[Candidate | None, CatalogWatch]:
+) -> tuple[Candidate | None, CatalogWatch | None]:
     services = spegel_services(
         node=settings.node_name,
         address=node.address,
@@ -233,15 +235,28 @@ async def _enter_consul(
         metrics_port=node.metrics_port,
         scheme=node.scheme,
     )
-    catalog = CatalogWatch(client, ROUTER)
-    await stages.start(Registration(client, services).run)
-    await stages.start(catalog.run)
+    mode, alloc_id = settings.consul_service, os.environ.get("NOMAD_ALLOC_ID")
+    catalog = None
+    if mode is not ServiceMode.OFF:
+        registration = Registration(
+            client,
+            services.always,
+            external=mode is ServiceMode.EXTERNAL,
+            alloc_id=alloc_id if mode is ServiceMode.AUTO else None,
+        )
+        await stages.start(registration.run)
+    if mode is not ServiceMode.OFF or BootstrapKind.CATALOG in settings.bootstrap.kinds:
+        catalog = CatalogWatch(client, ROUTER)
+        await stages.start(catalog.run)
     if BootstrapKind.CONSUL not in settings.bootstrap.kinds:
         return None, catalog
-    # the session ends with the router's check, so a lead whose process was killed is free after one check and the
-    # lock-delay; the candidate stops before its check is taken away, or a clean hand-over would wait for that too
-    checks = tuple(service.check_id for service in services if service.name == ROUTER)
-    candidate = Candidate(client, me, ElectionSettings(service_checks=checks))
+    candidate = Candidate(
+        client,
+        me,
+        settings.election,
+        crowd=lambda: len(catalog.members) if catalog is not None else 0,
+        beacon=Beacon(client, services.leader) if mode is not ServiceMode.OFF else None,
+    )
     metrics.leader.set_function(lambda: candidate.view.state is State.LEADER)
     await stages.start(candidate.run)
     return candidate, catalog

@@ -10,9 +10,11 @@ from typing import Any
 import click
 import trio
 
+from spegel_consul.commands.consul import consul_options, election_settings
 from spegel_consul.commands.finding import bootstrap_settings, finding_options
 from spegel_consul.commands.options import ADDRESS, DURATION, FILE, LIST, REACHABLE, TIMEOUT, flat, option
 from spegel_consul.config import Settings, StoreKind
+from spegel_consul.consul.registration import ServiceMode
 from spegel_consul.consul.settings import ConsulSettings
 from spegel_consul.oci.filters import ImageFilter
 from spegel_consul.registry.mirror import MirrorSettings
@@ -113,6 +115,7 @@ from spegel_consul.server.tls import TlsFiles
     default="rejoin",
     help="What the router does: join through the new leader too; make itself anew, then let go of the old; nothing.",
 )
+@consul_options
 @option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", help="Least level.")
 @option("--log-format", type=click.Choice(["json", "console"]), default="json", help="For machines or for people.")
 def registry(**given: Any) -> None:
@@ -138,6 +141,7 @@ def _settings(given: dict[str, Any]) -> Settings:
     try:
         images = ImageFilter.build(flat(given["mirrored_registries"]), given["registry_filters"])
         bootstrap = bootstrap_settings(given, os.environ)
+        election = election_settings(given)
         consul = ConsulSettings.from_env(os.environ) if bootstrap.uses_consul else None
     except ValueError as exc:
         raise click.UsageError(str(exc)) from None
@@ -169,6 +173,8 @@ def _settings(given: dict[str, Any]) -> Settings:
         basic_auth_file=given["basic_auth_file"],
         bootstrap=bootstrap,
         consul=consul,
+        consul_service=ServiceMode(given["consul_service"]),
+        election=election,
         on_leader_change=OnLeaderChange(given["on_leader_change"]),
     )
 

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import math
 import random
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -13,9 +15,10 @@ from datetime import UTC, datetime
 import structlog
 import trio
 
+from spegel_consul.consul.beacon import Beacon
 from spegel_consul.consul.client import ConsulClient
 from spegel_consul.consul.election import Election, ElectionSettings, State, View
-from spegel_consul.consul.errors import ConsulError
+from spegel_consul.consul.errors import AccessDenied, CheckNotPassing, ConsulError, NoClusterLeader
 from spegel_consul.consul.events import (
     Acquire,
     Acquired,
@@ -25,6 +28,8 @@ from spegel_consul.consul.events import (
     Event,
     Failed,
     KeyRead,
+    Probe,
+    Probed,
     ReadKey,
     Renew,
     Renewed,
@@ -40,11 +45,15 @@ log = structlog.get_logger(__name__)
 
 RESIGN_WITHIN = 3.0
 """Seconds that giving up the lock may delay a shutdown."""
+CHECK_WITHIN = 2.0
+"""Seconds after which a session is made without the check that the servers don't know."""
 
 
 class Candidate:
     """Takes part in the election of the bootstrap peer with ``me`` as the record to publish.
 
+    ``crowd`` says how many nodes take part, as far as known; the more, the further they spread their attempts.
+    With a ``beacon`` the lock ends soon after this process, and without one after two TTLs.
     Never fails because Consul is away or refuses: see :attr:`view` and :attr:`problem`.
     """
 
@@ -54,16 +63,22 @@ class Candidate:
         me: LeaderRecord,
         settings: ElectionSettings | None = None,
         *,
+        crowd: Callable[[], int] = lambda: 0,
+        beacon: Beacon | None = None,
         rng: random.Random | None = None,
     ) -> None:
         self.me = me
         self.settings = settings or ElectionSettings()
         self._client = client
+        self._crowd, self._beacon = crowd, beacon
         self._election = Election(self.settings, me, rng or random.Random())
         self._nursery: trio.Nursery | None = None
         self._reading = trio.CancelScope()  # of the read in flight, if any
         self._view = self._election.view
         self._problem: str | None = None
+        self._denied: str | None = None
+        self._ttl = self.settings.ttl
+        self._bound = False  # the last session to the beacon's check
         self._view_changed = trio.Event()
         self._rescheduled = trio.Event()
 
@@ -88,21 +103,33 @@ class Candidate:
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
+                if self._beacon is not None:
+                    nursery.start_soon(self._beacon.run)
                 self._feed(Started())
                 task_status.started()
                 while True:
                     rescheduled = self._rescheduled
-                    with trio.move_on_at(self._election.deadline):
+                    with trio.move_on_at(self._deadline()):
                         await rescheduled.wait()
-                    if trio.current_time() >= self._election.deadline:
+                    if trio.current_time() >= self._deadline():
                         self._feed(Ticked())
         finally:
             self._nursery = None
             for action in self._feed(Stopped()):
                 if isinstance(action, Resign):
                     await self._resign(action)
+            await self._put_out()
+
+    def _deadline(self) -> float:
+        self._look_around()
+        return self._election.deadline
+
+    def _look_around(self) -> None:
+        self._election.crowd = self._crowd()
+        self._election.alive_until = self._beacon.alive_until if self._bound and self._beacon else math.inf
 
     def _feed(self, event: Event) -> tuple[Action, ...]:
+        self._look_around()
         actions = self._election.handle(event, trio.current_time())
         if self._nursery is not None:
             for action in actions:
@@ -131,25 +158,59 @@ class Candidate:
         match action:
             case ReadKey(number, index, wait):
                 return KeyRead(number, *await self._client.kv_get(key, index, wait))
-            case CreateSession(ttl, service_checks):
-                session = await self._client.session_create(
-                    f"spegel {self.me.node or self.me.peer_id}",
-                    ttl=ttl,
-                    lock_delay=self.settings.lock_delay,
-                    behavior=self.settings.behavior,
-                    service_checks=service_checks,
-                )
-                return SessionCreated(session, began)
+            case CreateSession(ttl):
+                return await self._create_session(ttl)
             case Acquire(session):
                 value = self.me.to_json(session=session, since=_utc_now())
                 return Acquired(await self._client.kv_acquire(key, session, value, FLAGS))
             case Renew(session, within):
                 await self._client.session_renew(session, within)
-                return Renewed(session, began)
+                return Renewed(action, began)
+            case Probe(within):
+                if not await self._client.status_leader(within):
+                    raise NoClusterLeader("the servers have no leader")
+                return Probed(action)
             case Destroy(session):
+                await self._put_out()
                 with suppress(ConsulError):
                     await self._client.session_destroy(session)
+            case Resign():
+                log.info("taking over from this node's former process", session=action.session)
+                await self._resign(action)
         return None
+
+    async def _put_out(self) -> None:
+        if self._beacon is not None:
+            await self._beacon.out()
+
+    async def _create_session(self, ttl: float) -> SessionCreated:
+        checks: tuple[str, ...] = ()
+        if self._beacon is not None:
+            try:
+                await self._beacon.light()
+                checks = (self._beacon.check_id,)
+            except AccessDenied as why:
+                log.warning("the lock does not end with this process: may not register spegel-leader", error=str(why))
+                self._beacon = None
+        give_up = trio.current_time() + CHECK_WITHIN
+        while True:
+            began = trio.current_time()
+            try:
+                session = await self._client.session_create(
+                    f"spegel {self.me.node or self.me.peer_id}",
+                    ttl=ttl,
+                    lock_delay=self.settings.lock_delay,
+                    behavior=self.settings.behavior,
+                    service_checks=checks,
+                )
+            except CheckNotPassing:
+                # the agent tells the servers of a check soon after it took it; if never, any leader is better than none
+                if began >= give_up:
+                    checks = ()
+                await trio.sleep(0.02)
+            else:
+                self._bound = bool(checks)
+                return SessionCreated(session, began)
 
     async def _resign(self, action: Resign) -> None:
         value = vacant(released_by=self.me.node, at=_utc_now())
@@ -176,13 +237,28 @@ class Candidate:
                     epoch=new.epoch,
                     fresh=new.fresh,
                 )
-        problem = None if new.state is State.STOPPED else self._election.problem
+            others = new.leader is None or new.leader.identity != self.me.identity
+            if new.state is State.FOLLOWER and others and self._nursery is not None:
+                self._nursery.start_soon(self._put_out)
+        self._tell(None if new.state is State.STOPPED else self._election.problem)
+
+    def _tell(self, problem: str | None) -> None:
+        """Log what is wrong when it begins and when it ends."""
+        denied, ttl = self._election.denied, self._election.ttl
+        if ttl != self._ttl:
+            log.warning("session TTL adjusted to the servers' limits", asked=self._ttl, used=ttl)
+            self._ttl = ttl
+        if denied != self._denied:
+            if denied is None:
+                log.info("this token may lead")
+            elif self._denied is None:
+                log.warning("following only: this token may not lead", error=denied)
         if problem != self._problem:
-            self._problem = problem
-            if problem:
+            if problem and problem != denied:
                 log.warning("election hindered", problem=problem)
-            else:
+            elif self._problem not in (None, self._denied):
                 log.info("election unhindered")
+        self._problem, self._denied = problem, denied
 
 
 def _utc_now() -> str:

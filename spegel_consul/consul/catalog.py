@@ -1,86 +1,108 @@
 # What this node says of itself in the catalog.
 #
 # Three services, one port each, because DNS answers a name with all its instances: `spegel` is the registry and
-# only the registry, so that `spegel.service.consul:5000` is right for every answer.  Each has one check, which
-# the agent runs; a node that stops answering leaves DNS after one interval.
+# only the registry, so that `spegel.service.consul:5000` is right for every answer.  The agent runs the checks; a node
+# that stops answering leaves DNS after one interval.  The router has two: a process that hangs still has an open port.
+# A fourth, `spegel-leader`, is registered only by the node that has the lock (see beacon.py).
 #
-# Ids are stable over restarts (`spegel:<node>`), so that a restart replaces and never doubles an instance.  Agents
-# forget (a new data directory) and operators deregister, so the agent is looked at every few seconds and what is
-# missing or altered is registered again; so it is when our token changes, because the agent syncs a service with
-# the token that registered it.  Under Nomad a job may register the services instead: then don't run this.
+# Ids are stable over restarts (`spegel:<node>`), so that a restart replaces and never doubles an instance.
 
-"""Registration of this node's services with its Consul agent."""
+"""This node's services, as they are registered."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
-import structlog
-import trio
-
-from spegel_consul.consul.client import AgentService, ConsulClient
+from spegel_consul.consul.client import AgentService
 from spegel_consul.consul.duration import format_duration
-from spegel_consul.consul.errors import ConsulError
-from spegel_consul.consul.pace import Backoff
 
-log = structlog.get_logger(__name__)
-
-REGISTRY, ROUTER, METRICS = "spegel", "spegel-router", "spegel-metrics"
+REGISTRY, ROUTER, METRICS, LEADER = "spegel", "spegel-router", "spegel-metrics", "spegel-leader"
 DEFAULT_REGISTRY_PORT = 5000
-DEREGISTER_WITHIN = 3.0
-"""Seconds that deregistration may delay a shutdown."""
+LEADER_CHECK_TTL = 3.0
+"""Seconds after which a leader whose process hangs or was killed is noticed.
+
+With the lock-delay of half a second another node leads within four.  Not shorter, because an agent that restarts
+keeps the check's state only for that long, less what it cuts off in rounding to whole seconds.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class HttpCheck:
-    """The agent gets ``url`` every ``interval`` seconds; 2xx passes. Certificates are not verified."""
+    """The agent gets ``url`` every ``interval`` seconds; 2xx passes, 429 warns. Certificates are not verified.
+
+    ``passing`` is what it counts as before the first time.
+    """
 
     url: str
     interval: float = 2.0
+    passing: bool = False
+    kind: ClassVar[str] = "http"
+
+    def to_json(self) -> dict[str, object]:
+        """What is particular to this kind."""
+        return {"HTTP": self.url, "TLSSkipVerify": True, **_times(self.interval)}
 
 
 @dataclass(frozen=True, slots=True)
 class TcpCheck:
-    """The agent connects to ``address`` (``host:port``, IPv6 in brackets) every ``interval`` seconds."""
+    """The agent connects to ``address`` (``host:port``, IPv6 in brackets) every ``interval`` seconds.
+
+    It counts as passing before the first time, because a port is open before it is registered.
+    """
 
     address: str
     interval: float = 2.0
+    passing: bool = True
+    kind: ClassVar[str] = "tcp"
+
+    def to_json(self) -> dict[str, object]:
+        """What is particular to this kind."""
+        return {"TCP": self.address, **_times(self.interval)}
+
+
+@dataclass(frozen=True, slots=True)
+class TtlCheck:
+    """Passes for ``ttl`` seconds each time we say so. An agent that restarts within that time remembers it."""
+
+    ttl: float
+    passing: bool = True
+    kind: ClassVar[str] = "ttl"
+
+    def to_json(self) -> dict[str, object]:
+        """What is particular to this kind."""
+        return {"TTL": format_duration(self.ttl)}
+
+
+def _times(interval: float) -> dict[str, object]:
+    return {"Interval": format_duration(interval), "Timeout": format_duration(max(interval, 1.0))}
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceDefinition:
-    """One service of this node. ``address`` is an IP address: a name would become a CNAME in DNS."""
+    """One service of this node. ``address`` is an IP address: a name would become a CNAME in DNS.
+
+    ``weights`` are those of DNS SRV answers, for an instance that passes and for one that warns. At most one check
+    of each kind.
+    """
 
     id: str
     name: str
     address: str
     port: int
-    check: HttpCheck | TcpCheck
+    checks: tuple[HttpCheck | TcpCheck | TtlCheck, ...]
     tags: tuple[str, ...] = ()
     meta: Mapping[str, str] = field(default_factory=dict, hash=False)
+    weights: tuple[int, int] = (10, 1)
 
-    @property
-    def check_id(self) -> str:
-        """The id of its check, for sessions that shall end with it."""
-        return f"{self.id}:check"
+    def check_id(self, kind: str) -> str:
+        """The id of its check of this kind, for sessions that shall end with it."""
+        return f"{self.id}:{kind}"
 
     def to_json(self) -> dict[str, object]:
         """The body of ``/v1/agent/service/register``."""
-        check: dict[str, object] = {
-            "CheckID": self.check_id,
-            "Name": f"{self.name} answers",
-            "Interval": format_duration(self.check.interval),
-            "Timeout": format_duration(max(self.check.interval, 1.0)),
-            # what a node that never came back leaves behind; the poll registers a live one again
-            "DeregisterCriticalServiceAfter": "5m",
-        }
-        if isinstance(self.check, HttpCheck):
-            check |= {"HTTP": self.check.url, "TLSSkipVerify": True}
-        else:
-            # it listens before it is registered, so a session that is bound to it need not wait for the first probe
-            check |= {"TCP": self.check.address, "Status": "passing"}
+        passing, warning = self.weights
         return {
             "ID": self.id,
             "Name": self.name,
@@ -88,15 +110,34 @@ class ServiceDefinition:
             "Port": self.port,
             "Tags": list(self.tags),
             "Meta": dict(self.meta),
-            "Checks": [check],
+            "Weights": {"Passing": passing, "Warning": warning},
+            "Checks": [self._check(check) for check in self.checks],
+        }
+
+    def _check(self, check: HttpCheck | TcpCheck | TtlCheck) -> dict[str, object]:
+        return {
+            "CheckID": self.check_id(check.kind),
+            "Name": f"{self.name} answers {check.kind.upper()}",
+            # what a node that never came back leaves behind; a live one is registered again
+            "DeregisterCriticalServiceAfter": "5m",
+            **({"Status": "passing"} if check.passing else {}),
+            **check.to_json(),
         }
 
     def matches(self, present: AgentService | None) -> bool:
         """True if the agent has this service as it is described here."""
         return present is not None and (
-            (present.name, present.address, present.port, set(present.tags), dict(present.meta))
-            == (self.name, self.address, self.port, set(self.tags), dict(self.meta))
+            (present.name, present.address, present.port, set(present.tags), dict(present.meta), present.weights)
+            == (self.name, self.address, self.port, set(self.tags), dict(self.meta), self.weights)
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What one node registers: ``always``, and ``leader`` while it leads."""
+
+    always: tuple[ServiceDefinition, ...]
+    leader: ServiceDefinition
 
 
 def spegel_services(
@@ -113,8 +154,8 @@ def spegel_services(
     ready_path: str = "/readyz",
     live_path: str = "/livez",
     interval: float = 2.0,
-) -> tuple[ServiceDefinition, ServiceDefinition, ServiceDefinition]:
-    """The registry, router and metrics services of one node, in this order.
+) -> Services:
+    """The registry, router and metrics services of one node, in this order, and that of the leader.
 
     ``node`` must be stable and unique among the sidecars of one agent, apart from the registry port: another
     than 5000 becomes part of the ids. ``address`` is the advertised IP address, ``router_addr`` the router's
@@ -124,97 +165,15 @@ def spegel_services(
     host = f"[{address}]" if ":" in address else address
     meta = {"peer_id": peer_id, "version": version, "advertise": address, "router": router_addr}
     ready = HttpCheck(f"{scheme}://{host}:{registry_port}{ready_path}", interval)
-    live = HttpCheck(f"http://{host}:{metrics_port}{live_path}", interval)
+    live = HttpCheck(f"http://{host}:{metrics_port}{live_path}", interval, passing=True)
     router = TcpCheck(f"{host}:{router_port}", interval)
-    return (
-        ServiceDefinition(f"{REGISTRY}:{suffix}", REGISTRY, address, registry_port, ready, meta=meta),
-        ServiceDefinition(f"{ROUTER}:{suffix}", ROUTER, address, router_port, router, meta=meta),
-        ServiceDefinition(f"{METRICS}:{suffix}", METRICS, address, metrics_port, live, meta=meta),
+    return Services(
+        always=(
+            ServiceDefinition(f"{REGISTRY}:{suffix}", REGISTRY, address, registry_port, (ready,), meta=meta),
+            ServiceDefinition(f"{ROUTER}:{suffix}", ROUTER, address, router_port, (router, live), meta=meta),
+            ServiceDefinition(f"{METRICS}:{suffix}", METRICS, address, metrics_port, (live,), meta=meta),
+        ),
+        leader=ServiceDefinition(
+            f"{LEADER}:{suffix}", LEADER, address, router_port, (TtlCheck(LEADER_CHECK_TTL),), meta=meta
+        ),
     )
-
-
-def nomad_registers(present: Iterable[AgentService], alloc_id: str, name: str) -> bool:
-    """True if Nomad registered service ``name`` for this allocation, so that doing it too would double it."""
-    return any(service.name == name and service.id.startswith(f"_nomad-task-{alloc_id}") for service in present)
-
-
-class Registration:
-    """Keeps ``services`` registered with the agent while it runs, and deregisters them at the end.
-
-    Never fails because the agent is away or refuses: see :attr:`problem`. ``poll`` is how often the agent is
-    looked at, in seconds.
-    """
-
-    def __init__(
-        self,
-        client: ConsulClient,
-        services: Sequence[ServiceDefinition],
-        *,
-        poll: float = 12.0,
-        rng: random.Random | None = None,
-    ) -> None:
-        self.services = tuple(services)
-        self._client = client
-        self._poll = poll
-        self._rng = rng or random.Random()
-        self._token: str | None = None
-        self._fresh = True
-        self._problem: str | None = None
-        self._registered = trio.Event()
-
-    @property
-    def problem(self) -> str | None:
-        """Why the services may be missing from the catalog, in one line; None when all is well."""
-        return self._problem
-
-    async def registered(self) -> None:
-        """Return when the agent took all services for the first time."""
-        await self._registered.wait()
-
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep them registered until cancelled, then deregister within 3 s; ``started()`` at once."""
-        backoff = Backoff(0.25, self._poll, self._rng)
-        task_status.started()
-        try:
-            while True:
-                try:
-                    await self._reconcile()
-                except ConsulError as why:
-                    self._report(f"registering services: {why}")
-                    delay = backoff.next()
-                else:
-                    self._report(None)
-                    self._registered.set()
-                    backoff.reset()
-                    delay = self._poll * self._rng.uniform(0.8, 1.2)
-                await trio.sleep(delay)
-        finally:
-            await self._deregister()
-
-    async def _reconcile(self) -> None:
-        token = self._client.token
-        anew = self._fresh or token != self._token
-        present = {} if anew else await self._client.agent_services()
-        for service in self.services:
-            if anew or not service.matches(present.get(service.id)):
-                await self._client.register_service(service.to_json())
-                log.info("registered", service=service.id, again=not self._fresh)
-        self._token, self._fresh = token, False
-
-    async def _deregister(self) -> None:
-        with trio.move_on_after(DEREGISTER_WITHIN, shield=True) as limit:
-            for service in self.services:
-                try:
-                    await self._client.deregister_service(service.id)
-                except ConsulError as why:
-                    log.warning("could not deregister", service=service.id, error=str(why))
-        if limit.cancelled_caught:
-            log.warning("could not deregister in time", seconds=DEREGISTER_WITHIN)
-
-    def _report(self, problem: str | None) -> None:
-        if problem != self._problem:
-            self._problem = problem
-            if problem:
-                log.warning("registration hindered", problem=problem)
-            else:
-                log.info("registration unhindered")

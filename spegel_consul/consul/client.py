@@ -39,7 +39,7 @@ class KVEntry:
 
 @dataclass(frozen=True, slots=True)
 class AgentService:
-    """A service as the local agent has it."""
+    """A service as the local agent has it; ``weights`` for an instance that passes and for one that warns."""
 
     id: str
     name: str
@@ -47,6 +47,7 @@ class AgentService:
     port: int
     tags: tuple[str, ...] = ()
     meta: Mapping[str, str] = field(default_factory=dict, hash=False)
+    weights: tuple[int, int] = (1, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ class ConsulClient(AbstractAsyncContextManager["ConsulClient"]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with trio.move_on_after(1, shield=True):
-            await self._http.aclose()
+            await self._http.close()
 
     @property
     def token(self) -> str | None:
@@ -172,6 +173,7 @@ class ConsulClient(AbstractAsyncContextManager["ConsulClient"]):
                     port=int(item.get("Port") or 0),
                     tags=tuple(item.get("Tags") or ()),
                     meta=dict(item.get("Meta") or {}),
+                    weights=_weights(item.get("Weights") or {}),
                 )
                 for key, item in answer.items()
             }
@@ -191,6 +193,10 @@ class ConsulClient(AbstractAsyncContextManager["ConsulClient"]):
         path = f"/v1/agent/service/deregister/{service_id}"
         with suppress(NotFound):
             await self._http.request("PUT", answered_ok, path)
+
+    async def check_pass(self, check_id: str, within: float | None = None) -> None:
+        """Say that a TTL check passes. ServerError or NotFound: the agent has no such check."""
+        await self._http.request("PUT", answered_ok, f"/v1/agent/check/pass/{check_id}", within=within)
 
     # -- the catalog and the servers
 
@@ -215,9 +221,9 @@ class ConsulClient(AbstractAsyncContextManager["ConsulClient"]):
         with _Shape(f"service {name}"):
             return _index(raw), tuple(_instance(row) for row in rows)
 
-    async def status_leader(self) -> str:
-        """``ip:port`` of the servers' Raft leader, empty while they have none."""
-        answer = await self._api.status.leader()
+    async def status_leader(self, within: float | None = None) -> str:
+        """``ip:port`` of the servers' Raft leader, empty while they have none; asked for ``within`` seconds."""
+        answer = await self._http.request("GET", answered_json, "/v1/status/leader", within=within)
         if not isinstance(answer, str):
             raise UnexpectedAnswer(f"the Raft leader's address is {answer!r}")
         return answer
@@ -253,6 +259,10 @@ def _true(answer: object, what: str) -> bool:
     if not isinstance(answer, bool):  # truth is not enough: the library turns a 404 into a tuple
         raise UnexpectedAnswer(f"{what}: {answer!r} is neither true nor false")
     return answer
+
+
+def _weights(given: Mapping[str, Any]) -> tuple[int, int]:
+    return int(given.get("Passing", 1)), int(given.get("Warning", 1))
 
 
 def _instance(row: Mapping[str, Any]) -> HealthyService:

@@ -4,28 +4,30 @@
 # answer for a few seconds is harmless, a flapping one is not, and losing Consul must change nothing.
 #
 # One lock on one key, held by a session.  Sessions are lazy: a follower has none, because each session costs
-# the servers a renewal every TTL/2.  A session is made when the key is free and this node's jitter has elapsed,
+# the servers a renewal every few seconds.  A session is made when the key is free and this node's jitter has elapsed,
 # and destroyed if another node was faster.
 #
 #                 ┌──────────── key held by another ───────────┐
 #     STARTING ───┤                                            ▼
 #                 └─ key free ─▶ CANDIDATE ──acquired, read──▶ LEADER     FOLLOWER ── key free ─▶ CANDIDATE
 #                                                               │            │
-#                       nothing heard for a TTL ────────────────┴─ SUSPENDED ┘  ── heard again ─▶ as read
+#                lease over, or nothing heard for a TTL ────────┴─ SUSPENDED ┘  ── heard again ─▶ as read
 #
 # Two lanes run at once, each with at most one request in flight:
 #
-#   main     read the key (blocking) → when free: create a session → acquire → read again, to confirm.
-#            An "acquire" that timed out may have worked and one that worked may already be void, so the read is
-#            the only way to LEADER.  The jitter is itself a blocking read: the winner wakes the losers.
-#   renewal  every TTL/2, and with short back-off after a failure, until Consul says that the session is gone.
-#
-# The lease is local arithmetic: Consul can't expire a session sooner than one TTL after it *got* a renewal, so
-# until (start of the last successful renewal + TTL) nobody else can have been given the lock by expiry.  A renewal
-# that works after others failed abandons the read in flight, whose connection may be half dead for a minute.
+#   main       read the key (blocking) → when free: create a session → read again → acquire → read, to confirm.
+#              An "acquire" that timed out may have worked and one that worked may already be void, so a read is
+#              the only way to LEADER; and a read costs less than a write that a faster node has made pointless.
+#              The jitter is itself a blocking read: the winner wakes the losers.
+#   heartbeat  renews the session, or asks whether the servers are there (see heartbeat.py).
 #
 # A key that became free without a "vacant" mark belonged to a session that ended; the servers refuse everybody for
-# the lock-delay, so asking sooner is pure load.
+# the lock-delay, so asking sooner is pure load.  How long nodes spread out depends on how many there are: with one
+# in each SPACING the first one asks soon and has the lock before most others wake up, in a crowd of any size.
+#
+# A process that was killed and is started again finds the lock held by its former self: nobody else has this
+# identity at these addresses, so it hands over from there instead of waiting for the old session to end.  Only at
+# the start, because two copies of one identity would otherwise take the lock from each other for ever.
 
 """The election's state machine: events and the time go in, actions come out."""
 
@@ -39,7 +41,7 @@ from typing import Any
 
 from spegel_consul.consul.client import KVEntry
 from spegel_consul.consul.errors import (
-    CheckNotPassing,
+    AccessDenied,
     ConsulError,
     InvalidSession,
     InvalidSessionTTL,
@@ -54,6 +56,8 @@ from spegel_consul.consul.events import (
     Event,
     Failed,
     KeyRead,
+    Probe,
+    Probed,
     ReadKey,
     Renew,
     Renewed,
@@ -63,17 +67,19 @@ from spegel_consul.consul.events import (
     Stopped,
     Ticked,
 )
+from spegel_consul.consul.heartbeat import Heartbeat
 from spegel_consul.consul.pace import Backoff, BlockingIndex
 from spegel_consul.consul.record import LeaderRecord
 
 SAFETY = 0.5
 """Seconds before its lease ends that a leader stops calling itself one."""
-_RELEASED_JITTER = 0.5
-_CHECK_REFUSALS = 6
+SPACING = 0.02
+"""Seconds between one node's attempt and the next one's, on average."""
+_CROWD_UNKNOWN = 0.3
 
 
 class State(enum.Enum):
-    """What this node is. ``SUSPENDED``: nothing was heard of Consul for a TTL; the last leader stays known."""
+    """What this node is. ``SUSPENDED``: Consul was not heard for too long; the last leader stays known."""
 
     STARTING = "starting"
     FOLLOWER = "follower"
@@ -101,22 +107,19 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class ElectionSettings:
-    """One lock. Times in seconds; all nodes of a cluster must use the same key and ``lock_delay``."""
+    """One lock. Times in seconds; all nodes of a cluster must use the same key, ``lock_delay`` and ``behavior``."""
 
     key: str = "spegel/leader"
     ttl: float = 15.0
-    lock_delay: float = 10.0
-    """Keep it at ``ttl`` - 5 or more: a lost node's lock may otherwise move before that node notices."""
+    lock_delay: float = 0.5
+    """How long the lock of a session that ended stays refused; also sets how often the leader renews."""
     behavior: str = "release"
     wait: float = 60.0
-    jitter: float = 1.0
+    jitter: float = 2.0
+    """The longest time over which nodes spread their attempts."""
     retry: float = 1.0
-    service_checks: tuple[str, ...] = ()
-    """Ids of this node's own checks that end the session at once when they turn critical or are removed.
-
-    So a killed process needs no TTL to be noticed. Stop the candidate before its services are deregistered, or
-    the hand-over pays the lock-delay.
-    """
+    denied_retry: float = 20.0
+    """How long a node whose token may not lead waits before it tries again."""
 
     def __post_init__(self) -> None:
         """Raises ValueError."""
@@ -130,19 +133,27 @@ class ElectionSettings:
             raise ValueError(f"session behavior {self.behavior!r}: must be release or delete")
         if not 1 <= self.wait <= 600:
             raise ValueError(f"wait {self.wait:g} s: must be 1 to 600 s")
-        if self.jitter < 0 or self.retry <= 0:
-            raise ValueError("jitter must not be negative, retry must be above zero")
+        if self.jitter < 0 or self.retry <= 0 or self.denied_retry <= 0:
+            raise ValueError("jitter must not be negative, retry and denied_retry must be above zero")
 
 
 class Election:
-    """One node's part in the election. ``me`` is what others learn if it wins."""
+    """One node's part in the election. ``me`` is what others learn if it wins.
+
+    Two things may be set at any time. ``crowd``: how many nodes take part, 0 for not known. ``alive_until``: before
+    when a check to which the session is bound can't have failed.
+    """
 
     def __init__(self, settings: ElectionSettings, me: LeaderRecord, rng: random.Random) -> None:
         self.settings = settings
         self.me = me
+        self.crowd = 0
+        self.alive_until = math.inf
         self.view = View()
+        self.denied: str | None = None
+        """Why this node's token may not lead, if it may not; known only once it was tried."""
         self._rng = rng
-        self._ttl = settings.ttl
+        self._heart = Heartbeat(settings.ttl, settings.lock_delay, rng)
         self._problems: dict[type[Action], str] = {}
         # main lane: exactly one of a read, another request, or a pause is going on
         self._reads = 0
@@ -150,31 +161,36 @@ class Election:
         self._resume_at = math.inf
         self._index = BlockingIndex()
         self._backoff = Backoff(0.25, 10.0, rng)
-        self._silent_at = math.inf  # without an answer until then we are SUSPENDED
         self._vacancy: tuple[int, int] | None = None
         self._try_at = 0.0
-        self._check_refusals = 0
-        # renewal lane
-        self._session: str | None = None
-        self._lease_end = -math.inf
-        self._renew_at = math.inf
-        self._renewing = False
-        self._renewal_failed = False
-        self._renew_backoff = Backoff(0.1, max(settings.ttl / 8, 0.2), rng)
+        self._denied_until = -math.inf
+        # of both
+        self._silent_at = math.inf  # not heard until then, we are SUSPENDED
+
+    @property
+    def ttl(self) -> float:
+        """The TTL in use: that of the settings, or the nearest that the servers allow."""
+        return self._heart.ttl
 
     @property
     def problem(self) -> str | None:
         """What does not work at the moment, in one line for people; None when all is well."""
-        return next(iter(self._problems.values()), None)
+        return next(iter(self._problems.values()), self.denied if self.view.state is State.CANDIDATE else None)
+
+    @property
+    def _lead_end(self) -> float:
+        """When this node stops calling itself the leader, unless it hears from Consul."""
+        return min(self._heart.lease_end, self.alive_until + self.settings.lock_delay) - SAFETY
 
     @property
     def deadline(self) -> float:
         """When Ticked is due."""
+        state = self.view.state
         return min(
             self._resume_at,
-            self._silent_at,
-            math.inf if self._session is None or self._renewing else self._renew_at,
-            self._lease_end - SAFETY if self.view.state is State.LEADER else math.inf,
+            self._heart.deadline,
+            self._silent_at if state in (State.FOLLOWER, State.CANDIDATE) else math.inf,
+            self._lead_end if state is State.LEADER else math.inf,
         )
 
     def handle(self, event: Event, now: float) -> tuple[Action, ...]:
@@ -190,25 +206,25 @@ class Election:
                 return self._key_read(event, now) if event.number == self._reads else ()
             case SessionCreated(session, began):
                 self._solved(CreateSession)
-                self._check_refusals = 0
-                self._session, self._lease_end = session, began + self._ttl
-                self._renewing = self._renewal_failed = False
-                self._schedule_renewal(began)
-                return (Acquire(session),)
+                self._heart.hold(session, began)
+                return self._read()
             case Acquired(won):
                 self._solved(Acquire)
+                self.denied = None
                 if won:
                     return self._read()
                 # lost the race, or a lock-delay longer than ours: the key itself may not change for a while
                 self._try_at = now + self.settings.retry * self._rng.uniform(0.75, 1.25)
                 return self._read(self._try_at - now)
-            case Renewed(session, began):
-                return self._renewed(began) if session == self._session else ()
+            case Renewed(action, began):
+                return self._heard(action, began, now)
+            case Probed(action):
+                return self._heard(action, now, now)
             case Failed(action, error):
                 return self._failed(action, error, now)
             case Stopped():
                 self._set(state=State.STOPPED, session=None, fresh=False)
-                session_left, self._session = self._session, None
+                session_left = self._heart.drop(now)
                 # always a full resignation: an acquire whose answer was lost may have worked
                 return (Resign(session_left),) if session_left else ()
 
@@ -229,38 +245,39 @@ class Election:
 
     def _key_read(self, event: KeyRead, now: float) -> tuple[Action, ...]:
         self._reading = False
-        self._silent_at = math.inf
+        self._silent_at = now + self.ttl
+        self._heart.watch(now)
         self._solved(ReadKey)
         self._index.advance(event.index)
         entry = event.entry
-        holder = entry.session if entry else None
-        if entry is None or holder is None:
+        if entry is None or entry.session is None:
             return self._key_free(entry, now)
         self._vacancy = None
         self._backoff.reset()
-        if holder == self._session:
-            return self._key_mine(entry, now)
-        self._solved(CreateSession, Acquire)
-        self._set(
-            state=State.FOLLOWER,
-            leader=LeaderRecord.parse(entry.value),
-            epoch=entry.modify_index,
-            session=holder,
-            fresh=True,
-        )
-        return (*self._drop_session(), *self._read(self.settings.wait))
+        if entry.session == self._heart.session:
+            return self._key_mine(entry, entry.session, now)
+        return self._key_others(entry, entry.session, now)
 
-    def _key_mine(self, entry: KVEntry, now: float) -> tuple[Action, ...]:
-        if now < self._lease_end - SAFETY:
-            self._set(state=State.LEADER, leader=self.me, epoch=entry.modify_index, session=self._session, fresh=True)
+    def _key_others(self, entry: KVEntry, holder: str, now: float) -> tuple[Action, ...]:
+        starting = self.view.state is State.STARTING
+        record = LeaderRecord.parse(entry.value)
+        self._solved(CreateSession, Acquire)
+        self._set(state=State.FOLLOWER, leader=record, epoch=entry.modify_index, session=holder, fresh=True)
+        if starting and record is not None and record.identity == self.me.identity:
+            return (Resign(holder), *self._read(self.settings.wait))
+        return (*self._drop_session(now), *self._read(self.settings.wait))
+
+    def _key_mine(self, entry: KVEntry, session: str, now: float) -> tuple[Action, ...]:
+        if now < self._lead_end:
+            self._set(state=State.LEADER, leader=self.me, epoch=entry.modify_index, session=session, fresh=True)
         written = LeaderRecord.parse(entry.value)
         if written is not None and written.identity == self.me.identity:
-            return self._read(self.settings.wait)
+            # a leader may not trust a silent connection for long: an operator may have taken the key away
+            return self._read(min(self.settings.wait, max(self._heart.lease, 1.0)))
         if now < self._try_at:
             return self._read(self._try_at - now)
         self._try_at = now + self.settings.retry  # somebody keeps writing over our value: don't fight in a loop
-        assert self._session is not None
-        return (Acquire(self._session),)
+        return (Acquire(session),)
 
     def _key_free(self, entry: KVEntry | None, now: float) -> tuple[Action, ...]:
         first = self.view.state is State.STARTING
@@ -268,62 +285,57 @@ class Election:
         vacancy = (entry.modify_index, entry.lock_index) if entry else (0, 0)
         if vacancy != self._vacancy:
             self._vacancy = vacancy
-            released = entry is None or LeaderRecord.parse(entry.value) is None
             # who has just started doesn't know how the key became free, and finds out by trying
-            delay = 0.0 if released or first else self.settings.lock_delay
-            jitter = min(self.settings.jitter, _RELEASED_JITTER) if released else self.settings.jitter
-            self._try_at = now + delay + self._rng.uniform(0, jitter)
-        if now < self._try_at:
-            return self._read(self._try_at - now)
-        if self._session is not None:
-            return (Acquire(self._session),)
-        bound = self._check_refusals < _CHECK_REFUSALS
-        return (CreateSession(self._ttl, self.settings.service_checks if bound else ()),)
+            delay = 0.0 if first or self._released(entry) else self.settings.lock_delay
+            self._try_at = now + delay + self._rng.uniform(0, self._spread())
+        try_at = max(self._try_at, self._denied_until)
+        if now < try_at:
+            return self._read(min(try_at - now, self.settings.wait))
+        if self._heart.session is not None:
+            return (Acquire(self._heart.session),)
+        return (CreateSession(self.ttl),)
 
-    # -- renewal lane
+    def _released(self, entry: KVEntry | None) -> bool:
+        """Whether the lock was given up, so that no lock-delay is running."""
+        if entry is None:
+            return self.settings.behavior != "delete"
+        return LeaderRecord.parse(entry.value) is None
 
-    def _schedule_renewal(self, began: float) -> None:
-        self._renew_at = began + self._ttl / 2 * self._rng.uniform(0.9, 1.0)
+    def _spread(self) -> float:
+        return min(self.settings.jitter, SPACING * self.crowd or _CROWD_UNKNOWN)
 
-    def _renewed(self, began: float) -> tuple[Action, ...]:
+    def _drop_session(self, now: float) -> tuple[Action, ...]:
         self._solved(Renew)
-        stale = self._renewal_failed or not self.view.fresh
-        self._renewing = self._renewal_failed = False
-        self._renew_backoff.reset()
-        self._lease_end = began + self._ttl
-        self._schedule_renewal(began)
-        return self._read_anew() if stale else ()
+        dropped = self._heart.drop(now)
+        return (Destroy(dropped),) if dropped else ()
+
+    def _session_lost(self, now: float) -> None:
+        self._heart.drop(now)
+        self._solved(Renew)
+        if self.view.state is State.LEADER:
+            self._set(state=State.SUSPENDED, session=None, fresh=False)
+
+    # -- heartbeat lane
+
+    def _heard(self, action: Renew | Probe, began: float, now: float) -> tuple[Action, ...]:
+        recovered = self._heart.answered(action, began, now)
+        self._silent_at = now + self.ttl
+        self._solved(Renew, Probe)
+        return self._read_anew() if recovered or not self.view.fresh else ()
 
     def _read_anew(self) -> tuple[Action, ...]:
         """Abandon a read or a pause of the main lane and read at once; leave other requests alone."""
         return self._read() if self._reading or self._resume_at < math.inf else ()
 
-    def _drop_session(self) -> tuple[Action, ...]:
-        dropped, self._session = self._session, None
-        self._solved(Renew)
-        return (Destroy(dropped),) if dropped else ()
-
-    def _session_lost(self) -> None:
-        self._session = None
-        self._lease_end = -math.inf
-        self._solved(Renew)
-        if self.view.state is State.LEADER:
-            self._set(state=State.SUSPENDED, session=None, fresh=False)
-
     # -- both
 
     def _tick(self, now: float) -> tuple[Action, ...]:
-        actions: tuple[Action, ...] = ()
-        if self._session is not None and not self._renewing and now >= self._renew_at:
-            self._renewing = True
-            actions += (Renew(self._session, max(self._ttl / 3, 1.0)),)
-        if self.view.state is State.LEADER and now >= self._lease_end - SAFETY:
+        actions: tuple[Action, ...] = self._heart.beat(now)
+        if self.view.state is State.LEADER and now >= self._lead_end:
             self._set(state=State.SUSPENDED, fresh=False)
             actions += self._read_anew()
-        if now >= self._silent_at:
-            self._silent_at = math.inf
-            if self.view.state is not State.STARTING:
-                self._set(state=State.SUSPENDED, fresh=False)
+        if self.view.state in (State.FOLLOWER, State.CANDIDATE) and now >= self._silent_at:
+            self._set(state=State.SUSPENDED, fresh=False)
         if now >= self._resume_at:
             actions += self._read()
         return actions
@@ -336,35 +348,46 @@ class Election:
                 self._problems[ReadKey] = f"reading {self.settings.key}: {error}"
                 self._reading = False
                 self._set(fresh=False)
-                if self.view.state in (State.FOLLOWER, State.CANDIDATE) and self._silent_at == math.inf:
-                    self._silent_at = now + self._ttl
                 return self._pause(now)
+            case CreateSession() | Acquire() if isinstance(error, AccessDenied):
+                return self._deny(action, error, now)
             case CreateSession():
                 self._problems[CreateSession] = f"creating a session: {error}"
                 if isinstance(error, InvalidSessionTTL):
-                    self._ttl = max(self._ttl, error.minimum or 10.0)
-                if isinstance(error, CheckNotPassing):
-                    # a check turns green soon after registration; if it never does, any leader is better than none
-                    self._check_refusals += 1
+                    self._heart.ttl = error.nearest(self.ttl)
                 return self._pause(now)
             case Acquire(session):
                 self._problems[Acquire] = f"locking {self.settings.key}: {error}"
-                if isinstance(error, InvalidSession) and session == self._session:
-                    self._session_lost()
+                if isinstance(error, InvalidSession) and session == self._heart.session:
+                    self._session_lost(now)
                 return self._pause(now)
-            case Renew(session, _) if session == self._session:
-                self._renewing = False
-                # Only Consul's own 404 proves that the session is gone, and it names the session; a proxy's
-                # doesn't.  Once the lease is over nothing is lost by starting afresh.
-                if isinstance(error, NotFound) and (session in str(error) or now >= self._lease_end):
-                    self._session_lost()
-                    return self._read_anew()
-                self._problems[Renew] = f"renewing the session: {error}"
-                self._renewal_failed = True
-                self._renew_at = now + self._renew_backoff.next()
-                return ()
+            case Renew() | Probe():
+                return self._beat_failed(action, error, now)
             case _:
                 return ()
+
+    def _deny(self, action: CreateSession | Acquire, error: AccessDenied, now: float) -> tuple[Action, ...]:
+        """This token may follow and not lead: do that, and try now and then, because tokens are replaced."""
+        what = "creating a session" if isinstance(action, CreateSession) else f"locking {self.settings.key}"
+        self.denied = f"{what}: {error}"
+        wait = self.settings.denied_retry * self._rng.uniform(0.75, 1.25)
+        self._denied_until = now + wait
+        return (*self._drop_session(now), *self._read(min(wait, self.settings.wait)))
+
+    def _beat_failed(self, action: Renew | Probe, error: ConsulError, now: float) -> tuple[Action, ...]:
+        if not self._heart.failed(action, now):
+            return ()
+        if isinstance(action, Probe):
+            self._problems[Probe] = f"asking for Consul's leader: {error}"
+            self._set(fresh=False)
+            return ()
+        # Only Consul's own 404 proves that the session is gone, and it names the session; a proxy's
+        # doesn't.  Once its TTL is over nothing is lost by starting afresh.
+        if isinstance(error, NotFound) and (action.session in str(error) or now >= self._heart.session_end):
+            self._session_lost(now)
+            return self._read_anew()
+        self._problems[Renew] = f"renewing the session: {error}"
+        return ()
 
     def _solved(self, *kinds: type[Action]) -> None:
         for kind in kinds:

@@ -54,11 +54,15 @@ class InvalidSession(ServerError):
 
 
 class InvalidSessionTTL(ServerError):
-    """The TTL is outside the servers' limits. ``minimum``: the shortest allowed, in seconds, or None."""
+    """The TTL is outside the servers' limits: ``shortest`` and ``longest`` in seconds, None if not told."""
 
-    def __init__(self, message: str, minimum: float | None = None) -> None:
+    def __init__(self, message: str, shortest: float | None = None, longest: float | None = None) -> None:
         super().__init__(message)
-        self.minimum = minimum
+        self.shortest, self.longest = shortest, longest
+
+    def nearest(self, ttl: float) -> float:
+        """The allowed TTL that is nearest to ``ttl``."""
+        return min(max(ttl, self.shortest or 10.0), self.longest or 86400.0)
 
 
 class CheckNotPassing(ServerError):
@@ -78,7 +82,7 @@ def error_for(status: int, text: str) -> ConsulError | None:
         line = line[:157] + "..."
     message = f"{status} {line}".rstrip()
     if "nvalid Session TTL" in text:
-        return InvalidSessionTTL(message, _minimum(text))
+        return InvalidSessionTTL(message, *_limits(text))
     if status in (401, 403):
         return AccessDenied(message)
     if status == 404:
@@ -100,9 +104,9 @@ def error_for(status: int, text: str) -> ConsulError | None:
     return ServerError(message)
 
 
-def _minimum(text: str) -> float | None:
-    found = re.search(r"\[([^=\]]+)=", text)  # "must be between [10s=24h0m0s]"
+def _limits(text: str) -> tuple[float | None, float | None]:
+    found = re.search(r"\[([^=\]]+)=([^\]]+)\]", text)  # "must be between [10s=24h0m0s]"
     try:
-        return parse_duration(found[1]) if found else None
+        return (parse_duration(found[1]), parse_duration(found[2])) if found else (None, None)
     except ValueError:
-        return None
+        return None, None

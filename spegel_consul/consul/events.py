@@ -44,8 +44,15 @@ class Acquired:
 
 @dataclass(frozen=True, slots=True)
 class Renewed:
-    session: str
+    action: Renew
     began: float
+
+
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """The answer to :class:`Probe`: the servers have a leader."""
+
+    action: Probe
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +68,7 @@ class Stopped:
     """End; all requests in flight were abandoned."""
 
 
-Event = Started | Ticked | KeyRead | SessionCreated | Acquired | Renewed | Failed | Stopped
+Event = Started | Ticked | KeyRead | SessionCreated | Acquired | Renewed | Probed | Failed | Stopped
 
 
 # Actions.  Each is answered by one event, except Destroy and Resign, and except a ReadKey that a later one replaced.
@@ -79,7 +86,6 @@ class ReadKey:
 @dataclass(frozen=True, slots=True)
 class CreateSession:
     ttl: float
-    service_checks: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +96,13 @@ class Acquire:
 @dataclass(frozen=True, slots=True)
 class Renew:
     session: str
+    within: float
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Ask whether the servers have a leader; NoClusterLeader if not."""
+
     within: float
 
 
@@ -107,4 +120,4 @@ class Resign:
     session: str
 
 
-Action = ReadKey | CreateSession | Acquire | Renew | Destroy | Resign
+Action = ReadKey | CreateSession | Acquire | Renew | Probe | Destroy | Resign

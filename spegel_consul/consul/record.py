@@ -46,6 +46,11 @@ class LeaderRecord:
         held = asdict(replace(self, session=session, since=since))
         return _dump({"schema": SCHEMA, "state": "held", **held})
 
+    def known(self) -> dict[str, object]:
+        """The fields that are set, for people and programs."""
+        fields = {**asdict(self), "addrs": list(self.addrs)}
+        return {name: value for name, value in fields.items() if value is not None}
+
     def to_peer(self) -> PeerInfo:
         """How its router is reached."""
         suffix = f"/p2p/{self.peer_id}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from urllib.parse import urlsplit
 
 DEFAULT_ADDRESS = "127.0.0.1:8500"
@@ -102,13 +103,18 @@ class ConsulSettings:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{self.scheme}://{host}{'' if self.port is None else f':{self.port}'}{self.path_prefix}"
 
+    @property
+    def trusted(self) -> str:
+        """Whose signatures count, in words: CONSUL_CACERT wins over CONSUL_CAPATH, either over the system's."""
+        if self.cafile:
+            return f"CONSUL_CACERT, {self.cafile}"
+        if self.capath:
+            return f"CONSUL_CAPATH, {self.capath}"
+        return "an authority that this system trusts; CONSUL_CACERT names another"
+
     def ssl_context(self) -> ssl.SSLContext:
         """The client side of TLS. ValueError names the variable whose file can't be used."""
-        try:
-            context = ssl.create_default_context(cafile=self.cafile, capath=self.capath)
-        except OSError as why:
-            names = ", ".join(filter(None, (self.cafile, self.capath)))
-            raise ValueError(f"CONSUL_CACERT, CONSUL_CAPATH: {names}: {why}") from why
+        context = ssl.create_default_context(cadata=self._authorities())
         if not self.verify:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
@@ -118,6 +124,32 @@ class ConsulSettings:
             except OSError as why:
                 raise ValueError(f"CONSUL_CLIENT_CERT, CONSUL_CLIENT_KEY: {self.client_cert}: {why}") from why
         return context
+
+    def _authorities(self) -> str | None:
+        """The PEM text of the file, or of all files below the directory; Go reads them all, whatever their names."""
+        if self.cafile:
+            return _certificates("CONSUL_CACERT", Path(self.cafile))
+        if not self.capath:
+            return None
+        try:
+            files = sorted(path for path in Path(self.capath).rglob("*") if path.is_file())
+            next(Path(self.capath).iterdir(), None)
+        except OSError as why:
+            raise ValueError(f"CONSUL_CAPATH: {self.capath}: {why.strerror}") from why
+        if not files:
+            raise ValueError(f"CONSUL_CAPATH: {self.capath}: no files in it")
+        return "".join(_certificates("CONSUL_CAPATH", path) for path in files)
+
+
+def _certificates(variable: str, path: Path) -> str:
+    try:
+        text = path.read_bytes().decode("ascii", "ignore")  # bundles have comments
+        ssl.create_default_context(cadata=text)
+    except (ssl.SSLError, ValueError) as why:
+        raise ValueError(f"{variable}: {path}: no certificates in PEM form") from why
+    except OSError as why:
+        raise ValueError(f"{variable}: {path}: {why.strerror}") from why
+    return text if text.endswith("\n") else text + "\n"
 
 
 def _flag(env: Mapping[str, str], variable: str, default: bool) -> bool:

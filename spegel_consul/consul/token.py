@@ -12,6 +12,9 @@ class TokenSource:
     workload identity about once an hour. While the file can't be read, the last token read stays in use.
     """
 
+    problem: str | None = None
+    """Why the file gives no token, in one line for people; None when all is well."""
+
     def __init__(self, token: str | None = None, path: str | None = None) -> None:
         self._fixed = token
         self._path = Path(path) if path else None
@@ -28,6 +31,11 @@ class TokenSource:
                     # an empty file is one that is being written
                     self._read = self._path.read_text("utf-8").strip() or self._read
                     self._stamp = stamp
-            except (OSError, UnicodeDecodeError):
+                self.problem = None if self._read else f"CONSUL_HTTP_TOKEN_FILE: {self._path}: empty"
+            except OSError as why:
                 self._stamp = None
+                self.problem = f"CONSUL_HTTP_TOKEN_FILE: {self._path}: {why.strerror}"
+            except UnicodeDecodeError:
+                self._stamp = None
+                self.problem = f"CONSUL_HTTP_TOKEN_FILE: {self._path}: not text"
         return self._read or self._fixed

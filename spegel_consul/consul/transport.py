@@ -12,21 +12,25 @@
 #     by errors.error_for() before, and caught behind, the library's callback
 #   * some endpoints forget the token: it is added to every request here
 #   * there is no time limit: each call has one, and a blocking query has its wait plus what Consul adds to it
+#
+# py-consul, which has the same ancestor, works as well (see library.py); the tests run with both.
 
 """The Trio transport under python-consul2."""
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import consul.base as library
 import httpx
 import trio
 
 from spegel_consul import __version__
+from spegel_consul.consul import library
 from spegel_consul.consul.duration import parse_duration
 from spegel_consul.consul.errors import (
+    AccessDenied,
     ConsulTimeout,
     ConsulUnavailable,
     NotFound,
@@ -39,6 +43,13 @@ from spegel_consul.consul.token import TokenSource
 CONNECT_TIMEOUT = 3.0
 CALL_TIMEOUT = 10.0
 _SLACK = 2.0
+_KEEPALIVE = [
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+]
+"""A long poll whose other end is gone ends after 25 s; without this it would end only with its time limit."""
 
 
 class TrioHTTPClient(library.HTTPClient):  # type: ignore[misc]  # the library has no types
@@ -51,6 +62,7 @@ class TrioHTTPClient(library.HTTPClient):  # type: ignore[misc]  # the library h
         self._scope = [
             (name, value) for name, value in (("ns", settings.namespace), ("partition", settings.partition)) if value
         ]
+        self._trusted = settings.trusted
         self._extensions = {"sni_hostname": settings.tls_server_name} if settings.tls_server_name else {}
         # The pool is far larger than the number of long polls, so that a renewal never queues behind one.
         self._client = httpx.AsyncClient(
@@ -60,6 +72,7 @@ class TrioHTTPClient(library.HTTPClient):  # type: ignore[misc]  # the library h
                 uds=settings.uds,
                 trust_env=False,
                 limits=httpx.Limits(max_connections=64, max_keepalive_connections=8, keepalive_expiry=30.0),
+                socket_options=None if settings.uds else _KEEPALIVE,
             ),
             trust_env=False,
             follow_redirects=False,
@@ -98,17 +111,28 @@ class TrioHTTPClient(library.HTTPClient):  # type: ignore[misc]  # the library h
         except (httpx.TimeoutException, trio.TooSlowError) as why:
             raise ConsulTimeout(f"{method} {path}: no answer within {budget:g} s") from why
         except (httpx.HTTPError, httpx.InvalidURL) as why:
-            raise ConsulUnavailable(f"{self.base_uri}: {root_cause(why)}") from why
+            raise ConsulUnavailable(f"{self.base_uri}: {root_cause(why)}{self._hint(why)}") from why
         missing_key = answer.status_code == 404 and "X-Consul-Index" in answer.headers
         if not missing_key and (error := error_for(answer.status_code, answer.text)) is not None:
+            if isinstance(error, AccessDenied) and self.tokens.problem is not None:
+                raise AccessDenied(f"{error} ({self.tokens.problem})") from None
             raise error
         try:
-            return callback(library.Response(answer.status_code, answer.headers, answer.text, answer.content))
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as why:
+            return callback(library.response(answer.status_code, answer.headers, answer.text, answer.content))
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, library.ConsulException) as why:
             raise UnexpectedAnswer(f"{method} {path}: not an answer of Consul's ({type(why).__name__}: {why})") from why
 
+    def _hint(self, error: BaseException) -> str:
+        """Which settings a failed verification has to do with."""
+        text = root_cause(error)
+        if "CERTIFICATE_VERIFY_FAILED" not in text and "certificate verify failed" not in text:
+            return ""
+        if "ostname mismatch" in text or "not valid for" in text:
+            return " (CONSUL_TLS_SERVER_NAME is the name that its certificate must have)"
+        return f" (its certificate is not signed by {self._trusted})"
+
     # The library's interface. It passes headers only for the token, which request() adds.
-    async def get(self, callback: Any, path: str, params: Any = None, headers: Any = None) -> Any:
+    async def get(self, callback: Any, path: str, params: Any = None, headers: Any = None, **_: Any) -> Any:
         return await self.request("GET", callback, path, params)
 
     async def put(self, callback: Any, path: str, params: Any = None, data: Any = "", headers: Any = None) -> Any:
@@ -120,7 +144,7 @@ class TrioHTTPClient(library.HTTPClient):  # type: ignore[misc]  # the library h
     async def post(self, callback: Any, path: str, params: Any = None, data: Any = "", headers: Any = None) -> Any:
         return await self.request("POST", callback, path, params, data)
 
-    async def aclose(self) -> None:
+    async def close(self) -> None:
         """Close all connections."""
         await self._client.aclose()
 
@@ -133,18 +157,18 @@ class TrioConsul(library.Consul):  # type: ignore[misc]  # the library has no ty
         self.token = None  # added below, to every request
         self.dc = None
         self.consistency = "default"
-        self.agent = library.Consul.Agent(self)
-        self.health = library.Consul.Health(self)
-        self.kv = library.Consul.KV(self)
-        self.session = library.Consul.Session(self)
-        self.status = library.Consul.Status(self)
+        self.agent = library.endpoint("Agent")(self)
+        self.health = library.endpoint("Health")(self)
+        self.kv = library.endpoint("KV")(self)
+        self.session = library.endpoint("Session")(self)
+        self.status = library.endpoint("Status")(self)
 
 
 def answered_json(response: Any) -> Any:
     """A callback for our own requests: the decoded body; NotFound for a 404, whatever its headers."""
     if response.code == 404:
         raise NotFound(response.body)
-    return library.CB.json()(response)
+    return library.json_callback()(response)
 
 
 def answered_ok(response: Any) -> None:

@@ -53,7 +53,7 @@ async def start(
 
 async def register(consul: FakeConsul, *names: str) -> None:
     for number, name in enumerate(names):
-        _, router, _ = spegel_services(
+        services = spegel_services(
             node=name,
             address=f"10.0.1.{number}",
             peer_id=name,
@@ -63,7 +63,7 @@ async def register(consul: FakeConsul, *names: str) -> None:
             router_port=5001,
             metrics_port=9090,
         )
-        await consul.client(name).register_service(router.to_json())
+        await consul.client(name).register_service(services.always[1].to_json())
 
 
 async def test_names_the_leader_and_reacts_to_identity_only(
@@ -147,3 +147,18 @@ async def test_the_catalog_is_left_alone_when_another_leads(
     _, bootstrap = await start(nursery, consul, record("me"), catalog=True)
     await trio.sleep(5)
     assert [peer.id for peer in bootstrap.peers()] == ["first"]
+
+
+async def test_members_that_somebody_else_registered_have_no_id(
+    autojump_clock: trio.testing.MockClock, consul: FakeConsul, nursery: trio.Nursery
+) -> None:
+    client = consul.client("x")
+    for number, address in enumerate(["10.0.0.1", "10.0.1.1", "fd00::1", "not-an-address"]):
+        await client.register_service(
+            {"ID": f"_nomad-task-{number}", "Name": "spegel-router", "Address": address, "Port": 5001}
+        )
+    consul.links["me"] = "read-only"
+    _, bootstrap = await start(nursery, consul, record("me"), catalog=True)
+    await bootstrap.changed(())
+    assert {peer.addrs for peer in bootstrap.peers()} == {("/ip4/10.0.1.1/tcp/5001",), ("/ip6/fd00::1/tcp/5001",)}
+    assert {peer.id for peer in bootstrap.peers()} == {None}

@@ -32,8 +32,9 @@ class FakeConsul:
         self.sessions: dict[str, dict] = {}
         self.delayed: dict[str, float] = {}
         self.services: dict[str, dict] = {}
+        self.ttl_checks: dict[str, tuple[float, float]] = {}
         self.links: dict[str, str] = {}
-        """By node: "cut", "hang", "proxy404", "html", "denied", "no-leader", "read-only"; absent is well."""
+        """By node: "cut", "hang", "proxy404", "html", "denied", "no-leader", "read-only", "no-service"; else well."""
         self.checks_passing = True
         self.calls: Counter[str] = Counter()
         self.tokens: list[str | None] = []
@@ -86,6 +87,21 @@ class FakeConsul:
         self._written = trio.Event()
         return self._index
 
+    def _passed(self, check: str, ttl: float) -> None:
+        known = check in self.ttl_checks
+        self.ttl_checks[check] = (ttl, trio.current_time() + ttl)
+        if not known:
+            self._nursery.start_soon(self._fail, check)
+
+    async def _fail(self, check: str) -> None:
+        """Sessions that are bound to a check end with it."""
+        while trio.current_time() < self.ttl_checks[check][1]:
+            await trio.sleep_until(self.ttl_checks[check][1])
+        del self.ttl_checks[check]
+        for session, body in list(self.sessions.items()):
+            if {"ID": check} in body.get("ServiceChecks", ()):
+                self.invalidate(session)
+
     async def _expire(self, session: str) -> None:
         while session in self.sessions and trio.current_time() < self.sessions[session]["expires"]:
             await trio.sleep_until(self.sessions[session]["expires"])
@@ -101,6 +117,8 @@ class FakeConsul:
             return httpx.Response(404, text="<html>not here</html>")
         if fault == "html":
             return httpx.Response(200, text="<html>log in</html>", headers={"X-Consul-Index": "7"})
+        if fault == "no-service" and request.url.path.startswith("/v1/agent/service/"):
+            return httpx.Response(403, text="Permission denied")
         if fault == "denied" or (fault == "read-only" and request.method != "GET"):
             return httpx.Response(403, text="Permission denied")
         if fault == "no-leader":
@@ -130,6 +148,15 @@ class FakeConsul:
             body = json.loads(request.content)
             self.services[body["ID"]] = {**body, "Service": body["Name"]}
             self._bump()
+            for check in body.get("Checks", ()):
+                if "TTL" in check:
+                    self._passed(check["CheckID"], parse_duration(check["TTL"]))
+            return _json(None)
+        if path.startswith("/v1/agent/check/pass/"):
+            check = path.removeprefix("/v1/agent/check/pass/")
+            if check not in self.ttl_checks or not any(check.startswith(f"{service}:") for service in self.services):
+                return httpx.Response(500, text=f'CheckID "{check}" does not have associated TTL')
+            self._passed(check, self.ttl_checks[check][0])
             return _json(None)
         if path.startswith("/v1/agent/service/deregister/"):
             self.services.pop(path.rsplit("/", 1)[1], None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,9 @@ import trio
 import trio.testing
 from structlog.testing import capture_logs
 
-from spegel_consul.consul.catalog import Registration, ServiceDefinition, nomad_registers, spegel_services
+from spegel_consul.consul.catalog import ServiceDefinition, spegel_services
 from spegel_consul.consul.client import AgentService
+from spegel_consul.consul.registration import PATIENCE, Changes, Registration, compare
 from spegel_consul.consul.settings import ConsulSettings
 from spegel_consul.consul.watch import CatalogWatch
 from tests.consul.fakeconsul import FakeConsul
@@ -28,7 +30,7 @@ def services(**changes: object) -> tuple[ServiceDefinition, ...]:
         "router_port": 5001,
         "metrics_port": 9090,
     }
-    return spegel_services(**{**given, **changes})
+    return spegel_services(**{**given, **changes}).always
 
 
 async def until(condition: Callable[[], object], limit: float = 60) -> float:
@@ -39,7 +41,7 @@ async def until(condition: Callable[[], object], limit: float = 60) -> float:
     return trio.current_time() - began
 
 
-def test_three_services_with_one_check_each() -> None:
+def test_three_services_and_their_checks() -> None:
     registry, router, metrics = services(scheme="https", ready_path="/ready")
     assert [service.id for service in (registry, router, metrics)] == [
         "spegel:n1",
@@ -53,10 +55,11 @@ def test_three_services_with_one_check_each() -> None:
         "Port": 5000,
         "Tags": [],
         "Meta": {"peer_id": "p", "version": "1", "advertise": "10.0.0.7", "router": "/ip4/10.0.0.7/tcp/5001/p2p/p"},
+        "Weights": {"Passing": 10, "Warning": 1},
         "Checks": [
             {
-                "CheckID": "spegel:n1:check",
-                "Name": "spegel answers",
+                "CheckID": "spegel:n1:http",
+                "Name": "spegel answers HTTP",
                 "Interval": "2000ms",
                 "Timeout": "2000ms",
                 "DeregisterCriticalServiceAfter": "5m",
@@ -65,22 +68,98 @@ def test_three_services_with_one_check_each() -> None:
             }
         ],
     }
-    assert router.to_json()["Checks"][0]["TCP"] == "10.0.0.7:5001"
+    listens, lives = router.to_json()["Checks"]
+    assert (listens["TCP"], listens["Status"]) == ("10.0.0.7:5001", "passing")
+    assert (lives["HTTP"], lives["Status"]) == ("http://10.0.0.7:9090/livez", "passing")
+    assert {listens["CheckID"], lives["CheckID"]} == {router.check_id("tcp"), router.check_id("http")}
     assert metrics.to_json()["Checks"][0]["HTTP"] == "http://10.0.0.7:9090/livez"
 
 
 def test_ipv6_and_several_sidecars_at_one_agent() -> None:
     registry, router, _ = services(address="fd00::7", registry_port=30021)
     assert (registry.id, registry.address) == ("spegel:n1:30021", "fd00::7")
-    assert registry.check.url == "http://[fd00::7]:30021/readyz"
-    assert router.check.address == "[fd00::7]:5001"
+    assert registry.checks[0].url == "http://[fd00::7]:30021/readyz"
+    assert router.checks[0].address == "[fd00::7]:5001"
 
 
-def test_nomads_own_registration_is_seen() -> None:
-    present = [AgentService("_nomad-task-7b1c-group-spegel-registry", "spegel", "", 0)]
-    assert nomad_registers(present, "7b1c", "spegel")
-    assert not nomad_registers(present, "7b1c", "spegel-router")
-    assert not nomad_registers(present, "8888", "spegel")
+def as_present(service: ServiceDefinition, **changes: object) -> AgentService:
+    found = AgentService(
+        service.id, service.name, service.address, service.port, (), service.meta, weights=service.weights
+    )
+    return replace(found, **changes)
+
+
+def test_nothing_to_do_when_all_is_there() -> None:
+    wanted = services()
+    present = {service.id: as_present(service) for service in wanted}
+    assert compare(wanted, present) == Changes()
+    assert compare(wanted, present, anew=True) == Changes(register=wanted)
+    for changes in ({"port": 1}, {"meta": {}}, {"weights": (1, 1)}, {"tags": ("x",)}, {"address": "10.0.0.8"}):
+        altered = {**present, "spegel:n1": as_present(wanted[0], **changes)}
+        assert compare(wanted, altered) == Changes(register=wanted[:1])
+
+
+def test_left_overs_of_this_node_are_removed_and_nobody_elses() -> None:
+    wanted = services()
+    present = {
+        found.id: found
+        for found in (
+            *(as_present(service) for service in wanted),
+            as_present(wanted[0], id="spegel:former-name"),  # this peer under another name
+            as_present(wanted[0], id="spegel:n1:30021", port=30021),  # this peer at another port
+            as_present(wanted[1], id="spegel-router:unknown", meta={}),  # our own address and port
+            as_present(wanted[0], id="spegel:n2", address="10.0.0.8", meta={"peer_id": "q"}),  # another sidecar
+            as_present(wanted[0], id="_nomad-task-7b1c-spegel"),
+            as_present(wanted[0], id="web", name="web"),
+        )
+    }
+    assert set(compare(wanted, present).remove) == {"spegel:former-name", "spegel:n1:30021", "spegel-router:unknown"}
+
+
+def test_nomads_registration_is_not_doubled() -> None:
+    wanted = services()
+    nomads = as_present(wanted[0], id="_nomad-task-7b1c-group-spegel-registry")
+    present = {nomads.id: nomads}
+    assert compare(wanted, present, alloc_id="7b1c") == Changes(register=wanted[1:], left=("spegel",))
+    assert compare(wanted, present, alloc_id="8888").register == wanted
+    # we were first: ours goes
+    present["spegel:n1"] = as_present(wanted[0])
+    assert compare(wanted, present, alloc_id="7b1c").remove == ("spegel:n1",)
+    assert compare(wanted, present, external=True) == Changes(
+        remove=("spegel:n1",), left=("spegel", "spegel-metrics", "spegel-router")
+    )
+
+
+async def test_nomad_is_waited_for_and_then_left_alone(autojump_clock: trio.testing.MockClock) -> None:
+    async with trio.open_nursery() as nursery:
+        consul = FakeConsul(nursery)
+        client = consul.client("n1")
+        registration = Registration(client, services(), alloc_id="7b1c")
+        await nursery.start(registration.run)
+        await trio.sleep(3)
+        assert not consul.services
+        for service in services():
+            await client.register_service({**service.to_json(), "ID": f"_nomad-task-7b1c-{service.name}"})
+        with trio.fail_after(1):
+            await registration.registered()
+        await trio.sleep(100)
+        assert len(consul.services) == 3
+        nursery.cancel_scope.cancel()
+    assert len(consul.services) == 3  # and they stay: they are not ours
+
+
+async def test_nomad_that_registers_nothing_and_later_does(autojump_clock: trio.testing.MockClock) -> None:
+    async with trio.open_nursery() as nursery:
+        consul = FakeConsul(nursery)
+        client = consul.client("n1")
+        registration = Registration(client, services(), alloc_id="7b1c")
+        await nursery.start(registration.run)
+        assert PATIENCE <= await until(lambda: len(consul.services) == 3) <= PATIENCE + 1
+        for service in services():
+            await client.register_service({**service.to_json(), "ID": f"_nomad-task-7b1c-{service.name}"})
+        await until(lambda: len(consul.services) == 3, 15)
+        assert all(service.startswith("_nomad") for service in consul.services)
+        nursery.cancel_scope.cancel()
 
 
 async def test_registered_again_and_deregistered(autojump_clock: trio.testing.MockClock) -> None:

@@ -42,6 +42,7 @@ CALLS: dict[str, Call] = {
     "health": lambda c: c.health_service("spegel"),
     "name": lambda c: c.node_name(),
     "leader": lambda c: c.status_leader(),
+    "pass": lambda c: c.check_pass("c"),
 }
 
 
@@ -61,14 +62,14 @@ async def test_a_404_is_never_an_answer(call: Call) -> None:
             await call(client)
 
 
-@pytest.mark.parametrize("name", [name for name in CALLS if name not in ("renew", "register")])
+@pytest.mark.parametrize("name", [name for name in CALLS if name not in ("renew", "register", "pass")])
 async def test_html_is_never_an_answer(name: str) -> None:
     async with answering(httpx.Response(200, text="<html>", headers={"X-Consul-Index": "1"})) as client:
         with pytest.raises(UnexpectedAnswer):
             await CALLS[name](client)
 
 
-@pytest.mark.parametrize("name", [name for name in CALLS if name not in ("renew", "register")])
+@pytest.mark.parametrize("name", [name for name in CALLS if name not in ("renew", "register", "pass")])
 @pytest.mark.parametrize("body", [7, [7], {"a": 7}, [{"a": 7}], None])
 async def test_wrong_shapes_are_never_answers(name: str, body: object) -> None:
     async with answering(httpx.Response(200, json=body, headers={"X-Consul-Index": "1"})) as client:
@@ -130,7 +131,8 @@ async def test_the_minimum_ttl_is_read() -> None:
     async with answering(httpx.Response(500, text=text)) as client:
         with pytest.raises(InvalidSessionTTL) as caught:
             await client.session_create("n", ttl=9, lock_delay=0)
-        assert caught.value.minimum == 90
+        assert (caught.value.shortest, caught.value.longest) == (90, 86400)
+        assert [caught.value.nearest(ttl) for ttl in (9, 100, 90000)] == [90, 100, 86400]
 
 
 async def test_long_error_texts_become_one_line() -> None:
@@ -223,4 +225,30 @@ def test_token_file_is_read_again(tmp_path: Path) -> None:
     assert source.current() == "two-longer"
     path.unlink()
     assert source.current() == "two-longer"
+    assert source.problem == f"CONSUL_HTTP_TOKEN_FILE: {path}: No such file or directory"
     assert TokenSource().current() is None
+
+
+async def test_a_denial_tells_of_a_token_file_that_is_missing(tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    async with answering(httpx.Response(403, text="Permission denied"), token_file=str(path)) as client:
+        with pytest.raises(AccessDenied) as caught:
+            await client.kv_get("k")
+        assert str(caught.value) == (
+            f"403 Permission denied (CONSUL_HTTP_TOKEN_FILE: {path}: No such file or directory)"
+        )
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+async def test_a_403_on_each_endpoint(call: Call) -> None:
+    async with answering(httpx.Response(403, text="Permission denied")) as client:
+        with pytest.raises(AccessDenied, match="403 Permission denied"):
+            await call(client)
+
+
+async def test_a_host_name_that_does_not_resolve() -> None:
+    async with ConsulClient(ConsulSettings(host="consul.invalid")) as client:
+        with trio.fail_after(10), pytest.raises(ConsulUnavailable) as caught:
+            await client.status_leader()
+        assert str(caught.value).startswith("http://consul.invalid:8500: ")
+        assert "\n" not in str(caught.value)

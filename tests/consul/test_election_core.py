@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from spegel_consul.consul.client import KVEntry
 from spegel_consul.consul.election import SAFETY, Election, ElectionSettings, State
 from spegel_consul.consul.errors import (
+    AccessDenied,
     CheckNotPassing,
     ConsulError,
     ConsulUnavailable,
@@ -29,6 +30,8 @@ from spegel_consul.consul.events import (
     Event,
     Failed,
     KeyRead,
+    Probe,
+    Probed,
     ReadKey,
     Renew,
     Renewed,
@@ -60,80 +63,141 @@ def begin(**changes: object) -> Election:
     return election
 
 
-def leading(now: float = 0.0) -> Election:
-    election = begin(jitter=0)
-    assert election.handle(KeyRead(1, 5, None), now) == (CreateSession(15, ()),)
-    assert election.handle(SessionCreated("s", now), now) == (Acquire("s"),)
-    assert election.handle(Acquired(True), now) == (ReadKey(2, 0, 60.0),)
+def owning(**changes: object) -> Election:
+    """Has a session, has read that the key is still free, and asks for the lock."""
+    election = begin(jitter=0, **changes)
+    [create] = election.handle(KeyRead(1, 5, None), 0)
+    assert isinstance(create, CreateSession)
+    election.handle(SessionCreated("s", 0), 0)
+    assert election.handle(KeyRead(2, 5, None), 0) == (Acquire("s"),)
+    return election
+
+
+def leading(**changes: object) -> Election:
+    election = owning(**changes)
+    assert election.handle(Acquired(True), 0) == (ReadKey(3, 0, 60.0),)
     assert election.view.state is State.CANDIDATE  # not before it was read back
-    assert election.handle(KeyRead(2, 9, held("s", ME, 9)), now) == (ReadKey(3, 9, 60.0),)
+    [read] = election.handle(KeyRead(3, 9, held("s", ME, 9)), 0)
+    assert (read.number, read.index) == (4, 9)
+    assert 5 <= read.wait <= 15  # a leader doesn't trust a silent connection for a minute
     assert (election.view.state, election.view.epoch, election.view.leader) == (State.LEADER, 9, ME)
     return election
 
 
-def test_a_follower_only_reads() -> None:
+def test_a_follower_only_reads_and_probes() -> None:
     election = begin()
     assert election.handle(KeyRead(1, 20, held("x")), 0) == (ReadKey(2, 20, 60.0),)
     assert (election.view.state, election.view.session, election.view.fresh) == (State.FOLLOWER, "x", True)
     assert election.view.leader.identity == OTHER.identity
-    assert election.deadline == math.inf
+    now = election.deadline
+    assert 6.75 <= now <= 7.5
+    assert election.handle(Ticked(), now) == (Probe(5.5 / 3),)
+    assert election.handle(Probed(Probe(5.5 / 3)), now) == ()
+    assert now + 6.75 <= election.deadline <= now + 7.5
 
 
-def test_a_released_key_is_tried_after_half_a_second_at_most() -> None:
+def test_a_released_key_is_tried_soon() -> None:
     election = begin()
     election.handle(KeyRead(1, 20, held("x")), 0)
     [read] = election.handle(KeyRead(2, 30, free()), 100)
     assert isinstance(read, ReadKey)
     assert read.index == 30
-    assert 0 < read.wait <= 0.5
+    assert 0 < read.wait <= 0.3
     assert election.view.leader.identity == OTHER.identity  # stays the hint
-    assert election.handle(KeyRead(3, 30, free()), 100.5) == (CreateSession(15, ()),)
+    assert election.handle(KeyRead(3, 30, free()), 100.3) == (CreateSession(15),)
+
+
+@pytest.mark.parametrize(("crowd", "longest"), [(3, 0.06), (50, 1.0), (1000, 2.0)])
+def test_the_larger_the_crowd_the_further_it_spreads(crowd: int, longest: float) -> None:
+    waits = []
+    for seed in range(200):
+        election = Election(ElectionSettings(), ME, random.Random(seed))
+        election.crowd = crowd
+        election.handle(Started(), 0)
+        election.handle(KeyRead(1, 20, held("x")), 0)
+        [read] = election.handle(KeyRead(2, 30, free()), 100)
+        waits.append(read.wait)
+    assert 0.8 * longest < max(waits) <= longest
+    assert min(waits) < 0.1 * longest
 
 
 def test_an_abandoned_key_waits_for_the_lock_delay() -> None:
-    election = begin()
+    election = begin(lock_delay=10)
     election.handle(KeyRead(1, 20, held("x")), 0)
     [read] = election.handle(KeyRead(2, 30, free(OTHER)), 100)
-    assert 10 <= read.wait <= 11
+    assert 10 <= read.wait <= 10.3
     # a neighbouring write wakes the query: the rest is waited for
     [read] = election.handle(KeyRead(3, 31, free(OTHER)), 105)
-    assert 5 <= read.wait <= 6
+    assert 5 <= read.wait <= 5.3
+
+
+def test_a_key_that_went_away_with_its_session_waits_too() -> None:
+    election = begin(lock_delay=10, behavior="delete")
+    election.handle(KeyRead(1, 20, held("x")), 0)
+    [read] = election.handle(KeyRead(2, 30, None), 100)
+    assert 10 <= read.wait <= 10.3
+    election = begin(lock_delay=10)
+    election.handle(KeyRead(1, 20, held("x")), 0)
+    [read] = election.handle(KeyRead(2, 30, None), 100)
+    assert read.wait <= 0.3  # deleted by an operator: no delay is running
 
 
 def test_who_has_just_started_does_not_wait_for_the_lock_delay() -> None:
     election = begin(jitter=0)
-    assert election.handle(KeyRead(1, 30, free(OTHER)), 0) == (CreateSession(15, ()),)
+    assert election.handle(KeyRead(1, 30, free(OTHER)), 0) == (CreateSession(15),)
+
+
+def test_who_is_too_late_does_not_even_ask() -> None:
+    election = begin(jitter=0)
+    election.handle(KeyRead(1, 5, None), 0)
+    assert election.handle(SessionCreated("s", 0), 0) == (ReadKey(2, 0, 60.0),)
+    assert election.handle(KeyRead(2, 20, held("x")), 0) == (Destroy("s"), ReadKey(3, 20, 60.0))
+    assert election.view.state is State.FOLLOWER
 
 
 def test_the_loser_destroys_its_session() -> None:
-    election = begin(jitter=0)
-    election.handle(KeyRead(1, 5, None), 0)
-    election.handle(SessionCreated("s", 0), 0)
+    election = owning()
     [read] = election.handle(Acquired(False), 0)
     assert 0.75 <= read.wait <= 1.25
-    assert election.handle(KeyRead(2, 20, held("x")), 0) == (Destroy("s"), ReadKey(3, 20, 60.0))
-    assert election.deadline == math.inf
+    assert election.handle(KeyRead(3, 20, held("x")), 0) == (Destroy("s"), ReadKey(4, 20, 60.0))
+    assert 6.75 <= election.deadline <= 7.5  # probes from now on
 
 
 def test_refused_by_the_lock_delay_tries_again_with_the_same_session() -> None:
-    election = begin(jitter=0)
-    election.handle(KeyRead(1, 30, free(OTHER)), 0)
-    election.handle(SessionCreated("s", 0), 0)
+    election = owning()
     election.handle(Acquired(False), 0)
-    assert election.handle(KeyRead(2, 30, free(OTHER)), 1.3) == (Acquire("s"),)
+    assert election.handle(KeyRead(3, 5, None), 1.3) == (Acquire("s"),)
 
 
-def test_renewal_at_half_the_ttl_extends_the_lease() -> None:
-    election = leading()
-    assert 6.75 <= election.deadline <= 7.5
-    assert election.handle(Ticked(), 7.5) == (Renew("s", 5.0),)
-    assert election.deadline == 15 - SAFETY  # nothing to do but to watch the lease
-    assert election.handle(Renewed("s", 7.5), 8) == ()
-    assert 7.5 + 6.75 <= election.deadline <= 15
+def test_the_former_self_hands_over() -> None:
+    election = begin()
+    assert election.handle(KeyRead(1, 20, held("old", ME)), 0) == (Resign("old"), ReadKey(2, 20, 60.0))
+    [read] = election.handle(KeyRead(2, 21, free(index=21)), 0.1)
+    assert read.wait <= 0.3
+    # only at the start: another one with this identity is left alone
+    assert election.handle(KeyRead(3, 22, held("twin", ME)), 0.2) == (ReadKey(4, 22, 60.0),)
+    assert election.view.state is State.FOLLOWER
+
+
+def test_the_same_identity_elsewhere_is_not_the_former_self() -> None:
+    twin = LeaderRecord("me", ("/ip4/10.9.9.9/tcp/1/p2p/me",))
+    assert begin().handle(KeyRead(1, 20, held("x", twin)), 0) == (ReadKey(2, 20, 60.0),)
+
+
+@pytest.mark.parametrize(("lock_delay", "lease"), [(0, 5), (0.5, 5.5), (10, 15), (60, 15)])
+def test_the_lease_is_what_ttl_and_lock_delay_allow(lock_delay: float, lease: float) -> None:
+    election = leading(lock_delay=lock_delay)
+    renewal = election.deadline
+    assert lease / 2 * 0.9 <= renewal <= lease / 2
+    [renew] = election.handle(Ticked(), renewal)
+    assert renew == Renew("s", max(lease / 3, 1.0))
+    assert election.deadline == lease - SAFETY  # nothing to do but to watch the lease
+    assert election.handle(Renewed(renew, renewal), renewal + 0.1) == ()
+    assert renewal + lease / 2 * 0.9 <= election.deadline <= renewal + lease / 2
 
 
 def test_failed_renewals_are_repeated_until_the_lease_ends() -> None:
-    election = leading()
+    election = leading(lock_delay=10)
     now, tries = 7.5, 0
     while True:
         for action in election.handle(Ticked(), now):
@@ -150,110 +214,163 @@ def test_failed_renewals_are_repeated_until_the_lease_ends() -> None:
     assert election.problem == "renewing the session: refused"
 
 
+RENEW = Renew("s", 5.5 / 3)
+
+
 def test_a_renewal_after_failures_abandons_the_read() -> None:
     election = leading()
-    election.handle(Ticked(), 7.5)
-    election.handle(Failed(Renew("s", 5.0), DOWN), 8)
-    assert election.handle(Ticked(), 9) == (Renew("s", 5.0),)
-    assert election.handle(Renewed("s", 9), 9) == (ReadKey(4, 0, 60.0),)
-    assert election.handle(KeyRead(3, 9, None), 9) == ()  # the abandoned one's answer
+    assert election.handle(Ticked(), 3) == (RENEW,)
+    election.handle(Failed(RENEW, DOWN), 3)
+    assert election.handle(Ticked(), 4) == (RENEW,)
+    assert election.handle(Renewed(RENEW, 4), 4) == (ReadKey(5, 0, 60.0),)
+    assert election.handle(KeyRead(4, 9, None), 4) == ()  # the abandoned one's answer
     assert election.view.state is State.LEADER
     assert election.problem is None
 
 
+def test_a_probe_after_failures_abandons_the_read() -> None:
+    election = begin()
+    election.handle(KeyRead(1, 20, held("x")), 0)
+    [probe] = election.handle(Ticked(), 7.5)
+    assert election.handle(Failed(probe, DOWN), 8) == ()
+    assert (election.view.state, election.view.fresh) == (State.FOLLOWER, False)
+    assert election.problem == "asking for Consul's leader: refused"
+    assert election.handle(Ticked(), 9) == (probe,)
+    assert election.handle(Probed(probe), 9) == (ReadKey(3, 0, 60.0),)
+    election.handle(KeyRead(3, 20, held("x")), 9)
+    assert (election.view.state, election.view.fresh, election.problem) == (State.FOLLOWER, True, None)
+
+
+def test_a_beat_that_was_overtaken_does_not_matter() -> None:
+    election = begin(jitter=0)
+    election.handle(KeyRead(1, 20, held("x")), 0)
+    [probe] = election.handle(Ticked(), 7.5)
+    election.handle(KeyRead(2, 30, free()), 8)
+    election.handle(SessionCreated("s", 8), 8)
+    assert election.handle(Failed(probe, DOWN), 8) == ()
+    assert election.view.fresh
+    assert election.deadline <= 11
+    assert election.handle(Ticked(), 11) == (RENEW,)
+
+
 def test_a_suspended_leader_does_not_lead_by_reading_alone() -> None:
     election = leading()
-    election.handle(Ticked(), 14.6)
+    election.handle(Ticked(), 5.1)
     assert election.view.state is State.SUSPENDED
-    election.handle(KeyRead(4, 9, held("s", ME, 9)), 15)
+    election.handle(KeyRead(5, 9, held("s", ME, 9)), 6)
     assert election.view.state is State.SUSPENDED
-    [read] = election.handle(Renewed("s", 16), 16)
-    election.handle(KeyRead(read.number, 9, held("s", ME, 9)), 16)
+    [read] = election.handle(Renewed(RENEW, 7), 7)
+    election.handle(KeyRead(read.number, 9, held("s", ME, 9)), 7)
     assert election.view.state is State.LEADER
+
+
+def test_a_clock_that_jumped_ahead_ends_the_lead_at_once() -> None:
+    """A machine that slept: everything else may have happened meanwhile."""
+    election = leading()
+    actions = election.handle(Ticked(), 3600)
+    assert actions == (RENEW, ReadKey(5, 0, 60.0))
+    assert election.view.state is State.SUSPENDED
+    gone = NotFound("404 Session id 's' not found")
+    election.handle(Failed(RENEW, gone), 3600)
+    election.handle(KeyRead(6, 50, held("x", OTHER, 50)), 3600)
+    assert (election.view.state, election.view.epoch) == (State.FOLLOWER, 50)
 
 
 def test_only_consuls_own_404_ends_the_session() -> None:
     election = leading()
-    election.handle(Ticked(), 7.5)
-    assert election.handle(Failed(Renew("s", 5.0), NotFound("404 <html>")), 8) == ()
+    election.handle(Ticked(), 3)
+    assert election.handle(Failed(RENEW, NotFound("404 <html>")), 3) == ()
     assert election.view.state is State.LEADER
-    election.handle(Ticked(), 9)
+    election.handle(Ticked(), 4)
     gone = NotFound("404 Session id 's' not found")
-    assert election.handle(Failed(Renew("s", 5.0), gone), 9) == (ReadKey(4, 0, 60.0),)
+    assert election.handle(Failed(RENEW, gone), 4) == (ReadKey(5, 0, 60.0),)
     assert (election.view.state, election.view.session) == (State.SUSPENDED, None)
 
 
-def test_any_404_ends_the_session_once_the_lease_is_over() -> None:
+def test_any_404_ends_the_session_once_its_ttl_is_over() -> None:
     election = leading()
     election.handle(Ticked(), 15)
-    [read] = election.handle(Failed(Renew("s", 5.0), NotFound("404 <html>")), 16)
+    [read] = election.handle(Failed(RENEW, NotFound("404 <html>")), 16)
     assert isinstance(read, ReadKey)
 
 
 def test_invalid_session_while_acquiring_starts_over() -> None:
-    election = begin(jitter=0)
-    election.handle(KeyRead(1, 5, None), 0)
-    election.handle(SessionCreated("s", 0), 0)
+    election = owning()
     assert election.handle(Failed(Acquire("s"), InvalidSession("500")), 0) == ()
-    assert election.handle(Ticked(), election.deadline) == (ReadKey(2, 0, 60.0),)
-    assert election.handle(KeyRead(2, 5, None), 1) == (CreateSession(15, ()),)
+    assert election.handle(Ticked(), election.deadline) == (ReadKey(3, 0, 60.0),)
+    assert election.handle(KeyRead(3, 5, None), 1) == (CreateSession(15),)
 
 
 def test_an_acquire_whose_answer_was_lost_is_found_by_reading() -> None:
-    election = begin(jitter=0)
-    election.handle(KeyRead(1, 5, None), 0)
-    election.handle(SessionCreated("s", 0), 0)
-    election.handle(Failed(Acquire("s"), DOWN), 3)
-    [read] = election.handle(Ticked(), 4)
-    election.handle(KeyRead(read.number, 9, held("s", ME, 9)), 4)
+    election = owning()
+    election.handle(Failed(Acquire("s"), DOWN), 2)
+    actions = election.handle(Ticked(), 2.6)
+    [read] = [action for action in actions if isinstance(action, ReadKey)]
+    election.handle(KeyRead(read.number, 9, held("s", ME, 9)), 2.6)
     assert election.view.state is State.LEADER
 
 
 def test_deposed_while_the_session_lives() -> None:
     election = leading()
-    assert election.handle(KeyRead(3, 40, held("x", OTHER, 40)), 1) == (Destroy("s"), ReadKey(4, 40, 60.0))
+    assert election.handle(KeyRead(4, 40, held("x", OTHER, 40)), 1) == (Destroy("s"), ReadKey(5, 40, 60.0))
     assert election.view.state is State.FOLLOWER
 
 
-def test_a_ttl_that_is_too_short_is_raised() -> None:
-    election = begin(jitter=0, ttl=5)
+@pytest.mark.parametrize(("ttl", "allowed"), [(5, 30.0), (600, 300.0)])
+def test_a_ttl_outside_the_limits_is_adjusted(ttl: float, allowed: float) -> None:
+    election = begin(jitter=0, ttl=ttl)
     election.handle(KeyRead(1, 5, None), 0)
-    election.handle(Failed(CreateSession(5, ()), InvalidSessionTTL("500", 30.0)), 0)
-    [read] = election.handle(Ticked(), 1)
-    assert election.handle(KeyRead(read.number, 5, None), 1) == (CreateSession(30.0, ()),)
+    election.handle(Failed(CreateSession(ttl), InvalidSessionTTL("500", 30.0, 300.0)), 0)
+    actions = election.handle(Ticked(), 1)
+    assert election.handle(KeyRead(actions[-1].number, 5, None), 1) == (CreateSession(allowed),)
+    assert election.ttl == allowed
 
 
-def test_checks_are_given_up_after_a_few_refusals() -> None:
-    election = begin(jitter=0, service_checks=("c",))
-    [action] = election.handle(KeyRead(1, 5, None), 0)
-    bound = []
-    for _ in range(7):
-        bound.append(action.service_checks)
-        election.handle(Failed(action, CheckNotPassing("500")), 0)
-        [read] = election.handle(Ticked(), election.deadline)
-        [action] = election.handle(KeyRead(read.number, 5, None), 0)
-    assert bound == [("c",)] * 6 + [()]
+@pytest.mark.parametrize("refused", [CreateSession(15), Acquire("s")])
+def test_a_token_that_may_not_lead_follows(refused: CreateSession | Acquire) -> None:
+    election = owning() if isinstance(refused, Acquire) else begin(jitter=0)
+    if isinstance(refused, CreateSession):
+        assert election.handle(KeyRead(1, 5, None), 0) == (refused,)
+    actions = election.handle(Failed(refused, AccessDenied("403 Permission denied")), 0)
+    read = actions[-1]
+    assert actions[:-1] == ((Destroy("s"),) if isinstance(refused, Acquire) else ())
+    assert isinstance(read, ReadKey)
+    assert (read.index, 15 <= read.wait <= 25) == (5, True)
+    assert election.denied.endswith("403 Permission denied")
+    assert election.problem == election.denied
+    # another leads: followed at once
+    [wait] = election.handle(KeyRead(read.number, 20, held("x")), 1)
+    assert (election.view.state, election.problem) == (State.FOLLOWER, None)
+    # free again: not tried before the time is up, and then with success
+    [read] = election.handle(KeyRead(wait.number, 30, free()), 5)
+    assert 10 <= read.wait <= 20
+    assert election.handle(KeyRead(read.number, 30, free()), 25) == (CreateSession(15),)
+    election.handle(SessionCreated("t", 25), 25)
+    assert election.denied is not None
+    election.handle(Acquired(True), 25)
+    assert election.denied is None
 
 
 def test_a_follower_is_suspended_after_a_ttl_without_an_answer() -> None:
     election = begin()
     [read] = election.handle(KeyRead(1, 20, held("x")), 0)
-    now = 10.0
-    election.handle(Failed(read, DOWN), now)
-    assert (election.view.state, election.view.fresh) == (State.FOLLOWER, False)
-    while election.view.state is State.FOLLOWER:
+    now = 0.0
+    while election.view.state is State.FOLLOWER:  # the read hangs, the probes fail
         now = election.deadline
         for action in election.handle(Ticked(), now):
             election.handle(Failed(action, DOWN), now)
-    assert now == 25
+    assert now == 15
     assert election.view.leader.identity == OTHER.identity
+    assert not election.view.fresh
+    assert election.handle(Failed(read, DOWN), now) == ()
+    assert election.handle(Ticked(), 30)[-1] == ReadKey(3, 0, 60.0)
 
 
 def test_stopping_resigns_only_with_a_session() -> None:
     election = leading()
     assert election.handle(Stopped(), 1) == (Resign("s"),)
     assert election.view.state is State.STOPPED
-    assert election.handle(KeyRead(3, 9, None), 1) == ()
+    assert election.handle(KeyRead(4, 9, None), 1) == ()
     assert election.handle(Ticked(), 99) == ()
     follower = begin()
     follower.handle(KeyRead(1, 20, held("x")), 0)
@@ -275,6 +392,7 @@ def test_stopping_resigns_only_with_a_session() -> None:
         {"wait": 601},
         {"jitter": -1},
         {"retry": 0},
+        {"denied_retry": 0},
     ],
 )
 def test_bad_settings(changes: dict[str, object]) -> None:
@@ -320,6 +438,8 @@ class AnyOrder(RuleBasedStateMachine):
         errors = [DOWN, NotFound("404 page"), InvalidSession("500"), CheckNotPassing("500"), ConsulError("x")]
         if isinstance(action, Renew):
             errors.append(NotFound(f"404 Session id '{action.session}' not found"))
+        if isinstance(action, CreateSession | Acquire):
+            errors.append(AccessDenied("403"))
         if error := data.draw(st.none() | st.sampled_from(errors)):
             return self.feed(Failed(action, error))
         match action:
@@ -329,21 +449,23 @@ class AnyOrder(RuleBasedStateMachine):
                     st.sampled_from([None, free(), free(OTHER), held("x"), held(session, ME), held(session, OTHER)])
                 )
                 self.feed(KeyRead(number, data.draw(st.integers(0, 50)), key))
-            case CreateSession(ttl, _):
+            case CreateSession(ttl):
                 self.sessions += 1
-                self.lease_end = self.now + ttl
+                self.lease_end = self.now + min(ttl, 5.5)
                 self.feed(SessionCreated(f"s{self.sessions}", self.now))
             case Acquire():
                 self.feed(Acquired(data.draw(st.booleans())))
             case Renew(session, _):
                 if session == f"s{self.sessions}":
-                    self.lease_end = self.now + 15
-                self.feed(Renewed(session, self.now))
+                    self.lease_end = self.now + 5.5
+                self.feed(Renewed(action, self.now))
+            case Probe():
+                self.feed(Probed(action))
         return None
 
     @invariant()
     def one_request_per_lane_and_never_stuck(self) -> None:
-        main = [action for action in self.flight if not isinstance(action, Renew)]
+        main = [action for action in self.flight if not isinstance(action, Renew | Probe)]
         assert len(main) <= 1
         assert main or self.election.deadline < math.inf
 

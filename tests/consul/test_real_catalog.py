@@ -14,11 +14,12 @@ import pytest
 import trio
 
 from spegel_consul.consul.candidate import Candidate
-from spegel_consul.consul.catalog import METRICS, REGISTRY, ROUTER, Registration, ServiceDefinition, spegel_services
+from spegel_consul.consul.catalog import METRICS, REGISTRY, ROUTER, ServiceDefinition, spegel_services
 from spegel_consul.consul.client import ConsulClient
 from spegel_consul.consul.election import State
 from spegel_consul.consul.errors import AccessDenied, ConsulUnavailable, RequestRefused
 from spegel_consul.consul.record import LeaderRecord
+from spegel_consul.consul.registration import Registration
 from spegel_consul.consul.settings import ConsulSettings
 from spegel_consul.consul.watch import CatalogWatch
 from tests.consul.realconsul import ConsulAgent, consul_binary
@@ -65,7 +66,7 @@ def services_at(ports: Sequence[int]) -> tuple[ServiceDefinition, ...]:
         router_port=router,
         metrics_port=metrics,
         interval=0.2,
-    )
+    ).always
 
 
 @asynccontextmanager

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import trio
 
+from spegel_consul.consul.beacon import Beacon
 from spegel_consul.consul.candidate import Candidate
-from spegel_consul.consul.catalog import Registration, ServiceDefinition, TcpCheck
+from spegel_consul.consul.catalog import LEADER, ServiceDefinition, TtlCheck
 from spegel_consul.consul.client import ConsulClient
 from spegel_consul.consul.election import ElectionSettings, State
 from spegel_consul.consul.errors import ConsulTimeout
@@ -32,13 +33,16 @@ class Group:
         self.scopes: list[trio.CancelScope] = []
         self._nursery, self._stack = nursery, stack
 
-    async def add(self, settings: ConsulSettings, election: ElectionSettings) -> Candidate:
+    async def add(
+        self, settings: ConsulSettings, election: ElectionSettings, service: ServiceDefinition | None = None
+    ) -> Candidate:
         number = len(self.candidates)
         me = LeaderRecord(
             f"peer{number}", (f"/ip4/10.0.0.{number}/tcp/5001/p2p/peer{number}",), node=f"n{number}", cluster="test"
         )
         client = await self._stack.enter_async_context(ConsulClient(settings))
-        candidate, scope = Candidate(client, me, election), trio.CancelScope()
+        beacon = Beacon(client, service) if service is not None else None
+        candidate, scope = Candidate(client, me, election, beacon=beacon), trio.CancelScope()
 
         async def run(task_status: trio.TaskStatus[None]) -> None:
             with scope:
@@ -162,23 +166,43 @@ async def test_repairs_a_value_that_was_written_over(agent: ConsulAgent, client:
         assert g.leaders()
 
 
-async def test_the_session_ends_with_its_service_check(agent: ConsulAgent, client: ConsulClient) -> None:
-    """A killed process doesn't wait for its TTL: its own TCP check frees the lock."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    port = listener.getsockname()[1]
-    service = ServiceDefinition("bound", "bound", "127.0.0.1", port, TcpCheck(f"127.0.0.1:{port}", interval=0.2))
-    election = ElectionSettings(key="test/bound", lock_delay=0.5, service_checks=(service.check_id,))
-    async with trio.open_nursery() as nursery:
-        await nursery.start(Registration(client, [service]).run)
-        async with group(agent.settings(), 1, election) as g:
-            await until(g.leaders, 8)
-            old = g.candidates[0]
-            other = await g.add(agent.settings(), ElectionSettings(key="test/bound", lock_delay=0.5))
-            listener.close()
-            took = await until(lambda: other.view.state is State.LEADER, 5)
-            print(f"after the check's end: {took:.3f} s")
-            assert old.view.state is not State.LEADER
-        nursery.cancel_scope.cancel()
+async def test_the_lock_ends_soon_after_its_process(agent: ConsulAgent, client: ConsulClient) -> None:
+    """A killed or hanging process doesn't wait for its TTL: the check of its beacon frees the lock."""
+    service = ServiceDefinition("spegel-leader:old", LEADER, "127.0.0.1", 5001, (TtlCheck(3.0),))
+    async with group(agent.settings(), 0, ElectionSettings()) as g:
+        election = ElectionSettings(key="test/bound")
+        old = await g.add(agent.settings(), election, service)
+        await until(g.leaders, 8)
+        assert [member.id for member in (await client.health_service(LEADER))[1]] == [service.id]
+        other = await g.add(agent.settings(), election)
+        await trio.sleep(4)
+        assert old.view.state is State.LEADER
+        async with hanging(old):
+            took = await until(lambda: other.view.state is State.LEADER, 8)
+            print(f"after the process hung: {took:.3f} s")
+            assert took <= 4
+        await until(g.agreed, 8)
+        assert old.view.state is State.FOLLOWER
+        with trio.fail_after(4):
+            while (await client.health_service(LEADER, passing=False))[1]:
+                await trio.sleep(0.05)
+
+
+@asynccontextmanager
+async def hanging(candidate: Candidate) -> AsyncIterator[None]:
+    """None of its requests leaves."""
+    http = candidate._client._http
+
+    over = trio.Event()
+
+    async def silent(*args: object, **more: object) -> None:
+        await over.wait()
+        raise ConsulTimeout("hung")
+
+    http.request = silent
+    yield
+    over.set()
+    del http.request
 
 
 async def test_an_agent_restart_without_data(tmp_path: Path) -> None:

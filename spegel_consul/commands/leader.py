@@ -1,0 +1,65 @@
+# Reads the key once and says what it holds.  A lock without a readable record is told as it is: somebody wrote over it.
+
+"""``spegel-consul leader``: who is the bootstrap peer."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import click
+import trio
+
+from spegel_consul.commands.consul import leader_key
+from spegel_consul.consul.client import ConsulClient, KVEntry
+from spegel_consul.consul.errors import ConsulError
+from spegel_consul.consul.record import LeaderRecord
+from spegel_consul.consul.settings import ConsulSettings
+
+EXIT_VACANT = 3
+
+
+@click.command()
+@leader_key
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def leader(consul_leader_key: str, as_json: bool) -> None:
+    """Print the elected bootstrap peer. Exits 3 if nobody holds the lock, 1 if Consul can't be asked.
+
+    Consul is reached as CONSUL_HTTP_ADDR, CONSUL_HTTP_TOKEN and the other variables of Consul's own tools say.
+    """
+    try:
+        entry = trio.run(_read, ConsulSettings.from_env(os.environ), consul_leader_key)
+    except ValueError as exc:
+        raise click.UsageError(str(exc)) from None
+    except ConsulError as exc:
+        raise click.ClickException(f"{consul_leader_key}: {exc}") from None
+    found = _describe(consul_leader_key, entry)
+    click.echo(json.dumps(found, indent=2) if as_json else _as_text(found))
+    if found["state"] == "vacant":
+        raise SystemExit(EXIT_VACANT)
+
+
+async def _read(settings: ConsulSettings, key: str) -> KVEntry | None:
+    async with ConsulClient(settings) as client:
+        _, entry = await client.kv_get(key)
+        return entry
+
+
+def _describe(key: str, entry: KVEntry | None) -> dict[str, Any]:
+    if entry is None or entry.session is None:
+        return {"state": "vacant", "key": key}
+    record = LeaderRecord.parse(entry.value)
+    told = record.known() if record is not None else {"problem": "the value is not a leader's record"}
+    return {"state": "held", "key": key, **told, "session": entry.session, "epoch": entry.modify_index}
+
+
+def _as_text(found: dict[str, Any]) -> str:
+    if found["state"] == "vacant":
+        return f"vacant: nobody holds {found['key']}"
+    lines = [str(found.get("node") or found.get("peer_id") or found["problem"])]
+    for name in ("peer_id", "addrs", "registry", "http", "version", "since", "alloc_id", "session", "epoch", "key"):
+        value = found.get(name)
+        if value is not None:
+            lines.append(f"  {name:9} {' '.join(value) if isinstance(value, list) else value}")
+    return "\n".join(lines)

@@ -1,0 +1,254 @@
+# One cluster for all of it, because most of the time is Consul's own: three servers (n0 to n2) and three client agents
+# (n3 to n5), each with a sidecar.  Each event starts and ends with all three sidecars taking part.  Time is taken from
+# the signal to the moment at which a server shows another session at the key.
+
+"""How long the cluster is without a leader, with the sidecar's and Consul's default settings."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import pytest
+from lab.cluster import Cluster, Node
+from lab.consul import ConsulOptions, await_all, await_member
+from lab.process import until
+
+pytestmark = pytest.mark.real
+
+KEY = "spegel/leader"
+SERVERS, CLIENTS = range(3), range(3, 6)
+
+
+@dataclass(frozen=True)
+class Held:
+    """The lock as a server has it."""
+
+    session: str
+    index: int
+    node: str
+
+
+class Scene:
+    """The cluster, and who leads in it."""
+
+    def __init__(self, lab: Cluster) -> None:
+        self.lab = lab
+        self.observer = lab[0]
+        layout = lab.dir / "layout"
+        layout.mkdir()
+        (layout / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
+        (layout / "index.json").write_text('{"schemaVersion": 2, "manifests": []}')
+        self._layout = layout
+        for index in CLIENTS:
+            self.start(lab[index])
+
+    def start(self, node: Node) -> None:
+        node.start_sidecar(wait=False, store="layout", layout_path=self._layout)
+
+    def held(self) -> Held | None:
+        entry = self.observer.consul.kv_entry(KEY)
+        if entry is None or "Session" not in entry:
+            return None
+        value = json.loads(self.observer.consul.kv_get(KEY) or b"{}")
+        if value.get("session") != entry["Session"]:
+            return None  # changed between the two requests
+        return Held(entry["Session"], entry["ModifyIndex"], value["node"])
+
+    def settle(self) -> Held:
+        """Wait until one sidecar leads, the others follow, and all are registered."""
+        for index in CLIENTS:
+            self.lab[index].sidecar.await_ready()
+        until(self.settled, timeout=40, what="all sidecars agree on a leader")
+        held = self.held()
+        assert held is not None
+        return held
+
+    def settled(self) -> bool:
+        held = self.held()
+        states = [last_state(self.lab[index]) for index in CLIENTS]
+        passing = self.observer.consul.instances("spegel-router")
+        return (
+            held is not None
+            and len(passing) == len(CLIENTS)
+            and sorted(state.get("state", "") for state in states) == ["follower", "follower", "leader"]
+            and {state["leader"] for state in states} == {held.node}
+        )
+
+    def leader(self, held: Held) -> Node:
+        return next(node for node in self.lab if node.name == held.node)
+
+    def until_another_leads(self, before: Held, began: float, limit: float) -> float:
+        """Seconds since ``began`` (of the monotonic clock)."""
+        until(
+            lambda: (held := self.held()) is not None and held.session != before.session,
+            timeout=limit,
+            what="another node leads",
+        )
+        return time.monotonic() - began
+
+    def stays(self, before: Held, seconds: float) -> None:
+        """Nothing changes at the key, as far as it can be read."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            assert self.held() in (before, None)
+            time.sleep(0.1)
+
+
+def events(node: Node) -> list[dict[str, Any]]:
+    lines = (json.loads(line) for line in node.sidecar.log().splitlines() if line.startswith("{"))
+    return [line for line in lines if line["event"] == "election"]
+
+
+def last_state(node: Node) -> dict[str, Any]:
+    return (events(node) or [{}])[-1]
+
+
+def when(event: dict[str, Any]) -> float:
+    return datetime.fromisoformat(event["timestamp"]).timestamp()
+
+
+def states_since(node: Node, moment: float) -> list[str]:
+    return [event["state"] for event in events(node) if when(event) >= moment]
+
+
+def first(node: Node, state: str, since: float) -> float | None:
+    """When ``node`` first was in ``state`` after ``since``, of the wall clock."""
+    return next((when(event) for event in events(node) if event["state"] == state and when(event) >= since), None)
+
+
+@pytest.fixture(scope="module")
+def scene() -> Iterator[Scene]:
+    with Cluster(6, consul=ConsulOptions(servers=3), containerd=None) as lab:
+        yield Scene(lab)
+
+
+def test_the_leader_is_stopped(scene: Scene, table: Any) -> None:
+    for _ in range(2):
+        before = scene.settle()
+        old = scene.leader(before)
+        began = time.monotonic()
+        old.sidecar.stopped = True
+        old.sidecar.process.signal(signal.SIGTERM)
+        took = scene.until_another_leads(before, began, 5)
+        assert old.sidecar.process.wait(10) == 0
+        scene.start(old)
+        table.within("SIGTERM of the leader", took, 0.5)
+
+
+def test_the_leader_is_killed(scene: Scene, table: Any) -> None:
+    before = scene.settle()
+    old = scene.leader(before)
+    began = time.monotonic()
+    old.sidecar.kill9()
+    took = scene.until_another_leads(before, began, 15)
+    scene.start(old)
+    scene.stays(scene.settle(), 4)
+    table.within("kill -9 of the leader, session bound to its own check", took, 4)
+
+
+def test_a_killed_leader_is_started_again_at_once(scene: Scene, table: Any) -> None:
+    """As by a supervisor: its check never fails, so only the new process can end the old one's session."""
+    before = scene.settle()
+    old = scene.leader(before)
+    old.sidecar.kill9()
+    began = time.monotonic()
+    scene.start(old)
+    took = scene.until_another_leads(before, began, 15)
+    table.within("kill -9 of the leader and start again (includes the start)", took, 4)
+
+
+def test_the_leaders_node_dies(scene: Scene, table: Any) -> None:
+    before = scene.settle()
+    old = scene.leader(before)
+    began = time.monotonic()
+    old.port.link_down()
+    took = scene.until_another_leads(before, began, 20)
+    new = scene.held()
+    assert new is not None
+    cut_off = time.time()
+    until(lambda: last_state(old)["state"] == "suspended", timeout=5, what="the old leader knows that it is cut off")
+    winner = scene.leader(new)
+    until(lambda: last_state(winner)["state"] == "leader", timeout=5, what=f"{winner} knows that it leads")
+    took_over = when(last_state(winner))
+    stepped_down = first(old, "suspended", cut_off - 20)
+    assert stepped_down is not None
+    old.port.link_up()
+    scene.observer.consul.cli("join", old.ip)  # by themselves they would find each other within minutes
+    await_member(scene.observer.consul, old.name, alive=True)
+    table.within("the leader's node dies", took, 10)
+    table.within("overlap of two leaders meanwhile", max(0.0, stepped_down - took_over), 0)
+
+
+def test_the_servers_leader_is_killed(scene: Scene, table: Any) -> None:
+    before = scene.settle()
+    victim = next(scene.lab[index] for index in SERVERS if scene.lab[index].ip in scene.observer.consul.leader())
+    scene.observer = next(scene.lab[index] for index in SERVERS if scene.lab[index] is not victim)
+    victim.consul.running().kill9()
+    until(lambda: victim.ip not in scene.observer.consul.leader() != "", timeout=20, what="another server leads")
+    scene.stays(before, 3)
+    assert scene.held() == before
+    victim.consul.start()
+    await_all([node.consul for node in scene.lab])
+    table.is_true("the servers' Raft leader is killed", "no change")
+
+
+def test_no_quorum_for_40_seconds(scene: Scene, table: Any) -> None:
+    before = scene.settle()
+    leader = scene.leader(before)
+    scene.observer = scene.lab[2]
+    lost_at, began = time.time(), time.monotonic()
+    for index in (0, 1):
+        scene.lab[index].consul.running().kill9()
+    for index in CLIENTS:
+        node = scene.lab[index]
+        until(lambda node=node: first(node, "suspended", lost_at), timeout=25, what=f"{node} is suspended")
+    suspended = {scene.lab[index]: first(scene.lab[index], "suspended", lost_at) for index in CLIENTS}
+    time.sleep(max(0.0, began + 40 - time.monotonic()))
+    for index in (0, 1):
+        scene.lab[index].consul.start()
+    until(lambda: _has_leader(leader), timeout=20, what="the servers have a leader again")
+    back_at = time.time()
+    until(lambda: last_state(leader)["state"] == "leader", timeout=20, what="the leader leads again")
+    for index in CLIENTS:
+        node = scene.lab[index]
+        until(lambda node=node: last_state(node)["state"] != "suspended", timeout=20, what=f"{node} is back")
+    back = [when(last_state(scene.lab[index])) - back_at for index in CLIENTS]
+    assert scene.held() == before
+    others = [moment for node, moment in suspended.items() if node is not leader]
+    table.is_true("no quorum for 40 s", "no change")
+    table.within("… until the leader calls itself suspended (its lease)", suspended[leader] - lost_at, 6)
+    table.within("… until the last follower does (a TTL)", max(others) - lost_at, 15 + 1)
+    table.within("… until all are back, once there is a quorum", max(back), 1)
+
+
+def _has_leader(node: Node) -> bool:
+    try:
+        return bool(node.consul.leader())
+    except AssertionError:
+        return False
+
+
+def test_the_leaders_agent_restarts(scene: Scene, table: Any) -> None:
+    await_all([node.consul for node in scene.lab])
+    before = scene.settle()
+    node = scene.leader(before)
+    node.consul.running().kill9()
+    time.sleep(1)
+    node.consul.start()
+    await_all([node.consul for node in scene.lab])
+    scene.stays(before, 3)
+    until(scene.settled, timeout=20, what="all agree again")
+    assert scene.held() == before
+    table.is_true("the leader's agent is killed and back after 1 s", "no change")
+
+
+def test_no_sidecar_has_fallen(scene: Scene) -> None:
+    for index in CLIENTS:
+        assert scene.lab[index].sidecar.process.alive
+        assert "Traceback" not in scene.lab[index].sidecar.log()
