@@ -281,7 +281,7 @@ class ConsulPlace:
 
 
 class LeaderPlace(ConsulPlace):
-    """A leader in the key; this node follows."""
+    """A leader in the key, which outlasts the agent; this node follows."""
 
     async def bootstrap(self) -> Bootstrap:
         candidate = Candidate(self._client, RECORD, rng=random.Random(1))
@@ -303,6 +303,15 @@ class LeaderPlace(ConsulPlace):
 
 
 @pytest.fixture
+async def durable_consul(tmp_path: Path) -> AsyncIterator[tuple[ConsulAgent, ConsulClient, trio.Nursery]]:
+    config = {"performance": {"raft_multiplier": 1}}
+    with ConsulAgent(tmp_path, config, durable=True) as agent:
+        async with ConsulClient(agent.settings()) as client, trio.open_nursery() as nursery:
+            yield agent, client, nursery
+            nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
 async def consul(tmp_path: Path) -> AsyncIterator[tuple[ConsulAgent, ConsulClient, trio.Nursery]]:
     with ConsulAgent(tmp_path) as agent:
         async with ConsulClient(agent.settings()) as client, trio.open_nursery() as nursery:
@@ -318,8 +327,8 @@ class TestCatalog(BootstrapSuite, SeveralPeersSuite):
 
 class TestConsul(BootstrapSuite):
     @pytest.fixture
-    def place(self, consul: tuple[ConsulAgent, ConsulClient, trio.Nursery]) -> Place:
-        return LeaderPlace(*consul)
+    def place(self, durable_consul: tuple[ConsulAgent, ConsulClient, trio.Nursery]) -> Place:
+        return LeaderPlace(*durable_consul)
 
 
 # -- Nomad

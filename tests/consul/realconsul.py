@@ -30,10 +30,18 @@ def consul_binary() -> Path:
 
 
 class ConsulAgent:
-    """Use as ``with``. ``config`` is merged over the ports; the same ports are used again after a restart."""
+    """Use as ``with``. ``config`` is merged over the ports; the same ports are used again after a restart.
 
-    def __init__(self, directory: Path, config: dict | None = None, *, tls: bool = False) -> None:
+    ``durable``: it remembers keys and sessions over a restart, as servers do.
+    """
+
+    def __init__(
+        self, directory: Path, config: dict | None = None, *, tls: bool = False, durable: bool = False
+    ) -> None:
         self._binary = consul_binary()
+        self._kind = ["-dev"]
+        if durable:
+            self._kind = ["-server", "-bootstrap-expect=1", f"-data-dir={directory / 'consul-data'}"]
         self._directory = directory
         self.ports = _free_ports()
         ports = {name: port for name, port in self.ports.items() if not (tls and name == "http")}
@@ -65,7 +73,7 @@ class ConsulAgent:
         path.write_text(json.dumps(self.config))
         with (self._directory / "agent.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [self._binary, "agent", "-dev", f"-config-file={path}"],
+                [self._binary, "agent", *self._kind, f"-config-file={path}"],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
