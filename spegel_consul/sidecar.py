@@ -176,6 +176,8 @@ async def _start(settings: Settings, node: _Node, stages: _Stages, resources: As
     await stages.start(_announcer(store, router, metrics))
 
     if node.credentials is not None:
+        if node.tls is None:
+            log.warning("passwords travel in clear text: give --tls-cert-file and --tls-key-file too")
         await stages.start(node.credentials.run)
     peers = PeerClient(settings.peer_limits, node.tls)
     resources.callback(peers.close)

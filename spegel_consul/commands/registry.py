@@ -187,4 +187,6 @@ def _tls(given: dict[str, Any]) -> TlsFiles | None:
         if ca is not None or given["tls_verify_clients"]:
             raise click.UsageError("--tls-ca-file and --tls-verify-clients need --tls-cert-file and --tls-key-file")
         return None
+    if ca is None and given["tls_verify_clients"]:
+        raise click.UsageError("--tls-verify-clients needs --tls-ca-file: the system's authorities vouch for anybody")
     return TlsFiles(cert, key, ca, given["tls_verify_clients"])

@@ -25,11 +25,15 @@ class CredentialsError(Exception):
 
 
 class Credentials:
-    """What ``path`` says now. Raises CredentialsError if it can't be used at the start; :meth:`run` follows it."""
+    """What ``path`` says now. Raises CredentialsError if it can't be used at the start; :meth:`run` follows it.
+
+    A change counts when it is seen twice, lest a file that is being written be read half-way.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._text: bytes | None = None
+        self._pending: bytes | None = None
         self._known: tuple[bytes, ...] = ()
         self.version = 0
         self._read()
@@ -55,20 +59,25 @@ class Credentials:
         while True:
             await trio.sleep(_LOOK_EVERY)
             try:
-                await trio.to_thread.run_sync(self._read)
+                await trio.to_thread.run_sync(self._read, True)
                 complaint = ""
             except CredentialsError as exc:
                 if str(exc) != complaint:
                     complaint = str(exc)
                     log.warning("basic auth file is not used", error=complaint)
 
-    def _read(self) -> None:
+    def _read(self, again: bool = False) -> None:
         try:
             with self._path.open("rb") as file:
-                text = file.read(_MOST)
+                text = file.read(_MOST + 1)
         except OSError as exc:
             raise CredentialsError(f"{self._path} can't be read: {exc.strerror}") from None
+        if len(text) > _MOST:
+            raise CredentialsError(f"{self._path} has more than {_MOST} bytes")
         if text == self._text:
+            return
+        if again and text != self._pending:
+            self._pending = text
             return
         known = []
         for number, line in enumerate(text.decode("utf-8", "replace").splitlines(), 1):

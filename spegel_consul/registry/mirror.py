@@ -89,6 +89,7 @@ class Transfer:
         self._chase = chase
         self._request = request
         self._body = answer.body
+        self._before: list[Provider] = []  # who sent the beginning of the body
         self.head = answer.head
         self.provider = answer.provider
 
@@ -98,8 +99,11 @@ class Transfer:
         host, port = self.provider.registry
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
-    async def chunks(self) -> AsyncGenerator[bytes, None]:
-        """The bytes of the body, verified. Raises TransferCut when they can't be completed or are wrong."""
+    async def chunks(self, later: AsyncExitStack | None = None) -> AsyncGenerator[bytes, None]:
+        """The bytes of the body, verified. Raises TransferCut when they can't be completed or are wrong.
+
+        A transfer that began without a race opens one in ``later`` if it needs it.
+        """
         if isinstance(self._body, bytes):
             yield self._body
             return
@@ -124,66 +128,75 @@ class Transfer:
             except PeerError as exc:
                 if reached == head.stop:
                     break
-                body = await self._go_on(body, reached, exc)
+                body = await self._go_on(body, reached, exc, later)
         self._check(hasher)
         yield held
 
     async def relay(self, sink: trio.socket.SocketType, head: bytes) -> None:
-        """Send ``head`` and the body on ``sink``, verified, without the bytes passing through this process.
+        """Send ``head`` and the body on ``sink``, verified, without the bytes passing through this process if they can.
 
         Raises TransferCut, and OSError, trio.TooSlowError or trio.ClosedResourceError if the sink fails.
         """
-        body = self._body
-        if isinstance(body, bytes):
-            await send_bytes(sink, head + body)
+        if isinstance(self._body, bytes):
+            await send_bytes(sink, head + self._body)
             return
-        if self._mirror.client.encrypts:
-            await send_head(sink, head)
-            async with aclosing(self.chunks()) as pieces:
-                async for piece in pieces:
-                    await send_bytes(sink, piece)
-            return
-        hasher = self._hasher()
-        relay = await Relay.start(sink, self.head.stop - self.head.start, hasher)
-        try:
-            await send_head(sink, head)
-            async with AsyncExitStack() as later:
-                while True:
-                    try:
-                        await relay.put(body.buffered())
-                        await relay.pull(body.socket, self._mirror.client.limits.stall)
-                    except SourceFailed as exc:
-                        if self._chase is None:
-                            self._chase = await later.enter_async_context(self._mirror.chase(self._request, "GET"))
-                        body = await self._go_on(body, self.head.stop - relay.left, exc)
-                    else:
-                        body.taken()
-                        break
-            await relay.hashed()
-            self._check(hasher)
-            await relay.release()
-        finally:
-            relay.close()
+        hasher, relay = self._hasher(), None
+        if not self._mirror.client.encrypts:
+            relay = await Relay.start(sink, self.head.stop - self.head.start, hasher)
+        async with AsyncExitStack() as later:
+            if relay is not None:
+                later.callback(relay.close)
+                await send_head(sink, head)
+                await self._splice(relay, self._body, hasher, later)
+            else:
+                await send_head(sink, head)
+                async with aclosing(self.chunks(later)) as pieces:
+                    async for piece in pieces:
+                        await send_bytes(sink, piece)
+
+    async def _splice(self, relay: Relay, body: PeerResponse, hasher: _Hash | None, later: AsyncExitStack) -> None:
+        while True:
+            try:
+                await relay.put(body.buffered())
+                await relay.pull(body.socket, self._mirror.client.limits.stall)
+            except SourceFailed as exc:
+                body = await self._go_on(body, self.head.stop - relay.left, exc, later)
+            else:
+                body.taken()
+                break
+        await relay.hashed()
+        self._check(hasher)
+        await relay.release()
 
     def _hasher(self) -> _Hash | None:
         """What verifies the body; a part of the content can't be verified."""
         whole = self.head.start == 0 and self.head.stop == self.head.size
         return self.head.digest.hasher() if whole and self._mirror.settings.verify else None
 
-    async def _go_on(self, body: PeerResponse, reached: int, why: PeerError | SourceFailed) -> PeerResponse:
+    async def _go_on(
+        self, body: PeerResponse, reached: int, why: PeerError | SourceFailed, later: AsyncExitStack | None
+    ) -> PeerResponse:
         """Another peer's answer for the bytes from ``reached`` on. Raises TransferCut."""
         mirror, head = self._mirror, self.head
-        assert self._chase is not None
         log.info("peer failed in mid-body", digest=head.digest, at=reached, size=head.size, error=str(why))
         body.discard()
         mirror.penalties.failed(self.provider, hung=why.hung)
         mirror.recent.drop(head.digest, self.provider)
+        if self._chase is None:
+            assert later is not None
+            self._chase = await later.enter_async_context(mirror.chase(self._request, "GET"))
+            self._chase.exclude(self.provider)
+        if reached > head.start:
+            self._before.append(self.provider)
         self._body, self.provider = resumed = await self._chase.resume(head, reached)
         return resumed[0]
 
     def _check(self, hasher: _Hash | None) -> None:
         if hasher is not None and hasher.hexdigest() != self.head.digest.encoded:
-            self._mirror.on_mismatch(self.provider, self.head.digest)
+            # whoever sent a part and failed is suspected first: to blame the last one would let a peer that sends
+            # junk and leaves turn us against the honest ones
+            for provider in self._before or [self.provider]:
+                self._mirror.on_mismatch(provider, self.head.digest)
             raise TransferCut(f"the bytes from {self.provider.registry[0]} do not have digest {self.head.digest}")
 
     def close(self) -> None:
@@ -251,24 +264,31 @@ class Mirror:
         None if there is no such peer, or it does not answer as it should within the hedge interval: then
         :meth:`open` asks it again, and others.
         """
-        wanted = _forwardable(request, range_header)
         if self.client.encrypts:
             return None  # there is nothing to splice
+        wanted = _forwardable(request, range_header)
         for provider in self.recent.get(request.key):
-            if self.penalties.bars(provider):
-                continue
-            target, headers = self.question(request, wanted)
-            response = await self.client.request_at_once(provider.registry, "GET", target, headers, self.settings.hedge)
-            if response is None:
-                continue
-            try:
-                head = judge(response, request, wanted)
-                body = await self.read(response, head, provider, "GET") if self.is_small(head) else response
-            except (PeerError, RangeInvalid):
-                response.discard()
-                continue
-            return Transfer(self, None, request, _Answer(provider, head, body))
+            if not self.penalties.bars(provider) and self.client.has_idle(provider.registry):
+                with trio.move_on_after(self.settings.hedge):
+                    return await self._ask_at_once(provider, request, wanted)
+                break
         return None
+
+    async def _ask_at_once(self, provider: Provider, request: ContentRequest, wanted: str | None) -> Transfer | None:
+        target, headers = self.question(request, wanted)
+        response = await self.client.request_at_once(provider.registry, "GET", target, headers)
+        if response is None:
+            return None
+        try:
+            head = judge(response, request, wanted)
+            body = await self.read(response, head, provider, "GET") if self.is_small(head) else response
+        except (PeerError, RangeInvalid):
+            response.discard()
+            return None
+        except BaseException:
+            response.discard()
+            raise
+        return Transfer(self, None, request, _Answer(provider, head, body))
 
     @asynccontextmanager
     async def chase(self, request: ContentRequest, method: str) -> AsyncIterator[_Chase]:
@@ -283,7 +303,7 @@ class Mirror:
                 found = exc
             finally:
                 nursery.cancel_scope.cancel()
-                chase.close()
+        chase.close()
         if found is not None:
             raise found
 
@@ -364,6 +384,10 @@ class _Chase:
         assert isinstance(answer.body, PeerResponse)
         log.info("transfer resumed", digest=head.digest, at=reached, registry=answer.provider.registry[0])
         return answer.body, answer.provider
+
+    def exclude(self, provider: Provider) -> None:
+        """Don't ask it: it has just failed."""
+        self._race.exclude(provider)
 
     def close(self) -> None:
         """Give up the answers that nobody took."""

@@ -68,7 +68,11 @@ class PeerResponse:
             yield received
         while left:
             assert self._connection is not None, "a body is read once"
-            data = await self._connection.receive(min(left, _RECEIVE), self._client.limits.stall, "sent nothing for")
+            with trio.move_on_after(self._client.limits.stall) as waiting:
+                data = await self._connection.receive(min(left, _RECEIVE))
+            if waiting.cancelled_caught:
+                message = f"{self._connection} sent nothing for {self._client.limits.stall:g} s"
+                raise PeerError(message, hung=True)
             left -= len(data)
             yield data
         self.taken()
@@ -122,6 +126,10 @@ class _Connection:
 
     def is_quiet(self) -> bool:
         """Whether the peer has neither closed it nor said what nobody asked."""
+        if self._secure is not None:
+            incoming = getattr(self._secure, "_incoming", None)  # Trio has no public word for what it has read ahead
+            if incoming is None or incoming.pending or self._secure.pending():
+                return False
         try:
             os.read(self.sock.fileno(), 1)
         except BlockingIOError:
@@ -140,27 +148,26 @@ class _Connection:
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
             raise PeerError(f"{self} reset the connection") from None
 
-    async def receive(self, most: int, patience: float, what: str) -> bytes:
+    async def receive(self, most: int) -> bytes:
         """At least one byte. Raises PeerError."""
-        fd = self.sock.fileno()
         try:
-            with trio.fail_after(patience):
-                while True:
-                    if self._secure is not None:
-                        data = bytes(await self._secure.receive_some(most))
-                        break
-                    try:
-                        data = os.read(fd, most)
-                        break
-                    except BlockingIOError:
-                        await trio.lowlevel.wait_readable(self.sock)
-        except trio.TooSlowError:
-            raise PeerError(f"{self} {what} {patience:g} s", hung=True) from None
+            if self._secure is not None:
+                data = bytes(await self._secure.receive_some(most))
+            else:
+                data = await self._read(most)
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
             raise PeerError(f"{self} reset the connection") from None
         if not data:
             raise PeerError(f"{self} closed the connection")
         return data
+
+    async def _read(self, most: int) -> bytes:
+        fd = self.sock.fileno()
+        while True:
+            try:
+                return os.read(fd, most)
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(self.sock)
 
     def close(self) -> None:
         self.sock.close()
@@ -199,15 +206,19 @@ class PeerClient:
             connection.close()
             raise
 
+    def has_idle(self, address: tuple[str, int]) -> bool:
+        """Whether a connection to ``address`` is kept."""
+        return bool(self._idle.get(address))
+
     async def request_at_once(
-        self, address: tuple[str, int], method: str, target: str, headers: Sequence[tuple[str, str]], patience: float
+        self, address: tuple[str, int], method: str, target: str, headers: Sequence[tuple[str, str]]
     ) -> PeerResponse | None:
-        """The same over a connection that is there, or None if there is none or it fails within ``patience`` s."""
+        """The same over a connection that is there, or None if there is none or it fails."""
         connection = self._reuse(address)
         if connection is None:
             return None
         try:
-            return await self._exchange(connection, method, target, headers, patience)
+            return await self._exchange(connection, method, target, headers, self.limits.first_byte)
         except PeerError:
             connection.close()
             return None
@@ -224,24 +235,24 @@ class PeerClient:
         patience: float,
     ) -> PeerResponse:
         lines = [f"{method} {target} HTTP/1.1", f"host: {connection}", *(f"{name}: {value}" for name, value in headers)]
-        deadline = trio.current_time() + patience
-        await connection.send(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
-        data = b""
-        while len(data) <= MAX_HEAD:
-            left = max(deadline - trio.current_time(), 0.0)
-            try:
-                data += await connection.receive(_RECEIVE_HEAD, left, "did not answer within")
-            except PeerError as exc:
-                if exc.hung:
-                    raise PeerError(f"{connection} did not answer within {patience:g} s", hung=True) from None
-                raise
-            try:
-                reply = parse_reply(data, method)
-            except ReplyError as exc:
-                raise PeerError(f"{connection} does not speak HTTP: {exc}") from None
-            if reply is not None:
-                return PeerResponse(self, connection, reply)
-        raise PeerError(f"{connection} sent a head of more than {MAX_HEAD} bytes")
+        question = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+        with trio.move_on_after(patience):
+            await connection.send(question)
+            data = await connection.receive(_RECEIVE_HEAD)
+            while (reply := self._parse(connection, data, method)) is None:
+                if len(data) > MAX_HEAD:
+                    raise PeerError(f"{connection} sent a head of more than {MAX_HEAD} bytes")
+                await trio.lowlevel.checkpoint()  # what drips in may be there each time
+                data += await connection.receive(_RECEIVE_HEAD)
+            return PeerResponse(self, connection, reply)
+        raise PeerError(f"{connection} did not answer within {patience:g} s", hung=True)
+
+    @staticmethod
+    def _parse(connection: _Connection, data: bytes, method: str) -> Reply | None:
+        try:
+            return parse_reply(data, method)
+        except ReplyError as exc:
+            raise PeerError(f"{connection} does not speak HTTP: {exc}") from None
 
     def _reuse(self, address: tuple[str, int]) -> _Connection | None:
         kept = self._idle.get(address, [])

@@ -65,6 +65,12 @@ class Race:
         if provider not in self._asked and provider not in self._waiting:
             self._waiting.append(provider)
 
+    def exclude(self, provider: Provider) -> None:
+        """The provider is not to be asked."""
+        self._asked.add(provider)
+        if provider in self._waiting:
+            self._waiting.remove(provider)
+
     def lookup_ended(self) -> None:
         """The lookup will yield nobody else."""
         self._ended = True

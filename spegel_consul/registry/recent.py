@@ -22,9 +22,9 @@ class RecentProviders:
 
     def add(self, key: str, provider: Provider) -> None:
         """A lookup found it."""
-        providers = self._found.setdefault(key, {})
-        self._found.move_to_end(key)
-        providers[provider] = trio.current_time() + FRESH
+        now = trio.current_time()
+        known = self._found.pop(key, {})
+        self._found[key] = {each: until for each, until in known.items() if until > now} | {provider: now + FRESH}
         if len(self._found) > _MOST:
             self._found.popitem(last=False)
 

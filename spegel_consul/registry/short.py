@@ -80,12 +80,12 @@ class ShortRoad:
         began, plan, body = time.perf_counter(), known.plan, b""
         assert isinstance(plan, Own)
         assert known.duration is not None
-        small = self._cache.get(plan.content.digest)
+        small = self._cached(plan)
         if known.method == "HEAD":
             if small is None and not self._is_there(plan):
                 return None
         else:
-            if small is None and (small := self._read_small(plan)) is None:
+            if small is None and (small := self._keep(plan, self._read_small(plan))) is None:
                 return None
             body = small[plan.start : plan.stop] if plan.partial else small
             self._bytes.inc(len(body))
@@ -138,14 +138,15 @@ class ShortRoad:
         content, length = plan.content, plan.stop - plan.start
         head = b"%b%b\r\n\r\n" % (known.head, self._now())
         if known.method == "HEAD":
-            if self._cache.get(content.digest) is None and not self._is_there(plan):
+            if self._cached(plan) is None and not self._is_there(plan):
                 return None
             await send_bytes(link.sock, head)
         elif content.size <= SMALL:
-            small = self._cache.get(content.digest) or self._read_small(plan)
+            small = self._cached(plan)
             if small is None:
                 # perhaps the disk has to turn for it
-                small = await trio.to_thread.run_sync(self._read_small, plan, 0)
+                read = self._read_small(plan) or await trio.to_thread.run_sync(self._read_small, plan, 0)
+                small = self._keep(plan, read)
             if small is None:
                 return None
             await send_bytes(link.sock, head + small[plan.start : plan.stop])
@@ -213,13 +214,16 @@ class ShortRoad:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError:
             return None
-        if os.fstat(fd).st_size != plan.content.size:
-            os.close(fd)
-            return None
-        return fd
+        try:
+            if os.fstat(fd).st_size == plan.content.size:
+                return fd
+        except OSError:
+            pass
+        os.close(fd)
+        return None
 
     def _read_small(self, plan: Own, flags: int = os.RWF_NOWAIT) -> bytes | None:
-        """Small content, kept from now on, or None if it is not in the page cache or not what it should be."""
+        """Small content, or None if it is not in the page cache or not what it should be."""
         fd = self._open(plan)
         if fd is None:
             return None
@@ -230,11 +234,19 @@ class ShortRoad:
             return None
         finally:
             os.close(fd)
-        small, digest = bytes(buffer), plan.content.digest
-        if not digest.fits(small):
-            return None  # a file that is still being written, or a disk that lies
-        self._cache.put(digest, small)
+        small = bytes(buffer)
+        # what does not fit is a file that is still being written, or a disk that lies
+        return small if plan.content.digest.fits(small) else None
+
+    def _keep(self, plan: Own, small: bytes | None) -> bytes | None:
+        if small is not None:
+            self._cache.put(plan.content.digest, small)
         return small
+
+    def _cached(self, plan: Own) -> bytes | None:
+        """Content that is kept, if it is as long as the head says."""
+        small = self._cache.get(plan.content.digest)
+        return small if small is not None and len(small) == plan.content.size else None
 
     def _head(self, plan: Own) -> bytes:
         content = plan.content

@@ -73,6 +73,13 @@ _REASONS = {400: "the request is not valid HTTP", 431: "the request's header fie
 
 
 class _Protocol(H11Protocol):
+    async def _check_protocol(self, event: h11.Request) -> None:
+        """Stay with HTTP/1.1, by prior knowledge and by upgrade alike (RFC 9113, 3.3).
+
+        An answer that can't be completed has to be cut, and of HTTP/2 hypercorn cuts neither the stream nor the
+        connection: its client would wait for ever.
+        """
+
     async def _create_stream(self, request: h11.Request) -> None:
         if any(name == b"upgrade" for name, _ in request.headers):
             # nobody here speaks websocket, and a request may be answered as if it had not asked (RFC 9110, 7.8)
@@ -147,7 +154,8 @@ class Connection(TCPServer):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 0)
             client = parse_socket_addr(sock.family, sock.getpeername())
             server = parse_socket_addr(sock.family, sock.getsockname())
-            alpn = await self._encrypt() if self._tls is not None else None
+            if self._tls is not None:
+                await self._encrypt(self._tls)
             with self._life:
                 async with TaskGroup() as group:
                     self._task_group = group
@@ -161,7 +169,7 @@ class Connection(TCPServer):
                         client,
                         server,
                         self.protocol_send,
-                        alpn or "http/1.1",
+                        "http/1.1",
                     )
                     await self.protocol.initiate()
                     await self._timer.restart(group, None)
@@ -174,18 +182,14 @@ class Connection(TCPServer):
         finally:
             await self._close()
 
-    async def _encrypt(self) -> str | None:
-        """Shake hands; the protocol that was agreed on."""
-        assert self._tls is not None
-        self.stream = trio.SSLStream(self._plain, self._tls.server(), server_side=True, https_compatible=True)
+    async def _encrypt(self, tls: Tls) -> None:
+        self.stream = trio.SSLStream(self._plain, tls.server(), server_side=True, https_compatible=True)
         with trio.fail_after(_HANDSHAKE):
             await self.stream.do_handshake()
-        alpn: str | None = self.stream.selected_alpn_protocol()
-        return alpn
 
     async def _read(self, link: Link) -> None:
         timer, short_road, lobby = self._timer, self._short_road, self._lobby
-        self._guest = guest = Guest(link.sock, timer, link.local)
+        self._guest = guest = Guest(link.sock, timer, link.local, self.context.terminated.is_set)
         try:
             while True:
                 waits = lobby is not None and timer.idle and self._at_rest()

@@ -15,7 +15,6 @@ _REQUEST_LINE = re.compile(rb"(GET|HEAD) (/v2/[!-\"$->@-~]*)(?:\?([!-\"$-~]*))? 
 _FIELD = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)\Z")
 _NOT_SIMPLE = frozenset(
     {
-        b"connection",
         b"content-length",
         b"expect",
         b"http2-settings",
@@ -46,6 +45,8 @@ def parse_simple(data: bytes) -> RequestHead | None:
         return None
     headers = parse_fields(data[line.end() : -4])
     if headers is None or not _NOT_SIMPLE.isdisjoint(headers):
+        return None
+    if headers.get(b"connection", b"keep-alive").lower() != b"keep-alive":
         return None
     if b"host" not in headers:
         return None

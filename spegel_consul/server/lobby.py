@@ -26,10 +26,11 @@ log = structlog.get_logger(__name__)
 RECEIVE = 1 << 16
 """Bytes of one read of a request."""
 
-_ROUND = 64  # connections served before everybody else in the process has a turn
+_ROUND = 64  # connections served before everybody else in the process has a turn,
+_ROUND_SECONDS = 0.002  # or as many as are within this time
 
 AtOnce = Callable[[bytes, bool], bytes | None]
-"""The whole answer to what was received, if it is a request whose answer is at hand; must neither wait nor raise.
+"""The whole answer to what was received, if it is a request whose answer is at hand; must not wait.
 
 The flag says whether the client is on this machine.
 """
@@ -37,11 +38,15 @@ The flag says whether the client is on this machine.
 
 @dataclass(slots=True, eq=False)
 class Guest:
-    """A connection that waits; ``local`` says whether its client is on this machine."""
+    """A connection that waits.
+
+    ``local``: whether its client is on this machine; ``leaving()``: whether it is to end when it has nothing to do.
+    """
 
     sock: trio.socket.SocketType
     timer: IdleTimer
     local: bool
+    leaving: Callable[[], bool]
     _task: trio.lowlevel.Task | None = None
     _fd: int = -1
 
@@ -60,10 +65,13 @@ class Lobby:
         try:
             while True:
                 await trio.lowlevel.wait_readable(self._poll.fileno())
+                end = trio.current_time() + _ROUND_SECONDS
                 for fd, _ in self._poll.poll(0, _ROUND):
                     guest = self._guests.get(fd)
                     if guest is not None:
                         self._serve(fd, guest)
+                    if trio.current_time() > end:
+                        break  # the others are still ready in the next round
         finally:
             trio.lowlevel.notify_closing(self._poll.fileno())
             self._poll.close()
@@ -79,6 +87,8 @@ class Lobby:
                 return data
             guest.timer.idle = False
             await send_bytes(guest.sock, unsent)
+            if guest.leaving():
+                return b""
             guest.timer.touch()
 
     def dismiss(self, guest: Guest) -> None:
@@ -106,7 +116,11 @@ class Lobby:
             return
         except OSError:
             data = b""
-        answer = self._at_once(data, guest.local) if data else None
+        try:
+            answer = self._at_once(data, guest.local) if data else None
+        except Exception:
+            log.exception("answering at once failed")
+            answer = None
         if answer is None:
             self._wake(guest, data, b"")
             return
@@ -131,4 +145,5 @@ class Lobby:
     def _leave(self, guest: Guest) -> None:
         guest._task = None
         del self._guests[guest._fd]
-        self._poll.unregister(guest._fd)
+        if not self._poll.closed:
+            self._poll.unregister(guest._fd)

@@ -34,6 +34,7 @@ _FLAGS = 1 | 2  # SPLICE_F_MOVE | SPLICE_F_NONBLOCK
 _MORE = 4  # SPLICE_F_MORE
 _TURN = 4 << 20  # bytes after which everybody else in the process has a turn
 _READ = 1 << 18
+_QUEUE = 0.5  # seconds that a transfer waits for a thread
 _threads = trio.CapacityLimiter(256)
 _spare_pipes: list[tuple[int, int]] = []
 _spare_buffers: list[bytearray] = []
@@ -67,15 +68,18 @@ class Relay:
     """
 
     @classmethod
-    async def start(cls, sink: trio.socket.SocketType, total: int, hasher: _Hash | None) -> Relay:
-        """A relay, when there is a thread for its hasher."""
+    async def start(cls, sink: trio.socket.SocketType, total: int, hasher: _Hash | None) -> Relay | None:
+        """A relay, or None if there is no thread for its hasher now."""
         relay = cls(sink, total, hasher)
         if relay._tap is not None:
+            started = False
             try:
-                await relay._tap.start()
-            except BaseException:
-                relay.close()
-                raise
+                started = await relay._tap.start()
+            finally:
+                if not started:
+                    relay.close()
+            if not started:
+                return None
         return relay
 
     def __init__(self, sink: trio.socket.SocketType, total: int, hasher: _Hash | None) -> None:
@@ -186,17 +190,26 @@ class _Tap:
         self._started = False
         self.done = trio.Event()
 
-    async def start(self) -> None:
-        """Begin to hash. No task waits for the thread: it ends when the inlet is closed, and closes the outlet."""
-        await _threads.acquire_on_behalf_of(self)
+    async def start(self) -> bool:
+        """Begin to hash, or return False. No task waits for the thread: it ends, and closes the outlet, when the inlet
+        is closed."""
+        with trio.move_on_after(_QUEUE) as queueing:
+            await _threads.acquire_on_behalf_of(self)
+        if queueing.cancelled_caught:
+            return False
         token = trio.lowlevel.current_trio_token()
 
         def ended(_: object) -> None:
             with suppress(trio.RunFinishedError):
                 token.run_sync_soon(self._ended)
 
+        try:
+            trio.lowlevel.start_thread_soon(self._hash_all, ended)
+        except RuntimeError:  # the limit of processes is reached
+            _threads.release_on_behalf_of(self)
+            return False
         self._started = True
-        trio.lowlevel.start_thread_soon(self._hash_all, ended)
+        return True
 
     def _ended(self) -> None:
         _threads.release_on_behalf_of(self)

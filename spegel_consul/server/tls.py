@@ -49,7 +49,7 @@ class Tls:
         return self._files.verify_clients
 
     def server(self) -> ssl.SSLContext:
-        """For a connection that was accepted; offers h2 and HTTP/1.1."""
+        """For a connection that was accepted; offers HTTP/1.1."""
         return self._server.get()
 
     def client(self) -> ssl.SSLContext:
@@ -93,7 +93,7 @@ def _signature(files: TlsFiles) -> tuple[tuple[int, int, int] | None, ...]:
 def _server(files: TlsFiles) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["h2", "http/1.1"])
+    context.set_alpn_protocols(["http/1.1"])
     _load_certificate(context, files)
     if files.verify_clients:
         _load_authorities(context, files)

@@ -3,11 +3,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 import trio
 
 from spegel_consul.metrics import Metrics
+from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.filters import ImageFilter
 from spegel_consul.registry.app import build_app
 from spegel_consul.registry.cache import ByteCache
@@ -18,12 +20,47 @@ from spegel_consul.registry.peer import PeerClient, PeerLimits
 from spegel_consul.registry.plan import Planner
 from spegel_consul.registry.short import ShortRoad
 from spegel_consul.ring import Provider
+from spegel_consul.server.connection import Link
 from spegel_consul.server.listen import ListenAddress, listen
 from spegel_consul.server.tls import Tls
 from spegel_consul.server.worker import serve
 from spegel_consul.store.memory import MemoryStore
 
 LIMITS = PeerLimits(connect=0.5, first_byte=0.5, stall=0.5)
+
+
+class FileStore(MemoryStore):
+    """Content in memory that has files too, as a runtime's has; without them the short road has nothing to send."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__()
+        self._directory = directory
+        directory.mkdir()
+
+    def file(self, digest: Digest) -> str | None:
+        data = self._bytes.get(digest)
+        path = self._directory / digest.encoded
+        if data is not None and not path.exists():
+            path.write_bytes(data)
+        return str(path)
+
+
+class CountedRoad:
+    """The short road, and how often it was taken."""
+
+    def __init__(self, road: ShortRoad) -> None:
+        self._road = road
+        self.taken = 0
+
+    def at_once(self, data: bytes, local: bool) -> bytes | None:
+        answer = self._road.at_once(data, local)
+        self.taken += answer is not None
+        return answer
+
+    async def __call__(self, data: bytes, link: Link) -> bool:
+        taken = await self._road(data, link)
+        self.taken += taken
+        return taken
 
 
 class ListRouter:
@@ -62,6 +99,7 @@ class Node:
     store: MemoryStore
     router: ListRouter
     metrics: Metrics
+    road: CountedRoad | None
     scheme: str = "http"
     stop: trio.Event = field(default_factory=trio.Event)
 
@@ -77,7 +115,7 @@ Start = Callable[..., object]
 
 
 @pytest.fixture(params=["short road", "long road"])
-async def start_node(nursery: trio.Nursery, request: pytest.FixtureRequest) -> AsyncIterator[Start]:
+async def start_node(nursery: trio.Nursery, request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Start]:
     """Starts nodes that answer on one of the two roads, which must not differ."""
     clients: list[PeerClient] = []
 
@@ -90,21 +128,23 @@ async def start_node(nursery: trio.Nursery, request: pytest.FixtureRequest) -> A
         tls: Tls | None = None,
         credentials: Credentials | None = None,
     ) -> Node:
-        metrics, router, store = Metrics(), ListRouter(), MemoryStore()
+        metrics, router = Metrics(), ListRouter()
+        store = FileStore(tmp_path / f"content{len(clients)}")
         clients.append(PeerClient(LIMITS, tls))
         mirror = Mirror(router, clients[-1], metrics, settings or MirrorSettings(), credentials)  # type: ignore[arg-type]
         planner = Planner(store, images or ImageFilter(), credentials)
         app = ContentApp(build_app(lambda: problem), planner, store, mirror, metrics)  # type: ignore[arg-type]
-        short_road = ShortRoad(planner, store, mirror, ByteCache(1 << 20), metrics)
+        short_road = CountedRoad(ShortRoad(planner, store, mirror, ByteCache(1 << 20), metrics))
         sock = listen(ListenAddress("127.0.0.1", 0), "--registry-addr")
-        node = Node(sock.getsockname(), store, router, metrics, scheme="http" if tls is None else "https")
+        road = short_road if request.param == "short road" and tls is None else None
+        node = Node(sock.getsockname(), store, router, metrics, road, scheme="http" if tls is None else "https")
 
         async def run(task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
             await serve(
                 app,  # type: ignore[arg-type]
                 sock,
                 stop=node.stop.wait,
-                short_road=short_road if request.param == "short road" else None,
+                short_road=road,
                 drain_timeout=0.5,
                 keep_alive=keep_alive,
                 tls=tls,

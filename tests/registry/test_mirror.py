@@ -16,6 +16,7 @@ from spegel_consul.oci.media import OCI_MANIFEST
 from spegel_consul.registry.mirror import MirrorSettings
 from spegel_consul.registry.peer import PeerClient, PeerResponse
 from spegel_consul.ring import Provider
+from spegel_consul.server import relay
 
 from .conftest import head
 
@@ -62,6 +63,8 @@ async def test_blob_and_manifest_come_from_the_neighbour(pair: Any) -> None:
     assert response.content == LAYER
     assert response.headers["docker-content-digest"] == DIGEST
     assert response.headers["x-spegel-served-by"] == f"127.0.0.1:{holder.address[1]}"
+    if asker.road is not None:
+        assert (asker.road.taken, holder.road.taken) == (1, 1)
     for path in (TAG_PATH, f"/v2/library/app/manifests/{MANIFEST_DIGEST}?ns=docker.io"):
         response = await get(asker, path)
         assert (response.status_code, response.content) == (200, MANIFEST)
@@ -212,6 +215,65 @@ async def test_wrong_bytes_are_never_completed(start_node: Any, start_peer: Any)
     assert (await get(node, "/v2/")).status_code == 200
 
 
+async def test_who_sends_junk_and_leaves_is_blamed_not_who_completes_it(pair: Any, start_peer: Any) -> None:
+    holder, asker = pair
+    evil = await start_peer(head(200, len(LAYER)), bytes(300_000))
+    asker.router.knows(evil.address, holder)
+    with pytest.raises(httpx.RemoteProtocolError):
+        await get(asker, BLOB_PATH)
+    assert asker.metric("spegel_verification_failures_total") == 1
+    assert (await get(asker, BLOB_PATH)).content == LAYER
+
+
+@pytest.mark.parametrize("why", ["all threads hash", "no thread can be started"])
+async def test_without_a_thread_the_hash_is_made_on_the_way(
+    pair: Any, start_peer: Any, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    holder, asker = pair
+    if why == "all threads hash":
+        monkeypatch.setattr(relay, "_threads", trio.CapacityLimiter(1))
+        relay._threads.acquire_on_behalf_of_nowait(object())
+    else:
+
+        def refuse(*_: object) -> None:
+            raise RuntimeError("can't start new thread")
+
+        monkeypatch.setattr(trio.lowlevel, "start_thread_soon", refuse)
+    for _ in range(3):
+        assert (await get(asker, BLOB_PATH)).content == LAYER
+    dying = await start_peer(head(200, len(LAYER)), LAYER[:400_000])
+    asker.router.knows(dying.address, holder)
+    asker.router.providers.reverse()
+    assert (await get(asker, BLOB_PATH)).content == LAYER
+    assert relay._threads.borrowed_tokens == (1 if why == "all threads hash" else 0)
+
+
+async def test_a_late_race_does_not_begin_with_the_peer_that_failed(
+    start_node: Any, start_peer: Any, nursery: trio.Nursery
+) -> None:
+    holder, asker = await start_node(), await start_node(settings=MirrorSettings(attempts=1))
+    holder.store.add_content(LAYER)
+    served = 0
+
+    async def serve(stream: trio.SocketStream) -> None:
+        nonlocal served
+        async with stream:
+            while await stream.receive_some():
+                served += 1
+                await stream.send_all(head(200, len(LAYER)) + (LAYER if served == 1 else LAYER[:500_000]))
+                if served > 1:
+                    return
+
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    nursery.start_soon(trio.serve_listeners, serve, listeners)
+    asker.router.knows(listeners[0].socket.getsockname())
+    assert (await get(asker, BLOB_PATH)).content == LAYER
+    asker.router.knows(holder)
+    with trio.fail_after(5):
+        assert (await get(asker, BLOB_PATH)).content == LAYER
+    nursery.cancel_scope.cancel()
+
+
 async def test_a_transfer_that_nobody_can_complete_is_cut(start_node: Any, start_peer: Any) -> None:
     node = await start_node()
     dying = await start_peer(head(200, len(LAYER)), LAYER[:1000])
@@ -288,6 +350,8 @@ async def test_a_peer_that_had_it_a_moment_ago_and_fails_over_the_same_connectio
     asker.router.knows(listeners[0].socket.getsockname(), holder)
     with trio.fail_after(5):
         assert (await get(asker, BLOB_PATH)).content == LAYER
+    if asker.road is not None:
+        assert asker.road.taken == 2
     nursery.cancel_scope.cancel()
 
 

@@ -142,6 +142,8 @@ def generated(layout: Layout, seed: int) -> Iterator[tuple[bytes, bool]]:
         if dice.random() < 0.5:
             headers.append("X-Spegel-Mirrored: true")
         if dice.random() < 0.3:
+            headers.append(f"Connection: {dice.choice(['keep-alive', 'Keep-Alive', 'x'])}")
+        if dice.random() < 0.3:
             headers.append("Authorization: Basic dTpw")
         if dice.random() < 0.05:
             headers.append("Accept: a/b\r\nAccept: c/d")
@@ -181,7 +183,7 @@ async def test_both_roads_give_the_same_answers(layout: Layout, nursery: trio.Nu
             with trio.fail_after(10):
                 assert await answer(one, request, has_body) == await answer(other, request, has_body), request
     assert short.taken > REQUESTS / 4, "the short road was hardly ever taken"
-    assert short.taken_at_once > REQUESTS / 20, "hardly an answer was remembered"
+    assert short.taken_at_once > REQUESTS / 40, "hardly an answer was remembered"
     short.client.close()
     long.client.close()
 
@@ -258,6 +260,10 @@ async def test_what_is_remembered_ends_with_the_content(layout: Layout, nursery:
         for _ in range(3):
             assert (await answer(stream, request, True)).endswith(b"\r\n\r\nloose")
         assert server.taken_at_once == 2
+        blob = layout.path / "blobs" / "sha256" / loose.encoded
+        blob.write_bytes(b"grown file")  # then at least its head and its body agree
+        await trio.sleep(0.2)
+        assert await answer(stream, request, True)
         index.write_text(without)
         (layout.path / "blobs" / "sha256" / loose.encoded).unlink()
         with trio.fail_after(5):

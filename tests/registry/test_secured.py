@@ -52,7 +52,7 @@ async def test_a_blob_through_two_nodes_over_tls(
     async with httpx.AsyncClient(verify=trusting(authority), http2=http2, trust_env=False) as client:
         for _ in range(2):
             response = await client.get(asker.url + PATH)
-            assert response.http_version == ("HTTP/2" if http2 else "HTTP/1.1")
+            assert response.http_version == "HTTP/1.1"  # of HTTP/2 nothing can be cut
             assert response.content == LAYER
         part = await client.get(holder.url + PATH, headers={"range": "bytes=1000000-"})
         assert (part.status_code, part.content) == (206, LAYER[1_000_000:])

@@ -26,7 +26,7 @@ class Room:
         client, server = socket.socketpair()
         client.setblocking(False)
         timer = IdleTimer(100, nothing, nothing)
-        return client, Guest(trio.socket.from_stdlib_socket(server), timer, local=False)
+        return client, Guest(trio.socket.from_stdlib_socket(server), timer, False, lambda: False)
 
 
 @pytest.fixture
@@ -35,6 +35,8 @@ async def room(nursery: trio.Nursery) -> Room:
 
     def at_once(data: bytes, local: bool) -> bytes | None:
         room.asked.append(data)
+        if data == b"bug":
+            raise OSError("stale file handle")
         return answers.get(data)
 
     room = Room(Lobby(at_once))
@@ -71,8 +73,12 @@ async def test_what_is_known_is_answered_and_the_rest_is_handed_over(room: Room,
         assert got == [b"what?"]
         client.send(b"ping")
         assert await receive(client, 4) == b"pong"
+        client.send(b"bug")
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        client.send(b"ping")
+        assert await receive(client, 4) == b"pong"
     with trio.fail_after(5):
-        while got != [b"what?", b"left"]:
+        while got != [b"what?", b"bug", b"left"]:
             await trio.sleep(0.01)
     guest.sock.close()
 
@@ -123,7 +129,7 @@ async def test_a_reset_is_a_departure(room: Room, nursery: trio.Nursery) -> None
     client = socket.create_connection(listener.getsockname())
     server, _ = listener.accept()
     server.setblocking(False)
-    guest = Guest(trio.socket.from_stdlib_socket(server), IdleTimer(100, nothing, nothing), local=True)
+    guest = Guest(trio.socket.from_stdlib_socket(server), IdleTimer(100, nothing, nothing), True, lambda: False)
     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
     client.close()
     with trio.fail_after(5):
