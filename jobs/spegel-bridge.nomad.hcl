@@ -238,6 +238,12 @@ job "spegel" {
       config {
         image = var.image
         init  = true
+
+        # Nomad has its own checks
+        healthchecks {
+          disable = true
+        }
+
         args = [
           "registry",
           "--registry-addr=:${NOMAD_PORT_registry}",

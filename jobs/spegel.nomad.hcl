@@ -280,6 +280,12 @@ job "spegel" {
         image        = var.image
         network_mode = "host"
         init         = true
+
+        # Nomad has its own checks
+        healthchecks {
+          disable = true
+        }
+
         args = [
           "registry",
           "--registry-addr=:${NOMAD_PORT_registry}",
