@@ -1,6 +1,6 @@
 # A base for images, made of what this machine has, because tests reach no registry of images: its own Python with the
-# packages that the product needs, the shared libraries under them, a shell.  It stands in for a slim image of Python and
-# so has an apt-get too, which has nothing left to do.
+# packages that the product needs, the shared libraries under them, a shell.  It stands in for a slim image of Python
+# and so has an apt-get too, which has nothing left to do.
 
 """A root file system with Python, for ``docker import``."""
 

@@ -101,3 +101,23 @@ def ready(node: Node) -> bool:
         return node.request("/readyz", timeout=2).status == 200
     except OSError:
         return False
+
+
+def test_nodes_that_advertise_ipv6(cluster, image) -> None:
+    lab = cluster(2)
+    for node in lab:
+        # "nodad": usable at once
+        node.netns.ip(*f"addr add fd00:6::1{node.index}/64 dev eth0 nodad".split())
+    for node in lab:
+        node.start_sidecar(advertise_addr="fd00::/8", env={"CONSUL_HTTP_ADDR": "127.0.0.1:8500"})
+    (identity,) = json.loads(lab[1].request("/id", to=lab[0], port=9090).body)
+    assert identity["Addrs"] == ["/ip6/fd00:6::10/tcp/5001"]
+    until(lambda: len(lab[1].consul.instances("spegel")) == 2, timeout=20, what="both are healthy in the catalog")
+    assert set(lab[1].dig("spegel.service.consul", "AAAA")) == {"fd00:6::10", "fd00:6::11"}
+    app = image(layers=[MIB])
+    lab[0].containerd.import_image(app.tar)
+    path = f"/v2/{app.repository}/manifests/{app.tag}?ns={app.registry}"
+    until(lambda: lab[1].request(path).status == 200, timeout=20, what="the neighbour finds the image")
+    lab[1].containerd.mirror("http://[fd00:6::11]:5000")
+    lab[1].containerd.pull_cri(app.name)
+    assert app.digests <= lab[1].containerd.content()
