@@ -89,7 +89,7 @@ def _files(distributions: tuple[str, ...]) -> Iterator[tuple[Path, str]]:
 
 def _tree(directory: Path) -> Iterator[Path]:
     for path in sorted(directory.iterdir()):
-        if path.name not in _LEFT_OUT and not path.is_symlink():
+        if path.name not in _LEFT_OUT and path.suffix != ".a" and not path.is_symlink():
             yield path
             if path.is_dir():
                 yield from _tree(path)
