@@ -115,6 +115,7 @@ variable "memory_max" {
 }
 
 job "spegel" {
+  id          = var.job_name
   name        = var.job_name
   type        = "system"
   datacenters = var.datacenters
@@ -237,6 +238,12 @@ job "spegel" {
       config {
         image = var.image
         init  = true
+
+        # Nomad has its own checks
+        healthchecks {
+          disable = true
+        }
+
         args = [
           "registry",
           "--registry-addr=:${NOMAD_PORT_registry}",

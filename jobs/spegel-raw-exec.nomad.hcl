@@ -122,6 +122,7 @@ variable "memory_max" {
 }
 
 job "spegel" {
+  id          = var.job_name
   name        = var.job_name
   type        = "system"
   datacenters = var.datacenters

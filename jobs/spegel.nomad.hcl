@@ -126,6 +126,7 @@ variable "memory_max" {
 }
 
 job "spegel" {
+  id          = var.job_name
   name        = var.job_name
   type        = "system"
   datacenters = var.datacenters
@@ -279,6 +280,12 @@ job "spegel" {
         image        = var.image
         network_mode = "host"
         init         = true
+
+        # Nomad has its own checks
+        healthchecks {
+          disable = true
+        }
+
         args = [
           "registry",
           "--registry-addr=:${NOMAD_PORT_registry}",

@@ -1,0 +1,123 @@
+# Nomad's bridge networks: the sidecar has an address of its own behind the host's, and ports that are mapped to it by
+# NAT.  Nobody outside can reach that address, so all depends on what is advertised.
+
+"""The sidecar behind a port mapping."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+from lab.cluster import Cluster, Node
+from lab.image import MIB
+from lab.netns import Netns
+from lab.process import until
+from lab.sidecar import Sidecar
+
+pytestmark = pytest.mark.real
+
+HOST, TASK = "172.26.64.1", "172.26.64.2"
+PORTS = "5000,5001,9090"
+
+
+@pytest.fixture
+def bridged(cluster) -> Iterator[tuple[Cluster, Netns]]:
+    """Two nodes, and a task's network namespace on the first of them."""
+    lab = cluster(2)
+    node = lab[0]
+    task = Netns(f"{node.netns.name}t")
+    task.add()
+    try:
+        node.netns.ip(*f"link add nomad type veth peer name eth0 netns {task.name}".split())
+        node.netns.ip("addr", "add", f"{HOST}/20", "dev", "nomad")
+        node.netns.ip("link", "set", "nomad", "up")
+        task.ip("addr", "add", f"{TASK}/20", "dev", "eth0")
+        task.ip("link", "set", "eth0", "up")
+        task.ip("route", "add", "default", "via", HOST)
+        node.netns.run("sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
+        for chain in ("PREROUTING", "OUTPUT"):
+            rule = (
+                f"-t nat -A {chain} -d {node.ip} -p tcp -m multiport --dports {PORTS} -j DNAT --to-destination {TASK}"
+            )
+            node.netns.run("iptables", "-w", *rule.split())
+        node.netns.run("iptables", "-w", *f"-t nat -A POSTROUTING -s {TASK} -j MASQUERADE".split())
+        yield lab, task
+    finally:
+        task.delete()
+
+
+def start_in(task: Netns, node: Node, **flags: str) -> Sidecar:
+    place = SimpleNamespace(ip=node.ip, netns=task, index=node.index)
+    given = {
+        "node_name": node.name,
+        "data_dir": node.dir / "spegel",
+        "log_level": "debug",
+        "containerd_sock": node.containerd.sock,
+        "containerd_namespace": "k8s.io",
+        "containerd_content_path": node.containerd.content_path,
+    }
+    return Sidecar(place, node.dir / "sidecar", given | flags, {"CONSUL_HTTP_ADDR": f"{node.ip}:8500"})
+
+
+def test_peers_reach_it_by_the_advertised_address_only(bridged, image) -> None:
+    lab, task = bridged
+    inner, outer = lab.nodes
+    assert not outer.netns.ping(TASK)
+    sidecar = start_in(task, inner, advertise_addr=inner.ip)
+    until(lambda: ready(inner), timeout=30, what=f"the mapped port answers\n{sidecar.process.tail()}")
+    outer.start_sidecar()
+    try:
+        (identity,) = json.loads(outer.request("/id", to=inner, port=9090).body)
+        assert identity["Addrs"] == [f"/ip4/{inner.ip}/tcp/5001"]
+        until(lambda: len(outer.consul.instances("spegel")) == 2, timeout=20, what="both are healthy in the catalog")
+        addresses = {row["Service"]["Address"] for row in outer.consul.instances("spegel-router")}
+        assert addresses == {inner.ip, outer.ip}
+        leader = json.loads(outer.consul.kv_get("spegel/leader"))
+        assert TASK not in json.dumps(leader)
+
+        # from the task to a neighbour, and from a neighbour to the task
+        for number, (owner, asker) in enumerate([(inner, outer), (outer, inner)]):
+            app = image(f"docker.io/library/app{number}:v1", layers=[MIB], seed=number)
+            owner.containerd.import_image(app.tar)
+            path = f"/v2/{app.repository}/manifests/{app.tag}?ns={app.registry}"
+            until(
+                lambda asker=asker, path=path: asker.request(path).status == 200,
+                timeout=20,
+                what=f"{asker} finds what {owner} has\n{sidecar.process.tail()}",
+            )
+            asker.containerd.mirror(f"http://{asker.ip}:5000")
+            asker.containerd.pull_cri(app.name)
+            assert app.digests <= asker.containerd.content()
+        assert sidecar.stop() == 0
+        assert outer.consul.instances("spegel", passing=False)[0]["Service"]["Address"] == outer.ip
+    finally:
+        sidecar.kill9()
+
+
+def ready(node: Node) -> bool:
+    try:
+        return node.request("/readyz", timeout=2).status == 200
+    except OSError:
+        return False
+
+
+def test_nodes_that_advertise_ipv6(cluster, image) -> None:
+    lab = cluster(2)
+    for node in lab:
+        # "nodad": usable at once
+        node.netns.ip(*f"addr add fd00:6::1{node.index}/64 dev eth0 nodad".split())
+    for node in lab:
+        node.start_sidecar(advertise_addr="fd00::/8", env={"CONSUL_HTTP_ADDR": "127.0.0.1:8500"})
+    (identity,) = json.loads(lab[1].request("/id", to=lab[0], port=9090).body)
+    assert identity["Addrs"] == ["/ip6/fd00:6::10/tcp/5001"]
+    until(lambda: len(lab[1].consul.instances("spegel")) == 2, timeout=20, what="both are healthy in the catalog")
+    assert set(lab[1].dig("spegel.service.consul", "AAAA")) == {"fd00:6::10", "fd00:6::11"}
+    app = image(layers=[MIB])
+    lab[0].containerd.import_image(app.tar)
+    path = f"/v2/{app.repository}/manifests/{app.tag}?ns={app.registry}"
+    until(lambda: lab[1].request(path).status == 200, timeout=20, what="the neighbour finds the image")
+    lab[1].containerd.mirror("http://[fd00:6::11]:5000")
+    lab[1].containerd.pull_cri(app.name)
+    assert app.digests <= lab[1].containerd.content()
