@@ -10,6 +10,7 @@ import signal
 from pathlib import Path
 
 from lab import cri, hosts, parts
+from lab.docker_io import DockerIo
 from lab.network import Port
 from lab.process import Failed, Process, until
 
@@ -66,7 +67,7 @@ class Containerd:
     """One daemon.
 
     ``image_options`` are lines of TOML for the CRI's table about images, which in 1.x is that of the whole CRI;
-    ``extra`` is TOML that comes last.
+    ``extra`` is TOML that comes last. ``docker_io``: what it takes for docker.io.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Containerd:
         discard_unpacked_layers: bool = False,
         image_options: str = "",
         extra: str = "",
+        docker_io: DockerIo | None = None,
     ) -> None:
         self.netns = port.netns
         self.version = version
@@ -85,6 +87,7 @@ class Containerd:
         self.certs_d = directory / "certs.d"
         self.content_path = directory / "root/io.containerd.content.v1.content"
         self.process: Process | None = None
+        self._docker_io = docker_io
         self._name = f"containerd {version} on n{port.index}"
         self._dir = directory
         for name in ("root", "state", "cni", "certs.d"):
@@ -102,9 +105,10 @@ class Containerd:
     def start(self) -> None:
         """Start it; ``await_ready`` waits for it. A restarted one keeps its content."""
         binary = parts.containerd(self.version)
+        argv: list[str | Path] = [binary, "-c", self._config]
         self.process = self.netns.start(
             self._name,
-            [binary, "-c", self._config],
+            self._docker_io.believed(argv) if self._docker_io is not None else argv,
             log_path=self._dir / "containerd.log",
             env={"PATH": parts.path(binary, parts.runc())},
             private_mounts=True,
@@ -149,9 +153,10 @@ class Containerd:
         except Failed as exc:
             raise PullError(f"{exc}\n{self.running().tail()}") from None
 
-    def import_image(self, tar: Path, *, namespace: str = CRI_NAMESPACE) -> None:
+    def import_image(self, tar: Path, *, namespace: str = CRI_NAMESPACE, all_platforms: bool = False) -> None:
         """Import an archive. Its content has no label that says from which repository it came, unlike a pull's."""
-        self.ctr("images", "import", tar, namespace=namespace, timeout=PULL_TIMEOUT)
+        words = ["--all-platforms"] if all_platforms else []
+        self.ctr("images", "import", *words, tar, namespace=namespace, timeout=PULL_TIMEOUT)
 
     def remove_image(self, ref: str, *, namespace: str = CRI_NAMESPACE, timeout: float = 20) -> None:
         """Remove an image and, before this returns, the content that only it referred to.
