@@ -16,6 +16,7 @@ from spegel_consul.commands.options import ADDRESS, DURATION, FILE, LIST, REACHA
 from spegel_consul.config import Settings, StoreKind
 from spegel_consul.consul.registration import ServiceMode
 from spegel_consul.consul.settings import ConsulSettings
+from spegel_consul.node.places import find_socket, namespaces
 from spegel_consul.oci.filters import ImageFilter
 from spegel_consul.registry.mirror import MirrorSettings
 from spegel_consul.registry.peer import PeerLimits
@@ -45,10 +46,17 @@ from spegel_consul.server.tls import TlsFiles
 @option(
     "--containerd-sock",
     type=click.Path(path_type=Path),
-    default=Path("/run/containerd/containerd.sock"),
-    help="containerd's socket; also that of a Docker with the containerd image store.",
+    default=None,
+    help="containerd's socket; also that of a Docker with the containerd image store."
+    "  [default: the first that answers of the places of containerd, Docker, k3s, k0s and MicroK8s]",
 )
-@option("--containerd-namespace", default="moby", help="Docker: moby. Kubernetes: k8s.io. ctr, nerdctl: default.")
+@option(
+    "--containerd-namespace",
+    type=LIST,
+    multiple=True,
+    default=["auto"],
+    help="Docker: moby. Kubernetes: k8s.io. ctr, nerdctl: default. Several with commas; auto is all that are known.",
+)
 @option(
     "--containerd-content-path",
     type=click.Path(path_type=Path),
@@ -116,6 +124,13 @@ from spegel_consul.server.tls import TlsFiles
     help="What the router does: join through the new leader too; make itself anew, then let go of the old; nothing.",
 )
 @consul_options
+@click.option(
+    "--skip-preflight",
+    is_flag=True,
+    envvar="SKIP_PREFLIGHT",
+    show_envvar=True,
+    help="Start even if nobody could reach this node, and say nothing about its set-up.",
+)
 @option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", help="Least level.")
 @option("--log-format", type=click.Choice(["json", "console"]), default="json", help="For machines or for people.")
 def registry(**given: Any) -> None:
@@ -153,8 +168,8 @@ def _settings(given: dict[str, Any]) -> Settings:
         node_name=given["node_name"],
         data_dir=given["data_dir"],
         store=store,
-        containerd_sock=given["containerd_sock"],
-        containerd_namespace=given["containerd_namespace"],
+        containerd_sock=given["containerd_sock"] or find_socket(),
+        containerd_namespaces=namespaces(_flat(given["containerd_namespace"])),
         containerd_content_path=given["containerd_content_path"],
         layout_path=given["layout_path"],
         images=images,
@@ -171,6 +186,7 @@ def _settings(given: dict[str, Any]) -> Settings:
         ),
         tls=_tls(given),
         basic_auth_file=given["basic_auth_file"],
+        skip_preflight=given["skip_preflight"],
         bootstrap=bootstrap,
         consul=consul,
         consul_service=ServiceMode(given["consul_service"]),
