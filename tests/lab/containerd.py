@@ -42,7 +42,7 @@ version = 2
   [plugins."io.containerd.grpc.v1.cri".cni]
     conf_dir = "{dir}/cni"
   [plugins."io.containerd.grpc.v1.cri".registry]
-    config_path = "{dir}/certs.d"
+    config_path = "{config_path}"
 """
 _CONFIG_2 = """
 version = 3
@@ -55,7 +55,7 @@ version = 3
 {image_options}
   discard_unpacked_layers = {discard}
   [plugins."io.containerd.cri.v1.images".registry]
-    config_path = "{dir}/certs.d"
+    config_path = "{config_path}"
 """
 
 
@@ -68,6 +68,7 @@ class Containerd:
 
     ``image_options`` are lines of TOML for the CRI's table about images, which in 1.x is that of the whole CRI;
     ``extra`` is TOML that comes last. ``docker_io``: what it takes for docker.io.
+    ``config_path``: of the CRI, where ``{certs_d}`` is this daemon's own directory.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Containerd:
         image_options: str = "",
         extra: str = "",
         docker_io: DockerIo | None = None,
+        config_path: str = "{certs_d}",
     ) -> None:
         self.netns = port.netns
         self.version = version
@@ -92,15 +94,8 @@ class Containerd:
         self._dir = directory
         for name in ("root", "state", "cni", "certs.d"):
             (directory / name).mkdir(parents=True, exist_ok=True)
-        template = _CONFIG_2 if version.startswith("2") else _CONFIG_1
-        config = template.format(
-            common=_COMMON.format(dir=directory),
-            dir=directory,
-            discard=str(discard_unpacked_layers).lower(),
-            image_options=image_options,
-        )
         self._config = directory / "config.toml"
-        self._config.write_text(config + extra)
+        self._configure(config_path, discard_unpacked_layers, image_options, extra)
 
     def start(self) -> None:
         """Start it; ``await_ready`` waits for it. A restarted one keeps its content."""
@@ -131,6 +126,24 @@ class Containerd:
         process.kill9() if number == signal.SIGKILL else process.stop()
         self.start()
         self.await_ready()
+
+    def reconfigure(self, *, config_path: str = "{certs_d}", discard_unpacked_layers: bool = False) -> None:
+        """Restart it with another configuration and the same content."""
+        self.running().stop()
+        self._configure(config_path, discard_unpacked_layers, "", "")
+        self.start()
+        self.await_ready()
+
+    def _configure(self, config_path: str, discard: bool, image_options: str, extra: str) -> None:
+        template = _CONFIG_2 if self.version.startswith("2") else _CONFIG_1
+        config = template.format(
+            common=_COMMON.format(dir=self._dir),
+            dir=self._dir,
+            config_path=config_path.format(certs_d=self.certs_d),
+            discard=str(discard).lower(),
+            image_options=image_options,
+        )
+        self._config.write_text(config + extra)
 
     def write_hosts(self, registry: str, toml: str) -> None:
         hosts.write_hosts(self.certs_d, registry, toml)
