@@ -47,6 +47,8 @@ class Settings:
     tls: TlsFiles | None
     basic_auth_file: Path | None
     skip_preflight: bool
+    hang_timeout: float
+    heartbeat: int | None
     bootstrap: BootstrapSettings
     consul: ConsulSettings | None
     consul_service: ServiceMode

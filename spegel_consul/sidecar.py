@@ -24,7 +24,7 @@ import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypercorn.typing import Framework
 
-from spegel_consul import __version__
+from spegel_consul import __version__, watchdog
 from spegel_consul.bootstrap import Bootstrap, Roster
 from spegel_consul.bootstrap.assemble import assemble
 from spegel_consul.bootstrap.nomad_api import NomadClient
@@ -88,6 +88,8 @@ async def run(settings: Settings) -> None:
     async with trio.open_nursery() as nursery:
         stopping = trio.Event()
         nursery.start_soon(_on_signal, stopping, nursery.cancel_scope)
+        if settings.heartbeat is not None:
+            nursery.start_soon(watchdog.beat, settings.heartbeat, settings.hang_timeout)
         async with AsyncExitStack() as resources:
             stages = _Stages(nursery)
             try:

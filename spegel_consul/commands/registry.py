@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,12 @@ from spegel_consul.server.tls import TlsFiles
     help="What the router does: join through the new leader too; make itself anew, then let go of the old; nothing.",
 )
 @consul_options
+@option(
+    "--hang-timeout",
+    type=DURATION,
+    default="0s",
+    help="End the sidecar when it has hung for so long, with a second process that watches it; 0s for none.",
+)
 @click.option(
     "--skip-preflight",
     is_flag=True,
@@ -138,9 +145,15 @@ def registry(**given: Any) -> None:
 
     Consul is reached as CONSUL_HTTP_ADDR, CONSUL_HTTP_TOKEN and the other variables of Consul's own tools say.
     """
+    settings = _settings(given)
+    if settings.hang_timeout:
+        from spegel_consul.watchdog import guard
+
+        heartbeat = guard(settings.hang_timeout, lambda line: click.echo(f"spegel-consul: {line}", err=True))
+        settings = replace(settings, heartbeat=heartbeat)
+    # only the sidecar itself needs the rest
     from spegel_consul import log, sidecar
 
-    settings = _settings(given)
     log.configure(given["log_level"], given["log_format"])
     try:
         trio.run(sidecar.run, settings)
@@ -187,6 +200,8 @@ def _settings(given: dict[str, Any]) -> Settings:
         tls=_tls(given),
         basic_auth_file=given["basic_auth_file"],
         skip_preflight=given["skip_preflight"],
+        hang_timeout=given["hang_timeout"],
+        heartbeat=None,
         bootstrap=bootstrap,
         consul=consul,
         consul_service=ServiceMode(given["consul_service"]),

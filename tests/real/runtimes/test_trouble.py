@@ -11,6 +11,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +22,7 @@ from lab.cluster import Cluster, MakeCluster, Node
 from lab.containerd import PullError
 from lab.docker_io import DockerIo
 from lab.image import MIB, Image, MakeImage
-from lab.process import until
+from lab.process import is_running, until
 from lab.registry import Registry
 
 pytestmark = pytest.mark.real
@@ -139,6 +141,31 @@ def test_a_neighbour_that_hangs_one_that_lies_and_a_dead_sidecar(
         assert later.digests <= pull(node, later)
     assert later.amd64.layers[1] in blobs(upstream)
     lab[2].sidecar.process.resume()
+
+
+@pytest.mark.parametrize("node", ["containerd21", "docker28"], indirect=True)
+def test_the_own_sidecar_hangs(lab: Cluster, node: Node, docker_io: DockerIo, image_of: MakeImage) -> None:
+    app = image_of("docker.io/library/app:v1")
+    docker_io.registry.push(app)
+    node.start_sidecar(static_bootstrap_peers=f"{lab[0].ip}:5001", hang_timeout="2s")
+    (pid,) = node.sidecar.children()
+    assert pid != node.sidecar.process.pid
+    time.sleep(3)  # it is let live as long as it beats
+    os.kill(pid, signal.SIGSTOP)
+    with soon("with a sidecar that hangs"):
+        assert app.digests <= pull(node, app)
+    assert node.sidecar.process.wait(5) == 1
+    node.sidecar.stopped = True
+    assert "the sidecar has not moved for 2 s" in node.sidecar.log()
+
+    again = node.start_sidecar(static_bootstrap_peers=f"{lab[0].ip}:5001", hang_timeout="2s")
+    (pid,) = again.children()
+    assert again.stop() == 0
+    assert not is_running(pid)
+    again = node.start_sidecar(static_bootstrap_peers=f"{lab[0].ip}:5001", hang_timeout="2s")
+    (pid,) = again.children()
+    again.kill9()
+    until(lambda: not is_running(pid), timeout=5, what="the sidecar does not outlive its guard")
 
 
 def blobs(registry: Registry) -> set[str]:
