@@ -27,6 +27,7 @@ class Dockerd:
     """One daemon with the containerd of its time.
 
     ``mirrors`` are those of daemon.json, for docker.io only. ``fresh``: daemon.json is as after an installation.
+    ``insecure``: registries that may be without TLS; before 28, mirrors of daemon.json are such.
     ``docker_io``: what it takes for docker.io.
     """
 
@@ -39,6 +40,7 @@ class Dockerd:
         snapshotter: bool = True,
         mirrors: Sequence[str] = (),
         fresh: bool = False,
+        insecure: Sequence[str] = (SUBNET,),
         docker_io: DockerIo | None = None,
     ) -> None:
         self.netns = port.netns
@@ -66,7 +68,7 @@ class Dockerd:
             options |= {
                 "features": {"containerd-snapshotter": snapshotter},
                 "registry-mirrors": list(mirrors),
-                "insecure-registries": [SUBNET],  # a mirror's http:// is believed on loopback only
+                "insecure-registries": list(insecure),
             }
         self.config.write_text(json.dumps(options, indent=2))
 

@@ -74,7 +74,7 @@ def test_containerd(lab: Cluster, images: list[Image], version: str, extra: str)
 
 def test_docker_28_with_certs_d(lab: Cluster, images: list[Image]) -> None:
     node = lab[1]
-    node.add_docker("28").await_ready()
+    node.add_docker("28", insecure=()).await_ready()
     start_sidecar(lab, node)
     await_images(lab, images)
     node.configure(f"--docker-sock={node.docker.sock}", "--mirrored-registries=docker.io,ghcr.io,_default")
