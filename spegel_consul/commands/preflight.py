@@ -50,6 +50,7 @@ from spegel_consul.node.dial_back import Peer
 @option(
     "--bootstrap-kind", default="consul", help="As for registry; with another one than consul, Consul is not asked."
 )
+@option("--tls-cert-file", type=click.Path(path_type=Path), default=None, help="As for registry: peers have TLS too.")
 @click.option(
     "--peer", type=ADDRESS, default=None, help="Registry of another node, to dial back.  [default: of Consul]"
 )
@@ -79,7 +80,8 @@ def preflight(as_json: bool, peer: Any, **given: Any) -> None:
         docker_sock=given["docker_sock"],
         docker_hosts=given["docker_certs_path"],
         consul=consul,
-        peer=Peer(peer.host, peer.port) if peer is not None else None,
+        peer=Peer(peer.host, peer.port, given["tls_cert_file"] is not None) if peer is not None else None,
+        tls=given["tls_cert_file"] is not None,
     )
     checks = trio.run(run, subject)
     if as_json:

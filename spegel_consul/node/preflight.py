@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import ssl
 import time
 import tomllib
 import urllib.request
@@ -54,6 +55,8 @@ class Subject:
     docker_hosts: Path | None = None
     consul: ConsulSettings | None = None
     peer: dial_back.Peer | None = None
+    tls: bool = False
+    """Whether the nodes' registries have TLS."""
 
 
 async def run(subject: Subject) -> list[Check]:
@@ -214,7 +217,9 @@ def _probed(name: str, url: str, registry: str) -> Check:
     if not url.startswith(("http://", "https://")):
         return fail(name, f"the mirror {url!r} of {of} is not a URL")
     try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/livez", timeout=_PROBE_TIMEOUT) as answer:
+        # whether its certificate is right is for the runtime, which has authorities of its own for it
+        context = ssl._create_unverified_context()
+        with urllib.request.urlopen(f"{url.rstrip('/')}/livez", timeout=_PROBE_TIMEOUT, context=context) as answer:
             answer.read(16)
     except (OSError, ValueError) as exc:
         reason = getattr(exc, "reason", exc)
@@ -290,7 +295,7 @@ async def _dial_back(subject: Subject) -> list[Check]:
             return []  # said by the check of Consul
         others = [one for one in instances if (one.address, one.port) != (subject.address, subject.registry_port)]
         if others:
-            peer = dial_back.Peer(others[0].address, others[0].port, others[0].meta.get("scheme") == "https")
+            peer = dial_back.Peer(others[0].address, others[0].port, subject.tls)
     if peer is None:
         return [ok("dial-back", "not asked: no other node is known yet")]
     return [await trio.to_thread.run_sync(dial_back.ask, peer, subject.address, subject.registry_port)]
