@@ -10,7 +10,7 @@ from typing import Any
 import click
 import trio
 
-from spegel_consul.commands.options import ADDRESS, IP, LIST, option
+from spegel_consul.commands.options import ADDRESS, LIST, REACHABLE, option
 from spegel_consul.consul.settings import ConsulSettings
 from spegel_consul.node.address import NoAddress, advertised
 from spegel_consul.node.check import has_failed
@@ -19,7 +19,7 @@ from spegel_consul.node.dial_back import Peer
 
 @click.command()
 @option("--registry-addr", type=ADDRESS, default=":5000", help="Where the sidecar listens.")
-@option("--advertise-addr", type=IP, default=None, help="IP address that peers and Consul are told.")
+@option("--advertise-addr", type=REACHABLE, default=None, help="IP address that peers and Consul are told.")
 @option(
     "--containerd-sock",
     type=click.Path(path_type=Path),

@@ -182,7 +182,7 @@ def _settings(given: dict[str, Any]) -> Settings:
         data_dir=given["data_dir"],
         store=store,
         containerd_sock=given["containerd_sock"] or find_socket(),
-        containerd_namespaces=namespaces(_flat(given["containerd_namespace"])),
+        containerd_namespaces=namespaces(flat(given["containerd_namespace"])),
         containerd_content_path=given["containerd_content_path"],
         layout_path=given["layout_path"],
         images=images,
