@@ -14,6 +14,7 @@ from spegel_consul import __version__
 from spegel_consul.commands.configuration import cleanup, cleanup_wait, configuration
 from spegel_consul.commands.dev import dev
 from spegel_consul.commands.leader import leader
+from spegel_consul.commands.preflight import preflight
 from spegel_consul.commands.registry import registry
 
 EXIT_FAILED = 1
@@ -35,6 +36,7 @@ cli.add_command(registry)
 cli.add_command(configuration)
 cli.add_command(cleanup)
 cli.add_command(cleanup_wait)
+cli.add_command(preflight)
 cli.add_command(dev)
 cli.add_command(leader)
 

@@ -37,7 +37,7 @@ class Settings:
     data_dir: Path | None
     store: StoreKind
     containerd_sock: Path
-    containerd_namespace: str
+    containerd_namespaces: tuple[str, ...]
     containerd_content_path: Path | None
     layout_path: Path | None
     images: ImageFilter
@@ -46,6 +46,9 @@ class Settings:
     peer_limits: PeerLimits
     tls: TlsFiles | None
     basic_auth_file: Path | None
+    skip_preflight: bool
+    hang_timeout: float
+    heartbeat: int | None
     bootstrap: BootstrapSettings
     consul: ConsulSettings | None
     consul_service: ServiceMode

@@ -24,7 +24,7 @@ import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypercorn.typing import Framework
 
-from spegel_consul import __version__
+from spegel_consul import __version__, watchdog
 from spegel_consul.bootstrap import Bootstrap, Roster
 from spegel_consul.bootstrap.assemble import assemble
 from spegel_consul.bootstrap.nomad_api import NomadClient
@@ -40,7 +40,9 @@ from spegel_consul.consul.record import LeaderRecord
 from spegel_consul.consul.registration import Registration, ServiceMode
 from spegel_consul.consul.watch import CatalogWatch
 from spegel_consul.metrics import Metrics
+from spegel_consul.node import dial_back, preflight
 from spegel_consul.node.address import NoAddress, advertised
+from spegel_consul.node.check import Status
 from spegel_consul.registry.app import build_app
 from spegel_consul.registry.cache import ByteCache
 from spegel_consul.registry.content import ContentApp
@@ -62,6 +64,7 @@ from spegel_consul.server.worker import serve
 from spegel_consul.store import Store
 from spegel_consul.store.containerd.store import ContainerdStore
 from spegel_consul.store.layout import LayoutStore
+from spegel_consul.store.union import UnionStore
 from spegel_consul.web import app as web_app
 
 log = structlog.get_logger(__name__)
@@ -85,6 +88,8 @@ async def run(settings: Settings) -> None:
     async with trio.open_nursery() as nursery:
         stopping = trio.Event()
         nursery.start_soon(_on_signal, stopping, nursery.cancel_scope)
+        if settings.heartbeat is not None:
+            nursery.start_soon(watchdog.beat, settings.heartbeat, settings.hang_timeout)
         async with AsyncExitStack() as resources:
             stages = _Stages(nursery)
             try:
@@ -93,6 +98,8 @@ async def run(settings: Settings) -> None:
                 problem = exc
             else:
                 log.info("started", registry=node.registry_url, router=str(node.router_port), version=__version__)
+                if not settings.skip_preflight:
+                    nursery.start_soon(_tell_findings, settings, node)
                 await stopping.wait()
                 log.info("stopping")
             await stages.stop()
@@ -143,7 +150,7 @@ class _Node:
 
 
 def _prepare(settings: Settings) -> _Node:
-    return _Node(
+    node = _Node(
         load_or_create(settings.data_dir),
         listen(settings.registry_addr, "--registry-addr"),
         listen(settings.router_addr, "--router-addr"),
@@ -155,6 +162,10 @@ def _prepare(settings: Settings) -> _Node:
         Tls(settings.tls) if settings.tls is not None else None,
         Credentials(settings.basic_auth_file) if settings.basic_auth_file is not None else None,
     )
+    finding = preflight.address_check(node.address, settings.registry_addr.host)
+    if finding.fatal and not settings.skip_preflight:
+        raise StartError(f"{finding.says}: {finding.fix} (or --skip-preflight)")
+    return node
 
 
 async def _start(settings: Settings, node: _Node, stages: _Stages, resources: AsyncExitStack) -> None:
@@ -184,7 +195,9 @@ async def _start(settings: Settings, node: _Node, stages: _Stages, resources: As
     mirror = Mirror(router, peers, metrics, settings.mirror, node.credentials)
     planner = Planner(store, settings.images, node.credentials)
     short_road = ShortRoad(planner, store, mirror, ByteCache(settings.manifest_cache_size), metrics)
-    content = ContentApp(build_app(lambda: store.problem), planner, store, mirror, metrics)  # type: ignore[arg-type]
+    app = build_app(lambda: store.problem)
+    dial_back.add_to(app)
+    content = ContentApp(app, planner, store, mirror, metrics)  # type: ignore[arg-type]
     await stages.serve(content, node.registry, short_road, node.tls)  # type: ignore[arg-type]
     await stages.serve(web_app.build_app(metrics, router), node.metrics)
 
@@ -292,12 +305,17 @@ def _store(settings: Settings) -> Store:
     if settings.store is StoreKind.LAYOUT:
         assert settings.layout_path is not None
         return LayoutStore(settings.layout_path, settings.images.accepts)
-    return ContainerdStore(
-        settings.containerd_sock,
-        settings.containerd_namespace,
-        settings.containerd_content_path,
-        settings.images.accepts,
-    )
+    stores = [
+        ContainerdStore(
+            settings.containerd_sock,
+            namespace,
+            settings.containerd_content_path,
+            settings.images.accepts,
+            expected=len(settings.containerd_namespaces) == 1,
+        )
+        for namespace in settings.containerd_namespaces
+    ]
+    return stores[0] if len(stores) == 1 else UnionStore(stores)
 
 
 def _announcer(store: Store, router: Router, metrics: Metrics) -> _Runnable:
@@ -311,6 +329,23 @@ def _announcer(store: Store, router: Router, metrics: Metrics) -> _Runnable:
                 metrics.advertised_keys.set(len(store.keys()))
 
     return announce
+
+
+async def _tell_findings(settings: Settings, node: _Node) -> None:
+    """Say what is wrong with this node; what is wrong with the runtimes' files only ``preflight`` can see."""
+    subject = preflight.Subject(
+        address=node.address,
+        registry_port=node.registry_port,
+        bound=settings.registry_addr.host,
+        containerd_sock=settings.containerd_sock if settings.store is StoreKind.CONTAINERD else None,
+        namespaces=settings.containerd_namespaces,
+        content_path=settings.containerd_content_path,
+        consul=settings.consul,
+        tls=node.tls is not None,
+    )
+    for check in await preflight.run(subject):
+        say = log.debug if check.status is Status.OK else log.warning
+        say("preflight", check=check.name, status=check.status.value, says=check.says, fix=check.fix or None)
 
 
 async def _on_signal(stopping: trio.Event, everything: trio.CancelScope) -> None:

@@ -19,6 +19,7 @@ from spegel_consul.node.configure import Plan, daemon_place, plan_daemon, plan_h
 from spegel_consul.node.disk import DiskError
 from spegel_consul.node.hosts_toml import Mirroring
 from spegel_consul.node.targets import parse_registries, parse_targets
+from spegel_consul.registry.credentials import Credentials, CredentialsError
 from spegel_consul.server.listen import ListenError
 
 REGISTRY_PORT = 5000
@@ -97,7 +98,8 @@ def _with_directories(command: Any) -> Any:
     "--basic-auth-file",
     type=click.Path(path_type=Path),
     default=None,
-    help="File with user:password for the mirrors, or a directory with the files username and password.",
+    help="File with name:password lines, of which the mirrors are shown the first; or a directory with the files"
+    " username and password.",
 )
 @option(
     "--containerd-snapshotter",
@@ -201,11 +203,13 @@ def _authorization(path: Path | None) -> str | None:
         if stat.S_ISDIR(path.stat().st_mode):
             pair = ":".join((path / name).read_text().rstrip("\r\n") for name in ("username", "password"))
         else:
-            pair = path.read_text().rstrip("\r\n")
+            return Credentials(path).own  # as the registry reads it: the first line is what is shown
     except (OSError, UnicodeDecodeError) as exc:
         raise ValueError(f"--basic-auth-file {path} can't be read: {exc}") from None
-    if not pair.partition(":")[0] or ":" not in pair or "\n" in pair:
-        raise ValueError(f"--basic-auth-file {path} must hold one line user:password")
+    except CredentialsError as exc:
+        raise ValueError(f"--basic-auth-file {exc}") from None
+    if pair.startswith(":") or "\n" in pair:
+        raise ValueError(f"--basic-auth-file {path}: username and password must hold one line each")
     return "Basic " + base64.b64encode(pair.encode()).decode()
 
 

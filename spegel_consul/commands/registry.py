@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from spegel_consul.commands.options import ADDRESS, DURATION, FILE, LIST, REACHA
 from spegel_consul.config import Settings, StoreKind
 from spegel_consul.consul.registration import ServiceMode
 from spegel_consul.consul.settings import ConsulSettings
+from spegel_consul.node.places import find_socket, namespaces
 from spegel_consul.oci.filters import ImageFilter
 from spegel_consul.registry.mirror import MirrorSettings
 from spegel_consul.registry.peer import PeerLimits
@@ -45,10 +47,17 @@ from spegel_consul.server.tls import TlsFiles
 @option(
     "--containerd-sock",
     type=click.Path(path_type=Path),
-    default=Path("/run/containerd/containerd.sock"),
-    help="containerd's socket; also that of a Docker with the containerd image store.",
+    default=None,
+    help="containerd's socket; also that of a Docker with the containerd image store."
+    "  [default: the first that answers of the places of containerd, Docker, k3s, k0s and MicroK8s]",
 )
-@option("--containerd-namespace", default="moby", help="Docker: moby. Kubernetes: k8s.io. ctr, nerdctl: default.")
+@option(
+    "--containerd-namespace",
+    type=LIST,
+    multiple=True,
+    default=["auto"],
+    help="Docker: moby. Kubernetes: k8s.io. ctr, nerdctl: default. Several with commas; auto is all that are known.",
+)
 @option(
     "--containerd-content-path",
     type=click.Path(path_type=Path),
@@ -116,6 +125,19 @@ from spegel_consul.server.tls import TlsFiles
     help="What the router does: join through the new leader too; make itself anew, then let go of the old; nothing.",
 )
 @consul_options
+@option(
+    "--hang-timeout",
+    type=DURATION,
+    default="0s",
+    help="End the sidecar when it has hung for so long, with a second process that watches it; 0s for none.",
+)
+@click.option(
+    "--skip-preflight",
+    is_flag=True,
+    envvar="SKIP_PREFLIGHT",
+    show_envvar=True,
+    help="Start even if nobody could reach this node, and say nothing about its set-up.",
+)
 @option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", help="Least level.")
 @option("--log-format", type=click.Choice(["json", "console"]), default="json", help="For machines or for people.")
 def registry(**given: Any) -> None:
@@ -123,9 +145,15 @@ def registry(**given: Any) -> None:
 
     Consul is reached as CONSUL_HTTP_ADDR, CONSUL_HTTP_TOKEN and the other variables of Consul's own tools say.
     """
+    settings = _settings(given)
+    if settings.hang_timeout:
+        from spegel_consul.watchdog import guard
+
+        heartbeat = guard(settings.hang_timeout, lambda line: click.echo(f"spegel-consul: {line}", err=True))
+        settings = replace(settings, heartbeat=heartbeat)
+    # only the sidecar itself needs the rest
     from spegel_consul import log, sidecar
 
-    settings = _settings(given)
     log.configure(given["log_level"], given["log_format"])
     try:
         trio.run(sidecar.run, settings)
@@ -153,8 +181,8 @@ def _settings(given: dict[str, Any]) -> Settings:
         node_name=given["node_name"],
         data_dir=given["data_dir"],
         store=store,
-        containerd_sock=given["containerd_sock"],
-        containerd_namespace=given["containerd_namespace"],
+        containerd_sock=given["containerd_sock"] or find_socket(),
+        containerd_namespaces=namespaces(flat(given["containerd_namespace"])),
         containerd_content_path=given["containerd_content_path"],
         layout_path=given["layout_path"],
         images=images,
@@ -171,6 +199,9 @@ def _settings(given: dict[str, Any]) -> Settings:
         ),
         tls=_tls(given),
         basic_auth_file=given["basic_auth_file"],
+        skip_preflight=given["skip_preflight"],
+        hang_timeout=given["hang_timeout"],
+        heartbeat=None,
         bootstrap=bootstrap,
         consul=consul,
         consul_service=ServiceMode(given["consul_service"]),

@@ -12,10 +12,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from spegel_consul.node import daemon_json, hosts_toml
-from spegel_consul.node.backup import BACKUP, New, Place, Record
+from spegel_consul.node.backup import BACKUP, New, Place
 from spegel_consul.node.daemon_json import Added
 from spegel_consul.node.disk import DiskError, explained
 from spegel_consul.node.hosts_toml import Mirroring, Unusable
+from spegel_consul.node.record import Record
 from spegel_consul.node.targets import DEFAULT, Registry
 
 _CERTIFICATES = (".crt", ".cert", ".key")

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,6 +19,7 @@ from lab.consul import DNS_PORT, ConsulAgent, ConsulOptions
 from lab.containerd import CRI_NAMESPACE, Containerd
 from lab.docker import NAMESPACE as DOCKER_NAMESPACE
 from lab.docker import Dockerd
+from lab.docker_io import DockerIo
 from lab.netns import Netns, Response
 from lab.network import Network, Port
 from lab.process import Failed, Process
@@ -60,6 +62,10 @@ class Node:
         return _there(self._docker, "docker", self)
 
     @property
+    def has_docker(self) -> bool:
+        return self._docker is not None
+
+    @property
     def sidecar(self) -> Sidecar:
         return _there(self._sidecar, "sidecar", self)
 
@@ -73,9 +79,9 @@ class Node:
         self._containerd.start()
         return self._containerd
 
-    def add_docker(self, version: str = "28", *, snapshotter: bool = True, mirrors: Sequence[str] = ()) -> Dockerd:
-        """A Docker on this node, started but not awaited."""
-        self._docker = Dockerd(self.port, self.dir / "dk", version, snapshotter=snapshotter, mirrors=mirrors)
+    def add_docker(self, version: str = "28", **options: Any) -> Dockerd:
+        """A Docker on this node, started but not awaited. See Dockerd for the options."""
+        self._docker = Dockerd(self.port, self.dir / "dk", version, **options)
         self._docker.start()
         return self._docker
 
@@ -109,6 +115,30 @@ class Node:
         if wait:
             self._sidecar.await_ready(timeout)
         return self._sidecar
+
+    def spegel(self, *words: str | Path, timeout: float = 30) -> str:
+        """A command of the product, run to its end on this node; returns its output."""
+        return self.netns.run(sys.executable, "-m", "spegel_consul", *words, timeout=timeout)
+
+    def configure(self, *words: str, targets: Sequence[str] = ()) -> str:
+        """Point the node's runtime at its own sidecar, or at ``targets``, with the product's own command."""
+        return self.spegel(
+            "configuration",
+            f"--mirror-targets={','.join(targets) or f'http://{self.ip}:5000'}",
+            *self.places,
+            *words,
+        )
+
+    @property
+    def places(self) -> list[str]:
+        """The flags that say where this node's runtimes have their configuration."""
+        containerd, docker = self._containerd, self._docker
+        nowhere = self.dir / "nowhere"
+        return [
+            f"--containerd-registry-config-path={containerd.certs_d if containerd else nowhere / 'c/certs.d'}",
+            f"--docker-certs-path={docker.certs_d if docker else nowhere / 'd/certs.d'}",
+            f"--docker-daemon-config={docker.config if docker else nowhere / 'd/daemon.json'}",
+        ]
 
     def request(
         self,
@@ -203,6 +233,14 @@ class Cluster:
         registry.start()
         registry.await_ready()
         return registry
+
+    def start_docker_io(self, on: int = 0) -> DockerIo:
+        """A registry for those daemons that are told to take it for docker.io, ready to be pushed to."""
+        docker_io = DockerIo.make(self.nodes[on].port, self.dir / "docker.io")
+        self._registries.append(docker_io.registry)
+        docker_io.registry.start()
+        docker_io.registry.await_ready()
+        return docker_io
 
     def close(self) -> None:
         """End everything that was started and remove every trace."""

@@ -10,6 +10,7 @@ import signal
 from pathlib import Path
 
 from lab import cri, hosts, parts
+from lab.docker_io import DockerIo
 from lab.network import Port
 from lab.process import Failed, Process, until
 
@@ -41,7 +42,7 @@ version = 2
   [plugins."io.containerd.grpc.v1.cri".cni]
     conf_dir = "{dir}/cni"
   [plugins."io.containerd.grpc.v1.cri".registry]
-    config_path = "{dir}/certs.d"
+    config_path = "{config_path}"
 """
 _CONFIG_2 = """
 version = 3
@@ -54,7 +55,7 @@ version = 3
 {image_options}
   discard_unpacked_layers = {discard}
   [plugins."io.containerd.cri.v1.images".registry]
-    config_path = "{dir}/certs.d"
+    config_path = "{config_path}"
 """
 
 
@@ -66,7 +67,8 @@ class Containerd:
     """One daemon.
 
     ``image_options`` are lines of TOML for the CRI's table about images, which in 1.x is that of the whole CRI;
-    ``extra`` is TOML that comes last.
+    ``extra`` is TOML that comes last. ``docker_io``: what it takes for docker.io.
+    ``config_path``: of the CRI, where ``{certs_d}`` is this daemon's own directory.
     """
 
     def __init__(
@@ -78,6 +80,8 @@ class Containerd:
         discard_unpacked_layers: bool = False,
         image_options: str = "",
         extra: str = "",
+        docker_io: DockerIo | None = None,
+        config_path: str = "{certs_d}",
     ) -> None:
         self.netns = port.netns
         self.version = version
@@ -85,26 +89,21 @@ class Containerd:
         self.certs_d = directory / "certs.d"
         self.content_path = directory / "root/io.containerd.content.v1.content"
         self.process: Process | None = None
+        self._docker_io = docker_io
         self._name = f"containerd {version} on n{port.index}"
         self._dir = directory
         for name in ("root", "state", "cni", "certs.d"):
             (directory / name).mkdir(parents=True, exist_ok=True)
-        template = _CONFIG_2 if version.startswith("2") else _CONFIG_1
-        config = template.format(
-            common=_COMMON.format(dir=directory),
-            dir=directory,
-            discard=str(discard_unpacked_layers).lower(),
-            image_options=image_options,
-        )
         self._config = directory / "config.toml"
-        self._config.write_text(config + extra)
+        self._configure(config_path, discard_unpacked_layers, image_options, extra)
 
     def start(self) -> None:
         """Start it; ``await_ready`` waits for it. A restarted one keeps its content."""
         binary = parts.containerd(self.version)
+        argv: list[str | Path] = [binary, "-c", self._config]
         self.process = self.netns.start(
             self._name,
-            [binary, "-c", self._config],
+            self._docker_io.believed(argv) if self._docker_io is not None else argv,
             log_path=self._dir / "containerd.log",
             env={"PATH": parts.path(binary, parts.runc())},
             private_mounts=True,
@@ -128,6 +127,24 @@ class Containerd:
         self.start()
         self.await_ready()
 
+    def reconfigure(self, *, config_path: str = "{certs_d}", discard_unpacked_layers: bool = False) -> None:
+        """Restart it with another configuration and the same content."""
+        self.running().stop()
+        self._configure(config_path, discard_unpacked_layers, "", "")
+        self.start()
+        self.await_ready()
+
+    def _configure(self, config_path: str, discard: bool, image_options: str, extra: str) -> None:
+        template = _CONFIG_2 if self.version.startswith("2") else _CONFIG_1
+        config = template.format(
+            common=_COMMON.format(dir=self._dir),
+            dir=self._dir,
+            config_path=config_path.format(certs_d=self.certs_d),
+            discard=str(discard).lower(),
+            image_options=image_options,
+        )
+        self._config.write_text(config + extra)
+
     def write_hosts(self, registry: str, toml: str) -> None:
         hosts.write_hosts(self.certs_d, registry, toml)
 
@@ -149,9 +166,10 @@ class Containerd:
         except Failed as exc:
             raise PullError(f"{exc}\n{self.running().tail()}") from None
 
-    def import_image(self, tar: Path, *, namespace: str = CRI_NAMESPACE) -> None:
+    def import_image(self, tar: Path, *, namespace: str = CRI_NAMESPACE, all_platforms: bool = False) -> None:
         """Import an archive. Its content has no label that says from which repository it came, unlike a pull's."""
-        self.ctr("images", "import", tar, namespace=namespace, timeout=PULL_TIMEOUT)
+        words = ["--all-platforms"] if all_platforms else []
+        self.ctr("images", "import", *words, tar, namespace=namespace, timeout=PULL_TIMEOUT)
 
     def remove_image(self, ref: str, *, namespace: str = CRI_NAMESPACE, timeout: float = 20) -> None:
         """Remove an image and, before this returns, the content that only it referred to.

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from lab import hosts, parts
 from lab.containerd import PULL_TIMEOUT, PullError
+from lab.docker_io import DockerIo
 from lab.network import SUBNET, Port
 from lab.process import Failed, Process
 
@@ -23,10 +24,24 @@ _CONTAINERD_OF = {"26": "17", "28": "21"}
 
 
 class Dockerd:
-    """One daemon with the containerd of its time. ``mirrors`` are those of daemon.json, for docker.io only."""
+    """One daemon with the containerd of its time.
+
+    ``mirrors`` are those of daemon.json, for docker.io only. ``fresh``: daemon.json is as after an installation.
+    ``insecure``: registries that may be without TLS; before 28, mirrors of daemon.json are such.
+    ``docker_io``: what it takes for docker.io.
+    """
 
     def __init__(
-        self, port: Port, directory: Path, version: str = "28", *, snapshotter: bool = True, mirrors: Sequence[str] = ()
+        self,
+        port: Port,
+        directory: Path,
+        version: str = "28",
+        *,
+        snapshotter: bool = True,
+        mirrors: Sequence[str] = (),
+        fresh: bool = False,
+        insecure: Sequence[str] = (SUBNET,),
+        docker_io: DockerIo | None = None,
     ) -> None:
         self.netns = port.netns
         self.version = version
@@ -35,26 +50,27 @@ class Dockerd:
         self.containerd_sock = directory / "exec/containerd/containerd.sock"
         self.content_path = directory / "data/containerd/daemon/io.containerd.content.v1.content"
         self.process: Process | None = None
+        self._docker_io = docker_io
         self._name = f"dockerd {version} on n{port.index}"
         self._dir = directory
         self.certs_d.mkdir(parents=True, exist_ok=True)
-        self._config = directory / "daemon.json"
-        self._config.write_text(
-            json.dumps(
-                {
-                    "data-root": str(directory / "data"),
-                    "exec-root": str(directory / "exec"),
-                    "pidfile": str(directory / "docker.pid"),
-                    "hosts": [f"unix://{self.sock}"],
-                    "features": {"containerd-snapshotter": snapshotter},
-                    "registry-mirrors": list(mirrors),
-                    "insecure-registries": [SUBNET],  # a mirror's http:// is believed on loopback only
-                    "iptables": False,
-                    "ip6tables": False,
-                    "bridge": "none",
-                }
-            )
-        )
+        self.config = directory / "daemon.json"
+        options: dict[str, object] = {
+            "data-root": str(directory / "data"),
+            "exec-root": str(directory / "exec"),
+            "pidfile": str(directory / "docker.pid"),
+            "hosts": [f"unix://{self.sock}"],
+            "iptables": False,
+            "ip6tables": False,
+            "bridge": "none",
+        }
+        if not fresh:
+            options |= {
+                "features": {"containerd-snapshotter": snapshotter},
+                "registry-mirrors": list(mirrors),
+                "insecure-registries": list(insecure),
+            }
+        self.config.write_text(json.dumps(options, indent=2))
 
     def start(self) -> None:
         """Start it; ``await_ready`` waits for it. A restarted one keeps its images."""
@@ -64,9 +80,10 @@ class Dockerd:
         # also for docker-init and docker, which only 28's directory has in a form that runs everywhere
         path = parts.path(parts.containerd(_CONTAINERD_OF[self.version]), parts.runc(), dockerd, parts.docker("28"))
         script = f'mount --bind {shlex.quote(str(self._dir / "etc"))} {_ETC} && exec "$@"'
+        argv: list[str | Path] = ["sh", "-c", script, "sh", dockerd, "--config-file", self.config]
         self.process = self.netns.start(
             self._name,
-            ["sh", "-c", script, "sh", dockerd, "--config-file", self._config],
+            self._docker_io.believed(argv) if self._docker_io is not None else argv,
             log_path=self._dir / "dockerd.log",
             env={"PATH": path},
             private_mounts=True,
@@ -79,6 +96,11 @@ class Dockerd:
 
     def await_ready(self, timeout: float = 30) -> None:
         self.running().until(self._answers, timeout=timeout, what=f"{self._name} answers")
+
+    def restart(self) -> None:
+        self.running().stop()
+        self.start()
+        self.await_ready()
 
     def write_hosts(self, registry: str, toml: str) -> None:
         """Registry configuration as containerd's; Docker 28 with the containerd image store reads it."""

@@ -22,23 +22,30 @@ storage:
 http:
   addr: {ip}:{port}
 """
+_TLS = """  tls: {{certificate: {certificate}, key: {key}}}
+"""
 _ACCESS = re.compile(r'^(?P<client>\S+) - \S+ \[[^]]*\] "(?P<request>\S+ \S+) HTTP/[\d.]+" (?P<status>\d{3}) ', re.M)
 
 
 class Registry:
-    """The upstream, on one of the nodes."""
+    """The upstream, on one of the nodes. ``tls``: files of a certificate and its key."""
 
-    def __init__(self, port: Port, directory: Path, tcp_port: int = PORT) -> None:
+    def __init__(
+        self, port: Port, directory: Path, tcp_port: int = PORT, *, tls: tuple[Path, Path] | None = None
+    ) -> None:
         self.netns = port.netns
         self.host = f"{port.ip}:{tcp_port}"
-        self.url = f"http://{self.host}"
+        self.url = f"{'https' if tls else 'http'}://{self.host}"
         self.process: Process | None = None
         self._name = f"registry on n{port.index}"
         self._log_path = directory / "registry.log"
         self._seen = 0
         (directory / "storage").mkdir(parents=True, exist_ok=True)
         self._config = directory / "config.yml"
-        self._config.write_text(_CONFIG.format(root=directory / "storage", ip=port.ip, port=tcp_port))
+        config = _CONFIG.format(root=directory / "storage", ip=port.ip, port=tcp_port)
+        if tls is not None:
+            config += _TLS.format(certificate=tls[0], key=tls[1])
+        self._config.write_text(config)
         self._address = (port.ip, tcp_port)
 
     def start(self) -> None:
@@ -81,6 +88,7 @@ class Registry:
 
     def _answers(self) -> bool:
         try:
-            return self.netns.request("GET", *self._address, "/v2/").status == 200
+            # with TLS it answers 400 to those who come without
+            return self.netns.request("GET", *self._address, "/v2/").status in (200, 400)
         except OSError:
             return False

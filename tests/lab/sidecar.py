@@ -49,6 +49,11 @@ class Sidecar:
     def metrics(self) -> str:
         return self.netns.request("GET", self.ip, METRICS_PORT, "/metrics").body.decode()
 
+    def children(self) -> list[int]:
+        """The pids of its own processes; with a guard, the sidecar proper."""
+        pid = self.process.pid
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
     def log(self) -> str:
         return self.process.log()
 

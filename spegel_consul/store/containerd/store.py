@@ -53,7 +53,8 @@ class ContainerdStore(IndexedStore):
     """Images and content of one namespace of the containerd at ``socket``.
 
     ``content_path``: root of the content store (``…/io.containerd.content.v1.content``) if it is not where
-    containerd says; ``relist_interval``: seconds between listings that find what no event tells.
+    containerd says; ``relist_interval``: seconds between listings that find what no event tells; ``expected``:
+    whether it is worth a word if there is no such namespace.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class ContainerdStore(IndexedStore):
         accept: Callable[[str], bool] = everything,
         *,
         relist_interval: float = 30.0,
+        expected: bool = True,
     ) -> None:
         super().__init__(accept)
         self._socket = socket
@@ -74,7 +76,7 @@ class ContainerdStore(IndexedStore):
         self._reader.directory = content_path
         self._problem = f"images of containerd at {socket} have not been listed yet"
         self._away = False
-        self._said_empty = False
+        self._said_empty = not expected
         self._next_listing = 0.0
 
     def file(self, digest: Digest) -> str | None:

@@ -1,0 +1,93 @@
+"""``spegel-consul preflight``: is this node set up?"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+import trio
+
+from spegel_consul.commands.options import ADDRESS, LIST, REACHABLE, option
+from spegel_consul.consul.settings import ConsulSettings
+from spegel_consul.node.address import NoAddress, advertised
+from spegel_consul.node.check import has_failed
+from spegel_consul.node.dial_back import Peer
+
+
+@click.command()
+@option("--registry-addr", type=ADDRESS, default=":5000", help="Where the sidecar listens.")
+@option("--advertise-addr", type=REACHABLE, default=None, help="IP address that peers and Consul are told.")
+@option(
+    "--containerd-sock",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="containerd's socket.  [default: the first of the known places]",
+)
+@option("--containerd-namespace", type=LIST, multiple=True, default=["auto"], help="As for registry; may be repeated.")
+@option("--containerd-content-path", type=click.Path(path_type=Path), default=None, help="As for registry.")
+@option(
+    "--containerd-config",
+    type=click.Path(path_type=Path),
+    default=Path("/etc/containerd/config.toml"),
+    help="containerd's configuration.",
+)
+@option(
+    "--containerd-registry-config-path",
+    type=click.Path(path_type=Path),
+    default=Path("/etc/containerd/certs.d"),
+    help="The directory that configuration writes.",
+)
+@option(
+    "--docker-certs-path",
+    type=click.Path(path_type=Path),
+    default=Path("/etc/docker/certs.d"),
+    help="The same for Docker.",
+)
+@option("--docker-sock", type=click.Path(path_type=Path), default=Path("/run/docker.sock"), help="Docker's socket.")
+@option(
+    "--bootstrap-kind", default="consul", help="As for registry; with another one than consul, Consul is not asked."
+)
+@option("--tls-cert-file", type=click.Path(path_type=Path), default=None, help="As for registry: peers have TLS too.")
+@click.option(
+    "--peer", type=ADDRESS, default=None, help="Registry of another node, to dial back.  [default: of Consul]"
+)
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+def preflight(as_json: bool, peer: Any, **given: Any) -> None:
+    """Check what a mirror needs on this node, and say what to change. Exits 1 if anything fails."""
+    from spegel_consul.node.places import find_socket, namespaces
+    from spegel_consul.node.preflight import Subject, run
+
+    bound = given["registry_addr"]
+    try:
+        address = advertised(given["advertise_addr"], bound.host)
+        consul = ConsulSettings.from_env(os.environ) if given["bootstrap_kind"] == "consul" else None
+    except NoAddress as exc:
+        raise click.ClickException(str(exc)) from None
+    except ValueError as exc:
+        raise click.UsageError(str(exc)) from None
+    subject = Subject(
+        address=address,
+        registry_port=bound.port,
+        bound=bound.host,
+        containerd_sock=given["containerd_sock"] or find_socket(),
+        namespaces=namespaces(name for names in given["containerd_namespace"] for name in names),
+        content_path=given["containerd_content_path"],
+        containerd_config=given["containerd_config"],
+        containerd_hosts=given["containerd_registry_config_path"],
+        docker_sock=given["docker_sock"],
+        docker_hosts=given["docker_certs_path"],
+        consul=consul,
+        peer=Peer(peer.host, peer.port, given["tls_cert_file"] is not None) if peer is not None else None,
+        tls=given["tls_cert_file"] is not None,
+    )
+    checks = trio.run(run, subject)
+    if as_json:
+        click.echo(json.dumps([check.as_dict() for check in checks], indent=2))
+    else:
+        for check in checks:
+            for line in check.lines():
+                click.echo(line)
+    raise SystemExit(1 if has_failed(checks) else 0)

@@ -1,0 +1,301 @@
+# Each group of checks asks one thing of the machine, in a thread where that may block, and judges what it got.  Groups
+# run at the same time and can't take each other down: what goes wrong unexpectedly is a finding like any other.
+
+"""Is this node set up so that a mirror is of use on it?"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import ssl
+import time
+import tomllib
+import urllib.request
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+
+import trio
+
+from spegel_consul.consul.client import ConsulClient
+from spegel_consul.consul.errors import AccessDenied, ConsulError
+from spegel_consul.consul.settings import ConsulSettings
+from spegel_consul.consul.transport import TrioHTTPClient
+from spegel_consul.node import containerd_config, dial_back, docker
+from spegel_consul.node.check import Check, fail, ok, warn
+from spegel_consul.node.containerd_config import CriSettings
+from spegel_consul.node.interfaces import in_container, interface_of
+from spegel_consul.store.containerd.client import ContainerdClient, ContainerdUnavailable
+
+_PROBE_TIMEOUT = 2.0
+_CLOCK = 2.0
+_RIGHTS = (
+    ("key", "spegel/leader", "write", 'key "spegel/leader" { policy = "write" }'),
+    ("session", "", "write", 'session_prefix "" { policy = "write" }'),
+    ("service", "spegel", "write", 'service_prefix "spegel" { policy = "write" }'),
+    ("node", "", "read", 'node_prefix "" { policy = "read" }'),
+    ("agent", "", "read", 'agent_prefix "" { policy = "read" }'),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is to be checked. None leaves a part out."""
+
+    address: str
+    registry_port: int
+    bound: str = ""
+    containerd_sock: Path | None = None
+    namespaces: tuple[str, ...] = ()
+    content_path: Path | None = None
+    containerd_config: Path | None = None
+    containerd_hosts: Path | None = None
+    docker_sock: Path | None = None
+    docker_hosts: Path | None = None
+    consul: ConsulSettings | None = None
+    peer: dial_back.Peer | None = None
+    tls: bool = False
+    """Whether the nodes' registries have TLS."""
+
+
+async def run(subject: Subject) -> list[Check]:
+    """All checks, in the order in which people should read them. Takes some seconds at most."""
+    groups: list[tuple[str, Callable[[Subject], Awaitable[list[Check]]]]] = [
+        ("address", _address),
+        ("containerd", _containerd),
+        ("docker", _docker),
+        ("consul", _consul),
+        ("dial-back", _dial_back),
+    ]
+    found: list[list[Check]] = [[] for _ in groups]
+
+    async def check(number: int) -> None:
+        name, group = groups[number]
+        try:
+            found[number] = await group(subject)
+        except Exception as exc:
+            found[number] = [warn(name, f"could not be checked: {exc!r}")]
+
+    async with trio.open_nursery() as nursery:
+        for number in range(len(groups)):
+            nursery.start_soon(check, number)
+    return [check for checks in found for check in checks]
+
+
+def address_check(address: str, bound: str) -> Check:
+    """Whether peers can do anything with ``address``. ``bound``: the host that the registry listens on."""
+    name = "address"
+    parsed = ipaddress.ip_address(address)
+    fix = "--advertise-addr <this machine's address in the cluster>"
+    if parsed.is_loopback:
+        if bound:
+            return warn(name, f"{address} is loopback: only nodes on this very machine can use it", fix)
+        return fail(name, f"{address} is loopback: to another node it means itself", fix, fatal=True)
+    interface = interface_of(address)
+    if interface is not None and interface.startswith(("docker", "br-", "virbr", "cni", "nomad", "podman")):
+        says = f"{address} belongs to {interface}, a bridge for this machine's containers: nobody else can reach it"
+        return fail(name, says, fix, fatal=True)
+    if in_container() and parsed in ipaddress.ip_network("172.17.0.0/16"):
+        says = f"{address} is an address of Docker's bridge network: nodes on other machines can't reach it"
+        return fail(name, says, f'network_mode = "host"\n# or\n{fix}')
+    return ok(name, f"peers are told {address}" + (f", of {interface}" if interface else ""))
+
+
+async def _address(subject: Subject) -> list[Check]:
+    await trio.lowlevel.checkpoint()
+    return [address_check(subject.address, subject.bound)]
+
+
+async def _containerd(subject: Subject) -> list[Check]:
+    if subject.containerd_sock is None:
+        return []
+    checks: list[Check] = []
+    version = ""
+    try:
+        async with ContainerdClient(subject.containerd_sock, "default", deadline=5.0) as client:
+            version = await client.version()
+            existing = await client.namespaces()
+            root = subject.content_path or await client.content_root()
+    except ContainerdUnavailable as exc:
+        checks.append(fail("containerd", str(exc)))
+    else:
+        checks.append(ok("containerd", f"{version} answers at {subject.containerd_sock}"))
+        checks.append(_namespaces(subject.namespaces, existing))
+        checks.append(await trio.to_thread.run_sync(_content, root))
+    if subject.containerd_config is not None and subject.containerd_hosts is not None:
+        if not await trio.Path(subject.containerd_config).exists():
+            says = f"{subject.containerd_config} is not here, so what the CRI reads is not known"
+            return [*checks, warn("config-path", says, "# say where it is\n--containerd-config /path/config.toml")]
+        try:
+            document = await trio.to_thread.run_sync(containerd_config.load, subject.containerd_config)
+        except containerd_config.Unreadable as exc:
+            return [*checks, fail("containerd-config", str(exc))]
+        settings = CriSettings.of(document)
+        checks += containerd_config.judge(settings, version, subject.containerd_hosts, subject.containerd_config)
+        if settings.enabled:
+            checks.append(await trio.to_thread.run_sync(_hosts, "containerd", subject.containerd_hosts))
+    return checks
+
+
+def _namespaces(wanted: tuple[str, ...], existing: tuple[str, ...]) -> Check:
+    missing = [name for name in wanted if name not in existing]
+    if len(missing) < len(wanted):
+        return ok("namespace", f"{', '.join(name for name in wanted if name in existing)} is there")
+    return warn(
+        "namespace",
+        f"{', '.join(missing)} is not there yet (there are: {', '.join(existing) or 'none'}):"
+        " it appears with the first image, unless the name is wrong",
+        "\n".join(f"--containerd-namespace {name}" for name in existing),
+    )
+
+
+def _content(root: Path | None) -> Check:
+    name = "content"
+    if root is None:
+        return warn(name, "containerd does not say where its content is: blobs are read through it, which is slower")
+    try:
+        next((root / "blobs").iterdir(), None)
+    except OSError as exc:
+        return warn(
+            name,
+            f"{root} can't be read ({exc.strerror}): blobs are read through containerd, which is slower",
+            f"mount {root} read-only at the same place, or give --containerd-content-path",
+        )
+    return ok(name, f"{root} can be read")
+
+
+async def _docker(subject: Subject) -> list[Check]:
+    if subject.docker_sock is None or not await trio.Path(subject.docker_sock).exists():
+        return []
+    try:
+        found = await trio.to_thread.run_sync(docker.ask, subject.docker_sock)
+    except docker.NoDocker as exc:
+        return [fail("docker", str(exc))]
+    checks = [_image_store(found)]
+    if found.reads_hosts and subject.docker_hosts is not None:
+        checks.append(await trio.to_thread.run_sync(_hosts, "docker", subject.docker_hosts))
+    elif found.mirrors:
+        checks.append(await trio.to_thread.run_sync(_probed, "docker-mirrors", found.mirrors[0], "docker.io"))
+    else:
+        fix = "spegel-consul configuration --runtime docker-daemon"
+        checks.append(fail("docker-mirrors", "Docker has no registry-mirrors, so it never asks one", fix))
+    return checks
+
+
+def _image_store(found: docker.Docker) -> Check:
+    if not found.image_store:
+        return fail(
+            "docker",
+            f"Docker {found.version} keeps images in its old store: this node can pull from others, but gives nothing",
+            '# /etc/docker/daemon.json, then restart Docker\n"features": {"containerd-snapshotter": true}',
+        )
+    if found.reads_hosts:
+        return ok("docker", f"{found.version} with the containerd image store reads hosts.toml, for all registries")
+    return warn("docker", f"{found.version} asks mirrors for docker.io only; from 28 on it does for all registries")
+
+
+def _hosts(runtime: str, base: Path) -> Check:
+    """Whether a runtime is told of a mirror that is alive."""
+    name = f"{runtime}-hosts"
+    fix = f"spegel-consul configuration --runtime {runtime}"
+    files = sorted(base.glob("*/hosts.toml")) if base.is_dir() else []
+    files = [file for file in files if file.parent.name != "_backup"]
+    # _default counts most; without it, whatever registry has a file
+    for file in sorted(files, key=lambda file: (file.parent.name != "_default", file)):
+        try:
+            hosts = list(tomllib.loads(file.read_text()).get("host", {}))
+        except (OSError, ValueError) as exc:
+            return fail(name, f"{file} can't be read: {exc}")
+        if hosts:
+            return _probed(name, hosts[0], file.parent.name)
+    return fail(name, f"no hosts.toml in {base} names a mirror, so the runtime never asks one", fix)
+
+
+def _probed(name: str, url: str, registry: str) -> Check:
+    of = "all registries" if registry == "_default" else registry
+    if not url.startswith(("http://", "https://")):
+        return fail(name, f"the mirror {url!r} of {of} is not a URL")
+    try:
+        # whether its certificate is right is for the runtime, which has authorities of its own for it
+        context = ssl._create_unverified_context()
+        with urllib.request.urlopen(f"{url.rstrip('/')}/livez", timeout=_PROBE_TIMEOUT, context=context) as answer:
+            answer.read(16)
+    except (OSError, ValueError) as exc:
+        reason = getattr(exc, "reason", exc)
+        says = f"{url}, the first mirror of {of}, does not answer: {reason}"
+        return fail(name, says, "start the sidecar there, or write the files anew: spegel-consul configuration")
+    return ok(name, f"{url}, the first mirror of {of}, is alive")
+
+
+async def _consul(subject: Subject) -> list[Check]:
+    if subject.consul is None:
+        return []
+    question = json.dumps([{"Resource": kind, "Segment": at, "Access": how} for kind, at, how, _ in _RIGHTS])
+    try:
+        http = TrioHTTPClient(subject.consul)
+    except ValueError as exc:
+        return [fail("consul", str(exc))]
+    try:
+        began = time.time()
+        date, text = await http.request(
+            "GET", lambda answer: (answer.headers.get("Date"), answer.body), "/v1/status/leader", within=5
+        )
+        checks = [ok("consul", f"{subject.consul.base_url} answers")]
+        if text.strip() in ("", '""'):
+            checks = [fail("consul", f"{subject.consul.base_url} answers, but its servers have no leader")]
+        checks.append(clock_check(date, began, time.time()))
+        try:
+            # what Consul's own web interface asks; it changes nothing
+            allowed = await http.request(
+                "POST", lambda answer: json.loads(answer.body), "/v1/internal/acl/authorize", data=question, within=5
+            )
+        except AccessDenied as exc:
+            checks.append(fail("acl", f"Consul does not know the token: {exc}", "CONSUL_HTTP_TOKEN=…"))
+        except ConsulError as exc:
+            disabled = "ACL support disabled" in str(exc)
+            checks.append(ok("acl", "ACLs are disabled") if disabled else warn("acl", f"could not be checked: {exc}"))
+        else:
+            checks.append(rights_check([entry.get("Allow") is True for entry in allowed]))
+    except ConsulError as exc:
+        return [fail("consul", str(exc), "CONSUL_HTTP_ADDR=http://…:8500")]
+    finally:
+        await http.aclose()
+    return checks
+
+
+def rights_check(allowed: list[bool]) -> Check:
+    """From what Consul allows, in the order of the rights that are needed."""
+    missing = [right for right, has in zip(_RIGHTS, allowed, strict=False) if not has]
+    if not missing:
+        return ok("acl", "the token has every right that is needed")
+    names = ", ".join(f"{kind}:{how}" for kind, _, how, _ in missing)
+    return fail("acl", f"the token lacks {names}", "\n".join(rule for *_, rule in missing))
+
+
+def clock_check(date: str | None, before: float, after: float) -> Check:
+    """From the Date of an answer that came between ``before`` and ``after``, seconds of this machine's clock."""
+    if not date:
+        return warn("clock", "Consul does not tell its time")
+    theirs = parsedate_to_datetime(date).timestamp()
+    # the header has whole seconds, cut off
+    off = before - (theirs + 1) if before > theirs + 1 else min(0.0, after - theirs)
+    if abs(off) > _CLOCK:
+        return fail("clock", f"this machine is {off:+.0f} s off its Consul agent", "chronyc makestep")
+    return ok("clock", "within 2 s of the Consul agent")
+
+
+async def _dial_back(subject: Subject) -> list[Check]:
+    peer = subject.peer
+    if peer is None and subject.consul is not None:
+        try:
+            async with ConsulClient(subject.consul) as client:
+                _, instances = await client.health_service("spegel", near="_agent")
+        except (ConsulError, ValueError):
+            return []  # said by the check of Consul
+        others = [one for one in instances if (one.address, one.port) != (subject.address, subject.registry_port)]
+        if others:
+            peer = dial_back.Peer(others[0].address, others[0].port, subject.tls)
+    if peer is None:
+        return [ok("dial-back", "not asked: no other node is known yet")]
+    return [await trio.to_thread.run_sync(dial_back.ask, peer, subject.address, subject.registry_port)]

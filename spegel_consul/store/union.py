@@ -1,0 +1,100 @@
+# A containerd keeps each namespace apart, and a store watches one.  A node that runs Docker and Nomad's containerd
+# driver has several; whoever asks does not know in which one something is.  With one namespace there is no union, so
+# the common case pays nothing for this.
+
+"""Several stores as one: something is here if one of them has it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import trio
+
+from spegel_consul.oci.descriptor import Descriptor
+from spegel_consul.oci.digest import Digest
+from spegel_consul.store import Blob, Changed, Image, Store
+from spegel_consul.store.file import absent
+from spegel_consul.store.watch import Watchers
+
+
+class UnionStore:
+    """``stores`` in the order in which they are asked; a name that several have means what the first one says."""
+
+    def __init__(self, stores: Sequence[Store]) -> None:
+        self._stores = tuple(stores)
+        self._watchers = Watchers()
+        self._told: set[str] = set()
+
+    @property
+    def problem(self) -> str | None:
+        return next((problem for store in self._stores if (problem := store.problem) is not None), None)
+
+    @property
+    def version(self) -> int:
+        return sum(store.version for store in self._stores)
+
+    def resolve(self, name: str) -> Digest | None:
+        return next((digest for store in self._stores if (digest := store.resolve(name)) is not None), None)
+
+    def describe(self, digest: Digest) -> Descriptor | None:
+        return next((found for store in self._stores if (found := store.describe(digest)) is not None), None)
+
+    def file(self, digest: Digest) -> str | None:
+        store = self._holder(digest)
+        return store.file(digest) if store is not None else None
+
+    def images(self) -> tuple[Image, ...]:
+        # the first one last, so that it has the last word
+        named = {image.name: image for store in reversed(self._stores) for image in store.images()}
+        return tuple(named[name] for name in sorted(named))
+
+    def keys(self) -> frozenset[str]:
+        return frozenset().union(*(store.keys() for store in self._stores))
+
+    @asynccontextmanager
+    async def open(self, digest: Digest) -> AsyncIterator[Blob]:
+        store = self._holder(digest)
+        if store is None:
+            raise absent(digest)
+        async with store.open(digest) as blob:
+            yield blob
+
+    @asynccontextmanager
+    async def watch(self) -> AsyncIterator[AsyncIterator[Changed]]:
+        await trio.lowlevel.checkpoint()
+        with self._watchers.watch(frozenset(self._told)) as watch:
+            yield watch
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        async with trio.open_nursery() as nursery:
+            async with trio.open_nursery() as starting:
+                for store in self._stores:
+                    starting.start_soon(nursery.start, self._follow, store)
+            task_status.started()
+
+    async def _follow(self, store: Store, *, task_status: trio.TaskStatus[None]) -> None:
+        """Run one store and tell our watchers what its changes mean for all of them."""
+        async with trio.open_nursery() as nursery:
+            await nursery.start(store.run)
+            async with store.watch() as changes:
+                self._publish(await anext(changes))
+                task_status.started()
+                async for changed in changes:
+                    self._publish(changed)
+
+    def _publish(self, changed: Changed) -> None:
+        added = frozenset(key for key in changed.added - self._told if self._has(key))
+        removed = frozenset(key for key in changed.removed & self._told if not self._has(key))
+        self._told |= added
+        self._told -= removed
+        self._watchers.publish(Changed(added, removed))
+
+    def _holder(self, digest: Digest) -> Store | None:
+        return next((store for store in self._stores if store.describe(digest) is not None), None)
+
+    def _has(self, key: str) -> bool:
+        """Whether a digest or a name is here."""
+        if isinstance(key, Digest):
+            return self.describe(key) is not None
+        return self.resolve(key) is not None

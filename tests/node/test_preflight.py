@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import socket
+from contextlib import ExitStack
+from email.utils import formatdate
+from pathlib import Path
+
+import pytest
+import trio
+from quart_trio import QuartTrio
+
+from spegel_consul.node import dial_back, interfaces, preflight
+from spegel_consul.node.check import Check, Status, fail, has_failed, ok, warn
+from spegel_consul.node.places import NAMESPACES, find_socket, namespaces
+from spegel_consul.node.preflight import Subject, address_check, clock_check, rights_check
+
+
+@pytest.mark.parametrize(
+    ("off", "status"), [(0, Status.OK), (1.9, Status.OK), (-1.9, Status.OK), (4, Status.FAIL), (-4, Status.FAIL)]
+)
+@pytest.mark.parametrize("fraction", [0.0, 0.5, 0.999])
+def test_clock(off: float, status: Status, fraction: float) -> None:
+    now = 1_800_000_000 + fraction
+    assert clock_check(formatdate(int(now), usegmt=True), now + off, now + off + 0.1).status is status
+
+
+def test_rights() -> None:
+    assert rights_check([True] * 5).status is Status.OK
+    check = rights_check([True, False, True, False, True])
+    assert check.status is Status.FAIL
+    assert "session:write, node:read" in check.says
+    assert check.fix.splitlines() == [
+        'session_prefix "" { policy = "write" }',
+        'node_prefix "" { policy = "read" }',
+    ]
+
+
+def test_loopback_is_fatal_unless_it_was_asked_for() -> None:
+    assert address_check("127.0.0.1", "").fatal
+    assert address_check("::1", "").fatal
+    assert address_check("127.0.0.1", "127.0.0.1").status is Status.WARN
+
+
+def test_bridges_of_containers(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("docker0", "br-0f3a", "nomad"):
+        monkeypatch.setattr(preflight, "interface_of", lambda address, name=name: name)
+        check = address_check("172.17.0.1", "")
+        assert check.fatal
+        assert name in check.says
+    monkeypatch.setattr(preflight, "interface_of", lambda address: "eth0")
+    monkeypatch.setattr(preflight, "in_container", lambda: True)
+    check = address_check("172.17.0.2", "")
+    assert (check.status, check.fatal) == (Status.FAIL, False)
+    assert 'network_mode = "host"' in check.fix
+    assert address_check("10.0.0.7", "").status is Status.OK
+
+
+def test_the_interface_of_an_address() -> None:
+    assert interfaces.interface_of("127.0.0.1") == "lo"
+    assert interfaces.interface_of("192.0.2.1") is None
+    assert interfaces.interface_of("2001:db8::1") is None
+
+
+def test_what_a_check_looks_like() -> None:
+    check = fail("name", "says", "one\ntwo")
+    assert list(check.lines()) == ["fail  name: says", "      | one", "      | two"]
+    assert check.as_dict() == {"name": "name", "status": "fail", "says": "says", "fix": "one\ntwo", "fatal": False}
+    assert has_failed([ok("a", ""), check])
+    assert not has_failed([ok("a", ""), warn("b", "")])
+
+
+async def test_a_group_that_breaks_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(subject: Subject) -> list[Check]:
+        raise RuntimeError("odd")
+
+    monkeypatch.setattr(preflight, "_docker", broken)
+    checks = await preflight.run(Subject("10.0.0.7", 5000))
+    assert [check.name for check in checks] == ["address", "docker", "dial-back"]
+    assert "odd" in checks[1].says
+
+
+async def test_nobody_there(tmp_path: Path) -> None:
+    subject = Subject(
+        "10.0.0.7",
+        5000,
+        containerd_sock=tmp_path / "c.sock",
+        containerd_config=tmp_path / "config.toml",
+        containerd_hosts=tmp_path,
+        docker_sock=tmp_path / "d.sock",
+    )
+    checks = {check.name: check for check in await preflight.run(subject)}
+    assert "does not exist" in checks["containerd"].says
+    assert checks["config-path"].status is Status.WARN
+    (tmp_path / "d.sock").touch()
+    checks = {check.name: check for check in await preflight.run(subject)}
+    assert "Docker at" in checks["docker"].says
+
+
+def test_sockets_and_namespaces(tmp_path: Path) -> None:
+    first, dead, alive = (tmp_path / name for name in ("first", "dead", "alive"))
+    assert find_socket([first, dead]) == first
+    with ExitStack() as stack:
+        for path in (dead, alive):
+            sock = stack.enter_context(socket.socket(socket.AF_UNIX))
+            sock.bind(str(path))
+            if path is alive:
+                sock.listen()
+        assert find_socket([first, dead, alive]) == alive
+        assert find_socket([first, dead]) == dead
+    assert namespaces(["auto"]) == NAMESPACES
+    assert namespaces(["team", "moby", "team"]) == ("team", "moby")
+
+
+class TestDialBack:
+    @pytest.fixture
+    def app(self) -> QuartTrio:
+        app = QuartTrio("test")
+        dial_back.add_to(app)
+        return app
+
+    async def answer(self, app: QuartTrio, host: str, query: str) -> tuple[int, dict[str, object]]:
+        client = app.test_client()
+        answer = await client.get(f"/dial-back{query}", scope_base={"client": (host, 40000)})
+        return answer.status_code, await answer.get_json()
+
+    @pytest.mark.parametrize("query", ["", "?port=0", "?port=65536", "?port=x", "?port=-1", "?port=%C2%B2"])
+    async def test_a_port_that_is_none(self, app: QuartTrio, query: str) -> None:
+        status, document = await self.answer(app, "192.0.2.1", query)
+        assert status == 400
+        assert "?port=5000" in str(document["error"])
+
+    @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "::ffff:127.0.0.1"])
+    async def test_nobody_is_dialled_on_this_machine(self, app: QuartTrio, host: str) -> None:
+        status, document = await self.answer(app, host, "?port=22&host=10.0.0.1")
+        assert status == 400
+        assert "another machine" in str(document["error"])
+
+    async def test_only_the_asker_is_dialled(self, app: QuartTrio, monkeypatch: pytest.MonkeyPatch) -> None:
+        dialled = []
+
+        async def dial(host: str, port: int) -> str | None:
+            await trio.lowlevel.checkpoint()
+            dialled.append((host, port))
+            return None
+
+        monkeypatch.setattr(dial_back, "_dial", dial)
+        status, document = await self.answer(app, "::ffff:10.0.0.9", "?port=5000&host=10.0.0.1")
+        assert (status, dialled) == (200, [("10.0.0.9", 5000)])
+        assert document == {"address": "10.0.0.9", "port": 5000, "reached": True, "error": None}
+
+    async def test_not_many_at_once(
+        self, app: QuartTrio, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.abc.Clock
+    ) -> None:
+        async def dial(host: str, port: int) -> str | None:
+            await trio.sleep(1)
+            return "no"
+
+        monkeypatch.setattr(dial_back, "_dial", dial)
+        statuses: list[int] = []
+
+        async def one() -> None:
+            statuses.append((await self.answer(app, "10.0.0.9", "?port=5000"))[0])
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(6):
+                nursery.start_soon(one)
+        assert sorted(statuses) == [200] * 4 + [503] * 2
+        assert (await self.answer(app, "10.0.0.9", "?port=5000"))[0] == 200

@@ -1,0 +1,174 @@
+# The second node pulls, with the runtime under test. The third hangs; the first one lies about one image, and upstream
+# has all of them.
+#
+# What a runtime does with wrong bytes decides what can be promised.  The mirror holds back the end of a blob and cuts
+# the connection; the runtime asks for the rest, by range, of whom it can, puts it behind the wrong bytes that it has,
+# and fails the pull when it compares the digest.  No mirror can take bytes back.  So one pull fails, at once; the next
+# one succeeds, because the liar is not asked any more - as soon as the runtime's garbage collection has taken the wrong
+# bytes, which it needs a moment for.  Whoever runs a runtime waits longer before he tries again.
+
+"""Pulls end well, and soon, whatever a neighbour or the own sidecar does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from lab.cluster import Cluster, MakeCluster, Node
+from lab.containerd import PullError
+from lab.docker_io import DockerIo
+from lab.image import MIB, Image, MakeImage
+from lab.process import is_running, until
+from lab.registry import Registry
+
+pytestmark = pytest.mark.real
+
+LAYERS = [8 * MIB, MIB]
+SOON = 10.0
+"""Seconds: 1 to connect, 2 to the first byte, 5 of silence, and the pull itself."""
+
+
+@contextmanager
+def soon(what: str) -> Iterator[None]:
+    before = time.monotonic()
+    yield
+    taken = time.monotonic() - before
+    assert taken < SOON, f"{what}: {taken:.1f} s"
+
+
+@pytest.fixture
+def image_of(image: MakeImage) -> MakeImage:
+    return lambda name: image(name, layers=LAYERS, seed=len(name))
+
+
+@pytest.fixture
+def docker_io(lab: Cluster) -> DockerIo:
+    return lab.start_docker_io()
+
+
+@pytest.fixture
+def lab(cluster: MakeCluster) -> Cluster:
+    return cluster(3, consul=False, containerd=["21", None, "21"])
+
+
+@pytest.fixture(params=["containerd16", "containerd21", "docker26", "docker28"])
+def node(request: pytest.FixtureRequest, lab: Cluster, docker_io: DockerIo) -> Node:
+    """The node that pulls, with its runtime configured as we do it."""
+    node, kind, version = lab[1], request.param[:-2], request.param[-2:]
+    if kind == "containerd":
+        node.add_containerd(version, docker_io=docker_io).await_ready()
+        node.configure("--runtime=containerd")
+    else:
+        docker = node.add_docker(version, fresh=True, docker_io=docker_io)
+        docker.await_ready()
+        node.configure("--runtime=docker", "--runtime=docker-daemon")
+        docker.restart()
+    return node
+
+
+def start(lab: Cluster) -> None:
+    everybody = ",".join(f"{node.ip}:5001" for node in lab)
+    for node in lab:
+        node.start_sidecar(wait=False, static_bootstrap_peers=everybody)
+    for node in lab:
+        node.sidecar.await_ready()
+
+
+def await_found(node: Node, image: Image) -> None:
+    path = f"/v2/{image.repository}/manifests/{image.tag}?ns={image.registry}"
+    until(lambda: node.request(path).status == 200, timeout=20, what=f"{path} is found")
+
+
+def pull(node: Node, image: Image) -> set[str]:
+    if node.has_docker:
+        node.docker.pull(image.name, timeout=60)
+        return node.docker.content()
+    node.containerd.pull_cri(image.name, timeout=60)
+    return node.containerd.content()
+
+
+def is_pulled(node: Node, image: Image) -> bool:
+    """Whether a pull succeeds; it may fail for one reason only."""
+    try:
+        return image.digests <= pull(node, image)
+    except PullError as exc:
+        if "unexpected commit digest" not in str(exc):
+            raise
+    time.sleep(0.5)
+    return False
+
+
+def spoil(node: Node, digest: str) -> None:
+    """Flip one bit in the middle of what the node has under ``digest``."""
+    file = node.containerd.blob(digest)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.chmod(0o644)
+    file.write_bytes(content)
+
+
+def test_a_neighbour_that_hangs_one_that_lies_and_a_dead_sidecar(
+    lab: Cluster, node: Node, docker_io: DockerIo, image_of: MakeImage
+) -> None:
+    upstream = docker_io.registry
+    hung, lied, later = (image_of(f"docker.io/library/{name}:v1") for name in ("hung", "lied", "later"))
+    for image in (hung, lied, later):
+        upstream.push(image)
+    for neighbour, image in ((lab[0], hung), (lab[2], hung), (lab[0], lied)):
+        neighbour.containerd.import_image(image.tar)
+    spoil(lab[0], lied.amd64.layers[1])
+    start(lab)
+    for image in (hung, lied):
+        await_found(node, image)
+    upstream.forget()
+
+    lab[2].sidecar.process.pause()
+    with soon("with a neighbour that hangs"):
+        assert hung.digests <= pull(node, hung)
+    assert blobs(upstream) == set()
+
+    with soon("with a neighbour that lies"):
+        until(lambda: is_pulled(node, lied), timeout=SOON, what="it is pulled, in the end")
+    assert lied.amd64.layers[1] in blobs(upstream)
+
+    node.sidecar.kill9()
+    upstream.forget()
+    with soon("without a sidecar"):
+        assert later.digests <= pull(node, later)
+    assert later.amd64.layers[1] in blobs(upstream)
+    lab[2].sidecar.process.resume()
+
+
+@pytest.mark.parametrize("node", ["containerd21", "docker28"], indirect=True)
+def test_the_own_sidecar_hangs(lab: Cluster, node: Node, docker_io: DockerIo, image_of: MakeImage) -> None:
+    app = image_of("docker.io/library/app:v1")
+    docker_io.registry.push(app)
+    node.start_sidecar(static_bootstrap_peers=f"{lab[0].ip}:5001", hang_timeout="2s")
+    (pid,) = node.sidecar.children()
+    assert pid != node.sidecar.process.pid
+    time.sleep(3)  # it is let live as long as it beats
+    os.kill(pid, signal.SIGSTOP)
+    with soon("with a sidecar that hangs"):
+        assert app.digests <= pull(node, app)
+    assert node.sidecar.process.wait(5) == 1
+    node.sidecar.stopped = True
+    assert "the sidecar has not moved for 2 s" in node.sidecar.log()
+
+    again = node.start_sidecar(static_bootstrap_peers=f"{lab[0].ip}:5001", hang_timeout="2s")
+    (pid,) = again.children()
+    assert again.stop() == 0
+    assert not is_running(pid)
+    again = node.start_sidecar(static_bootstrap_peers=f"{lab[0].ip}:5001", hang_timeout="2s")
+    (pid,) = again.children()
+    again.kill9()
+    until(lambda: not is_running(pid), timeout=5, what="the sidecar does not outlive its guard")
+
+
+def blobs(registry: Registry) -> set[str]:
+    """Blobs that were asked of the upstream."""
+    paths = (request.split()[1].partition("?")[0] for request in registry.requests())
+    return {path.rpartition("/")[2] for path in paths if "/blobs/" in path}
