@@ -155,12 +155,6 @@ class ConsulClient(AbstractAsyncContextManager["ConsulClient"]):
 
     # -- this agent
 
-    async def node_name(self) -> str:
-        """The agent's name in the catalog."""
-        answer = await self._api.agent.self()
-        with _Shape("agent"):
-            return str(answer["Config"]["NodeName"])
-
     async def agent_services(self) -> dict[str, AgentService]:
         """The services registered at this agent, by id."""
         answer = await self._api.agent.services()

@@ -40,7 +40,6 @@ CALLS: dict[str, Call] = {
     "register": lambda c: c.register_service({}),
     "services": lambda c: c.agent_services(),
     "health": lambda c: c.health_service("spegel"),
-    "name": lambda c: c.node_name(),
     "leader": lambda c: c.status_leader(),
     "pass": lambda c: c.check_pass("c"),
 }

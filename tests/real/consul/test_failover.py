@@ -11,13 +11,14 @@ import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 import pytest
 from lab.cluster import Cluster, Node
 from lab.consul import ConsulOptions, await_all, await_member
 from lab.process import until
+
+from tests.real.consul.sidecars import election_events, empty_layout, last_state, when
 
 pytestmark = pytest.mark.real
 
@@ -40,11 +41,7 @@ class Scene:
     def __init__(self, lab: Cluster) -> None:
         self.lab = lab
         self.observer = lab[0]
-        layout = lab.dir / "layout"
-        layout.mkdir()
-        (layout / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
-        (layout / "index.json").write_text('{"schemaVersion": 2, "manifests": []}')
-        self._layout = layout
+        self._layout = empty_layout(lab.dir)
         for index in CLIENTS:
             self.start(lab[index])
 
@@ -100,26 +97,11 @@ class Scene:
             time.sleep(0.1)
 
 
-def events(node: Node) -> list[dict[str, Any]]:
-    lines = (json.loads(line) for line in node.sidecar.log().splitlines() if line.startswith("{"))
-    return [line for line in lines if line["event"] == "election"]
-
-
-def last_state(node: Node) -> dict[str, Any]:
-    return (events(node) or [{}])[-1]
-
-
-def when(event: dict[str, Any]) -> float:
-    return datetime.fromisoformat(event["timestamp"]).timestamp()
-
-
-def states_since(node: Node, moment: float) -> list[str]:
-    return [event["state"] for event in events(node) if when(event) >= moment]
-
-
 def first(node: Node, state: str, since: float) -> float | None:
     """When ``node`` first was in ``state`` after ``since``, of the wall clock."""
-    return next((when(event) for event in events(node) if event["state"] == state and when(event) >= since), None)
+    return next(
+        (when(event) for event in election_events(node) if event["state"] == state and when(event) >= since), None
+    )
 
 
 @pytest.fixture(scope="module")
