@@ -24,7 +24,7 @@ fi
 consul acl role read -name spegel >/dev/null 2>&1 ||
   consul acl role create -name spegel -policy-name spegel -description "spegel-consul's sidecars" >/dev/null
 
-if consul acl binding-rule list -method "$method" | grep -qF "$selector"; then
+if grep -qF "$selector" <<<"$(consul acl binding-rule list -method "$method")"; then
   echo "tasks of job $job already log in with $method as role spegel"
 else
   consul acl binding-rule create -method "$method" -bind-type role -bind-name spegel -selector "$selector" >/dev/null
