@@ -147,7 +147,10 @@ class ConsulClient(AbstractAsyncContextManager["ConsulClient"]):
 
     async def session_renew(self, session: str, within: float | None = None) -> None:
         """Give the session another TTL; ``within`` seconds. NotFound: it is gone, or a proxy says so (see text)."""
-        await self._http.request("PUT", answered_ok, f"/v1/session/renew/{session}", within=within)
+        answer = await self._http.request("PUT", answered_json, f"/v1/session/renew/{session}", within=within)
+        with _Shape("session"):
+            if answer[0]["ID"] != session:
+                raise ValueError(answer)
 
     async def session_destroy(self, session: str) -> None:
         """End the session; a lock that it still holds goes into lock-delay. Unknown sessions are no error."""

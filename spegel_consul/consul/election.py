@@ -18,7 +18,7 @@
 #   main       read the key (blocking) → when free: create a session → read again → acquire → read, to confirm.
 #              An "acquire" that timed out may have worked and one that worked may already be void, so a read is
 #              the only way to LEADER; and a read costs less than a write that a faster node has made pointless.
-#              The jitter is itself a blocking read: the winner wakes the losers.
+#              Every delay on this way is a blocking read: the winner wakes the losers.
 #   heartbeat  renews the session, or asks whether the servers are there (see heartbeat.py).
 #
 # A key that became free without a "vacant" mark belonged to a session that ended; the servers refuse everybody for
@@ -73,7 +73,7 @@ from spegel_consul.consul.record import LeaderRecord
 
 SAFETY = 0.5
 """Seconds before its lease ends that a leader stops calling itself one."""
-SPACING = 0.02
+SPACING = 0.04
 """Seconds between one node's attempt and the next one's, on average."""
 _CROWD_UNKNOWN = 0.3
 
@@ -115,7 +115,7 @@ class ElectionSettings:
     """How long the lock of a session that ended stays refused; also sets how often the leader renews."""
     behavior: str = "release"
     wait: float = 60.0
-    jitter: float = 2.0
+    jitter: float = 4.0
     """The longest time over which nodes spread their attempts."""
     retry: float = 1.0
     denied_retry: float = 20.0
@@ -205,9 +205,10 @@ class Election:
             case KeyRead():
                 return self._key_read(event, now) if event.number == self._reads else ()
             case SessionCreated(session, began):
-                self._solved(CreateSession)
+                self._solved(CreateSession, Renew, Probe)
                 self._heart.hold(session, began)
-                return self._read()
+                # the few that have come as far as this spread once more
+                return self._read(self._rng.uniform(0, min(self._spread(), 2 * SPACING)))
             case Acquired(won):
                 self._solved(Acquire)
                 self.denied = None
@@ -237,7 +238,8 @@ class Election:
         self._resume_at = math.inf
         self._reading = True
         self._reads += 1
-        return (ReadKey(self._reads, self._index.value, max(wait or self.settings.wait, 0.005)),)
+        wait = self.settings.wait if wait is None else max(wait, 0.005)
+        return (ReadKey(self._reads, self._index.value, wait),)
 
     def _pause(self, now: float) -> tuple[Action, ...]:
         self._resume_at = now + self._backoff.next()

@@ -196,7 +196,7 @@ async def test_registered_again_when_the_token_changes(autojump_clock: trio.test
         nursery.cancel_scope.cancel()
 
 
-@pytest.mark.parametrize("fault", ["cut", "proxy404", "denied", "no-leader"])
+@pytest.mark.parametrize("fault", ["cut", "hang", "proxy404", "html", "denied", "no-leader"])
 async def test_an_agent_that_is_away(autojump_clock: trio.testing.MockClock, fault: str) -> None:
     async with trio.open_nursery() as nursery:
         consul = FakeConsul(nursery)
