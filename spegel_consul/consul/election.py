@@ -207,8 +207,9 @@ class Election:
             case SessionCreated(session, began):
                 self._solved(CreateSession, Renew, Probe)
                 self._heart.hold(session, began)
-                # the few that have come as far as this spread once more
-                return self._read(self._rng.uniform(0, min(self._spread(), 2 * SPACING)))
+                # the few that have come as far as this spread once more, the further the slower the answers are
+                again = max(2 * SPACING, 4 * (now - began))
+                return self._read(self._rng.uniform(0, min(self._spread(), again)))
             case Acquired(won):
                 self._solved(Acquire)
                 self.denied = None

@@ -8,6 +8,7 @@ import subprocess
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -349,3 +350,51 @@ async def test_mutual_tls(tmp_path: Path) -> None:
         async with ConsulClient(agent.settings()) as client:
             with pytest.raises(RequestRefused, match="HTTP request to an HTTPS server"):
                 await client.status_leader()
+
+
+async def test_what_nomad_registered_is_not_doubled(client: ConsulClient) -> None:
+    """As Nomad does it: after the start of the task, under an id of its own, and at the same address and port."""
+    async with node() as (here, nursery):
+        scope = trio.CancelScope()
+
+        async def register() -> None:
+            with scope:
+                await Registration(client, here.services(), alloc_id="7b1c", poll=0.5).run()
+
+        nursery.start_soon(register)
+        await trio.sleep(1)
+        assert not await client.agent_services()
+        nomads = []
+        for service in here.services():
+            nomads.append(f"_nomad-task-7b1c-group-spegel-{service.name}-{service.port}")
+            await client.register_service({**service.to_json(), "ID": nomads[-1], "Checks": [], "Meta": {}})
+        await trio.sleep(2)
+        assert set(await client.agent_services()) == set(nomads)
+        for service in here.services():
+            assert len((await client.health_service(service.name))[1]) == 1
+        scope.cancel()
+        await trio.sleep(0.2)
+        assert set(await client.agent_services()) == set(nomads)
+        for each in nomads:
+            await client.deregister_service(each)
+
+
+async def test_what_a_former_configuration_left_is_removed(client: ConsulClient) -> None:
+    async with node() as (here, nursery):
+        now = here.services()
+        before = [replace(service, id=f"{service.name}:old-name") for service in now]
+        elsewhere = replace(now[0], id="spegel:other", address="127.0.0.9", meta={"peer_id": "other"})
+        for service in (*before, elsewhere):
+            await client.register_service(service.to_json())
+        scope = trio.CancelScope()
+
+        async def register() -> None:
+            with scope:
+                await Registration(client, now).run()
+
+        nursery.start_soon(register)
+        with trio.fail_after(5):
+            while set(await client.agent_services()) != {elsewhere.id, *(service.id for service in now)}:
+                await trio.sleep(0.02)
+        scope.cancel()
+        await client.deregister_service(elsewhere.id)
