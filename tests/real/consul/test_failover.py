@@ -24,6 +24,12 @@ pytestmark = pytest.mark.real
 
 KEY = "spegel/leader"
 SERVERS, CLIENTS = range(3), range(3, 6)
+AGENTS_SYNC = 6.5
+"""An agent that has found servers tells them all it knows up to 3 s later, and once more up to 3 s after that.
+
+If a service is being registered at just that moment it puts it off for 15 to 30 s, and until then tells of no failed
+check either: a leader that is killed in a cluster that has just come up may be noticed by its TTL only.
+"""
 
 
 @dataclass(frozen=True)
@@ -107,6 +113,7 @@ def first(node: Node, state: str, since: float) -> float | None:
 @pytest.fixture(scope="module")
 def scene() -> Iterator[Scene]:
     with Cluster(6, consul=ConsulOptions(servers=3), containerd=None) as lab:
+        time.sleep(AGENTS_SYNC)
         yield Scene(lab)
 
 
