@@ -35,9 +35,9 @@ from spegel_consul.consul.beacon import Beacon
 from spegel_consul.consul.candidate import Candidate
 from spegel_consul.consul.catalog import ROUTER, spegel_services
 from spegel_consul.consul.client import ConsulClient
-from spegel_consul.consul.election import State
 from spegel_consul.consul.record import LeaderRecord
 from spegel_consul.consul.registration import Registration, ServiceMode
+from spegel_consul.consul.view import State
 from spegel_consul.consul.watch import CatalogWatch
 from spegel_consul.metrics import Metrics
 from spegel_consul.node.address import NoAddress, advertised

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from spegel_consul.consul.client import KVEntry
-from spegel_consul.consul.election import SAFETY, Election, ElectionSettings, State
+from spegel_consul.consul.election import SAFETY, Election
 from spegel_consul.consul.errors import (
     AccessDenied,
     CheckNotPassing,
@@ -42,6 +42,7 @@ from spegel_consul.consul.events import (
     Ticked,
 )
 from spegel_consul.consul.record import LeaderRecord, vacant
+from spegel_consul.consul.view import ElectionSettings, State
 
 ME = LeaderRecord("me", ("/ip4/10.0.0.1/tcp/1/p2p/me",), node="n1")
 OTHER = LeaderRecord("other", ("/ip4/10.0.0.2/tcp/1/p2p/other",), node="n2")

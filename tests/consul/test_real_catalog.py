@@ -18,11 +18,11 @@ import trio
 from spegel_consul.consul.candidate import Candidate
 from spegel_consul.consul.catalog import LEADER, METRICS, REGISTRY, ROUTER, ServiceDefinition, spegel_services
 from spegel_consul.consul.client import ConsulClient
-from spegel_consul.consul.election import State
 from spegel_consul.consul.errors import AccessDenied, ConsulUnavailable, RequestRefused
 from spegel_consul.consul.record import LeaderRecord
 from spegel_consul.consul.registration import Registration
 from spegel_consul.consul.settings import ConsulSettings
+from spegel_consul.consul.view import State
 from spegel_consul.consul.watch import CatalogWatch
 from tests.consul.realconsul import ConsulAgent, consul_binary
 

@@ -17,10 +17,10 @@ from spegel_consul.consul.beacon import Beacon
 from spegel_consul.consul.candidate import Candidate
 from spegel_consul.consul.catalog import LEADER, ServiceDefinition, TtlCheck
 from spegel_consul.consul.client import ConsulClient
-from spegel_consul.consul.election import ElectionSettings, State
 from spegel_consul.consul.errors import ConsulTimeout
 from spegel_consul.consul.record import FLAGS, LeaderRecord
 from spegel_consul.consul.settings import ConsulSettings
+from spegel_consul.consul.view import ElectionSettings, State
 from tests.consul.realconsul import ConsulAgent
 
 pytestmark = pytest.mark.real

@@ -16,8 +16,8 @@ from structlog.testing import capture_logs
 from spegel_consul.consul.beacon import Beacon
 from spegel_consul.consul.candidate import Candidate
 from spegel_consul.consul.catalog import ServiceDefinition, TtlCheck
-from spegel_consul.consul.election import ElectionSettings, State
 from spegel_consul.consul.record import FLAGS, LeaderRecord
+from spegel_consul.consul.view import ElectionSettings, State
 from tests.consul.fakeconsul import FakeConsul
 
 
