@@ -234,6 +234,7 @@ async def _enter_consul(
         router_port=node.router_port,
         metrics_port=node.metrics_port,
         scheme=node.scheme,
+        verifies_clients=node.tls is not None and node.tls.verifies_clients,
     )
     mode, alloc_id = settings.consul_service, os.environ.get("NOMAD_ALLOC_ID")
     catalog = None

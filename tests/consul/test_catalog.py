@@ -75,6 +75,12 @@ def test_three_services_and_their_checks() -> None:
     assert metrics.to_json()["Checks"][0]["HTTP"] == "http://10.0.0.7:9090/livez"
 
 
+def test_a_registry_that_asks_for_certificates_is_checked_by_its_port() -> None:
+    registry, *_ = services(scheme="https", verifies_clients=True)
+    [check] = registry.to_json()["Checks"]
+    assert (check["TCP"], "HTTP" in check) == ("10.0.0.7:5000", False)
+
+
 def test_ipv6_and_several_sidecars_at_one_agent() -> None:
     registry, router, _ = services(address="fd00::7", registry_port=30021)
     assert (registry.id, registry.address) == ("spegel:n1:30021", "fd00::7")
