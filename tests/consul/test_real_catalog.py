@@ -297,6 +297,14 @@ async def test_unix_socket(tmp_path: Path) -> None:
             assert threading.enumerate() == threads
 
 
+async def test_ipv6(tmp_path: Path) -> None:
+    with ConsulAgent(tmp_path, {"addresses": {"http": "::1"}}) as agent:
+        settings = ConsulSettings.from_env({"CONSUL_HTTP_ADDR": f"[::1]:{agent.ports['http']}"})
+        async with ConsulClient(settings) as client:
+            await agent.ready(client)
+            assert await client.status_leader()
+
+
 async def test_mutual_tls(tmp_path: Path) -> None:
     def consul(*args: str) -> None:
         subprocess.run([consul_binary(), "tls", *args], cwd=tmp_path, check=True, capture_output=True, timeout=20)
