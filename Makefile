@@ -45,8 +45,7 @@ test: dev-install real-parts
 test-py-consul: dev-install real-parts
 	.ci/install-py-consul $(VENV) .venv-py-consul
 	SPEGEL_REAL_PARTS=$(CACHE) .venv-py-consul/bin/python -m pytest -q \
-		tests/consul/test_client.py tests/consul/test_library.py tests/consul/test_catalog.py \
-		tests/consul/test_real_catalog.py tests/sim/test_election.py
+		tests/consul/test_client.py tests/consul/test_library.py tests/consul/test_real_catalog.py
 
 bench: dev-install
 	$(BIN)/python -m bench

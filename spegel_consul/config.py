@@ -7,9 +7,9 @@ from enum import Enum
 from pathlib import Path
 
 from spegel_consul.bootstrap.settings import BootstrapSettings
-from spegel_consul.consul.election import ElectionSettings
 from spegel_consul.consul.registration import ServiceMode
 from spegel_consul.consul.settings import ConsulSettings
+from spegel_consul.consul.view import ElectionSettings
 from spegel_consul.oci.filters import ImageFilter
 from spegel_consul.registry.mirror import MirrorSettings
 from spegel_consul.registry.peer import PeerLimits

@@ -35,9 +35,9 @@ from spegel_consul.consul.beacon import Beacon
 from spegel_consul.consul.candidate import Candidate
 from spegel_consul.consul.catalog import ROUTER, spegel_services
 from spegel_consul.consul.client import ConsulClient
-from spegel_consul.consul.election import State
 from spegel_consul.consul.record import LeaderRecord
 from spegel_consul.consul.registration import Registration, ServiceMode
+from spegel_consul.consul.view import State
 from spegel_consul.consul.watch import CatalogWatch
 from spegel_consul.metrics import Metrics
 from spegel_consul.node import dial_back, preflight
@@ -249,6 +249,7 @@ async def _enter_consul(
         router_port=node.router_port,
         metrics_port=node.metrics_port,
         scheme=node.scheme,
+        verifies_clients=node.tls is not None and node.tls.verifies_clients,
     )
     mode, alloc_id = settings.consul_service, os.environ.get("NOMAD_ALLOC_ID")
     catalog = None

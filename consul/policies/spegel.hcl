@@ -1,10 +1,10 @@
 # What one spegel-consul sidecar needs, and nothing more.
 #
-#   consul acl policy create -name spegel -rules @consul/policies/spegel.hcl
+#   consul acl policy create -name spegel -rules @policies/spegel.hcl
 #
 # Without the read rights below Consul does not refuse: health queries answer 200 with an empty list.
 
-# Read, lock and release the leader key. Change it together with the key's setting.
+# Read, lock and release the leader key. Change it together with --consul-leader-key.
 key "spegel/leader" {
   policy = "write"
 }
@@ -15,18 +15,14 @@ session_prefix "" {
   policy = "write"
 }
 
-# Register spegel, spegel-router and spegel-metrics, and find them.
-# "read" is enough if Nomad registers the services.
+# Register spegel, spegel-router, spegel-metrics and, on the leader, spegel-leader; and find them.
+# Where Nomad or the agent's configuration registers the services, "read" is enough; then a killed leader is noticed
+# only after two session TTLs, for want of spegel-leader.
 service_prefix "spegel" {
   policy = "write"
 }
 
 # Instances are listed only together with their nodes.
 node_prefix "" {
-  policy = "read"
-}
-
-# The node's name, for stable service ids.
-agent_prefix "" {
   policy = "read"
 }

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import click
 
 from spegel_consul.commands.options import DURATION, option
-from spegel_consul.consul.election import ElectionSettings
 from spegel_consul.consul.registration import ServiceMode
+from spegel_consul.consul.view import ElectionSettings
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -17,7 +17,7 @@ import trio
 
 from spegel_consul.consul.beacon import Beacon
 from spegel_consul.consul.client import ConsulClient
-from spegel_consul.consul.election import Election, ElectionSettings, State, View
+from spegel_consul.consul.election import Election
 from spegel_consul.consul.errors import AccessDenied, CheckNotPassing, ConsulError, NoClusterLeader
 from spegel_consul.consul.events import (
     Acquire,
@@ -40,6 +40,7 @@ from spegel_consul.consul.events import (
     Ticked,
 )
 from spegel_consul.consul.record import FLAGS, LeaderRecord, vacant
+from spegel_consul.consul.view import ElectionSettings, State, View
 
 log = structlog.get_logger(__name__)
 

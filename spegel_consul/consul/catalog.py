@@ -154,22 +154,25 @@ def spegel_services(
     ready_path: str = "/readyz",
     live_path: str = "/livez",
     interval: float = 2.0,
+    verifies_clients: bool = False,
 ) -> Services:
     """The registry, router and metrics services of one node, in this order, and that of the leader.
 
     ``node`` must be stable and unique among the sidecars of one agent, apart from the registry port: another
     than 5000 becomes part of the ids. ``address`` is the advertised IP address, ``router_addr`` the router's
     multiaddr with its ``/p2p`` part, ``scheme`` the registry's and ``interval`` that of the checks in seconds.
+    A registry that ``verifies_clients`` can't be asked by the agent, which shows no certificate: its port is checked.
     """
     suffix = node if registry_port == DEFAULT_REGISTRY_PORT else f"{node}:{registry_port}"
     host = f"[{address}]" if ":" in address else address
     meta = {"peer_id": peer_id, "version": version, "advertise": address, "router": router_addr}
     ready = HttpCheck(f"{scheme}://{host}:{registry_port}{ready_path}", interval)
+    registry = TcpCheck(f"{host}:{registry_port}", interval) if verifies_clients else ready
     live = HttpCheck(f"http://{host}:{metrics_port}{live_path}", interval, passing=True)
     router = TcpCheck(f"{host}:{router_port}", interval)
     return Services(
         always=(
-            ServiceDefinition(f"{REGISTRY}:{suffix}", REGISTRY, address, registry_port, (ready,), meta=meta),
+            ServiceDefinition(f"{REGISTRY}:{suffix}", REGISTRY, address, registry_port, (registry,), meta=meta),
             ServiceDefinition(f"{ROUTER}:{suffix}", ROUTER, address, router_port, (router, live), meta=meta),
             ServiceDefinition(f"{METRICS}:{suffix}", METRICS, address, metrics_port, (live,), meta=meta),
         ),

@@ -147,19 +147,16 @@ class ConsulClient(AbstractAsyncContextManager["ConsulClient"]):
 
     async def session_renew(self, session: str, within: float | None = None) -> None:
         """Give the session another TTL; ``within`` seconds. NotFound: it is gone, or a proxy says so (see text)."""
-        await self._http.request("PUT", answered_ok, f"/v1/session/renew/{session}", within=within)
+        answer = await self._http.request("PUT", answered_json, f"/v1/session/renew/{session}", within=within)
+        with _Shape("session"):
+            if answer[0]["ID"] != session:
+                raise ValueError(answer)
 
     async def session_destroy(self, session: str) -> None:
         """End the session; a lock that it still holds goes into lock-delay. Unknown sessions are no error."""
         await self._api.session.destroy(session)
 
     # -- this agent
-
-    async def node_name(self) -> str:
-        """The agent's name in the catalog."""
-        answer = await self._api.agent.self()
-        with _Shape("agent"):
-            return str(answer["Config"]["NodeName"])
 
     async def agent_services(self) -> dict[str, AgentService]:
         """The services registered at this agent, by id."""

@@ -18,7 +18,7 @@
 #   main       read the key (blocking) → when free: create a session → read again → acquire → read, to confirm.
 #              An "acquire" that timed out may have worked and one that worked may already be void, so a read is
 #              the only way to LEADER; and a read costs less than a write that a faster node has made pointless.
-#              The jitter is itself a blocking read: the winner wakes the losers.
+#              Every delay on this way is a blocking read: the winner wakes the losers.
 #   heartbeat  renews the session, or asks whether the servers are there (see heartbeat.py).
 #
 # A key that became free without a "vacant" mark belonged to a session that ended; the servers refuse everybody for
@@ -33,10 +33,9 @@
 
 from __future__ import annotations
 
-import enum
 import math
 import random
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from spegel_consul.consul.client import KVEntry
@@ -70,71 +69,13 @@ from spegel_consul.consul.events import (
 from spegel_consul.consul.heartbeat import Heartbeat
 from spegel_consul.consul.pace import Backoff, BlockingIndex
 from spegel_consul.consul.record import LeaderRecord
+from spegel_consul.consul.view import ElectionSettings, State, View
 
 SAFETY = 0.5
 """Seconds before its lease ends that a leader stops calling itself one."""
-SPACING = 0.02
+SPACING = 0.04
 """Seconds between one node's attempt and the next one's, on average."""
 _CROWD_UNKNOWN = 0.3
-
-
-class State(enum.Enum):
-    """What this node is. ``SUSPENDED``: Consul was not heard for too long; the last leader stays known."""
-
-    STARTING = "starting"
-    FOLLOWER = "follower"
-    CANDIDATE = "candidate"
-    LEADER = "leader"
-    SUSPENDED = "suspended"
-    STOPPED = "stopped"
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """What is known of the election now.
-
-    ``leader`` is the last one known, also while nobody holds the key; None before the first and while the
-    holder's value can't be read. ``epoch`` is the key's ModifyIndex, which grows with each leader. ``session``
-    holds the lock. ``fresh`` is False while Consul can't be asked.
-    """
-
-    state: State = State.STARTING
-    leader: LeaderRecord | None = None
-    epoch: int = 0
-    session: str | None = None
-    fresh: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class ElectionSettings:
-    """One lock. Times in seconds; all nodes of a cluster must use the same key, ``lock_delay`` and ``behavior``."""
-
-    key: str = "spegel/leader"
-    ttl: float = 15.0
-    lock_delay: float = 0.5
-    """How long the lock of a session that ended stays refused; also sets how often the leader renews."""
-    behavior: str = "release"
-    wait: float = 60.0
-    jitter: float = 2.0
-    """The longest time over which nodes spread their attempts."""
-    retry: float = 1.0
-    denied_retry: float = 20.0
-    """How long a node whose token may not lead waits before it tries again."""
-
-    def __post_init__(self) -> None:
-        """Raises ValueError."""
-        if not self.key or self.key.startswith("/") or self.key.endswith("/"):
-            raise ValueError(f"leader key {self.key!r}: must not be empty, nor begin or end with a slash")
-        if not 1 <= self.ttl <= 86400:
-            raise ValueError(f"session TTL {self.ttl:g} s: must be 10 s (or the servers' session_ttl_min) to 24 h")
-        if not 0 <= self.lock_delay <= 60:
-            raise ValueError(f"lock-delay {self.lock_delay:g} s: must be 0 to 60 s")
-        if self.behavior not in ("release", "delete"):
-            raise ValueError(f"session behavior {self.behavior!r}: must be release or delete")
-        if not 1 <= self.wait <= 600:
-            raise ValueError(f"wait {self.wait:g} s: must be 1 to 600 s")
-        if self.jitter < 0 or self.retry <= 0 or self.denied_retry <= 0:
-            raise ValueError("jitter must not be negative, retry and denied_retry must be above zero")
 
 
 class Election:
@@ -205,9 +146,11 @@ class Election:
             case KeyRead():
                 return self._key_read(event, now) if event.number == self._reads else ()
             case SessionCreated(session, began):
-                self._solved(CreateSession)
+                self._solved(CreateSession, Renew, Probe)
                 self._heart.hold(session, began)
-                return self._read()
+                # the few that have come as far as this spread once more, the further the slower the answers are
+                again = max(2 * SPACING, 4 * (now - began))
+                return self._read(self._rng.uniform(0, min(self._spread(), again)))
             case Acquired(won):
                 self._solved(Acquire)
                 self.denied = None
@@ -237,7 +180,8 @@ class Election:
         self._resume_at = math.inf
         self._reading = True
         self._reads += 1
-        return (ReadKey(self._reads, self._index.value, max(wait or self.settings.wait, 0.005)),)
+        wait = self.settings.wait if wait is None else max(wait, 0.005)
+        return (ReadKey(self._reads, self._index.value, wait),)
 
     def _pause(self, now: float) -> tuple[Action, ...]:
         self._resume_at = now + self._backoff.next()

@@ -172,9 +172,11 @@ def answered_json(response: Any) -> Any:
 
 
 def answered_ok(response: Any) -> None:
-    """A callback for requests whose answer has no content worth reading."""
+    """A callback for requests whose answer has no content worth reading, unless it is a page of somebody else's."""
     if response.code == 404:
         raise NotFound(response.body)
+    if response.body.lstrip().startswith("<"):
+        raise UnexpectedAnswer(f"not an answer of Consul's: {' '.join(response.body.split())[:80]}")
 
 
 def _budget(query: dict[str, Any]) -> float:

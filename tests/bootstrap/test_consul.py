@@ -13,8 +13,8 @@ from spegel_consul.bootstrap import Bootstrap
 from spegel_consul.bootstrap.consul import ConsulBootstrap
 from spegel_consul.consul.candidate import Candidate
 from spegel_consul.consul.catalog import ROUTER, spegel_services
-from spegel_consul.consul.election import State
 from spegel_consul.consul.record import LeaderRecord
+from spegel_consul.consul.view import State
 from spegel_consul.consul.watch import CatalogWatch
 from spegel_consul.ring import PeerInfo
 from tests.consul.fakeconsul import FakeConsul

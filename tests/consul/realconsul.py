@@ -10,6 +10,8 @@ import signal
 import socket
 import subprocess
 import time
+import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 
 import trio
@@ -32,12 +34,19 @@ def consul_binary() -> Path:
 class ConsulAgent:
     """Use as ``with``. ``config`` is merged over the ports; the same ports are used again after a restart.
 
-    ``durable``: it remembers keys and sessions over a restart, as servers do.
+    ``durable``: it remembers keys and sessions over a restart, as servers do. ``arguments`` are added to its own.
     """
 
     def __init__(
-        self, directory: Path, config: dict | None = None, *, tls: bool = False, durable: bool = False
+        self,
+        directory: Path,
+        config: dict | None = None,
+        *,
+        tls: bool = False,
+        durable: bool = False,
+        arguments: Sequence[str] = (),
     ) -> None:
+        self._arguments = arguments
         self._binary = consul_binary()
         self._kind = ["-dev"]
         if durable:
@@ -73,7 +82,7 @@ class ConsulAgent:
         path.write_text(json.dumps(self.config))
         with (self._directory / "agent.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [self._binary, "agent", *self._kind, f"-config-file={path}"],
+                [self._binary, "agent", *self._kind, f"-config-file={path}", *self._arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -112,6 +121,11 @@ class ConsulAgent:
         )
         assert done.returncode == 0, done.stderr
         return done.stdout
+
+    def get(self, path: str) -> str:
+        """The answer to an API request."""
+        with urllib.request.urlopen(f"http://{self.address}{path}", timeout=5) as answer:
+            return answer.read().decode()
 
     def wait_for_acl(self) -> str:
         """Bootstrap the ACL system; the management token."""

@@ -75,6 +75,12 @@ def test_three_services_and_their_checks() -> None:
     assert metrics.to_json()["Checks"][0]["HTTP"] == "http://10.0.0.7:9090/livez"
 
 
+def test_a_registry_that_asks_for_certificates_is_checked_by_its_port() -> None:
+    registry, *_ = services(scheme="https", verifies_clients=True)
+    [check] = registry.to_json()["Checks"]
+    assert (check["TCP"], "HTTP" in check) == ("10.0.0.7:5000", False)
+
+
 def test_ipv6_and_several_sidecars_at_one_agent() -> None:
     registry, router, _ = services(address="fd00::7", registry_port=30021)
     assert (registry.id, registry.address) == ("spegel:n1:30021", "fd00::7")
@@ -196,7 +202,7 @@ async def test_registered_again_when_the_token_changes(autojump_clock: trio.test
         nursery.cancel_scope.cancel()
 
 
-@pytest.mark.parametrize("fault", ["cut", "proxy404", "denied", "no-leader"])
+@pytest.mark.parametrize("fault", ["cut", "hang", "proxy404", "html", "denied", "no-leader"])
 async def test_an_agent_that_is_away(autojump_clock: trio.testing.MockClock, fault: str) -> None:
     async with trio.open_nursery() as nursery:
         consul = FakeConsul(nursery)

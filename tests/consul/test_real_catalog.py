@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,19 +16,19 @@ import pytest
 import trio
 
 from spegel_consul.consul.candidate import Candidate
-from spegel_consul.consul.catalog import METRICS, REGISTRY, ROUTER, ServiceDefinition, spegel_services
+from spegel_consul.consul.catalog import LEADER, METRICS, REGISTRY, ROUTER, ServiceDefinition, spegel_services
 from spegel_consul.consul.client import ConsulClient
-from spegel_consul.consul.election import State
 from spegel_consul.consul.errors import AccessDenied, ConsulUnavailable, RequestRefused
 from spegel_consul.consul.record import LeaderRecord
 from spegel_consul.consul.registration import Registration
 from spegel_consul.consul.settings import ConsulSettings
+from spegel_consul.consul.view import State
 from spegel_consul.consul.watch import CatalogWatch
 from tests.consul.realconsul import ConsulAgent, consul_binary
 
 pytestmark = pytest.mark.real
 
-POLICY = Path(__file__).parents[2] / "consul/policies/spegel.hcl"
+POLICIES = Path(__file__).parents[2] / "consul/policies"
 
 
 class Node:
@@ -54,9 +56,9 @@ class Node:
         return services_at(self.ports)
 
 
-def services_at(ports: Sequence[int]) -> tuple[ServiceDefinition, ...]:
+def services_at(ports: Sequence[int], *, leader: bool = False) -> tuple[ServiceDefinition, ...]:
     registry, router, metrics = ports
-    return spegel_services(
+    made = spegel_services(
         node="n1",
         address="127.0.0.1",
         peer_id="peer1",
@@ -66,7 +68,8 @@ def services_at(ports: Sequence[int]) -> tuple[ServiceDefinition, ...]:
         router_port=router,
         metrics_port=metrics,
         interval=0.2,
-    ).always
+    )
+    return (made.leader,) if leader else made.always
 
 
 @asynccontextmanager
@@ -155,8 +158,7 @@ async def test_a_forgetful_agent_gets_everything_again(tmp_path: Path) -> None:
             print(f"registered again after {trio.current_time() - began:.1f} s")
 
 
-async def test_node_name_and_deregistering_the_unknown(client: ConsulClient) -> None:
-    assert await client.node_name() == "n1"
+async def test_deregistering_the_unknown(client: ConsulClient) -> None:
     await client.deregister_service("spegel:nobody")
     assert (await client.health_service("spegel-nobody"))[1] == ()
 
@@ -165,7 +167,7 @@ async def test_the_shipped_policy_is_sufficient_and_no_token_is_not(tmp_path: Pa
     acl = {"enabled": True, "default_policy": "deny", "enable_token_persistence": True}
     with ConsulAgent(tmp_path, {"acl": acl}) as agent:
         root = agent.wait_for_acl()
-        agent.command("acl", "policy", "create", "-name=spegel", f"-rules=@{POLICY}", token=root)
+        agent.command("acl", "policy", "create", "-name=spegel", f"-rules=@{POLICIES}/spegel.hcl", token=root)
         made = agent.command("acl", "token", "create", "-policy-name=spegel", "-format=json", token=root)
         token_file = tmp_path / "token"
         token_file.write_text("00000000-0000-0000-0000-000000000000\n")
@@ -186,7 +188,6 @@ async def test_the_shipped_policy_is_sufficient_and_no_token_is_not(tmp_path: Pa
             with trio.fail_after(5):
                 while not (await client.health_service(REGISTRY))[1]:
                     await trio.sleep(0.05)
-            assert await client.node_name() == "n1"
             await client.session_renew(candidate.view.session)
             with pytest.raises(AccessDenied, match="Permission denied"):
                 await client.kv_put("somebody/else", b"")
@@ -196,65 +197,89 @@ async def test_the_shipped_policy_is_sufficient_and_no_token_is_not(tmp_path: Pa
             assert (await nobody.health_service(REGISTRY))[1] == ()  # 200 and empty: why absence proves nothing
 
 
-async def test_each_rule_of_the_policy_is_necessary(tmp_path: Path) -> None:
-    rules = ["key ", "session_prefix ", "service_prefix ", "node_prefix ", "agent_prefix "]
-    blocks = {rule: _block(rule) for rule in rules}
-    acl = {"enabled": True, "default_policy": "deny"}
-    here = services_at((1, 2, 3))[0]
-    with ConsulAgent(tmp_path, {"acl": acl}) as agent:
+WRITES = ("session", "renew", "acquire", "release", "destroy", "register", "pass", "deregister")
+
+
+@pytest.mark.parametrize(
+    ("policy", "denied", "needs"),
+    [
+        (
+            "spegel",
+            (),
+            {
+                "key": ["read", "acquire", "release"],
+                "session_prefix": ["session", "renew", "destroy"],
+                "service_prefix": ["register", "pass", "own services", "list", "deregister"],
+                "node_prefix": ["list"],
+            },
+        ),
+        (
+            "spegel-reader",
+            WRITES,
+            {"key": ["read"], "service_prefix": ["own services", "list"], "node_prefix": ["list"]},
+        ),
+    ],
+)
+async def test_each_rule_of_a_policy_is_necessary(
+    tmp_path: Path, policy: str, denied: Sequence[str], needs: dict[str, list[str]]
+) -> None:
+    text = (POLICIES / f"{policy}.hcl").read_text()
+    rules = {block.split()[0]: block for block in re.findall(r"^\w+ .*?^}", text, re.MULTILINE | re.DOTALL)}
+    assert set(rules) == set(needs)
+    failing = {}
+    with ConsulAgent(tmp_path, {"acl": {"enabled": True, "default_policy": "deny"}}) as agent:
         root = agent.wait_for_acl()
-        async with ConsulClient(agent.settings(CONSUL_HTTP_TOKEN=root)) as client:
-            await agent.ready(client)
-            await client.register_service(here.to_json())
-        failing = {}
-        for rule in rules:
-            name = rule.strip().replace("_", "-")
-            rest = "\n".join(block for other, block in blocks.items() if other != rule)
-            agent.command("acl", "policy", "create", f"-name={name}", f"-rules={rest}", token=root)
-            made = agent.command("acl", "token", "create", f"-policy-name={name}", "-format=json", token=root)
-            async with ConsulClient(agent.settings(CONSUL_HTTP_TOKEN=json.loads(made)["SecretID"])) as client:
-                failing[rule.strip()] = await _what_fails(client, here)
-    assert failing == {
-        "key": ["read", "acquire"],
-        "session_prefix": ["session", "acquire"],
-        "service_prefix": ["register", "list"],
-        "node_prefix": ["list"],
-        "agent_prefix": ["name"],
-    }
+        async with ConsulClient(agent.settings(CONSUL_HTTP_TOKEN=root)) as admin:
+            await agent.ready(admin)
+            for left_out in ("nothing", *rules):
+                name = left_out.replace("_", "-")
+                kept = "\n".join(block for rule, block in rules.items() if rule != left_out)
+                agent.command("acl", "policy", "create", f"-name={name}", f"-rules={kept}", token=root)
+                made = agent.command("acl", "token", "create", f"-policy-name={name}", "-format=json", token=root)
+                async with ConsulClient(agent.settings(CONSUL_HTTP_TOKEN=json.loads(made)["SecretID"])) as client:
+                    failing[left_out] = await _what_fails(client, admin)
+    assert failing.pop("nothing") == list(denied)
+    assert {rule: [call for call in failed if call not in denied] for rule, failed in failing.items()} == needs
 
 
-async def _what_fails(client: ConsulClient, here: ServiceDefinition) -> list[str]:
-    async def list_instances() -> None:
-        if not (await client.health_service(REGISTRY, passing=False))[1]:
+async def _what_fails(client: ConsulClient, admin: ConsulClient) -> list[str]:
+    """Which of the sidecar's calls are denied, or answered as if there were nothing."""
+    led = services_at((1, 2, 3), leader=True)[0]
+    await admin.register_service(led.to_json())
+    with trio.fail_after(3):
+        while not (await admin.health_service(LEADER, passing=False))[1]:
+            await trio.sleep(0.02)
+    lock, spare = [await admin.session_create("test", ttl=10, lock_delay=0) for _ in range(2)]
+
+    async def own_services() -> None:
+        if not await client.agent_services():
             raise AccessDenied("empty")
 
-    async def acquire() -> None:
-        session = await client.session_create("test", ttl=10, lock_delay=0)
-        try:
-            await client.kv_acquire("spegel/leader", session, b"")
-        finally:
-            await client.session_destroy(session)
+    async def list_instances() -> None:
+        if not (await client.health_service(LEADER, passing=False))[1]:
+            raise AccessDenied("empty")
 
-    failed = []
-    for what, call in {
+    calls: dict[str, Callable[[], Awaitable[object]]] = {
         "read": partial(client.kv_get, "spegel/leader"),
         "session": partial(client.session_create, "test", ttl=10, lock_delay=0),
-        "acquire": acquire,
-        "register": partial(client.register_service, here.to_json()),
+        "renew": partial(client.session_renew, lock),
+        "acquire": partial(client.kv_acquire, "spegel/leader", lock, b"{}"),
+        "release": partial(client.kv_release, "spegel/leader", lock, b"{}"),
+        "destroy": partial(client.session_destroy, spare),
+        "register": partial(client.register_service, led.to_json()),
+        "pass": partial(client.check_pass, led.check_id("ttl")),
+        "own services": own_services,
         "list": list_instances,
-        "name": client.node_name,
-    }.items():
+        "deregister": partial(client.deregister_service, led.id),
+    }
+    failed = []
+    for what, call in calls.items():
         try:
             await call()
         except AccessDenied:
             failed.append(what)
+    await admin.session_destroy(lock)
     return failed
-
-
-def _block(rule: str) -> str:
-    text = POLICY.read_text()
-    start = text.index(f"\n{rule}")
-    return text[start : text.index("}", start) + 1]
 
 
 async def test_unix_socket(tmp_path: Path) -> None:
@@ -270,6 +295,14 @@ async def test_unix_socket(tmp_path: Path) -> None:
                 await client.kv_get("a/b", index)
             assert scope.cancelled_caught
             assert threading.enumerate() == threads
+
+
+async def test_ipv6(tmp_path: Path) -> None:
+    with ConsulAgent(tmp_path, {"addresses": {"http": "::1"}}) as agent:
+        settings = ConsulSettings.from_env({"CONSUL_HTTP_ADDR": f"[::1]:{agent.ports['http']}"})
+        async with ConsulClient(settings) as client:
+            await agent.ready(client)
+            assert await client.status_leader()
 
 
 async def test_mutual_tls(tmp_path: Path) -> None:
@@ -302,11 +335,20 @@ async def test_mutual_tls(tmp_path: Path) -> None:
             assert await client.status_leader()
         wrong = agent.settings(CONSUL_HTTP_SSL="1", CONSUL_CACERT=ca, CONSUL_TLS_SERVER_NAME="elsewhere", **mine)
         async with ConsulClient(wrong) as client:
-            with pytest.raises(ConsulUnavailable, match="certificate is not valid for 'elsewhere'"):
+            with pytest.raises(
+                ConsulUnavailable,
+                match=r"certificate is not valid for 'elsewhere'.*\(CONSUL_TLS_SERVER_NAME is the name",
+            ):
                 await client.status_leader()
         async with ConsulClient(agent.settings(CONSUL_HTTP_SSL="1", **mine)) as client:
-            with pytest.raises(ConsulUnavailable, match="CERTIFICATE_VERIFY_FAILED"):
+            with pytest.raises(ConsulUnavailable, match=r"CERTIFICATE_VERIFY_FAILED.*CONSUL_CACERT names another"):
                 await client.status_leader()
+        consul("ca", "create", "-domain", "other")
+        others = str(tmp_path / "other-agent-ca.pem")
+        async with ConsulClient(agent.settings(CONSUL_HTTP_SSL="1", CONSUL_CACERT=others, **mine)) as client:
+            with pytest.raises(ConsulUnavailable) as caught:
+                await client.status_leader()
+            assert f"(its certificate is not signed by CONSUL_CACERT, {others})" in str(caught.value)
         unverified = agent.settings(CONSUL_HTTP_SSL="1", CONSUL_HTTP_SSL_VERIFY="false", **mine)
         async with ConsulClient(unverified) as client:
             assert await client.status_leader()
@@ -316,3 +358,51 @@ async def test_mutual_tls(tmp_path: Path) -> None:
         async with ConsulClient(agent.settings()) as client:
             with pytest.raises(RequestRefused, match="HTTP request to an HTTPS server"):
                 await client.status_leader()
+
+
+async def test_what_nomad_registered_is_not_doubled(client: ConsulClient) -> None:
+    """As Nomad does it: after the start of the task, under an id of its own, and at the same address and port."""
+    async with node() as (here, nursery):
+        scope = trio.CancelScope()
+
+        async def register() -> None:
+            with scope:
+                await Registration(client, here.services(), alloc_id="7b1c", poll=0.5).run()
+
+        nursery.start_soon(register)
+        await trio.sleep(1)
+        assert not await client.agent_services()
+        nomads = []
+        for service in here.services():
+            nomads.append(f"_nomad-task-7b1c-group-spegel-{service.name}-{service.port}")
+            await client.register_service({**service.to_json(), "ID": nomads[-1], "Checks": [], "Meta": {}})
+        await trio.sleep(2)
+        assert set(await client.agent_services()) == set(nomads)
+        for service in here.services():
+            assert len((await client.health_service(service.name))[1]) == 1
+        scope.cancel()
+        await trio.sleep(0.2)
+        assert set(await client.agent_services()) == set(nomads)
+        for each in nomads:
+            await client.deregister_service(each)
+
+
+async def test_what_a_former_configuration_left_is_removed(client: ConsulClient) -> None:
+    async with node() as (here, nursery):
+        now = here.services()
+        before = [replace(service, id=f"{service.name}:old-name") for service in now]
+        elsewhere = replace(now[0], id="spegel:other", address="127.0.0.9", meta={"peer_id": "other"})
+        for service in (*before, elsewhere):
+            await client.register_service(service.to_json())
+        scope = trio.CancelScope()
+
+        async def register() -> None:
+            with scope:
+                await Registration(client, now).run()
+
+        nursery.start_soon(register)
+        with trio.fail_after(5):
+            while set(await client.agent_services()) != {elsewhere.id, *(service.id for service in now)}:
+                await trio.sleep(0.02)
+        scope.cancel()
+        await client.deregister_service(elsewhere.id)

@@ -11,15 +11,16 @@ from pathlib import Path
 
 import pytest
 import trio
+from structlog.testing import capture_logs
 
 from spegel_consul.consul.beacon import Beacon
 from spegel_consul.consul.candidate import Candidate
 from spegel_consul.consul.catalog import LEADER, ServiceDefinition, TtlCheck
 from spegel_consul.consul.client import ConsulClient
-from spegel_consul.consul.election import ElectionSettings, State
 from spegel_consul.consul.errors import ConsulTimeout
 from spegel_consul.consul.record import FLAGS, LeaderRecord
 from spegel_consul.consul.settings import ConsulSettings
+from spegel_consul.consul.view import ElectionSettings, State
 from tests.consul.realconsul import ConsulAgent
 
 pytestmark = pytest.mark.real
@@ -34,7 +35,11 @@ class Group:
         self._nursery, self._stack = nursery, stack
 
     async def add(
-        self, settings: ConsulSettings, election: ElectionSettings, service: ServiceDefinition | None = None
+        self,
+        settings: ConsulSettings,
+        election: ElectionSettings,
+        service: ServiceDefinition | None = None,
+        crowd: int = 0,
     ) -> Candidate:
         number = len(self.candidates)
         me = LeaderRecord(
@@ -42,7 +47,7 @@ class Group:
         )
         client = await self._stack.enter_async_context(ConsulClient(settings))
         beacon = Beacon(client, service) if service is not None else None
-        candidate, scope = Candidate(client, me, election, beacon=beacon), trio.CancelScope()
+        candidate, scope = Candidate(client, me, election, beacon=beacon, crowd=lambda: crowd), trio.CancelScope()
 
         async def run(task_status: trio.TaskStatus[None]) -> None:
             with scope:
@@ -154,16 +159,75 @@ async def test_recovers_from_a_deleted_key(agent: ConsulAgent, client: ConsulCli
         assert await until(g.agreed, 4) < 2.5
 
 
-async def test_repairs_a_value_that_was_written_over(agent: ConsulAgent, client: ConsulClient) -> None:
-    async with group(agent.settings(), 1, ElectionSettings(key="test/junk")) as g:
-        await until(g.leaders, 5)
-        epoch = g.candidates[0].view.epoch
-        agent.command("kv", "put", "test/junk", "junk")
-        await until(lambda: g.candidates[0].view.epoch > epoch, 2)
-        with trio.fail_after(3):
-            while LeaderRecord.parse((await client.kv_get("test/junk"))[1].value) is None:
-                await trio.sleep(0.05)
-        assert g.leaders()
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"junk",
+        b"\x00\xff\x1f" * 99,
+        b'{"peer_id": "' + b"x" * ((512 << 10) - 15) + b'"}',  # the largest that Consul takes
+        b'{"schema": 99, "state": "held", "leader": {"id": "x"}}',
+        b"",
+    ],
+    ids=["junk", "binary", "512 KiB", "future schema", "empty"],
+)
+async def test_repairs_a_value_that_was_written_over(client: ConsulClient, agent: ConsulAgent, value: bytes) -> None:
+    key = f"test/over/{len(value)}"
+    async with group(agent.settings(), 2, ElectionSettings(key=key)) as g:
+        await until(g.agreed, 5)
+        [leader] = g.leaders()
+        session = leader.view.session
+        assert await client.kv_put(key, value)
+        with trio.fail_after(5):
+            while LeaderRecord.parse((await client.kv_get(key))[1].value) is None:
+                await trio.sleep(0.02)
+        await until(g.agreed, 5)
+        assert g.leaders() == [leader]
+        assert leader.view.session == session
+
+
+async def test_a_ttl_below_the_agents_minimum(agent: ConsulAgent, client: ConsulClient) -> None:
+    with capture_logs() as logs:
+        async with group(agent.settings(), 1, ElectionSettings(key="test/ttl", ttl=5)) as g:
+            await until(g.leaders, 5)
+            found = json.loads(agent.get(f"/v1/session/info/{g.candidates[0].view.session}"))
+            assert found[0]["TTL"] == "10000ms"
+    [told] = [line for line in logs if line["event"] == "session TTL adjusted to the servers' limits"]
+    assert (told["asked"], told["used"]) == (5, 10)
+
+
+async def test_a_hundred_candidates_and_two_writes_at_most(tmp_path: Path) -> None:
+    """However the lead ends: one node asks for the lock, seldom a second one."""
+    with ConsulAgent(tmp_path, {"limits": {"http_max_conns_per_client": 1000}}) as agent:
+        async with ConsulClient(agent.settings()) as client:
+            await agent.ready(client)
+            asked: list[str] = []
+            async with group(agent.settings(), 0, ElectionSettings()) as g:
+                for _ in range(100):
+                    _count_acquires(await g.add(agent.settings(), ElectionSettings(), crowd=100), asked)
+                await until(g.agreed, 20)
+                for end in ("stopped", "destroyed", "stopped"):
+                    asked.clear()
+                    [old] = g.leaders()
+                    session = old.view.session
+                    assert session is not None
+                    if end == "stopped":
+                        g.stop(old)
+                    else:
+                        await client.session_destroy(session)
+                    await until(lambda session=session: g.agreed() and g.leaders()[0].view.session != session, 10)
+                    print(f"{end}: {len(asked)} acquire writes")
+                    assert 1 <= len(asked) <= 2
+
+
+def _count_acquires(candidate: Candidate, asked: list[str]) -> None:
+    client = candidate._client
+    acquire = client.kv_acquire
+
+    async def counted(key: str, session: str, value: bytes, flags: int = 0) -> bool:
+        asked.append(session)
+        return await acquire(key, session, value, flags)
+
+    client.kv_acquire = counted
 
 
 async def test_the_lock_ends_soon_after_its_process(agent: ConsulAgent, client: ConsulClient) -> None:

@@ -22,13 +22,14 @@ from lab.network import Port, address
 from lab.process import Failed, Process, until
 
 HTTP_PORT = 8500
+HTTPS_PORT = 8501
 DNS_PORT = 8600
 _SERF_PORT = 8301
 MASTER_TOKEN = "5e0c1a7e-0000-4000-8000-00000000c0de"
 
 _HCL = """
 performance { raft_multiplier = 1 }
-ports { grpc = -1 }
+ports { grpc = -1 https = %d }
 disable_update_check = true
 retry_interval = "1s"
 """
@@ -50,17 +51,19 @@ class ConsulOptions:
 
     The first ``servers`` nodes run a server, the others a client.
     ``session_ttl_min`` allows sessions shorter than Consul's 10 s. ``acl`` denies what no token allows;
-    MASTER_TOKEN may do everything. ``hcl`` is added to every agent's configuration.
+    MASTER_TOKEN may do everything. ``https`` also opens HTTPS_PORT, for which ``hcl``, which is added to every
+    agent's configuration, has to name certificates.
     """
 
     servers: int = 1
     fast_gossip: bool = False
     session_ttl_min: str | None = None
     acl: bool = False
+    https: bool = False
     hcl: str = ""
 
     def configuration(self) -> str:
-        hcl = _HCL + self.hcl
+        hcl = _HCL % (HTTPS_PORT if self.https else -1) + self.hcl
         if self.fast_gossip:
             hcl += _FAST_GOSSIP
         if self.session_ttl_min is not None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from spegel_consul.consul.catalog import LEADER_CHECK_TTL
 from spegel_consul.consul.client import KVEntry
-from spegel_consul.consul.election import Election, ElectionSettings, State, View
+from spegel_consul.consul.election import Election
 from spegel_consul.consul.errors import (
     ConsulError,
     ConsulTimeout,
@@ -48,6 +48,7 @@ from spegel_consul.consul.events import (
     Ticked,
 )
 from spegel_consul.consul.record import LeaderRecord, vacant
+from spegel_consul.consul.view import ElectionSettings, State, View
 
 GOSSIP = (5.0, 8.0)
 LATENCY = (0.001, 0.02)

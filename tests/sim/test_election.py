@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import pytest
 import trio
 import trio.testing
 from structlog.testing import capture_logs
@@ -15,8 +16,8 @@ from structlog.testing import capture_logs
 from spegel_consul.consul.beacon import Beacon
 from spegel_consul.consul.candidate import Candidate
 from spegel_consul.consul.catalog import ServiceDefinition, TtlCheck
-from spegel_consul.consul.election import ElectionSettings, State
 from spegel_consul.consul.record import FLAGS, LeaderRecord
+from spegel_consul.consul.view import ElectionSettings, State
 from tests.consul.fakeconsul import FakeConsul
 
 
@@ -351,6 +352,25 @@ async def test_a_read_only_token_is_reported_once(autojump_clock: trio.testing.M
         w.consul.links.clear()  # the token is replaced by a better one
         assert await until(lambda: candidate.view.state is State.LEADER) <= 26
         assert candidate.problem is None
+
+
+@pytest.mark.parametrize("fault", ["cut", "hang", "proxy404", "html", "denied", "no-leader"])
+async def test_whatever_consul_says_nothing_is_lost(autojump_clock: trio.testing.MockClock, fault: str) -> None:
+    """For the whole cluster and for long, so that the session ends, and from the start."""
+    async with world(2, beacon=True) as w:
+        await until(w.agreed)
+        known = w.candidates[0].view.leader
+        w.consul.links.update(n0=fault, n1=fault, n2=fault)
+        late = await w.add(beacon=True)
+        await trio.sleep(200)
+        for candidate in w.candidates[:2]:
+            assert candidate.view.state is State.SUSPENDED
+            assert candidate.view.leader.identity == known.identity
+            assert candidate.problem
+        assert late.view.state is State.STARTING
+        w.consul.links.clear()
+        assert await until(w.agreed) < 30
+        await until(lambda: not any(candidate.problem for candidate in w.candidates), 10)
 
 
 async def test_a_denied_token_keeps_what_is_known(autojump_clock: trio.testing.MockClock) -> None:

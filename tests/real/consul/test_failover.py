@@ -11,7 +11,6 @@ import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 import pytest
@@ -19,10 +18,18 @@ from lab.cluster import Cluster, Node
 from lab.consul import ConsulOptions, await_all, await_member
 from lab.process import until
 
+from tests.real.consul.sidecars import election_events, empty_layout, last_state, when
+
 pytestmark = pytest.mark.real
 
 KEY = "spegel/leader"
 SERVERS, CLIENTS = range(3), range(3, 6)
+AGENTS_SYNC = 6.5
+"""An agent that has found servers tells them all it knows up to 3 s later, and once more up to 3 s after that.
+
+If a service is being registered at just that moment it puts it off for 15 to 30 s, and until then tells of no failed
+check either: a leader that is killed in a cluster that has just come up may be noticed by its TTL only.
+"""
 
 
 @dataclass(frozen=True)
@@ -40,11 +47,7 @@ class Scene:
     def __init__(self, lab: Cluster) -> None:
         self.lab = lab
         self.observer = lab[0]
-        layout = lab.dir / "layout"
-        layout.mkdir()
-        (layout / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
-        (layout / "index.json").write_text('{"schemaVersion": 2, "manifests": []}')
-        self._layout = layout
+        self._layout = empty_layout(lab.dir)
         for index in CLIENTS:
             self.start(lab[index])
 
@@ -100,31 +103,17 @@ class Scene:
             time.sleep(0.1)
 
 
-def events(node: Node) -> list[dict[str, Any]]:
-    lines = (json.loads(line) for line in node.sidecar.log().splitlines() if line.startswith("{"))
-    return [line for line in lines if line["event"] == "election"]
-
-
-def last_state(node: Node) -> dict[str, Any]:
-    return (events(node) or [{}])[-1]
-
-
-def when(event: dict[str, Any]) -> float:
-    return datetime.fromisoformat(event["timestamp"]).timestamp()
-
-
-def states_since(node: Node, moment: float) -> list[str]:
-    return [event["state"] for event in events(node) if when(event) >= moment]
-
-
 def first(node: Node, state: str, since: float) -> float | None:
     """When ``node`` first was in ``state`` after ``since``, of the wall clock."""
-    return next((when(event) for event in events(node) if event["state"] == state and when(event) >= since), None)
+    return next(
+        (when(event) for event in election_events(node) if event["state"] == state and when(event) >= since), None
+    )
 
 
 @pytest.fixture(scope="module")
 def scene() -> Iterator[Scene]:
     with Cluster(6, consul=ConsulOptions(servers=3), containerd=None) as lab:
+        time.sleep(AGENTS_SYNC)
         yield Scene(lab)
 
 

@@ -1,0 +1,21 @@
+# For nodes that follow and never lead, for `spegel-consul leader`, and for whoever asks Consul's DNS.
+#
+#   consul acl policy create -name spegel-reader -rules @policies/spegel-reader.hcl
+#
+# Such a sidecar says once that its token may not lead, and its services have to be registered by somebody else
+# (--consul-service=external).
+
+# Who leads.
+key "spegel/leader" {
+  policy = "read"
+}
+
+# Who takes part.
+service_prefix "spegel" {
+  policy = "read"
+}
+
+# Instances are listed only together with their nodes.
+node_prefix "" {
+  policy = "read"
+}
