@@ -65,6 +65,9 @@ NEGOTIATION_TIMEOUT = 5.0
 MAX_INBOUND_STREAMS = 64
 """Per connection."""
 
+STREAM_BUFFER = 2 << 20
+"""Bytes that wait for a peer which does not read, per stream; the longest member list has half of that."""
+
 _TRIM_AFTER = 60.0
 _MAX_READ = 1 << 17  # the longest frame of Noise has 64 KiB
 _CHUNK = 1 << 16
@@ -165,7 +168,7 @@ class _Stream:
     def __init__(self, connection: Connection, muxed: Any) -> None:
         self._connection = connection
         self._muxed = muxed
-        self._out = Outbox()
+        self._out = Outbox(STREAM_BUFFER)
         self._in = bytearray()
         self._scope = trio.CancelScope()
         self.is_reset = False
