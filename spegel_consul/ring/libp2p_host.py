@@ -91,6 +91,10 @@ class Libp2pHost:
         self._handlers[protocol] = handler
 
     async def dial(self, host: str, port: int) -> bytes:
+        for connections in self._connections.values():
+            for connection in connections:
+                if connection.dialled == (host, port) and not connection.closed:
+                    return connection.peer
         return (await self._dialled(host, port)).peer
 
     async def open(self, peer: bytes, addresses: Sequence[Address], protocol: str) -> Stream:
@@ -235,7 +239,7 @@ class Libp2pHost:
                 result.fail(Unreachable(f"can't connect to {host}:{port}: {reason}"))
                 return
             handshake = trio.CancelScope(deadline=trio.current_time() + HANDSHAKE_TIMEOUT)
-            nursery.start_soon(partial(self._connect, stream, result, handshake, outbound=True))
+            nursery.start_soon(partial(self._connect, stream, result, handshake, dialled=(host, port)))
             with suppress(RingError):
                 await result.wait()
 
@@ -245,11 +249,12 @@ class Libp2pHost:
         result: Result[Connection],
         handshake: trio.CancelScope,
         *,
-        outbound: bool = False,
+        dialled: tuple[str, int] | None = None,
         remote: str = "",
     ) -> None:
         """Make a connection of a TCP stream, and be it until it ends. Raises nothing."""
         wire = Wire(stream)
+        outbound = dialled is not None
         connection = None
         try:
             _detect_vanished_host(stream)
@@ -263,7 +268,7 @@ class Libp2pHost:
                     raise
                 # of two connections between the same peers the idle one goes, closed by who made it
                 may_trim = self._has_several if outbound else None
-                connection = Connection(muxed, nursery, self._handlers, may_trim, remote)
+                connection = Connection(muxed, nursery, self._handlers, may_trim, dialled, remote)
                 await connection.start()
                 self._register(connection)
                 result.set(connection)

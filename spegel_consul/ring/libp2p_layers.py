@@ -270,9 +270,11 @@ class Connection:
         nursery: trio.Nursery,
         handlers: Mapping[str, Handler],
         may_trim: Callable[[bytes], bool] | None,
+        dialled: tuple[str, int] | None,
         remote: str,
     ) -> None:
-        self.remote = remote  # the address that it came from; empty if it was made from here
+        self.dialled = dialled  # where it was made to, if it was made from here
+        self.remote = remote  # else the address that it came from
         self._muxed = muxed
         self._handlers = handlers
         self._may_trim = may_trim
