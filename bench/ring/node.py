@@ -34,10 +34,10 @@ class Node:
         return {"id": self._router.me.id, "addrs": list(self._router.me.addrs)}
 
     async def join(self, addrs: Sequence[str]) -> int:
-        """To how many of ``addrs`` a connection stands; tried again until one does."""
+        """To how many of ``addrs`` a connection stands; tried again until there are members, as the sidecar does."""
         peers = [PeerInfo(None, (addr,)) for addr in addrs]
-        while not (reached := await self._router.join(peers)):
-            await trio.sleep(0.05)
+        while not (reached := await self._router.join(peers)) or not self._router.members():
+            await trio.sleep(0.2)
         return reached
 
     async def members(self, count: int, within: float) -> tuple[float, int]:

@@ -103,7 +103,7 @@ class Host(Protocol):
         ...
 
     async def dial(self, host: str, port: int) -> bytes:
-        """Connect to whoever is there and return its id, within 3 s. Raises Unreachable, or DialledSelf."""
+        """The id of whoever is there, after connecting to it if need be. Raises Unreachable, or DialledSelf."""
         ...
 
     async def open(self, peer: bytes, addresses: Sequence[Address], protocol: str) -> Stream:

@@ -91,6 +91,10 @@ class Libp2pHost:
         self._handlers[protocol] = handler
 
     async def dial(self, host: str, port: int) -> bytes:
+        for connections in self._connections.values():
+            for connection in connections:
+                if connection.dialled == (host, port) and not connection.closed:
+                    return connection.peer
         return (await self._dialled(host, port)).peer
 
     async def open(self, peer: bytes, addresses: Sequence[Address], protocol: str) -> Stream:
@@ -172,12 +176,24 @@ class Libp2pHost:
             remote = str(stream.socket.getpeername()[0])
         except OSError:
             remote = ""
+        self._make_room(remote)
+        handshake = trio.CancelScope(deadline=trio.current_time() + HANDSHAKE_TIMEOUT)
+        self._half_open[handshake] = remote
+        try:
+            await self._connect(stream, Result(), handshake, remote=remote)
+        finally:
+            self._half_open.pop(handshake, None)
+
+    def _make_room(self, remote: str) -> None:
         mine = [scope for scope, address in self._half_open.items() if address == remote]
         if len(mine) >= MAX_HALF_OPEN_PER_ADDRESS:
-            mine[0].cancel()
+            oldest = mine[0]
         elif len(self._half_open) >= MAX_HALF_OPEN:
-            next(iter(self._half_open)).cancel()
-        await self._connect(stream, Result(), remote=remote)
+            oldest = next(iter(self._half_open))
+        else:
+            return
+        del self._half_open[oldest]  # at once: the next one that comes may be handled before its task is
+        oldest.cancel()
 
     async def _dialled(self, host: str, port: int) -> Connection:
         if self._nursery is None:
@@ -222,7 +238,8 @@ class Libp2pHost:
                 reason = "no answer" if isinstance(exc, trio.TooSlowError) else exc
                 result.fail(Unreachable(f"can't connect to {host}:{port}: {reason}"))
                 return
-            nursery.start_soon(partial(self._connect, stream, result, outbound=True))
+            handshake = trio.CancelScope(deadline=trio.current_time() + HANDSHAKE_TIMEOUT)
+            nursery.start_soon(partial(self._connect, stream, result, handshake, dialled=(host, port)))
             with suppress(RingError):
                 await result.wait()
 
@@ -230,25 +247,28 @@ class Libp2pHost:
         self,
         stream: trio.SocketStream,
         result: Result[Connection],
+        handshake: trio.CancelScope,
         *,
-        outbound: bool = False,
+        dialled: tuple[str, int] | None = None,
         remote: str = "",
     ) -> None:
         """Make a connection of a TCP stream, and be it until it ends. Raises nothing."""
         wire = Wire(stream)
+        outbound = dialled is not None
         connection = None
         try:
             _detect_vanished_host(stream)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(wire.pump)
                 try:
-                    muxed = await self._upgrade(wire, outbound, remote)
+                    muxed = await self._upgrade(wire, outbound, handshake)
+                    self._half_open.pop(handshake, None)
                 except Exception as exc:  # told here, before the nursery wraps it
                     result.fail(exc if isinstance(exc, Unreachable) else Unreachable(f"no handshake: {exc!r}"))
                     raise
                 # of two connections between the same peers the idle one goes, closed by who made it
                 may_trim = self._has_several if outbound else None
-                connection = Connection(muxed, nursery, self._handlers, may_trim, remote)
+                connection = Connection(muxed, nursery, self._handlers, may_trim, dialled, remote)
                 await connection.start()
                 self._register(connection)
                 result.set(connection)
@@ -263,18 +283,14 @@ class Libp2pHost:
             if connection is not None:
                 self._unregister(connection)
 
-    async def _upgrade(self, wire: Wire, outbound: bool, remote: str) -> Any:
+    async def _upgrade(self, wire: Wire, outbound: bool, handshake: trio.CancelScope) -> Any:
         """Negotiate what makes a connection of a TCP stream, and learn who is there. Raises anything."""
-        with trio.fail_after(HANDSHAKE_TIMEOUT) as scope:
-            if not outbound:
-                self._half_open[scope] = remote
-            try:
-                secured = await self._layers.secure(wire, outbound=outbound)
-                if self._layers.peer_of(secured) == self._id:
-                    raise DialledSelf("behind this address is this node")
-                return await self._layers.multiplex(secured)
-            finally:
-                self._half_open.pop(scope, None)
+        with handshake:
+            secured = await self._layers.secure(wire, outbound=outbound)
+            if self._layers.peer_of(secured) == self._id:
+                raise DialledSelf("behind this address is this node")
+            return await self._layers.multiplex(secured)
+        raise Unreachable("the handshake took too long")
 
     def _has_several(self, peer: bytes) -> bool:
         return len(self._connections.get(peer, ())) > 1

@@ -65,6 +65,9 @@ NEGOTIATION_TIMEOUT = 5.0
 MAX_INBOUND_STREAMS = 64
 """Per connection."""
 
+STREAM_BUFFER = 2 << 20
+"""Bytes that wait for a peer which does not read, per stream; the longest member list has half of that."""
+
 _TRIM_AFTER = 60.0
 _MAX_READ = 1 << 17  # the longest frame of Noise has 64 KiB
 _CHUNK = 1 << 16
@@ -165,7 +168,7 @@ class _Stream:
     def __init__(self, connection: Connection, muxed: Any) -> None:
         self._connection = connection
         self._muxed = muxed
-        self._out = Outbox()
+        self._out = Outbox(STREAM_BUFFER)
         self._in = bytearray()
         self._scope = trio.CancelScope()
         self.is_reset = False
@@ -267,9 +270,11 @@ class Connection:
         nursery: trio.Nursery,
         handlers: Mapping[str, Handler],
         may_trim: Callable[[bytes], bool] | None,
+        dialled: tuple[str, int] | None,
         remote: str,
     ) -> None:
-        self.remote = remote  # the address that it came from; empty if it was made from here
+        self.dialled = dialled  # where it was made to, if it was made from here
+        self.remote = remote  # else the address that it came from
         self._muxed = muxed
         self._handlers = handlers
         self._may_trim = may_trim

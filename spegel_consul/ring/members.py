@@ -55,6 +55,7 @@ class Member:
         "registry",
         "routers",
         "rtt",
+        "spoke",
         "wire",
     )
 
@@ -65,6 +66,7 @@ class Member:
         self.registry: Address | None = None
         self.wire = WirePeer(contact.id)
         self.heard = heard
+        self.spoke = -float("inf")  # when it sent something to this node, which is more than having been heard of
         self.alive = True
         self.ours: bool | None = None  # whether it speaks the protocols of this program; None: not known yet
         self.failures = 0
@@ -155,7 +157,8 @@ class Members:
         if member is None:
             return False
         revived = not member.alive
-        member.alive, member.failures, member.probe_at, member.heard = True, 0, None, now
+        member.alive, member.failures, member.probe_at = True, 0, None
+        member.heard = member.spoke = now
         if took is not None:
             member.rtt += 0.2 * (took - member.rtt)
         if revived:

@@ -54,6 +54,7 @@ _INTRODUCE_AFTER = 0.2
 _LONGEST_GOSSIP = 60.0
 _TELL_EVERY = 60.0
 _SPARE_PIPELINES = 64
+_GREETED_PER_SECOND = 100
 _GREET = 8  # how many of those that it hears of a node greets itself
 
 
@@ -132,7 +133,8 @@ class Membership:
                 answer = await pipeline.ask(request)
         except (RingError, trio.TooSlowError) as exc:
             log.debug("ring_question_failed", peer=peerid.to_text(peer), error=repr(exc))
-            self._failed(peer)
+            if member.spoke < start:  # else it lives, and is only slow
+                self._failed(peer)
             return None
         self.heard(peer, trio.current_time() - start if warm else None)
         for closer in answer.closer[: 2 * REPLICAS]:
@@ -235,12 +237,14 @@ class Membership:
         return said
 
     async def _greet(self, peer: bytes) -> None:
+        # nodes that start together hear of each other together
+        await trio.sleep(self._rng.uniform(0, len(self.table) / _GREETED_PER_SECOND))
         async with self._greet_limit:
             if self.table.is_alive(peer):
                 try:
                     await self._exchange(peer)
                 except (RingError, trio.TooSlowError):
-                    self._failed(peer)
+                    self._on_disconnect(peer)  # a probe tells more
 
     async def _exchange(self, peer: bytes) -> None:
         """Tell ``peer`` all members and learn its. Raises RingError or TooSlowError."""
@@ -337,8 +341,13 @@ class Membership:
                 self._background.spawn(self._probe, member.id)
 
     async def _probe(self, peer: bytes) -> None:
-        within = _DOUBT_TIMEOUT if self.table.is_alive(peer) else _PROBE_TIMEOUT
-        if await self.ask(peer, encode(Message(MessageType.PING)), within=within) is None:
+        pipeline, start = self._pipelines.get(peer), trio.current_time()
+        within = _COLD_TIMEOUT  # a machine that just starts has many connections to make
+        if pipeline is not None and pipeline.is_open:
+            within = _DOUBT_TIMEOUT if self.table.is_alive(peer) else _PROBE_TIMEOUT
+        answer = await self.ask(peer, encode(Message(MessageType.PING)), within=within)
+        member = self.table.get(peer)
+        if answer is None and (member is None or member.spoke < start):
             self._host.disconnect(peer)  # so that the next probe tries a new connection
 
     async def gossip_forever(self) -> None:

@@ -31,6 +31,7 @@ MAX_MEMBERS = 8192
 _MAX_ADDRESSES = 16
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # protobuf wire types
 _CONNECTED = b"\x18\x01"  # Message.Peer.connection = CONNECTED
+_CLUSTER_LEVEL = b"\x50\x01"  # Message.clusterLevelRaw, which Go always sends and nobody reads
 
 
 class WireError(RingError):
@@ -125,14 +126,17 @@ def _read_length(buffer: bytearray, start: int) -> tuple[int, int]:
 
 
 def encode(message: Message) -> bytes:
-    """A framed Kademlia message."""
+    """A framed Kademlia message, byte for byte as go-libp2p-kad-dht writes it."""
     body = bytearray(b"\x08" + uvarint(message.type))
     if message.key:
         body += b"\x12" + frame(message.key)
+    # who announces itself says nothing of how well it is connected to itself
+    connection = b"" if message.type is MessageType.ADD_PROVIDER else _CONNECTED
     for peer in message.closer:
-        body += b"\x42" + frame(_encode_peer(peer))
+        body += b"\x42" + frame(_encode_peer(peer, connection))
     for peer in message.providers:
-        body += b"\x4a" + frame(_encode_peer(peer))
+        body += b"\x4a" + frame(_encode_peer(peer, connection))
+    body += _CLUSTER_LEVEL
     return frame(bytes(body))
 
 
@@ -200,9 +204,9 @@ def decode_withdrawal(body: bytes) -> list[bytes]:
 
 
 @lru_cache(maxsize=8192)
-def _encode_peer(peer: WirePeer) -> bytes:
+def _encode_peer(peer: WirePeer, connection: bytes = _CONNECTED) -> bytes:
     addresses = b"".join(b"\x12" + frame(address) for address in peer.addresses)
-    return b"\x0a" + frame(peer.id) + addresses + _CONNECTED
+    return b"\x0a" + frame(peer.id) + addresses + connection
 
 
 def _decode_peer(data: bytes) -> WirePeer:

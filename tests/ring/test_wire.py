@@ -4,6 +4,7 @@ from hypothesis import strategies as st
 
 from spegel_consul.ring.wire import (
     MAX_KEY,
+    MAX_PEERS,
     Frames,
     MemberReport,
     Message,
@@ -12,8 +13,10 @@ from spegel_consul.ring.wire import (
     WirePeer,
     decode,
     decode_members,
+    decode_withdrawal,
     encode,
     encode_members,
+    encode_withdrawal,
     frame,
     uvarint,
 )
@@ -48,7 +51,7 @@ def test_a_member_list_survives_the_wire(reports: list[MemberReport]) -> None:
 
 @given(st.binary(max_size=300))
 def test_garbage_is_a_message_or_a_typed_error(data: bytes) -> None:
-    for read in (decode, decode_members, Frames(1000).feed):
+    for read in (decode, decode_members, decode_withdrawal, Frames(1000).feed):
         try:
             read(data)
         except WireError as exc:
@@ -82,14 +85,25 @@ def test_an_announced_length_beyond_the_limit_is_refused_before_it_arrives() -> 
         Frames().feed(b"\xff" * 5)
 
 
-def test_bytes_as_dht_proto_lays_them_out() -> None:
+def test_fields_that_nobody_needs_are_skipped() -> None:
     # by the field numbers of dht.proto: Message{type: ADD_PROVIDER, key: "key",
     # providerPeers: [{id: "id", addrs: ["ma"], connection: CONNECTED}]}
-    expected = bytes.fromhex("080212036b65794a0a0a02696412026d611801")
+    plain = bytes.fromhex("080212036b65794a0a0a02696412026d611801")
     message = Message(MessageType.ADD_PROVIDER, b"key", (), (WirePeer(b"id", (b"ma",)),))
-    assert encode(message) == frame(expected)
-    # clusterLevelRaw (10), a record (3) and fields from the future are skipped
-    assert decode(expected + bytes.fromhex("50001a036162639d0101020304a1010102030405060708")) == message
+    # clusterLevelRaw (10), a record (3) and fields from the future
+    assert decode(plain + bytes.fromhex("50001a036162639d0101020304a1010102030405060708")) == message
+
+
+def test_two_hundred_providers_are_read_and_a_flood_is_cut() -> None:
+    providers = tuple(WirePeer(b"\0\x24\x08\x01\x12\x20" + n.to_bytes(32, "big"), (b"ma",)) for n in range(1000))
+    for count, read in ((200, 200), (1000, MAX_PEERS)):
+        (body,) = bodies(encode(Message(MessageType.GET_PROVIDERS, b"key", (), providers[:count])))
+        assert len(decode(body).providers) == read
+
+
+@given(st.lists(st.binary(max_size=MAX_KEY), max_size=20))
+def test_a_withdrawal_survives_the_wire(keys: list[bytes]) -> None:
+    assert [decode_withdrawal(body) for body in bodies(encode_withdrawal(keys))] == [keys]
 
 
 @pytest.mark.parametrize(

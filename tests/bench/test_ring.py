@@ -1,0 +1,35 @@
+"""The benchmark of the ring runs, and what it measures is what it says."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from bench.ring.measure import Figure
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_small_ring_is_measured() -> None:
+    options = ["--nodes", "5", "--keys", "50", "--lookups", "20", "--idle", "0.3"]
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.ring", *options],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert "A ring of 5" in done.stdout
+    for figure in ("found by every node", "members known", "nodes that find a key of the other ring"):
+        (line,) = [line for line in done.stdout.splitlines() if figure in line]
+        assert "100.00 %" in line
+    assert done.stderr == ""
+
+
+def test_a_figure_without_limit_is_held() -> None:
+    assert Figure("x", 9, "s").held
+    assert Figure("x", 9, "s", 9).held
+    assert not Figure("x", 9, "s", 8.9).held
+    assert not Figure("x", 99, "%", 100, at_least=True).held
