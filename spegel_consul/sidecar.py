@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypercorn.typing import Framework
 
 from spegel_consul import __version__
+from spegel_consul import log as log_level
 from spegel_consul.bootstrap import Bootstrap, Roster
 from spegel_consul.bootstrap.assemble import assemble
 from spegel_consul.bootstrap.nomad_api import NomadClient
@@ -35,7 +36,6 @@ from spegel_consul.consul.beacon import Beacon
 from spegel_consul.consul.candidate import Candidate
 from spegel_consul.consul.catalog import ROUTER, spegel_services
 from spegel_consul.consul.client import ConsulClient
-from spegel_consul.consul.election import State
 from spegel_consul.consul.record import LeaderRecord
 from spegel_consul.consul.registration import Registration, ServiceMode
 from spegel_consul.consul.watch import CatalogWatch
@@ -49,6 +49,7 @@ from spegel_consul.registry.mirror import Mirror
 from spegel_consul.registry.peer import PeerClient
 from spegel_consul.registry.plan import Planner
 from spegel_consul.registry.short import ShortRoad
+from spegel_consul.registry.trace import Traces
 from spegel_consul.ring import RingError, Router
 from spegel_consul.ring.generations import Generations
 from spegel_consul.ring.identity import load_or_create
@@ -63,6 +64,8 @@ from spegel_consul.store import Store
 from spegel_consul.store.containerd.store import ContainerdStore
 from spegel_consul.store.layout import LayoutStore
 from spegel_consul.web import app as web_app
+from spegel_consul.web import readings
+from spegel_consul.web.node import Consul, Node
 
 log = structlog.get_logger(__name__)
 
@@ -169,11 +172,9 @@ async def _start(settings: Settings, node: _Node, stages: _Stages, resources: As
         return KadRouter(host, registry=(node.address, node.registry_port), heir_of=before)
 
     router = Generations(make_router)
-    metrics.ring_members.set_function(lambda: len(router.members()))
-
     await stages.start(store.run)
     await stages.start(router.run)
-    await stages.start(_announcer(store, router, metrics))
+    await stages.start(_announcer(store, router))
 
     if node.credentials is not None:
         await stages.start(node.credentials.run)
@@ -182,15 +183,31 @@ async def _start(settings: Settings, node: _Node, stages: _Stages, resources: As
     mirror = Mirror(router, peers, metrics, settings.mirror, node.credentials)
     planner = Planner(store, settings.images, node.credentials)
     short_road = ShortRoad(planner, store, mirror, ByteCache(settings.manifest_cache_size), metrics)
-    content = ContentApp(build_app(lambda: store.problem), planner, store, mirror, metrics)  # type: ignore[arg-type]
+    view = Node(
+        name=settings.node_name,
+        registry=(node.address, node.registry_port),
+        metrics_address=(node.address, node.metrics_port),
+        store_kind=settings.store.value,
+        store=store,
+        ring=router,
+        traces=Traces(),
+        penalties=mirror.penalties,
+        metrics=metrics,
+        tls=node.tls,
+        credentials=node.credentials,
+    )
+    others = build_app(view.problem, view.warnings)
+    content = ContentApp(others, planner, store, mirror, metrics)  # type: ignore[arg-type]
     await stages.serve(content, node.registry, short_road, node.tls)  # type: ignore[arg-type]
-    await stages.serve(web_app.build_app(metrics, router), node.metrics)
+    await stages.serve(web_app.build_app(view), node.metrics)
+    await stages.start(partial(readings.watch_the_loop, metrics))
+    await stages.start(partial(log_level.follow_signal, lambda level: log.warning("log level changed", level=level)))
 
     me = _record(settings, node, router)
     candidate = catalog = None
     if node.consul is not None:
         client = await resources.enter_async_context(node.consul)
-        candidate, catalog = await _enter_consul(settings, client, me, node, metrics, stages)
+        candidate, catalog = await _enter_consul(settings, client, me, node, view, stages)
     if node.nomad is not None:
         await resources.enter_async_context(node.nomad)
     bootstrap = assemble(
@@ -203,7 +220,7 @@ async def _start(settings: Settings, node: _Node, stages: _Stages, resources: As
         nomad=node.nomad,
     )
     roster = CatalogRoster(catalog) if catalog is not None else None
-    await _join(settings, bootstrap, roster, router, metrics, stages)
+    await _join(settings, bootstrap, roster, router, view, stages)
 
 
 def _record(settings: Settings, node: _Node, router: Router) -> LeaderRecord:
@@ -222,7 +239,7 @@ def _record(settings: Settings, node: _Node, router: Router) -> LeaderRecord:
 
 
 async def _enter_consul(
-    settings: Settings, client: ConsulClient, me: LeaderRecord, node: _Node, metrics: Metrics, stages: _Stages
+    settings: Settings, client: ConsulClient, me: LeaderRecord, node: _Node, view: Node, stages: _Stages
 ) -> tuple[Candidate | None, CatalogWatch | None]:
     services = spegel_services(
         node=settings.node_name,
@@ -236,7 +253,7 @@ async def _enter_consul(
         scheme=node.scheme,
     )
     mode, alloc_id = settings.consul_service, os.environ.get("NOMAD_ALLOC_ID")
-    catalog = None
+    registration = catalog = candidate = None
     if mode is not ServiceMode.OFF:
         registration = Registration(
             client,
@@ -249,6 +266,7 @@ async def _enter_consul(
         catalog = CatalogWatch(client, ROUTER)
         await stages.start(catalog.run)
     if BootstrapKind.CONSUL not in settings.bootstrap.kinds:
+        view.consul = Consul(client, None, catalog, registration)
         return None, catalog
     candidate = Candidate(
         client,
@@ -257,7 +275,7 @@ async def _enter_consul(
         crowd=lambda: len(catalog.members) if catalog is not None else 0,
         beacon=Beacon(client, services.leader) if mode is not ServiceMode.OFF else None,
     )
-    metrics.leader.set_function(lambda: candidate.view.state is State.LEADER)
+    view.consul = Consul(client, candidate, catalog, registration)
     await stages.start(candidate.run)
     return candidate, catalog
 
@@ -267,26 +285,21 @@ async def _join(
     bootstrap: Bootstrap,
     roster: Roster | None,
     router: Generations,
-    metrics: Metrics,
+    view: Node,
     stages: _Stages,
 ) -> None:
-    keeper = RingKeeper(
+    view.keeper = keeper = RingKeeper(
         router,
         bootstrap,
         roster=roster,
         remembered=Remembered(settings.data_dir),
         on_leader_change=settings.on_leader_change,
     )
-    metrics.ring_rejoins.set_function(lambda: keeper.rejoins)
-    metrics.ring_restarts.set_function(lambda: keeper.restarts)
-    metrics.ring_splits.set_function(lambda: keeper.splits)
-    metrics.ring_missing.set_function(lambda: keeper.missing)
-    metrics.leader_flapping.set_function(lambda: keeper.flapping)
     await stages.start(bootstrap.run)
     await stages.start(keeper.run)
 
 
-def _store(settings: Settings) -> Store:
+def _store(settings: Settings) -> ContainerdStore | LayoutStore:
     if settings.store is StoreKind.LAYOUT:
         assert settings.layout_path is not None
         return LayoutStore(settings.layout_path, settings.images.accepts)
@@ -298,7 +311,7 @@ def _store(settings: Settings) -> Store:
     )
 
 
-def _announcer(store: Store, router: Router, metrics: Metrics) -> _Runnable:
+def _announcer(store: Store, router: Router) -> _Runnable:
     """Tells the ring what the store can serve."""
 
     async def announce(*, task_status: trio.TaskStatus[None]) -> None:
@@ -306,7 +319,6 @@ def _announcer(store: Store, router: Router, metrics: Metrics) -> _Runnable:
             task_status.started()
             async for changed in changes:
                 await router.announce(changed.added, changed.removed)
-                metrics.advertised_keys.set(len(store.keys()))
 
     return announce
 
