@@ -49,7 +49,7 @@ from spegel_consul.registry.mirror import Mirror
 from spegel_consul.registry.peer import PeerClient
 from spegel_consul.registry.plan import Planner
 from spegel_consul.registry.short import ShortRoad
-from spegel_consul.registry.trace import Traces
+from spegel_consul.registry.trace import Trace, as_fields
 from spegel_consul.ring import RingError, Router
 from spegel_consul.ring.generations import Generations
 from spegel_consul.ring.identity import load_or_create
@@ -57,6 +57,7 @@ from spegel_consul.ring.kad import KadRouter
 from spegel_consul.ring.keeper import RingKeeper
 from spegel_consul.ring.libp2p_host import Libp2pHost
 from spegel_consul.ring.remembered import Remembered
+from spegel_consul.server.connection import standing
 from spegel_consul.server.listen import ListenError, listen
 from spegel_consul.server.tls import Tls, TlsError
 from spegel_consul.server.worker import serve
@@ -190,7 +191,7 @@ async def _start(settings: Settings, node: _Node, stages: _Stages, resources: As
         store_kind=settings.store.value,
         store=store,
         ring=router,
-        traces=Traces(),
+        traces=mirror.traces,
         penalties=mirror.penalties,
         metrics=metrics,
         tls=node.tls,
@@ -200,6 +201,14 @@ async def _start(settings: Settings, node: _Node, stages: _Stages, resources: As
     content = ContentApp(others, planner, store, mirror, metrics)  # type: ignore[arg-type]
     await stages.serve(content, node.registry, short_road, node.tls)  # type: ignore[arg-type]
     await stages.serve(web_app.build_app(view), node.metrics)
+    metrics.http_inflight.set_function(lambda: {("content",): float(short_road.inflight + content.inflight)})
+    metrics.open_connections.set_function(
+        lambda: {
+            ("registry",): float(standing[node.registry_port]),
+            ("metrics",): float(standing[node.metrics_port]),
+        }
+    )
+    mirror.traces.on_end = _tell
     await stages.start(partial(readings.watch_the_loop, metrics))
     await stages.start(partial(log_level.follow_signal, lambda level: log.warning("log level changed", level=level)))
 
@@ -321,6 +330,13 @@ def _announcer(store: Store, router: Router) -> _Runnable:
                 await router.announce(changed.added, changed.removed)
 
     return announce
+
+
+def _tell(trace: Trace) -> None:
+    """One line for each mirrored request, for those who log at debug; nobody else pays for making it."""
+    if log_level.level.current == "debug":
+        facts = {name: value for name, value in trace.to_json().items() if value is not None}
+        log.debug("mirrored", **{**facts, **as_fields(trace.onward)})
 
 
 async def _on_signal(stopping: trio.Event, everything: trio.CancelScope) -> None:

@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import re
+import time
 import urllib.parse
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
@@ -35,6 +36,7 @@ from spegel_consul.registry.penalties import Penalties
 from spegel_consul.registry.plan import MIRRORED_HEADER, unknown
 from spegel_consul.registry.race import Ask, Exhausted, Race, Wait
 from spegel_consul.registry.recent import RecentProviders
+from spegel_consul.registry.trace import CUT, Onward, Trace, Traces
 from spegel_consul.ring import Provider, RingError, Router
 from spegel_consul.server.relay import Relay, SourceFailed
 from spegel_consul.server.sending import send_bytes, send_head
@@ -55,6 +57,8 @@ _UNSATISFIED = re.compile(r"bytes \*/(\d{1,19})\Z", re.ASCII)
 
 class TransferCut(Exception):
     """The body can't be completed; the client's connection must be cut, for its head has been sent."""
+
+    outcome = CUT
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +88,22 @@ class Head:
 class Transfer:
     """A head that was accepted, and the body behind it. ``chase`` finds another peer when this one fails."""
 
-    def __init__(self, mirror: Mirror, chase: _Chase | None, request: ContentRequest, answer: _Answer) -> None:
+    def __init__(
+        self, mirror: Mirror, chase: _Chase | None, request: ContentRequest, answer: _Answer, trace: Trace
+    ) -> None:
         self._mirror = mirror
+        self._trace = trace
         self._chase = chase
         self._request = request
         self._body = answer.body
         self.head = answer.head
         self.provider = answer.provider
+        trace.asked, trace.connected, trace.first_byte = answer.times
+        trace.peer = self.served_by
+        if isinstance(answer.body, PeerResponse):
+            trace.size = answer.head.stop - answer.head.start
+        else:
+            trace.size = trace.bytes = len(answer.body)
 
     @property
     def served_by(self) -> str:
@@ -115,6 +128,7 @@ class Transfer:
                         if reached + len(piece) > head.stop:
                             raise PeerError("sent more bytes than it promised")
                         reached += len(piece)
+                        self._trace.bytes = reached - head.start
                         if hasher is not None:
                             hasher.update(piece)
                         if held:
@@ -144,7 +158,7 @@ class Transfer:
                     await send_bytes(sink, piece)
             return
         hasher = self._hasher()
-        relay = await Relay.start(sink, self.head.stop - self.head.start, hasher)
+        self._trace.progress = relay = await Relay.start(sink, self.head.stop - self.head.start, hasher)
         try:
             await send_head(sink, head)
             async with AsyncExitStack() as later:
@@ -154,7 +168,9 @@ class Transfer:
                         await relay.pull(body.socket, self._mirror.client.limits.stall)
                     except SourceFailed as exc:
                         if self._chase is None:
-                            self._chase = await later.enter_async_context(self._mirror.chase(self._request, "GET"))
+                            self._chase = await later.enter_async_context(
+                                self._mirror.chase(self._request, "GET", self._trace)
+                            )
                         body = await self._go_on(body, self.head.stop - relay.left, exc)
                     else:
                         body.taken()
@@ -179,6 +195,8 @@ class Transfer:
         mirror.penalties.failed(self.provider, hung=why.hung)
         mirror.recent.drop(head.digest, self.provider)
         self._body, self.provider = resumed = await self._chase.resume(head, reached)
+        self._trace.resumed += 1
+        self._trace.peer = self.served_by
         return resumed[0]
 
     def _check(self, hasher: _Hash | None) -> None:
@@ -208,6 +226,7 @@ class Mirror:
         self.client = client
         self.settings = settings or MirrorSettings()
         self.penalties = Penalties()
+        self.traces = Traces()
         self.recent = RecentProviders()
         self._labelled: set[str] = set()
         self._metrics = metrics
@@ -226,16 +245,18 @@ class Mirror:
         return registry if registry in self._labelled else "other"
 
     @asynccontextmanager
-    async def open(self, request: ContentRequest, method: str, range_header: str | None) -> AsyncIterator[Transfer]:
+    async def open(
+        self, request: ContentRequest, method: str, range_header: str | None, trace: Trace
+    ) -> AsyncIterator[Transfer]:
         """Find the content; the transfer can be read inside of the context.
 
         Raises ManifestUnknown or BlobUnknown when no peer has it within the deadlines, RangeInvalid when
         the range lies outside of it; whatever is raised in the context comes out as it is.
         """
         try:
-            async with self.chase(request, method) as chase:
+            async with self.chase(request, method, trace) as chase:
                 answer = await chase.first(range_header)
-                transfer = Transfer(self, chase, request, answer)
+                transfer = Transfer(self, chase, request, answer, trace)
                 try:
                     yield transfer
                 finally:
@@ -245,7 +266,11 @@ class Mirror:
             raise
         self.served(request)
 
-    async def at_once(self, request: ContentRequest, range_header: str | None) -> Transfer | None:
+    def begin(self, request: ContentRequest, method: str, onward: Onward = ()) -> Trace:
+        """A request that is to be looked up; the context to do so in."""
+        return self.traces.begin(request.reference, request.key, request.kind.value, method, onward)
+
+    async def at_once(self, request: ContentRequest, range_header: str | None, trace: Trace) -> Transfer | None:
         """The blob from a peer that had it a moment ago, over a connection that is there; close the transfer.
 
         None if there is no such peer, or it does not answer as it should within the hedge interval: then
@@ -257,26 +282,28 @@ class Mirror:
         for provider in self.recent.get(request.key):
             if self.penalties.bars(provider):
                 continue
-            target, headers = self.question(request, wanted)
+            target, headers = self.question(request, wanted, trace.onward)
+            asked = time.perf_counter()
             response = await self.client.request_at_once(provider.registry, "GET", target, headers, self.settings.hedge)
             if response is None:
                 continue
+            times = asked, 0.0, time.perf_counter()
             try:
                 head = judge(response, request, wanted)
                 body = await self.read(response, head, provider, "GET") if self.is_small(head) else response
             except (PeerError, RangeInvalid):
                 response.discard()
                 continue
-            return Transfer(self, None, request, _Answer(provider, head, body))
+            return Transfer(self, None, request, _Answer(provider, head, body, times), trace)
         return None
 
     @asynccontextmanager
-    async def chase(self, request: ContentRequest, method: str) -> AsyncIterator[_Chase]:
+    async def chase(self, request: ContentRequest, method: str, trace: Trace) -> AsyncIterator[_Chase]:
         """A race for the content. Whatever is raised in the context comes out as it is."""
         # an exception passes through the nursery bare: it stands for the answer to the client, or for its departure
         found: Exception | None = None
         async with trio.open_nursery() as nursery:
-            chase = _Chase(self, request, method, nursery)
+            chase = _Chase(self, request, method, nursery, trace)
             try:
                 yield chase
             except Exception as exc:
@@ -287,8 +314,13 @@ class Mirror:
         if found is not None:
             raise found
 
-    def question(self, request: ContentRequest, range_header: str | None) -> tuple[str, list[tuple[str, str]]]:
-        """The target and the header fields of a request to a peer: nothing of the client's but what is asked for."""
+    def question(
+        self, request: ContentRequest, range_header: str | None, onward: Onward
+    ) -> tuple[str, list[tuple[str, str]]]:
+        """The target and the header fields of a request to a peer.
+
+        Nothing is the client's but what is asked for and what identifies the request.
+        """
         reference = request.reference
         name = urllib.parse.quote(reference.digest or reference.tag or "", safe=":")
         namespace = urllib.parse.quote(reference.registry, safe="")
@@ -298,6 +330,7 @@ class Mirror:
             headers.append(("authorization", self._credentials.own))
         if range_header is not None:
             headers.append(("range", range_header))
+        headers += onward
         return target, headers
 
     def is_small(self, head: Head) -> bool:
@@ -330,8 +363,10 @@ class _Chase:
         request: ContentRequest,
         method: str,
         nursery: trio.Nursery,
+        trace: Trace,
     ) -> None:
         self.mirror = mirror
+        self._trace = trace
         self._request = request
         self._method = method
         self.nursery = nursery
@@ -384,6 +419,7 @@ class _Chase:
                 async for provider in providers:
                     if first:
                         first = False
+                        self._trace.looked_up = time.perf_counter()
                         self.mirror.on_resolved(trio.current_time() - self._since)
                     self.mirror.recent.add(key, provider)
                     self._found(provider)
@@ -422,10 +458,12 @@ class _Chase:
     async def _ask(
         self, question: trio.CancelScope, provider: Provider, range_header: str | None, expected: Head | None
     ) -> None:
-        target, headers = self.mirror.question(self._request, range_header)
+        target, headers = self.mirror.question(self._request, range_header, self._trace.onward)
         with question:
             try:
+                asked = time.perf_counter()
                 response = await self.mirror.client.request(provider.registry, self._method, target, headers)
+                times = asked, response.connected, time.perf_counter()
                 try:
                     head = judge(response, self._request, range_header, expected)
                     body: bytes | PeerResponse = response
@@ -448,7 +486,7 @@ class _Chase:
                 self._refused = exc
                 self._race.failed(provider, trio.current_time())
             else:
-                self._answers.append(_Answer(provider, head, body))
+                self._answers.append(_Answer(provider, head, body, times))
             self._wake.set()
 
 
@@ -457,6 +495,8 @@ class _Answer:
     provider: Provider
     head: Head
     body: bytes | PeerResponse
+    times: tuple[float, float, float]
+    """When it was asked, when a connection was made for it (or 0), and when its first byte came."""
 
 
 def _forwardable(request: ContentRequest, range_header: str | None) -> str | None:

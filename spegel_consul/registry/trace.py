@@ -41,6 +41,11 @@ def onward(headers: Mapping[bytes, bytes]) -> Onward:
     return tuple((name, value.decode()) for name, form, value in found if form.match(value))
 
 
+def as_fields(identity: Onward) -> dict[str, str]:
+    """The same for a line in the log: ``request_id``, ``traceparent``."""
+    return {name.removeprefix("x-").replace("-", "_"): value for name, value in identity}
+
+
 class Progress(Protocol):
     """What knows how many bytes are still to come."""
 

@@ -173,6 +173,32 @@ def test_level_by_signal_and_by_request(ring) -> None:
     assert ring.json("/api/log-level", 1)["level"] == "info"
 
 
+def test_a_request_is_found_in_the_logs_of_both_nodes_by_its_id(ring) -> None:
+    def set_level(level: bytes) -> None:
+        for node in (0, 2):
+            put = ring[node].netns.request("PUT", "127.0.0.1", 9090, "/api/log-level", body=level)
+            assert put.status == 200
+
+    path = f"/v2/{ring.image.repository}/blobs/{ring.image.amd64.config}?ns={ring.image.registry}"
+    set_level(b"debug")
+    try:
+        assert ring[2].request(path, headers={"X-Request-Id": "find-me"}).status == 200
+        until(lambda: found(ring, 2, "mirrored"), timeout=10, what="the mirroring node says so")
+        (line,) = found(ring, 2, "mirrored")
+        assert (line["outcome"], line["kind"], line["peer"]) == ("hit", "blobs", f"{ring[0].ip}:5000")
+        assert line["bytes"] == ring.image.blob(ring.image.amd64.config).stat().st_size
+        assert [each["key"] for each in found(ring, 0, "asked by a peer")] == [ring.image.amd64.config]
+    finally:
+        set_level(b"info")
+    ring[2].request(path, headers={"X-Request-Id": "find-me"})
+    assert len(found(ring, 2, "mirrored")) == 1, "not at info"
+
+
+def found(ring, node: int, event: str) -> list[dict[str, object]]:
+    events = ring.json("/api/events", node)["events"]
+    return [each for each in events if each["event"] == event and each.get("request_id") == "find-me"]
+
+
 def test_events_are_kept_and_waited_for(ring) -> None:
     first = ring.json("/api/events", 2)
     assert any(event["event"] == "started" for event in first["events"])
