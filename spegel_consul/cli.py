@@ -11,13 +11,18 @@ import click
 import trio
 
 from spegel_consul import __version__
+from spegel_consul.commands.completion import completion
 from spegel_consul.commands.configuration import cleanup, cleanup_wait, configuration
 from spegel_consul.commands.dev import dev
+from spegel_consul.commands.events import events
 from spegel_consul.commands.leader import leader
+from spegel_consul.commands.lookup import lookup
+from spegel_consul.commands.peers import peers
 from spegel_consul.commands.preflight import preflight
+from spegel_consul.commands.pull import pull
 from spegel_consul.commands.registry import registry
+from spegel_consul.commands.status import status
 
-EXIT_FAILED = 1
 EXIT_USAGE = 2
 
 
@@ -39,12 +44,14 @@ cli.add_command(cleanup_wait)
 cli.add_command(preflight)
 cli.add_command(dev)
 cli.add_command(leader)
+for command in (status, peers, lookup, pull, events, completion):
+    cli.add_command(command)
 
 
 def main() -> None:
-    """The console script. Exits 2 with one line for a wrong value, 1 with one line for a failed start."""
+    """The console script. What went wrong is one line; the exit codes are told in docs/cli.md."""
     try:
-        status = cli.main(standalone_mode=False, prog_name="spegel-consul")
+        code = cli.main(standalone_mode=False, prog_name="spegel-consul")
     except click.exceptions.NoArgsIsHelpError as exc:
         click.echo(exc.format_message(), err=True)
         raise SystemExit(EXIT_USAGE) from None
@@ -53,10 +60,10 @@ def main() -> None:
         raise SystemExit(EXIT_USAGE) from None
     except click.ClickException as exc:
         click.echo(f"spegel-consul: {exc.format_message()}", err=True)
-        raise SystemExit(EXIT_FAILED) from None
+        raise SystemExit(exc.exit_code) from None
     except (click.Abort, KeyboardInterrupt):
         raise SystemExit(128 + signal.SIGINT) from None
-    raise SystemExit(status if isinstance(status, int) else 0)
+    raise SystemExit(code if isinstance(code, int) else 0)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypercorn.typing import Framework
 
 from spegel_consul import __version__, watchdog
+from spegel_consul import log as log_level
 from spegel_consul.bootstrap import Bootstrap, Roster
 from spegel_consul.bootstrap.assemble import assemble
 from spegel_consul.bootstrap.nomad_api import NomadClient
@@ -37,7 +38,6 @@ from spegel_consul.consul.catalog import ROUTER, spegel_services
 from spegel_consul.consul.client import ConsulClient
 from spegel_consul.consul.record import LeaderRecord
 from spegel_consul.consul.registration import Registration, ServiceMode
-from spegel_consul.consul.view import State
 from spegel_consul.consul.watch import CatalogWatch
 from spegel_consul.metrics import Metrics
 from spegel_consul.node import dial_back, preflight
@@ -51,6 +51,7 @@ from spegel_consul.registry.mirror import Mirror
 from spegel_consul.registry.peer import PeerClient
 from spegel_consul.registry.plan import Planner
 from spegel_consul.registry.short import ShortRoad
+from spegel_consul.registry.trace import Trace, as_fields
 from spegel_consul.ring import RingError, Router
 from spegel_consul.ring.generations import Generations
 from spegel_consul.ring.identity import load_or_create
@@ -58,14 +59,18 @@ from spegel_consul.ring.kad import KadRouter
 from spegel_consul.ring.keeper import RingKeeper
 from spegel_consul.ring.libp2p_host import Libp2pHost
 from spegel_consul.ring.remembered import Remembered
+from spegel_consul.server.connection import standing
 from spegel_consul.server.listen import ListenError, listen
 from spegel_consul.server.tls import Tls, TlsError
 from spegel_consul.server.worker import serve
 from spegel_consul.store import Store
 from spegel_consul.store.containerd.store import ContainerdStore
+from spegel_consul.store.inventory import Stock
 from spegel_consul.store.layout import LayoutStore
 from spegel_consul.store.union import UnionStore
 from spegel_consul.web import app as web_app
+from spegel_consul.web import readings
+from spegel_consul.web.node import Consul, Node
 
 log = structlog.get_logger(__name__)
 
@@ -180,11 +185,9 @@ async def _start(settings: Settings, node: _Node, stages: _Stages, resources: As
         return KadRouter(host, registry=(node.address, node.registry_port), heir_of=before)
 
     router = Generations(make_router)
-    metrics.ring_members.set_function(lambda: len(router.members()))
-
     await stages.start(store.run)
     await stages.start(router.run)
-    await stages.start(_announcer(store, router, metrics))
+    await stages.start(_announcer(store, router))
 
     if node.credentials is not None:
         if node.tls is None:
@@ -195,17 +198,40 @@ async def _start(settings: Settings, node: _Node, stages: _Stages, resources: As
     mirror = Mirror(router, peers, metrics, settings.mirror, node.credentials)
     planner = Planner(store, settings.images, node.credentials)
     short_road = ShortRoad(planner, store, mirror, ByteCache(settings.manifest_cache_size), metrics)
-    app = build_app(lambda: store.problem)
-    dial_back.add_to(app)
-    content = ContentApp(app, planner, store, mirror, metrics)  # type: ignore[arg-type]
+    view = Node(
+        name=settings.node_name,
+        registry=(node.address, node.registry_port),
+        metrics_address=(node.address, node.metrics_port),
+        store_kind=settings.store.value,
+        store=store,
+        ring=router,
+        traces=mirror.traces,
+        penalties=mirror.penalties,
+        metrics=metrics,
+        tls=node.tls,
+        credentials=node.credentials,
+    )
+    others = build_app(view.problem, view.warnings)
+    dial_back.add_to(others)
+    content = ContentApp(others, planner, store, mirror, metrics)  # type: ignore[arg-type]
     await stages.serve(content, node.registry, short_road, node.tls)  # type: ignore[arg-type]
-    await stages.serve(web_app.build_app(metrics, router), node.metrics)
+    await stages.serve(web_app.build_app(view), node.metrics)
+    metrics.http_inflight.set_function(lambda: {("content",): float(short_road.inflight + content.inflight)})
+    metrics.open_connections.set_function(
+        lambda: {
+            ("registry",): float(standing[node.registry_port]),
+            ("metrics",): float(standing[node.metrics_port]),
+        }
+    )
+    mirror.traces.on_end = _tell
+    await stages.start(partial(readings.watch_the_loop, metrics))
+    await stages.start(partial(log_level.follow_signal, lambda level: log.warning("log level changed", level=level)))
 
     me = _record(settings, node, router)
     candidate = catalog = None
     if node.consul is not None:
         client = await resources.enter_async_context(node.consul)
-        candidate, catalog = await _enter_consul(settings, client, me, node, metrics, stages)
+        candidate, catalog = await _enter_consul(settings, client, me, node, view, stages)
     if node.nomad is not None:
         await resources.enter_async_context(node.nomad)
     bootstrap = assemble(
@@ -218,7 +244,7 @@ async def _start(settings: Settings, node: _Node, stages: _Stages, resources: As
         nomad=node.nomad,
     )
     roster = CatalogRoster(catalog) if catalog is not None else None
-    await _join(settings, bootstrap, roster, router, metrics, stages)
+    await _join(settings, bootstrap, roster, router, view, stages)
 
 
 def _record(settings: Settings, node: _Node, router: Router) -> LeaderRecord:
@@ -237,7 +263,7 @@ def _record(settings: Settings, node: _Node, router: Router) -> LeaderRecord:
 
 
 async def _enter_consul(
-    settings: Settings, client: ConsulClient, me: LeaderRecord, node: _Node, metrics: Metrics, stages: _Stages
+    settings: Settings, client: ConsulClient, me: LeaderRecord, node: _Node, view: Node, stages: _Stages
 ) -> tuple[Candidate | None, CatalogWatch | None]:
     services = spegel_services(
         node=settings.node_name,
@@ -252,7 +278,7 @@ async def _enter_consul(
         verifies_clients=node.tls is not None and node.tls.verifies_clients,
     )
     mode, alloc_id = settings.consul_service, os.environ.get("NOMAD_ALLOC_ID")
-    catalog = None
+    registration = catalog = candidate = None
     if mode is not ServiceMode.OFF:
         registration = Registration(
             client,
@@ -265,6 +291,7 @@ async def _enter_consul(
         catalog = CatalogWatch(client, ROUTER)
         await stages.start(catalog.run)
     if BootstrapKind.CONSUL not in settings.bootstrap.kinds:
+        view.consul = Consul(client, None, catalog, registration)
         return None, catalog
     candidate = Candidate(
         client,
@@ -273,7 +300,7 @@ async def _enter_consul(
         crowd=lambda: len(catalog.members) if catalog is not None else 0,
         beacon=Beacon(client, services.leader) if mode is not ServiceMode.OFF else None,
     )
-    metrics.leader.set_function(lambda: candidate.view.state is State.LEADER)
+    view.consul = Consul(client, candidate, catalog, registration)
     await stages.start(candidate.run)
     return candidate, catalog
 
@@ -283,26 +310,21 @@ async def _join(
     bootstrap: Bootstrap,
     roster: Roster | None,
     router: Generations,
-    metrics: Metrics,
+    view: Node,
     stages: _Stages,
 ) -> None:
-    keeper = RingKeeper(
+    view.keeper = keeper = RingKeeper(
         router,
         bootstrap,
         roster=roster,
         remembered=Remembered(settings.data_dir),
         on_leader_change=settings.on_leader_change,
     )
-    metrics.ring_rejoins.set_function(lambda: keeper.rejoins)
-    metrics.ring_restarts.set_function(lambda: keeper.restarts)
-    metrics.ring_splits.set_function(lambda: keeper.splits)
-    metrics.ring_missing.set_function(lambda: keeper.missing)
-    metrics.leader_flapping.set_function(lambda: keeper.flapping)
     await stages.start(bootstrap.run)
     await stages.start(keeper.run)
 
 
-def _store(settings: Settings) -> Store:
+def _store(settings: Settings) -> Stock:
     if settings.store is StoreKind.LAYOUT:
         assert settings.layout_path is not None
         return LayoutStore(settings.layout_path, settings.images.accepts)
@@ -319,7 +341,7 @@ def _store(settings: Settings) -> Store:
     return stores[0] if len(stores) == 1 else UnionStore(stores)
 
 
-def _announcer(store: Store, router: Router, metrics: Metrics) -> _Runnable:
+def _announcer(store: Store, router: Router) -> _Runnable:
     """Tells the ring what the store can serve."""
 
     async def announce(*, task_status: trio.TaskStatus[None]) -> None:
@@ -327,7 +349,6 @@ def _announcer(store: Store, router: Router, metrics: Metrics) -> _Runnable:
             task_status.started()
             async for changed in changes:
                 await router.announce(changed.added, changed.removed)
-                metrics.advertised_keys.set(len(store.keys()))
 
     return announce
 
@@ -347,6 +368,13 @@ async def _tell_findings(settings: Settings, node: _Node) -> None:
     for check in await preflight.run(subject):
         say = log.debug if check.status is Status.OK else log.warning
         say("preflight", check=check.name, status=check.status.value, says=check.says, fix=check.fix or None)
+
+
+def _tell(trace: Trace) -> None:
+    """One line for each mirrored request, for those who log at debug; nobody else pays for making it."""
+    if log_level.level.current == "debug":
+        facts = {name: value for name, value in trace.to_json().items() if value is not None}
+        log.debug("mirrored", **{**facts, **as_fields(trace.onward)})
 
 
 async def _on_signal(stopping: trio.Event, everything: trio.CancelScope) -> None:

@@ -20,7 +20,7 @@ import httpx
 import trio
 
 from spegel_consul.consul.duration import format_duration
-from spegel_consul.consul.errors import NotFound, UnexpectedAnswer
+from spegel_consul.consul.errors import ConsulError, NotFound, UnexpectedAnswer
 from spegel_consul.consul.settings import ConsulSettings
 from spegel_consul.consul.transport import TrioConsul, TrioHTTPClient, answered_json, answered_ok
 
@@ -75,12 +75,19 @@ class ConsulClient(AbstractAsyncContextManager["ConsulClient"]):
         self.settings = settings
         self._http = TrioHTTPClient(settings, transport)
         self._api = TrioConsul(self._http)
+        self.renewals = {"ok": 0, "failed": 0}
+        """How many renewals of sessions worked and did not."""
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with trio.move_on_after(1, shield=True):
             await self._http.close()
+
+    @property
+    def answered_at(self) -> float | None:
+        """When Consul last did what was asked (Trio clock); None before the first time."""
+        return self._http.answered_at
 
     @property
     def token(self) -> str | None:
@@ -147,10 +154,15 @@ class ConsulClient(AbstractAsyncContextManager["ConsulClient"]):
 
     async def session_renew(self, session: str, within: float | None = None) -> None:
         """Give the session another TTL; ``within`` seconds. NotFound: it is gone, or a proxy says so (see text)."""
-        answer = await self._http.request("PUT", answered_json, f"/v1/session/renew/{session}", within=within)
-        with _Shape("session"):
-            if answer[0]["ID"] != session:
-                raise ValueError(answer)
+        try:
+            answer = await self._http.request("PUT", answered_json, f"/v1/session/renew/{session}", within=within)
+            with _Shape("session"):
+                if answer[0]["ID"] != session:
+                    raise ValueError(answer)
+        except ConsulError:
+            self.renewals["failed"] += 1
+            raise
+        self.renewals["ok"] += 1
 
     async def session_destroy(self, session: str) -> None:
         """End the session; a lock that it still holds goes into lock-delay. Unknown sessions are no error."""

@@ -59,6 +59,8 @@ class TrioHTTPClient(library.HTTPClient):  # type: ignore[misc]  # the library h
         super().__init__(settings.host, settings.port, settings.scheme, settings.verify)
         self.base_uri = settings.base_url
         self.tokens = TokenSource(settings.token, settings.token_file)
+        self.answered_at: float | None = None
+        """When Consul last did what was asked (Trio clock)."""
         self._scope = [
             (name, value) for name, value in (("ns", settings.namespace), ("partition", settings.partition)) if value
         ]
@@ -117,6 +119,7 @@ class TrioHTTPClient(library.HTTPClient):  # type: ignore[misc]  # the library h
             if isinstance(error, AccessDenied) and self.tokens.problem is not None:
                 raise AccessDenied(f"{error} ({self.tokens.problem})") from None
             raise error
+        self.answered_at = trio.current_time()
         try:
             return callback(library.response(answer.status_code, answer.headers, answer.text, answer.content))
         except (ValueError, KeyError, TypeError, AttributeError, IndexError, library.ConsulException) as why:

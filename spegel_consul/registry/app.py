@@ -4,19 +4,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from quart import Response, request
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from spegel_consul.oci.errors import NameUnknown, OCIError, Unsupported
+from spegel_consul.web import health
 
-Problem = Callable[[], str | None]
 
+def build_app(problem: health.Problem, warnings: health.Warnings = tuple) -> QuartTrio:
+    """``problem()`` says in one line why this node can't serve now, or None when it can.
 
-def build_app(problem: Problem) -> QuartTrio:
-    """``problem()`` says in one line why this node can't serve now, or None when it can."""
+    ``warnings()`` gives lines about what else an operator should look at.
+    """
     app = QuartTrio("spegel_consul.registry")
     # a client may read a large blob for as long as it likes
     app.config["RESPONSE_TIMEOUT"] = None
@@ -31,13 +31,12 @@ def build_app(problem: Problem) -> QuartTrio:
     @app.route("/livez")
     async def alive() -> Response:
         """The process answers."""
-        return _plain(200, "ok")
+        return health.alive()
 
     @app.route("/readyz")
     async def ready() -> Response:
         """The node can serve what it has; the reason if not."""
-        reason = problem()
-        return _plain(200, "ok") if reason is None else _plain(503, reason)
+        return health.ready(problem, warnings)
 
     @app.errorhandler(HTTPException)
     async def http_error(exc: HTTPException) -> Response:
@@ -52,7 +51,3 @@ def build_app(problem: Problem) -> QuartTrio:
         return answer
 
     return app
-
-
-def _plain(status: int, text: str) -> Response:
-    return Response(text + "\n", status=status, content_type="text/plain; charset=utf-8")

@@ -21,6 +21,7 @@ from spegel_consul.metrics import Metrics
 from spegel_consul.oci.errors import BlobUnknown, OCIError, RangeInvalid, Unauthorized, Unsupported
 from spegel_consul.registry.mirror import Head, Mirror, TransferCut
 from spegel_consul.registry.plan import MIRRORED_HEADER, Elsewhere, Own, Planner, unknown
+from spegel_consul.registry.trace import Onward, Trace, onward
 from spegel_consul.store import Blob, Store
 
 log = structlog.get_logger(__name__)
@@ -44,6 +45,8 @@ class ContentApp:
         self._mirror = mirror
         self._planner = planner
         self._metrics = metrics
+        self.inflight = 0
+        """How many requests are being answered."""
         self._own_bytes = metrics.served_bytes.labels("own")
         self._peer_bytes = metrics.served_bytes.labels("peer")
 
@@ -61,6 +64,18 @@ class ContentApp:
             return
         answer = _Answer(send, scope["method"])
         started = time.perf_counter()
+        self.inflight += 1
+        try:
+            await self._answered(scope, receive, answer)
+        finally:
+            self.inflight -= 1
+        method = scope["method"] if scope["method"] in ("GET", "HEAD") else "other"
+        labels = "content", method, answer.status or 499
+        self._metrics.http_requests.labels(*labels).observe(time.perf_counter() - started)
+        self._metrics.http_response_size.labels(*labels).observe(answer.sent)
+
+    async def _answered(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
+        path: bytes = scope["raw_path"]
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_until_gone, receive, nursery.cancel_scope)
             try:
@@ -76,10 +91,6 @@ class ContentApp:
                 if answer.status is None:
                     await answer.error(InternalError("internal error; the node's log has the details"))
             nursery.cancel_scope.cancel()
-        method = scope["method"] if scope["method"] in ("GET", "HEAD") else "other"
-        self._metrics.http_requests.labels("content", method, answer.status or 499).observe(
-            time.perf_counter() - started
-        )
 
     async def _answer(self, scope: Scope, answer: _Answer) -> None:
         client, server = scope.get("client"), scope.get("server")
@@ -105,7 +116,7 @@ class ContentApp:
                     raise unknown(plan.request, gone.message) from None
             wanted_range = f"bytes={plan.start}-{plan.stop - 1}" if plan.partial else None
             plan = Elsewhere(plan.request, wanted_range)
-        await self._send_mirrored(answer, plan, method)
+        await self._send_mirrored(answer, plan, method, onward(headers))
 
     async def _send_own(self, answer: _Answer, plan: Own, blob: Blob) -> None:
         content = plan.content
@@ -116,8 +127,12 @@ class ContentApp:
                 self._own_bytes.inc(len(piece))
         await answer.end()
 
-    async def _send_mirrored(self, answer: _Answer, plan: Elsewhere, method: str) -> None:
-        async with self._mirror.open(plan.request, method, plan.wanted_range) as transfer:
+    async def _send_mirrored(self, answer: _Answer, plan: Elsewhere, method: str, identity: Onward) -> None:
+        with self._mirror.begin(plan.request, method, identity) as trace:
+            await self._relay(answer, plan, method, trace)
+
+    async def _relay(self, answer: _Answer, plan: Elsewhere, method: str, trace: Trace) -> None:
+        async with self._mirror.open(plan.request, method, plan.wanted_range, trace) as transfer:
             await answer.head(transfer.head, served_by=transfer.served_by)
             if answer.wants_body:
                 async with aclosing(transfer.chunks()) as pieces:
@@ -133,6 +148,7 @@ class _Answer:
     def __init__(self, send: Send, method: str) -> None:
         self._send = send
         self.wants_body = method != "HEAD"
+        self.sent = 0
         self.status: int | None = None
 
     async def head(self, head: Head, served_by: str | None = None) -> None:
@@ -150,6 +166,7 @@ class _Answer:
 
     async def body(self, piece: bytes) -> None:
         await self._send({"type": "http.response.body", "body": piece, "more_body": True})
+        self.sent += len(piece)
 
     async def end(self) -> None:
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})

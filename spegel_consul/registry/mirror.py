@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import re
+import time
 import urllib.parse
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
@@ -35,6 +36,7 @@ from spegel_consul.registry.penalties import Penalties
 from spegel_consul.registry.plan import MIRRORED_HEADER, unknown
 from spegel_consul.registry.race import Ask, Exhausted, Race, Wait
 from spegel_consul.registry.recent import RecentProviders
+from spegel_consul.registry.trace import CUT, Onward, Trace, Traces
 from spegel_consul.ring import Provider, RingError, Router
 from spegel_consul.server.relay import Relay, SourceFailed
 from spegel_consul.server.sending import send_bytes, send_head
@@ -55,6 +57,8 @@ _UNSATISFIED = re.compile(r"bytes \*/(\d{1,19})\Z", re.ASCII)
 
 class TransferCut(Exception):
     """The body can't be completed; the client's connection must be cut, for its head has been sent."""
+
+    outcome = CUT
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,14 +88,23 @@ class Head:
 class Transfer:
     """A head that was accepted, and the body behind it. ``chase`` finds another peer when this one fails."""
 
-    def __init__(self, mirror: Mirror, chase: _Chase | None, request: ContentRequest, answer: _Answer) -> None:
+    def __init__(
+        self, mirror: Mirror, chase: _Chase | None, request: ContentRequest, answer: _Answer, trace: Trace
+    ) -> None:
         self._mirror = mirror
+        self._trace = trace
         self._chase = chase
         self._request = request
         self._body = answer.body
         self._before: list[Provider] = []  # who sent the beginning of the body
         self.head = answer.head
         self.provider = answer.provider
+        trace.asked, trace.connected, trace.first_byte = answer.times
+        trace.peer = self.served_by
+        if isinstance(answer.body, PeerResponse):
+            trace.size = answer.head.stop - answer.head.start
+        else:
+            trace.size = trace.bytes = len(answer.body)
 
     @property
     def served_by(self) -> str:
@@ -119,6 +132,7 @@ class Transfer:
                         if reached + len(piece) > head.stop:
                             raise PeerError("sent more bytes than it promised")
                         reached += len(piece)
+                        self._trace.bytes = reached - head.start
                         if hasher is not None:
                             hasher.update(piece)
                         if held:
@@ -142,7 +156,7 @@ class Transfer:
             return
         hasher, relay = self._hasher(), None
         if not self._mirror.client.encrypts:
-            relay = await Relay.start(sink, self.head.stop - self.head.start, hasher)
+            self._trace.progress = relay = await Relay.start(sink, self.head.stop - self.head.start, hasher)
         async with AsyncExitStack() as later:
             if relay is not None:
                 later.callback(relay.close)
@@ -184,11 +198,13 @@ class Transfer:
         mirror.recent.drop(head.digest, self.provider)
         if self._chase is None:
             assert later is not None
-            self._chase = await later.enter_async_context(mirror.chase(self._request, "GET"))
+            self._chase = await later.enter_async_context(mirror.chase(self._request, "GET", self._trace))
             self._chase.exclude(self.provider)
         if reached > head.start:
             self._before.append(self.provider)
         self._body, self.provider = resumed = await self._chase.resume(head, reached)
+        self._trace.resumed += 1
+        self._trace.peer = self.served_by
         return resumed[0]
 
     def _check(self, hasher: _Hash | None) -> None:
@@ -221,6 +237,7 @@ class Mirror:
         self.client = client
         self.settings = settings or MirrorSettings()
         self.penalties = Penalties()
+        self.traces = Traces()
         self.recent = RecentProviders()
         self._labelled: set[str] = set()
         self._metrics = metrics
@@ -239,16 +256,18 @@ class Mirror:
         return registry if registry in self._labelled else "other"
 
     @asynccontextmanager
-    async def open(self, request: ContentRequest, method: str, range_header: str | None) -> AsyncIterator[Transfer]:
+    async def open(
+        self, request: ContentRequest, method: str, range_header: str | None, trace: Trace
+    ) -> AsyncIterator[Transfer]:
         """Find the content; the transfer can be read inside of the context.
 
         Raises ManifestUnknown or BlobUnknown when no peer has it within the deadlines, RangeInvalid when
         the range lies outside of it; whatever is raised in the context comes out as it is.
         """
         try:
-            async with self.chase(request, method) as chase:
+            async with self.chase(request, method, trace) as chase:
                 answer = await chase.first(range_header)
-                transfer = Transfer(self, chase, request, answer)
+                transfer = Transfer(self, chase, request, answer, trace)
                 try:
                     yield transfer
                 finally:
@@ -258,7 +277,11 @@ class Mirror:
             raise
         self.served(request)
 
-    async def at_once(self, request: ContentRequest, range_header: str | None) -> Transfer | None:
+    def begin(self, request: ContentRequest, method: str, onward: Onward = ()) -> Trace:
+        """A request that is to be looked up; the context to do so in."""
+        return self.traces.begin(request.reference, request.key, request.kind.value, method, onward)
+
+    async def at_once(self, request: ContentRequest, range_header: str | None, trace: Trace) -> Transfer | None:
         """The blob from a peer that had it a moment ago, over a connection that is there; close the transfer.
 
         None if there is no such peer, or it does not answer as it should within the hedge interval: then
@@ -270,15 +293,19 @@ class Mirror:
         for provider in self.recent.get(request.key):
             if not self.penalties.bars(provider) and self.client.has_idle(provider.registry):
                 with trio.move_on_after(self.settings.hedge):
-                    return await self._ask_at_once(provider, request, wanted)
+                    return await self._ask_at_once(provider, request, wanted, trace)
                 break
         return None
 
-    async def _ask_at_once(self, provider: Provider, request: ContentRequest, wanted: str | None) -> Transfer | None:
-        target, headers = self.question(request, wanted)
+    async def _ask_at_once(
+        self, provider: Provider, request: ContentRequest, wanted: str | None, trace: Trace
+    ) -> Transfer | None:
+        target, headers = self.question(request, wanted, trace.onward)
+        asked = time.perf_counter()
         response = await self.client.request_at_once(provider.registry, "GET", target, headers)
         if response is None:
             return None
+        times = asked, 0.0, time.perf_counter()
         try:
             head = judge(response, request, wanted)
             body = await self.read(response, head, provider, "GET") if self.is_small(head) else response
@@ -288,15 +315,15 @@ class Mirror:
         except BaseException:
             response.discard()
             raise
-        return Transfer(self, None, request, _Answer(provider, head, body))
+        return Transfer(self, None, request, _Answer(provider, head, body, times), trace)
 
     @asynccontextmanager
-    async def chase(self, request: ContentRequest, method: str) -> AsyncIterator[_Chase]:
+    async def chase(self, request: ContentRequest, method: str, trace: Trace) -> AsyncIterator[_Chase]:
         """A race for the content. Whatever is raised in the context comes out as it is."""
         # an exception passes through the nursery bare: it stands for the answer to the client, or for its departure
         found: Exception | None = None
         async with trio.open_nursery() as nursery:
-            chase = _Chase(self, request, method, nursery)
+            chase = _Chase(self, request, method, nursery, trace)
             try:
                 yield chase
             except Exception as exc:
@@ -307,8 +334,13 @@ class Mirror:
         if found is not None:
             raise found
 
-    def question(self, request: ContentRequest, range_header: str | None) -> tuple[str, list[tuple[str, str]]]:
-        """The target and the header fields of a request to a peer: nothing of the client's but what is asked for."""
+    def question(
+        self, request: ContentRequest, range_header: str | None, onward: Onward
+    ) -> tuple[str, list[tuple[str, str]]]:
+        """The target and the header fields of a request to a peer.
+
+        Nothing is the client's but what is asked for and what identifies the request.
+        """
         reference = request.reference
         name = urllib.parse.quote(reference.digest or reference.tag or "", safe=":")
         namespace = urllib.parse.quote(reference.registry, safe="")
@@ -318,6 +350,7 @@ class Mirror:
             headers.append(("authorization", self._credentials.own))
         if range_header is not None:
             headers.append(("range", range_header))
+        headers += onward
         return target, headers
 
     def is_small(self, head: Head) -> bool:
@@ -350,8 +383,10 @@ class _Chase:
         request: ContentRequest,
         method: str,
         nursery: trio.Nursery,
+        trace: Trace,
     ) -> None:
         self.mirror = mirror
+        self._trace = trace
         self._request = request
         self._method = method
         self.nursery = nursery
@@ -408,6 +443,7 @@ class _Chase:
                 async for provider in providers:
                     if first:
                         first = False
+                        self._trace.looked_up = time.perf_counter()
                         self.mirror.on_resolved(trio.current_time() - self._since)
                     self.mirror.recent.add(key, provider)
                     self._found(provider)
@@ -446,10 +482,12 @@ class _Chase:
     async def _ask(
         self, question: trio.CancelScope, provider: Provider, range_header: str | None, expected: Head | None
     ) -> None:
-        target, headers = self.mirror.question(self._request, range_header)
+        target, headers = self.mirror.question(self._request, range_header, self._trace.onward)
         with question:
             try:
+                asked = time.perf_counter()
                 response = await self.mirror.client.request(provider.registry, self._method, target, headers)
+                times = asked, response.connected, time.perf_counter()
                 try:
                     head = judge(response, self._request, range_header, expected)
                     body: bytes | PeerResponse = response
@@ -472,7 +510,7 @@ class _Chase:
                 self._refused = exc
                 self._race.failed(provider, trio.current_time())
             else:
-                self._answers.append(_Answer(provider, head, body))
+                self._answers.append(_Answer(provider, head, body, times))
             self._wake.set()
 
 
@@ -481,6 +519,8 @@ class _Answer:
     provider: Provider
     head: Head
     body: bytes | PeerResponse
+    times: tuple[float, float, float]
+    """When it was asked, when a connection was made for it (or 0), and when its first byte came."""
 
 
 def _forwardable(request: ContentRequest, range_header: str | None) -> str | None:

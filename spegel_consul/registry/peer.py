@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 
@@ -54,6 +55,8 @@ class PeerResponse:
         self._connection: _Connection | None = connection
         self._reply = reply
         self.status = reply.status
+        self.connected = 0.0 if connection.reused else connection.connected
+        """When the connection was made for this answer (time.perf_counter()); 0 if it stood already."""
 
     def header(self, name: bytes) -> str | None:
         """The value of a header field by its lower-case name."""
@@ -119,6 +122,7 @@ class _Connection:
         self._secure = secure
         self.idle_since = 0.0
         self.reused = False
+        self.connected = time.perf_counter()
 
     def __str__(self) -> str:
         host, port = self.address

@@ -20,6 +20,8 @@ class Penalties:
 
     def __init__(self) -> None:
         self._until: dict[tuple[str, int], float] = {}
+        self.stalls = 0
+        """How often a peer let a deadline pass."""
 
     def lied(self, provider: Provider) -> None:
         """It sent wrong bytes."""
@@ -28,6 +30,7 @@ class Penalties:
     def failed(self, provider: Provider, *, hung: bool) -> None:
         """It did not answer as it should. Only hanging is punished: the rest costs next to nothing."""
         if hung:
+            self.stalls += 1
             self._bar(provider, HUNG)
 
     def bars(self, provider: Provider) -> bool:

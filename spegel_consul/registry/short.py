@@ -17,7 +17,6 @@ from email.utils import formatdate
 
 import structlog
 import trio
-from prometheus_client import Histogram
 
 from spegel_consul.metrics import Metrics
 from spegel_consul.oci.digest import Digest
@@ -25,11 +24,13 @@ from spegel_consul.oci.errors import OCIError, RangeInvalid
 from spegel_consul.oci.path import Kind
 from spegel_consul.registry.cache import ByteCache
 from spegel_consul.registry.mirror import Mirror, Transfer, TransferCut
-from spegel_consul.registry.plan import Elsewhere, Own, Planner
+from spegel_consul.registry.plan import MIRRORED_HEADER, Elsewhere, Own, Planner
+from spegel_consul.registry.trace import Onward, Trace, as_fields, onward
 from spegel_consul.server.connection import Link
 from spegel_consul.server.head import parse_simple
 from spegel_consul.server.sending import Truncated, send_bytes, send_file
 from spegel_consul.store import Store
+from spegel_consul.tally import Tally
 
 log = structlog.get_logger(__name__)
 
@@ -49,7 +50,9 @@ class _Known:
     plan: Own | Elsewhere
     head: bytes = b""
     at_once: bool = False
-    duration: Histogram | None = None
+    duration: Tally | None = None
+    length: Tally | None = None
+    onward: Onward = ()
 
 
 class ShortRoad:
@@ -68,6 +71,9 @@ class ShortRoad:
             for method in ("GET", "HEAD")
             for status in (200, 206, 404, 416)
         }
+        self._lengths = {key: metrics.http_response_size.labels("content", *key) for key in self._durations}
+        self.inflight = 0
+        """How many requests are being answered; those that are answered at once never are."""
         self._known: tuple[dict[bytes, _Known], dict[bytes, _Known]] = ({}, {})
         self._second = 0
         self._date = b""
@@ -80,6 +86,7 @@ class ShortRoad:
         began, plan, body = time.perf_counter(), known.plan, b""
         assert isinstance(plan, Own)
         assert known.duration is not None
+        assert known.length is not None
         small = self._cached(plan)
         if known.method == "HEAD":
             if small is None and not self._is_there(plan):
@@ -89,6 +96,7 @@ class ShortRoad:
                 return None
             body = small[plan.start : plan.stop] if plan.partial else small
             self._bytes.inc(len(body))
+        known.length.observe(len(body))
         known.duration.observe(time.perf_counter() - began)
         return b"%b%b\r\n\r\n%b" % (known.head, self._now(), body)
 
@@ -98,10 +106,14 @@ class ShortRoad:
         known = self._look(data, link.local)
         if known is None:
             return False
-        if isinstance(known.plan, Own):
-            status = await self._own(known, known.plan, link)
-        else:
-            status = await self._mirrored(known.method, known.plan, link)
+        self.inflight += 1
+        try:
+            if isinstance(known.plan, Own):
+                status = await self._own(known, known.plan, link)
+            else:
+                status = await self._mirrored(known, known.plan, link)
+        finally:
+            self.inflight -= 1
         if status is None:
             return False
         self._durations[known.method, status].observe(time.perf_counter() - started)
@@ -123,10 +135,13 @@ class ShortRoad:
             return None
         if isinstance(plan, Own):
             at_once = method == "HEAD" or plan.content.size <= SMALL
-            duration = self._durations[method, 206 if plan.partial else 200]
-            known = _Known(version, method, plan, self._head(plan), at_once, duration)
+            status = 206 if plan.partial else 200
+            duration, length = self._durations[method, status], self._lengths[method, status]
+            known = _Known(version, method, plan, self._head(plan), at_once, duration, length)
+            if MIRRORED_HEADER in request.headers and (identity := onward(request.headers)):
+                log.debug("asked by a peer", key=plan.request.key, **as_fields(identity))
         else:
-            known = _Known(version, method, plan)
+            known = _Known(version, method, plan, onward=onward(request.headers))
         if len(data) <= _MEMORABLE:
             if len(memory) >= _REMEMBERED:
                 memory.clear()
@@ -160,22 +175,16 @@ class ShortRoad:
             finally:
                 os.close(fd)
             self._bytes.inc(length)
+        if known.length is not None:
+            known.length.observe(length if known.method == "GET" else 0)
         return 206 if plan.partial else 200
 
-    async def _mirrored(self, method: str, plan: Elsewhere, link: Link) -> int:
+    async def _mirrored(self, known: _Known, plan: Elsewhere, link: Link) -> int:
         """Send what a peer has, or the error if none has it; the status that was sent."""
+        method = known.method
         try:
-            if method == "GET" and plan.request.kind is Kind.BLOB:
-                transfer = await self._mirror.at_once(plan.request, plan.wanted_range)
-                if transfer is not None:
-                    try:
-                        status = await self._relay(method, transfer, link)
-                    finally:
-                        transfer.close()
-                    self._mirror.served(plan.request)
-                    return status
-            async with self._mirror.open(plan.request, method, plan.wanted_range) as transfer:
-                return await self._relay(method, transfer, link)
+            with self._mirror.begin(plan.request, method, known.onward) as trace:
+                return await self._from_a_peer(method, plan, link, trace)
         except OCIError as exc:
             await send_bytes(link.sock, self._error(exc, method))
             return exc.status.value
@@ -183,6 +192,19 @@ class ShortRoad:
             self._metrics.transfers_cut.inc()
             log.warning("transfer cut", key=plan.request.key, error=str(exc))
             raise Truncated from None
+
+    async def _from_a_peer(self, method: str, plan: Elsewhere, link: Link, trace: Trace) -> int:
+        if method == "GET" and plan.request.kind is Kind.BLOB:
+            transfer = await self._mirror.at_once(plan.request, plan.wanted_range, trace)
+            if transfer is not None:
+                try:
+                    status = await self._relay(method, transfer, link)
+                finally:
+                    transfer.close()
+                self._mirror.served(plan.request)
+                return status
+        async with self._mirror.open(plan.request, method, plan.wanted_range, trace) as transfer:
+            return await self._relay(method, transfer, link)
 
     async def _relay(self, method: str, transfer: Transfer, link: Link) -> int:
         head = transfer.head
@@ -195,6 +217,7 @@ class ShortRoad:
         else:
             await transfer.relay(link.sock, rendered)
             self._peer_bytes.inc(head.stop - head.start)
+            self._lengths[method, 206 if head.partial else 200].observe(head.stop - head.start)
         return 206 if head.partial else 200
 
     def _is_there(self, plan: Own) -> bool:

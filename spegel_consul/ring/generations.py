@@ -17,6 +17,7 @@ import trio
 
 from spegel_consul.ring import PeerInfo, Provider, RingError
 from spegel_consul.ring.kad import KadRouter
+from spegel_consul.ring.view import MemberView
 
 log = structlog.get_logger(__name__)
 
@@ -58,6 +59,20 @@ class Generations:
 
     def members(self) -> tuple[PeerInfo, ...]:
         return self._current.router.members()
+
+    @property
+    def at(self) -> float:
+        """This node's place on the circle, in [0, 1)."""
+        return self._current.router.at
+
+    @property
+    def records(self) -> int:
+        """How many provider records of others are held here."""
+        return self._current.router.records
+
+    def view(self) -> tuple[MemberView, ...]:
+        """All other members, dead ones too, for people."""
+        return self._current.router.view()
 
     @property
     def unannounced(self) -> int:

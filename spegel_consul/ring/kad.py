@@ -34,6 +34,7 @@ from spegel_consul.ring.lookup import HEDGE, AnswerTimes, Lookup
 from spegel_consul.ring.membership import KAD, WITHDRAW, Membership
 from spegel_consul.ring.placement import REPLICAS
 from spegel_consul.ring.records import Records
+from spegel_consul.ring.view import CIRCLE, MemberView, view
 from spegel_consul.ring.wire import Frames, Message, MessageType, WireError, decode, decode_withdrawal, encode
 
 TTL = 900.0
@@ -108,6 +109,16 @@ class KadRouter:
         return tuple(
             PeerInfo(peerid.to_text(member.id), tuple(map(str, member.routers))) for member in self._members.living()
         )
+
+    def view(self) -> tuple[MemberView, ...]:
+        """All other members, dead ones too, for people."""
+        now = trio.current_time()
+        return tuple(view(member, self._records, now) for member in self._members)
+
+    @property
+    def at(self) -> float:
+        """This node's place on the circle, in [0, 1)."""
+        return position(self._host.id) / CIRCLE
 
     @property
     def records(self) -> int:

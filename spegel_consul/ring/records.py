@@ -100,6 +100,10 @@ class Records:
             at = _find(bucket, hashed, at + _ROW.size)
         return found
 
+    def held_of(self, peer: bytes) -> int:
+        """How many records of ``peer`` are kept."""
+        return self._count.get(self._number.get(peer, -1), 0)
+
     def sweep(self, now: float) -> Iterator[None]:
         """Drop what has expired, a little with each step of the iterator."""
         index = 0

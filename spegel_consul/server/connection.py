@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from itertools import chain
 from typing import Protocol
@@ -41,6 +42,9 @@ from spegel_consul.server.sending import STALL, Truncated
 from spegel_consul.server.tls import Tls
 
 log = structlog.get_logger(__name__)
+
+standing: Counter[int] = Counter()
+"""How many connections stand, by the port of ours that they came to."""
 
 _PIECE = 1 << 16
 _HANDSHAKE = 10.0  # seconds
@@ -148,12 +152,14 @@ class Connection(TCPServer):
         self.idle_task = self._timer  # type: ignore[assignment]
 
     async def run(self) -> None:
+        sock, port = self._plain.socket, 0
         try:
-            sock = self._plain.socket
             # Trio lets 16 KiB wait unsent, which is kind to latency and costs a wake-up for every few KiB of a blob
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 0)
             client = parse_socket_addr(sock.family, sock.getpeername())
             server = parse_socket_addr(sock.family, sock.getsockname())
+            port = server[1] if server is not None else 0
+            standing[port] += 1
             if self._tls is not None:
                 await self._encrypt(self._tls)
             with self._life:
@@ -180,6 +186,7 @@ class Connection(TCPServer):
             # a group of resets and closed resources is how a client's departure looks from here
             log.debug("connection ended", error=_leaf(exc))
         finally:
+            standing[port] -= bool(port)
             await self._close()
 
     async def _encrypt(self, tls: Tls) -> None:

@@ -127,6 +127,16 @@ class Index:
         """Names of the images that hold the content, sorted."""
         return tuple(sorted(self._holders.get(digest, ())))
 
+    def digests(self) -> frozenset[Digest]:
+        """Content that may be served."""
+        return frozenset(self._served)
+
+    def origins(self, digest: Digest) -> tuple[str, ...]:
+        """Names that say where the content belongs: its images', or the repositories it was pulled from."""
+        names = tuple(name for name in self._holders.get(digest, ()) if "/" in name)
+        content = self._content.get(digest)
+        return names or (content.sources if content is not None else ())
+
     def is_stray(self, digest: Digest) -> bool:
         """Whether the content is there but nothing says yet where it belongs."""
         content = self._content.get(digest)

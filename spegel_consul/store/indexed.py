@@ -13,9 +13,10 @@ import trio
 
 from spegel_consul.oci.descriptor import Descriptor
 from spegel_consul.oci.digest import Digest
-from spegel_consul.store import Changed, Image
+from spegel_consul.store import Changed, Image, inventory
 from spegel_consul.store.file import absent
 from spegel_consul.store.index import Index, everything
+from spegel_consul.store.inventory import Advertised, Stocked
 from spegel_consul.store.walk import Document
 from spegel_consul.store.watch import Watchers
 
@@ -52,6 +53,14 @@ class IndexedStore:
 
     def keys(self) -> frozenset[str]:
         return self._index.keys()
+
+    def stocked(self) -> tuple[Stocked, ...]:
+        """The named images with their sizes, for people."""
+        return inventory.stocked(self._index)
+
+    def advertised(self) -> Advertised:
+        """Counts of what is announced, for people."""
+        return inventory.advertised(self._index)
 
     @asynccontextmanager
     async def watch(self) -> AsyncIterator[AsyncIterator[Changed]]:

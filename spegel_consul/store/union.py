@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
@@ -15,13 +16,14 @@ from spegel_consul.oci.descriptor import Descriptor
 from spegel_consul.oci.digest import Digest
 from spegel_consul.store import Blob, Changed, Image, Store
 from spegel_consul.store.file import absent
+from spegel_consul.store.inventory import Advertised, Stock, Stocked
 from spegel_consul.store.watch import Watchers
 
 
 class UnionStore:
     """``stores`` in the order in which they are asked; a name that several have means what the first one says."""
 
-    def __init__(self, stores: Sequence[Store]) -> None:
+    def __init__(self, stores: Sequence[Stock]) -> None:
         self._stores = tuple(stores)
         self._watchers = Watchers()
         self._told: set[str] = set()
@@ -51,6 +53,20 @@ class UnionStore:
 
     def keys(self) -> frozenset[str]:
         return frozenset().union(*(store.keys() for store in self._stores))
+
+    def stocked(self) -> tuple[Stocked, ...]:
+        """The named images with their sizes, for people."""
+        named = {stocked.image.name: stocked for store in reversed(self._stores) for stocked in store.stocked()}
+        return tuple(named[name] for name in sorted(named))
+
+    def advertised(self) -> Advertised:
+        """Counts of what is announced, for people; what several namespaces hold counts in each of them."""
+        each = [store.advertised() for store in self._stores]
+        return Advertised(
+            sum((Counter(counts.tags) for counts in each), Counter()),
+            sum((Counter(counts.images) for counts in each), Counter()),
+            sum((Counter(counts.contents) for counts in each), Counter()),
+        )
 
     @asynccontextmanager
     async def open(self, digest: Digest) -> AsyncIterator[Blob]:

@@ -5,33 +5,50 @@ from __future__ import annotations
 import json
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from quart import Response
+from quart import Response, redirect
 from quart_trio import QuartTrio
+from werkzeug.wrappers import Response as AnyResponse
 
-from spegel_consul.metrics import Metrics
-from spegel_consul.ring import Router
+from spegel_consul.web import api, debug, health, pages, readings
+from spegel_consul.web.ask import Measurer
+from spegel_consul.web.node import Node
 
 
-def build_app(metrics: Metrics, router: Router) -> QuartTrio:
-    """Prometheus metrics at ``/metrics``, liveness at ``/livez``, and this node's router at ``/id``."""
-    app = QuartTrio("spegel_consul.web")
+def build_app(node: Node) -> QuartTrio:
+    """Metrics, health, the router's id, the API and the status page of ``node``."""
+    app = QuartTrio("spegel_consul.web", static_folder=None)
+    app.config["RESPONSE_TIMEOUT"] = None  # events are waited for
+    readings.connect(node)
+    measurer = Measurer(node)
+    app.register_blueprint(api.blueprint(node, measurer))
+    app.register_blueprint(debug.blueprint())
+    app.register_blueprint(pages.blueprint(node, measurer))
 
-    @app.route("/metrics")
+    @app.get("/metrics")
     async def scrape() -> Response:
         """Prometheus' text format."""
-        return Response(generate_latest(metrics.registry), content_type=CONTENT_TYPE_LATEST)
+        return Response(generate_latest(node.metrics.registry), content_type=CONTENT_TYPE_LATEST)
 
-    @app.route("/livez")
+    @app.get("/livez")
     async def alive() -> Response:
         """The process answers."""
-        return Response("ok\n", content_type="text/plain; charset=utf-8")
+        return health.alive()
 
-    @app.route("/id")
+    @app.get("/readyz")
+    async def ready() -> Response:
+        """The node can serve what it has; the reason if not."""
+        return health.ready(node.problem, node.warnings)
+
+    @app.get("/id")
     async def identity() -> Response:
         """How to join through this node: Spegel's JSON array of ``{"ID", "Addrs"}``, one entry."""
-        me = router.me
+        me = node.ring.me
         return Response(
             json.dumps([{"ID": me.id, "Addrs": list(me.addrs)}]), content_type="application/json; charset=utf-8"
         )
+
+    @app.get("/")
+    async def home() -> AnyResponse:
+        return redirect(pages.ROOT)
 
     return app

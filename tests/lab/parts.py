@@ -34,6 +34,10 @@ def crane() -> Path:
     return _part(ROOT / "tools/usr/bin/crane")
 
 
+def prometheus() -> Path:
+    return _part(ROOT / "prometheus/usr/bin/prometheus")
+
+
 def runc() -> Path:
     return _part(ROOT / "runc/usr/sbin/runc")
 

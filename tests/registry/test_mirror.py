@@ -293,6 +293,34 @@ async def test_a_lying_manifest_is_asked_elsewhere(pair: Any, start_peer: Any) -
     assert asker.metric("spegel_verification_failures_total") == 1
 
 
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+async def test_what_identifies_a_request_goes_to_the_peer_and_nothing_else_does(
+    start_node: Any, start_peer: Any
+) -> None:
+    node = await start_node()
+    peer = await start_peer(head(200, len(LAYER)), LAYER)
+    node.router.knows(peer.address)
+    given = {"x-request-id": "pull-7", "traceparent": TRACEPARENT, "cookie": "secret", "authorization": "Basic eA=="}
+    assert (await get(node, BLOB_PATH, **given)).content == LAYER
+    asked = peer.requests[0].lower()
+    assert b"\r\nx-request-id: pull-7\r\n" in asked
+    assert f"\r\ntraceparent: {TRACEPARENT}\r\n".encode() in asked
+    assert b"secret" not in asked
+    assert b"authorization" not in asked
+
+
+async def test_identities_that_are_malformed_stay_here(start_node: Any, start_peer: Any) -> None:
+    node = await start_node()
+    peer = await start_peer(head(200, len(LAYER)), LAYER)
+    node.router.knows(peer.address)
+    given = {"x-request-id": "a b\tc" + "x" * 300, "traceparent": TRACEPARENT + "-extra"}
+    assert (await get(node, BLOB_PATH, **given)).content == LAYER
+    assert b"x-request-id" not in peer.requests[0].lower()
+    assert b"traceparent" not in peer.requests[0].lower()
+
+
 async def test_a_small_lying_blob_is_asked_elsewhere(pair: Any, start_peer: Any) -> None:
     holder, asker = pair
     small = b"a small layer"

@@ -1,0 +1,21 @@
+"""``spegel-consul completion``: let the shell complete commands and options."""
+
+from __future__ import annotations
+
+import click
+from click.shell_completion import get_completion_class
+
+SHELLS = ("bash", "zsh", "fish")
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(SHELLS))
+def completion(shell: str) -> None:
+    """Print the completion script of a shell.
+
+    bash: source <(spegel-consul completion bash). zsh: the same. fish: spegel-consul completion fish | source
+    """
+    root = click.get_current_context().find_root().command
+    found = get_completion_class(shell)
+    assert found is not None
+    click.echo(found(root, {}, "spegel-consul", "_SPEGEL_CONSUL_COMPLETE").source())

@@ -1,0 +1,65 @@
+"""``spegel-consul events``: follow what happens on a node."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import click
+
+from spegel_consul.commands import ask
+from spegel_consul.commands.ask import shown
+
+_WAIT = 25.0
+_AGAIN = 1.0
+_STYLES = {"debug": "dim", "info": "green", "warning": "yellow", "error": "bold red", "critical": "bold red"}
+_KNOWN = frozenset({"number", "event", "level", "timestamp"})
+
+
+@click.command()
+@click.option("--no-follow", is_flag=True, help="Print what has happened and exit.")
+@click.option("--since", type=click.IntRange(0), default=0, help="Only events after this number.")
+@ask.asks
+def events(no_follow: bool, since: int, node: str, as_json: bool) -> None:
+    """Show the last thousand events of a node, and those that come, until Ctrl-C.
+
+    Debug events are among them while the node logs them: see the log's level in `docs/cli.md`. With --json each event
+    is one line. A node that restarts is waited for.
+    """
+    reached = False
+    while True:
+        try:
+            found = ask.get(
+                node, "/api/events", timeout=_WAIT + ask.TIMEOUT, since=str(since), wait=str(0 if no_follow else _WAIT)
+            )
+        except ask.Unreachable:
+            if not reached or no_follow:
+                raise
+            time.sleep(_AGAIN)
+            continue
+        reached = True
+        for event in found["events"]:
+            _show(event, as_json)
+        since = found["last"]
+        if no_follow:
+            return
+
+
+def _show(event: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(event))
+        return
+    level = str(event.get("level", "info"))
+    at = str(event.get("timestamp", ""))[11:19]
+    details = " ".join(f"{name}={_value(value)}" for name, value in event.items() if name not in _KNOWN)
+    style = _STYLES.get(level, "white")
+    ask.console().print(
+        f"[dim]{shown(at)}[/] [{style}]{shown(level)}[/] {shown(str(event.get('event')))} [dim]{shown(details)}[/]"
+    )
+
+
+def _value(value: object) -> str:
+    """One line, whatever a peer may have put into it."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if text.isprintable() and " " not in text else json.dumps(text)

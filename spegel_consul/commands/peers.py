@@ -1,0 +1,53 @@
+"""``spegel-consul peers``: who is in the ring."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+from rich.table import Table
+
+from spegel_consul.commands import ask
+from spegel_consul.commands.ask import shown
+from spegel_consul.web import words
+
+_STYLES = {"self": "bold", "alive": "green", "dead": "red", "missing": "red"}
+_NARROW = 80
+
+
+@click.command()
+@ask.asks
+def peers(node: str, as_json: bool) -> None:
+    """List the members of the ring as a node sees them, and those that only Consul knows.
+
+    States: self, alive, dead (does not answer), missing (healthy in Consul's catalog, not in the ring).
+    """
+    found = ask.get(node, "/api/peers")
+    if as_json:
+        ask.print_json(found)
+        return
+    console = ask.console()
+    columns = ["node", "state", "rtt", "keys", "seen"]
+    if console.width >= _NARROW:
+        columns += ["registry", "version"]
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for column in columns:
+        right = column in ("rtt", "keys", "seen")
+        table.add_column(column, justify="right" if right else "left", overflow="fold", no_wrap=right)
+    for peer in found:
+        cells = _cells(peer)
+        table.add_row(*(cells[column] for column in columns))
+    console.print(table)
+
+
+def _cells(peer: dict[str, Any]) -> dict[str, str]:
+    style = _STYLES.get(peer["state"], "")
+    return {
+        "node": shown(peer["node"] or f"…{peer['id'][-8:]}") + (" [yellow]leader[/]" if peer["leader"] else ""),
+        "state": f"[{style}]{peer['state']}[/]" if style else shown(peer["state"]),
+        "rtt": words.milliseconds(peer["rtt_ms"]),
+        "keys": "–" if peer["keys"] is None else str(peer["keys"]),
+        "seen": "–" if peer["state"] == "self" else words.seconds(peer["last_seen"]),
+        "registry": shown(peer["registry"] or "–"),
+        "version": shown(peer["version"] or "–"),
+    }

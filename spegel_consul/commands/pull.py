@@ -1,0 +1,88 @@
+"""``spegel-consul pull``: try a pull through the mirror, and keep nothing of it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import click
+import httpx
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from spegel_consul.commands import ask
+from spegel_consul.commands.ask import shown
+from spegel_consul.web import words
+
+_NARROW = 70
+
+
+@click.command()
+@click.argument("reference", metavar="REF")
+@ask.asks
+def pull(reference: str, node: str, as_json: bool) -> None:
+    """Pull an image through a node's mirror, verify every digest, and keep nothing.
+
+    Shows for each part where it came from and how fast. Exits 0 if the whole image came, 4 if no node has it,
+    1 if it broke off.
+    """
+    last: dict[str, Any] = {}
+    lines = _lines(node, reference)
+    if as_json:
+        last = list(lines)[-1]
+        ask.print_json(last)
+    else:
+        last = _watch(lines)
+    if not last or not last["done"]:
+        raise click.ClickException("the node went away before the pull had ended")
+    if last["problem"]:
+        raise (ask.NotFound if last["missing"] else click.ClickException)(ask.printable(last["problem"]))
+
+
+def _lines(node: str, reference: str) -> Iterator[dict[str, Any]]:
+    """What the node tells of the pull as it goes on."""
+    headers = {"accept": "application/x-ndjson"}
+    try:
+        with httpx.stream(
+            "GET", f"{node}/api/measure", params={"image": reference}, headers=headers, timeout=30, trust_env=False
+        ) as answer:
+            if answer.status_code != 200:
+                answer.read()
+                ask.document(node, answer)
+            for line in answer.iter_lines():
+                yield json.loads(line)
+    except httpx.HTTPError as exc:
+        ask.unreachable(node, exc)
+
+
+def _watch(lines: Iterator[dict[str, Any]]) -> dict[str, Any]:
+    console = ask.console()
+    last: dict[str, Any] = {}
+    wide = console.width >= _NARROW
+    bar = [BarColumn(bar_width=None if wide else 8)] if sys.stdout.isatty() else []
+    columns = (TextColumn("{task.fields[what]}"), *bar, TextColumn("{task.fields[note]}"))
+    with Progress(*columns, console=console, expand=wide, disable=not sys.stdout.isatty()) as progress:
+        tasks: dict[str, TaskID] = {}
+        for last in lines:
+            for piece in last["pieces"]:
+                if piece["digest"] not in tasks:
+                    tasks[piece["digest"]] = progress.add_task("", what=piece["what"], note="", total=piece["size"])
+                note = _note(piece, wide)
+                progress.update(tasks[piece["digest"]], completed=piece["received"], note=note, what=piece["what"])
+    if not sys.stdout.isatty():
+        for piece in last.get("pieces", ()):
+            console.print(f"{piece['what']:<10} {_note(piece, True)}")
+    if last.get("done") and not last["problem"]:
+        speed = words.speed(last["bytes_per_second"])
+        console.print(f"[green]whole[/]: {words.size(last['bytes'])} in {words.milliseconds(last['ms'])}, {speed}")
+    return last
+
+
+def _note(piece: dict[str, Any], wide: bool) -> str:
+    source = shown(piece["source_node"] or piece["source"] or "…")
+    if not piece["verified"]:
+        return f"{words.size(piece['received'])} from {source}"
+    speed = f" {words.speed(piece['bytes_per_second']):>12}" if wide else ""
+    digest = f"  {words.short(piece['digest'])}" if wide else ""
+    return f"{words.size(piece['size']):>9}{speed}  {source}{digest}"

@@ -1,0 +1,87 @@
+"""``spegel-consul status``: one node at a glance."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+from rich.table import Table
+
+from spegel_consul.commands import ask
+from spegel_consul.commands.ask import shown
+from spegel_consul.web import words
+
+
+@click.command()
+@ask.asks
+def status(node: str, as_json: bool) -> None:
+    """Show how a node is: the ring, what it has, how well it mirrors, and what is wrong.
+
+    Exits 0 if the node is ready, 5 if not, 3 if no sidecar answers.
+    """
+    found = ask.get(node, "/api/status")
+    if as_json:
+        ask.print_json(found)
+    else:
+        _show(found)
+    if not found["ready"]:
+        raise click.exceptions.Exit(ask.EXIT_NOT_READY)
+
+
+def _show(found: dict[str, Any]) -> None:
+    console = ask.console()
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in _lines(found):
+        table.add_row(name, value)
+    console.print(table)
+    for reason in found["reasons"]:
+        console.print(f"[bold red]not ready:[/] {shown(reason)}")
+    for warning in found["warnings"]:
+        console.print(f"[yellow]warning:[/] {shown(warning)}")
+    for each in found["transfers"]:
+        peer = each["peer_node"] or each["peer"] or "nobody yet"
+        done = f"{words.size(each['bytes'])} of {words.size(each['size'])}"
+        speed = words.speed(each["bytes_per_second"])
+        console.print(f"transfer: {shown(words.image(each['reference']))}, {done} from {shown(peer)}, {speed}")
+
+
+def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
+    node, ring, mirror, content = found["node"], found["ring"], found["mirror"], found["content"]
+    ready = "[green]ready[/]" if found["ready"] else "[bold red]not ready[/]"
+    if ring["catalog"]:
+        coverage = f", {words.share(ring['coverage'])} of the catalog's {ring['catalog']}"
+        split = f", [bold red]split: {len(ring['missing'])} missing[/]" if ring["split"] else ""
+    else:
+        coverage = split = ""
+    served = f"{words.size(mirror['bytes_from_peers'])} from peers, {words.size(mirror['bytes_own'])} own"
+    trouble = [
+        f"{mirror[name]} {what}"
+        for name, what in (("verification_failures", "with wrong bytes"), ("cut", "cut"), ("stalls", "stalled"))
+        if mirror[name]
+    ]
+    return [
+        ("node", f"[bold]{shown(node['name'])}[/], {ready}, up {words.seconds(node['uptime'])}"),
+        ("version", shown(node["version"])),
+        ("registry", f"{shown(node['registry'])} ({shown(node['store'])})"),
+        ("leader", _leader(found["leader"])),
+        ("ring", f"{ring['members'] + 1} members{coverage}{split}"),
+        ("content", f"{content['images']} images, {words.size(content['bytes'])}"),
+        ("announced", f"{content['keys']} keys"),
+        ("mirrored", f"{mirror['hits']} hits, {mirror['misses']} misses ({words.share(mirror['hit_ratio'])})"),
+        ("sent", served),
+        ("last success", words.ago(mirror["last_success"])),
+        *([("trouble", f"[yellow]{', '.join(trouble)}[/]")] if trouble else []),
+        ("transfers", str(len(found["transfers"]))),
+    ]
+
+
+def _leader(leader: dict[str, Any] | None) -> str:
+    if leader is None:
+        return "none: no Consul"
+    name = shown(leader["node"] or leader["peer_id"] or "unknown")
+    since = f", since {shown(leader['since'])}" if leader["since"] else ""
+    return (
+        f"{name}{' (this node)' if leader['me'] else ''}{since}{'' if leader['fresh'] else ', [yellow]last known[/]'}"
+    )

@@ -1,0 +1,131 @@
+# What the commands of the command line and the page are made of, for programs.  Everything is JSON, fields are only
+# ever added, errors are {"error": "one line"}.  All of it can be read by everybody who reaches the port, and nothing
+# can be changed, except the level of the log by those who are on this machine.
+
+"""``/api/…``: the node's facts in JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import trio
+from quart import Blueprint, Response, current_app, request
+
+from spegel_consul import log
+from spegel_consul.web import origin
+from spegel_consul.web.ask import BadQuestion, Busy, Measurement, Measurer, lookup, parse
+from spegel_consul.web.node import Node
+
+LONGEST_WAIT = 60.0
+STREAM = "application/x-ndjson"
+_TICK = 0.1  # seconds between two lines about a measurement
+
+
+def blueprint(node: Node, measurer: Measurer) -> Blueprint:
+    """The routes below ``/api``."""
+    api = Blueprint("api", __name__, url_prefix="/api")
+
+    @api.get("/status")
+    async def status() -> Response:
+        return answer(node.status())
+
+    @api.get("/peers")
+    async def peers() -> Response:
+        return answer(node.peers())
+
+    @api.get("/images")
+    async def images() -> Response:
+        return answer(node.images())
+
+    @api.get("/transfers")
+    async def transfers() -> Response:
+        return answer(node.transfers())
+
+    @api.get("/requests")
+    async def requests() -> Response:
+        return answer(node.requests())
+
+    @api.get("/lookup")
+    async def look_up() -> Response:
+        try:
+            key, _ = parse(request.args.get("key", ""))
+        except BadQuestion as exc:
+            return error(400, str(exc))
+        return answer(await lookup(node, key))
+
+    @api.get("/measure")
+    async def measure() -> Response:
+        if origin.from_another_site():
+            return error(403, "a page of another site asked for this")
+        try:
+            measurement = measurer.prepare(request.args.get("image", ""))
+            if STREAM not in request.headers.get("accept", ""):
+                return answer((await measurer.run(measurement)).to_json())
+        except BadQuestion as exc:
+            return error(400, str(exc))
+        except Busy as exc:
+            return error(429, str(exc))
+        nursery: trio.Nursery = current_app.nursery  # type: ignore[attr-defined]
+        lines = _follow(measurer, measurement, nursery)
+        return Response(lines, content_type=STREAM, headers={"cache-control": "no-store"})
+
+    @api.get("/events")
+    async def events() -> Response:
+        """Events after number ``since``; ``wait`` is how many seconds to wait for a first one."""
+        try:
+            since = int(request.args.get("since", "0"))
+            wait = min(LONGEST_WAIT, max(0.0, float(request.args.get("wait", "0"))))
+        except ValueError:
+            return error(400, "since and wait are numbers")
+        found = await log.events.wait(since, wait)
+        return answer({"last": log.events.last, "level": log.level.current, "events": found})
+
+    @api.get("/log-level")
+    async def log_level() -> Response:
+        return answer({"level": log.level.current, "configured": log.level.configured})
+
+    @api.put("/log-level")
+    async def set_log_level() -> Response:
+        if not origin.from_this_machine() or origin.from_another_site():
+            return error(403, "the level can only be changed from the machine itself")
+        body = await request.get_data()
+        try:
+            log.level.set((body if isinstance(body, str) else body.decode("utf-8", "replace")).strip().lower()[:20])
+        except ValueError as exc:
+            return error(400, str(exc))
+        return answer({"level": log.level.current, "configured": log.level.configured})
+
+    return api
+
+
+async def _follow(measurer: Measurer, measurement: Measurement, nursery: trio.Nursery) -> AsyncIterator[bytes]:
+    """The state of the measurement, a line each time that it has changed; it ends when its reader goes."""
+    scope = trio.CancelScope()
+
+    async def run() -> None:
+        with scope:
+            try:
+                await measurer.run(measurement)
+            except Busy as exc:
+                measurement.problem, measurement.done = str(exc), True
+                measurement.touch()
+
+    nursery.start_soon(run)
+    try:
+        while not measurement.done:
+            with trio.move_on_after(1.0):
+                await measurement.changed()
+            await trio.sleep(_TICK)
+            yield (json.dumps(measurement.to_json()) + "\n").encode()
+    finally:
+        scope.cancel()
+
+
+def answer(document: Any) -> Response:
+    return Response(json.dumps(document) + "\n", content_type="application/json", headers={"cache-control": "no-store"})
+
+
+def error(status: int, message: str) -> Response:
+    return Response(json.dumps({"error": message}) + "\n", status=status, content_type="application/json")

@@ -1,0 +1,350 @@
+# The status page, the API and the metrics show the same facts; here they are worked out, once.  Nothing waits: all of
+# it is in memory, and a question to other nodes (lookup, measure) is another file's.
+#
+# The ring and the catalog are two views of the same cluster.  A member that the catalog calls healthy and the ring does
+# not know is the sign of a split; the other way round is a node that has just started or that Consul can't reach.
+
+"""``Node``: the views of one sidecar that people and programs are shown."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import trio
+
+from spegel_consul import __version__
+from spegel_consul.bootstrap import Bootstrap
+from spegel_consul.consul.candidate import Candidate
+from spegel_consul.consul.catalog import ROUTER
+from spegel_consul.consul.client import ConsulClient, HealthyService
+from spegel_consul.consul.registration import Registration
+from spegel_consul.consul.view import State
+from spegel_consul.consul.watch import CatalogWatch
+from spegel_consul.metrics import Metrics
+from spegel_consul.registry.credentials import Credentials
+from spegel_consul.registry.penalties import Penalties
+from spegel_consul.registry.trace import Traces
+from spegel_consul.ring import PeerInfo
+from spegel_consul.ring.keeper import RingKeeper
+from spegel_consul.ring.view import MemberView
+from spegel_consul.server.tls import Tls
+from spegel_consul.store.inventory import Stock
+
+Document = dict[str, Any]
+"""What is sent as JSON."""
+
+
+class Ring(Protocol):
+    """A router, as far as it is shown."""
+
+    @property
+    def me(self) -> PeerInfo: ...
+    @property
+    def at(self) -> float: ...
+    @property
+    def records(self) -> int: ...
+    @property
+    def unannounced(self) -> int: ...
+    def view(self) -> tuple[MemberView, ...]: ...
+    def lookup(self, key: str, *, count: int = 3) -> AbstractAsyncContextManager[Any]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Consul:
+    """What takes part for this node in Consul; None for what the settings leave out."""
+
+    client: ConsulClient
+    candidate: Candidate | None
+    catalog: CatalogWatch | None
+    registration: Registration | None
+
+    @property
+    def members(self) -> tuple[HealthyService, ...]:
+        """The healthy routers in the catalog, as far as it is watched."""
+        return self.catalog.members if self.catalog is not None else ()
+
+    def problems(self) -> list[str]:
+        """What does not work, each once."""
+        parts = (self.candidate, self.catalog, self.registration)
+        found = [part.problem for part in parts if part is not None and part.problem is not None]
+        return list(dict.fromkeys(found))
+
+
+@dataclass(slots=True)
+class Node:
+    """``registry`` and ``metrics_address`` are ``(IP address, port)`` as others reach them.
+
+    ``keeper``, ``bootstrap`` and ``consul`` are put in when they start; until then there is nothing to show of them.
+    """
+
+    name: str
+    registry: tuple[str, int]
+    metrics_address: tuple[str, int]
+    store_kind: str
+    store: Stock
+    ring: Ring
+    traces: Traces
+    penalties: Penalties
+    metrics: Metrics
+    tls: Tls | None = None
+    credentials: Credentials | None = None
+    keeper: RingKeeper | None = None
+    bootstrap: Bootstrap | None = None
+    consul: Consul | None = None
+    started: float = field(default_factory=time.time)
+
+    def problem(self) -> str | None:
+        """Why this node can't serve what it has, in one line; None when it can.
+
+        What is at the runtime's side alone decides: neither Consul nor a peer is needed to serve.
+        """
+        return self.store.problem
+
+    def warnings(self) -> tuple[str, ...]:
+        """What an operator should look at, though this node serves; one line each."""
+        found = []
+        if self.keeper is not None and self.keeper.last_error is not None:
+            found.append(f"alone in the ring: {self.keeper.last_error}")
+        if self.keeper is not None and self.keeper.flapping:
+            found.append("the leader changes so often that its changes are not followed for a while")
+        if self.consul is not None:
+            found += self.consul.problems()
+            if missing := self.missing():
+                names = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+                found.append(f"the ring lacks {len(missing)} of {self.catalog_size()} healthy routers: {names}")
+        failures = self.metrics.verification_failures._value.get()
+        if failures:
+            found.append(f"{failures:.0f} answers of peers had wrong bytes; the log names the peers")
+        return tuple(found)
+
+    def catalog_size(self) -> int:
+        """How many healthy routers the catalog has, this one among them; 0 if it is not known."""
+        return len(self.consul.members) if self.consul is not None else 0
+
+    def missing(self) -> list[str]:
+        """Names of the healthy routers in the catalog that the ring does not have."""
+        if self.consul is None:
+            return []
+        known = {member.id for member in self.ring.view() if member.alive} | {self.ring.me.id}
+        return [
+            _service_node(service.id, service.node)
+            for service in self.consul.members
+            if service.meta.get("peer_id") not in known
+        ]
+
+    def names(self) -> dict[str, str]:
+        """The names of nodes by their peer ids, as far as the catalog has them."""
+        names = {str(self.ring.me.id): self.name}
+        if self.consul is not None:
+            for service in self.consul.members:
+                names.setdefault(service.meta.get("peer_id", ""), _service_node(service.id, service.node))
+            leader = self.consul.candidate.view.leader if self.consul.candidate is not None else None
+            if leader is not None and leader.node:
+                names.setdefault(leader.peer_id, leader.node)
+        return names
+
+    def registries(self) -> dict[str, str]:
+        """The names of nodes by ``host:port`` of their registries."""
+        names = self.names()
+        known = {member.registry: names.get(member.id) or member.id[-8:] for member in self.ring.view()}
+        known[_join(self.registry)] = self.name
+        return {registry: name for registry, name in known.items() if registry is not None}
+
+    def status(self) -> Document:
+        """This node at a glance; times in seconds, unless their names end otherwise."""
+        problem = self.problem()
+        return {
+            "node": {
+                "name": self.name,
+                "version": __version__,
+                "peer_id": self.ring.me.id,
+                "registry": f"{'http' if self.tls is None else 'https'}://{_join(self.registry)}",
+                "metrics": f"http://{_join(self.metrics_address)}",
+                "router": list(self.ring.me.addrs),
+                "store": self.store_kind,
+                "uptime": round(time.time() - self.started, 1),
+                "pid": os.getpid(),
+                "python": platform.python_version(),
+            },
+            "ready": problem is None,
+            "reasons": [problem] if problem is not None else [],
+            "warnings": list(self.warnings()),
+            "leader": self.leader(),
+            "ring": self._ring(),
+            "content": self._content(),
+            "mirror": self._mirror(),
+            "consul": self._consul(),
+            "transfers": self.transfers(),
+        }
+
+    def leader(self) -> Document | None:
+        """Who leads, as far as is known; None without an election."""
+        if self.consul is None or self.consul.candidate is None:
+            return None
+        view = self.consul.candidate.view
+        found = view.leader
+        return {
+            "state": view.state.value,
+            "fresh": view.fresh,
+            "epoch": view.epoch,
+            "node": found.node if found else None,
+            "peer_id": found.peer_id if found else None,
+            "since": found.since if found else None,
+            "me": view.state is State.LEADER,
+        }
+
+    def peers(self) -> list[Document]:
+        """This node and all others that the ring or the catalog knows, by name."""
+        names = self.names()
+        leader = self.leader() or {}
+        versions = self._versions()
+        found = [
+            {
+                "node": self.name,
+                "id": self.ring.me.id,
+                "state": "self",
+                "registry": _join(self.registry),
+                "router": list(self.ring.me.addrs),
+                "version": __version__,
+                "rtt_ms": None,
+                "keys": len(self.store.keys()),
+                "last_seen": 0.0,
+                "at": self.ring.at,
+                "leader": leader.get("peer_id") == self.ring.me.id,
+            }
+        ]
+        for member in self.ring.view():
+            found.append(
+                {
+                    "node": names.get(member.id),
+                    "id": member.id,
+                    "state": "alive" if member.alive else "dead",
+                    "registry": member.registry,
+                    "router": list(member.routers),
+                    "version": versions.get(member.id),
+                    "rtt_ms": round(member.rtt * 1000, 1),
+                    "keys": member.keys,
+                    "last_seen": round(member.heard_ago, 1),
+                    "at": member.at,
+                    "leader": leader.get("peer_id") == member.id,
+                }
+            )
+        known = {peer["id"] for peer in found}
+        for service in self.consul.members if self.consul is not None else ():
+            peer_id = service.meta.get("peer_id")
+            if peer_id not in known:
+                found.append(
+                    {
+                        "node": _service_node(service.id, service.node),
+                        "id": peer_id,
+                        "state": "missing",
+                        "registry": None,
+                        "router": [router] if (router := service.meta.get("router")) else [],
+                        "version": service.meta.get("version"),
+                        "rtt_ms": None,
+                        "keys": None,
+                        "last_seen": None,
+                        "at": None,
+                        "leader": leader.get("peer_id") == peer_id,
+                    }
+                )
+        return sorted(found, key=lambda peer: (str(peer["node"] or "~"), str(peer["id"])))
+
+    def images(self) -> list[Document]:
+        """The images that this node has whole."""
+        return [
+            {"name": stocked.image.name, "digest": stocked.image.digest, "size": stocked.size, "parts": stocked.parts}
+            for stocked in self.store.stocked()
+        ]
+
+    def transfers(self) -> list[Document]:
+        """Requests that are being looked up or streamed now, the oldest first."""
+        return self._named(list(self.traces.live.values()))
+
+    def requests(self) -> list[Document]:
+        """The last requests that were looked up at peers, the newest first."""
+        return self._named(list(reversed(self.traces.over)))
+
+    def _named(self, traces: Sequence[Any]) -> list[Document]:
+        now, names = time.perf_counter(), self.registries()
+        found = [trace.to_json(now) for trace in traces]
+        return [{**document, "peer_node": names.get(str(document["peer"]))} for document in found]
+
+    def _versions(self) -> dict[str, str]:
+        if self.consul is None:
+            return {}
+        members = self.consul.members
+        return {member.meta.get("peer_id", ""): member.meta.get("version", "") for member in members}
+
+    def _ring(self) -> Document:
+        view = self.ring.view()
+        missing, catalog = self.missing(), self.catalog_size()
+        return {
+            "members": sum(member.alive for member in view),
+            "dead": sum(not member.alive for member in view),
+            "catalog": catalog if self.consul is not None and self.consul.catalog is not None else None,
+            "missing": missing,
+            "coverage": round(1 - len(missing) / catalog, 4) if catalog else None,
+            "split": bool(missing),
+            "rejoins": self.keeper.rejoins if self.keeper is not None else 0,
+            "restarts": self.keeper.restarts if self.keeper is not None else 0,
+            "splits": self.keeper.splits if self.keeper is not None else 0,
+            "records": self.ring.records,
+            "unannounced": self.ring.unannounced,
+        }
+
+    def _content(self) -> Document:
+        stocked = self.store.stocked()
+        return {
+            "images": len(stocked),
+            "bytes": sum(image.size for image in stocked),
+            "keys": len(self.store.keys()),
+        }
+
+    def _mirror(self) -> Document:
+        metrics = self.metrics
+        by_cache = {"hit": 0.0, "miss": 0.0}
+        for family in metrics.mirror_requests.collect():
+            for sample in family.samples:
+                if sample.name.endswith("_total"):
+                    by_cache[sample.labels["cache"]] += sample.value
+        hits, misses = by_cache["hit"], by_cache["miss"]
+        last = metrics.mirror_last_success._value.get()
+        return {
+            "hits": int(hits),
+            "misses": int(misses),
+            "hit_ratio": round(hits / (hits + misses), 4) if hits + misses else None,
+            "last_success": last or None,
+            "bytes_from_peers": int(metrics.served_bytes.labels("peer")._value.get()),
+            "bytes_own": int(metrics.served_bytes.labels("own")._value.get()),
+            "verification_failures": int(metrics.verification_failures._value.get()),
+            "cut": int(metrics.transfers_cut._value.get()),
+            "stalls": self.penalties.stalls,
+        }
+
+    def _consul(self) -> Document | None:
+        if self.consul is None:
+            return None
+        answered = self.consul.client.answered_at
+        return {
+            "staleness": round(trio.current_time() - answered, 1) if answered is not None else None,
+            "renewals": dict(self.consul.client.renewals),
+            "problems": self.consul.problems(),
+        }
+
+
+def _service_node(service_id: str, node: str) -> str:
+    """The name that a sidecar has, rather than its agent's: several sidecars may share an agent."""
+    name = service_id.removeprefix(f"{ROUTER}:")
+    return name if name != service_id else node
+
+
+def _join(address: tuple[str, int]) -> str:
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

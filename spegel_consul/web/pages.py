@@ -1,0 +1,134 @@
+# The status page.  It is whole when it leaves the server: without JavaScript it shows the same, and a link reloads it.
+# With JavaScript the page fetches itself every two seconds and exchanges the parts that have changed, so there is no
+# second way in which anything is rendered.  Names come from other nodes and from clients: the templates escape all of
+# it, and the policy that goes with each answer lets no other host and no inline script or style in.
+
+"""``/debug/web/``: the status page."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from quart import Blueprint, Response, request
+
+from spegel_consul.web import drawing, origin, words
+from spegel_consul.web.ask import BadQuestion, Busy, Measurer
+from spegel_consul.web.node import Document, Node
+from spegel_consul.web.whereabouts import Whereabouts
+
+ROOT = "/debug/web/"
+_STATIC = Path(__file__).with_name("static")
+_TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
+_POLICY = (
+    "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+_HEADERS = {
+    "content-security-policy": _POLICY,
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-store",
+}
+
+
+def blueprint(node: Node, measurer: Measurer) -> Blueprint:
+    """The routes below ``/debug/web``."""
+    pages = Blueprint("pages", __name__, url_prefix=ROOT.rstrip("/"))
+    templates = _templates()
+    whereabouts = Whereabouts(node)
+    files = {path.name: (path.read_bytes(), _TYPES[path.suffix]) for path in _STATIC.iterdir() if path.suffix in _TYPES}
+
+    async def page(status: int = 200, **measured: Any) -> Response:
+        images = node.images()
+        requests = node.requests()
+        peers = node.peers()
+        facts = {
+            "status": node.status(),
+            "peers": peers,
+            "images": images,
+            "elsewhere": await whereabouts.of([image["name"] for image in images]),
+            "requests": requests,
+            "transfers": node.transfers(),
+            "dots": drawing.ring(peers, _received(requests)),
+            "widest": _widest(requests),
+            "phases": drawing.PHASES,
+            "radius": drawing.RADIUS,
+            "asked": "",
+            "measured": None,
+            "problem": None,
+            **measured,
+        }
+        text = templates.get_template("page.html").render(facts)
+        return Response(text, status=status, content_type="text/html; charset=utf-8", headers=_HEADERS)
+
+    @pages.get("/")
+    async def index() -> Response:
+        return await page()
+
+    @pages.get("/measure")
+    async def measure() -> Response:
+        asked = request.args.get("image", "")
+        shown = asked[:200]
+        if origin.from_another_site():
+            return await page(403, asked=shown, problem="a page of another site asked for this measurement")
+        try:
+            measured = (await measurer.run(measurer.prepare(asked))).to_json()
+        except BadQuestion as exc:
+            return await page(400, asked=shown, problem=str(exc))
+        except Busy as exc:
+            return await page(429, asked=shown, problem=str(exc))
+        return await page(asked=shown, measured=measured, rows=drawing.pieces(measured))
+
+    @pages.get("/<name>")
+    async def static(name: str) -> Response:
+        content, content_type = files.get(name, (b"there is no such page\n", "text/plain; charset=utf-8"))
+        headers = {**_HEADERS, "cache-control": "max-age=300"}
+        return Response(content, status=200 if name in files else 404, content_type=content_type, headers=headers)
+
+    return pages
+
+
+def _templates() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("spegel_consul.web"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "size": words.size,
+        "speed": words.speed,
+        "ms": words.milliseconds,
+        "span": words.seconds,
+        "ago": words.ago,
+        "share": words.share,
+        "short": words.short,
+        "image": words.image,
+        "one": lambda kind: {"blobs": "blob", "manifests": "manifest"}.get(kind, kind),
+        "phase": lambda name: {"wait": "first byte", "stream": "bytes"}.get(name, name),
+        "slug": lambda text: re.sub(r"[^a-z0-9]+", "-", str(text).lower())[:60],
+    }
+    environment.globals["waterfall"] = drawing.waterfall
+    return environment
+
+
+def _received(requests: list[Document]) -> Counter[str]:
+    """Bytes by the registry that sent them."""
+    received: Counter[str] = Counter()
+    for each in requests:
+        if each["peer"]:
+            received[each["peer"]] += each["bytes"]
+    return received
+
+
+def _widest(requests: list[Document]) -> float:
+    """The time in ms that fills a row of the waterfall. A few that took very long do not squeeze all others."""
+    times = sorted(float(each["elapsed_ms"]) for each in requests)
+    if not times:
+        return 1.0
+    return max(times[int(len(times) * 0.95)] if len(times) > 20 else times[-1], 1.0)

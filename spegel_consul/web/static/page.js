@@ -1,0 +1,54 @@
+// The page fetches itself and exchanges what has changed; a measurement is fetched the same way.  Nothing is rendered
+// here, so with JavaScript off the page shows the same.
+"use strict";
+
+const EVERY = 2000;
+const state = document.getElementById("live-state");
+
+function exchange(page) {
+  for (const old of document.querySelectorAll("[data-live]")) {
+    const fresh = page.getElementById(old.id);
+    if (fresh === null || fresh.innerHTML === old.innerHTML || old.contains(document.activeElement)) continue;
+    const scrolled = [...old.querySelectorAll(".scroll")].map((box) => box.scrollLeft);
+    old.innerHTML = fresh.innerHTML;
+    old.querySelectorAll(".scroll").forEach((box, number) => { box.scrollLeft = scrolled[number] || 0; });
+  }
+}
+
+async function load(address) {
+  const answer = await fetch(address, { headers: { accept: "text/html" } });
+  return new DOMParser().parseFromString(await answer.text(), "text/html");
+}
+
+async function refresh() {
+  if (!document.hidden) {
+    try {
+      exchange(await load("/debug/web/"));
+      state.textContent = "Live, renewed every 2 seconds.";
+    } catch {
+      state.textContent = "The node does not answer; what is shown is the last that it said.";
+    }
+  }
+  setTimeout(refresh, EVERY);
+}
+
+const form = document.querySelector("#measure form");
+form.addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const button = form.querySelector("button");
+  const measured = document.getElementById("measured");
+  const address = form.action + "?" + new URLSearchParams(new FormData(form));
+  button.disabled = true;
+  measured.textContent = "Measuring…";
+  try {
+    const page = await load(address);
+    measured.replaceChildren(...page.getElementById("measured").childNodes);
+    exchange(page);
+    history.replaceState(null, "", address);
+  } catch {
+    measured.textContent = "The node did not answer.";
+  }
+  button.disabled = false;
+});
+
+setTimeout(refresh, EVERY);

@@ -1,0 +1,70 @@
+"""Numbers as people read them; the command line and the status page write them the same way."""
+
+from __future__ import annotations
+
+import time
+
+
+def size(count: float | None) -> str:
+    """Bytes: ``3.4 MiB``."""
+    if count is None:
+        return "–"
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(value) < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
+
+
+def speed(count: float | None) -> str:
+    """Bytes a second: ``3.4 MiB/s``."""
+    return "–" if count is None else f"{size(count)}/s"
+
+
+def milliseconds(value: float | None) -> str:
+    """``0.4 ms``, ``120 ms``, ``3.2 s``."""
+    if value is None:
+        return "–"
+    if value < 10:
+        return f"{value:.1f} ms"
+    if value < 1000:
+        return f"{value:.0f} ms"
+    return f"{value / 1000:.1f} s"
+
+
+def seconds(value: float | None) -> str:
+    """A time span: ``3 s``, ``5 min``, ``7 h``, ``12 d``."""
+    if value is None:
+        return "–"
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if value >= 2 * length:
+            return f"{value / length:.0f} {unit}"
+    return f"{value:.0f} s" if value >= 1 else "now"
+
+
+def ago(at: float | None) -> str:
+    """A Unix time: ``3 s ago``; ``never`` for None."""
+    if at is None:
+        return "never"
+    span = seconds(max(0.0, time.time() - at))
+    return "just now" if span == "now" else f"{span} ago"
+
+
+def share(value: float | None) -> str:
+    """A ratio: ``98 %``."""
+    return "–" if value is None else f"{value * 100:.0f} %"
+
+
+def short(digest: str) -> str:
+    """The beginning of a digest: ``sha256:0123456789ab``."""
+    algorithm, colon, encoded = digest.partition(":")
+    return f"{algorithm}:{encoded[:12]}" if colon and len(encoded) > 12 else digest
+
+
+def image(name: str, most: int = 60) -> str:
+    """A name without what goes without saying, and with a short digest."""
+    name, at, digest = name.partition("@")
+    name = name.removeprefix("docker.io/library/").removeprefix("docker.io/")
+    shown = f"{name}@{short(digest)}" if at else name
+    return shown if len(shown) <= most else f"{shown[: most - 1]}…"

@@ -1,0 +1,71 @@
+"""What the documentation tells people to type does what it says, on a node of a real ring."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+from lab import parts
+
+ROOT = Path(__file__).parents[2]
+PAGES = ["README.md", "docs/cli.md", "docs/metrics.md", "docs/architecture.md", "docs/comparison.md", "docs/faq.md"]
+STARTS = ("make ", "spegel-consul registry")
+"""Commands that start things: .ci/run and the tests with real parts do."""
+
+
+def blocks(page: str) -> list[str]:
+    return re.findall(r"^```sh\n(.*?)^```$", (ROOT / page).read_text(), re.M | re.S)
+
+
+def commands() -> list[str]:
+    lines = [line for page in PAGES for block in blocks(page) for line in block.splitlines()]
+    return [
+        line
+        for line in lines
+        if re.match(r"(NO_COLOR=1 )?(spegel-consul|curl|consul|dig) ", line) and not line.startswith(STARTS)
+    ]
+
+
+@pytest.mark.real
+def test_every_command_of_the_documentation_works(ring) -> None:
+    assert len(commands()) >= 18
+    node = ring[1]
+    programs = parts.path(parts.consul(), Path(sys.executable))
+    environment = {**os.environ, "PATH": programs, "CONSUL_HTTP_ADDR": "127.0.0.1:8500"}
+    for command in commands():
+        line = command.replace("10.0.0.7", node.ip)
+        done = subprocess.run(
+            node.netns.inside(["bash", "-o", "pipefail", "-c", line]),
+            capture_output=True, text=True, timeout=60, env=environment, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+        assert done.stdout.strip(), command
+        assert '"error"' not in done.stdout, f"{command}\n{done.stdout}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text()
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
+        if not target.startswith("http"):
+            assert (ROOT / page).parent.joinpath(target).exists(), f"{page}: {target}"
+
+
+def test_each_block_of_commands_is_one_that_is_run() -> None:
+    for page in PAGES:
+        for block in blocks(page):
+            for line in re.sub(r"\\\n", "", block).splitlines():
+                assert line in commands() or line.startswith(STARTS), f"{page}: nothing runs {line!r}"
+
+
+def test_the_picture_is_self_contained_and_names_itself() -> None:
+    text = (ROOT / "docs/picture.svg").read_text()
+    picture = ElementTree.fromstring(text)
+    assert picture.attrib["aria-labelledby"] == "title about"
+    assert "prefers-color-scheme: dark" in text
+    assert not re.search(r"(?:href|src)=|url\((?!#)", text)

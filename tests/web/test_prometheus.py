@@ -1,0 +1,146 @@
+"""The metrics, their reference, the dashboard and the scrape configuration, with a real Prometheus."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import urllib.parse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lab import parts
+from lab.process import until
+
+from spegel_consul.metrics import Metrics
+from spegel_consul.web import reference
+
+DOCS = Path(__file__).parents[2] / "docs"
+DASHBOARD = json.loads((DOCS / "grafana/spegel-consul.json").read_text())
+
+SPEGELS = {
+    "spegel_mirror_requests_total": ("registry", "cache"),
+    "spegel_mirror_last_success_timestamp_seconds": (),
+    "spegel_resolve_duration_seconds": ("router",),
+    "spegel_advertised_image_tags": ("registry",),
+    "spegel_advertised_image_digests": ("registry",),
+    "spegel_advertised_content_digests": ("registry",),
+    "http_request_duration_seconds": ("handler", "method", "code"),
+    "http_response_size_bytes": ("handler", "method", "code"),
+    "http_requests_inflight": ("handler",),
+}
+"""pkg/metrics/metrics.go and pkg/httpx/metrics.go of Spegel."""
+
+
+def test_spegels_names_and_labels_are_all_there() -> None:
+    labels = Metrics().labels()
+    assert {name: labels[name] for name in SPEGELS} == SPEGELS
+
+
+def test_the_reference_is_fresh() -> None:
+    assert (DOCS / "metrics.md").read_text() == reference.reference(), (
+        "stale: python -m spegel_consul.web.reference >docs/metrics.md"
+    )
+
+
+def expressions() -> list[str]:
+    return [target["expr"] for panel in DASHBOARD["panels"] for target in panel.get("targets", ())]
+
+
+def filled(expression: str) -> str:
+    """As Grafana sends it."""
+    for variable, value in (("$__rate_interval", "1m"), ("$job", ".+"), ("$node", ".+")):
+        expression = expression.replace(variable, value)
+    return expression
+
+
+def named(expression: str) -> set[str]:
+    return set(re.findall(r"\b((?:spegel|http|process)_[a-z_]+|up)\b", expression))
+
+
+def test_each_query_of_the_dashboard_names_a_metric_that_exists() -> None:
+    assert len(expressions()) > 30
+    known = reference.names() | {"up"}
+    for expression in expressions():
+        assert named(expression), expression
+        assert named(expression) <= known, expression
+
+
+def test_each_expression_of_the_reference_names_a_metric_that_exists() -> None:
+    alerts = re.findall(r"^\| `([^`]+)`(?: for [^|]+)? \|[^|]*\|$", reference.reference().partition("## What")[2], re.M)
+    assert len(alerts) == 8
+    for alert in alerts:
+        assert named(alert) <= reference.names() | {"up"}, alert
+
+
+class Prometheus:
+    def __init__(self, ring) -> None:
+        self._netns = ring[0].netns
+
+    def ask(self, path: str, **query: str) -> Any:
+        response = self._netns.request("GET", "127.0.0.1", 9099, f"{path}?{urllib.parse.urlencode(query)}", timeout=20)
+        document = json.loads(response.body)
+        assert document["status"] == "success", document
+        return document["data"]
+
+    def values(self, expression: str) -> dict[str, float]:
+        found = self.ask("/api/v1/query", query=expression)["result"]
+        return {each["metric"].get("node", ""): float(each["value"][1]) for each in found}
+
+    def targets(self) -> list[dict[str, Any]]:
+        try:
+            return list(self.ask("/api/v1/targets", state="active")["activeTargets"])
+        except (OSError, ValueError):
+            return []  # it is starting
+
+
+@pytest.fixture(scope="module")
+def prometheus(ring) -> Iterator[Prometheus]:
+    """The configuration of the documentation, but for the interval."""
+    directory = ring.lab.dir / "prometheus"
+    directory.mkdir()
+    text = (DOCS / "prometheus.yml").read_text()
+    assert "scrape_interval: 15s" in text
+    (directory / "prometheus.yml").write_text(text.replace("scrape_interval: 15s", "scrape_interval: 1s"))
+    argv = [parts.prometheus(), f"--config.file={directory}/prometheus.yml", f"--storage.tsdb.path={directory}/data"]
+    process = ring[0].netns.start(
+        "prometheus", [*argv, "--web.listen-address=127.0.0.1:9099"], log_path=directory / "prometheus.log"
+    )
+    made = Prometheus(ring)
+    try:
+        process.until(lambda: len(made.targets()) == 3, timeout=30, what="Prometheus found three nodes through Consul")
+        process.until(
+            lambda: len(made.values("rate(spegel_ready[10s])")) == 3, timeout=30, what="it scraped each of them twice"
+        )
+        yield made
+    finally:
+        process.kill9()
+        shutil.rmtree(directory / "data", ignore_errors=True)
+
+
+@pytest.mark.real
+def test_all_targets_are_up_and_tell_what_is_so(ring, prometheus) -> None:
+    until(
+        lambda: [target["health"] for target in prometheus.targets()] == ["up"] * 3,
+        timeout=20,
+        what="all targets are up",
+    )
+    assert {target["labels"]["job"] for target in prometheus.targets()} == {"spegel-consul"}
+    assert set(prometheus.values("spegel_ready")) == {"n0", "n1", "n2"}
+    assert prometheus.values("spegel_ring_members") == {"n0": 2, "n1": 2, "n2": 2}
+    assert prometheus.values("spegel_ring_split") == {"n0": 0, "n1": 0, "n2": 0}
+    assert sum(prometheus.values("spegel_leader").values()) == 1
+    assert prometheus.values("spegel_advertised_image_tags") == {"n0": 1}
+    assert prometheus.values("spegel_advertised_content_digests")["n0"] >= len(ring.image.digests)
+    assert prometheus.values("spegel_consul_staleness_seconds")["n1"] < 70
+
+
+@pytest.mark.real
+def test_prometheus_understands_each_query_of_the_dashboard(ring, prometheus) -> None:
+    assert ring.pull(ring.image.amd64.layers[1]).status == 200
+    answered = 0
+    for expression in expressions():
+        answered += bool(prometheus.ask("/api/v1/query", query=filled(expression))["result"])
+    assert answered > len(expressions()) * 0.6, "most of them have data in a small ring that works"
