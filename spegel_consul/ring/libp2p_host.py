@@ -40,8 +40,9 @@ MAX_HALF_OPEN = 512
 MAX_HALF_OPEN_PER_ADDRESS = 128
 
 _IDENTIFY, _PING = "/ipfs/id/1.0.0", "/ipfs/ping/1.0.0"
-# handshakes included: all nodes of a ring may start at once, and with more of them at a time all are too late
-_PARALLEL_DIALS = 6
+# Waiting for an answer costs nothing, and hosts that vanished are waited for longest.  Handshakes cost CPU: when all
+# nodes of a ring start at once, more of them at a time would make all too late.
+_PARALLEL_DIALS, _PARALLEL_HANDSHAKES = 32, 6
 _MAX_IDENTIFY = 64 << 10
 _PING_IDLE = 600.0
 
@@ -74,6 +75,7 @@ class Libp2pHost:
         self._accepting = trio.CancelScope()
         self._dialling: dict[bytes, Result[Connection]] = {}
         self._dial_limit = trio.CapacityLimiter(_PARALLEL_DIALS)
+        self._handshake_limit = trio.CapacityLimiter(_PARALLEL_HANDSHAKES)
         self._nursery: trio.Nursery | None = None
 
     @property
@@ -238,10 +240,18 @@ class Libp2pHost:
                 reason = "no answer" if isinstance(exc, trio.TooSlowError) else exc
                 result.fail(Unreachable(f"can't connect to {host}:{port}: {reason}"))
                 return
+        try:
+            await self._handshake_limit.acquire()
+        except BaseException:
+            await trio.aclose_forcefully(stream)
+            raise
+        try:
             handshake = trio.CancelScope(deadline=trio.current_time() + HANDSHAKE_TIMEOUT)
             nursery.start_soon(partial(self._connect, stream, result, handshake, dialled=(host, port)))
             with suppress(RingError):
                 await result.wait()
+        finally:
+            self._handshake_limit.release()
 
     async def _connect(
         self,
