@@ -150,7 +150,7 @@ class Election:
                 self._heart.hold(session, began)
                 # the few that have come as far as this spread once more, the further the slower the answers are
                 again = max(2 * SPACING, 4 * (now - began))
-                return self._read(self._rng.uniform(0, min(self._spread(), again)))
+                return self._read(self._rng.uniform(0, min(self._spread() / 2, again)))
             case Acquired(won):
                 self._solved(Acquire)
                 self.denied = None

@@ -214,7 +214,7 @@ async def test_an_agent_that_is_away(autojump_clock: trio.testing.MockClock, fau
         assert [line["event"] for line in logs] == ["registration hindered"]
         assert registration.problem.startswith("registering services: ")
         consul.links.clear()
-        await until(lambda: registration.problem is None, 13)
+        await until(lambda: registration.problem is None, 13 + 13)  # a pause, or a request that hangs to its end
         assert len(consul.services) == 3
         nursery.cancel_scope.cancel()
 

@@ -32,7 +32,7 @@ POLICIES = Path(__file__).parents[2] / "consul/policies"
 
 
 class Node:
-    """Something that answers the three checks: /readyz and /livez with ``status``, and TCP."""
+    """Something that answers the checks: /readyz with ``status``, /livez well, and TCP."""
 
     def __init__(self) -> None:
         self.status = 200
@@ -50,7 +50,8 @@ class Node:
         async with stream:
             with suppress(trio.BrokenResourceError):  # how the agent's TCP check hangs up
                 if await stream.receive_some():
-                    await stream.send_all(b"HTTP/1.1 %d x\r\nContent-Length: 0\r\n\r\n" % self.status)
+                    status = self.status if stream.socket.getsockname()[1] == self.ports[0] else 200
+                    await stream.send_all(b"HTTP/1.1 %d x\r\nContent-Length: 0\r\n\r\n" % status)
 
     def services(self) -> tuple[ServiceDefinition, ...]:
         return services_at(self.ports)
