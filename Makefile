@@ -37,9 +37,8 @@ check: dev-install
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-test: dev-install real-parts
+test: dev-install real-parts test-py-consul
 	SPEGEL_REAL_PARTS=$(CACHE) $(BIN)/python -m pytest
-	$(MAKE) test-py-consul
 
 # the fence around the client library once more, with the other library behind it
 test-py-consul: dev-install real-parts
