@@ -63,7 +63,7 @@ class Events:
     def __call__(self, logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         """A processor of structlog: keeps the event and passes it on."""
         self.last += 1
-        self._kept.append({"number": self.last, **{name: _plain(value) for name, value in event.items()}})
+        self._kept.append({**{name: _plain(value) for name, value in event.items()}, "number": self.last})
         # grpc's threads log too, and setting an event from another thread is not Trio's way: they are seen by the next
         if self._changed.statistics().tasks_waiting and _in_trio():
             self._changed.set()

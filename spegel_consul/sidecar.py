@@ -373,7 +373,7 @@ async def _tell_findings(settings: Settings, node: _Node) -> None:
 def _tell(trace: Trace) -> None:
     """One line for each mirrored request, for those who log at debug; nobody else pays for making it."""
     if log_level.level.current == "debug":
-        facts = {name: value for name, value in trace.to_json().items() if value is not None}
+        facts = {name: value for name, value in trace.to_json().items() if value is not None and name != "number"}
         log.debug("mirrored", **{**facts, **as_fields(trace.onward)})
 
 

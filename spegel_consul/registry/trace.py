@@ -56,29 +56,20 @@ class Progress(Protocol):
 class Trace:
     """One request. The mirror assigns; 0.0 is a time that has not come."""
 
-    __slots__ = (
-        "_traces",
-        "asked",
-        "began",
-        "bytes",
-        "connected",
-        "done",
-        "error",
-        "first_byte",
-        "key",
-        "kind",
-        "looked_up",
-        "method",
-        "number",
-        "onward",
-        "outcome",
-        "peer",
-        "progress",
-        "reference",
-        "resumed",
-        "size",
-        "started",
-    )
+    # class attributes, so that a new one has only what is known at the start to be assigned
+    onward: Onward = ()
+    looked_up = 0.0
+    asked = 0.0
+    connected = 0.0
+    first_byte = 0.0
+    done = 0.0
+    peer = ""
+    size = 0
+    bytes = 0
+    progress: Progress | None = None
+    resumed = 0
+    outcome = ""
+    error = ""
 
     def __init__(self, traces: Traces, number: int, reference: Any, key: str, kind: str, method: str) -> None:
         self._traces = traces
@@ -87,21 +78,8 @@ class Trace:
         self.key = key
         self.kind = kind
         self.method = method
-        self.onward: Onward = ()
         self.began = time.time()
         self.started = time.perf_counter()
-        self.looked_up = 0.0
-        self.asked = 0.0
-        self.connected = 0.0
-        self.first_byte = 0.0
-        self.done = 0.0
-        self.peer = ""
-        self.size = 0
-        self.bytes = 0
-        self.progress: Progress | None = None
-        self.resumed = 0
-        self.outcome = ""
-        self.error = ""
 
     def __enter__(self) -> Trace:
         return self
