@@ -295,7 +295,7 @@ async def test_unix_socket(tmp_path: Path) -> None:
             with trio.move_on_after(0.1) as scope:
                 await client.kv_get("a/b", index)
             assert scope.cancelled_caught
-            assert threading.enumerate() == threads
+            assert set(threading.enumerate()) <= set(threads)  # others may have ended
 
 
 async def test_ipv6(tmp_path: Path) -> None:
