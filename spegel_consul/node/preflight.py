@@ -260,7 +260,7 @@ async def _consul(subject: Subject) -> list[Check]:
     except ConsulError as exc:
         return [fail("consul", str(exc), "CONSUL_HTTP_ADDR=http://…:8500")]
     finally:
-        await http.aclose()
+        await http.close()
     return checks
 
 
