@@ -13,6 +13,7 @@ from spegel_consul.consul.view import ElectionSettings
 from spegel_consul.oci.filters import ImageFilter
 from spegel_consul.registry.mirror import MirrorSettings
 from spegel_consul.registry.peer import PeerLimits
+from spegel_consul.registry.policy import PeerPolicy
 from spegel_consul.ring.policy import OnLeaderChange
 from spegel_consul.server.listen import ListenAddress
 from spegel_consul.server.tls import TlsFiles
@@ -46,6 +47,7 @@ class Settings:
     peer_limits: PeerLimits
     tls: TlsFiles | None
     basic_auth_file: Path | None
+    peer_policy: PeerPolicy
     skip_preflight: bool
     hang_timeout: float
     heartbeat: int | None

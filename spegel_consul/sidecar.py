@@ -50,6 +50,7 @@ from spegel_consul.registry.credentials import Credentials, CredentialsError
 from spegel_consul.registry.mirror import Mirror
 from spegel_consul.registry.peer import PeerClient
 from spegel_consul.registry.plan import Planner
+from spegel_consul.registry.policy import PeerPolicy, any_node, one_of
 from spegel_consul.registry.short import ShortRoad
 from spegel_consul.registry.trace import Trace, as_fields
 from spegel_consul.ring import RingError, Router
@@ -154,6 +155,22 @@ class _Node:
         return "https" if self.tls is not None else "http"
 
 
+class _Catalogued:
+    """The addresses in the catalog; none before it is watched."""
+
+    def __init__(self) -> None:
+        self.catalog: CatalogWatch | None = None
+        self._of: object = None
+        self._addresses: frozenset[str] = frozenset()
+
+    def addresses(self) -> frozenset[str]:
+        """Those of all healthy routers."""
+        if self.catalog is not None and self.catalog.members is not self._of:
+            self._of = self.catalog.members
+            self._addresses = frozenset(member.address for member in self.catalog.members)
+        return self._addresses
+
+
 def _prepare(settings: Settings) -> _Node:
     node = _Node(
         load_or_create(settings.data_dir),
@@ -190,12 +207,16 @@ async def _start(settings: Settings, node: _Node, stages: _Stages, resources: As
     await stages.start(_announcer(store, router))
 
     if node.credentials is not None:
+        if settings.peer_policy is PeerPolicy.ANY:
+            log.warning("the password is shown to whoever the ring names: give --peer-policy=catalog too")
         if node.tls is None:
             log.warning("passwords travel in clear text: give --tls-cert-file and --tls-key-file too")
         await stages.start(node.credentials.run)
     peers = PeerClient(settings.peer_limits, node.tls)
     resources.callback(peers.close)
-    mirror = Mirror(router, peers, metrics, settings.mirror, node.credentials)
+    catalogued = _Catalogued()
+    permits = one_of(catalogued.addresses) if settings.peer_policy is PeerPolicy.CATALOG else any_node
+    mirror = Mirror(router, peers, metrics, settings.mirror, node.credentials, permits)
     planner = Planner(store, settings.images, node.credentials)
     short_road = ShortRoad(planner, store, mirror, ByteCache(settings.manifest_cache_size), metrics)
     view = Node(
@@ -243,6 +264,7 @@ async def _start(settings: Settings, node: _Node, stages: _Stages, resources: As
         catalog=catalog,
         nomad=node.nomad,
     )
+    catalogued.catalog = catalog
     roster = CatalogRoster(catalog) if catalog is not None else None
     await _join(settings, bootstrap, roster, router, view, stages)
 

@@ -21,6 +21,7 @@ from spegel_consul.node.places import find_socket, namespaces
 from spegel_consul.oci.filters import ImageFilter
 from spegel_consul.registry.mirror import MirrorSettings
 from spegel_consul.registry.peer import PeerLimits
+from spegel_consul.registry.policy import PeerPolicy
 from spegel_consul.ring.policy import OnLeaderChange
 from spegel_consul.server.tls import TlsFiles
 
@@ -106,6 +107,12 @@ from spegel_consul.server.tls import TlsFiles
     help="Serve only those who show a certificate of these authorities; the runtime does by client= in hosts.toml.",
 )
 @option(
+    "--peer-policy",
+    type=click.Choice([policy.value for policy in PeerPolicy]),
+    default="any",
+    help="Which addresses are asked for content: any that the ring names, or only those that are in Consul's catalog.",
+)
+@option(
     "--basic-auth-file",
     type=FILE,
     default=None,
@@ -173,6 +180,11 @@ def _settings(given: dict[str, Any]) -> Settings:
         consul = ConsulSettings.from_env(os.environ) if bootstrap.uses_consul else None
     except ValueError as exc:
         raise click.UsageError(str(exc)) from None
+    policy = PeerPolicy(given["peer_policy"])
+    if policy is PeerPolicy.CATALOG and (consul is None or given["consul_service"] == ServiceMode.OFF.value):
+        raise click.UsageError(
+            "--peer-policy=catalog needs Consul's catalog: --bootstrap-kind=consul, not without services"
+        )
     return Settings(
         registry_addr=given["registry_addr"],
         router_addr=given["router_addr"],
@@ -199,6 +211,7 @@ def _settings(given: dict[str, Any]) -> Settings:
         ),
         tls=_tls(given),
         basic_auth_file=given["basic_auth_file"],
+        peer_policy=policy,
         skip_preflight=given["skip_preflight"],
         hang_timeout=given["hang_timeout"],
         heartbeat=None,

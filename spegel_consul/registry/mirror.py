@@ -34,6 +34,7 @@ from spegel_consul.registry.credentials import Credentials
 from spegel_consul.registry.peer import PeerClient, PeerError, PeerResponse
 from spegel_consul.registry.penalties import Penalties
 from spegel_consul.registry.plan import MIRRORED_HEADER, unknown
+from spegel_consul.registry.policy import Permits, any_node
 from spegel_consul.registry.race import Ask, Exhausted, Race, Wait
 from spegel_consul.registry.recent import RecentProviders
 from spegel_consul.registry.trace import CUT, Onward, Trace, Traces
@@ -231,7 +232,9 @@ class Mirror:
         metrics: Metrics,
         settings: MirrorSettings | None = None,
         credentials: Credentials | None = None,
+        permits: Permits = any_node,
     ) -> None:
+        self.permits = permits
         self._credentials = credentials
         self.router = router
         self.client = client
@@ -242,6 +245,10 @@ class Mirror:
         self._labelled: set[str] = set()
         self._metrics = metrics
         self.on_resolved: Callable[[float], None] = metrics.resolve_duration.labels("libp2p").observe
+
+    def may_ask(self, provider: Provider) -> bool:
+        """Whether it is one of those that may be asked, and has not misbehaved lately."""
+        return self.permits(provider) and not self.penalties.bars(provider)
 
     def on_mismatch(self, provider: Provider, digest: Digest) -> None:
         """A peer's bytes did not have the digest that was asked for."""
@@ -291,7 +298,7 @@ class Mirror:
             return None  # there is nothing to splice
         wanted = _forwardable(request, range_header)
         for provider in self.recent.get(request.key):
-            if not self.penalties.bars(provider) and self.client.has_idle(provider.registry):
+            if self.may_ask(provider) and self.client.has_idle(provider.registry):
                 with trio.move_on_after(self.settings.hedge):
                     return await self._ask_at_once(provider, request, wanted, trace)
                 break
@@ -432,7 +439,7 @@ class _Chase:
         self._answers.clear()
 
     def _found(self, provider: Provider) -> None:
-        if not self.mirror.penalties.bars(provider):
+        if self.mirror.may_ask(provider):
             self._race.found(provider)
             self._wake.set()
 

@@ -18,6 +18,7 @@ from spegel_consul.registry.credentials import Credentials
 from spegel_consul.registry.mirror import Mirror, MirrorSettings
 from spegel_consul.registry.peer import PeerClient, PeerLimits
 from spegel_consul.registry.plan import Planner
+from spegel_consul.registry.policy import Permits, any_node
 from spegel_consul.registry.short import ShortRoad
 from spegel_consul.ring import Provider
 from spegel_consul.server.connection import Link
@@ -127,11 +128,12 @@ async def start_node(nursery: trio.Nursery, request: pytest.FixtureRequest, tmp_
         keep_alive: float = 100.0,
         tls: Tls | None = None,
         credentials: Credentials | None = None,
+        permits: Permits = any_node,
     ) -> Node:
         metrics, router = Metrics(), ListRouter()
         store = FileStore(tmp_path / f"content{len(clients)}")
         clients.append(PeerClient(LIMITS, tls))
-        mirror = Mirror(router, clients[-1], metrics, settings or MirrorSettings(), credentials)  # type: ignore[arg-type]
+        mirror = Mirror(router, clients[-1], metrics, settings or MirrorSettings(), credentials, permits)  # type: ignore[arg-type]
         planner = Planner(store, images or ImageFilter(), credentials)
         app = ContentApp(build_app(lambda: problem), planner, store, mirror, metrics)  # type: ignore[arg-type]
         short_road = CountedRoad(ShortRoad(planner, store, mirror, ByteCache(1 << 20), metrics))

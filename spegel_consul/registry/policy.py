@@ -1,0 +1,48 @@
+# A provider record says where a registry listens, and whoever is in the ring can write one.  Followed blindly it would
+# make this node ask any address for anybody: a metadata service, a neighbour's administration port.
+
+"""Which addresses may be asked for content."""
+
+from __future__ import annotations
+
+import enum
+import ipaddress
+from collections.abc import Callable, Collection
+from functools import lru_cache
+
+from spegel_consul.ring import Provider
+
+
+class PeerPolicy(enum.Enum):
+    """``any``: every address that a node could have; ``catalog``: only those of instances in Consul's catalog."""
+
+    ANY = "any"
+    CATALOG = "catalog"
+
+
+Permits = Callable[[Provider], bool]
+"""Whether a provider may be asked."""
+
+
+def any_node(provider: Provider) -> bool:
+    """Whether its address could be a node's: no link-local one, where clouds keep their metadata, no group of hosts."""
+    return _could_be_a_node(provider.registry[0])
+
+
+def one_of(addresses: Callable[[], Collection[str]]) -> Permits:
+    """Only those whose IP address is in ``addresses()`` now."""
+
+    def permits(provider: Provider) -> bool:
+        return provider.registry[0] in addresses()
+
+    return permits
+
+
+@lru_cache(4096)
+def _could_be_a_node(host: str) -> bool:
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    address = getattr(address, "ipv4_mapped", None) or address
+    return not (address.is_link_local or address.is_multicast or address.is_unspecified or address.is_reserved)
