@@ -87,7 +87,7 @@ from spegel_consul.server.tls import TlsFiles
     "--verify",
     type=click.Choice(["on", "off"]),
     default="on",
-    help="Whether blobs from peers are hashed while they pass, so that wrong bytes never reach the runtime.",
+    help="Whether blobs from peers are hashed while they pass, so that a blob with wrong bytes is never completed.",
 )
 @option("--peer-connect-timeout", type=TIMEOUT, default="1s", help="Longest wait for a peer's connection.")
 @option("--peer-first-byte-timeout", type=TIMEOUT, default="2s", help="Longest wait for a peer's answer to begin.")

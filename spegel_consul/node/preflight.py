@@ -250,11 +250,8 @@ async def _consul(subject: Subject) -> list[Check]:
             allowed = await http.request(
                 "POST", lambda answer: json.loads(answer.body), "/v1/internal/acl/authorize", data=question, within=5
             )
-        except AccessDenied as exc:
-            checks.append(fail("acl", f"Consul does not know the token: {exc}", "CONSUL_HTTP_TOKEN=…"))
         except ConsulError as exc:
-            disabled = "ACL support disabled" in str(exc)
-            checks.append(ok("acl", "ACLs are disabled") if disabled else warn("acl", f"could not be checked: {exc}"))
+            checks.append(_without_rights(exc))
         else:
             checks.append(rights_check([entry.get("Allow") is True for entry in allowed]))
     except ConsulError as exc:
@@ -262,6 +259,15 @@ async def _consul(subject: Subject) -> list[Check]:
     finally:
         await http.close()
     return checks
+
+
+def _without_rights(exc: ConsulError) -> Check:
+    """What it means that Consul did not say which rights the token has."""
+    if "ACL support disabled" in str(exc):
+        return ok("acl", "ACLs are disabled")
+    if isinstance(exc, AccessDenied):
+        return fail("acl", f"Consul does not know the token: {exc}", "CONSUL_HTTP_TOKEN=…")
+    return warn("acl", f"could not be checked: {exc}")
 
 
 def rights_check(allowed: list[bool]) -> Check:

@@ -3,8 +3,9 @@
 # A transfer lives in one nursery: the lookup that yields providers, the questions to them, and the body that
 # the client reads.  The first good head wins; when its peer dies half-way, the race goes on for the rest of
 # the bytes where they stopped.  A manifest or a small blob is read and checked before the client sees any of it;
-# of a larger one the last piece is held back until the digest of all pieces is right, because a runtime that is
-# handed wrong bytes fails the whole pull, while one that is cut off turns to the next source.
+# of a larger one the last piece is held back until the digest of all pieces is right, and if it is not, the transfer is
+# cut.  The runtime keeps the wrong beginning, fetches the rest from upstream and fails that pull, which no mirror can
+# prevent; but the peer is known then and not asked again, so the next pull is right.
 #
 # Before all that comes a short cut: a peer that had the blob a moment ago is asked over a connection that is there.
 # If it answers soon, there is no race to be run, and its nursery is only opened if the peer dies half-way.

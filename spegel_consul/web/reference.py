@@ -34,7 +34,7 @@ _ALERTS = """
 | `max by (instance) (spegel_ring_split) > 0` for 5 minutes | the ring lacks healthy routers of the catalog |
 | `sum(spegel_leader) != 1` for 1 minute | not exactly one leads; the ring goes on, and nodes that start join late |
 | `increase(spegel_verification_failures_total[1h]) > 0` | a peer has wrong bytes; the log names it |
-| `rate(spegel_transfers_cut_total[5m]) > 0.1` | transfers end early, and runtimes begin anew upstream |
+| `rate(spegel_transfers_cut_total[5m]) > 0.1` | transfers end early, and runtimes fetch the rest upstream |
 | `spegel_consul_staleness_seconds > 120` | the agent does not answer; what is known is kept |
 | `histogram_quantile(0.99, rate(spegel_loop_lateness_seconds_bucket[5m])) > 0.1` | the loop is held up |
 """

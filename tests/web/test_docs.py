@@ -32,15 +32,20 @@ def commands() -> list[str]:
 
 
 @pytest.mark.real
-def test_every_command_of_the_documentation_works(ring) -> None:
+def test_every_command_of_the_documentation_works(ring, tmp_path: Path) -> None:
     assert len(commands()) >= 18
     node = ring[1]
     programs = parts.path(parts.consul(), Path(sys.executable))
     environment = {**os.environ, "PATH": programs, "CONSUL_HTTP_ADDR": "127.0.0.1:8500"}
+    # what they write below /etc is kept from one to the next, and from this machine
+    upper, work = tmp_path / "upper", tmp_path / "work"
+    upper.mkdir()
+    work.mkdir()
+    etc = f"mount -t overlay overlay -o lowerdir=/etc,upperdir={upper},workdir={work} /etc"
     for command in commands():
         line = command.replace("10.0.0.7", node.ip)
         done = subprocess.run(
-            node.netns.inside(["bash", "-o", "pipefail", "-c", line]),
+            node.netns.inside(["bash", "-o", "pipefail", "-c", f"{etc} && {line}"], private_mounts=True),
             capture_output=True, text=True, timeout=60, env=environment, check=False,
         )  # fmt: skip
         assert done.returncode == 0, f"{command}\n{done.stderr}"
