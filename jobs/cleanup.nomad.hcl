@@ -1,5 +1,7 @@
 # Undoes what configure.nomad.hcl, or the configure task of spegel.nomad.hcl, did: the runtimes' configuration is what it
 # was before. Run it before the mirror is removed for good; an upgrade does not need it.
+#
+# Clients must allow the docker driver to mount host directories: volumes { enabled = true } in its plugin's configuration.
 
 variable "datacenters" {
   type    = list(string)

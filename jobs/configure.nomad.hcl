@@ -2,6 +2,8 @@
 # there before is kept aside, and cleanup.nomad.hcl brings it back.
 #
 # hosts.toml is read with every pull; after a change of daemon.json Docker has to be restarted, which this does not do.
+#
+# Clients must allow the docker driver to mount host directories: volumes { enabled = true } in its plugin's configuration.
 
 variable "datacenters" {
   type    = list(string)

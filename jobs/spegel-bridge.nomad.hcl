@@ -5,6 +5,8 @@
 # listen on the host's address, not on loopback alone (client_addr in its configuration).
 #
 # configure.nomad.hcl points the runtimes at the mirror.
+#
+# Clients must allow the docker driver to mount host directories: volumes { enabled = true } in its plugin's configuration.
 
 variable "job_name" {
   type        = string

@@ -5,6 +5,8 @@
 #   nomad acl policy apply -namespace default -job spegel spegel-variable acl/spegel-variable.hcl
 #
 # Without it the routers still find each other, through nomad-service. configure.nomad.hcl points the runtimes at it.
+#
+# Clients must allow the docker driver to mount host directories: volumes { enabled = true } in its plugin's configuration.
 
 variable "job_name" {
   type        = string

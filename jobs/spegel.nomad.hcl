@@ -4,6 +4,8 @@
 #   nomad job run -var-file=vars/containerd.hcl spegel.nomad.hcl    # nodes whose images are pulled by containerd
 #
 # README.md says what each stanza is for and which versions it needs.
+#
+# Clients must allow the docker driver to mount host directories: volumes { enabled = true } in its plugin's configuration.
 
 variable "job_name" {
   type        = string

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
@@ -74,6 +75,9 @@ from spegel_consul.web import readings
 from spegel_consul.web.node import Consul, Node
 
 log = structlog.get_logger(__name__)
+
+
+_SAME_SIGNAL = 1.0  # seconds
 
 
 class StartError(Exception):
@@ -400,12 +404,18 @@ def _tell(trace: Trace) -> None:
 
 
 async def _on_signal(stopping: trio.Event, everything: trio.CancelScope) -> None:
-    """The first signal asks for an orderly stop, the second one for a quick one."""
+    """The first signal asks for an orderly stop, a later one for a quick one.
+
+    What follows at once is the same one: systemd and terminals signal the guard and us, and the guard passes it on.
+    """
+    asked_at = -math.inf
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async for _ in signals:
-            if stopping.is_set():
+            if not stopping.is_set():
+                asked_at = trio.current_time()
+                stopping.set()
+            elif trio.current_time() > asked_at + _SAME_SIGNAL:
                 everything.cancel()
-            stopping.set()
 
 
 class _Stages:

@@ -26,13 +26,14 @@ _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, sign
 _PR_SET_PDEATHSIG = 1
 _BEATS = 4
 EXIT_HUNG = 1
+_LAST_WORDS = 1  # seconds
 
 
 def guard(silence: float, say: Callable[[str], None]) -> int:
     """Fork. In the sidecar returns the descriptor to beat on; the guard never returns, but exits as the sidecar does.
 
-    ``silence``: seconds without a beat that are too many, counted from the first beat; ``say`` is told before the
-    sidecar is killed for it.
+    ``silence``: seconds without a beat that are too many, counted from the first beat; ``say`` is told after the
+    sidecar was killed for it.
     """
     reading, writing = os.pipe()
     guard_pid = os.getpid()
@@ -76,9 +77,12 @@ def _watch(pid: int, reading: int, silence: float, say: Callable[[str], None]) -
         else:
             missed += 1
             if missed == 2:
-                say(f"the sidecar has not moved for {silence:g} s: ended, so that runtimes go on without it")
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
+                # it may have hung because nobody reads what it says, and then nobody reads this
+                signal.signal(signal.SIGALRM, lambda *_: os._exit(EXIT_HUNG))
+                signal.alarm(_LAST_WORDS)
+                say(f"the sidecar had not moved for {silence:g} s: ended, so that runtimes go on without it")
                 os._exit(EXIT_HUNG)
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     os._exit(status if status >= 0 else 128 - status)

@@ -51,7 +51,8 @@ def assemble(
                     yield kind.value, PolledBootstrap(source)
                 case BootstrapKind.HTTP:
                     for url in settings.http_urls:
-                        yield f"http {url}", PolledBootstrap(HttpSource(url, settings.http_cert_dir))
+                        http = HttpSource(url, settings.http_cert_dir)
+                        yield f"http {http.name}", PolledBootstrap(http)
                 case BootstrapKind.DNS if settings.dns_domain:
                     yield kind.value, PolledBootstrap(DnsSource(settings.dns_domain, router_port, settings.dns_server))
                 case BootstrapKind.STATIC:

@@ -35,13 +35,14 @@ class HttpSource:
         if cert_dir is not None and parts.scheme != "https":
             raise ValueError(f"{url!r} is not https, so the certificates in {cert_dir} would not be used")
         self._url = url
+        self._name = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()  # without a password
         self._cert_dir = cert_dir
         if cert_dir is not None:
             _tls(cert_dir)
 
     @property
     def name(self) -> str:
-        return self._url
+        return self._name
 
     async def ask(self) -> Sequence[PeerInfo]:
         """The first three peers that it names. Raises SourceError."""

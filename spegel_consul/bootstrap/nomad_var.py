@@ -97,6 +97,7 @@ class NomadVarBootstrap:
     async def _follow(self) -> None:
         """Return when this node has the lock."""
         index, backoff = BlockingIndex(), Backoff(0.5, 15.0, self._rng)
+        contended = Backoff(1.0, 30.0, self._rng)
         next_try = trio.current_time() + self._try_every * self._rng.uniform(0.5, 1.5)
         while True:
             wait = max(1.0, min(60.0, next_try - trio.current_time()))
@@ -104,6 +105,7 @@ class NomadVarBootstrap:
             try:
                 answered, free = await self._read(index.value, wait)
                 if not free and trio.current_time() < next_try:
+                    contended.reset()
                     self._answer.trouble(None)
                     index.advance(answered)
                     await trio.sleep_until(began + 0.5)
@@ -117,7 +119,10 @@ class NomadVarBootstrap:
                     return
                 self._answer.trouble(None)
                 if free:
-                    await trio.sleep(self._rng.uniform(0.5, 2.0))
+                    # it says that nobody leads, and somebody holds it: who died in between, or has just won
+                    await trio.sleep(contended.next())
+                else:
+                    contended.reset()
             except NomadError as why:
                 index.reset()
                 self._answer.trouble(str(why) + (_ADVICE.format(path=self._name) if why.status == 403 else ""))

@@ -1,0 +1,47 @@
+"""The guard ends a sidecar that hangs, even if it hangs because nobody reads what both say."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+HUNG = """
+import os, sys, time
+from spegel_consul.watchdog import guard
+def say(line):
+    os.set_blocking(2, True)
+    os.write(2, line.encode() * 100)
+fd = guard(0.4, say)
+os.write(fd, b".")
+os.write(1, b"ready\\n")
+{hang}
+"""
+
+
+@pytest.mark.parametrize(
+    "hang",
+    ["time.sleep(60)", "os.write(2, bytes(1 << 22))"],
+    ids=["asleep", "blocked on a pipe that nobody reads"],
+)
+def test_a_hung_sidecar_is_ended(hang: str) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HUNG.format(hang=hang)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    try:
+        assert process.stdout.readline() == b"ready\n"
+        began = time.monotonic()
+        assert process.wait(10) == 1
+        assert time.monotonic() - began < 8
+    finally:
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+        process.stdout.close()
+        process.stderr.close()
