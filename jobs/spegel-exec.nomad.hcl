@@ -233,7 +233,7 @@ job "spegel" {
       driver       = "exec"
       user         = "root"
       kill_signal  = "SIGTERM"
-      kill_timeout = "20s"
+      kill_timeout = "25s"
 
       consul {}
 

@@ -207,7 +207,7 @@ job "spegel" {
     task "spegel" {
       driver       = "docker"
       kill_signal  = "SIGTERM"
-      kill_timeout = "20s"
+      kill_timeout = "25s"
 
       # puts the token into NOMAD_TOKEN and secrets/nomad_token; the address is that of the task's own socket to Nomad
       identity {

@@ -225,7 +225,7 @@ job "spegel" {
       driver       = "raw_exec"
       user         = "root"
       kill_signal  = "SIGTERM"
-      kill_timeout = "20s"
+      kill_timeout = "25s"
 
       consul {}
 

@@ -265,7 +265,7 @@ job "spegel" {
     task "spegel" {
       driver       = "docker"
       kill_signal  = "SIGTERM"
-      kill_timeout = "20s"
+      kill_timeout = "25s"
 
       consul {}
 

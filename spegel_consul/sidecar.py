@@ -64,7 +64,7 @@ from spegel_consul.ring.remembered import Remembered
 from spegel_consul.server.connection import standing
 from spegel_consul.server.listen import ListenError, listen
 from spegel_consul.server.tls import Tls, TlsError
-from spegel_consul.server.worker import serve
+from spegel_consul.server.worker import DRAIN_TIMEOUT, serve
 from spegel_consul.store import Store
 from spegel_consul.store.containerd.store import ContainerdStore
 from spegel_consul.store.inventory import Stock
@@ -95,24 +95,24 @@ async def run(settings: Settings) -> None:
     except (ListenError, NoAddress, RingError, TlsError, CredentialsError, ValueError) as exc:
         raise StartError(str(exc)) from None
     problem: RingError | None = None
-    async with trio.open_nursery() as nursery:
+    # whatever a task uses to say goodbye with outlives the nursery, however that ends
+    async with AsyncExitStack() as resources, trio.open_nursery() as nursery:
         stopping = trio.Event()
         nursery.start_soon(_on_signal, stopping, nursery.cancel_scope)
         if settings.heartbeat is not None:
             nursery.start_soon(watchdog.beat, settings.heartbeat, settings.hang_timeout)
-        async with AsyncExitStack() as resources:
-            stages = _Stages(nursery)
-            try:
-                await _start(settings, node, stages, resources)
-            except RingError as exc:
-                problem = exc
-            else:
-                log.info("started", registry=node.registry_url, router=str(node.router_port), version=__version__)
-                if not settings.skip_preflight:
-                    nursery.start_soon(_tell_findings, settings, node)
-                await stopping.wait()
-                log.info("stopping")
-            await stages.stop()
+        stages = _Stages(nursery)
+        try:
+            await _start(settings, node, stages, resources)
+        except RingError as exc:
+            problem = exc
+        else:
+            log.info("started", registry=node.registry_url, router=str(node.router_port), version=__version__)
+            if not settings.skip_preflight:
+                nursery.start_soon(_tell_findings, settings, node)
+            await stopping.wait()
+            log.info("stopping")
+        await stages.stop()
         nursery.cancel_scope.cancel()
     if problem is not None:
         raise StartError(str(problem))
@@ -240,7 +240,8 @@ async def _start(settings: Settings, node: _Node, stages: _Stages, resources: As
     dial_back.add_to(others)
     content = ContentApp(others, planner, store, mirror, metrics)  # type: ignore[arg-type]
     await stages.serve(content, node.registry, short_road, node.tls)  # type: ignore[arg-type]
-    await stages.serve(web_app.build_app(view), node.metrics)
+    # who follows events would keep a stop waiting
+    await stages.serve(web_app.build_app(view), node.metrics, drain_timeout=1.0)
     metrics.http_inflight.set_function(lambda: {("content",): float(short_road.inflight + content.inflight)})
     metrics.open_connections.set_function(
         lambda: {
@@ -450,11 +451,17 @@ class _Stages:
         self._stops.append(stop)
 
     async def serve(
-        self, app: Framework, sock: socket.socket, short_road: ShortRoad | None = None, tls: Tls | None = None
+        self,
+        app: Framework,
+        sock: socket.socket,
+        short_road: ShortRoad | None = None,
+        tls: Tls | None = None,
+        drain_timeout: float = DRAIN_TIMEOUT,
     ) -> None:
         """Serve ``app`` on ``sock``; requests in flight may end before it stops."""
         drain = trio.Event()
-        await self.start(partial(serve, app, sock, stop=drain.wait, short_road=short_road, tls=tls), gently=drain)
+        run = partial(serve, app, sock, stop=drain.wait, short_road=short_road, tls=tls, drain_timeout=drain_timeout)
+        await self.start(run, gently=drain)
 
     async def stop(self) -> None:
         """Stop all stages."""

@@ -137,7 +137,7 @@ def test_there_is_time_to_leave(path: Path) -> None:
     (task,) = [task for task in tasks(path) if "lifecycle" not in task]
     assert group(path)["shutdown_delay"] == "3s"
     assert task["kill_signal"] == "SIGTERM"
-    assert task["kill_timeout"] == "20s"
+    assert task["kill_timeout"] == "25s"
 
 
 @name_of
