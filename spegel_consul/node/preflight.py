@@ -35,7 +35,6 @@ _RIGHTS = (
     ("session", "", "write", 'session_prefix "" { policy = "write" }'),
     ("service", "spegel", "write", 'service_prefix "spegel" { policy = "write" }'),
     ("node", "", "read", 'node_prefix "" { policy = "read" }'),
-    ("agent", "", "read", 'agent_prefix "" { policy = "read" }'),
 )
 
 
