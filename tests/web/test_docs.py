@@ -43,10 +43,11 @@ def test_every_command_of_the_documentation_works(ring, tmp_path: Path) -> None:
     shutil.copytree("/etc", etc, symlinks=True, ignore=shutil.ignore_patterns("containerd", "docker"))
     for runtime in ("containerd", "docker"):
         (etc / runtime).mkdir()
+    shell = ["bash", "-o", "pipefail", "-c"]
     for command in commands():
         line = command.replace("10.0.0.7", node.ip)
         done = subprocess.run(
-            node.netns.inside(["bash", "-o", "pipefail", "-c", f"mount --bind {etc} /etc && {line}"], private_mounts=True),
+            node.netns.inside([*shell, f"mount --bind {etc} /etc && {line}"], private_mounts=True),
             capture_output=True, text=True, timeout=60, env=environment, check=False,
         )  # fmt: skip
         assert done.returncode == 0, f"{command}\n{done.stderr}"
