@@ -11,6 +11,7 @@
 # again ends where doing it once would have, and undoing it ends where it all began.
 #
 # A file that is neither the original nor what we wrote was edited by somebody; it is kept beside, as NAME.edited.
+# Where our part can be taken out of it, what is left is the original from then on.
 
 """One directory in which files of ours replace others, and can be taken out again."""
 
@@ -109,6 +110,8 @@ class Place:
         self._make()
         with self._locked():
             record = self.record() or Record()
+            for path in files:
+                record = self._adopt(path, record)
             record = self._announce(record, files)
             for path in sorted(record.files.keys() - files.keys()):
                 yield from self._restore(path, record.files[path])
@@ -140,6 +143,22 @@ class Place:
             yield from self._leave(record)
 
     # Steps of writing
+
+    def _adopt(self, path: str, record: Record) -> Record:
+        """An edited file without our part becomes the original, so that undoing never brings back an older one."""
+        place, saved, kept, content = self.base / path, self._backup / path, record.files.get(path), self.current(path)
+        if self._undo is None or kept is None or content is None or not self._edited(path, content, kept):
+            return record
+        mended = self._undo(content, kept.note)
+        if mended is None:
+            return record
+        if mended != content:
+            disk.write(place, mended)
+        disk.make_directory(saved.parent)
+        disk.keep(place, saved)
+        adopted = replace(record, files={**record.files, path: replace(kept, existed=True)})
+        self._save(adopted)
+        return adopted
 
     def _announce(self, record: Record, files: Mapping[str, New]) -> Record:
         """The record with what is about to happen, on the disk."""

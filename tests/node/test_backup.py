@@ -13,7 +13,7 @@ from node.killed import each_death, killed_at
 
 from spegel_consul.node import disk
 from spegel_consul.node.backup import BACKUP, Place
-from spegel_consul.node.configure import Refused, plan_daemon, plan_hosts
+from spegel_consul.node.configure import Refused, daemon_place, plan_daemon, plan_hosts
 from spegel_consul.node.disk import DiskError
 from spegel_consul.node.hosts_toml import Mirroring
 from spegel_consul.node.targets import Registry, Target
@@ -382,3 +382,47 @@ def test_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.Mo
     configure(base)
     cleanup(base)
     assert tree(tmp_path) == before
+
+
+def write_daemon(path: Path, mirroring: Mirroring) -> None:
+    plan = plan_daemon(path, mirroring, snapshotter=True)
+    list(plan.place.write(plan.files))
+
+
+@pytest.mark.parametrize("existing", ['{\n  "debug": true\n}\n', None])
+@pytest.mark.parametrize("again", [MIRRORING, OTHER])
+def test_an_edit_of_daemon_json_outlives_configuring_again(
+    tmp_path: Path, existing: str | None, again: Mirroring
+) -> None:
+    path = tmp_path / "daemon.json"
+    if existing is not None:
+        path.write_text(existing)
+        path.chmod(0o640)
+    write_daemon(path, MIRRORING)
+    path.write_text(path.read_text().replace("{", '{"log-level": "warn",', 1))
+    mode = path.stat().st_mode
+    for _ in each_death(partial(write_daemon, path, again), lambda: None):
+        assert '"log-level": "warn"' in path.read_text()
+    write_daemon(path, again)
+    list(Place(tmp_path).restore())
+    text = path.read_text()
+    assert '"log-level": "warn"' in text
+    assert "10.0.0." not in text
+    assert path.stat().st_mode == mode
+    assert [entry.name for entry in tmp_path.iterdir()] == ["daemon.json"]
+
+
+@pytest.mark.parametrize("again", [MIRRORING, OTHER])
+def test_an_edit_of_daemon_json_outlives_a_death_at_any_change(tmp_path: Path, again: Mirroring) -> None:
+    path = tmp_path / "daemon.json"
+
+    def prepare() -> None:
+        list(daemon_place(path).restore())
+        path.write_text('{\n  "debug": true\n}\n')
+        write_daemon(path, MIRRORING)
+        path.write_text(path.read_text().replace("{", '{"log-level": "warn",', 1))
+
+    for number in each_death(partial(write_daemon, path, again), prepare):
+        list(daemon_place(path).restore())
+        assert '"log-level": "warn"' in path.read_text(), number
+        assert "10.0.0." not in path.read_text(), number
