@@ -10,8 +10,8 @@
 # made ready under another name, with its record in it, and goes the same way.  So at each point in between, doing it
 # again ends where doing it once would have, and undoing it ends where it all began.
 #
-# A file that is neither the original nor what we wrote was edited by somebody; it is kept beside, as NAME.edited.
-# Where our part can be taken out of it, what is left is the original from then on.
+# A file that is neither the original nor what we wrote was edited by somebody; it is kept beside, as NAME.edited,
+# NAME.edited.1 and so on. Where our part can be taken out of it, what is left is the original from then on.
 
 """One directory in which files of ours replace others, and can be taken out again."""
 
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import itertools
 import os
 import shutil
 import time
@@ -199,8 +200,14 @@ class Place:
         yield f"wrote {place}"
 
     def _keep_edited(self, place: Path) -> str:
-        beside = place.with_name(place.name + ".edited")
-        disk.keep(place, beside)
+        content = disk.read(place)
+        names = (f"{place.name}.edited{f'.{number}' if number else ''}" for number in itertools.count())
+        for beside in map(place.with_name, names):
+            if not os.path.lexists(beside):
+                disk.keep(place, beside)
+                break
+            if beside.is_file() and disk.read(beside) == content:
+                break  # the same edit, or the same file when this is done once more
         return f"{place} was edited since it was written: that is kept as {beside}"
 
     def _make(self) -> None:

@@ -154,7 +154,22 @@ def test_a_file_that_was_edited_meanwhile_is_kept_beside(tmp_path: Path) -> None
     (base / "ghcr.io/hosts.toml").write_text("# mine again\n")
     cleanup(base)
     assert (base / "ghcr.io/hosts.toml").read_text() == OLD
-    assert (base / "ghcr.io/hosts.toml.edited").read_text() == "# mine again\n"
+    assert (base / "ghcr.io/hosts.toml.edited").read_text() == "# mine\n"
+    assert (base / "ghcr.io/hosts.toml.edited.1").read_text() == "# mine again\n"
+
+
+def test_the_same_edit_is_kept_once(tmp_path: Path) -> None:
+    base = before_us(tmp_path)
+    for text in ("# mine\n", "# other\n", "# mine\n", "# third\n"):
+        configure(base)
+        (base / "ghcr.io/hosts.toml").write_text(text)
+    cleanup(base)
+    kept = {path.name: path.read_text() for path in (base / "ghcr.io").glob("*.edited*")}
+    assert kept == {
+        "hosts.toml.edited": "# mine\n",
+        "hosts.toml.edited.1": "# other\n",
+        "hosts.toml.edited.2": "# third\n",
+    }
 
 
 def test_a_password_is_not_for_everybody(tmp_path: Path) -> None:
