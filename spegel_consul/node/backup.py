@@ -135,8 +135,20 @@ class Place:
                     disk.remove(temporary(self._backup / _RECORD))
                     disk.remove_empty(self._backup)
                 return
+            left: dict[str, Kept] = {}
+            problems: list[str] = []
             for path, kept in sorted(record.files.items()):
-                yield from self._restore(path, kept)
+                try:
+                    yield from self._restore(path, kept)
+                except DiskError as exc:
+                    left[path] = kept
+                    problems.append(str(exc))
+            if problems:
+                try:
+                    self._save(replace(record, files=left))  # the others are no more ours
+                except DiskError as exc:
+                    problems.append(str(exc))
+                raise DiskError("; ".join(problems))
             for name in reversed(record.made):
                 directory = self.base / name
                 if self.base in directory.parents and directory.is_dir() and disk.remove_empty(directory):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import warnings
@@ -441,3 +442,63 @@ def test_an_edit_of_daemon_json_outlives_a_death_at_any_change(tmp_path: Path, a
         list(daemon_place(path).restore())
         assert '"log-level": "warn"' in path.read_text(), number
         assert "10.0.0." not in path.read_text(), number
+
+
+def test_originals_come_back_across_file_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.rename
+
+    def rename(source: Path, target: Path) -> None:
+        if (BACKUP in Path(source).parts) != (BACKUP in Path(target).parts):
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        real(source, target)
+
+    def link(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    base = before_us(tmp_path)
+    before = tree(tmp_path)
+    monkeypatch.setattr(disk.os, "rename", rename)
+    monkeypatch.setattr(disk.os, "link", link)
+    configure(base)
+    deaths = 0
+    for number in each_death(lambda: cleanup(base), lambda: configure(base)):
+        deaths += 1
+        assert set(written(base)) >= {"ghcr.io/hosts.toml", "quay.io/hosts.toml"}
+        cleanup(base)
+        assert tree(tmp_path) == before, number
+    assert deaths > 10
+    cleanup(base)
+    assert tree(tmp_path) == before
+
+
+def test_a_file_that_cant_be_restored_does_not_hold_up_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = before_us(tmp_path)
+    before = tree(tmp_path)
+    configure(base)
+    real = disk.move
+
+    def move(path: Path, to: Path) -> None:
+        if to.parent.name in ("ghcr.io", "quay.io"):
+            raise DiskError(f"can't write {to}")
+        real(path, to)
+
+    (base / "docker.io/hosts.toml").unlink()
+    (base / "docker.io/hosts.toml").mkdir()
+    monkeypatch.setattr(disk, "move", move)
+    said = []
+    with pytest.raises(DiskError) as raised:
+        said.extend(Place(base).restore())
+    for name in ("docker.io", "ghcr.io", "quay.io"):
+        assert f"{base}/{name}/hosts.toml" in str(raised.value)
+    assert not (base / "_default/hosts.toml").exists()
+    # what is restored is no more ours
+    (base / "_default/hosts.toml").write_text("# mine\n")
+    monkeypatch.setattr(disk, "move", real)
+    (base / "docker.io/hosts.toml").rmdir()
+    cleanup(base)
+    assert (base / "_default/hosts.toml").read_text() == "# mine\n"
+    (base / "_default/hosts.toml").unlink()
+    (base / "_default").rmdir()
+    assert tree(tmp_path) == before
