@@ -70,8 +70,7 @@ def plan_hosts(base: Path, registries: Sequence[Registry], mirroring: Mirroring,
             elif keep_existing:
                 text = hosts_toml.prepended(_text(existing), registry, mirroring)
             else:
-                hosts_toml.check(_text(existing))
-                text = hosts_toml.fresh(registry, mirroring)
+                text = hosts_toml.replaced(_text(existing), registry, mirroring)
         except Unusable as exc:
             raise Refused(f"{base / path} was left alone, and so was all else: {exc}") from None
         files[path] = New(text.encode(), private=mirroring.authorization is not None)

@@ -77,9 +77,10 @@ def prepended(existing: str, registry: Registry, mirroring: Mirroring) -> str:
     return text
 
 
-def check(text: str) -> None:
-    """Raises Unusable if ``text`` is not TOML: then nobody knows what it was meant to say."""
-    _parsed(text)
+def replaced(existing: str, registry: Registry, mirroring: Mirroring) -> str:
+    """``existing`` with our hosts in place of its own; all else in it is kept, without remarks. Raises Unusable."""
+    kept = {key: value for key, value in _parsed(existing).items() if key != "host"}
+    return prepended(tomlkit.dumps(kept), registry, mirroring)
 
 
 def _parsed(text: str) -> dict[str, object]:

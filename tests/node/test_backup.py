@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
+import tomllib
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -502,3 +503,13 @@ def test_a_file_that_cant_be_restored_does_not_hold_up_the_others(
     (base / "_default/hosts.toml").unlink()
     (base / "_default").rmdir()
     assert tree(tmp_path) == before
+
+
+def test_replacing_the_hosts_of_a_file_keeps_its_server_and_its_certificates(tmp_path: Path) -> None:
+    base = before_us(tmp_path)
+    (base / "ghcr.io/hosts.toml").write_text('server = "https://harbor.lan"\nca = "ca.crt"\n\n[host."http://cache"]\n')
+    plan = plan_hosts(base, REGISTRIES, MIRRORING, keep_existing=False)
+    list(plan.place.write(plan.files))
+    document = tomllib.loads(written(base)["ghcr.io/hosts.toml"])
+    assert list(document.pop("host")) == ["http://10.0.0.7:5000"]
+    assert document == {"server": "https://harbor.lan", "ca": "ca.crt"}
