@@ -89,6 +89,8 @@ def _parsed(text: str) -> dict[str, Any]:
         raise Unusable(
             f"it is not JSON: {exc.msg} at {where}; dockerd takes neither comments nor trailing commas"
         ) from None
+    except RecursionError:
+        raise Unusable("it is nested too deeply") from None
     if not isinstance(document, dict):
         raise Unusable("it is not a JSON object")
     return document

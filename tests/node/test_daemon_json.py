@@ -59,6 +59,7 @@ def test_the_image_store_is_left_alone_when_asked_and_switched_when_off() -> Non
         ('{"insecure-registries": {}}', "not a list"),
         ('{"features": []}', "not an object"),
         ('{"debug": 1, "debug": 2}', "twice"),
+        ('{"debug": ' + "[" * 100_000 + "]" * 100_000 + "}", "nested too deeply"),
     ],
 )
 def test_a_file_that_docker_would_refuse(existing: str, reason: str) -> None:

@@ -147,3 +147,21 @@ def test_hosts_in_any_form_are_replaced(existing: str) -> None:
     document = tomllib.loads(replaced(existing, Registry("x:5000", "http://x:5000"), MIRRORING))
     assert list(document.pop("host")) == OURS
     assert document == {"server": "https://x"}
+
+
+@pytest.mark.parametrize(
+    "existing",
+    [
+        f'[host."{OURS[0]}"]\n[other]\n[host."http://b"]\n',
+        f'[host."http://a"]\n[other]\nx = 1\n[host."{OURS[0]}"]\nca = "x"\n[more]\n[host."{OURS[1]}"]\n',
+        *("a = " + "[" * depth + "]" * depth for depth in (20, 100, 200, 300, 400, 20_000)),
+    ],
+)
+def test_odd_files_are_refused_or_mean_the_same(existing: str) -> None:
+    for change in (prepended, replaced):
+        try:
+            text = change(existing, GHCR, MIRRORING)
+        except Unusable as exc:
+            assert "\n" not in str(exc)
+        else:
+            assert list(tomllib.loads(text)["host"])[:2] == OURS
