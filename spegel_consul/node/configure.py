@@ -120,7 +120,8 @@ def take_out(content: bytes, note: Mapping[str, object]) -> bytes:
     mirrors, insecure = note.get("mirrors", ()), note.get("insecure", ())
     assert isinstance(mirrors, list | tuple)
     assert isinstance(insecure, list | tuple)
-    what = Added(tuple(map(str, mirrors)), tuple(map(str, insecure)), note.get("snapshotter") is True)
+    switched, was_off = (note.get(name) is True for name in ("snapshotter", "was_off"))
+    what = Added(tuple(map(str, mirrors)), tuple(map(str, insecure)), switched, was_off)
     return daemon_json.taken_out(_text(content), what).encode()
 
 

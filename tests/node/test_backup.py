@@ -513,3 +513,13 @@ def test_replacing_the_hosts_of_a_file_keeps_its_server_and_its_certificates(tmp
     document = tomllib.loads(written(base)["ghcr.io/hosts.toml"])
     assert list(document.pop("host")) == ["http://10.0.0.7:5000"]
     assert document == {"server": "https://harbor.lan", "ca": "ca.crt"}
+
+
+def test_an_image_store_that_was_switched_off_is_off_again_in_an_edited_file(tmp_path: Path) -> None:
+    path = tmp_path / "daemon.json"
+    path.write_text('{"features": {"containerd-snapshotter": false}}')
+    write_daemon(path, MIRRORING)
+    path.write_text(path.read_text().replace("{", '{"debug": true, ', 1))
+    write_daemon(path, OTHER)
+    list(daemon_place(path).restore())
+    assert path.read_text() == '{"debug": true, "features": {"containerd-snapshotter": false}}'
