@@ -141,7 +141,7 @@ def remove_empty(path: Path) -> bool:
 
 
 def _copied(path: Path, at: Path) -> Path:
-    """A copy of ``path``, on the disk under the temporary name of ``at``: with its mode, owner, times and attributes."""
+    """A copy of ``path`` under the temporary name of ``at``, on the disk: with its mode, owner, times, attributes."""
     ready = temporary(at)
     with suppress(FileNotFoundError):
         os.unlink(ready)  # noqa: PTH108

@@ -72,7 +72,7 @@ def prepended(existing: str, registry: Registry, mirroring: Mirroring) -> str:
     if taken := ours.intersection(hosts):
         try:
             for url in taken:
-                document["host"].remove(url)  # type: ignore[union-attr]
+                document["host"].remove(url)
                 del hosts[url]
             existing = tomlkit.dumps(document)
             document = tomlkit.parse(existing)

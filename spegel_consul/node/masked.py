@@ -1,6 +1,7 @@
-# A dry run is read over shoulders and kept in logs, so no line of a diff may tell a password; not even one that stays as
-# it is.  The file is parsed to learn what is secret, and each line with a piece of that is cut behind its key.  What can
-# hide from this (an escape, a remark beside a header, a file that is not understood) is cut as well: rather too much.
+# A dry run is read over shoulders and kept in logs, so no line of a diff may tell a password; not even one that stays
+# as it is.  The file is parsed to learn what is secret, and each line with a piece of that is cut behind its key.  What
+# can hide from this (an escape, a remark beside a header, a file that is not understood) is cut as well: rather too
+# much than too little.
 
 """Lines of configuration files as they may be shown. No I/O."""
 

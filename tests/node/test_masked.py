@@ -47,7 +47,9 @@ def test_no_secret_of_hosts_toml_is_shown(tmp_path: Path, existing: str, keep: b
 )
 def test_no_secret_of_daemon_json_is_shown(tmp_path: Path, existing: str) -> None:
     (tmp_path / "daemon.json").write_text(existing)
-    shown = "\n".join(plan_daemon(tmp_path / "daemon.json", MIRRORING, snapshotter=True).diff()).replace(str(tmp_path), "")
+    shown = "\n".join(plan_daemon(tmp_path / "daemon.json", MIRRORING, snapshotter=True).diff()).replace(
+        str(tmp_path), ""
+    )
     assert shown
     assert "cret" not in shown
 
@@ -63,7 +65,8 @@ def test_a_secret_that_changes_is_a_change(tmp_path: Path) -> None:
 
 
 def test_the_rest_is_shown(tmp_path: Path) -> None:
-    text = '# the cache\nserver = "https://ghcr.io"\n\n[host."http://a"]\n  ca = "x"\n  [host."http://a".header]\n    A = "b"\n'
+    text = '# the cache\nserver = "https://ghcr.io"\n\n[host."http://a"]\n  ca = "x"\n'
+    text += '  [host."http://a".header]\n    A = "zzz"\n'
     (tmp_path / "ghcr.io").mkdir()
     (tmp_path / "ghcr.io/hosts.toml").write_text(text)
     lines = list(plan_hosts(tmp_path, [Registry("ghcr.io")], MIRRORING, keep_existing=True).diff())

@@ -55,7 +55,9 @@ def test_bridges_of_containers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert address_check("10.0.0.7", "").status is Status.OK
 
 
-@pytest.mark.parametrize("name", ["br-lan", "br-ex", "br-0f3a", "br-0f3a9c1b2d4e5", "virbr0", "cni0", "nomad", "podman1"])
+@pytest.mark.parametrize(
+    "name", ["br-lan", "br-ex", "br-0f3a", "br-0f3a9c1b2d4e5", "virbr0", "cni0", "nomad", "podman1"]
+)
 def test_a_bridge_that_may_be_the_way_out_is_no_more_than_a_warning(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(preflight, "interface_of", lambda address: name)
     check = address_check("10.0.0.7", "")
