@@ -11,6 +11,7 @@ from typing import Any
 import click
 import trio
 
+from spegel_consul.commands.ask import printable
 from spegel_consul.commands.consul import leader_key
 from spegel_consul.consul.client import ConsulClient, KVEntry
 from spegel_consul.consul.errors import ConsulError
@@ -62,4 +63,4 @@ def _as_text(found: dict[str, Any]) -> str:
         value = found.get(name)
         if value is not None:
             lines.append(f"  {name:9} {' '.join(value) if isinstance(value, list) else value}")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))

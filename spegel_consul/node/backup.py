@@ -10,7 +10,8 @@
 # made ready under another name, with its record in it, and goes the same way.  So at each point in between, doing it
 # again ends where doing it once would have, and undoing it ends where it all began.
 #
-# A file that is neither the original nor what we wrote was edited by somebody; it is kept beside, as NAME.edited.
+# A file that is neither the original nor what we wrote was edited by somebody; it is kept beside, as NAME.edited,
+# NAME.edited.1 and so on. Where our part can be taken out of it, what is left is the original from then on.
 
 """One directory in which files of ours replace others, and can be taken out again."""
 
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import itertools
 import os
 import shutil
 import time
@@ -109,6 +111,8 @@ class Place:
         self._make()
         with self._locked():
             record = self.record() or Record()
+            for path in files:
+                record = self._adopt(path, record)
             record = self._announce(record, files)
             for path in sorted(record.files.keys() - files.keys()):
                 yield from self._restore(path, record.files[path])
@@ -131,8 +135,20 @@ class Place:
                     disk.remove(temporary(self._backup / _RECORD))
                     disk.remove_empty(self._backup)
                 return
+            left: dict[str, Kept] = {}
+            problems: list[str] = []
             for path, kept in sorted(record.files.items()):
-                yield from self._restore(path, kept)
+                try:
+                    yield from self._restore(path, kept)
+                except DiskError as exc:
+                    left[path] = kept
+                    problems.append(str(exc))
+            if problems:
+                try:
+                    self._save(replace(record, files=left))  # the others are no more ours
+                except DiskError as exc:
+                    problems.append(str(exc))
+                raise DiskError("; ".join(problems))
             for name in reversed(record.made):
                 directory = self.base / name
                 if self.base in directory.parents and directory.is_dir() and disk.remove_empty(directory):
@@ -140,6 +156,22 @@ class Place:
             yield from self._leave(record)
 
     # Steps of writing
+
+    def _adopt(self, path: str, record: Record) -> Record:
+        """An edited file without our part becomes the original, so that undoing never brings back an older one."""
+        place, saved, kept, content = self.base / path, self._backup / path, record.files.get(path), self.current(path)
+        if self._undo is None or kept is None or content is None or not self._edited(path, content, kept):
+            return record
+        mended = self._undo(content, kept.note)
+        if mended is None:
+            return record
+        if mended != content:
+            disk.write(place, mended)
+        disk.make_directory(saved.parent)
+        disk.keep(place, saved)
+        adopted = replace(record, files={**record.files, path: replace(kept, existed=True)})
+        self._save(adopted)
+        return adopted
 
     def _announce(self, record: Record, files: Mapping[str, New]) -> Record:
         """The record with what is about to happen, on the disk."""
@@ -180,8 +212,14 @@ class Place:
         yield f"wrote {place}"
 
     def _keep_edited(self, place: Path) -> str:
-        beside = place.with_name(place.name + ".edited")
-        disk.keep(place, beside)
+        content = disk.read(place)
+        names = (f"{place.name}.edited{f'.{number}' if number else ''}" for number in itertools.count())
+        for beside in map(place.with_name, names):
+            if not os.path.lexists(beside):
+                disk.keep(place, beside)
+                break
+            if beside.is_file() and disk.read(beside) == content:
+                break  # the same edit, or the same file when this is done once more
         return f"{place} was edited since it was written: that is kept as {beside}"
 
     def _make(self) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from spegel_consul.node import daemon_json, hosts_toml
+from spegel_consul.node import daemon_json, hosts_toml, masked
 from spegel_consul.node.backup import BACKUP, New, Place
 from spegel_consul.node.daemon_json import Added
 from spegel_consul.node.disk import DiskError, explained
@@ -44,13 +44,15 @@ class Plan:
         for path, new in self.files.items():
             name = str(self.place.base / path)
             before = self.before[path]
-            yield from difflib.unified_diff(
-                [] if before is None else _lines(before),
-                _lines(new.content),
+            diff = difflib.unified_diff(
+                [] if before is None else _lines(path, before),
+                _lines(path, new.content),
                 "/dev/null" if before is None else name,
                 name,
                 lineterm="",
             )
+            for line in diff:
+                yield line[0] + line.rpartition("\0")[2] if "\0" in line else line
 
 
 def plan_hosts(base: Path, registries: Sequence[Registry], mirroring: Mirroring, *, keep_existing: bool) -> Plan:
@@ -68,8 +70,7 @@ def plan_hosts(base: Path, registries: Sequence[Registry], mirroring: Mirroring,
             elif keep_existing:
                 text = hosts_toml.prepended(_text(existing), registry, mirroring)
             else:
-                hosts_toml.check(_text(existing))
-                text = hosts_toml.fresh(registry, mirroring)
+                text = hosts_toml.replaced(_text(existing), registry, mirroring)
         except Unusable as exc:
             raise Refused(f"{base / path} was left alone, and so was all else: {exc}") from None
         files[path] = New(text.encode(), private=mirroring.authorization is not None)
@@ -119,7 +120,8 @@ def take_out(content: bytes, note: Mapping[str, object]) -> bytes:
     mirrors, insecure = note.get("mirrors", ()), note.get("insecure", ())
     assert isinstance(mirrors, list | tuple)
     assert isinstance(insecure, list | tuple)
-    what = Added(tuple(map(str, mirrors)), tuple(map(str, insecure)), note.get("snapshotter") is True)
+    switched, was_off = (note.get(name) is True for name in ("snapshotter", "was_off"))
+    what = Added(tuple(map(str, mirrors)), tuple(map(str, insecure)), switched, was_off)
     return daemon_json.taken_out(_text(content), what).encode()
 
 
@@ -130,9 +132,11 @@ def _text(content: bytes) -> str:
         raise Unusable(f"it is not UTF-8: {exc.reason} at byte {exc.start}") from None
 
 
-def _lines(content: bytes) -> list[str]:
-    lines = content.decode(errors="replace").splitlines()
-    return [line.partition("=")[0] + "= …" if line.lstrip().startswith("Authorization") else line for line in lines]
+def _lines(path: str, content: bytes) -> list[str]:
+    """Each line as it is, and behind a NUL as it may be shown: a secret that changes is a change too."""
+    text = content.decode(errors="replace").replace("\0", "\ufffd")
+    shown = masked.lines(text, is_json=path.endswith(".json"))
+    return [f"{line}\0{as_shown}" for line, as_shown in zip(text.splitlines(), shown, strict=True)]
 
 
 def _certificates(directory: Path) -> list[str]:

@@ -25,11 +25,15 @@ _SPACE = " \t\r\n"
 
 @dataclass(frozen=True, slots=True)
 class Added:
-    """What a file has because of us; ``snapshotter`` is whether the feature was not on before."""
+    """What a file has because of us.
+
+    ``snapshotter`` is whether the feature was not on before, ``was_off`` whether that stood there in so many words.
+    """
 
     mirrors: tuple[str, ...] = ()
     insecure: tuple[str, ...] = ()
     snapshotter: bool = False
+    was_off: bool = False
 
 
 def added(existing: str, targets: Iterable[Target], *, snapshotter: bool) -> tuple[str, Added]:
@@ -57,7 +61,7 @@ def added(existing: str, targets: Iterable[Target], *, snapshotter: bool) -> tup
     text = _with_items(text, INSECURE, insecure)
     if switched:
         text = _with_feature(text)
-    return text, Added(mirrors, insecure, switched)
+    return text, Added(mirrors, insecure, switched, switched and features.get(SNAPSHOTTER) is False)
 
 
 def taken_out(text: str, before: Added) -> str:
@@ -71,7 +75,10 @@ def taken_out(text: str, before: Added) -> str:
     features = document.get(FEATURES)
     if before.snapshotter and isinstance(features, dict) and SNAPSHOTTER in features:
         rest = {name: value for name, value in features.items() if name != SNAPSHOTTER}
-        text = _replaced(text, FEATURES, rest) if rest else _removed(text, FEATURES)
+        if before.was_off:
+            text = _with_feature(text, on=False)
+        else:
+            text = _replaced(text, FEATURES, rest) if rest else _removed(text, FEATURES)
     return text
 
 
@@ -89,6 +96,8 @@ def _parsed(text: str) -> dict[str, Any]:
         raise Unusable(
             f"it is not JSON: {exc.msg} at {where}; dockerd takes neither comments nor trailing commas"
         ) from None
+    except RecursionError:
+        raise Unusable("it is nested too deeply") from None
     if not isinstance(document, dict):
         raise Unusable("it is not a JSON object")
     return document
@@ -148,15 +157,15 @@ def _with_items(text: str, key: str, items: tuple[str, ...]) -> str:
     return text[:content] + "".join(f"{json.dumps(item)},{gap or ' '}" for item in items) + text[content:]
 
 
-def _with_feature(text: str) -> str:
+def _with_feature(text: str, *, on: bool = True) -> str:
     members, _, _ = _members(text)
     if FEATURES not in members:
-        return _with_member(text, FEATURES, json.dumps({SNAPSHOTTER: True}))
+        return _with_member(text, FEATURES, json.dumps({SNAPSHOTTER: on}))
     features, _, _ = _members(text, members[FEATURES].value)
     if SNAPSHOTTER in features:
         place = features[SNAPSHOTTER]
-        return text[: place.value] + "true" + text[place.end :]
-    return _with_member(text, SNAPSHOTTER, "true", members[FEATURES].value)
+        return text[: place.value] + json.dumps(on) + text[place.end :]
+    return _with_member(text, SNAPSHOTTER, json.dumps(on), members[FEATURES].value)
 
 
 def _with_member(text: str, key: str, value: str, at: int = 0) -> str:

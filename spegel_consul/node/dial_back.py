@@ -98,7 +98,8 @@ def _asked(peer: Peer, address: str, port: int) -> tuple[str, bool, object]:
                 document = json.loads(answer.read(4096))
             if answer.status != 200:
                 raise ValueError(str(document.get("error", answer.status)))
-            return str(document["address"]), document["reached"] is True, document.get("error")
+            seen = str(ipaddress.ip_address(str(document["address"])))
+            return seen, document["reached"] is True, document.get("error")
         except OSError:
             if source is None:
                 raise

@@ -93,11 +93,7 @@ def keep(path: Path, at: Path) -> None:
         except OSError as exc:
             if exc.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EXDEV, errno.EMLINK, errno.ENOSYS):
                 raise
-            ready = temporary(at)  # a file system without hard links
-            shutil.copy2(path, ready, follow_symlinks=False)
-            before = os.lstat(path)
-            os.chown(ready, before.st_uid, before.st_gid, follow_symlinks=False)
-            os.rename(ready, at)  # noqa: PTH104
+            os.rename(_copied(path, at), at)  # noqa: PTH104  # a file system without hard links
         _sync(at.parent)
 
 
@@ -107,7 +103,14 @@ def move(path: Path, to: Path) -> None:
         if os.path.lexists(to) and os.path.samestat(os.lstat(path), os.lstat(to)):
             os.unlink(path)  # noqa: PTH108  # two names of one file: rename(2) would keep both
         else:
-            os.rename(path, to)  # noqa: PTH104
+            try:
+                os.rename(path, to)  # noqa: PTH104
+            except OSError as exc:
+                if exc.errno != errno.EXDEV:
+                    raise
+                os.rename(_copied(path, to), to)  # noqa: PTH104
+                _sync(to.parent)
+                os.unlink(path)  # noqa: PTH108
         _sync(to.parent)
 
 
@@ -135,6 +138,29 @@ def remove_empty(path: Path) -> bool:
                 return False
             raise
     return True
+
+
+def _copied(path: Path, at: Path) -> Path:
+    """A copy of ``path`` under the temporary name of ``at``, on the disk: with its mode, owner, times, attributes."""
+    ready = temporary(at)
+    with suppress(FileNotFoundError):
+        os.unlink(ready)  # noqa: PTH108
+    try:
+        shutil.copy2(path, ready, follow_symlinks=False)
+        before = os.lstat(path)
+        os.chown(ready, before.st_uid, before.st_gid, follow_symlinks=False)
+        if stat.S_ISREG(before.st_mode):
+            os.chmod(ready, stat.S_IMODE(before.st_mode))  # noqa: PTH101  # chown takes the setuid bits away
+            fd = os.open(ready, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+    except OSError:
+        with suppress(OSError):
+            os.unlink(ready)  # noqa: PTH108
+        raise
+    return ready
 
 
 def _copy_attributes(path: Path, fd: int) -> None:

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import tomlkit
-from tomlkit.exceptions import ParseError
+from tomlkit.exceptions import ParseError, TOMLKitError
 from tomlkit.items import AoT, Comment, Table, Whitespace
 
 from spegel_consul.node.targets import Registry, Target
@@ -47,6 +48,16 @@ def fresh(registry: Registry, mirroring: Mirroring, certificates: Iterable[str] 
     return _HEADER + "".join([*top, *_certificate_lines(certificates)]) + "\n" + _hosts(mirroring)
 
 
+@contextmanager
+def _shallow() -> Iterator[None]:
+    """Both parsers recurse, to different depths. Raises Unusable."""
+    try:
+        yield
+    except RecursionError:
+        raise Unusable("it is nested too deeply") from None
+
+
+@_shallow()
 def prepended(existing: str, registry: Registry, mirroring: Mirroring) -> str:
     """``existing`` with our hosts before its own. Raises Unusable."""
     meant = _parsed(existing)
@@ -59,11 +70,14 @@ def prepended(existing: str, registry: Registry, mirroring: Mirroring) -> str:
     if not isinstance(hosts, dict):
         raise Unusable('"host" in it is not a table')
     if taken := ours.intersection(hosts):
-        for url in taken:
-            document["host"].remove(url)
-            del hosts[url]
-        existing = tomlkit.dumps(document)
-        document = tomlkit.parse(existing)
+        try:
+            for url in taken:
+                document["host"].remove(url)
+                del hosts[url]
+            existing = tomlkit.dumps(document)
+            document = tomlkit.parse(existing)
+        except (AttributeError, TOMLKitError):  # tables of other things between those of hosts
+            raise Unusable("its [host.…] tables do not follow one another, so a mirror can't be moved") from None
     at = _before_tables(document)
     head, tail = existing[:at], existing[at:]
     if registry.server and "server" not in meant:
@@ -77,9 +91,11 @@ def prepended(existing: str, registry: Registry, mirroring: Mirroring) -> str:
     return text
 
 
-def check(text: str) -> None:
-    """Raises Unusable if ``text`` is not TOML: then nobody knows what it was meant to say."""
-    _parsed(text)
+@_shallow()
+def replaced(existing: str, registry: Registry, mirroring: Mirroring) -> str:
+    """``existing`` with our hosts in place of its own; all else in it is kept, without remarks. Raises Unusable."""
+    kept = {key: value for key, value in _parsed(existing).items() if key != "host"}
+    return prepended(tomlkit.dumps(kept), registry, mirroring)
 
 
 def _parsed(text: str) -> dict[str, object]:

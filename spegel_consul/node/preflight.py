@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import re
 import ssl
 import time
 import tomllib
@@ -30,6 +31,9 @@ from spegel_consul.store.containerd.client import ContainerdClient, ContainerdUn
 
 _PROBE_TIMEOUT = 2.0
 _CLOCK = 2.0
+# the names that Docker gives; people call bridges br-lan and the like through which the machine is reached
+_DOCKERS_BRIDGE = re.compile(r"docker0|br-[0-9a-f]{12}")
+_OTHER_BRIDGES = ("docker", "virbr", "cni", "nomad", "podman")
 _RIGHTS = (
     ("key", "spegel/leader", "write", 'key "spegel/leader" { policy = "write" }'),
     ("session", "", "write", 'session_prefix "" { policy = "write" }'),
@@ -92,9 +96,12 @@ def address_check(address: str, bound: str) -> Check:
             return warn(name, f"{address} is loopback: only nodes on this very machine can use it", fix)
         return fail(name, f"{address} is loopback: to another node it means itself", fix, fatal=True)
     interface = interface_of(address)
-    if interface is not None and interface.startswith(("docker", "br-", "virbr", "cni", "nomad", "podman")):
+    if interface is not None and _DOCKERS_BRIDGE.fullmatch(interface):
         says = f"{address} belongs to {interface}, a bridge for this machine's containers: nobody else can reach it"
         return fail(name, says, fix, fatal=True)
+    if interface is not None and interface.startswith(_OTHER_BRIDGES):
+        says = f"{address} belongs to {interface}: if that is a bridge for this machine alone, nobody else can reach it"
+        return warn(name, says, fix)
     if in_container() and parsed in ipaddress.ip_network("172.17.0.0/16"):
         says = f"{address} is an address of Docker's bridge network: nodes on other machines can't reach it"
         return fail(name, says, f'network_mode = "host"\n# or\n{fix}')

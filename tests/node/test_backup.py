@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
+import tomllib
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -13,7 +15,7 @@ from node.killed import each_death, killed_at
 
 from spegel_consul.node import disk
 from spegel_consul.node.backup import BACKUP, Place
-from spegel_consul.node.configure import Refused, plan_daemon, plan_hosts
+from spegel_consul.node.configure import Refused, daemon_place, plan_daemon, plan_hosts
 from spegel_consul.node.disk import DiskError
 from spegel_consul.node.hosts_toml import Mirroring
 from spegel_consul.node.targets import Registry, Target
@@ -154,7 +156,22 @@ def test_a_file_that_was_edited_meanwhile_is_kept_beside(tmp_path: Path) -> None
     (base / "ghcr.io/hosts.toml").write_text("# mine again\n")
     cleanup(base)
     assert (base / "ghcr.io/hosts.toml").read_text() == OLD
-    assert (base / "ghcr.io/hosts.toml.edited").read_text() == "# mine again\n"
+    assert (base / "ghcr.io/hosts.toml.edited").read_text() == "# mine\n"
+    assert (base / "ghcr.io/hosts.toml.edited.1").read_text() == "# mine again\n"
+
+
+def test_the_same_edit_is_kept_once(tmp_path: Path) -> None:
+    base = before_us(tmp_path)
+    for text in ("# mine\n", "# other\n", "# mine\n", "# third\n"):
+        configure(base)
+        (base / "ghcr.io/hosts.toml").write_text(text)
+    cleanup(base)
+    kept = {path.name: path.read_text() for path in (base / "ghcr.io").glob("*.edited*")}
+    assert kept == {
+        "hosts.toml.edited": "# mine\n",
+        "hosts.toml.edited.1": "# other\n",
+        "hosts.toml.edited.2": "# third\n",
+    }
 
 
 def test_a_password_is_not_for_everybody(tmp_path: Path) -> None:
@@ -382,3 +399,127 @@ def test_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.Mo
     configure(base)
     cleanup(base)
     assert tree(tmp_path) == before
+
+
+def write_daemon(path: Path, mirroring: Mirroring) -> None:
+    plan = plan_daemon(path, mirroring, snapshotter=True)
+    list(plan.place.write(plan.files))
+
+
+@pytest.mark.parametrize("existing", ['{\n  "debug": true\n}\n', None])
+@pytest.mark.parametrize("again", [MIRRORING, OTHER])
+def test_an_edit_of_daemon_json_outlives_configuring_again(
+    tmp_path: Path, existing: str | None, again: Mirroring
+) -> None:
+    path = tmp_path / "daemon.json"
+    if existing is not None:
+        path.write_text(existing)
+        path.chmod(0o640)
+    write_daemon(path, MIRRORING)
+    path.write_text(path.read_text().replace("{", '{"log-level": "warn",', 1))
+    mode = path.stat().st_mode
+    for _ in each_death(partial(write_daemon, path, again), lambda: None):
+        assert '"log-level": "warn"' in path.read_text()
+    write_daemon(path, again)
+    list(Place(tmp_path).restore())
+    text = path.read_text()
+    assert '"log-level": "warn"' in text
+    assert "10.0.0." not in text
+    assert path.stat().st_mode == mode
+    assert [entry.name for entry in tmp_path.iterdir()] == ["daemon.json"]
+
+
+@pytest.mark.parametrize("again", [MIRRORING, OTHER])
+def test_an_edit_of_daemon_json_outlives_a_death_at_any_change(tmp_path: Path, again: Mirroring) -> None:
+    path = tmp_path / "daemon.json"
+
+    def prepare() -> None:
+        list(daemon_place(path).restore())
+        path.write_text('{\n  "debug": true\n}\n')
+        write_daemon(path, MIRRORING)
+        path.write_text(path.read_text().replace("{", '{"log-level": "warn",', 1))
+
+    for number in each_death(partial(write_daemon, path, again), prepare):
+        list(daemon_place(path).restore())
+        assert '"log-level": "warn"' in path.read_text(), number
+        assert "10.0.0." not in path.read_text(), number
+
+
+def test_originals_come_back_across_file_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.rename
+
+    def rename(source: Path, target: Path) -> None:
+        if (BACKUP in Path(source).parts) != (BACKUP in Path(target).parts):
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        real(source, target)
+
+    def link(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    base = before_us(tmp_path)
+    before = tree(tmp_path)
+    monkeypatch.setattr(disk.os, "rename", rename)
+    monkeypatch.setattr(disk.os, "link", link)
+    configure(base)
+    deaths = 0
+    for number in each_death(lambda: cleanup(base), lambda: configure(base)):
+        deaths += 1
+        assert set(written(base)) >= {"ghcr.io/hosts.toml", "quay.io/hosts.toml"}
+        cleanup(base)
+        assert tree(tmp_path) == before, number
+    assert deaths > 10
+    cleanup(base)
+    assert tree(tmp_path) == before
+
+
+def test_a_file_that_cant_be_restored_does_not_hold_up_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = before_us(tmp_path)
+    before = tree(tmp_path)
+    configure(base)
+    real = disk.move
+
+    def move(path: Path, to: Path) -> None:
+        if to.parent.name in ("ghcr.io", "quay.io"):
+            raise DiskError(f"can't write {to}")
+        real(path, to)
+
+    (base / "docker.io/hosts.toml").unlink()
+    (base / "docker.io/hosts.toml").mkdir()
+    monkeypatch.setattr(disk, "move", move)
+    said = []
+    with pytest.raises(DiskError) as raised:
+        said.extend(Place(base).restore())
+    for name in ("docker.io", "ghcr.io", "quay.io"):
+        assert f"{base}/{name}/hosts.toml" in str(raised.value)
+    assert not (base / "_default/hosts.toml").exists()
+    # what is restored is no more ours
+    (base / "_default/hosts.toml").write_text("# mine\n")
+    monkeypatch.setattr(disk, "move", real)
+    (base / "docker.io/hosts.toml").rmdir()
+    cleanup(base)
+    assert (base / "_default/hosts.toml").read_text() == "# mine\n"
+    (base / "_default/hosts.toml").unlink()
+    (base / "_default").rmdir()
+    assert tree(tmp_path) == before
+
+
+def test_replacing_the_hosts_of_a_file_keeps_its_server_and_its_certificates(tmp_path: Path) -> None:
+    base = before_us(tmp_path)
+    (base / "ghcr.io/hosts.toml").write_text('server = "https://harbor.lan"\nca = "ca.crt"\n\n[host."http://cache"]\n')
+    plan = plan_hosts(base, REGISTRIES, MIRRORING, keep_existing=False)
+    list(plan.place.write(plan.files))
+    document = tomllib.loads(written(base)["ghcr.io/hosts.toml"])
+    assert list(document.pop("host")) == ["http://10.0.0.7:5000"]
+    assert document == {"server": "https://harbor.lan", "ca": "ca.crt"}
+
+
+def test_an_image_store_that_was_switched_off_is_off_again_in_an_edited_file(tmp_path: Path) -> None:
+    path = tmp_path / "daemon.json"
+    path.write_text('{"features": {"containerd-snapshotter": false}}')
+    write_daemon(path, MIRRORING)
+    path.write_text(path.read_text().replace("{", '{"debug": true, ', 1))
+    write_daemon(path, OTHER)
+    list(daemon_place(path).restore())
+    assert path.read_text() == '{"debug": true, "features": {"containerd-snapshotter": false}}'

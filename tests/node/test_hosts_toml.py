@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spegel_consul.node.hosts_toml import Mirroring, Unusable, fresh, prepended
+from spegel_consul.node.hosts_toml import Mirroring, Unusable, fresh, prepended, replaced
 from spegel_consul.node.targets import DEFAULT, Registry, Target
 
 MIRRORING = Mirroring((Target("http://10.0.0.7:5000"), Target("http://spegel.service.consul:5000")))
@@ -125,3 +125,43 @@ def test_whatever_is_in_a_file_means_the_same_behind_ours(parts: list[str]) -> N
     for url, host in before.get("host", {}).items():
         assert document["host"][url] == host
     assert document.get("ca") == before.get("ca")
+
+
+def test_other_hosts_are_replaced_and_what_belongs_to_the_registry_stays() -> None:
+    existing = EXISTING.replace("\n\n", '\nclient = [["a.cert", "a.key"]]\n\n', 1) + '\n[header]\n  X = ["y"]\n'
+    document = tomllib.loads(replaced(existing, GHCR, MIRRORING))
+    assert list(document.pop("host")) == OURS
+    assert document == {
+        "server": "https://ghcr.io",
+        "ca": ["/etc/ca.pem"],
+        "client": [["a.cert", "a.key"]],
+        "header": {"X": ["y"]},
+    }
+
+
+@pytest.mark.parametrize(
+    "existing",
+    ['server = "https://x"\nhost = {"http://a" = {ca = "x"}}', 'host."http://a".ca = "x"\nserver = "https://x"\n'],
+)
+def test_hosts_in_any_form_are_replaced(existing: str) -> None:
+    document = tomllib.loads(replaced(existing, Registry("x:5000", "http://x:5000"), MIRRORING))
+    assert list(document.pop("host")) == OURS
+    assert document == {"server": "https://x"}
+
+
+@pytest.mark.parametrize(
+    "existing",
+    [
+        f'[host."{OURS[0]}"]\n[other]\n[host."http://b"]\n',
+        f'[host."http://a"]\n[other]\nx = 1\n[host."{OURS[0]}"]\nca = "x"\n[more]\n[host."{OURS[1]}"]\n',
+        *("a = " + "[" * depth + "]" * depth for depth in (20, 100, 200, 300, 400, 20_000)),
+    ],
+)
+def test_odd_files_are_refused_or_mean_the_same(existing: str) -> None:
+    for change in (prepended, replaced):
+        try:
+            text = change(existing, GHCR, MIRRORING)
+        except Unusable as exc:
+            assert "\n" not in str(exc)
+        else:
+            assert list(tomllib.loads(text)["host"])[:2] == OURS

@@ -42,7 +42,7 @@ def test_loopback_is_fatal_unless_it_was_asked_for() -> None:
 
 
 def test_bridges_of_containers(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("docker0", "br-0f3a", "nomad"):
+    for name in ("docker0", "br-0f3a9c1b2d4e"):
         monkeypatch.setattr(preflight, "interface_of", lambda address, name=name: name)
         check = address_check("172.17.0.1", "")
         assert check.fatal
@@ -53,6 +53,17 @@ def test_bridges_of_containers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (check.status, check.fatal) == (Status.FAIL, False)
     assert 'network_mode = "host"' in check.fix
     assert address_check("10.0.0.7", "").status is Status.OK
+
+
+@pytest.mark.parametrize(
+    "name", ["br-lan", "br-ex", "br-0f3a", "br-0f3a9c1b2d4e5", "virbr0", "cni0", "nomad", "podman1"]
+)
+def test_a_bridge_that_may_be_the_way_out_is_no_more_than_a_warning(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(preflight, "interface_of", lambda address: name)
+    check = address_check("10.0.0.7", "")
+    assert not check.fatal
+    assert check.status is (Status.OK if name.startswith("br-") else Status.WARN)
+    assert name in check.says
 
 
 def test_the_interface_of_an_address() -> None:

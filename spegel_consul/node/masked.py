@@ -1,0 +1,60 @@
+# A dry run is read over shoulders and kept in logs, so no line of a diff may tell a password; not even one that stays
+# as it is.  The file is parsed to learn what is secret, and each line with a piece of that is cut behind its key.  What
+# can hide from this (an escape, a remark beside a header, a file that is not understood) is cut as well: rather too
+# much than too little.
+
+"""Lines of configuration files as they may be shown. No I/O."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Iterator
+from typing import Any
+
+_HIDDEN = "…"
+_SECRET_TABLES = ("header", "proxies")
+_NAME = r"""(?:[\w-]+|"[^"]*"|'[^']*')"""
+_KEY = re.compile(rf"\s*{_NAME}(?:\s*\.\s*{_NAME})*\s*[=:](?=\s)")
+_TABLE = re.compile(rf"\s*\[+\s*{_NAME}(?:\s*\.\s*{_NAME})*\s*\]+\s*(?:#.*)?")
+_USER = re.compile(r"""(:\\?/\\?/)[^\s"]*@""")
+
+
+def lines(text: str, *, is_json: bool = False) -> list[str]:
+    """The lines of a hosts.toml or daemon.json without values of headers and proxies, and without users of URLs."""
+    raw = text.splitlines()
+    try:
+        secrets = set(_secrets(json.loads(text) if is_json else tomllib.loads(text), inside=False))
+    except (ValueError, RecursionError):
+        return [_cut(line, ()) if line.strip() else line for line in raw]
+    found = []
+    inside = False
+    for line in raw:
+        is_table = not is_json and _TABLE.fullmatch(line) is not None
+        if is_table:
+            inside = "header" in line.lower()
+        hide = any(secret in line for secret in secrets) or (bool(secrets) and "\\" in line)
+        if hide or (inside and not is_table and line.strip()):
+            line = _cut(line, secrets)
+        found.append(_USER.sub(rf"\1{_HIDDEN}@", line))
+    return found
+
+
+def _cut(line: str, secrets: set[str] | tuple[()]) -> str:
+    key = _KEY.match(line)
+    if key is None or any(secret in key[0] for secret in secrets) or "\\" in key[0]:
+        return line[: len(line) - len(line.lstrip())] + _HIDDEN
+    return f"{key[0]} {_HIDDEN}"
+
+
+def _secrets(value: Any, *, inside: bool) -> Iterator[str]:
+    """Pieces, each within one line, of all that stands below a table of secrets."""
+    if isinstance(value, dict):
+        for name, below in value.items():
+            yield from _secrets(below, inside=inside or name.lower() in _SECRET_TABLES)
+    elif isinstance(value, list):
+        for each in value:
+            yield from _secrets(each, inside=inside)
+    elif inside:
+        yield from filter(None, (piece.strip() for piece in str(value).splitlines()))

@@ -1,0 +1,58 @@
+"""What others say reaches a terminal as text only."""
+
+from __future__ import annotations
+
+import pytest
+from click.testing import CliRunner
+
+from spegel_consul.commands.leader import _as_text
+from spegel_consul.commands.preflight import preflight
+from spegel_consul.node import dial_back
+from spegel_consul.node import preflight as checks
+from spegel_consul.node.check import Check, Status, fail
+from spegel_consul.node.dial_back import Peer
+from spegel_consul.node.preflight import Subject
+
+EVIL = "\x1b]0;owned\x07\x1b[2Kok\r\x9b31m"
+
+
+def test_preflight(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run(subject: Subject) -> list[Check]:
+        return [fail("dial-back", f"10.0.0.7 can't connect ({EVIL})", f"one\n{EVIL}")]
+
+    monkeypatch.setattr(checks, "run", run)
+    result = CliRunner().invoke(preflight, ["--advertise-addr", "10.0.0.9", "--bootstrap-kind", "dns"])
+    assert result.exit_code == 1, result.output
+    assert "10.0.0.7 can't connect (" in result.output
+    assert [line for line in result.output.split("\n") if not line.isprintable()] == []
+    assert len(result.output.splitlines()) == 4
+
+
+@pytest.mark.parametrize("seen", [EVIL, "10.0.0.9\nrm -rf /", "", "host"])
+def test_a_peer_that_sees_no_address(monkeypatch: pytest.MonkeyPatch, seen: str) -> None:
+    class Answer:
+        status = 200
+
+        def __enter__(self) -> Answer:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def read(self, limit: int) -> bytes:
+            return dial_back.json.dumps({"address": seen, "reached": True}).encode()
+
+    monkeypatch.setattr(dial_back.http.client.HTTPConnection, "request", lambda *_: None)
+    monkeypatch.setattr(dial_back.http.client.HTTPConnection, "getresponse", lambda _: Answer())
+    check = dial_back.ask(Peer("10.0.0.7", 5000), "10.0.0.9", 5000)
+    assert check.status is Status.WARN
+    assert "could not be asked" in check.says
+    assert check.fix == ""
+
+
+def test_leader() -> None:
+    found = {"state": "held", "key": "k", "node": EVIL, "addrs": [EVIL, "/ip4/10.0.0.7"], "version": EVIL, "epoch": 7}
+    text = _as_text(found)
+    assert all(line.isprintable() for line in text.split("\n"))
+    assert "/ip4/10.0.0.7" in text
+    assert len(text.split("\n")) == 5
