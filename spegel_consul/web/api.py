@@ -108,7 +108,7 @@ async def _follow(measurer: Measurer, measurement: Measurement, nursery: trio.Nu
         with scope:
             try:
                 await measurer.run(measurement)
-            except Busy as exc:
+            except Exception as exc:  # one measurement must not end the nursery that all share
                 measurement.problem, measurement.done = str(exc), True
                 measurement.touch()
 
@@ -118,7 +118,10 @@ async def _follow(measurer: Measurer, measurement: Measurement, nursery: trio.Nu
             with trio.move_on_after(1.0):
                 await measurement.changed()
             await trio.sleep(_TICK)
-            yield (json.dumps(measurement.to_json()) + "\n").encode()
+            if not measurement.done:
+                yield (json.dumps(measurement.to_json()) + "\n").encode()
+        # always told, also to a reader who took so long over the line before that it ended meanwhile
+        yield (json.dumps(measurement.to_json()) + "\n").encode()
     finally:
         scope.cancel()
 

@@ -226,6 +226,6 @@ def _parts(manifest: dict[str, Any]) -> list[tuple[str, Digest, int]]:
         ):
             digest = Digest(part["digest"])
             found.setdefault(digest, (what, digest, int(part["size"])))
-    except (KeyError, TypeError, ValueError, DigestInvalid):
+    except (KeyError, TypeError, ValueError, OverflowError, DigestInvalid):
         raise PullFailed("the manifest does not name a configuration and layers") from None
     return list(found.values())
