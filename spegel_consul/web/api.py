@@ -19,6 +19,9 @@ from spegel_consul.web.ask import BadQuestion, Busy, Measurement, Measurer, look
 from spegel_consul.web.node import Node
 
 LONGEST_WAIT = 60.0
+MOST_LOOKUPS = 8
+"""Lookups that are answered at a time; each may ask many members."""
+
 STREAM = "application/x-ndjson"
 _TICK = 0.1  # seconds between two lines about a measurement
 
@@ -26,6 +29,7 @@ _TICK = 0.1  # seconds between two lines about a measurement
 def blueprint(node: Node, measurer: Measurer) -> Blueprint:
     """The routes below ``/api``."""
     api = Blueprint("api", __name__, url_prefix="/api")
+    lookups = trio.CapacityLimiter(MOST_LOOKUPS)
 
     @api.get("/status")
     async def status() -> Response:
@@ -53,7 +57,14 @@ def blueprint(node: Node, measurer: Measurer) -> Blueprint:
             key, _ = parse(request.args.get("key", ""))
         except BadQuestion as exc:
             return error(400, str(exc))
-        return answer(await lookup(node, key))
+        try:
+            lookups.acquire_nowait()
+        except trio.WouldBlock:
+            return error(429, f"{MOST_LOOKUPS} lookups are going on; try again when one has ended")
+        try:
+            return answer(await lookup(node, key))
+        finally:
+            lookups.release()
 
     @api.get("/measure")
     async def measure() -> Response:
