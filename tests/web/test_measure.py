@@ -22,7 +22,7 @@ STREAMED = {"accept": "application/x-ndjson"}
 
 async def streamed(app: QuartTrio) -> list[dict[str, Any]]:
     with trio.fail_after(10):
-        response = await app.test_client().get(MEASURE, headers=STREAMED)
+        response = await app.test_client().post(MEASURE, headers=STREAMED)
         assert response.status_code == 200
         return [json.loads(line) for line in (await response.get_data()).splitlines()]
 
@@ -46,7 +46,7 @@ async def test_one_that_fails_unforeseen_says_so_and_the_next_is_measured() -> N
             last = (await streamed(app))[-1]
             assert last["done"] is True
             assert last["problem"] == "the measurement failed: ZeroDivisionError: cannot be"
-        whole = await app.test_client().get(MEASURE)
+        whole = await app.test_client().post(MEASURE)
         assert json.loads(await whole.get_data())["problem"] == last["problem"]
 
 
