@@ -111,7 +111,7 @@ class Node:
 
     def warnings(self) -> tuple[str, ...]:
         """What an operator should look at, though this node serves; one line each."""
-        found = []
+        found = list(self.store.warnings)
         if self.keeper is not None and self.keeper.last_error is not None:
             found.append(f"alone in the ring: {self.keeper.last_error}")
         if self.keeper is not None and self.keeper.flapping:
