@@ -177,6 +177,8 @@ class Puller:
                     hasher.update(chunk)
                     if keep is not None:
                         keep += chunk
+                        if len(keep) > MAX_MANIFEST_SIZE:
+                            raise PullFailed(f"{piece.what} {digest} is longer than {MAX_MANIFEST_SIZE} bytes")
                     piece.received += len(chunk)
                     self.progress(piece)
         except PeerError as exc:
