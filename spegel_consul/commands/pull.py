@@ -45,7 +45,7 @@ def _lines(node: str, reference: str) -> Iterator[dict[str, Any]]:
     headers = {"accept": "application/x-ndjson"}
     try:
         with httpx.stream(
-            "GET", f"{node}/api/measure", params={"image": reference}, headers=headers, timeout=30, trust_env=False
+            "POST", f"{node}/api/measure", params={"image": reference}, headers=headers, timeout=30, trust_env=False
         ) as answer:
             if answer.status_code != 200:
                 answer.read()

@@ -32,6 +32,10 @@ class IndexedStore:
         self._problem: str | None = None
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        return ()
+
+    @property
     def problem(self) -> str | None:
         return self._problem
 

@@ -33,6 +33,11 @@ class Advertised:
 class Stock(Store, Protocol):
     """A store that can be shown to people."""
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is wrong with a part of the store, though the rest of it answers; one line each."""
+        ...
+
     def stocked(self) -> tuple[Stocked, ...]:
         """The named images with their sizes."""
         ...

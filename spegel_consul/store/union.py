@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import trio
 
 from spegel_consul.oci.descriptor import Descriptor
 from spegel_consul.oci.digest import Digest
+from spegel_consul.oci.errors import BlobUnknown
 from spegel_consul.store import Blob, Changed, Image, Store
 from spegel_consul.store.file import absent
 from spegel_consul.store.inventory import Advertised, Stock, Stocked
@@ -30,7 +31,14 @@ class UnionStore:
 
     @property
     def problem(self) -> str | None:
-        return next((problem for store in self._stores if (problem := store.problem) is not None), None)
+        """That of the first store if all have one: while one of them answers, what it has is served."""
+        problems = self._problems()
+        return problems[0] if len(problems) == len(self._stores) and problems else None
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        problems = self._problems()
+        return tuple(dict.fromkeys(problem for problem in problems if problem != self.problem))
 
     @property
     def version(self) -> int:
@@ -70,11 +78,18 @@ class UnionStore:
 
     @asynccontextmanager
     async def open(self, digest: Digest) -> AsyncIterator[Blob]:
-        store = self._holder(digest)
-        if store is None:
-            raise absent(digest)
-        async with store.open(digest) as blob:
-            yield blob
+        async with AsyncExitStack() as stack:
+            yield await self._enter(stack, digest)
+
+    async def _enter(self, stack: AsyncExitStack, digest: Digest) -> Blob:
+        """Open it where it is; a store may have lost what another still has. Raises BlobUnknown."""
+        gone = absent(digest)
+        for store in [store for store in self._stores if store.describe(digest) is not None]:
+            try:
+                return await stack.enter_async_context(store.open(digest))
+            except BlobUnknown as exc:
+                gone = exc
+        raise gone
 
     @asynccontextmanager
     async def watch(self) -> AsyncIterator[AsyncIterator[Changed]]:
@@ -105,6 +120,9 @@ class UnionStore:
         self._told |= added
         self._told -= removed
         self._watchers.publish(Changed(added, removed))
+
+    def _problems(self) -> list[str]:
+        return [problem for store in self._stores if (problem := store.problem) is not None]
 
     def _holder(self, digest: Digest) -> Store | None:
         return next((store for store in self._stores if store.describe(digest) is not None), None)

@@ -19,6 +19,9 @@ from spegel_consul.web.ask import BadQuestion, Busy, Measurement, Measurer, look
 from spegel_consul.web.node import Node
 
 LONGEST_WAIT = 60.0
+MOST_LOOKUPS = 8
+"""Lookups that are answered at a time; each may ask many members."""
+
 STREAM = "application/x-ndjson"
 _TICK = 0.1  # seconds between two lines about a measurement
 
@@ -26,6 +29,7 @@ _TICK = 0.1  # seconds between two lines about a measurement
 def blueprint(node: Node, measurer: Measurer) -> Blueprint:
     """The routes below ``/api``."""
     api = Blueprint("api", __name__, url_prefix="/api")
+    lookups = trio.CapacityLimiter(MOST_LOOKUPS)
 
     @api.get("/status")
     async def status() -> Response:
@@ -53,9 +57,20 @@ def blueprint(node: Node, measurer: Measurer) -> Blueprint:
             key, _ = parse(request.args.get("key", ""))
         except BadQuestion as exc:
             return error(400, str(exc))
-        return answer(await lookup(node, key))
+        try:
+            lookups.acquire_nowait()
+        except trio.WouldBlock:
+            return error(429, f"{MOST_LOOKUPS} lookups are going on; try again when one has ended")
+        try:
+            return answer(await lookup(node, key))
+        finally:
+            lookups.release()
 
     @api.get("/measure")
+    async def only_by_post() -> Response:
+        return error(405, "a measurement makes work for others: ask for it with POST")
+
+    @api.post("/measure")
     async def measure() -> Response:
         if origin.from_another_site():
             return error(403, "a page of another site asked for this")
@@ -88,7 +103,7 @@ def blueprint(node: Node, measurer: Measurer) -> Blueprint:
 
     @api.put("/log-level")
     async def set_log_level() -> Response:
-        if not origin.from_this_machine() or origin.from_another_site():
+        if not (origin.from_this_machine() and origin.by_own_name(node.name)) or origin.from_another_site():
             return error(403, "the level can only be changed from the machine itself")
         body = await request.get_data()
         try:
@@ -108,7 +123,7 @@ async def _follow(measurer: Measurer, measurement: Measurement, nursery: trio.Nu
         with scope:
             try:
                 await measurer.run(measurement)
-            except Busy as exc:
+            except Exception as exc:  # one measurement must not end the nursery that all share
                 measurement.problem, measurement.done = str(exc), True
                 measurement.touch()
 
@@ -118,7 +133,10 @@ async def _follow(measurer: Measurer, measurement: Measurement, nursery: trio.Nu
             with trio.move_on_after(1.0):
                 await measurement.changed()
             await trio.sleep(_TICK)
-            yield (json.dumps(measurement.to_json()) + "\n").encode()
+            if not measurement.done:
+                yield (json.dumps(measurement.to_json()) + "\n").encode()
+        # always told, also to a reader who took so long over the line before that it ended meanwhile
+        yield (json.dumps(measurement.to_json()) + "\n").encode()
     finally:
         scope.cancel()
 

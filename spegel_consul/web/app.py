@@ -13,15 +13,19 @@ from spegel_consul.web import api, debug, health, pages, readings
 from spegel_consul.web.ask import Measurer
 from spegel_consul.web.node import Node
 
+LONGEST_BODY = 64 << 10
+"""Bytes; nothing longer than a name or a level is sent here."""
+
 
 def build_app(node: Node) -> QuartTrio:
     """Metrics, health, the router's id, the API and the status page of ``node``."""
     app = QuartTrio("spegel_consul.web", static_folder=None)
     app.config["RESPONSE_TIMEOUT"] = None  # events are waited for
+    app.config["MAX_CONTENT_LENGTH"] = LONGEST_BODY
     readings.connect(node)
     measurer = Measurer(node)
     app.register_blueprint(api.blueprint(node, measurer))
-    app.register_blueprint(debug.blueprint())
+    app.register_blueprint(debug.blueprint(node.name))
     app.register_blueprint(pages.blueprint(node, measurer))
 
     @app.get("/metrics")

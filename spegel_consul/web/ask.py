@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import structlog
 import trio
 
 from spegel_consul.oci.digest import Digest
@@ -13,6 +14,8 @@ from spegel_consul.oci.reference import Reference
 from spegel_consul.ring import RingError
 from spegel_consul.web.node import Document, Node
 from spegel_consul.web.pull import Piece, Puller, PullFailed
+
+log = structlog.get_logger(__name__)
 
 MOST_PROVIDERS = 20
 LOOKUP_TIMEOUT = 3.0
@@ -133,12 +136,15 @@ class Measurer:
         return Measurement(reference)
 
     async def run(self, measurement: Measurement) -> Measurement:
-        """Look it up, pull it, verify it, forget it; what happened is in ``measurement``. Raises Busy."""
+        """Look it up, pull it, verify it, forget it; ``measurement`` has what happened. Raises Busy, nothing else."""
         if self._busy:
             raise Busy("another measurement is going on; try again when it has ended")
         self._busy = True
         try:
             await self._run(measurement)
+        except Exception as exc:  # what others send must not end more than this measurement
+            log.exception("measurement failed", image=measurement.image)
+            measurement.problem = f"the measurement failed: {type(exc).__name__}: {exc}"[:300].replace("\n", " ")
         finally:
             self._busy = False
             measurement.done = True

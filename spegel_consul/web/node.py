@@ -3,6 +3,8 @@
 #
 # The ring and the catalog are two views of the same cluster.  A member that the catalog calls healthy and the ring does
 # not know is the sign of a split; the other way round is a node that has just started or that Consul can't reach.
+# Where a Nomad job registers the services they carry no peer id, so they are told apart by their addresses, as the ring
+# keeper does it.
 
 """``Node``: the views of one sidecar that people and programs are shown."""
 
@@ -11,7 +13,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -20,6 +22,7 @@ import trio
 
 from spegel_consul import __version__
 from spegel_consul.bootstrap import Bootstrap
+from spegel_consul.bootstrap.roster import to_peer
 from spegel_consul.consul.candidate import Candidate
 from spegel_consul.consul.catalog import ROUTER
 from spegel_consul.consul.client import ConsulClient, HealthyService
@@ -30,7 +33,7 @@ from spegel_consul.metrics import Metrics
 from spegel_consul.registry.credentials import Credentials
 from spegel_consul.registry.penalties import Penalties
 from spegel_consul.registry.trace import Traces
-from spegel_consul.ring import PeerInfo
+from spegel_consul.ring import PeerInfo, schedule
 from spegel_consul.ring.keeper import RingKeeper
 from spegel_consul.ring.view import MemberView
 from spegel_consul.server.tls import Tls
@@ -108,7 +111,7 @@ class Node:
 
     def warnings(self) -> tuple[str, ...]:
         """What an operator should look at, though this node serves; one line each."""
-        found = []
+        found = list(self.store.warnings)
         if self.keeper is not None and self.keeper.last_error is not None:
             found.append(f"alone in the ring: {self.keeper.last_error}")
         if self.keeper is not None and self.keeper.flapping:
@@ -129,21 +132,33 @@ class Node:
 
     def missing(self) -> list[str]:
         """Names of the healthy routers in the catalog that the ring does not have."""
+        return [_service_node(service.id, service.node) for service in self._absent()]
+
+    def _absent(self) -> list[HealthyService]:
+        """The healthy routers in the catalog that the ring does not have, compared as the ring keeper does."""
         if self.consul is None:
             return []
-        known = {member.id for member in self.ring.view() if member.alive} | {self.ring.me.id}
-        return [
-            _service_node(service.id, service.node)
-            for service in self.consul.members
-            if service.meta.get("peer_id") not in known
-        ]
+        found = [(service, peer) for service in self.consul.members if (peer := to_peer(service)) is not None]
+        members = [PeerInfo(member.id, member.routers) for member in self.ring.view() if member.alive]
+        absent = set(schedule.missing([peer for _, peer in found], members, self.ring.me))
+        return [service for service, peer in found if peer in absent]
+
+    def _identified(self) -> Iterator[tuple[str, HealthyService]]:
+        """The routers in the catalog with their peer ids: what they say of themselves, or who is at their address."""
+        ids = {addr: member.id for member in self.ring.view() for addr in member.routers}
+        ids |= dict.fromkeys(self.ring.me.addrs, str(self.ring.me.id))
+        for service in self.consul.members if self.consul is not None else ():
+            addrs = peer.addrs if (peer := to_peer(service)) is not None else ()
+            peer_id = service.meta.get("peer_id") or next((ids[addr] for addr in addrs if addr in ids), None)
+            if peer_id is not None:
+                yield peer_id, service
 
     def names(self) -> dict[str, str]:
         """The names of nodes by their peer ids, as far as the catalog has them."""
         names = {str(self.ring.me.id): self.name}
         if self.consul is not None:
-            for service in self.consul.members:
-                names.setdefault(service.meta.get("peer_id", ""), _service_node(service.id, service.node))
+            for peer_id, service in self._identified():
+                names.setdefault(peer_id, _service_node(service.id, service.node))
             leader = self.consul.candidate.view.leader if self.consul.candidate is not None else None
             if leader is not None and leader.node:
                 names.setdefault(leader.peer_id, leader.node)
@@ -236,24 +251,26 @@ class Node:
                 }
             )
         known = {peer["id"] for peer in found}
-        for service in self.consul.members if self.consul is not None else ():
-            peer_id = service.meta.get("peer_id")
-            if peer_id not in known:
-                found.append(
-                    {
-                        "node": _service_node(service.id, service.node),
-                        "id": peer_id,
-                        "state": "missing",
-                        "registry": None,
-                        "router": [router] if (router := service.meta.get("router")) else [],
-                        "version": service.meta.get("version"),
-                        "rtt_ms": None,
-                        "keys": None,
-                        "last_seen": None,
-                        "at": None,
-                        "leader": leader.get("peer_id") == peer_id,
-                    }
-                )
+        identified = {service: peer_id for peer_id, service in self._identified()}
+        for service in self._absent():
+            peer_id = identified.get(service)
+            if peer_id in known:  # it is shown as dead
+                continue
+            found.append(
+                {
+                    "node": _service_node(service.id, service.node),
+                    "id": peer_id,
+                    "state": "missing",
+                    "registry": None,
+                    "router": [router] if (router := service.meta.get("router")) else [],
+                    "version": service.meta.get("version"),
+                    "rtt_ms": None,
+                    "keys": None,
+                    "last_seen": None,
+                    "at": None,
+                    "leader": peer_id is not None and leader.get("peer_id") == peer_id,
+                }
+            )
         return sorted(found, key=lambda peer: (str(peer["node"] or "~"), str(peer["id"])))
 
     def images(self) -> list[Document]:
@@ -277,10 +294,7 @@ class Node:
         return [{**document, "peer_node": names.get(str(document["peer"]))} for document in found]
 
     def _versions(self) -> dict[str, str]:
-        if self.consul is None:
-            return {}
-        members = self.consul.members
-        return {member.meta.get("peer_id", ""): member.meta.get("version", "") for member in members}
+        return {peer_id: service.meta.get("version", "") for peer_id, service in self._identified()}
 
     def _ring(self) -> Document:
         view = self.ring.view()

@@ -30,7 +30,7 @@ _POLICY = (
 _HEADERS = {
     "content-security-policy": _POLICY,
     "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
+    "referrer-policy": "same-origin",  # without one, forms would be sent with an Origin of null
     "cache-control": "no-store",
 }
 
@@ -70,8 +70,13 @@ def blueprint(node: Node, measurer: Measurer) -> Blueprint:
         return await page()
 
     @pages.get("/measure")
+    async def ask() -> Response:
+        """The form, filled in: a link measures nothing."""
+        return await page(asked=request.args.get("image", "")[:200])
+
+    @pages.post("/measure")
     async def measure() -> Response:
-        asked = request.args.get("image", "")
+        asked = (await request.form).get("image", "")
         shown = asked[:200]
         if origin.from_another_site():
             return await page(403, asked=shown, problem="a page of another site asked for this measurement")

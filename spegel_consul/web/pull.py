@@ -177,6 +177,8 @@ class Puller:
                     hasher.update(chunk)
                     if keep is not None:
                         keep += chunk
+                        if len(keep) > MAX_MANIFEST_SIZE:
+                            raise PullFailed(f"{piece.what} {digest} is longer than {MAX_MANIFEST_SIZE} bytes")
                     piece.received += len(chunk)
                     self.progress(piece)
         except PeerError as exc:
@@ -226,6 +228,6 @@ def _parts(manifest: dict[str, Any]) -> list[tuple[str, Digest, int]]:
         ):
             digest = Digest(part["digest"])
             found.setdefault(digest, (what, digest, int(part["size"])))
-    except (KeyError, TypeError, ValueError, DigestInvalid):
+    except (KeyError, TypeError, ValueError, OverflowError, DigestInvalid):
         raise PullFailed("the manifest does not name a configuration and layers") from None
     return list(found.values())

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 import pytest
 from conformance.store import SampleImage, Shelf, StoreSuite, running, sample_image
 
 from spegel_consul.oci.digest import Digest
-from spegel_consul.store import Store
+from spegel_consul.oci.errors import BlobUnknown
+from spegel_consul.store import Blob, Store
 from spegel_consul.store.memory import MemoryStore
 from spegel_consul.store.union import UnionStore
 
@@ -72,9 +74,41 @@ class TestUnionStore(StoreSuite):
             assert image.name in changed.removed
             assert not changed.added
 
-    async def test_a_problem_of_one_is_one_of_all(self) -> None:
+    async def test_a_problem_is_one_of_all_and_that_of_one_is_a_warning(self) -> None:
         parts = [MemoryStore(), MemoryStore()]
         store = UnionStore(parts)
-        assert store.problem is None
+        assert (store.problem, store.warnings) == (None, ())
         parts[1]._problem = "it is away"
-        assert store.problem == "it is away"
+        assert (store.problem, store.warnings) == (None, ("it is away",)), "the other one serves what it has"
+        parts[0]._problem = "so is this"
+        assert (store.problem, store.warnings) == ("so is this", ("it is away",))
+
+    async def test_what_the_first_has_lost_is_read_from_the_next(self) -> None:
+        parts = [MemoryStore(), MemoryStore()]
+        (digest,) = {part.add_content(b"here") for part in parts}
+        store = UnionStore(parts)
+        opened = parts[0].open
+
+        @asynccontextmanager
+        async def lost(digest: Digest) -> AsyncIterator[Blob]:
+            parts[0].remove_content(digest)
+            async with opened(digest) as blob:
+                yield blob
+
+        parts[0].open = lost  # type: ignore[method-assign]
+        async with store.open(digest) as blob:
+            assert b"".join([piece async for piece in blob.chunks(0, 4)]) == b"here"
+        parts[1].remove_content(digest)
+        with pytest.raises(BlobUnknown):
+            async with store.open(digest):
+                pass
+
+    async def test_what_goes_wrong_with_an_open_blob_is_not_tried_again(self) -> None:
+        parts = [MemoryStore(), MemoryStore()]
+        (digest,) = {part.add_content(b"here") for part in parts}
+        opened = 0
+        with pytest.raises(BlobUnknown, match="gone meanwhile"):
+            async with UnionStore(parts).open(digest):
+                opened += 1
+                raise BlobUnknown("gone meanwhile", {"digest": digest})
+        assert opened == 1

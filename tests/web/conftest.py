@@ -35,8 +35,8 @@ class Ring:
         target = self.lab[node if to is None else to]
         return self.lab[node].request(path, to=target, port=METRICS, timeout=30, **options)
 
-    def json(self, path: str, node: int = 0) -> Any:
-        response = self.get(path, node)
+    def json(self, path: str, node: int = 0, **options: Any) -> Any:
+        response = self.get(path, node, **options)
         assert response.status == 200, response.body
         return json.loads(response.body)
 

@@ -63,8 +63,8 @@ HOSTILE = ["", "   ", "UPPER", '"><script>alert(1)</script>', "sha256:12", "a" *
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_bad_names_are_one_line(ring, text: str) -> None:
-    for path in ("/api/lookup?key=", "/api/measure?image="):
-        response = ring.get(path + urllib.parse.quote(text))
+    for method, path in (("GET", "/api/lookup?key="), ("POST", "/api/measure?image=")):
+        response = ring.get(path + urllib.parse.quote(text), method=method)
         assert response.status == 400
         assert response.headers["content-type"] == "application/json"
         message = json.loads(response.body)["error"]
@@ -74,7 +74,7 @@ def test_bad_names_are_one_line(ring, text: str) -> None:
 
 
 def test_measure_pulls_all_of_it_and_keeps_nothing(ring) -> None:
-    measured = ring.json(f"/api/measure?image={ring.image.name}", 2)
+    measured = ring.json(f"/api/measure?image={ring.image.name}", 2, method="POST")
     assert measured["problem"] is None
     assert {piece["digest"] for piece in measured["pieces"]} == ring.image.digests
     assert all(piece["verified"] and piece["source_node"] == "n0" for piece in measured["pieces"])
@@ -82,18 +82,20 @@ def test_measure_pulls_all_of_it_and_keeps_nothing(ring) -> None:
     for piece in measured["pieces"]:
         assert 0 <= piece["started_ms"] <= piece["first_byte_ms"] <= piece["done_ms"]
     assert ring.json("/api/status", 2)["content"]["images"] == 0
-    own = ring.json(f"/api/measure?image={ring.image.name}", 0)
+    own = ring.json(f"/api/measure?image={ring.image.name}", 0, method="POST")
     assert {piece["source"] for piece in own["pieces"]} == {"own"}
 
 
 def test_measure_of_what_nobody_has(ring) -> None:
-    measured = ring.json("/api/measure?image=docker.io/library/nothing:v1", 2)
+    measured = ring.json("/api/measure?image=docker.io/library/nothing:v1", 2, method="POST")
     assert measured["missing"] is True
     assert measured["problem"] == "no node has docker.io/library/nothing:v1"
 
 
 def test_measure_is_told_as_it_goes(ring) -> None:
-    response = ring.get(f"/api/measure?image={ring.image.name}", 1, headers={"accept": "application/x-ndjson"})
+    response = ring.get(
+        f"/api/measure?image={ring.image.name}", 1, method="POST", headers={"accept": "application/x-ndjson"}
+    )
     lines = [json.loads(line) for line in response.body.splitlines()]
     assert lines[-1]["done"] is True
     assert lines[-1]["bytes"] == sum(piece["size"] for piece in lines[-1]["pieces"])
@@ -101,7 +103,9 @@ def test_measure_is_told_as_it_goes(ring) -> None:
 
 
 def test_a_page_of_another_site_can_not_make_work(ring) -> None:
-    response = ring.get(f"/api/measure?image={ring.image.name}", headers={"sec-fetch-site": "cross-site"})
+    response = ring.get(
+        f"/api/measure?image={ring.image.name}", method="POST", headers={"sec-fetch-site": "cross-site"}
+    )
     assert response.status == 403
 
 

@@ -15,8 +15,8 @@ function exchange(page) {
   }
 }
 
-async function load(address) {
-  const answer = await fetch(address, { headers: { accept: "text/html" } });
+async function load(address, options) {
+  const answer = await fetch(address, { headers: { accept: "text/html" }, ...options });
   return new DOMParser().parseFromString(await answer.text(), "text/html");
 }
 
@@ -37,14 +37,14 @@ form.addEventListener("submit", async (event) => {
   event.preventDefault();
   const button = form.querySelector("button");
   const measured = document.getElementById("measured");
-  const address = form.action + "?" + new URLSearchParams(new FormData(form));
+  const asked = new URLSearchParams(new FormData(form));
   button.disabled = true;
   measured.textContent = "Measuring…";
   try {
-    const page = await load(address);
+    const page = await load(form.action, { method: "POST", body: asked });
     measured.replaceChildren(...page.getElementById("measured").childNodes);
     exchange(page);
-    history.replaceState(null, "", address);
+    history.replaceState(null, "", form.action + "?" + asked);
   } catch {
     measured.textContent = "The node did not answer.";
   }

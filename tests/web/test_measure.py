@@ -1,0 +1,121 @@
+"""Measurements that go wrong: each is told of, and the next one is measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import pytest
+import trio
+from quart_trio import QuartTrio
+from web.test_node import node
+
+from spegel_consul.oci.digest import Digest
+from spegel_consul.oci.media import MAX_MANIFEST_SIZE
+from spegel_consul.oci.reference import Reference
+from spegel_consul.registry.peer import PeerClient
+from spegel_consul.web import ask
+from spegel_consul.web.api import _follow
+from spegel_consul.web.app import build_app
+from spegel_consul.web.pull import Puller, PullFailed, _parts
+
+IMAGE = "docker.io/library/app:v1"
+MEASURE = f"/api/measure?image={IMAGE}"
+STREAMED = {"accept": "application/x-ndjson"}
+
+
+async def streamed(app: QuartTrio) -> list[dict[str, Any]]:
+    with trio.fail_after(10):
+        response = await app.test_client().post(MEASURE, headers=STREAMED)
+        assert response.status_code == 200
+        return [json.loads(line) for line in (await response.get_data()).splitlines()]
+
+
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def nothing(*_: Any) -> dict[str, Any]:
+        return {"providers": []}
+
+    async def fails(*_: Any) -> None:
+        raise ZeroDivisionError("cannot be")
+
+    monkeypatch.setattr(ask, "lookup", nothing)
+    monkeypatch.setattr(Puller, "pull", fails)
+
+
+@pytest.mark.usefixtures("broken")
+async def test_one_that_fails_unforeseen_says_so_and_the_next_is_measured() -> None:
+    async with build_app(node()).test_app() as app:
+        for _ in range(2):
+            last = (await streamed(app))[-1]
+            assert last["done"] is True
+            assert last["problem"] == "the measurement failed: ZeroDivisionError: cannot be"
+        whole = await app.test_client().post(MEASURE)
+        assert json.loads(await whole.get_data())["problem"] == last["problem"]
+
+
+@pytest.mark.usefixtures("broken")
+async def test_a_slow_reader_is_told_of_the_end_too() -> None:
+    measurer = ask.Measurer(node())
+    async with trio.open_nursery() as nursery:
+        with trio.fail_after(10):
+            measurement = measurer.prepare(IMAGE)
+            measurer_runs = measurer.run
+
+            async def after_the_first_line(measured: ask.Measurement) -> ask.Measurement:
+                await trio.sleep(1.3)
+                return await measurer_runs(measured)
+
+            measurer.run = after_the_first_line  # type: ignore[method-assign]
+            lines = []
+            async for line in _follow(measurer, measurement, nursery):
+                lines.append(json.loads(line))
+                await trio.sleep(1)
+    assert lines[0]["done"] is False
+    assert lines[-1]["done"] is True
+    assert lines[-1]["problem"]
+
+
+@pytest.mark.parametrize("size", ["1e999", "-1e999", "NaN", '"x"', "null", "[]"])
+def test_a_manifest_with_an_impossible_size_is_refused(size: str) -> None:
+    part = f'{{"digest": "{Digest.of(b"")}", "size": {size}}}'
+    with pytest.raises(PullFailed, match="does not name"):
+        _parts(json.loads(f'{{"config": {part}, "layers": []}}'))
+
+
+class Endless:
+    """An answer whose body has no end, whatever its head has said."""
+
+    status = 200
+
+    def __init__(self) -> None:
+        self.sent = 0
+        self.discarded = False
+
+    def header(self, name: bytes) -> str | None:
+        return {b"docker-content-digest": str(Digest.of(b"")), b"content-length": "10"}.get(name)
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        while True:
+            await trio.lowlevel.checkpoint()
+            self.sent += 64 << 10
+            yield b"x" * (64 << 10)
+
+    def discard(self) -> None:
+        self.discarded = True
+
+
+async def test_a_manifest_is_not_read_beyond_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = Endless()
+
+    async def request(*_: Any) -> Endless:
+        return answer
+
+    monkeypatch.setattr(PeerClient, "request", request)
+    with trio.fail_after(10):
+        async with Puller(("10.0.0.1", 5000)) as puller:
+            with pytest.raises(PullFailed, match=rf"longer than {MAX_MANIFEST_SIZE} bytes"):
+                await puller.pull(Reference.parse(IMAGE))
+    assert answer.sent == MAX_MANIFEST_SIZE + (64 << 10)
+    assert answer.discarded

@@ -1,0 +1,84 @@
+"""What a node makes of the ring and the catalog, where they tell of the cluster in different words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from spegel_consul.consul.client import HealthyService
+from spegel_consul.metrics import Metrics
+from spegel_consul.registry.penalties import Penalties
+from spegel_consul.registry.trace import Traces
+from spegel_consul.ring import PeerInfo
+from spegel_consul.ring.view import MemberView
+from spegel_consul.store.memory import MemoryStore
+from spegel_consul.web.node import Consul, Node
+
+
+@dataclass
+class Ring:
+    """This node at 10.0.0.1, one alive at 10.0.0.2, one dead at 10.0.0.3."""
+
+    me: PeerInfo = field(default_factory=lambda: PeerInfo("me", ("/ip4/10.0.0.1/tcp/5001",)))
+    at: float = 0.5
+    records: int = 0
+    unannounced: int = 0
+
+    def view(self) -> tuple[MemberView, ...]:
+        return tuple(
+            MemberView(f"peer{n}", (f"/ip4/10.0.0.{n}/tcp/5001",), f"10.0.0.{n}:5000", n == 2, 0, 0.01, 1.0, 3, n / 10)
+            for n in (2, 3)
+        )
+
+
+@dataclass
+class Catalog:
+    members: tuple[HealthyService, ...]
+    problem: str | None = None
+
+
+@dataclass
+class Client:
+    answered_at: float | None = None
+    renewals: dict[str, int] = field(default_factory=dict)
+
+
+def node(*addresses: str) -> Node:
+    made = Node(
+        name="n1",
+        registry=("10.0.0.1", 5000),
+        metrics_address=("10.0.0.1", 9090),
+        store_kind="layout",
+        store=MemoryStore(),
+        ring=Ring(),  # type: ignore[arg-type]
+        traces=Traces(),
+        penalties=Penalties(),
+        metrics=Metrics(),
+    )
+    services = tuple(
+        HealthyService(f"_nomad-task-{n}-router", "spegel-router", f"n{address[-1]}", address, 5001)
+        for n, address in enumerate(addresses)
+    )
+    made.consul = Consul(Client(), None, Catalog(services), None)  # type: ignore[arg-type]
+    return made
+
+
+async def test_routers_that_nomad_registered_are_known_by_their_addresses() -> None:
+    made = node("10.0.0.1", "10.0.0.2")
+    assert made.missing() == []
+    assert made.warnings() == ()
+    status = made.status()
+    assert (status["ring"]["split"], status["ring"]["coverage"]) == (False, 1.0)
+    assert made.names() == {"me": "n1", "peer2": "n2"}
+    assert made.registries()["10.0.0.2:5000"] == "n2"
+    assert {peer["node"]: peer["state"] for peer in made.peers()} == {"n1": "self", "n2": "alive", None: "dead"}
+
+
+async def test_those_that_are_not_in_the_ring_are_missing_still() -> None:
+    made = node("10.0.0.1", "10.0.0.3", "10.0.0.9")
+    assert made.missing() == ["n3", "n9"]
+    assert {peer["node"]: peer["state"] for peer in made.peers()} == {
+        "n1": "self",
+        None: "alive",
+        "n3": "dead",
+        "n9": "missing",
+    }
