@@ -236,9 +236,9 @@ class Libp2pHost:
             try:
                 with trio.fail_after(DIAL_TIMEOUT):
                     stream = await trio.open_tcp_stream(host, port)
-            except (OSError, trio.TooSlowError) as exc:
+            except Exception as exc:  # getaddrinfo raises more than OSError for a name that is none
                 reason = "no answer" if isinstance(exc, trio.TooSlowError) else exc
-                result.fail(Unreachable(f"can't connect to {host}:{port}: {reason}"))
+                result.fail(Unreachable(f"can't connect to {host!a}, port {port}: {reason}"))
                 return
         try:
             await self._handshake_limit.acquire()

@@ -303,7 +303,8 @@ class Membership:
             except DialledSelf:
                 return
             except RingError as exc:
-                log.debug("ring_join_failed", peer=peer.id, addrs=peer.addrs, error=str(exc))
+                # as repr: what a bootstrap names need not be text that can be printed
+                log.debug("ring_join_failed", peer=repr(peer.id), addrs=repr(peer.addrs), error=repr(exc))
                 return
             standing.add(found)
             try:
