@@ -25,6 +25,7 @@ from spegel_consul.ring.background import Background
 from spegel_consul.ring.host import DialledSelf, Host, ProtocolRefused, Stream
 from spegel_consul.ring.members import HEARSAY_AGE, Members
 from spegel_consul.ring.offences import Offences
+from spegel_consul.ring.pace import Pace
 from spegel_consul.ring.pipeline import Pipeline
 from spegel_consul.ring.placement import REPLICAS
 from spegel_consul.ring.wire import (
@@ -54,6 +55,8 @@ _INTRODUCE_AFTER = 0.2
 _LONGEST_GOSSIP = 60.0
 _TELL_EVERY = 60.0
 _SPARE_PIPELINES = 64
+_SERVE_EVERY, _SERVE_BURST = 1.0, 3  # for one peer; a new generation of it may follow the old one at once
+_SLICE = 64  # reports that are learnt between two checkpoints
 _GREETED_PER_SECOND = 100
 _GREET = 8  # how many of those that it hears of a node greets itself
 
@@ -93,6 +96,7 @@ class Membership:
         self._probe_alarm = Alarm()
         self._greet_limit = trio.CapacityLimiter(4)
         self._offences = Offences()
+        self._pace = Pace(every=_SERVE_EVERY, burst=_SERVE_BURST)
         self._told_of_offence = -math.inf
         host.serve(MEMBERS, self._serve)
         host.on_disconnect = self._on_disconnect
@@ -138,7 +142,7 @@ class Membership:
             return None
         self.heard(peer, trio.current_time() - start if warm else None)
         for closer in answer.closer[: 2 * REPLICAS]:
-            self.learn(self.contact(closer))
+            self.learn(self.contact(closer), source=peer)
         return answer
 
     async def withdraw(self, peer: bytes, keys: Sequence[bytes]) -> bool:
@@ -200,9 +204,9 @@ class Membership:
         self.table.suspect(peer, trio.current_time())
         self._probe_alarm.ring()
 
-    def learn(self, said: Contact, *, age: float = 0.0, direct: bool = False) -> None:
+    def learn(self, said: Contact, *, age: float = 0.0, direct: bool = False, source: bytes = b"") -> None:
         """A peer was named, see :meth:`Members.learn`; some of those heard of are greeted."""
-        new = self.table.learn(said, trio.current_time(), age=age, direct=direct)
+        new = self.table.learn(said, trio.current_time(), age=age, direct=direct, source=source)
         if new is not None:
             self.joined(new.id)
             if not direct and self._rng.random() < _GREET / len(self.table):
@@ -221,10 +225,13 @@ class Membership:
                 reports.append(MemberReport(member.wire, int(now - member.heard)))
         return encode_members(reports)
 
-    def _merge(self, peer: bytes, body: bytes) -> None:
-        for report in decode_members(body):
+    async def _merge(self, peer: bytes, body: bytes) -> None:
+        """Learn what ``peer`` tells of the members. Raises WireError."""
+        for number, report in enumerate(decode_members(body), 1):
             direct = report.peer.id == peer
-            self.learn(self.contact(report.peer), age=0.0 if direct else report.age, direct=direct)
+            self.learn(self.contact(report.peer), age=0.0 if direct else report.age, direct=direct, source=peer)
+            if number % _SLICE == 0:
+                await trio.lowlevel.checkpoint()
         self.heard(peer)
 
     def contact(self, peer: WirePeer) -> Contact:
@@ -258,7 +265,7 @@ class Membership:
                 return
             try:
                 stream.send(self._reports())
-                self._merge(peer, await _one_message(stream))
+                await self._merge(peer, await _one_message(stream))
                 self._speaks(peer, ours=True)
                 stream.close()
             except BaseException:
@@ -281,12 +288,14 @@ class Membership:
                 await self._identify(peer)
 
     async def _serve(self, stream: Stream) -> None:
+        if not self._pace.admits(stream.peer, trio.current_time()):
+            raise RingError("the peer asks for the members too often")
         with trio.fail_after(_EXCHANGE_TIMEOUT):
             body = await _one_message(stream)
             stream.send(self._reports())
             stream.close()
         try:
-            self._merge(stream.peer, body)
+            await self._merge(stream.peer, body)
         except WireError as exc:
             self.offended(stream.peer, exc)
             raise

@@ -82,7 +82,8 @@ def test_of_a_peers_addresses_only_those_that_can_be_dialled_are_kept() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["a..b", ".", "-a", "a-", "x" * 64 + ".example", "a." * 127 + "b", "h\u00f6st_1", "\ud800", "a\0b", "a b", "a%b"]
+    "name",
+    ["a..b", ".", "-a", "a-", "x" * 64 + ".example", "a." * 127 + "b", "h\u00f6st_1", "\ud800", "a\0b", "a b", "a%b"],
 )
 def test_a_name_that_dns_cannot_have_is_no_address(name: str) -> None:
     assert parse(f"/dns/{name}/tcp/5001") is None

@@ -23,7 +23,7 @@ from spegel_consul.ring.libp2p_host import Libp2pHost
 from spegel_consul.ring.membership import KAD, MEMBERS
 from spegel_consul.ring.offences import LIMIT
 from spegel_consul.ring.records import Records
-from spegel_consul.ring.wire import MemberReport, Message, MessageType, WirePeer, encode, encode_members, frame
+from spegel_consul.ring.wire import MemberReport, Message, MessageType, WirePeer, encode, encode_members, frame, uvarint
 
 __all__ = ["attacker", "friend", "victim"]
 
@@ -259,4 +259,48 @@ async def test_what_waits_on_a_stream_that_is_reset_is_dropped(
     await trio.sleep(0.5)
     assert not theirs.closed
     await eventually(lambda: not theirs._muxed.streams and not theirs._muxed.stream_buffers, within=1)
+    await victim.still_works(friend)
+
+
+async def test_a_long_list_of_strangers_neither_stops_the_loop_nor_keeps_others_out(
+    victim: Victim, friend: KadRouter, attacker: Libp2pHost
+) -> None:
+    strangers = [
+        WirePeer(b"\x00\x24\x08\x01\x12\x20" + os.urandom(32), (Address("127.0.0.1", 1 + number % 9).encode(),))
+        for number in range(8192)
+    ]
+    rounds = 0
+
+    async def others() -> None:
+        nonlocal rounds
+        while True:
+            await trio.lowlevel.checkpoint()
+            rounds += 1
+
+    # straight into the part that learns, so that nothing but its own checkpoints counts
+    body = encode_members(MemberReport(stranger, 0) for stranger in strangers)
+    body = body[len(uvarint(len(body))) :]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(others)
+        await trio.lowlevel.checkpoint()
+        before = rounds
+        await victim.router._membership._merge(attacker.id, body)
+        assert rounds - before > 100
+        nursery.cancel_scope.cancel()
+    table = victim.router._members
+    assert len(table) < 2500
+    for stranger in strangers[-2500:]:
+        table.learn(victim.router._membership.contact(stranger), trio.current_time(), source=os.urandom(8))
+    assert len(table) == 4096
+    await victim.still_works(friend)
+
+
+async def test_member_lists_are_given_at_a_pace(victim: Victim, friend: KadRouter, attacker: Libp2pHost) -> None:
+    given = 0
+    for _ in range(8):
+        with suppress(RingError), trio.fail_after(3):
+            stream = await _raw_stream(attacker, victim, MEMBERS, encode_members([]))
+            given += bool(await stream.receive())
+            stream.reset()
+    assert given in (3, 4)
     await victim.still_works(friend)
