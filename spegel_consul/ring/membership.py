@@ -55,6 +55,7 @@ _INTRODUCE_AFTER = 0.2
 _LONGEST_GOSSIP = 60.0
 _TELL_EVERY = 60.0
 _SPARE_PIPELINES = 64
+_PARALLEL_REVIVALS = 16  # half of the dials that a host makes at a time
 _SERVE_EVERY, _SERVE_BURST = 1.0, 3  # for one peer; a new generation of it may follow the old one at once
 _SLICE = 64  # reports that are learnt between two checkpoints
 _GREETED_PER_SECOND = 100
@@ -95,6 +96,7 @@ class Membership:
         self._pipelines: dict[bytes, Pipeline] = {}
         self._probe_alarm = Alarm()
         self._greet_limit = trio.CapacityLimiter(4)
+        self._revive_limit = trio.CapacityLimiter(_PARALLEL_REVIVALS)
         self._offences = Offences()
         self._pace = Pace(every=_SERVE_EVERY, burst=_SERVE_BURST)
         self._told_of_offence = -math.inf
@@ -351,6 +353,13 @@ class Membership:
                 self._background.spawn(self._probe, member.id)
 
     async def _probe(self, peer: bytes) -> None:
+        if self.table.is_alive(peer):
+            await self._probe_now(peer)
+        else:  # most of them don't answer, and a dial waits long for that
+            async with self._revive_limit:
+                await self._probe_now(peer)
+
+    async def _probe_now(self, peer: bytes) -> None:
         pipeline, start = self._pipelines.get(peer), trio.current_time()
         within = _COLD_TIMEOUT  # a machine that just starts has many connections to make
         if pipeline is not None and pipeline.is_open:

@@ -16,7 +16,7 @@ from ring.test_libp2p_hostile import Victim, _host, _raw_stream, attacker, frien
 from structlog.testing import capture_logs
 
 from spegel_consul.ring import RingError, libp2p_host, libp2p_layers
-from spegel_consul.ring.address import Address
+from spegel_consul.ring.address import Address, Contact
 from spegel_consul.ring.kad import KadRouter
 from spegel_consul.ring.key import dht_key
 from spegel_consul.ring.libp2p_host import Libp2pHost
@@ -303,4 +303,31 @@ async def test_member_lists_are_given_at_a_pace(victim: Victim, friend: KadRoute
             given += bool(await stream.receive())
             stream.reset()
     assert given in (3, 4)
+    await victim.still_works(friend)
+
+
+async def test_hosts_that_vanished_do_not_delay_the_dials_of_others(
+    victim: Victim, friend: KadRouter, attacker: Libp2pHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, waiting = trio.open_tcp_stream, 0
+
+    async def dial(host: str, port: int) -> trio.SocketStream:
+        nonlocal waiting
+        if host.startswith("127.0.9."):
+            waiting += 1
+            await trio.sleep_forever()
+        return await real(host, port)
+
+    monkeypatch.setattr(trio, "open_tcp_stream", dial)
+    membership = victim.router._membership
+    for number in range(300):
+        peer, address = b"\x00\x24\x08\x01\x12\x20" + number.to_bytes(32, "big"), Address("127.0.9.9", 1 + number)
+        membership.learn(Contact(peer, (address,)), source=os.urandom(8))
+        membership._failed(peer)
+    await eventually(lambda: waiting >= 16, within=3)
+    await trio.sleep(0.3)
+    assert waiting == 16
+    start = trio.current_time()
+    assert await victim.host.dial("127.0.0.1", attacker.address.port) == attacker.id
+    assert trio.current_time() - start < 1
     await victim.still_works(friend)
