@@ -52,6 +52,7 @@ _COLD_TIMEOUT = 10.0  # for a question that needs a new stream, perhaps a new co
 _PROBE_TIMEOUT, _DOUBT_TIMEOUT = 2.0, 1.0
 _EXCHANGE_TIMEOUT = 5.0
 _INTRODUCE_AFTER = 0.2
+_PARALLEL_INTRODUCTIONS, _MAX_INTRODUCING = 8, 256
 _LONGEST_GOSSIP = 60.0
 _TELL_EVERY = 60.0
 _SPARE_PIPELINES = 64
@@ -96,6 +97,8 @@ class Membership:
         self._pipelines: dict[bytes, Pipeline] = {}
         self._probe_alarm = Alarm()
         self._greet_limit = trio.CapacityLimiter(4)
+        self._introduce_limit = trio.CapacityLimiter(_PARALLEL_INTRODUCTIONS)
+        self._introducing: set[bytes] = set()
         self._revive_limit = trio.CapacityLimiter(_PARALLEL_REVIVALS)
         self._offences = Offences()
         self._pace = Pace(every=_SERVE_EVERY, burst=_SERVE_BURST)
@@ -284,10 +287,17 @@ class Membership:
 
     async def introduce(self, peer: bytes) -> None:
         """Learn who a stranger is that sends Kademlia messages; one of our own has told by then."""
-        await trio.sleep(_INTRODUCE_AFTER)
-        if self.table.get(peer) is None:
-            with suppress(RingError):
-                await self._identify(peer)
+        if peer in self._introducing or len(self._introducing) >= _MAX_INTRODUCING:
+            return  # it is asked again when it opens the next stream
+        self._introducing.add(peer)
+        try:
+            await trio.sleep(_INTRODUCE_AFTER)
+            async with self._introduce_limit:
+                if self.table.get(peer) is None:
+                    with suppress(RingError):
+                        await self._identify(peer)
+        finally:
+            self._introducing.discard(peer)
 
     async def _serve(self, stream: Stream) -> None:
         if not self._pace.admits(stream.peer, trio.current_time()):

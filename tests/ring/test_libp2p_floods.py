@@ -331,3 +331,25 @@ async def test_hosts_that_vanished_do_not_delay_the_dials_of_others(
     assert await victim.host.dial("127.0.0.1", attacker.address.port) == attacker.id
     assert trio.current_time() - start < 1
     await victim.still_works(friend)
+
+
+async def test_a_stranger_is_asked_once_who_it_is(
+    victim: Victim, friend: KadRouter, attacker: Libp2pHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = 0
+
+    async def mute(stream: object) -> None:
+        nonlocal asked
+        asked += 1
+        await trio.sleep_forever()
+
+    attacker._handlers["/ipfs/id/1.0.0"] = mute
+    await attacker.dial("127.0.0.1", victim.port)
+    for _ in range(30):
+        stream = await attacker.open(victim.host.id, (), KAD)
+        stream.close()
+        with suppress(RingError):
+            await stream.receive()
+    await trio.sleep(0.5)
+    assert asked == 1
+    await victim.still_works(friend)
