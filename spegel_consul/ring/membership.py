@@ -334,7 +334,8 @@ class Membership:
                 log.debug("ring_exchange_failed", peer=peerid.to_text(found), error=repr(exc))
 
     async def _connect(self, peer: PeerInfo) -> bytes:
-        """A connection to whoever is at the addresses of ``peer``, whatever its id is by now."""
+        """A connection to whoever is at the addresses of ``peer``, or to itself alone if it must be proven."""
+        known = None
         if peer.id is not None:
             known = peerid.from_text(peer.id)
             if known == self._host.id:
@@ -348,7 +349,12 @@ class Membership:
             if address == self._host.address:
                 raise DialledSelf("the peer is this node")
             try:
-                return await self._host.dial(address.host, address.port)
+                found = await self._host.dial(address.host, address.port)
+                if found == known or not peer.proven:
+                    return found
+                error = RingError("another peer has its address now")
+                if self.table.get(found) is None:
+                    self._host.disconnect(found)
             except DialledSelf:
                 raise
             except RingError as exc:

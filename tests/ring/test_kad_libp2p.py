@@ -122,3 +122,14 @@ async def test_a_name_that_nobody_can_resolve_costs_only_itself(rig: Rig, name: 
     with pytest.raises(Unreachable):
         await host.open(b"somebody", (Address(name, 5001),), "/x")
     assert [member.id for member in first.members()] == [second.me.id]
+
+
+async def test_a_remembered_peer_must_be_who_it_was(rig: Rig) -> None:
+    first, stranger, friend = await rig.node(), await rig.node(), await rig.node()
+    reused = PeerInfo(friend.me.id, stranger.me.addrs, proven=True)
+    assert await first.join([reused]) == 0
+    assert (first.members(), stranger.members()) == ((), ())
+    assert await first.join([PeerInfo(None, stranger.me.addrs, proven=True)]) == 0
+    assert await first.join([PeerInfo(friend.me.id, friend.me.addrs, proven=True)]) == 1
+    await eventually(lambda: [member.id for member in first.members()] == [friend.me.id])
+    assert await first.join([PeerInfo(friend.me.id, stranger.me.addrs)]) == 1, "connected already"
