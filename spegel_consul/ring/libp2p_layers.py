@@ -55,7 +55,7 @@ from libp2p.security.noise.transport import Transport as Noise
 from libp2p.stream_muxer.exceptions import MuxedConnUnavailable, MuxedStreamEOF
 from libp2p.stream_muxer.yamux import yamux
 from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
-from libp2p.stream_muxer.yamux.yamux import Yamux
+from libp2p.stream_muxer.yamux.yamux import Yamux, YamuxStream
 from libp2p.transport.upgrader import TransportUpgrader
 
 from spegel_consul.ring import RingError, identity, peerid
@@ -115,7 +115,7 @@ class Layers:
     async def multiplex(self, secured: Any) -> Any:
         """Negotiate Yamux. The result goes to :class:`Connection`. Raises anything."""
         # new_conn() would take its own Yamux, whichever class is named to it
-        muxer = await self._upgrader.muxer_multistream.select_transport(secured)
+        muxer: Any = await self._upgrader.muxer_multistream.select_transport(secured)
         return muxer(secured, secured.get_remote_peer(), is_initiator=secured.is_initiator)
 
     def describe(self, address: Address, protocols: Iterable[str]) -> bytes:
@@ -180,7 +180,7 @@ class Wire(ReadWriteCloser):
         return None  # asked for by identify's "observed address" only
 
 
-class _BoundedYamux(Yamux):  # type: ignore[misc]  # the package has no types
+class _BoundedYamux(Yamux):
     """Yamux that ends the connection of a peer which sends more than it was granted."""
 
     async def _read_data_body(self, length: int) -> bytes:
@@ -195,7 +195,7 @@ class _BoundedYamux(Yamux):  # type: ignore[misc]  # the package has no types
             raise trio.TooSlowError  # the one error that ends the connection whatever the frame is
         return bytes(await super()._read_data_body(length))
 
-    async def discard(self, stream: Any) -> None:
+    async def discard(self, stream: YamuxStream) -> None:
         """Forget a stream that was reset, and what was not read of it."""
         async with self.streams_lock:
             number = stream.stream_id
