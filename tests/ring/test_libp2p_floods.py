@@ -353,3 +353,27 @@ async def test_a_stranger_is_asked_once_who_it_is(
     await trio.sleep(0.5)
     assert asked == 1
     await victim.still_works(friend)
+
+
+async def test_what_breaks_while_the_host_ends_stays_in_its_connection(attacker: Libp2pHost) -> None:
+    host, scope = _host(), trio.CancelScope()
+
+    async def break_late() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise ValueError("late")
+
+    async with trio.open_nursery() as nursery:
+
+        async def run(*, task_status: trio.TaskStatus[None]) -> None:
+            with scope:
+                await host.run(task_status=task_status)
+
+        await nursery.start(run)
+        connection = host._connection(await host.dial("127.0.0.1", attacker.address.port))
+        assert connection is not None
+        connection.spawn(break_late)
+        await trio.sleep(0.05)
+        scope.cancel()
+    assert connection.closed
