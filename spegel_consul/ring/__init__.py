@@ -26,10 +26,12 @@ class PeerInfo:
 
     ``id`` is the base58 peer id, or None while unknown (it is learnt when the connection is made).
     ``addrs`` are multiaddrs of its router without the ``/p2p`` part: ``/ip4/10.0.0.7/tcp/5001``.
+    With ``proven`` it is joined only if it still has this id: an address may be another cluster's by now.
     """
 
     id: str | None
     addrs: tuple[str, ...]
+    proven: bool = False
 
 
 @dataclass(frozen=True, slots=True)

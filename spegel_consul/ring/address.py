@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import struct
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,6 +20,9 @@ _IP4, _TCP, _IP6, _P2P, _HTTP = 4, 6, 41, 421, 480  # multicodec table
 _HTTP_BYTES, _P2P_BYTES = b"\xe0\x03", b"\xa5\x03"  # the last two as varints
 _MAX_BYTES = 160
 _NAMES = frozenset({"dns", "dns4", "dns6"})
+# what a resolver can be asked (RFC 1035, and the underscore that some sites use); others in their ASCII form, xn--…
+_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_NAME = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*\.?\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +112,7 @@ def parse(text: str) -> Address | None:
         if f"ip{ip.version}" != family or "%" in host:
             return None
         host = str(ip)
-    elif family not in _NAMES or not host:
+    elif family not in _NAMES or not _NAME.match(host):
         return None
     http = rest[:1] == ["http"]
     if http:

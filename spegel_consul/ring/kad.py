@@ -269,7 +269,7 @@ class KadRouter:
                         search.answered(peer, trio.current_time())
                         named = list(map(self._membership.contact, answer.providers))
                         for provider in named[:REPLICAS]:  # whoever is relied upon is to be known, dead or alive
-                            self._membership.learn(provider, age=_NAMED_AGE)
+                            self._membership.learn(provider, age=_NAMED_AGE, source=peer)
                         self._offer(search, named, send)
 
     def _known(self, peer: bytes) -> Contact:

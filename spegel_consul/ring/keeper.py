@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import structlog
@@ -153,7 +154,9 @@ class RingKeeper:
             self._seen_last = now
         elif now - self._started < _REMEMBERED_FOR:
             remembered = missing(self._remembered.peers, others, self._router.me)
-            others += tuple(self._rng.sample(remembered, min(_REMEMBERED_SAMPLE, len(remembered))))
+            sample = self._rng.sample(remembered, min(_REMEMBERED_SAMPLE, len(remembered)))
+            # nobody vouches for their addresses, which may be another cluster's by now
+            others += tuple(replace(peer, proven=True) for peer in sample)
         return others
 
     async def _join(self, named: Sequence[PeerInfo], ways: Sequence[PeerInfo]) -> int:

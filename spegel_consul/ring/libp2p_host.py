@@ -236,9 +236,9 @@ class Libp2pHost:
             try:
                 with trio.fail_after(DIAL_TIMEOUT):
                     stream = await trio.open_tcp_stream(host, port)
-            except (OSError, trio.TooSlowError) as exc:
+            except Exception as exc:  # getaddrinfo raises more than OSError for a name that is none
                 reason = "no answer" if isinstance(exc, trio.TooSlowError) else exc
-                result.fail(Unreachable(f"can't connect to {host}:{port}: {reason}"))
+                result.fail(Unreachable(f"can't connect to {host!a}, port {port}: {reason}"))
                 return
         try:
             await self._handshake_limit.acquire()
@@ -284,14 +284,16 @@ class Libp2pHost:
                 result.set(connection)
                 await connection.run()
                 connection.drop()
-        except Exception as exc:  # whatever the bytes of a stranger did to the layers below
+        # whatever the bytes of a stranger did to the layers below; at the host's end that may come in one group
+        # with the cancellation, which alone goes on
+        except* Exception as exc:
             log.debug("ring_connection_failed", outbound=outbound, error=repr(exc))
             result.fail(Unreachable(f"no connection: {exc!r}"))
         finally:
             result.fail(Unreachable("the connection was abandoned"))
-            await wire.close()
             if connection is not None:
                 self._unregister(connection)
+            await wire.close()  # last: at the host's end it raises Cancelled
 
     async def _upgrade(self, wire: Wire, outbound: bool, handshake: trio.CancelScope) -> Any:
         """Negotiate what makes a connection of a TCP stream, and learn who is there. Raises anything."""

@@ -15,6 +15,11 @@
 #     accepted, wildcard addresses are advertised, IPv6 remotes are unknown.  Here are own limits, Noise and
 #     Yamux only, and the address that the operator named.
 #
+# Its Yamux is used, but not trusted with memory (0.8.1 again): it grants up to 16 MiB per stream, notes with a
+# warning that a peer sends more than it was granted and keeps it all, and keeps a stream that was reset for a
+# minute and more if data waits on it.  Here the grant is smaller, a peer that exceeds it loses the connection,
+# what waits on a stream that was reset is dropped, and a stream counts until both sides have ended it.
+#
 # What remains lies deeper: a task cancelled while Noise writes has used up a nonce for bytes that never
 # left, which kills the connection, and a write to a closed socket succeeds silently.  Both end in Wire,
 # which is the socket as the layers above see it: a write is queued whole without waiting, or raises; a task
@@ -26,6 +31,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import spegel_consul.ring.libp2p_namespace  # noqa: F401 - before anything of libp2p
@@ -47,8 +53,9 @@ from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicat
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
 from libp2p.security.noise.transport import Transport as Noise
 from libp2p.stream_muxer.exceptions import MuxedConnUnavailable, MuxedStreamEOF
+from libp2p.stream_muxer.yamux import yamux
 from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
-from libp2p.stream_muxer.yamux.yamux import Yamux
+from libp2p.stream_muxer.yamux.yamux import Yamux, YamuxStream
 from libp2p.transport.upgrader import TransportUpgrader
 
 from spegel_consul.ring import RingError, identity, peerid
@@ -68,6 +75,15 @@ MAX_INBOUND_STREAMS = 64
 STREAM_BUFFER = 2 << 20
 """Bytes that wait for a peer which does not read, per stream; the longest member list has half of that."""
 
+RECEIVE_BUFFER = 16 << 20
+"""Bytes of a peer that wait to be read, per connection."""
+
+FIN_TIMEOUT = 5.0
+"""Seconds that a peer has to end its side of a stream whose handler is done."""
+
+yamux.MAX_WINDOW_SIZE = 1 << 20  # what a stream's window may grow to, and the longest frame
+_WINDOW_SLACK = 1 << 18  # it grants a little more than its target at times
+
 _TRIM_AFTER = 60.0
 _MAX_READ = 1 << 17  # the longest frame of Noise has 64 KiB
 _CHUNK = 1 << 16
@@ -80,7 +96,7 @@ class Layers:
     def __init__(self, key: Ed25519PrivateKey) -> None:
         self._keys = create_new_key_pair(identity.seed(key))
         self._noise = Noise(self._keys, noise_privkey=create_noise_key_pair().private_key)
-        self._upgrader = TransportUpgrader({NOISE: self._noise}, {TProtocol(YAMUX): Yamux})
+        self._upgrader = TransportUpgrader({NOISE: self._noise}, {TProtocol(YAMUX): _BoundedYamux})
 
     async def secure(self, wire: Wire, *, outbound: bool) -> Any:
         """Negotiate Noise. The result goes to :meth:`peer_of` and :meth:`multiplex`. Raises anything."""
@@ -98,7 +114,9 @@ class Layers:
 
     async def multiplex(self, secured: Any) -> Any:
         """Negotiate Yamux. The result goes to :class:`Connection`. Raises anything."""
-        return await self._upgrader.upgrade_connection(secured, secured.get_remote_peer())
+        # new_conn() would take its own Yamux, whichever class is named to it
+        muxer: Any = await self._upgrader.muxer_multistream.select_transport(secured)
+        return muxer(secured, secured.get_remote_peer(), is_initiator=secured.is_initiator)
 
     def describe(self, address: Address, protocols: Iterable[str]) -> bytes:
         """This node's identify message."""
@@ -162,6 +180,30 @@ class Wire(ReadWriteCloser):
         return None  # asked for by identify's "observed address" only
 
 
+class _BoundedYamux(Yamux):
+    """Yamux that ends the connection of a peer which sends more than it was granted."""
+
+    async def _read_data_body(self, length: int) -> bytes:
+        sizes = {number: len(buffer) for number, buffer in self.stream_buffers.items()}
+        overrun = any(
+            size > self.streams[number].target_recv_window + _WINDOW_SLACK
+            for number, size in sizes.items()
+            if number in self.streams
+        )
+        if overrun or sum(sizes.values()) + length > RECEIVE_BUFFER:
+            log.debug("ring_window_overrun", peer=peerid.to_text(self.peer_id.to_bytes()))
+            raise trio.TooSlowError  # the one error that ends the connection whatever the frame is
+        return bytes(await super()._read_data_body(length))
+
+    async def discard(self, stream: YamuxStream) -> None:
+        """Forget a stream that was reset, and what was not read of it."""
+        async with self.streams_lock:
+            number = stream.stream_id
+            if self.streams.get(number) is stream:
+                self.stream_buffers[number].clear()
+                self._finalize_stream_locked(stream, fully_closed=True)
+
+
 class _Stream:
     """A Yamux stream whose writes are done by a task of the connection."""
 
@@ -171,6 +213,7 @@ class _Stream:
         self._out = Outbox(STREAM_BUFFER)
         self._in = bytearray()
         self._scope = trio.CancelScope()
+        self._sent = trio.Event()
         self.is_reset = False
         connection.spawn(self._pump)
 
@@ -223,6 +266,17 @@ class _Stream:
         del self._in[:n]
         return data
 
+    async def finish(self) -> None:
+        """Returns when both sides have ended the stream; the peer's is reset if that takes it long."""
+        with trio.move_on_after(FIN_TIMEOUT):
+            with suppress(StreamClosed):
+                while await self.receive():
+                    pass  # nobody is left who wants it
+            if not self.is_reset:
+                await self._sent.wait()  # ends by itself when the peer grants nothing
+                return
+        self.reset()
+
     async def _pump(self) -> None:
         with self._scope:
             try:
@@ -232,10 +286,12 @@ class _Stream:
             except Exception as exc:
                 log.debug("ring_stream_broken", peer=peerid.to_text(self.peer), error=repr(exc))
                 self.reset()
+        self._sent.set()
 
     async def _reset(self) -> None:
         try:
             await self._muxed.reset()
+            await self._muxed.conn.discard(self._muxed)
         except Exception as exc:
             log.debug("ring_reset_failed", peer=peerid.to_text(self.peer), error=repr(exc))
 
@@ -347,6 +403,7 @@ class Connection:
                 channel = MultiselectCommunicator(_Negotiation(stream))
                 protocol, _ = await Multiselect(offered).negotiate(channel)
             await self._handlers[str(protocol)](stream)
+            await stream.finish()
         except Exception as exc:
             log.debug("ring_stream_failed", peer=peerid.to_text(self.peer), error=repr(exc))
             stream.reset()

@@ -10,6 +10,9 @@
 # age travels with it, and one that nobody heard from for a while is not believed to be new.  If others have
 # heard from a member since it failed us, it is probed again.
 #
+# Nor must it fill the table: one source names at most a share of it, and whoever speaks for itself takes the
+# place of somebody who was only named, by the source that named most.
+#
 # The table decides, and has neither clock nor connections: `now` comes in, who is to be probed comes out.
 
 """Who is in the ring."""
@@ -17,6 +20,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterator
 
 from spegel_consul.ring.address import Address, Contact
@@ -35,6 +39,8 @@ DOUBT_AGE = 5.0
 
 FORGET_AFTER = 8
 """Failed questions in a row after which a member is forgotten; with the back-off that is some minutes."""
+
+_SHARE = 0.5  # of the table, for those that one source has named and nobody has heard from
 
 _FIRST_PROBE, _LONGEST_PROBE = 0.1, 60.0
 _SECOND_OPINION = 2.0  # seconds after a failure before others' word for the member counts
@@ -55,12 +61,14 @@ class Member:
         "registry",
         "routers",
         "rtt",
+        "source",
         "spoke",
         "wire",
     )
 
-    def __init__(self, contact: Contact, heard: float) -> None:
+    def __init__(self, contact: Contact, heard: float, source: bytes | None) -> None:
         self.id = contact.id
+        self.source = source  # who named it; None once it spoke for itself
         self.position = position(contact.id)
         self.routers: tuple[Address, ...] = ()
         self.registry: Address | None = None
@@ -97,6 +105,7 @@ class Members:
         self._rng = rng or random.Random()
         self._members: dict[bytes, Member] = {}
         self._placement = Placement()
+        self._named: Counter[bytes] = Counter()  # members that only this source has named
 
     def __len__(self) -> int:
         return len(self._members)
@@ -120,8 +129,10 @@ class Members:
         """The living members nearest to a position, the nearest first."""
         return self._placement.closest(target, count)
 
-    def learn(self, contact: Contact, now: float, *, age: float = 0.0, direct: bool = False) -> Member | None:
-        """A peer was named, by others or (``direct``) by itself. Returns it if it is new.
+    def learn(
+        self, contact: Contact, now: float, *, age: float = 0.0, direct: bool = False, source: bytes = b""
+    ) -> Member | None:
+        """A peer was named, by ``source`` or (``direct``) by itself. Returns it if it is new.
 
         What a member says of itself replaces what is known. Hearsay adds: it introduces a member, tells the
         registry of one whose registry is unknown, and moves one that is dead.
@@ -130,12 +141,15 @@ class Members:
             return None
         member = self._members.get(contact.id)
         if member is None:
-            if not contact.routers or age > HEARSAY_AGE or not self._has_room():
+            if not contact.routers or age > HEARSAY_AGE or not self._has_room(None if direct else source):
                 return None
-            member = self._members[contact.id] = Member(contact, now - age)
+            member = self._members[contact.id] = Member(contact, now - age, None if direct else source)
+            if member.source is not None:
+                self._named[member.source] += 1
             self._placement.add(member.id, member.position)
             return member
         if direct:
+            self._spoke(member)
             if contact.routers:
                 member.update(contact)
             return None
@@ -156,6 +170,7 @@ class Members:
         member = self._members.get(peer)
         if member is None:
             return False
+        self._spoke(member)
         revived = not member.alive
         member.alive, member.failures, member.probe_at = True, 0, None
         member.heard = member.spoke = now
@@ -178,7 +193,7 @@ class Members:
         member.probe_at = now + wait * self._rng.uniform(0.75, 1.25)
         self._placement.discard(member.position)
         if member.failures >= FORGET_AFTER:
-            del self._members[peer]
+            self._forget(member)
         return died
 
     def suspect(self, peer: bytes, now: float) -> None:
@@ -216,11 +231,31 @@ class Members:
             default=float("inf"),
         )
 
-    def _has_room(self) -> bool:
+    def _has_room(self, source: bytes | None) -> bool:
+        """Whether one more that ``source`` names (None: that speaks for itself) can be added; makes room if so."""
+        if source is not None and self._named[source] >= self._capacity * _SHARE:
+            return False
         if len(self._members) < self._capacity:
             return True
-        dead = next((member for member in self._members.values() if not member.alive), None)
-        if dead is None:
+        spare = next((member for member in self._members.values() if not member.alive), None)
+        if spare is None and source is None and self._named:
+            most, _ = self._named.most_common(1)[0]
+            spare = next(member for member in self._members.values() if member.source == most)
+        if spare is None:
             return False
-        del self._members[dead.id]
+        self._forget(spare)
         return True
+
+    def _forget(self, member: Member) -> None:
+        self._spoke(member)
+        if member.alive:
+            self._placement.discard(member.position)
+        del self._members[member.id]
+
+    def _spoke(self, member: Member) -> None:
+        """``member`` is not, or no longer, in the table only because its source named it."""
+        if member.source is not None:
+            self._named[member.source] -= 1
+            if not self._named[member.source]:
+                del self._named[member.source]
+            member.source = None

@@ -25,6 +25,7 @@ from spegel_consul.ring.background import Background
 from spegel_consul.ring.host import DialledSelf, Host, ProtocolRefused, Stream
 from spegel_consul.ring.members import HEARSAY_AGE, Members
 from spegel_consul.ring.offences import Offences
+from spegel_consul.ring.pace import Pace
 from spegel_consul.ring.pipeline import Pipeline
 from spegel_consul.ring.placement import REPLICAS
 from spegel_consul.ring.wire import (
@@ -51,9 +52,13 @@ _COLD_TIMEOUT = 10.0  # for a question that needs a new stream, perhaps a new co
 _PROBE_TIMEOUT, _DOUBT_TIMEOUT = 2.0, 1.0
 _EXCHANGE_TIMEOUT = 5.0
 _INTRODUCE_AFTER = 0.2
+_PARALLEL_INTRODUCTIONS, _MAX_INTRODUCING = 8, 256
 _LONGEST_GOSSIP = 60.0
 _TELL_EVERY = 60.0
 _SPARE_PIPELINES = 64
+_PARALLEL_REVIVALS = 16  # half of the dials that a host makes at a time
+_SERVE_EVERY, _SERVE_BURST = 1.0, 3  # for one peer; a new generation of it may follow the old one at once
+_SLICE = 64  # reports that are learnt between two checkpoints
 _GREETED_PER_SECOND = 100
 _GREET = 8  # how many of those that it hears of a node greets itself
 
@@ -92,7 +97,11 @@ class Membership:
         self._pipelines: dict[bytes, Pipeline] = {}
         self._probe_alarm = Alarm()
         self._greet_limit = trio.CapacityLimiter(4)
+        self._introduce_limit = trio.CapacityLimiter(_PARALLEL_INTRODUCTIONS)
+        self._introducing: set[bytes] = set()
+        self._revive_limit = trio.CapacityLimiter(_PARALLEL_REVIVALS)
         self._offences = Offences()
+        self._pace = Pace(every=_SERVE_EVERY, burst=_SERVE_BURST)
         self._told_of_offence = -math.inf
         host.serve(MEMBERS, self._serve)
         host.on_disconnect = self._on_disconnect
@@ -138,7 +147,7 @@ class Membership:
             return None
         self.heard(peer, trio.current_time() - start if warm else None)
         for closer in answer.closer[: 2 * REPLICAS]:
-            self.learn(self.contact(closer))
+            self.learn(self.contact(closer), source=peer)
         return answer
 
     async def withdraw(self, peer: bytes, keys: Sequence[bytes]) -> bool:
@@ -200,9 +209,9 @@ class Membership:
         self.table.suspect(peer, trio.current_time())
         self._probe_alarm.ring()
 
-    def learn(self, said: Contact, *, age: float = 0.0, direct: bool = False) -> None:
+    def learn(self, said: Contact, *, age: float = 0.0, direct: bool = False, source: bytes = b"") -> None:
         """A peer was named, see :meth:`Members.learn`; some of those heard of are greeted."""
-        new = self.table.learn(said, trio.current_time(), age=age, direct=direct)
+        new = self.table.learn(said, trio.current_time(), age=age, direct=direct, source=source)
         if new is not None:
             self.joined(new.id)
             if not direct and self._rng.random() < _GREET / len(self.table):
@@ -221,10 +230,13 @@ class Membership:
                 reports.append(MemberReport(member.wire, int(now - member.heard)))
         return encode_members(reports)
 
-    def _merge(self, peer: bytes, body: bytes) -> None:
-        for report in decode_members(body):
+    async def _merge(self, peer: bytes, body: bytes) -> None:
+        """Learn what ``peer`` tells of the members. Raises WireError."""
+        for number, report in enumerate(decode_members(body), 1):
             direct = report.peer.id == peer
-            self.learn(self.contact(report.peer), age=0.0 if direct else report.age, direct=direct)
+            self.learn(self.contact(report.peer), age=0.0 if direct else report.age, direct=direct, source=peer)
+            if number % _SLICE == 0:
+                await trio.lowlevel.checkpoint()
         self.heard(peer)
 
     def contact(self, peer: WirePeer) -> Contact:
@@ -258,7 +270,7 @@ class Membership:
                 return
             try:
                 stream.send(self._reports())
-                self._merge(peer, await _one_message(stream))
+                await self._merge(peer, await _one_message(stream))
                 self._speaks(peer, ours=True)
                 stream.close()
             except BaseException:
@@ -275,18 +287,27 @@ class Membership:
 
     async def introduce(self, peer: bytes) -> None:
         """Learn who a stranger is that sends Kademlia messages; one of our own has told by then."""
-        await trio.sleep(_INTRODUCE_AFTER)
-        if self.table.get(peer) is None:
-            with suppress(RingError):
-                await self._identify(peer)
+        if peer in self._introducing or len(self._introducing) >= _MAX_INTRODUCING:
+            return  # it is asked again when it opens the next stream
+        self._introducing.add(peer)
+        try:
+            await trio.sleep(_INTRODUCE_AFTER)
+            async with self._introduce_limit:
+                if self.table.get(peer) is None:
+                    with suppress(RingError):
+                        await self._identify(peer)
+        finally:
+            self._introducing.discard(peer)
 
     async def _serve(self, stream: Stream) -> None:
+        if not self._pace.admits(stream.peer, trio.current_time()):
+            raise RingError("the peer asks for the members too often")
         with trio.fail_after(_EXCHANGE_TIMEOUT):
             body = await _one_message(stream)
             stream.send(self._reports())
             stream.close()
         try:
-            self._merge(stream.peer, body)
+            await self._merge(stream.peer, body)
         except WireError as exc:
             self.offended(stream.peer, exc)
             raise
@@ -303,7 +324,8 @@ class Membership:
             except DialledSelf:
                 return
             except RingError as exc:
-                log.debug("ring_join_failed", peer=peer.id, addrs=peer.addrs, error=str(exc))
+                # as repr: what a bootstrap names need not be text that can be printed
+                log.debug("ring_join_failed", peer=repr(peer.id), addrs=repr(peer.addrs), error=repr(exc))
                 return
             standing.add(found)
             try:
@@ -312,7 +334,8 @@ class Membership:
                 log.debug("ring_exchange_failed", peer=peerid.to_text(found), error=repr(exc))
 
     async def _connect(self, peer: PeerInfo) -> bytes:
-        """A connection to whoever is at the addresses of ``peer``, whatever its id is by now."""
+        """A connection to whoever is at the addresses of ``peer``, or to itself alone if it must be proven."""
+        known = None
         if peer.id is not None:
             known = peerid.from_text(peer.id)
             if known == self._host.id:
@@ -326,7 +349,12 @@ class Membership:
             if address == self._host.address:
                 raise DialledSelf("the peer is this node")
             try:
-                return await self._host.dial(address.host, address.port)
+                found = await self._host.dial(address.host, address.port)
+                if found == known or not peer.proven:
+                    return found
+                error = RingError("another peer has its address now")
+                if self.table.get(found) is None:
+                    self._host.disconnect(found)
             except DialledSelf:
                 raise
             except RingError as exc:
@@ -341,6 +369,13 @@ class Membership:
                 self._background.spawn(self._probe, member.id)
 
     async def _probe(self, peer: bytes) -> None:
+        if self.table.is_alive(peer):
+            await self._probe_now(peer)
+        else:  # most of them don't answer, and a dial waits long for that
+            async with self._revive_limit:
+                await self._probe_now(peer)
+
+    async def _probe_now(self, peer: bytes) -> None:
         pipeline, start = self._pipelines.get(peer), trio.current_time()
         within = _COLD_TIMEOUT  # a machine that just starts has many connections to make
         if pipeline is not None and pipeline.is_open:

@@ -172,11 +172,11 @@ def encode_members(reports: Iterable[MemberReport]) -> bytes:
     return frame(bytes(body))
 
 
-def decode_members(body: bytes) -> tuple[MemberReport, ...]:
-    """A member exchange without its length. Raises WireError for anything else."""
-    reports: list[MemberReport] = []
+def decode_members(body: bytes) -> Iterator[MemberReport]:
+    """A member exchange without its length, one by one: it may be long. Raises WireError for anything else."""
+    count = 0
     for field, value in _fields(body):
-        if field != 1 or not isinstance(value, bytes) or len(reports) >= MAX_MEMBERS:
+        if field != 1 or not isinstance(value, bytes) or count >= MAX_MEMBERS:
             continue
         peer, age = None, 0
         for inner, content in _fields(value):
@@ -186,8 +186,8 @@ def decode_members(body: bytes) -> tuple[MemberReport, ...]:
                 age = content
         if peer is None:
             raise WireError("a member report names no peer")
-        reports.append(MemberReport(peer, age))
-    return tuple(reports)
+        count += 1
+        yield MemberReport(peer, age)
 
 
 def encode_withdrawal(keys: Iterable[bytes]) -> bytes:

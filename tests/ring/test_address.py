@@ -79,3 +79,16 @@ def test_of_a_peers_addresses_only_those_that_can_be_dialled_are_kept() -> None:
     with_loopback = contact(b"peer", raw, loopback=True)
     assert with_loopback.routers == (Address("127.0.0.1", 5001), router, Address("::1", 5001))
     assert with_loopback.registry == Address("127.0.0.1", 5000, http=True)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a..b", ".", "-a", "a-", "x" * 64 + ".example", "a." * 127 + "b", "h\u00f6st_1", "\ud800", "a\0b", "a b", "a%b"],
+)
+def test_a_name_that_dns_cannot_have_is_no_address(name: str) -> None:
+    assert parse(f"/dns/{name}/tcp/5001") is None
+
+
+@pytest.mark.parametrize("name", ["node", "node-7.example.", "node_7", "xn--hst-sna.example", "x" * 63 + ".example"])
+def test_a_name_that_dns_can_have_is_an_address(name: str) -> None:
+    assert parse(f"/dns/{name}/tcp/5001") == Address(name, 5001)

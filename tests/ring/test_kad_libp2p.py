@@ -6,7 +6,9 @@ import pytest
 import trio
 from conformance.router import Rig, RouterSuite, eventually, eventually_finds, find, ring_of
 
-from spegel_consul.ring import RingError, Router
+from spegel_consul.ring import PeerInfo, RingError, Router
+from spegel_consul.ring.address import Address
+from spegel_consul.ring.host import Unreachable
 from spegel_consul.ring.identity import load_or_create
 from spegel_consul.ring.kad import KadRouter
 from spegel_consul.ring.libp2p_host import Libp2pHost
@@ -107,3 +109,27 @@ async def test_a_node_that_comes_back_under_a_new_id_is_found_again(rig: Rig) ->
     assert await again.join([routers[0].me]) == 1
     await eventually_finds(routers[1], "after the restart", {again.me.id})
     assert await find(routers[1], "before the restart") == []
+
+
+@pytest.mark.parametrize("name", ["a..b", "x" * 70 + ".example", "h\u00f6st_1", "\ud800", "a\0b"])
+async def test_a_name_that_nobody_can_resolve_costs_only_itself(rig: Rig, name: str) -> None:
+    first, second = await rig.node(), await rig.node()
+    bad = PeerInfo(name, (f"/dns/{name}/tcp/5001", name))
+    assert await first.join([bad, PeerInfo(None, bad.addrs), second.me]) == 1
+    host: Libp2pHost = first._host  # type: ignore[attr-defined]
+    with pytest.raises(Unreachable):  # whoever asks, not only addresses that parse() has let through
+        await host.dial(name, 5001)
+    with pytest.raises(Unreachable):
+        await host.open(b"somebody", (Address(name, 5001),), "/x")
+    assert [member.id for member in first.members()] == [second.me.id]
+
+
+async def test_a_remembered_peer_must_be_who_it_was(rig: Rig) -> None:
+    first, stranger, friend = await rig.node(), await rig.node(), await rig.node()
+    reused = PeerInfo(friend.me.id, stranger.me.addrs, proven=True)
+    assert await first.join([reused]) == 0
+    assert (first.members(), stranger.members()) == ((), ())
+    assert await first.join([PeerInfo(None, stranger.me.addrs, proven=True)]) == 0
+    assert await first.join([PeerInfo(friend.me.id, friend.me.addrs, proven=True)]) == 1
+    await eventually(lambda: [member.id for member in first.members()] == [friend.me.id])
+    assert await first.join([PeerInfo(friend.me.id, stranger.me.addrs)]) == 1, "connected already"

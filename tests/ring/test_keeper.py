@@ -46,11 +46,13 @@ class Recorder(MemoryRouter):
     def __init__(self, ring: MemoryRing) -> None:
         super().__init__(ring, registry=("127.0.0.1", 1))
         self.times: list[float] = []
+        self.asked: tuple[PeerInfo, ...] = ()
         self.error: RingError | None = None
         self.forgetful = False
 
     async def join(self, peers: Sequence[PeerInfo]) -> int:
         self.times.append(trio.current_time())
+        self.asked = tuple(peers)
         if self.error is not None:
             raise self.error
         return await super().join(peers)
@@ -353,6 +355,7 @@ async def test_the_members_of_the_last_run_are_a_way_in(
     keeper = await keep(nursery, router, Named(), remembered=remembered)
     await trio.sleep(1)
     assert router.members() == (friend.me,)
+    assert {(peer.id, peer.proven) for peer in router.asked} == {(friend.me.id, True), (gone.me.id, True)}
     assert keeper.last_error is None
 
 

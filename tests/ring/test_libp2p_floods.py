@@ -16,14 +16,14 @@ from ring.test_libp2p_hostile import Victim, _host, _raw_stream, attacker, frien
 from structlog.testing import capture_logs
 
 from spegel_consul.ring import RingError, libp2p_host, libp2p_layers
-from spegel_consul.ring.address import Address
+from spegel_consul.ring.address import Address, Contact
 from spegel_consul.ring.kad import KadRouter
 from spegel_consul.ring.key import dht_key
 from spegel_consul.ring.libp2p_host import Libp2pHost
 from spegel_consul.ring.membership import KAD, MEMBERS
 from spegel_consul.ring.offences import LIMIT
 from spegel_consul.ring.records import Records
-from spegel_consul.ring.wire import MemberReport, Message, MessageType, WirePeer, encode, encode_members, frame
+from spegel_consul.ring.wire import MemberReport, Message, MessageType, WirePeer, encode, encode_members, frame, uvarint
 
 __all__ = ["attacker", "friend", "victim"]
 
@@ -202,3 +202,178 @@ def test_a_record_is_only_kept_by_one_of_those_near_to_its_key() -> None:
         nearer = sum(position(peer) ^ position(key) < me ^ position(key) for peer in peers)
         assert (key in kept) == (nearer < 60)
     assert 0 < len(kept) < 150
+
+
+async def test_streams_that_the_peer_does_not_end_count_until_they_are_reset(
+    victim: Victim, friend: KadRouter, attacker: Libp2pHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(libp2p_layers, "FIN_TIMEOUT", 1.0)
+    await attacker.dial("127.0.0.1", victim.port)
+    for _ in range(libp2p_layers.MAX_INBOUND_STREAMS + 20):
+        with suppress(RingError):
+            stream = await attacker.open(victim.host.id, (), "/ipfs/id/1.0.0")
+            with trio.move_on_after(0.5):
+                while await stream.receive():
+                    pass
+    (connection,) = victim.host._connections[attacker.id]
+    assert len(connection._muxed.streams) <= libp2p_layers.MAX_INBOUND_STREAMS
+    await eventually(lambda: not connection._muxed.streams and not connection._inbound_streams, within=3)
+    await victim.still_works(friend)
+
+
+async def test_who_sends_more_than_it_was_granted_loses_the_connection(
+    victim: Victim, friend: KadRouter, attacker: Libp2pHost
+) -> None:
+    async def deaf(stream: object) -> None:
+        await trio.sleep_forever()
+
+    victim.host.serve("/deaf", deaf)
+    await attacker.dial("127.0.0.1", victim.port)
+    stream = await attacker.open(victim.host.id, (), "/deaf")
+    muxed = stream._muxed  # type: ignore[attr-defined]
+    (connection,) = victim.host._connections[attacker.id]
+    most = 0
+    with trio.fail_after(10), suppress(Exception):
+        for _ in range(32):
+            muxed.send_window = 1 << 40
+            await muxed.write(bytes(256 << 10))
+            most = max(most, sum(map(len, connection._muxed.stream_buffers.values())))
+            await trio.sleep(0.02)
+            if connection.closed:
+                break
+    assert connection.closed
+    assert 0 < most < 3 << 19, "the largest window, and slack"
+    assert not connection._muxed.stream_buffers
+    await victim.still_works(friend)
+
+
+async def test_what_waits_on_a_stream_that_is_reset_is_dropped(
+    victim: Victim, friend: KadRouter, attacker: Libp2pHost
+) -> None:
+    await attacker.dial("127.0.0.1", victim.port)
+    ours, (theirs,) = attacker._connection(victim.host.id), victim.host._connections[attacker.id]
+    assert ours is not None
+    for _ in range(20):
+        muxed = await ours._muxed.open_stream()
+        await muxed.write(b"\x05\xff\xfe\xfd\xfc\x0a" + bytes(100_000))
+    await trio.sleep(0.5)
+    assert not theirs.closed
+    await eventually(lambda: not theirs._muxed.streams and not theirs._muxed.stream_buffers, within=1)
+    await victim.still_works(friend)
+
+
+async def test_a_long_list_of_strangers_neither_stops_the_loop_nor_keeps_others_out(
+    victim: Victim, friend: KadRouter, attacker: Libp2pHost
+) -> None:
+    strangers = [
+        WirePeer(b"\x00\x24\x08\x01\x12\x20" + os.urandom(32), (Address("127.0.0.1", 1 + number % 9).encode(),))
+        for number in range(8192)
+    ]
+    rounds = 0
+
+    async def others() -> None:
+        nonlocal rounds
+        while True:
+            await trio.lowlevel.checkpoint()
+            rounds += 1
+
+    # straight into the part that learns, so that nothing but its own checkpoints counts
+    body = encode_members(MemberReport(stranger, 0) for stranger in strangers)
+    body = body[len(uvarint(len(body))) :]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(others)
+        await trio.lowlevel.checkpoint()
+        before = rounds
+        await victim.router._membership._merge(attacker.id, body)
+        assert rounds - before > 100
+        nursery.cancel_scope.cancel()
+    table = victim.router._members
+    assert len(table) < 2500
+    for stranger in strangers[-2500:]:
+        table.learn(victim.router._membership.contact(stranger), trio.current_time(), source=os.urandom(8))
+    assert len(table) == 4096
+    await victim.still_works(friend)
+
+
+async def test_member_lists_are_given_at_a_pace(victim: Victim, friend: KadRouter, attacker: Libp2pHost) -> None:
+    given = 0
+    for _ in range(8):
+        with suppress(RingError), trio.fail_after(3):
+            stream = await _raw_stream(attacker, victim, MEMBERS, encode_members([]))
+            given += bool(await stream.receive())
+            stream.reset()
+    assert given in (3, 4)
+    await victim.still_works(friend)
+
+
+async def test_hosts_that_vanished_do_not_delay_the_dials_of_others(
+    victim: Victim, friend: KadRouter, attacker: Libp2pHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, waiting = trio.open_tcp_stream, 0
+
+    async def dial(host: str, port: int) -> trio.SocketStream:
+        nonlocal waiting
+        if host.startswith("127.0.9."):
+            waiting += 1
+            await trio.sleep_forever()
+        return await real(host, port)
+
+    monkeypatch.setattr(trio, "open_tcp_stream", dial)
+    membership = victim.router._membership
+    for number in range(300):
+        peer, address = b"\x00\x24\x08\x01\x12\x20" + number.to_bytes(32, "big"), Address("127.0.9.9", 1 + number)
+        membership.learn(Contact(peer, (address,)), source=os.urandom(8))
+        membership._failed(peer)
+    await eventually(lambda: waiting >= 16, within=3)
+    await trio.sleep(0.3)
+    assert waiting == 16
+    start = trio.current_time()
+    assert await victim.host.dial("127.0.0.1", attacker.address.port) == attacker.id
+    assert trio.current_time() - start < 1
+    await victim.still_works(friend)
+
+
+async def test_a_stranger_is_asked_once_who_it_is(
+    victim: Victim, friend: KadRouter, attacker: Libp2pHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = 0
+
+    async def mute(stream: object) -> None:
+        nonlocal asked
+        asked += 1
+        await trio.sleep_forever()
+
+    attacker._handlers["/ipfs/id/1.0.0"] = mute
+    await attacker.dial("127.0.0.1", victim.port)
+    for _ in range(30):
+        stream = await attacker.open(victim.host.id, (), KAD)
+        stream.close()
+        with suppress(RingError):
+            await stream.receive()
+    await trio.sleep(0.5)
+    assert asked == 1
+    await victim.still_works(friend)
+
+
+async def test_what_breaks_while_the_host_ends_stays_in_its_connection(attacker: Libp2pHost) -> None:
+    host, scope = _host(), trio.CancelScope()
+
+    async def break_late() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise ValueError("late")
+
+    async with trio.open_nursery() as nursery:
+
+        async def run(*, task_status: trio.TaskStatus[None]) -> None:
+            with scope:
+                await host.run(task_status=task_status)
+
+        await nursery.start(run)
+        connection = host._connection(await host.dial("127.0.0.1", attacker.address.port))
+        assert connection is not None
+        connection.spawn(break_late)
+        await trio.sleep(0.05)
+        scope.cancel()
+    assert connection.closed

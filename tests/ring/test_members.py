@@ -4,6 +4,7 @@ import random
 from spegel_consul.ring.address import Address, Contact
 from spegel_consul.ring.key import position
 from spegel_consul.ring.members import FORGET_AFTER, HEARSAY_AGE, QUIET_AGE, Members
+from spegel_consul.ring.pace import Pace
 
 ROUTER, OTHER = Address("10.0.0.1", 5001), Address("10.0.0.2", 5001)
 REGISTRY = Address("10.0.0.1", 5000, http=True)
@@ -128,11 +129,11 @@ def test_what_a_member_says_of_itself_counts() -> None:
 
 def test_a_full_table_gives_up_the_dead_first_and_never_the_living() -> None:
     members = table(capacity=2)
-    members.learn(Contact(b"a", (ROUTER,)), 0)
-    members.learn(Contact(b"b", (ROUTER,)), 0)
-    assert members.learn(Contact(b"c", (ROUTER,)), 0) is None
+    members.learn(Contact(b"a", (ROUTER,)), 0, source=b"a")
+    members.learn(Contact(b"b", (ROUTER,)), 0, source=b"b")
+    assert members.learn(Contact(b"c", (ROUTER,)), 0, source=b"c") is None
     members.failed(b"a", 1)
-    assert members.learn(Contact(b"c", (ROUTER,)), 2) is not None
+    assert members.learn(Contact(b"c", (ROUTER,)), 2, source=b"c") is not None
     assert {member.id for member in members} == {b"b", b"c"}
 
 
@@ -147,3 +148,34 @@ def test_the_time_to_wait_for_an_answer_follows_the_round_trip_time() -> None:
     for _ in range(50):
         members.answered(b"a", 0, took=1.0)
     assert member.timeout == 3.0
+
+
+def test_one_source_names_only_a_share_of_the_table() -> None:
+    members = table(capacity=8)
+    for number in range(8):
+        members.learn(Contact(b"a%d" % number, (ROUTER,)), 0, source=b"liar")
+    assert len(members) == 4
+    assert members.learn(Contact(b"b", (ROUTER,)), 0, source=b"other") is not None
+    members.answered(b"a0", 1)
+    assert members.learn(Contact(b"a9", (ROUTER,)), 1, source=b"liar") is not None, "a0 is more than a rumour now"
+
+
+def test_who_speaks_for_itself_takes_the_place_of_one_that_was_only_named() -> None:
+    members = table(capacity=4)
+    members.learn(Contact(b"honest", (ROUTER,)), 0, direct=True)
+    for number in range(2):
+        members.learn(Contact(b"a%d" % number, (ROUTER,)), 0, source=b"liar")
+    members.learn(Contact(b"b", (ROUTER,)), 0, source=b"other")
+    assert members.learn(Contact(b"c", (ROUTER,)), 0, source=b"third") is None
+    for newcomer in (b"x", b"y", b"z"):
+        assert members.learn(Contact(newcomer, (ROUTER,)), 1, direct=True) is not None
+    assert {member.id for member in members} == {b"honest", b"x", b"y", b"z"}
+    assert set(closest(members)) == {b"honest", b"x", b"y", b"z"}
+    assert members.learn(Contact(b"late", (ROUTER,)), 1, direct=True) is None
+
+
+def test_how_often_one_may_ask() -> None:
+    pace = Pace(every=1.0, burst=3)
+    assert [pace.admits(b"a", 0.0) for _ in range(5)] == [True] * 3 + [False] * 2
+    assert pace.admits(b"b", 0.0)
+    assert [pace.admits(b"a", 1.0) for _ in range(2)] == [True, False]

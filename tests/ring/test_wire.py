@@ -46,12 +46,12 @@ def test_a_message_survives_the_wire(message: Message) -> None:
 
 @given(st.lists(st.builds(MemberReport, peers, st.integers(0, 1 << 40)), max_size=5))
 def test_a_member_list_survives_the_wire(reports: list[MemberReport]) -> None:
-    assert [decode_members(body) for body in bodies(encode_members(reports))] == [tuple(reports)]
+    assert [tuple(decode_members(body)) for body in bodies(encode_members(reports))] == [tuple(reports)]
 
 
 @given(st.binary(max_size=300))
 def test_garbage_is_a_message_or_a_typed_error(data: bytes) -> None:
-    for read in (decode, decode_members, decode_withdrawal, Frames(1000).feed):
+    for read in (decode, lambda data: list(decode_members(data)), decode_withdrawal, Frames(1000).feed):
         try:
             read(data)
         except WireError as exc:
