@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 
+_WRONG = "has characters that no token has (printable ASCII only)"
+
+
 class TokenSource:
     """Gives the token to send now.
 
@@ -13,10 +16,12 @@ class TokenSource:
     """
 
     problem: str | None = None
-    """Why the file gives no token, in one line for people; None when all is well."""
+    """Why there is no token, or not the file's, in one line for people; None when all is well."""
 
     def __init__(self, token: str | None = None, path: str | None = None) -> None:
-        self._fixed = token
+        self._fixed = _usable(token or "")
+        if token and token.strip() and self._fixed is None:
+            self.problem = f"the token that was given: {_WRONG}"
         self._path = Path(path) if path else None
         self._stamp: tuple[int, int, int] | None = None
         self._read: str | None = None
@@ -39,3 +44,9 @@ class TokenSource:
                 self._stamp = None
                 self.problem = f"CONSUL_HTTP_TOKEN_FILE: {self._path}: not text"
         return self._read or self._fixed
+
+
+def _usable(text: str) -> str | None:
+    """The token in ``text``, without the blanks around it; None if it can't be sent in a header."""
+    token = text.strip()
+    return token if token and all("!" <= letter <= "~" for letter in token) else None

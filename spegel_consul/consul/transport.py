@@ -112,6 +112,8 @@ class TrioHTTPClient(library.HTTPClient):  # type: ignore[misc]  # the library h
                 )
         except (httpx.TimeoutException, trio.TooSlowError) as why:
             raise ConsulTimeout(f"{method} {path}: no answer within {budget:g} s") from why
+        except httpx.LocalProtocolError as why:
+            raise ConsulUnavailable(f"{self.base_uri}: {root_cause(why)}") from None  # not even in a traceback
         except (httpx.HTTPError, httpx.InvalidURL) as why:
             raise ConsulUnavailable(f"{self.base_uri}: {root_cause(why)}{self._hint(why)}") from why
         missing_key = answer.status_code == 404 and "X-Consul-Index" in answer.headers
@@ -191,6 +193,8 @@ def _budget(query: dict[str, Any]) -> float:
 
 def root_cause(error: BaseException) -> str:
     """httpx often has an empty text; the reason (refused, certificate) is further down."""
+    if isinstance(error, httpx.LocalProtocolError):
+        return "the request has a header that HTTP does not allow"  # its own text shows the header, so the token
     best, seen, at = str(error), set(), error
     while id(at) not in seen:
         seen.add(id(at))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -226,6 +228,34 @@ def test_token_file_is_read_again(tmp_path: Path) -> None:
     assert source.current() == "two-longer"
     assert source.problem == f"CONSUL_HTTP_TOKEN_FILE: {path}: No such file or directory"
     assert TokenSource().current() is None
+
+
+async def test_a_token_from_the_environment_is_stripped_and_checked() -> None:
+    assert TokenSource(" SECRET-1\n").current() == "SECRET-1"
+    for token in ("SECRET 1", "SECRET\n1", "SECR\u00c9T", "SECRET\x00"):
+        source = TokenSource(token)
+        assert source.current() is None
+        assert "printable ASCII" in source.problem
+        assert "SECR" not in source.problem
+        async with answering(httpx.Response(403, text="Permission denied"), token=token) as client:
+            with pytest.raises(AccessDenied, match="printable ASCII") as caught:
+                await client.kv_get("k")
+            assert "SECR" not in str(caught.value)
+    assert TokenSource(" ").problem is None
+
+
+async def test_a_header_that_cannot_be_sent_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """httpx refuses the header only once it has connected."""
+    monkeypatch.setattr(TokenSource, "current", lambda self: "SECRET\n1")
+    async with trio.open_nursery() as nursery:
+        serve = partial(trio.serve_tcp, lambda stream: stream.aclose(), 0, host="127.0.0.1")
+        [listener] = await nursery.start(serve)
+        port = listener.socket.getsockname()[1]
+        async with ConsulClient(ConsulSettings(port=port)) as client:
+            with pytest.raises(ConsulUnavailable, match="a header that HTTP does not allow") as caught:
+                await client.kv_get("k")
+        assert "SECRET" not in "".join(traceback.format_exception(caught.value))
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_denial_tells_of_a_token_file_that_is_missing(tmp_path: Path) -> None:
