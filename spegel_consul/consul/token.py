@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-
 _WRONG = "has characters that no token has (printable ASCII only)"
 
 
@@ -33,10 +32,13 @@ class TokenSource:
                 info = self._path.stat()
                 stamp = (info.st_mtime_ns, info.st_ino, info.st_size)
                 if stamp != self._stamp:
-                    # an empty file is one that is being written
-                    self._read = self._path.read_text("utf-8").strip() or self._read
+                    text = self._path.read_text("utf-8-sig").strip()  # Windows' editors begin a file with a BOM
                     self._stamp = stamp
-                self.problem = None if self._read else f"CONSUL_HTTP_TOKEN_FILE: {self._path}: empty"
+                    self._read = _usable(text) or self._read
+                    # an empty file is one that is being written
+                    empty = None if self._read else "empty"
+                    reason = _WRONG if text and _usable(text) is None else empty
+                    self.problem = reason and f"CONSUL_HTTP_TOKEN_FILE: {self._path}: {reason}"
             except OSError as why:
                 self._stamp = None
                 self.problem = f"CONSUL_HTTP_TOKEN_FILE: {self._path}: {why.strerror}"

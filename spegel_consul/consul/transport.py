@@ -116,6 +116,8 @@ class TrioHTTPClient(library.HTTPClient):  # type: ignore[misc]  # the library h
             raise ConsulUnavailable(f"{self.base_uri}: {root_cause(why)}") from None  # not even in a traceback
         except (httpx.HTTPError, httpx.InvalidURL) as why:
             raise ConsulUnavailable(f"{self.base_uri}: {root_cause(why)}{self._hint(why)}") from why
+        except Exception as why:  # the client is closed, or a fault of a library: never the end of a task
+            raise ConsulUnavailable(f"{self.base_uri}: {type(why).__name__}: {root_cause(why)}") from why
         missing_key = answer.status_code == 404 and "X-Consul-Index" in answer.headers
         if not missing_key and (error := error_for(answer.status_code, answer.text)) is not None:
             if isinstance(error, AccessDenied) and self.tokens.problem is not None:
@@ -124,7 +126,7 @@ class TrioHTTPClient(library.HTTPClient):  # type: ignore[misc]  # the library h
         self.answered_at = trio.current_time()
         try:
             return callback(library.response(answer.status_code, answer.headers, answer.text, answer.content))
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError, library.ConsulException) as why:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError, library.ConsulException) as why:
             raise UnexpectedAnswer(f"{method} {path}: not an answer of Consul's ({type(why).__name__}: {why})") from why
 
     def _hint(self, error: BaseException) -> str:

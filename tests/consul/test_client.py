@@ -258,6 +258,43 @@ async def test_a_header_that_cannot_be_sent_is_not_shown(monkeypatch: pytest.Mon
         nursery.cancel_scope.cancel()
 
 
+async def test_a_token_file_with_a_bom_or_with_other_than_a_token(tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    path.write_bytes(b"\xef\xbb\xbfone\r\n")
+    source = TokenSource(None, str(path))
+    assert (source.current(), source.problem) == ("one", None)
+    path.write_text("tok\u00e9n", "utf-8")
+    for _ in range(2):  # it stays known
+        assert source.current() == "one"
+        assert str(path) in source.problem
+        assert "printable ASCII" in source.problem
+    path.write_text("three")
+    assert (source.current(), source.problem) == ("three", None)
+
+
+@pytest.mark.parametrize("fault", [UnicodeEncodeError("ascii", "x", 0, 1, "no"), ExceptionGroup("", [OSError("no")])])
+async def test_nothing_but_consul_errors_leaves_the_client(fault: Exception) -> None:
+    def handle(request: httpx.Request) -> httpx.Response:
+        raise fault
+
+    async with ConsulClient(ConsulSettings(), transport=httpx.MockTransport(handle)) as client:
+        with pytest.raises(ConsulUnavailable, match="no"):
+            await client.kv_get("k")
+
+
+async def test_a_client_that_was_closed_is_an_agent_that_is_away() -> None:
+    async with answering(httpx.Response(200, json="1:2")) as client:
+        pass
+    with pytest.raises(ConsulUnavailable, match="closed"):
+        await client.status_leader()
+
+
+async def test_an_answer_that_is_too_deep_is_none_of_consuls() -> None:
+    async with answering(httpx.Response(200, text="[" * 200_000)) as client:
+        with pytest.raises(UnexpectedAnswer):
+            await client.status_leader()
+
+
 async def test_a_denial_tells_of_a_token_file_that_is_missing(tmp_path: Path) -> None:
     path = tmp_path / "token"
     async with answering(httpx.Response(403, text="Permission denied"), token_file=str(path)) as client:
