@@ -49,6 +49,8 @@ RESIGN_WITHIN = 3.0
 CHECK_WITHIN = 2.0
 """Seconds after which a session is made without the check that the servers don't know."""
 
+_LONGEST_PAUSE = 0.32
+
 
 class Candidate:
     """Takes part in the election of the bootstrap peer with ``me`` as the record to publish.
@@ -200,7 +202,7 @@ class Candidate:
 
     async def _create_session(self, ttl: float) -> SessionCreated:
         checks = (self._beacon.check_id,) if self._beacon is not None and await self._light(self._beacon) else ()
-        give_up = trio.current_time() + CHECK_WITHIN
+        give_up, pause = trio.current_time() + CHECK_WITHIN, 0.02
         while True:
             began = trio.current_time()
             try:
@@ -213,9 +215,13 @@ class Candidate:
                 )
             except CheckNotPassing:
                 # the agent tells the servers of a check soon after it took it; if never, any leader is better than none
+                if not checks:
+                    raise  # the node's own
                 if began >= give_up:
                     checks = ()
-                await trio.sleep(0.02)
+                else:
+                    await trio.sleep(min(pause, give_up - began))
+                    pause = min(2 * pause, _LONGEST_PAUSE)
             else:
                 self._bound = bool(checks)
                 return SessionCreated(session, began)

@@ -35,7 +35,7 @@ class FakeConsul:
         self.ttl_checks: dict[str, tuple[float, float]] = {}
         self.links: dict[str, str] = {}
         """By node: "cut", "hang", "proxy404", "html", "denied", "no-leader", "read-only", "no-service",
-        "no-session"; else well."""
+        "no-session", "node-critical"; else well."""
         self.checks_passing = True
         self.calls: Counter[str] = Counter()
         self.tokens: list[str | None] = []
@@ -122,6 +122,9 @@ class FakeConsul:
             return httpx.Response(403, text="Permission denied")
         if fault == "no-session" and request.url.path == "/v1/session/create":
             return httpx.Response(500, text="rpc error making call: EOF")
+        if fault == "node-critical" and request.url.path == "/v1/session/create":
+            self.calls["PUT session/create"] += 1
+            return httpx.Response(500, text="Check 'serfHealth' is in critical state")
         if fault == "denied" or (fault == "read-only" and request.method != "GET"):
             return httpx.Response(403, text="Permission denied")
         if fault == "no-leader":

@@ -429,6 +429,18 @@ async def test_a_check_that_never_passes_does_not_prevent_a_leader(autojump_cloc
         w.consul.checks_passing = False
         candidate = await w.add(beacon=True)
         assert 2 < await until(lambda: candidate.view.state is State.LEADER) < 3
+        assert w.consul.calls["PUT session/create"] <= 12
+
+
+async def test_a_node_that_fails_asks_for_no_session_in_a_loop(autojump_clock: trio.testing.MockClock) -> None:
+    async with world() as w:
+        w.consul.links["n0"] = "node-critical"
+        candidate = await w.add()
+        await trio.sleep(60)
+        assert w.consul.calls["PUT session/create"] <= 30
+        assert "serfHealth" in candidate.problem
+        w.consul.links.clear()
+        await until(lambda: candidate.view.state is State.LEADER, 20)
 
 
 async def test_the_lock_ends_soon_after_a_process_that_hangs(autojump_clock: trio.testing.MockClock) -> None:
