@@ -189,6 +189,7 @@ class Election:
 
     def _key_read(self, event: KeyRead, now: float) -> tuple[Action, ...]:
         self._reading = False
+        self._resume_at = math.inf
         self._silent_at = now + self.ttl
         self._heart.watch(now)
         self._solved(ReadKey)
@@ -265,11 +266,19 @@ class Election:
         recovered = self._heart.answered(action, began, now)
         self._silent_at = now + self.ttl
         self._solved(Renew, Probe)
-        return self._read_anew() if recovered or not self.view.fresh else ()
+        if not recovered and self.view.fresh:
+            return ()
+        return self._read_anew() if isinstance(action, Renew) else self._read_soon(now)
 
     def _read_anew(self) -> tuple[Action, ...]:
         """Abandon a read or a pause of the main lane and read at once; leave other requests alone."""
         return self._read() if self._reading or self._resume_at < math.inf else ()
+
+    def _read_soon(self, now: float) -> tuple[Action, ...]:
+        """The same, some time within which all nodes spread: their probes work again at the same moment."""
+        if self._reading or self._resume_at < math.inf:
+            self._resume_at = min(self._resume_at, now + self._rng.uniform(0, self._spread()))
+        return ()
 
     # -- both
 
@@ -319,7 +328,7 @@ class Election:
         return (*self._drop_session(now), *self._read(min(wait, self.settings.wait)))
 
     def _beat_failed(self, action: Renew | Probe, error: ConsulError, now: float) -> tuple[Action, ...]:
-        if not self._heart.failed(action, now):
+        if not self._heart.failed(action, now, SPACING * self.crowd):
             return ()
         if isinstance(action, Probe):
             self._problems[Probe] = f"asking for Consul's leader: {error}"

@@ -12,13 +12,13 @@ class Backoff:
     """Growing random delays, so that nodes that failed together don't return together."""
 
     def __init__(self, first: float, cap: float, rng: random.Random) -> None:
-        self._first, self._cap, self._rng = first, cap, rng
+        self._first, self.cap, self._rng = first, cap, rng
         self._failures = 0
 
     def next(self) -> float:
         """Seconds to wait after one more failure: up to twice as long each time, never above ``cap``."""
         self._failures = min(self._failures + 1, 30)
-        return self._rng.uniform(self._first / 2, min(self._cap, self._first * 2**self._failures))
+        return self._rng.uniform(self._first / 2, min(self.cap, self._first * 2**self._failures))
 
     def reset(self) -> None:
         """It worked."""
