@@ -273,3 +273,21 @@ async def test_watch_does_not_spin(autojump_clock: trio.testing.MockClock) -> No
             await trio.sleep(0.01)
         assert consul.calls["GET health/service"] <= 22
         nursery.cancel_scope.cancel()
+
+
+async def test_watches_of_a_large_cluster_ask_seldom(autojump_clock: trio.testing.MockClock) -> None:
+    async with trio.open_nursery() as nursery:
+        consul = FakeConsul(nursery)
+        client = consul.client("n1")
+        for number in range(200):
+            [_, router, _] = services(node=f"n{number}")
+            await client.register_service(router.to_json())
+        watch = CatalogWatch(client, "spegel-router")
+        await nursery.start(watch.run)
+        await until(lambda: len(watch.members) == 200, 1)
+        asked = consul.calls["GET health/service"]
+        for _ in range(120):
+            consul.write(b"")
+            await trio.sleep(1)
+        assert 120 / 2.5 - 1 <= consul.calls["GET health/service"] - asked <= 120 / 1.5
+        nursery.cancel_scope.cancel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import traceback
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -12,6 +13,7 @@ import pytest
 import trio
 import trio.testing
 
+from spegel_consul.consul import client as client_module
 from spegel_consul.consul.client import ConsulClient
 from spegel_consul.consul.errors import (
     AccessDenied,
@@ -293,6 +295,32 @@ async def test_an_answer_that_is_too_deep_is_none_of_consuls() -> None:
     async with answering(httpx.Response(200, text="[" * 200_000)) as client:
         with pytest.raises(UnexpectedAnswer):
             await client.status_leader()
+
+
+@pytest.mark.parametrize(("count", "in_a_thread"), [(10, False), (1000, True)])
+async def test_a_large_catalog_is_decoded_in_a_thread(
+    count: int, in_a_thread: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    instance, threads = client_module._instance, set()
+
+    def watched(row: dict[str, object]) -> object:
+        threads.add(threading.current_thread())
+        return instance(row)
+
+    monkeypatch.setattr(client_module, "_instance", watched)
+    rows = [
+        {"Node": {"Node": f"n{n}", "Address": "10.0.0.1"}, "Service": {"ID": f"s{n}", "Service": "s", "Meta": {}}}
+        for n in range(count)
+    ]
+    for row in rows:
+        row["Node"]["Meta"] = {"filler": "x" * 300}
+    async with answering(httpx.Response(200, json=rows, headers={"X-Consul-Index": "7"})) as client:
+        index, found = await client.health_service("s")
+    assert (index, len(found)) == (7, count)
+    assert (threads == {threading.main_thread()}) is not in_a_thread
+    async with answering(httpx.Response(200, json=[*rows, 7], headers={"X-Consul-Index": "7"})) as client:
+        with pytest.raises(UnexpectedAnswer):
+            await client.health_service("s")
 
 
 async def test_a_denial_tells_of_a_token_file_that_is_missing(tmp_path: Path) -> None:
