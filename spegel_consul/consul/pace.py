@@ -33,10 +33,10 @@ class BlockingIndex:
 
     def advance(self, answered: int) -> None:
         """Note the index of an answer; ``answered`` 0 means that it carried none."""
-        if answered < self.value:
+        if 0 < answered < self.value:
             self.value = 0  # the servers were restored from a snapshot, or the entry was collected
         else:
-            self.value = max(answered, 1)  # 0 would not block
+            self.value = max(answered, self.value, 1)  # 0 would not block
 
     def reset(self) -> None:
         """Ask from the beginning: after every failure, because the agent may be another one."""
