@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import math
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,25 @@ def test_a_key_that_went_away_with_its_session_waits_too() -> None:
 def test_who_has_just_started_does_not_wait_for_the_lock_delay() -> None:
     election = begin(jitter=0)
     assert election.handle(KeyRead(1, 30, free(OTHER)), 0) == (CreateSession(15),)
+
+
+@pytest.mark.parametrize("indexes", [range(30, 1000), [30, 20] * 500, [0] * 1000], ids=["moves", "falls", "none"])
+def test_a_free_key_whose_index_never_rests_is_not_read_in_a_loop(indexes: Sequence[int]) -> None:
+    election = begin(lock_delay=10)
+    [read] = election.handle(KeyRead(1, 20, held("x")), 0)
+    now, reads = 1.0, 0
+    for index in indexes:
+        actions = election.handle(KeyRead(read.number, index, free(OTHER)), now)
+        while not actions:  # or only a probe was due
+            now = election.deadline
+            actions = tuple(action for action in election.handle(Ticked(), now) if isinstance(action, ReadKey))
+        if isinstance(actions[0], CreateSession):
+            break
+        [read] = actions
+        reads += 1
+        now += 0.002
+    assert 11 <= now <= 15.5  # and it has its turn all the same
+    assert reads <= (now - 1) / 0.2 + 3
 
 
 def test_who_is_too_late_does_not_even_ask() -> None:
