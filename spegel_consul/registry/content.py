@@ -19,7 +19,9 @@ import trio
 
 from spegel_consul.metrics import Metrics
 from spegel_consul.oci.errors import BlobUnknown, OCIError, RangeInvalid, Unauthorized, Unsupported
-from spegel_consul.registry.mirror import Head, Mirror, TransferCut
+from spegel_consul.registry.chase import TransferCut
+from spegel_consul.registry.judge import Head
+from spegel_consul.registry.mirror import Mirror
 from spegel_consul.registry.plan import MIRRORED_HEADER, Elsewhere, Own, Planner, unknown
 from spegel_consul.registry.trace import Onward, Trace, onward
 from spegel_consul.store import Blob, Store

@@ -14,37 +14,31 @@
 
 from __future__ import annotations
 
-import re
 import time
 import urllib.parse
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
 
 import structlog
 import trio
 
 from spegel_consul.metrics import Metrics
 from spegel_consul.oci.digest import Digest
-from spegel_consul.oci.errors import BlobUnknown, DigestInvalid, ManifestUnknown, OCIError, RangeInvalid
-from spegel_consul.oci.media import MAX_MANIFEST_SIZE, OCTET_STREAM
-from spegel_consul.oci.path import ContentRequest, Kind
-from spegel_consul.oci.ranges import parse_range
+from spegel_consul.oci.errors import BlobUnknown, ManifestUnknown, RangeInvalid
+from spegel_consul.oci.media import MAX_MANIFEST_SIZE
+from spegel_consul.oci.path import ContentRequest
+from spegel_consul.registry.chase import Answer, Chase
 from spegel_consul.registry.credentials import Credentials
+from spegel_consul.registry.judge import Head, forwardable, judge
 from spegel_consul.registry.peer import PeerClient, PeerError, PeerResponse
 from spegel_consul.registry.penalties import Penalties
-from spegel_consul.registry.plan import MIRRORED_HEADER, unknown
+from spegel_consul.registry.plan import MIRRORED_HEADER
 from spegel_consul.registry.policy import Permits, any_node
-from spegel_consul.registry.race import Ask, Exhausted, Race, Wait
 from spegel_consul.registry.recent import RecentProviders
-from spegel_consul.registry.trace import CUT, Onward, Trace, Traces
-from spegel_consul.ring import Provider, RingError, Router
-from spegel_consul.server.relay import Relay, SourceFailed
-from spegel_consul.server.sending import send_bytes, send_head
-
-if TYPE_CHECKING:
-    from hashlib import _Hash
+from spegel_consul.registry.trace import Onward, Trace, Traces
+from spegel_consul.registry.transfer import Transfer
+from spegel_consul.ring import Provider, Router
 
 log = structlog.get_logger(__name__)
 
@@ -52,15 +46,7 @@ SMALL = 256 << 10
 """Bytes up to which a blob is held until it is verified: hashing it takes less than to start a thread for it, and if
 it is wrong another peer is asked."""
 
-_CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})\Z", re.ASCII)
 _MOST_LABELS = 100
-_UNSATISFIED = re.compile(r"bytes \*/(\d{1,19})\Z", re.ASCII)
-
-
-class TransferCut(Exception):
-    """The body can't be completed; the client's connection must be cut, for its head has been sent."""
-
-    outcome = CUT
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,154 +59,6 @@ class MirrorSettings:
     attempts: int = 3
     hedge: float = 0.1
     verify: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """What a peer says of the content that it is about to send: ``[start, stop)`` of ``size`` bytes."""
-
-    digest: Digest
-    media_type: str
-    start: int
-    stop: int
-    size: int
-    partial: bool
-
-
-class Transfer:
-    """A head that was accepted, and the body behind it. ``chase`` finds another peer when this one fails."""
-
-    def __init__(
-        self, mirror: Mirror, chase: _Chase | None, request: ContentRequest, answer: _Answer, trace: Trace
-    ) -> None:
-        self._mirror = mirror
-        self._trace = trace
-        self._chase = chase
-        self._request = request
-        self._body = answer.body
-        self._before: list[Provider] = []  # who sent the beginning of the body
-        self.head = answer.head
-        self.provider = answer.provider
-        trace.asked, trace.connected, trace.first_byte = answer.times
-        trace.peer = self.served_by
-        if isinstance(answer.body, PeerResponse):
-            trace.size = answer.head.stop - answer.head.start
-        else:
-            trace.size = trace.bytes = len(answer.body)
-
-    @property
-    def served_by(self) -> str:
-        """``host:port`` of the registry that sends the bytes, or began to."""
-        host, port = self.provider.registry
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-    async def chunks(self, later: AsyncExitStack | None = None) -> AsyncGenerator[bytes, None]:
-        """The bytes of the body, verified. Raises TransferCut when they can't be completed or are wrong.
-
-        A transfer that began without a race opens one in ``later`` if it needs it.
-        """
-        if isinstance(self._body, bytes):
-            yield self._body
-            return
-        head = self.head
-        hasher = self._hasher()
-        reached = head.start
-        held = b""
-        body = self._body
-        while True:
-            try:
-                async with aclosing(body.chunks()) as pieces:
-                    async for piece in pieces:
-                        if reached + len(piece) > head.stop:
-                            raise PeerError("sent more bytes than it promised")
-                        reached += len(piece)
-                        self._trace.bytes = reached - head.start
-                        if hasher is not None:
-                            hasher.update(piece)
-                        if held:
-                            yield held
-                        held = piece
-                break
-            except PeerError as exc:
-                if reached == head.stop:
-                    break
-                body = await self._go_on(body, reached, exc, later)
-        self._check(hasher)
-        yield held
-
-    async def relay(self, sink: trio.socket.SocketType, head: bytes) -> None:
-        """Send ``head`` and the body on ``sink``, verified, without the bytes passing through this process if they can.
-
-        Raises TransferCut, and OSError, trio.TooSlowError or trio.ClosedResourceError if the sink fails.
-        """
-        if isinstance(self._body, bytes):
-            await send_bytes(sink, head + self._body)
-            return
-        hasher, relay = self._hasher(), None
-        if not self._mirror.client.encrypts:
-            self._trace.progress = relay = await Relay.start(sink, self.head.stop - self.head.start, hasher)
-        async with AsyncExitStack() as later:
-            if relay is not None:
-                later.callback(relay.close)
-                await send_head(sink, head)
-                await self._splice(relay, self._body, hasher, later)
-            else:
-                await send_head(sink, head)
-                async with aclosing(self.chunks(later)) as pieces:
-                    async for piece in pieces:
-                        await send_bytes(sink, piece)
-
-    async def _splice(self, relay: Relay, body: PeerResponse, hasher: _Hash | None, later: AsyncExitStack) -> None:
-        while True:
-            try:
-                await relay.put(body.buffered())
-                await relay.pull(body.socket, self._mirror.client.limits.stall)
-            except SourceFailed as exc:
-                body = await self._go_on(body, self.head.stop - relay.left, exc, later)
-            else:
-                body.taken()
-                break
-        await relay.hashed()
-        self._check(hasher)
-        await relay.release()
-
-    def _hasher(self) -> _Hash | None:
-        """What verifies the body; a part of the content can't be verified."""
-        whole = self.head.start == 0 and self.head.stop == self.head.size
-        return self.head.digest.hasher() if whole and self._mirror.settings.verify else None
-
-    async def _go_on(
-        self, body: PeerResponse, reached: int, why: PeerError | SourceFailed, later: AsyncExitStack | None
-    ) -> PeerResponse:
-        """Another peer's answer for the bytes from ``reached`` on. Raises TransferCut."""
-        mirror, head = self._mirror, self.head
-        log.info("peer failed in mid-body", digest=head.digest, at=reached, size=head.size, error=str(why))
-        body.discard()
-        mirror.penalties.failed(self.provider, hung=why.hung)
-        mirror.recent.drop(head.digest, self.provider)
-        if self._chase is None:
-            assert later is not None
-            self._chase = await later.enter_async_context(mirror.chase(self._request, "GET", self._trace))
-            self._chase.exclude(self.provider)
-        if reached > head.start:
-            self._before.append(self.provider)
-        self._body, self.provider = resumed = await self._chase.resume(head, reached)
-        self._trace.resumed += 1
-        self._trace.peer = self.served_by
-        return resumed[0]
-
-    def _check(self, hasher: _Hash | None) -> None:
-        if hasher is not None and hasher.hexdigest() != self.head.digest.encoded:
-            # whoever sent a part and failed is suspected first: to blame the last one would let a peer that sends
-            # junk and leaves turn us against the honest ones
-            for provider in self._before or [self.provider]:
-                self._mirror.on_mismatch(provider, self.head.digest)
-            raise TransferCut(f"the bytes from {self.provider.registry[0]} do not have digest {self.head.digest}")
-
-    def close(self) -> None:
-        """Give up what was not read."""
-        if isinstance(self._body, PeerResponse):
-            self._body.discard()
 
 
 class Mirror:
@@ -297,7 +135,7 @@ class Mirror:
         """
         if self.client.encrypts:
             return None  # there is nothing to splice
-        wanted = _forwardable(request, range_header)
+        wanted = forwardable(request, range_header)
         for provider in self.recent.get(request.key):
             if self.may_ask(provider) and self.client.has_idle(provider.registry):
                 with trio.move_on_after(self.settings.hedge):
@@ -323,15 +161,15 @@ class Mirror:
         except BaseException:
             response.discard()
             raise
-        return Transfer(self, None, request, _Answer(provider, head, body, times), trace)
+        return Transfer(self, None, request, Answer(provider, head, body, times), trace)
 
     @asynccontextmanager
-    async def chase(self, request: ContentRequest, method: str, trace: Trace) -> AsyncIterator[_Chase]:
+    async def chase(self, request: ContentRequest, method: str, trace: Trace) -> AsyncIterator[Chase]:
         """A race for the content. Whatever is raised in the context comes out as it is."""
         # an exception passes through the nursery bare: it stands for the answer to the client, or for its departure
         found: Exception | None = None
         async with trio.open_nursery() as nursery:
-            chase = _Chase(self, request, method, nursery, trace)
+            chase = Chase(self, request, method, nursery, trace)
             try:
                 yield chase
             except Exception as exc:
@@ -380,205 +218,3 @@ class Mirror:
         """A transfer has ended well; :meth:`open` says so itself."""
         self._metrics.mirror_requests.labels(self._label(request.reference.registry), "hit").inc()
         self._metrics.mirror_last_success.set_to_current_time()
-
-
-class _Chase:
-    """One request's race, across all of its resumptions."""
-
-    def __init__(
-        self,
-        mirror: Mirror,
-        request: ContentRequest,
-        method: str,
-        nursery: trio.Nursery,
-        trace: Trace,
-    ) -> None:
-        self.mirror = mirror
-        self._trace = trace
-        self._request = request
-        self._method = method
-        self.nursery = nursery
-        self._since = trio.current_time()
-        settings = mirror.settings
-        self._race = Race(
-            self._since,
-            resolve_timeout=settings.resolve_timeout,
-            attempts=settings.attempts,
-            hedge=settings.hedge,
-        )
-        self._wake = trio.Event()
-        self._looking_up = False
-        self._questions: list[trio.CancelScope] = []
-        self._answers: list[_Answer] = []
-        self._refused: RangeInvalid | None = None
-        for provider in mirror.recent.get(request.key):
-            self._found(provider)
-
-    async def first(self, range_header: str | None) -> _Answer:
-        return await self._run(_forwardable(self._request, range_header), None)
-
-    async def resume(self, head: Head, reached: int) -> tuple[PeerResponse, Provider]:
-        rest = replace(head, start=reached, partial=True)
-        self._race.resumed(trio.current_time())
-        try:
-            answer = await self._run(f"bytes={reached}-{head.stop - 1}", rest)
-        except OCIError as exc:
-            raise TransferCut(f"at byte {reached} of {head.size}: {exc.message}") from None
-        assert isinstance(answer.body, PeerResponse)
-        log.info("transfer resumed", digest=head.digest, at=reached, registry=answer.provider.registry[0])
-        return answer.body, answer.provider
-
-    def exclude(self, provider: Provider) -> None:
-        """Don't ask it: it has just failed."""
-        self._race.exclude(provider)
-
-    def close(self) -> None:
-        """Give up the answers that nobody took."""
-        for answer in self._answers:
-            if isinstance(answer.body, PeerResponse):
-                answer.body.discard()
-        self._answers.clear()
-
-    def _found(self, provider: Provider) -> None:
-        if self.mirror.may_ask(provider):
-            self._race.found(provider)
-            self._wake.set()
-
-    async def _look_up(self) -> None:
-        key, first = self._request.key, True
-        try:
-            async with self.mirror.router.lookup(key, count=self.mirror.settings.attempts) as providers:
-                async for provider in providers:
-                    if first:
-                        first = False
-                        self._trace.looked_up = time.perf_counter()
-                        self.mirror.on_resolved(trio.current_time() - self._since)
-                    self.mirror.recent.add(key, provider)
-                    self._found(provider)
-        except RingError as exc:
-            log.debug("lookup failed", key=key, error=str(exc))
-        self._race.lookup_ended()
-        self._wake.set()
-
-    async def _run(self, range_header: str | None, expected: Head | None) -> _Answer:
-        while True:
-            if self._answers:
-                answer = self._answers.pop(0)
-                self._race.accepted(answer.provider)
-                for question in self._questions:
-                    question.cancel()
-                self._questions.clear()
-                self.close()
-                return answer
-            match self._race.next(trio.current_time()):
-                case Ask(provider):
-                    question = trio.CancelScope()
-                    self._questions.append(question)
-                    self.nursery.start_soon(self._ask, question, provider, range_header, expected)
-                case Wait(until, starved):
-                    if starved and not self._looking_up:
-                        self._looking_up = True
-                        self.nursery.start_soon(self._look_up)
-                    self._wake = trio.Event()
-                    with trio.CancelScope(deadline=until):
-                        await self._wake.wait()
-                case Exhausted(reason):
-                    if self._refused is not None:
-                        raise self._refused
-                    raise unknown(self._request, f"{self._request.reference} is not mirrored: {reason}")
-
-    async def _ask(
-        self, question: trio.CancelScope, provider: Provider, range_header: str | None, expected: Head | None
-    ) -> None:
-        target, headers = self.mirror.question(self._request, range_header, self._trace.onward)
-        with question:
-            try:
-                asked = time.perf_counter()
-                response = await self.mirror.client.request(provider.registry, self._method, target, headers)
-                times = asked, response.connected, time.perf_counter()
-                try:
-                    head = judge(response, self._request, range_header, expected)
-                    body: bytes | PeerResponse = response
-                    if self._method == "HEAD" or self._request.kind is Kind.MANIFEST or self.mirror.is_small(head):
-                        body = await self.mirror.read(response, head, provider, self._method)
-                except BaseException:
-                    response.discard()
-                    raise
-                if question.cancel_called:
-                    # another answer was taken a moment ago; this one may be for bytes that nobody waits for any more
-                    response.discard()
-                    return
-            except PeerError as exc:
-                log.debug("peer failed", key=self._request.key, registry=provider.registry[0], error=str(exc))
-                self.mirror.penalties.failed(provider, hung=exc.hung)
-                self.mirror.recent.drop(self._request.key, provider)
-                self._race.failed(provider, trio.current_time())
-            except RangeInvalid as exc:
-                # one peer's word: it counts if nobody else has another one
-                self._refused = exc
-                self._race.failed(provider, trio.current_time())
-            else:
-                self._answers.append(_Answer(provider, head, body, times))
-            self._wake.set()
-
-
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    provider: Provider
-    head: Head
-    body: bytes | PeerResponse
-    times: tuple[float, float, float]
-    """When it was asked, when a connection was made for it (or 0), and when its first byte came."""
-
-
-def _forwardable(request: ContentRequest, range_header: str | None) -> str | None:
-    """The client's Range header, unless it is to be ignored (RFC 9110, 14.2) or meant for a manifest."""
-    if range_header is None or request.kind is Kind.MANIFEST:
-        return None
-    try:
-        return range_header.strip() if parse_range(range_header, 1 << 62) else None
-    except RangeInvalid:
-        return range_header.strip()
-
-
-def judge(
-    response: PeerResponse, request: ContentRequest, range_header: str | None, expected: Head | None = None
-) -> Head:
-    """The head of an acceptable answer. Raises PeerError, or RangeInvalid when the peer says so.
-
-    ``expected``: what the answer must say because other bytes of the same content have been sent already.
-    """
-    status = response.status
-    content_range = response.header(b"content-range") or ""
-    if status == 416 and range_header is not None and expected is None:
-        unsatisfied = _UNSATISFIED.match(content_range)
-        if unsatisfied is not None:
-            raise RangeInvalid(int(unsatisfied[1]))
-    if status != 200 and not (status == 206 and range_header is not None):
-        raise PeerError(f"answered {status}")
-    if response.header(b"transfer-encoding") is not None:
-        raise PeerError("did not frame the content by its length")
-    length = response.header(b"content-length") or ""
-    if not (length.isascii() and length.isdigit() and len(length) < 20):
-        raise PeerError("did not say how long the content is")
-    start, stop, size = 0, int(length), int(length)
-    if status == 206:
-        span = _CONTENT_RANGE.match(content_range)
-        if span is None:
-            raise PeerError(f"answered 206 with content-range {content_range[:60]!r}")
-        start, stop, size = int(span[1]), int(span[2]) + 1, int(span[3])
-        asked_for = parse_range(range_header, size)
-        if stop - start != int(length) or asked_for is None or (start, stop) != (asked_for.start, asked_for.stop):
-            raise PeerError(f"answered 206 with content-range {content_range[:60]!r} and length {length}")
-    asked = request.reference.digest
-    try:
-        digest = Digest(response.header(b"docker-content-digest") or asked or "")
-    except DigestInvalid:
-        raise PeerError("did not say which digest the content has") from None
-    if asked is not None and digest != asked:
-        raise PeerError(f"answered with another digest, {digest}")
-    media_type = response.header(b"content-type") or OCTET_STREAM
-    head = Head(digest, media_type, start, stop, size, status == 206)
-    if expected is not None and head != replace(expected, media_type=media_type):
-        raise PeerError("answered with other bytes than those that are missing")
-    return head

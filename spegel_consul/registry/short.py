@@ -23,9 +23,11 @@ from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import OCIError, RangeInvalid
 from spegel_consul.oci.path import Kind
 from spegel_consul.registry.cache import ByteCache
-from spegel_consul.registry.mirror import Mirror, Transfer, TransferCut
+from spegel_consul.registry.chase import TransferCut
+from spegel_consul.registry.mirror import Mirror
 from spegel_consul.registry.plan import MIRRORED_HEADER, Elsewhere, Own, Planner
 from spegel_consul.registry.trace import Onward, Trace, as_fields, onward
+from spegel_consul.registry.transfer import Transfer
 from spegel_consul.server.connection import Link
 from spegel_consul.server.head import parse_simple
 from spegel_consul.server.sending import Truncated, send_bytes, send_file

@@ -68,6 +68,12 @@ def ring() -> Iterator[Ring]:
                     timeout=30,
                     what=f"{node} knows the ring and the catalog knows all",
                 )
+            for index in (1, 2):
+                until(
+                    lambda index=index: made.json("/api/peers", index)[0]["keys"],
+                    timeout=10,
+                    what=f"n{index} was told what n0 has",
+                )
             yield made
 
 

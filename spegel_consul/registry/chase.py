@@ -1,0 +1,186 @@
+# The race for one piece of content: the lookup and the questions are tasks, and race.py decides which is next.  It
+# stays after it was won, for the peer that won may die half-way.
+
+"""Finding peers that have the content, and asking them."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import structlog
+import trio
+
+from spegel_consul.oci.errors import OCIError, RangeInvalid
+from spegel_consul.oci.path import ContentRequest, Kind
+from spegel_consul.registry.judge import Head, forwardable, judge
+from spegel_consul.registry.peer import PeerError, PeerResponse
+from spegel_consul.registry.plan import unknown
+from spegel_consul.registry.race import Ask, Exhausted, Race, Wait
+from spegel_consul.registry.trace import CUT, Trace
+from spegel_consul.ring import Provider, RingError
+
+if TYPE_CHECKING:
+    from spegel_consul.registry.mirror import Mirror
+
+log = structlog.get_logger(__name__)
+
+
+class TransferCut(Exception):
+    """The body can't be completed; the client's connection must be cut, for its head has been sent."""
+
+    outcome = CUT
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An accepted answer, and who gave it. ``body`` is whole and verified if it is bytes."""
+
+    provider: Provider
+    head: Head
+    body: bytes | PeerResponse
+    times: tuple[float, float, float]
+    """When it was asked, when a connection was made for it (or 0), and when its first byte came."""
+
+
+class Chase:
+    """One request's race, across all of its resumptions; its questions are tasks of ``nursery``."""
+
+    def __init__(
+        self,
+        mirror: Mirror,
+        request: ContentRequest,
+        method: str,
+        nursery: trio.Nursery,
+        trace: Trace,
+    ) -> None:
+        self.mirror = mirror
+        self._trace = trace
+        self._request = request
+        self._method = method
+        self.nursery = nursery
+        self._since = trio.current_time()
+        settings = mirror.settings
+        self._race = Race(
+            self._since,
+            resolve_timeout=settings.resolve_timeout,
+            attempts=settings.attempts,
+            hedge=settings.hedge,
+        )
+        self._wake = trio.Event()
+        self._looking_up = False
+        self._questions: list[trio.CancelScope] = []
+        self._answers: list[Answer] = []
+        self._refused: RangeInvalid | None = None
+        for provider in mirror.recent.get(request.key):
+            self._found(provider)
+
+    async def first(self, range_header: str | None) -> Answer:
+        """The first acceptable answer. Raises the OCIError that says why there is none."""
+        return await self._run(forwardable(self._request, range_header), None)
+
+    async def resume(self, head: Head, reached: int) -> tuple[PeerResponse, Provider]:
+        """Another peer's answer with the bytes of ``head`` from ``reached`` on. Raises TransferCut."""
+        rest = replace(head, start=reached, partial=True)
+        self._race.resumed(trio.current_time())
+        try:
+            answer = await self._run(f"bytes={reached}-{head.stop - 1}", rest)
+        except OCIError as exc:
+            raise TransferCut(f"at byte {reached} of {head.size}: {exc.message}") from None
+        assert isinstance(answer.body, PeerResponse)
+        log.info("transfer resumed", digest=head.digest, at=reached, registry=answer.provider.registry[0])
+        return answer.body, answer.provider
+
+    def exclude(self, provider: Provider) -> None:
+        """Don't ask it: it has just failed."""
+        self._race.exclude(provider)
+
+    def close(self) -> None:
+        """Give up the answers that nobody took."""
+        for answer in self._answers:
+            if isinstance(answer.body, PeerResponse):
+                answer.body.discard()
+        self._answers.clear()
+
+    def _found(self, provider: Provider) -> None:
+        if self.mirror.may_ask(provider):
+            self._race.found(provider)
+            self._wake.set()
+
+    async def _look_up(self) -> None:
+        key, first = self._request.key, True
+        try:
+            async with self.mirror.router.lookup(key, count=self.mirror.settings.attempts) as providers:
+                async for provider in providers:
+                    if first:
+                        first = False
+                        self._trace.looked_up = time.perf_counter()
+                        self.mirror.on_resolved(trio.current_time() - self._since)
+                    self.mirror.recent.add(key, provider)
+                    self._found(provider)
+        except RingError as exc:
+            log.debug("lookup failed", key=key, error=str(exc))
+        self._race.lookup_ended()
+        self._wake.set()
+
+    async def _run(self, range_header: str | None, expected: Head | None) -> Answer:
+        while True:
+            if self._answers:
+                answer = self._answers.pop(0)
+                self._race.accepted(answer.provider)
+                for question in self._questions:
+                    question.cancel()
+                self._questions.clear()
+                self.close()
+                return answer
+            match self._race.next(trio.current_time()):
+                case Ask(provider):
+                    question = trio.CancelScope()
+                    self._questions.append(question)
+                    self.nursery.start_soon(self._ask, question, provider, range_header, expected)
+                case Wait(until, starved):
+                    if starved and not self._looking_up:
+                        self._looking_up = True
+                        self.nursery.start_soon(self._look_up)
+                    self._wake = trio.Event()
+                    with trio.CancelScope(deadline=until):
+                        await self._wake.wait()
+                case Exhausted(reason):
+                    if self._refused is not None:
+                        raise self._refused
+                    raise unknown(self._request, f"{self._request.reference} is not mirrored: {reason}")
+
+    async def _ask(
+        self, question: trio.CancelScope, provider: Provider, range_header: str | None, expected: Head | None
+    ) -> None:
+        target, headers = self.mirror.question(self._request, range_header, self._trace.onward)
+        with question:
+            try:
+                asked = time.perf_counter()
+                response = await self.mirror.client.request(provider.registry, self._method, target, headers)
+                times = asked, response.connected, time.perf_counter()
+                try:
+                    head = judge(response, self._request, range_header, expected)
+                    body: bytes | PeerResponse = response
+                    if self._method == "HEAD" or self._request.kind is Kind.MANIFEST or self.mirror.is_small(head):
+                        body = await self.mirror.read(response, head, provider, self._method)
+                except BaseException:
+                    response.discard()
+                    raise
+                if question.cancel_called:
+                    # another answer was taken a moment ago; this one may be for bytes that nobody waits for any more
+                    response.discard()
+                    return
+            except PeerError as exc:
+                log.debug("peer failed", key=self._request.key, registry=provider.registry[0], error=str(exc))
+                self.mirror.penalties.failed(provider, hung=exc.hung)
+                self.mirror.recent.drop(self._request.key, provider)
+                self._race.failed(provider, trio.current_time())
+            except RangeInvalid as exc:
+                # one peer's word: it counts if nobody else has another one
+                self._refused = exc
+                self._race.failed(provider, trio.current_time())
+            else:
+                self._answers.append(Answer(provider, head, body, times))
+            self._wake.set()

@@ -1,0 +1,83 @@
+# What a peer says is believed only as far as it fits what was asked: the status, the length, the range, the digest.
+
+"""Whether the head of a peer's answer is acceptable."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+
+from spegel_consul.oci.digest import Digest
+from spegel_consul.oci.errors import DigestInvalid, RangeInvalid
+from spegel_consul.oci.media import OCTET_STREAM
+from spegel_consul.oci.path import ContentRequest, Kind
+from spegel_consul.oci.ranges import parse_range
+from spegel_consul.registry.peer import PeerError, PeerResponse
+
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})\Z", re.ASCII)
+_UNSATISFIED = re.compile(r"bytes \*/(\d{1,19})\Z", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What a peer says of the content that it is about to send: ``[start, stop)`` of ``size`` bytes."""
+
+    digest: Digest
+    media_type: str
+    start: int
+    stop: int
+    size: int
+    partial: bool
+
+
+def forwardable(request: ContentRequest, range_header: str | None) -> str | None:
+    """The client's Range header, unless it is to be ignored (RFC 9110, 14.2) or meant for a manifest."""
+    if range_header is None or request.kind is Kind.MANIFEST:
+        return None
+    try:
+        return range_header.strip() if parse_range(range_header, 1 << 62) else None
+    except RangeInvalid:
+        return range_header.strip()
+
+
+def judge(
+    response: PeerResponse, request: ContentRequest, range_header: str | None, expected: Head | None = None
+) -> Head:
+    """The head of an acceptable answer. Raises PeerError, or RangeInvalid when the peer says so.
+
+    ``expected``: what the answer must say because other bytes of the same content have been sent already.
+    """
+    status = response.status
+    content_range = response.header(b"content-range") or ""
+    if status == 416 and range_header is not None and expected is None:
+        unsatisfied = _UNSATISFIED.match(content_range)
+        if unsatisfied is not None:
+            raise RangeInvalid(int(unsatisfied[1]))
+    if status != 200 and not (status == 206 and range_header is not None):
+        raise PeerError(f"answered {status}")
+    if response.header(b"transfer-encoding") is not None:
+        raise PeerError("did not frame the content by its length")
+    length = response.header(b"content-length") or ""
+    if not (length.isascii() and length.isdigit() and len(length) < 20):
+        raise PeerError("did not say how long the content is")
+    start, stop, size = 0, int(length), int(length)
+    if status == 206:
+        span = _CONTENT_RANGE.match(content_range)
+        if span is None:
+            raise PeerError(f"answered 206 with content-range {content_range[:60]!r}")
+        start, stop, size = int(span[1]), int(span[2]) + 1, int(span[3])
+        asked_for = parse_range(range_header, size)
+        if stop - start != int(length) or asked_for is None or (start, stop) != (asked_for.start, asked_for.stop):
+            raise PeerError(f"answered 206 with content-range {content_range[:60]!r} and length {length}")
+    asked = request.reference.digest
+    try:
+        digest = Digest(response.header(b"docker-content-digest") or asked or "")
+    except DigestInvalid:
+        raise PeerError("did not say which digest the content has") from None
+    if asked is not None and digest != asked:
+        raise PeerError(f"answered with another digest, {digest}")
+    media_type = response.header(b"content-type") or OCTET_STREAM
+    head = Head(digest, media_type, start, stop, size, status == 206)
+    if expected is not None and head != replace(expected, media_type=media_type):
+        raise PeerError("answered with other bytes than those that are missing")
+    return head
