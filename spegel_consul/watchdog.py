@@ -82,7 +82,7 @@ def _watch(pid: int, reading: int, silence: float, say: Callable[[str], None]) -
                 # it may have hung because nobody reads what it says, and then nobody reads this
                 signal.signal(signal.SIGALRM, lambda *_: os._exit(EXIT_HUNG))
                 signal.alarm(_LAST_WORDS)
-                say(f"the sidecar had not moved for {silence:g} s: ended, so that runtimes go on without it")
+                say(f"the sidecar has not moved for {silence:g} s: ended, so that runtimes go on without it")
                 os._exit(EXIT_HUNG)
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     os._exit(status if status >= 0 else 128 - status)
