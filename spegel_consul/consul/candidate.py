@@ -157,8 +157,8 @@ class Candidate:
     async def _send(self, action: Action) -> Event | None:
         key, began = self.settings.key, trio.current_time()
         match action:
-            case ReadKey(number, index, wait):
-                return KeyRead(number, *await self._client.kv_get(key, index, wait))
+            case ReadKey(number, index, wait, consistent):
+                return KeyRead(number, *await self._client.kv_get(key, index, wait, consistent=consistent))
             case CreateSession(ttl):
                 return await self._create_session(ttl)
             case Acquire(session):

@@ -96,9 +96,19 @@ class ConsulClient(AbstractAsyncContextManager["ConsulClient"]):
 
     # -- keys and locks
 
-    async def kv_get(self, key: str, index: int = 0, wait: float = 60.0) -> tuple[int, KVEntry | None]:
-        """The key and the index to wait on; with ``index`` returns at a change or after ``wait`` seconds."""
-        raw, item = await self._api.kv.get(key, index=index or None, wait=format_duration(wait))
+    async def kv_get(
+        self, key: str, index: int = 0, wait: float = 60.0, *, consistent: bool = False
+    ) -> tuple[int, KVEntry | None]:
+        """The key and the index to wait on; with ``index`` returns at a change or after ``wait`` seconds.
+
+        ``consistent`` costs the servers one round among them and is answered by none that has not caught up.
+        """
+        raw, item = await self._api.kv.get(
+            key,
+            index=index or None,
+            wait=format_duration(wait),
+            consistency="consistent" if consistent else None,
+        )
         if item is None:
             return _index(raw), None
         with _Shape(f"key {key}"):

@@ -21,6 +21,11 @@
 #              Every delay on this way is a blocking read: the winner wakes the losers.
 #   heartbeat  renews the session, or asks whether the servers are there (see heartbeat.py).
 #
+# Servers that have just elected their leader may answer from before: for some milliseconds a renewal is told
+# "not found" and a plain read shows an old holder (Session.Renew and the KV endpoint ask the leader's memory, before
+# the log is applied to it; seen with Consul 1.8).  So the one who holds a session reads consistently, which such a
+# leader refuses, and no answer but such a read ends a session: a lost session has lost its lock.
+#
 # A key that became free without a "vacant" mark belonged to a session that ended; the servers refuse everybody for
 # the lock-delay, so asking sooner is pure load.  How long nodes spread out depends on how many there are: with one
 # in each SPACING the first one asks soon and has the lock before most others wake up, in a crowd of any size.
@@ -103,6 +108,7 @@ class Election:
         self._index = BlockingIndex()
         self._backoff = Backoff(0.25, 10.0, rng)
         self._vacancy: tuple[int, int] | None = None
+        self._doubted = False  # a renewal was told that there is no such session
         self._try_at = 0.0
         self._denied_until = -math.inf
         # of both
@@ -181,7 +187,7 @@ class Election:
         self._reading = True
         self._reads += 1
         wait = self.settings.wait if wait is None else max(wait, 0.005)
-        return (ReadKey(self._reads, self._index.value, wait),)
+        return (ReadKey(self._reads, self._index.value, wait, self._heart.session is not None),)
 
     def _pause(self, now: float) -> tuple[Action, ...]:
         self._resume_at = now + self._backoff.next()
@@ -212,6 +218,7 @@ class Election:
         return (*self._drop_session(now), *self._read(self.settings.wait))
 
     def _key_mine(self, entry: KVEntry, session: str, now: float) -> tuple[Action, ...]:
+        self._doubted = False
         if now < self._lead_end:
             self._set(state=State.LEADER, leader=self.me, epoch=entry.modify_index, session=session, fresh=True)
         written = LeaderRecord.parse(entry.value)
@@ -224,6 +231,8 @@ class Election:
         return (Acquire(session),)
 
     def _key_free(self, entry: KVEntry | None, now: float) -> tuple[Action, ...]:
+        if self._doubted:
+            self._session_lost(now)
         first = self.view.state is State.STARTING
         self._set(state=State.CANDIDATE, session=None, fresh=True)
         vacancy = (entry.modify_index, entry.lock_index) if entry else (0, 0)
@@ -250,12 +259,15 @@ class Election:
 
     def _drop_session(self, now: float) -> tuple[Action, ...]:
         self._solved(Renew)
+        self._doubted = False
         dropped = self._heart.drop(now)
         return (Destroy(dropped),) if dropped else ()
 
     def _session_lost(self, now: float) -> None:
-        self._heart.drop(now)
-        self._solved(Renew)
+        self._drop_session(now)
+        self._suspend()
+
+    def _suspend(self) -> None:
         if self.view.state is State.LEADER:
             self._set(state=State.SUSPENDED, session=None, fresh=False)
 
@@ -325,10 +337,11 @@ class Election:
             self._problems[Probe] = f"asking for Consul's leader: {error}"
             self._set(fresh=False)
             return ()
-        # Only Consul's own 404 proves that the session is gone, and it names the session; a proxy's
-        # doesn't.  Once its TTL is over nothing is lost by starting afresh.
+        # Only Consul's own 404 says that the session is gone, and it names the session; a proxy's doesn't.  Once its
+        # TTL is over nothing is lost by asking.
         if isinstance(error, NotFound) and (action.session in str(error) or now >= self._heart.session_end):
-            self._session_lost(now)
+            self._doubted = True
+            self._suspend()
             return self._read_anew()
         self._problems[Renew] = f"renewing the session: {error}"
         return ()

@@ -76,11 +76,15 @@ Event = Started | Ticked | KeyRead | SessionCreated | Acquired | Renewed | Probe
 
 @dataclass(frozen=True, slots=True)
 class ReadKey:
-    """Read the key, abandoning the read in flight if there is one; ``index`` 0: don't wait."""
+    """Read the key, abandoning the read in flight if there is one; ``index`` 0: don't wait.
+
+    ``consistent``: only servers that have confirmed who leads them, and have caught up, may answer.
+    """
 
     number: int
     index: int
     wait: float
+    consistent: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,7 +79,7 @@ def owning(**changes: object) -> Election:
 
 def leading(**changes: object) -> Election:
     election = owning(**changes)
-    assert election.handle(Acquired(True), 0) == (ReadKey(3, 0, 60.0),)
+    assert election.handle(Acquired(True), 0) == (ReadKey(3, 0, 60.0, True),)
     assert election.view.state is State.CANDIDATE  # not before it was read back
     [read] = election.handle(KeyRead(3, 9, held("s", ME, 9)), 0)
     assert (read.number, read.index) == (4, 9)
@@ -154,7 +154,7 @@ def test_who_has_just_started_does_not_wait_for_the_lock_delay() -> None:
 def test_who_is_too_late_does_not_even_ask() -> None:
     election = begin(jitter=0)
     election.handle(KeyRead(1, 5, None), 0)
-    assert election.handle(SessionCreated("s", 0), 0) == (ReadKey(2, 5, 0.005),)  # still free?
+    assert election.handle(SessionCreated("s", 0), 0) == (ReadKey(2, 5, 0.005, True),)  # still free?
     assert election.handle(KeyRead(2, 20, held("x")), 0) == (Destroy("s"), ReadKey(3, 20, 60.0))
     assert election.view.state is State.FOLLOWER
 
@@ -226,7 +226,7 @@ def test_a_renewal_after_failures_abandons_the_read() -> None:
     assert election.handle(Ticked(), 3) == (RENEW,)
     election.handle(Failed(RENEW, DOWN), 3)
     assert election.handle(Ticked(), 4) == (RENEW,)
-    assert election.handle(Renewed(RENEW, 4), 4) == (ReadKey(5, 0, 60.0),)
+    assert election.handle(Renewed(RENEW, 4), 4) == (ReadKey(5, 0, 60.0, True),)
     assert election.handle(KeyRead(4, 9, None), 4) == ()  # the abandoned one's answer
     assert election.view.state is State.LEADER
     assert election.problem is None
@@ -272,7 +272,7 @@ def test_a_clock_that_jumped_ahead_ends_the_lead_at_once() -> None:
     """A machine that slept: everything else may have happened meanwhile."""
     election = leading()
     actions = election.handle(Ticked(), 3600)
-    assert actions == (RENEW, ReadKey(5, 0, 60.0))
+    assert actions == (RENEW, ReadKey(5, 0, 60.0, True))
     assert election.view.state is State.SUSPENDED
     gone = NotFound("404 Session id 's' not found")
     election.handle(Failed(RENEW, gone), 3600)
@@ -287,8 +287,23 @@ def test_only_consuls_own_404_ends_the_session() -> None:
     assert election.view.state is State.LEADER
     election.handle(Ticked(), 4)
     gone = NotFound("404 Session id 's' not found")
-    assert election.handle(Failed(RENEW, gone), 4) == (ReadKey(5, 0, 60.0),)
+    assert election.handle(Failed(RENEW, gone), 4) == (ReadKey(5, 0, 60.0, True),)
     assert (election.view.state, election.view.session) == (State.SUSPENDED, None)
+    # without its session the lock is free
+    assert election.handle(KeyRead(5, 50, free(ME, 50)), 4) != ()
+    assert election.view.state is State.CANDIDATE
+    assert election.handle(Stopped(), 4) == ()
+
+
+def test_servers_that_have_not_caught_up_end_no_session() -> None:
+    """Right after an election of theirs, a renewal may be told "not found" by a leader whose memory is still empty."""
+    election = leading()
+    election.handle(Ticked(), 3)
+    election.handle(Failed(RENEW, NotFound("404 Session id 's' not found")), 3)
+    assert election.handle(KeyRead(5, 9, held("s", ME, 9)), 3.1)[0] == ReadKey(6, 9, 5.5, True)
+    assert election.view.state is State.LEADER
+    [renewal, *_] = election.handle(Ticked(), 4)
+    assert renewal == RENEW
 
 
 def test_any_404_ends_the_session_once_its_ttl_is_over() -> None:

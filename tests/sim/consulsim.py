@@ -2,7 +2,7 @@
 # faults take seconds.  The rules are those of FakeConsul, which were measured at Consul 1.8.  Each node has an agent.
 # What can go wrong: the way from a sidecar to its agent (refused, or silent), an agent that dies (gossip notices after
 # some seconds and its sessions end), servers without a quorum (timers stand still), a server's leader that changes
-# (lock-delays are forgotten, timers start again), an operator, and processes that are killed and started again.
+# (lock-delays are forgotten, timers start again, and for a moment it answers from before), an operator, and processes that are killed and started again.
 
 """A simulated cluster: election cores, a lock, sessions, and a clock that jumps from event to event."""
 
@@ -84,6 +84,8 @@ class Simulation:
         self.beacon = beacon
         self.rng = rng
         self.quorum = True
+        self.behind_until = -math.inf
+        """Until then the servers' leader answers from memory that its log was not yet applied to."""
         self.refused: Counter[int] = Counter()
         self.silent: Counter[int] = Counter()
         self.dead: Counter[int] = Counter()
@@ -91,6 +93,7 @@ class Simulation:
         self.holder: str | None = None
         self.value: bytes | None = None
         self.index, self.lock_index = 10, 0
+        self._past: list[tuple[int, KVEntry | None]] = [(10, None)]
         self.sessions: dict[str, Session] = {}
         self.excused_until = -math.inf
         """An operator, or servers that forgot a lock-delay, may have given the lock away before its time."""
@@ -194,6 +197,13 @@ class Simulation:
         event: Event | None = None
         error: ConsulError | None = None
         match action:
+            case ReadKey(consistent=True) | Renew() if self.now < self.behind_until:
+                if isinstance(action, Renew):
+                    error = NotFound(f"404 Session id '{action.session}' not found")
+                else:
+                    error = NoClusterLeader("500 Not ready to serve consistent reads")
+            case ReadKey(number, 0) if self.now < self.behind_until:
+                event = KeyRead(number, *self.rng.choice(self._past[-3:]))
             case ReadKey(number, index, wait):
                 if index and self.index <= index:
                     self._waiting.append((sidecar, action))
@@ -272,6 +282,7 @@ class Simulation:
 
     def _write(self, value: bytes | None) -> None:
         self.value, self.index = value, self.index + 1
+        self._past = [*self._past[-2:], (self.index, self._entry())]
         waiting, self._waiting = self._waiting, []
         for sidecar, action in waiting:
             self._answer(sidecar, action, KeyRead(action.number, self.index, self._entry()))
@@ -350,6 +361,7 @@ class Simulation:
     def new_server_leader(self) -> None:
         """Timers start again, lock-delays are forgotten."""
         self.quorum = True
+        self.behind_until = self.now + self.rng.uniform(0, 0.3)
         if self.now < self.lock_delay_until:
             self._excuse()
         self.lock_delay_until = -math.inf

@@ -120,3 +120,17 @@ def test_ten_thousand_schedules_of_faults() -> None:
     took = sorted(outcome.without_leader for outcome in outcomes)
     print(f"leader after the last fault: median {took[len(took) // 2]:.1f} s, longest {took[-1]:.1f} s")
     assert sum(outcome.leaders for outcome in outcomes) > 1.5 * SCHEDULES  # the faults did unseat leaders
+
+
+def test_elections_among_the_servers_change_no_leader() -> None:
+    """Not even while their new leader answers from a memory that has not caught up."""
+    for seed in range(100):
+        rng = random.Random(seed)
+        world = Simulation(NODES, ElectionSettings(), rng, beacon=rng.random() < 0.5)
+        world.run(20)
+        held = (world.holder, world.lock_index)
+        for _ in range(5):
+            world.lose_quorum(rng.uniform(0.1, 40))
+            world.run(world.now + 48)
+            assert (world.holder, world.lock_index) == held, f"seed {seed}"
+            assert _disagreement(world) is None, f"seed {seed}: {_disagreement(world)}"
