@@ -49,6 +49,8 @@ RESIGN_WITHIN = 3.0
 CHECK_WITHIN = 2.0
 """Seconds after which a session is made without the check that the servers don't know."""
 
+_LONGEST_PAUSE = 0.32
+
 
 class Candidate:
     """Takes part in the election of the bootstrap peer with ``me`` as the record to publish.
@@ -79,6 +81,7 @@ class Candidate:
         self._problem: str | None = None
         self._denied: str | None = None
         self._ttl = self.settings.ttl
+        self._dark = False  # this token may not register the beacon
         self._bound = False  # the last session to the beacon's check
         self._view_changed = trio.Event()
         self._rescheduled = trio.Event()
@@ -184,16 +187,22 @@ class Candidate:
         if self._beacon is not None:
             await self._beacon.out()
 
-    async def _create_session(self, ttl: float) -> SessionCreated:
-        checks: tuple[str, ...] = ()
-        if self._beacon is not None:
-            try:
-                await self._beacon.light()
-                checks = (self._beacon.check_id,)
-            except AccessDenied as why:
+    async def _light(self, beacon: Beacon) -> bool:
+        """Whether the lock can be bound to its check; if this token may not, then this time it isn't."""
+        try:
+            await beacon.light()
+        except AccessDenied as why:
+            if not self._dark:
                 log.warning("the lock does not end with this process: may not register spegel-leader", error=str(why))
-                self._beacon = None
-        give_up = trio.current_time() + CHECK_WITHIN
+            self._dark = True
+            await beacon.out()  # it may still be lit from an attempt that failed after that
+        else:
+            self._dark = False
+        return not self._dark
+
+    async def _create_session(self, ttl: float) -> SessionCreated:
+        checks = (self._beacon.check_id,) if self._beacon is not None and await self._light(self._beacon) else ()
+        give_up, pause = trio.current_time() + CHECK_WITHIN, 0.02
         while True:
             began = trio.current_time()
             try:
@@ -206,9 +215,13 @@ class Candidate:
                 )
             except CheckNotPassing:
                 # the agent tells the servers of a check soon after it took it; if never, any leader is better than none
+                if not checks:
+                    raise  # the node's own
                 if began >= give_up:
                     checks = ()
-                await trio.sleep(0.02)
+                else:
+                    await trio.sleep(min(pause, give_up - began))
+                    pause = min(2 * pause, _LONGEST_PAUSE)
             else:
                 self._bound = bool(checks)
                 return SessionCreated(session, began)

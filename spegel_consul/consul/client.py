@@ -236,9 +236,10 @@ class ConsulClient(AbstractAsyncContextManager["ConsulClient"]):
         params += [(word, "1") for word, wanted in (("passing", passing), ("stale", stale)) if wanted]
         if near:
             params.append(("near", near))
-        raw, rows = await self._http.request("GET", _indexed_json, f"/v1/health/service/{name}", params=params)
-        with _Shape(f"service {name}"):
-            return _index(raw), tuple(_instance(row) for row in rows)
+        found: tuple[int, tuple[HealthyService, ...]] = await self._http.request(
+            "GET", _instances, f"/v1/health/service/{name}", params=params
+        )
+        return found
 
     async def status_leader(self, within: float | None = None) -> str:
         """``ip:port`` of the servers' Raft leader, empty while they have none; asked for ``within`` seconds."""
@@ -262,8 +263,8 @@ class _Shape:
             raise UnexpectedAnswer(f"{self._what}: not an answer of Consul's") from error
 
 
-def _indexed_json(response: Any) -> tuple[str | None, Any]:
-    return response.headers.get("X-Consul-Index"), answered_json(response)
+def _instances(response: Any) -> tuple[int, tuple[HealthyService, ...]]:
+    return _index(response.headers.get("X-Consul-Index")), tuple(_instance(row) for row in answered_json(response))
 
 
 def _index(raw: object) -> int:

@@ -81,6 +81,8 @@ SAFETY = 0.5
 SPACING = 0.04
 """Seconds between one node's attempt and the next one's, on average."""
 _CROWD_UNKNOWN = 0.3
+FREE_SPACING = 0.2
+"""Least seconds between two reads of a free key: its index may move without it, as often as others write."""
 
 
 class Election:
@@ -105,6 +107,8 @@ class Election:
         self._reads = 0
         self._reading = False
         self._resume_at = math.inf
+        self._paced = False  # the pause is one between reads of a free key
+        self._read_free_at = -math.inf
         self._index = BlockingIndex()
         self._backoff = Backoff(0.25, 10.0, rng)
         self._vacancy: tuple[int, int] | None = None
@@ -183,18 +187,19 @@ class Election:
         """Read the key: at once, or at its next change within ``wait`` seconds."""
         if wait is None:
             self._index.reset()
-        self._resume_at = math.inf
+        self._resume_at, self._paced = math.inf, False
         self._reading = True
         self._reads += 1
         wait = self.settings.wait if wait is None else max(wait, 0.005)
         return (ReadKey(self._reads, self._index.value, wait, self._heart.session is not None),)
 
     def _pause(self, now: float) -> tuple[Action, ...]:
-        self._resume_at = now + self._backoff.next()
+        self._resume_at, self._paced = now + self._backoff.next(), False
         return ()
 
     def _key_read(self, event: KeyRead, now: float) -> tuple[Action, ...]:
         self._reading = False
+        self._resume_at = math.inf
         self._silent_at = now + self.ttl
         self._heart.watch(now)
         self._solved(ReadKey)
@@ -211,9 +216,13 @@ class Election:
     def _key_others(self, entry: KVEntry, holder: str, now: float) -> tuple[Action, ...]:
         starting = self.view.state is State.STARTING
         record = LeaderRecord.parse(entry.value)
+        ours = record is not None and record.identity == self.me.identity
+        if ours and self.view.state is State.SUSPENDED and self._heart.session and now >= self._lead_end:
+            # a server that has just been elected may not have caught up: don't end a session for what it says
+            return self._pause(now)
         self._solved(CreateSession, Acquire)
         self._set(state=State.FOLLOWER, leader=record, epoch=entry.modify_index, session=holder, fresh=True)
-        if starting and record is not None and record.identity == self.me.identity:
+        if starting and ours:
             return (Resign(holder), *self._read(self.settings.wait))
         return (*self._drop_session(now), *self._read(self.settings.wait))
 
@@ -243,10 +252,19 @@ class Election:
             self._try_at = now + delay + self._rng.uniform(0, self._spread())
         try_at = max(self._try_at, self._denied_until)
         if now < try_at:
-            return self._read(min(try_at - now, self.settings.wait))
+            again = min(self._read_free_at + FREE_SPACING, try_at)
+            if now < again:
+                self._resume_at, self._paced = again, True
+                return ()
+            return self._read_free(now)
         if self._heart.session is not None:
             return (Acquire(self._heart.session),)
         return (CreateSession(self.ttl),)
+
+    def _read_free(self, now: float) -> tuple[Action, ...]:
+        """Read the key again when it changes or this node's turn has come."""
+        self._read_free_at = now
+        return self._read(min(max(self._try_at, self._denied_until) - now, self.settings.wait))
 
     def _released(self, entry: KVEntry | None) -> bool:
         """Whether the lock was given up, so that no lock-delay is running."""
@@ -277,11 +295,20 @@ class Election:
         recovered = self._heart.answered(action, began, now)
         self._silent_at = now + self.ttl
         self._solved(Renew, Probe)
-        return self._read_anew() if recovered or not self.view.fresh else ()
+        if not recovered and self.view.fresh:
+            return ()
+        return self._read_anew() if isinstance(action, Renew) else self._read_soon(now)
 
     def _read_anew(self) -> tuple[Action, ...]:
         """Abandon a read or a pause of the main lane and read at once; leave other requests alone."""
         return self._read() if self._reading or self._resume_at < math.inf else ()
+
+    def _read_soon(self, now: float) -> tuple[Action, ...]:
+        """The same, some time within which all nodes spread: their probes work again at the same moment."""
+        if self._reading or self._resume_at < math.inf:
+            self._resume_at = min(self._resume_at, now + self._rng.uniform(0, self._spread()))
+            self._paced = False
+        return ()
 
     # -- both
 
@@ -293,7 +320,7 @@ class Election:
         if self.view.state in (State.FOLLOWER, State.CANDIDATE) and now >= self._silent_at:
             self._set(state=State.SUSPENDED, fresh=False)
         if now >= self._resume_at:
-            actions += self._read()
+            actions += self._read_free(now) if self._paced else self._read()
         return actions
 
     def _failed(self, action: Action, error: ConsulError, now: float) -> tuple[Action, ...]:
@@ -331,7 +358,7 @@ class Election:
         return (*self._drop_session(now), *self._read(min(wait, self.settings.wait)))
 
     def _beat_failed(self, action: Renew | Probe, error: ConsulError, now: float) -> tuple[Action, ...]:
-        if not self._heart.failed(action, now):
+        if not self._heart.failed(action, now, SPACING * self.crowd):
             return ()
         if isinstance(action, Probe):
             self._problems[Probe] = f"asking for Consul's leader: {error}"

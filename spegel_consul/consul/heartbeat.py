@@ -4,6 +4,9 @@
 # memory.  Either answer proves that Consul is there, and one that works after others failed tells the first lane
 # to abandon its long poll, whose connection may be half dead for a minute.
 #
+# Few renew, and repeat it fast while the lease lasts.  All others probe, so a failed probe is repeated the later
+# the more nodes there are: in a small cluster all are back within a second.
+#
 # The lease is local arithmetic.  Consul can't end a session by its TTL sooner than one TTL after it *got* a renewal.
 # It ends one sooner when gossip declares the node dead, which takes GOSSIP or longer, and then refuses the lock to
 # everybody for the lock-delay.  So nobody else leads before the smaller of both has passed since the last successful
@@ -23,6 +26,10 @@ from spegel_consul.consul.pace import Backoff
 
 GOSSIP = 5.0
 """Least seconds in which agents with Consul's default gossip declare a lost node dead (measured: 6.5)."""
+RENEW_AGAIN = 0.8
+"""The longest pause in seconds after a renewal that failed."""
+PROBE_AGAIN = (0.7, 5.0)
+"""The same after a probe: in a small cluster, and in a large one."""
 
 
 class Heartbeat:
@@ -39,7 +46,7 @@ class Heartbeat:
         self._rng = rng
         self._next = math.inf
         self._flight: Renew | Probe | None = None
-        self._backoff = Backoff(0.1, 0.8, rng)
+        self._backoff = Backoff(0.1, RENEW_AGAIN, rng)
 
     @property
     def lease(self) -> float:
@@ -88,11 +95,16 @@ class Heartbeat:
         self._start_over(began if isinstance(action, Renew) else now)
         return recovered
 
-    def failed(self, action: Renew | Probe, now: float) -> bool:
-        """``action`` did not work. False if it was of a session that is no longer held."""
+    def failed(self, action: Renew | Probe, now: float, spread: float) -> bool:
+        """``action`` did not work. False if it was of a session that is no longer held.
+
+        ``spread``: seconds within which the probes of all nodes together are no burden.
+        """
         if action != self._flight:
             return False
         self._flight, self.failing = None, True
+        least, most = PROBE_AGAIN
+        self._backoff.cap = RENEW_AGAIN if isinstance(action, Renew) else min(max(spread, least), most)
         self._next = now + self._backoff.next()
         return True
 

@@ -12,13 +12,13 @@ class Backoff:
     """Growing random delays, so that nodes that failed together don't return together."""
 
     def __init__(self, first: float, cap: float, rng: random.Random) -> None:
-        self._first, self._cap, self._rng = first, cap, rng
+        self._first, self.cap, self._rng = first, cap, rng
         self._failures = 0
 
     def next(self) -> float:
         """Seconds to wait after one more failure: up to twice as long each time, never above ``cap``."""
         self._failures = min(self._failures + 1, 30)
-        return self._rng.uniform(self._first / 2, min(self._cap, self._first * 2**self._failures))
+        return self._rng.uniform(self._first / 2, min(self.cap, self._first * 2**self._failures))
 
     def reset(self) -> None:
         """It worked."""
@@ -33,10 +33,10 @@ class BlockingIndex:
 
     def advance(self, answered: int) -> None:
         """Note the index of an answer; ``answered`` 0 means that it carried none."""
-        if answered < self.value:
+        if 0 < answered < self.value:
             self.value = 0  # the servers were restored from a snapshot, or the entry was collected
         else:
-            self.value = max(answered, 1)  # 0 would not block
+            self.value = max(answered, self.value, 1)  # 0 would not block
 
     def reset(self) -> None:
         """Ask from the beginning: after every failure, because the agent may be another one."""

@@ -7,14 +7,16 @@
 #
 # Under Nomad a job may register the services instead.  Both would live side by side, and everybody would count two
 # instances, so in mode "auto" a service that Nomad has registered for this allocation is left to it, and withdrawn if
-# we were first.  Nomad registers after it has started the task, so it is given PATIENCE to do so.  In mode "external"
-# all of them are left to somebody else, whatever there is.
+# we were first.  Nomad registers after it has started the task, so it is given PATIENCE to do so.  So it is when one
+# of its services vanishes: Nomad withdraws them `shutdown_delay` before it stops the task, and who is about to stop
+# must not come back into DNS.  In mode "external" all of them are left to somebody else, whatever there is.
 
 """Registration of this node's services with its Consul agent."""
 
 from __future__ import annotations
 
 import enum
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -60,13 +62,12 @@ def compare(
     *,
     external: bool = False,
     alloc_id: str | None = None,
-    patient: bool = False,
     anew: bool = False,
 ) -> Changes:
     """What is between ``present`` and ``wanted``.
 
     ``external`` leaves all services to somebody else, ``alloc_id`` to Nomad those that it registered for that
-    allocation, ``patient`` also those that it may yet register. ``anew`` registers what is there as well.
+    allocation. ``anew`` registers what is there as well.
     """
     left = {
         service.name for service in wanted if external or (alloc_id and _nomad_has(present, alloc_id, service.name))
@@ -75,9 +76,7 @@ def compare(
     keep = {service.id for service in ours}
     return Changes(
         remove=tuple(found.id for found in present.values() if found.id not in keep and _left_over(found, wanted)),
-        register=()
-        if patient
-        else tuple(service for service in ours if anew or not service.matches(present.get(service.id))),
+        register=tuple(service for service in ours if anew or not service.matches(present.get(service.id))),
         left=tuple(sorted(left)),
     )
 
@@ -123,6 +122,8 @@ class Registration:
         self._rng = rng or random.Random()
         self._token: str | None = None
         self._fresh = True
+        self._left: frozenset[str] = frozenset()
+        self._patient_until = -math.inf
         names = frozenset(service.name for service in services)
         self._own: frozenset[str] = frozenset() if external or alloc_id else names
         self._problem: str | None = None
@@ -140,12 +141,13 @@ class Registration:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep them registered until cancelled, then deregister within 3 s; ``started()`` at once."""
         backoff = Backoff(0.25, self._poll, self._rng)
-        patient_until = trio.current_time() + PATIENCE if self._alloc_id else -1.0
+        if self._alloc_id:
+            self._patient_until = trio.current_time() + PATIENCE
         task_status.started()
         try:
             while True:
                 try:
-                    settled = await self._reconcile(patient=trio.current_time() < patient_until)
+                    settled = await self._reconcile()
                 except ConsulError as why:
                     self._report(f"registering services: {why}")
                     delay = backoff.next()
@@ -159,7 +161,7 @@ class Registration:
         finally:
             await self._deregister()
 
-    async def _reconcile(self, *, patient: bool) -> bool:
+    async def _reconcile(self) -> bool:
         """True unless something is still left open for Nomad to register."""
         token = self._client.token
         present = await self._client.agent_services()
@@ -168,11 +170,14 @@ class Registration:
             present,
             external=self._external,
             alloc_id=self._alloc_id,
-            patient=patient,
             anew=self._fresh or token != self._token,
         )
-        own = {service.name for service in self.services} - set(changes.left)
-        if patient and own:
+        left, now = frozenset(changes.left), trio.current_time()
+        if self._left - left:
+            self._patient_until = now + PATIENCE
+        self._left = left
+        own = {service.name for service in self.services} - left
+        if own and now < self._patient_until:
             return False
         self._own = frozenset(own)
         for service_id in changes.remove:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+_WRONG = "has characters that no token has (printable ASCII only)"
+
 
 class TokenSource:
     """Gives the token to send now.
@@ -13,10 +15,12 @@ class TokenSource:
     """
 
     problem: str | None = None
-    """Why the file gives no token, in one line for people; None when all is well."""
+    """Why there is no token, or not the file's, in one line for people; None when all is well."""
 
     def __init__(self, token: str | None = None, path: str | None = None) -> None:
-        self._fixed = token
+        self._fixed = _usable(token or "")
+        if token and token.strip() and self._fixed is None:
+            self.problem = f"the token that was given: {_WRONG}"
         self._path = Path(path) if path else None
         self._stamp: tuple[int, int, int] | None = None
         self._read: str | None = None
@@ -28,10 +32,13 @@ class TokenSource:
                 info = self._path.stat()
                 stamp = (info.st_mtime_ns, info.st_ino, info.st_size)
                 if stamp != self._stamp:
-                    # an empty file is one that is being written
-                    self._read = self._path.read_text("utf-8").strip() or self._read
+                    text = self._path.read_text("utf-8-sig").strip()  # Windows' editors begin a file with a BOM
                     self._stamp = stamp
-                self.problem = None if self._read else f"CONSUL_HTTP_TOKEN_FILE: {self._path}: empty"
+                    self._read = _usable(text) or self._read
+                    # an empty file is one that is being written
+                    empty = None if self._read else "empty"
+                    reason = _WRONG if text and _usable(text) is None else empty
+                    self.problem = reason and f"CONSUL_HTTP_TOKEN_FILE: {self._path}: {reason}"
             except OSError as why:
                 self._stamp = None
                 self.problem = f"CONSUL_HTTP_TOKEN_FILE: {self._path}: {why.strerror}"
@@ -39,3 +46,9 @@ class TokenSource:
                 self._stamp = None
                 self.problem = f"CONSUL_HTTP_TOKEN_FILE: {self._path}: not text"
         return self._read or self._fixed
+
+
+def _usable(text: str) -> str | None:
+    """The token in ``text``, without the blanks around it; None if it can't be sent in a header."""
+    token = text.strip()
+    return token if token and all("!" <= letter <= "~" for letter in token) else None

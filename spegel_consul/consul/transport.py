@@ -43,6 +43,8 @@ from spegel_consul.consul.token import TokenSource
 CONNECT_TIMEOUT = 3.0
 CALL_TIMEOUT = 10.0
 _SLACK = 2.0
+_LARGE = 1 << 18
+"""Bytes of an answer above which it is decoded in a thread: the catalog of a thousand nodes takes 30 ms and more."""
 _KEEPALIVE = [
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10),
@@ -91,7 +93,7 @@ class TrioHTTPClient(library.HTTPClient):  # type: ignore[misc]  # the library h
         data: str | bytes = b"",
         within: float | None = None,
     ) -> Any:
-        """One request; what ``callback`` makes of the answer. Raises ConsulError.
+        """One request; what ``callback``, a pure function, makes of the answer. Raises ConsulError.
 
         ``within`` (seconds) is for the answer, after a connection that has at most 3 s; None means 10 s, or
         for a blocking query its wait and what the server may add.
@@ -112,17 +114,24 @@ class TrioHTTPClient(library.HTTPClient):  # type: ignore[misc]  # the library h
                 )
         except (httpx.TimeoutException, trio.TooSlowError) as why:
             raise ConsulTimeout(f"{method} {path}: no answer within {budget:g} s") from why
+        except httpx.LocalProtocolError as why:
+            raise ConsulUnavailable(f"{self.base_uri}: {root_cause(why)}") from None  # not even in a traceback
         except (httpx.HTTPError, httpx.InvalidURL) as why:
             raise ConsulUnavailable(f"{self.base_uri}: {root_cause(why)}{self._hint(why)}") from why
+        except Exception as why:  # the client is closed, or a fault of a library: never the end of a task
+            raise ConsulUnavailable(f"{self.base_uri}: {type(why).__name__}: {root_cause(why)}") from why
         missing_key = answer.status_code == 404 and "X-Consul-Index" in answer.headers
         if not missing_key and (error := error_for(answer.status_code, answer.text)) is not None:
             if isinstance(error, AccessDenied) and self.tokens.problem is not None:
                 raise AccessDenied(f"{error} ({self.tokens.problem})") from None
             raise error
         self.answered_at = trio.current_time()
+        response = library.response(answer.status_code, answer.headers, answer.text, answer.content)
         try:
-            return callback(library.response(answer.status_code, answer.headers, answer.text, answer.content))
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError, library.ConsulException) as why:
+            if len(answer.content) <= _LARGE:
+                return callback(response)
+            return await trio.to_thread.run_sync(callback, response, abandon_on_cancel=True)
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError, library.ConsulException) as why:
             raise UnexpectedAnswer(f"{method} {path}: not an answer of Consul's ({type(why).__name__}: {why})") from why
 
     def _hint(self, error: BaseException) -> str:
@@ -191,6 +200,8 @@ def _budget(query: dict[str, Any]) -> float:
 
 def root_cause(error: BaseException) -> str:
     """httpx often has an empty text; the reason (refused, certificate) is further down."""
+    if isinstance(error, httpx.LocalProtocolError):
+        return "the request has a header that HTTP does not allow"  # its own text shows the header, so the token
     best, seen, at = str(error), set(), error
     while id(at) not in seen:
         seen.add(id(at))

@@ -3,7 +3,8 @@
 # An answer is evidence, its absence is not: without the right to read, Consul answers 200 with an empty list, and
 # an agent that has just started knows nobody.  So a failed query and an empty answer both keep what was known.
 # The index may move without a change of what is watched, and on a busy datacenter it moves often: only a changed
-# list counts, and answers that come at once are spaced out.
+# list counts, and answers that come at once are spaced out: the further the more instances there are, because each of
+# them asks, and each answer has all of them.
 
 """``CatalogWatch``: the healthy instances of a service, kept fresh."""
 
@@ -21,6 +22,8 @@ from spegel_consul.consul.pace import Backoff, BlockingIndex
 log = structlog.get_logger(__name__)
 
 _SPACING = 0.5
+_SPACING_EACH = 0.01
+"""Seconds between two queries, at least and for each instance."""
 
 
 class CatalogWatch:
@@ -58,7 +61,7 @@ class CatalogWatch:
         index, backoff = BlockingIndex(), Backoff(0.5, 15.0, self._rng)
         task_status.started()
         while True:
-            earliest_next = trio.current_time() + _SPACING
+            began = trio.current_time()
             try:
                 # any server may answer: a list that is seconds old costs the leader nothing
                 answered, members = await self._client.health_service(self.name, index.value, self._wait, stale=True)
@@ -70,7 +73,8 @@ class CatalogWatch:
             backoff.reset()
             index.advance(answered)
             self._take(members)
-            await trio.sleep_until(earliest_next)
+            spread = _SPACING_EACH * len(self._members) * self._rng.uniform(0.75, 1.25)
+            await trio.sleep_until(began + max(_SPACING, spread))
 
     def _take(self, members: tuple[HealthyService, ...]) -> None:
         if not members:

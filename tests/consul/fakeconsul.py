@@ -34,7 +34,8 @@ class FakeConsul:
         self.services: dict[str, dict] = {}
         self.ttl_checks: dict[str, tuple[float, float]] = {}
         self.links: dict[str, str] = {}
-        """By node: "cut", "hang", "proxy404", "html", "denied", "no-leader", "read-only", "no-service"; else well."""
+        """By node: "cut", "hang", "proxy404", "html", "denied", "no-leader", "read-only", "no-service",
+        "no-session", "node-critical"; else well."""
         self.checks_passing = True
         self.calls: Counter[str] = Counter()
         self.tokens: list[str | None] = []
@@ -119,6 +120,11 @@ class FakeConsul:
             return httpx.Response(200, text="<html>log in</html>", headers={"X-Consul-Index": "7"})
         if fault == "no-service" and request.url.path.startswith("/v1/agent/service/"):
             return httpx.Response(403, text="Permission denied")
+        if fault == "no-session" and request.url.path == "/v1/session/create":
+            return httpx.Response(500, text="rpc error making call: EOF")
+        if fault == "node-critical" and request.url.path == "/v1/session/create":
+            self.calls["PUT session/create"] += 1
+            return httpx.Response(500, text="Check 'serfHealth' is in critical state")
         if fault == "denied" or (fault == "read-only" and request.method != "GET"):
             return httpx.Response(403, text="Permission denied")
         if fault == "no-leader":

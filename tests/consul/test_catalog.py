@@ -168,6 +168,30 @@ async def test_nomad_that_registers_nothing_and_later_does(autojump_clock: trio.
         nursery.cancel_scope.cancel()
 
 
+async def test_nomad_that_withdraws_is_about_to_stop_the_task(autojump_clock: trio.testing.MockClock) -> None:
+    """So nothing comes back within PATIENCE; after that it does, because somebody else may have removed it."""
+    async with trio.open_nursery() as nursery:
+        consul = FakeConsul(nursery)
+        client = consul.client("n1")
+        registration = Registration(client, services(), alloc_id="7b1c")
+        await nursery.start(registration.run)
+        nomads = [{**service.to_json(), "ID": f"_nomad-task-7b1c-{service.name}"} for service in services()]
+        for body in nomads:
+            await client.register_service(body)
+        await registration.registered()
+        await trio.sleep(30)
+        consul.forget_services()
+        took = await until(lambda: len(consul.services) == 3, 30)
+        assert PATIENCE <= took <= 14.4 + PATIENCE + 1
+        for body in nomads:
+            await client.register_service(body)
+        await until(lambda: len(consul.services) == 3, 15)
+        # and each time anew, also when only one vanishes
+        await client.deregister_service(nomads[0]["ID"])
+        assert await until(lambda: "spegel:n1" in consul.services, 30) >= PATIENCE
+        nursery.cancel_scope.cancel()
+
+
 async def test_registered_again_and_deregistered(autojump_clock: trio.testing.MockClock) -> None:
     async with trio.open_nursery() as nursery:
         consul = FakeConsul(nursery)
@@ -272,4 +296,22 @@ async def test_watch_does_not_spin(autojump_clock: trio.testing.MockClock) -> No
             consul.write(b"")
             await trio.sleep(0.01)
         assert consul.calls["GET health/service"] <= 22
+        nursery.cancel_scope.cancel()
+
+
+async def test_watches_of_a_large_cluster_ask_seldom(autojump_clock: trio.testing.MockClock) -> None:
+    async with trio.open_nursery() as nursery:
+        consul = FakeConsul(nursery)
+        client = consul.client("n1")
+        for number in range(200):
+            [_, router, _] = services(node=f"n{number}")
+            await client.register_service(router.to_json())
+        watch = CatalogWatch(client, "spegel-router")
+        await nursery.start(watch.run)
+        await until(lambda: len(watch.members) == 200, 1)
+        asked = consul.calls["GET health/service"]
+        for _ in range(120):
+            consul.write(b"")
+            await trio.sleep(1)
+        assert 120 / 2.5 - 1 <= consul.calls["GET health/service"] - asked <= 120 / 1.5
         nursery.cancel_scope.cancel()

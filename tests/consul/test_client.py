@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import traceback
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -10,6 +13,7 @@ import pytest
 import trio
 import trio.testing
 
+from spegel_consul.consul import client as client_module
 from spegel_consul.consul.client import ConsulClient
 from spegel_consul.consul.errors import (
     AccessDenied,
@@ -226,6 +230,97 @@ def test_token_file_is_read_again(tmp_path: Path) -> None:
     assert source.current() == "two-longer"
     assert source.problem == f"CONSUL_HTTP_TOKEN_FILE: {path}: No such file or directory"
     assert TokenSource().current() is None
+
+
+async def test_a_token_from_the_environment_is_stripped_and_checked() -> None:
+    assert TokenSource(" SECRET-1\n").current() == "SECRET-1"
+    for token in ("SECRET 1", "SECRET\n1", "SECR\u00c9T", "SECRET\x00"):
+        source = TokenSource(token)
+        assert source.current() is None
+        assert "printable ASCII" in source.problem
+        assert "SECR" not in source.problem
+        async with answering(httpx.Response(403, text="Permission denied"), token=token) as client:
+            with pytest.raises(AccessDenied, match="printable ASCII") as caught:
+                await client.kv_get("k")
+            assert "SECR" not in str(caught.value)
+    assert TokenSource(" ").problem is None
+
+
+async def test_a_header_that_cannot_be_sent_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """httpx refuses the header only once it has connected."""
+    monkeypatch.setattr(TokenSource, "current", lambda self: "SECRET\n1")
+    async with trio.open_nursery() as nursery:
+        serve = partial(trio.serve_tcp, lambda stream: stream.aclose(), 0, host="127.0.0.1")
+        [listener] = await nursery.start(serve)
+        port = listener.socket.getsockname()[1]
+        async with ConsulClient(ConsulSettings(port=port)) as client:
+            with pytest.raises(ConsulUnavailable, match="a header that HTTP does not allow") as caught:
+                await client.kv_get("k")
+        assert "SECRET" not in "".join(traceback.format_exception(caught.value))
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_token_file_with_a_bom_or_with_other_than_a_token(tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    path.write_bytes(b"\xef\xbb\xbfone\r\n")
+    source = TokenSource(None, str(path))
+    assert (source.current(), source.problem) == ("one", None)
+    path.write_text("tok\u00e9n", "utf-8")
+    for _ in range(2):  # it stays known
+        assert source.current() == "one"
+        assert str(path) in source.problem
+        assert "printable ASCII" in source.problem
+    path.write_text("three")
+    assert (source.current(), source.problem) == ("three", None)
+
+
+@pytest.mark.parametrize("fault", [UnicodeEncodeError("ascii", "x", 0, 1, "no"), ExceptionGroup("", [OSError("no")])])
+async def test_nothing_but_consul_errors_leaves_the_client(fault: Exception) -> None:
+    def handle(request: httpx.Request) -> httpx.Response:
+        raise fault
+
+    async with ConsulClient(ConsulSettings(), transport=httpx.MockTransport(handle)) as client:
+        with pytest.raises(ConsulUnavailable, match="no"):
+            await client.kv_get("k")
+
+
+async def test_a_client_that_was_closed_is_an_agent_that_is_away() -> None:
+    async with answering(httpx.Response(200, json="1:2")) as client:
+        pass
+    with pytest.raises(ConsulUnavailable, match="closed"):
+        await client.status_leader()
+
+
+async def test_an_answer_that_is_too_deep_is_none_of_consuls() -> None:
+    async with answering(httpx.Response(200, text="[" * 200_000)) as client:
+        with pytest.raises(UnexpectedAnswer):
+            await client.status_leader()
+
+
+@pytest.mark.parametrize(("count", "in_a_thread"), [(10, False), (1000, True)])
+async def test_a_large_catalog_is_decoded_in_a_thread(
+    count: int, in_a_thread: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    instance, threads = client_module._instance, set()
+
+    def watched(row: dict[str, object]) -> object:
+        threads.add(threading.current_thread())
+        return instance(row)
+
+    monkeypatch.setattr(client_module, "_instance", watched)
+    rows = [
+        {"Node": {"Node": f"n{n}", "Address": "10.0.0.1"}, "Service": {"ID": f"s{n}", "Service": "s", "Meta": {}}}
+        for n in range(count)
+    ]
+    for row in rows:
+        row["Node"]["Meta"] = {"filler": "x" * 300}
+    async with answering(httpx.Response(200, json=rows, headers={"X-Consul-Index": "7"})) as client:
+        index, found = await client.health_service("s")
+    assert (index, len(found)) == (7, count)
+    assert (threads == {threading.main_thread()}) is not in_a_thread
+    async with answering(httpx.Response(200, json=[*rows, 7], headers={"X-Consul-Index": "7"})) as client:
+        with pytest.raises(UnexpectedAnswer):
+            await client.health_service("s")
 
 
 async def test_a_denial_tells_of_a_token_file_that_is_missing(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import math
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -151,6 +152,25 @@ def test_who_has_just_started_does_not_wait_for_the_lock_delay() -> None:
     assert election.handle(KeyRead(1, 30, free(OTHER)), 0) == (CreateSession(15),)
 
 
+@pytest.mark.parametrize("indexes", [range(30, 1000), [30, 20] * 500, [0] * 1000], ids=["moves", "falls", "none"])
+def test_a_free_key_whose_index_never_rests_is_not_read_in_a_loop(indexes: Sequence[int]) -> None:
+    election = begin(lock_delay=10)
+    [read] = election.handle(KeyRead(1, 20, held("x")), 0)
+    now, reads = 1.0, 0
+    for index in indexes:
+        actions = election.handle(KeyRead(read.number, index, free(OTHER)), now)
+        while not actions:  # or only a probe was due
+            now = election.deadline
+            actions = tuple(action for action in election.handle(Ticked(), now) if isinstance(action, ReadKey))
+        if isinstance(actions[0], CreateSession):
+            break
+        [read] = actions
+        reads += 1
+        now += 0.002
+    assert 11 <= now <= 15.5  # and it has its turn all the same
+    assert reads <= (now - 1) / 0.2 + 3
+
+
 def test_who_is_too_late_does_not_even_ask() -> None:
     election = begin(jitter=0)
     election.handle(KeyRead(1, 5, None), 0)
@@ -240,9 +260,54 @@ def test_a_probe_after_failures_abandons_the_read() -> None:
     assert (election.view.state, election.view.fresh) == (State.FOLLOWER, False)
     assert election.problem == "asking for Consul's leader: refused"
     assert election.handle(Ticked(), 9) == (probe,)
-    assert election.handle(Probed(probe), 9) == (ReadKey(3, 0, 60.0),)
+    assert election.handle(Probed(probe), 9) == ()
+    assert 9 < election.deadline <= 9.3  # as all others, so each at another moment
+    assert election.handle(Ticked(), 9.3) == (ReadKey(3, 0, 60.0),)
     election.handle(KeyRead(3, 20, held("x")), 9)
     assert (election.view.state, election.view.fresh, election.problem) == (State.FOLLOWER, True, None)
+
+
+@pytest.mark.parametrize(("crowd", "pause", "spread"), [(3, 0.7, 0.12), (50, 2, 2), (1000, 5, 4)])
+def test_a_crowd_probes_seldom_in_an_outage_and_does_not_come_back_at_once(
+    crowd: int, pause: float, spread: float
+) -> None:
+    election = begin()
+    election.crowd = crowd
+    election.handle(KeyRead(1, 20, held("x")), 0)
+    now, pauses, spreads = 7.5, [], []
+    for _ in range(200):
+        [probe] = election.handle(Ticked(), now)
+        election.handle(Failed(probe, DOWN), now)
+        pauses.append(election._heart.deadline - now)
+        now = election._heart.deadline
+    assert 0.9 * pause < max(pauses) <= pause
+    assert sum(pauses) / len(pauses) > 0.4 * pause
+    for _ in range(200):
+        [probe] = election._heart.beat(now)
+        election.handle(Failed(probe, DOWN), now)
+        now = election._heart.deadline
+        [probe] = election._heart.beat(now)
+        election.handle(Probed(probe), now)
+        spreads.append(election.deadline - now)
+        now = election.deadline
+        [read] = election.handle(Ticked(), now)
+        election.handle(KeyRead(read.number, 20, held("x")), now)
+        now = election._heart.deadline
+    assert 0.9 * spread < max(spreads) <= spread
+    assert max(pauses[10:]) + max(spreads) < 1 or crowd > 3
+
+
+def test_an_old_reads_answer_takes_the_place_of_the_one_that_was_to_come() -> None:
+    election = begin(jitter=1)
+    election.handle(KeyRead(1, 20, held("x")), 0)
+    [probe] = election.handle(Ticked(), 7.5)
+    election.handle(Failed(probe, DOWN), 7.5)
+    [probe] = election.handle(Ticked(), 9)
+    election.handle(Probed(probe), 9)
+    assert election.deadline <= 9.3
+    [read] = election.handle(KeyRead(2, 20, held("x")), 9)
+    assert (read.number, read.index) == (3, 20)
+    assert election.deadline > 10
 
 
 def test_a_beat_that_was_overtaken_does_not_matter() -> None:

@@ -30,5 +30,9 @@ def test_index_rules() -> None:
     assert index.value == 0  # backwards: from the beginning
     index.advance(0)
     assert index.value == 1  # a missing index must block next time
+    index.advance(10)
+    for _ in range(3):
+        index.advance(0)
+        assert index.value == 10  # and the times after that
     index.reset()
     assert index.value == 0

@@ -429,6 +429,18 @@ async def test_a_check_that_never_passes_does_not_prevent_a_leader(autojump_cloc
         w.consul.checks_passing = False
         candidate = await w.add(beacon=True)
         assert 2 < await until(lambda: candidate.view.state is State.LEADER) < 3
+        assert w.consul.calls["PUT session/create"] <= 12
+
+
+async def test_a_node_that_fails_asks_for_no_session_in_a_loop(autojump_clock: trio.testing.MockClock) -> None:
+    async with world() as w:
+        w.consul.links["n0"] = "node-critical"
+        candidate = await w.add()
+        await trio.sleep(60)
+        assert w.consul.calls["PUT session/create"] <= 30
+        assert "serfHealth" in candidate.problem
+        w.consul.links.clear()
+        await until(lambda: candidate.view.state is State.LEADER, 20)
 
 
 async def test_the_lock_ends_soon_after_a_process_that_hangs(autojump_clock: trio.testing.MockClock) -> None:
@@ -461,6 +473,30 @@ async def test_who_may_not_register_leads_without_a_beacon(autojump_clock: trio.
         assert [line["event"] for line in logs if line["log_level"] == "warning"] == [
             "the lock does not end with this process: may not register spegel-leader"
         ]
+
+
+async def test_a_beacon_that_is_denied_on_the_second_try_is_put_out(autojump_clock: trio.testing.MockClock) -> None:
+    """And is lit again in the next candidacy, when the token may."""
+    async with world(1) as w:
+        first = await w.leader()
+        candidate = await w.add(beacon=True)
+        w.consul.links["n1"] = "no-session"
+        w.stop(first)
+        await until(lambda: "spegel-leader:n1" in w.consul.services, 10)
+        w.consul.links["n1"] = "no-service"
+        with capture_logs() as logs:
+            await until(lambda: candidate.view.state is State.LEADER, 20)
+            await trio.sleep(30)
+        warnings = [line["event"] for line in logs if line["log_level"] == "warning"]
+        assert warnings.count("the lock does not end with this process: may not register spegel-leader") == 1
+        passes = w.consul.calls["PUT agent/check"]
+        await trio.sleep(30)
+        assert w.consul.calls["PUT agent/check"] == passes
+        w.consul.links.clear()
+        w.consul.invalidate(candidate.view.session)
+        await until(lambda: w.consul.calls["PUT agent/check"] > passes, 30)
+        await until(lambda: candidate.view.state is State.LEADER, 20)
+        assert w.consul.sessions[candidate.view.session]["ServiceChecks"]
 
 
 async def test_an_agent_that_forgot_is_told_again(autojump_clock: trio.testing.MockClock) -> None:
