@@ -216,13 +216,9 @@ class Election:
     def _key_others(self, entry: KVEntry, holder: str, now: float) -> tuple[Action, ...]:
         starting = self.view.state is State.STARTING
         record = LeaderRecord.parse(entry.value)
-        ours = record is not None and record.identity == self.me.identity
-        if ours and self.view.state is State.SUSPENDED and self._heart.session and now >= self._lead_end:
-            # a server that has just been elected may not have caught up: don't end a session for what it says
-            return self._pause(now)
         self._solved(CreateSession, Acquire)
         self._set(state=State.FOLLOWER, leader=record, epoch=entry.modify_index, session=holder, fresh=True)
-        if starting and ours:
+        if starting and record is not None and record.identity == self.me.identity:
             return (Resign(holder), *self._read(self.settings.wait))
         return (*self._drop_session(now), *self._read(self.settings.wait))
 
