@@ -26,9 +26,7 @@
 # the log is applied to it; seen with Consul 1.8).  So the one who holds a session reads consistently, which such a
 # leader refuses, and no answer but such a read ends a session: a lost session has lost its lock.
 #
-# A key that became free without a "vacant" mark belonged to a session that ended; the servers refuse everybody for
-# the lock-delay, so asking sooner is pure load.  How long nodes spread out depends on how many there are: with one
-# in each SPACING the first one asks soon and has the lock before most others wake up, in a crowd of any size.
+# When a node asks for a free lock, so that a crowd does not ask at once: see turn.py.
 #
 # A process that was killed and is started again finds the lock held by its former self: nobody else has this
 # identity at these addresses, so it hands over from there instead of waiting for the old session to end.  Only at
@@ -74,15 +72,11 @@ from spegel_consul.consul.events import (
 from spegel_consul.consul.heartbeat import Heartbeat
 from spegel_consul.consul.pace import Backoff, BlockingIndex
 from spegel_consul.consul.record import LeaderRecord
+from spegel_consul.consul.turn import Turn
 from spegel_consul.consul.view import ElectionSettings, State, View
 
 SAFETY = 0.5
 """Seconds before its lease ends that a leader stops calling itself one."""
-SPACING = 0.04
-"""Seconds between one node's attempt and the next one's, on average."""
-_CROWD_UNKNOWN = 0.3
-FREE_SPACING = 0.2
-"""Least seconds between two reads of a free key: its index may move without it, as often as others write."""
 
 
 class Election:
@@ -95,7 +89,6 @@ class Election:
     def __init__(self, settings: ElectionSettings, me: LeaderRecord, rng: random.Random) -> None:
         self.settings = settings
         self.me = me
-        self.crowd = 0
         self.alive_until = math.inf
         self.view = View()
         self.denied: str | None = None
@@ -108,15 +101,20 @@ class Election:
         self._reading = False
         self._resume_at = math.inf
         self._paced = False  # the pause is one between reads of a free key
-        self._read_free_at = -math.inf
         self._index = BlockingIndex()
         self._backoff = Backoff(0.25, 10.0, rng)
-        self._vacancy: tuple[int, int] | None = None
+        self._turn = Turn(settings, rng)
         self._doubted = False  # a renewal was told that there is no such session
-        self._try_at = 0.0
-        self._denied_until = -math.inf
         # of both
         self._silent_at = math.inf  # not heard until then, we are SUSPENDED
+
+    @property
+    def crowd(self) -> int:
+        return self._turn.crowd
+
+    @crowd.setter
+    def crowd(self, nodes: int) -> None:
+        self._turn.crowd = nodes
 
     @property
     def ttl(self) -> float:
@@ -158,17 +156,14 @@ class Election:
             case SessionCreated(session, began):
                 self._solved(CreateSession, Renew, Probe)
                 self._heart.hold(session, began)
-                # the few that have come as far as this spread once more, the further the slower the answers are
-                again = max(2 * SPACING, 4 * (now - began))
-                return self._read(self._rng.uniform(0, min(self._spread() / 2, again)))
+                return self._read(self._turn.soon(now - began))
             case Acquired(won):
                 self._solved(Acquire)
                 self.denied = None
                 if won:
                     return self._read()
-                # lost the race, or a lock-delay longer than ours: the key itself may not change for a while
-                self._try_at = now + self.settings.retry * self._rng.uniform(0.75, 1.25)
-                return self._read(self._try_at - now)
+                self._turn.refused(now)
+                return self._read(self._turn.at - now)
             case Renewed(action, began):
                 return self._heard(action, began, now)
             case Probed(action):
@@ -207,7 +202,7 @@ class Election:
         entry = event.entry
         if entry is None or entry.session is None:
             return self._key_free(entry, now)
-        self._vacancy = None
+        self._turn.taken()
         self._backoff.reset()
         if entry.session == self._heart.session:
             return self._key_mine(entry, entry.session, now)
@@ -230,9 +225,9 @@ class Election:
         if written is not None and written.identity == self.me.identity:
             # a leader may not trust a silent connection for long: an operator may have taken the key away
             return self._read(min(self.settings.wait, max(self._heart.lease, 1.0)))
-        if now < self._try_at:
-            return self._read(self._try_at - now)
-        self._try_at = now + self.settings.retry  # somebody keeps writing over our value: don't fight in a loop
+        if now < self._turn.at:
+            return self._read(self._turn.at - now)
+        self._turn.wait(now, self.settings.retry)  # somebody keeps writing over our value: don't fight in a loop
         return (Acquire(session),)
 
     def _key_free(self, entry: KVEntry | None, now: float) -> tuple[Action, ...]:
@@ -240,17 +235,10 @@ class Election:
             self._session_lost(now)
         first = self.view.state is State.STARTING
         self._set(state=State.CANDIDATE, session=None, fresh=True)
-        vacancy = (entry.modify_index, entry.lock_index) if entry else (0, 0)
-        if vacancy != self._vacancy:
-            self._vacancy = vacancy
-            # who has just started doesn't know how the key became free, and finds out by trying
-            delay = 0.0 if first or self._released(entry) else self.settings.lock_delay
-            self._try_at = now + delay + self._rng.uniform(0, self._spread())
-        try_at = max(self._try_at, self._denied_until)
-        if now < try_at:
-            again = min(self._read_free_at + FREE_SPACING, try_at)
-            if now < again:
-                self._resume_at, self._paced = again, True
+        self._turn.vacant(entry, now, starting=first)
+        if now < self._turn.at:
+            if now < self._turn.read_again:
+                self._resume_at, self._paced = self._turn.read_again, True
                 return ()
             return self._read_free(now)
         if self._heart.session is not None:
@@ -259,17 +247,8 @@ class Election:
 
     def _read_free(self, now: float) -> tuple[Action, ...]:
         """Read the key again when it changes or this node's turn has come."""
-        self._read_free_at = now
-        return self._read(min(max(self._try_at, self._denied_until) - now, self.settings.wait))
-
-    def _released(self, entry: KVEntry | None) -> bool:
-        """Whether the lock was given up, so that no lock-delay is running."""
-        if entry is None:
-            return self.settings.behavior != "delete"
-        return LeaderRecord.parse(entry.value) is None
-
-    def _spread(self) -> float:
-        return min(self.settings.jitter, SPACING * self.crowd or _CROWD_UNKNOWN)
+        self._turn.read(now)
+        return self._read(min(self._turn.at - now, self.settings.wait))
 
     def _drop_session(self, now: float) -> tuple[Action, ...]:
         self._solved(Renew)
@@ -302,7 +281,7 @@ class Election:
     def _read_soon(self, now: float) -> tuple[Action, ...]:
         """The same, some time within which all nodes spread: their probes work again at the same moment."""
         if self._reading or self._resume_at < math.inf:
-            self._resume_at = min(self._resume_at, now + self._rng.uniform(0, self._spread()))
+            self._resume_at = min(self._resume_at, now + self._turn.spread())
             self._paced = False
         return ()
 
@@ -349,12 +328,11 @@ class Election:
         """This token may follow and not lead: do that, and try now and then, because tokens are replaced."""
         what = "creating a session" if isinstance(action, CreateSession) else f"locking {self.settings.key}"
         self.denied = f"{what}: {error}"
-        wait = self.settings.denied_retry * self._rng.uniform(0.75, 1.25)
-        self._denied_until = now + wait
+        wait = self._turn.denied(now)
         return (*self._drop_session(now), *self._read(min(wait, self.settings.wait)))
 
     def _beat_failed(self, action: Renew | Probe, error: ConsulError, now: float) -> tuple[Action, ...]:
-        if not self._heart.failed(action, now, SPACING * self.crowd):
+        if not self._heart.failed(action, now, self._turn.together):
             return ()
         if isinstance(action, Probe):
             self._problems[Probe] = f"asking for Consul's leader: {error}"

@@ -2,7 +2,8 @@
 # faults take seconds.  The rules are those of FakeConsul, which were measured at Consul 1.8.  Each node has an agent.
 # What can go wrong: the way from a sidecar to its agent (refused, or silent), an agent that dies (gossip notices after
 # some seconds and its sessions end), servers without a quorum (timers stand still), a server's leader that changes
-# (lock-delays are forgotten, timers start again, and for a moment it answers from before), an operator, and processes that are killed and started again.
+# (lock-delays are forgotten, timers start again, and for a moment it answers from before), an operator, and processes
+# that are killed and started again.
 
 """A simulated cluster: election cores, a lock, sessions, and a clock that jumps from event to event."""
 

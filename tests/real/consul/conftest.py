@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import pytest
 
-_rows: list[tuple[str, str, str]] = []
+_TITLE = "the leader's failover, three servers"
+_HEADER = ("event", "measured", "allowed")
 
 
+@dataclass(frozen=True)
 class Table:
     """What was measured, beside what is allowed."""
 
+    _record: Callable[[str, object], None]
+
     def within(self, what: str, took: float, allowed: float) -> None:
         """Add a row, then fail if it took too long."""
-        _rows.append((what, f"{took:.2f} s", f"{allowed:g} s"))
+        self._add(what, f"{took:.2f} s", f"{allowed:g} s")
         assert took <= allowed, f"{what}: {took:.2f} s, allowed are {allowed:g} s"
 
     def is_true(self, what: str, seen: str) -> None:
         """Add a row for something that was seen not to happen."""
-        _rows.append((what, seen, seen))
+        self._add(what, seen, seen)
+
+    def _add(self, *row: str) -> None:
+        self._record("table", (_TITLE, _HEADER, row))
 
 
-@pytest.fixture(scope="session")
-def table() -> Table:
-    return Table()
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if not _rows:
-        return
-    terminalreporter.section("the leader's failover, three servers")
-    width = max(len(what) for what, _, _ in _rows)
-    terminalreporter.write_line(f"{'event':{width}}  {'measured':>12}  {'allowed':>12}")
-    for what, took, allowed in _rows:
-        terminalreporter.write_line(f"{what:{width}}  {took:>12}  {allowed:>12}")
+@pytest.fixture
+def table(record_property: Callable[[str, object], None]) -> Table:
+    return Table(record_property)

@@ -1,0 +1,28 @@
+# Some tests measure, and the run ends with a table of what they saw.  Rows travel with the reports of their tests,
+# because under pytest-xdist the test runs in another process than the one that prints.
+
+"""Tables at the end of a run: ``record_property("table", (title, header, row))``."""
+
+from __future__ import annotations
+
+import pytest
+
+_tables: dict[str, list[list[str]]] = {}
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.when != "teardown":
+        return
+    for name, value in report.user_properties:
+        if name == "table":
+            title, header, row = value
+            _tables.setdefault(title, [header]).append(row)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for title, rows in _tables.items():
+        terminalreporter.section(title)
+        first, *others = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for name, *cells in rows:
+            right = "".join(f"  {cell:>{width}}" for cell, width in zip(cells, others, strict=True))
+            terminalreporter.write_line(f"{name:{first}}{right}")
