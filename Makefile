@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+# Most tests wait for real programs; a file's tests stay together, the long files go first (tests/conftest.py).
+JOBS   ?= $(shell nproc)
 CACHE  ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/spegel-consul-ci
 
 .PHONY: run install dev-install real-parts test test-py-consul check bench clean
@@ -38,7 +40,7 @@ check: dev-install
 	$(BIN)/mypy
 
 test: dev-install real-parts test-py-consul
-	SPEGEL_REAL_PARTS=$(CACHE) $(BIN)/python -m pytest
+	SPEGEL_REAL_PARTS=$(CACHE) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 # the fence around the client library once more, with the other library behind it
 test-py-consul: dev-install real-parts

@@ -1,13 +1,19 @@
+# Several processes share the files among them, so the long ones must not come last: those with real parts.
+#
 # Some tests measure, and the run ends with a table of what they saw.  Rows travel with the reports of their tests,
 # because under pytest-xdist the test runs in another process than the one that prints.
 
-"""Tables at the end of a run: ``record_property("table", (title, header, row))``."""
+"""Order, and tables at the end of a run: ``record_property("table", (title, header, row))``."""
 
 from __future__ import annotations
 
 import pytest
 
 _tables: dict[str, list[list[str]]] = {}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.get_closest_marker("real") is None)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

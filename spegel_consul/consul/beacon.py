@@ -4,7 +4,9 @@
 #
 # It is a TTL check because of agents that restart: they begin with all checks failed, which would end the session,
 # except for those, whose state they keep on disk.  A tick is one request to the agent on this node; the servers
-# don't hear of it.
+# don't hear of it.  But an agent that has something to tell them, and waits for them, takes no tick meanwhile (it holds
+# its state's lock during the call; local/state.go, SyncChanges).  So when the servers lose their quorum while a check
+# of the leader's node is changing, the lock may be lost the moment they are back, and somebody has it within a second.
 
 """``Beacon``: the service ``spegel-leader`` of this node."""
 

@@ -24,6 +24,8 @@ pytestmark = pytest.mark.real
 
 KEY = "spegel/leader"
 SERVERS, CLIENTS = range(3), range(3, 6)
+SERVICES = {"spegel": 3, "spegel-router": 3, "spegel-metrics": 3, "spegel-leader": 1}
+"""All that pass once the agents have told the servers all they know; until then see beacon.py."""
 AGENTS_SYNC = 6.5
 """An agent that has found servers tells them all it knows up to 3 s later, and once more up to 3 s after that.
 
@@ -75,10 +77,10 @@ class Scene:
     def settled(self) -> bool:
         held = self.held()
         states = [last_state(self.lab[index]) for index in CLIENTS]
-        passing = self.observer.consul.instances("spegel-router")
+        counts = {name: len(self.observer.consul.instances(name)) for name in SERVICES}
         return (
             held is not None
-            and len(passing) == len(CLIENTS)
+            and counts == SERVICES
             and sorted(state.get("state", "") for state in states) == ["follower", "follower", "leader"]
             and {state["leader"] for state in states} == {held.node}
         )
