@@ -7,9 +7,15 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 _tables: dict[str, list[list[str]]] = {}
+
+
+def pytest_configure() -> None:
+    os.environ.pop("COLUMNS", None)  # the width of a worker's terminal, which is none
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -79,7 +79,7 @@ class Secure:
             timeout=30,
             what="one sidecar leads",
         )
-        return next(node for node in self.lab if node.index in LEADS and last_state(node)["state"] == "leader")
+        return next(node for node in self.lab if node.index in LEADS and last_state(node).get("state") == "leader")
 
 
 @pytest.fixture(scope="module")
@@ -117,18 +117,18 @@ def test_the_lead_changes_and_the_reader_says_once_that_it_may_not(secure: Secur
         other = next(secure.lab[index] for index in LEADS if index != old.index)
         old.sidecar.stopped = True
         old.sidecar.process.signal(15)
-        until(lambda other=other: last_state(other)["state"] == "leader", timeout=10, what="the other one leads")
+        until(lambda other=other: last_state(other).get("state") == "leader", timeout=10, what="the other one leads")
         assert old.sidecar.process.wait(10) == 0
-        until(lambda name=other.name: last_state(reader)["leader"] == name, timeout=10, what="the reader follows it")
+        until(lambda name=other.name: last_state(reader).get("leader") == name, timeout=10, what="the reader follows it")
         old.start_sidecar(env=secure.env(old.index), store="layout", layout_path=secure.lab.dir / "layout")
         until(lambda old=old: last_state(old).get("state") == "follower", timeout=10, what="the old one follows")
     for index in LEADS:
         secure.lab[index].sidecar.process.pause()  # nobody is left who may lead
-    until(lambda: last_state(reader)["state"] == "candidate", timeout=60, what="the reader sees that nobody leads")
+    until(lambda: last_state(reader).get("state") == "candidate", timeout=60, what="the reader sees that nobody leads")
     until(lambda: refusals(reader), timeout=20, what="the reader says that it may not lead")
     for index in LEADS:
         secure.lab[index].sidecar.process.resume()
-    until(lambda: last_state(reader)["state"] == "follower", timeout=30, what="the reader follows again")
+    until(lambda: last_state(reader).get("state") == "follower", timeout=30, what="the reader follows again")
     secure.leader()
     assert refusals(reader) == 1
     assert "leader" not in {event["state"] for event in election_events(reader)}
@@ -142,11 +142,11 @@ def test_a_revoked_token_and_the_next_one(secure: Secure) -> None:
     leader = secure.leader()
     before = secure.admin.kv_entry("spegel/leader")
     secure.revoke(leader.index)
-    until(lambda: last_state(leader)["state"] == "suspended", timeout=15, what="the leader can't renew any more")
+    until(lambda: last_state(leader).get("state") == "suspended", timeout=15, what="the leader can't renew any more")
     assert last_state(leader)["leader"] == leader.name
     assert any("ACL not found" in str(event.get("problem")) for event in log_events(leader))
     secure.write_token(leader.index, "spegel")
-    until(lambda: last_state(leader)["state"] in ("leader", "follower"), timeout=15, what="it takes part again")
+    until(lambda: last_state(leader).get("state") in ("leader", "follower"), timeout=15, what="it takes part again")
     until(lambda: len(secure.admin.instances("spegel-router")) == 2, timeout=15, what="both are registered")
     after = secure.admin.kv_entry("spegel/leader")
     assert before is not None
