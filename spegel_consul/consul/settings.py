@@ -118,12 +118,21 @@ class ConsulSettings:
         if not self.verify:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
+        self._load_certificate(context)
+        return context
+
+    def load_tls_files(self, context: ssl.SSLContext) -> None:
+        """Put the client's certificate into ``context``, and authorities besides those it has. ValueError as above."""
+        if authorities := self._authorities():
+            context.load_verify_locations(cadata=authorities)
+        self._load_certificate(context)
+
+    def _load_certificate(self, context: ssl.SSLContext) -> None:
         if self.client_cert:
             try:
                 context.load_cert_chain(self.client_cert, self.client_key)
             except OSError as why:
                 raise ValueError(f"CONSUL_CLIENT_CERT, CONSUL_CLIENT_KEY: {self.client_cert}: {why}") from why
-        return context
 
     def _authorities(self) -> str | None:
         """The PEM text of the file, or of all files below the directory; Go reads them all, whatever their names."""

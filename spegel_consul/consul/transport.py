@@ -28,6 +28,7 @@ import trio
 
 from spegel_consul import __version__
 from spegel_consul.consul import library
+from spegel_consul.consul.certificates import FollowedContext
 from spegel_consul.consul.duration import parse_duration
 from spegel_consul.consul.errors import (
     AccessDenied,
@@ -68,11 +69,12 @@ class TrioHTTPClient(library.HTTPClient):  # type: ignore[misc]  # the library h
         ]
         self._trusted = settings.trusted
         self._extensions = {"sni_hostname": settings.tls_server_name} if settings.tls_server_name else {}
+        self._tls = FollowedContext(settings) if settings.scheme == "https" else None
         # The pool is far larger than the number of long polls, so that a renewal never queues behind one.
         self._client = httpx.AsyncClient(
             transport=transport
             or httpx.AsyncHTTPTransport(
-                verify=settings.ssl_context() if settings.scheme == "https" else False,
+                verify=self._tls.context if self._tls else False,
                 uds=settings.uds,
                 trust_env=False,
                 limits=httpx.Limits(max_connections=64, max_keepalive_connections=8, keepalive_expiry=30.0),
@@ -101,6 +103,8 @@ class TrioHTTPClient(library.HTTPClient):  # type: ignore[misc]  # the library h
         query = [*(params or ()), *self._scope]
         budget = within or _budget(dict(query))
         token = self.tokens.current()
+        if self._tls is not None:
+            self._tls.look()
         try:
             # the outer limit, because httpx's read timeout starts anew with each chunk
             with trio.fail_after(budget + CONNECT_TIMEOUT):

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 import trio
+from lab.certificates import Authority
+from structlog.testing import capture_logs
 
 from spegel_consul.consul.candidate import Candidate
 from spegel_consul.consul.catalog import LEADER, METRICS, REGISTRY, ROUTER, ServiceDefinition, spegel_services
@@ -306,6 +308,32 @@ async def test_ipv6(tmp_path: Path) -> None:
             assert await client.status_leader()
 
 
+async def _a_renewed_certificate_is_taken(agent: ConsulAgent, directory: Path, ca: str, mine: dict[str, str]) -> None:
+    """One that the agent doesn't know is replaced on the disk by one that it does; junk in between changes nothing."""
+    cert, key = Authority.make(directory, "stranger").issue(directory, "ours", "127.0.0.1")
+    settings = agent.settings(
+        CONSUL_HTTP_SSL="1", CONSUL_CACERT=ca, CONSUL_CLIENT_CERT=str(cert), CONSUL_CLIENT_KEY=str(key)
+    )
+    async with ConsulClient(settings) as client:
+        with pytest.raises(ConsulUnavailable):
+            await client.status_leader()
+        cert.write_text("half")
+        await trio.sleep(1.1)
+        with capture_logs() as logs, pytest.raises(ConsulUnavailable):
+            await client.status_leader()
+        assert [entry["event"] for entry in logs] == ["new TLS files are not used"]
+        assert str(cert) in logs[0]["error"]
+        for old, new in ((cert, mine["CONSUL_CLIENT_CERT"]), (key, mine["CONSUL_CLIENT_KEY"])):
+            old.write_bytes(Path(new).read_bytes())
+        with trio.fail_after(10):
+            while True:
+                try:
+                    assert await client.status_leader()
+                    break
+                except ConsulUnavailable:
+                    await trio.sleep(0.1)
+
+
 async def test_mutual_tls(tmp_path: Path) -> None:
     def consul(*args: str) -> None:
         subprocess.run([consul_binary(), "tls", *args], cwd=tmp_path, check=True, capture_output=True, timeout=20)
@@ -356,6 +384,7 @@ async def test_mutual_tls(tmp_path: Path) -> None:
         async with ConsulClient(agent.settings(CONSUL_HTTP_SSL="1", CONSUL_CACERT=ca)) as client:
             with pytest.raises(ConsulUnavailable):
                 await client.status_leader()
+        await _a_renewed_certificate_is_taken(agent, tmp_path, ca, mine)
         async with ConsulClient(agent.settings()) as client:
             with pytest.raises(RequestRefused, match="HTTP request to an HTTPS server"):
                 await client.status_leader()

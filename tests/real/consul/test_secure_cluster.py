@@ -119,7 +119,9 @@ def test_the_lead_changes_and_the_reader_says_once_that_it_may_not(secure: Secur
         old.sidecar.process.signal(15)
         until(lambda other=other: last_state(other).get("state") == "leader", timeout=10, what="the other one leads")
         assert old.sidecar.process.wait(10) == 0
-        until(lambda name=other.name: last_state(reader).get("leader") == name, timeout=10, what="the reader follows it")
+        until(
+            lambda name=other.name: last_state(reader).get("leader") == name, timeout=10, what="the reader follows it"
+        )
         old.start_sidecar(env=secure.env(old.index), store="layout", layout_path=secure.lab.dir / "layout")
         until(lambda old=old: last_state(old).get("state") == "follower", timeout=10, what="the old one follows")
     for index in LEADS:

@@ -1,0 +1,63 @@
+# Something else renews certificates on the disk of a running process (Vault, consul-template, Nomad), so the files are
+# looked at before a request, once a second at most.  The context stays the same object, which the pool of connections
+# holds: connections that are made from now on show the new certificate, those that stand keep the old one.  New
+# authorities count besides the old ones; one that was taken away counts until the next start.
+
+"""``FollowedContext``: the client's side of TLS, which follows its files."""
+
+from __future__ import annotations
+
+import ssl
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+
+from spegel_consul.consul.settings import ConsulSettings
+
+log = structlog.get_logger(__name__)
+
+_LOOK_EVERY = 1.0
+
+
+class FollowedContext:
+    """``context`` as ``settings`` have it. Raises ValueError for files that can't be used at the start."""
+
+    def __init__(self, settings: ConsulSettings, clock: Callable[[], float] = time.monotonic) -> None:
+        self.context: ssl.SSLContext = settings.ssl_context()
+        self._settings = settings
+        self._clock = clock
+        self._seen = self._stamps()
+        self._next_look = clock() + _LOOK_EVERY
+
+    def look(self) -> None:
+        """Take in what has changed; files that are wrong, or half replaced, leave the old ones in use."""
+        if self._clock() < self._next_look:
+            return
+        self._next_look = self._clock() + _LOOK_EVERY
+        seen = self._stamps()
+        if seen == self._seen:
+            return
+        self._seen = seen
+        try:
+            self._settings.ssl_context()
+            self._settings.load_tls_files(self.context)
+        except ValueError as why:
+            log.warning("new TLS files are not used", error=str(why))
+
+    def _stamps(self) -> list[tuple[str, int, int, int]]:
+        found = []
+        for path in self._paths():
+            try:
+                status = path.stat()
+            except OSError:
+                continue
+            found.append((str(path), status.st_ino, status.st_mtime_ns, status.st_size))
+        return found
+
+    def _paths(self) -> list[Path]:
+        settings = self._settings
+        below = sorted(Path(settings.capath).rglob("*")) if settings.capath and not settings.cafile else []
+        single = (settings.client_cert, settings.client_key, settings.cafile)
+        return [*(Path(path) for path in single if path), *below]
