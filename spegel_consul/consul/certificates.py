@@ -7,9 +7,8 @@
 
 from __future__ import annotations
 
+import math
 import ssl
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import structlog
@@ -24,18 +23,17 @@ _LOOK_EVERY = 1.0
 class FollowedContext:
     """``context`` as ``settings`` have it. Raises ValueError for files that can't be used at the start."""
 
-    def __init__(self, settings: ConsulSettings, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, settings: ConsulSettings) -> None:
         self.context: ssl.SSLContext = settings.ssl_context()
         self._settings = settings
-        self._clock = clock
         self._seen = self._stamps()
-        self._next_look = clock() + _LOOK_EVERY
+        self._next_look = -math.inf
 
-    def look(self) -> None:
+    def look(self, now: float) -> None:
         """Take in what has changed; files that are wrong, or half replaced, leave the old ones in use."""
-        if self._clock() < self._next_look:
+        if now < self._next_look:
             return
-        self._next_look = self._clock() + _LOOK_EVERY
+        self._next_look = now + _LOOK_EVERY
         seen = self._stamps()
         if seen == self._seen:
             return

@@ -104,7 +104,7 @@ class TrioHTTPClient(library.HTTPClient):  # type: ignore[misc]  # the library h
         budget = within or _budget(dict(query))
         token = self.tokens.current()
         if self._tls is not None:
-            self._tls.look()
+            self._tls.look(trio.current_time())
         try:
             # the outer limit, because httpx's read timeout starts anew with each chunk
             with trio.fail_after(budget + CONNECT_TIMEOUT):
