@@ -96,7 +96,8 @@ class KadRouter:
         self._answers = Answers(self._membership, self._records, self._announcements, rng=self._rng)
         self._announce_alarm = Alarm()
         self._rebalance = False
-        self._tell_limit = trio.CapacityLimiter(8)
+        # those that must be connected first may be gone, and take long to show it
+        self._tell_limit, self._tell_cold_limit = trio.CapacityLimiter(8), trio.CapacityLimiter(32)
         self._inbound: dict[bytes, int] = {}
         host.serve(KAD, self._serve)
         host.serve(WITHDRAW, self._serve_withdrawal)
@@ -309,7 +310,7 @@ class KadRouter:
                 self._background.spawn(self._tell, batch)
 
     async def _tell(self, batch: Batch) -> None:
-        async with self._tell_limit:
+        async with self._tell_limit if self._membership.is_in_touch(batch.peer) else self._tell_cold_limit:
             done = not batch.withdrawn or await self._membership.withdraw(batch.peer, batch.withdrawn)
             if done and batch.keys:
                 me = (self._membership.me,)

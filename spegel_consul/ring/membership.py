@@ -56,7 +56,7 @@ _PARALLEL_INTRODUCTIONS, _MAX_INTRODUCING = 8, 256
 _LONGEST_GOSSIP = 60.0
 _TELL_EVERY = 60.0
 _SPARE_PIPELINES = 64
-_PARALLEL_REVIVALS = 16  # half of the dials that a host makes at a time
+_PARALLEL_REVIVALS = 16  # a dial that nobody answers takes seconds
 _SERVE_EVERY, _SERVE_BURST = 1.0, 3  # for one peer; a new generation of it may follow the old one at once
 _SLICE = 64  # reports that are learnt between two checkpoints
 _GREETED_PER_SECOND = 100
@@ -135,7 +135,7 @@ class Membership:
                 KAD,
                 self._background.spawn,
             )
-        warm = pipeline.is_open
+        warm = self.is_in_touch(peer)
         start = trio.current_time()
         try:
             with trio.fail_after(within or (member.timeout if warm else _COLD_TIMEOUT)):
@@ -149,6 +149,11 @@ class Membership:
         for closer in answer.closer[: 2 * REPLICAS]:
             self.learn(self.contact(closer), source=peer)
         return answer
+
+    def is_in_touch(self, peer: bytes) -> bool:
+        """Whether a question to ``peer`` needs no new connection."""
+        pipeline = self._pipelines.get(peer)
+        return pipeline is not None and pipeline.is_open
 
     async def withdraw(self, peer: bytes, keys: Sequence[bytes]) -> bool:
         """Tell a member that this node has ``keys`` no longer. False if it should be told again."""
@@ -376,9 +381,9 @@ class Membership:
                 await self._probe_now(peer)
 
     async def _probe_now(self, peer: bytes) -> None:
-        pipeline, start = self._pipelines.get(peer), trio.current_time()
+        start = trio.current_time()
         within = _COLD_TIMEOUT  # a machine that just starts has many connections to make
-        if pipeline is not None and pipeline.is_open:
+        if self.is_in_touch(peer):
             within = _DOUBT_TIMEOUT if self.table.is_alive(peer) else _PROBE_TIMEOUT
         answer = await self.ask(peer, encode(Message(MessageType.PING)), within=within)
         member = self.table.get(peer)
