@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import socket
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -27,6 +27,7 @@ from spegel_consul.ring.address import Address
 from spegel_consul.ring.dialler import Dialler
 from spegel_consul.ring.host import DialledSelf, Handler, Identity, Stream, Unreachable
 from spegel_consul.ring.libp2p_layers import Connection, Layers, Wire, read_description
+from spegel_consul.ring.patience import Patience
 from spegel_consul.ring.result import Result
 from spegel_consul.ring.wire import Frames, frame
 
@@ -74,6 +75,7 @@ class Libp2pHost:
         self._accepting = trio.CancelScope()
         self._dialling: dict[bytes, Result[Connection]] = {}
         self._dialler = Dialler()
+        self._patience = Patience(self._spawn)
         self._handshake_limit = trio.CapacityLimiter(_PARALLEL_HANDSHAKES)
         self._nursery: trio.Nursery | None = None
 
@@ -87,6 +89,9 @@ class Libp2pHost:
 
     def connected(self) -> tuple[bytes, ...]:
         return tuple(self._connections)
+
+    def is_connected(self, peer: bytes) -> bool:
+        return peer in self._connections
 
     def serve(self, protocol: str, handler: Handler) -> None:
         self._handlers[protocol] = handler
@@ -178,7 +183,7 @@ class Libp2pHost:
         except OSError:
             remote = ""
         self._make_room(remote)
-        handshake = trio.CancelScope(deadline=trio.current_time() + HANDSHAKE_TIMEOUT)
+        handshake = trio.CancelScope()
         self._half_open[handshake] = remote
         try:
             await self._connect(stream, Result(), handshake, remote=remote)
@@ -242,8 +247,7 @@ class Libp2pHost:
             await trio.aclose_forcefully(stream)
             raise
         try:
-            handshake = trio.CancelScope(deadline=trio.current_time() + HANDSHAKE_TIMEOUT)
-            nursery.start_soon(partial(self._connect, stream, result, handshake, dialled=(host, port)))
+            nursery.start_soon(partial(self._connect, stream, result, trio.CancelScope(), dialled=(host, port)))
             with suppress(RingError):
                 await result.wait()
         finally:
@@ -293,12 +297,16 @@ class Libp2pHost:
 
     async def _upgrade(self, wire: Wire, outbound: bool, handshake: trio.CancelScope) -> Any:
         """Negotiate what makes a connection of a TCP stream, and learn who is there. Raises anything."""
-        with handshake:
+        with handshake, suppress(trio.TooSlowError), self._patience.fail_after(HANDSHAKE_TIMEOUT):
             secured = await self._layers.secure(wire, outbound=outbound)
             if self._layers.peer_of(secured) == self._id:
                 raise DialledSelf("behind this address is this node")
             return await self._layers.multiplex(secured)
         raise Unreachable("the handshake took too long")
+
+    def _spawn(self, task: Callable[[], Awaitable[None]]) -> None:
+        if self._nursery is not None:
+            self._nursery.start_soon(task)
 
     def _has_several(self, peer: bytes) -> bool:
         return len(self._connections.get(peer, ())) > 1

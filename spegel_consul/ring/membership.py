@@ -26,6 +26,7 @@ from spegel_consul.ring.host import DialledSelf, Host, ProtocolRefused, Stream
 from spegel_consul.ring.members import HEARSAY_AGE, Members
 from spegel_consul.ring.offences import Offences
 from spegel_consul.ring.pace import Pace
+from spegel_consul.ring.patience import Patience
 from spegel_consul.ring.pipeline import Pipeline
 from spegel_consul.ring.placement import REPLICAS
 from spegel_consul.ring.wire import (
@@ -101,6 +102,7 @@ class Membership:
         self._introducing: set[bytes] = set()
         self._revive_limit = trio.CapacityLimiter(_PARALLEL_REVIVALS)
         self._offences = Offences()
+        self._patience = Patience(background.spawn)
         self._pace = Pace(every=_SERVE_EVERY, burst=_SERVE_BURST)
         self._told_of_offence = -math.inf
         host.serve(MEMBERS, self._serve)
@@ -138,11 +140,13 @@ class Membership:
         warm = self.is_in_touch(peer)
         start = trio.current_time()
         try:
-            with trio.fail_after(within or (member.timeout if warm else _COLD_TIMEOUT)):
+            with self._patience.fail_after(within or (member.timeout if warm else _COLD_TIMEOUT)):
                 answer = await pipeline.ask(request)
         except (RingError, trio.TooSlowError) as exc:
             log.debug("ring_question_failed", peer=peerid.to_text(peer), error=repr(exc))
-            if member.spoke < start:  # else it lives, and is only slow
+            # if its dial had no turn yet the question never left, and if it spoke meanwhile it lives and is only slow
+            never_left = isinstance(exc, trio.TooSlowError) and not self._host.is_connected(peer)
+            if member.spoke < start and not never_left:
                 self._failed(peer)
             return None
         self.heard(peer, trio.current_time() - start if warm else None)
@@ -156,7 +160,7 @@ class Membership:
         return pipeline is not None and pipeline.is_open
 
     async def withdraw(self, peer: bytes, keys: Sequence[bytes]) -> bool:
-        """Tell a member that this node has ``keys`` no longer. False if it should be told again."""
+        """Tell a member that this node has ``keys`` no longer, or (if empty) nothing. False: tell it again."""
         member = self.table.get(peer)
         if member is None or member.ours is False:
             return True
@@ -266,7 +270,7 @@ class Membership:
     async def _exchange(self, peer: bytes) -> None:
         """Tell ``peer`` all members and learn its. Raises RingError or TooSlowError."""
         member = self.table.get(peer)
-        with trio.fail_after(_EXCHANGE_TIMEOUT):
+        with self._patience.fail_after(_EXCHANGE_TIMEOUT):
             try:
                 stream = await self._host.open(peer, member.routers if member else (), MEMBERS)
             except ProtocolRefused:
@@ -323,7 +327,7 @@ class Membership:
             member.ours = ours
 
     async def _join_through(self, peer: PeerInfo, standing: set[bytes]) -> None:
-        with trio.move_on_after(JOIN_TIMEOUT):
+        with suppress(trio.TooSlowError), self._patience.fail_after(JOIN_TIMEOUT):
             try:
                 found = await self._connect(peer)
             except DialledSelf:
@@ -345,7 +349,7 @@ class Membership:
             known = peerid.from_text(peer.id)
             if known == self._host.id:
                 raise DialledSelf("the peer is this node")
-            if known in self._host.connected():
+            if self._host.is_connected(known):
                 return known
         error = RingError("none of its addresses can be dialled")
         for address in map(parse, peer.addrs):
