@@ -278,7 +278,7 @@ class Libp2pHost:
                     raise
                 # of two connections between the same peers the idle one goes, closed by who made it
                 may_trim = self._has_several if outbound else None
-                connection = Connection(muxed, nursery, self._handlers, may_trim, dialled, remote)
+                connection = Connection(muxed, nursery, self._handlers, may_trim, dialled, remote, self._patience)
                 await connection.start()
                 self._register(connection)
                 result.set(connection)

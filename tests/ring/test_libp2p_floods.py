@@ -247,6 +247,35 @@ async def test_who_sends_more_than_it_was_granted_loses_the_connection(
     await victim.still_works(friend)
 
 
+async def test_many_streams_that_nobody_reads_are_bounded_together(
+    victim: Victim, friend: KadRouter, attacker: Libp2pHost
+) -> None:
+    """None of them has more than it was granted, with the slack; together they have more than a connection may."""
+
+    async def deaf(stream: object) -> None:
+        await trio.sleep_forever()
+
+    victim.host.serve("/deaf", deaf)
+    await attacker.dial("127.0.0.1", victim.port)
+    (connection,) = victim.host._connections[attacker.id]
+    buffers, most, sent = connection._muxed.stream_buffers, 0, 0
+    with suppress(Exception), trio.fail_after(30):
+        for _ in range(libp2p_layers.MAX_INBOUND_STREAMS - 1):
+            stream = await attacker.open(victim.host.id, (), "/deaf")
+            muxed = stream._muxed  # type: ignore[attr-defined]
+            muxed.send_window = 1 << 40
+            for _ in range(3):
+                await muxed.write(bytes(100 << 10))
+                sent += 100 << 10
+                await trio.sleep(0)
+                most = max(most, sum(map(len, buffers.values())))
+    await eventually(lambda: connection.closed)
+    assert sent > libp2p_layers.RECEIVE_BUFFER
+    assert libp2p_layers.RECEIVE_BUFFER * 0.8 < most <= libp2p_layers.RECEIVE_BUFFER
+    assert not connection._muxed.stream_buffers
+    await victim.still_works(friend)
+
+
 async def test_what_waits_on_a_stream_that_is_reset_is_dropped(
     victim: Victim, friend: KadRouter, attacker: Libp2pHost
 ) -> None:
