@@ -4,7 +4,7 @@
 # the identity is read, addresses are worked out.  Then the stages start from the inside out - store, ring,
 # registry, bootstrap, catalog - so that nobody is told of us before we can answer, and they stop in reverse,
 # so that nobody is told of us any more when we begin to refuse: the catalog forgets us, the lock is given
-# up, and then the transfers in flight have their time to end.
+# up, and then the transfers in flight have their time to end.  The ring is told at once, beside all of that.
 
 """Builds the rooms, starts them in order and stops them in reverse."""
 
@@ -78,6 +78,7 @@ log = structlog.get_logger(__name__)
 
 
 _SAME_SIGNAL = 1.0  # seconds
+_FAREWELL = 0.3
 
 
 class StartError(Exception):
@@ -103,7 +104,7 @@ async def run(settings: Settings) -> None:
             nursery.start_soon(watchdog.beat, settings.heartbeat, settings.hang_timeout)
         stages = _Stages(nursery)
         try:
-            await _start(settings, node, stages, resources)
+            await _start(settings, node, stages, resources, stopping)
         except RingError as exc:
             problem = exc
         else:
@@ -194,7 +195,9 @@ def _prepare(settings: Settings) -> _Node:
     return node
 
 
-async def _start(settings: Settings, node: _Node, stages: _Stages, resources: AsyncExitStack) -> None:
+async def _start(
+    settings: Settings, node: _Node, stages: _Stages, resources: AsyncExitStack, stopping: trio.Event
+) -> None:
     metrics = Metrics()
     store = _store(settings)
     resources.callback(node.router.close)
@@ -209,6 +212,7 @@ async def _start(settings: Settings, node: _Node, stages: _Stages, resources: As
     await stages.start(store.run)
     await stages.start(router.run)
     await stages.start(_announcer(store, router))
+    await stages.start(_farewell(router, stopping), gently=stopping)
 
     if node.credentials is not None:
         if settings.peer_policy is PeerPolicy.ANY:
@@ -378,6 +382,18 @@ def _announcer(store: Store, router: Router) -> _Runnable:
                 await router.announce(changed.added, changed.removed)
 
     return announce
+
+
+def _farewell(router: Router, stopping: trio.Event) -> _Runnable:
+    """Tells the ring, as soon as this node is to stop, that it has nothing any more."""
+
+    async def say(*, task_status: trio.TaskStatus[None]) -> None:
+        task_status.started()
+        await stopping.wait()
+        with trio.move_on_after(_FAREWELL):
+            await router.leave()
+
+    return say
 
 
 async def _tell_findings(settings: Settings, node: _Node) -> None:

@@ -73,6 +73,13 @@ class Router(Protocol):
         """
         ...
 
+    async def leave(self) -> None:
+        """This node is about to end: it has nothing any more, whatever is announced from now on.
+
+        Returns when those of the others who could be told were told; sets no deadline.
+        """
+        ...
+
     async def join(self, peers: Sequence[PeerInfo]) -> int:
         """Connect to these peers in addition to what is known already, and learn their members.
 

@@ -114,6 +114,13 @@ class Announcements:
                     target.pending[key] = None
                     target.withdrawn.pop(key, None)
 
+    def clear(self) -> list[bytes]:
+        """This node has nothing any more. Returns the peers that were told of something."""
+        told = [peer for peer, target in self._targets.items() if target.told or target.busy]
+        self._own.clear()
+        self._targets.clear()
+        return told
+
     def lost(self, peer: bytes) -> None:
         """``peer`` died: what it was told is gone. Its keys are to be placed again."""
         self._targets.pop(peer, None)

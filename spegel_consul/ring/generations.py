@@ -95,6 +95,11 @@ class Generations:
             await self._next.router.announce(added, removed)
         await self._current.router.announce(added, removed)
 
+    async def leave(self) -> None:
+        if self._next is not None:
+            await self._next.router.leave()
+        await self._current.router.leave()
+
     async def join(self, peers: Sequence[PeerInfo]) -> int:
         return await self._current.router.join(peers)
 

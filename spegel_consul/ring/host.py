@@ -95,6 +95,10 @@ class Host(Protocol):
         """The peers to which a connection stands."""
         ...
 
+    def is_connected(self, peer: bytes) -> bool:
+        """Whether a connection to ``peer`` stands."""
+        ...
+
     def serve(self, protocol: str, handler: Handler) -> None:
         """Call ``handler`` for each stream that a peer opens for ``protocol``; before :meth:`run`.
 

@@ -32,6 +32,7 @@ from spegel_consul.ring.host import Host, Stream
 from spegel_consul.ring.key import dht_key, position
 from spegel_consul.ring.lookup import HEDGE, AnswerTimes, Lookup
 from spegel_consul.ring.membership import KAD, WITHDRAW, Membership
+from spegel_consul.ring.pace import Pace
 from spegel_consul.ring.placement import REPLICAS
 from spegel_consul.ring.records import Records
 from spegel_consul.ring.view import CIRCLE, MemberView, view
@@ -50,6 +51,7 @@ _MAX_REQUEST = 64 << 10
 _SLICE = 250  # keys that are looked at between two checkpoints
 _REQUEST_SLICE = 64  # messages of one peer that are answered between two checkpoints
 _SLOW = 0.02
+_FAREWELL_EVERY = 10.0  # all records are looked at for one
 _NAMED_AGE = 60.0  # how old the news is taken to be that a provider lives
 
 
@@ -96,8 +98,11 @@ class KadRouter:
         self._answers = Answers(self._membership, self._records, self._announcements, rng=self._rng)
         self._announce_alarm = Alarm()
         self._rebalance = False
-        self._tell_limit = trio.CapacityLimiter(8)
+        self._leaving: bool = heir_of is not None and heir_of._leaving
+        # those that must be connected first may be gone, and take long to show it
+        self._tell_limit, self._tell_cold_limit = trio.CapacityLimiter(8), trio.CapacityLimiter(32)
         self._inbound: dict[bytes, int] = {}
+        self._farewells = Pace(every=_FAREWELL_EVERY, burst=2)
         host.serve(KAD, self._serve)
         host.serve(WITHDRAW, self._serve_withdrawal)
 
@@ -141,6 +146,7 @@ class KadRouter:
             count=count,
             exclude=self._host.id,
             hedge=self._times.hedge,
+            in_touch=self._membership.is_in_touch,
             rng=self._rng,
         )
         send, receive = trio.open_memory_channel[Provider](math.inf)
@@ -158,12 +164,21 @@ class KadRouter:
             receive.close()
 
     async def announce(self, added: Collection[str], removed: Collection[str] = ()) -> None:
+        if self._leaving:
+            return
         self._announcements.remove(map(dht_key, removed))
         keys = list(map(dht_key, added))
         for start in range(0, len(keys), _SLICE):
             self._announcements.add(keys[start : start + _SLICE])
             self._announce_alarm.ring()
             await trio.lowlevel.checkpoint()
+
+    async def leave(self) -> None:
+        self._leaving = True
+        told = set(self._announcements.clear()).intersection(self._host.connected())
+        async with trio.open_nursery() as nursery:
+            for peer in told:
+                nursery.start_soon(self._membership.withdraw, peer, ())
 
     async def join(self, peers: Sequence[PeerInfo]) -> int:
         return await self._membership.join(peers)
@@ -215,13 +230,17 @@ class KadRouter:
             stream.close()
 
     async def _serve_withdrawal(self, stream: Stream) -> None:
-        """Forget records of a peer as it asks."""
+        """Forget records of a peer as it asks; all of them if it names none, for then it leaves."""
         with self._admitted(stream.peer), trio.fail_after(_BATCH_TIMEOUT):
             frames = Frames(_MAX_REQUEST)
             while data := await stream.receive():
                 for body in frames.feed(data):
-                    for key in decode_withdrawal(body):
+                    keys = decode_withdrawal(body)
+                    for key in keys:
                         self._records.remove(key, stream.peer)
+                    if not keys and self._farewells.admits(stream.peer, trio.current_time()):
+                        for _ in self._records.forget(stream.peer):
+                            await trio.lowlevel.checkpoint()
             stream.close()
 
     @contextmanager
@@ -309,7 +328,7 @@ class KadRouter:
                 self._background.spawn(self._tell, batch)
 
     async def _tell(self, batch: Batch) -> None:
-        async with self._tell_limit:
+        async with self._tell_limit if self._membership.is_in_touch(batch.peer) else self._tell_cold_limit:
             done = not batch.withdrawn or await self._membership.withdraw(batch.peer, batch.withdrawn)
             if done and batch.keys:
                 me = (self._membership.me,)

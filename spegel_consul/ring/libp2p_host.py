@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import socket
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -24,14 +24,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from spegel_consul.ring import RingError, identity, peerid
 from spegel_consul.ring.address import Address
+from spegel_consul.ring.dialler import Dialler
 from spegel_consul.ring.host import DialledSelf, Handler, Identity, Stream, Unreachable
 from spegel_consul.ring.libp2p_layers import Connection, Layers, Wire, read_description
+from spegel_consul.ring.patience import Patience
 from spegel_consul.ring.result import Result
 from spegel_consul.ring.wire import Frames, frame
 
 log = structlog.get_logger(__name__)
 
-DIAL_TIMEOUT = 3.0
 HANDSHAKE_TIMEOUT = 5.0
 MAX_CONNECTIONS = 4096
 MAX_CONNECTIONS_PER_PEER = 4
@@ -40,9 +41,8 @@ MAX_HALF_OPEN = 512
 MAX_HALF_OPEN_PER_ADDRESS = 128
 
 _IDENTIFY, _PING = "/ipfs/id/1.0.0", "/ipfs/ping/1.0.0"
-# Waiting for an answer costs nothing, and hosts that vanished are waited for longest.  Handshakes cost CPU: when all
-# nodes of a ring start at once, more of them at a time would make all too late.
-_PARALLEL_DIALS, _PARALLEL_HANDSHAKES = 32, 6
+# They cost CPU: when all nodes of a ring start at once, more of them at a time would make all too late.
+_PARALLEL_HANDSHAKES = 6
 _MAX_IDENTIFY = 64 << 10
 _PING_IDLE = 600.0
 
@@ -74,7 +74,8 @@ class Libp2pHost:
         self._inbound: Counter[str] = Counter()  # connections by the address that they came from
         self._accepting = trio.CancelScope()
         self._dialling: dict[bytes, Result[Connection]] = {}
-        self._dial_limit = trio.CapacityLimiter(_PARALLEL_DIALS)
+        self._dialler = Dialler()
+        self._patience = Patience(self._spawn)
         self._handshake_limit = trio.CapacityLimiter(_PARALLEL_HANDSHAKES)
         self._nursery: trio.Nursery | None = None
 
@@ -89,6 +90,9 @@ class Libp2pHost:
     def connected(self) -> tuple[bytes, ...]:
         return tuple(self._connections)
 
+    def is_connected(self, peer: bytes) -> bool:
+        return peer in self._connections
+
     def serve(self, protocol: str, handler: Handler) -> None:
         self._handlers[protocol] = handler
 
@@ -97,7 +101,7 @@ class Libp2pHost:
             for connection in connections:
                 if connection.dialled == (host, port) and not connection.closed:
                     return connection.peer
-        return (await self._dialled(host, port)).peer
+        return (await self._dialled(host, port, named=True)).peer
 
     async def open(self, peer: bytes, addresses: Sequence[Address], protocol: str) -> Stream:
         while True:
@@ -179,7 +183,7 @@ class Libp2pHost:
         except OSError:
             remote = ""
         self._make_room(remote)
-        handshake = trio.CancelScope(deadline=trio.current_time() + HANDSHAKE_TIMEOUT)
+        handshake = trio.CancelScope()
         self._half_open[handshake] = remote
         try:
             await self._connect(stream, Result(), handshake, remote=remote)
@@ -197,11 +201,11 @@ class Libp2pHost:
         del self._half_open[oldest]  # at once: the next one that comes may be handled before its task is
         oldest.cancel()
 
-    async def _dialled(self, host: str, port: int) -> Connection:
+    async def _dialled(self, host: str, port: int, *, named: bool = False) -> Connection:
         if self._nursery is None:
             raise Unreachable("the ring is not running")
         result: Result[Connection] = Result()
-        self._nursery.start_soon(self._dial, self._nursery, host, port, result)
+        self._nursery.start_soon(self._dial, self._nursery, host, port, named, result)
         return await result.wait()
 
     async def _dial_peer(self, peer: bytes, addresses: Sequence[Address]) -> Connection:
@@ -231,23 +235,19 @@ class Libp2pHost:
             self._dialling.pop(peer, None)
             result.fail(Unreachable("; ".join(reasons) or "no address of the peer is known"))
 
-    async def _dial(self, nursery: trio.Nursery, host: str, port: int, result: Result[Connection]) -> None:
-        async with self._dial_limit:
-            try:
-                with trio.fail_after(DIAL_TIMEOUT):
-                    stream = await trio.open_tcp_stream(host, port)
-            except Exception as exc:  # getaddrinfo raises more than OSError for a name that is none
-                reason = "no answer" if isinstance(exc, trio.TooSlowError) else exc
-                result.fail(Unreachable(f"can't connect to {host!a}, port {port}: {reason}"))
-                return
+    async def _dial(self, nursery: trio.Nursery, host: str, port: int, named: bool, result: Result[Connection]) -> None:
+        try:
+            stream = await self._dialler.connect(host, port, named=named)
+        except Exception as exc:  # getaddrinfo raises more than OSError for a name that is none
+            result.fail(Unreachable(f"can't connect to {host!a}, port {port}: {exc}"))
+            return
         try:
             await self._handshake_limit.acquire()
         except BaseException:
             await trio.aclose_forcefully(stream)
             raise
         try:
-            handshake = trio.CancelScope(deadline=trio.current_time() + HANDSHAKE_TIMEOUT)
-            nursery.start_soon(partial(self._connect, stream, result, handshake, dialled=(host, port)))
+            nursery.start_soon(partial(self._connect, stream, result, trio.CancelScope(), dialled=(host, port)))
             with suppress(RingError):
                 await result.wait()
         finally:
@@ -278,7 +278,7 @@ class Libp2pHost:
                     raise
                 # of two connections between the same peers the idle one goes, closed by who made it
                 may_trim = self._has_several if outbound else None
-                connection = Connection(muxed, nursery, self._handlers, may_trim, dialled, remote)
+                connection = Connection(muxed, nursery, self._handlers, may_trim, dialled, remote, self._patience)
                 await connection.start()
                 self._register(connection)
                 result.set(connection)
@@ -297,12 +297,16 @@ class Libp2pHost:
 
     async def _upgrade(self, wire: Wire, outbound: bool, handshake: trio.CancelScope) -> Any:
         """Negotiate what makes a connection of a TCP stream, and learn who is there. Raises anything."""
-        with handshake:
+        with handshake, suppress(trio.TooSlowError), self._patience.fail_after(HANDSHAKE_TIMEOUT):
             secured = await self._layers.secure(wire, outbound=outbound)
             if self._layers.peer_of(secured) == self._id:
                 raise DialledSelf("behind this address is this node")
             return await self._layers.multiplex(secured)
         raise Unreachable("the handshake took too long")
+
+    def _spawn(self, task: Callable[[], Awaitable[None]]) -> None:
+        if self._nursery is not None:
+            self._nursery.start_soon(task)
 
     def _has_several(self, peer: bytes) -> bool:
         return len(self._connections.get(peer, ())) > 1
@@ -318,6 +322,7 @@ class Libp2pHost:
             if self._inbound[connection.remote] >= MAX_INBOUND_PER_ADDRESS:
                 raise Unreachable("there are too many connections from this address")
             self._inbound[connection.remote] += 1
+            self._dialler.heard_from(connection.remote)
         self._connections.setdefault(connection.peer, []).append(connection)
 
     def _unregister(self, connection: Connection) -> None:

@@ -62,6 +62,7 @@ from spegel_consul.ring import RingError, identity, peerid
 from spegel_consul.ring.address import Address
 from spegel_consul.ring.host import Handler, Identity, ProtocolRefused, Stream, StreamClosed, Unreachable
 from spegel_consul.ring.outbox import Outbox, OutboxFull
+from spegel_consul.ring.patience import Patience
 from spegel_consul.ring.result import Result
 
 log = structlog.get_logger(__name__)
@@ -328,10 +329,12 @@ class Connection:
         may_trim: Callable[[bytes], bool] | None,
         dialled: tuple[str, int] | None,
         remote: str,
+        patience: Patience,
     ) -> None:
         self.dialled = dialled  # where it was made to, if it was made from here
         self.remote = remote  # else the address that it came from
         self._muxed = muxed
+        self._patience = patience
         self._handlers = handlers
         self._may_trim = may_trim
         self.peer: bytes = muxed.peer_id.to_bytes()
@@ -375,7 +378,7 @@ class Connection:
     async def open(self, protocol: str, result: Result[Stream]) -> None:
         """Open and negotiate a stream; a task of the connection, so that nobody who waits can cancel it."""
         try:
-            with trio.fail_after(NEGOTIATION_TIMEOUT):
+            with self._patience.fail_after(NEGOTIATION_TIMEOUT):
                 stream = _Stream(self, await self._muxed.open_stream())
                 try:
                     channel = MultiselectCommunicator(_Negotiation(stream))
@@ -399,7 +402,7 @@ class Connection:
     async def _serve(self, stream: _Stream) -> None:
         offered: dict[TProtocol | None, Any] = {TProtocol(protocol): None for protocol in self._handlers}
         try:
-            with trio.fail_after(NEGOTIATION_TIMEOUT):
+            with self._patience.fail_after(NEGOTIATION_TIMEOUT):
                 channel = MultiselectCommunicator(_Negotiation(stream))
                 protocol, _ = await Multiselect(offered).negotiate(channel)
             await self._handlers[str(protocol)](stream)

@@ -1,7 +1,8 @@
 # One lookup, decided without clock or connections.
 #
 # The peers nearest to the key hold its records, so three of them are asked at once: three at random out of
-# the dozen nearest, because a layer that a thousand nodes want is not to be asked for at the same three.
+# the dozen nearest, because a layer that a thousand nodes want is not to be asked for at the same three, and those
+# first to whom no connection must be made.
 # When one has answered another is asked in its place, and when none has answered for a hedge interval one
 # more is asked on top: a slow or hung peer costs one interval, not its timeout.  The interval is what nine of
 # ten answers took of late, so it fits a rack as well as two continents.  Answers also name peers nearer to
@@ -54,7 +55,10 @@ class AnswerTimes:
 
 
 class Lookup:
-    """What to do next for one key. ``closest`` reads the present candidates, nearest first."""
+    """What to do next for one key.
+
+    ``closest`` reads the present candidates, nearest first; ``in_touch`` says whether one needs no new connection.
+    """
 
     def __init__(
         self,
@@ -64,8 +68,10 @@ class Lookup:
         exclude: bytes,
         parallel: int = PARALLEL,
         hedge: float = HEDGE,
+        in_touch: Callable[[bytes], bool] = lambda peer: True,
         rng: random.Random | None = None,
     ) -> None:
+        self._in_touch = in_touch
         self._closest = closest
         self._count = count
         self._parallel = parallel
@@ -117,7 +123,9 @@ class Lookup:
             self._hedges += 1
             free = 1
         near = waiting[:SPREAD]
-        chosen = self._rng.sample(near, min(max(0, free), len(near)))
+        chosen = self._rng.sample(near, len(near))
+        chosen.sort(key=self._in_touch, reverse=True)
+        del chosen[max(0, free) :]
         if chosen:
             self._quiet_since = now
         self._exhausted = len(chosen) == len(waiting)

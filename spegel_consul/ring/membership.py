@@ -26,6 +26,7 @@ from spegel_consul.ring.host import DialledSelf, Host, ProtocolRefused, Stream
 from spegel_consul.ring.members import HEARSAY_AGE, Members
 from spegel_consul.ring.offences import Offences
 from spegel_consul.ring.pace import Pace
+from spegel_consul.ring.patience import Patience
 from spegel_consul.ring.pipeline import Pipeline
 from spegel_consul.ring.placement import REPLICAS
 from spegel_consul.ring.wire import (
@@ -56,7 +57,7 @@ _PARALLEL_INTRODUCTIONS, _MAX_INTRODUCING = 8, 256
 _LONGEST_GOSSIP = 60.0
 _TELL_EVERY = 60.0
 _SPARE_PIPELINES = 64
-_PARALLEL_REVIVALS = 16  # half of the dials that a host makes at a time
+_PARALLEL_REVIVALS = 16  # a dial that nobody answers takes seconds
 _SERVE_EVERY, _SERVE_BURST = 1.0, 3  # for one peer; a new generation of it may follow the old one at once
 _SLICE = 64  # reports that are learnt between two checkpoints
 _GREETED_PER_SECOND = 100
@@ -101,6 +102,7 @@ class Membership:
         self._introducing: set[bytes] = set()
         self._revive_limit = trio.CapacityLimiter(_PARALLEL_REVIVALS)
         self._offences = Offences()
+        self._patience = Patience(background.spawn)
         self._pace = Pace(every=_SERVE_EVERY, burst=_SERVE_BURST)
         self._told_of_offence = -math.inf
         host.serve(MEMBERS, self._serve)
@@ -135,14 +137,16 @@ class Membership:
                 KAD,
                 self._background.spawn,
             )
-        warm = pipeline.is_open
+        warm = self.is_in_touch(peer)
         start = trio.current_time()
         try:
-            with trio.fail_after(within or (member.timeout if warm else _COLD_TIMEOUT)):
+            with self._patience.fail_after(within or (member.timeout if warm else _COLD_TIMEOUT)):
                 answer = await pipeline.ask(request)
         except (RingError, trio.TooSlowError) as exc:
             log.debug("ring_question_failed", peer=peerid.to_text(peer), error=repr(exc))
-            if member.spoke < start:  # else it lives, and is only slow
+            # if its dial had no turn yet the question never left, and if it spoke meanwhile it lives and is only slow
+            never_left = isinstance(exc, trio.TooSlowError) and not self._host.is_connected(peer)
+            if member.spoke < start and not never_left:
                 self._failed(peer)
             return None
         self.heard(peer, trio.current_time() - start if warm else None)
@@ -150,8 +154,13 @@ class Membership:
             self.learn(self.contact(closer), source=peer)
         return answer
 
+    def is_in_touch(self, peer: bytes) -> bool:
+        """Whether a question to ``peer`` needs no new connection."""
+        pipeline = self._pipelines.get(peer)
+        return pipeline is not None and pipeline.is_open
+
     async def withdraw(self, peer: bytes, keys: Sequence[bytes]) -> bool:
-        """Tell a member that this node has ``keys`` no longer. False if it should be told again."""
+        """Tell a member that this node has ``keys`` no longer, or (if empty) nothing. False: tell it again."""
         member = self.table.get(peer)
         if member is None or member.ours is False:
             return True
@@ -261,7 +270,7 @@ class Membership:
     async def _exchange(self, peer: bytes) -> None:
         """Tell ``peer`` all members and learn its. Raises RingError or TooSlowError."""
         member = self.table.get(peer)
-        with trio.fail_after(_EXCHANGE_TIMEOUT):
+        with self._patience.fail_after(_EXCHANGE_TIMEOUT):
             try:
                 stream = await self._host.open(peer, member.routers if member else (), MEMBERS)
             except ProtocolRefused:
@@ -318,7 +327,7 @@ class Membership:
             member.ours = ours
 
     async def _join_through(self, peer: PeerInfo, standing: set[bytes]) -> None:
-        with trio.move_on_after(JOIN_TIMEOUT):
+        with suppress(trio.TooSlowError), self._patience.fail_after(JOIN_TIMEOUT):
             try:
                 found = await self._connect(peer)
             except DialledSelf:
@@ -340,7 +349,7 @@ class Membership:
             known = peerid.from_text(peer.id)
             if known == self._host.id:
                 raise DialledSelf("the peer is this node")
-            if known in self._host.connected():
+            if self._host.is_connected(known):
                 return known
         error = RingError("none of its addresses can be dialled")
         for address in map(parse, peer.addrs):
@@ -376,9 +385,9 @@ class Membership:
                 await self._probe_now(peer)
 
     async def _probe_now(self, peer: bytes) -> None:
-        pipeline, start = self._pipelines.get(peer), trio.current_time()
+        start = trio.current_time()
         within = _COLD_TIMEOUT  # a machine that just starts has many connections to make
-        if pipeline is not None and pipeline.is_open:
+        if self.is_in_touch(peer):
             within = _DOUBT_TIMEOUT if self.table.is_alive(peer) else _PROBE_TIMEOUT
         answer = await self.ask(peer, encode(Message(MessageType.PING)), within=within)
         member = self.table.get(peer)

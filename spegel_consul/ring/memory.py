@@ -36,6 +36,7 @@ class MemoryRouter:
         )
         self._known: set[MemoryRouter] = set()
         self._keys: set[str] = set()
+        self._leaving = False
 
     @property
     def me(self) -> PeerInfo:
@@ -59,8 +60,15 @@ class MemoryRouter:
 
     async def announce(self, added: Collection[str], removed: Collection[str] = ()) -> None:
         await trio.lowlevel.checkpoint()
+        if self._leaving:
+            return
         self._keys.difference_update(removed)
         self._keys.update(added)
+
+    async def leave(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self._leaving = True
+        self._keys.clear()
 
     async def join(self, peers: Sequence[PeerInfo]) -> int:
         await trio.lowlevel.checkpoint()

@@ -17,14 +17,13 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from hashlib import blake2b
 
 VALIDITY = 19 * 60.0
 """Seconds for which a record is believed (Spegel: 15 min between announcements + 2 x 2 min of delay)."""
 
 _ROW = struct.Struct("<16sId")  # key's hash, peer's number, expiry
-_EXPIRY = struct.Struct("<d")
 _ID, _HASH = 20, 16  # bytes of a row that say which record it is, and which key
 _ROWS_PER_BUCKET = 24
 
@@ -83,6 +82,11 @@ class Records:
             if at >= 0:
                 self._drop(bucket, at)
 
+    def forget(self, peer: bytes) -> Iterator[None]:
+        """``peer`` has nothing any more: drop its records, a little with each step of the iterator."""
+        if (number := self._number.get(peer)) is not None:
+            yield from self._drop_all(lambda row: row[1] == number)
+
     def is_full_of(self, peer: bytes) -> bool:
         """Whether ``peer`` has its share of what can be noted."""
         return self._count.get(self._number.get(peer, -1), 0) >= self._capacity_per_peer
@@ -106,14 +110,7 @@ class Records:
 
     def sweep(self, now: float) -> Iterator[None]:
         """Drop what has expired, a little with each step of the iterator."""
-        index = 0
-        while index < len(self._buckets):  # it may grow meanwhile; what moved up is met there
-            bucket = self._buckets[index]
-            for at in range(len(bucket) - _ROW.size, -1, -_ROW.size):
-                if _EXPIRY.unpack_from(bucket, at + _ID)[0] <= now:
-                    self._drop(bucket, at)
-            index += 1
-            yield
+        return self._drop_all(lambda row: row[2] <= now)
 
     def _hash(self, key: bytes) -> bytes:
         return blake2b(key, digest_size=_HASH, key=self._secret).digest()
@@ -137,6 +134,16 @@ class Records:
         self._buckets.append(move)
         if len(self._buckets) == 2 << self._level:
             self._level += 1
+
+    def _drop_all(self, is_over: Callable[[tuple[bytes, int, float]], bool]) -> Iterator[None]:
+        index = 0
+        while index < len(self._buckets):  # it may grow meanwhile; what moved up is met there
+            bucket = self._buckets[index]
+            for at in range(len(bucket) - _ROW.size, -1, -_ROW.size):
+                if is_over(_ROW.unpack_from(bucket, at)):
+                    self._drop(bucket, at)
+            index += 1
+            yield
 
     def _drop(self, bucket: bytearray, at: int) -> None:
         _, number, _ = _ROW.unpack_from(bucket, at)

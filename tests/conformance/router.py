@@ -176,6 +176,22 @@ class RouterSuite:
         for key in ("a", "b"):
             await eventually_finds(second, key, {first.me.id})
 
+    async def test_who_leaves_is_not_named_any_more_though_it_is_still_there(self, rig: Rig) -> None:
+        first, second, third = [await rig.node() for _ in range(3)]
+        for router in (second, third):
+            assert await router.join([first.me]) == 1
+        await eventually(lambda: all(len(router.members()) == 2 for router in (first, second, third)))
+        await first.announce(["key", "other"])
+        await second.announce(["key"])
+        await eventually_finds(third, "key", {first.me.id, second.me.id})
+        await eventually_finds(third, "other", {first.me.id})
+        with trio.fail_after(5):
+            await first.leave()
+        await first.announce(["later"])
+        await eventually_finds(third, "key", {second.me.id})
+        assert await find(third, "other") == await find(second, "other") == await find(second, "later") == []
+        await eventually_finds(first, "key", {second.me.id})
+
     async def test_a_dead_provider_is_forgotten(self, rig: Rig) -> None:
         routers = await ring_of(rig, 4)
         await routers[1].announce(["layer"])

@@ -149,3 +149,15 @@ def test_an_answer_from_one_that_died_meanwhile_changes_nothing() -> None:
     subject.told(batch, 0)
     subject.failed(batch, 0)
     assert subject.pending == 0
+
+
+def test_who_leaves_has_nothing_and_knows_whom_it_told() -> None:
+    subject = announcements([b"a", b"b"])
+    subject.add(keys(3))
+    first, second = subject.batches(0)
+    subject.told(first, 0)
+    assert sorted(subject.clear()) == [b"a", b"b"], "the other may have heard of it too"
+    subject.told(second, 0)
+    subject.place(keys(3))
+    assert (len(subject), subject.pending, subject.batches(10_000)) == (0, 0, [])
+    assert subject.wake_at() == math.inf

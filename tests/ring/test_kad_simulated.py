@@ -26,7 +26,7 @@ class SimRig:
     def __init__(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
         self._ports = itertools.count(5000)
-        self._scopes: dict[str | None, trio.CancelScope] = {}
+        self._lives: dict[str | None, tuple[trio.CancelScope, trio.Event]] = {}
         self._registries: dict[str | None, tuple[str, int]] = {}
         self.network = SimNetwork()
         self.hosts: dict[str | None, SimHost] = {}
@@ -38,20 +38,24 @@ class SimRig:
         if not speaks_members:
             host.refuse(MEMBERS)
             host.refuse(WITHDRAW)
-        scope = trio.CancelScope()
+        scope, ended = trio.CancelScope(), trio.Event()
 
         async def run(*, task_status: trio.TaskStatus[None]) -> None:
-            with scope:
-                await router.run(task_status=task_status)
+            try:
+                with scope:
+                    await router.run(task_status=task_status)
+            finally:
+                ended.set()
 
         await self._nursery.start(run)
-        self._scopes[router.me.id], self._registries[router.me.id] = scope, registry
+        self._lives[router.me.id], self._registries[router.me.id] = (scope, ended), registry
         self.hosts[router.me.id] = host
         return router
 
     async def kill(self, router: Router) -> None:
-        self._scopes[router.me.id].cancel()
-        await trio.sleep(0.001)
+        scope, ended = self._lives[router.me.id]
+        scope.cancel()
+        await ended.wait()
 
     def registry(self, router: Router) -> tuple[str, int]:
         return self._registries[router.me.id]

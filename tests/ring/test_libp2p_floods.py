@@ -247,6 +247,35 @@ async def test_who_sends_more_than_it_was_granted_loses_the_connection(
     await victim.still_works(friend)
 
 
+async def test_many_streams_that_nobody_reads_are_bounded_together(
+    victim: Victim, friend: KadRouter, attacker: Libp2pHost
+) -> None:
+    """None of them has more than it was granted, with the slack; together they have more than a connection may."""
+
+    async def deaf(stream: object) -> None:
+        await trio.sleep_forever()
+
+    victim.host.serve("/deaf", deaf)
+    await attacker.dial("127.0.0.1", victim.port)
+    (connection,) = victim.host._connections[attacker.id]
+    buffers, most, sent = connection._muxed.stream_buffers, 0, 0
+    with suppress(Exception), trio.fail_after(30):
+        for _ in range(libp2p_layers.MAX_INBOUND_STREAMS - 1):
+            stream = await attacker.open(victim.host.id, (), "/deaf")
+            muxed = stream._muxed  # type: ignore[attr-defined]
+            muxed.send_window = 1 << 40
+            for _ in range(3):
+                await muxed.write(bytes(100 << 10))
+                sent += 100 << 10
+                await trio.sleep(0)
+                most = max(most, sum(map(len, buffers.values())))
+    await eventually(lambda: connection.closed)
+    assert sent > libp2p_layers.RECEIVE_BUFFER
+    assert libp2p_layers.RECEIVE_BUFFER * 0.8 < most <= libp2p_layers.RECEIVE_BUFFER
+    assert not connection._muxed.stream_buffers
+    await victim.still_works(friend)
+
+
 async def test_what_waits_on_a_stream_that_is_reset_is_dropped(
     victim: Victim, friend: KadRouter, attacker: Libp2pHost
 ) -> None:
@@ -306,30 +335,60 @@ async def test_member_lists_are_given_at_a_pace(victim: Victim, friend: KadRoute
     await victim.still_works(friend)
 
 
-async def test_hosts_that_vanished_do_not_delay_the_dials_of_others(
-    victim: Victim, friend: KadRouter, attacker: Libp2pHost, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real, waiting = trio.open_tcp_stream, 0
+@pytest.fixture
+def vanished(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many dials wait for hosts at 127.0.9.*, which do not answer."""
+    real, waiting = trio.open_tcp_stream, [0]
 
     async def dial(host: str, port: int) -> trio.SocketStream:
-        nonlocal waiting
-        if host.startswith("127.0.9."):
-            waiting += 1
+        if not host.startswith("127.0.9."):
+            return await real(host, port)
+        waiting[0] += 1
+        try:
             await trio.sleep_forever()
-        return await real(host, port)
+        finally:
+            waiting[0] -= 1
+        raise AssertionError
 
     monkeypatch.setattr(trio, "open_tcp_stream", dial)
+    return waiting
+
+
+def _gone(number: int) -> Contact:
+    peer = b"\x00\x24\x08\x01\x12\x20" + number.to_bytes(32, "big")
+    return Contact(peer, (Address(f"127.0.9.{number % 250 + 1}", 1 + number),))
+
+
+async def test_hosts_that_vanished_do_not_delay_the_dials_of_others(
+    victim: Victim, friend: KadRouter, attacker: Libp2pHost, vanished: list[int]
+) -> None:
     membership = victim.router._membership
     for number in range(300):
-        peer, address = b"\x00\x24\x08\x01\x12\x20" + number.to_bytes(32, "big"), Address("127.0.9.9", 1 + number)
-        membership.learn(Contact(peer, (address,)), source=os.urandom(8))
-        membership._failed(peer)
-    await eventually(lambda: waiting >= 16, within=3)
-    await trio.sleep(0.3)
-    assert waiting == 16
+        membership.learn(_gone(number), source=os.urandom(8))
+        membership._failed(_gone(number).id)
+    await eventually(lambda: vanished[0] >= 16, within=3)
+    await trio.sleep(0.5)
+    assert vanished[0] == 16
     start = trio.current_time()
     assert await victim.host.dial("127.0.0.1", attacker.address.port) == attacker.id
     assert trio.current_time() - start < 1
+    await victim.still_works(friend)
+
+
+async def test_questions_to_hosts_that_never_were_do_not_delay_those_to_others(
+    victim: Victim, friend: KadRouter, attacker: Libp2pHost, vanished: list[int], nursery: trio.Nursery
+) -> None:
+    membership = victim.router._membership
+    for number in range(300):
+        membership.learn(_gone(number), source=os.urandom(8))
+        nursery.start_soon(membership.ask, _gone(number).id, PING)
+    await eventually(lambda: vanished[0] >= 32, within=3)
+    membership.learn(Contact(attacker.id, (attacker.address,)), source=b"x")
+    start = trio.current_time()
+    stream = await victim.host.open(attacker.id, (attacker.address,), "/ipfs/ping/1.0.0")
+    assert trio.current_time() - start < 1
+    assert vanished[0] >= 32
+    stream.reset()
     await victim.still_works(friend)
 
 

@@ -58,6 +58,20 @@ def test_neither_one_peer_nor_all_fill_the_memory() -> None:
     assert records.add(b"key", b"one too many", 10_000)
 
 
+def test_a_peer_that_leaves_is_forgotten_and_its_share_is_free_again() -> None:
+    records = Records(capacity_per_peer=1000)
+    for number in range(1000):
+        assert records.add(b"%d" % number, b"leaver", 0)
+        assert records.add(b"%d" % number, b"other", 0)
+    list(records.forget(b"leaver"))
+    list(records.forget(b"nobody"))
+    assert len(records) == records.held_of(b"other") == 1000
+    assert records.held_of(b"leaver") == 0
+    assert all(records.providers(b"%d" % number, 1) == [b"other"] for number in range(1000))
+    assert all(records.add(b"again %d" % number, b"leaver", 2) for number in range(1000))
+    assert not records.add(b"one too many", b"leaver", 2)
+
+
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 50)), max_size=60))
 def test_records_behave_like_a_plain_table(adds: list[tuple[int, int, int]]) -> None:
     records, table, now = Records(validity=40), {}, 0

@@ -65,6 +65,9 @@ class SimHost:
     def connected(self) -> tuple[bytes, ...]:
         return tuple(self._peers)
 
+    def is_connected(self, peer: bytes) -> bool:
+        return peer in self._peers
+
     def serve(self, protocol: str, handler: Handler) -> None:
         self._handlers[protocol] = handler
 
