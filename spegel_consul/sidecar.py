@@ -244,7 +244,8 @@ async def _start(settings: Settings, node: _Node, stages: _Stages, resources: As
     dial_back.add_to(others)
     identity.add_to(others, lambda: router.me)
     content = ContentApp(others, planner, store, mirror, metrics)  # type: ignore[arg-type]
-    await stages.serve(content, node.registry, short_road, node.tls)  # type: ignore[arg-type]
+    called = frozenset({node.address})
+    await stages.serve(content, node.registry, short_road, node.tls, called)  # type: ignore[arg-type]
     # who follows events would keep a stop waiting
     await stages.serve(web_app.build_app(view), node.metrics, drain_timeout=1.0)
     metrics.http_inflight.set_function(lambda: {("content",): float(short_road.inflight + content.inflight)})
@@ -462,11 +463,21 @@ class _Stages:
         sock: socket.socket,
         short_road: ShortRoad | None = None,
         tls: Tls | None = None,
+        called: frozenset[str] = frozenset(),
         drain_timeout: float = DRAIN_TIMEOUT,
     ) -> None:
         """Serve ``app`` on ``sock``; requests in flight may end before it stops."""
         drain = trio.Event()
-        run = partial(serve, app, sock, stop=drain.wait, short_road=short_road, tls=tls, drain_timeout=drain_timeout)
+        run = partial(
+            serve,
+            app,
+            sock,
+            stop=drain.wait,
+            short_road=short_road,
+            tls=tls,
+            called=called,
+            drain_timeout=drain_timeout,
+        )
         await self.start(run, gently=drain)
 
     async def stop(self) -> None:
