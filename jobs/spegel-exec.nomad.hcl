@@ -185,7 +185,7 @@ job "spegel" {
         name     = "ready"
         type     = "http"
         path     = "/readyz"
-        interval = "5s"
+        interval = "2s"
         timeout  = "2s"
       }
       check {
@@ -194,6 +194,8 @@ job "spegel" {
         path     = "/livez"
         interval = "10s"
         timeout  = "3s"
+        # DNS need not wait for it as well
+        initial_status = "passing"
 
         check_restart {
           limit = 6

@@ -160,7 +160,7 @@ job "spegel" {
         name     = "ready"
         type     = "http"
         path     = "/readyz"
-        interval = "5s"
+        interval = "2s"
         timeout  = "2s"
       }
       check {

@@ -71,7 +71,7 @@ from spegel_consul.store.inventory import Stock
 from spegel_consul.store.layout import LayoutStore
 from spegel_consul.store.union import UnionStore
 from spegel_consul.web import app as web_app
-from spegel_consul.web import readings
+from spegel_consul.web import identity, readings
 from spegel_consul.web.node import Consul, Node
 
 log = structlog.get_logger(__name__)
@@ -154,6 +154,10 @@ class _Node:
     @property
     def registry_url(self) -> str:
         return f"{self.scheme}://{self.host}:{self.registry_port}"
+
+    @property
+    def metrics_url(self) -> str:
+        return f"http://{self.host}:{self.metrics_port}"
 
     @property
     def scheme(self) -> str:
@@ -242,8 +246,10 @@ async def _start(
     )
     others = build_app(view.problem, view.warnings)
     dial_back.add_to(others)
+    identity.add_to(others, lambda: router.me)
     content = ContentApp(others, planner, store, mirror, metrics)  # type: ignore[arg-type]
-    await stages.serve(content, node.registry, short_road, node.tls)  # type: ignore[arg-type]
+    called = frozenset({node.address})
+    await stages.serve(content, node.registry, short_road, node.tls, called)  # type: ignore[arg-type]
     # who follows events would keep a stop waiting
     await stages.serve(web_app.build_app(view), node.metrics, drain_timeout=1.0)
     metrics.http_inflight.set_function(lambda: {("content",): float(short_road.inflight + content.inflight)})
@@ -272,6 +278,7 @@ async def _start(
         candidate=candidate,
         catalog=catalog,
         nomad=node.nomad,
+        trust=node.tls.client if node.tls is not None else None,
     )
     catalogued.catalog = catalog
     roster = CatalogRoster(catalog) if catalog is not None else None
@@ -286,7 +293,7 @@ def _record(settings: Settings, node: _Node, router: Router) -> LeaderRecord:
         me.id,
         tuple(f"{addr}/p2p/{me.id}" for addr in me.addrs),
         node=settings.node_name,
-        http=f"http://{node.host}:{node.metrics_port}/id",
+        http=f"{node.registry_url if node.tls is not None else node.metrics_url}{identity.PATH}",
         registry=node.registry_url,
         version=__version__,
         alloc_id=os.environ.get("NOMAD_ALLOC_ID"),
@@ -472,11 +479,21 @@ class _Stages:
         sock: socket.socket,
         short_road: ShortRoad | None = None,
         tls: Tls | None = None,
+        called: frozenset[str] = frozenset(),
         drain_timeout: float = DRAIN_TIMEOUT,
     ) -> None:
         """Serve ``app`` on ``sock``; requests in flight may end before it stops."""
         drain = trio.Event()
-        run = partial(serve, app, sock, stop=drain.wait, short_road=short_road, tls=tls, drain_timeout=drain_timeout)
+        run = partial(
+            serve,
+            app,
+            sock,
+            stop=drain.wait,
+            short_road=short_road,
+            tls=tls,
+            called=called,
+            drain_timeout=drain_timeout,
+        )
         await self.start(run, gently=drain)
 
     async def stop(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Callable, Iterator
 
 from spegel_consul.bootstrap import Bootstrap
@@ -31,10 +32,12 @@ def assemble(
     candidate: Candidate | None = None,
     catalog: CatalogWatch | None = None,
     nomad: NomadClient | None = None,
+    trust: Callable[[], ssl.SSLContext] | None = None,
 ) -> Bootstrap:
     """The bootstrap of ``settings``, which has what its kinds need: a candidate, a catalog, a client of Nomad.
 
-    ``router_port`` is that of peers that are named by address only; ``lonely``: see SeveralBootstraps.
+    ``router_port`` is that of peers that are named by address only; ``lonely``: see SeveralBootstraps; ``trust``: see
+    HttpSource.
     """
 
     def ways() -> Iterator[tuple[str, Bootstrap]]:
@@ -51,7 +54,7 @@ def assemble(
                     yield kind.value, PolledBootstrap(source)
                 case BootstrapKind.HTTP:
                     for url in settings.http_urls:
-                        http = HttpSource(url, settings.http_cert_dir)
+                        http = HttpSource(url, settings.http_cert_dir, trust)
                         yield f"http {http.name}", PolledBootstrap(http)
                 case BootstrapKind.DNS if settings.dns_domain:
                     yield kind.value, PolledBootstrap(DnsSource(settings.dns_domain, router_port, settings.dns_server))

@@ -1,13 +1,15 @@
-# Any node's metrics port serves /id, Spegel's nodes do, and so can a file behind a web server or a load balancer
-# that picks one of the nodes.  Half of what such URLs answer in practice is something else - an error page, a login
-# form, a redirect - so the answer is bounded in size and time before anybody looks at it.
+# Any node's metrics port serves /id, and its registry's port too, with TLS if that has it.  Spegel's nodes do, and so
+# can a file behind a web server or a load balancer that picks one of the nodes.  Half of what such URLs answer in
+# practice is something else - an error page, a login form, a redirect - so the answer is bounded in size and time
+# before anybody looks at it.
 
 """``HttpSource``: peers from a URL."""
 
 from __future__ import annotations
 
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -25,10 +27,13 @@ class HttpSource:
     """Asks ``url`` for a document as ``reading.parse_document`` takes it.
 
     ``cert_dir`` has ``ca.crt`` and, for mutual TLS, ``tls.crt`` and ``tls.key``, which are read anew for every
-    question. Raises ValueError for a URL or a directory that can't be used.
+    question. Without it ``trust`` makes the contexts for https, and without that the system's authorities count.
+    Raises ValueError for a URL or a directory that can't be used.
     """
 
-    def __init__(self, url: str, cert_dir: Path | None = None) -> None:
+    def __init__(
+        self, url: str, cert_dir: Path | None = None, trust: Callable[[], ssl.SSLContext] | None = None
+    ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"{url!r} is not a URL: expected something like http://10.0.0.7:9090/id")
@@ -36,9 +41,12 @@ class HttpSource:
             raise ValueError(f"{url!r} is not https, so the certificates in {cert_dir} would not be used")
         self._url = url
         self._name = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()  # without a password
-        self._cert_dir = cert_dir
+        self._context: Callable[[], ssl.SSLContext | bool] = trust or (lambda: True)
         if cert_dir is not None:
-            _tls(cert_dir)
+            self._context = partial(_tls, cert_dir)
+            self._context()
+        elif parts.scheme == "http":
+            self._context = lambda: False
 
     @property
     def name(self) -> str:
@@ -47,10 +55,9 @@ class HttpSource:
     async def ask(self) -> Sequence[PeerInfo]:
         """The first three peers that it names. Raises SourceError."""
         try:
-            verify: ssl.SSLContext | bool = _tls(self._cert_dir) if self._cert_dir else self._url.startswith("https")
             async with (
                 httpx.AsyncClient(
-                    verify=verify,
+                    verify=self._context(),
                     trust_env=False,
                     timeout=httpx.Timeout(5.0, connect=3.0),
                     headers={"User-Agent": f"spegel-consul/{__version__}", "Accept": "application/json, text/plain"},

@@ -54,13 +54,15 @@ _OPTIONS = (
         "--http-bootstrap-url",
         type=LIST,
         multiple=True,
-        help="http: URL of a list of peers, such as another node's http://10.0.0.7:9090/id; several with commas.",
+        help="http: URL of a list of peers, such as another node's http://10.0.0.7:9090/id, or https://10.0.0.7:5000/id"
+        " of nodes with certificates; several with commas.",
     ),
     option(
         "--http-bootstrap-cert-dir",
         type=click.Path(path_type=Path, file_okay=False),
         default=None,
-        help="http: directory with ca.crt and, for mutual TLS, tls.crt and tls.key.",
+        help="http: directory with ca.crt and, for mutual TLS, tls.crt and tls.key.  [default: --tls-ca-file and the "
+        "registry's own]",
     ),
     option(
         "--dns-bootstrap-domain",

@@ -138,9 +138,11 @@ class Connection(TCPServer):
         short_road: ShortRoad | None,
         lobby: Lobby | None,
         tls: Tls | None,
+        called: frozenset[str],
         stream: trio.SocketStream,
     ) -> None:
         super().__init__(app, config, context, state, stream)  # type: ignore[arg-type]
+        self._called = called
         self._plain = stream
         self._tls = tls
         self._short_road = short_road
@@ -158,6 +160,9 @@ class Connection(TCPServer):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 0)
             client = parse_socket_addr(sock.family, sock.getpeername())
             server = parse_socket_addr(sock.family, sock.getsockname())
+            if client is not None and server is not None and client[0].removeprefix("::ffff:") in self._called:
+                # a port mapping has put another address in place of the one that this client called, its own
+                server = (client[0], server[1])
             port = server[1] if server is not None else 0
             standing[port] += 1
             if self._tls is not None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from quart import Response, redirect
 from quart_trio import QuartTrio
 from werkzeug.wrappers import Response as AnyResponse
 
-from spegel_consul.web import api, debug, health, pages, readings
+from spegel_consul.web import api, debug, health, identity, pages, readings
 from spegel_consul.web.ask import Measurer
 from spegel_consul.web.node import Node
 
@@ -23,6 +21,7 @@ def build_app(node: Node) -> QuartTrio:
     app.config["RESPONSE_TIMEOUT"] = None  # events are waited for
     app.config["MAX_CONTENT_LENGTH"] = LONGEST_BODY
     readings.connect(node)
+    identity.add_to(app, lambda: node.ring.me)
     measurer = Measurer(node)
     app.register_blueprint(api.blueprint(node, measurer))
     app.register_blueprint(debug.blueprint(node.name))
@@ -42,14 +41,6 @@ def build_app(node: Node) -> QuartTrio:
     async def ready() -> Response:
         """The node can serve what it has; the reason if not."""
         return health.ready(node.problem, node.warnings)
-
-    @app.get("/id")
-    async def identity() -> Response:
-        """How to join through this node: Spegel's JSON array of ``{"ID", "Addrs"}``, one entry."""
-        me = node.ring.me
-        return Response(
-            json.dumps([{"ID": me.id, "Addrs": list(me.addrs)}]), content_type="application/json; charset=utf-8"
-        )
 
     @app.get("/")
     async def home() -> AnyResponse:

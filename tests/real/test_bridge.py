@@ -90,6 +90,14 @@ def test_peers_reach_it_by_the_advertised_address_only(bridged, image) -> None:
             asker.containerd.mirror(f"http://{asker.ip}:5000")
             asker.containerd.pull_cri(app.name)
             assert app.digests <= asker.containerd.content()
+
+        # the task's own node asks whether a tag has moved, although NAT hides that it is the node that asks
+        moved = image("docker.io/library/app1:v1", layers=[MIB], seed=7)
+        outer.containerd.import_image(moved.tar)
+        path = f"/v2/{moved.repository}/blobs/{moved.amd64.config}?ns={moved.registry}"
+        until(lambda: inner.request(path).status == 200, timeout=20, what="what the tag has moved to is found")
+        inner.containerd.pull_cri(moved.name)
+        assert moved.digests <= inner.containerd.content()
         assert sidecar.stop() == 0
         assert outer.consul.instances("spegel", passing=False)[0]["Service"]["Address"] == outer.ip
     finally:
