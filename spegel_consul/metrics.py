@@ -21,6 +21,9 @@ from spegel_consul.tally import Tallies
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each counter and histogram, of which nobody makes use
 
 Labels = tuple[str, ...]
+CONTENT = "/v2/*"
+"""The handler of the distribution API, as Spegel calls it: the pattern of its path."""
+
 _DURATIONS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 
 

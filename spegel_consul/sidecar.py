@@ -40,7 +40,7 @@ from spegel_consul.consul.client import ConsulClient
 from spegel_consul.consul.record import LeaderRecord
 from spegel_consul.consul.registration import Registration, ServiceMode
 from spegel_consul.consul.watch import CatalogWatch
-from spegel_consul.metrics import Metrics
+from spegel_consul.metrics import CONTENT, Metrics
 from spegel_consul.node import dial_back, preflight
 from spegel_consul.node.address import NoAddress, advertised
 from spegel_consul.node.check import Status
@@ -252,7 +252,12 @@ async def _start(
     await stages.serve(content, node.registry, short_road, node.tls, called)  # type: ignore[arg-type]
     # who follows events would keep a stop waiting
     await stages.serve(web_app.build_app(view), node.metrics, drain_timeout=1.0)
-    metrics.http_inflight.set_function(lambda: {("content",): float(short_road.inflight + content.inflight)})
+    metrics.http_inflight.set_function(
+        lambda: {
+            (handler,): float(count + (short_road.inflight if handler == CONTENT else 0))
+            for handler, count in content.inflight.items()
+        }
+    )
     metrics.open_connections.set_function(
         lambda: {
             ("registry",): float(standing[node.registry_port]),

@@ -17,7 +17,7 @@ from typing import Any
 import structlog
 import trio
 
-from spegel_consul.metrics import Metrics
+from spegel_consul.metrics import CONTENT, Metrics
 from spegel_consul.oci.errors import BlobUnknown, OCIError, RangeInvalid, Unauthorized, Unsupported
 from spegel_consul.registry.chase import TransferCut
 from spegel_consul.registry.judge import Head
@@ -33,6 +33,9 @@ Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+_OTHERS = {b"/v2/": CONTENT, b"/v2": CONTENT, b"/livez": "/livez", b"/readyz": "/readyz"}
+"""Handlers, as the metrics call them, of the paths that are not content."""
+
 
 class InternalError(OCIError):
     """A defect of ours; the log has the details."""
@@ -47,34 +50,42 @@ class ContentApp:
         self._mirror = mirror
         self._planner = planner
         self._metrics = metrics
-        self.inflight = 0
-        """How many requests are being answered."""
+        self.inflight = dict.fromkeys((CONTENT, *_OTHERS.values()), 0)
+        """How many requests are being answered, by their handlers."""
         self._own_bytes = metrics.served_bytes.labels("own")
         self._peer_bytes = metrics.served_bytes.labels("peer")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI 3 entry point."""
         path = scope.get("raw_path", b"")
-        if scope["type"] == "http" and path in (b"/v2/", b"/v2"):
-            try:
-                self._planner.check(dict(scope["headers"]).get(b"authorization"))
-            except OCIError as exc:
-                await _Answer(send, scope["method"]).error(exc)
-                return
-        if scope["type"] != "http" or not path.startswith(b"/v2/") or path == b"/v2/":
+        handler = _OTHERS.get(path) or (CONTENT if path.startswith(b"/v2/") else None)
+        if scope["type"] != "http" or handler is None:  # nothing is counted of paths that clients make up
             await self._others(scope, receive, send)
             return
         answer = _Answer(send, scope["method"])
         started = time.perf_counter()
-        self.inflight += 1
+        self.inflight[handler] += 1
         try:
-            await self._answered(scope, receive, answer)
+            if path in _OTHERS:
+                await self._other(scope, receive, answer)
+            else:
+                await self._answered(scope, receive, answer)
         finally:
-            self.inflight -= 1
+            self.inflight[handler] -= 1
         method = scope["method"] if scope["method"] in ("GET", "HEAD") else "other"
-        labels = "content", method, answer.status or 499
+        labels = handler, method, answer.status or 499
         self._metrics.http_requests.labels(*labels).observe(time.perf_counter() - started)
         self._metrics.http_response_size.labels(*labels).observe(answer.sent)
+
+    async def _other(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
+        """The API's version check and health."""
+        if scope["raw_path"].startswith(b"/v2"):
+            try:
+                self._planner.check(dict(scope["headers"]).get(b"authorization"))
+            except OCIError as exc:
+                await answer.error(exc)
+                return
+        await self._others(scope, receive, answer.passed_on)
 
     async def _answered(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
         path: bytes = scope["raw_path"]
@@ -185,6 +196,13 @@ class _Answer:
         await self._start(error.status, headers)
         await self.body(body)
         await self.end()
+
+    async def passed_on(self, event: dict[str, Any]) -> None:
+        """Send an event of another application."""
+        if event["type"] == "http.response.start":
+            self.status = int(event["status"])
+        await self._send(event)
+        self.sent += len(event.get("body", b""))
 
     async def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         self.status = int(status)

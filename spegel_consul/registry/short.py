@@ -18,7 +18,7 @@ from email.utils import formatdate
 import structlog
 import trio
 
-from spegel_consul.metrics import Metrics
+from spegel_consul.metrics import CONTENT, Metrics
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import OCIError, RangeInvalid
 from spegel_consul.oci.path import Kind
@@ -69,11 +69,11 @@ class ShortRoad:
         self._bytes = metrics.served_bytes.labels("own")
         self._peer_bytes = metrics.served_bytes.labels("peer")
         self._durations = {
-            (method, status): metrics.http_requests.labels("content", method, status)
+            (method, status): metrics.http_requests.labels(CONTENT, method, status)
             for method in ("GET", "HEAD")
             for status in (200, 206, 404, 416)
         }
-        self._lengths = {key: metrics.http_response_size.labels("content", *key) for key in self._durations}
+        self._lengths = {key: metrics.http_response_size.labels(CONTENT, *key) for key in self._durations}
         self.inflight = 0
         """How many requests are being answered; those that are answered at once never are."""
         self._known: tuple[dict[bytes, _Known], dict[bytes, _Known]] = ({}, {})

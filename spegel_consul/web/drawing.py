@@ -9,12 +9,19 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from spegel_consul.web import words
 from spegel_consul.web.node import Document
 
 RADIUS = 100.0
-MOST_LABELS = 24
+MOST_DOTS = 24
+"""Members up to which each has a dot and a name; beyond, they are counted by sectors of the circle."""
+
+SECTORS = 60
+_TALLEST = 18.0  # of a sector's bar
+_SENDERS = _DEAD = 5  # how many of each keep their dots in a crowd
 _LABEL_GAP = 17.0
 _LABEL_AT = RADIUS + 26
+_LABEL_LENGTH = 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,39 +41,105 @@ class Dot:
     label: tuple[float, float] | None = None
     anchor: str = "start"
 
+    @property
+    def short(self) -> str:
+        """The name as far as there is room for it: the ends of names are what tells nodes apart."""
+        return words.elided(self.name, _LABEL_LENGTH)
 
-def ring(peers: Sequence[Document], received: Mapping[str, int]) -> list[Dot]:
-    """The dots of ``peers``; ``received`` are bytes by ``host:port`` of the registry that sent them."""
+
+@dataclass(frozen=True, slots=True)
+class Sector:
+    """Members that stand close to each other, as two bars outside of the circle: corners of polygons, "" for none."""
+
+    alive: str
+    dead: str
+    title: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ring:
+    """What is drawn of the ring; ``title`` says it in words. ``trouble``: how many are dead or missing."""
+
+    dots: Sequence[Dot]
+    sectors: Sequence[Sector]
+    alive: int
+    trouble: int
+    title: str
+
+
+def ring(peers: Sequence[Document], received: Mapping[str, int]) -> Ring:
+    """The drawing of ``peers``; ``received`` are bytes by ``host:port`` of the registry that sent them."""
     all_bytes = sum(received.values())
     placed = [peer for peer in peers if peer["at"] is not None]
+    dots = [_dot(peer, float(peer["at"]), RADIUS, received, all_bytes) for peer in placed]
+    alive = sum(peer["state"] in ("self", "alive") for peer in peers)
+    trouble = len(peers) - alive
+    if len(peers) > MOST_DOTS:
+        leader = next((f", {dot.name} leads" for dot in dots if dot.leader), "")
+        title = f"{alive} members alive, {trouble} dead or missing{leader}"
+        return Ring(_labelled(_notable(dots), _LABEL_AT + 8), _sectors(placed), alive, trouble, title)
     # members that the catalog alone knows have no place that we know of: they wait above the circle's top
     unplaced = [peer for peer in peers if peer["at"] is None]
-    dots = [_dot(peer, float(peer["at"]), RADIUS, received, all_bytes) for peer in placed]
     dots += [
         _dot(peer, (number - (len(unplaced) - 1) / 2) * 0.03, RADIUS + 14, received, all_bytes)
         for number, peer in enumerate(unplaced)
     ]
-    return _labelled(dots) if len(dots) <= MOST_LABELS else dots
+    return Ring(_labelled(dots, _LABEL_AT), [], alive, trouble, "; ".join(dot.title for dot in dots))
 
 
 def _dot(peer: Document, at: float, radius: float, received: Mapping[str, int], all_bytes: int) -> Dot:
     name = peer["node"] or f"…{str(peer['id'])[-8:]}"
-    angle = 2 * math.pi * at
-    x, y = radius * math.sin(angle), -radius * math.cos(angle)
+    x, y = _point(at, radius)
     state = str(peer["state"])
     title = f"{name}, {'this node' if state == 'self' else state}{', leader' if peer['leader'] else ''}"
     flow = received.get(str(peer["registry"]), 0) / all_bytes if all_bytes else 0.0
-    return Dot(str(name), state, bool(peer["leader"]), round(x, 1), round(y, 1), title, round(flow, 3))
+    return Dot(str(name), state, bool(peer["leader"]), x, y, title, round(flow, 3))
 
 
-def _labelled(dots: Sequence[Dot]) -> list[Dot]:
+def _notable(dots: Sequence[Dot]) -> list[Dot]:
+    """Of a crowd: this node, the leader, who sent most, and some of the dead."""
+    senders = sorted((dot for dot in dots if dot.flow), key=lambda dot: -dot.flow)[:_SENDERS]
+    dead = [dot for dot in dots if dot.state == "dead"][:_DEAD]
+    always = [dot for dot in dots if dot.leader or dot.state == "self"]
+    return list(dict.fromkeys([*dead, *senders, *always]))
+
+
+def _sectors(placed: Sequence[Document]) -> list[Sector]:
+    counts = [[0, 0] for _ in range(SECTORS)]
+    for peer in placed:
+        counts[int(float(peer["at"]) * SECTORS) % SECTORS][peer["state"] == "dead"] += 1
+    scale = _TALLEST / max(sum(count) for count in counts)
+    found = []
+    for number, (alive, dead) in enumerate(counts):
+        foot = RADIUS + 3
+        top = foot + alive * scale
+        title = f"{alive} members" + (f", and {dead} dead" if dead else "")
+        found.append(Sector(_bar(number, foot, top), _bar(number, top, top + dead * scale), title))
+    return found
+
+
+def _bar(number: int, foot: float, top: float) -> str:
+    if top == foot:
+        return ""
+    left, right = (number + 0.1) / SECTORS, (number + 0.9) / SECTORS
+    corners = _point(left, foot), _point(left, top), _point(right, top), _point(right, foot)
+    return " ".join(f"{x},{y}" for x, y in corners)
+
+
+def _point(at: float, radius: float) -> tuple[float, float]:
+    """Where ``at`` (0 to 1, clockwise from the top) is at a distance from the centre."""
+    angle = 2 * math.pi * at
+    return round(radius * math.sin(angle), 1), round(-radius * math.cos(angle), 1)
+
+
+def _labelled(dots: Sequence[Dot], distance: float) -> list[Dot]:
     """Names beside the circle, on the side of their dots, none upon another."""
     found = []
     for side, anchor in ((1, "start"), (-1, "end")):
         here = sorted((dot for dot in dots if (dot.x >= 0) == (side == 1)), key=lambda dot: dot.y)
         heights = _spread([dot.y for dot in here], _LABEL_GAP)
         for dot, height in zip(here, heights, strict=True):
-            found.append(replace(dot, label=(side * _LABEL_AT, round(height, 1)), anchor=anchor))
+            found.append(replace(dot, label=(side * distance, round(height, 1)), anchor=anchor))
     return found
 
 

@@ -1,10 +1,5 @@
 # The status page, the API and the metrics show the same facts; here they are worked out, once.  Nothing waits: all of
 # it is in memory, and a question to other nodes (lookup, measure) is another file's.
-#
-# The ring and the catalog are two views of the same cluster.  A member that the catalog calls healthy and the ring does
-# not know is the sign of a split; the other way round is a node that has just started or that Consul can't reach.
-# Where a Nomad job registers the services they carry no peer id, so they are told apart by their addresses, as the ring
-# keeper does it.
 
 """``Node``: the views of one sidecar that people and programs are shown."""
 
@@ -13,7 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -22,9 +17,7 @@ import trio
 
 from spegel_consul import __version__
 from spegel_consul.bootstrap import Bootstrap
-from spegel_consul.bootstrap.roster import to_peer
 from spegel_consul.consul.candidate import Candidate
-from spegel_consul.consul.catalog import ROUTER
 from spegel_consul.consul.client import ConsulClient, HealthyService
 from spegel_consul.consul.registration import Registration
 from spegel_consul.consul.view import State
@@ -33,11 +26,12 @@ from spegel_consul.metrics import Metrics
 from spegel_consul.registry.credentials import Credentials
 from spegel_consul.registry.penalties import Penalties
 from spegel_consul.registry.trace import Traces
-from spegel_consul.ring import PeerInfo, schedule
+from spegel_consul.ring import PeerInfo
 from spegel_consul.ring.keeper import RingKeeper
 from spegel_consul.ring.view import MemberView
 from spegel_consul.server.tls import Tls
 from spegel_consul.store.inventory import Stock
+from spegel_consul.web.census import Census
 
 Document = dict[str, Any]
 """What is sent as JSON."""
@@ -109,7 +103,7 @@ class Node:
         """
         return self.store.problem
 
-    def warnings(self) -> tuple[str, ...]:
+    def warnings(self, census: Census | None = None) -> tuple[str, ...]:
         """What an operator should look at, though this node serves; one line each."""
         found = list(self.store.warnings)
         if self.keeper is not None and self.keeper.last_error is not None:
@@ -118,62 +112,25 @@ class Node:
             found.append("the leader changes so often that its changes are not followed for a while")
         if self.consul is not None:
             found += self.consul.problems()
-            if missing := self.missing():
+            census = census or self.census()
+            if missing := census.missing:
                 names = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-                found.append(f"the ring lacks {len(missing)} of {self.catalog_size()} healthy routers: {names}")
+                found.append(f"the ring lacks {len(missing)} of {census.catalog} healthy routers: {names}")
         failures = self.metrics.verification_failures._value.get()
         if failures:
             found.append(f"{failures:.0f} answers of peers had wrong bytes; the log names the peers")
         return tuple(found)
 
-    def catalog_size(self) -> int:
-        """How many healthy routers the catalog has, this one among them; 0 if it is not known."""
-        return len(self.consul.members) if self.consul is not None else 0
+    def census(self) -> Census:
+        """The members of the cluster as they are known now; what takes one makes its own if it is given none."""
+        consul = self.consul
+        leader = consul.candidate.view.leader if consul is not None and consul.candidate is not None else None
+        services = consul.members if consul is not None else ()
+        return Census(self.name, self.ring.me, _join(self.registry), self.ring.view(), services, leader)
 
-    def missing(self) -> list[str]:
-        """Names of the healthy routers in the catalog that the ring does not have."""
-        return [_service_node(service.id, service.node) for service in self._absent()]
-
-    def _absent(self) -> list[HealthyService]:
-        """The healthy routers in the catalog that the ring does not have, compared as the ring keeper does."""
-        if self.consul is None:
-            return []
-        found = [(service, peer) for service in self.consul.members if (peer := to_peer(service)) is not None]
-        members = [PeerInfo(member.id, member.routers) for member in self.ring.view() if member.alive]
-        absent = set(schedule.missing([peer for _, peer in found], members, self.ring.me))
-        return [service for service, peer in found if peer in absent]
-
-    def _identified(self) -> Iterator[tuple[str, HealthyService]]:
-        """The routers in the catalog with their peer ids: what they say of themselves, or who is at their address."""
-        ids = {addr: member.id for member in self.ring.view() for addr in member.routers}
-        ids |= dict.fromkeys(self.ring.me.addrs, str(self.ring.me.id))
-        for service in self.consul.members if self.consul is not None else ():
-            addrs = peer.addrs if (peer := to_peer(service)) is not None else ()
-            peer_id = service.meta.get("peer_id") or next((ids[addr] for addr in addrs if addr in ids), None)
-            if peer_id is not None:
-                yield peer_id, service
-
-    def names(self) -> dict[str, str]:
-        """The names of nodes by their peer ids, as far as the catalog has them."""
-        names = {str(self.ring.me.id): self.name}
-        if self.consul is not None:
-            for peer_id, service in self._identified():
-                names.setdefault(peer_id, _service_node(service.id, service.node))
-            leader = self.consul.candidate.view.leader if self.consul.candidate is not None else None
-            if leader is not None and leader.node:
-                names.setdefault(leader.peer_id, leader.node)
-        return names
-
-    def registries(self) -> dict[str, str]:
-        """The names of nodes by ``host:port`` of their registries."""
-        names = self.names()
-        known = {member.registry: names.get(member.id) or member.id[-8:] for member in self.ring.view()}
-        known[_join(self.registry)] = self.name
-        return {registry: name for registry, name in known.items() if registry is not None}
-
-    def status(self) -> Document:
+    def status(self, census: Census | None = None) -> Document:
         """This node at a glance; times in seconds, unless their names end otherwise."""
-        problem = self.problem()
+        problem, census = self.problem(), census or self.census()
         return {
             "node": {
                 "name": self.name,
@@ -189,13 +146,13 @@ class Node:
             },
             "ready": problem is None,
             "reasons": [problem] if problem is not None else [],
-            "warnings": list(self.warnings()),
+            "warnings": list(self.warnings(census)),
             "leader": self.leader(),
-            "ring": self._ring(),
+            "ring": self._ring(census),
             "content": self._content(),
             "mirror": self._mirror(),
             "consul": self._consul(),
-            "transfers": self.transfers(),
+            "transfers": self.transfers(census),
         }
 
     def leader(self) -> Document | None:
@@ -214,64 +171,9 @@ class Node:
             "me": view.state is State.LEADER,
         }
 
-    def peers(self) -> list[Document]:
+    def peers(self, census: Census | None = None) -> list[Document]:
         """This node and all others that the ring or the catalog knows, by name."""
-        names = self.names()
-        leader = self.leader() or {}
-        versions = self._versions()
-        found = [
-            {
-                "node": self.name,
-                "id": self.ring.me.id,
-                "state": "self",
-                "registry": _join(self.registry),
-                "router": list(self.ring.me.addrs),
-                "version": __version__,
-                "rtt_ms": None,
-                "keys": len(self.store.keys()),
-                "last_seen": 0.0,
-                "at": self.ring.at,
-                "leader": leader.get("peer_id") == self.ring.me.id,
-            }
-        ]
-        for member in self.ring.view():
-            found.append(
-                {
-                    "node": names.get(member.id),
-                    "id": member.id,
-                    "state": "alive" if member.alive else "dead",
-                    "registry": member.registry,
-                    "router": list(member.routers),
-                    "version": versions.get(member.id),
-                    "rtt_ms": round(member.rtt * 1000, 1),
-                    "keys": member.keys,
-                    "last_seen": round(member.heard_ago, 1),
-                    "at": member.at,
-                    "leader": leader.get("peer_id") == member.id,
-                }
-            )
-        known = {peer["id"] for peer in found}
-        identified = {service: peer_id for peer_id, service in self._identified()}
-        for service in self._absent():
-            peer_id = identified.get(service)
-            if peer_id in known:  # it is shown as dead
-                continue
-            found.append(
-                {
-                    "node": _service_node(service.id, service.node),
-                    "id": peer_id,
-                    "state": "missing",
-                    "registry": None,
-                    "router": [router] if (router := service.meta.get("router")) else [],
-                    "version": service.meta.get("version"),
-                    "rtt_ms": None,
-                    "keys": None,
-                    "last_seen": None,
-                    "at": None,
-                    "leader": peer_id is not None and leader.get("peer_id") == peer_id,
-                }
-            )
-        return sorted(found, key=lambda peer: (str(peer["node"] or "~"), str(peer["id"])))
+        return (census or self.census()).peers(self.ring.at, len(self.store.keys()))
 
     def images(self) -> list[Document]:
         """The images that this node has whole."""
@@ -280,28 +182,26 @@ class Node:
             for stocked in self.store.stocked()
         ]
 
-    def transfers(self) -> list[Document]:
+    def transfers(self, census: Census | None = None) -> list[Document]:
         """Requests that are being looked up or streamed now, the oldest first."""
-        return self._named(list(self.traces.live.values()))
+        return self._named(list(self.traces.live.values()), census)
 
-    def requests(self) -> list[Document]:
+    def requests(self, census: Census | None = None) -> list[Document]:
         """The last requests that were looked up at peers, the newest first."""
-        return self._named(list(reversed(self.traces.over)))
+        return self._named(list(reversed(self.traces.over)), census)
 
-    def _named(self, traces: Sequence[Any]) -> list[Document]:
-        now, names = time.perf_counter(), self.registries()
+    def _named(self, traces: Sequence[Any], census: Census | None) -> list[Document]:
+        if not traces:
+            return []
+        now, names = time.perf_counter(), (census or self.census()).registries()
         found = [trace.to_json(now) for trace in traces]
         return [{**document, "peer_node": names.get(str(document["peer"]))} for document in found]
 
-    def _versions(self) -> dict[str, str]:
-        return {peer_id: service.meta.get("version", "") for peer_id, service in self._identified()}
-
-    def _ring(self) -> Document:
-        view = self.ring.view()
-        missing, catalog = self.missing(), self.catalog_size()
+    def _ring(self, census: Census) -> Document:
+        missing, catalog = census.missing, census.catalog
         return {
-            "members": sum(member.alive for member in view),
-            "dead": sum(not member.alive for member in view),
+            "members": sum(member.alive for member in census.view),
+            "dead": sum(not member.alive for member in census.view),
             "catalog": catalog if self.consul is not None and self.consul.catalog is not None else None,
             "missing": missing,
             "coverage": round(1 - len(missing) / catalog, 4) if catalog else None,
@@ -351,12 +251,6 @@ class Node:
             "renewals": dict(self.consul.client.renewals),
             "problems": self.consul.problems(),
         }
-
-
-def _service_node(service_id: str, node: str) -> str:
-    """The name that a sidecar has, rather than its agent's: several sidecars may share an agent."""
-    name = service_id.removeprefix(f"{ROUTER}:")
-    return name if name != service_id else node
 
 
 def _join(address: tuple[str, int]) -> str:

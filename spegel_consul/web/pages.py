@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import trio
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from quart import Blueprint, Response, request
 
@@ -21,6 +22,9 @@ from spegel_consul.web.node import Document, Node
 from spegel_consul.web.whereabouts import Whereabouts
 
 ROOT = "/debug/web/"
+MOST_ROWS = 25
+"""Peers and images that are listed; who looks for another one finds it by its name."""
+
 _STATIC = Path(__file__).with_name("static")
 _TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
 _POLICY = (
@@ -40,20 +44,30 @@ def blueprint(node: Node, measurer: Measurer) -> Blueprint:
     pages = Blueprint("pages", __name__, url_prefix=ROOT.rstrip("/"))
     templates = _templates()
     whereabouts = Whereabouts(node)
+    threads = trio.CapacityLimiter(1)
     files = {path.name: (path.read_bytes(), _TYPES[path.suffix]) for path in _STATIC.iterdir() if path.suffix in _TYPES}
 
-    async def page(status: int = 200, **measured: Any) -> Response:
-        images = node.images()
-        requests = node.requests()
-        peers = node.peers()
+    async def page(status: int = 200, find: str = "", **measured: Any) -> Response:
+        census = node.census()
+        images, peers, requests = node.images(), node.peers(census), node.requests(census)
+        received = _received(requests)
+        found = _found(find, images, ("name", "digest"))
+        shown = found[:MOST_ROWS]
+        listed = _found(find, peers, ("node", "id", "registry", "state", "version"))
         facts = {
-            "status": node.status(),
-            "peers": peers,
-            "images": images,
-            "elsewhere": await whereabouts.of([image["name"] for image in images]),
-            "requests": requests,
-            "transfers": node.transfers(),
-            "dots": drawing.ring(peers, _received(requests)),
+            "status": node.status(census),
+            "find": find,
+            "many": max(len(peers), len(images)) > MOST_ROWS,
+            "peers": _by_interest(listed, received)[:MOST_ROWS],
+            "peers_found": len(listed),
+            "peers_known": len(peers),
+            "images": shown,
+            "images_found": len(found),
+            "images_known": len(images),
+            "elsewhere": await whereabouts.of([image["name"] for image in shown]),
+            "requests": _found(find, requests, ("reference", "peer_node", "peer", "outcome")),
+            "transfers": node.transfers(census),
+            "ring": drawing.ring(peers, received),
             "widest": _widest(requests),
             "phases": drawing.PHASES,
             "radius": drawing.RADIUS,
@@ -62,12 +76,13 @@ def blueprint(node: Node, measurer: Measurer) -> Blueprint:
             "problem": None,
             **measured,
         }
-        text = templates.get_template("page.html").render(facts)
+        # a hundred requests take tens of milliseconds, for which nobody else's should have to wait
+        text = await trio.to_thread.run_sync(templates.get_template("page.html").render, facts, limiter=threads)
         return Response(text, status=status, content_type="text/html; charset=utf-8", headers=_HEADERS)
 
     @pages.get("/")
     async def index() -> Response:
-        return await page()
+        return await page(find=request.args.get("find", "").strip()[:100])
 
     @pages.get("/measure")
     async def ask() -> Response:
@@ -114,12 +129,35 @@ def _templates() -> Environment:
         "share": words.share,
         "short": words.short,
         "image": words.image,
+        "few": words.few,
+        "elided": words.elided,
         "one": lambda kind: {"blobs": "blob", "manifests": "manifest"}.get(kind, kind),
         "phase": lambda name: {"wait": "first byte", "stream": "bytes"}.get(name, name),
         "slug": lambda text: re.sub(r"[^a-z0-9]+", "-", str(text).lower())[:60],
     }
     environment.globals["waterfall"] = drawing.waterfall
     return environment
+
+
+def _found(text: str, rows: list[Document], fields: tuple[str, ...]) -> list[Document]:
+    """The rows with ``text`` in one of their fields, or all."""
+    text = text.lower()
+    return [row for row in rows if any(text in str(row[field]).lower() for field in fields)] if text else rows
+
+
+def _by_interest(peers: list[Document], received: Counter[str]) -> list[Document]:
+    """By name while all are shown; else this node, the leader, who is away, and who sent most come first."""
+    if len(peers) <= MOST_ROWS:
+        return peers
+    return sorted(
+        peers,
+        key=lambda peer: (
+            peer["state"] != "self",
+            not peer["leader"],
+            peer["state"] == "alive",
+            -received[str(peer["registry"])],
+        ),
+    )
 
 
 def _received(requests: list[Document]) -> Counter[str]:

@@ -20,6 +20,10 @@ At `http://NODE:9090/metrics`, in the format of Prometheus. Names and labels are
 dashboards and alerts go on working. [prometheus.yml](prometheus.yml) finds all nodes through Consul, and
 [grafana/spegel-consul.json](grafana/spegel-consul.json) is a dashboard to import.
 
+`handler` has three values, which are Spegel's: `/v2/*` for the distribution API, `/readyz` and `/livez`. Other paths
+are not counted. `method` is `GET`, `HEAD` or `other`. `registry` is the one that the runtime asked for; what comes
+after the first hundred of them is counted as `other`.
+
 | metric | type | labels | meaning |
 |---|---|---|---|
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 
 def size(count: float | None) -> str:
@@ -63,8 +64,20 @@ def short(digest: str) -> str:
 
 
 def image(name: str, most: int = 60) -> str:
-    """A name without what goes without saying, and with a short digest."""
+    """A name without what goes without saying, and with a short digest; of a long one both ends stay."""
     name, at, digest = name.partition("@")
     name = name.removeprefix("docker.io/library/").removeprefix("docker.io/")
-    shown = f"{name}@{short(digest)}" if at else name
-    return shown if len(shown) <= most else f"{shown[: most - 1]}…"
+    end = f"@{short(digest)}"[:40] if at else ""
+    return elided(name, max(10, most - len(end))) + end
+
+
+def elided(name: str, most: int) -> str:
+    """A name in ``most`` characters; of one that is longer both ends stay, for they tell names apart."""
+    head = most // 3
+    return name if len(name) <= most else f"{name[:head]}…{name[head + 1 - most :]}"
+
+
+def few(names: Sequence[str], most: int = 3) -> str:
+    """``a, b, c and 9 more``."""
+    shown = ", ".join(elided(name, 40) for name in names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown

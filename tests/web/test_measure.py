@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -18,7 +19,7 @@ from spegel_consul.registry.peer import PeerClient
 from spegel_consul.web import ask
 from spegel_consul.web.api import _follow
 from spegel_consul.web.app import build_app
-from spegel_consul.web.pull import Puller, PullFailed, _parts
+from spegel_consul.web.pull import Piece, Puller, PullFailed, _parts
 
 IMAGE = "docker.io/library/app:v1"
 MEASURE = f"/api/measure?image={IMAGE}"
@@ -119,3 +120,57 @@ async def test_a_manifest_is_not_read_beyond_its_limit(monkeypatch: pytest.Monke
                 await puller.pull(Reference.parse(IMAGE))
     assert answer.sent == MAX_MANIFEST_SIZE + (64 << 10)
     assert answer.discarded
+
+
+class Ready:
+    """A body that has come already: nothing of it has to be waited for."""
+
+    status = 200
+
+    def __init__(self, chunk: bytes, count: int) -> None:
+        self._chunk, self._count = chunk, count
+
+    def header(self, name: bytes) -> str | None:
+        return None
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        for _ in range(self._count):
+            yield self._chunk
+
+    def discard(self) -> None:
+        pass
+
+
+class Hasher:
+    """Says which thread hashed how much."""
+
+    def __init__(self) -> None:
+        self.sizes: dict[bool, int] = {True: 0, False: 0}
+
+    def update(self, data: bytes) -> None:
+        self.sizes[threading.current_thread() is threading.main_thread()] += len(data)
+
+    def hexdigest(self) -> str:
+        return Digest.of(b"").encoded
+
+
+@pytest.mark.parametrize(("size", "here"), [(256 << 10, False), (1 << 10, True)])
+async def test_hashing_leaves_the_loop_to_others(monkeypatch: pytest.MonkeyPatch, size: int, here: bool) -> None:
+    hasher, turns = Hasher(), 0
+    monkeypatch.setattr(Digest, "hasher", lambda _: hasher)
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async with trio.open_nursery() as nursery, Puller(("10.0.0.1", 5000)) as puller:
+        nursery.start_soon(others)
+        with trio.fail_after(10):
+            await puller._read(
+                Ready(bytes(size), 50), Piece("layer 1", str(Digest.of(b"")), 0, 0.0), Digest.of(b""), None
+            )  # type: ignore[arg-type]
+        nursery.cancel_scope.cancel()
+    assert turns >= 45
+    assert hasher.sizes == {here: 50 * size, not here: 0}

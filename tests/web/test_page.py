@@ -207,7 +207,7 @@ def test_a_keyboard_gets_everywhere_and_everything_has_a_name(busy, open_page) -
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "Skip to content"
     reached = set()
-    for _ in range(12):
+    for _ in range(16):
         page.keyboard.press("Tab")
         reached.add(page.evaluate("document.activeElement.id || document.activeElement.textContent.trim()"))
     assert {"image", "Measure", "Reload", "status", "metrics"} <= reached

@@ -138,6 +138,17 @@ def test_all_targets_are_up_and_tell_what_is_so(ring, prometheus) -> None:
 
 
 @pytest.mark.real
+def test_handlers_are_called_as_spegel_calls_them_and_made_up_paths_are_not_counted(ring, prometheus) -> None:
+    path = f"/v2/{ring.image.repository}/blobs/{ring.image.amd64.config}?ns={ring.image.registry}"
+    for each in (path, "/v2/", "/readyz", "/livez", "/made/up", "/v2/made-up", "/v2/"):
+        ring[2].request(each)
+    text = ring.get("/metrics", 2).body.decode()
+    answers = re.findall(r"^http_request_duration_seconds_count\{(.*?)\}", text, re.M)
+    assert {re.findall(r'handler="(.*?)"', labels)[0] for labels in answers} == {"/v2/*", "/readyz", "/livez"}
+    assert set(re.findall(r'^http_requests_inflight\{handler="(.*?)"\}', text, re.M)) == {"/v2/*", "/readyz", "/livez"}
+
+
+@pytest.mark.real
 def test_prometheus_understands_each_query_of_the_dashboard(ring, prometheus) -> None:
     assert ring.pull(ring.image.amd64.layers[1]).status == 200
     answered = 0

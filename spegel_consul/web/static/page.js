@@ -8,12 +8,16 @@ const state = document.getElementById("live-state");
 function exchange(page) {
   for (const old of document.querySelectorAll("[data-live]")) {
     const fresh = page.getElementById(old.id);
-    if (fresh === null || fresh.innerHTML === old.innerHTML || old.contains(document.activeElement)) continue;
-    const scrolled = [...old.querySelectorAll(".scroll")].map((box) => box.scrollLeft);
+    if (fresh === null || fresh.innerHTML === old.innerHTML) continue;
+    if (old !== document.activeElement && old.contains(document.activeElement)) continue;
+    const { scrollLeft, scrollTop } = old;
     old.innerHTML = fresh.innerHTML;
-    old.querySelectorAll(".scroll").forEach((box, number) => { box.scrollLeft = scrolled[number] || 0; });
+    old.scrollTo(scrollLeft, scrollTop);
   }
 }
+
+const find = document.getElementById("find");
+const shown = () => "/debug/web/" + (find ? "?" + new URLSearchParams(new FormData(find)) : "");
 
 async function load(address, options) {
   const answer = await fetch(address, { headers: { accept: "text/html" }, ...options });
@@ -23,7 +27,7 @@ async function load(address, options) {
 async function refresh() {
   if (!document.hidden) {
     try {
-      exchange(await load("/debug/web/"));
+      exchange(await load(shown()));
       state.textContent = "Live, renewed every 2 seconds.";
     } catch {
       state.textContent = "The node does not answer; what is shown is the last that it said.";
@@ -50,5 +54,14 @@ form.addEventListener("submit", async (event) => {
   }
   button.disabled = false;
 });
+
+if (find) {
+  let typed;
+  find.addEventListener("input", () => {
+    clearTimeout(typed);
+    typed = setTimeout(() => load(shown()).then(exchange, () => {}), 250);
+  });
+  find.addEventListener("submit", (event) => event.preventDefault());
+}
 
 setTimeout(refresh, EVERY);

@@ -1,0 +1,147 @@
+"""The page of a node in a large cluster: bounded, readable, and it finds what is asked for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import trio
+from lab.browser import browser
+from quart_trio import QuartTrio
+from web.crowd import LONG, crowd
+from web.test_page import SHOTS
+
+from spegel_consul.web import words
+from spegel_consul.web.app import build_app
+from spegel_consul.web.pages import MOST_ROWS
+
+FILES = ("/debug/web/style.css", "/debug/web/page.js", "/debug/web/icon.svg")
+
+
+async def get(app: QuartTrio, path: str = "/debug/web/") -> str:
+    response = await app.test_client().get(path)
+    assert response.status_code == 200
+    return (await response.get_data()).decode()
+
+
+def rows(page: str, section: str) -> list[str]:
+    """The texts of the rows of a list."""
+    body = (
+        page.partition(f'id="{section}-rows"')[2]
+        .partition("</section>")[0]
+        .partition("<tbody>")[2]
+        .partition("</tbody>")[0]
+    )
+    return [re.sub(r"<[^>]*>|\s+", " ", row) for row in body.split("<tr>")[1:]]
+
+
+async def test_a_thousand_members_and_five_hundred_images_do_not_make_it_longer() -> None:
+    page = await get(build_app(crowd(999, images=500, requests=100)))
+    assert len(page) < 300_000
+    peers = rows(page, "peers")
+    assert len(peers) == MOST_ROWS
+    assert "this node" in peers[0]
+    assert "leader" in peers[1]
+    assert all(" dead " in peer or " missing " in peer for peer in peers[2:]), "who is away comes first"
+    assert len(rows(page, "images")) == MOST_ROWS
+    assert len(rows(page, "requests")) == 100
+    assert f"{1002 - MOST_ROWS} more." in page
+    assert page.count("<polygon") < 200
+
+
+FINDS = [("CLIENT-0177", 1, 0), ("service-023:", 0, 1), ("10.0.0.9:", 1, 0), ("missing", 2, 0), ("%3Cscript>", 1, 0)]
+
+
+async def test_one_is_found_by_a_part_of_what_is_known_of_it() -> None:
+    app = build_app(crowd(199, images=30))
+    for find, peers, images in FINDS:
+        page = await get(app, f"/debug/web/?find={find}")
+        assert (len(rows(page, "peers")), len(rows(page, "images"))) == (peers, images), find
+        assert f"{peers} of 202" in page
+
+
+async def test_a_small_cluster_is_shown_whole_and_by_name() -> None:
+    page = await get(build_app(crowd(5, images=3)))
+    assert "find-text" not in page
+    assert len(rows(page, "peers")) == 8
+    assert sum("nomad-client" in row for row in rows(page, "peers")) == 6
+
+
+@pytest.mark.parametrize("name", ["a" * 14, "a" * 15, LONG])
+def test_long_names_keep_both_ends(name: str) -> None:
+    short = words.elided(name, 14)
+    assert len(short) == min(14, len(name))
+    assert (short[0], short[-1]) == (name[0], name[-1])
+    image = words.image(f"registry.example.com/{name}@sha256:{'0' * 64}", 44)
+    assert len(image) <= 44
+    assert image.endswith("@sha256:" + "0" * 12)
+
+
+SIZES = {"crowd-1000": (999, 500, 100), "crowd-100": (99, 30, 12), "crowd-24": (21, 3, 12)}
+
+
+@pytest.fixture(scope="module")
+def chromium(ring) -> Iterator[Any]:
+    with browser(ring[1].netns, ring.lab.dir) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def served() -> dict[str, dict[str, tuple[int, dict[str, str], bytes]]]:
+    """What each of the nodes answers, by path."""
+
+    async def answers(size: tuple[int, int, int]) -> dict[str, tuple[int, dict[str, str], bytes]]:
+        client = build_app(crowd(*size)).test_client()
+        found = {}
+        for path in ("/debug/web/", "/debug/web/?find=", "/debug/web/?find=client-0017", *FILES):
+            response = await client.get(path)
+            found[path] = response.status_code, dict(response.headers), await response.get_data()
+        return found
+
+    return {name: trio.run(answers, size) for name, size in SIZES.items()}
+
+
+CLIPPED = """() => {
+  const inside = (small, large) => small.left >= large.left - 1 && small.right <= large.right + 1
+    && small.top >= large.top - 1 && small.bottom <= large.bottom + 1;
+  const svg = document.querySelector("svg.ring").getBoundingClientRect();
+  const texts = [...document.querySelectorAll("svg.ring .member text")];
+  const clipped = texts.filter((text) => !inside(text.getBoundingClientRect(), svg)).map((text) => text.textContent);
+  const boxes = texts.map((text) => text.getBoundingClientRect()).sort((one, other) => one.top - other.top);
+  const over = (one, other) => Math.min(one.right, other.right) - Math.max(one.left, other.left) > 1
+    && Math.min(one.bottom, other.bottom) - Math.max(one.top, other.top) > one.height / 2;
+  boxes.forEach((one, n) => boxes.slice(n + 1).forEach((other) => over(one, other) && clipped.push("overlap")));
+  return clipped;
+}"""
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (360, "light")])
+def test_it_is_readable_on_a_desktop_and_on_a_phone(chromium, served, name: str, width: int, scheme: str) -> None:
+    context = chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page = context.new_page()
+    page.set_default_timeout(20_000)
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+
+    def answer(route: Any) -> None:
+        status, headers, body = served[name]["/" + route.request.url.split("/", 3)[3]]
+        route.fulfill(status=status, headers=headers, body=body)
+
+    page.route("**/*", answer)
+    page.goto("http://node.test/debug/web/")
+    assert page.title() == "nomad-client-0000 · spegel-consul"
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate("document.documentElement.scrollHeight") < 5000
+    assert page.evaluate(CLIPPED) == []
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SHOTS / f"{name}-{width}-{scheme}.png", full_page=True)
+    if page.locator("#find").count():
+        page.get_by_label("Find nodes").fill("client-0017")
+        page.wait_for_function("document.querySelectorAll('#peers tbody tr').length === 1")
+        assert "nomad-client-0017" in page.locator("#peers tbody tr").inner_text()
+    assert said == []
+    context.close()
