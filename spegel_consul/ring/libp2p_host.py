@@ -326,7 +326,7 @@ class Libp2pHost:
         self._connections.setdefault(connection.peer, []).append(connection)
 
     def _unregister(self, connection: Connection) -> None:
-        connection.closed = True
+        connection.end()
         mine = self._connections.get(connection.peer, [])
         if connection in mine:
             mine.remove(connection)

@@ -30,8 +30,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import spegel_consul.ring.libp2p_namespace  # noqa: F401 - before anything of libp2p
@@ -236,16 +236,18 @@ class _Stream:
             data = bytes(self._in)
             self._in.clear()
             return data
-        if self.is_reset:
-            raise StreamClosed("the stream is reset")
-        try:
-            return bytes(await self._muxed.read(_CHUNK))
-        except MuxedStreamEOF:
-            if self._connection.closed or self._muxed.conn.event_shutting_down.is_set():
-                raise StreamClosed("the connection was lost") from None
-            return b""
-        except Exception as exc:
-            raise StreamClosed(f"the stream broke: {exc!r}") from exc
+        if self.is_reset or self._connection.closed:
+            raise StreamClosed("the stream is reset, or its connection was lost")
+        with self._connection.reading():
+            try:
+                return bytes(await self._muxed.read(_CHUNK))
+            except MuxedStreamEOF:
+                if self._connection.closed or self._muxed.conn.event_shutting_down.is_set():
+                    raise StreamClosed("the connection was lost") from None
+                return b""
+            except Exception as exc:
+                raise StreamClosed(f"the stream broke: {exc!r}") from exc
+        raise StreamClosed("the connection was lost")
 
     def close(self) -> None:
         self._out.close()
@@ -340,6 +342,7 @@ class Connection:
         self.peer: bytes = muxed.peer_id.to_bytes()
         self._nursery = nursery
         self._inbound_streams = 0
+        self._reads: set[trio.CancelScope] = set()
         self.closed = False
 
     def spawn(self, task: Callable[..., Awaitable[object]], *args: object) -> None:
@@ -351,8 +354,24 @@ class Connection:
                 self.closed = True
 
     def drop(self) -> None:
-        self.closed = True
+        self.end()
         self._nursery.cancel_scope.cancel()
+
+    def end(self) -> None:
+        """Nothing comes any more, and those who wait for it are told: a Yamux that is cancelled tells nobody."""
+        self.closed = True
+        for read in self._reads:
+            read.cancel()
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """What is within is left when the connection ends."""
+        with trio.CancelScope() as read:
+            self._reads.add(read)
+            try:
+                yield
+            finally:
+                self._reads.discard(read)
 
     async def start(self) -> None:
         """Returns when streams can be opened; :meth:`run` comes next."""

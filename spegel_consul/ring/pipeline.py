@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 
 import structlog
 
@@ -70,10 +69,13 @@ class Pipeline:
         it is tried again.
         """
         for _ in range(_TRIES - 1):
-            if self._conversation is None:
+            if (conversation := self._conversation) is None:
                 break
-            with suppress(StreamClosed):
-                return await self._conversation.ask(request)
+            try:
+                return await conversation.ask(request)
+            except StreamClosed:
+                if self._conversation is conversation:
+                    self._conversation = None  # whoever reads from it has not seen it yet
         return await (await self._open()).ask(request)
 
     async def _open(self) -> _Conversation:

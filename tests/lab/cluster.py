@@ -86,9 +86,18 @@ class Node:
         return self._docker
 
     def start_sidecar(
-        self, *, wait: bool = True, env: Mapping[str, str] | None = None, timeout: float = 30, **flags: Flag
+        self,
+        *,
+        wait: bool = True,
+        env: Mapping[str, str] | None = None,
+        mounts: Mapping[Path, str] | None = None,
+        timeout: float = 30,
+        **flags: Flag,
     ) -> Sidecar:
-        """Start the product here, in front of the containerd or Docker that the node has."""
+        """Start the product here, in front of the containerd or Docker that the node has.
+
+        ``mounts``: directories where it, and nobody else, sees a new tmpfs with these options.
+        """
         given: dict[str, Flag] = {
             "node_name": self.name,
             "data_dir": self.dir / "spegel",
@@ -111,7 +120,7 @@ class Node:
         variables = dict(env or {})
         if self._consul is not None and self._consul.token is not None:
             variables.setdefault("CONSUL_HTTP_TOKEN", self._consul.token)
-        self._sidecar = Sidecar(self.port, self.dir / "sidecar", given | flags, variables)
+        self._sidecar = Sidecar(self.port, self.dir / "sidecar", given | flags, variables, mounts)
         if wait:
             self._sidecar.await_ready(timeout)
         return self._sidecar

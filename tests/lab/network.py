@@ -76,6 +76,11 @@ class Port:
             self._iptables("-A", "LAB-IN", "-s", peer, "-j", "DROP")
             self._iptables("-A", "LAB-OUT", "-d", peer, "-j", "DROP")
 
+    def deafen(self, *peers: str) -> None:
+        """Lose all packets from the addresses ``peers``; what is sent to them goes out."""
+        for peer in peers:
+            self._iptables("-A", "LAB-IN", "-s", peer, "-j", "DROP")
+
     def drop_port(self, port: int) -> None:
         """Lose what comes for a TCP port: its clients wait."""
         self._iptables("-A", "LAB-IN", "-p", "tcp", "--dport", str(port), "-j", "DROP")
@@ -96,7 +101,7 @@ class Port:
             self.netns.run("tc", "qdisc", "del", "dev", "eth0", "root")
 
     def heal(self) -> None:
-        """Undo drop, drop_port, reset_port and lose."""
+        """Undo drop, deafen, drop_port, reset_port and lose."""
         self._iptables("-F", "LAB-IN")
         self._iptables("-F", "LAB-OUT")
 

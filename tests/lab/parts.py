@@ -49,6 +49,11 @@ def containerd(version: str, binary: str = "containerd") -> Path:
     return _part(ROOT / f"ctrd{version}/usr/bin" / binary)
 
 
+def faketime() -> Path:
+    """A library that, loaded into a program, gives it another time."""
+    return _part(ROOT / "faketime/libfaketime.so.1")
+
+
 def node_modules() -> Path:
     """The packages of ``tests/ring/js``."""
     if not (ROOT / "js/node_modules/libp2p").is_dir():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,16 +18,33 @@ Flag = str | int | Path | bool | Sequence[str] | None
 
 
 class Sidecar:
-    """``spegel-consul registry`` with ``flags`` (``log_level="debug"`` is ``--log-level debug``) and ``env``."""
+    """``spegel-consul registry`` with ``flags`` (``log_level="debug"`` is ``--log-level debug``) and ``env``.
 
-    def __init__(self, port: Port, directory: Path, flags: Mapping[str, Flag], env: Mapping[str, str]) -> None:
+    ``mounts``: directories where it, and nobody else, sees a new tmpfs with these options.
+    """
+
+    def __init__(
+        self,
+        port: Port,
+        directory: Path,
+        flags: Mapping[str, Flag],
+        env: Mapping[str, str],
+        mounts: Mapping[Path, str] | None = None,
+    ) -> None:
         self.ip = port.ip
         self.netns: Netns = port.netns
         self.url = f"http://{self.ip}:{REGISTRY_PORT}"
         directory.mkdir(parents=True, exist_ok=True)
         argv = [sys.executable, "-m", "spegel_consul", "registry", *arguments(flags)]
+        for path, options in (mounts or {}).items():
+            mount = f"mount -t tmpfs -o {shlex.quote(options)} tmpfs {shlex.quote(str(path))}"
+            argv = ["sh", "-c", f'{mount} && exec "$@"', "sh", *argv]
         self.process = self.netns.start(
-            f"sidecar on n{port.index}", argv, log_path=directory / "sidecar.log", env={"PYTHONUNBUFFERED": "1", **env}
+            f"sidecar on n{port.index}",
+            argv,
+            log_path=directory / "sidecar.log",
+            env={"PYTHONUNBUFFERED": "1", **env},
+            private_mounts=bool(mounts),
         )
         self.stopped = False
 

@@ -1,0 +1,68 @@
+"""A full disk, and a clock that is wrong."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from lab import parts
+
+from tests.faults.scene import Scene, lasting
+
+pytestmark = pytest.mark.real
+
+
+def test_the_disk_is_full(scene: Scene) -> None:
+    """There is room for the identity when it starts, and for nothing after that."""
+    node = scene.nodes[6]
+    with scene.fault("disk of the data directory full", unasked=(node,)):
+        node.sidecar.kill9()
+        data = node.dir / "small"
+        data.mkdir(exist_ok=True)
+        scene.start(node, mounts={data: "size=64k"}, data_dir=data)
+        node.sidecar.await_ready(60)
+        # only the sidecar sees this file system
+        inside = Path(f"/proc/{node.sidecar.process.pid}/root{data}")
+        scene.until(lambda: any(inside.iterdir()), timeout=20, what="it has an identity")
+        with (inside / "full").open("wb", buffering=0) as full, pytest.raises(OSError, match="No space left"):
+            while True:
+                full.write(bytes(4096))
+        time.sleep(lasting(40, 3))
+        assert node.sidecar.process.alive
+    with scene.fault("sidecar with a full disk stopped, started with a new one", unasked=(node,)):
+        assert node.sidecar.stop(20) == 0
+        scene.start(node)
+
+
+@pytest.mark.parametrize(
+    "shift",
+    [
+        "+1d",
+        pytest.param("-1d", marks=pytest.mark.takes_minutes),
+        pytest.param("+40s", marks=pytest.mark.takes_minutes),
+    ],
+)
+def test_the_clock_is_wrong(scene: Scene, shift: str) -> None:
+    """Of the wall: what measures time within a process does not follow it."""
+    node = scene.nodes[3]
+    clock = node.dir / "clock"
+    clock.write_text("+0")
+    env = {
+        "LD_PRELOAD": str(parts.faketime()),
+        "FAKETIME_TIMESTAMP_FILE": str(clock),
+        "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
+    with scene.fault(f"clock of a sidecar steps by {shift}, and back", unasked=(node,)):
+        node.sidecar.kill9()
+        scene.start(node, env=env)
+        node.sidecar.await_ready(60)
+        scene.await_one_ring()
+        clock.write_text(shift)
+        time.sleep(lasting(20, 3))
+        scene.await_one_ring()
+        clock.write_text("+0")
+        time.sleep(lasting(10, 1))
+        node.sidecar.kill9()
+        scene.start(node)
