@@ -16,7 +16,7 @@ from spegel_consul.oci.media import OCI_MANIFEST
 from spegel_consul.registry.mirror import MirrorSettings
 from spegel_consul.registry.peer import PeerClient, PeerResponse
 from spegel_consul.ring import Provider
-from spegel_consul.server import relay
+from spegel_consul.server import tap
 
 from .conftest import head
 
@@ -231,8 +231,8 @@ async def test_without_a_thread_the_hash_is_made_on_the_way(
 ) -> None:
     holder, asker = pair
     if why == "all threads hash":
-        monkeypatch.setattr(relay, "_threads", trio.CapacityLimiter(1))
-        relay._threads.acquire_on_behalf_of_nowait(object())
+        monkeypatch.setattr(tap, "_threads", trio.CapacityLimiter(1))
+        tap._threads.acquire_on_behalf_of_nowait(object())
     else:
 
         def refuse(*_: object) -> None:
@@ -245,7 +245,7 @@ async def test_without_a_thread_the_hash_is_made_on_the_way(
     asker.router.knows(dying.address, holder)
     asker.router.providers.reverse()
     assert (await get(asker, BLOB_PATH)).content == LAYER
-    assert relay._threads.borrowed_tokens == (1 if why == "all threads hash" else 0)
+    assert tap._threads.borrowed_tokens == (1 if why == "all threads hash" else 0)
 
 
 async def test_a_late_race_does_not_begin_with_the_peer_that_failed(

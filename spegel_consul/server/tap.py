@@ -1,0 +1,112 @@
+# A pipe whose reader is a thread: bytes go in on the event loop, by splice, tee or write, and are hashed beside it.
+
+"""Hashing bytes that pass by, in a thread."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import trio
+
+from spegel_consul.server.sending import STALL
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+_PIPE_SIZE = 1 << 20
+_FLAGS = 1 | 2  # SPLICE_F_MOVE | SPLICE_F_NONBLOCK
+_READ = 1 << 18
+_QUEUE = 0.5  # seconds that a transfer waits for a thread
+_threads = trio.CapacityLimiter(256)
+_spare_buffers: list[bytearray] = []
+_MAX_SPARE = 32
+
+_tee = ctypes.CDLL(None, use_errno=True).tee
+_tee.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_size_t, ctypes.c_uint)
+_tee.restype = ctypes.c_ssize_t
+
+
+class Tap:
+    """The pipe to the thread that hashes."""
+
+    def __init__(self, hasher: _Hash) -> None:
+        self._hasher = hasher
+        self._outlet, self._inlet = os.pipe2(os.O_CLOEXEC)
+        with suppress(OSError):
+            fcntl.fcntl(self._inlet, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
+        os.set_blocking(self._inlet, False)
+        self._started = False
+        self.done = trio.Event()
+
+    async def start(self) -> bool:
+        """Begin to hash, or return False. No task waits for the thread: it ends, and closes the outlet, when the inlet
+        is closed."""
+        with trio.move_on_after(_QUEUE) as queueing:
+            await _threads.acquire_on_behalf_of(self)
+        if queueing.cancelled_caught:
+            return False
+        token = trio.lowlevel.current_trio_token()
+
+        def ended(_: object) -> None:
+            with suppress(trio.RunFinishedError):
+                token.run_sync_soon(self._ended)
+
+        try:
+            trio.lowlevel.start_thread_soon(self._hash_all, ended)
+        except RuntimeError:  # the limit of processes is reached
+            _threads.release_on_behalf_of(self)
+            return False
+        self._started = True
+        return True
+
+    def _ended(self) -> None:
+        _threads.release_on_behalf_of(self)
+        self.done.set()
+
+    async def tee(self, outlet: int, count: int) -> int:
+        """Copy up to ``count`` bytes that are in the pipe; returns how many."""
+        while True:
+            copied = int(_tee(outlet, self._inlet, count, _FLAGS))
+            if copied > 0:
+                return copied
+            number = ctypes.get_errno()
+            if number not in (errno.EAGAIN, errno.EINTR):
+                raise OSError(number, os.strerror(number))
+            await self._wait()
+
+    async def write(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[os.write(self._inlet, view) :]
+            except BlockingIOError:
+                await self._wait()
+
+    async def _wait(self) -> None:
+        """For the hashing thread, which may itself wait for others to end."""
+        with trio.fail_after(STALL):
+            await trio.lowlevel.wait_writable(self._inlet)
+
+    def end(self) -> None:
+        """Nothing more will come; the thread ends when it has read the rest."""
+        if self._inlet >= 0:
+            os.close(self._inlet)
+            self._inlet = -1
+            if not self._started:
+                os.close(self._outlet)
+
+    def _hash_all(self) -> None:
+        buffer = _spare_buffers.pop() if _spare_buffers else bytearray(_READ)
+        try:
+            view = memoryview(buffer)
+            while count := os.readv(self._outlet, [buffer]):
+                self._hasher.update(view[:count])
+        finally:
+            os.close(self._outlet)
+            if len(_spare_buffers) < _MAX_SPARE:
+                _spare_buffers.append(buffer)
