@@ -40,7 +40,7 @@ check: dev-install
 	$(BIN)/mypy
 
 test: dev-install real-parts test-py-consul
-	SPEGEL_REAL_PARTS=$(CACHE) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+	SPEGEL_REAL_PARTS=$(CACHE) $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
 
 # the fence around the client library once more, with the other library behind it
 test-py-consul: dev-install real-parts
