@@ -211,6 +211,7 @@ async def test_the_dead_are_forgotten_by_all_and_hearsay_does_not_bring_them_bac
     rig: SimRig, autojump_clock: MockClock
 ) -> None:
     routers = await rig.ring(6)
+    await trio.sleep(5)  # who has only heard of it so far has greeted it by now, and has a connection that breaks
     await rig.kill(routers[5])
     await eventually(lambda: all(len(router.members()) == 4 for router in routers[:5]), within=2)
     for _ in range(60):
