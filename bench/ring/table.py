@@ -110,7 +110,6 @@ async def _figures(members: int, keys: int) -> list[tuple[str, str]]:
     figures.append(
         ("CPU of one sweep for expired records, every minute", f"{1e3 * (time.process_time() - began):.1f} ms")
     )
-    figures.append(("RSS at the end", f"{_mib():.1f} MiB"))
     return figures
 
 
