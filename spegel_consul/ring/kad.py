@@ -31,9 +31,10 @@ from spegel_consul.ring.background import Background
 from spegel_consul.ring.host import Host, Stream
 from spegel_consul.ring.key import dht_key, position
 from spegel_consul.ring.lookup import HEDGE, AnswerTimes, Lookup
-from spegel_consul.ring.membership import KAD, WITHDRAW, Membership
+from spegel_consul.ring.membership import Membership
 from spegel_consul.ring.pace import Pace
 from spegel_consul.ring.placement import REPLICAS
+from spegel_consul.ring.protocols import KAD, WITHDRAW
 from spegel_consul.ring.records import Records
 from spegel_consul.ring.view import CIRCLE, MemberView, view
 from spegel_consul.ring.wire import Frames, Message, MessageType, WireError, decode, decode_withdrawal, encode
@@ -198,7 +199,7 @@ class KadRouter:
                 else:
                     self._background.nursery = nursery
                     nursery.start_soon(self._membership.probe_forever)
-                    nursery.start_soon(self._membership.gossip_forever)
+                    nursery.start_soon(self._membership.exchange.gossip_forever)
                     nursery.start_soon(self._announce_forever)
                     nursery.start_soon(self._sweep_forever)
                     task_status.started()
@@ -212,7 +213,7 @@ class KadRouter:
         peer = stream.peer
         with self._admitted(peer):
             if self._members.get(peer) is None:
-                self._background.spawn(self._membership.introduce, peer)
+                self._background.spawn(self._membership.exchange.introduce, peer)
             frames = Frames(_MAX_REQUEST)
             while True:
                 with trio.fail_after(_IDLE_TIMEOUT):

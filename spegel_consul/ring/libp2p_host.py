@@ -1,4 +1,4 @@
-# A libp2p host without the library's Swarm and BasicHost (libp2p_layers.py says why): it listens, dials,
+# A libp2p host without the library's Swarm and BasicHost (libp2p/__init__.py says why): it listens, dials,
 # keeps the connections, and bounds all of it.
 #
 # Each connection is one task of the host from its handshake to its end, and whatever goes wrong in it ends
@@ -26,7 +26,9 @@ from spegel_consul.ring import RingError, identity, peerid
 from spegel_consul.ring.address import Address
 from spegel_consul.ring.dialler import Dialler
 from spegel_consul.ring.host import DialledSelf, Handler, Identity, Stream, Unreachable
-from spegel_consul.ring.libp2p_layers import Connection, Layers, Wire, read_description
+from spegel_consul.ring.libp2p.connection import Connection
+from spegel_consul.ring.libp2p.layers import Layers, read_description
+from spegel_consul.ring.libp2p.wire import Wire
 from spegel_consul.ring.patience import Patience
 from spegel_consul.ring.result import Result
 from spegel_consul.ring.wire import Frames, frame

@@ -1,10 +1,7 @@
 # The shell around Members: it makes connections, exchanges member lists, asks questions, and feeds what
 # comes of them into the table.  All that hears from a peer or fails to reach one passes through here, so
 # this is the one place that knows who is in.
-#
-# Kademlia learns members slowly, and a record is found only if those who look agree on who is nearest.  So
-# nodes of this program exchange their lists: when they join, when they hear of somebody, and now and then
-# with anyone.  Go nodes refuse that protocol, and are asked to identify themselves instead.
+# (Member lists are exchange.py's.)
 
 """Joining the ring, and staying acquainted with its members."""
 
@@ -22,45 +19,31 @@ from spegel_consul.ring import PeerInfo, RingError, peerid
 from spegel_consul.ring.address import Address, Contact, contact, parse
 from spegel_consul.ring.alarm import Alarm
 from spegel_consul.ring.background import Background
-from spegel_consul.ring.host import DialledSelf, Host, ProtocolRefused, Stream
-from spegel_consul.ring.members import HEARSAY_AGE, Members
+from spegel_consul.ring.exchange import Exchange
+from spegel_consul.ring.host import DialledSelf, Host, ProtocolRefused
+from spegel_consul.ring.members import Members
 from spegel_consul.ring.offences import Offences
-from spegel_consul.ring.pace import Pace
 from spegel_consul.ring.patience import Patience
 from spegel_consul.ring.pipeline import Pipeline
 from spegel_consul.ring.placement import REPLICAS
+from spegel_consul.ring.protocols import KAD, WITHDRAW
 from spegel_consul.ring.wire import (
-    Frames,
-    MemberReport,
     Message,
     MessageType,
-    WireError,
     WirePeer,
-    decode_members,
     encode,
-    encode_members,
     encode_withdrawal,
 )
 
 log = structlog.get_logger(__name__)
 
-KAD = "/spegel/kad/1.0.0"
-MEMBERS = "/spegel/members/1.0.0"
-WITHDRAW = "/spegel/withdraw/1.0.0"
-
 JOIN_TIMEOUT = 3.0
 _COLD_TIMEOUT = 10.0  # for a question that needs a new stream, perhaps a new connection that waits for its turn
 _PROBE_TIMEOUT, _DOUBT_TIMEOUT = 2.0, 1.0
-_EXCHANGE_TIMEOUT = 5.0
-_INTRODUCE_AFTER = 0.2
-_PARALLEL_INTRODUCTIONS, _MAX_INTRODUCING = 8, 256
-_LONGEST_GOSSIP = 60.0
 _TELL_EVERY = 60.0
+_WITHDRAW_TIMEOUT = 5.0
 _SPARE_PIPELINES = 64
 _PARALLEL_REVIVALS = 16  # a dial that nobody answers takes seconds
-_SERVE_EVERY, _SERVE_BURST = 1.0, 3  # for one peer; a new generation of it may follow the old one at once
-_SLICE = 64  # reports that are learnt between two checkpoints
-_GREETED_PER_SECOND = 100
 _GREET = 8  # how many of those that it hears of a node greets itself
 
 
@@ -90,23 +73,18 @@ class Membership:
         self.table = Members(host.id, rng=rng)
         self._host = host
         self._background = background
-        self._gossip = gossip
         self._changed = changed
         self._lost = lost
         self._rng = rng
         self._loopback = host.address.is_loopback
         self._pipelines: dict[bytes, Pipeline] = {}
         self._probe_alarm = Alarm()
-        self._greet_limit = trio.CapacityLimiter(4)
-        self._introduce_limit = trio.CapacityLimiter(_PARALLEL_INTRODUCTIONS)
-        self._introducing: set[bytes] = set()
         self._revive_limit = trio.CapacityLimiter(_PARALLEL_REVIVALS)
         self._offences = Offences()
         self._patience = Patience(background.spawn)
-        self._pace = Pace(every=_SERVE_EVERY, burst=_SERVE_BURST)
         self._told_of_offence = -math.inf
-        host.serve(MEMBERS, self._serve)
-        host.on_disconnect = self._on_disconnect
+        self.exchange = Exchange(self, host, background, self._patience, gossip=gossip, rng=rng)
+        host.on_disconnect = self.on_disconnect
         host.refuses = lambda peer: self._offences.is_shut_out(peer, trio.current_time())
 
     @property
@@ -164,7 +142,7 @@ class Membership:
         member = self.table.get(peer)
         if member is None or member.ours is False:
             return True
-        with trio.move_on_after(_EXCHANGE_TIMEOUT):
+        with trio.move_on_after(_WITHDRAW_TIMEOUT):
             try:
                 stream = await self._host.open(peer, member.routers, WITHDRAW)
                 try:
@@ -214,7 +192,7 @@ class Membership:
             self._pipelines.pop(peer, None)
         self._probe_alarm.ring()
 
-    def _on_disconnect(self, peer: bytes) -> None:
+    def on_disconnect(self, peer: bytes) -> None:
         self.table.suspect(peer, trio.current_time())
         self._probe_alarm.ring()
 
@@ -224,29 +202,12 @@ class Membership:
         if new is not None:
             self.joined(new.id)
             if not direct and self._rng.random() < _GREET / len(self.table):
-                self._background.spawn(self._greet, new.id)
+                self._background.spawn(self.exchange.greet, new.id)
 
     def joined(self, peer: bytes) -> None:
         """``peer`` entered the table."""
         log.debug("ring_member_new", peer=peerid.to_text(peer), members=len(self.table))
         self._changed()
-
-    def _reports(self) -> bytes:
-        now = trio.current_time()
-        reports = [MemberReport(self.me, 0)]
-        for member in self.table.living():
-            if now - member.heard < HEARSAY_AGE:
-                reports.append(MemberReport(member.wire, int(now - member.heard)))
-        return encode_members(reports)
-
-    async def _merge(self, peer: bytes, body: bytes) -> None:
-        """Learn what ``peer`` tells of the members. Raises WireError."""
-        for number, report in enumerate(decode_members(body), 1):
-            direct = report.peer.id == peer
-            self.learn(self.contact(report.peer), age=0.0 if direct else report.age, direct=direct, source=peer)
-            if number % _SLICE == 0:
-                await trio.lowlevel.checkpoint()
-        self.heard(peer)
 
     def contact(self, peer: WirePeer) -> Contact:
         """What of a peer's addresses can be used from here; nothing that leads back to this node."""
@@ -256,75 +217,6 @@ class Membership:
             routers = tuple(address for address in said.routers if address != self._host.address)
             return Contact(peer.id, routers, said.registry if said.registry != self._registry else None)
         return said
-
-    async def _greet(self, peer: bytes) -> None:
-        # nodes that start together hear of each other together
-        await trio.sleep(self._rng.uniform(0, len(self.table) / _GREETED_PER_SECOND))
-        async with self._greet_limit:
-            if self.table.is_alive(peer):
-                try:
-                    await self._exchange(peer)
-                except (RingError, trio.TooSlowError):
-                    self._on_disconnect(peer)  # a probe tells more
-
-    async def _exchange(self, peer: bytes) -> None:
-        """Tell ``peer`` all members and learn its. Raises RingError or TooSlowError."""
-        member = self.table.get(peer)
-        with self._patience.fail_after(_EXCHANGE_TIMEOUT):
-            try:
-                stream = await self._host.open(peer, member.routers if member else (), MEMBERS)
-            except ProtocolRefused:
-                await self._identify(peer)
-                self._speaks(peer, ours=False)
-                return
-            try:
-                stream.send(self._reports())
-                await self._merge(peer, await _one_message(stream))
-                self._speaks(peer, ours=True)
-                stream.close()
-            except BaseException:
-                stream.reset()
-                raise
-
-    async def _identify(self, peer: bytes) -> None:
-        identity = await self._host.identify(peer)
-        if KAD in identity.protocols:
-            self.learn(self.contact(WirePeer(peer, identity.addresses)), direct=True)
-            self.heard(peer)
-            # as Kademlia joins: ask for oneself, which tells the peer of us and us of its neighbours
-            await self.ask(peer, encode(Message(MessageType.FIND_NODE, self._host.id)))
-
-    async def introduce(self, peer: bytes) -> None:
-        """Learn who a stranger is that sends Kademlia messages; one of our own has told by then."""
-        if peer in self._introducing or len(self._introducing) >= _MAX_INTRODUCING:
-            return  # it is asked again when it opens the next stream
-        self._introducing.add(peer)
-        try:
-            await trio.sleep(_INTRODUCE_AFTER)
-            async with self._introduce_limit:
-                if self.table.get(peer) is None:
-                    with suppress(RingError):
-                        await self._identify(peer)
-        finally:
-            self._introducing.discard(peer)
-
-    async def _serve(self, stream: Stream) -> None:
-        if not self._pace.admits(stream.peer, trio.current_time()):
-            raise RingError("the peer asks for the members too often")
-        with trio.fail_after(_EXCHANGE_TIMEOUT):
-            body = await _one_message(stream)
-            stream.send(self._reports())
-            stream.close()
-        try:
-            await self._merge(stream.peer, body)
-        except WireError as exc:
-            self.offended(stream.peer, exc)
-            raise
-        self._speaks(stream.peer, ours=True)
-
-    def _speaks(self, peer: bytes, *, ours: bool) -> None:
-        if (member := self.table.get(peer)) is not None:
-            member.ours = ours
 
     async def _join_through(self, peer: PeerInfo, standing: set[bytes]) -> None:
         with suppress(trio.TooSlowError), self._patience.fail_after(JOIN_TIMEOUT):
@@ -338,7 +230,7 @@ class Membership:
                 return
             standing.add(found)
             try:
-                await self._exchange(found)
+                await self.exchange.swap(found)
             except (RingError, trio.TooSlowError) as exc:
                 log.debug("ring_exchange_failed", peer=peerid.to_text(found), error=repr(exc))
 
@@ -393,23 +285,3 @@ class Membership:
         member = self.table.get(peer)
         if answer is None and (member is None or member.spoke < start):
             self._host.disconnect(peer)  # so that the next probe tries a new connection
-
-    async def gossip_forever(self) -> None:
-        """Exchange lists with somebody now and then; ever less often while nothing changes."""
-        wait = self._gossip
-        while True:
-            known = len(self.table)
-            await trio.sleep(max(wait, known / 20) * self._rng.uniform(0.75, 1.25))
-            wait = self._gossip if len(self.table) != known else min(_LONGEST_GOSSIP, wait * 1.5)
-            # those who don't speak it are greeted when they are new, and asked by lookups
-            if living := [member for member in self.table.living() if member.ours is not False]:
-                self._background.spawn(self._greet, self._rng.choice(living).id)
-
-
-async def _one_message(stream: Stream) -> bytes:
-    """The first message on ``stream``. Raises RingError if it ends before."""
-    frames = Frames()
-    while data := await stream.receive():
-        for body in frames.feed(data):
-            return body
-    raise RingError("the stream ended before a message was complete")

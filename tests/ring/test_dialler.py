@@ -133,7 +133,7 @@ async def test_what_is_waited_for_and_remembered_is_bounded(world: World, autoju
     async with trio.open_nursery() as nursery:
         nursery.start_soon(watch)
         async with trio.open_nursery() as dials:
-            for number in range(5000):
+            for number in range(4500):
                 dials.start_soon(give_up, dialler, f"gone {number}")
         nursery.cancel_scope.cancel()
     assert TURNS < most <= 2 * TURNS + LATE_TURNS

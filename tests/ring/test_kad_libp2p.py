@@ -62,7 +62,7 @@ async def test_a_peer_that_accepts_and_never_answers_costs_one_bounded_join(rig:
     hung = type(first.me)(None, (f"/ip4/127.0.0.1/tcp/{port}",))
     start = trio.current_time()
     assert await first.join([hung, second.me]) == 1
-    assert trio.current_time() - start < 5
+    assert trio.current_time() - start < 15
     assert len(first.members()) == 1
     for listener in listeners:
         await listener.aclose()

@@ -10,7 +10,7 @@ from trio.testing import MockClock
 from spegel_consul.ring import Router, peerid
 from spegel_consul.ring.kad import KadRouter
 from spegel_consul.ring.key import dht_key, position
-from spegel_consul.ring.membership import MEMBERS, WITHDRAW
+from spegel_consul.ring.protocols import MEMBERS, WITHDRAW
 
 MINUTE = 60.0
 

@@ -16,7 +16,7 @@ from spegel_consul.ring.identity import load_or_create
 from spegel_consul.ring.kad import KadRouter
 from spegel_consul.ring.key import dht_key
 from spegel_consul.ring.libp2p_host import MAX_HALF_OPEN_PER_ADDRESS, Libp2pHost
-from spegel_consul.ring.membership import KAD, MEMBERS
+from spegel_consul.ring.protocols import KAD, MEMBERS
 from spegel_consul.ring.wire import (
     MemberReport,
     Message,

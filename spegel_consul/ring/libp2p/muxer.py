@@ -1,0 +1,42 @@
+"""Yamux that is not trusted with memory."""
+
+from __future__ import annotations
+
+import structlog
+import trio
+from libp2p.stream_muxer.yamux import yamux
+from libp2p.stream_muxer.yamux.yamux import Yamux, YamuxStream
+
+from spegel_consul.ring import peerid
+
+log = structlog.get_logger(__name__)
+
+RECEIVE_BUFFER = 16 << 20
+"""Bytes of a peer that wait to be read, per connection."""
+
+yamux.MAX_WINDOW_SIZE = 1 << 20  # what a stream's window may grow to, and the longest frame
+_WINDOW_SLACK = 1 << 18  # it grants a little more than its target at times
+
+
+class BoundedYamux(Yamux):
+    """Yamux that ends the connection of a peer which sends more than it was granted."""
+
+    async def _read_data_body(self, length: int) -> bytes:
+        sizes = {number: len(buffer) for number, buffer in self.stream_buffers.items()}
+        overrun = any(
+            size > self.streams[number].target_recv_window + _WINDOW_SLACK
+            for number, size in sizes.items()
+            if number in self.streams
+        )
+        if overrun or sum(sizes.values()) + length > RECEIVE_BUFFER:
+            log.debug("ring_window_overrun", peer=peerid.to_text(self.peer_id.to_bytes()))
+            raise trio.TooSlowError  # the one error that ends the connection whatever the frame is
+        return bytes(await super()._read_data_body(length))
+
+    async def discard(self, stream: YamuxStream) -> None:
+        """Forget a stream that was reset, and what was not read of it."""
+        async with self.streams_lock:
+            number = stream.stream_id
+            if self.streams.get(number) is stream:
+                self.stream_buffers[number].clear()
+                self._finalize_stream_locked(stream, fully_closed=True)
