@@ -7,20 +7,30 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from lab import parts
+
+from spegel_consul.cli import cli
 
 ROOT = Path(__file__).parents[2]
 PAGES = ["README.md", "docs/cli.md", "docs/metrics.md", "docs/architecture.md", "docs/comparison.md", "docs/faq.md"]
-STARTS = ("make ", "spegel-consul registry")
+STARTS = ("make ", "spegel-consul registry", "nomad job run ")
 """Commands that start things: .ci/run and the tests with real parts do."""
 
 
 def blocks(page: str) -> list[str]:
-    return re.findall(r"^```sh\n(.*?)^```$", (ROOT / page).read_text(), re.M | re.S)
+    found = re.findall(r"^( *)```sh\n(.*?)^ *```$", (ROOT / page).read_text(), re.M | re.S)
+    return [textwrap.dedent(block) for _, block in found]
+
+
+def starts() -> list[str]:
+    lines = [line for page in PAGES for block in blocks(page) for line in re.sub(r"\\\n *", "", block).splitlines()]
+    return [line for line in lines if line.startswith(STARTS)]
 
 
 def commands() -> list[str]:
@@ -68,6 +78,21 @@ def test_each_block_of_commands_is_one_that_is_run() -> None:
         for block in blocks(page):
             for line in re.sub(r"\\\n", "", block).splitlines():
                 assert line in commands() or line.startswith(STARTS), f"{page}: nothing runs {line!r}"
+
+
+def test_commands_that_start_things_name_what_there_is() -> None:
+    options = CliRunner().invoke(cli, ["registry", "--help"]).output
+    targets = (ROOT / "Makefile").read_text()
+    assert {line.split()[0] for line in starts()} == {"make", "spegel-consul", "nomad"}
+    for line in starts():
+        words = line.partition(" #")[0].split()
+        if words[0] == "make":
+            assert re.search(rf"^{words[1]}:", targets, re.M), line
+        elif words[0] == "nomad":
+            assert all((ROOT / word.removeprefix("-var-file=")).is_file() for word in words[3:]), line
+        else:
+            for word in words[2:]:
+                assert not word.startswith("--") or f"  {word.partition('=')[0]} " in options, line
 
 
 def test_the_picture_is_self_contained_and_names_itself() -> None:
