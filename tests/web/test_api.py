@@ -211,6 +211,8 @@ def test_events_are_kept_and_waited_for(ring) -> None:
     assert ring.json(f"/api/events?since={first['last']}&wait=0.3", 2)["events"] == []
     assert time.monotonic() - began >= 0.29
     assert ring.get("/api/events?since=x").status == 400
+    later = ring.json(f"/api/events?since={first['last']}&life=another", 2)
+    assert [event["number"] for event in later["events"]] == list(range(1, later["last"] + 1))
 
 
 def test_tasks_and_memory_are_for_the_machine_itself(ring) -> None:
