@@ -105,12 +105,11 @@ class Metrics:
             "Unix time of the last request that a peer answered.",
             registry=self.registry,
         )
-        self.resolve_duration = Histogram(
+        self.resolve_duration = self._tallies(
             "spegel_resolve_duration_seconds",
             "Time until the first provider of a key was known.",
-            ["router"],
-            buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5),
-            registry=self.registry,
+            (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5),
+            ("router",),
         )
         self.served_bytes = Counter(
             "spegel_served_bytes",
@@ -220,8 +219,10 @@ class Metrics:
             registry=self.registry,
         )
 
-    def _tallies(self, name: str, about: str, buckets: Sequence[float]) -> Tallies:
-        tallies = Tallies(name, about, ("handler", "method", "code"), buckets)
+    def _tallies(
+        self, name: str, about: str, buckets: Sequence[float], labels: Labels = ("handler", "method", "code")
+    ) -> Tallies:
+        tallies = Tallies(name, about, labels, buckets)
         self._readings.append(tallies)
         return tallies
 

@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
 import sys
+import time
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -16,6 +18,8 @@ import click
 import httpx
 from rich.console import Console
 from rich.markup import escape
+
+from spegel_consul import __version__
 
 EXIT_FAILED = 1
 EXIT_UNREACHABLE = 3
@@ -25,6 +29,7 @@ _HOST = re.compile(r"[A-Za-z0-9_.:-]+\Z")
 DEFAULT_PORT = 9090
 DEFAULT_NODE = f"127.0.0.1:{DEFAULT_PORT}"
 TIMEOUT = 10.0
+_LONGEST_ANSWER = 64 << 20
 
 
 class Unreachable(click.ClickException):
@@ -64,8 +69,18 @@ def _node(ctx: click.Context, param: click.Parameter, value: str) -> str:
 
 
 def asks(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds ``--node`` and ``--json``."""
-    command = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(command)
+    """Adds ``--node`` and ``--json``, and says in one line that an answer is not what this version expects."""
+
+    @functools.wraps(command)
+    def asking(node: str, **given: Any) -> Any:
+        try:
+            return command(node=node, **given)
+        except (KeyError, TypeError, AttributeError, IndexError):  # fields are only ever added: it is an older one
+            raise Unreachable(
+                f"what answers at {node} says less than version {__version__} expects: upgrade it, or see --json"
+            ) from None
+
+    made = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(asking)
     return click.option(
         "--node",
         envvar="SPEGEL_NODE",
@@ -74,29 +89,48 @@ def asks(command: Callable[..., Any]) -> Callable[..., Any]:
         show_default=True,
         callback=_node,
         help="The sidecar to ask: the address of its metrics port.",
-    )(command)
+    )(made)
 
 
 def get(node: str, path: str, *, timeout: float = TIMEOUT, **query: str) -> Any:
-    """The document at ``path`` of a sidecar. Raises Unreachable, or click.ClickException with what it says is wrong."""
+    """The document at ``path`` of a sidecar. Raises Unreachable, or click.ClickException with what it says is wrong.
+
+    ``timeout`` (seconds) is for the whole answer: one that drips is given up too.
+    """
+    late, body = time.monotonic() + timeout, bytearray()
     try:
-        answer = httpx.get(f"{node}{path}", params=query, timeout=timeout, trust_env=False)
+        with httpx.stream("GET", f"{node}{path}", params=query, timeout=timeout, trust_env=False) as answer:
+            for piece in answer.iter_bytes():
+                body += piece
+                if time.monotonic() > late or len(body) > _LONGEST_ANSWER:
+                    raise httpx.ReadTimeout("")
+    except httpx.ReadTimeout:
+        hangs(node, timeout)
     except httpx.HTTPError as exc:
         unreachable(node, exc)
-    return document(node, answer)
+    return document(node, answer.status_code, bytes(body))
 
 
-def document(node: str, answer: httpx.Response) -> Any:
+def document(node: str, status: int, body: bytes) -> Any:
+    """What a sidecar answered. Raises as :func:`get`."""
     try:
-        found = answer.json()
+        found = json.loads(body)
     except ValueError:
-        raise Unreachable(f"what answers at {node} is no spegel-consul (status {answer.status_code})") from None
-    if answer.status_code != 200:
+        not_ours(node, status)
+    if status != 200:
         message = found.get("error") if isinstance(found, dict) else None
         if message is None:
-            raise Unreachable(f"what answers at {node} is no spegel-consul (status {answer.status_code})")
+            not_ours(node, status)
         raise click.ClickException(printable(str(message)))
     return found
+
+
+def not_ours(node: str, status: int) -> NoReturn:
+    raise Unreachable(f"what answers at {node} is no spegel-consul, or one without this command (status {status})")
+
+
+def hangs(node: str, seconds: float) -> NoReturn:
+    raise Unreachable(f"the sidecar at {node} took the connection and did not answer within {seconds:g} s: it hangs")
 
 
 def printable(text: str) -> str:

@@ -25,20 +25,26 @@ def events(no_follow: bool, since: int, node: str, as_json: bool) -> None:
     """Show the last thousand events of a node, and those that come, until Ctrl-C.
 
     Debug events are among them while the node logs them: see the log's level in `docs/cli.md`. With --json each event
-    is one line. A node that restarts is waited for.
+    is one line. A node that restarts is waited for, and standard error says so.
     """
-    reached = False
+    life, gone = "", False
     while True:
+        wait = 0.0 if no_follow or not life or gone else _WAIT
         try:
             found = ask.get(
-                node, "/api/events", timeout=_WAIT + ask.TIMEOUT, since=str(since), wait=str(0 if no_follow else _WAIT)
+                node, "/api/events", timeout=wait + ask.TIMEOUT, since=str(since), wait=str(wait), life=life
             )
-        except ask.Unreachable:
-            if not reached or no_follow:
+        except ask.Unreachable as exc:
+            if not life or no_follow:
                 raise
+            if not gone:
+                click.echo(f"spegel-consul: {exc.format_message()}; waiting for it", err=True)
+            gone = True
             time.sleep(_AGAIN)
             continue
-        reached = True
+        if gone:
+            click.echo(f"spegel-consul: {node} answers again", err=True)
+        life, gone = str(found.get("life") or "unknown"), False
         for event in found["events"]:
             _show(event, as_json)
         since = found["last"]

@@ -16,6 +16,8 @@ from spegel_consul.commands.ask import shown
 from spegel_consul.web import words
 
 _NARROW = 70
+_PATIENCE = 20.0
+"""Seconds between two lines; the node tells of a pull every second, and of one that stalls too."""
 
 
 @click.command()
@@ -42,16 +44,23 @@ def pull(reference: str, node: str, as_json: bool) -> None:
 
 def _lines(node: str, reference: str) -> Iterator[dict[str, Any]]:
     """What the node tells of the pull as it goes on."""
-    headers = {"accept": "application/x-ndjson"}
     try:
         with httpx.stream(
-            "POST", f"{node}/api/measure", params={"image": reference}, headers=headers, timeout=30, trust_env=False
+            "POST",
+            f"{node}/api/measure",
+            params={"image": reference},
+            headers={"accept": "application/x-ndjson"},
+            timeout=_PATIENCE,
+            trust_env=False,
         ) as answer:
             if answer.status_code != 200:
-                answer.read()
-                ask.document(node, answer)
+                ask.document(node, answer.status_code, answer.read())
             for line in answer.iter_lines():
                 yield json.loads(line)
+    except ValueError:
+        ask.not_ours(node, answer.status_code)
+    except httpx.ReadTimeout:
+        ask.hangs(node, _PATIENCE)
     except httpx.HTTPError as exc:
         ask.unreachable(node, exc)
 

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 import structlog
 import trio
+from prometheus_client import Counter
 
 from spegel_consul.metrics import Metrics
 from spegel_consul.oci.digest import Digest
@@ -81,7 +82,7 @@ class Mirror:
         self.penalties = Penalties()
         self.traces = Traces()
         self.recent = RecentProviders()
-        self._labelled: set[str] = set()
+        self._counters: dict[str, tuple[Counter, Counter]] = {}
         self._metrics = metrics
         self.on_resolved: Callable[[float], None] = metrics.resolve_duration.labels("libp2p").observe
 
@@ -95,11 +96,16 @@ class Mirror:
         self.penalties.lied(provider)
         log.warning("peer sent wrong bytes", peer=provider.peer_id, registry=provider.registry[0], digest=digest)
 
-    def _label(self, registry: str) -> str:
-        """The registry's name as a label; clients choose it, so there is an end to them."""
-        if len(self._labelled) < _MOST_LABELS:
-            self._labelled.add(registry)
-        return registry if registry in self._labelled else "other"
+    def _counted(self, registry: str) -> tuple[Counter, Counter]:
+        """Hits and misses of a registry; clients choose its name, so there is an end to them."""
+        found = self._counters.get(registry)
+        if found is None:
+            name = registry if len(self._counters) < _MOST_LABELS else "other"
+            requests = self._metrics.mirror_requests
+            found = requests.labels(name, "hit"), requests.labels(name, "miss")
+            if name == registry:
+                self._counters[registry] = found
+        return found
 
     @asynccontextmanager
     async def open(
@@ -119,7 +125,7 @@ class Mirror:
                 finally:
                     transfer.close()
         except (ManifestUnknown, BlobUnknown):
-            self._metrics.mirror_requests.labels(self._label(request.reference.registry), "miss").inc()
+            self._counted(request.reference.registry)[1].inc()
             raise
         self.served(request)
 
@@ -216,5 +222,5 @@ class Mirror:
 
     def served(self, request: ContentRequest) -> None:
         """A transfer has ended well; :meth:`open` says so itself."""
-        self._metrics.mirror_requests.labels(self._label(request.reference.registry), "hit").inc()
+        self._counted(request.reference.registry)[0].inc()
         self._metrics.mirror_last_success.set_to_current_time()

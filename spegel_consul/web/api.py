@@ -88,14 +88,20 @@ def blueprint(node: Node, measurer: Measurer) -> Blueprint:
 
     @api.get("/events")
     async def events() -> Response:
-        """Events after number ``since``; ``wait`` is how many seconds to wait for a first one."""
+        """Events after number ``since``; ``wait`` is how many seconds to wait for a first one.
+
+        ``life`` is what an earlier answer said: numbers begin anew when the process does.
+        """
         try:
             since = int(request.args.get("since", "0"))
             wait = min(LONGEST_WAIT, max(0.0, float(request.args.get("wait", "0"))))
         except ValueError:
             return error(400, "since and wait are numbers")
+        life = f"{node.started:.6f}"
+        if request.args.get("life") not in (None, "", life):
+            since = 0
         found = await log.events.wait(since, wait)
-        return answer({"last": log.events.last, "level": log.level.current, "events": found})
+        return answer({"last": log.events.last, "life": life, "level": log.level.current, "events": found})
 
     @api.get("/log-level")
     async def log_level() -> Response:

@@ -77,7 +77,7 @@ def ring(peers: Sequence[Document], received: Mapping[str, int]) -> Ring:
     if len(peers) > MOST_DOTS:
         leader = next((f", {dot.name} leads" for dot in dots if dot.leader), "")
         title = f"{alive} members alive, {trouble} dead or missing{leader}"
-        return Ring(_labelled(_notable(dots), _LABEL_AT + 8), _sectors(placed), alive, trouble, title)
+        return Ring(_labelled(_notable(dots), _LABEL_AT + 6), _sectors(placed), alive, trouble, title)
     # members that the catalog alone knows have no place that we know of: they wait above the circle's top
     unplaced = [peer for peer in peers if peer["at"] is None]
     dots += [

@@ -24,6 +24,9 @@ dashboards and alerts go on working. [prometheus.yml](prometheus.yml) finds all 
 are not counted. `method` is `GET`, `HEAD` or `other`. `registry` is the one that the runtime asked for; what comes
 after the first hundred of them is counted as `other`.
 
+Counting costs 0.9 µs for an answer from the own store and 1.8 µs for a mirrored one (`python -m bench.counting`); what
+can be asked when somebody scrapes costs requests nothing.
+
 | metric | type | labels | meaning |
 |---|---|---|---|
 """

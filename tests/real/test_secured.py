@@ -6,6 +6,9 @@
 from __future__ import annotations
 
 import base64
+import json
+import subprocess
+import sys
 
 import pytest
 from lab.certificates import Authority
@@ -53,6 +56,19 @@ def test_a_pull_with_certificates_and_a_password(cluster, image) -> None:
     lab[1].containerd.write_hosts("_default", secured("another").format(ip=lab[1].ip))
     with pytest.raises(PullError):
         lab[1].containerd.pull_cri(app.name, timeout=20)
+    measured = lab[1].request(f"/api/measure?image={app.name}", method="POST", port=9090, timeout=30)
+    document = json.loads(measured.body)
+    assert document["problem"] is None, "a measurement has the node's own password and authorities"
+    assert {piece["digest"]: piece["source_node"] for piece in document["pieces"]} == dict.fromkeys(
+        app.digests, lab[0].name
+    )
+    for words in (["status"], ["pull", app.name], ["peers", "--json"]):
+        argv = lab[0].netns.inside([sys.executable, "-m", "spegel_consul", *words, f"--node={lab[1].ip}"])
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "a secret" not in done.stdout
+        assert lab[1].name in done.stdout or words[0] == "pull"
+
     lab[1].containerd.write_hosts("_default", secured("a secret").format(ip=lab[1].ip))
     lab[1].containerd.pull_cri(app.name)
 

@@ -177,6 +177,9 @@ def test_level_by_signal_and_by_request(ring) -> None:
     assert ring.json("/api/log-level", 1)["level"] == "info"
 
 
+TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+
 def test_a_request_is_found_in_the_logs_of_both_nodes_by_its_id(ring) -> None:
     def set_level(level: bytes) -> None:
         for node in (0, 2):
@@ -186,12 +189,15 @@ def test_a_request_is_found_in_the_logs_of_both_nodes_by_its_id(ring) -> None:
     path = f"/v2/{ring.image.repository}/blobs/{ring.image.amd64.config}?ns={ring.image.registry}"
     set_level(b"debug")
     try:
-        assert ring[2].request(path, headers={"X-Request-Id": "find-me"}).status == 200
+        identity = {"X-Request-Id": "find-me", "traceparent": TRACE}
+        assert ring[2].request(path, headers=identity).status == 200
         until(lambda: found(ring, 2, "mirrored"), timeout=10, what="the mirroring node says so")
         (line,) = found(ring, 2, "mirrored")
         assert (line["outcome"], line["kind"], line["peer"]) == ("hit", "blobs", f"{ring[0].ip}:5000")
         assert line["bytes"] == ring.image.blob(ring.image.amd64.config).stat().st_size
-        assert [each["key"] for each in found(ring, 0, "asked by a peer")] == [ring.image.amd64.config]
+        (asked,) = found(ring, 0, "asked by a peer")
+        assert asked["key"] == ring.image.amd64.config
+        assert (line["traceparent"], asked["traceparent"]) == (TRACE, TRACE)
     finally:
         set_level(b"info")
     ring[2].request(path, headers={"X-Request-Id": "find-me"})
@@ -211,6 +217,8 @@ def test_events_are_kept_and_waited_for(ring) -> None:
     assert ring.json(f"/api/events?since={first['last']}&wait=0.3", 2)["events"] == []
     assert time.monotonic() - began >= 0.29
     assert ring.get("/api/events?since=x").status == 400
+    later = ring.json(f"/api/events?since={first['last']}&life=another", 2)
+    assert [event["number"] for event in later["events"]] == list(range(1, later["last"] + 1))
 
 
 def test_tasks_and_memory_are_for_the_machine_itself(ring) -> None:

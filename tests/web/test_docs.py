@@ -7,11 +7,15 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from lab import parts
+
+from spegel_consul.cli import cli
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -33,22 +37,30 @@ NOT_RUN = {
     "sha256sum spegel-consul.tar.gz": "as before",
 }
 """By how they begin: commands that are not run here, and why."""
+STARTS = ("make ", "spegel-consul registry", "nomad job run ")
 RUN = re.compile(r"(NO_COLOR=1 )?(spegel-consul|curl|consul|dig) ")
 
 
 def blocks(page: str) -> list[str]:
-    found = re.findall(r"^```sh\n(.*?)^```$", (ROOT / page).read_text(), re.M | re.S)
-    return [re.sub(r"\\\n\s*", "", block) for block in found]
+    found = re.findall(r"^( *)```sh\n(.*?)^ *```$", (ROOT / page).read_text(), re.M | re.S)
+    return [re.sub(r"\\\n\s*", "", textwrap.dedent(block)) for _, block in found]
+
+
+def place(page: str) -> Path:
+    """Where a page's commands are run."""
+    return ROOT / "jobs" if page.startswith("jobs/") else ROOT
+
+
+def starts() -> list[tuple[Path, str]]:
+    """Commands that start things, and where."""
+    lines = [(place(page), line) for page in PAGES for block in blocks(page) for line in block.splitlines()]
+    return [(where, line) for where, line in lines if line.startswith(STARTS)]
 
 
 def commands() -> list[tuple[Path, str]]:
     """Where each is run, and it."""
-    lines = [(page, line) for page in PAGES for block in blocks(page) for line in block.splitlines()]
-    return [
-        (ROOT / "jobs" if page.startswith("jobs/") else ROOT, line)
-        for page, line in lines
-        if RUN.match(line) and not line.startswith(tuple(NOT_RUN))
-    ]
+    lines = [(place(page), line) for page in PAGES for block in blocks(page) for line in block.splitlines()]
+    return [(where, line) for where, line in lines if RUN.match(line) and not line.startswith(tuple(NOT_RUN))]
 
 
 @pytest.mark.real
@@ -93,6 +105,22 @@ def test_each_command_is_run_or_it_is_said_why_not() -> None:
                 assert excused or RUN.match(line), f"{page}: nothing runs {line!r}"
                 used.update(excused)
     assert used == set(NOT_RUN)
+
+
+def test_commands_that_start_things_name_what_there_is() -> None:
+    options = CliRunner().invoke(cli, ["registry", "--help"]).output
+    targets = (ROOT / "Makefile").read_text()
+    assert {line.split()[0] for _, line in starts()} == {"make", "spegel-consul", "nomad"}
+    for where, line in starts():
+        words = line.partition(" #")[0].split()
+        if words[0] == "make":
+            assert re.search(rf"^{words[1]}:", targets, re.M), line
+        elif words[0] == "nomad":
+            files = [word.removeprefix("-var-file=") for word in words if ".hcl" in word]
+            assert any(all((at / file).is_file() for file in files) for at in (where, ROOT / "jobs")), line
+        else:
+            for word in words[2:]:
+                assert not word.startswith("--") or f"  {word.partition('=')[0]} " in options, line
 
 
 def test_the_picture_is_self_contained_and_names_itself() -> None:

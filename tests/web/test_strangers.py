@@ -1,0 +1,149 @@
+"""What the commands make of a sidecar that hangs, drips, is older, or is something else: one line and an exit code."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+from click.testing import CliRunner, Result
+
+from spegel_consul.cli import cli
+from spegel_consul.commands import ask, events, pull
+
+Serve = Callable[[socket.socket, bytes], None]
+
+
+@contextmanager
+def server(serve: Serve) -> Iterator[str]:
+    """Something that listens, and answers each request with ``serve(connection, request)``."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    over = threading.Event()
+
+    def accept() -> None:
+        while not over.is_set():
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=answer, args=(connection,), daemon=True).start()
+
+    def answer(connection: socket.socket) -> None:
+        with connection:
+            try:
+                serve(connection, connection.recv(65536))
+            except OSError:
+                pass
+
+    threading.Thread(target=accept, daemon=True).start()
+    try:
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        over.set()
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+
+
+def whole(body: bytes, status: int = 200) -> bytes:
+    return b"HTTP/1.1 %d OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%b" % (status, len(body), body)
+
+
+def hangs(connection: socket.socket, request: bytes) -> None:
+    connection.recv(1)  # until the client goes
+
+
+def drips(connection: socket.socket, request: bytes) -> None:
+    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+    while True:
+        connection.sendall(b" ")
+        time.sleep(0.05)
+
+
+def garbage(connection: socket.socket, request: bytes) -> None:
+    connection.sendall(whole(b"<html>hello</html>"))
+
+
+def older(connection: socket.socket, request: bytes) -> None:
+    connection.sendall(whole(b'{"node": {"name": "n1"}, "ready": true, "pieces": []}'))
+
+
+def lacks(connection: socket.socket, request: bytes) -> None:
+    connection.sendall(whole(b"<html>not found</html>", 404))
+
+
+def run(node: str, *words: str) -> Result:
+    return CliRunner().invoke(cli, [*words, "--node", node])
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ask, "TIMEOUT", 0.4)
+    monkeypatch.setattr(ask.get, "__kwdefaults__", {"timeout": 0.4})
+    monkeypatch.setattr(pull, "_PATIENCE", 0.4)
+    monkeypatch.setattr(events, "_AGAIN", 0.05)
+
+
+COMMANDS = [["status"], ["peers"], ["lookup", "app:v1"], ["pull", "app:v1"], ["events", "--no-follow"]]
+STRANGERS = [
+    (hangs, "did not answer within 0.4 s"),
+    (drips, "did not answer within 0.4 s"),
+    (garbage, "is no spegel-consul"),
+    (lacks, "is no spegel-consul, or one without this command (status 404)"),
+]
+
+
+# a pull may take as long as it does: only silence ends it
+CASES = [
+    pytest.param(command, serve, reason, id=f"{command[0]}-{serve.__name__}")
+    for command in COMMANDS
+    for serve, reason in STRANGERS
+    if (command[0], serve) != ("pull", drips)
+]
+
+
+@pytest.mark.parametrize(("command", "serve", "reason"), CASES)
+def test_each_is_one_line_and_exit_3(command: list[str], serve: Serve, reason: str) -> None:
+    with server(serve) as node:
+        done = run(node, *command)
+    assert done.exit_code == ask.EXIT_UNREACHABLE, done.output
+    assert reason in done.output
+    assert len(done.output.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
+def test_an_older_sidecar_is_told_from_a_broken_one(command: list[str]) -> None:
+    with server(older) as node:
+        done = run(node, *command)
+    assert done.exit_code == ask.EXIT_UNREACHABLE, done.output
+    assert "says less than version" in done.output
+    assert len(done.output.splitlines()) == 1
+
+
+def test_events_go_on_when_the_node_is_back_with_numbers_that_begin_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bytes] = []
+    first = {"last": 7, "life": "1", "events": [{"number": 7, "event": "old"}]}
+    again = {"last": 8, "life": "2", "events": [{"number": number, "event": f"new {number}"} for number in (1, 8)]}
+
+    def serve(connection: socket.socket, request: bytes) -> None:
+        asked.append(request.split()[1])
+        if len(asked) == 1:
+            connection.sendall(whole(json.dumps(first).encode()))
+        elif len(asked) == 4:
+            connection.sendall(whole(json.dumps(again).encode()))
+        elif len(asked) > 4:
+            connection.sendall(whole(b'{"error": "enough"}', 400))
+
+    with server(serve) as node:
+        done = CliRunner().invoke(cli, ["events", "--json", "--node", node])
+    assert [json.loads(line)["event"] for line in done.stdout.splitlines()] == ["old", "new 1", "new 8"]
+    waiting, back, enough = done.stderr.splitlines()
+    assert "waiting for it" in waiting
+    assert "answers again" in back
+    assert "enough" in enough
+    assert b"since=0" in asked[0]
+    assert all(b"since=7" in each and b"life=1" in each for each in asked[1:4])
+    assert b"wait=0.0" in asked[2], "whether it is back is not waited for"
