@@ -259,7 +259,8 @@ class _Shape:
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, (KeyError, TypeError, ValueError, AttributeError, IndexError)):
+        # a number may be infinite
+        if isinstance(error, (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError)):
             raise UnexpectedAnswer(f"{self._what}: not an answer of Consul's") from error
 
 

@@ -55,6 +55,10 @@ _KEEPALIVE = [
 """A long poll whose other end is gone ends after 25 s; without this it would end only with its time limit."""
 
 
+# what a callback raises that meets other JSON than it expects: a number may be infinite, a list nested without end
+_MISSHAPEN = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
+
+
 class TrioHTTPClient(library.HTTPClient):  # type: ignore[misc]  # the library has no types
     """The library's HTTP client interface on httpx. Its methods are coroutine functions."""
 
@@ -135,7 +139,7 @@ class TrioHTTPClient(library.HTTPClient):  # type: ignore[misc]  # the library h
             if len(answer.content) <= _LARGE:
                 return callback(response)
             return await trio.to_thread.run_sync(callback, response, abandon_on_cancel=True)
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError, library.ConsulException) as why:
+        except (*_MISSHAPEN, library.ConsulException) as why:
             raise UnexpectedAnswer(f"{method} {path}: not an answer of Consul's ({type(why).__name__}: {why})") from why
 
     def _hint(self, error: BaseException) -> str:

@@ -71,7 +71,7 @@ def load(path: Path) -> dict[str, Any]:
             document = tomllib.loads(file.read_text())
         except FileNotFoundError:
             continue
-        except (OSError, ValueError) as exc:
+        except (OSError, ValueError, RecursionError) as exc:
             raise Unreadable(f"{file} can't be read: {exc}") from None
         imports = document.pop("imports", [])
         _merge(merged, document)

@@ -45,5 +45,5 @@ class Record:
                 for path, entry in document["files"].items()
             }
             return cls(tuple(map(str, document["made"])), files)
-        except (KeyError, TypeError, AttributeError) as exc:
+        except (KeyError, TypeError, AttributeError, RecursionError) as exc:
             raise ValueError(f"it is damaged ({exc!r})") from None

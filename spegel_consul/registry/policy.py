@@ -12,6 +12,14 @@ from functools import lru_cache
 
 from spegel_consul.ring import Provider
 
+_METADATA = frozenset(
+    map(
+        ipaddress.ip_address,
+        ("fd00:ec2::254", "fd20:ce::254", "100.100.100.200", "168.63.129.16", "192.0.0.192"),
+    )
+)
+"""Where clouds keep metadata besides link-local addresses: AWS and Google over IPv6, Alibaba, Azure, Oracle."""
+
 
 class PeerPolicy(enum.Enum):
     """``any``: every address that a node could have; ``catalog``: only those of instances in Consul's catalog."""
@@ -25,7 +33,8 @@ Permits = Callable[[Provider], bool]
 
 
 def any_node(provider: Provider) -> bool:
-    """Whether its address could be a node's: no link-local one, where clouds keep their metadata, no group of hosts."""
+    """Whether its address could be a node's: none where clouds keep their metadata, no group of hosts, no other form of
+    an IPv4 address."""
     return _could_be_a_node(provider.registry[0])
 
 
@@ -44,5 +53,6 @@ def _could_be_a_node(host: str) -> bool:
         address = ipaddress.ip_address(host)
     except ValueError:
         return False
-    address = getattr(address, "ipv4_mapped", None) or address
+    if address in _METADATA or getattr(address, "ipv4_mapped", None) is not None:
+        return False
     return not (address.is_link_local or address.is_multicast or address.is_unspecified or address.is_reserved)

@@ -56,6 +56,11 @@ class _Known:
     length: Tally | None = None
     onward: Onward = ()
 
+    def count(self, sent: int) -> None:
+        """So many bytes of content were sent."""
+        if self.length is not None:
+            self.length.observe(sent)
+
 
 class ShortRoad:
     """Callable as the server's short road; see :data:`spegel_consul.server.connection.ShortRoad`."""
@@ -88,7 +93,6 @@ class ShortRoad:
         began, plan, body = time.perf_counter(), known.plan, b""
         assert isinstance(plan, Own)
         assert known.duration is not None
-        assert known.length is not None
         small = self._cached(plan)
         if known.method == "HEAD":
             if small is None and not self._is_there(plan):
@@ -98,7 +102,7 @@ class ShortRoad:
                 return None
             body = small[plan.start : plan.stop] if plan.partial else small
             self._bytes.inc(len(body))
-        known.length.observe(len(body))
+        known.count(len(body))
         known.duration.observe(time.perf_counter() - began)
         return b"%b%b\r\n\r\n%b" % (known.head, self._now(), body)
 
@@ -158,6 +162,7 @@ class ShortRoad:
             if self._cached(plan) is None and not self._is_there(plan):
                 return None
             await send_bytes(link.sock, head)
+            known.count(0)
         elif content.size <= SMALL:
             small = self._cached(plan)
             if small is None:
@@ -168,17 +173,20 @@ class ShortRoad:
                 return None
             await send_bytes(link.sock, head + small[plan.start : plan.stop])
             self._bytes.inc(length)
+            known.count(length)
         else:
             fd = self._open(plan)
             if fd is None:
                 return None
+
+            def count(sent: int) -> None:
+                self._bytes.inc(sent)
+                known.count(sent)
+
             try:
-                await send_file(link.sock, head, fd, plan.start, plan.stop)
+                await send_file(link.sock, head, fd, plan.start, plan.stop, count)
             finally:
                 os.close(fd)
-            self._bytes.inc(length)
-        if known.length is not None:
-            known.length.observe(length if known.method == "GET" else 0)
         return 206 if plan.partial else 200
 
     async def _mirrored(self, known: _Known, plan: Elsewhere, link: Link) -> int:
@@ -200,15 +208,15 @@ class ShortRoad:
             transfer = await self._mirror.at_once(plan.request, plan.wanted_range, trace)
             if transfer is not None:
                 try:
-                    status = await self._relay(method, transfer, link)
+                    status = await self._relay(method, transfer, link, trace)
                 finally:
                     transfer.close()
                 self._mirror.served(plan.request)
                 return status
         async with self._mirror.open(plan.request, method, plan.wanted_range, trace) as transfer:
-            return await self._relay(method, transfer, link)
+            return await self._relay(method, transfer, link, trace)
 
-    async def _relay(self, method: str, transfer: Transfer, link: Link) -> int:
+    async def _relay(self, method: str, transfer: Transfer, link: Link, trace: Trace) -> int:
         head = transfer.head
         rendered = self._render(
             head.digest, head.media_type, head.start, head.stop, head.size, head.partial, transfer.served_by
@@ -217,9 +225,14 @@ class ShortRoad:
         if method == "HEAD":
             await send_bytes(link.sock, rendered)
         else:
-            await transfer.relay(link.sock, rendered)
-            self._peer_bytes.inc(head.stop - head.start)
-            self._lengths[method, 206 if head.partial else 200].observe(head.stop - head.start)
+            whole = False
+            try:
+                await transfer.relay(link.sock, rendered)
+                whole = True
+            finally:
+                sent = head.stop - head.start if whole else trace.sent()
+                self._peer_bytes.inc(sent)
+                self._lengths[method, 206 if head.partial else 200].observe(sent)
         return 206 if head.partial else 200
 
     def _is_there(self, plan: Own) -> bool:

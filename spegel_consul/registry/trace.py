@@ -47,10 +47,13 @@ def as_fields(identity: Onward) -> dict[str, str]:
 
 
 class Progress(Protocol):
-    """What knows how many bytes are still to come."""
+    """What knows how many bytes are still to come, and how many of those that came the client has got."""
 
     @property
     def left(self) -> int: ...
+
+    @property
+    def sent(self) -> int: ...
 
 
 class Trace:
@@ -106,6 +109,10 @@ class Trace:
     def received(self) -> int:
         """Bytes of the body that have come by now."""
         return self.size - self.progress.left if self.progress is not None else self.bytes
+
+    def sent(self) -> int:
+        """Bytes of the body that the client has got by now; of what passed through this process, those that came."""
+        return self.progress.sent if self.progress is not None else self.bytes
 
     def to_json(self, now: float | None = None) -> dict[str, object]:
         """For people and programs: times are milliseconds since the request came, None while they have not come."""

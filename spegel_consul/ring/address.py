@@ -56,7 +56,8 @@ class Address:
             ip = ipaddress.ip_address(self.host)
         except ValueError:
             return False
-        if self.port == 0 or ip.is_unspecified or ip.is_multicast:
+        # an IPv4 address inside of an IPv6 one (RFC 4291, 2.5.5.2) is dialled as IPv4, and has passed for none of these
+        if self.port == 0 or ip.is_unspecified or ip.is_multicast or getattr(ip, "ipv4_mapped", None) is not None:
             return False
         return loopback or not ip.is_loopback
 

@@ -1,11 +1,9 @@
-# hypercorn's connection with three of its parts replaced.
+# hypercorn's connection with two of its parts replaced, and its protocol (protocol.py).
 #
 # Sending: hypercorn sends under a shield without a timeout, so one client that stops reading would keep the process
 # from stopping; ours gives up when it is cancelled and then closes the connection, because a half-sent frame can't
 # be continued.  And whatever a connection raises ends here: hypercorn lets exception groups through, and one peer's
 # reset must not take the server down.
-#
-# The protocol: requests that h11 refuses get the error body that registry clients know how to show.
 #
 # Reading: while nothing else is going on, what is received is offered to a handler that may answer it on the socket
 # itself: the short road.  Bytes that it does not take go to hypercorn as they came, and everything else - parsing,
@@ -15,12 +13,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 from collections import Counter
-from collections.abc import Awaitable, Callable
-from itertools import chain
+from collections.abc import Awaitable
 from typing import Protocol
 
 import h11
@@ -28,8 +24,6 @@ import structlog
 import trio
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData
-from hypercorn.protocol import ProtocolWrapper
-from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
@@ -38,6 +32,7 @@ from hypercorn.utils import parse_socket_addr
 
 from spegel_consul.server.idle import IdleTimer
 from spegel_consul.server.lobby import RECEIVE, Guest, Lobby
+from spegel_consul.server.protocol import Http11, Wrapper
 from spegel_consul.server.sending import STALL, Truncated
 from spegel_consul.server.tls import Tls
 
@@ -71,59 +66,6 @@ class ShortRoad(Protocol):
     def __call__(self, data: bytes, link: Link, /) -> Awaitable[bool]:
         """Answer on the link and return True, or send nothing and return False, if ``data`` is no simple request."""
         ...
-
-
-_REASONS = {400: "the request is not valid HTTP", 431: "the request's header fields are too large"}
-
-
-class _Protocol(H11Protocol):
-    async def _check_protocol(self, event: h11.Request) -> None:
-        """Stay with HTTP/1.1, by prior knowledge and by upgrade alike (RFC 9113, 3.3).
-
-        An answer that can't be completed has to be cut, and of HTTP/2 hypercorn cuts neither the stream nor the
-        connection: its client would wait for ever.
-        """
-
-    async def _create_stream(self, request: h11.Request) -> None:
-        if any(name == b"upgrade" for name, _ in request.headers):
-            # nobody here speaks websocket, and a request may be answered as if it had not asked (RFC 9110, 7.8)
-            plain = [(name, value) for name, value in request.headers if name != b"upgrade"]
-            request = h11.Request(
-                method=request.method, target=request.target, headers=plain, http_version=request.http_version
-            )
-        await super()._create_stream(request)
-
-    async def _send_error_response(self, status_code: int) -> None:
-        message = _REASONS.get(status_code, "the request can't be answered")
-        body = json.dumps({"errors": [{"code": "UNSUPPORTED", "message": message}]}).encode()
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", b"%d" % len(body)),
-            (b"connection", b"close"),
-        ]
-        all_headers = list(chain(headers, self.config.response_headers("h11")))
-        await self._send_h11_event(h11.Response(status_code=status_code, headers=all_headers))
-        await self._send_h11_event(h11.Data(data=body))
-        await self._send_h11_event(h11.EndOfMessage())
-
-
-class _Wrapper(ProtocolWrapper):
-    def __init__(
-        self,
-        app: AppWrapper,
-        config: Config,
-        context: WorkerContext,
-        task_group: TaskGroup,
-        state: ConnectionState,
-        ssl: bool,
-        client: tuple[str, int] | None,
-        server: tuple[str, int] | None,
-        send: Callable[[Event], Awaitable[None]],
-        alpn_protocol: str | None = None,
-    ) -> None:
-        super().__init__(app, config, context, task_group, state, ssl, client, server, send, alpn_protocol)
-        if isinstance(self.protocol, H11Protocol):
-            self.protocol = _Protocol(app, config, context, task_group, state, ssl, client, server, send)
 
 
 class Connection(TCPServer):
@@ -170,7 +112,7 @@ class Connection(TCPServer):
             with self._life:
                 async with TaskGroup() as group:
                     self._task_group = group
-                    self.protocol = _Wrapper(
+                    self.protocol = Wrapper(
                         self.app,
                         self.config,
                         self.context,
@@ -241,7 +183,7 @@ class Connection(TCPServer):
     def _at_rest(self) -> bool:
         """Whether hypercorn waits for a new request and holds no byte of it."""
         protocol = self.protocol.protocol
-        if type(protocol) is not _Protocol or protocol.stream is not None:
+        if type(protocol) is not Http11 or protocol.stream is not None:
             return False
         http = protocol.connection
         return (
@@ -274,6 +216,8 @@ class Connection(TCPServer):
 
 async def _receive(sock: trio.socket.SocketType) -> bytes:
     while True:
+        if sock.fileno() < 0:  # a request was refused; Trio would take the number for a descriptor's
+            raise trio.ClosedResourceError
         await trio.lowlevel.wait_readable(sock)
         try:
             return os.read(sock.fileno(), RECEIVE)

@@ -75,7 +75,7 @@ class Relay:
 
     def __init__(self, sink: trio.socket.SocketType, total: int, hasher: _Hash | None) -> None:
         self._sink = sink
-        self._left = total
+        self._total = self._left = total
         self._pipe = _take_pipe()
         try:
             self._tap = Tap(hasher) if hasher is not None else None
@@ -89,6 +89,11 @@ class Relay:
     def left(self) -> int:
         """How many bytes are still to be taken from a source."""
         return self._left
+
+    @property
+    def sent(self) -> int:
+        """How many bytes the sink has got."""
+        return self._total - self._left - self._inside - len(self._last)
 
     async def put(self, data: bytes) -> None:
         """Carry bytes that were already read from the source."""

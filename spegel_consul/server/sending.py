@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import select
 import socket
+from collections.abc import Callable
 
 import trio
 
@@ -50,38 +51,43 @@ async def send_head(sock: trio.socket.SocketType, head: bytes) -> None:
     await send_bytes(sock, head[sent:])
 
 
-async def send_file(sock: trio.socket.SocketType, head: bytes, fd: int, start: int, stop: int) -> None:
-    """Send ``head`` and then the bytes ``[start, stop)`` of file ``fd``.
+async def send_file(
+    sock: trio.socket.SocketType, head: bytes, fd: int, start: int, stop: int, count: Callable[[int], object]
+) -> None:
+    """Send ``head`` and then the bytes ``[start, stop)`` of file ``fd``; in the end ``count`` hears how many were sent.
 
     Raises Truncated, OSError, trio.TooSlowError or trio.ClosedResourceError.
     """
     await send_head(sock, head)
-    out, probed, cold = sock.fileno(), start, False
+    out, reached, probed, cold = sock.fileno(), start, start, False
     if stop - start <= _SMALL:
         probed = stop
-    while start < stop:
-        if start >= probed and not cold:
-            probed = min(stop, start + _CHUNK)
-            cold = not _resident(fd, start, probed)
-        count = min(stop - start, _CHUNK)
-        try:
-            if cold:
-                sent = await trio.to_thread.run_sync(_send_cold, out, fd, start, count, limiter=_threads)
-            else:
-                sent = os.sendfile(out, fd, start, count)
-        except BlockingIOError:
-            with trio.fail_after(STALL):
-                await trio.lowlevel.wait_writable(sock)
-            continue
-        if sent == 0:
-            raise Truncated
-        start += sent
-        if sent < count:
-            # the socket is full: to wait for it is also the others' turn
-            with trio.fail_after(STALL):
-                await trio.lowlevel.wait_writable(sock)
-        elif start < stop:
-            await trio.lowlevel.checkpoint()
+    try:
+        while reached < stop:
+            if reached >= probed and not cold:
+                probed = min(stop, reached + _CHUNK)
+                cold = not _resident(fd, reached, probed)
+            most = min(stop - reached, _CHUNK)
+            try:
+                if cold:
+                    sent = await trio.to_thread.run_sync(_send_cold, out, fd, reached, most, limiter=_threads)
+                else:
+                    sent = os.sendfile(out, fd, reached, most)
+            except BlockingIOError:
+                with trio.fail_after(STALL):
+                    await trio.lowlevel.wait_writable(sock)
+                continue
+            if sent == 0:
+                raise Truncated
+            reached += sent
+            if sent < most:
+                # the socket is full: to wait for it is also the others' turn
+                with trio.fail_after(STALL):
+                    await trio.lowlevel.wait_writable(sock)
+            elif reached < stop:
+                await trio.lowlevel.checkpoint()
+    finally:
+        count(reached - start)
 
 
 def _send_cold(out: int, fd: int, start: int, count: int) -> int:

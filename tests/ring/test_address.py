@@ -92,3 +92,10 @@ def test_a_name_that_dns_cannot_have_is_no_address(name: str) -> None:
 @pytest.mark.parametrize("name", ["node", "node-7.example.", "node_7", "xn--hst-sna.example", "x" * 63 + ".example"])
 def test_a_name_that_dns_can_have_is_an_address(name: str) -> None:
     assert parse(f"/dns/{name}/tcp/5001") == Address(name, 5001)
+
+
+@pytest.mark.parametrize(
+    "host", ["::ffff:127.0.0.1", "::ffff:0.0.0.0", "::ffff:10.0.0.7", "::1", "224.0.0.1", "ff02::1"]
+)
+def test_no_other_form_of_an_address_passes_for_a_peers(host: str) -> None:
+    assert not Address(host, 5000, http=True).is_usable(loopback=False)

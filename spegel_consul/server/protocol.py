@@ -1,0 +1,94 @@
+# hypercorn's HTTP/1.1 where it answers other than a registry should.
+#
+# Requests that h11 refuses get the error body that registry clients know how to show.  Nobody here speaks HTTP/2 or
+# websocket, so what asks for either is answered as if it had not asked.  A target may be a whole URL, which a client
+# sends that takes us for its proxy and every server has to take (RFC 9112, 3.2.2).  And a request that frames its
+# body in two ways at once is refused and its connection closed: what comes behind it is a request for one of two
+# parsers and a body for the other (RFC 9112, 6.1).
+
+"""Requests as the application gets them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Awaitable, Callable
+from itertools import chain
+
+import h11
+from hypercorn.config import Config
+from hypercorn.events import Closed, Event
+from hypercorn.protocol import ProtocolWrapper
+from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.trio.task_group import TaskGroup
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import AppWrapper, ConnectionState
+
+_REASONS = {400: "the request is not valid HTTP", 431: "the request's header fields are too large"}
+_ABSOLUTE = re.compile(rb"https?://([^/?#@]+)(.*)\Z", re.IGNORECASE)
+_FRAMING = frozenset({b"content-length", b"transfer-encoding"})
+
+
+class Http11(H11Protocol):
+    """One connection's requests and answers."""
+
+    async def _check_protocol(self, event: h11.Request) -> None:
+        """Stay with HTTP/1.1, by prior knowledge and by upgrade alike (RFC 9113, 3.3).
+
+        An answer that can't be completed has to be cut, and of HTTP/2 hypercorn cuts neither the stream nor the
+        connection: its client would wait for ever.
+        """
+
+    async def _create_stream(self, request: h11.Request) -> None:
+        names = {name for name, _ in request.headers}
+        if names >= _FRAMING:
+            await self._send_error_response(400)
+            await self.send(Closed())
+            return
+        if b"upgrade" in names:
+            # a request may be answered as if it had not asked for it (RFC 9110, 7.8)
+            request = _changed(request, request.target, [each for each in request.headers if each[0] != b"upgrade"])
+        if absolute := _ABSOLUTE.match(request.target):
+            authority, target = absolute.groups()
+            # the target says whom the client means, whatever Host says
+            headers = [(b"host", authority), *(each for each in request.headers if each[0] != b"host")]
+            request = _changed(request, target if target.startswith(b"/") else b"/" + target, headers)
+        await super()._create_stream(request)
+
+    async def _send_error_response(self, status_code: int) -> None:
+        message = _REASONS.get(status_code, "the request can't be answered")
+        body = json.dumps({"errors": [{"code": "UNSUPPORTED", "message": message}]}).encode()
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+            (b"connection", b"close"),
+        ]
+        all_headers = list(chain(headers, self.config.response_headers("h11")))
+        await self._send_h11_event(h11.Response(status_code=status_code, headers=all_headers))
+        await self._send_h11_event(h11.Data(data=body))
+        await self._send_h11_event(h11.EndOfMessage())
+
+
+def _changed(request: h11.Request, target: bytes, headers: list[tuple[bytes, bytes]]) -> h11.Request:
+    return h11.Request(method=request.method, target=target, headers=headers, http_version=request.http_version)
+
+
+class Wrapper(ProtocolWrapper):
+    """hypercorn's choice of a protocol, which is always :class:`Http11`."""
+
+    def __init__(
+        self,
+        app: AppWrapper,
+        config: Config,
+        context: WorkerContext,
+        task_group: TaskGroup,
+        state: ConnectionState,
+        ssl: bool,
+        client: tuple[str, int] | None,
+        server: tuple[str, int] | None,
+        send: Callable[[Event], Awaitable[None]],
+        alpn_protocol: str | None = None,
+    ) -> None:
+        super().__init__(app, config, context, task_group, state, ssl, client, server, send, alpn_protocol)
+        if isinstance(self.protocol, H11Protocol):
+            self.protocol = Http11(app, config, context, task_group, state, ssl, client, server, send)

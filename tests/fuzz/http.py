@@ -1,0 +1,89 @@
+# The whole of a registry's port, without a network: one end of a socket pair is a connection of the server.  The same
+# bytes go to a server with the short road and to one without, once whole and once in two pieces; what comes back
+# must be the same up to dates, be complete, and the application must not have logged a traceback.
+
+"""Fuzzing what answers HTTP, both roads."""
+
+from __future__ import annotations
+
+import re
+import socket
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import structlog
+import trio
+from registry.conftest import FileStore, ListRouter
+
+from spegel_consul.metrics import Metrics
+from spegel_consul.oci.filters import ImageFilter
+from spegel_consul.registry.app import build_app
+from spegel_consul.registry.cache import ByteCache
+from spegel_consul.registry.content import ContentApp
+from spegel_consul.registry.mirror import Mirror
+from spegel_consul.registry.peer import PeerClient
+from spegel_consul.registry.plan import Planner
+from spegel_consul.registry.short import ShortRoad
+from spegel_consul.server.listen import ListenAddress, listen
+from spegel_consul.server.worker import serve
+
+BLOB = b"fuzzed"  # by its digest in the corpus
+_VARIES = re.compile(rb"(?i)\r\ndate: [^\r]*")
+
+
+def both_roads(data: bytes) -> None:
+    """Answers of the two roads to the same bytes."""
+    problems: list[str] = []
+
+    def heed(_: Any, method: str, event: dict[str, Any]) -> dict[str, Any]:
+        if method in ("error", "exception", "critical") or "exc_info" in event:
+            problems.append(f"{event}")
+        raise structlog.DropEvent
+
+    before = structlog.get_config()
+    structlog.configure(processors=[heed], cache_logger_on_first_use=False)
+    try:
+        trio.run(_compare, data)
+    finally:
+        structlog.configure(**before)
+    assert not problems, problems[0]
+
+
+async def _compare(data: bytes) -> None:
+    with TemporaryDirectory() as directory:
+        short = await _answers(data, Path(directory, "short"), short=True)
+        long = await _answers(data, Path(directory, "long"), short=False)
+    assert short == long, f"{short[:300]!r} != {long[:300]!r}"
+
+
+async def _answers(data: bytes, directory: Path, *, short: bool) -> bytes:
+    store, metrics, client = FileStore(directory), Metrics(), PeerClient()
+    store.add_content(BLOB)
+    mirror = Mirror(ListRouter(), client, metrics)  # type: ignore[arg-type]
+    planner = Planner(store, ImageFilter())
+    app = ContentApp(build_app(lambda: None), planner, store, mirror, metrics)  # type: ignore[arg-type]
+    road = ShortRoad(planner, store, mirror, ByteCache(1 << 20), metrics) if short else None
+    sock = listen(ListenAddress("127.0.0.1", 0), "--registry-addr")
+    stop, address = trio.Event(), sock.getsockname()
+    received = b""
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+
+            async def run(task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+                await serve(app, sock, stop=stop.wait, short_road=road, drain_timeout=1, task_status=task_status)  # type: ignore[arg-type]
+
+            await nursery.start(run)
+            async with await trio.open_tcp_stream(*address) as stream:
+                stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                with suppress(trio.BrokenResourceError):
+                    await stream.send_all(data)
+                    # behind everything comes one good request; a server that still listens answers it and closes
+                    await stream.send_all(b"\r\n\r\nGET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                with suppress(trio.BrokenResourceError), trio.move_on_after(0.3):
+                    while piece := await stream.receive_some(1 << 16):
+                        received += piece
+            stop.set()
+    client.close()
+    return _VARIES.sub(b"", received)

@@ -1,0 +1,322 @@
+# One function for each place where bytes of others come in.  It gives them to the code that reads them in the product
+# and lets nothing through but what that code says it raises.  Where there is more to be said than "it does not
+# break" - two readers agree, what was written is read again - it is asserted.
+
+"""What is fuzzed."""
+
+from __future__ import annotations
+
+import base64
+import json
+import tomllib
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import dns.exception
+import dns.message
+import httpx
+from google.protobuf.message import DecodeError
+
+from fuzz import http
+from spegel_consul.bootstrap.nomad_api import NomadClient, NomadSettings
+from spegel_consul.bootstrap.nomad_service import NomadServiceSource
+from spegel_consul.bootstrap.nomad_var import NomadVarBootstrap
+from spegel_consul.bootstrap.polled import SourceError
+from spegel_consul.bootstrap.reading import parse_document
+from spegel_consul.bootstrap.roster import to_peer
+from spegel_consul.consul.client import ConsulClient
+from spegel_consul.consul.errors import ConsulError
+from spegel_consul.consul.record import LeaderRecord
+from spegel_consul.consul.settings import ConsulSettings
+from spegel_consul.node.containerd_config import CriSettings, Unreadable, judge, load
+from spegel_consul.node.daemon_json import added, taken_out
+from spegel_consul.node.hosts_toml import Mirroring, Unusable, prepended, replaced
+from spegel_consul.node.record import Record
+from spegel_consul.node.targets import Registry, Target
+from spegel_consul.oci.errors import OCIError
+from spegel_consul.oci.path import parse_content_path
+from spegel_consul.oci.ranges import parse_range
+from spegel_consul.oci.reference import Reference
+from spegel_consul.registry.reply import ReplyError, parse_reply
+from spegel_consul.ring import PeerInfo, RingError
+from spegel_consul.ring.address import Address, contact
+from spegel_consul.ring.address import decode as decode_address
+from spegel_consul.ring.address import parse as parse_address
+from spegel_consul.ring.libp2p_layers import read_description
+from spegel_consul.ring.members import Members
+from spegel_consul.ring.remembered import PEERS_FILE, Remembered
+from spegel_consul.ring.wire import Frames, WireError, decode, decode_members, decode_withdrawal
+from spegel_consul.server.head import parse_simple
+from spegel_consul.store.containerd import messages
+from spegel_consul.store.containerd.proto import containerd_pb2 as pb
+from spegel_consul.store.walk import ManifestInvalid
+from spegel_consul.store.walk import parse as parse_manifest
+
+_MIRRORING = Mirroring((Target("http://10.0.0.7:5000"), Target("http://127.0.0.1:5000")), authorization="Basic eA==")
+_ME = b"\x00\x24\x08\x01\x12\x20" + bytes(32)
+
+
+def run(function: Callable[..., Any], *args: Any) -> Any:
+    """What an async function returns that waits for nothing outside: cheaper than a loop for each."""
+    import trio
+
+    return trio.run(function, *args)
+
+
+def reference(data: bytes) -> None:
+    text = data.decode("utf-8", "surrogateescape")
+    with suppress(OCIError):
+        found = Reference.parse(text)
+        assert Reference.parse(str(found)) == found
+        assert ".." not in found.repository.split("/")
+
+
+def path(data: bytes) -> None:
+    raw, _, query = data.decode("latin-1").partition("?")
+    with suppress(OCIError):
+        request = parse_content_path(raw, query)
+        assert request.key
+        assert str(request.reference).isprintable()
+
+
+def byte_range(data: bytes) -> None:
+    text = data.decode("latin-1")
+    for size in (0, 1, 1000, 1 << 40):
+        with suppress(OCIError):
+            found = parse_range(text, size)
+            assert found is None or 0 <= found.start < found.stop <= size
+
+
+def request_head(data: bytes) -> None:
+    found = parse_simple(data)
+    assert found is None or b"\r" not in found.path + b"".join(found.headers.values())
+
+
+def reply(data: bytes) -> None:
+    for method in ("GET", "HEAD"):
+        with suppress(ReplyError):
+            found = parse_reply(data, method)
+            assert found is None or len(found.body) <= max(found.length, 0)
+
+
+def kad(data: bytes) -> None:
+    with suppress(WireError):
+        for body in Frames(64 << 10).feed(data):
+            message = decode(body)
+            for peer in (*message.closer, *message.providers):
+                _usable(peer.id, peer.addresses)
+
+
+def members(data: bytes) -> None:
+    table = Members(_ME, capacity=64)
+    with suppress(WireError):
+        for body in Frames().feed(data):
+            for report in decode_members(body):
+                said = _usable(report.peer.id, report.peer.addresses)
+                table.learn(said, 1.0, age=report.age, source=b"source")
+    assert len(table) <= 64
+
+
+def _usable(peer: bytes, addresses: tuple[bytes, ...]) -> Any:
+    said = contact(peer, addresses, loopback=False)
+    for each in (*said.routers, *((said.registry,) if said.registry else ())):
+        assert decode_address(each.encode()) == each
+        assert parse_address(str(each)) == each
+        assert not _leads_back(each), f"{each} leads back to this machine"
+    return said
+
+
+def _leads_back(address: Address) -> bool:
+    import ipaddress
+
+    ip = ipaddress.ip_address(address.host)
+    inner = getattr(ip, "ipv4_mapped", None) or ip
+    return bool(inner.is_loopback or inner.is_unspecified or inner.is_multicast)
+
+
+def withdrawal(data: bytes) -> None:
+    with suppress(WireError):
+        for body in Frames(64 << 10).feed(data):
+            decode_withdrawal(body)
+
+
+def identify(data: bytes) -> None:
+    with suppress(RingError):
+        identity = read_description(data)
+        _usable(_ME[:-1] + b"\1", identity.addresses)
+
+
+def multiaddr(data: bytes) -> None:
+    found = parse_address(data.decode("utf-8", "replace"))
+    assert found is None or parse_address(str(found)) == found
+
+
+def containerd_event(data: bytes) -> None:
+    with suppress(DecodeError):
+        messages.event(pb.Envelope.FromString(data), "k8s.io")
+    for topic in ("/images/create", "/images/delete", "/content/create"):
+        envelope = pb.Envelope(namespace="k8s.io", topic=topic)
+        envelope.event.value = data
+        messages.event(envelope, "k8s.io")
+    with suppress(DecodeError):
+        messages.image_record(pb.Image.FromString(data))
+    with suppress(DecodeError):
+        messages.content(pb.Info.FromString(data))
+
+
+def manifest(data: bytes) -> None:
+    with suppress(ManifestInvalid):
+        document = parse_manifest(data)
+        for child in (*document.needed, *document.extras):
+            assert child.size >= 0
+            assert "\r" not in child.media_type
+
+
+def leader_value(data: bytes) -> None:
+    record = LeaderRecord.parse(data)
+    if record is not None:
+        peer = record.to_peer()
+        json.dumps(record.known())
+        for address in peer.addrs:
+            parse_address(address)
+
+
+def peer_document(data: bytes) -> None:
+    with suppress(ValueError):
+        for peer in parse_document(data):
+            assert peer.addrs
+
+
+def consul_answer(data: bytes) -> None:
+    """Whatever an agent, or what stands in its place, answers."""
+    index, _, body = data.partition(b"\n")
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, content=body, headers={"X-Consul-Index": index.decode("latin-1").strip()})
+
+    async def ask() -> None:
+        async with ConsulClient(ConsulSettings(), transport=httpx.MockTransport(handle)) as client:
+            with suppress(ConsulError):
+                _, entry = await client.kv_get("spegel/leader")
+                if entry is not None:
+                    LeaderRecord.parse(entry.value)
+            with suppress(ConsulError):
+                _, services = await client.health_service("spegel-router")
+                for service in services:
+                    peer = to_peer(service)
+                    for address in peer.addrs if peer else ():
+                        parse_address(address)
+            with suppress(ConsulError):
+                await client.agent_services()
+            with suppress(ConsulError):
+                await client.status_leader()
+            with suppress(ConsulError):
+                await client.session_create("x", ttl=10, lock_delay=1)
+            with suppress(ConsulError):
+                await client.session_renew("x")
+            with suppress(ConsulError):
+                await client.kv_put("spegel/leader", b"")
+
+    with suppress(UnicodeEncodeError):
+        run(ask)
+
+
+def kv_value(data: bytes) -> None:
+    entry = {"Key": "spegel/leader", "Value": base64.b64encode(data).decode(), "ModifyIndex": 1, "LockIndex": 1}
+    consul_answer(b"1\n" + json.dumps([entry]).encode())
+
+
+def nomad_answer(data: bytes) -> None:
+    def handle(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, content=data, headers={"X-Nomad-Index": "7"})
+
+    async def ask() -> None:
+        async with NomadClient(NomadSettings(), transport=httpx.MockTransport(handle)) as client:
+            with suppress(SourceError):
+                await NomadServiceSource(client, "spegel-router", PeerInfo("12D3", ("/ip4/10.0.0.1/tcp/1",))).ask()
+            bootstrap = NomadVarBootstrap(client, "spegel/leader", LeaderRecord("12D3", ("/ip4/10.0.0.1/tcp/1",)))
+            with suppress(SourceError):
+                await bootstrap._read(0, 1.0)
+            with suppress(SourceError):
+                await bootstrap._acquire()
+
+    run(ask)
+
+
+def dns_answer(data: bytes) -> None:
+    """What dnspython makes of an answer, and the router addresses that we make of that."""
+    from spegel_consul.bootstrap.dns import _choose
+    from spegel_consul.bootstrap.reading import router_addr
+
+    try:
+        answer = dns.message.from_wire(data)
+    except (dns.exception.DNSException, ValueError):
+        return
+    endpoints = set()
+    for rrset in (*answer.answer, *answer.additional):
+        for record in rrset:
+            if hasattr(record, "address"):
+                endpoints.add((record.address, 5001))
+            elif hasattr(record, "target") and hasattr(record, "port"):
+                record.target.to_text()
+    for host, port in _choose(endpoints):
+        assert parse_address(router_addr(host, port)) is not None
+
+
+def hosts_toml(data: bytes) -> None:
+    text = data.decode("utf-8", "replace")
+    registry = Registry("docker.io", "https://registry-1.docker.io")
+    for change in (prepended, replaced):
+        with suppress(Unusable):
+            changed = change(text, registry, _MIRRORING)
+            document = tomllib.loads(changed)
+            assert list(document["host"])[:2] == [target.url for target in _MIRRORING.targets]
+
+
+def daemon_json(data: bytes) -> None:
+    text = data.decode("utf-8", "replace")
+    with suppress(Unusable):
+        changed, what = added(text, _MIRRORING.targets, snapshotter=True)
+        json.loads(changed)
+        before = json.loads(text if text.strip() else "{}")
+        after = json.loads(taken_out(changed, what))
+        for key in ("registry-mirrors", "insecure-registries", "features"):
+            if not before.get(key):
+                before.pop(key, None)
+            if not after.get(key):
+                after.pop(key, None)
+        assert repr(after) == repr(before)
+
+
+def containerd_config(data: bytes) -> None:
+    with TemporaryDirectory() as directory:
+        file = Path(directory, "config.toml")
+        file.write_bytes(data)
+        with suppress(Unreadable):
+            list(judge(CriSettings.of(load(file)), "v2.1.0", Path("/etc/containerd/certs.d"), file))
+
+
+def state_files(data: bytes) -> None:
+    """Members of the last run, and the record of what was configured."""
+    with TemporaryDirectory() as directory:
+        Path(directory, PEERS_FILE).write_bytes(data)
+        remembered = Remembered(Path(directory))
+        run(remembered.load)
+        for peer in remembered.peers:
+            for address in peer.addrs:
+                parse_address(address)
+    with suppress(ValueError):
+        assert Record.load(Record.load(data).dump())
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    target.__name__: target
+    for target in (
+        reference, path, byte_range, request_head, reply, http.both_roads, kad, members, withdrawal, identify,
+        multiaddr, containerd_event, manifest, leader_value, peer_document, consul_answer, kv_value, nomad_answer, dns_answer,
+        hosts_toml, daemon_json, containerd_config, state_files,
+    )
+}  # fmt: skip

@@ -1,0 +1,243 @@
+"""Clients that try it on: other forms of a target, two framings at once, floods. Both roads."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from spegel_consul.oci.digest import Digest
+
+LAYER = bytes(range(251)) * 9000
+DIGEST = Digest.of(LAYER)
+CROWD = 2000
+PATH = f"/v2/library/app/blobs/{DIGEST}"
+
+
+@pytest.fixture
+async def node(start_node: Any) -> Any:
+    started = await start_node()
+    started.store.add_content(LAYER)
+    return started
+
+
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 16384), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def exchange(node: Any, *pieces: bytes, half_close: bool = False) -> bytes:
+    """All that comes back, until the server closes."""
+    async with await trio.open_tcp_stream(*node.address) as stream:
+        with trio.fail_after(20):
+            received = b""
+            try:
+                for piece in pieces:
+                    await stream.send_all(piece)
+                if half_close:
+                    await stream.send_eof()
+                while data := await stream.receive_some(1 << 20):
+                    received += data
+            except trio.BrokenResourceError:
+                pass
+            return received
+
+
+def request(line: str, *fields: str) -> bytes:
+    return "\r\n".join([line, *fields, "", ""]).encode()
+
+
+CLOSE = "Connection: close"
+
+
+async def still_serves(node: Any) -> None:
+    async with httpx.AsyncClient(base_url=node.url, trust_env=False, timeout=10) as client:
+        assert (await client.get(PATH)).content == LAYER
+
+
+@pytest.mark.parametrize(
+    ("target", "host", "status"),
+    [
+        (f"http://node:5000{PATH}?ns=docker.io", "node:5000", 200),
+        (f"HTTP://10.0.0.7{PATH}", "another", 200),
+        (f"https://[2001:db8::1]:5000{PATH}", "x", 200),
+        ("http://node/v2/", "node", 200),
+        ("http://node", "node", 404),
+        ("http://node?a=b", "node", 404),
+        (f"http://user@node{PATH}", "node", 404),
+        (f"ftp://node{PATH}", "node", 404),
+        (f"http://{PATH}", "node", 404),
+        ("*", "node", 404),
+        ("node:443", "node", 404),
+    ],
+)
+async def test_forms_of_a_target(
+    node: Any, target: str, host: str, status: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """RFC 9112, 3.2: a server must take absolute-form; the others are for proxies."""
+    answer = await exchange(node, request(f"GET {target} HTTP/1.1", f"Host: {host}", CLOSE))
+    assert answer.startswith(b"HTTP/1.1 %d " % status)
+    if DIGEST in target and status == 200:
+        assert answer.endswith(LAYER)
+    captured = capfd.readouterr()
+    assert "Traceback" not in captured.out + captured.err
+
+
+INNER = request(f"GET {PATH} HTTP/1.1", "Host: smuggled", CLOSE)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        ("Content-Length: 5", "Transfer-Encoding: chunked"),
+        ("Transfer-Encoding: chunked", "Content-Length: 0"),
+        ("Transfer-Encoding: chunked", "Transfer-Encoding: identity"),
+        ("Transfer-Encoding: xchunked",),
+        ("Transfer-Encoding: chunked, identity",),
+        ("Transfer-Encoding : chunked",),
+        ("Content-Length: 0", "Content-Length: 5"),
+        ("Content-Length: +5",),
+        ("Content-Length: 0x5",),
+        ("Content-Length: -1",),
+        ("Content-Length: 9999999999999999999999999",),
+        ("X: y\rContent-Length: 5",),
+        ("X: y\0z",),
+        ("Host: other",),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("path", ["/v2/", PATH])
+async def test_what_can_be_read_in_two_ways_is_refused_and_the_connection_closed(
+    node: Any, fields: tuple[str, ...], path: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    answer = await exchange(node, request(f"GET {path} HTTP/1.1", "Host: x", *fields) + b"0\r\n\r\n" + INNER)
+    assert answer.startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 501 "))
+    assert answer.count(b"HTTP/1.1 ") == 1, "the request behind it was answered"
+    captured = capfd.readouterr()
+    assert "Traceback" not in captured.out + captured.err
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        ("Content-Length: 5", b"abcde"),
+        ("Transfer-Encoding: chunked", b"5\r\nabcde\r\n0\r\n\r\n"),
+        ("Transfer-Encoding: chunked", b"ffff\r\n" + bytes(0xFFFF) + b"\r\n0\r\nTrailer: x\r\n\r\n"),
+        ("Content-Length: 3000000", bytes(3_000_000)),
+    ],
+    ids=["length", "chunks", "trailer", "long"],
+)
+async def test_a_body_is_read_and_ignored(node: Any, body: tuple[str, bytes]) -> None:
+    field, content = body
+    answer = await exchange(node, request(f"GET {PATH} HTTP/1.1", "Host: x", field), content + INNER)
+    if answer:  # a reset may overtake it, when more was sent than was read
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert answer.count(LAYER) in (1, 2)  # the second request is answered, if the body was there in time
+    await still_serves(node)
+
+
+async def test_a_refused_client_is_no_error_of_ours(node: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    for _ in range(3):
+        assert (await exchange(node, b"\x16\x03\x01 what\r\n\r\n")).startswith(b"HTTP/1.1 400 ")
+    await wait_all_tasks_blocked(0.05)
+    captured = capfd.readouterr()
+    assert "connection ended" not in captured.out + captured.err
+
+
+async def test_a_body_without_end_does_not_outlive_the_answer(node: Any) -> None:
+    async with await trio.open_tcp_stream(*node.address) as stream:
+        with trio.fail_after(20):
+            await stream.send_all(request(f"GET {PATH} HTTP/1.1", "Host: x", "Transfer-Encoding: chunked"))
+
+            async def pour() -> None:
+                with pytest.raises((trio.BrokenResourceError, trio.ClosedResourceError)):
+                    while True:
+                        await stream.send_all(b"400\r\n" + bytes(0x400) + b"\r\n")
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(pour)
+    await still_serves(node)
+
+
+@pytest.mark.parametrize("start_node", ["short road"], indirect=True)
+async def test_a_crowd_of_slow_and_silent_clients(node: Any, many_files: None) -> None:
+    """2,000 connections, each with another beginning of a request, cost neither the others' answers nor anything
+    that stays."""
+    await still_serves(node)
+    await wait_all_tasks_blocked(0.01)
+    files, tasks = open_files(), trio.lowlevel.current_statistics().tasks_living
+    beginnings = [
+        b"",
+        b"G",
+        b"GET /v2/ HTTP/1.1\r\nHost",
+        b"\x16\x03\x01",
+        b"GET " + PATH.encode() + b" HTTP/1.1\r\n",
+        b"\r\n",
+    ]
+    streams: list[trio.SocketStream] = []
+    before = resident()
+    with trio.fail_after(60):
+        for number in range(CROWD):
+            stream = await trio.open_tcp_stream(*node.address)
+            streams.append(stream)
+            if beginning := beginnings[number % len(beginnings)]:
+                await stream.send_all(beginning)
+        for _ in range(3):
+            for stream in streams[1::50]:
+                with suppress(trio.BrokenResourceError):  # what can't become a request was refused already
+                    await stream.send_all(b"a")  # a drop now and then
+            await still_serves(node)
+    assert resident() - before < 200 << 20
+    for stream in streams:
+        await stream.aclose()
+    with trio.fail_after(20):
+        while open_files() > files + 4 or trio.lowlevel.current_statistics().tasks_living > tasks + 4:
+            await trio.sleep(0.05)
+
+
+async def test_a_request_that_never_ends_is_given_up(start_node: Any) -> None:
+    node = await start_node(keep_alive=0.5)
+    async with await trio.open_tcp_stream(*node.address) as stream:
+        await stream.send_all(b"GET /v2/ HTTP/1.1\r\n")
+        started = trio.current_time()
+        with pytest.raises(trio.BrokenResourceError), trio.fail_after(10):
+            while True:
+                await stream.send_all(b"X: y\r\n")
+                await trio.sleep(0.05)
+        assert trio.current_time() - started < 5
+
+
+async def test_bytes_of_a_transfer_that_the_client_leaves_are_counted(start_node: Any) -> None:
+    holder, asker = await start_node(), await start_node()
+    huge = bytes(64 << 20)
+    digest = holder.store.add_content(huge)
+    asker.router.knows(holder)
+    for node, source in ((holder, "own"), (asker, "peer")):
+        before = node.metric("spegel_served_bytes_total", {"source": source})
+        got = 0
+        async with await trio.open_tcp_stream(*node.address) as stream:
+            await stream.send_all(request(f"GET /v2/a/blobs/{digest} HTTP/1.1", "Host: x"))
+            while got < 9 << 20:
+                got += len(await stream.receive_some(1 << 20))
+        with trio.fail_after(10):
+            while (sent := node.metric("spegel_served_bytes_total", {"source": source}) - before) < (8 << 20):
+                await trio.sleep(0.02)
+        assert sent < len(huge)
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
