@@ -147,7 +147,9 @@ class Soak:
         if self.restarts % 4 < _RESTARTED:
             node.sidecar.kill9()
         else:
-            assert node.sidecar.stop(20) == 0
+            status = node.sidecar.stop(20)
+            if status:
+                raise Failed(f"{node} ended with {status} and not in peace\n{node.sidecar.process.tail()}")
         self._scene.start(node)
         self.restarts += 1
 
