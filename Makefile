@@ -9,7 +9,7 @@ STAMP  := $(VENV)/.installed
 JOBS   ?= $(shell nproc)
 CACHE  ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/spegel-consul-ci
 
-.PHONY: run install dev-install real-parts test test-py-consul check bench clean
+.PHONY: run install dev-install real-parts test test-py-consul check faults soak bench clean
 
 run: install
 	$(BIN)/spegel-consul dev
@@ -47,6 +47,15 @@ test-py-consul: dev-install real-parts
 	.ci/install-py-consul $(VENV) .venv-py-consul
 	SPEGEL_REAL_PARTS=$(CACHE) .venv-py-consul/bin/python -m pytest -q \
 		tests/consul/test_client.py tests/consul/test_library.py tests/consul/test_real_catalog.py
+
+# every fault at its full length (about 20 minutes), and what pulls noticed of it
+faults: dev-install real-parts
+	SPEGEL_FAULTS=all SPEGEL_FAULTS_TABLE=docs/reliability.md SPEGEL_REAL_PARTS=$(CACHE) \
+		$(BIN)/python -m pytest tests/faults
+
+MINUTES ?= 60
+soak: dev-install real-parts
+	PYTHONPATH=tests SPEGEL_REAL_PARTS=$(CACHE) $(BIN)/python -m tests.soak --minutes $(MINUTES)
 
 bench: dev-install
 	$(BIN)/python -m bench

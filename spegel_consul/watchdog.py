@@ -52,11 +52,15 @@ def guard(silence: float, say: Callable[[str], None]) -> int:
 
 async def beat(fd: int, silence: float) -> None:
     """Tell the guard that the event loop turns, until cancelled."""
-    while True:
-        # a guard that does not read was stopped itself; one that is gone takes us along
-        with suppress(BlockingIOError, BrokenPipeError):
-            os.write(fd, b".")
-        await trio.sleep(silence / _BEATS)
+    try:
+        while True:
+            # a guard that does not read was stopped itself; one that is gone takes us along
+            with suppress(BlockingIOError, BrokenPipeError):
+                os.write(fd, b".")
+            await trio.sleep(silence / _BEATS)
+    finally:
+        # the ports are closed by now, so nobody waits for what is left, which takes long where CPUs are short
+        os.close(fd)
 
 
 def _watch(pid: int, reading: int, silence: float, say: Callable[[str], None]) -> NoReturn:
@@ -73,7 +77,7 @@ def _watch(pid: int, reading: int, silence: float, say: Callable[[str], None]) -
         if ready:
             started, missed = True, 0
             if not os.read(reading, 4096):
-                break  # it has ended
+                break  # it has ended, or is about to
         else:
             missed += 1
             if missed == 2:

@@ -45,3 +45,21 @@ def test_a_hung_sidecar_is_ended(hang: str) -> None:
             process.wait()
         process.stdout.close()
         process.stderr.close()
+
+
+STOPPED = """
+import os, sys, time
+import trio
+from spegel_consul.watchdog import beat, guard
+async def run():
+    with trio.move_on_after(0.2):
+        await beat(fd, 0.4)
+fd = guard(0.4, print)
+trio.run(run)
+time.sleep(2)  # as a long way out of the interpreter
+"""
+
+
+def test_a_sidecar_that_has_stopped_may_take_its_time_to_exit() -> None:
+    done = subprocess.run([sys.executable, "-c", STOPPED], capture_output=True, timeout=20, check=False)
+    assert (done.returncode, done.stdout) == (0, b"")

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from types import TracebackType
 
 import trio
@@ -28,7 +29,8 @@ class Delay:
         for port in self._ports:
             argv = [sys.executable, "-m", "tests.faults.delay", self._node.ip, str(port), str(self._seconds)]
             log = self._node.dir / f"delay{port}.log"
-            self._relays.append(self._node.netns.start(f"relay of {port}", argv, log_path=log))
+            env = {"PYTHONPATH": str(Path(__file__).parents[1])}
+            self._relays.append(self._node.netns.start(f"relay of {port}", argv, log_path=log, env=env))
         for port, relay in zip(self._ports, self._relays, strict=True):
             relay.until(lambda port=port: self._is_up(port), timeout=20, what=f"{relay} listens")
             self._redirect("-A", port)

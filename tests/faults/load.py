@@ -16,7 +16,7 @@ import json
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +68,7 @@ class _State:
 class Load:
     """Pulls of ``images`` on ``nodes``, except where they stay for good (``holders``, by the image's name)."""
 
-    def __init__(self, nodes: Sequence[Node], images: Sequence[Image], holders: Mapping[str, Sequence[Node]]) -> None:
+    def __init__(self, nodes: Sequence[Node], images: list[Image], holders: dict[str, list[Node]]) -> None:
         self.nodes = nodes
         self.images = images
         self.holders = holders

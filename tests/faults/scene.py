@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -59,13 +59,6 @@ class Row:
     lookups: int = 0
     missed: int = 0
     ring: float = 0.0
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> Row:
-        return cls(**json.loads(text))
 
 
 class Scene:
@@ -134,6 +127,18 @@ class Scene:
         """Start the node's sidecar, as its supervisor would."""
         hang_timeout = f"{HANG_TIMEOUT:g}s"
         node.start_sidecar(wait=False, env=env, mounts=mounts, log_level="info", hang_timeout=hang_timeout, **more)
+
+    def mend(self) -> None:
+        """After a fault that went wrong, so that the next one is not blamed for it."""
+        for node in self.nodes:
+            node.port.link_up()
+            node.port.heal()
+            self.unlimit(node)
+            if not node.consul.running().alive:
+                node.consul.start()
+            if not node.sidecar.process.alive:
+                self.start(node)
+        self.await_one_ring()
 
     def rejoin(self, node: Node) -> None:
         """Have Consul's servers take a node back that they gave up; by themselves they would within minutes."""
@@ -212,6 +217,8 @@ class Scene:
                 time.sleep(_POLL)
 
     def _missing(self, node: Node) -> str | None:
+        if not node.sidecar.process.alive:
+            raise Failed(f"the sidecar of {node.name} has ended\n{node.sidecar.process.tail()}")
         members = self.metric(node, "spegel_ring_members")
         if members != len(self.nodes) - 1:
             return f"has {members} members"

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import time
 
-import pytest
 from lab.cluster import Node
 from lab.consul import await_all
 
+from tests.faults.catalog import fault
 from tests.faults.scene import Scene, lasting
-
-pytestmark = pytest.mark.real
 
 SERVERS = slice(0, 3)
 
@@ -29,40 +27,41 @@ def raft_leader(scene: Scene) -> Node:
     return next(node for node in scene.nodes[SERVERS] if leads.startswith(f"{node.ip}:"))
 
 
-@pytest.mark.takes_minutes
-def test_an_agent_is_killed(scene: Scene) -> None:
+@fault("agent killed", takes_minutes=True)
+def an_agent_is_killed(scene: Scene) -> None:
     with scene.fault("Consul agent of a node killed"):
         kill_and_restart(scene, [scene.nodes[4]], 12)
 
 
-@pytest.mark.takes_minutes
-def test_the_leaders_agent_is_killed(scene: Scene) -> None:
+@fault("leader's agent killed", takes_minutes=True)
+def the_leaders_agent_is_killed(scene: Scene) -> None:
     led = scene.leader()
     with scene.fault("Consul agent of the leader killed"):
         kill_and_restart(scene, [led], 12)
 
 
-@pytest.mark.takes_minutes
-def test_a_server_is_killed(scene: Scene) -> None:
+@fault("server killed", takes_minutes=True)
+def a_server_is_killed(scene: Scene) -> None:
     leads = raft_leader(scene)
     victim = next(node for node in scene.nodes[SERVERS] if node is not leads)
     with scene.fault("Consul server killed"):
         kill_and_restart(scene, [victim], 12)
 
 
-def test_the_raft_leader_is_killed(scene: Scene) -> None:
+@fault("Raft leader killed")
+def the_raft_leader_is_killed(scene: Scene) -> None:
     with scene.fault("Consul's Raft leader killed"):
         kill_and_restart(scene, [raft_leader(scene)], lasting(12, 2))
 
 
-@pytest.mark.takes_minutes
-def test_the_quorum_is_lost(scene: Scene) -> None:
+@fault("quorum lost", takes_minutes=True)
+def the_quorum_is_lost(scene: Scene) -> None:
     with scene.fault("Consul without a quorum"):
         kill_and_restart(scene, scene.nodes[0:2], 60)
 
 
-@pytest.mark.takes_minutes
-def test_a_sidecar_starts_without_a_quorum(scene: Scene) -> None:
+@fault("started without quorum", takes_minutes=True)
+def a_sidecar_starts_without_a_quorum(scene: Scene) -> None:
     """It joins through the members of its last run."""
     victim = scene.nodes[5]
     with scene.fault("Consul without a quorum, a sidecar killed and started meanwhile", unasked=(victim,)):

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import time
 
-import pytest
 from lab import cri
 from lab.image import MIB, build
 
+from tests.faults.catalog import fault
 from tests.faults.load import is_whole
 from tests.faults.scene import RUNTIMES, Scene
 
-pytestmark = pytest.mark.real
 
-
-def test_a_containerd_is_killed(scene: Scene) -> None:
+@fault("containerd killed")
+def a_containerd_is_killed(scene: Scene) -> None:
     node = scene.nodes[4]
     with scene.fault("containerd killed, started again after 2 s", spared=(node,)):
         node.containerd.running().kill9()
@@ -23,8 +22,8 @@ def test_a_containerd_is_killed(scene: Scene) -> None:
         node.containerd.await_ready(40)
 
 
-@pytest.mark.takes_minutes
-def test_a_docker_is_killed(scene: Scene) -> None:
+@fault("dockerd killed", takes_minutes=True)
+def a_docker_is_killed(scene: Scene) -> None:
     node = scene.nodes[RUNTIMES.index(None)]
     with scene.fault("dockerd killed, started again after 2 s", spared=(node,)):
         node.docker.running().kill9()
@@ -33,7 +32,8 @@ def test_a_docker_is_killed(scene: Scene) -> None:
         node.docker.await_ready(60)
 
 
-def test_a_blob_is_collected_while_it_is_served(scene: Scene) -> None:
+@fault("blob collected")
+def a_blob_is_collected_while_it_is_served(scene: Scene) -> None:
     giver, taker = scene.nodes[0], scene.nodes[2]
     image = build(scene.lab.dir / "collected", "docker.io/library/collected:v1", [24 * MIB, 300_000], seed=99)
     scene.upstream.push(image)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 from lab import parts
 
+from tests.faults.catalog import fault
 from tests.faults.scene import Scene, lasting
 
-pytestmark = pytest.mark.real
 
-
-def test_the_disk_is_full(scene: Scene) -> None:
+@fault("disk full")
+def the_disk_is_full(scene: Scene) -> None:
     """There is room for the identity when it starts, and for nothing after that."""
     node = scene.nodes[6]
     with scene.fault("disk of the data directory full", unasked=(node,)):
@@ -35,15 +36,7 @@ def test_the_disk_is_full(scene: Scene) -> None:
         scene.start(node)
 
 
-@pytest.mark.parametrize(
-    "shift",
-    [
-        "+1d",
-        pytest.param("-1d", marks=pytest.mark.takes_minutes),
-        pytest.param("+40s", marks=pytest.mark.takes_minutes),
-    ],
-)
-def test_the_clock_is_wrong(scene: Scene, shift: str) -> None:
+def the_clock_is_wrong(scene: Scene, shift: str) -> None:
     """Of the wall: what measures time within a process does not follow it."""
     node = scene.nodes[3]
     clock = node.dir / "clock"
@@ -66,3 +59,7 @@ def test_the_clock_is_wrong(scene: Scene, shift: str) -> None:
         time.sleep(lasting(10, 1))
         node.sidecar.kill9()
         scene.start(node)
+
+
+for shift in ("+1d", "-1d", "+40s"):
+    fault(f"clock {shift}", takes_minutes=shift != "+1d")(partial(the_clock_is_wrong, shift=shift))

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 
-import pytest
 from lab.cluster import Node
 
+from tests.faults.catalog import fault
 from tests.faults.delay import Delay
 from tests.faults.scene import Scene, lasting
 
-pytestmark = pytest.mark.real
+VICTIM = 3
 
 
-@pytest.fixture
-def victim(scene: Scene) -> Iterator[Node]:
-    node = scene.nodes[3]
-    yield node
-    for each in scene.nodes:
-        each.port.heal()
-
-
-def test_a_cable_is_pulled(scene: Scene, victim: Node) -> None:
+@fault("link down")
+def a_cable_is_pulled(scene: Scene) -> None:
+    victim = scene.nodes[VICTIM]
     with scene.fault("link of a node down", spared=(victim,)):
         victim.port.link_down()
         time.sleep(lasting(20, 5))
@@ -30,8 +23,8 @@ def test_a_cable_is_pulled(scene: Scene, victim: Node) -> None:
         scene.rejoin(victim)
 
 
-@pytest.mark.takes_minutes
-def test_the_leaders_cable_is_pulled(scene: Scene, victim: Node) -> None:
+@fault("leader's link down", takes_minutes=True)
+def the_leaders_cable_is_pulled(scene: Scene) -> None:
     led = scene.leader()
     with scene.fault("link of the leader down", spared=(led,)):
         led.port.link_down()
@@ -40,9 +33,10 @@ def test_the_leaders_cable_is_pulled(scene: Scene, victim: Node) -> None:
         scene.rejoin(led)
 
 
-@pytest.mark.takes_minutes
-def test_a_node_hears_nobody(scene: Scene, victim: Node) -> None:
+@fault("one-way in", takes_minutes=True)
+def a_node_hears_nobody(scene: Scene) -> None:
     """It can send, and nothing of other nodes arrives; upstream does."""
+    victim = scene.nodes[VICTIM]
     with scene.fault("one-way drop: a node hears no other node", unasked=(victim,)):
         victim.port.deafen(*others(scene, victim))
         time.sleep(20)
@@ -50,8 +44,9 @@ def test_a_node_hears_nobody(scene: Scene, victim: Node) -> None:
         scene.rejoin(victim)
 
 
-@pytest.mark.takes_minutes
-def test_a_node_is_heard_by_nobody(scene: Scene, victim: Node) -> None:
+@fault("one-way out", takes_minutes=True)
+def a_node_is_heard_by_nobody(scene: Scene) -> None:
+    victim = scene.nodes[VICTIM]
     with scene.fault("one-way drop: no other node hears a node", unasked=(victim,)):
         for node in scene.nodes:
             if node is not victim:
@@ -62,37 +57,43 @@ def test_a_node_is_heard_by_nobody(scene: Scene, victim: Node) -> None:
         scene.rejoin(victim)
 
 
-def test_two_nodes_cannot_reach_each_other(scene: Scene, victim: Node) -> None:
+@fault("pair cut")
+def two_nodes_cannot_reach_each_other(scene: Scene) -> None:
+    victim = scene.nodes[VICTIM]
     with scene.fault("a pair of nodes cut"):
         victim.port.drop(scene.nodes[0].ip)
         time.sleep(lasting(30, 4))
         victim.port.heal()
 
 
-def test_packets_are_lost(scene: Scene, victim: Node) -> None:
+@fault("loss")
+def packets_are_lost(scene: Scene) -> None:
+    victim = scene.nodes[VICTIM]
     with scene.fault("30 % loss at a node"):
         victim.port.lose(0.3)
         time.sleep(lasting(30, 5))
         victim.port.heal()
 
 
-@pytest.mark.takes_minutes
-def test_a_node_is_slow(scene: Scene, victim: Node) -> None:
+@fault("10 Mbit/s", takes_minutes=True)
+def a_node_is_slow(scene: Scene) -> None:
+    victim = scene.nodes[VICTIM]
     with scene.fault("a node sends 10 Mbit/s"):
         victim.port.limit_rate(10)
         time.sleep(30)
         scene.unlimit(victim)
 
 
-@pytest.mark.takes_minutes
-def test_a_node_is_far(scene: Scene, victim: Node) -> None:
+@fault("latency", takes_minutes=True)
+def a_node_is_far(scene: Scene) -> None:
+    victim = scene.nodes[VICTIM]
     with scene.fault("300 ms between a node and the others"):
         with Delay(victim, seconds=0.15, ports=(5000, 5001)):
             time.sleep(30)
 
 
-@pytest.mark.takes_minutes
-def test_half_of_the_nodes_are_apart(scene: Scene, victim: Node) -> None:
+@fault("partition", takes_minutes=True)
+def half_of_the_nodes_are_apart(scene: Scene) -> None:
     """Each half reaches upstream; the smaller one has no quorum of Consul's servers."""
     smaller, larger = scene.nodes[2:5], [*scene.nodes[:2], *scene.nodes[5:]]
     with scene.fault("partition: three nodes of seven apart", unasked=tuple(scene.nodes)):

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import time
+from functools import partial
 
-import pytest
 from lab.cluster import Node
 from lab.process import until
 
+from tests.faults.catalog import fault
 from tests.faults.scene import HANG_TIMEOUT, Scene, lasting
-
-pytestmark = pytest.mark.real
 
 STOP_TIMEOUT = 20.0
 
@@ -64,15 +63,7 @@ HOW = {"kill -9": kill9, "SIGTERM": terminate, "SIGSTOP for good": hang}
 IN_SHORT = {("kill -9", "three sidecars at once"), ("SIGTERM", "the leader"), ("SIGSTOP for good", "a sidecar")}
 
 
-@pytest.mark.parametrize(
-    ("how", "who"),
-    [
-        pytest.param(how, who, marks=[] if (how, who) in IN_SHORT else pytest.mark.takes_minutes)
-        for who in WHO
-        for how in HOW
-    ],
-)
-def test_ended_and_started_again(scene: Scene, how: str, who: str) -> None:
+def ended_and_started_again(scene: Scene, how: str, who: str) -> None:
     nodes = WHO[who](scene)
     with scene.fault(f"{how}: {who}", unasked=tuple(nodes)):
         HOW[how](nodes)
@@ -81,10 +72,7 @@ def test_ended_and_started_again(scene: Scene, how: str, who: str) -> None:
             scene.start(node)
 
 
-@pytest.mark.parametrize(
-    "who", [pytest.param(who, marks=[] if who == "the leader" else pytest.mark.takes_minutes) for who in WHO]
-)
-def test_paused_and_resumed(scene: Scene, who: str) -> None:
+def paused_and_resumed(scene: Scene, who: str) -> None:
     """For less time than their guards wait."""
     nodes = WHO[who](scene)
     with scene.fault(f"SIGSTOP, SIGCONT after 3 s: {who}"):
@@ -95,7 +83,15 @@ def test_paused_and_resumed(scene: Scene, who: str) -> None:
     assert all(node.sidecar.process.alive for node in nodes)
 
 
-def test_all_start_at_once(scene: Scene) -> None:
+for who in WHO:
+    for how in HOW:
+        late = (how, who) not in IN_SHORT
+        fault(f"{how}: {who}", takes_minutes=late)(partial(ended_and_started_again, how=how, who=who))
+    fault(f"paused: {who}", takes_minutes=who != "the leader")(partial(paused_and_resumed, who=who))
+
+
+@fault("cold start")
+def all_start_at_once(scene: Scene) -> None:
     with scene.fault("all sidecars killed, all started at once", unasked=tuple(scene.nodes)):
         kill9(scene.nodes)
         time.sleep(1)
@@ -103,8 +99,8 @@ def test_all_start_at_once(scene: Scene) -> None:
             scene.start(node)
 
 
-@pytest.mark.takes_minutes
-def test_one_after_the_other_is_restarted(scene: Scene) -> None:
+@fault("rolling restart", takes_minutes=True)
+def one_after_the_other_is_restarted(scene: Scene) -> None:
     with scene.fault("rolling restart", unasked=tuple(scene.nodes)):
         for node in scene.nodes:
             terminate([node])
@@ -113,7 +109,8 @@ def test_one_after_the_other_is_restarted(scene: Scene) -> None:
             time.sleep(1)
 
 
-def test_the_lead_changes_all_the_time(scene: Scene) -> None:
+@fault("leader flaps")
+def the_lead_changes_all_the_time(scene: Scene) -> None:
     changes = int(lasting(6, 2))
     with scene.fault(f"another leader every 5 s, {changes} times"):
         for _ in range(changes):

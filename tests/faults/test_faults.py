@@ -1,0 +1,47 @@
+"""Each fault is a test; a short soak comes last, on the cluster that went through all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from lab import parts
+
+from tests.faults import consul, machine, network, runtimes, sidecars
+from tests.faults.catalog import FAULTS, Fault
+from tests.faults.scene import ALL, Scene
+from tests.faults.table import row_of
+from tests.soak.soak import Soak
+
+pytestmark = pytest.mark.real
+
+assert all((consul, machine, network, runtimes, sidecars))  # they have listed theirs
+
+
+@pytest.fixture(scope="module")
+def scene() -> Iterator[Scene]:
+    parts.check()
+    with Scene() as scene:
+        yield scene
+
+
+@pytest.mark.parametrize(
+    "fault", [pytest.param(fault, id=fault.name) for fault in FAULTS if ALL or not fault.takes_minutes]
+)
+def test_no_pull_fails(scene: Scene, fault: Fault, record_property) -> None:
+    told = len(scene.rows)
+    try:
+        fault.do(scene)
+    except BaseException:
+        scene.mend()
+        raise
+    finally:
+        for row in scene.rows[told:]:
+            record_property("table", row_of(row))
+
+
+def test_nothing_grows(scene: Scene) -> None:
+    soak = Soak(scene)
+    soak.run(25)
+    assert soak.images > 3
+    assert [str(growth) for growth in soak.growths(warm_up=5) if growth.is_leak] == []

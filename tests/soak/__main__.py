@@ -1,0 +1,35 @@
+"""``PYTHONPATH=tests python -m tests.soak --minutes 60``: exits 1 if a pull failed or something grew."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from lab import parts
+
+from tests.faults.scene import Scene
+from tests.soak.soak import Soak
+
+_WARM_UP = 0.25  # of the time, for caches to fill
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    parts.check()
+    with Scene() as scene:
+        soak = Soak(scene, given.seed)
+        soak.run(given.minutes * 60)
+        growths = list(soak.growths(given.minutes * 60 * _WARM_UP))
+        pulls = scene.load.pulls
+        print(f"{len(pulls)} pulls, the slowest of {max(pull.seconds for pull in pulls):.1f} s")
+        print(f"{soak.images} images came and went; {soak.leaders} leaders, {soak.restarts} restarts")
+    for growth in growths:
+        print(growth)
+    return 1 if any(growth.is_leak for growth in growths) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
