@@ -45,7 +45,7 @@ from spegel_consul.ring import PeerInfo, RingError
 from spegel_consul.ring.address import Address, contact
 from spegel_consul.ring.address import decode as decode_address
 from spegel_consul.ring.address import parse as parse_address
-from spegel_consul.ring.libp2p_layers import read_description
+from spegel_consul.ring.libp2p.layers import read_description
 from spegel_consul.ring.members import Members
 from spegel_consul.ring.remembered import PEERS_FILE, Remembered
 from spegel_consul.ring.wire import Frames, WireError, decode, decode_members, decode_withdrawal
@@ -316,7 +316,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     target.__name__: target
     for target in (
         reference, path, byte_range, request_head, reply, http.both_roads, kad, members, withdrawal, identify,
-        multiaddr, containerd_event, manifest, leader_value, peer_document, consul_answer, kv_value, nomad_answer, dns_answer,
-        hosts_toml, daemon_json, containerd_config, state_files,
+        multiaddr, containerd_event, manifest, leader_value, peer_document, consul_answer, kv_value, nomad_answer,
+        dns_answer, hosts_toml, daemon_json, containerd_config, state_files,
     )
 }  # fmt: skip
