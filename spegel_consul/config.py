@@ -33,7 +33,7 @@ class Settings:
     registry_addr: ListenAddress
     router_addr: ListenAddress
     metrics_addr: ListenAddress
-    advertise_addr: str | None
+    advertise_addr: tuple[str, ...]
     node_name: str
     data_dir: Path | None
     store: StoreKind

@@ -129,6 +129,8 @@ class _Node:
     router: socket.socket
     metrics: socket.socket
     address: str
+    also: str | None
+    """Its address of the other family, if it has both."""
     router_address: str
     consul: ConsulClient | None
     nomad: NomadClient | None
@@ -176,7 +178,10 @@ class _Catalogued:
         """Those of all healthy routers."""
         if self.catalog is not None and self.catalog.members is not self._of:
             self._of = self.catalog.members
-            self._addresses = frozenset(member.address for member in self.catalog.members)
+            members = self.catalog.members
+            self._addresses = frozenset(
+                address for member in members for address in (member.address, member.meta.get("also")) if address
+            )
         return self._addresses
 
 
@@ -187,6 +192,7 @@ def _prepare(settings: Settings) -> _Node:
         listen(settings.router_addr, "--router-addr"),
         listen(settings.metrics_addr, "--metrics-addr"),
         advertised(settings.advertise_addr, settings.registry_addr.host),
+        settings.advertise_addr[1] if len(settings.advertise_addr) > 1 else None,
         advertised(settings.advertise_addr, settings.router_addr.host),
         ConsulClient(settings.consul) if settings.consul is not None else None,
         NomadClient(settings.bootstrap.nomad) if settings.bootstrap.nomad is not None else None,
@@ -209,8 +215,8 @@ async def _start(
     def make_router(before: KadRouter | None) -> KadRouter:
         # each generation listens on a copy of the socket, and closes only that
         advertise = (node.router_address, node.router_port)
-        host = Libp2pHost(node.identity, bind=node.router.dup(), advertise=advertise)
-        return KadRouter(host, registry=(node.address, node.registry_port), heir_of=before)
+        host = Libp2pHost(node.identity, bind=node.router.dup(), advertise=advertise, also=node.also)
+        return KadRouter(host, registry=(node.address, node.registry_port), also=node.also, heir_of=before)
 
     router = Generations(make_router)
     await stages.start(store.run)
@@ -248,7 +254,7 @@ async def _start(
     dial_back.add_to(others)
     identity.add_to(others, lambda: router.me)
     content = ContentApp(others, planner, store, mirror, metrics)  # type: ignore[arg-type]
-    called = frozenset({node.address})
+    called = frozenset({node.address, node.also or node.address})
     await stages.serve(content, node.registry, short_road, node.tls, called)  # type: ignore[arg-type]
     # who follows events would keep a stop waiting
     await stages.serve(web_app.build_app(view), node.metrics, drain_timeout=1.0)
@@ -319,6 +325,7 @@ async def _enter_consul(
         metrics_port=node.metrics_port,
         scheme=node.scheme,
         verifies_clients=node.tls is not None and node.tls.verifies_clients,
+        also=node.also,
     )
     mode, alloc_id = settings.consul_service, os.environ.get("NOMAD_ALLOC_ID")
     registration = catalog = candidate = None

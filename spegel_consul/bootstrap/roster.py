@@ -34,7 +34,9 @@ def to_peer(service: HealthyService) -> PeerInfo | None:
     """The router behind an instance; None if it names no address."""
     peer_id, router = service.meta.get("peer_id") or None, service.meta.get("router", "")
     if peer_id is not None and router.startswith("/"):
-        return PeerInfo(peer_id, (router.removesuffix(f"/p2p/{peer_id}"),))
+        also = service.meta.get("also")
+        others = (router_addr(also, service.port),) if also and 0 < service.port < 65536 else ()
+        return PeerInfo(peer_id, (router.removesuffix(f"/p2p/{peer_id}"), *others))
     if not service.address or not 0 < service.port < 65536:
         return None
     return PeerInfo(None, (router_addr(service.address, service.port),))

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from spegel_consul.consul.duration import parse_duration
-from spegel_consul.node.address import named
+from spegel_consul.node.address import one_or_two
 from spegel_consul.server.listen import ListenAddress
 
 T = TypeVar("T")
@@ -46,7 +46,7 @@ def _timeout(text: str) -> float:
 
 DURATION = Parsed("duration", parse_duration)
 TIMEOUT = Parsed("duration", _timeout)
-REACHABLE = Parsed("address", named)
+REACHABLE = Parsed("address", one_or_two)
 FILE = click.Path(path_type=Path, dir_okay=False)
 LIST = Parsed("list", lambda text: tuple(part for part in text.replace(",", " ").split() if part))
 

@@ -19,7 +19,7 @@ from spegel_consul.node.dial_back import Peer
 
 @click.command()
 @option("--registry-addr", type=ADDRESS, default=":5000", help="Where the sidecar listens.")
-@option("--advertise-addr", type=REACHABLE, default=None, help="IP address that peers and Consul are told.")
+@option("--advertise-addr", type=REACHABLE, default=(), help="Address that peers and Consul are told.")
 @option(
     "--containerd-sock",
     type=click.Path(path_type=Path),

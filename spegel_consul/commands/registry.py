@@ -33,9 +33,10 @@ from spegel_consul.server.tls import TlsFiles
 @option(
     "--advertise-addr",
     type=REACHABLE,
-    default=None,
+    default=(),
     help="Address that peers and Consul are told: an IP address, an interface (eth0), a network (10.0.0.0/8) or "
-    "'{{ GetPrivateIP }}'.  [default: the one bound to, else that of the route out]",
+    "'{{ GetPrivateIP }}'; or one of each family with a comma, the preferred one first: 10.0.0.0/8,fd00::/8."
+    "  [default: the one bound to, else that of the route out]",
 )
 @option("--node-name", default=socket.gethostname, show_default="host name", help="Name of this node for people.")
 @option(

@@ -108,11 +108,22 @@ class ServiceDefinition:
             "Name": self.name,
             "Address": self.address,
             "Port": self.port,
+            **self._by_family(),
             "Tags": list(self.tags),
             "Meta": dict(self.meta),
             "Weights": {"Passing": passing, "Warning": warning},
             "Checks": [self._check(check) for check in self.checks],
         }
+
+    def _by_family(self) -> dict[str, object]:
+        """Consul's names for the addresses of a node that has both families."""
+        if "also" not in self.meta:
+            return {}
+        names = {
+            f"lan_ipv{6 if ':' in address else 4}": {"Address": address, "Port": self.port}
+            for address in (self.address, self.meta["also"])
+        }
+        return {"TaggedAddresses": names}
 
     def _check(self, check: HttpCheck | TcpCheck | TtlCheck) -> dict[str, object]:
         return {
@@ -155,17 +166,21 @@ def spegel_services(
     live_path: str = "/livez",
     interval: float = 2.0,
     verifies_clients: bool = False,
+    also: str | None = None,
 ) -> Services:
     """The registry, router and metrics services of one node, in this order, and that of the leader.
 
     ``node`` must be stable and unique among the sidecars of one agent, apart from the registry port: another
     than 5000 becomes part of the ids. ``address`` is the advertised IP address, ``router_addr`` the router's
     multiaddr with its ``/p2p`` part, ``scheme`` the registry's and ``interval`` that of the checks in seconds.
+    ``also`` is the node's address of the other family, if it has one.
     A registry that ``verifies_clients`` can't be asked by the agent, which shows no certificate: its port is checked.
     """
     suffix = node if registry_port == DEFAULT_REGISTRY_PORT else f"{node}:{registry_port}"
     host = f"[{address}]" if ":" in address else address
     meta = {"peer_id": peer_id, "version": version, "advertise": address, "router": router_addr}
+    if also is not None:
+        meta |= {"also": also}
     ready = HttpCheck(f"{scheme}://{host}:{registry_port}{ready_path}", interval)
     registry = TcpCheck(f"{host}:{registry_port}", interval) if verifies_clients else ready
     live = HttpCheck(f"http://{host}:{metrics_port}{live_path}", interval, passing=True)

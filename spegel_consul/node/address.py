@@ -55,14 +55,14 @@ class LocalAddress:
         return not (self.ip.is_loopback or self.ip.is_link_local)
 
 
-def advertised(given: str | None, bound: str) -> str:
-    """The address to tell others: ``given``, else the one bound to, else that of the route out.
+def advertised(given: tuple[str, ...], bound: str) -> str:
+    """The address to tell others: the first ``given``, else the one bound to, else that of the route out.
 
     ``bound`` is the host of a listening address, empty or unspecified for all interfaces.
     Raises NoAddress if the machine has no route out.
     """
-    if given is not None:
-        return given
+    if given:
+        return given[0]
     if bound:
         try:
             address = ipaddress.ip_address(bound)
@@ -93,6 +93,16 @@ def named(text: str) -> str:
     if address.is_unspecified or address.is_multicast:
         raise ValueError(f"{text!r} is not an address that a peer can connect to")
     return str(address)
+
+
+def one_or_two(text: str) -> tuple[str, ...]:
+    """The IP addresses that ``text`` names, one or, with a comma, one of each family. Raises ValueError."""
+    addresses = tuple(named(part) for part in text.split(","))
+    if len(addresses) > 2 or len({":" in address for address in addresses}) < len(addresses):
+        raise ValueError(
+            f"{text!r}: give one address, or one of IPv4 and one of IPv6; these are {', '.join(addresses)}"
+        )
+    return addresses
 
 
 def local_addresses() -> tuple[LocalAddress, ...]:

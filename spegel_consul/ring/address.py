@@ -44,6 +44,10 @@ class Address:
         return f"/{family}/{self.host}/tcp/{self.port}" + ("/http" if self.http else "")
 
     @property
+    def is_ipv6(self) -> bool:
+        return ":" in self.host
+
+    @property
     def is_loopback(self) -> bool:
         try:
             return ipaddress.ip_address(self.host).is_loopback
@@ -125,11 +129,15 @@ def parse(text: str) -> Address | None:
 
 @dataclass(frozen=True, slots=True)
 class Contact:
-    """Who and where: a binary peer id, its routers' addresses, and its registry's if it told."""
+    """Who and where: a binary peer id, its routers' addresses, and its registry's if it told.
+
+    ``twin`` is the registry's address of the other family, if it has one.
+    """
 
     id: bytes
     routers: tuple[Address, ...]
     registry: Address | None = None
+    twin: Address | None = None
 
 
 @lru_cache(maxsize=8192)
@@ -141,4 +149,5 @@ def contact(peer: bytes, raw_addresses: tuple[bytes, ...], *, loopback: bool) ->
         if address is not None and address.is_usable(loopback=loopback)
     ]
     registry = next((address for address in found if address.http), None)
-    return Contact(peer, tuple(dict.fromkeys(address for address in found if not address.http)), registry)
+    twin = next((each for each in found if registry and each.http and each.is_ipv6 != registry.is_ipv6), None)
+    return Contact(peer, tuple(dict.fromkeys(address for address in found if not address.http)), registry, twin)

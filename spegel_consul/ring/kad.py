@@ -35,6 +35,7 @@ from spegel_consul.ring.membership import Membership
 from spegel_consul.ring.pace import Pace
 from spegel_consul.ring.placement import REPLICAS
 from spegel_consul.ring.protocols import KAD, WITHDRAW
+from spegel_consul.ring.reach import has_route
 from spegel_consul.ring.records import Records
 from spegel_consul.ring.view import CIRCLE, MemberView, view
 from spegel_consul.ring.wire import Frames, Message, MessageType, WireError, decode, decode_withdrawal, encode
@@ -60,8 +61,9 @@ class KadRouter:
     """A node of the ring.
 
     ``registry`` is where this node's registry is dialled, ``(IP address, port)``; its port is also assumed
-    for peers that don't tell, as Go Spegel does. ``ttl`` is in seconds, ``hedge`` and ``gossip`` too: after
-    how long without an answer one more peer is asked (at first), and the least time between two member exchanges.
+    for peers that don't tell, as Go Spegel does. ``also`` is this node's IP address of the other family, if it has one
+    under which router and registry are dialled by the same ports. ``ttl`` is in seconds, ``hedge`` and ``gossip`` too:
+    after how long without an answer one more peer is asked (at first), and the least time between two member exchanges.
     With ``heir_of`` it takes over the keys and the records of another, whose place it is to take.
     Raises RingError if an address to advertise is not an IP address that others can dial.
     """
@@ -71,6 +73,7 @@ class KadRouter:
         host: Host,
         *,
         registry: tuple[str, int],
+        also: str | None = None,
         ttl: float = TTL,
         hedge: float = HEDGE,
         gossip: float = 5.0,
@@ -86,6 +89,7 @@ class KadRouter:
             host,
             self._background,
             registry=Address(*registry, http=True),
+            also=also,
             gossip=gossip,
             changed=self._on_change,
             lost=self._on_loss,
@@ -109,7 +113,7 @@ class KadRouter:
 
     @property
     def me(self) -> PeerInfo:
-        return PeerInfo(peerid.to_text(self._host.id), (str(self._host.address),))
+        return PeerInfo(peerid.to_text(self._host.id), tuple(map(str, self._membership.routers)))
 
     def members(self) -> tuple[PeerInfo, ...]:
         return tuple(
@@ -294,7 +298,7 @@ class KadRouter:
 
     def _known(self, peer: bytes) -> Contact:
         member = self._members.get(peer)
-        return Contact(peer, member.routers, member.registry) if member else Contact(peer, ())
+        return Contact(peer, member.routers, member.registry, member.twin) if member else Contact(peer, ())
 
     def _offer(self, search: Lookup, found: Iterable[Contact], send: trio.MemorySendChannel[Provider]) -> None:
         """Yield providers, in random order so that not all nodes fetch from the same, without the dead."""
@@ -305,7 +309,10 @@ class KadRouter:
                 contacts[each.id] = each
         for peer in search.offer(self._rng.sample(list(contacts), len(contacts))):
             self._membership.doubt(peer)
-            address = contacts[peer].registry or Address(contacts[peer].routers[0].host, self._registry_port)
+            named = contacts[peer]
+            address = named.registry or Address(named.routers[0].host, self._registry_port)
+            if named.twin is not None and not has_route(address):
+                address = named.twin
             send.send_nowait(Provider(peerid.to_text(peer), (address.host, address.port)))
 
     def _on_change(self) -> None:

@@ -15,6 +15,7 @@ import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -53,7 +54,8 @@ class Libp2pHost:
     """A libp2p host over TCP.
 
     ``bind`` is where it listens: ``(host, port)`` with an IP address, port 0 for any, or a bound socket.
-    ``advertise`` is where others dial it, by default ``bind``; its port 0 stands for the one it listens on.
+    ``advertise`` is where others dial it, by default ``bind``; its port 0 stands for the one it listens on;
+    ``also`` is an IP address of the other family for the same port.
     """
 
     def __init__(
@@ -62,10 +64,12 @@ class Libp2pHost:
         *,
         bind: tuple[str, int] | socket.socket,
         advertise: tuple[str, int] | None = None,
+        also: str | None = None,
     ) -> None:
         self._bind = bind
         host, port = advertise or (bind.getsockname()[:2] if isinstance(bind, socket.socket) else bind)
         self._address = Address(host, port)
+        self._also = also
         self._id = identity.peer_id(key)
         self._layers = Layers(key)
         self._handlers: dict[str, Handler] = {_IDENTIFY: self._answer_identify, _PING: self._answer_ping}
@@ -342,8 +346,11 @@ class Libp2pHost:
     def _connection(self, peer: bytes) -> Connection | None:
         return next((each for each in self._connections.get(peer, ()) if not each.closed), None)
 
+    def _advertised(self) -> tuple[Address, ...]:
+        return (self._address,) if self._also is None else (self._address, replace(self._address, host=self._also))
+
     async def _answer_identify(self, stream: Stream) -> None:
-        stream.send(frame(self._layers.describe(self._address, self._handlers)))
+        stream.send(frame(self._layers.describe(self._advertised(), self._handlers)))
         stream.close()
 
     async def _answer_ping(self, stream: Stream) -> None:

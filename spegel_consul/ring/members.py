@@ -63,6 +63,7 @@ class Member:
         "rtt",
         "source",
         "spoke",
+        "twin",
         "wire",
     )
 
@@ -72,6 +73,7 @@ class Member:
         self.position = position(contact.id)
         self.routers: tuple[Address, ...] = ()
         self.registry: Address | None = None
+        self.twin: Address | None = None  # the registry's address of the other family
         self.wire = WirePeer(contact.id)
         self.heard = heard
         self.spoke = -float("inf")  # when it sent something to this node, which is more than having been heard of
@@ -86,8 +88,9 @@ class Member:
     def update(self, contact: Contact) -> None:
         """Take over the addresses of ``contact``; a registry's is kept if it names none."""
         self.routers = contact.routers
-        self.registry = contact.registry or self.registry
-        own = [*self.routers, self.registry] if self.registry else self.routers
+        if contact.registry is not None:
+            self.registry, self.twin = contact.registry, contact.twin
+        own = [*self.routers, *filter(None, (self.registry, self.twin))]
         self.wire = WirePeer(self.id, tuple(address.encode() for address in own))
 
     @property

@@ -11,6 +11,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 import structlog
 import trio
@@ -60,13 +61,15 @@ class Membership:
         background: Background,
         *,
         registry: Address,
+        also: str | None = None,
         gossip: float,
         changed: Callable[[], None],
         lost: Callable[[bytes], None],
         rng: random.Random,
     ) -> None:
-        self._registry = registry
-        for address in (host.address, registry):
+        self._registries = (registry,) if also is None else (registry, replace(registry, host=also))
+        self._also = also
+        for address in (host.address, *self._registries):
             # the port may still be open, the rest must be fit for others to dial
             if not Address(address.host, 1).is_usable(loopback=True):
                 raise RingError(f"the ring can't advertise {address.host}: name an IP address that others can dial")
@@ -90,7 +93,13 @@ class Membership:
     @property
     def me(self) -> WirePeer:
         """How this node names itself to others: router first, then registry."""
-        return WirePeer(self._host.id, (self._host.address.encode(), self._registry.encode()))
+        return WirePeer(self._host.id, tuple(each.encode() for each in (*self.routers, *self._registries)))
+
+    @property
+    def routers(self) -> tuple[Address, ...]:
+        """Where others dial this node."""
+        here = self._host.address
+        return (here,) if self._also is None else (here, replace(here, host=self._also))
 
     async def join(self, peers: Sequence[PeerInfo]) -> int:
         """As :meth:`Router.join`."""
@@ -212,10 +221,12 @@ class Membership:
     def contact(self, peer: WirePeer) -> Contact:
         """What of a peer's addresses can be used from here; nothing that leads back to this node."""
         said = contact(peer.id, peer.addresses, loopback=self._loopback)
-        mine = self._host.address in said.routers or said.registry == self._registry
-        if mine and peer.id != self._host.id:
-            routers = tuple(address for address in said.routers if address != self._host.address)
-            return Contact(peer.id, routers, said.registry if said.registry != self._registry else None)
+        mine = {*self.routers, *self._registries}
+        told = [*said.routers, said.registry, said.twin]
+        if peer.id != self._host.id and not mine.isdisjoint(told):
+            routers = tuple(address for address in said.routers if address not in mine)
+            registries = [each for each in (said.registry, said.twin) if each not in mine]
+            return Contact(peer.id, routers, *registries)
         return said
 
     async def _join_through(self, peer: PeerInfo, standing: set[bytes]) -> None:
@@ -247,7 +258,7 @@ class Membership:
         for address in map(parse, peer.addrs):
             if address is None or address.http:
                 continue
-            if address == self._host.address:
+            if address in self.routers:
                 raise DialledSelf("the peer is this node")
             try:
                 found = await self._host.dial(address.host, address.port)

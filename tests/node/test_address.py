@@ -4,20 +4,20 @@ import socket
 import pytest
 
 from spegel_consul.node import address
-from spegel_consul.node.address import LocalAddress, NoAddress, advertised, named
+from spegel_consul.node.address import LocalAddress, NoAddress, advertised, named, one_or_two
 
 
 def test_what_is_given_wins_over_what_is_bound() -> None:
-    assert advertised("10.0.0.7", "127.0.0.1") == "10.0.0.7"
-    assert advertised(None, "127.0.0.1") == "127.0.0.1"
-    assert advertised(None, "::1") == "::1"
-    assert advertised(None, "localhost") in ("127.0.0.1", "::1")
+    assert advertised(("10.0.0.7", "fd00::7"), "127.0.0.1") == "10.0.0.7"
+    assert advertised((), "127.0.0.1") == "127.0.0.1"
+    assert advertised((), "::1") == "::1"
+    assert advertised((), "localhost") in ("127.0.0.1", "::1")
 
 
 @pytest.mark.parametrize("bound", ["", "0.0.0.0", "::"])
 def test_all_interfaces_mean_the_route_out(bound: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(address, "route_out", lambda: "198.51.100.7")
-    assert advertised(None, bound) == "198.51.100.7"
+    assert advertised((), bound) == "198.51.100.7"
 
 
 def test_the_route_out_is_never_loopback() -> None:
@@ -35,12 +35,12 @@ def test_no_route_out_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(address.socket.socket, "connect", unreachable)
     with pytest.raises(NoAddress, match="set --advertise-addr"):
-        advertised(None, "")
+        advertised((), "")
 
 
 def test_a_host_that_does_not_resolve_says_what_to_do() -> None:
     with pytest.raises(NoAddress, match="set --advertise-addr"):
-        advertised(None, "nowhere.invalid")
+        advertised((), "nowhere.invalid")
 
 
 MACHINE = tuple(
@@ -122,3 +122,11 @@ def test_a_machine_without_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_this_machine_has_loopback() -> None:
     assert LocalAddress("lo", ipaddress.ip_address("127.0.0.1")) in address.local_addresses()
+
+
+def test_one_address_or_one_of_each_family() -> None:
+    assert one_or_two("10.0.0.7") == ("10.0.0.7",)
+    assert one_or_two("fd00::7, 10.0.0.7") == ("fd00::7", "10.0.0.7")
+    for wrong in ("10.0.0.7,10.0.0.8", "fd00::7,fd00::8", "10.0.0.7,fd00::7,10.0.0.8"):
+        with pytest.raises(ValueError, match=r"give one address, or one of IPv4 and one of IPv6; these are .*, "):
+            one_or_two(wrong)

@@ -116,12 +116,15 @@ def test_nodes_that_advertise_ipv6(cluster, image) -> None:
     for node in lab:
         # "nodad": usable at once
         node.netns.ip(*f"addr add fd00:6::1{node.index}/64 dev eth0 nodad".split())
-    for node in lab:
-        node.start_sidecar(advertise_addr="fd00::/8", env={"CONSUL_HTTP_ADDR": "127.0.0.1:8500"})
+    for node, told in zip(lab, ("fd00::/8", "fd00::/8,198.51.100.0/24"), strict=True):
+        node.start_sidecar(advertise_addr=told, env={"CONSUL_HTTP_ADDR": "127.0.0.1:8500"})
     (identity,) = json.loads(lab[1].request("/id", to=lab[0], port=9090).body)
     assert identity["Addrs"] == ["/ip6/fd00:6::10/tcp/5001"]
     until(lambda: len(lab[1].consul.instances("spegel")) == 2, timeout=20, what="both are healthy in the catalog")
     assert set(lab[1].dig("spegel.service.consul", "AAAA")) == {"fd00:6::10", "fd00:6::11"}
+    (both,) = [row["Service"] for row in lab[1].consul.instances("spegel") if row["Node"]["Node"] == lab[1].name]
+    assert both["TaggedAddresses"]["lan_ipv4"] == {"Address": lab[1].ip, "Port": 5000}
+    assert both["TaggedAddresses"]["lan_ipv6"] == {"Address": "fd00:6::11", "Port": 5000}
     app = image(layers=[MIB])
     lab[0].containerd.import_image(app.tar)
     path = f"/v2/{app.repository}/manifests/{app.tag}?ns={app.registry}"
@@ -129,3 +132,36 @@ def test_nodes_that_advertise_ipv6(cluster, image) -> None:
     lab[1].containerd.mirror("http://[fd00:6::11]:5000")
     lab[1].containerd.pull_cri(app.name)
     assert app.digests <= lab[1].containerd.content()
+
+
+def test_a_node_of_both_families_between_nodes_of_one(cluster, image) -> None:
+    lab = cluster(3, consul=False)
+    both, only6, only4 = lab
+    for node in (both, only6):
+        node.netns.ip(*f"addr add fd00:6::1{node.index}/64 dev eth0 nodad".split())
+    only6.netns.ip("addr", "del", f"{only6.ip}/24", "dev", "eth0")
+    v4, v6 = f"{both.ip}:5001", "[fd00:6::10]:5001"
+    both.start_sidecar(advertise_addr="198.51.100.0/24,fd00::/8", static_bootstrap_peers=v4)
+    only6.start_sidecar(wait=False, advertise_addr="fd00::/8", static_bootstrap_peers=v6)
+    only4.start_sidecar(wait=False, advertise_addr=only4.ip, static_bootstrap_peers=v4)
+    (identity,) = json.loads(both.request("/id", port=9090).body)
+    assert identity["Addrs"] == [f"/ip4/{both.ip}/tcp/5001", "/ip6/fd00:6::10/tcp/5001"]
+
+    def status(node: Node, path: str) -> int:
+        try:
+            return node.netns.request("GET", "127.0.0.1", 5000, path, timeout=3).status
+        except OSError:
+            return 0
+
+    for seed, (owner, asker) in enumerate([(both, only6), (both, only4), (only6, both), (only4, both)], 40):
+        app = image(f"docker.io/library/app{seed}:v1", layers=[MIB], seed=seed)
+        owner.containerd.import_image(app.tar)
+        path = f"/v2/{app.repository}/manifests/{app.tag}?ns={app.registry}"
+        until(
+            lambda asker=asker, path=path: status(asker, path) == 200,
+            timeout=30,
+            what=f"{asker} finds what {owner} has\n{asker.sidecar.process.tail()}",
+        )
+        asker.containerd.mirror("http://127.0.0.1:5000")
+        asker.containerd.pull_cri(app.name)
+        assert app.digests <= asker.containerd.content()

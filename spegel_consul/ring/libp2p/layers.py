@@ -52,13 +52,13 @@ class Layers:
         muxer: Any = await self._upgrader.muxer_multistream.select_transport(secured)
         return muxer(secured, secured.get_remote_peer(), is_initiator=secured.is_initiator)
 
-    def describe(self, address: Address, protocols: Iterable[str]) -> bytes:
+    def describe(self, addresses: Iterable[Address], protocols: Iterable[str]) -> bytes:
         """This node's identify message."""
         message = Identify(
             protocol_version="ipfs/0.1.0",
             agent_version="spegel-consul",
             public_key=self._keys.public_key.serialize(),
-            listen_addrs=[address.encode()],
+            listen_addrs=[address.encode() for address in addresses],
             protocols=list(protocols),
         )
         return bytes(message.SerializeToString())
