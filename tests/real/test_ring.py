@@ -81,7 +81,7 @@ def test_the_leader_stops_and_the_others_restart_their_routers_without_a_failed_
             leader.sidecar.process.signal(signal.SIGTERM)
             until(
                 lambda: not any(found(node, keys[leader.name]) for node in others),
-                timeout=2,
+                timeout=7,
                 what="nobody is told of the node that stops",
             )
             assert leader.sidecar.process.alive, "while it lets the download end"

@@ -145,7 +145,7 @@ async def test_a_thousand_connections_at_once(victim: Victim, friend: KadRouter)
         await trio.sleep(0.2)
         start = time.perf_counter()
         await victim.still_works(friend)
-        assert time.perf_counter() - start < 5
+        assert time.perf_counter() - start < 20
         assert len(victim.host._half_open) <= libp2p_host.MAX_HALF_OPEN_PER_ADDRESS
 
 
