@@ -78,7 +78,7 @@ log = structlog.get_logger(__name__)
 
 
 _SAME_SIGNAL = 1.0  # seconds
-_FAREWELL = 0.3
+_FAREWELL = 1.0  # it delays nothing but the very end
 
 
 class StartError(Exception):

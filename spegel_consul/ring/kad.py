@@ -6,7 +6,7 @@
 #   Announcements   which keys to tell whom       <- announce(), and every change of the members
 #   Records         what others told us           <- ADD_PROVIDER
 #   Lookup          whom to ask for one key, when to stop     <- lookup(), one object each
-#   Answers         what we say to others' questions
+#   Answers         what we say to others' questions     <- Service (itself a shell)
 #
 # ADD_PROVIDER has no answer in Kademlia, so a batch of them is followed by a PING: requests of a stream are
 # handled in order, and the answer to the last says that everything before it was taken.
@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
 
 import trio
 
@@ -28,32 +28,25 @@ from spegel_consul.ring.alarm import Alarm
 from spegel_consul.ring.announce import Announcements, Batch
 from spegel_consul.ring.answers import Answers
 from spegel_consul.ring.background import Background
-from spegel_consul.ring.host import Host, Stream
+from spegel_consul.ring.host import Host
 from spegel_consul.ring.key import dht_key, position
 from spegel_consul.ring.lookup import HEDGE, AnswerTimes, Lookup
 from spegel_consul.ring.membership import Membership
-from spegel_consul.ring.pace import Pace
 from spegel_consul.ring.placement import REPLICAS
-from spegel_consul.ring.protocols import KAD, WITHDRAW
 from spegel_consul.ring.reach import has_route
 from spegel_consul.ring.records import Records
+from spegel_consul.ring.service import Service
 from spegel_consul.ring.view import CIRCLE, MemberView, view
-from spegel_consul.ring.wire import Frames, Message, MessageType, WireError, decode, decode_withdrawal, encode
+from spegel_consul.ring.wire import Message, MessageType, encode
 
 TTL = 900.0
 """Seconds between announcements of a key (Spegel's KeyTTL); a record is believed for 4 minutes longer."""
 
 _VALIDITY_MARGIN = 240.0
 _BATCH_TIMEOUT = 10.0
-_IDLE_TIMEOUT = 600.0
 _REBALANCE_AFTER = 0.1
 _SWEEP_EVERY = 60.0
-_MAX_STREAMS_PER_PEER = 8
-_MAX_REQUEST = 64 << 10
 _SLICE = 250  # keys that are looked at between two checkpoints
-_REQUEST_SLICE = 64  # messages of one peer that are answered between two checkpoints
-_SLOW = 0.02
-_FAREWELL_EVERY = 10.0  # all records are looked at for one
 _NAMED_AGE = 60.0  # how old the news is taken to be that a provider lives
 
 
@@ -106,10 +99,7 @@ class KadRouter:
         self._leaving: bool = heir_of is not None and heir_of._leaving
         # those that must be connected first may be gone, and take long to show it
         self._tell_limit, self._tell_cold_limit = trio.CapacityLimiter(8), trio.CapacityLimiter(32)
-        self._inbound: dict[bytes, int] = {}
-        self._farewells = Pace(every=_FAREWELL_EVERY, burst=2)
-        host.serve(KAD, self._serve)
-        host.serve(WITHDRAW, self._serve_withdrawal)
+        self._service = Service(host, self._background, self._membership, self._records, self._answers)
 
     @property
     def me(self) -> PeerInfo:
@@ -211,59 +201,6 @@ class KadRouter:
             self._background.nursery = None
         if failure is not None:
             raise failure
-
-    async def _serve(self, stream: Stream) -> None:
-        """Answer the Kademlia messages that a peer sends on one stream."""
-        peer = stream.peer
-        with self._admitted(peer):
-            if self._members.get(peer) is None:
-                self._background.spawn(self._membership.exchange.introduce, peer)
-            frames = Frames(_MAX_REQUEST)
-            while True:
-                with trio.fail_after(_IDLE_TIMEOUT):
-                    data = await stream.receive()
-                if not data:
-                    break
-                bodies = frames.feed(data)
-                for start in range(0, len(bodies), _REQUEST_SLICE):
-                    answers = [self._answers.answer(peer, decode(body)) for body in bodies[start:][:_REQUEST_SLICE]]
-                    if out := b"".join(encode(answer) for answer in answers if answer is not None):
-                        stream.send(out)
-                    # who sends more than it may is read slowly, and others are heard meanwhile
-                    await trio.sleep(_SLOW if self._records.is_full_of(peer) else 0)
-                self._membership.heard(peer)
-            stream.close()
-
-    async def _serve_withdrawal(self, stream: Stream) -> None:
-        """Forget records of a peer as it asks; all of them if it names none, for then it leaves."""
-        with self._admitted(stream.peer), trio.fail_after(_BATCH_TIMEOUT):
-            frames = Frames(_MAX_REQUEST)
-            while data := await stream.receive():
-                for body in frames.feed(data):
-                    keys = decode_withdrawal(body)
-                    for key in keys:
-                        self._records.remove(key, stream.peer)
-                    if not keys and self._farewells.admits(stream.peer, trio.current_time()):
-                        for _ in self._records.forget(stream.peer):
-                            await trio.lowlevel.checkpoint()
-            stream.close()
-
-    @contextmanager
-    def _admitted(self, peer: bytes) -> Iterator[None]:
-        """A stream that ``peer`` opened. Raises RingError if it has too many, and notes what it does wrong."""
-        try:
-            if self._inbound.get(peer, 0) >= _MAX_STREAMS_PER_PEER:
-                raise RingError("the peer has too many streams open")
-            self._inbound[peer] = self._inbound.get(peer, 0) + 1
-            try:
-                yield
-            finally:
-                self._inbound[peer] -= 1
-                if not self._inbound[peer]:
-                    del self._inbound[peer]
-        except WireError as exc:
-            self._membership.offended(peer, exc)
-            raise
 
     async def _search(
         self, search: Lookup, key: bytes, send: trio.MemorySendChannel[Provider], scope: trio.CancelScope

@@ -32,6 +32,7 @@ from spegel_consul.ring.libp2p.layers import Layers, read_description
 from spegel_consul.ring.libp2p.wire import Wire
 from spegel_consul.ring.patience import Patience
 from spegel_consul.ring.result import Result
+from spegel_consul.ring.sockets import detect_vanished_host, listen
 from spegel_consul.ring.wire import Frames, frame
 
 log = structlog.get_logger(__name__)
@@ -149,7 +150,9 @@ class Libp2pHost:
         self._accepting.cancel()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        listener = await self._listen()
+        listener = await listen(self._bind)
+        if self._address.port == 0:
+            self._address = Address(self._address.host, listener.socket.getsockname()[1])
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             try:
@@ -160,28 +163,6 @@ class Libp2pHost:
             finally:
                 self._nursery = None
                 nursery.cancel_scope.cancel()
-
-    async def _listen(self) -> trio.SocketListener:
-        if isinstance(self._bind, socket.socket):
-            sock = trio.socket.from_stdlib_socket(self._bind)
-        else:
-            host, port = self._bind
-            sock = trio.socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
-            try:
-                # without SO_REUSEPORT, which py-libp2p sets: a second node on the port is an error
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                await sock.bind((host, port))
-            except OSError as exc:
-                sock.close()
-                raise RingError(f"the ring can't listen on {host}:{port}: {exc.strerror or exc}") from exc
-        try:
-            sock.listen(1024)
-        except OSError as exc:
-            sock.close()
-            raise RingError(f"the ring can't listen on {self._bind}: {exc.strerror or exc}") from exc
-        if self._address.port == 0:
-            self._address = Address(self._address.host, sock.getsockname()[1])
-        return trio.SocketListener(sock)
 
     async def _accept(self, stream: trio.SocketStream) -> None:
         try:
@@ -273,7 +254,7 @@ class Libp2pHost:
         outbound = dialled is not None
         connection = None
         try:
-            _detect_vanished_host(stream)
+            detect_vanished_host(stream)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(wire.pump)
                 try:
@@ -358,13 +339,3 @@ class Libp2pHost:
             while data := await stream.receive():
                 stream.send(data)
         stream.close()
-
-
-def _detect_vanished_host(stream: trio.SocketStream) -> None:
-    """Have the kernel end the connection within about 20 s after the other host is gone without a word."""
-    stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, seconds in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 3), ("TCP_KEEPCNT", 3)):
-        if hasattr(socket, option):
-            stream.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), seconds)
-    if hasattr(socket, "TCP_USER_TIMEOUT"):
-        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 20_000)
