@@ -141,7 +141,6 @@ def test_it_is_readable_on_a_desktop_and_on_a_phone(chromium, served, name: str,
     page.screenshot(path=SHOTS / f"{name}-{width}-{scheme}.png", full_page=True)
     if page.locator("#find").count():
         page.get_by_label("Find nodes").fill("client-0017")
-        page.wait_for_function("document.querySelectorAll('#peers tbody tr').length === 1")
-        assert "nomad-client-0017" in page.locator("#peers tbody tr").inner_text()
+        page.locator("#peers tbody tr:only-child", has_text="nomad-client-0017").wait_for()
     assert said == []
     context.close()

@@ -79,14 +79,6 @@ def run(node: str, *words: str) -> Result:
     return CliRunner().invoke(cli, [*words, "--node", node])
 
 
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ask, "TIMEOUT", 0.4)
-    monkeypatch.setattr(ask.get, "__kwdefaults__", {"timeout": 0.4})
-    monkeypatch.setattr(pull, "_PATIENCE", 0.4)
-    monkeypatch.setattr(events, "_AGAIN", 0.05)
-
-
 COMMANDS = [["status"], ["peers"], ["lookup", "app:v1"], ["pull", "app:v1"], ["events", "--no-follow"]]
 STRANGERS = [
     (hangs, "did not answer within 0.4 s"),
@@ -106,7 +98,13 @@ CASES = [
 
 
 @pytest.mark.parametrize(("command", "serve", "reason"), CASES)
-def test_each_is_one_line_and_exit_3(command: list[str], serve: Serve, reason: str) -> None:
+def test_each_is_one_line_and_exit_3(
+    command: list[str], serve: Serve, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if serve in (hangs, drips):
+        monkeypatch.setattr(ask, "TIMEOUT", 0.4)
+        monkeypatch.setattr(ask.get, "__kwdefaults__", {"timeout": 0.4})
+        monkeypatch.setattr(pull, "_PATIENCE", 0.4)
     with server(serve) as node:
         done = run(node, *command)
     assert done.exit_code == ask.EXIT_UNREACHABLE, done.output
@@ -124,6 +122,7 @@ def test_an_older_sidecar_is_told_from_a_broken_one(command: list[str]) -> None:
 
 
 def test_events_go_on_when_the_node_is_back_with_numbers_that_begin_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "_AGAIN", 0.05)
     asked: list[bytes] = []
     first = {"last": 7, "life": "1", "events": [{"number": 7, "event": "old"}]}
     again = {"last": 8, "life": "2", "events": [{"number": number, "event": f"new {number}"} for number in (1, 8)]}

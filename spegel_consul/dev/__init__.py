@@ -1,0 +1,184 @@
+# A cluster on one machine, for people who want to see the thing work before they install it.
+#
+# The nodes are the real sidecar in processes of its own, and Consul, if there is one on PATH, is a real
+# agent; only the store is an OCI layout instead of a containerd.  The first node has an image that this
+# module made; it is pulled through the second, which can have got it from a neighbour only.
+
+"""``spegel-consul dev``: three nodes on loopback, and a pull from one to another."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import trio
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.table import Table
+
+from spegel_consul.dev.processes import LOOPBACK, START_TIMEOUT, DevError, Node, own_consul, ready, sidecars
+from spegel_consul.dev.sample import IMAGE, write_image, write_layout
+from spegel_consul.oci.digest import Digest
+
+NODES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """One thing that was pulled, and who served it; ``seconds`` is the time from request to last byte."""
+
+    what: str
+    digest: Digest
+    size: int
+    served_by: str
+    seconds: float
+
+
+async def run(once: bool, port: int, size: int) -> int:
+    """Show it; returns the exit status. ``port`` is the first of the ports used, ``size`` MiB of layers."""
+    console = Console(stderr=False, highlight=False, soft_wrap=True)
+    home = Path(tempfile.mkdtemp(prefix="spegel-dev-"))
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_until_signal, nursery.cancel_scope)
+            try:
+                status = await _show(console, home, once, port, size)
+            except (DevError, OSError, httpx.HTTPError, ExceptionGroup) as exc:
+                first = _leaf(exc)
+                console.print(f"failed: {escape(str(first) or repr(first))}")
+                status = 1
+            nursery.cancel_scope.cancel()
+            return status
+        console.print("stopped")
+        return 1 if once else 0
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def _leaf(exc: Exception) -> Exception:
+    while isinstance(exc, ExceptionGroup):
+        exc = exc.exceptions[0]
+    return exc
+
+
+async def _until_signal(scope: trio.CancelScope) -> None:
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async for _ in signals:
+            scope.cancel()
+
+
+async def _show(console: Console, home: Path, once: bool, port: int, size: int) -> int:
+    nodes = [
+        Node(
+            number,
+            f"{LOOPBACK}:{port + 10 * number}",
+            f"{LOOPBACK}:{port + 10 * number + 1}",
+            f"{LOOPBACK}:{port + 10 * number + 2}",
+            home / f"node{number}",
+        )
+        for number in range(NODES)
+    ]
+    for node in nodes:
+        (node.home / "layout").mkdir(parents=True)
+        write_layout(node.home / "layout", [])
+    write_image(nodes[0].home / "layout", size << 20)
+    async with own_consul(console, home) as consul:
+        console.print(f"starting {NODES} nodes; only node 1 has the image [bold]{IMAGE}[/] ({size} MiB)")
+        async with sidecars(nodes, consul):
+            async with httpx.AsyncClient(trust_env=False, timeout=30.0) as client:
+                for node in nodes:
+                    await ready(client, node)
+                pieces = await _pull(console, client, nodes[1])
+            neighbours = {node.registry for node in nodes} - {nodes[1].registry}
+            own = [piece for piece in pieces if piece.served_by not in neighbours]
+            _report(console, pieces, nodes, consul)
+            if once or own:
+                total, seconds = sum(p.size for p in pieces), sum(p.seconds for p in pieces)
+                if own:
+                    console.print(f"failed: {len(own)} of {len(pieces)} pieces did not come from a neighbour")
+                    return 1
+                came_from = ", ".join(sorted({piece.served_by for piece in pieces}))
+                console.print(
+                    f"ok: {len(pieces)} of {len(pieces)} pieces, {total / (1 << 20):.1f} MiB, came from a neighbour "
+                    f"({came_from}) in {seconds:.2f} s, {total / (1 << 20) / seconds:.0f} MiB/s"
+                )
+                return 0
+            console.print("\nrunning until Ctrl-C")
+            await trio.sleep_forever()
+    return 0
+
+
+def _report(console: Console, pieces: Sequence[_Piece], nodes: Sequence[Node], consul: str | None) -> None:
+    names = {node.registry: f"node {node.number + 1}" for node in nodes}
+    table = Table(title=f"{IMAGE} pulled through node 2")
+    for column in ("piece", "digest", "bytes", "served by", "ms"):
+        table.add_column(column, justify="right" if column in ("bytes", "ms") else "left")
+    for piece in pieces:
+        served_by = f"{names.get(piece.served_by, '?')} ({piece.served_by})"
+        table.add_row(piece.what, piece.digest[:19] + "…", f"{piece.size:,}", served_by, f"{piece.seconds * 1000:.1f}")
+    console.print(table)
+    for node in nodes:
+        console.print(
+            f"node {node.number + 1}   registry http://{node.registry}/v2/   ready http://{node.registry}/readyz   "
+            f"metrics http://{node.metrics}/metrics"
+        )
+    reference = IMAGE.split("/", 1)[1].replace(":", "/manifests/")
+    console.print(f"try     curl -s 'http://{nodes[2].registry}/v2/{reference}?ns={IMAGE.split('/', 1)[0]}'")
+    if consul is not None:
+        console.print(f"leader  CONSUL_HTTP_ADDR={consul} consul kv get spegel/leader")
+
+
+async def _pull(console: Console, client: httpx.AsyncClient, node: Node) -> list[_Piece]:
+    registry, _, rest = IMAGE.partition("/")
+    repository, _, tag = rest.partition(":")
+    base = f"http://{node.registry}/v2/{repository}"
+    pieces: list[_Piece] = []
+
+    async def fetch(what: str, url: str, digest: Digest | None, size: int, progress: Progress) -> bytes:
+        started = time.perf_counter()
+        task = progress.add_task(what, total=size or None)
+        kept = b""
+        async with client.stream("GET", url, params={"ns": registry}) as response:
+            if response.status_code != 200:
+                raise DevError(f"{url} answered {response.status_code}: {(await response.aread()).decode()[:300]}")
+            expected = digest or Digest(response.headers["docker-content-digest"])
+            hasher, received = expected.hasher(), 0
+            async for chunk in response.aiter_raw():
+                hasher.update(chunk)
+                received += len(chunk)
+                kept = kept + chunk if received < 1 << 20 else b""
+                progress.update(task, completed=received)
+        if hasher.hexdigest() != expected.encoded:
+            raise DevError(f"{what}: the bytes do not have digest {expected}")
+        served_by = response.headers.get("x-spegel-served-by", "")
+        pieces.append(_Piece(what, expected, received, served_by, time.perf_counter() - started))
+        return kept
+
+    await _until_found(client, f"{base}/manifests/{tag}?ns={registry}")
+    columns = (TextColumn("{task.description:>10}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=console) as progress:
+        manifest = json.loads(await fetch("manifest", f"{base}/manifests/{tag}", None, 0, progress))
+        for what, part in (
+            ("config", manifest["config"]),
+            *((f"layer {i + 1}", layer) for i, layer in enumerate(manifest["layers"])),
+        ):
+            digest = Digest(part["digest"])
+            await fetch(what, f"{base}/blobs/{digest}", digest, part["size"], progress)
+    return pieces
+
+
+async def _until_found(client: httpx.AsyncClient, url: str) -> None:
+    """The ring forms within a second or two after the last node is ready."""
+    with trio.move_on_after(START_TIMEOUT):
+        while (await client.head(url)).status_code != 200:
+            await trio.sleep(0.1)
+        return
+    raise DevError(f"no neighbour offered the image within {START_TIMEOUT:g} s")

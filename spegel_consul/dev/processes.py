@@ -1,0 +1,170 @@
+# Each sidecar has a session of its own, so that Ctrl-C reaches the demonstration alone, which stops them in order.  One
+# that ends before it should ends the demonstration, with the last lines of its log.
+
+"""The processes of the demonstration: sidecars, and a Consul agent if there is one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import trio
+from rich.console import Console
+
+LOOPBACK = "127.0.0.1"
+START_TIMEOUT = 60.0
+_STOP_TIMEOUT = 15.0
+
+
+class DevError(Exception):
+    """The demonstration can't go on; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    number: int
+    registry: str
+    router: str
+    metrics: str
+    home: Path
+
+    @property
+    def log(self) -> Path:
+        return self.home / "log"
+
+
+async def ready(client: httpx.AsyncClient, node: Node) -> None:
+    reason = "no answer"
+    with trio.move_on_after(START_TIMEOUT):
+        while True:
+            try:
+                response = await client.get(f"http://{node.registry}/readyz")
+            except httpx.TransportError as exc:
+                reason = str(exc) or repr(exc)
+            else:
+                if response.status_code == 200:
+                    return
+                reason = response.text.strip()
+            await trio.sleep(0.05)
+    raise DevError(f"node {node.number + 1} is not ready after {START_TIMEOUT:g} s: {reason}")
+
+
+@asynccontextmanager
+async def sidecars(nodes: Sequence[Node], consul: str | None) -> AsyncIterator[None]:
+    async with trio.open_nursery() as nursery:
+        stopping = trio.Event()
+
+        async def watch(node: Node, process: trio.Process) -> None:
+            await process.wait()
+            if not stopping.is_set():
+                tail = "\n".join(node.log.read_text(errors="replace").splitlines()[-5:])
+                raise DevError(f"node {node.number + 1} exited with {process.returncode}:\n{tail}")
+
+        processes: list[trio.Process] = []
+        try:
+            for node in nodes:
+                process = await _start(_command(node, nodes[0], consul), node.log, consul)
+                processes.append(process)
+                nursery.start_soon(watch, node, process)
+            yield
+        finally:
+            stopping.set()
+            with trio.CancelScope(shield=True):
+                await _stop(processes)
+            nursery.cancel_scope.cancel()
+
+
+def _command(node: Node, first: Node, consul: str | None) -> list[str]:
+    flags = {
+        "registry-addr": node.registry,
+        "router-addr": node.router,
+        "metrics-addr": node.metrics,
+        "advertise-addr": LOOPBACK,
+        "node-name": f"dev-{node.number + 1}",
+        "data-dir": str(node.home / "data"),
+        "store": "layout",
+        "layout-path": str(node.home / "layout"),
+        "bootstrap-kind": "consul" if consul else "static",
+    }
+    if consul is None:
+        flags["static-bootstrap-peers"] = first.router
+    return [sys.executable, "-m", "spegel_consul", "registry", *(f"--{name}={value}" for name, value in flags.items())]
+
+
+async def _start(command: Sequence[str], log: Path, consul: str | None) -> trio.Process:
+    environment = dict(os.environ)
+    if consul is not None:
+        environment["CONSUL_HTTP_ADDR"] = consul
+    # a session of its own, lest it hears Ctrl-C
+    with log.open("wb") as out:
+        return await trio.lowlevel.open_process(
+            list(command), stdout=out, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
+
+
+async def _stop(processes: Sequence[trio.Process]) -> None:
+    for process in processes:
+        if process.returncode is None:
+            process.terminate()
+    with trio.move_on_after(_STOP_TIMEOUT):
+        for process in processes:
+            await process.wait()
+    for process in processes:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+@asynccontextmanager
+async def own_consul(console: Console, home: Path) -> AsyncIterator[str | None]:
+    """The HTTP address of an agent of our own, or None if there is no ``consul`` on PATH."""
+    binary = shutil.which("consul")
+    if binary is None:
+        console.print("no consul on PATH: the nodes find each other through node 1 (static bootstrap)")
+        yield None
+        return
+    http, dns, server, serf_lan, serf_wan = _free_ports(5)
+    address = f"{LOOPBACK}:{http}"
+    command = [binary, "agent", "-dev", "-node=dev", f"-bind={LOOPBACK}", f"-client={LOOPBACK}"]
+    command += [f"-http-port={http}", f"-dns-port={dns}", f"-server-port={server}", "-grpc-port=-1"]
+    command += [f"-serf-lan-port={serf_lan}", f"-serf-wan-port={serf_wan}"]
+    log = home / "consul.log"
+    process = await _start(command, log, None)
+    try:
+        async with httpx.AsyncClient(trust_env=False) as client:
+            with trio.move_on_after(START_TIMEOUT) as scope:
+                while not await _has_leader(client, address):
+                    if process.poll() is not None:
+                        raise DevError(f"consul exited:\n{log.read_text(errors='replace')[-500:]}")
+                    await trio.sleep(0.05)
+            if scope.cancelled_caught:
+                raise DevError(f"consul has no leader after {START_TIMEOUT:g} s")
+        console.print(f"consul agent at http://{address}")
+        yield address
+    finally:
+        with trio.CancelScope(shield=True):
+            await _stop([process])
+
+
+async def _has_leader(client: httpx.AsyncClient, address: str) -> bool:
+    try:
+        response = await client.get(f"http://{address}/v1/status/leader")
+    except httpx.TransportError:
+        return False
+    return response.status_code == 200 and response.json() != ""
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server((LOOPBACK, 0)) for _ in range(count)]
+    ports = [sock.getsockname()[1] for sock in sockets]
+    for sock in sockets:
+        sock.close()
+    return ports
