@@ -258,7 +258,7 @@ def dns_answer(data: bytes) -> None:
     endpoints = set()
     for rrset in (*answer.answer, *answer.additional):
         for record in rrset:
-            if hasattr(record, "address"):
+            if isinstance(getattr(record, "address", None), str):
                 endpoints.add((record.address, 5001))
             elif hasattr(record, "target") and hasattr(record, "port"):
                 record.target.to_text()
@@ -316,7 +316,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     target.__name__: target
     for target in (
         reference, path, byte_range, request_head, reply, http.both_roads, kad, members, withdrawal, identify,
-        multiaddr, containerd_event, manifest, leader_value, peer_document, consul_answer, kv_value, nomad_answer, dns_answer,
-        hosts_toml, daemon_json, containerd_config, state_files,
+        multiaddr, containerd_event, manifest, leader_value, peer_document, consul_answer, kv_value, nomad_answer,
+        dns_answer, hosts_toml, daemon_json, containerd_config, state_files,
     )
 }  # fmt: skip
