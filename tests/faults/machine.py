@@ -13,7 +13,7 @@ from tests.faults.catalog import fault
 from tests.faults.scene import Scene, lasting
 
 
-@fault("disk full")
+@fault("disk full", takes_minutes=True)
 def the_disk_is_full(scene: Scene) -> None:
     """There is room for the identity when it starts, and for nothing after that."""
     node = scene.nodes[6]
@@ -62,4 +62,4 @@ def the_clock_is_wrong(scene: Scene, shift: str) -> None:
 
 
 for shift in ("+1d", "-1d", "+40s"):
-    fault(f"clock {shift}", takes_minutes=shift != "+1d")(partial(the_clock_is_wrong, shift=shift))
+    fault(f"clock {shift}", takes_minutes=True)(partial(the_clock_is_wrong, shift=shift))
