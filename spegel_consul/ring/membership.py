@@ -243,7 +243,9 @@ class Membership:
         """Learn what ``peer`` tells of the members. Raises WireError."""
         for number, report in enumerate(decode_members(body), 1):
             direct = report.peer.id == peer
-            self.learn(self.contact(report.peer), age=0.0 if direct else report.age, direct=direct, source=peer)
+            # nearly all of a list only confirms what is known, and there are thousands in it
+            if direct or not self.table.confirm(report.peer, trio.current_time(), age=report.age):
+                self.learn(self.contact(report.peer), age=0.0 if direct else report.age, direct=direct, source=peer)
             if number % _SLICE == 0:
                 await trio.lowlevel.checkpoint()
         self.heard(peer)
