@@ -12,7 +12,7 @@ from spegel_consul.ring.kad import KadRouter
 from tests.sim.world import run
 
 ROOT = Path(__file__).parents[2]
-NODES, SEEDS = 30, 3
+NODES, SEEDS = 24, 2
 
 
 def _simulate(*arguments: str) -> subprocess.CompletedProcess[str]:
