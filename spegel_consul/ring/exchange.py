@@ -82,8 +82,10 @@ class Exchange:
         """Learn what ``peer`` tells of the members. Raises WireError."""
         for number, report in enumerate(decode_members(body), 1):
             direct = report.peer.id == peer
-            said = self._membership.contact(report.peer)
-            self._membership.learn(said, age=0.0 if direct else report.age, direct=direct, source=peer)
+            # nearly all of a list only confirms what is known, and there are thousands in it
+            if direct or not self._membership.table.confirm(report.peer, trio.current_time(), age=report.age):
+                said = self._membership.contact(report.peer)
+                self._membership.learn(said, age=0.0 if direct else report.age, direct=direct, source=peer)
             if number % _SLICE == 0:
                 await trio.lowlevel.checkpoint()
         self._membership.heard(peer)

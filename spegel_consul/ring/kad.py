@@ -106,9 +106,7 @@ class KadRouter:
         return PeerInfo(peerid.to_text(self._host.id), tuple(map(str, self._membership.routers)))
 
     def members(self) -> tuple[PeerInfo, ...]:
-        return tuple(
-            PeerInfo(peerid.to_text(member.id), tuple(map(str, member.routers))) for member in self._members.living()
-        )
+        return tuple(member.info for member in self._members.living())
 
     def view(self) -> tuple[MemberView, ...]:
         """All other members, dead ones too, for people."""

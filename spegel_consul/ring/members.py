@@ -23,6 +23,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 
+from spegel_consul.ring import PeerInfo, peerid
 from spegel_consul.ring.address import Address, Contact
 from spegel_consul.ring.key import position
 from spegel_consul.ring.placement import REPLICAS, Placement
@@ -55,6 +56,7 @@ class Member:
         "failures",
         "heard",
         "id",
+        "info",
         "ours",
         "position",
         "probe_at",
@@ -72,6 +74,7 @@ class Member:
         self.source = source  # who named it; None once it spoke for itself
         self.position = position(contact.id)
         self.routers: tuple[Address, ...] = ()
+        self.info = PeerInfo(peerid.to_text(contact.id), ())
         self.registry: Address | None = None
         self.twin: Address | None = None  # the registry's address of the other family
         self.wire = WirePeer(contact.id)
@@ -87,7 +90,9 @@ class Member:
 
     def update(self, contact: Contact) -> None:
         """Take over the addresses of ``contact``; a registry's is kept if it names none."""
-        self.routers = contact.routers
+        if contact.routers != self.routers:
+            self.routers = contact.routers
+            self.info = PeerInfo(self.info.id, tuple(map(str, self.routers)))
         if contact.registry is not None:
             self.registry, self.twin = contact.registry, contact.twin
         own = [*self.routers, *filter(None, (self.registry, self.twin))]
@@ -167,6 +172,14 @@ class Members:
             member.probe_at = min(member.probe_at or 0.0, max(now, member.failed_at + _SECOND_OPINION))
         member.heard = max(member.heard, now - age)
         return None
+
+    def confirm(self, said: WirePeer, now: float, *, age: float) -> bool:
+        """Hearsay of ``said``. True if it says no more than that a living member was heard from, which is noted."""
+        member = self._members.get(said.id)
+        if member is None or not member.alive or member.wire != said:
+            return False
+        member.heard = max(member.heard, now - age)
+        return True
 
     def answered(self, peer: bytes, now: float, took: float | None = None) -> bool:
         """A message of ``peer`` came, ``took`` seconds after the question. True if it was dead until now."""

@@ -5,6 +5,7 @@ from spegel_consul.ring.address import Address, Contact
 from spegel_consul.ring.key import position
 from spegel_consul.ring.members import FORGET_AFTER, HEARSAY_AGE, QUIET_AGE, Members
 from spegel_consul.ring.pace import Pace
+from spegel_consul.ring.wire import WirePeer
 
 ROUTER, OTHER = Address("10.0.0.1", 5001), Address("10.0.0.2", 5001)
 REGISTRY = Address("10.0.0.1", 5000, http=True)
@@ -27,6 +28,22 @@ def test_it_learns_peers_but_not_itself_nor_one_without_address() -> None:
     assert new.wire.addresses == (ROUTER.encode(), REGISTRY.encode())
     assert members.learn(Contact(b"a", (ROUTER,)), 0) is None
     assert closest(members) == [b"a"]
+
+
+def test_hearsay_that_says_nothing_new_is_noted_and_anything_else_is_left_to_learn() -> None:
+    members = table()
+    member = members.learn(Contact(b"a", (ROUTER,)), 0, age=50)
+    assert member is not None
+    assert member.info.addrs == (str(ROUTER),)
+    assert members.confirm(member.wire, 100, age=30)
+    assert not members.confirm(WirePeer(b"b", member.wire.addresses), 100, age=0), "unknown"
+    assert not members.confirm(WirePeer(b"a", (OTHER.encode(),)), 100, age=0), "elsewhere"
+    assert members.confirm(member.wire, 100, age=90), "older news"
+    assert member.heard == 70
+    members.failed(b"a", 101)
+    assert not members.confirm(member.wire, 102, age=0), "dead"
+    members.learn(Contact(b"a", (OTHER,)), 103)
+    assert member.info.addrs == (str(OTHER),)
 
 
 def test_a_failure_makes_dead_and_an_answer_makes_alive() -> None:

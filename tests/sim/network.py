@@ -1,13 +1,17 @@
-# A network without sockets: hosts in one process, with latency on Trio's clock, so that a test with a mock
-# clock lets a ring live for hours.  A host can hang (its connections stand, it says nothing) or crash (its
-# connections break and nobody answers at its address).
+# A network without sockets: hosts in one process, on Trio's clock, so that a test with a mock clock lets a ring live
+# for hours.  A host can hang (its connections stand, it says nothing), crash (its connections break and nobody answers
+# at its address), or be cut off: what is sent waits until the cut is mended, as TCP would send it again, and after
+# BREAKS_AFTER the connection is given up on both sides, as keepalive would.
 
 """``SimHost``: the ring's ``Host`` in a simulated network."""
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import math
+import random
+from collections import deque
 from collections.abc import Callable, Sequence
 
 import trio
@@ -24,19 +28,105 @@ from spegel_consul.ring.host import (
     Unreachable,
 )
 
+BREAKS_AFTER = 20.0
+RESENT_AFTER = 0.2
+
 
 class SimNetwork:
-    """All hosts and what they can reach; ``latency`` is one way, in seconds."""
+    """All hosts and what they can reach; ``latency`` is one way, in seconds, ``loss`` the share of what is lost."""
 
-    def __init__(self, latency: float = 0.001) -> None:
+    def __init__(self, latency: float = 0.001, rng: random.Random | None = None) -> None:
         self.latency = latency
+        self.loss = 0.0
         self.hosts: dict[tuple[str, int], SimHost] = {}
         self.messages = 0
+        self._rng = rng or random.Random(0)
         self._numbers = itertools.count(1)
+        self._order = itertools.count()
+        self._queue: list[tuple[float, int, Callable[[], None]]] = []
+        self._alarm: trio.Event | None = None
+        self._cuts: list[Callable[[str, str], bool]] = []
+        self._stalled: dict[tuple[str, str], list[tuple[SimStream, bytes | None]]] = {}
 
-    def host(self) -> SimHost:
-        number = next(self._numbers)
-        return SimHost(self, Address(f"10.0.{number >> 8}.{number & 255}", 5001), number)
+    def host(self, address: str | None = None, number: int | None = None) -> SimHost:
+        """A host; ``number`` is its identity."""
+        number = number or next(self._numbers)
+        return SimHost(self, Address(address or f"10.0.{number >> 8}.{number & 255}", 5001), number)
+
+    # -- time
+
+    def at(self, moment: float, do: Callable[[], None]) -> None:
+        """Call ``do`` at ``moment`` (Trio clock), in the order in which it was asked for."""
+        first = not self._queue or moment < self._queue[0][0]
+        heapq.heappush(self._queue, (moment, next(self._order), do))
+        if self._alarm is None:
+            self._alarm = trio.Event()
+            trio.lowlevel.spawn_system_task(self._run)
+        elif first:
+            self._alarm.set()
+
+    async def _run(self) -> None:
+        while self._queue:
+            now = trio.current_time()
+            while self._queue and self._queue[0][0] <= now:
+                heapq.heappop(self._queue)[2]()
+            if self._queue:
+                self._alarm = trio.Event()
+                with trio.move_on_at(self._queue[0][0]):
+                    await self._alarm.wait()
+        self._alarm = None
+
+    def delay(self) -> float:
+        """How long a message takes, in whole milliseconds: moments that many share are cheap."""
+        lost = 0.0
+        while self.loss and self._rng.random() < self.loss and lost < 5:
+            lost = 2 * lost or RESENT_AFTER
+        spread = self.latency * self._rng.choice((1.0, 1.0, 1.0, 1.5, 3.0)) if self.latency > 0.001 else self.latency
+        return lost + spread
+
+    # -- cuts
+
+    def cut(self, parts: Callable[[str, str], bool]) -> Callable[[], None]:
+        """Nothing passes between addresses that ``parts``; returns what mends it."""
+        self._cuts.append(parts)
+        for host in list(self.hosts.values()):
+            for peer, other in list(host._peers.items()):
+                if parts(host.address.host, other.address.host):
+                    self.at(trio.current_time() + BREAKS_AFTER, lambda h=host, p=peer, o=other: self._give_up(h, p, o))
+
+        def mend() -> None:
+            self._cuts.remove(parts)
+            for pair in [pair for pair in self._stalled if self.reaches(*pair)]:
+                self.at(trio.current_time() + self._rng.uniform(0.1, 1.0), lambda pair=pair: self._resend(pair))
+
+        return mend
+
+    def reaches(self, a: str, b: str) -> bool:
+        return not any(parts(a, b) for parts in self._cuts)
+
+    def _give_up(self, host: SimHost, peer: bytes, other: SimHost) -> None:
+        # a cut that was mended and came again meanwhile may end it a little early
+        if host._peers.get(peer) is other and not self.reaches(host.address.host, other.address.host):
+            host._lose(peer)
+
+    def _resend(self, pair: tuple[str, str]) -> None:
+        if self.reaches(*pair):
+            for stream, data in self._stalled.pop(pair, ()):
+                stream._take_in(data)
+
+    # -- messages
+
+    def carry(self, stream: SimStream, data: bytes | None) -> None:
+        stream.arrives = max(stream.arrives, trio.current_time() + self.delay())
+        self.at(stream.arrives, lambda: self._arrive(stream, data))
+
+    def _arrive(self, stream: SimStream, data: bytes | None) -> None:
+        to = stream.other
+        pair = (stream._host.address.host, to._host.address.host)
+        if pair in self._stalled or (self._cuts and not self.reaches(*pair)):
+            self._stalled.setdefault(pair, []).append((to, data))
+        else:
+            to._take_in(data)
 
 
 class SimHost:
@@ -48,11 +138,14 @@ class SimHost:
         self._id = peerid.of_ed25519(number.to_bytes(32, "big"))
         self._handlers: dict[str, Handler] = {}
         self._peers: dict[bytes, SimHost] = {}
-        self._streams: list[SimStream] = []
+        self._streams: dict[bytes, dict[SimStream, None]] = {}
+        self._dials = trio.CapacityLimiter(256)
         self._nursery: trio.Nursery | None = None
         self.on_disconnect: Callable[[bytes], None] = lambda peer: None
         self.refuses: Callable[[bytes], bool] = lambda peer: False
-        self.hung = False
+        self.sent = 0
+        self._hung = False
+        self._held: list[tuple[SimStream, bytes | None]] = []
 
     @property
     def id(self) -> bytes:
@@ -61,6 +154,17 @@ class SimHost:
     @property
     def address(self) -> Address:
         return self._address
+
+    @property
+    def hung(self) -> bool:
+        return self._hung
+
+    @hung.setter
+    def hung(self, hung: bool) -> None:
+        self._hung = hung
+        held, self._held = self._held, []
+        for stream, data in held:
+            stream._take_in(data) if stream._host is self else self._network.carry(stream.other, data)
 
     def connected(self) -> tuple[bytes, ...]:
         return tuple(self._peers)
@@ -78,19 +182,25 @@ class SimHost:
     async def dial(self, host: str, port: int) -> bytes:
         if self._nursery is None:
             raise Unreachable("not running")
-        await trio.sleep(3 * self._network.latency)
-        other = self._network.hosts.get((host, port))
-        if other is self:
-            raise DialledSelf("behind this address is this node")
-        if other is not None and other.hung:
-            await trio.sleep(3)
-            raise Unreachable("no handshake")
+        async with self._dials:
+            await trio.sleep(3 * self._network.delay())
+            other = self._network.hosts.get((host, port))
+            if other is self:
+                raise DialledSelf("behind this address is this node")
+            hears = self._network.reaches(self._address.host, host)
+            if not hears or (other is not None and (other.hung or self.hung)):
+                await trio.sleep(3)
+                raise Unreachable("no answer" if not hears else "no handshake")
         if other is None or other._nursery is None or self._nursery is None:
             raise Unreachable("connection refused")
         if other.refuses(self._id) or self.refuses(other.id):
             raise Unreachable("shut out")
-        self._peers[other.id] = other
-        other._peers[self._id] = self
+        if self._peers.get(other.id) is not other:
+            self._lose(other.id)
+            self._peers[other.id] = other
+        if other._peers.get(self._id) is not self:
+            other._lose(self._id)
+            other._peers[self._id] = self
         return other.id
 
     async def open(self, peer: bytes, addresses: Sequence[Address], protocol: str) -> Stream:
@@ -100,11 +210,11 @@ class SimHost:
                     break
             else:
                 raise Unreachable("no address leads to the peer")
-        await trio.sleep(2 * self._network.latency)
+        await trio.sleep(2 * self._network.delay())
         other = self._peers.get(peer)
         if other is None or other._nursery is None:
             raise Unreachable("the connection was lost")
-        if other.hung:
+        if other.hung or self.hung or not self._network.reaches(self._address.host, other.address.host):
             await trio.sleep(5)
             raise Unreachable("no stream")
         if protocol not in other._handlers:
@@ -115,19 +225,28 @@ class SimHost:
         return ours
 
     async def identify(self, peer: bytes) -> Identity:
-        await trio.sleep(2 * self._network.latency)
+        await trio.sleep(2 * self._network.delay())
         other = self._peers.get(peer)
         if other is None or other.hung:
             raise Unreachable("the connection was lost")
         return Identity(frozenset(other._handlers), (other.address.encode(),))
 
     def disconnect(self, peer: bytes) -> None:
-        other = self._peers.pop(peer, None)
-        for stream in [stream for stream in self._streams if stream.peer == peer]:
-            stream.reset()
-        if other is not None:
+        other = self._peers.get(peer)
+        self._lose(peer)
+        if other is not None and other._peers.get(self._id) is self:
+            if self._network.reaches(self._address.host, other.address.host):
+                other._lose(self._id)
+            else:  # it does not hear of it
+                later = trio.current_time() + BREAKS_AFTER
+                self._network.at(later, lambda: other._peers.get(self._id) is self and other._lose(self._id))
+
+    def _lose(self, peer: bytes) -> None:
+        """The connection is gone, as this end sees it."""
+        if self._peers.pop(peer, None) is not None:
+            for stream in list(self._streams.get(peer, ())):
+                stream._break()
             self.on_disconnect(peer)
-            other.disconnect(self._id)
 
     def retire(self) -> None:
         key = (self._address.host, self._address.port)
@@ -164,9 +283,11 @@ class SimStream:
         self._network = network
         self._peer = peer
         self._host = host
-        self._put, self._take = trio.open_memory_channel[tuple[float, bytes | None]](math.inf)
+        self._arrived: deque[bytes | None] = deque()
+        self._wake: trio.Event | None = None
         self._broken = False
-        host._streams.append(self)
+        self.arrives = -math.inf
+        host._streams.setdefault(peer, {})[self] = None
 
     @property
     def peer(self) -> bytes:
@@ -176,29 +297,48 @@ class SimStream:
         if self._broken:
             raise StreamClosed("the stream is closed")
         self._network.messages += 1
-        if not self._host.hung:
-            self.other._put.send_nowait((trio.current_time() + self._network.latency, data))
+        self._host.sent += 1
+        self._put(data)
 
     async def receive(self) -> bytes:
-        if self._broken:
-            raise StreamClosed("the stream is closed")
-        arrival, data = await self._take.receive()
-        await trio.sleep_until(arrival)
-        if self._host.hung:
-            await trio.sleep_forever()
-        if data is None:
+        await trio.lowlevel.checkpoint()
+        while not self._arrived:
             if self._broken:
                 raise StreamClosed("the stream was reset")
-            return b""
-        return data
+            self._wake = trio.Event()
+            await self._wake.wait()
+        data = self._arrived.popleft()
+        return b"" if data is None else data
 
     def close(self) -> None:
         if not self._broken:
-            self.other._put.send_nowait((trio.current_time() + self._network.latency, None))
+            self._put(None)
 
     def reset(self) -> None:
-        for end in (self, self.other):
-            if not end._broken:
-                end._broken = True
-                end._host._streams.remove(end)
-                end._put.send_nowait((0.0, None))
+        self._break()
+        if self._network.reaches(self._host.address.host, self.other._host.address.host):
+            self.other._break()
+
+    def _put(self, data: bytes | None) -> None:
+        if self._host.hung:
+            self._host._held.append((self.other, data))
+        else:
+            self._network.carry(self, data)
+
+    def _take_in(self, data: bytes | None) -> None:
+        if self._host.hung:
+            self._host._held.append((self, data))
+        elif not self._broken:
+            self._arrived.append(data)
+            if self._wake is not None:
+                self._wake.set()
+
+    def _break(self) -> None:
+        if not self._broken:
+            self._broken = True
+            mine = self._host._streams[self._peer]
+            del mine[self]
+            if not mine:
+                del self._host._streams[self._peer]
+            if self._wake is not None:
+                self._wake.set()
