@@ -419,6 +419,7 @@ async def _tell_findings(settings: Settings, node: _Node) -> None:
         namespaces=settings.containerd_namespaces,
         content_path=settings.containerd_content_path,
         consul=settings.consul,
+        leader_key=settings.election.key,
         tls=node.tls is not None,
     )
     for check in await preflight.run(subject):
