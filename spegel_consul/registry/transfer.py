@@ -173,7 +173,7 @@ class Transfer:
             return
         spool, left = self._spool, self.head.stop - self.head.start
         if spool is not None:
-            await send_file(sink, head, spool.fd, 0, spool.stored)
+            await send_file(sink, head, spool.fd, 0, spool.stored, spool.count)
             await send_bytes(sink, spool.rest)
             head, left = b"", spool.left
             if not left:

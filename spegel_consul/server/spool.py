@@ -89,6 +89,8 @@ class Spool:
         room.promised += total
         self.left = total
         """How many bytes are still to be taken from a source."""
+        self.sent = 0
+        """How many of its bytes the client has got."""
         self.fd = -1
         self.stored = 0
         """How many bytes are in the file ``fd``; settled when :meth:`settle` has returned."""
@@ -161,6 +163,10 @@ class Spool:
         self._tap.end()
         with trio.fail_at(self._until + _GRACE):
             await self._tap.done.wait()
+
+    def count(self, sent: int) -> None:
+        """So many bytes more have been sent."""
+        self.sent += sent
 
     async def read(self, start: int) -> bytes:
         """Some of what was taken, from byte ``start`` on; none at the end."""
