@@ -122,6 +122,12 @@ class Metrics:
             "Answers of peers whose bytes did not have the digest that was asked for.",
             registry=self.registry,
         )
+        self.verify_first = Counter(
+            "spegel_verify_first",
+            "Blobs of peers that were to be verified before their first byte is sent, by what became of that.",
+            ["result"],
+            registry=self.registry,
+        )
         self.transfers_cut = Counter(
             "spegel_transfers_cut",
             "Answers to clients that ended before their last byte because no peer could go on.",

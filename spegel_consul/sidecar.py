@@ -63,6 +63,7 @@ from spegel_consul.ring.libp2p_host import Libp2pHost
 from spegel_consul.ring.remembered import Remembered
 from spegel_consul.server.connection import standing
 from spegel_consul.server.listen import ListenError, listen
+from spegel_consul.server.spool import Room
 from spegel_consul.server.tls import Tls, TlsError
 from spegel_consul.server.worker import DRAIN_TIMEOUT, serve
 from spegel_consul.store import Store
@@ -234,7 +235,7 @@ async def _start(
     resources.callback(peers.close)
     catalogued = _Catalogued()
     permits = one_of(catalogued.addresses) if settings.peer_policy is PeerPolicy.CATALOG else any_node
-    mirror = Mirror(router, peers, metrics, settings.mirror, node.credentials, permits)
+    mirror = Mirror(router, peers, metrics, settings.mirror, node.credentials, permits, Room(settings.data_dir))
     planner = Planner(store, settings.images, node.credentials)
     short_road = ShortRoad(planner, store, mirror, ByteCache(settings.manifest_cache_size), metrics)
     view = Node(
@@ -425,6 +426,7 @@ async def _tell_findings(settings: Settings, node: _Node) -> None:
         namespaces=settings.containerd_namespaces,
         content_path=settings.containerd_content_path,
         consul=settings.consul,
+        leader_key=settings.election.key,
         tls=node.tls is not None,
     )
     for check in await preflight.run(subject):

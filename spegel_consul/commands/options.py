@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -44,6 +46,20 @@ def _timeout(text: str) -> float:
     return seconds
 
 
+_SIZE = re.compile(r"(\d{1,15}) *(?:([KMGT])i?)?B?\Z", re.ASCII | re.IGNORECASE)
+_UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
+
+
+def _size(text: str) -> int:
+    found = _SIZE.match(text.strip())
+    if text.strip() == "all":
+        return sys.maxsize
+    if found is None:
+        raise ValueError(f"{text!r} is not a size: write bytes, or 512KiB, 32MiB, 1GiB, or all")
+    return int(found[1]) << _UNITS[(found[2] or "").upper()]
+
+
+SIZE = Parsed("size", _size)
 DURATION = Parsed("duration", parse_duration)
 TIMEOUT = Parsed("duration", _timeout)
 REACHABLE = Parsed("address", one_or_two)

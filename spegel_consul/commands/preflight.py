@@ -12,6 +12,7 @@ import trio
 
 from spegel_consul.commands.options import ADDRESS, LIST, REACHABLE, option
 from spegel_consul.consul.settings import ConsulSettings
+from spegel_consul.consul.view import ElectionSettings
 from spegel_consul.node.address import NoAddress, advertised
 from spegel_consul.node.check import has_failed
 from spegel_consul.node.dial_back import Peer
@@ -50,6 +51,7 @@ from spegel_consul.node.dial_back import Peer
 @option(
     "--bootstrap-kind", default="consul", help="As for registry; with another one than consul, Consul is not asked."
 )
+@option("--consul-leader-key", default=ElectionSettings().key, help="As for registry.")
 @option("--tls-cert-file", type=click.Path(path_type=Path), default=None, help="As for registry: peers have TLS too.")
 @click.option(
     "--peer", type=ADDRESS, default=None, help="Registry of another node, to dial back.  [default: of Consul]"
@@ -81,6 +83,7 @@ def preflight(as_json: bool, peer: Any, **given: Any) -> None:
         docker_sock=given["docker_sock"],
         docker_hosts=given["docker_certs_path"],
         consul=consul,
+        leader_key=given["consul_leader_key"],
         peer=Peer(peer.host, peer.port, given["tls_cert_file"] is not None) if peer is not None else None,
         tls=given["tls_cert_file"] is not None,
     )

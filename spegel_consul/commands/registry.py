@@ -13,7 +13,7 @@ import trio
 
 from spegel_consul.commands.consul import consul_options, election_settings
 from spegel_consul.commands.finding import bootstrap_settings, finding_options
-from spegel_consul.commands.options import ADDRESS, DURATION, FILE, LIST, REACHABLE, TIMEOUT, flat, option
+from spegel_consul.commands.options import ADDRESS, DURATION, FILE, LIST, REACHABLE, SIZE, TIMEOUT, flat, option
 from spegel_consul.config import Settings, StoreKind
 from spegel_consul.consul.registration import ServiceMode
 from spegel_consul.consul.settings import ConsulSettings
@@ -89,6 +89,13 @@ from spegel_consul.server.tls import TlsFiles
     type=click.Choice(["on", "off"]),
     default="on",
     help="Whether blobs from peers are hashed while they pass, so that a blob with wrong bytes is never completed.",
+)
+@option(
+    "--verify-first",
+    type=SIZE,
+    default="32MiB",
+    help="Size up to which a blob from a peer is verified before its first byte is sent, so that wrong bytes fail no"
+    " pull; 0 for none, all for any.",
 )
 @option("--peer-connect-timeout", type=TIMEOUT, default="1s", help="Longest wait for a peer's connection.")
 @option("--peer-first-byte-timeout", type=TIMEOUT, default="2s", help="Longest wait for a peer's answer to begin.")
@@ -203,6 +210,7 @@ def _settings(given: dict[str, Any]) -> Settings:
             resolve_timeout=given["mirror_resolve_timeout"],
             attempts=given["mirror_resolve_retries"],
             verify=given["verify"] == "on",
+            verify_first=given["verify_first"],
         ),
         manifest_cache_size=given["manifest_cache_size"],
         peer_limits=PeerLimits(

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 _HIDDEN = "…"
-_SECRET_TABLES = ("header", "proxies")
+_SECRET_TABLES = ("header", "proxies", "log-opts")
 _NAME = r"""(?:[\w-]+|"[^"]*"|'[^']*')"""
 _KEY = re.compile(rf"\s*{_NAME}(?:\s*\.\s*{_NAME})*\s*[=:](?=\s)")
 _TABLE = re.compile(rf"\s*\[+\s*{_NAME}(?:\s*\.\s*{_NAME})*\s*\]+\s*(?:#.*)?")
@@ -22,7 +22,7 @@ _USER = re.compile(r"""(:\\?/\\?/)[^\s"]*@""")
 
 
 def lines(text: str, *, is_json: bool = False) -> list[str]:
-    """The lines of a hosts.toml or daemon.json without values of headers and proxies, and without users of URLs."""
+    """The lines of a hosts.toml or daemon.json without what headers, proxies, log drivers and users of URLs say."""
     raw = text.splitlines()
     try:
         secrets = set(_secrets(json.loads(text) if is_json else tomllib.loads(text), inside=False))

@@ -23,6 +23,7 @@ from spegel_consul.consul.client import ConsulClient
 from spegel_consul.consul.errors import AccessDenied, ConsulError
 from spegel_consul.consul.settings import ConsulSettings
 from spegel_consul.consul.transport import TrioHTTPClient
+from spegel_consul.consul.view import ElectionSettings
 from spegel_consul.node import containerd_config, dial_back, docker
 from spegel_consul.node.check import Check, fail, ok, warn
 from spegel_consul.node.containerd_config import CriSettings
@@ -34,12 +35,16 @@ _CLOCK = 2.0
 # the names that Docker gives; people call bridges br-lan and the like through which the machine is reached
 _DOCKERS_BRIDGE = re.compile(r"docker0|br-[0-9a-f]{12}")
 _OTHER_BRIDGES = ("docker", "virbr", "cni", "nomad", "podman")
+_LEADER_KEY = ElectionSettings().key
 _RIGHTS = (
-    ("key", "spegel/leader", "write", 'key "spegel/leader" { policy = "write" }'),
     ("session", "", "write", 'session_prefix "" { policy = "write" }'),
     ("service", "spegel", "write", 'service_prefix "spegel" { policy = "write" }'),
     ("node", "", "read", 'node_prefix "" { policy = "read" }'),
 )
+
+
+def _rights(key: str) -> tuple[tuple[str, str, str, str], ...]:
+    return (("key", key, "write", f'key "{key}" {{ policy = "write" }}'), *_RIGHTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +62,7 @@ class Subject:
     docker_sock: Path | None = None
     docker_hosts: Path | None = None
     consul: ConsulSettings | None = None
+    leader_key: str = _LEADER_KEY
     peer: dial_back.Peer | None = None
     tls: bool = False
     """Whether the nodes' registries have TLS."""
@@ -238,7 +244,9 @@ def _probed(name: str, url: str, registry: str) -> Check:
 async def _consul(subject: Subject) -> list[Check]:
     if subject.consul is None:
         return []
-    question = json.dumps([{"Resource": kind, "Segment": at, "Access": how} for kind, at, how, _ in _RIGHTS])
+    question = json.dumps(
+        [{"Resource": kind, "Segment": at, "Access": how} for kind, at, how, _ in _rights(subject.leader_key)]
+    )
     try:
         http = TrioHTTPClient(subject.consul)
     except ValueError as exc:
@@ -260,7 +268,7 @@ async def _consul(subject: Subject) -> list[Check]:
         except ConsulError as exc:
             checks.append(_without_rights(exc))
         else:
-            checks.append(rights_check([entry.get("Allow") is True for entry in allowed]))
+            checks.append(rights_check([entry.get("Allow") is True for entry in allowed], subject.leader_key))
     except ConsulError as exc:
         return [fail("consul", str(exc), "CONSUL_HTTP_ADDR=http://…:8500")]
     finally:
@@ -277,9 +285,9 @@ def _without_rights(exc: ConsulError) -> Check:
     return warn("acl", f"could not be checked: {exc}")
 
 
-def rights_check(allowed: list[bool]) -> Check:
+def rights_check(allowed: list[bool], key: str = _LEADER_KEY) -> Check:
     """From what Consul allows, in the order of the rights that are needed."""
-    missing = [right for right, has in zip(_RIGHTS, allowed, strict=False) if not has]
+    missing = [right for right, has in zip(_rights(key), allowed, strict=False) if not has]
     if not missing:
         return ok("acl", "the token has every right that is needed")
     names = ", ".join(f"{kind}:{how}" for kind, _, how, _ in missing)

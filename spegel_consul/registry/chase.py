@@ -82,10 +82,12 @@ class Chase:
 
     async def resume(self, head: Head, reached: int) -> tuple[PeerResponse, Provider]:
         """Another peer's answer with the bytes of ``head`` from ``reached`` on. Raises TransferCut."""
-        rest = replace(head, start=reached, partial=True)
+        rest, wanted = head, None
+        if reached or head.partial:
+            rest, wanted = replace(head, start=reached, partial=True), f"bytes={reached}-{head.stop - 1}"
         self._race.resumed(trio.current_time())
         try:
-            answer = await self._run(f"bytes={reached}-{head.stop - 1}", rest)
+            answer = await self._run(wanted, rest)
         except OCIError as exc:
             raise TransferCut(f"at byte {reached} of {head.size}: {exc.message}") from None
         assert isinstance(answer.body, PeerResponse)
@@ -95,6 +97,10 @@ class Chase:
     def exclude(self, provider: Provider) -> None:
         """Don't ask it: it has just failed."""
         self._race.exclude(provider)
+
+    def again(self, provider: Provider) -> None:
+        """It may be asked once more: what failed was another's fault."""
+        self._race.again(provider)
 
     def close(self) -> None:
         """Give up the answers that nobody took."""

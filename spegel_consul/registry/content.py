@@ -146,6 +146,8 @@ class ContentApp:
 
     async def _relay(self, answer: _Answer, plan: Elsewhere, method: str, trace: Trace) -> None:
         async with self._mirror.open(plan.request, method, plan.wanted_range, trace) as transfer:
+            if answer.wants_body:
+                await transfer.hold()
             await answer.head(transfer.head, served_by=transfer.served_by)
             if answer.wants_body:
                 async with aclosing(transfer.chunks()) as pieces:

@@ -2,10 +2,8 @@
 #
 # A transfer lives in one nursery: the lookup that yields providers, the questions to them, and the body that
 # the client reads.  The first good head wins; when its peer dies half-way, the race goes on for the rest of
-# the bytes where they stopped.  A manifest or a small blob is read and checked before the client sees any of it;
-# of a larger one the last piece is held back until the digest of all pieces is right, and if it is not, the transfer is
-# cut.  The runtime keeps the wrong beginning, fetches the rest from upstream and fails that pull, which no mirror can
-# prevent; but the peer is known then and not asked again, so the next pull is right.
+# the bytes where they stopped.  A manifest or a small blob is read and checked before the race is over; how a larger
+# one is verified, transfer.py knows.
 #
 # Before all that comes a short cut: a peer that had the blob a moment ago is asked over a connection that is there.
 # If it answers soon, there is no race to be run, and its nursery is only opened if the peer dies half-way.
@@ -40,12 +38,15 @@ from spegel_consul.registry.recent import RecentProviders
 from spegel_consul.registry.trace import Onward, Trace, Traces
 from spegel_consul.registry.transfer import Transfer
 from spegel_consul.ring import Provider, Router
+from spegel_consul.server.spool import Room
 
 log = structlog.get_logger(__name__)
 
 SMALL = 256 << 10
-"""Bytes up to which a blob is held until it is verified: hashing it takes less than to start a thread for it, and if
-it is wrong another peer is asked."""
+"""Bytes up to which a blob is read into memory and verified at once: that takes less than to start a thread for it."""
+
+VERIFY_FIRST = 32 << 20
+"""Bytes up to which a blob is held until it is verified, unless the settings say otherwise."""
 
 _MOST_LABELS = 100
 
@@ -54,12 +55,15 @@ _MOST_LABELS = 100
 class MirrorSettings:
     """``resolve_timeout``: seconds to wait for a provider while none is being asked; ``attempts``: how many
     providers are asked before giving up; ``hedge``: seconds after which another one is asked as well;
-    ``verify``: whether blobs are hashed while they pass (manifests always are)."""
+    ``verify``: whether blobs are hashed (manifests always are); ``verify_first``: bytes up to which a blob is held
+    until it is verified, for at most ``hold`` seconds."""
 
     resolve_timeout: float = 0.2
     attempts: int = 3
     hedge: float = 0.1
     verify: bool = True
+    verify_first: int = VERIFY_FIRST
+    hold: float = 10.0
 
 
 class Mirror:
@@ -73,7 +77,9 @@ class Mirror:
         settings: MirrorSettings | None = None,
         credentials: Credentials | None = None,
         permits: Permits = any_node,
+        room: Room | None = None,
     ) -> None:
+        self.room = room or Room(None)
         self.permits = permits
         self._credentials = credentials
         self.router = router
@@ -119,13 +125,10 @@ class Mirror:
         try:
             async with self.chase(request, method, trace) as chase:
                 answer = await chase.first(range_header)
-                transfer = Transfer(self, chase, request, answer, trace)
-                try:
+                async with Transfer(self, chase, request, answer, trace) as transfer:
                     yield transfer
-                finally:
-                    transfer.close()
         except (ManifestUnknown, BlobUnknown):
-            self._counted(request.reference.registry)[1].inc()
+            self.missed(request)
             raise
         self.served(request)
 
@@ -134,7 +137,7 @@ class Mirror:
         return self.traces.begin(request.reference, request.key, request.kind.value, method, onward)
 
     async def at_once(self, request: ContentRequest, range_header: str | None, trace: Trace) -> Transfer | None:
-        """The blob from a peer that had it a moment ago, over a connection that is there; close the transfer.
+        """The blob from a peer that had it a moment ago, over a connection that is there; enter the transfer.
 
         None if there is no such peer, or it does not answer as it should within the hedge interval: then
         :meth:`open` asks it again, and others.
@@ -219,6 +222,18 @@ class Mirror:
             self.on_mismatch(provider, head.digest)
             raise PeerError("sent bytes that do not have the digest")
         return body
+
+    def holds(self, head: Head) -> bool:
+        """Whether the content is held until it is verified."""
+        return self.settings.verify and not head.partial and head.size <= self.settings.verify_first
+
+    def held(self, result: str) -> None:
+        """What became of holding a body; see the metric."""
+        self._metrics.verify_first.labels(result).inc()
+
+    def missed(self, request: ContentRequest) -> None:
+        """No peer had it; :meth:`open` says so itself."""
+        self._counted(request.reference.registry)[1].inc()
 
     def served(self, request: ContentRequest) -> None:
         """A transfer has ended well; :meth:`open` says so itself."""

@@ -54,6 +54,8 @@ class PeerResponse:
         self._client = client
         self._connection: _Connection | None = connection
         self._reply = reply
+        self._received = reply.body
+        self._left = reply.length - len(reply.body)
         self.status = reply.status
         self.connected = 0.0 if connection.reused else connection.connected
         """When the connection was made for this answer (time.perf_counter()); 0 if it stood already."""
@@ -64,28 +66,27 @@ class PeerResponse:
         return None if value is None else value.decode("latin-1")
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
-        """The body. Raises PeerError if it stalls or ends early."""
-        left = self._reply.length
+        """The body, or what is left of it if it was begun before. Raises PeerError if it stalls or ends early."""
         if received := self.buffered():
-            left -= len(received)
             yield received
-        while left:
+        while self._left:
             assert self._connection is not None, "a body is read once"
             with trio.move_on_after(self._client.limits.stall) as waiting:
-                data = await self._connection.receive(min(left, _RECEIVE))
+                data = await self._connection.receive(min(self._left, _RECEIVE))
             if waiting.cancelled_caught:
                 message = f"{self._connection} sent nothing for {self._client.limits.stall:g} s"
                 raise PeerError(message, hung=True)
-            left -= len(data)
+            self._left -= len(data)
             yield data
         self.taken()
 
     def buffered(self) -> bytes:
-        """What has been received of the body already; the rest is to be taken from :attr:`socket`.
+        """Take what has been received of the body already; the rest is to be taken from :attr:`socket`.
 
         When the rest was taken, call :meth:`taken`.
         """
-        return self._reply.body
+        received, self._received = self._received, b""
+        return received
 
     @property
     def socket(self) -> trio.socket.SocketType:

@@ -71,6 +71,11 @@ class Race:
         if provider in self._waiting:
             self._waiting.remove(provider)
 
+    def again(self, provider: Provider) -> None:
+        """The provider may be asked once more, before all others."""
+        self._asked.discard(provider)
+        self._waiting.appendleft(provider)
+
     def lookup_ended(self) -> None:
         """The lookup will yield nobody else."""
         self._ended = True

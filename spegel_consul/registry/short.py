@@ -20,7 +20,7 @@ import trio
 
 from spegel_consul.metrics import CONTENT, Metrics
 from spegel_consul.oci.digest import Digest
-from spegel_consul.oci.errors import OCIError, RangeInvalid
+from spegel_consul.oci.errors import BlobUnknown, OCIError, RangeInvalid
 from spegel_consul.oci.path import Kind
 from spegel_consul.registry.cache import ByteCache
 from spegel_consul.registry.chase import TransferCut
@@ -208,15 +208,19 @@ class ShortRoad:
             transfer = await self._mirror.at_once(plan.request, plan.wanted_range, trace)
             if transfer is not None:
                 try:
-                    status = await self._relay(method, transfer, link, trace)
-                finally:
-                    transfer.close()
+                    async with transfer:
+                        status = await self._relay(method, transfer, link, trace)
+                except BlobUnknown:
+                    self._mirror.missed(plan.request)
+                    raise
                 self._mirror.served(plan.request)
                 return status
         async with self._mirror.open(plan.request, method, plan.wanted_range, trace) as transfer:
             return await self._relay(method, transfer, link, trace)
 
     async def _relay(self, method: str, transfer: Transfer, link: Link, trace: Trace) -> int:
+        if method == "GET":
+            await transfer.hold(link.glance)
         head = transfer.head
         rendered = self._render(
             head.digest, head.media_type, head.start, head.stop, head.size, head.partial, transfer.served_by

@@ -65,6 +65,7 @@ class Trace:
     asked = 0.0
     connected = 0.0
     first_byte = 0.0
+    verified = 0.0
     done = 0.0
     peer = ""
     size = 0
@@ -134,6 +135,7 @@ class Trace:
             "asked_ms": self._since(self.asked),
             "connect_ms": self._since(self.connected),
             "first_byte_ms": self._since(self.first_byte),
+            "verified_ms": self._since(self.verified),
             "done_ms": self._since(self.done),
             "elapsed_ms": self._since(end),
             "size": self.size,

@@ -1,9 +1,22 @@
+# A body goes to the client in one of two ways.
+#
+# What is not too large is held: spooled whole, and verified, before the client sees a byte.  If it is wrong, or can't
+# be had to its end, somebody else is asked, and nothing is lost but time.
+#
+# The rest is streamed as it comes, hashed on the way, and its last piece is withheld until the digest of all is right.
+# If it is not, the transfer is cut.  The runtime keeps the wrong beginning, fetches the rest from upstream and fails
+# that pull, which can't be prevented any more; but the peer is barred, so that the next pull is right.
+#
+# A body that was to be held and takes too long, or for which there is no room, is streamed from then on.
+
 """The body behind a head that was accepted, from one peer after another."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import time
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, aclosing
+from types import TracebackType
 from typing import TYPE_CHECKING
 
 import structlog
@@ -12,10 +25,12 @@ import trio
 from spegel_consul.oci.path import ContentRequest
 from spegel_consul.registry.chase import Answer, Chase, TransferCut
 from spegel_consul.registry.peer import PeerError, PeerResponse
+from spegel_consul.registry.plan import unknown
 from spegel_consul.registry.trace import Trace
 from spegel_consul.ring import Provider
 from spegel_consul.server.relay import Relay, SourceFailed
-from spegel_consul.server.sending import send_bytes, send_head
+from spegel_consul.server.sending import send_bytes, send_file, send_head
+from spegel_consul.server.spool import Spool
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -26,7 +41,10 @@ log = structlog.get_logger(__name__)
 
 
 class Transfer:
-    """A head that was accepted, and the body behind it. ``chase`` finds another peer when this one fails."""
+    """A head that was accepted, and the body behind it; a context that gives up what was not read.
+
+    ``chase`` finds another peer when this one fails; a transfer that began without a race opens one if it needs it.
+    """
 
     def __init__(
         self, mirror: Mirror, chase: Chase | None, request: ContentRequest, answer: Answer, trace: Trace
@@ -34,11 +52,17 @@ class Transfer:
         self._mirror = mirror
         self._trace = trace
         self._chase = chase
+        self._later = AsyncExitStack()
         self._request = request
         self._body = answer.body
         self._before: list[Provider] = []  # who sent the beginning of the body
+        self._spool: Spool | None = None
+        self._hasher: _Hash | None = None
         self.head = answer.head
         self.provider = answer.provider
+        # a part of the content can't be verified
+        if mirror.settings.verify and answer.head.start == 0 and answer.head.stop == answer.head.size:
+            self._hasher = answer.head.digest.hasher()
         trace.asked, trace.connected, trace.first_byte = answer.times
         trace.peer = self.served_by
         if isinstance(answer.body, PeerResponse):
@@ -46,35 +70,88 @@ class Transfer:
         else:
             trace.size = trace.bytes = len(answer.body)
 
+    async def __aenter__(self) -> Transfer:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> bool | None:
+        if isinstance(self._body, PeerResponse):
+            self._body.discard()
+        self._close_spool()
+        return await self._later.__aexit__(kind, exc, tb)
+
     @property
     def served_by(self) -> str:
         """``host:port`` of the registry that sends the bytes, or began to."""
         host, port = self.provider.registry
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
-    async def chunks(self, later: AsyncExitStack | None = None) -> AsyncGenerator[bytes, None]:
-        """The bytes of the body, verified. Raises TransferCut when they can't be completed or are wrong.
+    async def hold(self, glance: Callable[[], None] = lambda: None) -> None:
+        """Take the whole body and verify it, if it is one to be held. To be called before the head is sent.
 
-        A transfer that began without a race opens one in ``later`` if it needs it.
+        Raises BlobUnknown if nobody sends the right bytes, and what ``glance`` raises if nobody waits for them.
         """
+        mirror = self._mirror
+        if isinstance(self._body, bytes) or self._hasher is None or not mirror.holds(self.head):
+            return
+        until = trio.current_time() + mirror.settings.hold
+        result = ""
+        try:
+            while not (result := await self._take(until, glance)):
+                await self._ask_another(0)
+        except TransferCut as exc:
+            raise unknown(self._request, f"no peer sent the right bytes: {exc}") from None
+        except trio.TooSlowError:
+            raise unknown(self._request, "it could not be stored to be verified") from None
+        finally:
+            mirror.held(result or "failed")
+
+    async def _take(self, until: float, glance: Callable[[], None]) -> str:
+        """Spool the body; what became of that, or "" if the bytes were wrong, of which nothing is left then."""
+        head = self.head
+        self._hasher = hasher = head.digest.hasher()
+        self._trace.progress = self._spool = spool = Spool(self._mirror.room, head.size, hasher, until, glance)
+        if not await spool.start():
+            self._close_spool()
+            return "busy"
+        await self._fill(spool)
+        await spool.settle()
+        if spool.full:
+            return "full"
+        if spool.left:
+            return "late"
+        if hasher.hexdigest() == head.digest.encoded:
+            self._trace.verified = time.perf_counter()
+            return "verified"
+        self._blame()
+        self._close_spool()
+        return ""
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        """The bytes of the body, verified. Raises TransferCut when they can't be completed or are wrong."""
         if isinstance(self._body, bytes):
             yield self._body
             return
-        head = self.head
-        hasher = self._hasher()
-        reached = head.start
+        head, spool, reached = self.head, self._spool, self.head.start
+        if spool is not None:
+            while piece := await spool.read(reached):
+                reached += len(piece)
+                yield piece
+            if reached == head.stop:
+                return
+            self._trace.progress = None
         held = b""
-        body = self._body
         while True:
             try:
-                async with aclosing(body.chunks()) as pieces:
+                async with aclosing(self._body.chunks()) as pieces:
                     async for piece in pieces:
                         if reached + len(piece) > head.stop:
                             raise PeerError("sent more bytes than it promised")
                         reached += len(piece)
                         self._trace.bytes = reached - head.start
-                        if hasher is not None:
-                            hasher.update(piece)
+                        if self._hasher is not None:
+                            self._hasher.update(piece)
                         if held:
                             yield held
                         held = piece
@@ -82,8 +159,8 @@ class Transfer:
             except PeerError as exc:
                 if reached == head.stop:
                     break
-                body = await self._go_on(body, reached, exc, later)
-        self._check(hasher)
+                await self._go_on(reached, exc)
+        self._check()
         yield held
 
     async def relay(self, sink: trio.socket.SocketType, head: bytes) -> None:
@@ -94,68 +171,88 @@ class Transfer:
         if isinstance(self._body, bytes):
             await send_bytes(sink, head + self._body)
             return
-        hasher, relay = self._hasher(), None
+        spool, left = self._spool, self.head.stop - self.head.start
+        if spool is not None:
+            await send_file(sink, head, spool.fd, 0, spool.stored, spool.count)
+            await send_bytes(sink, spool.rest)
+            head, left = b"", spool.left
+            if not left:
+                return
+        relay = None
         if not self._mirror.client.encrypts:
-            self._trace.progress = relay = await Relay.start(sink, self.head.stop - self.head.start, hasher)
-        async with AsyncExitStack() as later:
-            if relay is not None:
-                later.callback(relay.close)
-                await send_head(sink, head)
-                await self._splice(relay, self._body, hasher, later)
-            else:
-                await send_head(sink, head)
-                async with aclosing(self.chunks(later)) as pieces:
-                    async for piece in pieces:
-                        await send_bytes(sink, piece)
+            self._trace.progress = relay = await Relay.start(sink, left, self._hasher)
+        if relay is None:
+            await send_head(sink, head)
+            async with aclosing(self.chunks()) as pieces:
+                async for piece in pieces:
+                    await send_bytes(sink, piece)
+            return
+        try:
+            await send_head(sink, head)
+            await self._fill(relay)
+            await relay.hashed()
+            self._check()
+            await relay.release()
+        finally:
+            relay.close()
 
-    async def _splice(self, relay: Relay, body: PeerResponse, hasher: _Hash | None, later: AsyncExitStack) -> None:
+    async def _fill(self, into: Relay | Spool) -> None:
+        """Carry the body, from one peer after another, to its end or until ``into`` takes no more."""
         while True:
+            assert isinstance(self._body, PeerResponse)
+            body = self._body
             try:
-                await relay.put(body.buffered())
-                await relay.pull(body.socket, self._mirror.client.limits.stall)
-            except SourceFailed as exc:
-                body = await self._go_on(body, self.head.stop - relay.left, exc, later)
+                if self._mirror.client.encrypts:
+                    async with aclosing(body.chunks()) as pieces:
+                        async for piece in pieces:
+                            await into.put(piece)
+                            if into.left and into.ended:
+                                return
+                else:
+                    await into.put(body.buffered())
+                    await into.pull(body.socket, self._mirror.client.limits.stall)
+                    if not into.left:
+                        body.taken()
+            except (PeerError, SourceFailed) as exc:
+                await self._go_on(self.head.stop - into.left, exc)
             else:
-                body.taken()
-                break
-        await relay.hashed()
-        self._check(hasher)
-        await relay.release()
+                return
 
-    def _hasher(self) -> _Hash | None:
-        """What verifies the body; a part of the content can't be verified."""
-        whole = self.head.start == 0 and self.head.stop == self.head.size
-        return self.head.digest.hasher() if whole and self._mirror.settings.verify else None
-
-    async def _go_on(
-        self, body: PeerResponse, reached: int, why: PeerError | SourceFailed, later: AsyncExitStack | None
-    ) -> PeerResponse:
-        """Another peer's answer for the bytes from ``reached`` on. Raises TransferCut."""
+    async def _go_on(self, reached: int, why: PeerError | SourceFailed) -> None:
+        """Have the bytes from ``reached`` on from another peer. Raises TransferCut."""
         mirror, head = self._mirror, self.head
         log.info("peer failed in mid-body", digest=head.digest, at=reached, size=head.size, error=str(why))
-        body.discard()
         mirror.penalties.failed(self.provider, hung=why.hung)
         mirror.recent.drop(head.digest, self.provider)
-        if self._chase is None:
-            assert later is not None
-            self._chase = await later.enter_async_context(mirror.chase(self._request, "GET", self._trace))
-            self._chase.exclude(self.provider)
         if reached > head.start:
             self._before.append(self.provider)
-        self._body, self.provider = resumed = await self._chase.resume(head, reached)
+        await self._ask_another(reached)
+
+    async def _ask_another(self, reached: int) -> None:
+        assert isinstance(self._body, PeerResponse)
+        self._body.discard()
+        if self._chase is None:
+            self._chase = await self._later.enter_async_context(self._mirror.chase(self._request, "GET", self._trace))
+            self._chase.exclude(self.provider)
+        self._body, self.provider = await self._chase.resume(self.head, reached)
         self._trace.resumed += 1
         self._trace.peer = self.served_by
-        return resumed[0]
 
-    def _check(self, hasher: _Hash | None) -> None:
-        if hasher is not None and hasher.hexdigest() != self.head.digest.encoded:
-            # whoever sent a part and failed is suspected first: to blame the last one would let a peer that sends
-            # junk and leaves turn us against the honest ones
-            for provider in self._before or [self.provider]:
-                self._mirror.on_mismatch(provider, self.head.digest)
+    def _check(self) -> None:
+        if self._hasher is not None and self._hasher.hexdigest() != self.head.digest.encoded:
+            self._blame()
             raise TransferCut(f"the bytes from {self.provider.registry[0]} do not have digest {self.head.digest}")
 
-    def close(self) -> None:
-        """Give up what was not read."""
-        if isinstance(self._body, PeerResponse):
-            self._body.discard()
+    def _blame(self) -> None:
+        # whoever sent a part and failed is suspected first: to blame the last one would let a peer that sends
+        # junk and leaves turn us against the honest ones
+        for provider in self._before or [self.provider]:
+            self._mirror.on_mismatch(provider, self.head.digest)
+        if self._before and self._chase is not None:
+            self._chase.again(self.provider)
+        self._before = []
+
+    def _close_spool(self) -> None:
+        if self._spool is not None:
+            self._spool.close()
+            self._spool = None

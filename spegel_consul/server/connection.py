@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 from collections import Counter
 from collections.abc import Awaitable
@@ -54,6 +55,13 @@ class Link:
         self.sock = sock
         self.local = local
         """Whether the client is on this machine: it reached us from the address that it called."""
+
+    def glance(self) -> None:
+        """Raises ConnectionResetError if the client has left, while nobody reads from it."""
+        poll = select.poll()
+        poll.register(self.sock, select.POLLRDHUP)
+        if poll.poll(0):
+            raise ConnectionResetError("the client has left")
 
 
 class ShortRoad(Protocol):

@@ -23,13 +23,11 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 
 from spegel_consul.server.sending import STALL, send_bytes
-from spegel_consul.server.tap import Tap
+from spegel_consul.server.tap import FLAGS, PIPE_SIZE, Tap
 
 if TYPE_CHECKING:
     from hashlib import _Hash
 
-_PIPE_SIZE = 1 << 20
-_FLAGS = 1 | 2  # SPLICE_F_MOVE | SPLICE_F_NONBLOCK
 _MORE = 4  # SPLICE_F_MORE
 _TURN = 4 << 20  # bytes after which everybody else in the process has a turn
 _spare_pipes: list[tuple[int, int]] = []
@@ -95,6 +93,11 @@ class Relay:
         """How many bytes the sink has got."""
         return self._total - self._left - self._inside - len(self._last)
 
+    @property
+    def ended(self) -> bool:
+        """Whether no more is to be taken."""
+        return not self._left
+
     async def put(self, data: bytes) -> None:
         """Carry bytes that were already read from the source."""
         if not data:
@@ -117,7 +120,7 @@ class Relay:
         inlet, origin, turn = self._pipe[1], source.fileno(), _TURN
         while self._left:
             try:
-                taken = os.splice(origin, inlet, min(self._left, _PIPE_SIZE), flags=_FLAGS)
+                taken = os.splice(origin, inlet, min(self._left, PIPE_SIZE), flags=FLAGS)
             except BlockingIOError:
                 turn = _TURN
                 with trio.move_on_after(patience) as waiting:
@@ -159,7 +162,7 @@ class Relay:
         outlet, sink = self._pipe[0], self._sink
         while count:
             try:
-                sent = os.splice(outlet, sink.fileno(), count, flags=_FLAGS | (_MORE if self._left else 0))
+                sent = os.splice(outlet, sink.fileno(), count, flags=FLAGS | (_MORE if self._left else 0))
             except BlockingIOError:
                 with trio.fail_after(STALL):
                     await trio.lowlevel.wait_writable(sink)
@@ -179,7 +182,7 @@ def _take_pipe() -> tuple[int, int]:
         return _spare_pipes.pop()
     pipe = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     with suppress(OSError):  # beyond the user's limit the default of 64 KiB stays
-        fcntl.fcntl(pipe[1], fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
+        fcntl.fcntl(pipe[1], fcntl.F_SETPIPE_SZ, PIPE_SIZE)
     return pipe
 
 

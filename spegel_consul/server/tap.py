@@ -1,4 +1,5 @@
-# A pipe whose reader is a thread: bytes go in on the event loop, by splice, tee or write, and are hashed beside it.
+# A pipe whose reader is a thread: bytes go in on the event loop, by splice, tee or write, and are hashed beside it, and
+# perhaps kept.
 
 """Hashing bytes that pass by, in a thread."""
 
@@ -8,6 +9,7 @@ import ctypes
 import errno
 import fcntl
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -18,8 +20,8 @@ from spegel_consul.server.sending import STALL
 if TYPE_CHECKING:
     from hashlib import _Hash
 
-_PIPE_SIZE = 1 << 20
-_FLAGS = 1 | 2  # SPLICE_F_MOVE | SPLICE_F_NONBLOCK
+PIPE_SIZE = 1 << 20
+FLAGS = 1 | 2  # SPLICE_F_MOVE | SPLICE_F_NONBLOCK
 _READ = 1 << 18
 _QUEUE = 0.5  # seconds that a transfer waits for a thread
 _threads = trio.CapacityLimiter(256)
@@ -32,16 +34,18 @@ _tee.restype = ctypes.c_ssize_t
 
 
 class Tap:
-    """The pipe to the thread that hashes."""
+    """The pipe to the thread that hashes. ``keep`` is called in that thread with every piece, in order."""
 
-    def __init__(self, hasher: _Hash) -> None:
+    def __init__(self, hasher: _Hash, keep: Callable[[memoryview], None] | None = None) -> None:
         self._hasher = hasher
+        self._keep = keep
         self._outlet, self._inlet = os.pipe2(os.O_CLOEXEC)
         with suppress(OSError):
-            fcntl.fcntl(self._inlet, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
+            fcntl.fcntl(self._inlet, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
         os.set_blocking(self._inlet, False)
-        self._started = False
+        self.started = False
         self.done = trio.Event()
+        self.on_done: Callable[[], None] | None = None
 
     async def start(self) -> bool:
         """Begin to hash, or return False. No task waits for the thread: it ends, and closes the outlet, when the inlet
@@ -57,27 +61,34 @@ class Tap:
                 token.run_sync_soon(self._ended)
 
         try:
-            trio.lowlevel.start_thread_soon(self._hash_all, ended)
+            trio.lowlevel.start_thread_soon(self._take_all, ended)
         except RuntimeError:  # the limit of processes is reached
             _threads.release_on_behalf_of(self)
             return False
-        self._started = True
+        self.started = True
         return True
 
     def _ended(self) -> None:
         _threads.release_on_behalf_of(self)
         self.done.set()
+        if self.on_done is not None:
+            self.on_done()
+
+    @property
+    def inlet(self) -> int:
+        """The end to splice into."""
+        return self._inlet
 
     async def tee(self, outlet: int, count: int) -> int:
         """Copy up to ``count`` bytes that are in the pipe; returns how many."""
         while True:
-            copied = int(_tee(outlet, self._inlet, count, _FLAGS))
+            copied = int(_tee(outlet, self._inlet, count, FLAGS))
             if copied > 0:
                 return copied
             number = ctypes.get_errno()
             if number not in (errno.EAGAIN, errno.EINTR):
                 raise OSError(number, os.strerror(number))
-            await self._wait()
+            await self.writable()
 
     async def write(self, data: bytes) -> None:
         view = memoryview(data)
@@ -85,10 +96,10 @@ class Tap:
             try:
                 view = view[os.write(self._inlet, view) :]
             except BlockingIOError:
-                await self._wait()
+                await self.writable()
 
-    async def _wait(self) -> None:
-        """For the hashing thread, which may itself wait for others to end."""
+    async def writable(self) -> None:
+        """Wait for the hashing thread, which may itself wait for others to end."""
         with trio.fail_after(STALL):
             await trio.lowlevel.wait_writable(self._inlet)
 
@@ -97,15 +108,18 @@ class Tap:
         if self._inlet >= 0:
             os.close(self._inlet)
             self._inlet = -1
-            if not self._started:
+            if not self.started:
                 os.close(self._outlet)
 
-    def _hash_all(self) -> None:
+    def _take_all(self) -> None:
         buffer = _spare_buffers.pop() if _spare_buffers else bytearray(_READ)
         try:
             view = memoryview(buffer)
             while count := os.readv(self._outlet, [buffer]):
-                self._hasher.update(view[:count])
+                piece = view[:count]
+                self._hasher.update(piece)
+                if self._keep is not None:
+                    self._keep(piece)
         finally:
             os.close(self._outlet)
             if len(_spare_buffers) < _MAX_SPARE:

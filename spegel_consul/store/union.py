@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -51,8 +52,9 @@ class UnionStore:
         return next((found for store in self._stores if (found := store.describe(digest)) is not None), None)
 
     def file(self, digest: Digest) -> str | None:
-        store = self._holder(digest)
-        return store.file(digest) if store is not None else None
+        found = [path for store in self._stores if store.describe(digest) is not None and (path := store.file(digest))]
+        # the first one may have lost what another still has, and not know yet
+        return next((path for path in found if len(found) == 1 or os.path.exists(path)), None)  # noqa: PTH110
 
     def images(self) -> tuple[Image, ...]:
         # the first one last, so that it has the last word
@@ -123,9 +125,6 @@ class UnionStore:
 
     def _problems(self) -> list[str]:
         return [problem for store in self._stores if (problem := store.problem) is not None]
-
-    def _holder(self, digest: Digest) -> Store | None:
-        return next((store for store in self._stores if store.describe(digest) is not None), None)
 
     def _has(self, key: str) -> bool:
         """Whether a digest or a name is here."""

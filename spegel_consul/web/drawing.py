@@ -159,8 +159,9 @@ def _spread(wanted: Sequence[float], gap: float) -> list[float]:
     ]
 
 
-PHASES = ("lookup", "connect", "wait", "stream")
-"""What a mirrored request spends its time on: finding a peer, reaching it, waiting for its first byte, its bytes."""
+PHASES = ("lookup", "connect", "wait", "hold", "stream")
+"""What a mirrored request spends its time on: finding a peer, reaching it, waiting for its first byte, holding
+its bytes until they are verified, sending them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +179,7 @@ def waterfall(request: Document, widest: float) -> list[Bar]:
     end = float(request["done_ms"] or request["elapsed_ms"])
     # what did not happen on the way (a peer that was known, a connection that stood) takes no time
     marks = [request["asked_ms"] or request["lookup_ms"], request["connect_ms"], request["first_byte_ms"]]
+    marks.append(request["verified_ms"])
     if not any(marks):
         return _bars([("lookup", 0.0, end)], widest)
     steps, before = [], 0.0

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 from conformance.store import SampleImage, Shelf, StoreSuite, running, sample_image
@@ -112,3 +113,22 @@ class TestUnionStore(StoreSuite):
                 opened += 1
                 raise BlobUnknown("gone meanwhile", {"digest": digest})
         assert opened == 1
+
+
+class _Files(MemoryStore):
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self._path = path
+
+    def file(self, digest: Digest) -> str | None:
+        return self._path
+
+
+async def test_a_file_that_one_has_lost_is_another_ones(tmp_path: Path) -> None:
+    (tmp_path / "there").write_bytes(b"x")
+    parts = [_Files(str(tmp_path / name)) for name in ("gone", "there")]
+    (digest,) = {part.add_content(b"x") for part in parts}
+    async with running(UnionStore(parts)) as store:
+        assert store.file(digest) == str(tmp_path / "there")
+        (tmp_path / "there").unlink()
+        assert store.file(digest) is None
