@@ -9,7 +9,7 @@ STAMP  := $(VENV)/.installed
 JOBS   ?= $(shell nproc)
 CACHE  ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/spegel-consul-ci
 
-.PHONY: run install dev-install real-parts test test-py-consul check faults soak bench clean
+.PHONY: run install dev-install real-parts test test-py-consul check audit faults soak bench clean
 
 run: install
 	$(BIN)/spegel-consul dev
@@ -38,6 +38,9 @@ check: dev-install
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+audit: dev-install
+	.ci/audit $(VENV)
 
 test: dev-install real-parts test-py-consul
 	SPEGEL_REAL_PARTS=$(CACHE) $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder

@@ -64,4 +64,6 @@ def choose(members: Sequence[HealthyService], me: PeerInfo) -> tuple[PeerInfo, .
 
 def rendezvous(names: Sequence[str] | dict[str, PeerInfo], me: str) -> list[str]:
     """Three of ``names``: those nearest to ``me`` by hash, stable while they are there."""
-    return sorted(names, key=lambda name: hashlib.sha256(f"{me} {name}".encode()).digest())[:FIRST]
+    return sorted(names, key=lambda name: hashlib.sha256(f"{me} {name}".encode("utf-8", "surrogatepass")).digest())[
+        :FIRST
+    ]

@@ -51,7 +51,7 @@ class DnsSource:
         given: dict[str, set[str]] = {}
         for rrset in answer.response.additional if answer else ():
             for record in rrset:
-                if hasattr(record, "address"):
+                if isinstance(getattr(record, "address", None), str):  # NSAP has one that is none of ours
                     given.setdefault(rrset.name.to_text(), set()).add(record.address)
         endpoints = set()
         asked = 0

@@ -177,7 +177,7 @@ def _with_member(text: str, key: str, value: str, at: int = 0) -> str:
         return text[: opening + 1] + inside + text[closing:]
     places = list(members.values())
     before = places[-2].end if len(places) > 1 else opening
-    gap = text[before + 1 : places[-1].start].lstrip(",")
+    gap = text[before : places[-1].start].lstrip(_SPACE)[1:]  # what follows the brace or comma
     return text[: places[-1].end] + "," + (gap or " ") + member + text[places[-1].end :]
 
 

@@ -86,7 +86,7 @@ def _asked(peer: Peer, address: str, port: int) -> tuple[str, bool, object]:
         connection: http.client.HTTPConnection
         if peer.tls:
             # nothing secret is sent; who answers with what certificate is of no interest here
-            context = ssl._create_unverified_context()
+            context = ssl._create_unverified_context()  # noqa: S323
             connection = http.client.HTTPSConnection(
                 peer.host, peer.port, timeout=_ASK_TIMEOUT, source_address=source, context=context
             )

@@ -57,7 +57,7 @@ def listen(address: ListenAddress, flag: str) -> socket.socket:
             raise ListenError(f"{flag} {address}: host can't be resolved: {exc}") from None
         families = [(info[0], info[4]) for info in candidates[:1]]
     else:
-        families = [(socket.AF_INET6, ("::", address.port)), (socket.AF_INET, ("0.0.0.0", address.port))]
+        families = [(socket.AF_INET6, ("::", address.port)), (socket.AF_INET, ("0.0.0.0", address.port))]  # noqa: S104
     for family, sockaddr in families:
         last = (family, sockaddr) == families[-1]
         try:

@@ -52,13 +52,17 @@ def both_roads(data: bytes) -> None:
 
 
 async def _compare(data: bytes) -> None:
-    with TemporaryDirectory() as directory:
-        short = await _answers(data, Path(directory, "short"), short=True)
-        long = await _answers(data, Path(directory, "long"), short=False)
-    assert short == long, f"{short[:300]!r} != {long[:300]!r}"
+    short = long = b""
+    for patience in (0.2, 3.0):  # a busy machine may need the second
+        with TemporaryDirectory() as directory:
+            short = await _answers(data, Path(directory, "short"), patience, short=True)
+            long = await _answers(data, Path(directory, "long"), patience, short=False)
+        if short == long:
+            return
+    raise AssertionError(f"{short[:300]!r} != {long[:300]!r}")
 
 
-async def _answers(data: bytes, directory: Path, *, short: bool) -> bytes:
+async def _answers(data: bytes, directory: Path, patience: float, *, short: bool) -> bytes:
     store, metrics, client = FileStore(directory), Metrics(), PeerClient()
     store.add_content(BLOB)
     mirror = Mirror(ListRouter(), client, metrics)  # type: ignore[arg-type]
@@ -81,7 +85,7 @@ async def _answers(data: bytes, directory: Path, *, short: bool) -> bytes:
                     await stream.send_all(data)
                     # behind everything comes one good request; a server that still listens answers it and closes
                     await stream.send_all(b"\r\n\r\nGET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-                with suppress(trio.BrokenResourceError), trio.move_on_after(0.3):
+                with suppress(trio.BrokenResourceError), trio.move_on_after(patience):
                     while piece := await stream.receive_some(1 << 16):
                         received += piece
             stop.set()

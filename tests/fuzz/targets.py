@@ -258,7 +258,7 @@ def dns_answer(data: bytes) -> None:
     endpoints = set()
     for rrset in (*answer.answer, *answer.additional):
         for record in rrset:
-            if hasattr(record, "address"):
+            if isinstance(getattr(record, "address", None), str):
                 endpoints.add((record.address, 5001))
             elif hasattr(record, "target") and hasattr(record, "port"):
                 record.target.to_text()

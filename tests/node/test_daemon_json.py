@@ -104,3 +104,10 @@ def test_everything_else_keeps_its_meaning_and_taking_out_undoes_it(
         assert back.get(name, []) == before.get(name, [])
     assert back.get("features", {}) == before.get("features", {})
     assert {name for name in back if name not in ours} == set(other) - set(ours)
+
+
+@pytest.mark.parametrize("comma", [",", "\n,", " , ", "\r\n  ,\r\n"])
+def test_a_comma_may_stand_anywhere_between_two_members(comma: str) -> None:
+    text, what = added('{"debug": true' + comma + '"log-level": "info"}', [NEAR], snapshotter=True)
+    assert json.loads(text)["registry-mirrors"] == [NEAR.url]
+    assert json.loads(taken_out(text, what)) == {"debug": True, "log-level": "info"}

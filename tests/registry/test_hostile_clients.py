@@ -241,3 +241,28 @@ def open_files() -> int:
 
 def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+async def test_a_peer_gets_of_the_client_what_is_on_the_list_and_nothing_else(start_node: Any, start_peer: Any) -> None:
+    node = await start_node()
+    peer = await start_peer(b"HTTP/1.1 404 X\r\nContent-Length: 0\r\n\r\n")
+    node.router.knows(peer.address)
+    given = ("Authorization: Bearer t", "Proxy-Authorization: Basic p", "Cookie: c=d", "X-Consul-Token: t", "From: a@b")
+    more = (
+        "Forwarded: for=1",
+        "X-Forwarded-For: 1.2.3.4",
+        "Referer: http://r/",
+        "User-Agent: secret/1",
+        "Range: bytes=5-",
+    )
+    asked = request(f"GET {PATH} HTTP/1.1", "Host: x", *given, *more, "X-Request-Id: id", "Accept: a/b", CLOSE)
+    assert (await exchange(node, asked)).startswith(b"HTTP/1.1 404 ")
+    line, *fields = peer.requests[0].decode().rstrip().split("\r\n")
+    assert line == f"GET {PATH}?ns=docker.io HTTP/1.1"
+    assert sorted(field.lower() for field in fields) == [
+        "accept: */*",
+        f"host: 127.0.0.1:{peer.address[1]}",
+        "range: bytes=5-",
+        "x-request-id: id",
+        "x-spegel-mirrored: true",
+    ]
