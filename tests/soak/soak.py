@@ -25,8 +25,8 @@ from tests.soak.growth import Bound, Growth, growth
 
 BOUNDS = (
     Bound("MiB resident", per_hour=6, noise=10),
-    Bound("descriptors", per_hour=12, noise=25),
-    Bound("tasks", per_hour=12, noise=40),
+    Bound("descriptors", per_hour=12, noise=50),
+    Bound("tasks", per_hour=12, noise=80),
     Bound("threads", per_hour=2, noise=6),
 )
 _SAMPLE_EVERY = 3.0
