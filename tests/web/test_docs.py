@@ -29,7 +29,7 @@ NOT_RUN = {
     "spegel-consul registry": "the tests with real parts start it",
     "cd ": "a page's commands are run where the page is",
     "nomad ": "no Nomad is here; tests/jobs checks the jobs, and jobs/README.md says what was seen on a real one",
-    "consul acl ": "tests/real/consul/test_folder.py does, with ACLs",
+    "consul acl ": "tests/real/consul runs those of consul/README.md; these differ in the names only",
     "docker run ": "tests/real/test_image.py does, with the directories of its own Docker",
     "systemctl restart docker": "no systemd is here; tests/real/runtimes restarts Dockers",
     "python3 -m pip install --target": "takes a minute; tests/real/test_image.py installs the same packages",
