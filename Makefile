@@ -6,7 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 # Most tests wait for real programs; a file's tests stay together, the long files go first (tests/conftest.py).
-JOBS   ?= $(shell nproc)
+JOBS   ?= $(shell echo $$(($$(nproc) + 1)))
 CACHE  ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/spegel-consul-ci
 
 .PHONY: run install dev-install real-parts test test-py-consul check audit faults soak bench clean

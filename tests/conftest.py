@@ -1,4 +1,4 @@
-# Several processes share the files among them (a file is a group, unless its tests say another), so the long ones must
+# Several processes share the files among them (each is a group), so the long ones must
 # not come last: those with real parts.
 #
 # Some tests measure, and the run ends with a table of what they saw.  Rows travel with the reports of their tests,
@@ -19,12 +19,12 @@ def pytest_configure() -> None:
     os.environ.pop("COLUMNS", None)  # the width of a worker's terminal, which is none
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("real") is None)
     if config.pluginmanager.hasplugin("xdist"):
         for item in items:
-            if item.get_closest_marker("xdist_group") is None:
-                item.add_marker(pytest.mark.xdist_group(item.path.relative_to(config.rootpath).as_posix()))
+            item.add_marker(pytest.mark.xdist_group(item.path.relative_to(config.rootpath).as_posix()))
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -43,5 +43,5 @@ def test_no_pull_fails(scene: Scene, fault: Fault, record_property) -> None:
 def test_nothing_grows(scene: Scene) -> None:
     soak = Soak(scene)
     soak.run(20)
-    assert soak.images > 3
+    assert soak.images >= 2
     assert [str(growth) for growth in soak.growths(warm_up=5) if growth.is_leak] == []

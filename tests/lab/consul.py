@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import http.client
 import json
+import time
 import urllib.parse
 from base64 import b64decode
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +26,7 @@ from lab.process import Failed, Process, until
 HTTP_PORT = 8500
 HTTPS_PORT = 8501
 DNS_PORT = 8600
+_REJOIN_AFTER = 6.0
 _SERF_PORT = 8301
 MASTER_TOKEN = "5e0c1a7e-0000-4000-8000-00000000c0de"
 
@@ -205,13 +208,25 @@ def start_all(agents: Sequence[ConsulAgent]) -> None:
 
 
 def await_all(agents: Sequence[ConsulAgent], timeout: float = 30) -> None:
-    """Wait until everybody knows the leader and sees everybody."""
+    """Wait until everybody knows the leader and sees everybody.
+
+    Agents that join at the same moment may miss each other until they compare their lists, 30 s later: they join again.
+    """
+    rejoin_at = time.monotonic() + _REJOIN_AFTER
+
+    def sees_all(agent: ConsulAgent) -> bool:
+        nonlocal rejoin_at
+        if agent.sees(len(agents)):
+            return True
+        if time.monotonic() > rejoin_at:
+            rejoin_at = time.monotonic() + _REJOIN_AFTER
+            with suppress(Failed):
+                agent.cli("join", *(other.ip for other in agents if other is not agent))
+        return False
+
     for agent in agents:
-        agent.running().until(
-            partial(agent.sees, len(agents)),
-            timeout=timeout,
-            what=f"{agent.name} sees all agents and a leader",
-        )
+        what = f"{agent.name} sees all agents and a leader"
+        agent.running().until(partial(sees_all, agent), timeout=timeout, what=what)
 
 
 def await_member(observer: ConsulAgent, name: str, *, alive: bool, timeout: float = 30) -> None:

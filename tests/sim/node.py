@@ -24,7 +24,7 @@ from spegel_consul.consul.client import HealthyService
 from spegel_consul.consul.record import LeaderRecord
 from spegel_consul.consul.view import State
 from spegel_consul.consul.watch import CatalogWatch
-from spegel_consul.ring import PeerInfo, membership
+from spegel_consul.ring import PeerInfo, exchange
 from spegel_consul.ring.generations import Generations
 from spegel_consul.ring.kad import TTL, KadRouter
 from spegel_consul.ring.keeper import RingKeeper
@@ -191,8 +191,8 @@ def shortcuts() -> Iterator[None]:
         return known[id(service)][1]
 
     with (
-        mock.patch.object(membership, "encode_members", lists.encode),
-        mock.patch.object(membership, "decode_members", lists.decode),
+        mock.patch.object(exchange, "encode_members", lists.encode),
+        mock.patch.object(exchange, "decode_members", lists.decode),
         mock.patch.object(roster, "to_peer", shared),
     ):
         yield
