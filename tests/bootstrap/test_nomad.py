@@ -12,6 +12,7 @@ import trio.testing
 from spegel_consul.bootstrap.nomad_api import NomadClient, NomadError, NomadSettings, variable_path
 from spegel_consul.bootstrap.nomad_service import NomadServiceSource
 from spegel_consul.bootstrap.nomad_var import NomadVarBootstrap
+from spegel_consul.bootstrap.polled import SourceError
 from spegel_consul.consul.record import LeaderRecord
 from spegel_consul.ring import PeerInfo
 from tests.bootstrap.fakenomad import FakeNomad
@@ -217,3 +218,13 @@ async def test_three_services_and_never_oneself(nomad: FakeNomad) -> None:
     ]
     assert len(await source.ask()) == 3
     assert {peer.addrs[0] for peer in await source.ask()} == chosen
+
+
+@pytest.mark.parametrize("fault", [403, 409, 429, 500, "html", "cut"])
+async def test_services_that_are_not_told_are_a_problem_in_one_line(nomad: FakeNomad, fault: int | str) -> None:
+    nomad.links["n"] = fault
+    source = NomadServiceSource(nomad.client(), "spegel-router", PeerInfo("me", ()))
+    with pytest.raises(SourceError) as caught:
+        await source.ask()
+    assert str(caught.value)
+    assert "\n" not in str(caught.value)
