@@ -9,14 +9,23 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
+import structlog
 
 _tables: dict[str, list[list[str]]] = {}
 
 
 def pytest_configure() -> None:
     os.environ.pop("COLUMNS", None)  # the width of a worker's terminal, which is none
+    configure = structlog.configure
+
+    def configure_for_now(**settings: Any) -> None:
+        """A logger that is kept on first use would have one test's settings in all that come after it."""
+        configure(**{**settings, "cache_logger_on_first_use": False})
+
+    structlog.configure = configure_for_now
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
