@@ -14,16 +14,13 @@ import math
 import os
 import signal
 import socket
-from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 import structlog
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from hypercorn.typing import Framework
 
 from spegel_consul import __version__, watchdog
 from spegel_consul import log as log_level
@@ -65,7 +62,7 @@ from spegel_consul.server.connection import standing
 from spegel_consul.server.listen import ListenError, listen
 from spegel_consul.server.spool import Room
 from spegel_consul.server.tls import Tls, TlsError
-from spegel_consul.server.worker import DRAIN_TIMEOUT, serve
+from spegel_consul.stages import Runnable, Stages
 from spegel_consul.store import Store
 from spegel_consul.store.containerd.store import ContainerdStore
 from spegel_consul.store.inventory import Stock
@@ -86,10 +83,6 @@ class StartError(Exception):
     """The sidecar can't start; the message is one line that says why."""
 
 
-class _Runnable(Protocol):
-    def __call__(self, *, task_status: trio.TaskStatus[None]) -> Awaitable[None]: ...
-
-
 async def run(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT. Raises StartError."""
     try:
@@ -103,7 +96,7 @@ async def run(settings: Settings) -> None:
         nursery.start_soon(_on_signal, stopping, nursery.cancel_scope)
         if settings.heartbeat is not None:
             nursery.start_soon(watchdog.beat, settings.heartbeat, settings.hang_timeout)
-        stages = _Stages(nursery)
+        stages = Stages(nursery)
         try:
             await _start(settings, node, stages, resources, stopping)
         except RingError as exc:
@@ -207,7 +200,7 @@ def _prepare(settings: Settings) -> _Node:
 
 
 async def _start(
-    settings: Settings, node: _Node, stages: _Stages, resources: AsyncExitStack, stopping: trio.Event
+    settings: Settings, node: _Node, stages: Stages, resources: AsyncExitStack, stopping: trio.Event
 ) -> None:
     metrics = Metrics()
     store = _store(settings)
@@ -313,7 +306,7 @@ def _record(settings: Settings, node: _Node, router: Router) -> LeaderRecord:
 
 
 async def _enter_consul(
-    settings: Settings, client: ConsulClient, me: LeaderRecord, node: _Node, view: Node, stages: _Stages
+    settings: Settings, client: ConsulClient, me: LeaderRecord, node: _Node, view: Node, stages: Stages
 ) -> tuple[Candidate | None, CatalogWatch | None]:
     services = spegel_services(
         node=settings.node_name,
@@ -362,7 +355,7 @@ async def _join(
     roster: Roster | None,
     router: Generations,
     view: Node,
-    stages: _Stages,
+    stages: Stages,
 ) -> None:
     view.keeper = keeper = RingKeeper(
         router,
@@ -392,7 +385,7 @@ def _store(settings: Settings) -> Stock:
     return stores[0] if len(stores) == 1 else UnionStore(stores)
 
 
-def _announcer(store: Store, router: Router) -> _Runnable:
+def _announcer(store: Store, router: Router) -> Runnable:
     """Tells the ring what the store can serve."""
 
     async def announce(*, task_status: trio.TaskStatus[None]) -> None:
@@ -404,7 +397,7 @@ def _announcer(store: Store, router: Router) -> _Runnable:
     return announce
 
 
-def _farewell(router: Router, stopping: trio.Event) -> _Runnable:
+def _farewell(router: Router, stopping: trio.Event) -> Runnable:
     """Tells the ring, as soon as this node is to stop, that it has nothing any more."""
 
     async def say(*, task_status: trio.TaskStatus[None]) -> None:
@@ -454,63 +447,3 @@ async def _on_signal(stopping: trio.Event, everything: trio.CancelScope) -> None
                 stopping.set()
             elif trio.current_time() > asked_at + _SAME_SIGNAL:
                 everything.cancel()
-
-
-class _Stages:
-    """Tasks that are stopped one after the other, the last one first."""
-
-    def __init__(self, nursery: trio.Nursery) -> None:
-        self._nursery = nursery
-        self._stops: list[Callable[[], Awaitable[None]]] = []
-
-    async def start(self, run: _Runnable, *, gently: trio.Event | None = None) -> None:
-        """Start ``run`` and wait until it says that it has started.
-
-        It is stopped by cancelling it, or by setting ``gently`` if it ends by itself then.
-        """
-        scope, ended = trio.CancelScope(), trio.Event()
-
-        async def stage(task_status: trio.TaskStatus[None]) -> None:
-            try:
-                with scope:
-                    await run(task_status=task_status)
-            finally:
-                ended.set()
-
-        async def stop() -> None:
-            if gently is None:
-                scope.cancel()
-            else:
-                gently.set()
-            await ended.wait()
-
-        await self._nursery.start(stage)
-        self._stops.append(stop)
-
-    async def serve(
-        self,
-        app: Framework,
-        sock: socket.socket,
-        short_road: ShortRoad | None = None,
-        tls: Tls | None = None,
-        called: frozenset[str] = frozenset(),
-        drain_timeout: float = DRAIN_TIMEOUT,
-    ) -> None:
-        """Serve ``app`` on ``sock``; requests in flight may end before it stops."""
-        drain = trio.Event()
-        run = partial(
-            serve,
-            app,
-            sock,
-            stop=drain.wait,
-            short_road=short_road,
-            tls=tls,
-            called=called,
-            drain_timeout=drain_timeout,
-        )
-        await self.start(run, gently=drain)
-
-    async def stop(self) -> None:
-        """Stop all stages."""
-        while self._stops:
-            await self._stops.pop()()
