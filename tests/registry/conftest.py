@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -26,6 +27,8 @@ from spegel_consul.server.listen import ListenAddress, listen
 from spegel_consul.server.tls import Tls
 from spegel_consul.server.worker import serve
 from spegel_consul.store.memory import MemoryStore
+
+from .image import LAYER, MANIFEST
 
 LIMITS = PeerLimits(connect=0.5, first_byte=0.5, stall=0.5)
 
@@ -206,3 +209,21 @@ def head(status: int, length: int, *extra: str) -> bytes:
     """The head of a peer's answer."""
     lines: Sequence[str] = (f"HTTP/1.1 {status} X", f"Content-Length: {length}", *extra)
     return "\r\n".join(lines).encode() + b"\r\n\r\n"
+
+
+NOT_FOUND = head(404, 0)
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.fixture
+async def pair(start_node: Any) -> Any:
+    """A node that has the layer and a manifest, and one that knows only of the first."""
+    holder, asker = await start_node(), await start_node()
+    holder.store.add_content(LAYER)
+    holder.store.add_content(b"{}")
+    holder.store.add_image("docker.io/library/app:v1", MANIFEST)
+    asker.router.knows(holder)
+    return holder, asker

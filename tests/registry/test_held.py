@@ -14,10 +14,8 @@ import trio
 from spegel_consul.registry.mirror import MirrorSettings
 from spegel_consul.server import spool
 
-from .conftest import head
-from .test_mirror import BLOB_PATH, DIGEST, LAYER, get, open_files, pair
-
-__all__ = ["pair"]
+from .conftest import head, open_files
+from .image import BLOB_PATH, DIGEST, LAYER, get
 
 WRONG = bytes([LAYER[0] ^ 1]) + LAYER[1:]
 
