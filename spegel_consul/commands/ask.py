@@ -11,13 +11,15 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 import click
 import httpx
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
 
 from spegel_consul import __version__
 
@@ -159,3 +161,18 @@ def console() -> Console:
         return Console(highlight=False)
     width = int(os.environ["COLUMNS"]) if os.environ.get("COLUMNS", "").isdigit() else 10_000
     return Console(highlight=False, width=width, soft_wrap=False)
+
+
+def print_hanging(lines: Iterable[tuple[str, str]]) -> None:
+    """A lead and a text on each line; on a terminal, what is too long for it goes on below the text, not the lead."""
+    if not sys.stdout.isatty():
+        for lead, text in lines:
+            click.echo(printable(lead + text))
+        return
+    terminal = console()
+    for lead, text in lines:
+        grid = Table.grid()
+        grid.add_column(no_wrap=True)
+        grid.add_column(overflow="fold")
+        grid.add_row(Text(printable(lead)), Text(printable(text)))
+        terminal.print(grid)

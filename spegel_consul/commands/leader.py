@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import click
 import trio
 
-from spegel_consul.commands.ask import printable
+from spegel_consul.commands.ask import print_hanging
 from spegel_consul.commands.consul import leader_key
 from spegel_consul.consul.client import ConsulClient, KVEntry
 from spegel_consul.consul.errors import ConsulError
@@ -36,7 +37,10 @@ def leader(consul_leader_key: str, as_json: bool) -> None:
     except ConsulError as exc:
         raise click.ClickException(f"{consul_leader_key}: {exc}") from None
     found = _describe(consul_leader_key, entry)
-    click.echo(json.dumps(found, indent=2) if as_json else _as_text(found))
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    else:
+        print_hanging(_lines(found))
     if found["state"] == "vacant":
         raise SystemExit(EXIT_VACANT)
 
@@ -55,12 +59,12 @@ def _describe(key: str, entry: KVEntry | None) -> dict[str, Any]:
     return {"state": "held", "key": key, **told, "session": entry.session, "epoch": entry.modify_index}
 
 
-def _as_text(found: dict[str, Any]) -> str:
+def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if found["state"] == "vacant":
-        return f"vacant: nobody holds {found['key']}"
-    lines = [str(found.get("node") or found.get("peer_id") or found["problem"])]
+        yield "", f"vacant: nobody holds {found['key']}"
+        return
+    yield "", str(found.get("node") or found.get("peer_id") or found["problem"])
     for name in ("peer_id", "addrs", "registry", "http", "version", "since", "alloc_id", "session", "epoch", "key"):
         value = found.get(name)
         if value is not None:
-            lines.append(f"  {name:9} {' '.join(value) if isinstance(value, list) else value}")
-    return "\n".join(map(printable, lines))
+            yield f"  {name:9} ", " ".join(value) if isinstance(value, list) else str(value)

@@ -59,7 +59,7 @@ from spegel_consul.node.dial_back import Peer
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def preflight(as_json: bool, peer: Any, **given: Any) -> None:
     """Check what a mirror needs on this node, and say what to change. Exits 1 if anything fails."""
-    from spegel_consul.commands.ask import printable
+    from spegel_consul.commands.ask import print_hanging
     from spegel_consul.node.places import find_socket, namespaces
     from spegel_consul.node.preflight import Subject, run
 
@@ -91,7 +91,5 @@ def preflight(as_json: bool, peer: Any, **given: Any) -> None:
     if as_json:
         click.echo(json.dumps([check.as_dict() for check in checks], indent=2))
     else:
-        for check in checks:
-            for line in check.lines():
-                click.echo(printable(line))  # peers and Consul say a part of it
+        print_hanging(line for check in checks for line in check.lines())
     raise SystemExit(1 if has_failed(checks) else 0)

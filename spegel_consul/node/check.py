@@ -29,10 +29,10 @@ class Check:
     def as_dict(self) -> dict[str, object]:
         return {**asdict(self), "status": self.status.value}
 
-    def lines(self) -> Iterable[str]:
-        """For a terminal."""
-        yield f"{self.status.value:>4}  {self.name}: {self.says}"
-        yield from (f"      | {line}" for line in self.fix.splitlines())
+    def lines(self) -> Iterable[tuple[str, str]]:
+        """For people: lead and text of each line; a text that is wrapped goes on below itself."""
+        yield f"{self.status.value:>4}  ", f"{self.name}: {self.says}"
+        yield from (("      | ", line) for line in self.fix.splitlines())
 
 
 def ok(name: str, says: str) -> Check:

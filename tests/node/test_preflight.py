@@ -74,7 +74,7 @@ def test_the_interface_of_an_address() -> None:
 
 def test_what_a_check_looks_like() -> None:
     check = fail("name", "says", "one\ntwo")
-    assert list(check.lines()) == ["fail  name: says", "      | one", "      | two"]
+    assert ["".join(line) for line in check.lines()] == ["fail  name: says", "      | one", "      | two"]
     assert check.as_dict() == {"name": "name", "status": "fail", "says": "says", "fix": "one\ntwo", "fatal": False}
     assert has_failed([ok("a", ""), check])
     assert not has_failed([ok("a", ""), warn("b", "")])

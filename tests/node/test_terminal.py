@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from click.testing import CliRunner
 
-from spegel_consul.commands.leader import _as_text
+from spegel_consul.commands.ask import print_hanging
+from spegel_consul.commands.leader import _lines
 from spegel_consul.commands.preflight import preflight
 from spegel_consul.node import dial_back
 from spegel_consul.node import preflight as checks
@@ -50,9 +51,10 @@ def test_a_peer_that_sees_no_address(monkeypatch: pytest.MonkeyPatch, seen: str)
     assert check.fix == ""
 
 
-def test_leader() -> None:
+def test_leader(capsys: pytest.CaptureFixture[str]) -> None:
     found = {"state": "held", "key": "k", "node": EVIL, "addrs": [EVIL, "/ip4/10.0.0.7"], "version": EVIL, "epoch": 7}
-    text = _as_text(found)
+    print_hanging(_lines(found))
+    text = capsys.readouterr().out.rstrip("\n")
     assert all(line.isprintable() for line in text.split("\n"))
     assert "/ip4/10.0.0.7" in text
     assert len(text.split("\n")) == 5
