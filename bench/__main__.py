@@ -25,6 +25,9 @@ How to read the tables:
                   with several threads it is how long the core was.
   CPU             user and system of the server's processes; of all figures the one that neighbours disturb least.
   floors          "goal" is what a quiet machine shows, "limit" what --check insists on.
+
+README's section "How fast it is" is made by --rounds 3 --readme README.md on an idle machine. The samples are kept in
+bench/results.json, from which python -m bench.readme makes the section again.
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import content, report, tools, workload
+from bench import content, kept, readme, report, tools, workload
 from bench.arena import ArenaError, enter
 from bench.floors import Verdict, floors
 from bench.run import Run
@@ -78,12 +81,21 @@ def main() -> int:
     verdicts = floors(plan, results)
     report.tables(console, results)
     report.verdicts(console, verdicts)
-    machine = arena.description() | {"versions": versions, "rounds": plan.rounds, "seconds": took}
-    report.save(options.json, report.document(machine, results, verdicts))
+    machine = arena.description() | {
+        "versions": versions,
+        "quick": options.quick,
+        "rounds": plan.rounds,
+        "seconds": took,
+    }
+    text = kept.document(machine, results, verdicts)
+    kept.save(options.json, text)
     console.print(f"{took:.0f} s; every sample is in {options.json}", style="dim")
     if failure is not None:
         print(f"bench: {failure}", file=sys.stderr)
         return EXIT_UNABLE
+    if options.readme is not None:
+        kept.save(readme.KEPT, text)
+        readme.write(options.readme, readme.section(*kept.load(readme.KEPT)))
     if options.check:
         print(report.last_line(verdicts))
         return EXIT_BROKEN if any(floor.verdict is Verdict.BROKEN for floor in verdicts) else 0
@@ -101,9 +113,19 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="rounds of a full run (default: 3)")
     parser.add_argument("--cache", type=Path, default=cache, help=f"built programs and content (default: {cache})")
     parser.add_argument("--json", type=Path, help="where the figures go (default: result.json in the cache)")
+    parser.add_argument(
+        "--readme", type=Path, help="write its section of speed from this run; kept in bench/results.json"
+    )
     options = parser.parse_args()
     if options.rounds < 1:
         parser.error("--rounds must be at least 1")
+    if options.readme is not None:
+        if options.only is not None:
+            parser.error("--readme tells of all, so --only can't be given with it")
+        try:
+            readme.parted(options.readme.read_text())
+        except (OSError, readme.NoPlace) as exc:
+            parser.error(f"--readme: {exc}")  # rather now than after ten minutes
     options.json = options.json or options.cache / "result.json"
     return options
 

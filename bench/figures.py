@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from bench.cold import ColdSample
 from bench.lifecycle import Memory
-from bench.rounds import Sample
+from bench.rounds import DISTURBED, Sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +61,15 @@ class Results:
         return ratio(
             [sample for sample in self.cold if sample.server == server],
             [sample for sample in self.cold if sample.server == base],
+        )
+
+    def disturbed(self) -> str:
+        """How many samples were taken while the machine was busy with something else; empty if none was."""
+        others = [sample.other for sample in [*self.samples, *self.cold]]
+        if not (count := sum(other > DISTURBED for other in others)):
+            return ""
+        return (
+            f"{count} of {len(others)} samples were taken while something else kept more than {DISTURBED:g} cores busy"
         )
 
 

@@ -1,11 +1,8 @@
-"""Tables for people and JSON for machines."""
+"""Tables for people."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -13,7 +10,7 @@ from rich.table import Table
 from bench.figures import Results, Spread
 from bench.floors import Floor, Verdict
 from bench.programs import GO, NGINX
-from bench.rounds import DISTURBED, Sample
+from bench.rounds import Sample
 from bench.workload import MANIFESTS, MIRROR, OWN, RANGES
 
 _TITLES = {
@@ -42,10 +39,8 @@ def tables(console: Console, results: Results) -> None:
     if results.cold:
         console.print(_cold(results))
     console.print(_sidecar(results))
-    others = [sample.other for sample in results.samples] + [sample.other for sample in results.cold]
-    if disturbed := sum(other > DISTURBED for other in others):
-        what = f"{disturbed} of {len(others)} samples"
-        console.print(f"{what} were taken while something else kept more than {DISTURBED:g} cores busy", style="yellow")
+    if disturbed := results.disturbed():
+        console.print(disturbed, style="yellow")
 
 
 def _rates(results: Results, table: str, samples: Sequence[Sample]) -> Table:
@@ -138,26 +133,6 @@ def last_line(floors: Sequence[Floor]) -> str:
     if broken:
         return f"{len(broken)} of {len(floors)} floors broken{rest}: {'; '.join(broken)}"
     return f"all {len(floors) - unknown} floors held{rest}"
-
-
-def document(machine: dict[str, object], results: Results, floors: Sequence[Floor]) -> str:
-    """Everything as JSON: the machine, the floors with their figures, and each sample."""
-    return json.dumps(
-        {
-            "machine": machine,
-            "floors": [dataclasses.asdict(floor) | {"verdict": floor.verdict.value} for floor in floors],
-            "results": dataclasses.asdict(results),
-        },
-        indent=1,
-    )
-
-
-def save(path: Path, text: str) -> None:
-    """Write ``text`` whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.new")
-    draft.write_text(text + "\n")
-    draft.replace(path)
 
 
 def _text(spread: Spread | None, digits: int = 2) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import pytest
@@ -80,9 +79,3 @@ def test_wrong_answers_break_a_floor() -> None:
 def test_names_of_floors_are_unique(plan: workload.Plan) -> None:
     found = [(floor.name, floor.unit) for floor in floors_.floors(plan, Results())]
     assert len(found) == len(set(found))
-
-
-def test_document_is_json() -> None:
-    results = Results([sample(SPEGEL, 0, 4), sample(GO, 0, 8)])
-    text = report.document({"cores": 2}, results, floors_.floors(workload.quick(), results))
-    assert json.loads(text)["results"]["samples"][0]["server"] == SPEGEL
