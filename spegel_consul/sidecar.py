@@ -98,13 +98,17 @@ async def run(settings: Settings) -> None:
             nursery.start_soon(watchdog.beat, settings.heartbeat, settings.hang_timeout)
         stages = Stages(nursery)
         try:
-            await _start(settings, node, stages, resources, stopping)
+            # who is asked to stop before it has started does not start any further
+            with trio.CancelScope() as starting:
+                nursery.start_soon(_cancel_at, stopping, starting)
+                await _start(settings, node, stages, resources, stopping)
         except RingError as exc:
             problem = exc
-        else:
-            log.info("started", registry=node.registry_url, router=str(node.router_port), version=__version__)
-            if not settings.skip_preflight:
-                nursery.start_soon(_tell_findings, settings, node)
+        if problem is None:
+            if not starting.cancelled_caught:
+                log.info("started", registry=node.registry_url, router=str(node.router_port), version=__version__)
+                if not settings.skip_preflight:
+                    nursery.start_soon(_tell_findings, settings, node)
             await stopping.wait()
             log.info("stopping")
         await stages.stop()
@@ -432,6 +436,11 @@ def _tell(trace: Trace) -> None:
     if log_level.level.current == "debug":
         facts = {name: value for name, value in trace.to_json().items() if value is not None and name != "number"}
         log.debug("mirrored", **{**facts, **as_fields(trace.onward)})
+
+
+async def _cancel_at(event: trio.Event, scope: trio.CancelScope) -> None:
+    await event.wait()
+    scope.cancel()
 
 
 async def _on_signal(stopping: trio.Event, everything: trio.CancelScope) -> None:
