@@ -7,10 +7,11 @@ import os
 import subprocess
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from node.certs_d import before_us, cleanup, configure, tree, written
+from node.certs_d import OLD, before_us, cleanup, configure, tree, written
 from node.killed import each_death
 
 from spegel_consul.node import disk
@@ -18,13 +19,21 @@ from spegel_consul.node.backup import BACKUP
 from spegel_consul.node.disk import DiskError
 
 
+@contextmanager
+def small_tmpfs(directory: Path) -> Iterator[None]:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k,mode=755", "none", directory], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", directory], check=True)
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    disk_path = tmp_path / "disk"
-    disk_path.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", disk_path], check=True)
-    yield disk_path
-    subprocess.run(["umount", disk_path], check=True)
+    directory = tmp_path / "disk"
+    directory.mkdir()
+    with small_tmpfs(directory):
+        yield directory
 
 
 @pytest.mark.real
@@ -134,3 +143,40 @@ def test_originals_come_back_across_file_systems(tmp_path: Path, monkeypatch: py
     assert deaths > 10
     cleanup(base)
     assert tree(tmp_path) == before
+
+
+@pytest.mark.real
+def test_a_registry_whose_directory_is_a_small_disk_of_its_own(tmp_path: Path) -> None:
+    """The original and its backup are on two file systems, and the one that it is to come back to fills up."""
+    base = before_us(tmp_path)
+    mounted = base / "ghcr.io"
+    with small_tmpfs(mounted):
+        hosts = mounted / "hosts.toml"
+        old = OLD + "# and more than a block\n" * 200
+        hosts.write_text(old)
+        hosts.chmod(0o640)
+        os.chown(hosts, 7, 8)
+        os.utime(hosts, (1e9, 1e9))
+        before = tree(tmp_path)
+        with filled(mounted), pytest.raises(DiskError, match="No space left on device: nothing was changed in it"):
+            configure(base)
+        assert hosts.read_text() == old
+        configure(base)
+        ours = hosts.read_text()
+        assert (base / BACKUP / "ghcr.io/hosts.toml").stat().st_dev != hosts.stat().st_dev
+        with filled(mounted), pytest.raises(DiskError, match=f"{hosts}: No space left"):
+            cleanup(base)
+        assert hosts.read_text() == ours
+        assert not (base / "_default/hosts.toml").exists()
+        cleanup(base)
+        assert tree(tmp_path) == before
+
+
+@contextmanager
+def filled(directory: Path) -> Iterator[None]:
+    """With a file that takes all the room that its disk has left."""
+    with (directory / "full").open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
+        while True:
+            file.write(bytes(4096))
+    yield
+    (directory / "full").unlink()
