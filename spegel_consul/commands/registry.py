@@ -18,7 +18,7 @@ from spegel_consul.commands.options import ADDRESS, DURATION, FILE, LIST, REACHA
 from spegel_consul.config import Settings, StoreKind
 from spegel_consul.consul.registration import ServiceMode
 from spegel_consul.consul.settings import ConsulSettings
-from spegel_consul.node.places import find_socket, namespaces
+from spegel_consul.node.places import namespaces
 from spegel_consul.oci.filters import ImageFilter
 from spegel_consul.registry.mirror import MirrorSettings
 from spegel_consul.registry.peer import PeerLimits
@@ -203,7 +203,7 @@ def _settings(given: dict[str, Any]) -> Settings:
         node_name=given["node_name"],
         data_dir=given["data_dir"],
         store=store,
-        containerd_sock=given["containerd_sock"] or find_socket(),
+        containerd_sock=given["containerd_sock"],
         containerd_namespaces=namespaces(flat(given["containerd_namespace"])),
         containerd_content_path=given["containerd_content_path"],
         layout_path=given["layout_path"],
