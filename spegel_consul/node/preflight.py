@@ -28,7 +28,8 @@ from spegel_consul.node import containerd_config, dial_back, docker
 from spegel_consul.node.check import Check, fail, ok, warn
 from spegel_consul.node.containerd_config import CriSettings
 from spegel_consul.node.interfaces import in_container, interface_of
-from spegel_consul.store.containerd.client import ContainerdClient, ContainerdUnavailable
+from spegel_consul.store.containerd.calls import ContainerdUnavailable
+from spegel_consul.store.containerd.client import ContainerdClient
 
 _PROBE_TIMEOUT = 2.0
 _CLOCK = 2.0

@@ -30,7 +30,8 @@ import trio
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import BlobUnknown
 from spegel_consul.store import Blob
-from spegel_consul.store.containerd.client import ContainerdClient, ContainerdUnavailable, EventStream
+from spegel_consul.store.containerd.calls import ContainerdUnavailable, EventStream
+from spegel_consul.store.containerd.client import ContainerdClient
 from spegel_consul.store.containerd.messages import ContentChanged, Event, ImageChanged, ImageDeleted
 from spegel_consul.store.containerd.reading import Reader, Unreadable
 from spegel_consul.store.file import blob_file
