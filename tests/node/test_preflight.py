@@ -15,8 +15,9 @@ from quart_trio import QuartTrio
 from spegel_consul.consul.settings import ConsulSettings
 from spegel_consul.node import dial_back, interfaces, preflight
 from spegel_consul.node.check import Check, Status, fail, has_failed, ok, warn
+from spegel_consul.node.consul_checks import clock_check, rights_check
 from spegel_consul.node.places import NAMESPACES, SocketSearch, find_socket, namespaces
-from spegel_consul.node.preflight import Subject, address_check, clock_check, rights_check
+from spegel_consul.node.preflight import Subject, address_check
 
 
 @pytest.mark.parametrize(
