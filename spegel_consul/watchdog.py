@@ -31,6 +31,7 @@ def become_guarded(silence: float) -> int:
     """
     reading, writing = os.pipe()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, guard.SIGNALS)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, as some leave it, it would hide the sidecar's end
     guard_pid = os.getpid()
     pid = os.fork()
     if pid:

@@ -131,6 +131,12 @@ def test_a_signal_that_ends_the_sidecar_is_in_the_exit_status() -> None:
         assert guard.wait(10) == 128 + signal.SIGKILL
 
 
+def test_the_guard_does_not_outlive_the_sidecar_whatever_it_inherits() -> None:
+    ignored = "import signal; signal.signal(signal.SIGCHLD, signal.SIG_IGN)\n"
+    with guarded("os._exit(7)", silence=60, first=ignored) as (guard, _):
+        assert guard.wait(10) == 7
+
+
 def test_the_sidecar_does_not_outlive_its_guard() -> None:
     with guarded("time.sleep(60)", silence=60) as (guard, sidecar):
         watching = os.pidfd_open(sidecar)
