@@ -37,7 +37,8 @@ class Settings:
     node_name: str
     data_dir: Path | None
     store: StoreKind
-    containerd_sock: Path
+    containerd_sock: Path | None
+    """None: wherever one is found."""
     containerd_namespaces: tuple[str, ...]
     containerd_content_path: Path | None
     layout_path: Path | None

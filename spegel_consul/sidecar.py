@@ -14,9 +14,11 @@ import math
 import os
 import signal
 import socket
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import structlog
 import trio
@@ -41,6 +43,7 @@ from spegel_consul.metrics import CONTENT, Metrics
 from spegel_consul.node import dial_back, preflight
 from spegel_consul.node.address import NoAddress, advertised
 from spegel_consul.node.check import Status
+from spegel_consul.node.places import SocketSearch, find_socket
 from spegel_consul.registry.app import build_app
 from spegel_consul.registry.cache import ByteCache
 from spegel_consul.registry.content import ContentApp
@@ -98,13 +101,17 @@ async def run(settings: Settings) -> None:
             nursery.start_soon(watchdog.beat, settings.heartbeat, settings.hang_timeout)
         stages = Stages(nursery)
         try:
-            await _start(settings, node, stages, resources, stopping)
+            # who is asked to stop before it has started does not start any further
+            with trio.CancelScope() as starting:
+                nursery.start_soon(_cancel_at, stopping, starting)
+                await _start(settings, node, stages, resources, stopping)
         except RingError as exc:
             problem = exc
-        else:
-            log.info("started", registry=node.registry_url, router=str(node.router_port), version=__version__)
-            if not settings.skip_preflight:
-                nursery.start_soon(_tell_findings, settings, node)
+        if problem is None:
+            if not starting.cancelled_caught:
+                log.info("started", registry=node.registry_url, router=str(node.router_port), version=__version__)
+                if not settings.skip_preflight:
+                    nursery.start_soon(_tell_findings, settings, node)
             await stopping.wait()
             log.info("stopping")
         await stages.stop()
@@ -372,9 +379,10 @@ def _store(settings: Settings) -> Stock:
     if settings.store is StoreKind.LAYOUT:
         assert settings.layout_path is not None
         return LayoutStore(settings.layout_path, settings.images.accepts)
+    socket_of = _containerd_socket(settings.containerd_sock)
     stores = [
         ContainerdStore(
-            settings.containerd_sock,
+            socket_of,
             namespace,
             settings.containerd_content_path,
             settings.images.accepts,
@@ -383,6 +391,11 @@ def _store(settings: Settings) -> Stock:
         for namespace in settings.containerd_namespaces
     ]
     return stores[0] if len(stores) == 1 else UnionStore(stores)
+
+
+def _containerd_socket(told: Path | None) -> Callable[[], Path]:
+    """One search for all namespaces, so that they are those of one containerd."""
+    return SocketSearch().look if told is None else lambda: told
 
 
 def _announcer(store: Store, router: Router) -> Runnable:
@@ -411,11 +424,12 @@ def _farewell(router: Router, stopping: trio.Event) -> Runnable:
 
 async def _tell_findings(settings: Settings, node: _Node) -> None:
     """Say what is wrong with this node; what is wrong with the runtimes' files only ``preflight`` can see."""
+    sock = settings.containerd_sock or await trio.to_thread.run_sync(find_socket, abandon_on_cancel=True)
     subject = preflight.Subject(
         address=node.address,
         registry_port=node.registry_port,
         bound=settings.registry_addr.host,
-        containerd_sock=settings.containerd_sock if settings.store is StoreKind.CONTAINERD else None,
+        containerd_sock=sock if settings.store is StoreKind.CONTAINERD else None,
         namespaces=settings.containerd_namespaces,
         content_path=settings.containerd_content_path,
         consul=settings.consul,
@@ -432,6 +446,11 @@ def _tell(trace: Trace) -> None:
     if log_level.level.current == "debug":
         facts = {name: value for name, value in trace.to_json().items() if value is not None and name != "number"}
         log.debug("mirrored", **{**facts, **as_fields(trace.onward)})
+
+
+async def _cancel_at(event: trio.Event, scope: trio.CancelScope) -> None:
+    await event.wait()
+    scope.cancel()
 
 
 async def _on_signal(stopping: trio.Event, everything: trio.CancelScope) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from spegel_consul.commands.options import ADDRESS, DURATION, FILE, LIST, REACHA
 from spegel_consul.config import Settings, StoreKind
 from spegel_consul.consul.registration import ServiceMode
 from spegel_consul.consul.settings import ConsulSettings
-from spegel_consul.node.places import find_socket, namespaces
+from spegel_consul.node.places import namespaces
 from spegel_consul.oci.filters import ImageFilter
 from spegel_consul.registry.mirror import MirrorSettings
 from spegel_consul.registry.peer import PeerLimits
@@ -143,8 +144,8 @@ from spegel_consul.server.tls import TlsFiles
 @option(
     "--hang-timeout",
     type=DURATION,
-    default="0s",
-    help="End the sidecar when it has hung for so long, with a second process that watches it; 0s for none.",
+    default="10s",
+    help="End the sidecar when it has hung for so long, with a second, small process that watches it; 0 for none.",
 )
 @click.option(
     "--skip-preflight",
@@ -162,10 +163,11 @@ def registry(**given: Any) -> None:
     """
     settings = _settings(given)
     if settings.hang_timeout:
-        from spegel_consul.watchdog import guard
+        from spegel_consul.watchdog import become_guarded
 
-        heartbeat = guard(settings.hang_timeout, lambda line: click.echo(f"spegel-consul: {line}", err=True))
-        settings = replace(settings, heartbeat=heartbeat)
+        settings = replace(settings, heartbeat=become_guarded(settings.hang_timeout))
+    # until the sidecar listens for it; there is nothing to bring in order before
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     # only the sidecar itself needs the rest
     from spegel_consul import log, sidecar
 
@@ -201,7 +203,7 @@ def _settings(given: dict[str, Any]) -> Settings:
         node_name=given["node_name"],
         data_dir=given["data_dir"],
         store=store,
-        containerd_sock=given["containerd_sock"] or find_socket(),
+        containerd_sock=given["containerd_sock"],
         containerd_namespaces=namespaces(flat(given["containerd_namespace"])),
         containerd_content_path=given["containerd_content_path"],
         layout_path=given["layout_path"],

@@ -10,6 +10,8 @@ _PART = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)")
 
 def parse_duration(text: str) -> float:
     """Seconds; ValueError if ``text`` is not a Go duration with at least one unit."""
+    if text == "0":  # as in Go, nothing needs no unit
+        return 0.0
     total, end = 0.0, 0
     for part in _PART.finditer(text):
         if part.start() != end:

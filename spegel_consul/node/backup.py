@@ -17,14 +17,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import itertools
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -34,7 +30,6 @@ from spegel_consul.node.record import Kept, Record
 
 BACKUP = "_backup"
 _RECORD = "spegel-consul.json"
-_PATIENCE = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +104,7 @@ class Place:
     def write(self, files: Mapping[str, New]) -> Iterator[str]:
         """Make ``files`` the ones that we have here, restore all others; tells what happens. Raises DiskError."""
         self._make()
-        with self._locked():
+        with disk.locked(self.base):
             record = self.record() or Record()
             for path in files:
                 record = self._adopt(path, record)
@@ -125,10 +120,10 @@ class Place:
 
     def restore(self) -> Iterator[str]:
         """Bring back what was here before us; tells what happens. Raises DiskError."""
-        self._sweep()
+        disk.sweep(self.base)
         if not self.base.is_dir():
             return
-        with self._locked():
+        with disk.locked(self.base):
             record = self.record()
             if record is None:
                 if self._backup.is_dir():
@@ -207,20 +202,9 @@ class Place:
                 disk.make_directory(saved.parent)
                 disk.keep(place, saved)
         elif content is not None and self._undo is None and self._edited(path, content, kept):
-            yield self._keep_edited(place)
+            yield disk.keep_edited(place)
         disk.write(place, new.content, private=new.private)
         yield f"wrote {place}"
-
-    def _keep_edited(self, place: Path) -> str:
-        content = disk.read(place)
-        names = (f"{place.name}.edited{f'.{number}' if number else ''}" for number in itertools.count())
-        for beside in map(place.with_name, names):
-            if not os.path.lexists(beside):
-                disk.keep(place, beside)
-                break
-            if beside.is_file() and disk.read(beside) == content:
-                break  # the same edit, or the same file when this is done once more
-        return f"{place} was edited since it was written: that is kept as {beside}"
 
     def _make(self) -> None:
         """Make the directory, with its record in it from the first moment on."""
@@ -256,7 +240,7 @@ class Place:
                 disk.remove(saved)
                 is_replaced = False
             else:
-                yield self._keep_edited(place)
+                yield disk.keep_edited(place)
         if is_replaced and kept.existed:
             disk.make_directory(place.parent)
             disk.move(saved, place)
@@ -298,33 +282,6 @@ class Place:
         expected = BACKUP if path == base else base.relative_to(path).parts[0]
         with explained(path, "read"):
             return [entry.name for entry in path.iterdir()] == [expected]
-
-    def _sweep(self) -> None:
-        """Remove what was made ready and never took its place, or was already on its way out."""
-        for path in (self.base, *self.base.parents[:-1]):
-            ready = temporary(path)
-            if ready.is_dir():
-                with explained(ready, "remove"):
-                    shutil.rmtree(ready)
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """One at a time; who waits longer than a moment is told. Raises DiskError."""
-        with explained(self.base, "open"):
-            fd = os.open(self.base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            deadline = time.monotonic() + _PATIENCE
-            while True:
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > deadline:
-                        raise DiskError(f"another spegel-consul has been at work in {self.base} for long") from None
-                    time.sleep(0.05)
-            yield
-        finally:
-            os.close(fd)
 
 
 def _between(outermost: Path, base: Path) -> list[Path]:

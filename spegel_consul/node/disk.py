@@ -7,14 +7,18 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import itertools
 import os
 import shutil
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _SUFFIX = ".spegel-consul"
+_PATIENCE = 10.0
 
 
 class DiskError(Exception):
@@ -138,6 +142,48 @@ def remove_empty(path: Path) -> bool:
                 return False
             raise
     return True
+
+
+def keep_edited(place: Path) -> str:
+    """Give an edited file a name beside its own that outlives us; says which."""
+    content = read(place)
+    names = (f"{place.name}.edited{f'.{number}' if number else ''}" for number in itertools.count())
+    for beside in map(place.with_name, names):
+        if not os.path.lexists(beside):
+            keep(place, beside)
+            break
+        if beside.is_file() and read(beside) == content:
+            break  # the same edit, or the same file when this is done once more
+    return f"{place} was edited since it was written: that is kept as {beside}"
+
+
+def sweep(base: Path) -> None:
+    """Remove what was made ready for ``base`` and never took its place, or was already on its way out."""
+    for path in (base, *base.parents[:-1]):
+        ready = temporary(path)
+        if ready.is_dir():
+            with explained(ready, "remove"):
+                shutil.rmtree(ready)
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """One at a time works in a directory; who waits longer than a moment is told. Raises DiskError."""
+    with explained(directory, "open"):
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise DiskError(f"another spegel-consul has been at work in {directory} for long") from None
+                time.sleep(0.05)
+        yield
+    finally:
+        os.close(fd)
 
 
 def _copied(path: Path, at: Path) -> Path:

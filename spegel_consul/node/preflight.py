@@ -6,45 +6,31 @@
 from __future__ import annotations
 
 import ipaddress
-import json
 import re
 import ssl
-import time
 import tomllib
 import urllib.request
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 import trio
 
 from spegel_consul.consul.client import ConsulClient
-from spegel_consul.consul.errors import AccessDenied, ConsulError
+from spegel_consul.consul.errors import ConsulError
 from spegel_consul.consul.settings import ConsulSettings
-from spegel_consul.consul.transport import TrioHTTPClient
-from spegel_consul.consul.view import ElectionSettings
-from spegel_consul.node import containerd_config, dial_back, docker
+from spegel_consul.node import consul_checks, containerd_config, dial_back, docker
 from spegel_consul.node.check import Check, fail, ok, warn
+from spegel_consul.node.consul_checks import LEADER_KEY
 from spegel_consul.node.containerd_config import CriSettings
 from spegel_consul.node.interfaces import in_container, interface_of
-from spegel_consul.store.containerd.client import ContainerdClient, ContainerdUnavailable
+from spegel_consul.store.containerd.calls import ContainerdUnavailable
+from spegel_consul.store.containerd.client import ContainerdClient
 
 _PROBE_TIMEOUT = 2.0
-_CLOCK = 2.0
 # the names that Docker gives; people call bridges br-lan and the like through which the machine is reached
 _DOCKERS_BRIDGE = re.compile(r"docker0|br-[0-9a-f]{12}")
 _OTHER_BRIDGES = ("docker", "virbr", "cni", "nomad", "podman")
-_LEADER_KEY = ElectionSettings().key
-_RIGHTS = (
-    ("session", "", "write", 'session_prefix "" { policy = "write" }'),
-    ("service", "spegel", "write", 'service_prefix "spegel" { policy = "write" }'),
-    ("node", "", "read", 'node_prefix "" { policy = "read" }'),
-)
-
-
-def _rights(key: str) -> tuple[tuple[str, str, str, str], ...]:
-    return (("key", key, "write", f'key "{key}" {{ policy = "write" }}'), *_RIGHTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +48,7 @@ class Subject:
     docker_sock: Path | None = None
     docker_hosts: Path | None = None
     consul: ConsulSettings | None = None
-    leader_key: str = _LEADER_KEY
+    leader_key: str = LEADER_KEY
     peer: dial_back.Peer | None = None
     tls: bool = False
     """Whether the nodes' registries have TLS."""
@@ -74,7 +60,7 @@ async def run(subject: Subject) -> list[Check]:
         ("address", _address),
         ("containerd", _containerd),
         ("docker", _docker),
-        ("consul", _consul),
+        ("consul", lambda subject: consul_checks.checks_of(subject.consul, subject.leader_key)),
         ("dial-back", _dial_back),
     ]
     found: list[list[Check]] = [[] for _ in groups]
@@ -239,71 +225,6 @@ def _probed(name: str, url: str, registry: str) -> Check:
         says = f"{url}, the first mirror of {of}, does not answer: {reason}"
         return fail(name, says, "start the sidecar there, or write the files anew: spegel-consul configuration")
     return ok(name, f"{url}, the first mirror of {of}, is alive")
-
-
-async def _consul(subject: Subject) -> list[Check]:
-    if subject.consul is None:
-        return []
-    question = json.dumps(
-        [{"Resource": kind, "Segment": at, "Access": how} for kind, at, how, _ in _rights(subject.leader_key)]
-    )
-    try:
-        http = TrioHTTPClient(subject.consul)
-    except ValueError as exc:
-        return [fail("consul", str(exc))]
-    try:
-        began = time.time()
-        date, text = await http.request(
-            "GET", lambda answer: (answer.headers.get("Date"), answer.body), "/v1/status/leader", within=5
-        )
-        checks = [ok("consul", f"{subject.consul.base_url} answers")]
-        if text.strip() in ("", '""'):
-            checks = [fail("consul", f"{subject.consul.base_url} answers, but its servers have no leader")]
-        checks.append(clock_check(date, began, time.time()))
-        try:
-            # what Consul's own web interface asks; it changes nothing
-            allowed = await http.request(
-                "POST", lambda answer: json.loads(answer.body), "/v1/internal/acl/authorize", data=question, within=5
-            )
-        except ConsulError as exc:
-            checks.append(_without_rights(exc))
-        else:
-            checks.append(rights_check([entry.get("Allow") is True for entry in allowed], subject.leader_key))
-    except ConsulError as exc:
-        return [fail("consul", str(exc), "CONSUL_HTTP_ADDR=http://…:8500")]
-    finally:
-        await http.close()
-    return checks
-
-
-def _without_rights(exc: ConsulError) -> Check:
-    """What it means that Consul did not say which rights the token has."""
-    if "ACL support disabled" in str(exc):
-        return ok("acl", "ACLs are disabled")
-    if isinstance(exc, AccessDenied):
-        return fail("acl", f"Consul does not know the token: {exc}", "CONSUL_HTTP_TOKEN=…")
-    return warn("acl", f"could not be checked: {exc}")
-
-
-def rights_check(allowed: list[bool], key: str = _LEADER_KEY) -> Check:
-    """From what Consul allows, in the order of the rights that are needed."""
-    missing = [right for right, has in zip(_rights(key), allowed, strict=False) if not has]
-    if not missing:
-        return ok("acl", "the token has every right that is needed")
-    names = ", ".join(f"{kind}:{how}" for kind, _, how, _ in missing)
-    return fail("acl", f"the token lacks {names}", "\n".join(rule for *_, rule in missing))
-
-
-def clock_check(date: str | None, before: float, after: float) -> Check:
-    """From the Date of an answer that came between ``before`` and ``after``, seconds of this machine's clock."""
-    if not date:
-        return warn("clock", "Consul does not tell its time")
-    theirs = parsedate_to_datetime(date).timestamp()
-    # the header has whole seconds, cut off
-    off = before - (theirs + 1) if before > theirs + 1 else min(0.0, after - theirs)
-    if abs(off) > _CLOCK:
-        return fail("clock", f"this machine is {off:+.0f} s off its Consul agent", "chronyc makestep")
-    return ok("clock", "within 2 s of the Consul agent")
 
 
 async def _dial_back(subject: Subject) -> list[Check]:

@@ -143,6 +143,8 @@ def parsed(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Settings:
         taken.append(settings)
 
     monkeypatch.setattr(cli.trio, "run", run)
+    monkeypatch.setattr("spegel_consul.watchdog.become_guarded", lambda silence: -1)
+    monkeypatch.setattr("signal.signal", lambda number, handler: None)
     cli.cli.main(["registry", *arguments], standalone_mode=False)
     return taken[0]
 
@@ -152,7 +154,7 @@ def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.registry_addr == ListenAddress("", 5000)
     assert settings.router_addr == ListenAddress("", 5001)
     assert settings.metrics_addr == ListenAddress("", 9090)
-    assert settings.containerd_sock == Path("/run/containerd/containerd.sock")
+    assert settings.containerd_sock is None  # wherever one is found
     assert settings.containerd_namespaces == ("moby", "k8s.io", "default", "nomad")
     assert settings.containerd_content_path is None
     assert settings.bootstrap.kinds == (BootstrapKind.CONSUL,)
@@ -160,6 +162,12 @@ def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.consul is not None
     assert settings.mirror.attempts == 3
     assert settings.images.accepts("docker.io/library/nginx:latest")
+    assert settings.hang_timeout == 10.0
+    assert settings.heartbeat == -1
+
+
+def test_without_a_guard(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert parsed(monkeypatch, "--hang-timeout=0").heartbeat is None
 
 
 def test_lists_from_flags_and_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,7 +113,7 @@ def test_tls_files_that_cannot_be_used_are_named() -> None:
         ConsulSettings(client_cert="/nowhere", client_key="/nowhere").ssl_context()
 
 
-@pytest.mark.parametrize(("text", "seconds"), [("10s", 10), ("1m30s", 90), ("250ms", 0.25), ("1h0m0s", 3600)])
+@pytest.mark.parametrize(("text", "seconds"), [("10s", 10), ("1m30s", 90), ("250ms", 0.25), ("1h0m0s", 3600), ("0", 0)])
 def test_durations(text: str, seconds: float) -> None:
     assert parse_duration(text) == seconds
 

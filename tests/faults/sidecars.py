@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from functools import partial
@@ -43,16 +42,9 @@ def terminate(nodes: list[Node]) -> None:
         assert node.sidecar.process.wait(STOP_TIMEOUT) == 0
 
 
-def pause(nodes: list[Node]) -> list[int]:
-    """The sidecars proper, and not those who watch them."""
-    pids = [node.sidecar.children()[0] for node in nodes]
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    return pids
-
-
 def hang(nodes: list[Node]) -> None:
-    pause(nodes)
+    for node in nodes:
+        node.sidecar.pause()
     for node in nodes:
         node.sidecar.stopped = True
         assert node.sidecar.process.wait(HANG_TIMEOUT * 3) == 1
@@ -76,10 +68,11 @@ def paused_and_resumed(scene: Scene, who: str) -> None:
     """For less time than their guards wait."""
     nodes = WHO[who](scene)
     with scene.fault(f"SIGSTOP, SIGCONT after 3 s: {who}"):
-        pids = pause(nodes)
+        for node in nodes:
+            node.sidecar.pause()
         time.sleep(HANG_TIMEOUT * 0.6)
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
+        for node in nodes:
+            node.sidecar.resume()
     assert all(node.sidecar.process.alive for node in nodes)
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lab.netns import Netns, Response
 from lab.network import Port
+from lab.process import is_running, until
 
 REGISTRY_PORT = 5000
 ROUTER_PORT = 5001
@@ -67,10 +70,20 @@ class Sidecar:
     def metrics(self) -> str:
         return self.netns.request("GET", self.ip, METRICS_PORT, "/metrics").body.decode()
 
-    def children(self) -> list[int]:
-        """The pids of its own processes; with a guard, the sidecar proper."""
-        pid = self.process.pid
-        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    @property
+    def pid(self) -> int:
+        """Of the sidecar proper; that of its process is its guard's, unless it has none."""
+        started = self.process.pid
+        children = Path(f"/proc/{started}/task/{started}/children").read_text().split()
+        return int(children[0]) if children else started
+
+    def pause(self) -> None:
+        """SIGSTOP, as if it hung; its guard, if it has one, does not bear that for long."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """SIGCONT."""
+        os.kill(self.pid, signal.SIGCONT)
 
     def log(self) -> str:
         return self.process.log()
@@ -81,8 +94,12 @@ class Sidecar:
         return self.process.stop(timeout)
 
     def kill9(self) -> None:
+        """SIGKILL for the process that was started, which is the end of the sidecar, and of its ports, too."""
         self.stopped = True
-        self.process.kill9()
+        if self.process.alive:
+            pid = self.pid
+            self.process.kill9()
+            until(lambda: not is_running(pid), timeout=5, what="the sidecar does not outlive its guard")
 
 
 def arguments(flags: Mapping[str, Flag]) -> list[str]:

@@ -1,16 +1,13 @@
 from __future__ import annotations
 
-import errno
 import os
-import subprocess
 import tomllib
-import warnings
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
+from node.certs_d import MIRRORING, OLD, OTHER, REGISTRIES, Tree, before_us, cleanup, configure, tree, written
 from node.killed import each_death, killed_at
 
 from spegel_consul.node import disk
@@ -18,64 +15,7 @@ from spegel_consul.node.backup import BACKUP, Place
 from spegel_consul.node.configure import Refused, daemon_place, plan_daemon, plan_hosts
 from spegel_consul.node.disk import DiskError
 from spegel_consul.node.hosts_toml import Mirroring
-from spegel_consul.node.targets import Registry, Target
-
-OLD = 'server = "https://ghcr.io"\n\n[host."http://cache"]\n'
-MIRRORING = Mirroring((Target("http://10.0.0.7:5000"),))
-OTHER = Mirroring((Target("http://10.0.0.8:5000"),))
-REGISTRIES = [Registry("_default"), Registry("docker.io"), Registry("ghcr.io"), Registry("quay.io")]
-
-Tree = dict[str, tuple[object, ...]]
-
-
-def tree(root: Path) -> Tree:
-    """All that is below ``root``: kinds, modes, owners, times of files, content."""
-    found: Tree = {}
-    for path in sorted(root.rglob("*")):
-        info = path.lstat()
-        what: object
-        if path.is_symlink():
-            what = path.readlink()
-        elif path.is_dir():
-            what = None
-        else:
-            what = (path.read_bytes(), info.st_mtime_ns)
-        found[str(path.relative_to(root))] = (oct(info.st_mode), info.st_uid, info.st_gid, what)
-    return found
-
-
-def before_us(root: Path) -> Path:
-    """A node's certs.d with a file of special mode, owner and time, a link, and a directory of certificates."""
-    base = root / "containerd/certs.d"
-    for name in ("ghcr.io", "quay.io", "docker.io"):
-        (base / name).mkdir(parents=True)
-    (base / "ghcr.io/hosts.toml").write_text(OLD)
-    (base / "ghcr.io/hosts.toml").chmod(0o640)
-    os.utime(base / "ghcr.io/hosts.toml", (1e9, 1e9))
-    if os.geteuid() == 0:
-        os.chown(base / "ghcr.io/hosts.toml", 7, 8)
-    (base / "ghcr.io/ca.crt").write_text("certificate")
-    (root / "managed.toml").write_text('[host."http://managed"]\n')
-    (base / "quay.io/hosts.toml").symlink_to("../../../managed.toml")
-    (base / "docker.io/ca.crt").write_text("certificate")
-    return base
-
-
-def configure(base: Path, mirroring: Mirroring = MIRRORING, registries: list[Registry] = REGISTRIES) -> list[str]:
-    plan = plan_hosts(base, registries, mirroring, keep_existing=True)
-    return list(plan.place.write(plan.files))
-
-
-def cleanup(base: Path) -> list[str]:
-    return list(Place(base).restore())
-
-
-def written(base: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(base)): path.read_text()
-        for path in sorted(base.glob("*/hosts.toml"))
-        if path.parent.name != BACKUP
-    }
+from spegel_consul.node.targets import Registry
 
 
 def test_there_and_back(tmp_path: Path) -> None:
@@ -310,97 +250,6 @@ def test_a_daemon_json_that_was_edited_loses_only_our_part(tmp_path: Path) -> No
     assert [entry.name for entry in tmp_path.iterdir()] == ["daemon.json"]
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    disk_path = tmp_path / "disk"
-    disk_path.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", disk_path], check=True)
-    yield disk_path
-    subprocess.run(["umount", disk_path], check=True)
-
-
-@pytest.mark.real
-def test_a_full_disk_leaves_the_old_file_whole(small_disk: Path) -> None:
-    base = before_us(small_disk)
-    (small_disk / "ballast").write_bytes(b"x" * 4096)
-    configure(base)
-    cleanup(base)
-    before = written(base)
-    with (small_disk / "full").open("wb", buffering=0) as file:
-        with pytest.raises(OSError, match="No space left"):
-            while True:
-                file.write(b"x" * 4096)
-    content = tree(base)
-    with pytest.raises(DiskError, match="No space left on device: nothing was changed in it; make room"):
-        configure(base)
-    assert written(base) == before
-    # room for the record and no more
-    (small_disk / "ballast").unlink()
-    with pytest.raises(DiskError, match="No space left"):
-        configure(base)
-    for name, text in before.items():
-        assert written(base)[name] == text or "10.0.0.7" in written(base)[name]
-    cleanup(base)
-    assert tree(base) == content
-
-
-@pytest.mark.real
-def test_a_disk_that_is_read_only_says_so(small_disk: Path) -> None:
-    base = before_us(small_disk)
-    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
-    with pytest.raises(DiskError, match="Read-only file system: mount it so that it can be written"):
-        configure(base)
-
-
-@pytest.mark.real
-def test_a_directory_of_somebody_else(tmp_path: Path) -> None:
-    base = before_us(tmp_path)
-    for path in (tmp_path, *tmp_path.parents):
-        if path == Path("/"):
-            break
-        path.chmod(path.stat().st_mode | 0o055)
-    before = tree(tmp_path)
-    assert "run as root" in said_by_nobody(lambda: configure(base))
-    assert tree(tmp_path) == before
-    configure(base)
-    before = tree(tmp_path)
-    assert "run as root" in said_by_nobody(lambda: cleanup(base))
-    assert tree(tmp_path) == before
-
-
-def said_by_nobody(work: Callable[[], object]) -> str:
-    """The DiskError that ``work`` ends with when the user nobody does it."""
-    reading, writing = os.pipe()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        pid = os.fork()
-    if pid == 0:
-        try:
-            os.setresuid(65534, 65534, 65534)
-            work()
-        except DiskError as exc:
-            os.write(writing, str(exc).encode())
-        finally:
-            os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading) as answer:
-        text = answer.read()
-    os.waitpid(pid, 0)
-    return text
-
-
-def test_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*args: object, **kwargs: object) -> None:
-        raise PermissionError(1, "Operation not permitted")
-
-    base = before_us(tmp_path)
-    before = tree(tmp_path)
-    monkeypatch.setattr(disk.os, "link", refuse)
-    configure(base)
-    cleanup(base)
-    assert tree(tmp_path) == before
-
-
 def write_daemon(path: Path, mirroring: Mirroring) -> None:
     plan = plan_daemon(path, mirroring, snapshotter=True)
     list(plan.place.write(plan.files))
@@ -443,33 +292,6 @@ def test_an_edit_of_daemon_json_outlives_a_death_at_any_change(tmp_path: Path, a
         list(daemon_place(path).restore())
         assert '"log-level": "warn"' in path.read_text(), number
         assert "10.0.0." not in path.read_text(), number
-
-
-def test_originals_come_back_across_file_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = os.rename
-
-    def rename(source: Path, target: Path) -> None:
-        if (BACKUP in Path(source).parts) != (BACKUP in Path(target).parts):
-            raise OSError(errno.EXDEV, "Invalid cross-device link")
-        real(source, target)
-
-    def link(*args: object, **kwargs: object) -> None:
-        raise OSError(errno.EXDEV, "Invalid cross-device link")
-
-    base = before_us(tmp_path)
-    before = tree(tmp_path)
-    monkeypatch.setattr(disk.os, "rename", rename)
-    monkeypatch.setattr(disk.os, "link", link)
-    configure(base)
-    deaths = 0
-    for number in each_death(lambda: cleanup(base), lambda: configure(base)):
-        deaths += 1
-        assert set(written(base)) >= {"ghcr.io/hosts.toml", "quay.io/hosts.toml"}
-        cleanup(base)
-        assert tree(tmp_path) == before, number
-    assert deaths > 10
-    cleanup(base)
-    assert tree(tmp_path) == before
 
 
 def test_a_file_that_cant_be_restored_does_not_hold_up_the_others(

@@ -1,18 +1,23 @@
 from __future__ import annotations
 
+import json
+import re
 import socket
 from contextlib import ExitStack
 from email.utils import formatdate
+from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
 from quart_trio import QuartTrio
 
+from spegel_consul.consul.settings import ConsulSettings
 from spegel_consul.node import dial_back, interfaces, preflight
 from spegel_consul.node.check import Check, Status, fail, has_failed, ok, warn
-from spegel_consul.node.places import NAMESPACES, find_socket, namespaces
-from spegel_consul.node.preflight import Subject, address_check, clock_check, rights_check
+from spegel_consul.node.consul_checks import clock_check, rights_check
+from spegel_consul.node.places import NAMESPACES, SocketSearch, find_socket, namespaces
+from spegel_consul.node.preflight import Subject, address_check
 
 
 @pytest.mark.parametrize(
@@ -33,6 +38,37 @@ def test_rights() -> None:
         'session_prefix "" { policy = "write" }',
         'node_prefix "" { policy = "read" }',
     ]
+
+
+async def test_the_right_to_the_leader_key_that_is_configured() -> None:
+    """The agent allows all but what is asked about the key."""
+    asked: list[dict[str, str]] = []
+
+    async def agent(stream: trio.SocketStream) -> None:
+        async with stream:
+            received = b""
+            while chunk := await stream.receive_some():
+                received += chunk
+                head, _, body = received.partition(b"\r\n\r\n")
+                length = re.search(rb"content-length: (\d+)", head.lower())
+                if b"\r\n\r\n" not in received or len(body) < int(length[1] if length else 0):
+                    continue
+                received, answer = b"", '"10.0.0.1:8300"'
+                if b" /v1/internal/acl/authorize " in head:
+                    asked.extend(json.loads(body))
+                    answer = json.dumps([{**one, "Allow": one["Resource"] != "key"} for one in asked])
+                await stream.send_all(f"HTTP/1.1 200 OK\r\nContent-Length: {len(answer)}\r\n\r\n{answer}".encode())
+
+    async with trio.open_nursery() as nursery:
+        (listener,) = await nursery.start(partial(trio.serve_tcp, agent, 0, host="127.0.0.1"))
+        port = listener.socket.getsockname()[1]
+        subject = Subject("192.0.2.1", 5000, consul=ConsulSettings(port=port), leader_key="team/a/leader")
+        checks = {check.name: check for check in await preflight.run(subject)}
+        nursery.cancel_scope.cancel()
+    assert {"Resource": "key", "Segment": "team/a/leader", "Access": "write"} in asked
+    assert "spegel/leader" not in str(asked)
+    assert checks["acl"].status is Status.FAIL
+    assert checks["acl"].fix == 'key "team/a/leader" { policy = "write" }'
 
 
 def test_loopback_is_fatal_unless_it_was_asked_for() -> None:
@@ -120,6 +156,22 @@ def test_sockets_and_namespaces(tmp_path: Path) -> None:
         assert find_socket([first, dead]) == dead
     assert namespaces(["auto"]) == NAMESPACES
     assert namespaces(["team", "moby", "team"]) == ("team", "moby")
+
+
+def test_a_socket_is_looked_for_until_there_is_one(tmp_path: Path) -> None:
+    usual, other = tmp_path / "usual", tmp_path / "other"
+    search = SocketSearch([usual, other])
+    assert search.look() == usual
+    with socket.socket(socket.AF_UNIX) as late, socket.socket(socket.AF_UNIX) as later:
+        late.bind(str(other))
+        assert search.look() == other
+        late.listen()
+        assert search.look() == other
+        later.bind(str(usual))
+        later.listen()
+        assert search.look() == other
+        other.unlink()  # it restarts
+        assert search.look() == other
 
 
 class TestDialBack:

@@ -60,7 +60,7 @@ class Soak:
     def run(self, seconds: float) -> None:
         """Churn for so long. Raises Failed if a pull failed."""
         began = time.monotonic()
-        load, pids = self._scene.load, {node.name: _pid(node) for node in self.lasting}
+        load, pids = self._scene.load, {node.name: node.sidecar.pid for node in self.lasting}
         due = {
             self._sample: 0.0,
             self._another_image: 1.0,
@@ -83,7 +83,7 @@ class Soak:
             self._let_go(self._fleeting[0])
         self._scene.await_one_ring()
         for node in self.lasting:
-            assert _pid(node) == pids[node.name], f"the sidecar of {node} was ended by its guard"
+            assert node.sidecar.pid == pids[node.name], f"the sidecar of {node} was ended by its guard"
         failures = [each for each in load.pulls if each.began >= began and each.problem]
         if failures:
             raise Failed(f"{len(failures)} pulls failed, such as {failures[0]}")
@@ -96,7 +96,7 @@ class Soak:
 
     def _sample(self) -> None:
         for node in self.lasting:
-            process = Path(f"/proc/{_pid(node)}")
+            process = Path(f"/proc/{node.sidecar.pid}")
             status = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines() if ":" in line)
             values = (
                 int(status["VmRSS"].split()[0]) / 1024,
@@ -152,12 +152,6 @@ class Soak:
                 raise Failed(f"{node} ended with {status} and not in peace\n{node.sidecar.process.tail()}")
         self._scene.start(node)
         self.restarts += 1
-
-
-def _pid(node: Node) -> int:
-    """Of the sidecar proper."""
-    (pid,) = node.sidecar.children()
-    return pid
 
 
 def _tasks(node: Node) -> int | None:

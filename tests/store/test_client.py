@@ -17,7 +17,8 @@ from store.daemon import Containerd
 
 from spegel_consul.oci.digest import Digest
 from spegel_consul.store.containerd import messages
-from spegel_consul.store.containerd.client import ContainerdClient, ContainerdUnavailable, why_unreachable
+from spegel_consul.store.containerd.calls import ContainerdUnavailable
+from spegel_consul.store.containerd.client import ContainerdClient, why_unreachable
 from spegel_consul.store.containerd.messages import ContentChanged, ImageChanged, ImageDeleted
 from spegel_consul.store.containerd.proto import containerd_pb2 as pb
 

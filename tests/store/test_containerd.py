@@ -14,6 +14,7 @@ from store.daemon import Containerd, Upstream
 from structlog.testing import capture_logs
 from structlog.typing import EventDict
 
+from spegel_consul.node.places import SocketSearch
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import BlobUnknown
 from spegel_consul.oci.media import OCI_INDEX, OCI_MANIFEST
@@ -32,10 +33,11 @@ class ContainerdShelf:
         self.namespace = f"test{next(_serial)}"
         self.content_path = content_path
         self.relist_interval = 0.2
+        self.socket: Callable[[], Path] = lambda: daemon.socket
 
     def store(self, accept: Callable[[str], bool] = lambda name: True) -> Store:
         return ContainerdStore(
-            self.daemon.socket, self.namespace, self.content_path, accept, relist_interval=self.relist_interval
+            lambda: self.socket(), self.namespace, self.content_path, accept, relist_interval=self.relist_interval
         )
 
     async def add(self, *images: SampleImage) -> None:
@@ -71,6 +73,17 @@ def shelf(containerd: Containerd) -> ContainerdShelf:
 
 def levels(logs: list[EventDict]) -> list[str]:
     return [entry["log_level"] for entry in logs if entry["log_level"] != "debug"]
+
+
+async def test_a_containerd_that_comes_later_and_elsewhere(own_containerd: Containerd) -> None:
+    shelf = ContainerdShelf(own_containerd)
+    shelf.socket = SocketSearch([Path("/nonexistent/c.sock"), own_containerd.socket]).look
+    image = sample_image()
+    async with running(shelf.store()) as store:
+        assert "/nonexistent/c.sock does not exist" in (store.problem or "")
+        await trio.to_thread.run_sync(own_containerd.start)
+        await shelf.add(image)
+        await eventually(lambda: store.problem is None and store.resolve(image.name) == image.root)
 
 
 async def test_restart_under_the_store(own_containerd: Containerd) -> None:

@@ -1,7 +1,6 @@
 # gRPC's Python library blocks or brings its own loop, so each call is made in a thread, where it waits and where
 # its answer is decoded; Trio's loop only ever waits for that thread.  A cancelled task leaves the thread behind
-# and cancels the call, which makes the thread end at once.  A stream is pulled: one hop into a thread gets the
-# next messages, so that back-pressure is gRPC's own flow control.
+# and cancels the call, which makes the thread end at once.
 #
 # Unary calls have a deadline; so has the listing of content.  The stream of events has none: it ends when
 # containerd goes away, which is how we notice.
@@ -15,8 +14,7 @@ from __future__ import annotations
 
 import errno
 import socket as sockets
-import threading
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -29,8 +27,8 @@ from google.protobuf.message import Message
 
 from spegel_consul.oci.digest import Digest
 from spegel_consul.store.containerd import messages
+from spegel_consul.store.containerd.calls import Call, ContainerdUnavailable, ContentStream, EventStream, NotFound
 from spegel_consul.store.containerd.proto import containerd_pb2 as pb
-from spegel_consul.store.file import PIECE, absent
 from spegel_consul.store.index import Content, ImageRecord
 
 Answer = TypeVar("Answer", bound=Message)
@@ -51,10 +49,6 @@ _OPTIONS = (
 )
 
 
-class ContainerdUnavailable(Exception):
-    """containerd can't be asked now. The message is one line that names the socket and says what to do."""
-
-
 class ContainerdClient:
     """One connection to containerd at ``socket``, for its ``namespace``; ``deadline`` of a call in seconds.
 
@@ -62,7 +56,7 @@ class ContainerdClient:
     """
 
     def __init__(self, socket: Path, namespace: str, *, deadline: float = 10.0) -> None:
-        self._socket = socket
+        self.socket = socket
         self._namespace = namespace
         self._deadline = deadline
         self._limiter = trio.CapacityLimiter(8)
@@ -103,7 +97,7 @@ class ContainerdClient:
     async def images(self) -> tuple[ImageRecord, ...]:
         """All images of the namespace that can be served."""
 
-        def call(pending: _Call) -> tuple[ImageRecord, ...]:
+        def call(pending: Call) -> tuple[ImageRecord, ...]:
             method = "/containerd.services.images.v1.Images/List"
             answer = self._ask(pending, method, pb.ListImagesRequest(), pb.ListImagesResponse)
             return tuple(record for record in map(messages.image_record, answer.images) if record is not None)
@@ -113,11 +107,11 @@ class ContainerdClient:
     async def image(self, name: str) -> ImageRecord | None:
         """One image, or None if there is none of that name."""
 
-        def call(pending: _Call) -> ImageRecord | None:
+        def call(pending: Call) -> ImageRecord | None:
             method = "/containerd.services.images.v1.Images/Get"
             try:
                 answer = self._ask(pending, method, pb.GetImageRequest(name=name), pb.GetImageResponse)
-            except _NotFound:
+            except NotFound:
                 return None
             return messages.image_record(answer.image)
 
@@ -126,10 +120,10 @@ class ContainerdClient:
     async def contents(self) -> tuple[Content, ...]:
         """All content of the namespace that is committed."""
 
-        def call(pending: _Call) -> tuple[Content, ...]:
+        def call(pending: Call) -> tuple[Content, ...]:
             method = "/containerd.services.content.v1.Content/List"
             found: list[Content] = []
-            for answer in self._stream(pending, method, pb.ListContentRequest(), pb.ListContentResponse):
+            for answer in self.stream(pending, method, pb.ListContentRequest(), pb.ListContentResponse):
                 found.extend(content for content in map(messages.content, answer.info) if content is not None)
             return tuple(found)
 
@@ -138,11 +132,11 @@ class ContainerdClient:
     async def find(self, digests: Iterable[Digest]) -> tuple[Content, ...]:
         """Those of ``digests`` that are committed, in one hop. One round trip for each: meant for an image's worth."""
 
-        def call(pending: _Call) -> tuple[Content, ...]:
+        def call(pending: Call) -> tuple[Content, ...]:
             method = "/containerd.services.content.v1.Content/Info"
             found: list[Content] = []
             for digest in digests:
-                with suppress(_NotFound):
+                with suppress(NotFound):
                     answer = self._ask(pending, method, pb.InfoRequest(digest=digest), pb.InfoResponse)
                     content = messages.content(answer.info)
                     if content is not None:
@@ -162,10 +156,10 @@ class ContainerdClient:
     # In threads
 
     def _open_channel(self) -> Any:
-        return grpc.insecure_channel(f"unix:{self._socket.absolute()}", options=_OPTIONS)
+        return grpc.insecure_channel(f"unix:{self.socket.absolute()}", options=_OPTIONS)
 
-    def _ask(self, pending: _Call, method: str, request: Message, answer: type[Answer]) -> Answer:
-        """One unary call. Raises _NotFound or ContainerdUnavailable."""
+    def _ask(self, pending: Call, method: str, request: Message, answer: type[Answer]) -> Answer:
+        """One unary call. Raises NotFound or ContainerdUnavailable."""
         try:
             stub = self._channel.unary_unary(
                 method, request_serializer=type(request).SerializeToString, response_deserializer=answer.FromString
@@ -177,10 +171,10 @@ class ContainerdClient:
             raise self._explain(exc) from exc
         return result
 
-    def _stream(
-        self, pending: _Call, method: str, request: Message, answer: type[Answer], *, endless: bool = False
+    def stream(
+        self, pending: Call, method: str, request: Message, answer: type[Answer], *, endless: bool = False
     ) -> Iterable[Answer]:
-        """One streaming call. Raises _NotFound or ContainerdUnavailable, then or while it is iterated."""
+        """One streaming call. Raises NotFound or ContainerdUnavailable, then or while it is iterated."""
         try:
             stub = self._channel.unary_stream(
                 method, request_serializer=type(request).SerializeToString, response_deserializer=answer.FromString
@@ -199,149 +193,35 @@ class ContainerdClient:
     def _explain(self, exc: Exception) -> Exception:
         # a closed channel raises ValueError, a call that was cancelled FutureCancelledError
         if not isinstance(exc, grpc.RpcError):
-            return ContainerdUnavailable(f"the connection to containerd at {self._socket} was closed")
+            return ContainerdUnavailable(f"the connection to containerd at {self.socket} was closed")
         code, details = exc.code(), exc.details()  # type: ignore[attr-defined, unused-ignore]
         if code is grpc.StatusCode.NOT_FOUND:
-            return _NotFound(details)
+            return NotFound(details)
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             return ContainerdUnavailable(
-                f"containerd at {self._socket} accepts connections but has not answered within {self._deadline:g} s"
+                f"containerd at {self.socket} accepts connections but has not answered within {self._deadline:g} s"
             )
         if code is grpc.StatusCode.UNAVAILABLE:
-            return ContainerdUnavailable(why_unreachable(self._socket))
-        return ContainerdUnavailable(f"containerd at {self._socket} answered {code.name}: {details}")
+            return ContainerdUnavailable(why_unreachable(self.socket))
+        return ContainerdUnavailable(f"containerd at {self.socket} answered {code.name}: {details}")
 
     # On Trio's side
 
     async def _unary(self, method: str, request: Message, answer: type[Answer]) -> Answer:
-        def call(pending: _Call) -> Answer:
+        def call(pending: Call) -> Answer:
             try:
                 return self._ask(pending, method, request, answer)
-            except _NotFound as exc:
-                raise ContainerdUnavailable(f"containerd at {self._socket} answered NOT_FOUND: {exc}") from exc
+            except NotFound as exc:
+                raise ContainerdUnavailable(f"containerd at {self.socket} answered NOT_FOUND: {exc}") from exc
 
         return await self._in_thread(call)
 
-    async def _in_thread(self, call: Callable[[_Call], Result]) -> Result:
-        pending = _Call()
+    async def _in_thread(self, call: Callable[[Call], Result]) -> Result:
+        pending = Call()
         try:
             return await trio.to_thread.run_sync(call, pending, limiter=self._limiter, abandon_on_cancel=True)
         finally:
             pending.cancel()
-
-
-class _NotFound(Exception):
-    """containerd does not know the image or content."""
-
-
-class _Call:
-    """A gRPC call that a thread makes and the loop may cancel, even before it was made."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._call: Any = None
-        self._cancelled = False
-
-    def attach(self, call: Any) -> None:
-        with self._lock:
-            self._call = call
-            cancelled = self._cancelled
-        if cancelled:
-            call.cancel()
-
-    def cancel(self) -> None:
-        """Cancel the call; nothing happens to one that has ended."""
-        with self._lock:
-            self._cancelled = True
-            call = self._call
-        if call is not None:
-            call.cancel()
-
-
-class _Stream:
-    """A streaming call that is iterated in threads, and cancelled when the block ends."""
-
-    def __init__(self) -> None:
-        self._pending = _Call()
-        self._limiter = trio.CapacityLimiter(1)
-
-    async def __aenter__(self) -> Self:
-        await trio.lowlevel.checkpoint()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.cancel()
-
-    def cancel(self) -> None:
-        """End the call; a thread that waits for it returns at once."""
-        self._pending.cancel()
-
-    async def _pull(self, step: Callable[[], Result]) -> Result:
-        return await trio.to_thread.run_sync(step, limiter=self._limiter, abandon_on_cancel=True)
-
-
-class EventStream(_Stream):
-    """Endless events; raises ContainerdUnavailable when the connection is lost."""
-
-    def __init__(self, client: ContainerdClient, namespace: str) -> None:
-        super().__init__()
-        self._socket = client._socket
-        self._namespace = namespace
-        method = "/containerd.services.events.v1.Events/Subscribe"
-        filters = [f'namespace=="{namespace}",topic~="^/{topic}/"' for topic in ("images", "content")]
-        request = pb.SubscribeRequest(filters=filters)
-        self._envelopes = iter(client._stream(self._pending, method, request, pb.Envelope, endless=True))
-
-    def __aiter__(self) -> AsyncIterator[messages.Event]:
-        return self
-
-    async def __anext__(self) -> messages.Event:
-        return await self._pull(self._next)
-
-    def _next(self) -> messages.Event:
-        for envelope in self._envelopes:
-            event = messages.event(envelope, self._namespace)
-            if event is not None:
-                return event
-        raise ContainerdUnavailable(f"containerd at {self._socket} has ended the stream of events")
-
-
-class ContentStream(_Stream):
-    """Pieces of at most 1 MiB; raises BlobUnknown when the content is gone, or short of what was asked."""
-
-    def __init__(self, client: ContainerdClient, digest: Digest, start: int, stop: int) -> None:
-        super().__init__()
-        self._digest = digest
-        self._left = stop - start
-        self._buffer = bytearray()
-        method = "/containerd.services.content.v1.Content/Read"
-        request = pb.ReadContentRequest(digest=digest, offset=start, size=stop - start)
-        self._answers = iter(client._stream(self._pending, method, request, pb.ReadContentResponse, endless=True))
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self
-
-    async def __anext__(self) -> bytes:
-        if self._left <= 0:
-            self.cancel()
-            await trio.lowlevel.checkpoint()
-            raise StopAsyncIteration
-        return await self._pull(self._next)
-
-    def _next(self) -> bytes:
-        # messages have some tens of KiB, a hop into a thread costs as much as several of them
-        wanted = min(PIECE // 2, self._left)
-        try:
-            while len(self._buffer) < wanted:
-                self._buffer += next(self._answers).data
-        except (_NotFound, StopIteration):
-            raise absent(self._digest) from None
-        piece = bytes(self._buffer[: min(PIECE, self._left)])
-        del self._buffer[: len(piece)]
-        self._left -= len(piece)
-        return piece
 
 
 def why_unreachable(socket: Path) -> str:

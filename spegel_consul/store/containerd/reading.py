@@ -19,7 +19,8 @@ from spegel_consul.oci.descriptor import Descriptor
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import BlobUnknown
 from spegel_consul.oci.media import MAX_MANIFEST_SIZE
-from spegel_consul.store.containerd.client import ContainerdClient, ContainerdUnavailable, ContentStream
+from spegel_consul.store.containerd.calls import ContainerdUnavailable, ContentStream
+from spegel_consul.store.containerd.client import ContainerdClient
 from spegel_consul.store.documents import document_of, read_documents
 from spegel_consul.store.file import FileBlob, absent, blob_path, open_file
 from spegel_consul.store.index import Content

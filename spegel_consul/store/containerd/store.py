@@ -30,7 +30,8 @@ import trio
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import BlobUnknown
 from spegel_consul.store import Blob
-from spegel_consul.store.containerd.client import ContainerdClient, ContainerdUnavailable, EventStream
+from spegel_consul.store.containerd.calls import ContainerdUnavailable, EventStream
+from spegel_consul.store.containerd.client import ContainerdClient
 from spegel_consul.store.containerd.messages import ContentChanged, Event, ImageChanged, ImageDeleted
 from spegel_consul.store.containerd.reading import Reader, Unreadable
 from spegel_consul.store.file import blob_file
@@ -50,16 +51,17 @@ SHORTEST_PAUSE, LONGEST_PAUSE = 0.1, 10.0
 
 
 class ContainerdStore(IndexedStore):
-    """Images and content of one namespace of the containerd at ``socket``.
+    """Images and content of one namespace of the containerd at ``socket()``.
 
-    ``content_path``: root of the content store (``…/io.containerd.content.v1.content``) if it is not where
-    containerd says; ``relist_interval``: seconds between listings that find what no event tells; ``expected``:
-    whether it is worth a word if there is no such namespace.
+    That is asked before each attempt to connect, in a thread, so it may wait a moment. ``content_path``: root of the
+    content store (``…/io.containerd.content.v1.content``) if it is not where containerd says; ``relist_interval``:
+    seconds between listings that find what no event tells; ``expected``: whether it is worth a word if there is no
+    such namespace.
     """
 
     def __init__(
         self,
-        socket: Path,
+        socket: Callable[[], Path],
         namespace: str,
         content_path: Path | None = None,
         accept: Callable[[str], bool] = everything,
@@ -68,13 +70,14 @@ class ContainerdStore(IndexedStore):
         expected: bool = True,
     ) -> None:
         super().__init__(accept)
-        self._socket = socket
+        self._find_socket = socket
+        self._socket = Path()
         self._namespace = namespace
         self._content_path = content_path
         self._relist_interval = relist_interval
         self._reader = Reader()
         self._reader.directory = content_path
-        self._problem = f"images of containerd at {socket} have not been listed yet"
+        self._problem = "images of containerd have not been listed yet"
         self._away = False
         self._said_empty = not expected
         self._next_listing = 0.0
@@ -110,6 +113,7 @@ class ContainerdStore(IndexedStore):
 
         while True:
             began = trio.current_time()
+            self._socket = await trio.to_thread.run_sync(self._find_socket, abandon_on_cancel=True)
             try:
                 await self._session(filled)
             except* ContainerdUnavailable as group:

@@ -39,7 +39,9 @@ class Secure:
         layout = empty_layout(lab.dir)
         for index in (*LEADS, READS):
             self.write_token(index, "spegel-reader" if index == READS else "spegel")
-            lab[index].start_sidecar(wait=False, env=self.env(index), store="layout", layout_path=layout)
+            lab[index].start_sidecar(
+                wait=False, env=self.env(index), store="layout", layout_path=layout, hang_timeout="0s"
+            )
 
     def _acls_work(self) -> bool:
         try:
@@ -122,14 +124,15 @@ def test_the_lead_changes_and_the_reader_says_once_that_it_may_not(secure: Secur
         until(
             lambda name=other.name: last_state(reader).get("leader") == name, timeout=10, what="the reader follows it"
         )
-        old.start_sidecar(env=secure.env(old.index), store="layout", layout_path=secure.lab.dir / "layout")
+        layout = secure.lab.dir / "layout"
+        old.start_sidecar(env=secure.env(old.index), store="layout", layout_path=layout, hang_timeout="0s")
         until(lambda old=old: last_state(old).get("state") == "follower", timeout=10, what="the old one follows")
     for index in LEADS:
-        secure.lab[index].sidecar.process.pause()  # nobody is left who may lead
+        secure.lab[index].sidecar.pause()  # nobody is left who may lead
     until(lambda: last_state(reader).get("state") == "candidate", timeout=60, what="the reader sees that nobody leads")
     until(lambda: refusals(reader), timeout=20, what="the reader says that it may not lead")
     for index in LEADS:
-        secure.lab[index].sidecar.process.resume()
+        secure.lab[index].sidecar.resume()
     until(lambda: last_state(reader).get("state") == "follower", timeout=30, what="the reader follows again")
     secure.leader()
     assert refusals(reader) == 1
