@@ -27,16 +27,21 @@ from spegel_consul.ring.host import (
     StreamClosed,
     Unreachable,
 )
+from tests.sim.loop import Loop
 
 BREAKS_AFTER = 20.0
 RESENT_AFTER = 0.2
 
 
 class SimNetwork:
-    """All hosts and what they can reach; ``latency`` is one way, in seconds, ``loss`` the share of what is lost."""
+    """All hosts and what they can reach; ``latency`` is one way, in seconds, ``loss`` the share of what is lost; ``loop`` tells the
+    time if the run has one, else Trio's clock does."""
 
-    def __init__(self, latency: float = 0.001, rng: random.Random | None = None) -> None:
+    def __init__(
+        self, latency: float = 0.001, rng: random.Random | None = None, loop: Loop | None = None
+    ) -> None:
         self.latency = latency
+        self._loop = loop
         self.loss = 0.0
         self.hosts: dict[tuple[str, int], SimHost] = {}
         self.messages = 0
@@ -57,6 +62,9 @@ class SimNetwork:
 
     def at(self, moment: float, do: Callable[[], None]) -> None:
         """Call ``do`` at ``moment`` (Trio clock), in the order in which it was asked for."""
+        if self._loop is not None:
+            self._loop.at(moment, do)
+            return
         first = not self._queue or moment < self._queue[0][0]
         heapq.heappush(self._queue, (moment, next(self._order), do))
         if self._alarm is None:
