@@ -1,6 +1,6 @@
 # Trio's scheduler, without what virtual time has no use for: nothing is read from the kernel, a clock that jumps when
-# nothing can run costs no pass through the loop, and a sleep is an entry in a heap instead of a cancel scope that is made,
-# entered and cancelled.  A thousand nodes sleep most of the time, so that is most of what they would do.
+# nothing can run costs no pass through the loop, and a sleep is an entry in a heap instead of a cancel scope that is
+# made, entered and cancelled.  A thousand nodes sleep most of the time, so that is most of what they would do.
 
 """A clock for Trio on which hours pass at once."""
 
@@ -98,7 +98,7 @@ def run(main: Callable[[Loop], Awaitable[T]], *, seed: int) -> T:
         mock.patch.object(trio, "sleep", loop.sleep),
         mock.patch.object(trio, "sleep_until", loop.sleep_until),
         mock.patch.object(scheduler, "TheIOManager", _NoKernel),
-        mock.patch.object(scheduler, "Instruments", lambda instruments: {}),  # looked into eight times in a pass
+        mock.patch.object(scheduler, "Instruments", dict),  # none are given; they are looked into eight times in a pass
         mock.patch.object(scheduler, "_ALLOW_DETERMINISTIC_SCHEDULING", True),
         _rare_collections(),
     ):
