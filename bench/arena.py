@@ -38,7 +38,7 @@ class Arena:
     def description(self) -> dict[str, object]:
         """What a reader of the figures should know of the machine."""
         return {
-            "kernel": platform.release(),
+            "kernel": ".".join(platform.release().split(".")[:2]),
             "cpu": _cpu_model(),
             "cores": os.cpu_count(),
             "server_core": self.server_core,

@@ -72,22 +72,25 @@ class Exchange:
 
     def _reports(self) -> bytes:
         now = trio.current_time()
-        reports = [MemberReport(self._membership.me, 0)]
-        for member in self._membership.table.living():
-            if now - member.heard < HEARSAY_AGE:
-                reports.append(MemberReport(member.wire, int(now - member.heard)))
-        return encode_members(reports)
+        reports = [
+            MemberReport(member.wire, int(now - member.heard))
+            for member in self._membership.table
+            if member.alive and now - member.heard < HEARSAY_AGE
+        ]
+        return encode_members([MemberReport(self._membership.me, 0), *reports])
 
     async def merge(self, peer: bytes, body: bytes) -> None:
         """Learn what ``peer`` tells of the members. Raises WireError."""
-        for number, report in enumerate(decode_members(body), 1):
-            direct = report.peer.id == peer
+        now, confirm = trio.current_time(), self._membership.table.confirm
+        for number, (named, age) in enumerate(decode_members(body), 1):
+            direct = named.id == peer
             # nearly all of a list only confirms what is known, and there are thousands in it
-            if direct or not self._membership.table.confirm(report.peer, trio.current_time(), age=report.age):
-                said = self._membership.contact(report.peer)
-                self._membership.learn(said, age=0.0 if direct else report.age, direct=direct, source=peer)
+            if direct or not confirm(named, now, age=age):
+                said = self._membership.contact(named)
+                self._membership.learn(said, age=0.0 if direct else age, direct=direct, source=peer)
             if number % _SLICE == 0:
                 await trio.lowlevel.checkpoint()
+                now = trio.current_time()
         self._membership.heard(peer)
 
     async def greet(self, peer: bytes) -> None:

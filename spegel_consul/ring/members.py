@@ -178,7 +178,8 @@ class Members:
         member = self._members.get(said.id)
         if member is None or not member.alive or member.wire != said:
             return False
-        member.heard = max(member.heard, now - age)
+        if now - age > member.heard:
+            member.heard = now - age
         return True
 
     def answered(self, peer: bytes, now: float, took: float | None = None) -> bool:

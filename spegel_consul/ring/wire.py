@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
+from typing import NamedTuple
 
 from spegel_consul.ring import RingError
 from spegel_consul.ring.peerid import MAX_PEER_ID
@@ -47,8 +48,7 @@ class MessageType(IntEnum):
     PING = 5
 
 
-@dataclass(frozen=True, slots=True)
-class WirePeer:
+class WirePeer(NamedTuple):
     """A binary peer id with binary multiaddrs, not looked into."""
 
     id: bytes
@@ -65,8 +65,7 @@ class Message:
     providers: tuple[WirePeer, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class MemberReport:
+class MemberReport(NamedTuple):
     """One line of a member exchange: a peer, and how long ago (seconds) anybody heard from it."""
 
     peer: WirePeer

@@ -75,6 +75,14 @@ async def _split(world: World, fault: Fault) -> None:
     mend()
 
 
+async def _one_way(world: World, fault: Fault) -> None:
+    """What the nodes send to the others is lost, what the others send arrives."""
+    inside = {world.nodes[number].address for number in fault.nodes}
+    mend = world.network.cut(lambda a, b: a in inside and b not in inside)
+    await trio.sleep(fault.lasts)
+    mend()
+
+
 def _cut(world: World, fault: Fault) -> Callable[[], None]:
     inside = {world.nodes[number].address for number in fault.nodes}
     return world.network.cut(lambda a, b: (a in inside) != (b in inside))
@@ -196,6 +204,7 @@ async def _flapping(world: World, fault: Fault) -> None:
 KINDS: dict[str, Callable[[World, Fault], Awaitable[None]]] = {
     "partition": _partition,
     "split": _split,
+    "one way": _one_way,
     "no network": _alone,
     "loss": _loss,
     "slow": _slow,

@@ -27,16 +27,22 @@ from spegel_consul.ring.host import (
     StreamClosed,
     Unreachable,
 )
+from tests.sim.loop import Loop
 
 BREAKS_AFTER = 20.0
 RESENT_AFTER = 0.2
 
 
 class SimNetwork:
-    """All hosts and what they can reach; ``latency`` is one way, in seconds, ``loss`` the share of what is lost."""
+    """All hosts and what they can reach.
 
-    def __init__(self, latency: float = 0.001, rng: random.Random | None = None) -> None:
+    ``latency`` is one way, in seconds, ``loss`` the share of what is lost. The time is that of ``loop``, if there is
+    one, else of Trio's clock.
+    """
+
+    def __init__(self, latency: float = 0.001, rng: random.Random | None = None, loop: Loop | None = None) -> None:
         self.latency = latency
+        self._loop = loop
         self.loss = 0.0
         self.hosts: dict[tuple[str, int], SimHost] = {}
         self.messages = 0
@@ -57,6 +63,9 @@ class SimNetwork:
 
     def at(self, moment: float, do: Callable[[], None]) -> None:
         """Call ``do`` at ``moment`` (Trio clock), in the order in which it was asked for."""
+        if self._loop is not None:
+            self._loop.at(moment, do)
+            return
         first = not self._queue or moment < self._queue[0][0]
         heapq.heappush(self._queue, (moment, next(self._order), do))
         if self._alarm is None:
@@ -87,11 +96,11 @@ class SimNetwork:
     # -- cuts
 
     def cut(self, parts: Callable[[str, str], bool]) -> Callable[[], None]:
-        """Nothing passes between addresses that ``parts``; returns what mends it."""
+        """Nothing passes from one address to another if ``parts(one, other)``; returns what mends it."""
         self._cuts.append(parts)
         for host in list(self.hosts.values()):
             for peer, other in list(host._peers.items()):
-                if parts(host.address.host, other.address.host):
+                if not self.talk(host.address.host, other.address.host):
                     self.at(trio.current_time() + BREAKS_AFTER, lambda h=host, p=peer, o=other: self._give_up(h, p, o))
 
         def mend() -> None:
@@ -104,9 +113,13 @@ class SimNetwork:
     def reaches(self, a: str, b: str) -> bool:
         return not any(parts(a, b) for parts in self._cuts)
 
+    def talk(self, a: str, b: str) -> bool:
+        """Both ways: whoever gets no acknowledgements gives a connection up, though what it sends arrives."""
+        return not self._cuts or (self.reaches(a, b) and self.reaches(b, a))
+
     def _give_up(self, host: SimHost, peer: bytes, other: SimHost) -> None:
         # a cut that was mended and came again meanwhile may end it a little early
-        if host._peers.get(peer) is other and not self.reaches(host.address.host, other.address.host):
+        if host._peers.get(peer) is other and not self.talk(host.address.host, other.address.host):
             host._lose(peer)
 
     def _resend(self, pair: tuple[str, str]) -> None:
@@ -187,7 +200,7 @@ class SimHost:
             other = self._network.hosts.get((host, port))
             if other is self:
                 raise DialledSelf("behind this address is this node")
-            hears = self._network.reaches(self._address.host, host)
+            hears = self._network.talk(self._address.host, host)
             if not hears or (other is not None and (other.hung or self.hung)):
                 await trio.sleep(3)
                 raise Unreachable("no answer" if not hears else "no handshake")
@@ -214,7 +227,7 @@ class SimHost:
         other = self._peers.get(peer)
         if other is None or other._nursery is None:
             raise Unreachable("the connection was lost")
-        if other.hung or self.hung or not self._network.reaches(self._address.host, other.address.host):
+        if other.hung or self.hung or not self._network.talk(self._address.host, other.address.host):
             await trio.sleep(5)
             raise Unreachable("no stream")
         if protocol not in other._handlers:

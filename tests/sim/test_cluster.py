@@ -2,34 +2,56 @@
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 import sys
 from pathlib import Path
 from unittest import mock
 
+from spegel_consul.consul.election import Election
 from spegel_consul.ring.kad import KadRouter
+from tests.sim import faults
+from tests.sim.faults import Fault
 from tests.sim.world import run
 
 ROOT = Path(__file__).parents[2]
-NODES, SEEDS = 24, 2
+FEW = 12
 
 
-def _simulate(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tests.sim", "--nodes", str(NODES), *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
-
-
-def test_clusters_become_one_ring_after_faults_and_a_seed_replays_exactly() -> None:
-    ran = _simulate("--seeds", str(SEEDS))
+def _simulate(*arguments: str) -> str:
+    command = [sys.executable, "-m", "tests.sim", *arguments]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    digests = re.findall(r"^seed (\d+): ok, .* KiB/node, (\w{12}),", ran.stdout, re.MULTILINE)
-    assert [seed for seed, _ in digests] == [str(seed) for seed in range(SEEDS)]
-    again = _simulate("--seed-from", str(SEEDS - 1), "--seeds", "1")
-    assert digests[-1][1] in again.stdout, ran.stdout + again.stdout
+    return ran.stdout
+
+
+def _digests(printed: str) -> list[tuple[str, str]]:
+    return re.findall(r"^seed (\d+): ok, .* KiB/node, (\w{12}),", printed, re.MULTILINE)
+
+
+def test_clusters_of_200_nodes_become_one_ring_after_faults() -> None:
+    printed = _simulate("--nodes", "200", "--seeds", "20", "--jobs", "2")
+    assert [seed for seed, _ in _digests(printed)] == [str(seed) for seed in range(20)]
+
+
+def test_a_seed_replays_exactly() -> None:
+    both = [_digests(_simulate("--nodes", "24", "--seed-from", "1", "--seeds", "1")) for _ in range(2)]
+    assert both[0] == both[1]
+    assert [seed for seed, _ in both[0]] == ["1"]
 
 
 def test_what_breaks_the_ring_is_noticed() -> None:
     with mock.patch.object(KadRouter, "_on_change", return_value=None):  # nobody is told what they are now to hold
-        outcome = run(NODES, 0, chosen=[])
+        outcome = run(24, 0, chosen=[])
     assert any("of its 20 nearest" in problem for problem in outcome.problems)
+
+
+def test_leaders_that_ignore_their_lease_are_noticed() -> None:
+    twice = [Fault("leader cut off", at, 45.0, ()) for at in (45.0, 110.0)]
+    with (
+        mock.patch.object(faults, "plan", return_value=twice),
+        mock.patch.object(Election, "_lead_end", math.inf),
+    ):
+        outcomes = [run(FEW, seed) for seed in range(3)]
+    assert any("all lead" in problem for outcome in outcomes for problem in outcome.problems)

@@ -33,6 +33,22 @@ HELD = 7.0
 """How long servers keep a request in the hope of a leader, in seconds."""
 
 
+class Table:
+    """What long polls of one kind wait for."""
+
+    def __init__(self) -> None:
+        self.index = 10
+        self.woken = trio.Event()
+
+    def change(self) -> None:
+        self.index += 1
+        self.wake()
+
+    def wake(self) -> None:
+        self.woken.set()
+        self.woken = trio.Event()
+
+
 @dataclass
 class Session:
     agent: Agent
@@ -59,9 +75,8 @@ class VirtualConsul:
         self.holder: str | None = None
         self.sessions: dict[str, Session] = {}
         self.entry: KVEntry | None = None
-        self.index = 10
+        self.keys, self.services = Table(), Table()
         self.catalog: tuple[HealthyService, ...] = ()
-        self.woken = trio.Event()
         self._free_at = -math.inf
         self._instances: dict[str, HealthyService] = {}
         self._names = 0
@@ -70,15 +85,14 @@ class VirtualConsul:
         return Agent(self, node, drift)
 
     def wake(self) -> None:
-        self.woken.set()
-        self.woken = trio.Event()
+        self.keys.wake()
+        self.services.wake()
 
     def write(self, value: bytes | None, lock_index: int) -> None:
-        self.index += 1
+        self.keys.change()
         self.entry = None
         if value is not None:
-            self.entry = KVEntry("spegel/leader", value, self.holder, self.index, lock_index)
-        self.wake()
+            self.entry = KVEntry("spegel/leader", value, self.holder, self.keys.index, lock_index)
 
     def new_session(self, session: Session) -> str:
         self._names += 1
@@ -159,9 +173,8 @@ class VirtualConsul:
             self._instances.pop(node, None)
         else:
             self._instances[node] = service
-        self.index += 1
         self.catalog = tuple(self._instances.values())
-        self.wake()
+        self.services.change()
 
 
 class Agent:
@@ -245,12 +258,12 @@ class Client:
         if self._agent.denied:
             raise AccessDenied("403 Permission denied")
 
-    async def _block(self, index: int, wait: float, *, stale: bool = False) -> None:
+    async def _block(self, table: Table, index: int, wait: float, *, stale: bool = False) -> None:
         """Until the index moves, or the time is over. Raises what ends a long poll."""
         until = trio.current_time() + wait
-        while index and self._consul.index <= index:
+        while index and table.index == index:
             with trio.move_on_at(until) as limit:
-                await self._consul.woken.wait()
+                await table.woken.wait()
             if self._agent.link == "refused" or self.dead:
                 raise ConsulUnavailable("connection reset")
             if limit.cancelled_caught:
@@ -267,8 +280,8 @@ class Client:
         await self._reach()
         if consistent and trio.current_time() < self._consul.behind_until:
             raise NoClusterLeader("500 Not ready to serve consistent reads")
-        await self._block(index if self._consul.index <= index else 0, wait)
-        return self._consul.index, self._consul.entry
+        await self._block(self._consul.keys, index, wait)
+        return self._consul.keys.index, self._consul.entry
 
     async def kv_acquire(self, key: str, session: str, value: bytes, flags: int = 0) -> bool:
         await self._reach()
@@ -306,11 +319,8 @@ class Client:
         self, name: str, index: int = 0, wait: float = 60.0, **how: Any
     ) -> tuple[int, tuple[HealthyService, ...]]:
         await self._reach(stale=True)
-        known = self._consul.catalog
-        until = trio.current_time() + wait
-        while index and self._consul.catalog is known and trio.current_time() < until and self._agent.link == "":
-            await self._block(self._consul.index, until - trio.current_time(), stale=True)
-        return self._consul.index, () if self._agent.filtered else self._consul.catalog
+        await self._block(self._consul.services, index, wait, stale=True)
+        return self._consul.services.index, () if self._agent.filtered else self._consul.catalog
 
     async def register_service(self, definition: Mapping[str, object]) -> None:
         await self._reach(servers=False)

@@ -12,16 +12,16 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from unittest import mock
+from functools import partial
 
 import structlog
 import trio
-import trio.testing
 
 from spegel_consul.ring.key import dht_key, position
 from spegel_consul.ring.placement import REPLICAS
-from tests.sim import faults
+from tests.sim import faults, loop
 from tests.sim.faults import Fault
+from tests.sim.loop import Loop
 from tests.sim.network import SimNetwork
 from tests.sim.node import SimNode, shortcuts
 from tests.sim.virtualconsul import VirtualConsul
@@ -57,8 +57,8 @@ class Outcome:
 class World:
     """``count`` nodes."""
 
-    def __init__(self, count: int, rng: random.Random, nursery: trio.Nursery) -> None:
-        self.network = SimNetwork(0.002, rng)
+    def __init__(self, count: int, rng: random.Random, clock: Loop, nursery: trio.Nursery) -> None:
+        self.network = SimNetwork(0.002, rng, clock)
         self.consul = VirtualConsul(self.network, rng)
         self.nodes = [SimNode(number, self.network, self.consul, rng) for number in range(count)]
         self.problems: list[str] = []
@@ -84,7 +84,7 @@ class World:
             if len(leaders) > 1 and trio.current_time() > self.consul.excused_until:
                 self.problems.append(f"{trio.current_time():.2f} s: nodes {leaders} all lead")
                 return
-            await trio.sleep(0.1)
+            await trio.sleep(0.25)
 
     def strangers(self) -> str | None:
         """Who does not know whom; None if there is one ring."""
@@ -135,14 +135,14 @@ class World:
         return trio.current_time()
 
 
-async def _run(count: int, seed: int, chosen: list[int] | None, window: float) -> Outcome:
+async def _run(count: int, seed: int, chosen: list[int] | None, window: float, clock: Loop) -> Outcome:
     rng = random.Random(seed)
     planned = faults.plan(rng, count, SETTLED, window)
     if chosen is not None:
         planned = [fault for number, fault in enumerate(planned) if number in chosen]
     outcome = Outcome(seed, planned)
     async with trio.open_nursery() as nursery:
-        world = World(count, rng, nursery)
+        world = World(count, rng, clock, nursery)
         for number in range(count):
             nursery.start_soon(world.late, number)
         nursery.start_soon(world.watch_leaders)
@@ -164,7 +164,7 @@ async def _run(count: int, seed: int, chosen: list[int] | None, window: float) -
         outcome.problems = world.problems
         outcome.rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         state = [(node.number, node.host.sent, len(node.kad._members)) for node in world.running]
-        outcome.digest = hashlib.sha256(repr((state, world.consul.index)).encode()).hexdigest()[:12]
+        outcome.digest = hashlib.sha256(repr((state, world.consul.keys.index)).encode()).hexdigest()[:12]
         nursery.cancel_scope.cancel()
     return outcome
 
@@ -187,13 +187,11 @@ def _bounds(world: World, outcome: Outcome) -> None:
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
     """What else chance decides on is decided by ``seed``, and nothing is logged."""
-    scheduler, logging, chance = trio._core._run, structlog.get_config(), random.getstate()
-    scheduler._r.seed(seed)
+    logging, chance = structlog.get_config(), random.getstate()
     random.seed(seed)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
     try:
-        with mock.patch.object(scheduler, "_ALLOW_DETERMINISTIC_SCHEDULING", True):
-            yield
+        yield
     finally:
         structlog.configure(**logging)
         random.setstate(chance)
@@ -202,7 +200,7 @@ def _seeded(seed: int) -> Iterator[None]:
 def run(count: int, seed: int, chosen: list[int] | None = None, window: float = 90.0) -> Outcome:
     """One run of ``count`` nodes; ``chosen`` are the numbers of the faults that happen, by default all."""
     with _seeded(seed), shortcuts():
-        return trio.run(_run, count, seed, chosen, window, clock=trio.testing.MockClock(autojump_threshold=0))
+        return loop.run(partial(_run, count, seed, chosen, window), seed=seed)
 
 
 def shrink(count: int, outcome: Outcome) -> tuple[list[int], Outcome]:
