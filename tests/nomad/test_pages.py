@@ -16,8 +16,11 @@ import pytest
 from lab import documents, product
 from lab.image import MIB, build
 from lab.process import Failed, until
+from lab.registry import Registry
 
-from .agent import Machine
+from spegel_consul import __version__
+
+from .agent import IMAGE, Machine
 
 JOBS = documents.ROOT / "jobs"
 SERVICES = ("spegel", "spegel-router", "spegel-metrics")
@@ -60,7 +63,10 @@ def test_what_the_pages_tell_people_to_type(machines, record_property, tmp_path:
     # README: the tutorial
     began = time.monotonic()
     (line,) = commands("README.md", "nomad ")
-    run_job(machine, line, documents.ROOT)
+    (example,) = re.findall(r"registry\.example\.com/\S+:[\d.]+", line)
+    name = pushed(machine, example)
+    run_job(machine, line.replace(example, name), documents.ROOT)
+    assert name in docker.images(), "Docker has pulled it"
     written = docker.certs_d / "_default/hosts.toml"
     assert f'[host."http://{node.ip}:5000"]' in written.read_text()
     app = build(tmp_path / "app", "docker.io/library/app:v1", [MIB])
@@ -111,6 +117,19 @@ def test_what_the_pages_tell_people_to_type(machines, record_property, tmp_path:
     timed("jobs/README.md: removal", began)
     for what, seconds in times:
         record_property("table", ("on a real Nomad", ["", "seconds"], [what, f"{seconds:.0f}"]))
+
+
+def pushed(machine: Machine, example: str) -> str:
+    """Push the image to a registry and forget its name there, for Nomad to pull; the real one for ``example``."""
+    registry = Registry(machine.node.port, machine.node.dir / "registry")
+    registry.start()
+    registry.await_ready()
+    name = example.replace("registry.example.com", registry.host)
+    docker = machine.docker
+    docker.docker("tag", f"{IMAGE}:{__version__}", name)
+    docker.docker("push", name, timeout=60)
+    docker.docker("rmi", name)
+    return name
 
 
 def _works(machine: Machine, line: str) -> bool:
