@@ -15,7 +15,7 @@ import trio
 from spegel_consul.oci.errors import OCIError, RangeInvalid
 from spegel_consul.oci.path import ContentRequest, Kind
 from spegel_consul.registry.judge import Head, forwardable, judge
-from spegel_consul.registry.peer import PeerError, PeerResponse
+from spegel_consul.registry.peer import PeerError, PeerResponse, Unreachable
 from spegel_consul.registry.plan import unknown
 from spegel_consul.registry.race import Ask, Exhausted, Race, Wait
 from spegel_consul.registry.trace import CUT, Trace
@@ -110,9 +110,11 @@ class Chase:
         self._answers.clear()
 
     def _found(self, provider: Provider) -> None:
-        if self.mirror.may_ask(provider):
-            self._race.found(provider)
-            self._wake.set()
+        for each in filter(None, (provider, provider.turned)):
+            if self.mirror.may_ask(each):
+                self._race.found(each)
+                self._wake.set()
+                return
 
     async def _look_up(self) -> None:
         key, first = self._request.key, True
@@ -142,9 +144,7 @@ class Chase:
                 return answer
             match self._race.next(trio.current_time()):
                 case Ask(provider):
-                    question = trio.CancelScope()
-                    self._questions.append(question)
-                    self.nursery.start_soon(self._ask, question, provider, range_header, expected)
+                    self._start(provider, range_header, expected)
                 case Wait(until, starved):
                     if starved and not self._looking_up:
                         self._looking_up = True
@@ -156,6 +156,19 @@ class Chase:
                     if self._refused is not None:
                         raise self._refused
                     raise unknown(self._request, f"{self._request.reference} is not mirrored: {reason}")
+
+    def _start(self, provider: Provider, range_header: str | None, expected: Head | None) -> None:
+        question = trio.CancelScope()
+        self._questions.append(question)
+        self.nursery.start_soon(self._ask, question, provider, range_header, expected)
+
+    def _turn(self, provider: Provider) -> Provider | None:
+        """The provider at its other address, if that is asked now."""
+        other = provider.turned
+        if other is None or not self.mirror.may_ask(other) or not self._race.turned(provider, other):
+            return None
+        self.mirror.recent.add(self._request.key, other)
+        return other
 
     async def _ask(
         self, question: trio.CancelScope, provider: Provider, range_header: str | None, expected: Head | None
@@ -180,9 +193,13 @@ class Chase:
                     return
             except PeerError as exc:
                 log.debug("peer failed", key=self._request.key, registry=provider.registry[0], error=str(exc))
-                self.mirror.penalties.failed(provider, hung=exc.hung)
+                reached = not isinstance(exc, Unreachable)
+                self.mirror.penalties.failed(provider, hung=exc.hung, reached=reached)
                 self.mirror.recent.drop(self._request.key, provider)
-                self._race.failed(provider, trio.current_time())
+                if not reached and not question.cancel_called and (other := self._turn(provider)) is not None:
+                    self._start(other, range_header, expected)
+                else:
+                    self._race.failed(provider, trio.current_time())
             except RangeInvalid as exc:
                 # one peer's word: it counts if nobody else has another one
                 self._refused = exc

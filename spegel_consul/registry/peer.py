@@ -36,6 +36,10 @@ class PeerError(Exception):
         self.hung = hung
 
 
+class Unreachable(PeerError):
+    """There is no connection to the peer's address."""
+
+
 @dataclass(frozen=True, slots=True)
 class PeerLimits:
     """Deadlines in seconds: to connect, to the head of the answer, and between two reads of its body."""
@@ -195,7 +199,8 @@ class PeerClient:
     async def request(
         self, address: tuple[str, int], method: str, target: str, headers: Sequence[tuple[str, str]]
     ) -> PeerResponse:
-        """Send a request without a body and return the head of the answer. Raises PeerError."""
+        """Send a request without a body and return the head of the answer. Raises PeerError; Unreachable if it was
+        not sent, for want of a connection."""
         connection = self._reuse(address) or await self._connect(address)
         try:
             try:
@@ -285,13 +290,13 @@ class PeerClient:
         except trio.TooSlowError:
             sock.close()
             message = f"{host} port {port} did not accept within {self.limits.connect:g} s"
-            raise PeerError(message, hung=True) from None
+            raise Unreachable(message, hung=True) from None
         except trio.BrokenResourceError as exc:
             sock.close()
             raise PeerError(f"{host} port {port} and this node do not agree on TLS: {exc.__cause__ or exc}") from None
         except OSError as exc:
             sock.close()
-            raise PeerError(f"{host} port {port} can't be reached: {exc}") from None
+            raise Unreachable(f"{host} port {port} can't be reached: {exc}") from None
         except BaseException:
             sock.close()
             raise

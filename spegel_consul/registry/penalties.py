@@ -25,13 +25,20 @@ class Penalties:
 
     def lied(self, provider: Provider) -> None:
         """It sent wrong bytes."""
-        self._bar(provider, LIED)
+        self._bar(provider.registry, LIED)
+        if provider.twin is not None:
+            self._bar(provider.twin, LIED)
 
-    def failed(self, provider: Provider, *, hung: bool) -> None:
-        """It did not answer as it should. Only hanging is punished: the rest costs next to nothing."""
+    def failed(self, provider: Provider, *, hung: bool, reached: bool = True) -> None:
+        """It did not answer as it should. Only hanging is punished: the rest costs next to nothing.
+
+        One that was not ``reached`` may yet be at its other address.
+        """
         if hung:
             self.stalls += 1
-            self._bar(provider, HUNG)
+            self._bar(provider.registry, HUNG)
+            if reached and provider.twin is not None:
+                self._bar(provider.twin, HUNG)
 
     def bars(self, provider: Provider) -> bool:
         """Whether it is not to be asked now."""
@@ -43,8 +50,8 @@ class Penalties:
             return False
         return True
 
-    def _bar(self, provider: Provider, seconds: float) -> None:
+    def _bar(self, registry: tuple[str, int], seconds: float) -> None:
         now = trio.current_time()
         if len(self._until) >= _MOST:
             self._until = {address: until for address, until in self._until.items() if until > now}
-        self._until[provider.registry] = max(now + seconds, self._until.get(provider.registry, 0.0))
+        self._until[registry] = max(now + seconds, self._until.get(registry, 0.0))

@@ -86,6 +86,15 @@ class Race:
         if not self._open:
             self._idle_since = now
 
+    def turned(self, provider: Provider, other: Provider) -> bool:
+        """The provider is not reached; ``other`` is its other address. Returns whether that is asked in its stead."""
+        if other in self._asked:
+            return False
+        self.exclude(other)
+        self._open.discard(provider)
+        self._open.add(other)
+        return True
+
     def accepted(self, provider: Provider) -> None:
         """The provider's answer is being used. The others that were being asked stay good for later."""
         self._open.discard(provider)

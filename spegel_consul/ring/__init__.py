@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import trio
@@ -38,11 +38,18 @@ class PeerInfo:
 class Provider:
     """A peer that announced a key, and where its registry listens.
 
-    ``registry`` is ``(host, port)``; the host is an IP address without brackets.
+    ``registry`` is ``(host, port)``; the host is an IP address without brackets. ``twin`` is the address of the other
+    family that the same registry told, to be tried where it is not reached at the first.
     """
 
     peer_id: str
     registry: tuple[str, int]
+    twin: tuple[str, int] | None = field(default=None, compare=False)
+
+    @property
+    def turned(self) -> Provider | None:
+        """The same peer, its other address first."""
+        return Provider(self.peer_id, self.twin, self.registry) if self.twin is not None else None
 
 
 class Router(Protocol):

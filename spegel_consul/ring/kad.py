@@ -245,10 +245,11 @@ class KadRouter:
         for peer in search.offer(self._rng.sample(list(contacts), len(contacts))):
             self._membership.doubt(peer)
             named = contacts[peer]
-            address = named.registry or Address(named.routers[0].host, self._registry_port)
-            if named.twin is not None and not has_route(address):
-                address = named.twin
-            send.send_nowait(Provider(peerid.to_text(peer), (address.host, address.port)))
+            address, twin = named.registry or Address(named.routers[0].host, self._registry_port), named.twin
+            if twin is not None and not has_route(address):
+                address, twin = twin, None
+            other = (twin.host, twin.port) if twin is not None else None
+            send.send_nowait(Provider(peerid.to_text(peer), (address.host, address.port), other))
 
     def _on_change(self) -> None:
         self._rebalance = True

@@ -1,6 +1,9 @@
 # dockerd has one fixed path that can't be configured, /etc/docker, where the registries' hosts.toml are.  Each daemon
 # gets a mount namespace in which another directory is mounted there; its other mounts are private by the same.
 # It starts its containerd itself, and dies together with it.
+#
+# What the documentation says to type names the paths of an installation.  For that the same directories are mounted
+# where an installation has them, and an /etc, a /run and a /var/lib beside them that nobody else sees.
 
 """Docker 26 and 28, with the containerd image store or without."""
 
@@ -8,8 +11,9 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lab import hosts, parts
@@ -28,7 +32,8 @@ class Dockerd:
 
     ``mirrors`` are those of daemon.json, for docker.io only. ``fresh``: daemon.json is as after an installation.
     ``insecure``: registries that may be without TLS; before 28, mirrors of daemon.json are such.
-    ``docker_io``: what it takes for docker.io.
+    ``docker_io``: what it takes for docker.io. ``installed``: what it sees, and whoever ``enter``s, is a machine of its
+    own on which Docker has its usual paths, and its containerd those of containerd too.
     """
 
     def __init__(
@@ -42,6 +47,7 @@ class Dockerd:
         fresh: bool = False,
         insecure: Sequence[str] = (SUBNET,),
         docker_io: DockerIo | None = None,
+        installed: bool = False,
     ) -> None:
         self.netns = port.netns
         self.version = version
@@ -70,6 +76,11 @@ class Dockerd:
                 "registry-mirrors": list(mirrors),
                 "insecure-registries": list(insecure),
             }
+        self._mounts = {directory / "etc": _ETC}
+        if installed:
+            self._mounts = _machine(directory) | self._mounts
+            options |= {"data-root": "/var/lib/docker", "exec-root": "/run/docker"}
+            options["hosts"] = [f"unix://{self.sock}", "unix:///run/docker.sock"]
         self.config.write_text(json.dumps(options, indent=2))
 
     def start(self) -> None:
@@ -79,7 +90,8 @@ class Dockerd:
         dockerd = parts.dockerd(self.version)
         # also for docker-init and docker, which only 28's directory has in a form that runs everywhere
         path = parts.path(parts.containerd(_CONTAINERD_OF[self.version]), parts.runc(), dockerd, parts.docker("28"))
-        script = f'mount --bind {shlex.quote(str(self._dir / "etc"))} {_ETC} && exec "$@"'
+        mounts = [f"mount --bind {shlex.quote(str(source))} {target}" for source, target in self._mounts.items()]
+        script = " && ".join([*mounts, 'exec "$@"'])
         argv: list[str | Path] = ["sh", "-c", script, "sh", dockerd, "--config-file", self.config]
         self.process = self.netns.start(
             self._name,
@@ -93,6 +105,10 @@ class Dockerd:
         if self.process is None:
             raise Failed(f"{self._name} was not started")
         return self.process
+
+    def enter(self, argv: Sequence[str | Path]) -> list[str]:
+        """The command line that runs ``argv`` with the network and the mounts of this daemon, in the root directory."""
+        return ["nsenter", f"--target={self.running().pid}", "--net", "--mount", *map(str, argv)]
 
     def await_ready(self, timeout: float = 30) -> None:
         self.running().until(self._answers, timeout=timeout, what=f"{self._name} answers")
@@ -138,3 +154,25 @@ class Dockerd:
                 return sock.recv(64).startswith((b"HTTP/1.0 200", b"HTTP/1.1 200"))
         except OSError:
             return False
+
+
+def _machine(directory: Path) -> Mapping[Path, Path]:
+    """What is mounted where to make a machine of its own."""
+    machine, data, run = directory / "machine", directory / "data", directory / "exec"
+    leave_out = shutil.ignore_patterns("docker", "containerd")
+    shutil.copytree("/etc", machine / "etc", symlinks=True, ignore=leave_out)
+    for path in ("etc/docker", "etc/containerd", "run/docker", "run/containerd"):
+        (machine / path).mkdir(parents=True)
+    for path in ("docker", "containerd", "spegel"):
+        (machine / "lib" / path).mkdir(parents=True)
+    for path in (run / "containerd", data / "containerd/daemon"):
+        path.mkdir(parents=True)
+    return {
+        machine / "etc": Path("/etc"),
+        machine / "run": Path("/run"),
+        machine / "lib": Path("/var/lib"),
+        data: Path("/var/lib/docker"),
+        data / "containerd/daemon": Path("/var/lib/containerd"),
+        run: Path("/run/docker"),
+        run / "containerd": Path("/run/containerd"),
+    }

@@ -89,9 +89,9 @@ class ListRouter:
 
         yield found()
 
-    def knows(self, *nodes: Node | tuple[str, int]) -> None:
+    def knows(self, *nodes: Node | tuple[str, int], twin: tuple[str, int] | None = None) -> None:
         self.providers = [
-            Provider(f"peer{i}", node.address if isinstance(node, Node) else node) for i, node in enumerate(nodes)
+            Provider(f"peer{i}", node.address if isinstance(node, Node) else node, twin) for i, node in enumerate(nodes)
         ]
 
 

@@ -31,10 +31,10 @@ class SimRig:
         self.network = SimNetwork()
         self.hosts: dict[str | None, SimHost] = {}
 
-    async def node(self, *, speaks_members: bool = True) -> KadRouter:
+    async def node(self, *, speaks_members: bool = True, also: str | None = None) -> KadRouter:
         host = self.network.host()
         registry = (host.address.host, next(self._ports))
-        router = KadRouter(host, registry=registry, rng=random.Random(registry[1]))
+        router = KadRouter(host, registry=registry, also=also, rng=random.Random(registry[1]))
         if not speaks_members:
             host.refuse(MEMBERS)
             host.refuse(WITHDRAW)
@@ -75,6 +75,21 @@ async def rig(nursery: trio.Nursery) -> SimRig:
 
 class TestKadRouterSimulated(RouterSuite):
     pass
+
+
+@pytest.mark.parametrize("routed", [True, False])
+async def test_of_two_addresses_both_are_told_unless_there_is_no_way_to_the_first(
+    rig: SimRig, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, routed: bool
+) -> None:
+    monkeypatch.setattr("spegel_consul.ring.kad.has_route", lambda address: routed)
+    holder, asker = await rig.node(also="fd00::7"), await rig.node()
+    assert await asker.join([holder.me]) == 1
+    await holder.announce(["key"])
+    await eventually_finds(asker, "key", {holder.me.id})
+    (provider,) = await find(asker, "key")
+    host, port = rig.registry(holder)
+    first, second = (host, port), ("fd00::7", port)
+    assert (provider.registry, provider.twin) == ((first, second) if routed else (second, None))
 
 
 async def test_records_live_as_long_as_they_are_announced_and_no_longer(rig: SimRig, autojump_clock: MockClock) -> None:

@@ -7,60 +7,42 @@ import re
 import shutil
 import subprocess
 import sys
-import textwrap
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 from lab import parts
+from lab.documents import PAGES, ROOT, lines, place
 
 from spegel_consul.cli import cli
 
-ROOT = Path(__file__).parents[2]
-PAGES = [
-    "README.md",
-    *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
-    "docker/README.md",
-    "jobs/README.md",
-]
 NOT_RUN = {
     "make ": ".ci/run does",
-    "spegel-consul registry": "the tests with real parts start it",
     "cd ": "a page's commands are run where the page is",
-    "nomad ": "no Nomad is here; tests/jobs checks the jobs, and jobs/README.md says what was seen on a real one",
-    "consul acl ": "tests/real/consul runs those of consul/README.md; these differ in the names only",
-    "docker run ": "tests/real/test_image.py does, with the directories of its own Docker",
-    "systemctl restart docker": "no systemd is here; tests/real/runtimes restarts Dockers",
-    "python3 -m pip install --target": "takes a minute; tests/real/test_image.py installs the same packages",
+    "spegel-consul registry": "tests/real/test_started.py does",
+    "consul acl ": "tests/real/consul/test_folder.py does, with ACLs",
+    "docker run ": "tests/real/test_image.py does, with the image",
+    "nomad ": "`make nomad` does, on a real one",
+    "python3 -m pip install --target": "`make nomad` does; it takes a minute",
     "tar czf spegel-consul.tar.gz": "as before",
     "sha256sum spegel-consul.tar.gz": "as before",
+    "systemctl restart docker": "no systemd is here; tests/real/runtimes restarts Dockers",
 }
-"""By how they begin: commands that are not run here, and why."""
+"""By how they begin: commands that are not run here, but elsewhere, or why not."""
 STARTS = ("make ", "spegel-consul registry", "nomad job run ")
 RUN = re.compile(r"(NO_COLOR=1 )?(spegel-consul|curl|consul|dig) ")
 
 
-def blocks(page: str) -> list[str]:
-    found = re.findall(r"^( *)```sh\n(.*?)^ *```$", (ROOT / page).read_text(), re.M | re.S)
-    return [re.sub(r"\\\n\s*", "", textwrap.dedent(block)) for _, block in found]
-
-
-def place(page: str) -> Path:
-    """Where a page's commands are run."""
-    return ROOT / "jobs" if page.startswith("jobs/") else ROOT
-
-
 def starts() -> list[tuple[Path, str]]:
     """Commands that start things, and where."""
-    lines = [(place(page), line) for page in PAGES for block in blocks(page) for line in block.splitlines()]
-    return [(where, line) for where, line in lines if line.startswith(STARTS)]
+    return [(place(page), line) for page in PAGES for line in lines(page) if line.startswith(STARTS)]
 
 
 def commands() -> list[tuple[Path, str]]:
     """Where each is run, and it."""
-    lines = [(place(page), line) for page in PAGES for block in blocks(page) for line in block.splitlines()]
-    return [(where, line) for where, line in lines if RUN.match(line) and not line.startswith(tuple(NOT_RUN))]
+    found = [(place(page), line) for page in PAGES for line in lines(page)]
+    return [(where, line) for where, line in found if RUN.match(line) and not line.startswith(tuple(NOT_RUN))]
 
 
 @pytest.mark.real
@@ -76,7 +58,7 @@ def test_every_command_of_the_documentation_works(ring, tmp_path: Path) -> None:
         (etc / runtime).mkdir()
     shell = ["bash", "-o", "pipefail", "-c"]
     for where, command in commands():
-        line = command.replace("10.0.0.7", node.ip)
+        line = command.replace("10.0.0.7:23456", f"{node.ip}:9090").replace("10.0.0.7", node.ip)
         done = subprocess.run(
             node.netns.inside([*shell, f"mount --bind {etc} /etc && {line}"], private_mounts=True),
             cwd=where, capture_output=True, text=True, timeout=60, env=environment, check=False,
@@ -99,11 +81,10 @@ def test_links_lead_somewhere(page: str) -> None:
 def test_each_command_is_run_or_it_is_said_why_not() -> None:
     used = set()
     for page in PAGES:
-        for block in blocks(page):
-            for line in filter(None, block.splitlines()):
-                excused = [start for start in NOT_RUN if line.startswith(start)]
-                assert excused or RUN.match(line), f"{page}: nothing runs {line!r}"
-                used.update(excused)
+        for line in lines(page):
+            excused = [start for start in NOT_RUN if line.startswith(start)]
+            assert excused or RUN.match(line), f"{page}: nothing runs {line!r}"
+            used.update(excused)
     assert used == set(NOT_RUN)
 
 

@@ -18,7 +18,7 @@ import pytest
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
-from lab import parts
+from lab import documents, parts
 from lab.cluster import Cluster, Node
 from lab.consul import MASTER_TOKEN, ConsulOptions
 from lab.process import Failed, until
@@ -96,13 +96,13 @@ def _acls_work(node: Node) -> bool:
         return False
 
 
-def shell(node: Node, command: str, **env: str) -> subprocess.CompletedProcess[str]:
-    """A line of the README, in the folder."""
+def shell(node: Node, command: str, where: Path = FOLDER, **env: str) -> subprocess.CompletedProcess[str]:
+    """A line of the README, in the folder, or one of another page."""
     programs = [parts.consul().parent, Path(sys.executable).parent, *os.environ["PATH"].split(":")]
     given = {"PATH": ":".join(map(str, programs)), "HOME": "/nonexistent", "CONSUL_HTTP_TOKEN": MASTER_TOKEN}
     argv = node.netns.inside(["bash", "-euo", "pipefail", "-c", command])
     return subprocess.run(
-        argv, cwd=FOLDER, env={**given, **env}, capture_output=True, text=True, timeout=20, check=False
+        argv, cwd=where, env={**given, **env}, capture_output=True, text=True, timeout=20, check=False
     )
 
 
@@ -160,6 +160,29 @@ def test_a_workload_identity_logs_in(node: Node, issuer: Issuer) -> None:
     for identity in (issuer.identity("other"), issuer.identity("spegel", nomad_service="spegel")):
         with pytest.raises(Failed, match="403"):
             log_in(node, identity)
+
+
+@pytest.mark.parametrize("page", ["docs/consul.md", "jobs/README.md"])
+def test_the_rights_that_other_pages_tell_to_give(node: Node, issuer: Issuer, page: str) -> None:
+    for kind in ("binding-rule", "role", "policy"):
+        for each in node.consul.get(f"/v1/acl/{'policies' if kind == 'policy' else kind + 's'}"):
+            if each.get("Name", "spegel") == "spegel":
+                node.consul.request("DELETE", f"/v1/acl/{kind}/{each['ID']}")
+    said = []
+    for line in documents.lines(page):
+        if line.startswith("consul acl "):
+            done = shell(node, line, documents.place(page))
+            assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+            said.append(done.stdout)
+    if page == "jobs/README.md":
+        assert len(said) == 3
+        token = log_in(node, issuer.identity("spegel"))["SecretID"]
+    else:
+        (token,) = re.findall(r"SecretID: +(\S+)", said[-1])
+    node.sidecar.stop()
+    layout = node.dir.parent / "layout"
+    node.start_sidecar(store="layout", layout_path=layout, env={"CONSUL_HTTP_TOKEN": token})
+    until(lambda: last_state(node).get("state") == "leader", timeout=20, what="it leads")
 
 
 def log_in(node: Node, identity: str) -> dict:
