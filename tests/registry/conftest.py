@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,7 @@ class Node:
     router: ListRouter
     metrics: Metrics
     road: CountedRoad | None
+    mirror: Mirror
     scheme: str = "http"
     stop: trio.Event = field(default_factory=trio.Event)
 
@@ -139,7 +141,7 @@ async def start_node(nursery: trio.Nursery, request: pytest.FixtureRequest, tmp_
         short_road = CountedRoad(ShortRoad(planner, store, mirror, ByteCache(1 << 20), metrics))
         sock = listen(ListenAddress("127.0.0.1", 0), "--registry-addr")
         road = short_road if request.param == "short road" and tls is None else None
-        node = Node(sock.getsockname(), store, router, metrics, road, scheme="http" if tls is None else "https")
+        node = Node(sock.getsockname(), store, router, metrics, road, mirror, scheme="http" if tls is None else "https")
 
         async def run(task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
             await serve(
@@ -161,20 +163,27 @@ async def start_node(nursery: trio.Nursery, request: pytest.FixtureRequest, tmp_
         client.close()
 
 
+Part = bytes | float | Callable[[bytes], Sequence[bytes | float]]
+
+
 @dataclass
 class FakePeer:
     """A TCP server that answers each connection with one of the given scripts."""
 
     address: tuple[str, int]
+    parts: Sequence[Part]
     requests: list[bytes] = field(default_factory=list)
 
 
 @pytest.fixture
 async def start_peer(nursery: trio.Nursery) -> Start:
-    async def start(*parts: bytes | float, then: str = "close") -> FakePeer:
-        """Reads one request, then sends ``parts`` (a number is a pause), then closes or hangs."""
+    async def start(*parts: Part, then: str = "close") -> FakePeer:
+        """Reads one request, then sends ``parts``, then closes or hangs.
+
+        A number is a pause; a function is given the request and returns what stands in its place.
+        """
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        peer = FakePeer(listeners[0].socket.getsockname())
+        peer = FakePeer(listeners[0].socket.getsockname(), parts)
 
         async def handle(stream: trio.SocketStream) -> None:
             async with stream:
@@ -186,7 +195,7 @@ async def start_peer(nursery: trio.Nursery) -> Start:
                             return
                         request += data
                     peer.requests.append(request)
-                    for part in parts:
+                    for part in chain.from_iterable(part(request) if callable(part) else [part] for part in peer.parts):
                         if isinstance(part, bytes):
                             await stream.send_all(part)
                         else:
