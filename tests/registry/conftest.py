@@ -23,6 +23,7 @@ from spegel_consul.registry.policy import Permits, any_node
 from spegel_consul.registry.short import ShortRoad
 from spegel_consul.ring import Provider
 from spegel_consul.server.connection import Link
+from spegel_consul.server.door import Door
 from spegel_consul.server.listen import ListenAddress, listen
 from spegel_consul.server.tls import Tls
 from spegel_consul.server.worker import serve
@@ -131,6 +132,7 @@ async def start_node(nursery: trio.Nursery, request: pytest.FixtureRequest, tmp_
         tls: Tls | None = None,
         credentials: Credentials | None = None,
         permits: Permits = any_node,
+        door: Door | None = None,
     ) -> Node:
         metrics, router = Metrics(), ListRouter()
         store = FileStore(tmp_path / f"content{len(clients)}")
@@ -152,6 +154,7 @@ async def start_node(nursery: trio.Nursery, request: pytest.FixtureRequest, tmp_
                 drain_timeout=0.5,
                 keep_alive=keep_alive,
                 tls=tls,
+                door=door,
                 task_status=task_status,
             )
 
