@@ -18,6 +18,7 @@ import select
 import socket
 from collections import Counter
 from collections.abc import Awaitable
+from contextlib import suppress
 from typing import Protocol
 
 import h11
@@ -45,6 +46,7 @@ standing: Counter[int] = Counter()
 
 _PIECE = 1 << 16
 _HANDSHAKE = 10.0  # seconds
+_LAST_WORDS = 64  # reads of what is not answered
 _MOMENT = 1.0  # seconds in which a client that has closed its direction takes something, if it is still there
 
 
@@ -222,6 +224,24 @@ class Connection(TCPServer):
             seen, self._answered = self._sent, trio.Event()
             with trio.move_on_after(_MOMENT):
                 await self._answered.wait()
+
+    async def _close(self) -> None:
+        """Close it, after what the client still sends: unread, that would make a reset of it, which can overtake the
+        answer (RFC 9112, 9.6)."""
+        try:
+            if self._tls is None:
+                await self._hear_out(self._plain.socket)
+        finally:
+            await super()._close()
+
+    async def _hear_out(self, sock: trio.socket.SocketType) -> None:
+        # whoever reads from it now hears it out himself; a client that has left is no matter
+        with suppress(OSError, ValueError, trio.BusyResourceError, trio.ClosedResourceError):
+            sock.shutdown(socket.SHUT_WR)
+            with trio.move_on_after(_MOMENT):
+                for _ in range(_LAST_WORDS):
+                    if not await _receive(sock):
+                        return
 
     def _is_answering(self) -> bool:
         """Whether hypercorn answers a request that has come whole."""

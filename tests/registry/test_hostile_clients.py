@@ -364,3 +364,32 @@ async def test_who_closes_both_ends_costs_no_more_than_a_moment(start_node: Any,
         await stream.aclose()
         while standing[node.address[1]]:
             await trio.sleep(0.01)
+
+
+async def test_who_is_refused_hears_why_though_it_has_not_finished(node: Any) -> None:
+    """RFC 9112, 9.6: what is sent and never read must not become a reset that overtakes the answer."""
+    for _ in range(10):
+        async with await trio.open_tcp_stream(*node.address) as stream:
+            with trio.fail_after(20):
+                await stream.send_all(b"\x16\x03\x01 what\r\n\r\n" + bytes(200_000))
+                await trio.sleep(0.01)
+                await stream.send_all(bytes(200_000))
+                await stream.send_eof()
+                received = b""
+                while data := await stream.receive_some(1 << 16):
+                    received += data
+        assert received.startswith(b"HTTP/1.1 400 ")
+        assert received.endswith(b"}")
+
+
+@pytest.mark.parametrize("body", [b"zz\r\n", b"5\r\nabcde\r\n0\r\n\r\xc4\r\n\r\n", b"5\r\nabcdefgh"])
+async def test_a_malformed_body_ends_the_connection_and_not_the_answer(
+    node: Any, body: bytes, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(5):
+        asked = request(f"GET {PATH} HTTP/1.1", "Host: x", "Transfer-Encoding: chunked")
+        answer = await exchange(node, asked + body + INNER)
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert answer.count(LAYER) == 1
+    captured = capfd.readouterr()
+    assert "Traceback" not in captured.out + captured.err
