@@ -124,6 +124,7 @@ class Connection(TCPServer):
             local = client is not None and server is not None and client[0] == server[0]
             if self._door is not None and client is not None and not local:
                 if not self._door.enter(client[0]):
+                    await trio.aclose_forcefully(self._plain)  # nobody is heard out here
                     return
                 guest = client[0]
             port = server[1] if server is not None else 0
@@ -152,10 +153,12 @@ class Connection(TCPServer):
             # a group of resets and closed resources is how a client's departure looks from here
             log.debug("connection ended", error=_leaf(exc))
         finally:
-            standing[port] -= bool(port)
-            if self._door is not None and guest:
-                self._door.leave(guest)
-            await self._close()
+            try:
+                await self._close()
+            finally:
+                standing[port] -= bool(port)
+                if self._door is not None and guest:
+                    self._door.leave(guest)
 
     async def _encrypt(self, tls: Tls) -> None:
         self.stream = trio.SSLStream(self._plain, tls.server(), server_side=True, https_compatible=True)

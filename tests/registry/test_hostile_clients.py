@@ -292,6 +292,7 @@ async def test_a_crowd_takes_its_connections_from_its_own_like(start_node: Any, 
             return (await client.get(f"/v2/library/app/blobs/{digest}?ns=docker.io")).content
 
     crowd: list[trio.socket.SocketType] = []
+    files = open_files()
     with trio.fail_after(60):
         for _ in range(CROWD):
             crowd.append(trio.socket.socket())
@@ -302,6 +303,7 @@ async def test_a_crowd_takes_its_connections_from_its_own_like(start_node: Any, 
         while stand() > 256:
             await trio.sleep(0.01)
         assert stand() == 256
+        assert open_files() < files + CROWD + 256 + 50, "those that were refused are gone"
         with pytest.raises((httpx.RemoteProtocolError, httpx.ReadError)):
             await pull("127.0.0.2")
         for sock in crowd:
