@@ -62,6 +62,7 @@ from spegel_consul.ring.keeper import RingKeeper
 from spegel_consul.ring.libp2p_host import Libp2pHost
 from spegel_consul.ring.remembered import Remembered
 from spegel_consul.server.connection import standing
+from spegel_consul.server.door import Door, raise_limit
 from spegel_consul.server.listen import ListenError, listen
 from spegel_consul.server.spool import Room
 from spegel_consul.server.tls import Tls, TlsError
@@ -256,9 +257,10 @@ async def _start(
     identity.add_to(others, lambda: router.me)
     content = ContentApp(others, planner, store, mirror, metrics)  # type: ignore[arg-type]
     called = frozenset({node.address, node.also or node.address})
-    await stages.serve(content, node.registry, short_road, node.tls, called)  # type: ignore[arg-type]
+    door = Door(raise_limit())
+    await stages.serve(content, node.registry, short_road, node.tls, door, called)  # type: ignore[arg-type]
     # who follows events would keep a stop waiting
-    await stages.serve(web_app.build_app(view), node.metrics, drain_timeout=1.0)
+    await stages.serve(web_app.build_app(view), node.metrics, door=door, drain_timeout=1.0)
     metrics.http_inflight.set_function(
         lambda: {
             (handler,): float(count + (short_road.inflight if handler == CONTENT else 0))

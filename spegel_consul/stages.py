@@ -13,6 +13,7 @@ import trio
 from hypercorn.typing import Framework
 
 from spegel_consul.registry.short import ShortRoad
+from spegel_consul.server.door import Door
 from spegel_consul.server.tls import Tls
 from spegel_consul.server.worker import DRAIN_TIMEOUT, serve
 
@@ -60,6 +61,7 @@ class Stages:
         sock: socket.socket,
         short_road: ShortRoad | None = None,
         tls: Tls | None = None,
+        door: Door | None = None,
         called: frozenset[str] = frozenset(),
         drain_timeout: float = DRAIN_TIMEOUT,
     ) -> None:
@@ -72,6 +74,7 @@ class Stages:
             stop=drain.wait,
             short_road=short_road,
             tls=tls,
+            door=door,
             called=called,
             drain_timeout=drain_timeout,
         )

@@ -102,6 +102,13 @@ from spegel_consul.server.tls import TlsFiles
 @option("--peer-first-byte-timeout", type=TIMEOUT, default="2s", help="Longest wait for a peer's answer to begin.")
 @option("--peer-stall-timeout", type=TIMEOUT, default="5s", help="Longest silence of a peer in the midst of a blob.")
 @option(
+    "--peer-min-rate",
+    type=SIZE,
+    default="2MiB",
+    help="What a peer should send in a second; of one that sends less, the rest of a blob comes from another peer that"
+    " has it. 0 for none.",
+)
+@option(
     "--tls-cert-file",
     type=FILE,
     default=None,
@@ -219,6 +226,7 @@ def _settings(given: dict[str, Any]) -> Settings:
             connect=given["peer_connect_timeout"],
             first_byte=given["peer_first_byte_timeout"],
             stall=given["peer_stall_timeout"],
+            rate=given["peer_min_rate"],
         ),
         tls=_tls(given),
         basic_auth_file=given["basic_auth_file"],

@@ -14,7 +14,7 @@ import trio
 
 from spegel_consul.oci.errors import OCIError, RangeInvalid
 from spegel_consul.oci.path import ContentRequest, Kind
-from spegel_consul.registry.judge import Head, forwardable, judge
+from spegel_consul.registry.judge import Head, forwardable, judge, type_of
 from spegel_consul.registry.peer import PeerError, PeerResponse, Unreachable
 from spegel_consul.registry.plan import unknown
 from spegel_consul.registry.race import Ask, Exhausted, Race, Wait
@@ -58,7 +58,8 @@ class Chase:
         self.mirror = mirror
         self._trace = trace
         self._request = request
-        self._method = method
+        # a manifest's type is read from the manifest, and a runtime goes by the type that the answer to HEAD names
+        self._method = "GET" if request.kind is Kind.MANIFEST else method
         self.nursery = nursery
         self._since = trio.current_time()
         settings = mirror.settings
@@ -67,6 +68,7 @@ class Chase:
             resolve_timeout=settings.resolve_timeout,
             attempts=settings.attempts,
             hedge=settings.hedge,
+            is_slow=mirror.penalties.is_slow,
         )
         self._wake = trio.Event()
         self._looking_up = False
@@ -80,12 +82,15 @@ class Chase:
         """The first acceptable answer. Raises the OCIError that says why there is none."""
         return await self._run(forwardable(self._request, range_header), None)
 
-    async def resume(self, head: Head, reached: int) -> tuple[PeerResponse, Provider]:
-        """Another peer's answer with the bytes of ``head`` from ``reached`` on. Raises TransferCut."""
+    async def resume(self, head: Head, reached: int, *, picky: bool = False) -> tuple[PeerResponse, Provider]:
+        """Another peer's answer with the bytes of ``head`` from ``reached`` on; ``picky``: of none that is slow.
+
+        Raises TransferCut.
+        """
         rest, wanted = head, None
         if reached or head.partial:
             rest, wanted = replace(head, start=reached, partial=True), f"bytes={reached}-{head.stop - 1}"
-        self._race.resumed(trio.current_time())
+        self._race.resumed(trio.current_time(), picky=picky)
         try:
             answer = await self._run(wanted, rest)
         except OCIError as exc:
@@ -99,7 +104,7 @@ class Chase:
         self._race.exclude(provider)
 
     def again(self, provider: Provider) -> None:
-        """It may be asked once more: what failed was another's fault."""
+        """It may be asked once more, after all others."""
         self._race.again(provider)
 
     def close(self) -> None:
@@ -182,7 +187,10 @@ class Chase:
                 try:
                     head = judge(response, self._request, range_header, expected)
                     body: bytes | PeerResponse = response
-                    if self._method == "HEAD" or self._request.kind is Kind.MANIFEST or self.mirror.is_small(head):
+                    if self._request.kind is Kind.MANIFEST:
+                        body = await self.mirror.read(response, head, provider, "GET")
+                        head = replace(head, media_type=type_of(body))
+                    elif self._method == "HEAD" or self.mirror.is_small(head):
                         body = await self.mirror.read(response, head, provider, self._method)
                 except BaseException:
                     response.discard()
@@ -194,7 +202,7 @@ class Chase:
             except PeerError as exc:
                 log.debug("peer failed", key=self._request.key, registry=provider.registry[0], error=str(exc))
                 reached = not isinstance(exc, Unreachable)
-                self.mirror.penalties.failed(provider, hung=exc.hung, reached=reached)
+                self.mirror.penalties.failed(provider, hung=exc.hung, broken=exc.broken, reached=reached)
                 self.mirror.recent.drop(self._request.key, provider)
                 if not reached and not question.cancel_called and (other := self._turn(provider)) is not None:
                     self._start(other, range_header, expected)

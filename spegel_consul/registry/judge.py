@@ -1,4 +1,6 @@
 # What a peer says is believed only as far as it fits what was asked: the status, the length, the range, the digest.
+# What a manifest is stands in the manifest, whose bytes are verified: a runtime that believed another's word for it
+# would look for layers in an index, or for platforms in a manifest.
 
 """Whether the head of a peer's answer is acceptable."""
 
@@ -9,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import DigestInvalid, RangeInvalid
-from spegel_consul.oci.media import OCTET_STREAM
+from spegel_consul.oci.media import OCTET_STREAM, header_safe, manifest_media_type
 from spegel_consul.oci.path import ContentRequest, Kind
 from spegel_consul.oci.ranges import parse_range
 from spegel_consul.registry.peer import PeerError, PeerResponse
@@ -54,30 +56,44 @@ def judge(
         if unsatisfied is not None:
             raise RangeInvalid(int(unsatisfied[1]))
     if status != 200 and not (status == 206 and range_header is not None):
-        raise PeerError(f"answered {status}")
+        raise PeerError(f"answered {status}", broken=not 400 <= status < 600)
     if response.header(b"transfer-encoding") is not None:
-        raise PeerError("did not frame the content by its length")
+        raise PeerError("did not frame the content by its length", broken=True)
+    if (response.header(b"content-encoding") or "identity").lower() != "identity":
+        raise PeerError("sent the content in an encoding that nobody asked for", broken=True)
     length = response.header(b"content-length") or ""
     if not (length.isascii() and length.isdigit() and len(length) < 20):
-        raise PeerError("did not say how long the content is")
+        raise PeerError("did not say how long the content is", broken=True)
     start, stop, size = 0, int(length), int(length)
     if status == 206:
         span = _CONTENT_RANGE.match(content_range)
         if span is None:
-            raise PeerError(f"answered 206 with content-range {content_range[:60]!r}")
+            raise PeerError(f"answered 206 with content-range {content_range[:60]!r}", broken=True)
         start, stop, size = int(span[1]), int(span[2]) + 1, int(span[3])
         asked_for = parse_range(range_header, size)
         if stop - start != int(length) or asked_for is None or (start, stop) != (asked_for.start, asked_for.stop):
-            raise PeerError(f"answered 206 with content-range {content_range[:60]!r} and length {length}")
+            message = f"answered 206 with content-range {content_range[:60]!r} and length {length}"
+            raise PeerError(message, broken=True)
     asked = request.reference.digest
     try:
         digest = Digest(response.header(b"docker-content-digest") or asked or "")
     except DigestInvalid:
-        raise PeerError("did not say which digest the content has") from None
+        raise PeerError("did not say which digest the content has", broken=True) from None
     if asked is not None and digest != asked:
-        raise PeerError(f"answered with another digest, {digest}")
-    media_type = response.header(b"content-type") or OCTET_STREAM
+        raise PeerError(f"answered with another digest, {digest}", broken=True)
+    media_type = header_safe(response.header(b"content-type") or OCTET_STREAM)
     head = Head(digest, media_type, start, stop, size, status == 206)
     if expected is not None and head != replace(expected, media_type=media_type):
         raise PeerError("answered with other bytes than those that are missing")
     return head
+
+
+def type_of(manifest: bytes) -> str:
+    """The media type that a peer's manifest has by its own bytes. Raises PeerError if it is none.
+
+    Schema 1 is none either: its digest is not that of its bytes, and no runtime keeps it as it was.
+    """
+    found = manifest_media_type(manifest)
+    if found is None:
+        raise PeerError("has other content than a manifest under this digest")
+    return found

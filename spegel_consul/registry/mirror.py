@@ -146,7 +146,8 @@ class Mirror:
             return None  # there is nothing to splice
         wanted = forwardable(request, range_header)
         for provider in self.recent.get(request.key):
-            if self.may_ask(provider) and self.client.has_idle(provider.registry):
+            fit = self.may_ask(provider) and not self.penalties.is_slow(provider)
+            if fit and self.client.has_idle(provider.registry):
                 with trio.move_on_after(self.settings.hedge):
                     return await self._ask_at_once(provider, request, wanted, trace)
                 break
@@ -213,11 +214,15 @@ class Mirror:
         return self.settings.verify and not head.partial and head.size <= SMALL
 
     async def read(self, response: PeerResponse, head: Head, provider: Provider, method: str) -> bytes:
-        """A small body, whole and verified. Raises PeerError."""
+        """A small body, whole and verified. Raises PeerError, also if it takes too long in all."""
         if method == "GET" and head.size > MAX_MANIFEST_SIZE:
             raise PeerError(f"has a manifest of {head.size} bytes, more than {MAX_MANIFEST_SIZE}")
-        async with aclosing(response.chunks()) as pieces:
-            body = b"".join([piece async for piece in pieces])
+        body, patience = b"", self.client.limits.stall
+        with trio.move_on_after(patience) as reading:
+            async with aclosing(response.chunks()) as pieces:
+                body = b"".join([piece async for piece in pieces])
+        if reading.cancelled_caught:
+            raise PeerError(f"did not send {head.size} bytes within {patience:g} s", hung=True)
         if method == "GET" and not head.digest.fits(body):
             self.on_mismatch(provider, head.digest)
             raise PeerError("sent bytes that do not have the digest")

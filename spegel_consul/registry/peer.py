@@ -19,6 +19,7 @@ import trio
 
 from spegel_consul.registry.reply import MAX_HEAD, Reply, ReplyError, parse_reply
 from spegel_consul.server.sending import send_bytes
+from spegel_consul.server.source import Pace
 from spegel_consul.server.tls import Tls
 
 _RECEIVE = 1 << 18
@@ -28,12 +29,14 @@ _RECEIVE_HEAD = 1 << 12  # what is read of the body here can't be spliced any mo
 class PeerError(Exception):
     """The peer did not answer as it should; the message says how.
 
-    ``hung``: it kept us waiting until a deadline, and would the next one too.
+    ``hung``: it kept us waiting until a deadline, and would the next one too; ``broken``: what it sent is no answer to
+    what was asked, and no node's way to say that it has nothing.
     """
 
-    def __init__(self, message: str, *, hung: bool = False) -> None:
+    def __init__(self, message: str, *, hung: bool = False, broken: bool = False) -> None:
         super().__init__(message)
         self.hung = hung
+        self.broken = broken
 
 
 class Unreachable(PeerError):
@@ -42,11 +45,15 @@ class Unreachable(PeerError):
 
 @dataclass(frozen=True, slots=True)
 class PeerLimits:
-    """Deadlines in seconds: to connect, to the head of the answer, and between two reads of its body."""
+    """Deadlines in seconds: to connect, to the head of the answer, and between two reads of its body.
+
+    ``rate``: bytes per second below which the rest of a body is had from somebody else, if there is one; 0 for never.
+    """
 
     connect: float = 1.0
     first_byte: float = 2.0
     stall: float = 5.0
+    rate: int = 2 << 20
     idle: float = 30.0
     idle_connections: int = 8
 
@@ -69,19 +76,26 @@ class PeerResponse:
         value = self._reply.headers.get(name)
         return None if value is None else value.decode("latin-1")
 
-    async def chunks(self) -> AsyncGenerator[bytes, None]:
-        """The body, or what is left of it if it was begun before. Raises PeerError if it stalls or ends early."""
+    async def chunks(self, pace: Pace | None = None) -> AsyncGenerator[bytes, None]:
+        """The body, or what is left of it if it was begun before.
+
+        Raises PeerError if it stalls or ends early, and what ``pace`` raises, between two pieces.
+        """
         if received := self.buffered():
             yield received
         while self._left:
             assert self._connection is not None, "a body is read once"
+            began = trio.current_time()
             with trio.move_on_after(self._client.limits.stall) as waiting:
                 data = await self._connection.receive(min(self._left, _RECEIVE))
             if waiting.cancelled_caught:
                 message = f"{self._connection} sent nothing for {self._client.limits.stall:g} s"
                 raise PeerError(message, hung=True)
+            waited = trio.current_time() - began
             self._left -= len(data)
             yield data
+            if pace is not None and self._left:
+                pace.waited(waited, self._left)
         self.taken()
 
     def buffered(self) -> bytes:
@@ -251,7 +265,7 @@ class PeerClient:
             data = await connection.receive(_RECEIVE_HEAD)
             while (reply := self._parse(connection, data, method)) is None:
                 if len(data) > MAX_HEAD:
-                    raise PeerError(f"{connection} sent a head of more than {MAX_HEAD} bytes")
+                    raise PeerError(f"{connection} sent a head of more than {MAX_HEAD} bytes", broken=True)
                 await trio.lowlevel.checkpoint()  # what drips in may be there each time
                 data += await connection.receive(_RECEIVE_HEAD)
             return PeerResponse(self, connection, reply)
@@ -262,7 +276,7 @@ class PeerClient:
         try:
             return parse_reply(data, method)
         except ReplyError as exc:
-            raise PeerError(f"{connection} does not speak HTTP: {exc}") from None
+            raise PeerError(f"{connection} does not speak HTTP: {exc}", broken=True) from None
 
     def _reuse(self, address: tuple[str, int]) -> _Connection | None:
         kept = self._idle.get(address, [])

@@ -10,7 +10,10 @@ LIED = 300.0
 """Seconds without questions after bytes that were not what they were said to be."""
 
 HUNG = 10.0
-"""Seconds without questions after a deadline that the peer let pass."""
+"""Seconds without questions after a deadline that the peer let pass, or an answer that made no sense."""
+
+SLOW = 60.0
+"""Seconds in which others are asked before a peer that was slow."""
 
 _MOST = 4096
 
@@ -20,38 +23,55 @@ class Penalties:
 
     def __init__(self) -> None:
         self._until: dict[tuple[str, int], float] = {}
+        self._slow_until: dict[tuple[str, int], float] = {}
         self.stalls = 0
         """How often a peer let a deadline pass."""
 
     def lied(self, provider: Provider) -> None:
         """It sent wrong bytes."""
-        self._bar(provider.registry, LIED)
+        _put(self._until, provider.registry, LIED)
         if provider.twin is not None:
-            self._bar(provider.twin, LIED)
+            _put(self._until, provider.twin, LIED)
 
-    def failed(self, provider: Provider, *, hung: bool, reached: bool = True) -> None:
-        """It did not answer as it should. Only hanging is punished: the rest costs next to nothing.
+    def failed(self, provider: Provider, *, hung: bool, broken: bool = False, reached: bool = True) -> None:
+        """It did not answer as it should. To have nothing, or to leave, is not punished: that costs next to nothing.
 
         One that was not ``reached`` may yet be at its other address.
         """
-        if hung:
-            self.stalls += 1
-            self._bar(provider.registry, HUNG)
+        self.stalls += hung
+        if hung or broken:
+            _put(self._until, provider.registry, HUNG)
             if reached and provider.twin is not None:
-                self._bar(provider.twin, HUNG)
+                _put(self._until, provider.twin, HUNG)
+
+    def slow(self, provider: Provider) -> None:
+        """It gave less than others could; it is asked after them."""
+        _put(self._slow_until, provider.registry, SLOW)
+        if provider.twin is not None:
+            _put(self._slow_until, provider.twin, SLOW)
 
     def bars(self, provider: Provider) -> bool:
         """Whether it is not to be asked now."""
-        until = self._until.get(provider.registry)
-        if until is None:
-            return False
-        if until <= trio.current_time():
-            del self._until[provider.registry]
-            return False
-        return True
+        return _holds(self._until, provider)
 
-    def _bar(self, registry: tuple[str, int], seconds: float) -> None:
-        now = trio.current_time()
-        if len(self._until) >= _MOST:
-            self._until = {address: until for address, until in self._until.items() if until > now}
-        self._until[registry] = max(now + seconds, self._until.get(registry, 0.0))
+    def is_slow(self, provider: Provider) -> bool:
+        """Whether others are to be asked before it."""
+        return _holds(self._slow_until, provider)
+
+
+def _holds(table: dict[tuple[str, int], float], provider: Provider) -> bool:
+    until = table.get(provider.registry)
+    if until is None:
+        return False
+    if until <= trio.current_time():
+        del table[provider.registry]
+        return False
+    return True
+
+
+def _put(table: dict[tuple[str, int], float], registry: tuple[str, int], seconds: float) -> None:
+    now = trio.current_time()
+    if len(table) >= _MOST:
+        for address in [address for address, until in table.items() if until <= now]:
+            del table[address]
+    table[registry] = max(now + seconds, table.get(registry, 0.0))

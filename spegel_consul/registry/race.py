@@ -3,6 +3,7 @@
 # Providers arrive while the lookup goes on.  The first is asked at once; another one is asked when a question
 # failed, or when the hedge interval passed without an answer.  The deadline of the lookup counts only while
 # nobody is being asked: as long as a question is open there is hope, and the question has deadlines of its own.
+# A provider that was slow a moment ago waits for the lookup to name another one, as long as the hedge interval.
 #
 # A plain object: events and the time go in, a decision comes out.
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from spegel_consul.ring import Provider
@@ -45,10 +47,21 @@ class Exhausted:
 class Race:
     """Decides whom to ask. ``resolve_timeout`` and ``hedge`` are seconds.
 
-    ``attempts`` bounds how many providers are asked between two answers that were accepted.
+    ``attempts`` bounds how many providers are asked between two answers that were accepted; ``is_slow`` names those
+    that are asked after all others.
     """
 
-    def __init__(self, now: float, *, resolve_timeout: float, attempts: int, hedge: float) -> None:
+    def __init__(
+        self,
+        now: float,
+        *,
+        resolve_timeout: float,
+        attempts: int,
+        hedge: float,
+        is_slow: Callable[[Provider], bool] = lambda provider: False,
+    ) -> None:
+        self._is_slow = is_slow
+        self._picky = False
         self._resolve_timeout = resolve_timeout
         self._attempts = attempts
         self._hedge = hedge
@@ -72,9 +85,9 @@ class Race:
             self._waiting.remove(provider)
 
     def again(self, provider: Provider) -> None:
-        """The provider may be asked once more, before all others."""
+        """The provider may be asked once more, after all others."""
         self._asked.discard(provider)
-        self._waiting.appendleft(provider)
+        self._waiting.append(provider)
 
     def lookup_ended(self) -> None:
         """The lookup will yield nobody else."""
@@ -104,15 +117,17 @@ class Race:
         self._started = 0
         self._last_start = -math.inf
 
-    def resumed(self, now: float) -> None:
-        """The answer that was accepted has failed in its middle, and another one is wanted for the rest."""
+    def resumed(self, now: float, *, picky: bool = False) -> None:
+        """Another answer is wanted for the rest of the one that was accepted. ``picky``: not from one that is slow."""
         self._idle_since = now
+        self._started = 0
+        self._picky = picky
 
     def next(self, now: float) -> Ask | Wait | Exhausted:
         """What to do now. An Ask counts as asked."""
-        may_ask = self._waiting and self._started < self._attempts
-        if may_ask and (not self._open or now >= self._last_start + self._hedge):
-            provider = self._waiting.popleft()
+        provider = self._choose(now) if self._started < self._attempts else None
+        if provider is not None and (not self._open or now >= self._last_start + self._hedge):
+            self._waiting.remove(provider)
             self._asked.add(provider)
             self._open.add(provider)
             self._started += 1
@@ -130,4 +145,13 @@ class Race:
         deadline = self._idle_since + self._resolve_timeout
         if now >= deadline:
             return Exhausted(f"no peer was found within {self._resolve_timeout * 1000:g} ms")
+        if self._waiting and not self._picky:
+            deadline = min(deadline, self._idle_since + self._hedge)
         return Wait(deadline, starved=True)
+
+    def _choose(self, now: float) -> Provider | None:
+        for provider in self._waiting:
+            if not self._is_slow(provider):
+                return provider
+        settles = self._ended or now >= self._idle_since + min(self._hedge, self._resolve_timeout)
+        return self._waiting[0] if self._waiting and settles and not self._picky else None

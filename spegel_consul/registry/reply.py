@@ -21,6 +21,7 @@ MAX_HEAD = 1 << 16
 _STATUS_LINE = re.compile(rb"HTTP/1\.1 ([2-5]\d\d)(?: [ \t\x21-\x7e\x80-\xff]*)?\r\n")
 _LENGTH = re.compile(rb"\d{1,19}\Z")
 _ODD = frozenset({b"transfer-encoding", b"trailer", b"upgrade"})
+_MOST_INTERIM = 8  # answers before the answer; all are read again whenever more comes
 _BODYLESS = frozenset({204, 304})
 
 
@@ -73,8 +74,11 @@ def _parse_any(data: bytes, method: str) -> Reply | None:
     http.send(h11.EndOfMessage())
     try:
         http.receive_data(data)
+        interim = 0
         while isinstance(event := http.next_event(), h11.InformationalResponse):
-            pass
+            interim += 1
+            if interim > _MOST_INTERIM:
+                raise ReplyError("it says 1xx again and again")
         if event is h11.NEED_DATA:
             return None
         if not isinstance(event, h11.Response):

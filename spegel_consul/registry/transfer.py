@@ -28,8 +28,9 @@ from spegel_consul.registry.peer import PeerError, PeerResponse
 from spegel_consul.registry.plan import unknown
 from spegel_consul.registry.trace import Trace
 from spegel_consul.ring import Provider
-from spegel_consul.server.relay import Relay, SourceFailed
+from spegel_consul.server.relay import Relay
 from spegel_consul.server.sending import send_bytes, send_file, send_head
+from spegel_consul.server.source import Pace, SourceFailed, SourceSlow
 from spegel_consul.server.spool import Spool
 
 if TYPE_CHECKING:
@@ -54,19 +55,26 @@ class Transfer:
         self._chase = chase
         self._later = AsyncExitStack()
         self._request = request
+        self._left: list[Provider] = []  # who failed half-way
+        self._spool: Spool | None = None
+        self._pace = Pace(mirror.client.limits.stall, mirror.client.limits.rate)
+        self._begin(answer)
+
+    def _begin(self, answer: Answer) -> None:
+        head, trace = answer.head, self._trace
+        self.head = head
+        self.provider = answer.provider
         self._body = answer.body
         self._before: list[Provider] = []  # who sent the beginning of the body
-        self._spool: Spool | None = None
         self._hasher: _Hash | None = None
-        self.head = answer.head
-        self.provider = answer.provider
+        self._pace.begin(head.stop - head.start)
         # a part of the content can't be verified
-        if mirror.settings.verify and answer.head.start == 0 and answer.head.stop == answer.head.size:
-            self._hasher = answer.head.digest.hasher()
+        if self._mirror.settings.verify and head.start == 0 and head.stop == head.size:
+            self._hasher = head.digest.hasher()
         trace.asked, trace.connected, trace.first_byte = answer.times
         trace.peer = self.served_by
         if isinstance(answer.body, PeerResponse):
-            trace.size = answer.head.stop - answer.head.start
+            trace.size = head.stop - head.start
         else:
             trace.size = trace.bytes = len(answer.body)
 
@@ -92,30 +100,38 @@ class Transfer:
 
         Raises BlobUnknown if nobody sends the right bytes, and what ``glance`` raises if nobody waits for them.
         """
-        mirror = self._mirror
-        if isinstance(self._body, bytes) or self._hasher is None or not mirror.holds(self.head):
+        if not self._is_to_be_held():
             return
-        until = trio.current_time() + mirror.settings.hold
+        until = trio.current_time() + self._mirror.settings.hold
         result = ""
         try:
             while not (result := await self._take(until, glance)):
-                await self._ask_another(0)
-        except TransferCut as exc:
-            raise unknown(self._request, f"no peer sent the right bytes: {exc}") from None
+                await self._begin_again()
+                if not self._is_to_be_held():
+                    result = "verified" if isinstance(self._body, bytes) else "late"
+                    break
         except trio.TooSlowError:
             raise unknown(self._request, "it could not be stored to be verified") from None
         finally:
-            mirror.held(result or "failed")
+            self._mirror.held(result or "failed")
+
+    def _is_to_be_held(self) -> bool:
+        return isinstance(self._body, PeerResponse) and self._hasher is not None and self._mirror.holds(self.head)
 
     async def _take(self, until: float, glance: Callable[[], None]) -> str:
-        """Spool the body; what became of that, or "" if the bytes were wrong, of which nothing is left then."""
+        """Spool the body; what became of that, or "" if the right bytes did not come, of which nothing is left then."""
         head = self.head
         self._hasher = hasher = head.digest.hasher()
         self._trace.progress = self._spool = spool = Spool(self._mirror.room, head.size, hasher, until, glance)
         if not await spool.start():
             self._close_spool()
             return "busy"
-        await self._fill(spool)
+        try:
+            await self._fill(spool)
+        except TransferCut as exc:
+            log.debug("begun again", digest=head.digest, error=str(exc))
+            self._close_spool()
+            return ""
         await spool.settle()
         if spool.full:
             return "full"
@@ -127,6 +143,20 @@ class Transfer:
         self._blame()
         self._close_spool()
         return ""
+
+    async def _begin_again(self) -> None:
+        """Have all of it anew, while the client has seen nothing: whoever lied may have lied about the size too.
+
+        Raises BlobUnknown.
+        """
+        if isinstance(self._body, PeerResponse):
+            self._body.discard()
+        chase = await self._later.enter_async_context(self._mirror.chase(self._request, "GET", self._trace))
+        for provider in self._left:
+            chase.exclude(provider)
+        self._chase, self._trace.progress = chase, None
+        self._begin(await chase.first(None))
+        self._trace.resumed += 1
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         """The bytes of the body, verified. Raises TransferCut when they can't be completed or are wrong."""
@@ -144,10 +174,10 @@ class Transfer:
         held = b""
         while True:
             try:
-                async with aclosing(self._body.chunks()) as pieces:
+                async with aclosing(self._body.chunks(self._pace)) as pieces:
                     async for piece in pieces:
                         if reached + len(piece) > head.stop:
-                            raise PeerError("sent more bytes than it promised")
+                            raise PeerError("sent more bytes than it promised", broken=True)
                         reached += len(piece)
                         self._trace.bytes = reached - head.start
                         if self._hasher is not None:
@@ -156,7 +186,9 @@ class Transfer:
                             yield held
                         held = piece
                 break
-            except PeerError as exc:
+            except SourceSlow as exc:
+                await self._prefer_another(reached, exc)
+            except (PeerError, SourceFailed) as exc:
                 if reached == head.stop:
                     break
                 await self._go_on(reached, exc)
@@ -203,16 +235,18 @@ class Transfer:
             body = self._body
             try:
                 if self._mirror.client.encrypts:
-                    async with aclosing(body.chunks()) as pieces:
+                    async with aclosing(body.chunks(self._pace)) as pieces:
                         async for piece in pieces:
                             await into.put(piece)
                             if into.left and into.ended:
                                 return
                 else:
                     await into.put(body.buffered())
-                    await into.pull(body.socket, self._mirror.client.limits.stall)
+                    await into.pull(body.socket, self._pace)
                     if not into.left:
                         body.taken()
+            except SourceSlow as exc:
+                await self._prefer_another(self.head.stop - into.left, exc)
             except (PeerError, SourceFailed) as exc:
                 await self._go_on(self.head.stop - into.left, exc)
             else:
@@ -222,19 +256,39 @@ class Transfer:
         """Have the bytes from ``reached`` on from another peer. Raises TransferCut."""
         mirror, head = self._mirror, self.head
         log.info("peer failed in mid-body", digest=head.digest, at=reached, size=head.size, error=str(why))
-        mirror.penalties.failed(self.provider, hung=why.hung)
+        mirror.penalties.failed(self.provider, hung=why.hung, broken=why.broken)
         mirror.recent.drop(head.digest, self.provider)
-        if reached > head.start:
-            self._before.append(self.provider)
-        await self._ask_another(reached)
-
-    async def _ask_another(self, reached: int) -> None:
+        self._left.append(self.provider)
         assert isinstance(self._body, PeerResponse)
         self._body.discard()
+        await self._change(reached, picky=False)
+
+    async def _prefer_another(self, reached: int, why: SourceSlow) -> None:
+        """Have the bytes from ``reached`` on from a peer that is not slow, if there is one; else from the same."""
+        slow, body = self.provider, self._body
+        assert isinstance(body, PeerResponse)
+        log.info("peer is slow", digest=self.head.digest, at=reached, registry=slow.registry[0], rate=str(why))
+        self._mirror.penalties.slow(slow)
+        try:
+            # what it sends meanwhile waits in its socket
+            await self._change(reached, picky=True)
+        except TransferCut as exc:
+            log.debug("no other peer", digest=self.head.digest, error=str(exc))
+            return
+        body.discard()
+        assert self._chase is not None
+        self._chase.again(slow)
+
+    async def _change(self, reached: int, *, picky: bool) -> None:
+        """Go on with another peer at byte ``reached``. Raises TransferCut; then nothing has changed."""
         if self._chase is None:
             self._chase = await self._later.enter_async_context(self._mirror.chase(self._request, "GET", self._trace))
             self._chase.exclude(self.provider)
-        self._body, self.provider = await self._chase.resume(self.head, reached)
+        before = self.provider
+        self._body, self.provider = await self._chase.resume(self.head, reached, picky=picky)
+        if reached > self.head.start:
+            self._before.append(before)
+        self._pace.begin(self.head.stop - reached)
         self._trace.resumed += 1
         self._trace.peer = self.served_by
 
@@ -248,8 +302,6 @@ class Transfer:
         # junk and leaves turn us against the honest ones
         for provider in self._before or [self.provider]:
             self._mirror.on_mismatch(provider, self.head.digest)
-        if self._before and self._chase is not None:
-            self._chase.again(self.provider)
         self._before = []
 
     def _close_spool(self) -> None:

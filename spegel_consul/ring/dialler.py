@@ -8,13 +8,16 @@
 #
 # A turn in the first two is short whatever happens, so nobody waits there for long.  An address that did not answer
 # with all patience is left alone for a while: many peers may be said to be at it.
+#
+# Handshakes have turns of their own, since they cost CPU: few at a time, or all would be late.  Who accepts and then
+# says nothing keeps a turn for a moment only, one among strangers, and is left alone for longer.
 
 """TCP connections to others, in an order in which those that are gone don't delay the others."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Awaitable, Callable, Hashable
 from typing import TypeVar
 
 import trio
@@ -30,6 +33,15 @@ AT_ONCE = 0.3
 
 REST = 3.0
 """Seconds for which an address that did not answer is not dialled again, unless it is named."""
+
+HANDSHAKE = 1.0
+"""Seconds of a turn to shake hands; who takes longer goes on without one."""
+
+REST_MUTE = 10.0
+"""Seconds for which an address that accepted and did not shake hands is not dialled again, unless it is named."""
+
+HANDSHAKES = 6
+"""Turns to shake hands, for those who were heard from or named, and as many for strangers."""
 
 TURNS, LATE_TURNS = 32, 256
 
@@ -49,6 +61,7 @@ class Dialler:
         self._proven = trio.CapacityLimiter(TURNS)
         self._strangers = trio.CapacityLimiter(TURNS)
         self._late = trio.CapacityLimiter(LATE_TURNS)
+        self._handshakes = {known: trio.CapacityLimiter(HANDSHAKES) for known in (True, False)}
         self._heard: dict[str, None] = {}
         self._under_way: Counter[str] = Counter()  # of those whose turn is among the proven
         self._silent_until: dict[tuple[str, int], float] = {}
@@ -56,6 +69,21 @@ class Dialler:
     def heard_from(self, host: str) -> None:
         """``host`` lives: a peer connected from there."""
         _put(self._heard, host, None)
+
+    def has_heard_from(self, host: str) -> bool:
+        """Whether ``host`` is known to live."""
+        return host in self._heard
+
+    async def shake(self, handshake: Callable[[], Awaitable[object]], *, known: bool) -> None:
+        """Start ``handshake()``, which waits for its end, when it is its turn; the wait is given up with the turn."""
+        async with self._handshakes[known]:
+            with trio.move_on_after(HANDSHAKE):
+                await handshake()
+
+    def mute(self, host: str, port: int) -> None:
+        """The address accepted and did not shake hands in time."""
+        self._heard.pop(host, None)
+        _put(self._silent_until, (host, port), trio.current_time() + REST_MUTE)
 
     async def connect(self, host: str, port: int, *, named: bool) -> trio.SocketStream:
         """A connection. Raises NoAnswer, or whatever else the system says of an address (OSError, UnicodeError).

@@ -45,8 +45,6 @@ MAX_HALF_OPEN = 512
 MAX_HALF_OPEN_PER_ADDRESS = 128
 
 _IDENTIFY, _PING = "/ipfs/id/1.0.0", "/ipfs/ping/1.0.0"
-# They cost CPU: when all nodes of a ring start at once, more of them at a time would make all too late.
-_PARALLEL_HANDSHAKES = 6
 _MAX_IDENTIFY = 64 << 10
 _PING_IDLE = 600.0
 
@@ -83,7 +81,6 @@ class Libp2pHost:
         self._dialling: dict[bytes, Result[Connection]] = {}
         self._dialler = Dialler()
         self._patience = Patience(self._spawn)
-        self._handshake_limit = trio.CapacityLimiter(_PARALLEL_HANDSHAKES)
         self._nursery: trio.Nursery | None = None
 
     @property
@@ -223,22 +220,26 @@ class Libp2pHost:
             result.fail(Unreachable("; ".join(reasons) or "no address of the peer is known"))
 
     async def _dial(self, nursery: trio.Nursery, host: str, port: int, named: bool, result: Result[Connection]) -> None:
+        known = named or self._dialler.has_heard_from(host)
         try:
             stream = await self._dialler.connect(host, port, named=named)
         except Exception as exc:  # getaddrinfo raises more than OSError for a name that is none
             result.fail(Unreachable(f"can't connect to {host!a}, port {port}: {exc}"))
             return
-        try:
-            await self._handshake_limit.acquire()
-        except BaseException:
-            await trio.aclose_forcefully(stream)
-            raise
-        try:
+        begun = False
+
+        async def handshake() -> None:
+            nonlocal begun
+            begun = True
             nursery.start_soon(partial(self._connect, stream, result, trio.CancelScope(), dialled=(host, port)))
             with suppress(RingError):
                 await result.wait()
+
+        try:
+            await self._dialler.shake(handshake, known=known)
         finally:
-            self._handshake_limit.release()
+            if not begun:
+                await trio.aclose_forcefully(stream)
 
     async def _connect(
         self,
@@ -261,6 +262,8 @@ class Libp2pHost:
                     muxed = await self._upgrade(wire, outbound, handshake)
                     self._half_open.pop(handshake, None)
                 except Exception as exc:  # told here, before the nursery wraps it
+                    if dialled is not None and type(exc) is Unreachable:
+                        self._dialler.mute(*dialled)
                     result.fail(exc if isinstance(exc, Unreachable) else Unreachable(f"no handshake: {exc!r}"))
                     raise
                 # of two connections between the same peers the idle one goes, closed by who made it

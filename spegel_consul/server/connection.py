@@ -18,6 +18,7 @@ import select
 import socket
 from collections import Counter
 from collections.abc import Awaitable
+from contextlib import suppress
 from typing import Protocol
 
 import h11
@@ -31,6 +32,7 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import AppWrapper, ConnectionState, LifespanState
 from hypercorn.utils import parse_socket_addr
 
+from spegel_consul.server.door import Door
 from spegel_consul.server.idle import IdleTimer
 from spegel_consul.server.lobby import RECEIVE, Guest, Lobby
 from spegel_consul.server.protocol import Http11, Wrapper
@@ -44,6 +46,8 @@ standing: Counter[int] = Counter()
 
 _PIECE = 1 << 16
 _HANDSHAKE = 10.0  # seconds
+_LAST_WORDS = 64  # reads of what is not answered
+_MOMENT = 1.0  # seconds in which a client that has closed its direction takes something, if it is still there
 
 
 class Link:
@@ -88,23 +92,27 @@ class Connection(TCPServer):
         short_road: ShortRoad | None,
         lobby: Lobby | None,
         tls: Tls | None,
+        door: Door | None,
         called: frozenset[str],
         stream: trio.SocketStream,
     ) -> None:
         super().__init__(app, config, context, state, stream)  # type: ignore[arg-type]
         self._called = called
+        self._door = door
         self._plain = stream
         self._tls = tls
         self._short_road = short_road
         self._lobby = lobby
         self._guest: Guest | None = None
+        self._sent = 0  # pieces
+        self._answered = trio.Event()  # set when an answer has ended while we wait for that
         # not the task group's own scope: hypercorn's group lets the cancellation that it ends with escape
         self._life = trio.CancelScope()
         self._timer = IdleTimer(config.keep_alive_timeout, context.terminated.wait, self._close_idle)
         self.idle_task = self._timer  # type: ignore[assignment]
 
     async def run(self) -> None:
-        sock, port = self._plain.socket, 0
+        sock, port, guest = self._plain.socket, 0, ""
         try:
             # Trio lets 16 KiB wait unsent, which is kind to latency and costs a wake-up for every few KiB of a blob
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 0)
@@ -113,6 +121,12 @@ class Connection(TCPServer):
             if client is not None and server is not None and client[0].removeprefix("::ffff:") in self._called:
                 # a port mapping has put another address in place of the one that this client called, its own
                 server = (client[0], server[1])
+            local = client is not None and server is not None and client[0] == server[0]
+            if self._door is not None and client is not None and not local:
+                if not self._door.enter(client[0]):
+                    await trio.aclose_forcefully(self._plain)  # nobody is heard out here
+                    return
+                guest = client[0]
             port = server[1] if server is not None else 0
             standing[port] += 1
             if self._tls is not None:
@@ -134,15 +148,17 @@ class Connection(TCPServer):
                     )
                     await self.protocol.initiate()
                     await self._timer.restart(group, None)
-                    await self._read(
-                        Link(sock, local=client is not None and server is not None and client[0] == server[0])
-                    )
+                    await self._read(Link(sock, local=local))
         except Exception as exc:
             # a group of resets and closed resources is how a client's departure looks from here
             log.debug("connection ended", error=_leaf(exc))
         finally:
-            standing[port] -= bool(port)
-            await self._close()
+            try:
+                await self._close()
+            finally:
+                standing[port] -= bool(port)
+                if self._door is not None and guest:
+                    self._door.leave(guest)
 
     async def _encrypt(self, tls: Tls) -> None:
         self.stream = trio.SSLStream(self._plain, tls.server(), server_side=True, https_compatible=True)
@@ -176,6 +192,8 @@ class Connection(TCPServer):
                         if self.context.terminated.is_set():
                             break
                         continue
+                if not data:
+                    await self._end_answer()
                 await self.protocol.handle(RawData(data))
                 if not data:
                     break
@@ -201,11 +219,46 @@ class Connection(TCPServer):
             and not http.trailing_data[0]
         )
 
+    async def _end_answer(self) -> None:
+        """The client says nothing more (RFC 9112, 9.6), or has left, which looks the same until something is sent: so
+        what it asked for is answered for a moment, and for as long as it takes some of that in each."""
+        seen = -1
+        while self._is_answering() and self._sent != seen:
+            seen, self._answered = self._sent, trio.Event()
+            with trio.move_on_after(_MOMENT):
+                await self._answered.wait()
+
+    async def _close(self) -> None:
+        """Close it, after what the client still sends: unread, that would make a reset of it, which can overtake the
+        answer (RFC 9112, 9.6)."""
+        try:
+            if self._tls is None:
+                await self._hear_out(self._plain.socket)
+        finally:
+            await super()._close()
+
+    async def _hear_out(self, sock: trio.socket.SocketType) -> None:
+        # whoever reads from it now hears it out himself; a client that has left is no matter
+        with suppress(OSError, ValueError, trio.BusyResourceError, trio.ClosedResourceError):
+            sock.shutdown(socket.SHUT_WR)
+            with trio.move_on_after(_MOMENT):
+                for _ in range(_LAST_WORDS):
+                    if not await _receive(sock):
+                        return
+
+    def _is_answering(self) -> bool:
+        """Whether hypercorn answers a request that has come whole."""
+        protocol = self.protocol.protocol
+        if type(protocol) is not Http11 or protocol.stream is None:
+            return False
+        return protocol.connection.their_state in (h11.DONE, h11.MUST_CLOSE)
+
     async def protocol_send(self, event: Event) -> None:
         if not isinstance(event, RawData):
             # the application may be cancelled because its client is gone, and this closes the connection for good
             with trio.CancelScope(shield=True):
                 await super().protocol_send(event)
+            self._answered.set()
             return
         try:
             async with self.send_lock:
@@ -213,6 +266,7 @@ class Connection(TCPServer):
                 for start in range(0, len(data), _PIECE):
                     with trio.fail_after(STALL):
                         await self.stream.send_all(data[start : start + _PIECE])
+                    self._sent += 1
         except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
             # the client is gone, or as good as: whatever is still going on for it ends here
             self._life.cancel()

@@ -5,6 +5,9 @@
 # sends that takes us for its proxy and every server has to take (RFC 9112, 3.2.2).  And a request that frames its
 # body in two ways at once is refused and its connection closed: what comes behind it is a request for one of two
 # parsers and a body for the other (RFC 9112, 6.1).
+#
+# A body that turns out to be malformed while its request is answered is no reason to take the answer away, which would
+# have come or not as tasks happen to take turns: the answer goes on, and the connection ends with it.
 
 """Requests as the application gets them."""
 
@@ -32,6 +35,29 @@ _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 class Http11(H11Protocol):
     """One connection's requests and answers."""
 
+    def __init__(
+        self,
+        app: AppWrapper,
+        config: Config,
+        context: WorkerContext,
+        task_group: TaskGroup,
+        connection_state: ConnectionState,
+        ssl: bool,
+        client: tuple[str, int] | None,
+        server: tuple[str, int] | None,
+        send: Callable[[Event], Awaitable[None]],
+    ) -> None:
+        super().__init__(app, config, context, task_group, connection_state, ssl, client, server, self._pass_on)
+        self._send = send
+
+    async def _pass_on(self, event: Event) -> None:
+        if not (isinstance(event, Closed) and self._is_spoiled()):
+            await self._send(event)
+
+    def _is_spoiled(self) -> bool:
+        """Whether a request is being answered whose body was malformed."""
+        return self.stream is not None and self.connection.their_state is h11.ERROR
+
     async def _check_protocol(self, event: h11.Request) -> None:
         """Stay with HTTP/1.1, by prior knowledge and by upgrade alike (RFC 9113, 3.3).
 
@@ -56,6 +82,8 @@ class Http11(H11Protocol):
         await super()._create_stream(request)
 
     async def _send_error_response(self, status_code: int) -> None:
+        if self._is_spoiled():
+            return
         message = _REASONS.get(status_code, "the request can't be answered")
         body = json.dumps({"errors": [{"code": "UNSUPPORTED", "message": message}]}).encode()
         headers = [

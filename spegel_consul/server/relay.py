@@ -18,11 +18,12 @@ from __future__ import annotations
 import fcntl
 import os
 from contextlib import suppress
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import trio
 
 from spegel_consul.server.sending import STALL, send_bytes
+from spegel_consul.server.source import Pace, Source, SourceFailed
 from spegel_consul.server.tap import FLAGS, PIPE_SIZE, Tap
 
 if TYPE_CHECKING:
@@ -32,20 +33,6 @@ _MORE = 4  # SPLICE_F_MORE
 _TURN = 4 << 20  # bytes after which everybody else in the process has a turn
 _spare_pipes: list[tuple[int, int]] = []
 _MAX_SPARE = 32
-
-
-class SourceFailed(Exception):
-    """The source ended, was reset, or sent nothing for too long. ``hung`` tells the last from the others."""
-
-    def __init__(self, message: str, *, hung: bool = False) -> None:
-        super().__init__(message)
-        self.hung = hung
-
-
-class Source(Protocol):
-    """A socket to take bytes from."""
-
-    def fileno(self) -> int: ...
 
 
 class Relay:
@@ -103,7 +90,7 @@ class Relay:
         if not data:
             return
         if len(data) > self._left:
-            raise SourceFailed("sent more bytes than it promised")
+            raise SourceFailed("sent more bytes than it promised", broken=True)
         if self._tap is not None:
             await self._tap.write(data)
             if len(data) == self._left:
@@ -112,10 +99,10 @@ class Relay:
         self._left -= len(data)
         await send_bytes(self._sink, data)
 
-    async def pull(self, source: Source, patience: float) -> None:
-        """Carry all that is left from ``source``, which may be silent for ``patience`` seconds at most.
+    async def pull(self, source: Source, pace: Pace) -> None:
+        """Carry all that is left from ``source``.
 
-        Raises SourceFailed; then ``left`` tells what another source has to give.
+        Raises SourceFailed or SourceSlow; then ``left`` tells what another source has to give.
         """
         inlet, origin, turn = self._pipe[1], source.fileno(), _TURN
         while self._left:
@@ -123,10 +110,7 @@ class Relay:
                 taken = os.splice(origin, inlet, min(self._left, PIPE_SIZE), flags=FLAGS)
             except BlockingIOError:
                 turn = _TURN
-                with trio.move_on_after(patience) as waiting:
-                    await trio.lowlevel.wait_readable(origin)
-                if waiting.cancelled_caught:
-                    raise SourceFailed(f"sent nothing for {patience:g} s", hung=True) from None
+                await pace.readable(origin, self._left)
                 continue
             except OSError as exc:
                 raise SourceFailed(exc.strerror or repr(exc)) from None

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from spegel_consul.server.relay import Source, SourceFailed
+from spegel_consul.server.source import Pace, Source, SourceFailed
 from spegel_consul.server.tap import FLAGS, PIPE_SIZE, Tap
 
 if TYPE_CHECKING:
@@ -111,13 +111,13 @@ class Spool:
     async def put(self, data: bytes) -> None:
         """Take bytes that were already read from the source. Raises SourceFailed."""
         if len(data) > self.left:
-            raise SourceFailed("sent more bytes than it promised")
+            raise SourceFailed("sent more bytes than it promised", broken=True)
         with trio.fail_at(self._until + _GRACE):
             await self._tap.write(data)
         self.left -= len(data)
 
-    async def pull(self, source: Source, patience: float) -> None:
-        """Take from ``source``, which may be silent for ``patience`` seconds at most. Raises SourceFailed."""
+    async def pull(self, source: Source, pace: Pace) -> None:
+        """Take all that is left from ``source``. Raises SourceFailed or SourceSlow; what was taken before is kept."""
         origin, inlet, turn = source.fileno(), self._tap.inlet, _TURN
         arrived = False
         while not self.ended:
@@ -130,9 +130,11 @@ class Spool:
                         await self._tap.writable()
                     arrived = False
                 else:
-                    arrived = await self._arrival(origin, patience)
+                    began = trio.current_time()
+                    arrived = await self._arrival(origin, pace.stall)
                     if not arrived and not self.ended:
-                        raise SourceFailed(f"sent nothing for {patience:g} s", hung=True) from None
+                        raise SourceFailed(f"sent nothing for {pace.stall:g} s", hung=True) from None
+                    pace.waited(trio.current_time() - began, self.left)
                 continue
             except OSError as exc:
                 raise SourceFailed(exc.strerror or repr(exc)) from None

@@ -16,6 +16,7 @@ from hypercorn.typing import ConnectionState, Framework, LifespanState
 from hypercorn.utils import wrap_app
 
 from spegel_consul.server.connection import Connection, ShortRoad
+from spegel_consul.server.door import Door
 from spegel_consul.server.lobby import Lobby
 from spegel_consul.server.tls import Tls
 
@@ -45,6 +46,7 @@ async def serve(
     stop: Callable[[], Awaitable[object]],
     short_road: ShortRoad | None = None,
     tls: Tls | None = None,
+    door: Door | None = None,
     called: frozenset[str] = frozenset(),
     drain_timeout: float = DRAIN_TIMEOUT,
     keep_alive: float = KEEP_ALIVE,
@@ -53,7 +55,8 @@ async def serve(
     """Serve the ASGI application ``app`` on ``sock``, a listening socket that is closed at the end.
 
     Requests are offered to ``short_road`` first, if there is one. With ``tls`` none is: what has to be encrypted can't
-    be left to the kernel. ``called``: addresses that clients call us by, even if they are not this network namespace's.
+    be left to the kernel. ``door`` says who gets in.
+    ``called``: addresses that clients call us by, even if they are not this network namespace's.
     When ``stop()`` returns, no connection is accepted any more, idle ones are closed, and requests in
     flight have ``drain_timeout`` seconds to end.
     """
@@ -68,7 +71,7 @@ async def serve(
     state = ConnectionState(lifespan_state)
 
     async def handle(stream: trio.SocketStream) -> None:
-        await Connection(wrapped, config, context, state, short_road, lobby, tls, called, stream).run()
+        await Connection(wrapped, config, context, state, short_road, lobby, tls, door, called, stream).run()
 
     async with trio.open_nursery() as lifespan_nursery:
         await lifespan_nursery.start(lifespan.handle_lifespan)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
 import dns.exception
@@ -36,11 +37,15 @@ from spegel_consul.node.daemon_json import added, taken_out
 from spegel_consul.node.hosts_toml import Mirroring, Unusable, prepended, replaced
 from spegel_consul.node.record import Record
 from spegel_consul.node.targets import Registry, Target
-from spegel_consul.oci.errors import OCIError
+from spegel_consul.oci.digest import Digest
+from spegel_consul.oci.errors import OCIError, RangeInvalid
+from spegel_consul.oci.media import INDEXES, MANIFESTS
 from spegel_consul.oci.path import parse_content_path
 from spegel_consul.oci.ranges import parse_range
 from spegel_consul.oci.reference import Reference
-from spegel_consul.registry.reply import ReplyError, parse_reply
+from spegel_consul.registry import judge as heads
+from spegel_consul.registry.peer import PeerClient, PeerError, PeerResponse
+from spegel_consul.registry.reply import Reply, ReplyError, parse_reply
 from spegel_consul.ring import PeerInfo, RingError
 from spegel_consul.ring.address import Address, contact
 from spegel_consul.ring.address import decode as decode_address
@@ -99,7 +104,24 @@ def reply(data: bytes) -> None:
     for method in ("GET", "HEAD"):
         with suppress(ReplyError):
             found = parse_reply(data, method)
-            assert found is None or len(found.body) <= max(found.length, 0)
+            if found is not None:
+                assert len(found.body) <= max(found.length, 0)
+                for wanted in (None, "bytes=5-9", "bytes=-5"):
+                    _judged(found, wanted)
+
+
+def _judged(found: Reply, wanted: str | None) -> None:
+    """What a mirror makes of a head, and of the body that came with it as a manifest."""
+    connection = SimpleNamespace(reused=True)
+    response = PeerResponse(PeerClient(), connection, found)  # type: ignore[arg-type]
+    request = parse_content_path(f"/v2/a/blobs/{Digest.of(b'')}", "")
+    with suppress(PeerError, RangeInvalid):
+        head = heads.judge(response, request, wanted)
+        assert 0 <= head.start <= head.stop <= head.size
+        assert head.stop - head.start == int(found.headers[b"content-length"])
+        assert not set("\r\n\0") & set(head.media_type)
+    with suppress(PeerError):
+        assert heads.type_of(found.body) in MANIFESTS | INDEXES
 
 
 def kad(data: bytes) -> None:

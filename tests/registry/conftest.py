@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from spegel_consul.registry.policy import Permits, any_node
 from spegel_consul.registry.short import ShortRoad
 from spegel_consul.ring import Provider
 from spegel_consul.server.connection import Link
+from spegel_consul.server.door import Door
 from spegel_consul.server.listen import ListenAddress, listen
 from spegel_consul.server.tls import Tls
 from spegel_consul.server.worker import serve
@@ -104,6 +106,7 @@ class Node:
     router: ListRouter
     metrics: Metrics
     road: CountedRoad | None
+    mirror: Mirror
     scheme: str = "http"
     stop: trio.Event = field(default_factory=trio.Event)
 
@@ -132,6 +135,7 @@ async def start_node(nursery: trio.Nursery, request: pytest.FixtureRequest, tmp_
         tls: Tls | None = None,
         credentials: Credentials | None = None,
         permits: Permits = any_node,
+        door: Door | None = None,
     ) -> Node:
         metrics, router = Metrics(), ListRouter()
         store = FileStore(tmp_path / f"content{len(clients)}")
@@ -142,7 +146,7 @@ async def start_node(nursery: trio.Nursery, request: pytest.FixtureRequest, tmp_
         short_road = CountedRoad(ShortRoad(planner, store, mirror, ByteCache(1 << 20), metrics))
         sock = listen(ListenAddress("127.0.0.1", 0), "--registry-addr")
         road = short_road if request.param == "short road" and tls is None else None
-        node = Node(sock.getsockname(), store, router, metrics, road, scheme="http" if tls is None else "https")
+        node = Node(sock.getsockname(), store, router, metrics, road, mirror, scheme="http" if tls is None else "https")
 
         async def run(task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
             await serve(
@@ -153,6 +157,7 @@ async def start_node(nursery: trio.Nursery, request: pytest.FixtureRequest, tmp_
                 drain_timeout=0.5,
                 keep_alive=keep_alive,
                 tls=tls,
+                door=door,
                 task_status=task_status,
             )
 
@@ -164,20 +169,27 @@ async def start_node(nursery: trio.Nursery, request: pytest.FixtureRequest, tmp_
         client.close()
 
 
+Part = bytes | float | Callable[[bytes], Sequence[bytes | float]]
+
+
 @dataclass
 class FakePeer:
     """A TCP server that answers each connection with one of the given scripts."""
 
     address: tuple[str, int]
+    parts: Sequence[Part]
     requests: list[bytes] = field(default_factory=list)
 
 
 @pytest.fixture
 async def start_peer(nursery: trio.Nursery) -> Start:
-    async def start(*parts: bytes | float, then: str = "close") -> FakePeer:
-        """Reads one request, then sends ``parts`` (a number is a pause), then closes or hangs."""
+    async def start(*parts: Part, then: str = "close") -> FakePeer:
+        """Reads one request, then sends ``parts``, then closes or hangs.
+
+        A number is a pause; a function is given the request and returns what stands in its place.
+        """
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        peer = FakePeer(listeners[0].socket.getsockname())
+        peer = FakePeer(listeners[0].socket.getsockname(), parts)
 
         async def handle(stream: trio.SocketStream) -> None:
             async with stream:
@@ -189,7 +201,7 @@ async def start_peer(nursery: trio.Nursery) -> Start:
                             return
                         request += data
                     peer.requests.append(request)
-                    for part in parts:
+                    for part in chain.from_iterable(part(request) if callable(part) else [part] for part in peer.parts):
                         if isinstance(part, bytes):
                             await stream.send_all(part)
                         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import select
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +15,10 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from spegel_consul.oci.digest import Digest
+from spegel_consul.server.connection import standing
+from spegel_consul.server.door import Door
+
+from .conftest import head
 
 LAYER = bytes(range(251)) * 9000
 DIGEST = Digest.of(LAYER)
@@ -266,3 +271,127 @@ async def test_a_peer_gets_of_the_client_what_is_on_the_list_and_nothing_else(st
         "x-request-id: id",
         "x-spegel-mirrored: true",
     ]
+
+
+@pytest.mark.parametrize("start_node", ["short road"], indirect=True)
+async def test_a_crowd_takes_its_connections_from_its_own_like(start_node: Any, many_files: None) -> None:
+    """Of 2,000 connections of one address a quarter of what the process may have stands; others come and go."""
+    holder, node = await start_node(), await start_node(door=Door(1024))
+    digest = holder.store.add_content(LAYER)
+    node.router.knows(holder)
+
+    def stand() -> int:
+        poll = select.poll()
+        for sock in crowd:
+            poll.register(sock, select.POLLRDHUP)
+        return CROWD - len(poll.poll(0))
+
+    async def pull(source: str) -> bytes:
+        transport = httpx.AsyncHTTPTransport(local_address=source)
+        async with httpx.AsyncClient(base_url=node.url, transport=transport, timeout=10) as client:
+            return (await client.get(f"/v2/library/app/blobs/{digest}?ns=docker.io")).content
+
+    crowd: list[trio.socket.SocketType] = []
+    files = open_files()
+    with trio.fail_after(60):
+        for _ in range(CROWD):
+            crowd.append(trio.socket.socket())
+            await crowd[-1].bind(("127.0.0.2", 0))
+            await crowd[-1].connect(node.address)
+        assert await pull("127.0.0.1") == LAYER
+        assert await pull("127.0.0.3") == LAYER
+        while stand() > 256:
+            await trio.sleep(0.01)
+        assert stand() == 256
+        assert open_files() < files + CROWD + 256 + 50, "those that were refused are gone"
+        with pytest.raises((httpx.RemoteProtocolError, httpx.ReadError)):
+            await pull("127.0.0.2")
+        for sock in crowd:
+            sock.close()
+        while standing[node.address[1]] > 8:  # those that are kept for another request
+            await trio.sleep(0.01)
+        assert await pull("127.0.0.2") == LAYER
+
+
+@pytest.mark.parametrize("path", ["own", "of a peer", "small of a peer", "unknown", "/v2/", "/livez"])
+@pytest.mark.parametrize("together", [True, False], ids=["at once", "then"])
+async def test_a_client_that_has_said_all_and_says_so_gets_its_answer(
+    start_node: Any, path: str, together: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """RFC 9112, 9.6: of the two directions each is closed for itself."""
+    holder, node = await start_node(), await start_node()
+    own, of_a_peer, small = LAYER + b"own", LAYER, b"small"
+    node.store.add_content(own)
+    for body in (of_a_peer, small):
+        holder.store.add_content(body)
+    node.router.knows(holder)
+    bodies = {"own": own, "of a peer": of_a_peer, "small of a peer": small}
+    body = bodies.get(path)
+    target = path if path.startswith("/") else f"/v2/a/blobs/{Digest.of(body if body is not None else b'?')}"
+    words = [request(f"GET {target} HTTP/1.1", "Host: x"), *([] if together else [b""])]
+    answer = await exchange(node, *words, half_close=True)
+    if body is None:
+        assert answer.startswith(b"HTTP/1.1 404 " if path == "unknown" else b"HTTP/1.1 200 ")
+    else:
+        assert answer.partition(b"\r\n\r\n")[2] == body
+    assert answer.count(b"HTTP/1.1 ") == 1
+    captured = capfd.readouterr()
+    assert "Traceback" not in captured.out + captured.err
+
+
+async def test_a_half_closed_client_that_reads_slowly_gets_all(start_node: Any) -> None:
+    node = await start_node()
+    body = bytes(8 << 20)
+    digest = node.store.add_content(body)
+    got = 0
+    async with await trio.open_tcp_stream(*node.address) as stream:
+        await stream.send_all(request(f"GET /v2/a/blobs/{digest} HTTP/1.1", "Host: x"))
+        await stream.send_eof()
+        with trio.fail_after(30):
+            while data := await stream.receive_some(1 << 20):
+                got += len(data)
+                await trio.sleep(0.1)
+    assert got > len(body)
+
+
+async def test_who_closes_both_ends_costs_no_more_than_a_moment(start_node: Any, start_peer: Any) -> None:
+    node = await start_node()
+    peer = await start_peer(head(200, len(LAYER)), *([LAYER[:9000], 0.1] * 200), then="hang")
+    node.router.knows(peer.address)
+    stream = await trio.open_tcp_stream(*node.address)
+    await stream.send_all(request(f"GET {PATH} HTTP/1.1", "Host: x"))
+    with trio.fail_after(10):
+        while not peer.requests:
+            await trio.sleep(0.01)
+        await stream.aclose()
+        while standing[node.address[1]]:
+            await trio.sleep(0.01)
+
+
+async def test_who_is_refused_hears_why_though_it_has_not_finished(node: Any) -> None:
+    """RFC 9112, 9.6: what is sent and never read must not become a reset that overtakes the answer."""
+    for _ in range(10):
+        async with await trio.open_tcp_stream(*node.address) as stream:
+            with trio.fail_after(20):
+                await stream.send_all(b"\x16\x03\x01 what\r\n\r\n" + bytes(200_000))
+                await trio.sleep(0.01)
+                await stream.send_all(bytes(200_000))
+                await stream.send_eof()
+                received = b""
+                while data := await stream.receive_some(1 << 16):
+                    received += data
+        assert received.startswith(b"HTTP/1.1 400 ")
+        assert received.endswith(b"}")
+
+
+@pytest.mark.parametrize("body", [b"zz\r\n", b"5\r\nabcde\r\n0\r\n\r\xc4\r\n\r\n", b"5\r\nabcdefgh"])
+async def test_a_malformed_body_ends_the_connection_and_not_the_answer(
+    node: Any, body: bytes, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(5):
+        asked = request(f"GET {PATH} HTTP/1.1", "Host: x", "Transfer-Encoding: chunked")
+        answer = await exchange(node, asked + body + INNER)
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert answer.count(LAYER) == 1
+    captured = capfd.readouterr()
+    assert "Traceback" not in captured.out + captured.err

@@ -91,6 +91,41 @@ def test_the_deadline_of_a_resumption_begins_with_it() -> None:
     assert core.next(30.1) == Ask(peer(2))
 
 
+def test_who_is_slow_is_asked_after_the_others_but_not_long_after() -> None:
+    def slow_first() -> Race:
+        core = Race(0.0, resolve_timeout=0.2, attempts=3, hedge=0.1, is_slow=lambda provider: provider == peer(1))
+        core.found(peer(1))
+        return core
+
+    core = slow_first()
+    assert core.next(0.0) == Wait(0.1, starved=True)
+    core.found(peer(2))
+    assert core.next(0.05) == Ask(peer(2))
+    assert core.next(0.16) == Ask(peer(1)), "as the hedge"
+    core = slow_first()
+    assert core.next(0.1) == Ask(peer(1)), "nobody else was found"
+    core = slow_first()
+    core.lookup_ended()
+    assert core.next(0.01) == Ask(peer(1)), "nobody else will be"
+
+
+def test_for_the_rest_of_a_slow_ones_answer_no_slow_one_is_asked() -> None:
+    core = Race(0.0, resolve_timeout=0.2, attempts=1, hedge=0.1, is_slow=lambda provider: provider != peer(3))
+    for number in (1, 2):
+        core.found(peer(number))
+    core.lookup_ended()
+    assert core.next(0.0) == Ask(peer(1))
+    core.accepted(peer(1))
+    core.resumed(5.0, picky=True)
+    assert isinstance(core.next(5.0), Exhausted)
+    core.again(peer(1))
+    core.resumed(9.0)
+    assert core.next(9.0) == Ask(peer(2)), "but when it dies, any is good enough"
+    core.failed(peer(2), 9.0)
+    core.resumed(9.0)
+    assert core.next(9.0) == Ask(peer(1))
+
+
 @given(st.lists(st.tuples(st.sampled_from(["found", "failed", "accepted", "ended", "tick"]), st.integers(0, 6))))
 def test_no_peer_is_asked_again_after_it_failed_and_every_race_ends(steps: list[tuple[str, int]]) -> None:
     core = race()

@@ -11,7 +11,18 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from spegel_consul.ring.dialler import AT_ONCE, LATE_TURNS, PATIENCE, REST, TURNS, Dialler, NoAnswer
+from spegel_consul.ring.dialler import (
+    AT_ONCE,
+    HANDSHAKE,
+    HANDSHAKES,
+    LATE_TURNS,
+    PATIENCE,
+    REST,
+    REST_MUTE,
+    TURNS,
+    Dialler,
+    NoAnswer,
+)
 
 
 class World:
@@ -138,6 +149,33 @@ async def test_what_is_waited_for_and_remembered_is_bounded(world: World, autoju
         nursery.cancel_scope.cancel()
     assert TURNS < most <= 2 * TURNS + LATE_TURNS
     assert len(dialler._silent_until) == 4096
+
+
+async def test_who_accepts_and_says_nothing_delays_neither_the_known_nor_strangers_much(
+    world: World, autojump_clock: MockClock
+) -> None:
+    dialler = Dialler()
+    start = trio.current_time()
+
+    async def shake_hands(*, known: bool) -> float:
+        await dialler.shake(trio.lowlevel.checkpoint, known=known)
+        return trio.current_time() - start
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(60):
+            nursery.start_soon(lambda: dialler.shake(trio.sleep_forever, known=False))
+        await trio.sleep(0.01)
+        assert await shake_hands(known=True) < 0.02
+        assert await shake_hands(known=False) < 60 / HANDSHAKES * HANDSHAKE + 0.1
+    world.answers = {"mute": 0.001}
+    await dial(dialler, "mute")
+    assert dialler.has_heard_from("mute")
+    dialler.mute("mute", 1)
+    assert not dialler.has_heard_from("mute")
+    await trio.sleep(REST_MUTE - 0.1)
+    await give_up(dialler, "mute")
+    await trio.sleep(0.2)
+    await dial(dialler, "mute")
 
 
 @pytest.fixture

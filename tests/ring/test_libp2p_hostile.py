@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import socket
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -11,6 +12,7 @@ import trio
 from conformance.router import eventually, find
 
 from spegel_consul.ring import PeerInfo, RingError
+from spegel_consul.ring.address import Address
 from spegel_consul.ring.host import Stream
 from spegel_consul.ring.identity import load_or_create
 from spegel_consul.ring.kad import KadRouter
@@ -253,3 +255,24 @@ async def test_a_member_list_names_no_unusable_addresses(victim: Victim, attacke
     await trio.testing.wait_all_tasks_blocked(0.01)
     assert victim.router.members() == ()
     assert await victim.router.join([PeerInfo(None, ("/ip4/127.0.0.1/tcp/1",))]) == 0
+
+
+async def test_addresses_that_accept_and_say_nothing_delay_no_join(victim: Victim, nursery: trio.Nursery) -> None:
+    """Somebody's members, sixty at once, behind each of which a socket accepts and that is all."""
+    with socket.create_server(("0.0.0.0", 0), backlog=200) as mute:
+        port = mute.getsockname()[1]
+        newcomer = _host()
+        await nursery.start(newcomer.run)
+        forged = [Address(f"127.8.0.{number}", port) for number in range(1, 61)]
+
+        async def reach(address: Address) -> None:
+            with suppress(RingError):
+                await newcomer.open(os.urandom(38), [address], KAD)
+
+        async with trio.open_nursery() as waiting:
+            for address in forged:
+                waiting.start_soon(reach, address)
+            await trio.sleep(0.3)
+            with trio.fail_after(8):  # with a turn of five seconds for each it would be a minute
+                assert await newcomer.dial("127.0.0.1", victim.port) == victim.host.id
+            waiting.cancel_scope.cancel()

@@ -1,0 +1,67 @@
+"""How many connections an address may have, and how many files the process."""
+
+from __future__ import annotations
+
+import resource
+
+import pytest
+from structlog.testing import capture_logs
+
+from spegel_consul.server.door import ENOUGH_FILES, MOST_EACH, MOST_FILES, Door, raise_limit
+
+
+async def test_one_address_has_a_share_and_all_together_another() -> None:
+    door = Door(1000)
+    with capture_logs() as said:
+        assert sum(door.enter("10.0.0.1") for _ in range(2000)) == 250
+    assert [line["address"] for line in said] == ["10.0.0.1"]
+    assert sum(door.enter(f"10.0.1.{number}") for number in range(250) for _ in range(10)) == 250
+    door.leave("10.0.0.1")
+    assert door.enter("10.0.0.2")
+    assert not door.enter("10.0.0.1")
+    large = Door(1 << 20)
+    assert sum(large.enter("10.0.0.1") for _ in range(10_000)) == MOST_EACH
+
+
+async def test_who_has_left_is_forgotten() -> None:
+    door = Door(1000)
+    for number in range(5000):
+        assert door.enter(f"address {number}")
+        door.leave(f"address {number}")
+    assert not door._inside
+
+
+@pytest.fixture
+def limits(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[int, int]]:
+    """The process's limit of files, of which nothing comes true."""
+    now = {"limit": (1024, 1 << 20)}
+    monkeypatch.setattr(resource, "getrlimit", lambda _: now["limit"])
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limit: now.update(limit=limit))
+    return now
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "warned"),
+    [
+        ((1024, 1 << 20), (MOST_FILES, 1 << 20), False),
+        ((1024, 20_000), (20_000, 20_000), False),
+        ((1024, 4096), (4096, 4096), True),
+        ((1024, 1024), (1024, 1024), True),
+        ((1 << 20, 1 << 20), (1 << 20, 1 << 20), False),
+        ((1024, resource.RLIM_INFINITY), (MOST_FILES, resource.RLIM_INFINITY), False),
+        ((resource.RLIM_INFINITY, resource.RLIM_INFINITY), (resource.RLIM_INFINITY, resource.RLIM_INFINITY), False),
+    ],
+)
+def test_the_limit_is_raised(
+    limits: dict[str, tuple[int, int]], before: tuple[int, int], after: tuple[int, int], warned: bool
+) -> None:
+    limits["limit"] = before
+    with capture_logs() as said:
+        files = raise_limit()
+    assert limits["limit"] == after
+    assert files == (after[0] if after[0] != resource.RLIM_INFINITY else MOST_FILES)
+    warnings = [line for line in said if line["log_level"] == "warning"]
+    assert bool(warnings) == warned
+    if warned:
+        assert "nofile" in warnings[0]["event"]
+        assert (warnings[0]["allowed"], warnings[0]["wanted"]) == (files, ENOUGH_FILES)
