@@ -24,7 +24,7 @@ MIRRORED_HEADER = b"x-spegel-mirrored"
 """Marks a peer's request, so that the peer answers from its own store only (Spegel's header)."""
 
 _RUNTIMES = (b"containerd/", b"docker/")
-_REMEMBERED = 8192
+_REMEMBERED = 2048
 _MEMORABLE = 512  # bytes of path and query; what is longer is nobody's daily request
 
 

@@ -25,8 +25,12 @@ class RecentProviders:
         now = trio.current_time()
         known = self._found.pop(key, {})
         self._found[key] = {each: until for each, until in known.items() if until > now} | {provider: now + FRESH}
-        if len(self._found) > _MOST:
-            self._found.popitem(last=False)
+        # the oldest come first; two for each that is added, so what is stale does not stay
+        for _ in range(2):
+            oldest = next(iter(self._found))
+            if len(self._found) <= _MOST and any(until > now for until in self._found[oldest].values()):
+                break
+            del self._found[oldest]
 
     def get(self, key: str) -> list[Provider]:
         """Those that are still fresh."""

@@ -39,7 +39,7 @@ log = structlog.get_logger(__name__)
 SMALL = 64 << 10
 """Bytes up to which content is read at once, sent with its head, and kept in memory."""
 
-_REMEMBERED = 4096
+_REMEMBERED = 1024
 _MEMORABLE = 2048  # bytes of a request
 
 
