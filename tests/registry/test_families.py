@@ -14,13 +14,10 @@ from spegel_consul.registry.penalties import Penalties
 from spegel_consul.registry.race import Ask, Exhausted, Race
 from spegel_consul.ring import Provider
 
-from .conftest import head
-from .test_mirror import BLOB_PATH, DIGEST, LAYER, TAG_PATH, get, pair
-
-__all__ = ["pair"]
+from .conftest import NOT_FOUND, head
+from .image import BLOB_PATH, DIGEST, LAYER, TAG_PATH, get
 
 NOBODY = ("127.0.0.1", 1)
-NOT_FOUND = head(404, 0)
 FIRST = Provider("peer", ("fd00::7", 5000), ("10.0.0.7", 5000))
 SECOND = Provider("peer", ("10.0.0.7", 5000), ("fd00::7", 5000))
 

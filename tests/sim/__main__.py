@@ -6,8 +6,8 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterable
+from functools import partial
 from multiprocessing import get_context
 
 from tests.sim.world import Outcome, run, shrink
@@ -47,8 +47,13 @@ def main() -> int:
 def _outcomes(nodes: int, seeds: range, chosen: list[int] | None, jobs: int) -> Iterable[Outcome]:
     if jobs == 1:
         return (run(nodes, seed, chosen) for seed in seeds)
-    pool = ProcessPoolExecutor(jobs, mp_context=get_context("forkserver"), max_tasks_per_child=1)
-    return pool.map(run, [nodes] * len(seeds), seeds, [chosen] * len(seeds))
+    return _side_by_side(partial(run, nodes, chosen=chosen), seeds, jobs)
+
+
+def _side_by_side(one: Callable[[int], Outcome], seeds: range, jobs: int) -> Iterable[Outcome]:
+    # a process for each seed, so that its memory is its own
+    with get_context("forkserver").Pool(jobs, maxtasksperchild=1) as pool:
+        yield from pool.imap(one, seeds)
 
 
 def _tell(nodes: int, outcome: Outcome, chosen: list[int] | None, *, shrinking: bool) -> None:
