@@ -138,10 +138,10 @@ class Announcements:
                 batches.append(Batch(peer, keys, withdrawn))
         return batches
 
-    def told(self, batch: Batch, now: float) -> None:
-        """The peer acknowledged ``batch``."""
+    def told(self, batch: Batch, now: float) -> float:
+        """The peer acknowledged ``batch``. Returns when there is something for this peer again, infinity if never."""
         if (target := self._targets.get(batch.peer)) is None:
-            return
+            return float("inf")
         target.busy, target.failures, target.retry_at = False, 0, 0.0
         for key in batch.keys:
             if key in target.pending:
@@ -151,13 +151,15 @@ class Announcements:
                 target.withdrawn[key] = None
         for key in batch.withdrawn:
             target.withdrawn.pop(key, None)
+        return target.due_at()
 
-    def failed(self, batch: Batch, now: float) -> None:
-        """The peer did not acknowledge ``batch``: it will be sent again."""
+    def failed(self, batch: Batch, now: float) -> float:
+        """The peer did not acknowledge ``batch``: it will be sent again. Returns when, infinity if never."""
         if (target := self._targets.get(batch.peer)) is None:
-            return
+            return float("inf")
         wait = min(_LONGEST_RETRY, _FIRST_RETRY * 2**target.failures) * self._rng.uniform(0.75, 1.25)
         target.busy, target.failures, target.retry_at = False, target.failures + 1, now + wait
+        return target.due_at()
 
     def wake_at(self) -> float:
         """When :meth:`batches` has something, as far as is known now; infinity if never."""

@@ -95,6 +95,7 @@ class KadRouter:
             self._announcements.add(heir_of._announcements.keys())
         self._answers = Answers(self._membership, self._records, self._announcements, rng=self._rng)
         self._announce_alarm = Alarm()
+        self._announces_at = math.inf
         self._rebalance = False
         self._leaving: bool = heir_of is not None and heir_of._leaving
         # those that must be connected first may be gone, and take long to show it
@@ -260,7 +261,8 @@ class KadRouter:
 
     async def _announce_forever(self) -> None:
         while True:
-            await self._announce_alarm.wait(self._announcements.wake_at())
+            self._announces_at = self._announcements.wake_at()
+            await self._announce_alarm.wait(self._announces_at)
             if self._rebalance:
                 await trio.sleep(_REBALANCE_AFTER)  # members come in groups
                 self._rebalance = False
@@ -279,11 +281,11 @@ class KadRouter:
                 request = b"".join(encode(Message(MessageType.ADD_PROVIDER, key, providers=me)) for key in batch.keys)
                 barrier = encode(Message(MessageType.PING))
                 done = await self._membership.ask(batch.peer, request + barrier, within=_BATCH_TIMEOUT) is not None
-        if done:
-            self._announcements.told(batch, trio.current_time())
-        else:
-            self._announcements.failed(batch, trio.current_time())
-        self._announce_alarm.ring()
+        now = trio.current_time()
+        due = self._announcements.told(batch, now) if done else self._announcements.failed(batch, now)
+        # looking at all peers again after each of them would be most of the work of a start
+        if due < self._announces_at:
+            self._announce_alarm.ring()
 
     async def _sweep_forever(self) -> None:
         while True:

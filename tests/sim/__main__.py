@@ -6,11 +6,8 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
-from functools import partial
-from multiprocessing import get_context
 
-from tests.sim.world import Outcome, run, shrink
+from tests.sim.world import Outcome, run_all, shrink
 
 
 def main() -> int:
@@ -28,8 +25,10 @@ def main() -> int:
         )
     chosen = [int(number) for number in options.faults.split(",") if number] if options.faults is not None else None
     seeds = range(options.seed_from, options.seed_from + options.seeds)
-    began, outcomes = time.monotonic(), []
-    for outcome in _outcomes(options.nodes, seeds, chosen, options.jobs):
+    began = time.monotonic()
+    outcomes: list[Outcome] = []
+
+    def tell(outcome: Outcome) -> None:
         outcomes.append(outcome)
         print(
             f"seed {outcome.seed}: {'FAILED' if outcome.problems else 'ok'}, one ring after {outcome.together:.0f} s, "
@@ -39,26 +38,18 @@ def main() -> int:
             f"{time.monotonic() - began:.0f} s",
             flush=True,
         )
+
+    run_all(options.nodes, seeds, tell, chosen=chosen, jobs=options.jobs)
+    for outcome in outcomes:
         if outcome.problems:
             _tell(options.nodes, outcome, chosen, shrinking=chosen is None and not options.no_shrink)
     return _sum_up(options.nodes, outcomes)
 
 
-def _outcomes(nodes: int, seeds: range, chosen: list[int] | None, jobs: int) -> Iterable[Outcome]:
-    if jobs == 1:
-        return (run(nodes, seed, chosen) for seed in seeds)
-    return _side_by_side(partial(run, nodes, chosen=chosen), seeds, jobs)
-
-
-def _side_by_side(one: Callable[[int], Outcome], seeds: range, jobs: int) -> Iterable[Outcome]:
-    # a process for each seed, so that its memory is its own
-    with get_context("forkserver").Pool(jobs, maxtasksperchild=1) as pool:
-        yield from pool.imap(one, seeds)
-
-
 def _tell(nodes: int, outcome: Outcome, chosen: list[int] | None, *, shrinking: bool) -> None:
     if shrinking:
         chosen, outcome = shrink(nodes, outcome)
+    print(f"seed {outcome.seed}:")
     for problem in outcome.problems:
         print(f"    {problem}")
     for fault in outcome.faults:

@@ -35,6 +35,10 @@ class Loop(trio.abc.Clock):
         """Call ``do`` at ``moment``, among those of one moment in the order in which it was asked for."""
         heapq.heappush(self._timers, (moment, next(self._order), do))
 
+    def seed(self, seed: int) -> None:
+        """What Trio leaves to chance follows from ``seed`` from now on."""
+        scheduler._r.seed(seed)
+
     # -- what Trio asks
 
     def start_clock(self) -> None:
@@ -93,7 +97,7 @@ class _NoKernel(scheduler.TheIOManager):
 def run(main: Callable[[Loop], Awaitable[T]], *, seed: int) -> T:
     """As ``trio.run``, in virtual time; what Trio leaves to chance follows from ``seed``."""
     loop = Loop()
-    scheduler._r.seed(seed)
+    loop.seed(seed)
     with (
         mock.patch.object(trio, "sleep", loop.sleep),
         mock.patch.object(trio, "sleep_until", loop.sleep_until),

@@ -223,7 +223,6 @@ class SimHost:
                     break
             else:
                 raise Unreachable("no address leads to the peer")
-        await trio.sleep(2 * self._network.delay())
         other = self._peers.get(peer)
         if other is None or other._nursery is None:
             raise Unreachable("the connection was lost")
@@ -234,6 +233,7 @@ class SimHost:
             raise ProtocolRefused(protocol)
         ours, theirs = SimStream(self._network, peer, self), SimStream(self._network, self._id, other)
         ours.other, theirs.other = theirs, ours
+        ours.arrives = trio.current_time() + 2 * self._network.delay()  # the first words come after the negotiation
         other._nursery.start_soon(other._handle, protocol, theirs)
         return ours
 
@@ -314,7 +314,8 @@ class SimStream:
         self._put(data)
 
     async def receive(self) -> bytes:
-        await trio.lowlevel.checkpoint()
+        if self._arrived:
+            await trio.lowlevel.checkpoint()
         while not self._arrived:
             if self._broken:
                 raise StreamClosed("the stream was reset")

@@ -30,8 +30,8 @@ def _digests(printed: str) -> list[tuple[str, str]]:
     return re.findall(r"^seed (\d+): ok, .* KiB/node, (\w{12}),", printed, re.MULTILINE)
 
 
-def test_clusters_of_200_nodes_become_one_ring_after_faults() -> None:
-    printed = _simulate("--nodes", "200", "--seeds", "20", "--jobs", "2")
+def test_clusters_of_100_nodes_become_one_ring_after_faults() -> None:
+    printed = _simulate("--nodes", "100", "--seeds", "20", "--jobs", "2")
     assert [seed for seed, _ in _digests(printed)] == [str(seed) for seed in range(20)]
 
 

@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import random
 import resource
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,6 +22,7 @@ from spegel_consul.ring.key import dht_key, position
 from spegel_consul.ring.placement import REPLICAS
 from tests.sim import faults, loop
 from tests.sim.faults import Fault
+from tests.sim.forks import Forks
 from tests.sim.loop import Loop
 from tests.sim.network import SimNetwork
 from tests.sim.node import SimNode, shortcuts
@@ -35,6 +37,8 @@ ACQUIRES = 2
 MESSAGES_PER_MINUTE = 1500
 """Of one node, over the whole run with its faults."""
 LOOKUPS = 60
+SEEDS_A_START = 10
+"""Seeds that have the first ``SETTLED`` seconds in common, from 0 on."""
 
 
 @dataclass
@@ -135,18 +139,31 @@ class World:
         return trio.current_time()
 
 
-async def _run(count: int, seed: int, chosen: list[int] | None, window: float, clock: Loop) -> Outcome:
-    rng = random.Random(seed)
-    planned = faults.plan(rng, count, SETTLED, window)
-    if chosen is not None:
-        planned = [fault for number, fault in enumerate(planned) if number in chosen]
-    outcome = Outcome(seed, planned)
+async def _run(
+    count: int,
+    start: int,
+    branch: Callable[[], int | None],
+    end: Callable[[Outcome], None],
+    chosen: Collection[int] | None,
+    window: float,
+    clock: Loop,
+) -> Outcome | None:
+    rng = random.Random(start)
     async with trio.open_nursery() as nursery:
         world = World(count, rng, clock, nursery)
         for number in range(count):
             nursery.start_soon(world.late, number)
         nursery.start_soon(world.watch_leaders)
         await trio.sleep(SETTLED)
+        if (seed := branch()) is None:
+            nursery.cancel_scope.cancel()
+            return None
+        for chance in (rng, random, clock):
+            chance.seed(seed)
+        planned = faults.plan(rng, count, SETTLED, window)
+        if chosen is not None:
+            planned = [fault for number, fault in enumerate(planned) if number in chosen]
+        outcome = Outcome(seed, planned)
         async with trio.open_nursery() as trouble:
             for fault in planned:
                 trouble.start_soon(_happen, world, fault)
@@ -165,6 +182,7 @@ async def _run(count: int, seed: int, chosen: list[int] | None, window: float, c
         outcome.rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         state = [(node.number, node.host.sent, len(node.kad._members)) for node in world.running]
         outcome.digest = hashlib.sha256(repr((state, world.consul.keys.index)).encode()).hexdigest()[:12]
+        end(outcome)
         nursery.cancel_scope.cancel()
     return outcome
 
@@ -197,10 +215,33 @@ def _seeded(seed: int) -> Iterator[None]:
         random.setstate(chance)
 
 
-def run(count: int, seed: int, chosen: list[int] | None = None, window: float = 90.0) -> Outcome:
+def run(count: int, seed: int, chosen: Collection[int] | None = None, window: float = 90.0) -> Outcome:
     """One run of ``count`` nodes; ``chosen`` are the numbers of the faults that happen, by default all."""
-    with _seeded(seed), shortcuts():
-        return loop.run(partial(_run, count, seed, chosen, window), seed=seed)
+    outcome = _whole(count, seed // SEEDS_A_START, lambda: seed, lambda outcome: None, chosen, window)
+    assert outcome is not None
+    return outcome
+
+
+def run_all(
+    count: int, seeds: range, tell: Callable[[Outcome], None], *, chosen: Collection[int] | None = None, jobs: int = 1
+) -> None:
+    """The same for each of ``seeds``, in processes of their own that share their start."""
+    for start, group in itertools.groupby(seeds, lambda seed: seed // SEEDS_A_START):
+        forks = Forks(list(group), jobs, tell)
+        with forks.guarded():
+            _whole(count, start, forks.branch, forks.end, chosen)
+
+
+def _whole(
+    count: int,
+    start: int,
+    branch: Callable[[], int | None],
+    end: Callable[[Outcome], None],
+    chosen: Collection[int] | None,
+    window: float = 90.0,
+) -> Outcome | None:
+    with _seeded(start), shortcuts():
+        return loop.run(partial(_run, count, start, branch, end, chosen, window), seed=start)
 
 
 def shrink(count: int, outcome: Outcome) -> tuple[list[int], Outcome]:
