@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import structlog
 import trio
 from libp2p.stream_muxer.yamux import yamux
@@ -18,8 +20,28 @@ yamux.MAX_WINDOW_SIZE = 1 << 20  # what a stream's window may grow to, and the l
 _WINDOW_SLACK = 1 << 18  # it grants a little more than its target at times
 
 
+class _Events(dict[int, trio.Event]):
+    """Of streams that are known.
+
+    A reader that wakes puts a new event in place of its own, also when its stream has been forgotten meanwhile
+    (0.8.1, ``YamuxStream.read``), and that one would stay for as long as the connection does.
+    """
+
+    def __init__(self, streams: dict[int, YamuxStream]) -> None:
+        super().__init__()
+        self._streams = streams
+
+    def __setitem__(self, number: int, event: trio.Event) -> None:
+        if number in self._streams:
+            super().__setitem__(number, event)
+
+
 class BoundedYamux(Yamux):
-    """Yamux that ends the connection of a peer which sends more than it was granted."""
+    """Yamux that ends the connection of a peer which sends more than it was granted, and forgets streams that ended."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.stream_events = _Events(self.streams)
 
     async def _read_data_body(self, length: int) -> bytes:
         sizes = {number: len(buffer) for number, buffer in self.stream_buffers.items()}
