@@ -151,6 +151,13 @@ class Services:
     leader: ServiceDefinition
 
 
+_ALL = ("", "0.0.0.0", "::")  # noqa: S104
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
 def spegel_services(
     *,
     node: str,
@@ -167,23 +174,26 @@ def spegel_services(
     interval: float = 2.0,
     verifies_clients: bool = False,
     also: str | None = None,
+    metrics_bound: str = "",
 ) -> Services:
     """The registry, router and metrics services of one node, in this order, and that of the leader.
 
     ``node`` must be stable and unique among the sidecars of one agent, apart from the registry port: another
     than 5000 becomes part of the ids. ``address`` is the advertised IP address, ``router_addr`` the router's
     multiaddr with its ``/p2p`` part, ``scheme`` the registry's and ``interval`` that of the checks in seconds.
-    ``also`` is the node's address of the other family, if it has one.
+    ``also`` is the node's address of the other family, if it has one. ``metrics_bound`` is the host that the metrics
+    port is bound to, where the agent of this machine asks for it; empty or unspecified for all of the machine's.
     A registry that ``verifies_clients`` can't be asked by the agent, which shows no certificate: its port is checked.
     """
     suffix = node if registry_port == DEFAULT_REGISTRY_PORT else f"{node}:{registry_port}"
-    host = f"[{address}]" if ":" in address else address
+    host = _in_url(address)
+    metrics_host = host if metrics_bound in _ALL else _in_url(metrics_bound)
     meta = {"peer_id": peer_id, "version": version, "advertise": address, "router": router_addr}
     if also is not None:
         meta |= {"also": also}
     ready = HttpCheck(f"{scheme}://{host}:{registry_port}{ready_path}", interval)
     registry = TcpCheck(f"{host}:{registry_port}", interval) if verifies_clients else ready
-    live = HttpCheck(f"http://{host}:{metrics_port}{live_path}", interval, passing=True)
+    live = HttpCheck(f"http://{metrics_host}:{metrics_port}{live_path}", interval, passing=True)
     router = TcpCheck(f"{host}:{router_port}", interval)
     return Services(
         always=(

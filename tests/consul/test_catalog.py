@@ -41,6 +41,17 @@ async def until(condition: Callable[[], object], limit: float = 60) -> float:
     return trio.current_time() - began
 
 
+@pytest.mark.parametrize(
+    ("bound", "asked"),
+    [("", "10.0.0.7"), ("0.0.0.0", "10.0.0.7"), ("127.0.0.1", "127.0.0.1"), ("::1", "[::1]"), ("::", "10.0.0.7")],
+)
+def test_the_agent_asks_for_life_where_the_metrics_port_is_bound(bound: str, asked: str) -> None:
+    _, router, metrics = services(metrics_bound=bound)
+    for service in (router, metrics):
+        checks = [check["HTTP"] for check in service.to_json()["Checks"] if "HTTP" in check]
+        assert checks == [f"http://{asked}:9090/livez"]
+
+
 def test_three_services_and_their_checks() -> None:
     registry, router, metrics = services(scheme="https", ready_path="/ready")
     assert [service.id for service in (registry, router, metrics)] == [

@@ -68,6 +68,8 @@ def test_a_pull_with_certificates_and_a_password(cluster, image) -> None:
         until(
             lambda node=node: len(node.dig("spegel.service.consul")) == 2, timeout=30, what="both pass Consul's checks"
         )
+        # the metrics port is bound to this machine, where its agent asks for it
+        until(lambda node=node: len(node.dig("spegel-metrics.service.consul")) == 2, timeout=30, what="these too")
         node.containerd.write_hosts("_default", secured("a secret").format(ip=node.ip))
     lab[0].containerd.import_image(app.tar)
 
