@@ -14,7 +14,7 @@ import math
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -93,11 +93,18 @@ async def run(settings: Settings) -> None:
         node = _prepare(settings)
     except (ListenError, NoAddress, RingError, TlsError, CredentialsError, ValueError) as exc:
         raise StartError(str(exc)) from None
+    # listened to until all is done, so that no signal cuts the goodbye short
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        await _run(settings, node, signals)
+        log.info("stopped")
+
+
+async def _run(settings: Settings, node: _Node, signals: AsyncIterator[int]) -> None:
     problem: RingError | None = None
     # whatever a task uses to say goodbye with outlives the nursery, however that ends
     async with AsyncExitStack() as resources, trio.open_nursery() as nursery:
         stopping = trio.Event()
-        nursery.start_soon(_on_signal, stopping, nursery.cancel_scope)
+        nursery.start_soon(_on_signal, signals, stopping, nursery.cancel_scope)
         if settings.heartbeat is not None:
             nursery.start_soon(watchdog.beat, settings.heartbeat, settings.hang_timeout)
         stages = Stages(nursery)
@@ -119,7 +126,6 @@ async def run(settings: Settings) -> None:
         nursery.cancel_scope.cancel()
     if problem is not None:
         raise StartError(str(problem))
-    log.info("stopped")
 
 
 @dataclass(frozen=True, slots=True)
@@ -456,16 +462,15 @@ async def _cancel_at(event: trio.Event, scope: trio.CancelScope) -> None:
     scope.cancel()
 
 
-async def _on_signal(stopping: trio.Event, everything: trio.CancelScope) -> None:
+async def _on_signal(signals: AsyncIterator[int], stopping: trio.Event, everything: trio.CancelScope) -> None:
     """The first signal asks for an orderly stop, a later one for a quick one.
 
     What follows at once is the same one: systemd and terminals signal the guard and us, and the guard passes it on.
     """
     asked_at = -math.inf
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async for _ in signals:
-            if not stopping.is_set():
-                asked_at = trio.current_time()
-                stopping.set()
-            elif trio.current_time() > asked_at + _SAME_SIGNAL:
-                everything.cancel()
+    async for _ in signals:
+        if not stopping.is_set():
+            asked_at = trio.current_time()
+            stopping.set()
+        elif trio.current_time() > asked_at + _SAME_SIGNAL:
+            everything.cancel()

@@ -173,8 +173,9 @@ def registry(**given: Any) -> None:
         from spegel_consul.watchdog import become_guarded
 
         settings = replace(settings, heartbeat=become_guarded(settings.hang_timeout))
-    # until the sidecar listens for it; there is nothing to bring in order before
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    # before the sidecar listens for them there is nothing to bring in order, and nothing after
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, lambda *_: os._exit(0))
     # only the sidecar itself needs the rest
     from spegel_consul import log, sidecar
 
@@ -183,6 +184,10 @@ def registry(**given: Any) -> None:
         trio.run(sidecar.run, settings)
     except sidecar.StartError as exc:
         raise click.ClickException(str(exc)) from None
+    finally:
+        # asked again while the interpreter ends, which drops handlers, it would say that a signal ended it
+        for each in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(each, signal.SIG_IGN)
 
 
 def _settings(given: dict[str, Any]) -> Settings:

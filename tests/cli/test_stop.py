@@ -1,4 +1,4 @@
-"""A sidecar that is asked to stop before it has started ends at once, and in peace."""
+"""A sidecar that is asked to stop before it has started, or again and again, ends at once, and in peace."""
 
 from __future__ import annotations
 
@@ -9,14 +9,20 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 DEADLINE = 10.0
 """Seconds that a call to containerd may take, of which the first filling of the store needs some."""
 
 
-def test_sigterm_while_the_store_is_filled(tmp_path: Path) -> None:
+def sidecar(data: Path, *more: str) -> list[str]:
     argv = [sys.executable, "-m", "spegel_consul", "registry", "--bootstrap-kind=static", "--skip-preflight"]
     argv += [f"--{name}-addr=127.0.0.1:0" for name in ("registry", "router", "metrics")]
-    argv += [f"--data-dir={tmp_path}", f"--containerd-sock={tmp_path}/c.sock", "--static-bootstrap-peers=127.0.0.1:1"]
+    return [*argv, f"--data-dir={data}", "--static-bootstrap-peers=127.0.0.1:1", *more]
+
+
+def test_sigterm_while_the_store_is_filled(tmp_path: Path) -> None:
+    argv = sidecar(tmp_path, f"--containerd-sock={tmp_path}/c.sock")
     with socket.socket(socket.AF_UNIX) as containerd, (tmp_path / "log").open("wb") as log:
         containerd.bind(f"{tmp_path}/c.sock")
         containerd.listen()
@@ -36,4 +42,29 @@ def test_sigterm_while_the_store_is_filled(tmp_path: Path) -> None:
     assert '"stopping"' in said
     assert '"stopped"' in said
     assert '"started"' not in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("silence", ["10s", "0"])
+def test_asked_again_and_again_until_it_has_ended(tmp_path: Path, silence: str, asked: signal.Signals) -> None:
+    argv = sidecar(tmp_path, "--store=layout", f"--layout-path={tmp_path}", f"--hang-timeout={silence}")
+    (tmp_path / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
+    (tmp_path / "index.json").write_text('{"schemaVersion":2,"manifests":[]}')
+    with (tmp_path / "log").open("wb") as log, subprocess.Popen(argv, stdout=log, stderr=log) as process:
+        try:
+            deadline = time.monotonic() + 60
+            while '"started"' not in (tmp_path / "log").read_text():
+                assert time.monotonic() < deadline
+                assert process.poll() is None, (tmp_path / "log").read_text()
+                time.sleep(0.05)
+            while process.poll() is None:
+                assert time.monotonic() < deadline
+                process.send_signal(asked)
+                time.sleep(0.001)
+        finally:
+            process.kill()
+    assert process.returncode == 0
+    said = (tmp_path / "log").read_text()
+    assert '"stopped"' in said
     assert "Traceback" not in said
