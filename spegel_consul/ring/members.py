@@ -19,12 +19,14 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from collections.abc import Iterator
 
 from spegel_consul.ring import PeerInfo, peerid
 from spegel_consul.ring.address import Address, Contact
+from spegel_consul.ring.agenda import Agenda
 from spegel_consul.ring.key import position
 from spegel_consul.ring.placement import REPLICAS, Placement
 from spegel_consul.ring.wire import WirePeer
@@ -57,6 +59,7 @@ class Member:
         "heard",
         "id",
         "info",
+        "noted",
         "ours",
         "position",
         "probe_at",
@@ -79,12 +82,14 @@ class Member:
         self.twin: Address | None = None  # the registry's address of the other family
         self.wire = WirePeer(contact.id)
         self.heard = heard
-        self.spoke = -float("inf")  # when it sent something to this node, which is more than having been heard of
+        self.spoke = -math.inf  # when it sent something to this node, which is more than having been heard of
         self.alive = True
         self.ours: bool | None = None  # whether it speaks the protocols of this program; None: not known yet
         self.failures = 0
         self.failed_at = 0.0
         self.probe_at: float | None = None
+        """When it is probed; infinity while a probe is under way, None if there is no reason for one."""
+        self.noted = math.inf
         self.rtt = 0.05
         self.update(contact)
 
@@ -97,6 +102,11 @@ class Member:
             self.registry, self.twin = contact.registry, contact.twin
         own = [*self.routers, *filter(None, (self.registry, self.twin))]
         self.wire = WirePeer(self.id, tuple(address.encode() for address in own))
+
+    @property
+    def due_at(self) -> float:
+        """When it is to be probed, as far as is known now."""
+        return self.heard + QUIET_AGE if self.probe_at is None else self.probe_at
 
     @property
     def timeout(self) -> float:
@@ -113,6 +123,7 @@ class Members:
         self._rng = rng or random.Random()
         self._members: dict[bytes, Member] = {}
         self._placement = Placement()
+        self._agenda: Agenda[Member] = Agenda()
         self._named: Counter[bytes] = Counter()  # members that only this source has named
 
     def __len__(self) -> int:
@@ -155,6 +166,7 @@ class Members:
             if member.source is not None:
                 self._named[member.source] += 1
             self._placement.add(member.id, member.position)
+            self._agenda.note(member)
             return member
         if direct:
             self._spoke(member)
@@ -163,13 +175,13 @@ class Members:
             return None
         if contact.routers and not member.alive and contact.routers != member.routers:
             member.update(contact)
-            member.probe_at = now
+            self._probe(member, now)
         elif contact.registry is not None and member.registry is None and contact.routers == member.routers:
             member.update(contact)
-        under_way = member.probe_at is None or member.probe_at == float("inf")
+        under_way = member.probe_at is None or member.probe_at == math.inf
         if not member.alive and not under_way and now - age > member.failed_at:
             # somebody heard from it after it did not answer us
-            member.probe_at = min(member.probe_at or 0.0, max(now, member.failed_at + _SECOND_OPINION))
+            self._probe(member, min(member.probe_at or 0.0, max(now, member.failed_at + _SECOND_OPINION)))
         member.heard = max(member.heard, now - age)
         return None
 
@@ -189,8 +201,9 @@ class Members:
             return False
         self._spoke(member)
         revived = not member.alive
-        member.alive, member.failures, member.probe_at = True, 0, None
+        member.alive, member.failures = True, 0
         member.heard = member.spoke = now
+        self._probe(member, None)
         if took is not None:
             member.rtt += 0.2 * (took - member.rtt)
         if revived:
@@ -207,7 +220,7 @@ class Members:
         member.failures += 1
         member.failed_at = now
         wait = min(_LONGEST_PROBE, _FIRST_PROBE * 4 ** (member.failures - 1))
-        member.probe_at = now + wait * self._rng.uniform(0.75, 1.25)
+        self._probe(member, now + wait * self._rng.uniform(0.75, 1.25))
         self._placement.discard(member.position)
         if member.failures >= FORGET_AFTER:
             self._forget(member)
@@ -217,36 +230,30 @@ class Members:
         """Probe ``peer`` soon: the connection to it was lost."""
         member = self._members.get(peer)
         if member is not None and member.alive:
-            member.probe_at = now + _FIRST_PROBE * self._rng.uniform(0.5, 1.0)
+            self._probe(member, now + _FIRST_PROBE * self._rng.uniform(0.5, 1.0))
 
     def doubt(self, peer: bytes, now: float) -> bool:
         """``peer`` is about to be relied upon. True if it was not heard from for so long that it is probed now."""
         member = self._members.get(peer)
         if member is None or member.probe_at is not None or now - member.heard < DOUBT_AGE:
             return False
-        member.probe_at = now
+        self._probe(member, now)
         return True
 
     def due(self, now: float) -> list[Member]:
         """Whom to probe now; each is named once until it answered, failed or is suspected again."""
-        due = []
-        for member in self._members.values():
-            if member.probe_at is None and now - member.heard > QUIET_AGE:
-                member.probe_at = now
-            if member.probe_at is not None and member.probe_at <= now:
-                member.probe_at = float("inf")
-                due.append(member)
+        due = self._agenda.due(now)
+        for member in due:
+            member.probe_at = math.inf
         return due
 
     def next_probe(self) -> float:
         """When :meth:`due` has somebody, as far as is known now; infinity if never."""
-        return min(
-            (
-                member.heard + QUIET_AGE if member.probe_at is None else member.probe_at
-                for member in self._members.values()
-            ),
-            default=float("inf"),
-        )
+        return self._agenda.next()
+
+    def _probe(self, member: Member, at: float | None) -> None:
+        member.probe_at = at
+        self._agenda.note(member)
 
     def _has_room(self, source: bytes | None) -> bool:
         """Whether one more that ``source`` names (None: that speaks for itself) can be added; makes room if so."""
@@ -268,6 +275,7 @@ class Members:
         if member.alive:
             self._placement.discard(member.position)
         del self._members[member.id]
+        member.probe_at = math.inf
 
     def _spoke(self, member: Member) -> None:
         """``member`` is not, or no longer, in the table only because its source named it."""

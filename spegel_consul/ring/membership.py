@@ -41,6 +41,7 @@ log = structlog.get_logger(__name__)
 JOIN_TIMEOUT = 3.0
 _COLD_TIMEOUT = 10.0  # for a question that needs a new stream, perhaps a new connection that waits for its turn
 _PROBE_TIMEOUT, _DOUBT_TIMEOUT = 2.0, 1.0
+_PROBED_TOGETHER = 0.02  # seconds: who is due so soon is not worth waking up again for
 _TELL_EVERY = 60.0
 _WITHDRAW_TIMEOUT = 5.0
 _SPARE_PIPELINES = 64
@@ -82,6 +83,7 @@ class Membership:
         self._loopback = host.address.is_loopback
         self._pipelines: dict[bytes, Pipeline] = {}
         self._probe_alarm = Alarm()
+        self._probes_at = math.inf
         self._revive_limit = trio.CapacityLimiter(_PARALLEL_REVIVALS)
         self._offences = Offences()
         self._patience = Patience(background.spawn)
@@ -169,7 +171,7 @@ class Membership:
     def doubt(self, peer: bytes) -> None:
         """Somebody relies on ``peer``: see that it lives if it was quiet for long."""
         if self.table.doubt(peer, trio.current_time()):
-            self._probe_alarm.ring()
+            self._see_to_probes()
 
     def offended(self, peer: bytes, error: Exception) -> None:
         """``peer`` broke the protocol; too often, and nothing of it is listened to for a while."""
@@ -199,11 +201,11 @@ class Membership:
             self._changed()
         if self.table.get(peer) is None:
             self._pipelines.pop(peer, None)
-        self._probe_alarm.ring()
+        self._see_to_probes()
 
     def on_disconnect(self, peer: bytes) -> None:
         self.table.suspect(peer, trio.current_time())
-        self._probe_alarm.ring()
+        self._see_to_probes()
 
     def learn(self, said: Contact, *, age: float = 0.0, direct: bool = False, source: bytes = b"") -> None:
         """A peer was named, see :meth:`Members.learn`; some of those heard of are greeted."""
@@ -276,9 +278,16 @@ class Membership:
     async def probe_forever(self) -> None:
         """Ask the dead and the doubtful whether they live."""
         while True:
-            await self._probe_alarm.wait(self.table.next_probe())
-            for member in self.table.due(trio.current_time()):
+            self._probes_at = self.table.next_probe()
+            await self._probe_alarm.wait(self._probes_at)
+            for member in self.table.due(trio.current_time() + _PROBED_TOGETHER):
                 self._background.spawn(self._probe, member.id)
+
+    def _see_to_probes(self) -> None:
+        """Somebody may have to be probed earlier than it seemed."""
+        # of a neighbourhood that is lost at once, each member has its own moment
+        if self.table.next_probe() < self._probes_at:
+            self._probe_alarm.ring()
 
     async def _probe(self, peer: bytes) -> None:
         if self.table.is_alive(peer):
