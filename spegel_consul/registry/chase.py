@@ -14,7 +14,7 @@ import trio
 
 from spegel_consul.oci.errors import OCIError, RangeInvalid
 from spegel_consul.oci.path import ContentRequest, Kind
-from spegel_consul.registry.judge import Head, forwardable, judge, type_of
+from spegel_consul.registry.judge import Head, forwardable, type_of
 from spegel_consul.registry.peer import PeerError, PeerResponse, Unreachable
 from spegel_consul.registry.plan import unknown
 from spegel_consul.registry.race import Ask, Exhausted, Race, Wait
@@ -185,11 +185,12 @@ class Chase:
                 response = await self.mirror.client.request(provider.registry, self._method, target, headers)
                 times = asked, response.connected, time.perf_counter()
                 try:
-                    head = judge(response, self._request, range_header, expected)
+                    head = self.mirror.judge(response, self._request, range_header, expected)
                     body: bytes | PeerResponse = response
                     if self._request.kind is Kind.MANIFEST:
                         body = await self.mirror.read(response, head, provider, "GET")
                         head = replace(head, media_type=type_of(body))
+                        self.mirror.sizes.learn(body)
                     elif self._method == "HEAD" or self.mirror.is_small(head):
                         body = await self.mirror.read(response, head, provider, self._method)
                 except BaseException:

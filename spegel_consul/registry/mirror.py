@@ -26,7 +26,7 @@ from spegel_consul.metrics import Metrics
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import BlobUnknown, ManifestUnknown, RangeInvalid
 from spegel_consul.oci.media import MAX_MANIFEST_SIZE
-from spegel_consul.oci.path import ContentRequest
+from spegel_consul.oci.path import ContentRequest, Kind
 from spegel_consul.registry.chase import Answer, Chase
 from spegel_consul.registry.credentials import Credentials
 from spegel_consul.registry.judge import Head, forwardable, judge
@@ -35,6 +35,7 @@ from spegel_consul.registry.penalties import Penalties
 from spegel_consul.registry.plan import MIRRORED_HEADER
 from spegel_consul.registry.policy import Permits, any_node
 from spegel_consul.registry.recent import RecentProviders
+from spegel_consul.registry.sizes import Sizes
 from spegel_consul.registry.trace import Onward, Trace, Traces
 from spegel_consul.registry.transfer import Transfer
 from spegel_consul.ring import Provider, Router
@@ -88,6 +89,7 @@ class Mirror:
         self.penalties = Penalties()
         self.traces = Traces()
         self.recent = RecentProviders()
+        self.sizes = Sizes()
         self._counters: dict[str, tuple[Counter, Counter]] = {}
         self._metrics = metrics
         self.on_resolved: Callable[[float], None] = metrics.resolve_duration.labels("libp2p").observe
@@ -163,7 +165,7 @@ class Mirror:
             return None
         times = asked, 0.0, time.perf_counter()
         try:
-            head = judge(response, request, wanted)
+            head = self.judge(response, request, wanted)
             body = await self.read(response, head, provider, "GET") if self.is_small(head) else response
         except (PeerError, RangeInvalid):
             response.discard()
@@ -208,6 +210,16 @@ class Mirror:
             headers.append(("range", range_header))
         headers += onward
         return target, headers
+
+    def judge(
+        self, response: PeerResponse, request: ContentRequest, range_header: str | None, expected: Head | None = None
+    ) -> Head:
+        """As :func:`judge`; a blob has also to be as large as its manifest said, if that came by."""
+        head = judge(response, request, range_header, expected)
+        size = self.sizes.get(head.digest)
+        if size is not None and size != head.size and request.kind is Kind.BLOB:
+            raise PeerError(f"has {head.size} bytes of what has {size} by its manifest")
+        return head
 
     def is_small(self, head: Head) -> bool:
         """Whether the content is verified, and so small that it is read whole before the client sees any of it."""

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -23,7 +24,6 @@ from spegel_consul.ring.patience import Patience
 from spegel_consul.ring.protocols import KAD, MEMBERS
 from spegel_consul.ring.wire import (
     Frames,
-    MemberReport,
     Message,
     MessageType,
     WireError,
@@ -73,24 +73,22 @@ class Exchange:
     def _reports(self) -> bytes:
         now = trio.current_time()
         reports = [
-            MemberReport(member.wire, int(now - member.heard))
+            (member.wire, int(now - member.heard))
             for member in self._membership.table
             if member.alive and now - member.heard < HEARSAY_AGE
         ]
-        return encode_members([MemberReport(self._membership.me, 0), *reports])
+        return encode_members([(self._membership.me, 0), *reports])
 
     async def merge(self, peer: bytes, body: bytes) -> None:
         """Learn what ``peer`` tells of the members. Raises WireError."""
-        now, confirm = trio.current_time(), self._membership.table.confirm
-        for number, (named, age) in enumerate(decode_members(body), 1):
-            direct = named.id == peer
+        reports = decode_members(body)
+        while some := list(itertools.islice(reports, _SLICE)):
             # nearly all of a list only confirms what is known, and there are thousands in it
-            if direct or not confirm(named, now, age=age):
+            for named, age in self._membership.table.confirm(some, trio.current_time()):
+                direct = named.id == peer
                 said = self._membership.contact(named)
                 self._membership.learn(said, age=0.0 if direct else age, direct=direct, source=peer)
-            if number % _SLICE == 0:
-                await trio.lowlevel.checkpoint()
-                now = trio.current_time()
+            await trio.lowlevel.checkpoint()
         self._membership.heard(peer)
 
     async def greet(self, peer: bytes) -> None:

@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from spegel_consul.ring import PeerInfo, peerid
 from spegel_consul.ring.address import Address, Contact
@@ -185,14 +185,20 @@ class Members:
         member.heard = max(member.heard, now - age)
         return None
 
-    def confirm(self, said: WirePeer, now: float, *, age: float) -> bool:
-        """Hearsay of ``said``. True if it says no more than that a living member was heard from, which is noted."""
-        member = self._members.get(said.id)
-        if member is None or not member.alive or member.wire != said:
-            return False
-        if now - age > member.heard:
-            member.heard = now - age
-        return True
+    def confirm(self, said: Iterable[tuple[WirePeer, int]], now: float) -> list[tuple[WirePeer, int]]:
+        """Hearsay, each with its age in seconds. Notes what only says that a living member was heard from.
+
+        Returns the rest.
+        """
+        known, rest = self._members.get, []
+        for report in said:
+            wire, age = report
+            member = known(wire.id)
+            if member is None or not member.alive or member.wire != wire:
+                rest.append(report)
+            elif now - age > member.heard:
+                member.heard = now - age
+        return rest
 
     def answered(self, peer: bytes, now: float, took: float | None = None) -> bool:
         """A message of ``peer`` came, ``took`` seconds after the question. True if it was dead until now."""

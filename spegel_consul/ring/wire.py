@@ -163,11 +163,11 @@ def decode(body: bytes) -> Message:
     return Message(kind, key, tuple(closer), tuple(providers))
 
 
-def encode_members(reports: Iterable[MemberReport]) -> bytes:
+def encode_members(reports: Iterable[tuple[WirePeer, int]]) -> bytes:
     """A framed member exchange."""
     body = bytearray()
-    for report in reports:
-        body += b"\x0a" + frame(b"\x0a" + frame(_encode_peer(report.peer)) + b"\x10" + uvarint(report.age))
+    for peer, age in reports:
+        body += b"\x0a" + frame(b"\x0a" + frame(_encode_peer(peer)) + b"\x10" + uvarint(age))
     return frame(bytes(body))
 
 

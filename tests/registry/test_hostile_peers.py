@@ -269,3 +269,23 @@ async def test_what_is_no_manifest_is_not_served_as_one(
     )
     asker.router.knows(peer.address)
     assert (await get(asker, f"/v2/library/app/manifests/{digest}?ns=docker.io", method)).status_code == 404
+
+
+async def test_a_blob_is_not_larger_than_its_manifest_says(start_node: Any, start_peer: Any) -> None:
+    """Else a liar would choose that its wrong bytes are streamed."""
+    settings = MirrorSettings(verify_first=len(LAYER) + 1000)
+    holder, asker = await start_node(), await start_node(settings=settings)
+    layer = {"digest": holder.store.add_content(LAYER), "size": len(LAYER)}
+    junk = [{"digest": 5, "size": 5}, {"digest": "sha256:" + "0" * 64, "size": "5"}, None, {}]
+    body = manifest(mediaType=OCI_MANIFEST, config={}, layers=[*junk, layer])
+    digest = holder.store.add_content(body, OCI_MANIFEST)
+    liar = await start_peer(head(200, len(LAYER) + 5000), LAYER[:-1])
+    asker.router.knows(holder.address)
+    assert (await get(asker, f"/v2/library/app/manifests/{digest}?ns=docker.io")).content == body
+    asker.router.knows(liar.address, holder)
+    path = f"/v2/library/app/blobs/{layer['digest']}?ns=docker.io"
+    for method in ("HEAD", "GET"):
+        response = await get(asker, path, method)
+        assert (response.status_code, response.headers["content-length"]) == (200, str(len(LAYER)))
+        assert response.content == (LAYER if method == "GET" else b"")
+    assert len(liar.requests) > 0

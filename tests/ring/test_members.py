@@ -35,13 +35,12 @@ def test_hearsay_that_says_nothing_new_is_noted_and_anything_else_is_left_to_lea
     member = members.learn(Contact(b"a", (ROUTER,)), 0, age=50)
     assert member is not None
     assert member.info.addrs == (str(ROUTER),)
-    assert members.confirm(member.wire, 100, age=30)
-    assert not members.confirm(WirePeer(b"b", member.wire.addresses), 100, age=0), "unknown"
-    assert not members.confirm(WirePeer(b"a", (OTHER.encode(),)), 100, age=0), "elsewhere"
-    assert members.confirm(member.wire, 100, age=90), "older news"
-    assert member.heard == 70
+    unknown, elsewhere = WirePeer(b"b", member.wire.addresses), WirePeer(b"a", (OTHER.encode(),))
+    said = [(unknown, 0), (member.wire, 30), (elsewhere, 0), (member.wire, 90)]
+    assert members.confirm(said, 100) == [(unknown, 0), (elsewhere, 0)]
+    assert member.heard == 70, "older news changes nothing"
     members.failed(b"a", 101)
-    assert not members.confirm(member.wire, 102, age=0), "dead"
+    assert members.confirm([(member.wire, 0)], 102) == [(member.wire, 0)], "dead"
     members.learn(Contact(b"a", (OTHER,)), 103)
     assert member.info.addrs == (str(OTHER),)
 

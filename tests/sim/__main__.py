@@ -27,8 +27,7 @@ def main() -> int:
     seeds = range(options.seed_from, options.seed_from + options.seeds)
     began = time.monotonic()
     outcomes: list[Outcome] = []
-
-    def tell(outcome: Outcome) -> None:
+    for outcome in run_all(options.nodes, seeds, chosen=chosen, jobs=options.jobs):
         outcomes.append(outcome)
         print(
             f"seed {outcome.seed}: {'FAILED' if outcome.problems else 'ok'}, one ring after {outcome.together:.0f} s, "
@@ -39,7 +38,6 @@ def main() -> int:
             flush=True,
         )
 
-    run_all(options.nodes, seeds, tell, chosen=chosen, jobs=options.jobs)
     for outcome in outcomes:
         if outcome.problems:
             _tell(options.nodes, outcome, chosen, shrinking=chosen is None and not options.no_shrink)

@@ -1,79 +1,112 @@
-# A start in which all nodes learn of each other is most of what a run costs, and it need not be another one for each
-# seed.  A process in virtual time waits for nothing outside, so it can be forked in the midst of it: one start, and
-# from there a process for each seed.
+# A start in which all nodes learn of each other is a good part of what a run costs, and it need not be another one for
+# each seed.  A process in virtual time waits for nothing outside, so it can be forked in the midst of it: a process for
+# each start, and from there one for each seed.
 
-"""Runs that have their beginning in common."""
+"""Runs of which some have their beginning in common, each in a process of its own."""
 
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import os
-import pickle
+import signal
 import sys
+import time
 import traceback
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
+
+_LOOK_EVERY = 0.02
+
+_fork = multiprocessing.get_context("fork")
 
 
 class Forks:
-    """A process for each of ``seeds``, ``jobs`` at a time; ``tell`` is given what each came to, in their order."""
+    """Goes through ``groups`` of seeds, ``jobs`` processes at a time.
 
-    def __init__(self, seeds: Sequence[int], jobs: int, tell: Callable[[Any], None]) -> None:
-        self._seeds = seeds
+    ``start(number, forks)`` is called in a process for each group. It does what its seeds have in common, calls
+    :meth:`branch`, and goes on with the seed that it was given, up to :meth:`end`.
+    """
+
+    def __init__(self, groups: Sequence[Sequence[int]], jobs: int, start: Callable[[int, Forks], object]) -> None:
+        self._groups = groups
         self._jobs = jobs
-        self._tell = tell
-        self._out: int | None = None
+        self._start = start
+        self._slots = _fork.Semaphore(jobs)
+        self._results = _fork.SimpleQueue()
+        self._seeds: Sequence[int] = ()
+        self._seed: int | None = None
 
-    @contextmanager
-    def guarded(self) -> Iterator[None]:
-        """Around all of it: a process that was forked does not come out."""
+    def run(self) -> Iterator[Any]:
+        """What became of each seed, in their order. Raises RuntimeError if one of them broke."""
+        came: dict[int, Any] = {}
+        waiting, running = list(range(len(self._groups))), set[int]()
         try:
-            yield
-        except BaseException:
-            if self._out is None:
-                raise
-            traceback.print_exc()
-            os._exit(1)
+            for seed in (seed for group in self._groups for seed in group):
+                while seed not in came:
+                    while waiting and len(running) < self._jobs:
+                        running.add(self._fork_start(waiting.pop(0)))
+                    about, result = self._results.get()
+                    if about is None:
+                        running.discard(result)
+                        os.waitpid(result, 0)
+                    elif result is None:
+                        raise RuntimeError(f"seed {about} broke")
+                    else:
+                        came[about] = result
+                yield came.pop(seed)
+        finally:
+            for pid in running:
+                os.killpg(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
 
-    def end(self, result: object) -> None:
-        """The end of a process that was forked, with what it came to; of no other one."""
-        # Trio's own end is left out: it would use up what wakes the others at theirs
-        if self._out is not None:
-            with os.fdopen(self._out, "wb") as out:
-                pickle.dump(result, out)
-            os._exit(0)
-
-    def branch(self) -> int | None:
-        """Go on with the seed that this returns, in as many processes; where it returns None, all have ended.
-
-        Raises RuntimeError if one of them broke.
-        """
+    def _fork_start(self, number: int) -> int:
         sys.stdout.flush()
+        if pid := os.fork():
+            os.setpgid(pid, pid)
+            return pid
+        os.setpgid(0, 0)
+        self._seeds = self._groups[number]
+        try:
+            self._slots.acquire()
+            self._start(number, self)
+        except BaseException:
+            traceback.print_exc()
+            if self._seed is None:
+                self._results.put((self._seeds[0], None))
+        os._exit(1)
+
+    def branch(self) -> int:
+        """Go on with the seed that this returns, in a process for each; the process that asks does not come back."""
         gc.collect()
         gc.freeze()  # what is common stays in common memory, and is not looked through again
-        running: deque[tuple[int, int, int]] = deque()
-        for seed in self._seeds:
-            if len(running) == self._jobs:
-                self._await(*running.popleft())
-            inlet, out = os.pipe()
-            pid = os.fork()
-            if not pid:
-                os.close(inlet)
-                self._out = out
-                return seed
-            os.close(out)
-            running.append((seed, pid, inlet))
-        while running:
-            self._await(*running.popleft())
-        gc.unfreeze()
-        return None
+        self._slots.release()
+        running: dict[int, int] = {}
+        left = list(self._seeds)
+        while left or running:
+            if left and self._slots.acquire(timeout=_LOOK_EVERY):
+                seed = left.pop(0)
+                if not (pid := os.fork()):
+                    self._seed = seed
+                    return seed
+                running[pid] = seed
+            self._reap(running)
+        self._results.put((None, os.getpid()))
+        os._exit(0)
 
-    def _await(self, seed: int, pid: int, inlet: int) -> None:
-        with os.fdopen(inlet, "rb") as file:
-            said = file.read()
-        os.waitpid(pid, 0)
-        if not said:
-            raise RuntimeError(f"seed {seed} broke")
-        self._tell(pickle.loads(said))
+    def _reap(self, running: dict[int, int]) -> None:
+        while running:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if not pid:
+                time.sleep(_LOOK_EVERY)
+                return
+            self._slots.release()
+            seed = running.pop(pid)
+            if status:
+                self._results.put((seed, None))
+
+    def end(self, result: object) -> None:
+        """This is what became of the seed, whose process ends."""
+        # Trio's own end is left out: it would use up what wakes the others at theirs
+        self._results.put((self._seed, result))
+        os._exit(0)

@@ -142,12 +142,12 @@ class World:
 async def _run(
     count: int,
     start: int,
-    branch: Callable[[], int | None],
+    branch: Callable[[], int],
     end: Callable[[Outcome], None],
     chosen: Collection[int] | None,
     window: float,
     clock: Loop,
-) -> Outcome | None:
+) -> Outcome:
     rng = random.Random(start)
     async with trio.open_nursery() as nursery:
         world = World(count, rng, clock, nursery)
@@ -155,9 +155,7 @@ async def _run(
             nursery.start_soon(world.late, number)
         nursery.start_soon(world.watch_leaders)
         await trio.sleep(SETTLED)
-        if (seed := branch()) is None:
-            nursery.cancel_scope.cancel()
-            return None
+        seed = branch()
         for chance in (rng, random, clock):
             chance.seed(seed)
         planned = faults.plan(rng, count, SETTLED, window)
@@ -217,29 +215,27 @@ def _seeded(seed: int) -> Iterator[None]:
 
 def run(count: int, seed: int, chosen: Collection[int] | None = None, window: float = 90.0) -> Outcome:
     """One run of ``count`` nodes; ``chosen`` are the numbers of the faults that happen, by default all."""
-    outcome = _whole(count, seed // SEEDS_A_START, lambda: seed, lambda outcome: None, chosen, window)
-    assert outcome is not None
-    return outcome
+    return _whole(count, seed // SEEDS_A_START, lambda: seed, lambda outcome: None, chosen, window)
 
 
-def run_all(
-    count: int, seeds: range, tell: Callable[[Outcome], None], *, chosen: Collection[int] | None = None, jobs: int = 1
-) -> None:
+def run_all(count: int, seeds: range, *, chosen: Collection[int] | None = None, jobs: int = 1) -> Iterator[Outcome]:
     """The same for each of ``seeds``, in processes of their own that share their start."""
-    for start, group in itertools.groupby(seeds, lambda seed: seed // SEEDS_A_START):
-        forks = Forks(list(group), jobs, tell)
-        with forks.guarded():
-            _whole(count, start, forks.branch, forks.end, chosen)
+    groups = [list(group) for _, group in itertools.groupby(seeds, lambda seed: seed // SEEDS_A_START)]
+
+    def begin(number: int, forks: Forks) -> None:
+        _whole(count, groups[number][0] // SEEDS_A_START, forks.branch, forks.end, chosen)
+
+    return Forks(groups, jobs, begin).run()
 
 
 def _whole(
     count: int,
     start: int,
-    branch: Callable[[], int | None],
+    branch: Callable[[], int],
     end: Callable[[Outcome], None],
     chosen: Collection[int] | None,
     window: float = 90.0,
-) -> Outcome | None:
+) -> Outcome:
     with _seeded(start), shortcuts():
         return loop.run(partial(_run, count, start, branch, end, chosen, window), seed=start)
 
