@@ -51,7 +51,7 @@ test-py-consul: dev-install real-parts
 	SPEGEL_REAL_PARTS=$(CACHE) .venv-py-consul/bin/python -m pytest -q \
 		tests/consul/test_client.py tests/consul/test_library.py tests/consul/test_real_catalog.py
 
-# every fault at its full length (about 20 minutes), and what pulls noticed of it
+# every fault at its full length (a quarter of an hour), and what pulls noticed of it
 faults: dev-install real-parts
 	SPEGEL_FAULTS=all SPEGEL_FAULTS_TABLE=docs/reliability.md SPEGEL_REAL_PARTS=$(CACHE) \
 		$(BIN)/python -m pytest tests/faults
