@@ -27,6 +27,10 @@ class DialledSelf(Unreachable):
     """Behind the address is this very node."""
 
 
+class Replaced(Unreachable):
+    """At all addresses of the peer there are others now."""
+
+
 class ProtocolRefused(RingError):
     """The peer does not speak the protocol."""
 
@@ -113,7 +117,8 @@ class Host(Protocol):
     async def open(self, peer: bytes, addresses: Sequence[Address], protocol: str) -> Stream:
         """A stream to ``peer``, after dialling ``addresses`` if there is no connection.
 
-        Raises Unreachable or ProtocolRefused. Cancelling it does not cancel a dial that others wait for.
+        Raises Unreachable (Replaced if others have its addresses) or ProtocolRefused. Cancelling it does not cancel a
+        dial that others wait for.
         """
         ...
 

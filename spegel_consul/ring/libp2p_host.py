@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from spegel_consul.ring import RingError, identity, peerid
 from spegel_consul.ring.address import Address
 from spegel_consul.ring.dialler import Dialler
-from spegel_consul.ring.host import DialledSelf, Handler, Identity, Stream, Unreachable
+from spegel_consul.ring.host import DialledSelf, Handler, Identity, Replaced, Stream, Unreachable
 from spegel_consul.ring.libp2p.connection import Connection
 from spegel_consul.ring.libp2p.layers import Layers, read_description
 from spegel_consul.ring.libp2p.wire import Wire
@@ -203,7 +203,8 @@ class Libp2pHost:
         return await result.wait()
 
     async def _dial_each(self, peer: bytes, addresses: tuple[Address, ...], result: Result[Connection]) -> None:
-        reasons = []
+        reasons: list[str] = []
+        others = 0
         try:
             for address in addresses:
                 try:
@@ -214,10 +215,12 @@ class Libp2pHost:
                 if connection.peer == peer:
                     result.set(connection)
                     return
+                others += 1
                 reasons.append(f"{address} is {peerid.to_text(connection.peer)} now")
         finally:
             self._dialling.pop(peer, None)
-            result.fail(Unreachable("; ".join(reasons) or "no address of the peer is known"))
+            kind = Replaced if others and others == len(addresses) else Unreachable
+            result.fail(kind("; ".join(reasons) or "no address of the peer is known"))
 
     async def _dial(self, nursery: trio.Nursery, host: str, port: int, named: bool, result: Result[Connection]) -> None:
         known = named or self._dialler.has_heard_from(host)

@@ -46,6 +46,7 @@ FORGET_AFTER = 8
 _SHARE = 0.5  # of the table, for those that one source has named and nobody has heard from
 
 _FIRST_PROBE, _LONGEST_PROBE = 0.1, 60.0
+_LEAST_JITTER = 0.75
 _SECOND_OPINION = 2.0  # seconds after a failure before others' word for the member counts
 
 
@@ -216,8 +217,11 @@ class Members:
             self._placement.add(peer, member.position)
         return revived
 
-    def failed(self, peer: bytes, now: float) -> bool:
-        """A question to ``peer`` failed. True if it was alive until now; perhaps it is forgotten."""
+    def failed(self, peer: bytes, now: float, *, replaced: bool = False) -> bool:
+        """A question to ``peer`` failed, perhaps because another one has its address now.
+
+        True if it was alive until now; perhaps it is forgotten.
+        """
         member = self._members.get(peer)
         if member is None:
             return False
@@ -226,7 +230,12 @@ class Members:
         member.failures += 1
         member.failed_at = now
         wait = min(_LONGEST_PROBE, _FIRST_PROBE * 4 ** (member.failures - 1))
-        self._probe(member, now + wait * self._rng.uniform(0.75, 1.25))
+        if replaced:
+            # it won't be back, and is only kept so that those who have not noticed yet don't introduce it again
+            member.failures = FORGET_AFTER if now - member.heard > HEARSAY_AGE else FORGET_AFTER - 1
+            wait = HEARSAY_AGE / _LEAST_JITTER
+        at = now + wait * self._rng.uniform(_LEAST_JITTER, 1.25)
+        self._probe(member, at if wait < 1 else math.ceil(at))  # many that are dead are probed in one go
         self._placement.discard(member.position)
         if member.failures >= FORGET_AFTER:
             self._forget(member)

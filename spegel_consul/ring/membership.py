@@ -21,7 +21,7 @@ from spegel_consul.ring.address import Address, Contact, contact, parse
 from spegel_consul.ring.alarm import Alarm
 from spegel_consul.ring.background import Background
 from spegel_consul.ring.exchange import Exchange
-from spegel_consul.ring.host import DialledSelf, Host, ProtocolRefused
+from spegel_consul.ring.host import DialledSelf, Host, ProtocolRefused, Replaced
 from spegel_consul.ring.members import Members
 from spegel_consul.ring.offences import Offences
 from spegel_consul.ring.patience import Patience
@@ -136,7 +136,7 @@ class Membership:
             # if its dial had no turn yet the question never left, and if it spoke meanwhile it lives and is only slow
             never_left = isinstance(exc, trio.TooSlowError) and not self._host.is_connected(peer)
             if member.spoke < start and not never_left:
-                self._failed(peer)
+                self._failed(peer, replaced=isinstance(exc, Replaced))
             return None
         self.heard(peer, trio.current_time() - start if warm else None)
         for closer in answer.closer[: 2 * REPLICAS]:
@@ -194,8 +194,8 @@ class Membership:
             log.info("ring_member_back", peer=peerid.to_text(peer))
             self._changed()
 
-    def _failed(self, peer: bytes) -> None:
-        if self.table.failed(peer, trio.current_time()):
+    def _failed(self, peer: bytes, *, replaced: bool) -> None:
+        if self.table.failed(peer, trio.current_time(), replaced=replaced):
             log.info("ring_member_lost", peer=peerid.to_text(peer))
             self._lost(peer)
             self._changed()

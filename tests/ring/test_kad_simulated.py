@@ -1,5 +1,6 @@
 import itertools
 import random
+from typing import Any
 
 import pytest
 import trio
@@ -31,8 +32,10 @@ class SimRig:
         self.network = SimNetwork()
         self.hosts: dict[str | None, SimHost] = {}
 
-    async def node(self, *, speaks_members: bool = True, also: str | None = None) -> KadRouter:
-        host = self.network.host()
+    async def node(
+        self, *, speaks_members: bool = True, also: str | None = None, address: str | None = None
+    ) -> KadRouter:
+        host = self.network.host(address)
         registry = (host.address.host, next(self._ports))
         router = KadRouter(host, registry=registry, also=also, rng=random.Random(registry[1]))
         if not speaks_members:
@@ -122,6 +125,29 @@ async def test_a_record_that_is_withdrawn_from_those_who_do_not_understand_it_ex
     await trio.sleep(6 * MINUTE)
     assert foreign.records == 0
     assert first.unannounced == 0
+
+
+async def test_whoever_lost_its_identity_is_not_looked_for_at_its_address(
+    rig: SimRig, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _, third = await rig.ring(3)
+    address, before = rig.hosts[third.me.id].address.host, raw_id(third)
+    asked = []
+    opened = SimHost.open
+
+    async def noting(self: SimHost, peer: bytes, *others: Any) -> Any:
+        if peer == before:
+            asked.append(trio.current_time())
+        return await opened(self, peer, *others)
+
+    monkeypatch.setattr(SimHost, "open", noting)
+    again = await rig.node(address=address)
+    await rig.kill(third)
+    await again.join([first.me])
+    await eventually(lambda: len(first.members()) == 2)
+    await trio.sleep(20 * MINUTE)
+    assert len(asked) <= 3 * 3, "when it went, perhaps once more, and when nobody names it any more; by each"
+    assert before not in [member.id for member in first._members]
 
 
 async def test_a_new_member_is_told_only_what_it_is_responsible_for(rig: SimRig, autojump_clock: MockClock) -> None:

@@ -5,7 +5,8 @@ import pytest
 import trio
 import trio.testing
 
-from spegel_consul.ring.host import Stream, StreamClosed
+from spegel_consul.ring.address import Address
+from spegel_consul.ring.host import Replaced, Stream, StreamClosed, Unreachable
 from spegel_consul.ring.identity import load_or_create
 from spegel_consul.ring.libp2p_host import Libp2pHost
 from spegel_consul.ring.pipeline import Pipeline
@@ -47,6 +48,17 @@ async def host(nursery: trio.Nursery) -> Libp2pHost:
     host = Libp2pHost(load_or_create(None), bind=("127.0.0.1", 0))
     await nursery.start(host.run)
     return host
+
+
+async def test_at_whose_addresses_others_are_is_told_from_who_is_not_there(host: Libp2pHost, peer: Libp2pHost) -> None:
+    gone = Libp2pHost(load_or_create(None), bind=("127.0.0.1", 0)).id
+    nobody = Address("127.0.0.1", 1)
+    with pytest.raises(Replaced):
+        await host.open(gone, [peer.address], ECHO)
+    for addresses in ([nobody], [nobody, peer.address], []):
+        with pytest.raises(Unreachable) as caught:
+            await host.open(gone, addresses, ECHO)
+        assert caught.type is Unreachable
 
 
 async def test_who_reads_is_told_that_the_connection_was_dropped(host: Libp2pHost, peer: Libp2pHost) -> None:

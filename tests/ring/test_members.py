@@ -75,6 +75,30 @@ def test_the_dead_are_probed_at_once_then_ever_more_rarely_and_forgotten() -> No
     assert 60 < now < 400
 
 
+def test_whose_address_another_one_has_is_looked_for_once_more_when_nobody_would_name_it() -> None:
+    members = table()
+    members.learn(Contact(b"a", (ROUTER,)), 0)
+    members.failed(b"a", 10, replaced=True)
+    assert not members.is_alive(b"a")
+    members.learn(Contact(b"a", (ROUTER,)), 11, age=5)  # by somebody who has not noticed
+    assert members.next_probe() > 10 + HEARSAY_AGE
+    assert len(members.due(600)) == 1
+    members.failed(b"a", 600, replaced=True)
+    assert members.get(b"a") is None
+
+
+def test_whose_address_another_one_had_comes_back() -> None:
+    members = table()
+    members.learn(Contact(b"a", (ROUTER,)), 0)
+    members.failed(b"a", 10, replaced=True)
+    assert members.answered(b"a", 20)
+    assert members.is_alive(b"a")
+    assert members.next_probe() == 20 + QUIET_AGE
+    members.failed(b"a", 21, replaced=True)
+    members.learn(Contact(b"a", (OTHER,)), 22)  # it has moved
+    assert members.next_probe() == 22
+
+
 def test_a_lost_connection_brings_a_probe_but_no_death() -> None:
     members = table()
     members.learn(Contact(b"a", (ROUTER,)), 0)

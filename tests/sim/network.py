@@ -23,6 +23,7 @@ from spegel_consul.ring.host import (
     Handler,
     Identity,
     ProtocolRefused,
+    Replaced,
     Stream,
     StreamClosed,
     Unreachable,
@@ -152,7 +153,6 @@ class SimHost:
         self._handlers: dict[str, Handler] = {}
         self._peers: dict[bytes, SimHost] = {}
         self._streams: dict[bytes, dict[SimStream, None]] = {}
-        self._dials = trio.CapacityLimiter(256)
         self._nursery: trio.Nursery | None = None
         self.on_disconnect: Callable[[bytes], None] = lambda peer: None
         self.refuses: Callable[[bytes], bool] = lambda peer: False
@@ -195,15 +195,14 @@ class SimHost:
     async def dial(self, host: str, port: int) -> bytes:
         if self._nursery is None:
             raise Unreachable("not running")
-        async with self._dials:
-            await trio.sleep(3 * self._network.delay())
-            other = self._network.hosts.get((host, port))
-            if other is self:
-                raise DialledSelf("behind this address is this node")
-            hears = self._network.talk(self._address.host, host)
-            if not hears or (other is not None and (other.hung or self.hung)):
-                await trio.sleep(3)
-                raise Unreachable("no answer" if not hears else "no handshake")
+        await trio.sleep(3 * self._network.delay())
+        other = self._network.hosts.get((host, port))
+        if other is self:
+            raise DialledSelf("behind this address is this node")
+        hears = self._network.talk(self._address.host, host)
+        if not hears or (other is not None and (other.hung or self.hung)):
+            await trio.sleep(3)
+            raise Unreachable("no answer" if not hears else "no handshake")
         if other is None or other._nursery is None or self._nursery is None:
             raise Unreachable("connection refused")
         if other.refuses(self._id) or self.refuses(other.id):
@@ -222,7 +221,7 @@ class SimHost:
                 if await self.dial(address.host, address.port) == peer:
                     break
             else:
-                raise Unreachable("no address leads to the peer")
+                raise Replaced("no address leads to the peer") if addresses else Unreachable("it has no address")
         other = self._peers.get(peer)
         if other is None or other._nursery is None:
             raise Unreachable("the connection was lost")
