@@ -9,7 +9,7 @@ STAMP  := $(VENV)/.installed
 JOBS   ?= $(shell echo $$(($$(nproc) + 1)))
 CACHE  ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/spegel-consul-ci
 
-.PHONY: run install dev-install real-parts test test-py-consul check audit faults nomad soak bench clean
+.PHONY: run install dev-install real-parts test test-py-consul check audit sim faults nomad soak bench clean
 
 run: install
 	$(BIN)/spegel-consul dev
@@ -50,6 +50,12 @@ test-py-consul: dev-install real-parts
 	.ci/install-py-consul $(VENV) .venv-py-consul
 	SPEGEL_REAL_PARTS=$(CACHE) .venv-py-consul/bin/python -m pytest -q \
 		tests/consul/test_client.py tests/consul/test_library.py tests/consul/test_real_catalog.py
+
+# clusters in virtual time, with faults; `make sim NODES=1000 SEEDS=200` takes a night
+NODES ?= 200
+SEEDS ?= 20
+sim: dev-install
+	$(BIN)/python -m tests.sim --nodes $(NODES) --seeds $(SEEDS) --jobs $(shell nproc)
 
 # every fault at its full length (a quarter of an hour), and what pulls noticed of it
 faults: dev-install real-parts
