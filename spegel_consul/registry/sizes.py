@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 
-_MOST = 4096
+_MOST = 2048
 _MOST_OF_ONE = 512
 _LARGEST = 256 << 10  # no real one of an image is larger, and it is parsed on the event loop
 
