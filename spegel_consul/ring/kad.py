@@ -107,7 +107,7 @@ class KadRouter:
         return PeerInfo(peerid.to_text(self._host.id), tuple(map(str, self._membership.routers)))
 
     def members(self) -> tuple[PeerInfo, ...]:
-        return tuple(member.info for member in self._members.living())
+        return self._members.infos()
 
     def view(self) -> tuple[MemberView, ...]:
         """All other members, dead ones too, for people."""

@@ -125,6 +125,7 @@ class Members:
         self._members: dict[bytes, Member] = {}
         self._placement = Placement()
         self._agenda: Agenda[Member] = Agenda()
+        self._infos: tuple[PeerInfo, ...] | None = None
         self._named: Counter[bytes] = Counter()  # members that only this source has named
 
     def __len__(self) -> int:
@@ -140,6 +141,12 @@ class Members:
     def living(self) -> list[Member]:
         """All that are alive."""
         return [member for member in self._members.values() if member.alive]
+
+    def infos(self) -> tuple[PeerInfo, ...]:
+        """How those that are alive are named to the outside."""
+        if self._infos is None:
+            self._infos = tuple(member.info for member in self._members.values() if member.alive)
+        return self._infos
 
     def is_alive(self, peer: bytes) -> bool:
         member = self._members.get(peer)
@@ -166,19 +173,19 @@ class Members:
             member = self._members[contact.id] = Member(contact, now - age, None if direct else source)
             if member.source is not None:
                 self._named[member.source] += 1
-            self._placement.add(member.id, member.position)
+            self._live(member)
             self._agenda.note(member)
             return member
         if direct:
             self._spoke(member)
             if contact.routers:
-                member.update(contact)
+                self._update(member, contact)
             return None
         if contact.routers and not member.alive and contact.routers != member.routers:
-            member.update(contact)
+            self._update(member, contact)
             self._probe(member, now)
         elif contact.registry is not None and member.registry is None and contact.routers == member.routers:
-            member.update(contact)
+            self._update(member, contact)
         under_way = member.probe_at is None or member.probe_at == math.inf
         if not member.alive and not under_way and now - age > member.failed_at:
             # somebody heard from it after it did not answer us
@@ -214,7 +221,7 @@ class Members:
         if took is not None:
             member.rtt += 0.2 * (took - member.rtt)
         if revived:
-            self._placement.add(peer, member.position)
+            self._live(member)
         return revived
 
     def failed(self, peer: bytes, now: float, *, replaced: bool = False) -> bool:
@@ -236,7 +243,8 @@ class Members:
             wait = HEARSAY_AGE / _LEAST_JITTER
         at = now + wait * self._rng.uniform(_LEAST_JITTER, 1.25)
         self._probe(member, at if wait < 1 else math.ceil(at))  # many that are dead are probed in one go
-        self._placement.discard(member.position)
+        if died:
+            self._die(member)
         if member.failures >= FORGET_AFTER:
             self._forget(member)
         return died
@@ -288,9 +296,23 @@ class Members:
     def _forget(self, member: Member) -> None:
         self._spoke(member)
         if member.alive:
-            self._placement.discard(member.position)
+            self._die(member)
         del self._members[member.id]
         member.probe_at = math.inf
+
+    def _live(self, member: Member) -> None:
+        self._placement.add(member.id, member.position)
+        self._infos = None
+
+    def _die(self, member: Member) -> None:
+        self._placement.discard(member.position)
+        self._infos = None
+
+    def _update(self, member: Member, contact: Contact) -> None:
+        before = member.info
+        member.update(contact)
+        if member.info is not before:
+            self._infos = None
 
     def _spoke(self, member: Member) -> None:
         """``member`` is not, or no longer, in the table only because its source named it."""

@@ -1,6 +1,9 @@
 import itertools
 import random
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from spegel_consul.ring.address import Address, Contact
 from spegel_consul.ring.key import position
 from spegel_consul.ring.members import FORGET_AFTER, HEARSAY_AGE, QUIET_AGE, Members
@@ -50,10 +53,27 @@ def test_a_failure_makes_dead_and_an_answer_makes_alive() -> None:
     members.learn(Contact(b"a", (ROUTER,)), 0)
     assert members.failed(b"a", 1)
     assert not members.failed(b"a", 2), "it was dead already"
-    assert (members.is_alive(b"a"), closest(members), members.living()) == (False, [], [])
+    assert (members.is_alive(b"a"), closest(members), members.living(), members.infos()) == (False, [], [], ())
     assert members.answered(b"a", 3)
     assert not members.answered(b"a", 4)
     assert (members.is_alive(b"a"), closest(members)) == (True, [b"a"])
+
+
+@given(st.lists(st.tuples(st.sampled_from(["learn", "direct", "answered", "failed", "replaced"]), st.integers(0, 3))))
+def test_who_is_named_to_the_outside_are_the_living_with_their_latest_addresses(steps: list[tuple[str, int]]) -> None:
+    members = table()
+    for now, (event, number) in enumerate(steps):
+        peer, at = bytes([number]), Address("10.0.0.1", 5000 + now % 2)
+        if event in ("learn", "direct"):
+            members.learn(Contact(peer, (at,)), now, direct=event == "direct")
+        elif event == "answered":
+            members.answered(peer, now)
+        else:
+            members.failed(peer, now, replaced=event == "replaced")
+        assert list(members.infos()) == [member.info for member in members.living()]
+        assert {info.addrs for info in members.infos()} == {
+            tuple(map(str, member.routers)) for member in members.living()
+        }
 
 
 def test_the_dead_are_probed_at_once_then_ever_more_rarely_and_forgotten() -> None:

@@ -10,9 +10,10 @@ import gc
 import heapq
 import itertools
 import math
-from collections.abc import Awaitable, Callable, Iterator
+import random
+from collections.abc import Awaitable, Callable, Iterator, MutableSequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 from unittest import mock
 
 import trio
@@ -23,11 +24,20 @@ _NOTHING_FOR = 10.0
 T = TypeVar("T")
 
 
+class _Chance(random.Random):
+    """Trio's own source of chance, which shuffles whatever can run; most of the time that is one task."""
+
+    def shuffle(self, x: MutableSequence[Any]) -> None:
+        if len(x) > 1:
+            super().shuffle(x)
+
+
 class Loop(trio.abc.Clock):
     """Seconds since the start."""
 
     def __init__(self) -> None:
         self.now = 0.0
+        self.chance = _Chance()
         self._timers: list[tuple[float, int, Callable[[], object]]] = []
         self._order = itertools.count()
 
@@ -37,7 +47,7 @@ class Loop(trio.abc.Clock):
 
     def seed(self, seed: int) -> None:
         """What Trio leaves to chance follows from ``seed`` from now on."""
-        scheduler._r.seed(seed)
+        self.chance.seed(seed)
 
     # -- what Trio asks
 
@@ -102,6 +112,7 @@ def run(main: Callable[[Loop], Awaitable[T]], *, seed: int) -> T:
         mock.patch.object(trio, "sleep", loop.sleep),
         mock.patch.object(trio, "sleep_until", loop.sleep_until),
         mock.patch.object(scheduler, "TheIOManager", _NoKernel),
+        mock.patch.object(scheduler, "_r", loop.chance),
         mock.patch.object(scheduler, "Instruments", dict),  # none are given; they are looked into eight times in a pass
         mock.patch.object(scheduler, "_ALLOW_DETERMINISTIC_SCHEDULING", True),
         _rare_collections(),
