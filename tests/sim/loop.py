@@ -124,7 +124,7 @@ def run(main: Callable[[Loop], Awaitable[T]], *, seed: int) -> T:
 def _rare_collections() -> Iterator[None]:
     """Nearly all objects live long, and looking through them again and again takes a third of the time."""
     before = gc.get_threshold()
-    gc.set_threshold(1_000_000, 20, 100)
+    gc.set_threshold(10_000_000, 20, 100)
     try:
         yield
     finally:

@@ -13,7 +13,7 @@ from spegel_consul.consul.election import Election
 from spegel_consul.ring.kad import KadRouter
 from tests.sim import faults
 from tests.sim.faults import Fault
-from tests.sim.world import run
+from tests.sim.world import run, shrink
 
 ROOT = Path(__file__).parents[2]
 FEW = 12
@@ -48,11 +48,17 @@ def test_what_breaks_the_ring_is_noticed() -> None:
     assert any("of its 20 nearest" in problem for problem in outcome.problems)
 
 
-def test_leaders_that_ignore_their_lease_are_noticed() -> None:
-    twice = [Fault("leader cut off", at, 45.0, ()) for at in (45.0, 110.0)]
+def test_leaders_that_ignore_their_lease_are_noticed_and_what_it_takes_is_named() -> None:
+    cut_off = [Fault("leader cut off", at, 45.0, ()) for at in (45.0, 110.0)]
+    harmless = [Fault("slow", 42.0, 2.0, ()), Fault("servers", 100.0, 2.0, ())]
     with (
-        mock.patch.object(faults, "plan", return_value=twice),
+        mock.patch.object(faults, "plan", return_value=[*cut_off, *harmless]),
         mock.patch.object(Election, "_lead_end", math.inf),
     ):
         outcomes = [run(FEW, seed) for seed in range(3)]
-    assert any("all lead" in problem for outcome in outcomes for problem in outcome.problems)
+        failed = next(outcome for outcome in outcomes if any("all lead" in problem for problem in outcome.problems))
+        chosen, least = shrink(FEW, failed)
+    assert least.problems
+    assert set(chosen) < {0, 1, 2, 3}
+    assert least.faults == [failed.faults[number] for number in chosen]
+    assert not set(least.faults) & set(harmless)

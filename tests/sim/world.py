@@ -223,6 +223,7 @@ def run_all(count: int, seeds: range, *, chosen: Collection[int] | None = None, 
     groups = [list(group) for _, group in itertools.groupby(seeds, lambda seed: seed // SEEDS_A_START)]
 
     def begin(number: int, forks: Forks) -> None:
+        structlog.configure(cache_logger_on_first_use=True)  # which can't be undone, but this process ends
         _whole(count, groups[number][0] // SEEDS_A_START, forks.branch, forks.end, chosen)
 
     return Forks(groups, jobs, begin).run()
