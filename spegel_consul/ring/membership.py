@@ -194,7 +194,7 @@ class Membership:
             log.info("ring_member_back", peer=peerid.to_text(peer))
             self._changed()
 
-    def _failed(self, peer: bytes, *, replaced: bool) -> None:
+    def _failed(self, peer: bytes, *, replaced: bool = False) -> None:
         if self.table.failed(peer, trio.current_time(), replaced=replaced):
             log.info("ring_member_lost", peer=peerid.to_text(peer))
             self._lost(peer)
