@@ -40,25 +40,34 @@ class Forks:
     def run(self) -> Iterator[Any]:
         """What became of each seed, in their order. Raises RuntimeError if one of them broke."""
         came: dict[int, Any] = {}
-        waiting, running = list(range(len(self._groups))), set[int]()
+        waiting, running = list(range(len(self._groups))), dict[int, int]()
         try:
             for seed in (seed for group in self._groups for seed in group):
                 while seed not in came:
                     while waiting and len(running) < self._jobs:
-                        running.add(self._fork_start(waiting.pop(0)))
+                        number = waiting.pop(0)
+                        running[self._fork_start(number)] = self._groups[number][0]
+                    if self._results.empty():
+                        self._reap_starts(running)
+                        continue
                     about, result = self._results.get()
-                    if about is None:
-                        running.discard(result)
-                        os.waitpid(result, 0)
-                    elif result is None:
+                    if result is None:
                         raise RuntimeError(f"seed {about} broke")
-                    else:
-                        came[about] = result
+                    came[about] = result
                 yield came.pop(seed)
         finally:
             for pid in running:
                 os.killpg(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
+
+    def _reap_starts(self, running: dict[int, int]) -> None:
+        time.sleep(_LOOK_EVERY)
+        for pid, seed in list(running.items()):
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                del running[pid]
+                if status:
+                    raise RuntimeError(f"seed {seed} broke, or another one that has its start")
 
     def _fork_start(self, number: int) -> int:
         sys.stdout.flush()
@@ -72,8 +81,6 @@ class Forks:
             self._start(number, self)
         except BaseException:
             traceback.print_exc()
-            if self._seed is None:
-                self._results.put((self._seeds[0], None))
         os._exit(1)
 
     def branch(self) -> int:
@@ -91,7 +98,6 @@ class Forks:
                     return seed
                 running[pid] = seed
             self._reap(running)
-        self._results.put((None, os.getpid()))
         os._exit(0)
 
     def _reap(self, running: dict[int, int]) -> None:

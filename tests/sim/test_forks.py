@@ -26,14 +26,16 @@ def test_each_seed_has_the_start_of_its_group_and_a_process_of_its_own() -> None
     assert os.getpid() not in {own for *_, own in results}
 
 
-@pytest.mark.parametrize("where", ["start", "seed", "kill"])
+@pytest.mark.parametrize("where", ["start", "killed start", "seed", "killed seed"])
 def test_one_that_breaks_is_named_and_the_others_are_stopped(where: str, capfd: pytest.CaptureFixture[str]) -> None:
     def start(number: int, forks: Forks) -> None:
         if number == 1 and where == "start":
             raise ValueError("no start")
+        if number == 1 and where == "killed start":
+            os.kill(os.getpid(), signal.SIGKILL)
         seed = forks.branch()
         if seed == 5:
-            if where == "kill":
+            if where == "killed seed":
                 os.kill(os.getpid(), signal.SIGKILL)
             raise ValueError("no end")
         if seed == 8:
@@ -44,5 +46,5 @@ def test_one_that_breaks_is_named_and_the_others_are_stopped(where: str, capfd: 
     with pytest.raises(RuntimeError, match="seed 5 broke"):
         list(Forks([[1], [5, 6], [8]], 2, start).run())
     assert time.monotonic() - began < 30
-    if where != "kill":
+    if not where.startswith("killed"):
         assert "ValueError" in capfd.readouterr().err
