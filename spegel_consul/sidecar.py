@@ -97,6 +97,8 @@ async def run(settings: Settings) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         await _run(settings, node, signals)
         log.info("stopped")
+    # Trio closes the socket that signals are written to before it takes it back, and Python complains of one in between
+    signal.set_wakeup_fd(-1)
 
 
 async def _run(settings: Settings, node: _Node, signals: AsyncIterator[int]) -> None:

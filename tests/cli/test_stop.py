@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import socket
 import subprocess
@@ -68,3 +69,42 @@ def test_asked_again_and_again_until_it_has_ended(tmp_path: Path, silence: str, 
     said = (tmp_path / "log").read_text()
     assert '"stopped"' in said
     assert "Traceback" not in said
+
+
+LAST_MOMENT = """
+import signal
+from trio._core import _wakeup_socketpair
+from spegel_consul.cli import main
+
+close = _wakeup_socketpair.WakeupSocketpair.close
+
+
+def tell_and_close(self):
+    print("a signal would be written to", signal.set_wakeup_fd(-1), flush=True)
+    close(self)
+
+
+_wakeup_socketpair.WakeupSocketpair.close = tell_and_close
+main()
+"""
+
+
+def test_no_signal_is_written_to_a_socket_that_is_closed(tmp_path: Path) -> None:
+    (tmp_path / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
+    (tmp_path / "index.json").write_text('{"schemaVersion":2,"manifests":[]}')
+    argv = sidecar(tmp_path, "--store=layout", f"--layout-path={tmp_path}", "--hang-timeout=0")[3:]
+    with (
+        (tmp_path / "log").open("wb") as log,
+        subprocess.Popen([sys.executable, "-c", LAST_MOMENT, *argv], stdout=log, stderr=log) as process,
+    ):
+        try:
+            while '"started"' not in (tmp_path / "log").read_text():
+                assert process.poll() is None, (tmp_path / "log").read_text()
+                time.sleep(0.05)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+    said = (tmp_path / "log").read_text()
+    assert '"stopped"' in said
+    assert set(re.findall("written to (.*)", said)) == {"-1"}
