@@ -44,9 +44,10 @@ def check_tag(tag: str) -> str:
 def registry_name(host: str) -> str:
     """The one name of the registry ``host``, which is not checked: in lower case, ``docker.io`` for its aliases.
 
-    Only its capitals tell a host like ``Registry`` from the first part of a repository, so it keeps them.
+    Only its capitals tell a host like ``Registry`` from the first part of a repository, so it keeps them. What is not
+    ASCII is no host, though lower case may make it look like one (K, the sign of kelvin).
     """
-    name = host.lower()
+    name = host.lower() if host.isascii() else host
     return _ALIASES.get(name, name if _is_host(name) else host)
 
 

@@ -87,6 +87,7 @@ def test_other_names_of_a_registry_are_filtered_like_its_own() -> None:
             assert chosen.accepts(f"{host}/library/nginx:1.27")
             assert not chosen.accepts(f"{host}/internal/app:1")
         assert not chosen.accepts("quay.io/library/nginx:1.27")
+        assert not chosen.accepts("doc\N{KELVIN SIGN}er.io/library/nginx:1.27")
     assert ImageFilter.build(["GHCR.io"]).accepts("ghcr.io/a/b:1")
 
 
