@@ -227,10 +227,11 @@ def _choose(manifests: list[Any], wanted: str) -> Digest:
 def _parts(manifest: dict[str, Any]) -> list[tuple[str, Digest, int]]:
     """What a manifest needs, each digest once. Raises PullFailed."""
     found: dict[Digest, tuple[str, Digest, int]] = {}
+    broken = PullFailed("the manifest does not name a configuration and layers")
     layers: list[Any] | None = entries(manifest, "layers")
+    if layers is None:
+        raise broken
     try:
-        if layers is None:
-            raise TypeError("layers is not a list")
         for what, part in (
             ("config", manifest["config"]),
             *((f"layer {n + 1}", part) for n, part in enumerate(layers[:_MOST_LAYERS])),
@@ -238,5 +239,5 @@ def _parts(manifest: dict[str, Any]) -> list[tuple[str, Digest, int]]:
             digest = Digest(part["digest"])
             found.setdefault(digest, (what, digest, int(part["size"])))
     except (KeyError, TypeError, ValueError, OverflowError, DigestInvalid):
-        raise PullFailed("the manifest does not name a configuration and layers") from None
+        raise broken from None
     return list(found.values())
