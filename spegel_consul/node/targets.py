@@ -1,5 +1,5 @@
-# What users write is forgiving (a scheme or none, a port, capitals), what runtimes match is not: they take the host of
-# the image's name, letter for letter, as the name of a directory.
+# What users write is forgiving (a scheme or none, a port, capitals, another name of Docker Hub), what runtimes match is
+# not: they take the host of the image's name, letter for letter, as the name of a directory.
 
 """Registries to mirror and mirrors to ask, from the texts of the command line."""
 
@@ -85,7 +85,7 @@ def parse_registries(texts: Iterable[str]) -> tuple[Registry, ...]:
         if text == DEFAULT:
             registry = Registry(DEFAULT)
         else:
-            host = registry_host(text).lower()
+            host = registry_host(text)
             registry = Registry(host, f"http://{host}" if text.lower().startswith("http://") else None)
         known = found.setdefault(registry.host, registry)
         if known.server != registry.server:

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from spegel_consul.oci.errors import NameInvalid
-from spegel_consul.oci.reference import check_registry
+from spegel_consul.oci.reference import check_registry, registry_name
 
 
 def registry_host(text: str) -> str:
-    """The registry of ``https://docker.io`` or ``docker.io``. Raises ValueError with a clear message."""
+    """The one name of the registry ``https://docker.io`` or ``docker.io``. Raises ValueError with a clear message."""
     host = text
     if "://" in text:
         parts = urlsplit(text)
@@ -30,7 +30,7 @@ class ImageFilter:
     """Accepts a full image name if its registry is mirrored and no expression is found in it.
 
     ``registries``: hosts; empty means all. ``excluded``: searched in ``registry/repository:tag`` or ``…@digest``,
-    as Spegel's ``--registry-filters`` are.
+    as Spegel's ``--registry-filters`` are. Expressions see a registry by its one name: ``docker.io``, in lower case.
     """
 
     registries: frozenset[str] = frozenset()
@@ -49,6 +49,10 @@ class ImageFilter:
 
     def accepts(self, name: str) -> bool:
         """Whether an image of this full name is mirrored, announced and resolved."""
-        if self.registries and name.partition("/")[0] not in self.registries:
+        host, slash, rest = name.partition("/")
+        if slash:
+            host = registry_name(host)
+            name = f"{host}/{rest}"
+        if self.registries and host not in self.registries:
             return False
         return not any(pattern.search(name) for pattern in self.excluded)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -30,11 +31,12 @@ MAX_MANIFEST_SIZE = 4 << 20
 """Bytes; the distribution spec asks registries to take manifests up to this size."""
 
 
-def manifest_media_type(body: bytes) -> str | None:
+def manifest_media_type(body: bytes, said: str | None = None) -> str | None:
     """The media type of a manifest or index, or None if ``body`` is neither.
 
-    ``mediaType`` wins (image-spec manifest.md asks for it, and warns that it is often absent);
-    without it, ``manifests`` means an index and ``config`` with ``layers`` a manifest.
+    ``mediaType`` wins (image-spec manifest.md asks for it, and warns that it is often absent). Without it
+    ``manifests`` means an index, and ``config`` with ``layers`` a manifest. Which of the two kinds it is, only the
+    shape says; ``said``, the type that a descriptor or a sender gives, says whether it is Docker's or OCI's.
     """
     try:
         document = json.loads(body)
@@ -46,7 +48,17 @@ def manifest_media_type(body: bytes) -> str | None:
     if isinstance(declared, str) and declared in INDEXES | MANIFESTS:
         return declared
     if isinstance(document.get("manifests"), list):
-        return OCI_INDEX
-    if isinstance(document.get("config"), dict) and isinstance(document.get("layers"), list):
-        return OCI_MANIFEST
-    return None
+        fitting, usual = INDEXES, OCI_INDEX
+    elif isinstance(document.get("config"), dict) and entries(document, "layers") is not None:
+        fitting, usual = MANIFESTS, OCI_MANIFEST
+    elif entries(document, "manifests") is not None:
+        fitting, usual = INDEXES, OCI_INDEX
+    else:
+        return None
+    return said if said in fitting and not declared else usual
+
+
+def entries(document: Mapping[str, object], name: str) -> list[object] | None:
+    """The list of this name, or None if there is none. Go writes ``null`` for a list that has no entries."""
+    found = document.get(name, False)
+    return [] if found is None else found if isinstance(found, list) else None

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 from spegel_consul.oci.digest import Digest
-from spegel_consul.oci.errors import NameInvalid, NameUnknown
-from spegel_consul.oci.reference import DEFAULT_REGISTRY, Reference, check_registry, check_repository, check_tag
+from spegel_consul.oci.errors import ManifestUnknown, NameInvalid, NameUnknown
+from spegel_consul.oci.reference import Reference, check_registry, check_repository, check_tag
 
 _CONTENT = re.compile(r"/v2/(?P<name>.+)/(?P<kind>manifests|blobs)/(?P<reference>[^/]+)\Z", re.DOTALL)
 
@@ -34,13 +34,15 @@ class ContentRequest:
         return self.reference.key
 
 
-def parse_content_path(raw_path: str, raw_query: str = "") -> ContentRequest:
+def parse_content_path(
+    raw_path: str, raw_query: str = "", namespace: str = "", default: str | None = None
+) -> ContentRequest:
     """Parse the undecoded path and query of a request.
 
-    ``ns`` in the query is the registry that the client meant (containerd core/remotes/docker); without it
-    the registry is docker.io, because the one client that sends none, dockerd without the containerd image
-    store, mirrors nothing else.
-    Raises NameUnknown for another path, NameInvalid, TagInvalid or DigestInvalid for a malformed part.
+    ``namespace`` is the value of the header field OCI-Namespace, "" if there is none; ``default`` the registry that
+    this client means when it names none, or None if there is no telling.
+    Raises NameUnknown for another path, NameInvalid, TagInvalid or DigestInvalid for a malformed part, and
+    ManifestUnknown for a tag of no known registry, which would else be some registry's image of the same path.
     """
     try:
         path = urllib.parse.unquote(raw_path, errors="strict")
@@ -50,10 +52,31 @@ def parse_content_path(raw_path: str, raw_query: str = "") -> ContentRequest:
     match = _CONTENT.match(path)
     if match is None:
         raise NameUnknown("expected /v2/<name>/manifests/<tag or digest> or /v2/<name>/blobs/<digest>")
-    registry = check_registry(query["ns"][0]) if query.get("ns", [""])[0] else DEFAULT_REGISTRY
+    registry = _registry(query.get("ns", []), namespace, default)
     repository = check_repository(match["name"])
     kind = Kind(match["kind"])
     text = match["reference"]
     if kind is Kind.BLOB or ":" in text:
         return ContentRequest(kind, Reference(registry, repository, digest=Digest(text)))
-    return ContentRequest(kind, Reference(registry, repository, tag=check_tag(text)))
+    tag = check_tag(text)
+    if registry is None:
+        raise ManifestUnknown(
+            f"the registry of {repository}:{tag} was not named: add it to the URL, such as ?ns=docker.io, "
+            "or send the header OCI-Namespace: docker.io; a digest needs neither"
+        )
+    return ContentRequest(kind, Reference(registry, repository, tag=tag))
+
+
+def _registry(in_query: list[str], in_header: str, default: str | None) -> str | None:
+    """The registry that a client means, or None. Another way to say it belongs here, and nowhere else.
+
+    ``ns`` counts first (distribution-spec, "Registry Proxying"; containerd core/remotes/docker sends it, image by
+    image), then the header, which may be the same for all images, since ``hosts.toml`` can set it.
+    Raises NameInvalid, also for several registries in the query.
+    """
+    named = {check_registry(text) for text in in_query if text}
+    if len(named) > 1:
+        raise NameInvalid(f"ns is given {len(named)} times with different registries: give it once")
+    if named:
+        return named.pop()
+    return check_registry(in_header) if in_header else default

@@ -1,6 +1,9 @@
 # Two grammars meet here: the distribution spec's for repositories and tags, and the one of the reference
 # library for the registry in front of them.  Matching is on decoded text and anchored at both ends, so a name
 # that got through contains no "..", no percent sign, no upper case and no empty path segment.
+#
+# A registry has one name here, because names are compared and are keys of the ring.  Host names are the same in any
+# case (RFC 4343), and Docker Hub has three: clients write the one that they connect to.
 
 """Image names: ``registry/repository:tag`` and ``registry/repository@digest``."""
 
@@ -10,10 +13,12 @@ import re
 from dataclasses import dataclass
 
 from spegel_consul.oci.digest import Digest
-from spegel_consul.oci.errors import NameInvalid, TagInvalid
+from spegel_consul.oci.errors import NameInvalid, OCIError, TagInvalid
 
 DEFAULT_REGISTRY = "docker.io"
 MAX_NAME_LENGTH = 255
+
+_ALIASES = {"index.docker.io": DEFAULT_REGISTRY, "registry-1.docker.io": DEFAULT_REGISTRY}
 
 _COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _REPOSITORY = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*\Z")
@@ -36,26 +41,58 @@ def check_tag(tag: str) -> str:
     return tag
 
 
+def registry_name(host: str) -> str:
+    """The one name of the registry ``host``, which is not checked: in lower case, ``docker.io`` for its aliases.
+
+    Only its capitals tell a host like ``Registry`` from the first part of a repository, so it keeps them. What is not
+    ASCII is no host, though lower case may make it look like one (K, the sign of kelvin).
+    """
+    name = host.lower() if host.isascii() else host
+    return _ALIASES.get(name, name if _is_host(name) else host)
+
+
+def _is_host(first: str) -> bool:
+    """Whether the first part of an image's name is a registry (distribution/reference, splitDockerDomain)."""
+    return "." in first or ":" in first or first == "localhost" or first != first.lower()
+
+
 def check_registry(host: str) -> str:
-    """``host`` itself: a host name or address with an optional port. Raises NameInvalid."""
+    """The one name of the registry ``host``, a host name or address with an optional port. Raises NameInvalid."""
     if len(host) > MAX_NAME_LENGTH or not _REGISTRY.match(host):
         raise NameInvalid(f"registry {host[:100]!r} is not valid: expected host or host:port")
-    return host
+    return registry_name(host)
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What names an image or a part of it. Exactly one of ``tag`` and ``digest`` is set."""
+    """What names an image or a part of it. Exactly one of ``tag`` and ``digest`` is set.
 
-    registry: str
+    ``registry`` is None if it is not known, which only a reference with a digest may say: the digest names the
+    content wherever it is, but a tag means something else in each registry.
+    """
+
+    registry: str | None
     repository: str
     tag: str | None = None
     digest: Digest | None = None
 
     def __str__(self) -> str:
-        """The full name: ``docker.io/library/nginx:1.27`` or ``docker.io/library/nginx@sha256:…``."""
+        """The full name: ``docker.io/library/nginx:1.27`` or ``docker.io/library/nginx@sha256:…``.
+
+        Without a registry it is no full name: ``library/nginx@sha256:…``.
+        """
+        prefix = "" if self.registry is None else f"{self.registry}/"
         suffix = f":{self.tag}" if self.digest is None else f"@{self.digest}"
-        return f"{self.registry}/{self.repository}{suffix}"
+        return f"{prefix}{self.repository}{suffix}"
+
+    @property
+    def namespace(self) -> str:
+        """The value of ``ns`` in a request to a mirror.
+
+        A digest whose registry is not known goes with ``docker.io``, because Spegel refuses requests without ``ns``
+        (pkg/oci/reference.go, Validate).
+        """
+        return self.registry or DEFAULT_REGISTRY
 
     @property
     def key(self) -> str:
@@ -76,8 +113,7 @@ class Reference:
         if colon > slash:
             rest, tag = rest[:colon], check_tag(rest[colon + 1 :])
         first, slash_found, remainder = rest.partition("/")
-        is_host = bool(slash_found) and ("." in first or ":" in first or first == "localhost" or first != first.lower())
-        if is_host:
+        if slash_found and _is_host(first):
             registry, repository = check_registry(first), remainder
         else:
             registry, repository = DEFAULT_REGISTRY, rest if slash_found else f"library/{rest}"
@@ -85,3 +121,13 @@ class Reference:
         if digest is not None:
             return cls(registry, repository, digest=digest)
         return cls(registry, repository, tag=tag or "latest")
+
+    @classmethod
+    def parse_full(cls, text: str) -> Reference | None:
+        """The reference if ``text`` has a registry, and either a tag or a digest; None for any other text."""
+        try:
+            reference = cls.parse(text)
+        except OCIError:
+            return None
+        # a default that was filled in, or a tag that was left out, shows behind the registry
+        return reference if str(reference).partition("/")[2] == text.partition("/")[2] else None

@@ -189,7 +189,7 @@ class Chase:
                     body: bytes | PeerResponse = response
                     if self._request.kind is Kind.MANIFEST:
                         body = await self.mirror.read(response, head, provider, "GET")
-                        head = replace(head, media_type=type_of(body))
+                        head = replace(head, media_type=type_of(body, head.media_type))
                         self.mirror.sizes.learn(body)
                     elif self._method == "HEAD" or self.mirror.is_small(head):
                         body = await self.mirror.read(response, head, provider, self._method)

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import aclosing
 from typing import Any
 
@@ -81,7 +81,7 @@ class ContentApp:
         """The API's version check and health."""
         if scope["raw_path"].startswith(b"/v2"):
             try:
-                self._planner.check(dict(scope["headers"]).get(b"authorization"))
+                self._planner.check(_combined(scope["headers"]).get(b"authorization"))
             except OCIError as exc:
                 await answer.error(exc)
                 return
@@ -107,7 +107,7 @@ class ContentApp:
 
     async def _answer(self, scope: Scope, answer: _Answer) -> None:
         client, server = scope.get("client"), scope.get("server")
-        headers = dict(scope["headers"])
+        headers = _combined(scope["headers"])
         method: str = scope["method"]
         plan = self._planner.plan(
             method,
@@ -209,6 +209,17 @@ class _Answer:
     async def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         self.status = int(status)
         await self._send({"type": "http.response.start", "status": int(status), "headers": headers})
+
+
+def _combined(fields: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    """Header fields by name; one that was sent several times has all its values, separated by commas.
+
+    RFC 9110, 5.3. So no value hides behind another one, and what can't be a list is malformed.
+    """
+    combined: dict[bytes, bytes] = {}
+    for name, value in fields:
+        combined[name] = b"%b, %b" % (combined[name], value) if name in combined else value
+    return combined
 
 
 async def _until_gone(receive: Receive, scope: trio.CancelScope) -> None:

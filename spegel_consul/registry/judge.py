@@ -1,6 +1,7 @@
 # What a peer says is believed only as far as it fits what was asked: the status, the length, the range, the digest.
 # What a manifest is stands in the manifest, whose bytes are verified: a runtime that believed another's word for it
-# would look for layers in an index, or for platforms in a manifest.
+# would look for layers in an index, or for platforms in a manifest.  Only between Docker's type and OCI's of the same
+# kind is a peer believed, if the manifest does not say: the peer has it from the descriptor.
 
 """Whether the head of a peer's answer is acceptable."""
 
@@ -88,12 +89,14 @@ def judge(
     return head
 
 
-def type_of(manifest: bytes) -> str:
-    """The media type that a peer's manifest has by its own bytes. Raises PeerError if it is none.
+def type_of(manifest: bytes, said: str | None = None) -> str:
+    """The media type that a peer's manifest has by its own bytes, or else ``said`` if it fits them.
+
+    Raises PeerError if it is no manifest.
 
     Schema 1 is none either: its digest is not that of its bytes, and no runtime keeps it as it was.
     """
-    found = manifest_media_type(manifest)
+    found = manifest_media_type(manifest, said)
     if found is None:
         raise PeerError("has other content than a manifest under this digest")
     return found

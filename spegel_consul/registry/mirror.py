@@ -36,7 +36,7 @@ from spegel_consul.registry.plan import MIRRORED_HEADER
 from spegel_consul.registry.policy import Permits, any_node
 from spegel_consul.registry.recent import RecentProviders
 from spegel_consul.registry.sizes import Sizes
-from spegel_consul.registry.trace import Onward, Trace, Traces
+from spegel_consul.registry.trace import UNKNOWN_REGISTRY, Onward, Trace, Traces
 from spegel_consul.registry.transfer import Transfer
 from spegel_consul.ring import Provider, Router
 from spegel_consul.server.spool import Room
@@ -104,8 +104,9 @@ class Mirror:
         self.penalties.lied(provider)
         log.warning("peer sent wrong bytes", peer=provider.peer_id, registry=provider.registry[0], digest=digest)
 
-    def _counted(self, registry: str) -> tuple[Counter, Counter]:
-        """Hits and misses of a registry; clients choose its name, so there is an end to them."""
+    def _counted(self, request: ContentRequest) -> tuple[Counter, Counter]:
+        """Hits and misses of the request's registry; clients choose its name, so there is an end to them."""
+        registry = request.reference.registry or UNKNOWN_REGISTRY
         found = self._counters.get(registry)
         if found is None:
             name = registry if len(self._counters) < _MOST_LABELS else "other"
@@ -201,7 +202,7 @@ class Mirror:
         """
         reference = request.reference
         name = urllib.parse.quote(reference.digest or reference.tag or "", safe=":")
-        namespace = urllib.parse.quote(reference.registry, safe="")
+        namespace = urllib.parse.quote(reference.namespace, safe="")
         target = f"/v2/{reference.repository}/{request.kind.value}/{name}?ns={namespace}"
         headers = [(MIRRORED_HEADER.decode(), "true"), ("accept", "*/*")]
         if self._credentials is not None:
@@ -250,9 +251,9 @@ class Mirror:
 
     def missed(self, request: ContentRequest) -> None:
         """No peer had it; :meth:`open` says so itself."""
-        self._counted(request.reference.registry)[1].inc()
+        self._counted(request)[1].inc()
 
     def served(self, request: ContentRequest) -> None:
         """A transfer has ended well; :meth:`open` says so itself."""
-        self._counted(request.reference.registry)[0].inc()
+        self._counted(request)[0].inc()
         self._metrics.mirror_last_success.set_to_current_time()

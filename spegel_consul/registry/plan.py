@@ -17,15 +17,20 @@ from spegel_consul.oci.filters import ImageFilter
 from spegel_consul.oci.media import INDEXES, MANIFESTS
 from spegel_consul.oci.path import ContentRequest, Kind, parse_content_path
 from spegel_consul.oci.ranges import parse_range
+from spegel_consul.oci.reference import DEFAULT_REGISTRY
 from spegel_consul.registry.credentials import Credentials
 from spegel_consul.store import Store
 
 MIRRORED_HEADER = b"x-spegel-mirrored"
 """Marks a peer's request, so that the peer answers from its own store only (Spegel's header)."""
 
-_RUNTIMES = (b"containerd/", b"docker/")
+_DOCKERD = b"docker/"
+"""How the User-Agent of dockerd begins. Without the containerd image store it names no registry, and has mirrors for
+docker.io only (moby distribution/registry.go)."""
+
+_RUNTIMES = (b"containerd/", _DOCKERD)
 _REMEMBERED = 2048
-_MEMORABLE = 512  # bytes of path and query; what is longer is nobody's daily request
+_MEMORABLE = 512  # bytes of path, query and namespace; what is longer is nobody's daily request
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,20 +83,20 @@ class Planner:
     ) -> Own | Elsewhere:
         """What to do. ``path`` and ``query`` are undecoded, the names of ``headers`` in lower case.
 
+        The answer to the same bytes must be the same, so nothing of a request counts but these and where it came from.
         Raises the OCIError to answer with.
         """
         self.check(headers.get(b"authorization"))
         if method not in ("GET", "HEAD"):
             raise Unsupported(f"{method} is not supported: this registry is a read-only mirror")
-        parse = self._parse if len(path) + len(query) <= _MEMORABLE else self._parse_accepted
-        request = parse(path, query)
-        reference = request.reference
         from_peer = headers.get(MIRRORED_HEADER) == b"true"
+        agent, namespace = headers.get(b"user-agent", b""), headers.get(b"oci-namespace", b"")
+        is_memorable = len(path) + len(query) + len(namespace) <= _MEMORABLE
+        parse = self._parse if is_memorable else self._parse_accepted
+        request = parse(path, query, namespace, agent.startswith(_DOCKERD), from_peer)
+        reference = request.reference
         asks_whether_moved = (
-            reference.digest is None
-            and from_this_machine
-            and not from_peer
-            and headers.get(b"user-agent", b"").startswith(_RUNTIMES)
+            reference.digest is None and from_this_machine and not from_peer and agent.startswith(_RUNTIMES)
         )
         # no answer of ours has a validator, so If-Range can't match (RFC 9110, 13.1.5)
         heeds_range = request.kind is Kind.BLOB and b"if-range" not in headers
@@ -109,9 +114,17 @@ class Planner:
             raise unknown(request, f"this node does not have {reference}")
         return Elsewhere(request, header)
 
-    def _parse_accepted(self, path: bytes, query: bytes) -> ContentRequest:
-        request = parse_content_path(path.decode("latin-1"), query.decode("latin-1"))
-        if not self._images.accepts(str(request.reference)):
+    def _parse_accepted(
+        self, path: bytes, query: bytes, namespace: bytes, from_dockerd: bool, from_peer: bool
+    ) -> ContentRequest:
+        default = DEFAULT_REGISTRY if from_dockerd else None
+        request = parse_content_path(
+            path.decode("latin-1"), query.decode("latin-1"), namespace.decode("latin-1"), default
+        )
+        # Filters are about full names, and a digest without a registry is none.  A peer may have named any registry
+        # for want of one; the index has judged already what of the own store it may have.
+        is_named = request.reference.digest is None or (request.reference.registry is not None and not from_peer)
+        if is_named and not self._images.accepts(str(request.reference)):
             raise NameUnknown(
                 f"{request.reference} is not mirrored here, by the registries and filters that are configured"
             )

@@ -25,6 +25,8 @@ KEPT = 100
 HIT, MISS, CUT, GONE, REFUSED = "hit", "miss", "cut", "gone", "refused"
 """Outcomes: served by a peer; nobody had it; begun and not completed; the client went away; an unsatisfiable range."""
 
+UNKNOWN_REGISTRY = "unknown"
+"""Stands for the registry of a digest that was asked for without one."""
 
 Onward = tuple[tuple[str, str], ...]
 """Header fields that identify a request, and that the peer which serves it gets too."""
@@ -99,8 +101,8 @@ class Trace:
 
     @property
     def registry(self) -> str:
-        """The registry that the client meant."""
-        return str(self.reference.registry)
+        """The registry that the client meant, or :data:`UNKNOWN_REGISTRY`."""
+        return self.reference.registry or UNKNOWN_REGISTRY
 
     @property
     def request_id(self) -> str:

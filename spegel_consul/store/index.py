@@ -6,6 +6,8 @@
 #
 #   * A name is announced if it is full and tagged, is accepted, and its image is whole: all of a manifest, or of
 #     one platform of an index.  containerd also keeps names with a digest; those only hold content.
+#   * A name is announced with the one name of its registry, since that is what it is asked for by.  If several records
+#     have names that are the same then, the one that is written so counts, else the first by name.
 #   * Content that an image holds is served if one of its images is accepted.  Content of images that are only
 #     refused is not served, however it got its labels.
 #   * Content that no named image holds is served if it is held by a record whose name is a bare digest (put
@@ -13,7 +15,7 @@
 #     a pull under way is then a source for others before it has ended.  Other loose content is not served:
 #     nothing says which registry it belongs to (build caches, leftovers).
 #   * The media type of a manifest is the one that stands in it (its digest vouches for that, and clients compare);
-#     else the one in the descriptor that names it; else a guess from its shape.
+#     else the one in the descriptor that names it, if that fits its shape; else a guess from its shape.
 #
 # Manifests are content, so the index can't follow an image before it has their bytes.  unread() says which it
 # needs, learn() takes them, and settle() tells what has changed.  Only what a change touches is worked out
@@ -29,8 +31,7 @@ from dataclasses import dataclass, field
 
 from spegel_consul.oci.descriptor import Descriptor
 from spegel_consul.oci.digest import Digest
-from spegel_consul.oci.errors import OCIError
-from spegel_consul.oci.media import MAX_MANIFEST_SIZE, OCTET_STREAM
+from spegel_consul.oci.media import INDEXES, MANIFESTS, MAX_MANIFEST_SIZE, OCTET_STREAM
 from spegel_consul.oci.reference import Reference
 from spegel_consul.store import Changed, Image
 from spegel_consul.store.walk import Document, is_manifest_type
@@ -71,12 +72,15 @@ class Snapshot:
 
 @dataclass(slots=True)
 class _Held:
-    """An image record and what follows from it. ``named``: it can hold content for or against the filter."""
+    """An image record and what follows from it.
+
+    ``named``: it can hold content for or against the filter; ``announces``: the name that it is announced by, if any.
+    """
 
     record: ImageRecord
     named: bool
     accepted: bool
-    announces: bool
+    announces: str | None
     reach: dict[Digest, str] = field(default_factory=dict)
 
 
@@ -95,6 +99,8 @@ class Index:
         self._holders: defaultdict[Digest, set[str]] = defaultdict(set)
         self._served: dict[Digest, Descriptor] = {}
         self._names: dict[str, Digest] = {}
+        self._records: defaultdict[str, set[str]] = defaultdict(set)
+        """Names of records, by what they would be announced by."""
         self._unwalked: set[str] = set()
         self._unsettled: set[Digest] = set()
         self._unsettled_names: set[str] = set()
@@ -118,9 +124,9 @@ class Index:
     # What is there
 
     def reached(self, name: str) -> frozenset[Digest]:
-        """What the image ``name`` is made of, there or not, as far as its manifests are known."""
+        """What the announced image ``name`` is made of, there or not, as far as its manifests are known."""
         self._walk_changed()
-        held = self._images.get(name)
+        held = self._announcing(name)
         return frozenset(held.reach) if held else frozenset()
 
     def holders(self, digest: Digest) -> tuple[str, ...]:
@@ -150,6 +156,8 @@ class Index:
         if held is None:
             held = self._judge(record)
             self._images[record.name] = held
+            if held.announces is not None:
+                self._records[held.announces].add(record.name)
         else:
             held.record = record
         self._unwalked.add(record.name)
@@ -162,7 +170,11 @@ class Index:
         self._hold(name, held.reach, {})
         self._unwalked.discard(name)
         self._unread.pop(name, None)
-        self._unsettled_names.add(name)
+        if held.announces is not None:
+            self._records[held.announces].discard(name)
+            if not self._records[held.announces]:
+                del self._records[held.announces]
+            self._unsettled_names.add(held.announces)
 
     def put_content(self, content: Content) -> None:
         """There is such content, whole."""
@@ -234,10 +246,9 @@ class Index:
             elif before is not None:
                 removed.add(digest)
         for name in self._unsettled_names:
-            held = self._images.get(name)
-            announced = held is not None and held.announces and self._is_whole(held.record.target.digest)
+            held = self._announcing(name)
             before_digest = self._names.pop(name, None)
-            if held is not None and announced:
+            if held is not None:
                 self._names[name] = held.record.target.digest
                 if before_digest is None:
                     added.add(name)
@@ -250,15 +261,19 @@ class Index:
     def _judge(self, record: ImageRecord) -> _Held:
         name = record.name
         if name == record.target.digest:
-            return _Held(record, named=False, accepted=True, announces=False)
+            return _Held(record, named=False, accepted=True, announces=None)
         accepted = self._accept(name)
-        try:
-            reference = Reference.parse(name)
-        except OCIError:
-            tagged = False
-        else:
-            tagged = reference.digest is None and str(reference) == name
-        return _Held(record, named=True, accepted=accepted, announces=accepted and tagged)
+        reference = Reference.parse_full(name) if accepted else None
+        announces = str(reference) if reference is not None and reference.digest is None else None
+        return _Held(record, named=True, accepted=accepted, announces=announces)
+
+    def _announcing(self, name: str) -> _Held | None:
+        """The image that ``name`` is announced for, or None if it is not whole."""
+        records = self._records.get(name)
+        if not records:
+            return None
+        held = self._images[min(records, key=lambda each: (each != name, each))]
+        return held if self._is_whole(held.record.target.digest) else None
 
     def _touch(self, digest: Digest, *, walk: bool) -> None:
         self._unsettled.add(digest)
@@ -286,7 +301,8 @@ class Index:
             self._unread.pop(name, None)
             if unread:
                 self._unread[name] = unread
-            self._unsettled_names.add(name)
+            if held.announces is not None:
+                self._unsettled_names.add(held.announces)
         self._unwalked.clear()
 
     def _walk(self, root: Descriptor, *, root_is_manifest: bool) -> tuple[dict[Digest, str], set[Digest]]:
@@ -347,6 +363,7 @@ class Index:
         # several images may call the same blob by an OCI and by a Docker type: any is right, but always the same
         types = sorted(held.reach[digest] for held in holders)
         if document is not None:
-            fitting = [media_type for media_type in types if is_manifest_type(media_type)]
+            family = INDEXES if document.is_index else MANIFESTS
+            fitting = [media_type for media_type in types if media_type in family]
             return Descriptor(digest, content.size, fitting[0] if fitting else document.media_type)
         return Descriptor(digest, content.size, types[0] if types else OCTET_STREAM)

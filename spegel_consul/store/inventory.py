@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from spegel_consul.oci.digest import Digest
+from spegel_consul.oci.reference import registry_name
 from spegel_consul.store import Image, Store
 from spegel_consul.store.index import Index
 
@@ -76,4 +77,4 @@ def advertised(index: Index) -> Advertised:
 def _registry(name: str) -> str:
     """The registry in a full name; "" where a name has none."""
     registry, slash, _ = name.partition("/")
-    return registry if slash else ""
+    return registry_name(registry) if slash else ""

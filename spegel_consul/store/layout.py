@@ -23,8 +23,8 @@ import trio
 
 from spegel_consul.oci.descriptor import Descriptor
 from spegel_consul.oci.digest import Digest
-from spegel_consul.oci.errors import BlobUnknown, DigestInvalid, OCIError
-from spegel_consul.oci.media import OCI_MANIFEST, header_safe
+from spegel_consul.oci.errors import BlobUnknown, DigestInvalid
+from spegel_consul.oci.media import OCI_MANIFEST, entries, header_safe
 from spegel_consul.oci.reference import Reference
 from spegel_consul.store import Blob
 from spegel_consul.store.documents import read_documents
@@ -154,10 +154,10 @@ def images(index: bytes) -> Iterator[ImageRecord]:
         document = json.loads(index)
     except (ValueError, RecursionError) as exc:
         raise LayoutInvalid(str(exc)) from None
-    entries = document.get("manifests") if isinstance(document, dict) else None
-    if not isinstance(entries, list):
+    listed = entries(document, "manifests") if isinstance(document, dict) else None
+    if listed is None:
         raise LayoutInvalid("it has no list of manifests")
-    for entry in entries:
+    for entry in listed:
         if isinstance(entry, dict) and (record := _image(entry)) is not None:
             yield record
 
@@ -178,17 +178,9 @@ def _image(entry: dict[str, object]) -> ImageRecord | None:
     if isinstance(annotations, dict):
         for annotation in NAME_ANNOTATIONS:
             name = annotations.get(annotation)
-            if isinstance(name, str) and is_full(name):
+            if isinstance(name, str) and Reference.parse_full(name) is not None:
                 return ImageRecord(name, target)
     return ImageRecord(checked, target)
-
-
-def is_full(name: str) -> bool:
-    """Whether a name has a registry and a tag or digest, so that a client can ask for just that."""
-    try:
-        return str(Reference.parse(name)) == name
-    except OCIError:
-        return False
 
 
 def _stamp(path: Path) -> Stamp:

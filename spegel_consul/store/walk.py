@@ -24,6 +24,7 @@ from spegel_consul.oci.media import (
     MAX_MANIFEST_SIZE,
     OCI_MANIFEST,
     OCTET_STREAM,
+    entries,
     header_safe,
     manifest_media_type,
 )
@@ -62,15 +63,15 @@ def parse(body: bytes) -> Document:
     document = json.loads(body)
     declared = document.get("mediaType") == media_type
     if media_type in INDEXES:
-        entries = document.get("manifests")
-        children = [(entry, _child(entry, OCI_MANIFEST)) for entry in entries] if isinstance(entries, list) else []
+        children = [(entry, _child(entry, OCI_MANIFEST)) for entry in entries(document, "manifests") or ()]
         known = [(entry, child) for entry, child in children if child is not None]
         needed = tuple(child for entry, child in known if not _is_attestation(entry))
         extras = tuple(child for entry, child in known if _is_attestation(entry))
         return Document(media_type, declared, needed, extras)
-    layers = document.get("layers")
-    parts = [document.get("config"), *(layers if isinstance(layers, list) else [None])]
-    descriptors = [_child(part, OCTET_STREAM) for part in parts]
+    layers = entries(document, "layers")
+    descriptors = [
+        _child(part, OCTET_STREAM) for part in (document.get("config"), *([None] if layers is None else layers))
+    ]
     if None in descriptors:
         raise ManifestInvalid("its config or one of its layers is missing or has no valid digest and size")
     present = [descriptor for descriptor in descriptors if descriptor is not None]

@@ -20,7 +20,7 @@ import trio
 
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import DigestInvalid
-from spegel_consul.oci.media import INDEXES, MANIFESTS, MAX_MANIFEST_SIZE
+from spegel_consul.oci.media import INDEXES, MANIFESTS, MAX_MANIFEST_SIZE, entries
 from spegel_consul.oci.reference import Reference
 from spegel_consul.registry.peer import PeerClient, PeerError, PeerLimits, PeerResponse
 from spegel_consul.server.tls import Tls
@@ -107,7 +107,7 @@ class Puller:
         """Pull it; ``progress`` hears of its pieces. Raises PullFailed."""
         self._began = trio.current_time()
         base = f"/v2/{reference.repository}"
-        namespace = urllib.parse.quote(reference.registry, safe="")
+        namespace = urllib.parse.quote(reference.namespace, safe="")
         manifest = await self._manifest(base, namespace, reference.digest or reference.tag or "", str(reference))
         if isinstance(manifest.get("manifests"), list):
             chosen = _choose(manifest["manifests"], self.platform)
@@ -227,14 +227,17 @@ def _choose(manifests: list[Any], wanted: str) -> Digest:
 def _parts(manifest: dict[str, Any]) -> list[tuple[str, Digest, int]]:
     """What a manifest needs, each digest once. Raises PullFailed."""
     found: dict[Digest, tuple[str, Digest, int]] = {}
+    broken = PullFailed("the manifest does not name a configuration and layers")
+    layers: list[Any] | None = entries(manifest, "layers")
+    if layers is None:
+        raise broken
     try:
-        layers = manifest["layers"][:_MOST_LAYERS]
         for what, part in (
             ("config", manifest["config"]),
-            *((f"layer {n + 1}", part) for n, part in enumerate(layers)),
+            *((f"layer {n + 1}", part) for n, part in enumerate(layers[:_MOST_LAYERS])),
         ):
             digest = Digest(part["digest"])
             found.setdefault(digest, (what, digest, int(part["size"])))
     except (KeyError, TypeError, ValueError, OverflowError, DigestInvalid):
-        raise PullFailed("the manifest does not name a configuration and layers") from None
+        raise broken from None
     return list(found.values())

@@ -11,6 +11,8 @@ from spegel_consul.node.targets import Registry, Target, parse_registries, parse
         ("https://ghcr.io/", "ghcr.io", None),
         ("http://registry.lan:5000", "registry.lan:5000", "http://registry.lan:5000"),
         ("GHCR.io", "ghcr.io", None),
+        ("https://index.docker.io", "docker.io", None),
+        ("Registry-1.Docker.io", "docker.io", None),
         ("[fd00::1]:5000", "[fd00::1]:5000", None),
         ("_default", "_default", None),
     ],

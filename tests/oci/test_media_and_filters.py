@@ -16,12 +16,50 @@ from spegel_consul.oci.filters import ImageFilter
         ({"manifests": []}, media.OCI_INDEX),
         ({"config": {}, "layers": []}, media.OCI_MANIFEST),
         ({"mediaType": "text/html", "config": {}, "layers": []}, media.OCI_MANIFEST),
+        ({"config": {}, "layers": None}, media.OCI_MANIFEST),
+        ({"manifests": None}, media.OCI_INDEX),
+        ({"manifests": None, "config": {}, "layers": []}, media.OCI_MANIFEST),
+        ({"manifests": None, "config": {}, "layers": None}, media.OCI_MANIFEST),
+        ({"manifests": [], "config": {}, "layers": None}, media.OCI_INDEX),
         ({"config": {}}, None),
+        ({"config": None, "layers": None}, None),
+        ({"config": {}, "layers": {}}, None),
+        ({"config": {}, "layers": ""}, None),
+        ({"config": {}, "layers": 0}, None),
+        ({"config": {}, "layers": False}, None),
+        ({"manifests": {}}, None),
+        ({"manifests": False}, None),
         ([], None),
     ],
 )
 def test_manifest_media_type(document: object, expected: str | None) -> None:
     assert media.manifest_media_type(json.dumps(document).encode()) == expected
+
+
+INDEX, MANIFEST = {"manifests": []}, {"config": {}, "layers": []}
+
+
+@pytest.mark.parametrize(
+    ("document", "said", "expected"),
+    [
+        (MANIFEST, media.DOCKER_MANIFEST, media.DOCKER_MANIFEST),
+        (INDEX, media.DOCKER_LIST, media.DOCKER_LIST),
+        ({**MANIFEST, "mediaType": ""}, media.DOCKER_MANIFEST, media.DOCKER_MANIFEST),
+        ({**MANIFEST, "mediaType": None}, media.DOCKER_MANIFEST, media.DOCKER_MANIFEST),
+        (MANIFEST, media.DOCKER_LIST, media.OCI_MANIFEST),
+        (INDEX, media.DOCKER_MANIFEST, media.OCI_INDEX),
+        (MANIFEST, "text/html", media.OCI_MANIFEST),
+        ({**MANIFEST, "mediaType": media.OCI_MANIFEST}, media.DOCKER_MANIFEST, media.OCI_MANIFEST),
+        ({**MANIFEST, "mediaType": "text/html"}, media.DOCKER_MANIFEST, media.OCI_MANIFEST),
+        ({**INDEX, **MANIFEST}, media.DOCKER_MANIFEST, media.OCI_INDEX),
+        ([], media.DOCKER_MANIFEST, None),
+        ({}, media.DOCKER_MANIFEST, None),
+    ],
+)
+def test_a_type_said_counts_if_the_document_has_none_and_its_shape_agrees(
+    document: object, said: str, expected: str | None
+) -> None:
+    assert media.manifest_media_type(json.dumps(document).encode(), said) == expected
 
 
 @given(st.binary(max_size=200))
@@ -40,6 +78,17 @@ def test_filter_accepts_by_registry_and_expression() -> None:
     assert not chosen.accepts("docker.io/library/nginx:latest")
     assert not chosen.accepts("ghcr.io/internal/b:1")
     assert not chosen.accepts("quay.io/a/b:1")
+
+
+def test_other_names_of_a_registry_are_filtered_like_its_own() -> None:
+    for written in ("docker.io", "https://index.docker.io", "Registry-1.Docker.io"):
+        chosen = ImageFilter.build([written], ["^docker[.]io/internal/"])
+        for host in ("docker.io", "index.docker.io", "registry-1.docker.io", "Docker.IO"):
+            assert chosen.accepts(f"{host}/library/nginx:1.27")
+            assert not chosen.accepts(f"{host}/internal/app:1")
+        assert not chosen.accepts("quay.io/library/nginx:1.27")
+        assert not chosen.accepts("doc\N{KELVIN SIGN}er.io/library/nginx:1.27")
+    assert ImageFilter.build(["GHCR.io"]).accepts("ghcr.io/a/b:1")
 
 
 def test_empty_filter_accepts_all() -> None:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spegel_consul.oci.digest import Digest
-from spegel_consul.oci.errors import DigestInvalid, NameInvalid, NameUnknown, OCIError, TagInvalid
+from spegel_consul.oci.errors import DigestInvalid, ManifestUnknown, NameInvalid, NameUnknown, OCIError, TagInvalid
 from spegel_consul.oci.path import ContentRequest, Kind, parse_content_path
 from spegel_consul.oci.reference import Reference
 
@@ -21,7 +21,12 @@ DIGEST = Digest("sha256:" + "ab" * 32)
             Kind.MANIFEST,
             Reference("docker.io", "library/app", tag="v1"),
         ),
-        ("/v2/library/app/manifests/v1", "", Kind.MANIFEST, Reference("docker.io", "library/app", tag="v1")),
+        (
+            "/v2/library/app/manifests/v1",
+            "ns=&n%73=Index.docker.IO&ns=docker.io",
+            Kind.MANIFEST,
+            Reference("docker.io", "library/app", tag="v1"),
+        ),
         (
             "/v2/o/big/manifests/v1",
             "ns=localhost%3A5001",
@@ -30,8 +35,8 @@ DIGEST = Digest("sha256:" + "ab" * 32)
         ),
         (f"/v2/app/manifests/{DIGEST}", "ns=quay.io", Kind.MANIFEST, Reference("quay.io", "app", digest=DIGEST)),
         (f"/v2/app/blobs/{DIGEST}", "ns=quay.io", Kind.BLOB, Reference("quay.io", "app", digest=DIGEST)),
-        (f"/v2/app/blobs/{urllib.parse.quote(DIGEST)}", "", Kind.BLOB, Reference("docker.io", "app", digest=DIGEST)),
-        (f"/v2/a/blobs/b/blobs/{DIGEST}", "", Kind.BLOB, Reference("docker.io", "a/blobs/b", digest=DIGEST)),
+        (f"/v2/app/blobs/{urllib.parse.quote(DIGEST)}", "", Kind.BLOB, Reference(None, "app", digest=DIGEST)),
+        (f"/v2/a/blobs/b/blobs/{DIGEST}", "", Kind.BLOB, Reference(None, "a/blobs/b", digest=DIGEST)),
     ],
 )
 def test_paths_that_runtimes_send(path: str, query: str, kind: Kind, reference: Reference) -> None:
@@ -58,12 +63,49 @@ def test_paths_that_runtimes_send(path: str, query: str, kind: Kind, reference: 
         ("/v2/app/blobs/sha256:../../etc/passwd", "", NameUnknown),
         ("/v2/app/blobs/sha256:%2e%2e", "", DigestInvalid),
         ("/v2/app/manifests/v1", "ns=http%3A%2F%2Fevil", NameInvalid),
+        ("/v2/app/manifests/v1", "ns=docker.io&ns=quay.io", NameInvalid),
+        (f"/v2/app/blobs/{DIGEST}", "ns=docker.io&ns=quay.io", NameInvalid),
+        ("/v2/app/manifests/v1", "", ManifestUnknown),
+        ("/v2/app/manifests/v1", "ns=", ManifestUnknown),
+        ("/v2/app/manifests/v1", "NS=docker.io", ManifestUnknown),
+        ("/v2/app/manifests/v1", "ns%3Ddocker.io", ManifestUnknown),
         ("/v2/app/manifests/v1", "&".join(f"a{i}=b" for i in range(30)), NameInvalid),
     ],
 )
 def test_malformed_paths(path: str, query: str, error: type[OCIError]) -> None:
     with pytest.raises(error):
         parse_content_path(path, query)
+
+
+@pytest.mark.parametrize("path", ["/v2/library/app/manifests/v1", f"/v2/library/app/blobs/{DIGEST}"])
+@pytest.mark.parametrize(
+    ("query", "header", "default", "registry"),
+    [
+        ("ns=quay.io", "", None, "quay.io"),
+        ("", "quay.io", None, "quay.io"),
+        ("", "Index.Docker.io", None, "docker.io"),
+        ("", "", "docker.io", "docker.io"),
+        ("", "quay.io", "docker.io", "quay.io"),
+        ("ns=ghcr.io", "quay.io", "docker.io", "ghcr.io"),
+        ("ns=ghcr.io", "not a registry", None, "ghcr.io"),
+    ],
+)
+def test_the_registry_is_the_querys_else_the_headers_else_the_clients(
+    path: str, query: str, header: str, default: str | None, registry: str
+) -> None:
+    assert parse_content_path(path, query, header, default).reference.registry == registry
+
+
+@pytest.mark.parametrize("header", ["docker.io, quay.io", "http://docker.io", "docker.io/x", "\xe9", " "])
+def test_a_malformed_header_is_refused(header: str) -> None:
+    for path in ("/v2/library/app/manifests/v1", f"/v2/library/app/blobs/{DIGEST}"):
+        with pytest.raises(NameInvalid):
+            parse_content_path(path, "", header, "docker.io")
+
+
+def test_who_asks_for_a_tag_without_a_registry_hears_what_to_send() -> None:
+    with pytest.raises(ManifestUnknown, match=r"ns=.*OCI-Namespace"):
+        parse_content_path("/v2/library/app/manifests/v1")
 
 
 @given(st.text(max_size=200), st.text(max_size=100))

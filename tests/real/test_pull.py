@@ -144,7 +144,9 @@ def test_a_leader_that_stops_hands_over_at_once(cluster, image) -> None:
     another = image("docker.io/library/other:v1", layers=LAYERS, seed=7)
     others[0].containerd.import_image(another.tar)
     until(
-        lambda: others[1].request(f"/v2/{another.repository}/manifests/{another.tag}").status == 200,
+        lambda: (
+            others[1].request(f"/v2/{another.repository}/manifests/{another.tag}?ns={another.registry}").status == 200
+        ),
         timeout=10,
         what="the other node finds the image",
     )

@@ -53,7 +53,7 @@ def test_containerd_restarts_underneath(cluster, image) -> None:
     lab[0].containerd.await_ready()
     assert lab[0].request(path).status == 200
     lab[0].containerd.import_image(other.tar)
-    path = f"/v2/{other.repository}/manifests/{other.tag}"
+    path = f"/v2/{other.repository}/manifests/{other.tag}?ns={other.registry}"
     until(lambda: lab[0].request(path).status == 200, timeout=15, what="the store follows the new containerd")
     assert "Traceback" not in lab[0].sidecar.log()
 
@@ -66,11 +66,11 @@ def test_no_consul_at_the_start_and_later_one(cluster, image) -> None:
     lab[0].containerd.import_image(app.tar)
     for node in lab:
         node.start_sidecar()
-    assert lab[0].request(f"/v2/{app.repository}/manifests/{app.tag}").status == 200
+    assert lab[0].request(f"/v2/{app.repository}/manifests/{app.tag}?ns={app.registry}").status == 200
     for node in lab:
         node.consul.start()
     until(
-        lambda: lab[1].request(f"/v2/{app.repository}/manifests/{app.tag}").status == 200,
+        lambda: lab[1].request(f"/v2/{app.repository}/manifests/{app.tag}?ns={app.registry}").status == 200,
         timeout=40,
         what="the nodes found each other once Consul was there",
     )
@@ -84,7 +84,7 @@ def test_consul_dies_and_pulls_go_on(cluster, image) -> None:
     for node in lab:
         node.start_sidecar()
     lab[0].containerd.import_image(app.tar)
-    path = f"/v2/{app.repository}/manifests/{app.tag}"
+    path = f"/v2/{app.repository}/manifests/{app.tag}?ns={app.registry}"
     until(lambda: lab[1].request(path).status == 200, timeout=20, what="the ring works")
     for node in lab:
         node.consul.running().kill9()

@@ -44,7 +44,7 @@ async def get(node: Any, path: str, method: str = "GET", **headers: str) -> http
 
 
 async def test_manifest_by_tag_and_digest(node: Any) -> None:
-    for path in ("v1?ns=docker.io", "v1", f"{node.digest}?ns=quay.io"):
+    for path in ("v1?ns=docker.io", node.digest, f"{node.digest}?ns=quay.io"):
         response = await get(node, f"/v2/library/app/manifests/{path}")
         assert response.status_code == 200
         assert response.headers["content-type"] == OCI_MANIFEST
@@ -92,7 +92,7 @@ async def test_peers_are_answered_from_the_own_store_only(node: Any) -> None:
     response = await get(node, f"/v2/library/app/blobs/{ABSENT}", **{"X-Spegel-Mirrored": "true"})
     assert response.status_code == 404
     assert node.router.asked == []
-    response = await get(node, "/v2/library/app/manifests/v1", **{"X-Spegel-Mirrored": "true"})
+    response = await get(node, "/v2/library/app/manifests/v1?ns=docker.io", **{"X-Spegel-Mirrored": "true"})
     assert response.status_code == 200
 
 
@@ -120,6 +120,7 @@ async def test_the_own_runtime_asks_others_about_its_tags(node: Any) -> None:
         ("/nowhere", 404, "NAME_UNKNOWN"),
         (f"/v2/app/blobs/{ABSENT}", 404, "BLOB_UNKNOWN"),
         ("/v2/app/manifests/none", 404, "MANIFEST_UNKNOWN"),
+        ("/v2/app/manifests/none?ns=docker.io", 404, "MANIFEST_UNKNOWN"),
     ],
 )
 async def test_bad_requests_get_spec_bodies(

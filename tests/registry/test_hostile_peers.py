@@ -234,8 +234,25 @@ SHAPES = {"manifest": {"config": {}, "layers": []}, "index": {"manifests": []}}
         (manifest(**SHAPES["index"]), DOCKER_MANIFEST, OCI_INDEX),
         (manifest(**SHAPES["manifest"]), OCI_INDEX, OCI_MANIFEST),
         (manifest(mediaType=OCI_INDEX, **SHAPES["index"]), None, OCI_INDEX),
+        (manifest(**SHAPES["manifest"]), DOCKER_MANIFEST, DOCKER_MANIFEST),
+        (manifest(**SHAPES["index"]), DOCKER_LIST, DOCKER_LIST),
+        (manifest(**SHAPES["index"]), "application/json", OCI_INDEX),
+        (manifest(config={}, layers=None), DOCKER_MANIFEST, DOCKER_MANIFEST),
+        (manifest(manifests=None), DOCKER_MANIFEST, OCI_INDEX),
     ],
-    ids=["manifest", "Docker's", "list", "index by shape", "manifest by shape", "nothing said"],
+    ids=[
+        "manifest",
+        "Docker's",
+        "list",
+        "index by shape",
+        "manifest by shape",
+        "nothing said",
+        "Docker's, not declared",
+        "list, not declared",
+        "another type said",
+        "no layers",
+        "no manifests",
+    ],
 )
 async def test_a_manifest_is_what_it_says_not_what_its_sender_says(
     start_node: Any, start_peer: Any, body: bytes, said: str | None, expected: str, name: str, method: str

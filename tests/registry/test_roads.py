@@ -122,6 +122,8 @@ def generated(layout: Layout, seed: int) -> Iterator[tuple[bytes, bool]]:
     names = ["library/app", "app", "a/b/c", "refused/x", "Upper", "..", "a//b", "%61pp"]
     digests = [layout.big, layout.small, layout.manifest, "sha256:" + "0" * 64, "sha256:xyz", "md5:00"]
     queries = ["", "?ns=docker.io", "?ns=quay.io", "?ns=localhost%3A5001", "?ns=", "?ns=%00", "?a=b&ns=docker.io"]
+    queries += ["?ns=docker.io&ns=quay.io", "?ns=Index.Docker.io"]
+    namespaces = ["docker.io", "quay.io", "INDEX.docker.io", "a/b", "", "docker.io\r\nOCI-Namespace: quay.io"]
     ranges = ["bytes=0-", "bytes=5-9", "bytes=-7", "bytes=299999-", "bytes=300000-", "bytes=9-5", "bytes=0-1,5-6", "x"]
     before: list[tuple[bytes, bool]] = []
     while len(before) < REQUESTS:
@@ -141,6 +143,8 @@ def generated(layout: Layout, seed: int) -> Iterator[tuple[bytes, bool]]:
             headers.append(f"User-Agent: {dice.choice(['containerd/2.1.9', 'docker/28.5', 'curl/8'])}")
         if dice.random() < 0.5:
             headers.append("X-Spegel-Mirrored: true")
+        if dice.random() < 0.2:
+            headers.append(f"{dice.choice(['OCI-Namespace', 'oci-namespace'])}: {dice.choice(namespaces)}")
         if dice.random() < 0.3:
             headers.append(f"Connection: {dice.choice(['keep-alive', 'Keep-Alive', 'x'])}")
         if dice.random() < 0.3:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from spegel_consul.oci.descriptor import Descriptor
 from spegel_consul.oci.digest import Digest
-from spegel_consul.oci.media import DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, OCTET_STREAM
+from spegel_consul.oci.filters import ImageFilter
+from spegel_consul.oci.media import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, OCTET_STREAM
 from spegel_consul.store import Changed, Image
 from spegel_consul.store.index import Content, ImageRecord, Index, Snapshot
 from spegel_consul.store.walk import ManifestInvalid, parse
@@ -264,3 +265,67 @@ def test_steps_lead_to_what_a_fresh_index_says(choose: random.Random) -> None:
         assert stepwise.keys() == fresh.keys() == known
         assert stepwise.images() == fresh.images()
         assert [stepwise.describe(digest) for digest in DIGESTS] == [fresh.describe(digest) for digest in DIGESTS]
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["index.docker.io/library/app:v1", "Registry-1.docker.io/library/app:v1", "DOCKER.io/library/app:v1"],
+)
+def test_an_image_is_announced_with_the_one_name_of_its_registry(written: str) -> None:
+    name, image = "docker.io/library/app:v1", sample_image()
+    index = Index(ImageFilter.build(["index.docker.io"]).accepts)
+    index.apply(Snapshot((record(image, written),), contents(image)))
+    assert name in settle(index, image.blobs).added
+    assert index.images() == (Image(name, image.root),)
+    assert index.reached(name) == frozenset(image.blobs)
+    index.drop_image(written)
+    assert name in index.settle().removed
+    assert index.images() == ()
+
+
+def test_of_two_images_with_one_name_the_one_that_is_written_so_counts() -> None:
+    name, alias = "docker.io/library/app:v1", "index.docker.io/library/app:v1"
+    one, other = sample_image(), sample_image()
+    bodies = {**one.blobs, **other.blobs}
+    index = Index()
+    index.apply(Snapshot((record(one, alias), record(other, name)), contents(one, other)))
+    settle(index, bodies)
+    assert index.resolve(name) == other.root
+    # one that is not whole is no reason to serve the other one, which may be older
+    index.drop_content(other.root)
+    assert name in settle(index, bodies).removed
+    assert index.resolve(name) is None
+    index.put_content(Content(other.root, len(other.blobs[other.root])))
+    settle(index, bodies)
+    assert index.resolve(name) == other.root
+    index.drop_image(name)
+    assert name not in settle(index, bodies).removed
+    assert index.resolve(name) == one.root
+    index.drop_image(alias)
+    assert name in settle(index, bodies).removed
+    assert index.resolve(name) is None
+
+
+@pytest.mark.parametrize(
+    ("shape", "named", "expected"),
+    [
+        ("manifest", DOCKER_MANIFEST, DOCKER_MANIFEST),
+        ("manifest", DOCKER_LIST, OCI_MANIFEST),
+        ("index", DOCKER_LIST, DOCKER_LIST),
+        ("index", DOCKER_MANIFEST, OCI_INDEX),
+        ("index", OCTET_STREAM, OCI_INDEX),
+    ],
+)
+def test_a_descriptor_says_whose_type_it_is_and_the_shape_says_which_kind(
+    shape: str, named: str, expected: str
+) -> None:
+    config = b"{}"
+    entry = {"digest": Digest.of(config), "size": len(config)}
+    body = json.dumps({"config": entry, "layers": []} if shape == "manifest" else {"manifests": []}).encode()
+    root = Digest.of(body)
+    index = Index()
+    index.put_content(Content(Digest.of(config), len(config)))
+    index.put_content(Content(root, len(body)))
+    index.put_image(ImageRecord("docker.io/library/app:v1", Descriptor(root, len(body), named)))
+    settle(index, {root: body})
+    assert index.describe(root) == Descriptor(root, len(body), expected)

@@ -100,6 +100,29 @@ async def test_half_written_index_leaves_the_last_good_one(shelf: LayoutShelf, g
     assert len([entry for entry in logs if entry["log_level"] == "warning"]) == 1
 
 
+async def test_a_layout_that_go_has_emptied(shelf: LayoutShelf) -> None:
+    await shelf.add(sample_image())
+    async with running(shelf.store(lambda name: True)) as store:
+        (shelf.path / "index.json").write_text('{"schemaVersion": 2, "manifests": null}')
+        await eventually(lambda: not store.images())
+        assert store.problem is None
+
+
+async def test_an_image_without_layers(shelf: LayoutShelf) -> None:
+    config = b"{}"
+    body = json.dumps(
+        {"schemaVersion": 2, "config": {"digest": Digest.of(config), "size": len(config)}, "layers": None}
+    ).encode()
+    root = Digest.of(body)
+    image = SampleImage(
+        "docker.io/library/empty:v1", root, root, Digest.of(config), (), {root: body, Digest.of(config): config}, {}
+    )
+    await shelf.add(image)
+    async with running(shelf.store(lambda name: True)) as store:
+        await eventually(lambda: store.resolve(image.name))
+        assert store.keys() == {image.name, *image.blobs}
+
+
 async def test_stray_files_do_no_harm(shelf: LayoutShelf) -> None:
     image = sample_image()
     (shelf.path / "blobs" / "README").touch()

@@ -44,6 +44,21 @@ def test_type_is_guessed_from_the_shape() -> None:
     assert (manifest.media_type, manifest.declared) == (OCI_MANIFEST, False)
 
 
+@pytest.mark.parametrize("media_type", [None, OCI_MANIFEST, DOCKER_MANIFEST])
+def test_an_image_without_layers_is_one(media_type: str | None) -> None:
+    """Go writes null for a list without entries; Docker 28 makes such an image from scratch."""
+    document = parse(encode({"mediaType": media_type, "config": entry("c"), "layers": None}))
+    assert (document.media_type, document.is_index) == (media_type or OCI_MANIFEST, False)
+    assert [child.digest for child in document.needed] == [Digest.of(b"c")]
+
+
+@pytest.mark.parametrize("media_type", [None, OCI_INDEX, DOCKER_LIST])
+def test_an_index_without_manifests_is_one(media_type: str | None) -> None:
+    document = parse(encode({"mediaType": media_type, "manifests": None}))
+    assert (document.media_type, document.is_index) == (media_type or OCI_INDEX, True)
+    assert document.needed == ()
+
+
 def test_attestations_make_no_platform() -> None:
     attestation = entry("a", OCI_MANIFEST, annotations={"vnd.docker.reference.type": "attestation-manifest"})
     document = parse(encode({"manifests": [entry("m", OCI_MANIFEST), attestation]}))
@@ -83,7 +98,13 @@ def test_odd_entries_of_an_index_are_left_out() -> None:
         encode({"config": entry("c"), "layers": [None]}),
         encode({"config": {}, "layers": []}),
         encode({"mediaType": OCI_MANIFEST}),
-        encode({"mediaType": OCI_MANIFEST, "config": entry("c"), "layers": 5}),
+        encode({"mediaType": OCI_MANIFEST, "config": entry("c")}),
+        encode({"mediaType": OCI_MANIFEST, "config": None, "layers": None}),
+        *(
+            encode({"mediaType": media_type, "config": entry("c"), "layers": layers})
+            for media_type in (None, OCI_MANIFEST)
+            for layers in (5, 0, False, "", {})
+        ),
         b" " * (MAX_MANIFEST_SIZE + 1),
     ],
 )

@@ -107,6 +107,17 @@ class Endless:
         self.discarded = True
 
 
+def test_an_image_without_layers_has_a_configuration() -> None:
+    """Go writes null for a list without entries."""
+    part = {"digest": "sha256:" + "0" * 64, "size": 5}
+    assert [what for what, _, _ in _parts({"config": part, "layers": None})] == ["config"]
+    for layers in ({}, "", 0, False):
+        with pytest.raises(PullFailed, match="does not name"):
+            _parts({"config": part, "layers": layers})
+    with pytest.raises(PullFailed, match="does not name"):
+        _parts({"config": part})
+
+
 async def test_a_manifest_is_not_read_beyond_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     answer = Endless()
 

@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 from spegel_consul.oci.descriptor import Descriptor
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import DigestInvalid
+from spegel_consul.oci.reference import registry_name
 from spegel_consul.store.containerd.proto import containerd_pb2 as pb
 from spegel_consul.store.index import Content, ImageRecord
 
@@ -82,7 +83,7 @@ def sources(labels: Mapping[str, str]) -> tuple[str, ...]:
     """
     return tuple(
         sorted(
-            f"{registry}/{repository}"
+            f"{registry_name(registry)}/{repository}"
             for label, repositories in labels.items()
             if label.startswith(SOURCE_LABEL) and (registry := label.removeprefix(SOURCE_LABEL))
             for repository in repositories.split(",")

@@ -38,7 +38,7 @@ def test_images_of_several_namespaces(cluster: MakeCluster, image: MakeImage) ->
     # what another namespace still has is still served
     twice = images["k8s.io"]
     owner.containerd.remove_image(twice.name)
-    path = f"/v2/{images['moby'].repository}/manifests/{images['moby'].tag}"
+    path = f"/v2/{images['moby'].repository}/manifests/{images['moby'].tag}?ns=docker.io"
     owner.containerd.remove_image(images["moby"].name, namespace="moby")
     until(
         lambda: owner.request(path, headers=OWN).status == 404, timeout=20, what="an image that is nowhere else is gone"
