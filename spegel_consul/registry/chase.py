@@ -115,7 +115,8 @@ class Chase:
         self._answers.clear()
 
     def _found(self, provider: Provider) -> None:
-        for each in filter(None, (provider, provider.turned)):
+        turned = provider.turned if not self.mirror.penalties.misbehaved(provider) else None
+        for each in filter(None, (provider, turned)):
             if self.mirror.may_ask(each):
                 self._race.found(each)
                 self._wake.set()
