@@ -23,6 +23,10 @@ BLOB = ContentRequest(Kind.BLOB, Reference("docker.io", "library/app", digest=DI
 TAG = ContentRequest(Kind.MANIFEST, Reference("docker.io", "library/app", tag="v1"))
 LARGE = head(200, len(LAYER), f"Docker-Content-Digest: {DIGEST}"), LAYER
 SMALL = head(200, len(MANIFEST), f"Docker-Content-Digest: {MANIFEST_DIGEST}"), MANIFEST
+PARTS = [
+    (head(206, size - 5, f"Content-Range: bytes 5-{size - 1}/{size}"), LAYER[5:])
+    for size in (len(LAYER) + 1, len(LAYER) + 2, len(LAYER))
+]
 SAYS_MORE = head(200, len(LAYER) + 1, f"Docker-Content-Digest: {DIGEST}"), LAYER
 
 
@@ -40,17 +44,24 @@ class CancelsAt(trio.abc.Instrument):
 
 
 @pytest.mark.parametrize(
-    ("request_", "method", "scripts", "says"),
+    ("request_", "method", "wanted", "scripts", "says"),
     [
-        (BLOB, "GET", (LARGE, LARGE, LARGE), b"{}"),
-        (BLOB, "GET", (SAYS_MORE, LARGE, LARGE), MANIFEST),
-        (BLOB, "HEAD", (SAYS_MORE[:1], LARGE[:1], LARGE[:1]), MANIFEST),
-        (TAG, "GET", (SMALL, SMALL, SMALL), b"{}"),
+        (BLOB, "GET", None, (LARGE, LARGE, LARGE), b"{}"),
+        (BLOB, "GET", None, (SAYS_MORE, LARGE, LARGE), MANIFEST),
+        (BLOB, "GET", "bytes=5-", PARTS, MANIFEST),
+        (BLOB, "HEAD", None, (SAYS_MORE[:1], LARGE[:1], LARGE[:1]), MANIFEST),
+        (TAG, "GET", None, (SMALL, SMALL, SMALL), b"{}"),
     ],
-    ids=["blob", "disputed blob", "head", "manifest"],
+    ids=["blob", "disputed blob", "disputed part", "head", "manifest"],
 )
 async def test_cancelled_at_every_checkpoint(
-    start_peer: Any, monkeypatch: pytest.MonkeyPatch, request_: ContentRequest, method: str, scripts: Any, says: bytes
+    start_peer: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    request_: ContentRequest,
+    method: str,
+    wanted: str | None,
+    scripts: Any,
+    says: bytes,
 ) -> None:
     peers = [await start_peer(*script, then="hang") for script in scripts]
     sockets: list[trio.socket.SocketType] = []
@@ -74,7 +85,7 @@ async def test_cancelled_at_every_checkpoint(
             cancels = CancelsAt(scope, steps)
             trio.lowlevel.add_instrument(cancels)
             with mirror.begin(request_, method) as trace:
-                async with mirror.open(request_, method, None, trace):
+                async with mirror.open(request_, method, wanted, trace):
                     opened = True
                     await trio.lowlevel.checkpoint()
         trio.lowlevel.remove_instrument(cancels)
