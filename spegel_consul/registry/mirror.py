@@ -26,7 +26,7 @@ from spegel_consul.metrics import Metrics
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import BlobUnknown, ManifestUnknown, RangeInvalid
 from spegel_consul.oci.media import MAX_MANIFEST_SIZE
-from spegel_consul.oci.path import ContentRequest
+from spegel_consul.oci.path import ContentRequest, Kind
 from spegel_consul.registry.chase import Answer, Chase
 from spegel_consul.registry.credentials import Credentials
 from spegel_consul.registry.judge import Head, forwardable, judge
@@ -171,7 +171,7 @@ class Mirror:
             body: bytes | PeerResponse = response
             if self.is_small(head):
                 body = await self.read(response, head, provider, "GET")
-            elif self.sizes.disputes(head.digest, head.size):
+            elif request.kind is Kind.BLOB and self.sizes.disputes(head.digest, head.size):
                 if not await self.can_hold(head):
                     raise PeerError("says another size than a manifest, and others have not been asked")
                 head = replace(head, disputed=True)

@@ -51,15 +51,6 @@ class Room:
         self.promised = 0
         """Bytes that the spools there are will have."""
 
-    def spare(self) -> int:
-        """Bytes that may be promised besides, where there is most room; call it in a thread."""
-        rooms = [] if self._directories else [_IN_MEMORY]
-        for directory in self._directories:
-            with suppress(OSError):
-                found = os.statvfs(directory)
-                rooms.append(found.f_bavail * found.f_frsize // _SHARE)
-        return max(rooms, default=0) - self.promised
-
     def open(self) -> int:
         """A file for bytes that are promised already; call it in a thread. Raises OSError if there is no room."""
         for directory in self._directories:
@@ -70,6 +61,15 @@ class Room:
         if self._directories or self.promised > _IN_MEMORY:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return os.memfd_create("spool")
+
+    def spare(self) -> int:
+        """Bytes that may be promised besides, where there is most room; call it in a thread."""
+        rooms = [] if self._directories else [_IN_MEMORY]
+        for directory in self._directories:
+            with suppress(OSError):
+                found = os.statvfs(directory)
+                rooms.append(found.f_bavail * found.f_frsize // _SHARE)
+        return max(rooms, default=0) - self.promised
 
 
 def _unnamed(directory: str) -> int:
