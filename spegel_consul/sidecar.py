@@ -34,10 +34,11 @@ from spegel_consul.bootstrap.settings import BootstrapKind
 from spegel_consul.config import Settings, StoreKind
 from spegel_consul.consul.beacon import Beacon
 from spegel_consul.consul.candidate import Candidate
-from spegel_consul.consul.catalog import ROUTER, spegel_services
+from spegel_consul.consul.catalog import REGISTRY, ROUTER, spegel_services
 from spegel_consul.consul.client import ConsulClient
 from spegel_consul.consul.record import LeaderRecord
 from spegel_consul.consul.registration import Registration, ServiceMode
+from spegel_consul.consul.registries import CatalogRegistries
 from spegel_consul.consul.watch import CatalogWatch
 from spegel_consul.metrics import CONTENT, Metrics
 from spegel_consul.node import dial_back, preflight
@@ -176,25 +177,6 @@ class _Node:
         return "https" if self.tls is not None else "http"
 
 
-class _Catalogued:
-    """The addresses in the catalog; none before it is watched."""
-
-    def __init__(self) -> None:
-        self.catalog: CatalogWatch | None = None
-        self._of: object = None
-        self._addresses: frozenset[str] = frozenset()
-
-    def addresses(self) -> frozenset[str]:
-        """Those of all healthy routers."""
-        if self.catalog is not None and self.catalog.members is not self._of:
-            self._of = self.catalog.members
-            members = self.catalog.members
-            self._addresses = frozenset(
-                address for member in members for address in (member.address, member.meta.get("also")) if address
-            )
-        return self._addresses
-
-
 def _prepare(settings: Settings) -> _Node:
     node = _Node(
         load_or_create(settings.data_dir),
@@ -242,8 +224,8 @@ async def _start(
         await stages.start(node.credentials.run)
     peers = PeerClient(settings.peer_limits, node.tls)
     resources.callback(peers.close)
-    catalogued = _Catalogued()
-    permits = one_of(catalogued.addresses) if settings.peer_policy is PeerPolicy.CATALOG else any_node
+    registries = CatalogRegistries()
+    permits = one_of(registries.known) if settings.peer_policy is PeerPolicy.CATALOG else any_node
     mirror = Mirror(router, peers, metrics, settings.mirror, node.credentials, permits, Room(settings.data_dir))
     planner = Planner(store, settings.images, node.credentials)
     short_road = ShortRoad(planner, store, mirror, ByteCache(settings.manifest_cache_size), metrics)
@@ -289,7 +271,7 @@ async def _start(
     candidate = catalog = None
     if node.consul is not None:
         client = await resources.enter_async_context(node.consul)
-        candidate, catalog = await _enter_consul(settings, client, me, node, view, stages)
+        candidate, catalog = await _enter_consul(settings, client, me, node, view, stages, registries)
     if node.nomad is not None:
         await resources.enter_async_context(node.nomad)
     bootstrap = assemble(
@@ -302,7 +284,6 @@ async def _start(
         nomad=node.nomad,
         trust=node.tls.client if node.tls is not None else None,
     )
-    catalogued.catalog = catalog
     roster = CatalogRoster(catalog) if catalog is not None else None
     await _join(settings, bootstrap, roster, router, view, stages)
 
@@ -323,7 +304,13 @@ def _record(settings: Settings, node: _Node, router: Router) -> LeaderRecord:
 
 
 async def _enter_consul(
-    settings: Settings, client: ConsulClient, me: LeaderRecord, node: _Node, view: Node, stages: Stages
+    settings: Settings,
+    client: ConsulClient,
+    me: LeaderRecord,
+    node: _Node,
+    view: Node,
+    stages: Stages,
+    registries: CatalogRegistries,
 ) -> tuple[Candidate | None, CatalogWatch | None]:
     services = spegel_services(
         node=settings.node_name,
@@ -352,8 +339,11 @@ async def _enter_consul(
     if mode is not ServiceMode.OFF or BootstrapKind.CATALOG in settings.bootstrap.kinds:
         catalog = CatalogWatch(client, ROUTER)
         await stages.start(catalog.run)
+    if settings.peer_policy is PeerPolicy.CATALOG:
+        registries.watch = CatalogWatch(client, REGISTRY)
+        await stages.start(registries.watch.run)
     if BootstrapKind.CONSUL not in settings.bootstrap.kinds:
-        view.consul = Consul(client, None, catalog, registration)
+        view.consul = Consul(client, None, catalog, registration, registries.watch)
         return None, catalog
     candidate = Candidate(
         client,
@@ -362,7 +352,7 @@ async def _enter_consul(
         crowd=lambda: len(catalog.members) if catalog is not None else 0,
         beacon=Beacon(client, services.leader) if mode is not ServiceMode.OFF else None,
     )
-    view.consul = Consul(client, candidate, catalog, registration)
+    view.consul = Consul(client, candidate, catalog, registration, registries.watch)
     await stages.start(candidate.run)
     return candidate, catalog
 

@@ -126,7 +126,8 @@ from spegel_consul.server.tls import TlsFiles
     "--peer-policy",
     type=click.Choice([policy.value for policy in PeerPolicy]),
     default="any",
-    help="Which addresses are asked for content: any that the ring names, or only those that are in Consul's catalog.",
+    help="Which peers are asked for content: any that the ring names, or only those whose registry's address and port"
+    " are in Consul's catalog.",
 )
 @option(
     "--basic-auth-file",

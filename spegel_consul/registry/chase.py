@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ import trio
 
 from spegel_consul.oci.errors import OCIError, RangeInvalid
 from spegel_consul.oci.path import ContentRequest, Kind
-from spegel_consul.registry.judge import Head, forwardable, type_of
+from spegel_consul.registry.judge import Head, forwardable, judge, type_of
 from spegel_consul.registry.peer import PeerError, PeerResponse, Unreachable
 from spegel_consul.registry.plan import unknown
 from spegel_consul.registry.race import Ask, Exhausted, Race, Wait
@@ -115,7 +116,8 @@ class Chase:
         self._answers.clear()
 
     def _found(self, provider: Provider) -> None:
-        for each in filter(None, (provider, provider.turned)):
+        turned = provider.turned if not self.mirror.penalties.misbehaved(provider) else None
+        for each in filter(None, (provider, turned)):
             if self.mirror.may_ask(each):
                 self._race.found(each)
                 self._wake.set()
@@ -138,15 +140,20 @@ class Chase:
         self._wake.set()
 
     async def _run(self, range_header: str | None, expected: Head | None) -> Answer:
+        settle_at = math.inf
+        aside: set[Provider] = set()
         while True:
-            if self._answers:
-                answer = self._answers.pop(0)
-                self._race.accepted(answer.provider)
-                for question in self._questions:
-                    question.cancel()
-                self._questions.clear()
-                self.close()
-                return answer
+            if count := len(self._answers):
+                answer = await self._pick(expected, last=trio.current_time() >= settle_at)
+                if answer is not None:
+                    return self._accept(answer)
+                if len(self._answers) > count:
+                    continue
+                settle_at = min(settle_at, trio.current_time() + self.mirror.settings.resolve_timeout)
+                for each in self._answers:
+                    if each.provider not in aside:  # the next one is asked in its stead
+                        aside.add(each.provider)
+                        self._race.failed(each.provider, trio.current_time())
             match self._race.next(trio.current_time()):
                 case Ask(provider):
                     self._start(provider, range_header, expected)
@@ -155,12 +162,49 @@ class Chase:
                         self._looking_up = True
                         self.nursery.start_soon(self._look_up)
                     self._wake = trio.Event()
-                    with trio.CancelScope(deadline=until):
+                    with trio.CancelScope(deadline=min(until, settle_at)):
                         await self._wake.wait()
+                case Exhausted() if self._answers:
+                    settle_at = -math.inf
                 case Exhausted(reason):
                     if self._refused is not None:
                         raise self._refused
                     raise unknown(self._request, f"{self._request.reference} is not mirrored: {reason}")
+
+    async def _pick(self, expected: Head | None, *, last: bool) -> Answer | None:
+        """The answer to be used, of those that are there; None while a better one may come, unless this is the ``last``
+        moment.
+
+        If manifests or peers disagree about the size, that of a peer is not believed, but no answer is refused for it.
+        One that can be verified is held until it is, the smallest first, because a lie of that is found out soonest.
+        Of others, such as the answer to HEAD, the one that manifests agree with is waited for.
+        """
+        first = self._answers[0]
+        whole = next((each for each in self._answers if self._method == "GET" and isinstance(each.body, bytes)), None)
+        if whole is not None or expected is not None or self._request.kind is Kind.MANIFEST:
+            return whole or first
+        digest, sizes = first.head.digest, self.mirror.sizes
+        if all(
+            each.head.size == first.head.size and not sizes.disputes(digest, each.head.size) for each in self._answers
+        ):
+            return first
+        index, best = min(enumerate(self._answers), key=lambda each: each[1].head.size)
+        log.debug("size is disputed", digest=digest, size=best.head.size, by_manifest=sizes.get(digest))
+        if self._method == "GET" and await self.mirror.can_hold(best.head):
+            self._answers[index] = held = replace(best, head=replace(best.head, disputed=True))
+            return held
+        agreed = next((each for each in self._answers if each.head.size == sizes.get(digest)), None)
+        return agreed or (best if last else None)
+
+    def _accept(self, answer: Answer) -> Answer:
+        """``answer`` is used; what else was answered or asked is given up."""
+        self._race.accepted(answer.provider)
+        for question in self._questions:
+            question.cancel()
+        self._questions.clear()
+        self._answers.remove(answer)
+        self.close()
+        return answer
 
     def _start(self, provider: Provider, range_header: str | None, expected: Head | None) -> None:
         question = trio.CancelScope()
@@ -185,7 +229,7 @@ class Chase:
                 response = await self.mirror.client.request(provider.registry, self._method, target, headers)
                 times = asked, response.connected, time.perf_counter()
                 try:
-                    head = self.mirror.judge(response, self._request, range_header, expected)
+                    head = judge(response, self._request, range_header, expected)
                     body: bytes | PeerResponse = response
                     if self._request.kind is Kind.MANIFEST:
                         body = await self.mirror.read(response, head, provider, "GET")

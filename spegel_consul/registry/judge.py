@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import DigestInvalid, RangeInvalid
@@ -23,7 +23,10 @@ _UNSATISFIED = re.compile(r"bytes \*/(\d{1,19})\Z", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What a peer says of the content that it is about to send: ``[start, stop)`` of ``size`` bytes."""
+    """What a peer says of the content that it is about to send: ``[start, stop)`` of ``size`` bytes.
+
+    ``disputed``: somebody says another size, so the content is held until it is verified, however large it is.
+    """
 
     digest: Digest
     media_type: str
@@ -31,6 +34,7 @@ class Head:
     stop: int
     size: int
     partial: bool
+    disputed: bool = field(default=False, compare=False)
 
 
 def forwardable(request: ContentRequest, range_header: str | None) -> str | None:

@@ -16,7 +16,7 @@ import time
 import urllib.parse
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 import trio
@@ -50,6 +50,7 @@ VERIFY_FIRST = 32 << 20
 """Bytes up to which a blob is held until it is verified, unless the settings say otherwise."""
 
 _MOST_LABELS = 100
+_DISK = 0.5  # seconds in which a disk should tell how much room it has
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,7 @@ class Mirror:
         self.sizes = Sizes()
         self._counters: dict[str, tuple[Counter, Counter]] = {}
         self._metrics = metrics
+        self._disk = trio.CapacityLimiter(2)  # a disk may hang
         self.on_resolved: Callable[[float], None] = metrics.resolve_duration.labels("libp2p").observe
 
     def may_ask(self, provider: Provider) -> bool:
@@ -166,8 +168,14 @@ class Mirror:
             return None
         times = asked, 0.0, time.perf_counter()
         try:
-            head = self.judge(response, request, wanted)
-            body = await self.read(response, head, provider, "GET") if self.is_small(head) else response
+            head = judge(response, request, wanted)
+            body: bytes | PeerResponse = response
+            if self.is_small(head):
+                body = await self.read(response, head, provider, "GET")
+            elif request.kind is Kind.BLOB and self.sizes.disputes(head.digest, head.size):
+                if not await self.can_hold(head):
+                    raise PeerError("says another size than a manifest, and others have not been asked")
+                head = replace(head, disputed=True)
         except (PeerError, RangeInvalid):
             response.discard()
             return None
@@ -181,15 +189,20 @@ class Mirror:
         """A race for the content. Whatever is raised in the context comes out as it is."""
         # an exception passes through the nursery bare: it stands for the answer to the client, or for its departure
         found: Exception | None = None
-        async with trio.open_nursery() as nursery:
-            chase = Chase(self, request, method, nursery, trace)
-            try:
-                yield chase
-            except Exception as exc:
-                found = exc
-            finally:
-                nursery.cancel_scope.cancel()
-        chase.close()
+        chase: Chase | None = None
+        try:
+            async with trio.open_nursery() as nursery:
+                chase = Chase(self, request, method, nursery, trace)
+                try:
+                    yield chase
+                except Exception as exc:
+                    found = exc
+                finally:
+                    nursery.cancel_scope.cancel()
+        finally:
+            # a question can be answered until the nursery has ended, however it ends
+            if chase is not None:
+                chase.close()
         if found is not None:
             raise found
 
@@ -212,16 +225,6 @@ class Mirror:
         headers += onward
         return target, headers
 
-    def judge(
-        self, response: PeerResponse, request: ContentRequest, range_header: str | None, expected: Head | None = None
-    ) -> Head:
-        """As :func:`judge`; a blob has also to be as large as its manifest said, if that came by."""
-        head = judge(response, request, range_header, expected)
-        size = self.sizes.get(head.digest)
-        if size is not None and size != head.size and request.kind is Kind.BLOB:
-            raise PeerError(f"has {head.size} bytes of what has {size} by its manifest")
-        return head
-
     def is_small(self, head: Head) -> bool:
         """Whether the content is verified, and so small that it is read whole before the client sees any of it."""
         return self.settings.verify and not head.partial and head.size <= SMALL
@@ -243,7 +246,23 @@ class Mirror:
 
     def holds(self, head: Head) -> bool:
         """Whether the content is held until it is verified."""
-        return self.settings.verify and not head.partial and head.size <= self.settings.verify_first
+        small = head.size <= self.settings.verify_first
+        return self.settings.verify and not head.partial and (small or head.disputed)
+
+    async def can_hold(self, head: Head) -> bool:
+        """Whether the content can be verified before it is sent, as what is disputed has to be.
+
+        One that is larger than what is held anyway may take a quarter of the room that is left, so that no number of
+        peers that claim large sizes takes away the room of others.
+        """
+        if not self.settings.verify or head.partial:
+            return False
+        if head.size <= self.settings.verify_first:
+            return True
+        with trio.move_on_after(_DISK):
+            spare = await trio.to_thread.run_sync(self.room.spare, abandon_on_cancel=True, limiter=self._disk)
+            return head.size <= spare // 4
+        return False
 
     def held(self, result: str) -> None:
         """What became of holding a body; see the metric."""

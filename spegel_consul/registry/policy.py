@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 import ipaddress
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache
 
 from spegel_consul.ring import Provider
@@ -22,7 +22,7 @@ _METADATA = frozenset(
 
 
 class PeerPolicy(enum.Enum):
-    """``any``: every address that a node could have; ``catalog``: only those of instances in Consul's catalog."""
+    """``any``: every address that a node could have; ``catalog``: only the registries in Consul's catalog."""
 
     ANY = "any"
     CATALOG = "catalog"
@@ -38,11 +38,13 @@ def any_node(provider: Provider) -> bool:
     return _could_be_a_node(provider.registry[0])
 
 
-def one_of(addresses: Callable[[], Collection[str]]) -> Permits:
-    """Only those whose IP address is in ``addresses()`` now."""
+def one_of(registries: Callable[[], Mapping[tuple[str, int], Collection[str]]]) -> Permits:
+    """Only those whose address and port ``registries()`` has now, with the peer ids that may be there; if it has none
+    for an address, then under any id."""
 
     def permits(provider: Provider) -> bool:
-        return provider.registry[0] in addresses()
+        ids = registries().get(provider.registry)
+        return ids is not None and (not ids or provider.peer_id in ids) and any_node(provider)
 
     return permits
 

@@ -24,6 +24,7 @@ class RecentProviders:
         """A lookup found it."""
         now = trio.current_time()
         known = self._found.pop(key, {})
+        known.pop(provider, None)  # an equal one may name another secondary address; the latest record counts
         self._found[key] = {each: until for each, until in known.items() if until > now} | {provider: now + FRESH}
         # the oldest come first; two for each that is added, so what is stale does not stay
         for _ in range(2):

@@ -62,6 +62,15 @@ class Room:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return os.memfd_create("spool")
 
+    def spare(self) -> int:
+        """Bytes that may be promised besides, where there is most room; call it in a thread."""
+        rooms = [] if self._directories else [_IN_MEMORY]
+        for directory in self._directories:
+            with suppress(OSError):
+                found = os.statvfs(directory)
+                rooms.append(found.f_bavail * found.f_frsize // _SHARE)
+        return max(rooms, default=0) - self.promised
+
 
 def _unnamed(directory: str) -> int:
     try:

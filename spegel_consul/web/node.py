@@ -60,6 +60,7 @@ class Consul:
     candidate: Candidate | None
     catalog: CatalogWatch | None
     registration: Registration | None
+    registries: CatalogWatch | None = None
 
     @property
     def members(self) -> tuple[HealthyService, ...]:
@@ -68,7 +69,7 @@ class Consul:
 
     def problems(self) -> list[str]:
         """What does not work, each once."""
-        parts = (self.candidate, self.catalog, self.registration)
+        parts = (self.candidate, self.catalog, self.registration, self.registries)
         found = [part.problem for part in parts if part is not None and part.problem is not None]
         return list(dict.fromkeys(found))
 

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from spegel_consul.registry.peer import PeerClient, PeerResponse
-from spegel_consul.registry.penalties import Penalties
 from spegel_consul.registry.race import Ask, Exhausted, Race
 from spegel_consul.ring import Provider
 
@@ -89,18 +88,6 @@ async def test_a_peer_that_is_reached_is_not_asked_twice(pair: Any, start_peer: 
     assert (await get(asker, BLOB_PATH)).status_code == 404
     assert len(first.requests) == 1
     assert not second.requests
-
-
-async def test_who_misbehaves_does_so_at_both_addresses_and_who_is_not_reached_at_one() -> None:
-    for misbehave, barred in (
-        (lambda penalties: penalties.lied(FIRST), (True, True)),
-        (lambda penalties: penalties.failed(FIRST, hung=True), (True, True)),
-        (lambda penalties: penalties.failed(FIRST, hung=True, reached=False), (True, False)),
-        (lambda penalties: penalties.failed(FIRST, hung=False), (False, False)),
-    ):
-        penalties = Penalties()
-        misbehave(penalties)
-        assert (penalties.bars(FIRST), penalties.bars(SECOND)) == barred
 
 
 def test_a_turned_provider_is_asked_once_and_turns_no_further() -> None:
