@@ -10,9 +10,18 @@ import atexit
 import os
 import signal
 import subprocess
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+HANG = 120.0
+"""Seconds after which something is taken to hang.
+
+It bounds a test that would wait for ever and tells nothing of speed, because a machine with much other work needs many
+times what a free one does."""
 
 TAIL_LINES = 40
 _LINE_LENGTH = 500
@@ -32,6 +41,30 @@ def until(predicate: Callable[[], object], *, timeout: float, what: str) -> None
         if time.monotonic() > deadline:
             raise Failed(f"not within {timeout:g} s: {what}")
         time.sleep(_POLL)
+
+
+@contextmanager
+def ending(process: subprocess.Popen[Any]) -> Iterator[subprocess.Popen[Any]]:
+    """Kill and reap ``process`` on the way out, however the block is left.
+
+    A process that has been in here for HANG seconds is killed too, so that a read of its output comes to an end.
+    """
+    hung = threading.Timer(HANG, process.kill)
+    hung.daemon = True
+    hung.start()
+    try:
+        with process:
+            try:
+                yield process
+            finally:
+                process.kill()
+    finally:
+        hung.cancel()
+
+
+def with_sigint() -> None:
+    """For ``preexec_fn``: a process that is started with SIGINT ignored, as a job in the background is, stays deaf."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def run(argv: Sequence[str | Path], *, timeout: float = 20, env: Mapping[str, str] | None = None) -> str:
