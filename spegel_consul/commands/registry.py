@@ -25,6 +25,7 @@ from spegel_consul.registry.peer import PeerLimits
 from spegel_consul.registry.policy import PeerPolicy
 from spegel_consul.ring.policy import OnLeaderChange
 from spegel_consul.server.tls import TlsFiles
+from spegel_consul.signals import stop_signals
 
 
 @click.command()
@@ -175,7 +176,8 @@ def registry(**given: Any) -> None:
 
         settings = replace(settings, heartbeat=become_guarded(settings.hang_timeout))
     # before the sidecar listens for them there is nothing to bring in order, and nothing after
-    for each in (signal.SIGTERM, signal.SIGINT):
+    stopping = stop_signals()
+    for each in stopping:
         signal.signal(each, lambda *_: os._exit(0))
     # only the sidecar itself needs the rest
     from spegel_consul import log, sidecar
@@ -187,7 +189,7 @@ def registry(**given: Any) -> None:
         raise click.ClickException(str(exc)) from None
     finally:
         # asked again while the interpreter ends, which drops handlers, it would say that a signal ended it
-        for each in (signal.SIGTERM, signal.SIGINT):
+        for each in stopping:
             signal.signal(each, signal.SIG_IGN)
 
 

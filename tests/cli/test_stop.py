@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-DEADLINE = 10.0
-"""Seconds that a call to containerd may take, of which the first filling of the store needs some."""
+from lab.process import HANG, ending, until, with_sigint
 
 
 def sidecar(data: Path, *more: str) -> list[str]:
@@ -27,44 +27,47 @@ def test_sigterm_while_the_store_is_filled(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as containerd, (tmp_path / "log").open("wb") as log:
         containerd.bind(f"{tmp_path}/c.sock")
         containerd.listen()
-        containerd.settimeout(60)
-        with subprocess.Popen(argv, stdout=log, stderr=log) as process:
-            try:
-                silent, _ = containerd.accept()
-                with silent:
-                    assert silent.recv(3) == b"PRI"  # it has begun to ask, and is never answered
-                    process.send_signal(signal.SIGTERM)
-                    asked = time.monotonic()
-                    assert process.wait(DEADLINE * 2) == 0
-                    assert time.monotonic() - asked < DEADLINE / 2
-            finally:
-                process.kill()
+        containerd.settimeout(HANG)
+        with ending(subprocess.Popen(argv, stdout=log, stderr=log)) as process:
+            silent, _ = containerd.accept()
+            with silent:
+                assert silent.recv(3) == b"PRI"  # it has begun to ask, and is never answered
+                process.send_signal(signal.SIGTERM)
+                assert process.wait(HANG) == 0
     said = (tmp_path / "log").read_text()
+    assert "has not answered within" not in said, "it waited for the deadline of the call"
     assert '"stopping"' in said
     assert '"stopped"' in said
     assert '"started"' not in said
     assert "Traceback" not in said
 
 
+def with_an_empty_layout(tmp_path: Path, silence: str) -> list[str]:
+    (tmp_path / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
+    (tmp_path / "index.json").write_text('{"schemaVersion":2,"manifests":[]}')
+    return sidecar(tmp_path, "--store=layout", f"--layout-path={tmp_path}", f"--hang-timeout={silence}")
+
+
+def has_started(process: subprocess.Popen[bytes], tmp_path: Path) -> Callable[[], bool]:
+    def started() -> bool:
+        said = (tmp_path / "log").read_text()
+        assert process.poll() is None, said
+        return '"started"' in said
+
+    return started
+
+
 @pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("silence", ["10s", "0"])
 def test_asked_again_and_again_until_it_has_ended(tmp_path: Path, silence: str, asked: signal.Signals) -> None:
-    argv = sidecar(tmp_path, "--store=layout", f"--layout-path={tmp_path}", f"--hang-timeout={silence}")
-    (tmp_path / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
-    (tmp_path / "index.json").write_text('{"schemaVersion":2,"manifests":[]}')
-    with (tmp_path / "log").open("wb") as log, subprocess.Popen(argv, stdout=log, stderr=log) as process:
-        try:
-            deadline = time.monotonic() + 60
-            while '"started"' not in (tmp_path / "log").read_text():
-                assert time.monotonic() < deadline
-                assert process.poll() is None, (tmp_path / "log").read_text()
-                time.sleep(0.05)
-            while process.poll() is None:
-                assert time.monotonic() < deadline
-                process.send_signal(asked)
-                time.sleep(0.001)
-        finally:
-            process.kill()
+    argv = with_an_empty_layout(tmp_path, silence)
+    with (tmp_path / "log").open("wb") as log:
+        started = subprocess.Popen(argv, stdout=log, stderr=log, preexec_fn=with_sigint)
+    with ending(started) as process:
+        until(has_started(process, tmp_path), timeout=HANG, what="it has started")
+        while process.poll() is None:
+            process.send_signal(asked)
+            time.sleep(0.001)
     assert process.returncode == 0
     said = (tmp_path / "log").read_text()
     assert '"stopped"' in said
@@ -90,21 +93,45 @@ main()
 
 
 def test_no_signal_is_written_to_a_socket_that_is_closed(tmp_path: Path) -> None:
-    (tmp_path / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
-    (tmp_path / "index.json").write_text('{"schemaVersion":2,"manifests":[]}')
-    argv = sidecar(tmp_path, "--store=layout", f"--layout-path={tmp_path}", "--hang-timeout=0")[3:]
-    with (
-        (tmp_path / "log").open("wb") as log,
-        subprocess.Popen([sys.executable, "-c", LAST_MOMENT, *argv], stdout=log, stderr=log) as process,
-    ):
-        try:
-            while '"started"' not in (tmp_path / "log").read_text():
-                assert process.poll() is None, (tmp_path / "log").read_text()
-                time.sleep(0.05)
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(60) == 0
-        finally:
-            process.kill()
+    argv = [sys.executable, "-c", LAST_MOMENT, *with_an_empty_layout(tmp_path, "0")[3:]]
+    with (tmp_path / "log").open("wb") as log:
+        started = subprocess.Popen(argv, stdout=log, stderr=log)
+    with ending(started) as process:
+        until(has_started(process, tmp_path), timeout=HANG, what="it has started")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(HANG) == 0
     said = (tmp_path / "log").read_text()
     assert '"stopped"' in said
     assert set(re.findall("written to (.*)", said)) == {"-1"}
+
+
+@pytest.mark.parametrize("silence", ["10s", "0"])
+def test_a_job_in_the_background_does_not_hear_ctrl_c(tmp_path: Path, silence: str) -> None:
+    """POSIX shells start such a job with SIGINT ignored, because Ctrl-C is meant for the one in the foreground."""
+
+    def without_sigint() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    argv = with_an_empty_layout(tmp_path, silence)
+    with (tmp_path / "log").open("wb") as log:
+        started = subprocess.Popen(argv, stdout=log, stderr=log, preexec_fn=without_sigint)
+    with ending(started) as process:
+        until(has_started(process, tmp_path), timeout=HANG, what="it has started")
+        for pid in (process.pid, *children(process.pid)):
+            assert ignores(pid, signal.SIGINT)
+            os.kill(pid, signal.SIGINT)
+        process.send_signal(signal.SIGUSR1)
+        until(lambda: "log level" in (tmp_path / "log").read_text(), timeout=HANG, what="it goes on")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(HANG) == 0
+    assert '"stopped"' in (tmp_path / "log").read_text()
+
+
+def children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def ignores(pid: int, number: signal.Signals) -> bool:
+    """As proc(5) tells it."""
+    (mask,) = re.findall(r"^SigIgn:\s+(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.M)
+    return bool(int(mask, 16) >> (number - 1) & 1)
