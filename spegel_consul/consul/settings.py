@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from spegel_consul import files, pem
+
 DEFAULT_ADDRESS = "127.0.0.1:8500"
 
 _TEXTS = {
@@ -128,10 +130,10 @@ class ConsulSettings:
         self._load_certificate(context)
 
     def _load_certificate(self, context: ssl.SSLContext) -> None:
-        if self.client_cert:
+        if self.client_cert and self.client_key:
             try:
-                context.load_cert_chain(self.client_cert, self.client_key)
-            except OSError as why:
+                pem.load_pair(context, self.client_cert, self.client_key)
+            except (OSError, ValueError) as why:
                 raise ValueError(f"CONSUL_CLIENT_CERT, CONSUL_CLIENT_KEY: {self.client_cert}: {why}") from why
 
     def _authorities(self) -> str | None:
@@ -141,18 +143,18 @@ class ConsulSettings:
         if not self.capath:
             return None
         try:
-            files = sorted(path for path in Path(self.capath).rglob("*") if path.is_file())
+            found = sorted(path for path in Path(self.capath).rglob("*") if path.is_file())
             next(Path(self.capath).iterdir(), None)
         except OSError as why:
             raise ValueError(f"CONSUL_CAPATH: {self.capath}: {why.strerror}") from why
-        if not files:
+        if not found:
             raise ValueError(f"CONSUL_CAPATH: {self.capath}: no files in it")
-        return "".join(_certificates("CONSUL_CAPATH", path) for path in files)
+        return "".join(_certificates("CONSUL_CAPATH", path) for path in found)
 
 
 def _certificates(variable: str, path: Path) -> str:
     try:
-        text = path.read_bytes().decode("ascii", "ignore")  # bundles have comments
+        text = files.read(path, pem.SIZE).decode("ascii", "ignore")  # bundles have comments
         ssl.create_default_context(cadata=text)
     except (ssl.SSLError, ValueError) as why:
         raise ValueError(f"{variable}: {path}: no certificates in PEM form") from why

@@ -32,6 +32,7 @@ from spegel_consul.server.connection import Link
 from spegel_consul.server.head import parse_simple
 from spegel_consul.server.sending import Truncated, send_bytes, send_file
 from spegel_consul.store import Store
+from spegel_consul.store.file import is_blob, open_blob
 from spegel_consul.tally import Tally
 
 log = structlog.get_logger(__name__)
@@ -242,7 +243,7 @@ class ShortRoad:
     def _is_there(self, plan: Own) -> bool:
         path = self._store.file(plan.content.digest)
         try:
-            return path is not None and os.stat(path).st_size == plan.content.size
+            return path is not None and is_blob(os.lstat(path), plan.content.size)
         except OSError:
             return False
 
@@ -252,17 +253,9 @@ class ShortRoad:
         if path is None:
             return None
         try:
-            # not blocking, lest a FIFO that somebody put there hold everybody
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            return open_blob(path, plan.content.size)
         except OSError:
             return None
-        try:
-            if os.fstat(fd).st_size == plan.content.size:
-                return fd
-        except OSError:
-            pass
-        os.close(fd)
-        return None
 
     def _read_small(self, plan: Own, flags: int = os.RWF_NOWAIT) -> bytes | None:
         """Small content, or None if it is not in the page cache or not what it should be."""
