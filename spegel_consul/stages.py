@@ -52,7 +52,7 @@ class Stages:
         async def stage(task_status: trio.TaskStatus[None]) -> None:
             try:
                 with scope:
-                    await _keep(name, run, gently or trio.Event(), task_status)
+                    await _keep(name, run, trio.Event() if gently is None else gently, task_status)
             finally:
                 ended.set()
 
@@ -127,13 +127,13 @@ async def _keep(name: str, run: Runnable, stopping: trio.Event, task_status: tri
             if not first.has_started:
                 raise
             failure, rest = _split(exc)
+            if failure is not None and (rest is not None or stopping.is_set()):
+                log.error("stage failed while it was stopped", stage=name, exc_info=failure)
             if rest is not None:
-                if failure is not None:
-                    log.error("stage failed while it was stopped", stage=name, exc_info=failure)
                 raise rest from None
         if not first.has_started:
             raise RuntimeError(f"stage {name} ended before it had started")
-        if stopping.is_set() and failure is None:
+        if stopping.is_set():
             return
         if trio.current_time() - began > LONGEST_PAUSE:
             backoff.reset()

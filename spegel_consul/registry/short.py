@@ -32,13 +32,10 @@ from spegel_consul.server.connection import Link
 from spegel_consul.server.head import parse_simple
 from spegel_consul.server.sending import Truncated, send_bytes, send_file
 from spegel_consul.store import Store
-from spegel_consul.store.file import is_blob, open_blob
+from spegel_consul.store.file import SMALL, is_blob, open_blob
 from spegel_consul.tally import Tally
 
 log = structlog.get_logger(__name__)
-
-SMALL = 64 << 10
-"""Bytes up to which content is read at once, sent with its head, and kept in memory."""
 
 _REMEMBERED = 1024
 _MEMORABLE = 2048  # bytes of a request

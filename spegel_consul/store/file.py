@@ -19,6 +19,9 @@ from spegel_consul.oci.descriptor import Descriptor
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import BlobUnknown
 
+SMALL = 64 << 10
+"""Bytes up to which content is read whole and verified before it is sent; the client verifies larger content."""
+
 PIECE = 1 << 20
 """Bytes that one read returns at most."""
 
@@ -94,8 +97,20 @@ async def open_file(path: Path, descriptor: Descriptor, limiter: trio.CapacityLi
 
     Raises FileNotFoundError if it does not exist or can't be that content, OSError if it can't be read.
     """
-    fd = await trio.to_thread.run_sync(open_blob, path, descriptor.size, limiter=limiter)
+    fd = await trio.to_thread.run_sync(_open_checked, path, descriptor, limiter=limiter)
     return FileBlob(descriptor, fd, limiter)
+
+
+def _open_checked(path: Path, descriptor: Descriptor) -> int:
+    fd = open_blob(path, descriptor.size)
+    try:
+        if descriptor.size <= SMALL and not descriptor.digest.fits(os.pread(fd, descriptor.size, 0)):
+            # perhaps it is still being written, so nobody forgets it
+            raise OSError(errno.EIO, "its bytes are not those of its name", str(path))
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
 
 
 def open_blob(path: str | Path, size: int) -> int:
