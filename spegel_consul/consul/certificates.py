@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import ssl
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -33,6 +34,7 @@ class FollowedContext:
         self._seen = self._stamps()
         self._next_look = -math.inf
         self._calls = files.FileCalls(_WITHIN)
+        self._hangs = False
 
     async def look(self, now: float) -> None:
         """Take in what has changed; files that are wrong, or half replaced, leave the old ones in use."""
@@ -40,20 +42,25 @@ class FollowedContext:
             return
         self._next_look = now + _LOOK_EVERY
         try:
-            await self._calls.run(self._follow)
+            load = await self._calls.run(self._read)
         except OSError as why:
-            log.warning("TLS files can't be looked at", error=why.strerror or str(why))
-
-    def _follow(self) -> None:
-        seen = self._stamps()
-        if seen == self._seen:
-            return
-        self._seen = seen
-        try:
-            self._settings.ssl_context()
-            self._settings.load_tls_files(self.context)
+            if not self._hangs:
+                log.warning("TLS files can't be looked at", error=why.strerror or str(why))
+            self._hangs = True
         except ValueError as why:
             log.warning("new TLS files are not used", error=str(why))
+        else:
+            self._hangs = False
+            if load is not None:
+                load(self.context)  # not in the thread, because a context must not change while a handshake begins
+
+    def _read(self) -> Callable[[ssl.SSLContext], None] | None:
+        """What puts files that have changed into a context, None if none has. Called in a thread. Raises ValueError."""
+        seen = self._stamps()
+        if seen == self._seen:
+            return None
+        self._seen = seen
+        return self._settings.tls_files()[1]
 
     def _stamps(self) -> list[tuple[str, int, int, int]]:
         found = []
