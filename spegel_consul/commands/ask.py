@@ -104,16 +104,17 @@ def get(node: str, path: str, *, timeout: float = TIMEOUT, **query: str) -> Any:
     """
 
     async def asked() -> bounded.Received:
-        async with bounded.client() as client:
-            return await bounded.receive(
-                client,
-                "GET",
-                f"{node}{path}",
-                limit=_LONGEST_ANSWER,
-                within=timeout,
-                connect=min(timeout, CONNECT_TIMEOUT),
-                params=query,
-            )
+        with trio.fail_after(timeout):
+            async with bounded.client() as client:
+                return await bounded.receive(
+                    client,
+                    "GET",
+                    f"{node}{path}",
+                    limit=_LONGEST_ANSWER,
+                    within=timeout,
+                    connect=min(timeout, CONNECT_TIMEOUT),
+                    params=query,
+                )
 
     try:
         answer = trio.run(asked)
