@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
@@ -67,7 +68,7 @@ from spegel_consul.server.listen import ListenError, listen
 from spegel_consul.server.spool import Room
 from spegel_consul.server.tls import Tls, TlsError
 from spegel_consul.signals import stop_signals
-from spegel_consul.stages import Runnable, Stages
+from spegel_consul.stages import Runnable, Stages, attempt
 from spegel_consul.store import Store
 from spegel_consul.store.containerd.store import ContainerdStore
 from spegel_consul.store.inventory import Stock
@@ -122,7 +123,7 @@ async def _run(settings: Settings, node: _Node, signals: AsyncIterator[int]) -> 
             if not starting.cancelled_caught:
                 log.info("started", registry=node.registry_url, router=str(node.router_port), version=__version__)
                 if not settings.skip_preflight:
-                    nursery.start_soon(_tell_findings, settings, node)
+                    nursery.start_soon(attempt, "preflight", partial(_tell_findings, settings, node))
             await stopping.wait()
             log.info("stopping")
         await stages.stop()
@@ -211,17 +212,19 @@ async def _start(
         return KadRouter(host, registry=(node.address, node.registry_port), also=node.also, heir_of=before)
 
     router = Generations(make_router)
-    await stages.start(store.run)
-    await stages.start(router.run)
-    await stages.start(_announcer(store, router))
-    await stages.start(_farewell(router, stopping), gently=stopping)
+    await stages.start("store", store.run)
+    await stages.start("ring", router.run)
+    await stages.start("announcer", _announcer(store, router))
+    await stages.start("farewell", _farewell(router, stopping), gently=stopping)
 
     if node.credentials is not None:
         if settings.peer_policy is PeerPolicy.ANY:
             log.warning("the password is shown to whoever the ring names: give --peer-policy=catalog too")
         if node.tls is None:
             log.warning("passwords travel in clear text: give --tls-cert-file and --tls-key-file too")
-        await stages.start(node.credentials.run)
+        await stages.start("credentials", node.credentials.run)
+    if node.tls is not None:
+        await stages.start("certificates", node.tls.run)
     peers = PeerClient(settings.peer_limits, node.tls)
     resources.callback(peers.close)
     registries = CatalogRegistries()
@@ -248,9 +251,9 @@ async def _start(
     content = ContentApp(others, planner, store, mirror, metrics)  # type: ignore[arg-type]
     called = frozenset({node.address, node.also or node.address})
     door = Door(raise_limit())
-    await stages.serve(content, node.registry, short_road, node.tls, door, called)  # type: ignore[arg-type]
+    await stages.serve("registry", content, node.registry, short_road, node.tls, door, called)  # type: ignore[arg-type]
     # who follows events would keep a stop waiting
-    await stages.serve(web_app.build_app(view), node.metrics, door=door, drain_timeout=1.0)
+    await stages.serve("web", web_app.build_app(view), node.metrics, door=door, drain_timeout=1.0)
     metrics.http_inflight.set_function(
         lambda: {
             (handler,): float(count + (short_road.inflight if handler == CONTENT else 0))
@@ -264,8 +267,9 @@ async def _start(
         }
     )
     mirror.traces.on_end = _tell
-    await stages.start(partial(readings.watch_the_loop, metrics))
-    await stages.start(partial(log_level.follow_signal, lambda level: log.warning("log level changed", level=level)))
+    await stages.start("loop lateness", partial(readings.watch_the_loop, metrics))
+    tell_level = partial(log_level.follow_signal, lambda level: log.warning("log level changed", level=level))
+    await stages.start("log level", tell_level)
 
     me = _record(settings, node, router)
     candidate = catalog = None
@@ -335,13 +339,13 @@ async def _enter_consul(
             external=mode is ServiceMode.EXTERNAL,
             alloc_id=alloc_id if mode is ServiceMode.AUTO else None,
         )
-        await stages.start(registration.run)
+        await stages.start("registration", registration.run)
     if mode is not ServiceMode.OFF or BootstrapKind.CATALOG in settings.bootstrap.kinds:
         catalog = CatalogWatch(client, ROUTER)
-        await stages.start(catalog.run)
+        await stages.start("catalog", catalog.run)
     if settings.peer_policy is PeerPolicy.CATALOG:
         registries.watch = CatalogWatch(client, REGISTRY)
-        await stages.start(registries.watch.run)
+        await stages.start("registries", registries.watch.run)
     if BootstrapKind.CONSUL not in settings.bootstrap.kinds:
         view.consul = Consul(client, None, catalog, registration, registries.watch)
         return None, catalog
@@ -353,7 +357,7 @@ async def _enter_consul(
         beacon=Beacon(client, services.leader) if mode is not ServiceMode.OFF else None,
     )
     view.consul = Consul(client, candidate, catalog, registration, registries.watch)
-    await stages.start(candidate.run)
+    await stages.start("election", candidate.run)
     return candidate, catalog
 
 
@@ -372,8 +376,8 @@ async def _join(
         remembered=Remembered(settings.data_dir),
         on_leader_change=settings.on_leader_change,
     )
-    await stages.start(bootstrap.run)
-    await stages.start(keeper.run)
+    await stages.start("bootstrap", bootstrap.run)
+    await stages.start("keeper", keeper.run)
 
 
 def _store(settings: Settings) -> Stock:

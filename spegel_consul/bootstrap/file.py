@@ -1,6 +1,6 @@
 # A file that somebody else writes: a template that Nomad renders, a list from configuration management.  It may be
 # replaced at any time and is sometimes read half written; then it can't be parsed, and the last answer stays.  It is
-# looked at once a second, which is one system call and works on every file system.
+# looked at once a second, which is one system call, in a thread, and works on every file system.
 
 """``FileSource``: peers from a file that is written by others."""
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from spegel_consul import files
 from spegel_consul.bootstrap.polled import SourceError
 from spegel_consul.bootstrap.reading import MAX_BYTES, one_line, parse_document
 from spegel_consul.ring import PeerInfo
@@ -24,6 +25,7 @@ class FileSource:
         self._path = path
         self._stamp: tuple[int, int, int] | None = None
         self._peers: Sequence[PeerInfo] = ()
+        self._calls = files.FileCalls()
 
     @property
     def name(self) -> str:
@@ -32,15 +34,17 @@ class FileSource:
     async def ask(self) -> Sequence[PeerInfo]:
         """Its first three peers. Raises SourceError."""
         try:
-            info = self._path.stat()
-            stamp = (info.st_mtime_ns, info.st_ino, info.st_size)
-            if stamp != self._stamp:
-                self._stamp = None
-                with self._path.open("rb") as file:
-                    self._peers = parse_document(file.read(MAX_BYTES + 1))
-                self._stamp = stamp
+            await self._calls.run(self._look)
         except OSError as why:
             raise SourceError(why.strerror or str(why)) from None
         except ValueError as why:
             raise SourceError(one_line(str(why), 200)) from None
         return self._peers
+
+    def _look(self) -> None:
+        """Read the file if it has changed. Called in a thread. Raises OSError, ValueError."""
+        stamp = files.stamp(self._path)
+        if stamp != self._stamp:
+            self._stamp = None
+            self._peers = parse_document(files.read(self._path, MAX_BYTES))
+            self._stamp = stamp

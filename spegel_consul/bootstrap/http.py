@@ -16,11 +16,15 @@ from urllib.parse import urlsplit
 import httpx
 import trio
 
-from spegel_consul import __version__
+from spegel_consul import files, pem
 from spegel_consul.bootstrap.polled import SourceError
 from spegel_consul.bootstrap.reading import MAX_BYTES, one_line, parse_document
+from spegel_consul.consul import bounded
 from spegel_consul.consul.transport import root_cause
 from spegel_consul.ring import PeerInfo
+
+ANSWER_WITHIN, CONNECT_WITHIN = 5.0, 3.0
+"""Seconds that an answer and a connection may take."""
 
 
 class HttpSource:
@@ -41,6 +45,8 @@ class HttpSource:
             raise ValueError(f"{url!r} is not https, so the certificates in {cert_dir} would not be used")
         self._url = url
         self._name = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()  # without a password
+        self._cert_dir = cert_dir
+        self._files = files.FileCalls()
         self._context: Callable[[], ssl.SSLContext | bool] = trust or (lambda: True)
         if cert_dir is not None:
             self._context = partial(_tls, cert_dir)
@@ -55,29 +61,23 @@ class HttpSource:
     async def ask(self) -> Sequence[PeerInfo]:
         """The first three peers that it names. Raises SourceError."""
         try:
-            async with (
-                httpx.AsyncClient(
-                    verify=self._context(),
-                    trust_env=False,
-                    timeout=httpx.Timeout(5.0, connect=3.0),
-                    headers={"User-Agent": f"spegel-consul/{__version__}", "Accept": "application/json, text/plain"},
-                ) as client,
-                client.stream("GET", self._url) as answer,
-            ):
-                if answer.status_code != 200:
-                    raise SourceError(f"answers {answer.status_code}")
-                body = bytearray()
-                # cancelled, not left by a break, which would leave httpx's generators open
-                with trio.CancelScope() as too_long:
-                    async for piece in answer.aiter_raw():
-                        body += piece
-                        if len(body) > MAX_BYTES:
-                            too_long.cancel()
-            return parse_document(bytes(body))
-        except httpx.TimeoutException:
+            context = self._context() if self._cert_dir is None else await self._files.run(self._context)
+            headers = {"Accept": "application/json, text/plain"}
+            async with bounded.client(verify=context, headers=headers) as client:
+                answer = await bounded.receive(
+                    client, "GET", self._url, limit=MAX_BYTES, within=ANSWER_WITHIN, connect=CONNECT_WITHIN
+                )
+            if answer.status != 200:
+                raise SourceError(f"answers {answer.status}")
+            return parse_document(answer.body)
+        except (httpx.TimeoutException, trio.TooSlowError):
             raise SourceError("no answer in time") from None
+        except bounded.AnswerRefused as why:
+            raise SourceError(f"{why}: not a list of peers") from None
         except httpx.HTTPError as why:
             raise SourceError(one_line(root_cause(why), 200)) from None
+        except OSError as why:
+            raise SourceError(f"{self._cert_dir}: {why.strerror or why}") from None
         except ValueError as why:
             raise SourceError(one_line(str(why), 200)) from None
 
@@ -90,9 +90,9 @@ def _tls(cert_dir: Path) -> ssl.SSLContext:
     if cert.exists() != key.exists():
         raise ValueError(f"{cert_dir}: tls.crt and tls.key belong together, one is missing")
     try:
-        context = ssl.create_default_context(cafile=str(ca) if ca.exists() else None)
+        context = pem.client_context(ca if ca.exists() else None)
         if cert.exists():
-            context.load_cert_chain(cert, key)
-    except OSError as why:
+            pem.load_pair(context, cert, key)
+    except (OSError, ValueError) as why:
         raise ValueError(f"{cert_dir}: {why}") from None
     return context

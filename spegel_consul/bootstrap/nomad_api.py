@@ -23,16 +23,17 @@ from urllib.parse import quote, urlsplit
 import httpx
 import trio
 
-from spegel_consul import __version__
+from spegel_consul import pem
 from spegel_consul.bootstrap.polled import SourceError
 from spegel_consul.bootstrap.reading import one_line
+from spegel_consul.consul import bounded
 from spegel_consul.consul.token import TokenSource
 from spegel_consul.consul.transport import root_cause
 
 DEFAULT_ADDRESS = "http://127.0.0.1:4646"
 _CONNECT_WITHIN = 3.0
 _CALL_WITHIN = 10.0
-_MAX_BYTES = 4 << 20
+_MAX_BYTES = 4 << 20  # of an answer: a variable has 64 KiB at most, an instance of a service some 500 bytes
 
 
 class NomadError(SourceError):
@@ -95,10 +96,10 @@ class NomadSettings:
     def ssl_context(self) -> ssl.SSLContext:
         """The client side of TLS. Raises ValueError."""
         try:
-            context = ssl.create_default_context(cafile=self.cafile)
-            if self.client_cert:
-                context.load_cert_chain(self.client_cert, self.client_key)
-        except OSError as why:
+            context = pem.client_context(self.cafile)
+            if self.client_cert and self.client_key:
+                pem.load_pair(context, self.client_cert, self.client_key)
+        except (OSError, ValueError) as why:
             raise ValueError(f"NOMAD_CACERT, NOMAD_CLIENT_CERT, NOMAD_CLIENT_KEY: {why}") from None
         if not self.verify:
             context.check_hostname = False
@@ -111,18 +112,16 @@ class NomadClient(AbstractAsyncContextManager["NomadClient"]):
 
     def __init__(self, settings: NomadSettings, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
         self._settings = settings
-        self._tokens = TokenSource(settings.token, settings.token_file)
+        self._tokens = TokenSource(settings.token, settings.token_file, "NOMAD_SECRETS_DIR")
         self._where = settings.uds or settings.address
         self._extensions = {"sni_hostname": settings.tls_server_name} if settings.tls_server_name else {}
-        self._client = httpx.AsyncClient(
+        self._client = bounded.client(
             transport=transport
             or httpx.AsyncHTTPTransport(
                 verify=settings.ssl_context() if settings.address.startswith("https") else False,
                 uds=settings.uds,
                 trust_env=False,
             ),
-            trust_env=False,
-            headers={"User-Agent": f"spegel-consul/{__version__}"},
         )
 
     async def __aexit__(
@@ -141,38 +140,42 @@ class NomadClient(AbstractAsyncContextManager["NomadClient"]):
         wait: float = 0.0,
     ) -> tuple[int, Any]:
         """The index and the document of an answer; ``wait`` is how long the server may hold it, in seconds."""
-        token = self._tokens.current()
+        token = await self._tokens.current()
         query = {"namespace": self._settings.namespace, **(params or {})}
         if self._settings.region:
             query["region"] = self._settings.region
         budget = wait + wait / 16 + _CALL_WITHIN
         try:
-            with trio.fail_after(budget + _CONNECT_WITHIN):
-                answer = await self._client.request(
-                    method,
-                    self._settings.address + path,
-                    params=query,
-                    content=b"" if body is None else json.dumps(body).encode(),
-                    headers={"X-Nomad-Token": token} if token else {},
-                    timeout=httpx.Timeout(budget, connect=_CONNECT_WITHIN),
-                    extensions=self._extensions,
-                )
+            answer = await bounded.receive(
+                self._client,
+                method,
+                self._settings.address + path,
+                limit=_MAX_BYTES,
+                within=budget,
+                connect=_CONNECT_WITHIN,
+                params=query,
+                content=b"" if body is None else json.dumps(body).encode(),
+                headers={"X-Nomad-Token": token} if token else {},
+                extensions=self._extensions,
+            )
         except (httpx.TimeoutException, trio.TooSlowError):
             raise NomadError(f"{self._where}: no answer within {budget:g} s") from None
-        except (httpx.HTTPError, httpx.InvalidURL, OSError) as why:
+        except bounded.AnswerRefused as why:
+            raise NomadError(f"{self._where}: {why}: not an answer of Nomad's") from None
+        except Exception as why:  # the client is closed, or a fault of a library: never the end of a task
             raise NomadError(f"{self._where}: {one_line(root_cause(why))}") from None
-        document: Any = None
-        if len(answer.content) <= _MAX_BYTES:
-            try:
-                document = answer.json() if answer.content else None
-            except (ValueError, RecursionError):
-                document = None
-        if answer.status_code != 200:
-            raise NomadError(
-                f"{method} {path}: {answer.status_code} {one_line(answer.text[:400])}".rstrip(),
-                answer.status_code,
-                document,
-            )
+        document, fault = None, ""
+        try:
+            document = json.loads(answer.body) if answer.body else None
+        except Exception as why:  # whatever a decoder makes of bytes that others chose; MemoryError is one
+            fault = f"not an answer of Nomad's ({type(why).__name__})"
+        if answer.status != 200:
+            says = f"{method} {path}: {answer.status} {one_line(answer.text[:400])}".rstrip()
+            if answer.status in (401, 403) and self._tokens.problem is not None:
+                says += f" ({self._tokens.problem})"
+            raise NomadError(says, answer.status, document)
+        if fault:
+            raise NomadError(f"{method} {path}: {fault}")
         index = answer.headers.get("X-Nomad-Index", "")
         return int(index) if index.isascii() and index.isdigit() else 0, document
 

@@ -10,18 +10,19 @@ import json
 import os
 import re
 import sys
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn
 
 import click
 import httpx
+import trio
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from spegel_consul import __version__
+from spegel_consul.consul import bounded
 
 EXIT_FAILED = 1
 EXIT_UNREACHABLE = 3
@@ -31,7 +32,9 @@ _HOST = re.compile(r"[A-Za-z0-9_.:-]+\Z")
 DEFAULT_PORT = 9090
 DEFAULT_NODE = f"127.0.0.1:{DEFAULT_PORT}"
 TIMEOUT = 10.0
+CONNECT_TIMEOUT = 5.0
 _LONGEST_ANSWER = 64 << 20
+_LONGEST_LINE = 1 << 20
 
 
 class Unreachable(click.ClickException):
@@ -99,25 +102,48 @@ def get(node: str, path: str, *, timeout: float = TIMEOUT, **query: str) -> Any:
 
     ``timeout`` (seconds) is for the whole answer: one that drips is given up too.
     """
-    late, body = time.monotonic() + timeout, bytearray()
+
+    async def asked() -> bounded.Received:
+        with trio.fail_after(timeout):
+            async with bounded.client() as client:
+                return await bounded.receive(
+                    client,
+                    "GET",
+                    f"{node}{path}",
+                    limit=_LONGEST_ANSWER,
+                    within=timeout,
+                    connect=min(timeout, CONNECT_TIMEOUT),
+                    params=query,
+                )
+
     try:
-        with httpx.stream("GET", f"{node}{path}", params=query, timeout=timeout, trust_env=False) as answer:
-            for piece in answer.iter_bytes():
-                body += piece
-                if time.monotonic() > late or len(body) > _LONGEST_ANSWER:
-                    raise httpx.ReadTimeout("")
-    except httpx.ReadTimeout:
+        answer = trio.run(asked)
+    except (httpx.ReadTimeout, trio.TooSlowError):
         hangs(node, timeout)
+    except bounded.AnswerRefused as exc:
+        raise Unreachable(f"what answers at {node} is no spegel-consul: {exc}") from None
     except httpx.HTTPError as exc:
         unreachable(node, exc)
-    return document(node, answer.status_code, bytes(body))
+    return document(node, answer.status, answer.body)
+
+
+def lines(node: str, answer: httpx.Response) -> Iterator[bytes]:
+    """The lines of an answer that was asked for without encoding, as they come. Raises Unreachable for a long one."""
+    begun = b""
+    for piece in answer.iter_raw():
+        *whole, begun = (begun + piece).split(b"\n")
+        yield from whole
+        if len(begun) > _LONGEST_LINE:
+            not_ours(node, answer.status_code)
+    if begun:
+        yield begun
 
 
 def document(node: str, status: int, body: bytes) -> Any:
     """What a sidecar answered. Raises as :func:`get`."""
     try:
         found = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError, MemoryError):
         not_ours(node, status)
     if status != 200:
         message = found.get("error") if isinstance(found, dict) else None

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from spegel_consul import files
 from spegel_consul.commands.options import ADDRESS, DURATION, LIST, option
 from spegel_consul.node import docker
 from spegel_consul.node.address import NoAddress, route_out
@@ -201,7 +202,7 @@ def _authorization(path: Path | None) -> str | None:
         return None
     try:
         if stat.S_ISDIR(path.stat().st_mode):
-            pair = ":".join((path / name).read_text().rstrip("\r\n") for name in ("username", "password"))
+            pair = ":".join(files.read(path / name, 4096).decode().rstrip("\r\n") for name in ("username", "password"))
         else:
             return Credentials(path).own  # as the registry reads it: the first line is what is shown
     except (OSError, UnicodeDecodeError) as exc:

@@ -49,15 +49,15 @@ def _lines(node: str, reference: str) -> Iterator[dict[str, Any]]:
             "POST",
             f"{node}/api/measure",
             params={"image": reference},
-            headers={"accept": "application/x-ndjson"},
+            headers={"accept": "application/x-ndjson", "accept-encoding": "identity"},
             timeout=_PATIENCE,
             trust_env=False,
         ) as answer:
             if answer.status_code != 200:
-                ask.document(node, answer.status_code, answer.read())
-            for line in answer.iter_lines():
+                ask.document(node, answer.status_code, next(ask.lines(node, answer), b""))
+            for line in ask.lines(node, answer):
                 yield json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         ask.not_ours(node, answer.status_code)
     except httpx.ReadTimeout:
         ask.hangs(node, _PATIENCE)

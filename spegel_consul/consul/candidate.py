@@ -74,7 +74,8 @@ class Candidate:
         self.settings = settings or ElectionSettings()
         self._client = client
         self._crowd, self._beacon = crowd, beacon
-        self._election = Election(self.settings, me, rng or random.Random())
+        self._rng = rng or random.Random()
+        self._election = Election(self.settings, me, self._rng)
         self._nursery: trio.Nursery | None = None
         self._reading = trio.CancelScope()  # of the read in flight, if any
         self._view = self._election.view
@@ -103,7 +104,9 @@ class Candidate:
         return self._view
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Take part until cancelled, then resign within 3 s; ``started()`` at once."""
+        """Take part until cancelled, then resign within 3 s; ``started()`` at once. May be run again."""
+        if self._election.view.state is State.STOPPED:
+            self._election = Election(self.settings, self.me, self._rng)
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery

@@ -12,6 +12,9 @@ import re
 
 from spegel_consul.consul.duration import parse_duration
 
+_LOOKED_AT = 1024
+"""Characters of an answer's text that are looked at, because patterns are matched against them."""
+
 
 class ConsulError(Exception):
     """Consul could not be asked, or refused."""
@@ -77,6 +80,7 @@ def error_for(status: int, text: str) -> ConsulError | None:
     """The error that an answer stands for; None for 2xx."""
     if 200 <= status < 300:
         return None
+    text = text[:_LOOKED_AT]
     line = " ".join(text.split())
     if len(line) > 160:
         line = line[:157] + "..."

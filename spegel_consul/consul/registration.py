@@ -163,7 +163,7 @@ class Registration:
 
     async def _reconcile(self) -> bool:
         """True unless something is still left open for Nomad to register."""
-        token = self._client.token
+        token = await self._client.token()
         present = await self._client.agent_services()
         changes = compare(
             self.services,

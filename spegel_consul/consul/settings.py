@@ -7,10 +7,12 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
+
+from spegel_consul import files, pem
 
 DEFAULT_ADDRESS = "127.0.0.1:8500"
 
@@ -114,25 +116,33 @@ class ConsulSettings:
 
     def ssl_context(self) -> ssl.SSLContext:
         """The client side of TLS. ValueError names the variable whose file can't be used."""
-        context = ssl.create_default_context(cadata=self._authorities())
+        return self.tls_files()[0]
+
+    def tls_files(self) -> tuple[ssl.SSLContext, Callable[[ssl.SSLContext], None]]:
+        """Such a context, and what puts the same certificates into another one, besides those that it has.
+
+        Only this reads files, so that a context that is in use is changed by the task that uses it, without waiting.
+        """
+        authorities = self._authorities()
+        context = ssl.create_default_context(cadata=authorities)
         if not self.verify:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
-        self._load_certificate(context)
-        return context
-
-    def load_tls_files(self, context: ssl.SSLContext) -> None:
-        """Put the client's certificate into ``context``, and authorities besides those it has. ValueError as above."""
-        if authorities := self._authorities():
-            context.load_verify_locations(cadata=authorities)
-        self._load_certificate(context)
-
-    def _load_certificate(self, context: ssl.SSLContext) -> None:
-        if self.client_cert:
+        pair = None
+        if self.client_cert and self.client_key:
             try:
-                context.load_cert_chain(self.client_cert, self.client_key)
-            except OSError as why:
+                pair = pem.Pair.read(self.client_cert, self.client_key)
+                pair.load(context)
+            except (OSError, ValueError) as why:
                 raise ValueError(f"CONSUL_CLIENT_CERT, CONSUL_CLIENT_KEY: {self.client_cert}: {why}") from why
+
+        def load(another: ssl.SSLContext) -> None:
+            if authorities:
+                another.load_verify_locations(cadata=authorities)
+            if pair is not None:
+                pair.load(another)
+
+        return context, load
 
     def _authorities(self) -> str | None:
         """The PEM text of the file, or of all files below the directory; Go reads them all, whatever their names."""
@@ -141,18 +151,18 @@ class ConsulSettings:
         if not self.capath:
             return None
         try:
-            files = sorted(path for path in Path(self.capath).rglob("*") if path.is_file())
+            found = sorted(path for path in Path(self.capath).rglob("*") if path.is_file())
             next(Path(self.capath).iterdir(), None)
         except OSError as why:
             raise ValueError(f"CONSUL_CAPATH: {self.capath}: {why.strerror}") from why
-        if not files:
+        if not found:
             raise ValueError(f"CONSUL_CAPATH: {self.capath}: no files in it")
-        return "".join(_certificates("CONSUL_CAPATH", path) for path in files)
+        return "".join(_certificates("CONSUL_CAPATH", path) for path in found)
 
 
 def _certificates(variable: str, path: Path) -> str:
     try:
-        text = path.read_bytes().decode("ascii", "ignore")  # bundles have comments
+        text = files.read(path, pem.SIZE).decode("ascii", "ignore")  # bundles have comments
         ssl.create_default_context(cadata=text)
     except (ssl.SSLError, ValueError) as why:
         raise ValueError(f"{variable}: {path}: no certificates in PEM form") from why

@@ -11,7 +11,8 @@
 #   * statuses are told apart only roughly, HTML makes a JSONDecodeError, a missing header a KeyError: sorted
 #     by errors.error_for() before, and caught behind, the library's callback
 #   * some endpoints forget the token: it is added to every request here
-#   * there is no time limit: each call has one, and a blocking query has its wait plus what Consul adds to it
+#   * there is no limit: each call has one in time - a blocking query its wait plus what Consul adds to it - and one
+#     in bytes by its kind, see bounded.py
 #
 # py-consul, which has the same ancestor, works as well (see library.py); the tests run with both.
 
@@ -26,12 +27,12 @@ from typing import Any
 import httpx
 import trio
 
-from spegel_consul import __version__
-from spegel_consul.consul import library
+from spegel_consul.consul import bounded, library
 from spegel_consul.consul.certificates import FollowedContext
 from spegel_consul.consul.duration import parse_duration
 from spegel_consul.consul.errors import (
     AccessDenied,
+    ConsulError,
     ConsulTimeout,
     ConsulUnavailable,
     NotFound,
@@ -44,6 +45,11 @@ from spegel_consul.consul.token import TokenSource
 CONNECT_TIMEOUT = 3.0
 CALL_TIMEOUT = 10.0
 _SLACK = 2.0
+ANSWER_SIZE = 1 << 20
+"""Longest answer that is taken, in bytes: a value of 512 KiB, which is Consul's limit, has 700 kB in base64."""
+LIST_SIZE = 32 << 20
+"""The same for lists of services: an instance takes 1 to 3 kB, so these are more than ten thousand."""
+_LISTS = ("/v1/health/", "/v1/agent/services")
 _LARGE = 1 << 18
 """Bytes of an answer above which it is decoded in a thread: the catalog of a thousand nodes takes 30 ms and more."""
 _KEEPALIVE = [
@@ -53,10 +59,6 @@ _KEEPALIVE = [
     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
 ]
 """A long poll whose other end is gone ends after 25 s; without this it would end only with its time limit."""
-
-
-# what a callback raises that meets other JSON than it expects: a number may be infinite, a list nested without end
-_MISSHAPEN = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 
 
 class TrioHTTPClient(library.HTTPClient):  # type: ignore[misc]  # the library has no types
@@ -75,7 +77,7 @@ class TrioHTTPClient(library.HTTPClient):  # type: ignore[misc]  # the library h
         self._extensions = {"sni_hostname": settings.tls_server_name} if settings.tls_server_name else {}
         self._tls = FollowedContext(settings) if settings.scheme == "https" else None
         # The pool is far larger than the number of long polls, so that a renewal never queues behind one.
-        self._client = httpx.AsyncClient(
+        self._client = bounded.client(
             transport=transport
             or httpx.AsyncHTTPTransport(
                 verify=self._tls.context if self._tls else False,
@@ -84,10 +86,7 @@ class TrioHTTPClient(library.HTTPClient):  # type: ignore[misc]  # the library h
                 limits=httpx.Limits(max_connections=64, max_keepalive_connections=8, keepalive_expiry=30.0),
                 socket_options=None if settings.uds else _KEEPALIVE,
             ),
-            trust_env=False,
-            follow_redirects=False,
             auth=settings.basic_auth,
-            headers={"User-Agent": f"spegel-consul/{__version__}"},
         )
 
     async def request(
@@ -106,41 +105,49 @@ class TrioHTTPClient(library.HTTPClient):  # type: ignore[misc]  # the library h
         """
         query = [*(params or ()), *self._scope]
         budget = within or _budget(dict(query))
-        token = self.tokens.current()
+        token = await self.tokens.current()
         if self._tls is not None:
-            self._tls.look(trio.current_time())
+            await self._tls.look(trio.current_time())
         try:
-            # the outer limit, because httpx's read timeout starts anew with each chunk
-            with trio.fail_after(budget + CONNECT_TIMEOUT):
-                answer = await self._client.request(
-                    method,
-                    self.uri(path, query),
-                    content=data.encode() if isinstance(data, str) else data,
-                    headers={"X-Consul-Token": token} if token else {},
-                    timeout=httpx.Timeout(budget, connect=CONNECT_TIMEOUT),
-                    extensions=self._extensions,
-                )
+            answer = await bounded.receive(
+                self._client,
+                method,
+                self.uri(path, query),
+                limit=LIST_SIZE if path.startswith(_LISTS) else ANSWER_SIZE,
+                within=budget,
+                connect=CONNECT_TIMEOUT,
+                content=data.encode() if isinstance(data, str) else data,
+                headers={"X-Consul-Token": token} if token else {},
+                extensions=self._extensions,
+            )
         except (httpx.TimeoutException, trio.TooSlowError) as why:
             raise ConsulTimeout(f"{method} {path}: no answer within {budget:g} s") from why
+        except bounded.AnswerRefused as why:
+            raise UnexpectedAnswer(f"{method} {path}: {why}: not an answer of Consul's") from None
         except httpx.LocalProtocolError as why:
             raise ConsulUnavailable(f"{self.base_uri}: {root_cause(why)}") from None  # not even in a traceback
         except (httpx.HTTPError, httpx.InvalidURL) as why:
             raise ConsulUnavailable(f"{self.base_uri}: {root_cause(why)}{self._hint(why)}") from why
         except Exception as why:  # the client is closed, or a fault of a library: never the end of a task
             raise ConsulUnavailable(f"{self.base_uri}: {type(why).__name__}: {root_cause(why)}") from why
-        missing_key = answer.status_code == 404 and "X-Consul-Index" in answer.headers
-        if not missing_key and (error := error_for(answer.status_code, answer.text)) is not None:
+        missing_key = answer.status == 404 and "X-Consul-Index" in answer.headers
+        if not missing_key and (error := error_for(answer.status, answer.text)) is not None:
             if isinstance(error, AccessDenied) and self.tokens.problem is not None:
                 raise AccessDenied(f"{error} ({self.tokens.problem})") from None
             raise error
         self.answered_at = trio.current_time()
-        response = library.response(answer.status_code, answer.headers, answer.text, answer.content)
+        response = library.response(answer.status, answer.headers, answer.text, answer.body)
         try:
-            if len(answer.content) <= _LARGE:
+            if len(answer.body) <= _LARGE:
                 return callback(response)
             return await trio.to_thread.run_sync(callback, response, abandon_on_cancel=True)
-        except (*_MISSHAPEN, library.ConsulException) as why:
-            raise UnexpectedAnswer(f"{method} {path}: not an answer of Consul's ({type(why).__name__}: {why})") from why
+        except ConsulError:
+            raise
+        except Exception as why:  # whatever a decoder makes of bytes that others chose; MemoryError is one
+            reason = " ".join(str(why).split())[:100]
+            raise UnexpectedAnswer(
+                f"{method} {path}: not an answer of Consul's ({type(why).__name__}: {reason})"
+            ) from why
 
     def _hint(self, error: BaseException) -> str:
         """Which settings a failed verification has to do with."""

@@ -56,7 +56,8 @@ class Place:
     def record(self) -> Record | None:
         """What we did here, or None. Raises DiskError."""
         path = self._backup / _RECORD
-        content = disk.read(path)
+        disk.refuse_link(self._backup)
+        content = disk.read(path, follow=False)
         if content is not None:
             try:
                 return Record.load(content)
@@ -99,6 +100,7 @@ class Place:
     def _saved(self, path: str) -> bytes | None:
         """Content of an original in the backup, which may be a link that leads on from the place where it was."""
         saved = self._backup / path
+        disk.refuse_link(saved.parent)
         return disk.read((self.base / path).parent / saved.readlink() if saved.is_symlink() else saved)
 
     def write(self, files: Mapping[str, New]) -> Iterator[str]:
@@ -186,12 +188,14 @@ class Place:
 
     def _save(self, record: Record) -> None:
         path = self._backup / _RECORD
-        if disk.read(path) != record.dump():
+        disk.refuse_link(self._backup)
+        if disk.read(path, follow=False) != record.dump():
             disk.make_directory(self._backup)
             disk.write(path, record.dump())
 
     def _put(self, path: str, new: New, kept: Kept) -> Iterator[str]:
         place, saved = self.base / path, self._backup / path
+        disk.refuse_link(saved.parent)
         content = disk.read(place)
         disk.remove(temporary(place))
         if content == new.content:
@@ -214,7 +218,7 @@ class Place:
         outermost = missing[-1]
         ready = temporary(outermost)
         with explained(self.base, "make"):
-            shutil.rmtree(ready, ignore_errors=True)
+            disk.clear(ready)
             inner = ready / self.base.relative_to(outermost) / BACKUP
             inner.mkdir(parents=True)
             disk.write(inner / _RECORD, Record(made=tuple(map(str, reversed(missing)))).dump())
@@ -228,6 +232,7 @@ class Place:
 
     def _restore(self, path: str, kept: Kept) -> Iterator[str]:
         place, saved = self.base / path, self._backup / path
+        disk.refuse_link(saved.parent)
         disk.remove(temporary(place))
         content = disk.read(place)
         is_replaced = os.path.lexists(saved) or not kept.existed

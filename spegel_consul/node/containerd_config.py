@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spegel_consul import files
 from spegel_consul.node.check import Check, fail, ok, warn
 
 _CRI, _IMAGES = "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images"
@@ -68,11 +69,11 @@ def load(path: Path) -> dict[str, Any]:
             continue
         seen.add(file)
         try:
-            document = tomllib.loads(file.read_text())
+            document = tomllib.loads(files.read(file, files.CONFIG_SIZE).decode())
         except FileNotFoundError:
             continue
         except (OSError, ValueError, RecursionError) as exc:
-            raise Unreadable(f"{file} can't be read: {exc}") from None
+            raise Unreadable(f"{file} can't be read: {getattr(exc, 'strerror', None) or exc}") from None
         imports = document.pop("imports", [])
         _merge(merged, document)
         for pattern in imports if isinstance(imports, list) else []:

@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from spegel_consul import files
+
 _SUFFIX = ".spegel-consul"
 _PATIENCE = 10.0
 
@@ -47,11 +49,11 @@ def temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}{_SUFFIX}")
 
 
-def read(path: Path) -> bytes | None:
-    """The content, or None if there is no such file. Raises DiskError."""
+def read(path: Path, *, follow: bool = True) -> bytes | None:
+    """The content, or None if there is no such file. Raises DiskError; ``follow`` is as in ``files.read``."""
     with explained(path, "read"):
         try:
-            return path.read_bytes()
+            return files.read(path, files.CONFIG_SIZE, follow=follow)
         except FileNotFoundError:
             return None
 
@@ -61,30 +63,18 @@ def write(path: Path, content: bytes, *, private: bool = False) -> None:
 
     ``private``: nobody but the owner may read it. Raises DiskError; then the file is what it was.
     """
-    ready = temporary(path)
     with explained(path, "write"):
-        try:
-            before = os.stat(path) if os.path.exists(path) else None  # noqa: PTH110, PTH116
-            fd = os.open(ready, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            try:
-                left = memoryview(content)
-                while left:
-                    left = left[os.write(fd, left) :]
-                mode = 0o644
-                if before is not None:
-                    mode = stat.S_IMODE(before.st_mode)
-                    os.fchown(fd, before.st_uid, before.st_gid)
-                    _copy_attributes(path, fd)
-                os.fchmod(fd, mode & 0o700 if private else mode)
-                os.fsync(fd)
-            finally:
-                os.close(fd)
-            os.rename(ready, path)  # noqa: PTH104
-            _sync(path.parent)
-        except OSError:
-            with suppress(OSError):
-                os.unlink(ready)  # noqa: PTH108
-            raise
+        before = os.stat(path) if os.path.exists(path) else None  # noqa: PTH110, PTH116
+
+        def prepare(fd: int) -> None:
+            mode = 0o644
+            if before is not None:
+                mode = stat.S_IMODE(before.st_mode)
+                os.fchown(fd, before.st_uid, before.st_gid)
+                _copy_attributes(path, fd)
+            os.fchmod(fd, mode & 0o700 if private else mode)
+
+        files.write(path, content, mode=0o600, temporary=temporary(path), prepare=prepare)
 
 
 def keep(path: Path, at: Path) -> None:
@@ -98,7 +88,7 @@ def keep(path: Path, at: Path) -> None:
             if exc.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EXDEV, errno.EMLINK, errno.ENOSYS):
                 raise
             os.rename(_copied(path, at), at)  # noqa: PTH104  # a file system without hard links
-        _sync(at.parent)
+        files.sync_directory(at.parent)
 
 
 def move(path: Path, to: Path) -> None:
@@ -113,9 +103,9 @@ def move(path: Path, to: Path) -> None:
                 if exc.errno != errno.EXDEV:
                     raise
                 os.rename(_copied(path, to), to)  # noqa: PTH104
-                _sync(to.parent)
+                files.sync_directory(to.parent)
                 os.unlink(path)  # noqa: PTH108
-        _sync(to.parent)
+        files.sync_directory(to.parent)
 
 
 def remove(path: Path) -> None:
@@ -160,10 +150,22 @@ def keep_edited(place: Path) -> str:
 def sweep(base: Path) -> None:
     """Remove what was made ready for ``base`` and never took its place, or was already on its way out."""
     for path in (base, *base.parents[:-1]):
-        ready = temporary(path)
-        if ready.is_dir():
-            with explained(ready, "remove"):
-                shutil.rmtree(ready)
+        clear(temporary(path))
+
+
+def clear(path: Path) -> None:
+    """Remove a directory with all that is in it, or a link in its place without what it leads to."""
+    with explained(path, "remove"):
+        if path.is_symlink():
+            path.unlink()
+        elif path.is_dir():
+            shutil.rmtree(path)
+
+
+def refuse_link(directory: Path) -> None:
+    """Raises DiskError for a directory of our own that is a link, so that nothing is written where it leads."""
+    if directory.is_symlink():
+        raise DiskError(f"{directory} is a symbolic link, and nobody but an intruder makes one there: remove it")
 
 
 @contextmanager
@@ -192,8 +194,13 @@ def _copied(path: Path, at: Path) -> Path:
     with suppress(FileNotFoundError):
         os.unlink(ready)  # noqa: PTH108
     try:
-        shutil.copy2(path, ready, follow_symlinks=False)
         before = os.lstat(path)
+        if stat.S_ISLNK(before.st_mode):
+            os.symlink(os.readlink(path), ready)  # noqa: PTH115, PTH211
+        else:
+            with open(files.create(ready), "wb") as to, open(files.open_regular(path, follow=False), "rb") as content:  # noqa: PTH123
+                shutil.copyfileobj(content, to)
+        shutil.copystat(path, ready, follow_symlinks=False)
         os.chown(ready, before.st_uid, before.st_gid, follow_symlinks=False)
         if stat.S_ISREG(before.st_mode):
             os.chmod(ready, stat.S_IMODE(before.st_mode))  # noqa: PTH101  # chown takes the setuid bits away
@@ -215,11 +222,3 @@ def _copy_attributes(path: Path, fd: int) -> None:
         for name in os.listxattr(path):
             with suppress(OSError):
                 os.setxattr(fd, name, os.getxattr(path, name))
-
-
-def _sync(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

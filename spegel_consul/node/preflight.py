@@ -16,6 +16,7 @@ from pathlib import Path
 
 import trio
 
+from spegel_consul import files
 from spegel_consul.consul.client import ConsulClient
 from spegel_consul.consul.errors import ConsulError
 from spegel_consul.consul.settings import ConsulSettings
@@ -197,14 +198,14 @@ def _hosts(runtime: str, base: Path) -> Check:
     """Whether a runtime is told of a mirror that is alive."""
     name = f"{runtime}-hosts"
     fix = f"spegel-consul configuration --runtime {runtime}"
-    files = sorted(base.glob("*/hosts.toml")) if base.is_dir() else []
-    files = [file for file in files if file.parent.name != "_backup"]
+    found = sorted(base.glob("*/hosts.toml")) if base.is_dir() else []
+    found = [file for file in found if file.parent.name != "_backup"]
     # _default counts most; without it, whatever registry has a file
-    for file in sorted(files, key=lambda file: (file.parent.name != "_default", file)):
+    for file in sorted(found, key=lambda file: (file.parent.name != "_default", file)):
         try:
-            hosts = list(tomllib.loads(file.read_text()).get("host", {}))
+            hosts = list(tomllib.loads(files.read(file, files.CONFIG_SIZE).decode()).get("host", {}))
         except (OSError, ValueError) as exc:
-            return fail(name, f"{file} can't be read: {exc}")
+            return fail(name, f"{file} can't be read: {getattr(exc, 'strerror', None) or exc}")
         if hosts:
             return _probed(name, hosts[0], file.parent.name)
     return fail(name, f"no hosts.toml in {base} names a mirror, so the runtime never asks one", fix)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import PurePath
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,13 @@ class Record:
                 str(path): Kept(bool(entry["existed"]), tuple(entry["written"]), dict(entry["note"]))
                 for path, entry in document["files"].items()
             }
-            return cls(tuple(map(str, document["made"])), files)
+            made = tuple(map(str, document["made"]))
+            # else undoing would remove or replace files anywhere
+            for path in (*made, *files):
+                if not PurePath(path).parts or ".." in PurePath(path).parts or "\0" in path:
+                    raise ValueError(f"it names {path!r}")
+            if any(PurePath(path).is_absolute() for path in files):
+                raise ValueError("it names files elsewhere")
+            return cls(made, files)
         except (KeyError, TypeError, AttributeError, RecursionError) as exc:
             raise ValueError(f"it is damaged ({exc!r})") from None

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import base64
 import hmac
+from functools import partial
 from pathlib import Path
 
 import structlog
 import trio
+
+from spegel_consul import files
 
 log = structlog.get_logger(__name__)
 
@@ -55,25 +58,22 @@ class Credentials:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Follow the file until cancelled. A file that has become unusable leaves the old lines in force."""
         task_status.started()
-        complaint = ""
+        calls, complaint = files.FileCalls(), ""
         while True:
             await trio.sleep(_LOOK_EVERY)
             try:
-                await trio.to_thread.run_sync(self._read, True)
+                await calls.run(partial(self._read, True))
                 complaint = ""
-            except CredentialsError as exc:
+            except (CredentialsError, OSError) as exc:
                 if str(exc) != complaint:
                     complaint = str(exc)
                     log.warning("basic auth file is not used", error=complaint)
 
     def _read(self, again: bool = False) -> None:
         try:
-            with self._path.open("rb") as file:
-                text = file.read(_MOST + 1)
+            text = files.read(self._path, _MOST)
         except OSError as exc:
             raise CredentialsError(f"{self._path} can't be read: {exc.strerror}") from None
-        if len(text) > _MOST:
-            raise CredentialsError(f"{self._path} has more than {_MOST} bytes")
         if text == self._text:
             return
         if again and text != self._pending:

@@ -32,12 +32,10 @@ from spegel_consul.server.connection import Link
 from spegel_consul.server.head import parse_simple
 from spegel_consul.server.sending import Truncated, send_bytes, send_file
 from spegel_consul.store import Store
+from spegel_consul.store.file import SMALL, is_blob, open_blob
 from spegel_consul.tally import Tally
 
 log = structlog.get_logger(__name__)
-
-SMALL = 64 << 10
-"""Bytes up to which content is read at once, sent with its head, and kept in memory."""
 
 _REMEMBERED = 1024
 _MEMORABLE = 2048  # bytes of a request
@@ -242,7 +240,7 @@ class ShortRoad:
     def _is_there(self, plan: Own) -> bool:
         path = self._store.file(plan.content.digest)
         try:
-            return path is not None and os.stat(path).st_size == plan.content.size
+            return path is not None and is_blob(os.lstat(path), plan.content.size)
         except OSError:
             return False
 
@@ -252,17 +250,9 @@ class ShortRoad:
         if path is None:
             return None
         try:
-            # not blocking, lest a FIFO that somebody put there hold everybody
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            return open_blob(path, plan.content.size)
         except OSError:
             return None
-        try:
-            if os.fstat(fd).st_size == plan.content.size:
-                return fd
-        except OSError:
-            pass
-        os.close(fd)
-        return None
 
     def _read_small(self, plan: Own, flags: int = os.RWF_NOWAIT) -> bytes | None:
         """Small content, or None if it is not in the page cache or not what it should be."""

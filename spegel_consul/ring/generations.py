@@ -38,8 +38,10 @@ class _Generation:
         self.router = router
         self.scope = trio.CancelScope()
         self.lookups = 0
+        self.has_run = False
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
+        self.has_run = True
         with self.scope:
             await self.router.run(task_status=task_status)
 
@@ -105,6 +107,8 @@ class Generations:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         failure: RingError | None = None
+        if self._current.has_run:  # it failed, so an heir of what it knew takes over
+            self._current = _Generation(self._make(self._current.router))
         async with trio.open_nursery() as nursery:
             try:
                 await nursery.start(self._current.run)

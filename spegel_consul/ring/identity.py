@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -19,9 +18,11 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from spegel_consul import files
 from spegel_consul.ring import RingError, peerid
 
 KEY_FILE = "private.key"
+_SIZE = 64 << 10  # bytes; a key has some hundred
 
 
 def load_or_create(data_dir: Path | None) -> Ed25519PrivateKey:
@@ -33,7 +34,7 @@ def load_or_create(data_dir: Path | None) -> Ed25519PrivateKey:
         return Ed25519PrivateKey.generate()
     path = data_dir / KEY_FILE
     try:
-        return _parse(path.read_bytes(), path)
+        return _parse(files.read(path, _SIZE), path)
     except FileNotFoundError:
         return _create(path)
     except OSError as exc:
@@ -63,15 +64,9 @@ def _parse(pem: bytes, path: Path) -> Ed25519PrivateKey:
 def _create(path: Path) -> Ed25519PrivateKey:
     key = Ed25519PrivateKey.generate()
     pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    draft = path.with_name(f".{KEY_FILE}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft.unlink(missing_ok=True)
-        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(pem)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)  # whole or not at all, whenever the machine stops
+        files.write(path, pem, mode=0o600)  # whole or not at all, whenever the machine stops
     except OSError as exc:
         raise RingError(f"cannot write the private key {path}: {exc.strerror or exc}") from exc
     return key

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import structlog
 import trio
 
+from spegel_consul import files
 from spegel_consul.ring import PeerInfo
 
 log = structlog.get_logger(__name__)
@@ -52,11 +52,9 @@ class Remembered:
             return
         chosen = random.sample(members, min(MAX_PEERS, len(members)))
         text = json.dumps({"members": [{"id": peer.id, "addrs": list(peer.addrs)} for peer in chosen]})
-        draft = self._path.with_name(f".{PEERS_FILE}.{os.getpid()}")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            draft.write_text(text)
-            draft.replace(self._path)
+            files.write(self._path, text.encode())
         except OSError as exc:
             self._complain(f"cannot write {self._path}: {exc.strerror or exc}")
         else:
@@ -67,8 +65,7 @@ class Remembered:
 
     def _load(self, path: Path) -> tuple[PeerInfo, ...]:
         try:
-            with path.open("rb") as file:
-                members = json.loads(file.read(_MAX_BYTES))["members"]
+            members = json.loads(files.read(path, _MAX_BYTES, follow=False))["members"]
             return tuple(PeerInfo(str(each["id"]), tuple(map(str, each["addrs"]))) for each in members[:MAX_PEERS])
         except FileNotFoundError:
             return ()

@@ -1,17 +1,20 @@
-# Certificates come from files that something else renews (Vault, cert-manager, a cron job), so they are looked at when
-# a connection is made, once a second at most.  Files that are being replaced, or wrong, leave the old ones in use.
+# Certificates come from files that something else renews (Vault, cert-manager, a cron job), so a task looks at them
+# once a second, in a thread.  Files that are being replaced, or wrong, or on a disk that hangs, leave the old ones in
+# use.
 
 """TLS contexts that follow their files."""
 
 from __future__ import annotations
 
 import ssl
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
+import trio
+
+from spegel_consul import files as foreign
+from spegel_consul import pem
 
 log = structlog.get_logger(__name__)
 
@@ -36,12 +39,12 @@ class TlsFiles:
 
 
 class Tls:
-    """Contexts made from ``files``. Raises TlsError if they can't be used at the start."""
+    """Contexts made from ``files``. Raises TlsError if they can't be used at the start; :meth:`run` follows them."""
 
     def __init__(self, files: TlsFiles) -> None:
         self._files = files
-        self._server = _Followed(files, _server)
-        self._client = _Followed(files, _client)
+        self._seen = _signature(files)
+        self._contexts = _server(files), _client(files)
 
     @property
     def verifies_clients(self) -> bool:
@@ -50,43 +53,41 @@ class Tls:
 
     def server(self) -> ssl.SSLContext:
         """For a connection that was accepted; offers HTTP/1.1."""
-        return self._server.get()
+        return self._contexts[0]
 
     def client(self) -> ssl.SSLContext:
         """For a connection to a peer, whose certificate must name the address that is dialled."""
-        return self._client.get()
+        return self._contexts[1]
 
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Follow the files until cancelled; ``started()`` at once."""
+        calls, complaint = foreign.FileCalls(), ""
+        task_status.started()
+        while True:
+            await trio.sleep(_LOOK_EVERY)
+            try:
+                await calls.run(self._look)
+                complaint = ""
+            except (TlsError, OSError) as exc:
+                if str(exc) != complaint:
+                    complaint = str(exc)
+                    log.warning("new TLS files are not used", error=complaint)
 
-class _Followed:
-    def __init__(self, files: TlsFiles, make: Callable[[TlsFiles], ssl.SSLContext]) -> None:
-        self._files = files
-        self._make = make
-        self._seen = _signature(files)
-        self._context = make(files)
-        self._next_look = 0.0
-
-    def get(self) -> ssl.SSLContext:
-        now = time.monotonic()
-        if now >= self._next_look:
-            self._next_look = now + _LOOK_EVERY
-            seen = _signature(self._files)
-            if seen != self._seen:
-                self._seen = seen
-                try:
-                    self._context = self._make(self._files)
-                except TlsError as exc:
-                    log.warning("new TLS files are not used", error=str(exc))
-        return self._context
+    def _look(self) -> None:
+        """Take in what has changed. Called in a thread. Raises TlsError."""
+        seen = _signature(self._files)
+        if seen != self._seen:
+            self._seen = seen
+            self._contexts = _server(self._files), _client(self._files)
 
 
 def _signature(files: TlsFiles) -> tuple[tuple[int, int, int] | None, ...]:
     found: list[tuple[int, int, int] | None] = []
     for path in (files.cert, files.key, files.ca):
         try:
-            status = path.stat() if path is not None else None
+            found.append(foreign.stamp(path) if path is not None else None)
         except OSError:
-            status = None
-        found.append((status.st_ino, status.st_mtime_ns, status.st_size) if status else None)
+            found.append(None)
     return tuple(found)
 
 
@@ -113,8 +114,8 @@ def _load_certificate(context: ssl.SSLContext, files: TlsFiles) -> None:
     for path in (files.cert, files.key):
         _check_readable(path)
     try:
-        context.load_cert_chain(files.cert, files.key)
-    except (ssl.SSLError, OSError) as exc:
+        pem.load_pair(context, files.cert, files.key)
+    except (OSError, ValueError) as exc:
         pair = f"certificate {files.cert} and key {files.key}"
         raise TlsError(f"{pair} do not make a pair in PEM form: {getattr(exc, 'reason', None) or exc}") from None
 
@@ -125,13 +126,14 @@ def _load_authorities(context: ssl.SSLContext, files: TlsFiles) -> None:
         return
     _check_readable(files.ca)
     try:
-        context.load_verify_locations(files.ca)
-    except (ssl.SSLError, OSError) as exc:
+        with pem.loaded(files.ca) as copy:
+            context.load_verify_locations(copy)
+    except OSError as exc:
         raise TlsError(f"{files.ca} holds no certificate in PEM form: {getattr(exc, 'reason', None) or exc}") from None
 
 
 def _check_readable(path: Path) -> None:
     try:
-        path.open("rb").close()
+        foreign.read(path, pem.SIZE)
     except OSError as exc:
         raise TlsError(f"{path} can't be read: {exc.strerror}") from None

@@ -11,7 +11,7 @@ import trio
 
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.media import MAX_MANIFEST_SIZE
-from spegel_consul.store.file import blob_path
+from spegel_consul.store.file import blob_path, open_blob
 from spegel_consul.store.index import Content
 from spegel_consul.store.walk import Document, ManifestInvalid, parse
 
@@ -45,7 +45,7 @@ def _read(blobs: Path, batch: Sequence[Content]) -> dict[Digest, Document | None
     found: dict[Digest, Document | None] = {}
     for content in batch:
         try:
-            with blob_path(blobs, content.digest).open("rb") as file:
+            with open(open_blob(blob_path(blobs, content.digest), content.size), "rb") as file:  # noqa: PTH123
                 # a layer is only looked at because nothing says what it is: its first byte does
                 body = file.read(1)
                 if body.strip() == b"{" or not body.strip():

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import AsyncIterator
@@ -17,6 +18,9 @@ import trio
 from spegel_consul.oci.descriptor import Descriptor
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import BlobUnknown
+
+SMALL = 64 << 10
+"""Bytes up to which content is read whole and verified before it is sent; the client verifies larger content."""
 
 PIECE = 1 << 20
 """Bytes that one read returns at most."""
@@ -93,15 +97,46 @@ async def open_file(path: Path, descriptor: Descriptor, limiter: trio.CapacityLi
 
     Raises FileNotFoundError if it does not exist or can't be that content, OSError if it can't be read.
     """
-    fd = await trio.to_thread.run_sync(_open, path, descriptor.size, limiter=limiter)
+    fd = await trio.to_thread.run_sync(_open_checked, path, descriptor, limiter=limiter)
     return FileBlob(descriptor, fd, limiter)
 
 
-def _open(path: Path, size: int) -> int:
-    # not blocking, lest a FIFO that somebody put there hold the thread
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    status = os.fstat(fd)
-    if not stat.S_ISREG(status.st_mode) or status.st_size != size:
+def _open_checked(path: Path, descriptor: Descriptor) -> int:
+    fd = open_blob(path, descriptor.size)
+    try:
+        if descriptor.size <= SMALL and not descriptor.digest.fits(os.pread(fd, descriptor.size, 0)):
+            # perhaps it is still being written, so nobody forgets it
+            raise OSError(errno.EIO, "its bytes are not those of its name", str(path))
+    except OSError:
         os.close(fd)
-        raise FileNotFoundError(f"{path} is not a plain file of {size} bytes")
+        raise
     return fd
+
+
+def open_blob(path: str | Path, size: int) -> int:
+    """A descriptor of the blob of ``size`` bytes at ``path``: the rule of :mod:`spegel_consul.files`, in two calls.
+
+    Raises FileNotFoundError if nothing is there or it can't be that blob: what is not a regular file, such as a link to
+    a file that nobody meant to serve, and what has another size. Raises OSError if it can't be opened.
+    """
+    try:
+        # not blocking, because a FIFO would hold the caller
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+    except OSError as exc:
+        if exc.errno not in (errno.ELOOP, errno.ENXIO):  # a link, a socket
+            raise
+        raise FileNotFoundError(f"{path} is not a regular file") from None
+    try:
+        status = os.fstat(fd)
+    except OSError:
+        os.close(fd)
+        raise
+    if not is_blob(status, size):
+        os.close(fd)
+        raise FileNotFoundError(f"{path} is not a regular file of {size} bytes")
+    return fd
+
+
+def is_blob(status: os.stat_result, size: int) -> bool:
+    """Whether a file with ``status``, which is not that of a link's target, can be a blob of ``size`` bytes."""
+    return stat.S_ISREG(status.st_mode) and status.st_size == size

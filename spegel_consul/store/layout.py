@@ -11,16 +11,20 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import stat
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import structlog
 import trio
 
+from spegel_consul import files
 from spegel_consul.oci.descriptor import Descriptor
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import BlobUnknown, DigestInvalid
@@ -39,6 +43,8 @@ NAME_ANNOTATIONS = ("io.containerd.image.name", "org.opencontainers.image.ref.na
 
 MAX_INDEX_SIZE = 32 << 20
 """Bytes of index.json that are read at most."""
+
+_LOOK_WITHIN = 60.0  # seconds; a disk that turns lists a hundred thousand blobs in less
 
 Stamp = tuple[tuple[int, int, int], ...]
 
@@ -63,6 +69,7 @@ class LayoutStore(IndexedStore):
         self._path = path
         self._interval = interval
         self._limiter = trio.CapacityLimiter(32)
+        self._calls = files.FileCalls(_LOOK_WITHIN)
         self._stamp: Stamp | None = None
         self._problem = f"image layout {path} has not been read yet"
         self._in_trouble = False
@@ -95,13 +102,13 @@ class LayoutStore(IndexedStore):
 
     async def _look(self) -> None:
         try:
-            seen = await trio.to_thread.run_sync(look, self._path, self._stamp, limiter=self._limiter)
+            seen = await self._calls.run(partial(look, self._path, self._stamp))
         except FileNotFoundError:
-            self._stamp = None
-            self._index.apply(Snapshot())
-            self._publish()
+            self._empty()
             self._trouble(f"image layout {self._path} does not exist: make it (index.json and blobs), or mount it")
         except OSError as exc:
+            if exc.errno == errno.ELOOP:
+                self._empty()  # what a link leads to is nobody's to serve
             self._stamp = None
             self._trouble(f"image layout {self._path} can't be read: {exc.strerror or exc}")
         except LayoutInvalid as exc:
@@ -128,6 +135,11 @@ class LayoutStore(IndexedStore):
         changed = self._publish()
         log.debug("image layout read", path=str(self._path), added=len(changed.added), removed=len(changed.removed))
 
+    def _empty(self) -> None:
+        self._stamp = None
+        self._index.apply(Snapshot())
+        self._publish()
+
     def _trouble(self, reason: str, *, keeps: bool = False) -> None:
         """Say once what is wrong; with a last good index in force it is no problem of the store."""
         if not self._in_trouble:
@@ -141,10 +153,7 @@ def look(path: Path, known: Stamp | None) -> _Seen:
     stamp = _stamp(path)
     if stamp == known:
         return _Seen(stamp, None)
-    with (path / "index.json").open("rb") as file:
-        body = file.read(MAX_INDEX_SIZE + 1)
-    if len(body) > MAX_INDEX_SIZE:
-        raise LayoutInvalid(f"it is longer than {MAX_INDEX_SIZE} bytes")
+    body = files.read(path / "index.json", MAX_INDEX_SIZE, follow=False)
     return _Seen(stamp, Snapshot(tuple(images(body)), tuple(_contents(path / "blobs"))))
 
 
@@ -184,23 +193,31 @@ def _image(entry: dict[str, object]) -> ImageRecord | None:
 
 
 def _stamp(path: Path) -> Stamp:
-    status = (path / "index.json").stat()
+    status = (path / "index.json").lstat()
     stamps = [(status.st_mtime_ns, status.st_size, status.st_ino)]
     blobs = path / "blobs"
     # a directory's own time changes when something appears in it or goes from it
-    for directory in sorted(blobs.iterdir()) if blobs.is_dir() else ():
+    for directory in _directories(blobs):
         status = directory.stat()
         stamps.append((status.st_mtime_ns, 0, status.st_ino))
     return tuple(stamps)
 
 
+def _directories(blobs: Path) -> list[Path]:
+    """Where blobs are. Raises OSError for a link, as for all links in a layout: who fills it has no say elsewhere."""
+    for path in (blobs, *(found := sorted(blobs.iterdir()) if blobs.is_dir() else [])):
+        if path.is_symlink():
+            raise OSError(errno.ELOOP, f"{path} is a symbolic link: put the files themselves there", str(path))
+    return [path for path in found if path.is_dir()]
+
+
 def _contents(blobs: Path) -> Iterator[Content]:
-    for algorithm in blobs.iterdir() if blobs.is_dir() else ():
-        if not algorithm.is_dir():
-            continue
+    for algorithm in _directories(blobs):
         with os.scandir(algorithm) as entries:
             for entry in entries:
                 try:
-                    yield Content(Digest(f"{algorithm.name}:{entry.name}"), entry.stat().st_size)
+                    digest, status = Digest(f"{algorithm.name}:{entry.name}"), entry.stat(follow_symlinks=False)
+                    if stat.S_ISREG(status.st_mode):
+                        yield Content(digest, status.st_size)
                 except (DigestInvalid, OSError):
                     continue

@@ -96,7 +96,7 @@ def test_documents_that_are_none(body: bytes, expected: str) -> None:
         (500, b"<html>", "answers 500"),
         (200, b"<html><body>log in</body></html>", "a web page"),
         (200, b"[{]", "not complete JSON"),
-        (200, b"x" * (10 << 20), "longer than 64 KiB"),
+        (200, b"x" * (10 << 20), "more than 64 KiB"),
     ],
 )
 async def test_http_answers_of_no_use(web: HttpPlace, status: int, body: bytes, expected: str) -> None:  # noqa: F811

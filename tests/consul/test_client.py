@@ -214,29 +214,29 @@ async def test_the_environment_of_the_process_does_not_matter(monkeypatch: pytes
     assert seen[0].headers["X-Consul-Token"] == "mine"
 
 
-def test_token_file_is_read_again(tmp_path: Path) -> None:
+async def test_token_file_is_read_again(tmp_path: Path) -> None:
     path = tmp_path / "token"
     source = TokenSource("fixed", str(path))
-    assert source.current() == "fixed"
+    assert await source.current() == "fixed"
     path.write_text("one\n")
-    assert source.current() == "one"
+    assert await source.current() == "one"
     path.write_text("two-longer\n")
-    assert source.current() == "two-longer"
+    assert await source.current() == "two-longer"
     path.write_text("")
-    assert source.current() == "two-longer"  # being written
+    assert await source.current() == "two-longer"  # being written
     path.write_bytes(b"\xff")
-    assert source.current() == "two-longer"
+    assert await source.current() == "two-longer"
     path.unlink()
-    assert source.current() == "two-longer"
+    assert await source.current() == "two-longer"
     assert source.problem == f"CONSUL_HTTP_TOKEN_FILE: {path}: No such file or directory"
-    assert TokenSource().current() is None
+    assert await TokenSource().current() is None
 
 
 async def test_a_token_from_the_environment_is_stripped_and_checked() -> None:
-    assert TokenSource(" SECRET-1\n").current() == "SECRET-1"
+    assert await TokenSource(" SECRET-1\n").current() == "SECRET-1"
     for token in ("SECRET 1", "SECRET\n1", "SECR\u00c9T", "SECRET\x00"):
         source = TokenSource(token)
-        assert source.current() is None
+        assert await source.current() is None
         assert "printable ASCII" in source.problem
         assert "SECR" not in source.problem
         async with answering(httpx.Response(403, text="Permission denied"), token=token) as client:
@@ -248,7 +248,11 @@ async def test_a_token_from_the_environment_is_stripped_and_checked() -> None:
 
 async def test_a_header_that_cannot_be_sent_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     """httpx refuses the header only once it has connected."""
-    monkeypatch.setattr(TokenSource, "current", lambda self: "SECRET\n1")
+
+    async def current(self: TokenSource) -> str:
+        return "SECRET\n1"
+
+    monkeypatch.setattr(TokenSource, "current", current)
     async with trio.open_nursery() as nursery:
         serve = partial(trio.serve_tcp, lambda stream: stream.aclose(), 0, host="127.0.0.1")
         [listener] = await nursery.start(serve)
@@ -264,14 +268,14 @@ async def test_a_token_file_with_a_bom_or_with_other_than_a_token(tmp_path: Path
     path = tmp_path / "token"
     path.write_bytes(b"\xef\xbb\xbfone\r\n")
     source = TokenSource(None, str(path))
-    assert (source.current(), source.problem) == ("one", None)
+    assert (await source.current(), source.problem) == ("one", None)
     path.write_text("tok\u00e9n", "utf-8")
     for _ in range(2):  # it stays known
-        assert source.current() == "one"
+        assert await source.current() == "one"
         assert str(path) in source.problem
         assert "printable ASCII" in source.problem
     path.write_text("three")
-    assert (source.current(), source.problem) == ("three", None)
+    assert (await source.current(), source.problem) == ("three", None)
 
 
 @pytest.mark.parametrize("fault", [UnicodeEncodeError("ascii", "x", 0, 1, "no"), ExceptionGroup("", [OSError("no")])])

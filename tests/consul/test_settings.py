@@ -165,7 +165,7 @@ def test_authorities_that_cannot_be_used_are_named(tmp_path: Path) -> None:
         ("CONSUL_CAPATH", tmp_path / "nowhere", "No such file"),
         ("CONSUL_CACERT", tmp_path / "nowhere", "No such file"),
         ("CONSUL_CACERT", tmp_path / "junk.pem", "no certificates in PEM form"),
-        ("CONSUL_CACERT", tmp_path, "Is a directory"),
+        ("CONSUL_CACERT", tmp_path, "is a directory"),
     ]:
         settings = ConsulSettings.from_env({variable: str(path)})
         with pytest.raises(ValueError) as caught:
@@ -174,11 +174,11 @@ def test_authorities_that_cannot_be_used_are_named(tmp_path: Path) -> None:
         assert reason in str(caught.value)
 
 
-def test_a_token_file_wins_over_a_token(tmp_path: Path) -> None:
+async def test_a_token_file_wins_over_a_token(tmp_path: Path) -> None:
     path = tmp_path / "token"
     path.write_text(" from-file \n")
     settings = ConsulSettings.from_env({"CONSUL_HTTP_TOKEN": "fixed", "CONSUL_HTTP_TOKEN_FILE": str(path)})
-    assert TokenSource(settings.token, settings.token_file).current() == "from-file"
+    assert await TokenSource(settings.token, settings.token_file).current() == "from-file"
 
 
 def test_http_auth_without_a_password() -> None:

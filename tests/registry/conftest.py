@@ -136,9 +136,10 @@ async def start_node(nursery: trio.Nursery, request: pytest.FixtureRequest, tmp_
         credentials: Credentials | None = None,
         permits: Permits = any_node,
         door: Door | None = None,
+        store: Any = None,
     ) -> Node:
         metrics, router = Metrics(), ListRouter()
-        store = FileStore(tmp_path / f"content{len(clients)}")
+        store = store or FileStore(tmp_path / f"content{len(clients)}")
         clients.append(PeerClient(LIMITS, tls))
         mirror = Mirror(router, clients[-1], metrics, settings or MirrorSettings(), credentials, permits)  # type: ignore[arg-type]
         planner = Planner(store, images or ImageFilter(), credentials)

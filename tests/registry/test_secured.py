@@ -12,6 +12,7 @@ import httpx
 import pytest
 import trio
 from lab.certificates import Authority
+from structlog.testing import capture_logs
 
 from spegel_consul.oci.digest import Digest
 from spegel_consul.registry import credentials as credentials_module
@@ -96,18 +97,30 @@ async def test_clients_without_a_certificate_are_refused(start_node: Any, author
 async def test_a_renewed_certificate_is_used_and_a_broken_one_is_not(
     start_node: Any, authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tls_module, "_LOOK_EVERY", 0.0)
-    node = await start_node(tls=tls_of(authority, tmp_path))
+    monkeypatch.setattr(tls_module, "_LOOK_EVERY", 0.001)
+    tls = tls_of(authority, tmp_path)
+    node = await start_node(tls=tls)
 
     def serial() -> str:
         return str(ssl.get_server_certificate(node.address, timeout=5))
 
     first = await trio.to_thread.run_sync(serial)
-    authority.issue(tmp_path, "node", "127.0.0.1")
-    second = await trio.to_thread.run_sync(serial)
-    assert second != first
-    (tmp_path / "node-key.pem").write_text("half a fi")
-    assert await trio.to_thread.run_sync(serial) == second
+    async with trio.open_nursery() as nursery:
+        await nursery.start(tls.run)
+        before = tls.server()
+        authority.issue(tmp_path, "node", "127.0.0.1")
+        with trio.fail_after(30):
+            while tls.server() is before:
+                await trio.sleep(0.001)
+            while (second := await trio.to_thread.run_sync(serial)) == first:
+                pass
+            with capture_logs() as said:
+                (tmp_path / "node-key.pem").write_text("half a fi")
+                while not said:
+                    await trio.sleep(0.001)
+        assert said[0]["event"] == "new TLS files are not used"
+        assert await trio.to_thread.run_sync(serial) == second
+        nursery.cancel_scope.cancel()
 
 
 def test_files_that_are_wrong(authority: Authority, tmp_path: Path) -> None:

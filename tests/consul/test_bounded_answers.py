@@ -1,0 +1,293 @@
+# What a server that is broken, or somebody else's, may send us, over real sockets: whoever asks gets its own error, in
+# time, and never holds more than the limit of the call in memory.
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import tracemalloc
+import zlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+
+import click
+import pytest
+import trio
+
+from spegel_consul.bootstrap.http import HttpSource
+from spegel_consul.bootstrap.nomad_api import NomadClient, NomadError, NomadSettings
+from spegel_consul.bootstrap.polled import SourceError
+from spegel_consul.commands import ask
+from spegel_consul.consul import transport
+from spegel_consul.consul.client import ConsulClient
+from spegel_consul.consul.errors import ConsulError, error_for
+from spegel_consul.consul.settings import ConsulSettings
+
+HEAD = b"HTTP/1.1 200 OK\r\nX-Consul-Index: 7\r\nContent-Type: application/json\r\n"
+Say = Callable[[trio.SocketStream], Awaitable[None]]
+
+
+@asynccontextmanager
+async def server(say: Say) -> AsyncIterator[int]:
+    """Reads a request's head, lets ``say`` answer, closes. Gives the port."""
+
+    async def handle(stream: trio.SocketStream) -> None:
+        async with stream:
+            seen = b""
+            while b"\r\n\r\n" not in seen:
+                data = await stream.receive_some(1 << 16)
+                if not data:
+                    return
+                seen += data
+            try:
+                await say(stream)
+            except trio.BrokenResourceError:
+                pass
+
+    async with trio.open_nursery() as nursery:
+        listeners = await nursery.start(partial(trio.serve_tcp, handle, 0, host="127.0.0.1"))
+        yield listeners[0].socket.getsockname()[1]
+        nursery.cancel_scope.cancel()
+
+
+async def consul_value(port: int) -> object:
+    async with ConsulClient(ConsulSettings(port=port)) as client:
+        return await client.kv_get("k")
+
+
+async def consul_list(port: int) -> object:
+    async with ConsulClient(ConsulSettings(port=port)) as client:
+        return await client.health_service("spegel")
+
+
+async def consul_services(port: int) -> object:
+    async with ConsulClient(ConsulSettings(port=port)) as client:
+        return await client.agent_services()
+
+
+async def nomad(port: int) -> object:
+    async with NomadClient(NomadSettings(address=f"http://127.0.0.1:{port}")) as client:
+        return await client.request("GET", "/v1/var/x")
+
+
+async def url(port: int) -> object:
+    return await HttpSource(f"http://127.0.0.1:{port}/id").ask()
+
+
+async def command(port: int) -> object:
+    return await trio.to_thread.run_sync(ask.get, f"http://127.0.0.1:{port}", "/api/status")
+
+
+ASKERS: dict[str, tuple[Callable[[int], Awaitable[object]], type[Exception]]] = {
+    "consul value": (consul_value, ConsulError),
+    "consul list": (consul_list, ConsulError),
+    "consul services": (consul_services, ConsulError),
+    "nomad": (nomad, NomadError),
+    "bootstrap url": (url, SourceError),
+    "command": (command, click.ClickException),
+}
+
+
+def plain(body: bytes, more: bytes = b"", head: bytes = HEAD) -> Say:
+    async def say(stream: trio.SocketStream) -> None:
+        await stream.send_all(head + more + b"Content-Length: %d\r\n\r\n" % len(body))
+        with memoryview(body) as view:
+            for at in range(0, len(body), 65536):
+                await stream.send_all(view[at : at + 65536])
+
+    return say
+
+
+async def endless_chunks(stream: trio.SocketStream) -> None:
+    await stream.send_all(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
+    piece = b"[" * 65536
+    while True:
+        await stream.send_all(b"%x\r\n%b\r\n" % (len(piece), piece))
+
+
+async def endless_head(stream: trio.SocketStream) -> None:
+    await stream.send_all(HEAD)
+    while True:
+        await stream.send_all(b"X-More: " + b"x" * 8192 + b"\r\n")
+
+
+async def endless_line(stream: trio.SocketStream) -> None:
+    await stream.send_all(HEAD + b"X-More: ")
+    while True:
+        await stream.send_all(b"x" * 65536)
+
+
+async def promised(stream: trio.SocketStream) -> None:
+    """Says how long it will be, and is."""
+    await stream.send_all(HEAD + b"Content-Length: 99999999999\r\n\r\n")
+    while True:
+        await stream.send_all(b"[" * 65536)
+
+
+async def cut(stream: trio.SocketStream) -> None:
+    await stream.send_all(HEAD + b'Content-Length: 1000\r\n\r\n[{"')
+
+
+BOMB = gzip.compress(b"[" + b"{}," * (40 << 20) + b"{}]", 6)
+DEEP = b"[" * 100_000
+ROW = json.dumps([{"Key": "k", "Value": base64.b64encode(b"x" * (80 << 20)).decode()}]).encode()
+
+ANSWERS: dict[str, Say] = {
+    "gzip": plain(BOMB, b"Content-Encoding: gzip\r\n"),
+    "gzip twice": plain(gzip.compress(BOMB), b"Content-Encoding: gzip, gzip\r\n"),
+    "deflate": plain(zlib.compress(b"[]"), b"Content-Encoding: deflate\r\n"),
+    "unknown encoding": plain(b"[]", b"Content-Encoding: x-ours\r\n"),
+    "a codec for a charset": plain(
+        zlib.compress(b"[" + b"{}," * (20 << 20) + b"{}]"), head=HEAD[:-2] + b"; charset=zlib\r\n"
+    ),
+    "endless chunks": endless_chunks,
+    "endless head": endless_head,
+    "endless line": endless_line,
+    "a length beyond all": promised,
+    "cut off": cut,
+    "80 MiB": plain(ROW),
+    "deep": plain(DEEP),
+    "deep object": plain(b'{"a":' * 50_000),
+    "a number without end": plain(b"1" * 100_000),
+    "not UTF-8": plain(b'[{"Key": "\xff\xfe"}]'),
+    "a redirect": plain(b"", b"Location: /elsewhere\r\n", head=b"HTTP/1.1 302 Found\r\n"),
+}
+MEMORY = 100 << 20
+"""Bytes that asking may take at its peak, where the largest answer that is taken has 32 MiB."""
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+@pytest.mark.parametrize("asker", ASKERS)
+async def test_each_answer_is_an_error_within_limits(asker: str, answer: str) -> None:
+    call, error = ASKERS[asker]
+    async with server(ANSWERS[answer]) as port:
+        tracemalloc.start()
+        try:
+            with pytest.raises(error) as caught, trio.fail_after(60):
+                await call(port)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+    assert peak < MEMORY
+
+
+@pytest.mark.parametrize("asker", ASKERS)
+async def test_answers_are_asked_for_without_encoding(asker: str) -> None:
+    call, error = ASKERS[asker]
+    heads: list[bytes] = []
+    async with trio.open_nursery() as nursery:
+
+        async def handle(stream: trio.SocketStream) -> None:
+            heads.append(bytes(await stream.receive_some(1 << 16)))
+            await stream.aclose()
+
+        [listener] = await nursery.start(partial(trio.serve_tcp, handle, 0, host="127.0.0.1"))
+        with pytest.raises(error):
+            await call(listener.socket.getsockname()[1])
+        nursery.cancel_scope.cancel()
+    assert heads
+    for head in heads:
+        assert b"\r\naccept-encoding: identity\r\n" in head.lower()
+
+
+@pytest.mark.parametrize("asker", ["consul value", "nomad", "bootstrap url"])
+@pytest.mark.parametrize("what", ["body", "head", "interim"])
+async def test_an_answer_that_drips_ends_with_its_time(asker: str, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from spegel_consul.bootstrap import http, nomad_api
+
+    monkeypatch.setattr(transport, "CALL_TIMEOUT", 0.3)
+    monkeypatch.setattr(transport, "CONNECT_TIMEOUT", 0.3)
+    monkeypatch.setattr(nomad_api, "_CALL_WITHIN", 0.3)
+    monkeypatch.setattr(nomad_api, "_CONNECT_WITHIN", 0.3)
+    monkeypatch.setattr(http, "ANSWER_WITHIN", 0.3)
+    monkeypatch.setattr(http, "CONNECT_WITHIN", 0.3)
+
+    async def drip(stream: trio.SocketStream) -> None:
+        if what == "interim":
+            while True:
+                await stream.send_all(b"HTTP/1.1 103 Early Hints\r\n\r\n" * 100)
+                await trio.sleep(0.001)
+        await stream.send_all(HEAD if what == "head" else HEAD + b"Content-Length: 1000000\r\n\r\n")
+        while True:
+            await stream.send_all(b"X: y\r\n" if what == "head" else b" ")
+            await trio.sleep(0.05)
+
+    call, error = ASKERS[asker]
+    async with server(drip) as port:
+        with pytest.raises(error), trio.fail_after(30):
+            await call(port)
+
+
+async def test_cookies_are_not_kept() -> None:
+    heads: list[bytes] = []
+    async with trio.open_nursery() as nursery:
+
+        async def handle(stream: trio.SocketStream) -> None:
+            async with stream:
+                while data := await stream.receive_some(1 << 16):
+                    heads.append(bytes(data))
+                    await plain(b'"10.0.0.1:8300"', b"Set-Cookie: a=b; Path=/\r\n")(stream)
+
+        [listener] = await nursery.start(partial(trio.serve_tcp, handle, 0, host="127.0.0.1"))
+        async with ConsulClient(ConsulSettings(port=listener.socket.getsockname()[1])) as client:
+            for _ in range(2):
+                assert await client.status_leader() == "10.0.0.1:8300"
+        nursery.cancel_scope.cancel()
+    assert len(heads) == 2
+    assert b"cookie" not in heads[1].lower()
+
+
+async def test_a_value_as_long_as_consul_allows_is_read() -> None:
+    value = b"x" * (512 << 10)
+    row = {"Key": "k", "Value": base64.b64encode(value).decode(), "ModifyIndex": 7, "LockIndex": 0, "Flags": 0}
+    async with server(plain(json.dumps([row]).encode())) as port:
+        found = await consul_value(port)
+    assert isinstance(found, tuple)
+    assert found[1].value == value
+
+
+async def test_a_list_of_ten_thousand_instances_is_read() -> None:
+    check = {"Node": "n", "CheckID": "c" * 40, "Name": "n" * 40, "Status": "passing", "Output": "o" * 300}
+    row = {
+        "Node": {"Node": "node", "Address": "10.0.0.1", "Meta": {"key": "v" * 100}},
+        "Service": {"ID": "a", "Service": "spegel", "Port": 5000, "Meta": {"peer_id": "x" * 60}},
+        "Checks": [check] * 3,
+    }
+    async with server(plain(json.dumps([row] * 10_000).encode())) as port:
+        found = await consul_list(port)
+    assert isinstance(found, tuple)
+    assert len(found[1]) == 10_000
+
+
+async def test_what_memory_is_too_small_for_is_consuls_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*_: object) -> object:
+        raise MemoryError
+
+    monkeypatch.setattr("json.loads", no_memory)
+    async with server(plain(b"[]")) as port:
+        for call in (consul_value, consul_list, consul_services):
+            with pytest.raises(ConsulError):
+                await call(port)
+        with pytest.raises(NomadError):
+            await nomad(port)
+
+
+def test_an_error_that_is_all_brackets_is_looked_at_in_linear_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limits of a TTL are searched for in the text of the server, which may be a megabyte of "["."""
+    looked: list[int] = []
+    from spegel_consul.consul import errors
+
+    search = errors.re.search
+
+    def counted(pattern: str, text: str) -> object:
+        looked.append(len(text))
+        return search(pattern, text[:1000])
+
+    monkeypatch.setattr(errors.re, "search", counted)
+    error_for(500, "Invalid Session TTL '1', must be between " + "[" * (1 << 20))
+    assert looked
+    assert max(looked) <= 4096
