@@ -69,7 +69,7 @@ class Chase:
             resolve_timeout=settings.resolve_timeout,
             attempts=settings.attempts,
             hedge=settings.hedge,
-            is_slow=mirror.penalties.is_slow,
+            is_slow=self._is_last,
         )
         self._wake = trio.Event()
         self._looking_up = False
@@ -107,6 +107,11 @@ class Chase:
     def again(self, provider: Provider) -> None:
         """It may be asked once more, after all others."""
         self._race.again(provider)
+
+    def _is_last(self, provider: Provider) -> bool:
+        """Whether others are to be asked before it."""
+        suspects = self.mirror.doubts.of(self._request.reference.digest)
+        return provider in suspects or self.mirror.penalties.is_slow(provider)
 
     def close(self) -> None:
         """Give up the answers that nobody took."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from contextlib import aclosing
 from typing import Any
 
 import structlog
@@ -24,6 +23,8 @@ from spegel_consul.registry.judge import Head
 from spegel_consul.registry.mirror import Mirror
 from spegel_consul.registry.plan import MIRRORED_HEADER, Elsewhere, Own, Planner, unknown
 from spegel_consul.registry.trace import Onward, Trace, onward
+from spegel_consul.server.outlet import PieceOutlet
+from spegel_consul.server.spool import OWN
 from spegel_consul.store import Blob, Store
 
 log = structlog.get_logger(__name__)
@@ -109,12 +110,15 @@ class ContentApp:
         client, server = scope.get("client"), scope.get("server")
         headers = _combined(scope["headers"])
         method: str = scope["method"]
+        local = client is not None and server is not None and client[0] == server[0]
+        if client is not None and not local:
+            answer.client = client[0]
         plan = self._planner.plan(
             method,
             scope["raw_path"],
             scope["query_string"],
             headers,
-            from_this_machine=client is not None and server is not None and client[0] == server[0],
+            from_this_machine=local,
         )
         if isinstance(plan, Own):
             try:
@@ -147,13 +151,15 @@ class ContentApp:
     async def _relay(self, answer: _Answer, plan: Elsewhere, method: str, trace: Trace) -> None:
         async with self._mirror.open(plan.request, method, plan.wanted_range, trace) as transfer:
             if answer.wants_body:
-                await transfer.hold()
+                await transfer.hold(answer.client)
             await answer.head(transfer.head, served_by=transfer.served_by)
             if answer.wants_body:
-                async with aclosing(transfer.chunks()) as pieces:
-                    async for piece in pieces:
-                        await answer.body(piece)
-                        self._peer_bytes.inc(len(piece))
+
+                async def body(piece: bytes) -> None:
+                    await answer.body(piece)
+                    self._peer_bytes.inc(len(piece))
+
+                await transfer.send(PieceOutlet(body))
             await answer.end()
 
 
@@ -163,6 +169,8 @@ class _Answer:
     def __init__(self, send: Send, method: str) -> None:
         self._send = send
         self.wants_body = method != "HEAD"
+        self.client = OWN
+        """The address of the client, or :data:`OWN` if it is on this machine."""
         self.sent = 0
         self.status: int | None = None
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 import urllib.parse
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 
@@ -29,6 +29,8 @@ from spegel_consul.oci.media import MAX_MANIFEST_SIZE
 from spegel_consul.oci.path import ContentRequest, Kind
 from spegel_consul.registry.chase import Answer, Chase
 from spegel_consul.registry.credentials import Credentials
+from spegel_consul.registry.doubts import Doubts
+from spegel_consul.registry.holding import Holdings
 from spegel_consul.registry.judge import Head, forwardable, judge
 from spegel_consul.registry.peer import PeerClient, PeerError, PeerResponse
 from spegel_consul.registry.penalties import Penalties
@@ -91,6 +93,8 @@ class Mirror:
         self.traces = Traces()
         self.recent = RecentProviders()
         self.sizes = Sizes()
+        self.holdings = Holdings()
+        self.doubts = Doubts()
         self._counters: dict[str, tuple[Counter, Counter]] = {}
         self._metrics = metrics
         self._disk = trio.CapacityLimiter(2)  # a disk may hang
@@ -105,6 +109,20 @@ class Mirror:
         self._metrics.verification_failures.inc()
         self.penalties.lied(provider)
         log.warning("peer sent wrong bytes", peer=provider.peer_id, registry=provider.registry[0], digest=digest)
+
+    def mismatched(self, digest: Digest, senders: Sequence[Provider]) -> None:
+        """The bytes that ``senders`` sent of one body, one after the other, do not have its digest."""
+        if len(senders) == 1:
+            self.on_mismatch(senders[0], digest)
+            return
+        self._metrics.verification_failures.inc()
+        self.doubts.add(digest, senders)
+        log.warning("peers together sent wrong bytes", digest=digest, registries=[each.registry[0] for each in senders])
+
+    def verified(self, digest: Digest, senders: Sequence[Provider]) -> None:
+        """The bytes of ``senders`` are right; who was suspected with them is asked after others for a while."""
+        for provider in self.doubts.settle(digest).difference(senders):
+            self.penalties.slow(provider)
 
     def _counted(self, request: ContentRequest) -> tuple[Counter, Counter]:
         """Hits and misses of the request's registry; clients choose its name, so there is an end to them."""
@@ -128,6 +146,12 @@ class Mirror:
         the range lies outside of it; whatever is raised in the context comes out as it is.
         """
         try:
+            shared = self._shared(request, range_header, trace) if method == "GET" else None
+            if shared is not None:
+                async with shared:
+                    yield shared
+                self.served(request)
+                return
             async with self.chase(request, method, trace) as chase:
                 answer = await chase.first(range_header)
                 async with Transfer(self, chase, request, answer, trace) as transfer:
@@ -136,6 +160,13 @@ class Mirror:
             self.missed(request)
             raise
         self.served(request)
+
+    def _shared(self, request: ContentRequest, range_header: str | None, trace: Trace) -> Transfer | None:
+        """The transfer of a body that another client waits for or is being sent, if it is held."""
+        holding = self.holdings.get(request.reference.digest)
+        if holding is None or request.kind is not Kind.BLOB or forwardable(request, range_header) is not None:
+            return None
+        return Transfer(self, None, request, holding, trace)
 
     def begin(self, request: ContentRequest, method: str, onward: Onward = ()) -> Trace:
         """A request that is to be looked up; the context to do so in."""
@@ -149,9 +180,11 @@ class Mirror:
         """
         if self.client.encrypts:
             return None  # there is nothing to splice
-        wanted = forwardable(request, range_header)
+        if (shared := self._shared(request, range_header, trace)) is not None:
+            return shared
+        wanted, suspects = forwardable(request, range_header), self.doubts.of(request.reference.digest)
         for provider in self.recent.get(request.key):
-            fit = self.may_ask(provider) and not self.penalties.is_slow(provider)
+            fit = self.may_ask(provider) and not self.penalties.is_slow(provider) and provider not in suspects
             if fit and self.client.has_idle(provider.registry):
                 with trio.move_on_after(self.settings.hedge):
                     return await self._ask_at_once(provider, request, wanted, trace)

@@ -101,7 +101,7 @@ class PeerResponse:
     def buffered(self) -> bytes:
         """Take what has been received of the body already; the rest is to be taken from :attr:`socket`.
 
-        When the rest was taken, call :meth:`taken`.
+        Say with :meth:`spliced` how much was, and when it is all, call :meth:`taken`.
         """
         received, self._received = self._received, b""
         return received
@@ -111,6 +111,10 @@ class PeerResponse:
         """The peer's socket, behind what was buffered."""
         assert self._connection is not None
         return self._connection.sock
+
+    def spliced(self, count: int) -> None:
+        """``count`` bytes of the body were taken from :attr:`socket`."""
+        self._left -= count
 
     def taken(self) -> None:
         """The body was taken to its last byte and no further; the connection can be used again."""

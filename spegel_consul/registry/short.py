@@ -30,6 +30,7 @@ from spegel_consul.registry.trace import Onward, Trace, as_fields, onward
 from spegel_consul.registry.transfer import Transfer
 from spegel_consul.server.connection import Link
 from spegel_consul.server.head import parse_simple
+from spegel_consul.server.outlet import SocketOutlet
 from spegel_consul.server.sending import Truncated, send_bytes, send_file
 from spegel_consul.store import Store
 from spegel_consul.store.file import SMALL, is_blob, open_blob
@@ -218,7 +219,7 @@ class ShortRoad:
 
     async def _relay(self, method: str, transfer: Transfer, link: Link, trace: Trace) -> int:
         if method == "GET":
-            await transfer.hold(link.glance)
+            await transfer.hold(link.client, link.glance)
         head = transfer.head
         rendered = self._render(
             head.digest, head.media_type, head.start, head.stop, head.size, head.partial, transfer.served_by
@@ -229,7 +230,7 @@ class ShortRoad:
         else:
             whole = False
             try:
-                await transfer.relay(link.sock, rendered)
+                await transfer.send(SocketOutlet(link.sock, rendered))
                 whole = True
             finally:
                 sent = head.stop - head.start if whole else trace.sent()

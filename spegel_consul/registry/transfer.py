@@ -1,37 +1,47 @@
-# A body goes to the client in one of two ways.
-#
-# What is not too large is held: spooled whole, and verified, before the client sees a byte.  If it is wrong, or can't
-# be had to its end, somebody else is asked, and nothing is lost but time.
-#
-# The rest is streamed as it comes, hashed on the way, and its last piece is withheld until the digest of all is right.
-# If it is not, the transfer is cut.  The runtime keeps the wrong beginning, fetches the rest from upstream and fails
-# that pull, which can't be prevented any more; but the peer is barred, so that the next pull is right.
-#
-# A body that was to be held and takes too long, or for which there is no room, is streamed from then on.
+"""The body behind a head that was accepted, from one peer after another to one client.
 
-"""The body behind a head that was accepted, from one peer after another."""
+Bodies up to --verify-first are held: they are written to a spool file and verified completely before the first byte is
+sent. If one is wrong, or no peer sends it to its end, another peer is asked, and nothing is lost but time. All clients
+that want the same digest share one such fetch and one file (holding.py).
+
+Larger bodies are streamed and hashed on the way, and the last piece is withheld until the digest of all is right. If it
+is not, the connection is cut. The runtime keeps the wrong beginning, fetches the rest from upstream and fails that
+pull, which can't be prevented any more. A body that was to be held and takes too long, or for which there is no room,
+is streamed from then on.
+
+In both cases there is one order of sending, in :meth:`Transfer.send`: what is in memory, what is in the file, what is
+still to come. A :class:`Position` says how far the body is, and a body that is not whole in the end is cut.
+
+Blame: only a peer that sent a body from its first byte to its last, alone, and wrong, is certainly wrong, and barred.
+Peers whose bytes were mixed are suspects at most (doubts.py). A held body that was mixed and is wrong is begun anew,
+and from then on taken from one peer alone: a peer that fails half-way costs a beginning, not a mixture. So it ends.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Callable
-from contextlib import AsyncExitStack, aclosing
+from collections.abc import Callable
+from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 import structlog
 import trio
 
+from spegel_consul.oci.errors import OCIError
 from spegel_consul.oci.path import ContentRequest
 from spegel_consul.registry.chase import Answer, Chase, TransferCut
-from spegel_consul.registry.peer import PeerError, PeerResponse
+from spegel_consul.registry.holding import Feed, Holding
+from spegel_consul.registry.peer import PeerResponse
 from spegel_consul.registry.plan import unknown
+from spegel_consul.registry.supply import Supply, served_by
 from spegel_consul.registry.trace import Trace
-from spegel_consul.ring import Provider
-from spegel_consul.server.relay import Relay
-from spegel_consul.server.sending import send_bytes, send_file, send_head
-from spegel_consul.server.source import Pace, SourceFailed, SourceSlow
-from spegel_consul.server.spool import Spool
+from spegel_consul.server.outlet import Outlet
+from spegel_consul.server.position import Position
+from spegel_consul.server.relay import Passage
+from spegel_consul.server.sending import Truncated
+from spegel_consul.server.source import Pace
+from spegel_consul.server.spool import OWN, Spool
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -44,39 +54,57 @@ log = structlog.get_logger(__name__)
 class Transfer:
     """A head that was accepted, and the body behind it; a context that gives up what was not read.
 
-    ``chase`` finds another peer when this one fails; a transfer that began without a race opens one if it needs it.
+    ``answer`` is a peer's, or the holding of the digest that another client has begun. ``chase`` finds another peer
+    when this one fails; a transfer without one opens one if it needs it.
     """
 
     def __init__(
-        self, mirror: Mirror, chase: Chase | None, request: ContentRequest, answer: Answer, trace: Trace
+        self, mirror: Mirror, chase: Chase | None, request: ContentRequest, answer: Answer | Holding, trace: Trace
     ) -> None:
         self._mirror = mirror
         self._trace = trace
-        self._chase = chase
-        self._later = AsyncExitStack()
+        self._resources = AsyncExitStack()
+        self._supply = Supply(mirror, request, trace, chase, self._resources)
         self._request = request
-        self._left: list[Provider] = []  # who failed half-way
+        self._feed: Feed | None = None
+        self._holding: Holding | None = None
         self._spool: Spool | None = None
-        self._pace = Pace(mirror.client.limits.stall, mirror.client.limits.rate)
-        self._begin(answer)
-
-    def _begin(self, answer: Answer) -> None:
-        head, trace = answer.head, self._trace
-        self.head = head
-        self.provider = answer.provider
-        self._body = answer.body
-        self._before: list[Provider] = []  # who sent the beginning of the body
+        self._content: bytes | None = None
         self._hasher: _Hash | None = None
-        self._pace.begin(head.stop - head.start)
-        # a part of the content can't be verified
-        if self._mirror.settings.verify and head.start == 0 and head.stop == head.size:
-            self._hasher = head.digest.hasher()
-        trace.asked, trace.connected, trace.first_byte = answer.times
-        trace.peer = self.served_by
-        if isinstance(answer.body, PeerResponse):
-            trace.size = head.stop - head.start
+        self._position = Position(0)
+        self.head, self.provider = answer.head, answer.provider
+        if isinstance(answer, Holding):
+            self._join(answer)
+        elif isinstance(answer.body, bytes):
+            self._is_known(answer.body)
         else:
-            trace.size = trace.bytes = len(answer.body)
+            self._feed = self._begun(answer)
+            self._position = self._feed.position
+            # a part of the content can't be verified
+            if mirror.settings.verify and self._is_all():
+                self._hasher = answer.head.digest.hasher()
+        if isinstance(answer, Answer):
+            trace.asked, trace.connected, trace.first_byte = answer.times
+        trace.peer = self.served_by
+        trace.size = self._position.total or answer.head.stop - answer.head.start
+        if self._content is not None:
+            trace.size = trace.bytes = len(self._content)
+        trace.progress = self
+
+    def _begun(self, answer: Answer) -> Feed:
+        head, limits = answer.head, self._mirror.client.limits
+        assert isinstance(answer.body, PeerResponse)
+        position = Position(head.stop - head.start)
+        feed = Feed(head, answer.provider, answer.body, position, Pace(limits.stall, limits.rate))
+        feed.pace.begin(position.total)
+        return feed
+
+    def _is_known(self, content: bytes) -> None:
+        self._content = content
+        self._position = Position(len(content), len(content))
+
+    def _is_all(self) -> bool:
+        return self.head.start == 0 and self.head.stop == self.head.size
 
     async def __aenter__(self) -> Transfer:
         return self
@@ -84,227 +112,237 @@ class Transfer:
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> bool | None:
-        if isinstance(self._body, PeerResponse):
-            self._body.discard()
-        self._close_spool()
-        return await self._later.__aexit__(kind, exc, tb)
+        if self._feed is not None:
+            self._feed.discard()
+        if self._holding is not None:
+            self._leave(self._holding)
+        return await self._resources.__aexit__(kind, exc, tb)
 
     @property
     def served_by(self) -> str:
         """``host:port`` of the registry that sends the bytes, or began to."""
-        host, port = self.provider.registry
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return served_by(self.provider)
 
-    async def hold(self, glance: Callable[[], None] = lambda: None) -> None:
+    @property
+    def left(self) -> int:
+        """How many bytes are still to come from peers."""
+        holding = self._holding
+        if holding is not None and holding.feed is not None and not holding.result:
+            return holding.feed.position.left
+        return self._position.left
+
+    @property
+    def sent(self) -> int:
+        """How many bytes the client has got."""
+        return self._position.sent
+
+    # Holding
+
+    async def hold(self, client: str = OWN, glance: Callable[[], None] = lambda: None) -> None:
         """Take the whole body and verify it, if it is one to be held. To be called before the head is sent.
 
-        Raises BlobUnknown if nobody sends the right bytes, and what ``glance`` raises if nobody waits for them.
+        ``client``: the address whose share of the room it takes. Raises BlobUnknown if nobody sends the right bytes,
+        and what ``glance`` raises if the client does not wait for them any more.
         """
-        if not self._is_to_be_held():
+        holding, joined = self._holding, True
+        if holding is None and self._is_to_be_held():
+            holding = self._mirror.holdings.get(self.head.digest)
+            if holding is None:
+                holding, joined = self._begin_to_hold(), False
+            elif self._feed is not None:
+                self._feed.discard()
+                self._supply.forget()
+            self._feed = None
+            self._join(holding)
+        if holding is None:
             return
-        until = trio.current_time() + self._mirror.settings.hold
-        result = ""
-        try:
-            while not (result := await self._take(until, glance)):
-                await self._begin_again()
-                if not self._is_to_be_held():
-                    result = "verified" if isinstance(self._body, bytes) else "late"
-                    break
-        except trio.TooSlowError:
-            raise unknown(self._request, "it could not be stored to be verified") from None
-        finally:
-            self._mirror.held(result or "failed")
+        self._mirror.holdings.enter(holding, self, client)
+        async with holding.lock:
+            if not holding.result:
+                if joined:  # the client may have left while it waited for the lock
+                    glance()
+                await self._drive(holding, client, glance)
+        await self._adopt(holding)
 
     def _is_to_be_held(self) -> bool:
-        return isinstance(self._body, PeerResponse) and self._hasher is not None and self._mirror.holds(self.head)
+        if self._feed is None or self._hasher is None:
+            return False
+        return self._mirror.holds(self.head) or bool(self._mirror.doubts.of(self.head.digest))
 
-    async def _take(self, until: float, glance: Callable[[], None]) -> str:
-        """Spool the body; what became of that, or "" if the right bytes did not come, of which nothing is left then."""
-        head = self.head
-        self._hasher = hasher = head.digest.hasher()
-        self._trace.progress = self._spool = spool = Spool(self._mirror.room, head.size, hasher, until, glance)
-        if not await spool.start():
-            self._close_spool()
-            return "busy"
+    def _begin_to_hold(self) -> Holding:
+        until = trio.current_time() + self._mirror.settings.hold
+        alone = bool(self._mirror.doubts.of(self.head.digest))
+        holding = Holding(self.head, self.provider, self._feed, until, alone)
+        self._mirror.holdings.begin(holding)
+        return holding
+
+    def _join(self, holding: Holding) -> None:
+        self._holding = holding
+        self._mirror.holdings.enter(holding, self)
+
+    def _leave(self, holding: Holding) -> None:
+        self._mirror.holdings.leave(holding, self)
+        if not holding.users and not holding.result:
+            self._end(holding, "failed")
+
+    def _end(self, holding: Holding, result: str) -> None:
+        self._mirror.holdings.end(holding, result)
+        self._mirror.held(result)
+
+    async def _drive(self, holding: Holding, client: str, glance: Callable[[], None]) -> None:
+        """Hold the body, from where it stands, until it is known what becomes of it. May be cancelled at any point."""
         try:
-            await self._fill(spool)
-        except TransferCut as exc:
-            log.debug("begun again", digest=head.digest, error=str(exc))
-            self._close_spool()
-            return ""
-        await spool.settle()
-        if spool.full:
-            return "full"
-        if spool.left:
-            return "late"
-        if hasher.hexdigest() == head.digest.encoded:
-            self._trace.verified = time.perf_counter()
-            return "verified"
-        self._blame()
-        self._close_spool()
-        return ""
+            while not holding.result:
+                if holding.feed is None:
+                    await self._begin_anew(holding)
+                else:
+                    await self._take(holding, client, glance)
+        except trio.TooSlowError:
+            self._end(holding, "failed")
+            raise unknown(self._request, "it could not be stored to be verified") from None
+        except OCIError:
+            self._end(holding, "failed")
+            raise
 
-    async def _begin_again(self) -> None:
+    async def _take(self, holding: Holding, client: str, glance: Callable[[], None]) -> None:
+        """Spool the body; say what became of that, or drop it if the right bytes did not come."""
+        feed, spool = holding.feed, holding.spool
+        assert feed is not None
+        if spool is None:
+            holding.hasher = feed.head.digest.hasher()
+            try:
+                spool = Spool(self._mirror.room, feed.position, holding.hasher, holding.until, client)
+            except OSError:  # the limit of open files is reached
+                self._end(holding, "busy")
+                return
+            holding.spool = spool
+        spool.glance = glance
+        if not await spool.start():
+            spool.close()
+            holding.spool = None
+            self._end(holding, "busy")
+            return
+        try:
+            await self._supply.fill(feed, spool, alone=holding.alone)
+        except TransferCut as exc:
+            log.debug("begun again", digest=feed.head.digest, error=str(exc))
+            holding.failed += self._supply.failed
+            holding.anew()
+            return
+        if not await spool.settle():
+            raise trio.TooSlowError
+        assert holding.hasher is not None
+        if spool.left:
+            self._end(holding, "full" if spool.full else "late")
+        elif holding.hasher.hexdigest() == feed.head.digest.encoded:
+            holding.provider = feed.provider
+            self._mirror.verified(feed.head.digest, feed.senders)
+            self._end(holding, "verified")
+        else:
+            if len(feed.senders) > 1:
+                # one that left half-way may yet be right, and is asked again, alone
+                holding.failed.clear()
+                self._supply.failed.clear()
+            self._mirror.mismatched(feed.head.digest, feed.senders)
+            holding.anew()
+
+    async def _begin_anew(self, holding: Holding) -> None:
         """Have all of it anew, while the client has seen nothing: whoever lied may have lied about the size too.
 
         Raises BlobUnknown.
         """
-        if isinstance(self._body, PeerResponse):
-            self._body.discard()
-        chase = await self._later.enter_async_context(self._mirror.chase(self._request, "GET", self._trace))
-        for provider in self._left:
-            chase.exclude(provider)
-        self._chase, self._trace.progress = chase, None
-        self._begin(await chase.first(None))
+        mirror = self._mirror
+        holding.alone = True
+        if holding.beginnings >= mirror.settings.attempts:
+            raise unknown(self._request, f"{holding.beginnings + 1} times it came wrong, or not to its end")
+        holding.beginnings += 1
+        chase = await self._supply.open_chase(holding.failed)
+        answer = await chase.first(None)
+        holding.head, holding.provider = answer.head, answer.provider
         self._trace.resumed += 1
-
-    async def chunks(self) -> AsyncGenerator[bytes, None]:
-        """The bytes of the body, verified. Raises TransferCut when they can't be completed or are wrong."""
-        if isinstance(self._body, bytes):
-            yield self._body
+        if isinstance(answer.body, bytes):
+            holding.content = answer.body
+            self._end(holding, "verified")
             return
-        head, spool, reached = self.head, self._spool, self.head.start
-        if spool is not None:
-            while piece := await spool.read(reached):
-                reached += len(piece)
-                yield piece
-            if reached == head.stop:
-                return
-            self._trace.progress = None
-        held = b""
-        while True:
-            try:
-                async with aclosing(self._body.chunks(self._pace)) as pieces:
-                    async for piece in pieces:
-                        if reached + len(piece) > head.stop:
-                            raise PeerError("sent more bytes than it promised", broken=True)
-                        reached += len(piece)
-                        self._trace.bytes = reached - head.start
-                        if self._hasher is not None:
-                            self._hasher.update(piece)
-                        if held:
-                            yield held
-                        held = piece
-                break
-            except SourceSlow as exc:
-                await self._prefer_another(reached, exc)
-            except (PeerError, SourceFailed) as exc:
-                if reached == head.stop:
-                    break
-                await self._go_on(reached, exc)
-        self._check()
-        yield held
+        holding.feed = self._begun(answer)
+        if not (mirror.holds(answer.head) or mirror.doubts.of(answer.head.digest)):
+            holding.hasher = answer.head.digest.hasher()
+            self._end(holding, "late")
 
-    async def relay(self, sink: trio.socket.SocketType, head: bytes) -> None:
-        """Send ``head`` and the body on ``sink``, verified, without the bytes passing through this process if they can.
+    async def _adopt(self, holding: Holding) -> None:
+        """Make this client's own what became of the holding. Raises BlobUnknown."""
+        trace = self._trace
+        if holding.result == "failed":
+            raise unknown(self._request, "another request for it has just failed")
+        self.head, self.provider = holding.head, holding.provider
+        self._spool, total = holding.spool, self.head.stop - self.head.start
+        trace.peer, trace.size = self.served_by, total
+        if holding.content is not None:
+            self._is_known(holding.content)
+        elif holding.result == "verified":
+            self._position = Position(total, total)
+        else:
+            feed = self._feed = holding.rest()
+            assert holding.hasher is not None
+            self._position, self._hasher = feed.position, holding.hasher.copy()
+            if feed.body is None:
+                try:
+                    await self._supply.change(feed, picky=False)
+                except TransferCut as exc:
+                    raise unknown(self._request, str(exc)) from None
+                self.provider = feed.provider
+            return
+        trace.verified = time.perf_counter()
 
-        Raises TransferCut, and OSError, trio.TooSlowError or trio.ClosedResourceError if the sink fails.
+    # Sending
+
+    async def send(self, out: Outlet) -> None:
+        """Send the body, verified. To be called once, after :meth:`hold`.
+
+        Raises TransferCut if it can't be completed or is wrong, and what ``out`` raises if the client fails.
         """
-        if isinstance(self._body, bytes):
-            await send_bytes(sink, head + self._body)
+        try:
+            await self._send(out, self._position)
+        except OCIError as exc:  # an answer has begun, so there can't be another one
+            raise TransferCut(exc.message) from None
+        except Truncated:
+            raise TransferCut("the file of the body is shorter than it was") from None
+        if not self._position.whole:
+            raise TransferCut(f"{self._position.sent} of {self._position.total} bytes were sent")
+
+    async def _send(self, out: Outlet, position: Position) -> None:
+        if self._content is not None:
+            await out.put(self._content)
+            position.gave(len(self._content))
             return
-        spool, left = self._spool, self.head.stop - self.head.start
+        spool = self._spool
         if spool is not None:
-            await send_file(sink, head, spool.fd, 0, spool.stored, spool.count)
-            await send_bytes(sink, spool.rest)
-            head, left = b"", spool.left
-            if not left:
-                return
-        relay = None
-        if not self._mirror.client.encrypts:
-            self._trace.progress = relay = await Relay.start(sink, left, self._hasher)
-        if relay is None:
-            await send_head(sink, head)
-            async with aclosing(self.chunks()) as pieces:
-                async for piece in pieces:
-                    await send_bytes(sink, piece)
-            return
+            if position.sent < spool.stored:
+                await out.file(spool.fd, position.sent, spool.stored, position.gave)
+            if rest := spool.rest[position.sent - spool.stored :]:
+                await out.put(rest)
+                position.gave(len(rest))
+        await out.begin()
+        if position.left:
+            await self._stream(out, position)
+
+    async def _stream(self, out: Outlet, position: Position) -> None:
+        """Send what is still to come from peers."""
+        feed = self._feed
+        assert feed is not None
+        relay = None if self._mirror.client.encrypts else await out.relay(position, self._hasher)
+        into = relay or Passage(out.put, position, self._hasher)
         try:
-            await send_head(sink, head)
-            await self._fill(relay)
-            await relay.hashed()
-            self._check()
-            await relay.release()
+            await self._supply.fill(feed, into)
+            if not await into.hashed():
+                raise TransferCut("this node could not hash the bytes")
+            if self._hasher is not None:
+                if self._hasher.hexdigest() != self.head.digest.encoded:
+                    self._mirror.mismatched(self.head.digest, feed.senders)
+                    raise TransferCut(
+                        f"the bytes from {feed.provider.registry[0]} do not have digest {self.head.digest}"
+                    )
+                self._mirror.verified(self.head.digest, feed.senders)
+            await into.release()
         finally:
-            relay.close()
-
-    async def _fill(self, into: Relay | Spool) -> None:
-        """Carry the body, from one peer after another, to its end or until ``into`` takes no more."""
-        while True:
-            assert isinstance(self._body, PeerResponse)
-            body = self._body
-            try:
-                if self._mirror.client.encrypts:
-                    async with aclosing(body.chunks(self._pace)) as pieces:
-                        async for piece in pieces:
-                            await into.put(piece)
-                            if into.left and into.ended:
-                                return
-                else:
-                    await into.put(body.buffered())
-                    await into.pull(body.socket, self._pace)
-                    if not into.left:
-                        body.taken()
-            except SourceSlow as exc:
-                await self._prefer_another(self.head.stop - into.left, exc)
-            except (PeerError, SourceFailed) as exc:
-                await self._go_on(self.head.stop - into.left, exc)
-            else:
-                return
-
-    async def _go_on(self, reached: int, why: PeerError | SourceFailed) -> None:
-        """Have the bytes from ``reached`` on from another peer. Raises TransferCut."""
-        mirror, head = self._mirror, self.head
-        log.info("peer failed in mid-body", digest=head.digest, at=reached, size=head.size, error=str(why))
-        mirror.penalties.failed(self.provider, hung=why.hung, broken=why.broken)
-        mirror.recent.drop(head.digest, self.provider)
-        self._left.append(self.provider)
-        assert isinstance(self._body, PeerResponse)
-        self._body.discard()
-        await self._change(reached, picky=False)
-
-    async def _prefer_another(self, reached: int, why: SourceSlow) -> None:
-        """Have the bytes from ``reached`` on from a peer that is not slow, if there is one; else from the same."""
-        slow, body = self.provider, self._body
-        assert isinstance(body, PeerResponse)
-        log.info("peer is slow", digest=self.head.digest, at=reached, registry=slow.registry[0], rate=str(why))
-        self._mirror.penalties.slow(slow)
-        try:
-            # what it sends meanwhile waits in its socket
-            await self._change(reached, picky=True)
-        except TransferCut as exc:
-            log.debug("no other peer", digest=self.head.digest, error=str(exc))
-            return
-        body.discard()
-        assert self._chase is not None
-        self._chase.again(slow)
-
-    async def _change(self, reached: int, *, picky: bool) -> None:
-        """Go on with another peer at byte ``reached``. Raises TransferCut; then nothing has changed."""
-        if self._chase is None:
-            self._chase = await self._later.enter_async_context(self._mirror.chase(self._request, "GET", self._trace))
-            self._chase.exclude(self.provider)
-        before = self.provider
-        self._body, self.provider = await self._chase.resume(self.head, reached, picky=picky)
-        if reached > self.head.start:
-            self._before.append(before)
-        self._pace.begin(self.head.stop - reached)
-        self._trace.resumed += 1
-        self._trace.peer = self.served_by
-
-    def _check(self) -> None:
-        if self._hasher is not None and self._hasher.hexdigest() != self.head.digest.encoded:
-            self._blame()
-            raise TransferCut(f"the bytes from {self.provider.registry[0]} do not have digest {self.head.digest}")
-
-    def _blame(self) -> None:
-        # whoever sent a part and failed is suspected first: to blame the last one would let a peer that sends
-        # junk and leaves turn us against the honest ones
-        for provider in self._before or [self.provider]:
-            self._mirror.on_mismatch(provider, self.head.digest)
-        self._before = []
-
-    def _close_spool(self) -> None:
-        if self._spool is not None:
-            self._spool.close()
-            self._spool = None
+            into.close()

@@ -37,6 +37,7 @@ from spegel_consul.server.idle import IdleTimer
 from spegel_consul.server.lobby import RECEIVE, Guest, Lobby
 from spegel_consul.server.protocol import Http11, Wrapper
 from spegel_consul.server.sending import STALL, Truncated
+from spegel_consul.server.spool import OWN
 from spegel_consul.server.tls import Tls
 
 log = structlog.get_logger(__name__)
@@ -53,10 +54,12 @@ _MOMENT = 1.0  # seconds in which a client that has closed its direction takes s
 class Link:
     """The socket of a connection, as the short road sees it."""
 
-    __slots__ = ("local", "sock")
+    __slots__ = ("client", "local", "sock")
 
-    def __init__(self, sock: trio.socket.SocketType, *, local: bool) -> None:
+    def __init__(self, sock: trio.socket.SocketType, *, local: bool, client: str = OWN) -> None:
         self.sock = sock
+        self.client = client
+        """The address of the client, or :data:`OWN` if it is on this machine."""
         self.local = local
         """Whether the client is on this machine: it reached us from the address that it called."""
 
@@ -148,7 +151,7 @@ class Connection(TCPServer):
                     )
                     await self.protocol.initiate()
                     await self._timer.restart(group, None)
-                    await self._read(Link(sock, local=local))
+                    await self._read(Link(sock, local=local, client=OWN if local or client is None else client[0]))
         except Exception as exc:
             # a group of resets and closed resources is how a client's departure looks from here
             log.debug("connection ended", error=_leaf(exc))

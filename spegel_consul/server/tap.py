@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+import outcome
 import trio
 
 from spegel_consul.server.sending import STALL
@@ -44,6 +45,8 @@ class Tap:
             fcntl.fcntl(self._inlet, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
         os.set_blocking(self._inlet, False)
         self.started = False
+        self.broken = False
+        """Whether the thread failed, so that the hash says nothing of the bytes."""
         self.done = trio.Event()
         self.on_done: Callable[[], None] | None = None
 
@@ -56,7 +59,8 @@ class Tap:
             return False
         token = trio.lowlevel.current_trio_token()
 
-        def ended(_: object) -> None:
+        def ended(result: outcome.Outcome[None]) -> None:
+            self.broken = isinstance(result, outcome.Error)
             with suppress(trio.RunFinishedError):
                 token.run_sync_soon(self._ended)
 
@@ -90,12 +94,24 @@ class Tap:
                 raise OSError(number, os.strerror(number))
             await self.writable()
 
+    def offer(self, data: memoryview) -> int:
+        """Write what the pipe takes at once; returns how many bytes these were.
+
+        Bytes for a thread that failed are taken and lost; :attr:`broken` says so when it is done.
+        """
+        try:
+            return os.write(self._inlet, data)
+        except BlockingIOError:
+            return 0
+        except BrokenPipeError:
+            return len(data)
+
     async def write(self, data: bytes) -> None:
+        """Write all of ``data``."""
         view = memoryview(data)
         while view:
-            try:
-                view = view[os.write(self._inlet, view) :]
-            except BlockingIOError:
+            view = view[self.offer(view) :]
+            if view:
                 await self.writable()
 
     async def writable(self) -> None:

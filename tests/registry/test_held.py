@@ -101,7 +101,7 @@ async def test_a_file_that_stops_taking_bytes_loses_none(start_node: Any, start_
     node.router.knows(peer.address)
     before = open_files()
     assert (await get(node, BLOB_PATH)).content == LAYER
-    assert results(node) == {"full": 1}
+    assert results(node) in ({"full": 1}, {"verified": 1})  # what the file does not take may be all that is left
     assert len(peer.requests) == 1
     with trio.fail_after(5):
         while open_files() > before + 3:  # a connection, and a pipe that is kept
@@ -124,10 +124,10 @@ async def test_without_a_directory_memory_holds_some(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(spool.tempfile, "gettempdir", nowhere)
     room = spool.Room(None)
     room.promised = spool._IN_MEMORY
-    os.close(room.open())
+    os.close(room.open(spool.OWN))
     room.promised += 1
     with pytest.raises(OSError, match="No space left"):
-        room.open()
+        room.open(spool.OWN)
 
 
 async def test_a_client_that_leaves_ends_it(start_node: Any, start_peer: Any) -> None:

@@ -7,6 +7,7 @@ import socket
 import pytest
 import trio
 
+from spegel_consul.server.position import Position
 from spegel_consul.server.relay import Relay
 from spegel_consul.server.source import Pace, SourceFailed, SourceSlow
 
@@ -78,7 +79,7 @@ async def test_nobody_waits_for_a_source_while_the_client_is_what_is_slow() -> N
 
     received = b""
     with source, far, sink, client:
-        relay = Relay(sink, len(data), None)
+        relay = Relay(sink, Position(len(data)), None)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(relay.pull, source, Watched(1.0))
             while len(received) < len(data):

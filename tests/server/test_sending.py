@@ -1,0 +1,163 @@
+"""Files to a socket: from the page cache on the loop, from the disk in a thread, and never more or less than asked."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+import trio
+
+from spegel_consul.server import sending
+from spegel_consul.server.sending import Truncated, send_file
+
+SIZE = (9 << 20) + 12_345
+DATA = bytes(range(251)) * (SIZE // 251 + 1)
+DATA = DATA[:SIZE]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Iterator[int]:
+    path = tmp_path / "content"
+    path.write_bytes(DATA)
+    fd = os.open(path, os.O_RDONLY)
+    yield fd
+    os.close(fd)
+
+
+@pytest.fixture
+async def link() -> AsyncIterator[tuple[trio.socket.SocketType, trio.socket.SocketType]]:
+    sink, client = trio.socket.socketpair()
+    with sink, client:
+        yield sink, client
+
+
+async def sent(
+    link: tuple[trio.socket.SocketType, trio.socket.SocketType], fd: int, start: int, stop: int, *, piece: int = 1 << 18
+) -> tuple[bytes, int]:
+    """What the client gets, and how much was counted."""
+    sink, client = link
+    received, counted = bytearray(), []
+
+    async def read() -> None:
+        while data := await client.recv(piece):
+            received.extend(data)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read)
+        try:
+            await send_file(sink, b"head", fd, start, stop, counted.append)
+        finally:
+            sink.shutdown(socket.SHUT_WR)
+    return bytes(received), sum(counted)
+
+
+@pytest.mark.parametrize("resident", [True, False], ids=["in memory", "on disk"])
+@pytest.mark.parametrize(("start", "stop"), [(0, SIZE), (1, SIZE - 1), (5 << 20, SIZE), (7, 7), (3, (1 << 20) + 4)])
+async def test_what_is_asked_is_sent(
+    file: int,
+    link: tuple[trio.socket.SocketType, trio.socket.SocketType],
+    monkeypatch: pytest.MonkeyPatch,
+    resident: bool,
+    start: int,
+    stop: int,
+) -> None:
+    cold, original = [], sending._send_cold
+
+    def watched(*args: int) -> int:
+        cold.append(args)
+        return original(*args)
+
+    monkeypatch.setattr(sending, "_resident", lambda *_: resident)
+    monkeypatch.setattr(sending, "_send_cold", watched)
+    received, counted = await sent(link, file, start, stop)
+    assert received == b"head" + DATA[start:stop]
+    assert counted == stop - start
+    # a small file is not worth the question, and once on disk it is taken for on disk to its end
+    assert bool(cold) == (not resident and stop - start > sending._SMALL)
+    if cold and start == 0:
+        assert sum(count for *_, count in cold) >= SIZE
+
+
+async def test_a_client_that_reads_slowly_gets_all_from_the_disk(
+    file: int, link: tuple[trio.socket.SocketType, trio.socket.SocketType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sending, "_resident", lambda *_: False)
+    link[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    received, counted = await sent(link, file, 0, 2 << 20, piece=8000)
+    assert received == b"head" + DATA[: 2 << 20]
+    assert counted == 2 << 20
+
+
+def test_the_thread_waits_a_moment_for_a_client_and_then_leaves_that_to_the_loop(file: int) -> None:
+    sink, client = socket.socketpair()
+    with sink, client:
+        sink.setblocking(False)
+        moved = sending._send_cold(sink.fileno(), file, 0, SIZE)
+        assert 0 < moved < SIZE
+        with pytest.raises(BlockingIOError):
+            sending._send_cold(sink.fileno(), file, moved, SIZE - moved)
+        received = b""
+        while len(received) < moved:
+            received += client.recv(1 << 20)
+        assert received == DATA[:moved]
+
+
+def test_the_thread_ends_at_the_end_of_a_file_that_is_too_short(file: int) -> None:
+    sink, client = socket.socketpair()
+    with sink, client:
+        sink.setblocking(False)
+        assert sending._send_cold(sink.fileno(), file, SIZE - 10, 100) == 10
+        assert sending._send_cold(sink.fileno(), file, SIZE, 100) == 0
+
+
+@pytest.mark.parametrize("resident", [True, False], ids=["in memory", "on disk"])
+async def test_a_file_that_is_too_short_is_told(
+    file: int,
+    link: tuple[trio.socket.SocketType, trio.socket.SocketType],
+    monkeypatch: pytest.MonkeyPatch,
+    resident: bool,
+) -> None:
+    monkeypatch.setattr(sending, "_resident", lambda *_: resident)
+    received = []
+
+    async def read() -> None:
+        while data := await link[1].recv(1 << 18):
+            received.append(data)
+
+    counted: list[int] = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read)
+        with pytest.raises(Truncated):
+            await send_file(link[0], b"", file, 0, SIZE + 1, counted.append)
+        link[0].shutdown(socket.SHUT_WR)
+    assert b"".join(received) == DATA
+    assert counted == [SIZE]
+
+
+def test_what_was_just_written_is_in_memory_and_what_can_not_be_asked_is_not(file: int) -> None:
+    assert sending._resident(file, 0, SIZE)
+    reading, writing = os.pipe()
+    try:
+        assert not sending._resident(reading, 0, 10)
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+def test_the_last_page_counts_too(file: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read-ahead brings runs of pages; the end of the stretch is asked for by itself."""
+    asked: list[int] = []
+
+    def preadv(fd: int, buffers: object, offset: int, flags: int) -> int:
+        asked.append(offset)
+        assert flags == os.RWF_NOWAIT
+        if offset == SIZE - 1:
+            raise BlockingIOError
+        return 1
+
+    monkeypatch.setattr(sending.os, "preadv", preadv)
+    assert not sending._resident(file, SIZE - 600_000, SIZE)
+    assert asked == [*range(SIZE - 600_000, SIZE, 256 << 10), SIZE - 1]
