@@ -109,11 +109,14 @@ async def test_a_file_that_stops_taking_bytes_loses_none(start_node: Any, start_
 
 
 async def test_without_room_it_is_streamed(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, asker = pair
+    holder, asker = pair
+    # a body that fits into the pipe may have come whole before its file is found to be full, and is verified then
+    body = LAYER * 4
+    path = f"/v2/library/app/blobs/{holder.store.add_content(body)}?ns=docker.io"
     monkeypatch.setattr(spool, "_unnamed", lambda _: os.open("/dev/full", os.O_RDWR))
-    assert (await get(asker, BLOB_PATH)).content == LAYER
+    assert (await get(asker, path)).content == body
     monkeypatch.setattr(spool, "_SHARE", 1 << 50)
-    assert (await get(asker, BLOB_PATH)).content == LAYER
+    assert (await get(asker, path)).content == body
     assert results(asker) == {"full": 2}
 
 
