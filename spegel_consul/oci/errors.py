@@ -98,3 +98,10 @@ class RangeInvalid(OCIError):
     def __init__(self, size: int) -> None:
         super().__init__(f"the requested range lies outside of the content of {size} bytes")
         self.size = size
+
+
+class TooManyRanges(OCIError):
+    """A request has more ranges than are served at once; clients ask for one at a time then (RFC 9110, 14.2)."""
+
+    code = "RANGE_INVALID"
+    status = HTTPStatus.BAD_REQUEST

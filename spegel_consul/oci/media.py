@@ -22,9 +22,11 @@ _SAFE = re.compile(r"[!-~]+/[ -~]+\Z")
 def header_safe(media_type: str) -> str:
     """``media_type``, or application/octet-stream if it could not stand in a header field.
 
-    It was written by whoever made the image, and it is sent as Content-Type.
+    It was written by whoever made the image, and it is sent as Content-Type. A type of several parts is replaced too,
+    because a client would look for parts in the content, and find what the image or a peer wants it to find.
     """
-    return media_type if len(media_type) <= 255 and _SAFE.match(media_type) else OCTET_STREAM
+    safe = len(media_type) <= 255 and _SAFE.match(media_type) and not media_type.lower().startswith("multipart/")
+    return media_type if safe else OCTET_STREAM
 
 
 MAX_MANIFEST_SIZE = 4 << 20

@@ -15,7 +15,7 @@ import trio
 
 from spegel_consul.oci.errors import OCIError, RangeInvalid
 from spegel_consul.oci.path import ContentRequest, Kind
-from spegel_consul.registry.judge import Head, forwardable, judge, type_of
+from spegel_consul.registry.judge import Head, judge, type_of
 from spegel_consul.registry.peer import PeerError, PeerResponse, Unreachable
 from spegel_consul.registry.plan import unknown
 from spegel_consul.registry.race import Ask, Exhausted, Race, Wait
@@ -79,9 +79,13 @@ class Chase:
         for provider in mirror.recent.get(request.key):
             self._found(provider)
 
-    async def first(self, range_header: str | None) -> Answer:
-        """The first acceptable answer. Raises the OCIError that says why there is none."""
-        return await self._run(forwardable(self._request, range_header), None)
+    async def first(self, range_header: str | None, expected: Head | None = None) -> Answer:
+        """The first acceptable answer; called again, that of another peer. ``expected``: what it has to say.
+
+        Raises the OCIError that says why there is none.
+        """
+        self._race.resumed(trio.current_time())
+        return await self._run(range_header, expected)
 
     async def resume(self, head: Head, reached: int, *, picky: bool = False) -> tuple[PeerResponse, Provider]:
         """Another peer's answer with the bytes of ``head`` from ``reached`` on; ``picky``: of none that is slow.

@@ -18,11 +18,17 @@ import trio
 
 from spegel_consul.metrics import CONTENT, Metrics
 from spegel_consul.oci.errors import BlobUnknown, OCIError, RangeInvalid, Unauthorized, Unsupported
+from spegel_consul.oci.path import ContentRequest
+from spegel_consul.oci.ranges import ByteRange, Ranges
 from spegel_consul.registry.chase import TransferCut
+from spegel_consul.registry.fields import fields_of, status_of
 from spegel_consul.registry.judge import Head
 from spegel_consul.registry.mirror import Mirror
+from spegel_consul.registry.multipart import Multipart
+from spegel_consul.registry.parts import Part, send_parts
 from spegel_consul.registry.plan import MIRRORED_HEADER, Elsewhere, Own, Planner, unknown
 from spegel_consul.registry.trace import Onward, Trace, onward
+from spegel_consul.registry.transfer import Transfer
 from spegel_consul.server.outlet import PieceOutlet
 from spegel_consul.server.spool import OWN
 from spegel_consul.store import Blob, Store
@@ -131,36 +137,59 @@ class ContentApp:
                     raise TransferCut(f"{plan.content.digest} was deleted while it was sent") from None
                 if headers.get(MIRRORED_HEADER) == b"true":
                     raise unknown(plan.request, gone.message) from None
-            wanted_range = f"bytes={plan.start}-{plan.stop - 1}" if plan.partial else None
-            plan = Elsewhere(plan.request, wanted_range)
+            plan = Elsewhere(plan.request, plan.wanted)
         await self._send_mirrored(answer, plan, method, onward(headers))
 
     async def _send_own(self, answer: _Answer, plan: Own, blob: Blob) -> None:
         content = plan.content
-        await answer.head(Head(content.digest, content.media_type, plan.start, plan.stop, content.size, plan.partial))
+        spans = plan.spans or (ByteRange(0, content.size, content.size),)
+        multipart = Multipart(content.media_type, spans) if len(spans) > 1 else None
+        head = Head(content.digest, content.media_type, spans[0].start, spans[0].stop, content.size, plan.partial)
+        await answer.head(head, multipart=multipart)
         if answer.wants_body:
-            async for piece in blob.chunks(plan.start, plan.stop):
-                await answer.body(piece)
-                self._own_bytes.inc(len(piece))
+            for place, span in enumerate(spans):
+                if multipart is not None:
+                    await answer.body(multipart.before(place))
+                async for piece in blob.chunks(span.start, span.stop):
+                    await answer.body(piece)
+                    self._own_bytes.inc(len(piece))
+            if multipart is not None:
+                await answer.body(multipart.end)
         await answer.end()
 
     async def _send_mirrored(self, answer: _Answer, plan: Elsewhere, method: str, identity: Onward) -> None:
         with self._mirror.begin(plan.request, method, identity) as trace:
-            await self._relay(answer, plan, method, trace)
+            if plan.wanted is not None and plan.wanted.several:
+                await self._relay_parts(answer, plan.request, plan.wanted, trace)
+            else:
+                await self._relay(answer, plan, method, trace)
 
     async def _relay(self, answer: _Answer, plan: Elsewhere, method: str, trace: Trace) -> None:
-        async with self._mirror.open(plan.request, method, plan.wanted_range, trace) as transfer:
+        async with self._mirror.open(plan.request, method, plan.range_header, trace) as transfer:
             if answer.wants_body:
                 await transfer.hold(answer.client)
             await answer.head(transfer.head, served_by=transfer.served_by)
             if answer.wants_body:
-
-                async def body(piece: bytes) -> None:
-                    await answer.body(piece)
-                    self._peer_bytes.inc(len(piece))
-
-                await transfer.send(PieceOutlet(body))
+                await self._carry(answer, transfer)
             await answer.end()
+
+    async def _relay_parts(self, answer: _Answer, request: ContentRequest, wanted: Ranges, trace: Trace) -> None:
+        async def send(part: Part) -> None:
+            if part.first:
+                await answer.head(part.head, served_by=part.transfer.served_by, multipart=part.multipart)
+            await answer.body(part.before)
+            await self._carry(answer, part.transfer)
+            await answer.body(part.after)
+
+        await send_parts(self._mirror, request, wanted, trace, send)
+        await answer.end()
+
+    async def _carry(self, answer: _Answer, transfer: Transfer) -> None:
+        async def body(piece: bytes) -> None:
+            await answer.body(piece)
+            self._peer_bytes.inc(len(piece))
+
+        await transfer.send(PieceOutlet(body))
 
 
 class _Answer:
@@ -174,18 +203,8 @@ class _Answer:
         self.sent = 0
         self.status: int | None = None
 
-    async def head(self, head: Head, served_by: str | None = None) -> None:
-        headers = [
-            (b"content-type", head.media_type.encode("latin-1", "replace")),
-            (b"content-length", b"%d" % (head.stop - head.start)),
-            (b"docker-content-digest", head.digest.encode()),
-            (b"accept-ranges", b"bytes"),
-        ]
-        if head.partial:
-            headers.append((b"content-range", b"bytes %d-%d/%d" % (head.start, head.stop - 1, head.size)))
-        if served_by is not None:
-            headers.append((b"x-spegel-served-by", served_by.encode()))
-        await self._start(206 if head.partial else 200, headers)
+    async def head(self, head: Head, served_by: str | None = None, multipart: Multipart | None = None) -> None:
+        await self._start(status_of(head), fields_of(head, served_by, multipart))
 
     async def body(self, piece: bytes) -> None:
         await self._send({"type": "http.response.body", "body": piece, "more_body": True})

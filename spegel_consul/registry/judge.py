@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import DigestInvalid, RangeInvalid
 from spegel_consul.oci.media import OCTET_STREAM, header_safe, manifest_media_type
-from spegel_consul.oci.path import ContentRequest, Kind
-from spegel_consul.oci.ranges import parse_range
+from spegel_consul.oci.path import ContentRequest
+from spegel_consul.oci.ranges import parse_ranges
 from spegel_consul.registry.peer import PeerError, PeerResponse
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})\Z", re.ASCII)
@@ -35,16 +35,6 @@ class Head:
     size: int
     partial: bool
     disputed: bool = field(default=False, compare=False)
-
-
-def forwardable(request: ContentRequest, range_header: str | None) -> str | None:
-    """The client's Range header, unless it is to be ignored (RFC 9110, 14.2) or meant for a manifest."""
-    if range_header is None or request.kind is Kind.MANIFEST:
-        return None
-    try:
-        return range_header.strip() if parse_range(range_header, 1 << 62) else None
-    except RangeInvalid:
-        return range_header.strip()
 
 
 def judge(
@@ -75,8 +65,7 @@ def judge(
         if span is None:
             raise PeerError(f"answered 206 with content-range {content_range[:60]!r}", broken=True)
         start, stop, size = int(span[1]), int(span[2]) + 1, int(span[3])
-        asked_for = parse_range(range_header, size)
-        if stop - start != int(length) or asked_for is None or (start, stop) != (asked_for.start, asked_for.stop):
+        if stop - start != int(length) or (start, stop) != _asked_for(range_header, size):
             message = f"answered 206 with content-range {content_range[:60]!r} and length {length}"
             raise PeerError(message, broken=True)
     asked = request.reference.digest
@@ -91,6 +80,16 @@ def judge(
     if expected is not None and head != replace(expected, media_type=media_type):
         raise PeerError("answered with other bytes than those that are missing")
     return head
+
+
+def _asked_for(range_header: str | None, size: int) -> tuple[int, int] | None:
+    """The start and the stop of the only range of ``range_header``, or None if there is none in so many bytes."""
+    wanted = parse_ranges(range_header)
+    try:
+        spans = wanted.within(size) if wanted is not None else ()
+    except RangeInvalid:
+        return None
+    return (spans[0].start, spans[0].stop) if len(spans) == 1 else None
 
 
 def type_of(manifest: bytes, said: str | None = None) -> str:

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import time
 import urllib.parse
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 
 import structlog
@@ -31,7 +31,7 @@ from spegel_consul.registry.chase import Answer, Chase
 from spegel_consul.registry.credentials import Credentials
 from spegel_consul.registry.doubts import Doubts
 from spegel_consul.registry.holding import Holdings
-from spegel_consul.registry.judge import Head, forwardable, judge
+from spegel_consul.registry.judge import Head, judge
 from spegel_consul.registry.peer import PeerClient, PeerError, PeerResponse
 from spegel_consul.registry.penalties import Penalties
 from spegel_consul.registry.plan import MIRRORED_HEADER
@@ -145,17 +145,39 @@ class Mirror:
         Raises ManifestUnknown or BlobUnknown when no peer has it within the deadlines, RangeInvalid when
         the range lies outside of it; whatever is raised in the context comes out as it is.
         """
-        try:
+        with self.counted(request):
             shared = self._shared(request, range_header, trace) if method == "GET" else None
             if shared is not None:
                 async with shared:
                     yield shared
-                self.served(request)
                 return
             async with self.chase(request, method, trace) as chase:
                 answer = await chase.first(range_header)
                 async with Transfer(self, chase, request, answer, trace) as transfer:
                     yield transfer
+
+    @asynccontextmanager
+    async def part(
+        self, request: ContentRequest, range_header: str, trace: Trace, expected: Head | None = None
+    ) -> AsyncIterator[Transfer]:
+        """Find one range of a blob, as :meth:`open` does; a peer that sends all of it is left for another one.
+
+        ``expected``: what the answer has to say, because other parts of the same content have been sent already.
+        """
+        async with self.chase(request, "GET", trace) as chase:
+            answer = await chase.first(range_header, expected)
+            while not answer.head.partial:  # a server may ignore Range (RFC 9110, 14.2)
+                if isinstance(answer.body, PeerResponse):
+                    answer.body.discard()
+                answer = await chase.first(range_header, expected)
+            async with Transfer(self, chase, request, answer, trace) as transfer:
+                yield transfer
+
+    @contextmanager
+    def counted(self, request: ContentRequest) -> Iterator[None]:
+        """The context of one request's answer, which is a hit or a miss by how it ends."""
+        try:
+            yield
         except (ManifestUnknown, BlobUnknown):
             self.missed(request)
             raise
@@ -164,7 +186,7 @@ class Mirror:
     def _shared(self, request: ContentRequest, range_header: str | None, trace: Trace) -> Transfer | None:
         """The transfer of a body that another client waits for or is being sent, if it is held."""
         holding = self.holdings.get(request.reference.digest)
-        if holding is None or request.kind is not Kind.BLOB or forwardable(request, range_header) is not None:
+        if holding is None or request.kind is not Kind.BLOB or range_header is not None:
             return None
         return Transfer(self, None, request, holding, trace)
 
@@ -182,12 +204,12 @@ class Mirror:
             return None  # there is nothing to splice
         if (shared := self._shared(request, range_header, trace)) is not None:
             return shared
-        wanted, suspects = forwardable(request, range_header), self.doubts.of(request.reference.digest)
+        suspects = self.doubts.of(request.reference.digest)
         for provider in self.recent.get(request.key):
             fit = self.may_ask(provider) and not self.penalties.is_slow(provider) and provider not in suspects
             if fit and self.client.has_idle(provider.registry):
                 with trio.move_on_after(self.settings.hedge):
-                    return await self._ask_at_once(provider, request, wanted, trace)
+                    return await self._ask_at_once(provider, request, range_header, trace)
                 break
         return None
 

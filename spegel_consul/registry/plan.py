@@ -16,7 +16,7 @@ from spegel_consul.oci.errors import BlobUnknown, ManifestUnknown, NameUnknown, 
 from spegel_consul.oci.filters import ImageFilter
 from spegel_consul.oci.media import INDEXES, MANIFESTS
 from spegel_consul.oci.path import ContentRequest, Kind, parse_content_path
-from spegel_consul.oci.ranges import parse_range
+from spegel_consul.oci.ranges import ByteRange, Ranges, parse_ranges
 from spegel_consul.oci.reference import DEFAULT_REGISTRY
 from spegel_consul.registry.credentials import Credentials
 from spegel_consul.store import Store
@@ -35,21 +35,29 @@ _MEMORABLE = 512  # bytes of path, query and namespace; what is longer is nobody
 
 @dataclass(frozen=True, slots=True)
 class Own:
-    """Send the bytes ``[start, stop)`` of content that this node has."""
+    """Send content that this node has: all of it, or ``spans`` of it, which are what ``wanted`` is of this content."""
 
     request: ContentRequest
     content: Descriptor
-    start: int
-    stop: int
-    partial: bool
+    wanted: Ranges | None = None
+    spans: tuple[ByteRange, ...] = ()
+
+    @property
+    def partial(self) -> bool:
+        return bool(self.spans)
 
 
 @dataclass(frozen=True, slots=True)
 class Elsewhere:
-    """Look for it at peers; ``wanted_range`` is the client's Range header, if it is to be heeded."""
+    """Look for it at peers: for all of it, or what ``wanted`` says."""
 
     request: ContentRequest
-    wanted_range: str | None
+    wanted: Ranges | None = None
+
+    @property
+    def range_header(self) -> str | None:
+        """The Range header for a peer, if not all is wanted."""
+        return None if self.wanted is None else self.wanted.header
 
 
 class Planner:
@@ -98,21 +106,18 @@ class Planner:
         asks_whether_moved = (
             reference.digest is None and from_this_machine and not from_peer and agent.startswith(_RUNTIMES)
         )
-        # no answer of ours has a validator, so If-Range can't match (RFC 9110, 13.1.5)
-        heeds_range = request.kind is Kind.BLOB and b"if-range" not in headers
-        wanted_range = headers.get(b"range") if heeds_range else None
-        header = wanted_range.decode("latin-1") if wanted_range is not None else None
+        # Range is defined for GET (RFC 9110, 14.2); no answer of ours has a validator, so If-Range can't match (13.1.5)
+        heeds_range = method == "GET" and request.kind is Kind.BLOB and b"if-range" not in headers
+        header = headers.get(b"range") if heeds_range else None
+        wanted = parse_ranges(header.decode("latin-1")) if header is not None else None
         # The runtime of this very node asks for a tag because it wants to know whether the tag has moved; an
         # answer from its own store could only ever say no.  Peers and the upstream registry can say more.
         content = None if asks_whether_moved else self._find(request)
         if content is not None:
-            span = parse_range(header, content.size)
-            if span is not None:
-                return Own(request, content, span.start, span.stop, True)
-            return Own(request, content, 0, content.size, False)
+            return Own(request, content, wanted, wanted.within(content.size) if wanted is not None else ())
         if from_peer:
             raise unknown(request, f"this node does not have {reference}")
-        return Elsewhere(request, header)
+        return Elsewhere(request, wanted)
 
     def _parse_accepted(
         self, path: bytes, query: bytes, namespace: bytes, from_dockerd: bool, from_peer: bool

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import formatdate
 
@@ -19,12 +20,16 @@ import structlog
 import trio
 
 from spegel_consul.metrics import CONTENT, Metrics
-from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import BlobUnknown, OCIError, RangeInvalid
-from spegel_consul.oci.path import Kind
+from spegel_consul.oci.path import ContentRequest, Kind
+from spegel_consul.oci.ranges import Ranges
 from spegel_consul.registry.cache import ByteCache
 from spegel_consul.registry.chase import TransferCut
+from spegel_consul.registry.fields import fields_of, status_of
+from spegel_consul.registry.judge import Head
 from spegel_consul.registry.mirror import Mirror
+from spegel_consul.registry.multipart import Multipart
+from spegel_consul.registry.parts import Part, send_parts
 from spegel_consul.registry.plan import MIRRORED_HEADER, Elsewhere, Own, Planner
 from spegel_consul.registry.trace import Onward, Trace, as_fields, onward
 from spegel_consul.registry.transfer import Transfer
@@ -99,7 +104,7 @@ class ShortRoad:
         else:
             if small is None and (small := self._keep(plan, self._read_small(plan))) is None:
                 return None
-            body = small[plan.start : plan.stop] if plan.partial else small
+            body = _cut(small, plan)
             self._bytes.inc(len(body))
         known.count(len(body))
         known.duration.observe(time.perf_counter() - began)
@@ -139,7 +144,8 @@ class ShortRoad:
         except OCIError:
             return None
         if isinstance(plan, Own):
-            at_once = method == "HEAD" or plan.content.size <= SMALL
+            # several ranges have another boundary, and so another head, in each answer
+            at_once = (method == "HEAD" or plan.content.size <= SMALL) and len(plan.spans) <= 1
             status = 206 if plan.partial else 200
             duration, length = self._durations[method, status], self._lengths[method, status]
             known = _Known(version, method, plan, self._head(plan), at_once, duration, length)
@@ -155,7 +161,9 @@ class ShortRoad:
 
     async def _own(self, known: _Known, plan: Own, link: Link) -> int | None:
         """Send what the own store has; the status that was sent, or None if nothing was."""
-        content, length = plan.content, plan.stop - plan.start
+        content = plan.content
+        if len(plan.spans) > 1:
+            return await self._own_parts(plan, link)
         head = b"%b%b\r\n\r\n" % (known.head, self._now())
         if known.method == "HEAD":
             if self._cached(plan) is None and not self._is_there(plan):
@@ -163,16 +171,13 @@ class ShortRoad:
             await send_bytes(link.sock, head)
             known.count(0)
         elif content.size <= SMALL:
-            small = self._cached(plan)
-            if small is None:
-                # perhaps the disk has to turn for it
-                read = self._read_small(plan) or await trio.to_thread.run_sync(self._read_small, plan, 0)
-                small = self._keep(plan, read)
+            small = await self._small(plan)
             if small is None:
                 return None
-            await send_bytes(link.sock, head + small[plan.start : plan.stop])
-            self._bytes.inc(length)
-            known.count(length)
+            body = _cut(small, plan)
+            await send_bytes(link.sock, head + body)
+            self._bytes.inc(len(body))
+            known.count(len(body))
         else:
             fd = self._open(plan)
             if fd is None:
@@ -182,17 +187,49 @@ class ShortRoad:
                 self._bytes.inc(sent)
                 known.count(sent)
 
+            start, stop = (plan.spans[0].start, plan.spans[0].stop) if plan.partial else (0, content.size)
             try:
-                await send_file(link.sock, head, fd, plan.start, plan.stop, count)
+                await send_file(link.sock, head, fd, start, stop, count)
             finally:
                 os.close(fd)
         return 206 if plan.partial else 200
+
+    async def _own_parts(self, plan: Own, link: Link) -> int | None:
+        """The same for several ranges of it."""
+        content = plan.content
+        multipart = Multipart(content.media_type, plan.spans)
+        head = self._head(plan, multipart) + self._now() + b"\r\n\r\n"
+        if content.size <= SMALL:
+            small = await self._small(plan)
+            if small is None:
+                return None
+            body = b"".join(
+                multipart.before(place) + small[span.start : span.stop] for place, span in enumerate(plan.spans)
+            )
+            await send_bytes(link.sock, head + body + multipart.end)
+            self._bytes.inc(sum(span.length for span in plan.spans))
+        else:
+            fd = self._open(plan)
+            if fd is None:
+                return None
+            try:
+                for place, span in enumerate(plan.spans):
+                    before = head + multipart.before(place)
+                    await send_file(link.sock, before, fd, span.start, span.stop, self._bytes.inc)
+                    head = b""
+            finally:
+                os.close(fd)
+            await send_bytes(link.sock, multipart.end)
+        self._lengths["GET", 206].observe(multipart.length)
+        return 206
 
     async def _mirrored(self, known: _Known, plan: Elsewhere, link: Link) -> int:
         """Send what a peer has, or the error if none has it; the status that was sent."""
         method = known.method
         try:
             with self._mirror.begin(plan.request, method, known.onward) as trace:
+                if plan.wanted is not None and plan.wanted.several:
+                    return await self._relay_parts(plan.request, plan.wanted, link, trace)
                 return await self._from_a_peer(method, plan, link, trace)
         except OCIError as exc:
             await send_bytes(link.sock, self._error(exc, method))
@@ -204,7 +241,7 @@ class ShortRoad:
 
     async def _from_a_peer(self, method: str, plan: Elsewhere, link: Link, trace: Trace) -> int:
         if method == "GET" and plan.request.kind is Kind.BLOB:
-            transfer = await self._mirror.at_once(plan.request, plan.wanted_range, trace)
+            transfer = await self._mirror.at_once(plan.request, plan.range_header, trace)
             if transfer is not None:
                 try:
                     async with transfer:
@@ -214,29 +251,51 @@ class ShortRoad:
                     raise
                 self._mirror.served(plan.request)
                 return status
-        async with self._mirror.open(plan.request, method, plan.wanted_range, trace) as transfer:
+        async with self._mirror.open(plan.request, method, plan.range_header, trace) as transfer:
             return await self._relay(method, transfer, link, trace)
 
     async def _relay(self, method: str, transfer: Transfer, link: Link, trace: Trace) -> int:
         if method == "GET":
             await transfer.hold(link.client, link.glance)
         head = transfer.head
-        rendered = self._render(
-            head.digest, head.media_type, head.start, head.stop, head.size, head.partial, transfer.served_by
-        )
-        rendered += self._now() + b"\r\n\r\n"
+        rendered = self._render(head, transfer.served_by) + self._now() + b"\r\n\r\n"
         if method == "HEAD":
             await send_bytes(link.sock, rendered)
         else:
-            whole = False
-            try:
-                await transfer.send(SocketOutlet(link.sock, rendered))
-                whole = True
-            finally:
-                sent = head.stop - head.start if whole else trace.sent()
-                self._peer_bytes.inc(sent)
-                self._lengths[method, 206 if head.partial else 200].observe(sent)
-        return 206 if head.partial else 200
+            await self._carry(transfer, rendered, link, trace, self._lengths[method, status_of(head)].observe)
+        return status_of(head)
+
+    async def _relay_parts(self, request: ContentRequest, wanted: Ranges, link: Link, trace: Trace) -> int:
+        lengths: list[int] = []
+
+        async def send(part: Part) -> None:
+            head = b""
+            if part.first:
+                head = self._render(part.head, part.transfer.served_by, part.multipart) + self._now() + b"\r\n\r\n"
+            lengths.append(len(part.before))
+            await self._carry(part.transfer, head + part.before, link, trace, lengths.append)
+            await send_bytes(link.sock, part.after)
+            lengths.append(len(part.after))
+
+        try:
+            await send_parts(self._mirror, request, wanted, trace, send)
+        finally:
+            if lengths:
+                self._lengths["GET", 206].observe(sum(lengths))
+        return 206
+
+    async def _carry(
+        self, transfer: Transfer, head: bytes, link: Link, trace: Trace, count: Callable[[int], object]
+    ) -> None:
+        """Send ``head`` and the body; in the end ``count`` hears how many bytes of the body were sent."""
+        whole = False
+        try:
+            await transfer.send(SocketOutlet(link.sock, head))
+            whole = True
+        finally:
+            sent = transfer.head.stop - transfer.head.start if whole else trace.sent()
+            self._peer_bytes.inc(sent)
+            count(sent)
 
     def _is_there(self, plan: Own) -> bool:
         path = self._store.file(plan.content.digest)
@@ -271,6 +330,15 @@ class ShortRoad:
         # what does not fit is a file that is still being written, or a disk that lies
         return small if plan.content.digest.fits(small) else None
 
+    async def _small(self, plan: Own) -> bytes | None:
+        """Small content, or None if it is not what it should be."""
+        small = self._cached(plan)
+        if small is None:
+            # perhaps the disk has to turn for it
+            read = self._read_small(plan) or await trio.to_thread.run_sync(self._read_small, plan, 0)
+            small = self._keep(plan, read)
+        return small
+
     def _keep(self, plan: Own, small: bytes | None) -> bytes | None:
         if small is not None:
             self._cache.put(plan.content.digest, small)
@@ -281,24 +349,16 @@ class ShortRoad:
         small = self._cache.get(plan.content.digest)
         return small if small is not None and len(small) == plan.content.size else None
 
-    def _head(self, plan: Own) -> bytes:
+    def _head(self, plan: Own, multipart: Multipart | None = None) -> bytes:
         content = plan.content
-        return self._render(content.digest, content.media_type, plan.start, plan.stop, content.size, plan.partial)
+        start, stop = (plan.spans[0].start, plan.spans[0].stop) if plan.partial else (0, content.size)
+        head = Head(content.digest, content.media_type, start, stop, content.size, plan.partial)
+        return self._render(head, multipart=multipart)
 
-    def _render(
-        self, digest: Digest, media_type: str, start: int, stop: int, size: int, partial: bool, served_by: str = ""
-    ) -> bytes:
-        """The head of an answer up to its date, the same bytes as the long road's."""
-        fields = b"content-type: %b\r\ncontent-length: %d\r\ndocker-content-digest: %b\r\naccept-ranges: bytes\r\n" % (
-            media_type.encode("latin-1", "replace"),
-            stop - start,
-            digest.encode(),
-        )
-        if partial:
-            fields += b"content-range: bytes %d-%d/%d\r\n" % (start, stop - 1, size)
-        if served_by:
-            fields += b"x-spegel-served-by: %b\r\n" % served_by.encode()
-        return b"HTTP/1.1 %d \r\n%bdate: " % (206 if partial else 200, fields)
+    def _render(self, head: Head, served_by: str | None = None, multipart: Multipart | None = None) -> bytes:
+        """The head of an answer up to its date."""
+        fields = b"".join(b"%b: %b\r\n" % field for field in fields_of(head, served_by, multipart))
+        return b"HTTP/1.1 %d \r\n%bdate: " % (status_of(head), fields)
 
     def _error(self, error: OCIError, method: str) -> bytes:
         body = error.body()
@@ -314,3 +374,8 @@ class ShortRoad:
         if now != self._second:
             self._second, self._date = now, formatdate(now, usegmt=True).encode()
         return self._date
+
+
+def _cut(small: bytes, plan: Own) -> bytes:
+    """What a plan without several ranges sends of its content."""
+    return small[plan.spans[0].start : plan.spans[0].stop] if plan.spans else small

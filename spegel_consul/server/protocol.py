@@ -6,6 +6,9 @@
 # body in two ways at once is refused and its connection closed: what comes behind it is a request for one of two
 # parsers and a body for the other (RFC 9112, 6.1).
 #
+# What would be taken for another request than it is, is refused too: hypercorn makes `get` a GET, though methods are
+# case-sensitive (RFC 9110, 9.1), and answers any version that h11 can read.
+#
 # A body that turns out to be malformed while its request is answered is no reason to take the answer away, which would
 # have come or not as tasks happen to take turns: the answer goes on, and the connection ends with it.
 
@@ -27,8 +30,14 @@ from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import AppWrapper, ConnectionState
 
-_REASONS = {400: "the request is not valid HTTP", 431: "the request's header fields are too large"}
+_REASONS = {
+    400: "the request is not valid HTTP",
+    431: "the request's header fields are too large",
+    501: "the method is not known: methods are case-sensitive, as in GET",
+    505: "only HTTP/1.1 and HTTP/1.0 are spoken here",
+}
 _ABSOLUTE = re.compile(rb"https?://([^/?#@]+)(.*)\Z", re.IGNORECASE)
+_METHODS = frozenset({b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS", b"TRACE", b"CONNECT"})
 _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 
 
@@ -67,8 +76,8 @@ class Http11(H11Protocol):
 
     async def _create_stream(self, request: h11.Request) -> None:
         names = {name for name, _ in request.headers}
-        if names >= _FRAMING:
-            await self._send_error_response(400)
+        if status := _refusal(request, names):
+            await self._send_error_response(status, has_body=request.method != b"HEAD")
             await self.send(Closed())
             return
         if b"upgrade" in names:
@@ -81,7 +90,7 @@ class Http11(H11Protocol):
             request = _changed(request, target if target.startswith(b"/") else b"/" + target, headers)
         await super()._create_stream(request)
 
-    async def _send_error_response(self, status_code: int) -> None:
+    async def _send_error_response(self, status_code: int, *, has_body: bool = True) -> None:
         if self._is_spoiled():
             return
         message = _REASONS.get(status_code, "the request can't be answered")
@@ -93,8 +102,18 @@ class Http11(H11Protocol):
         ]
         all_headers = list(chain(headers, self.config.response_headers("h11")))
         await self._send_h11_event(h11.Response(status_code=status_code, headers=all_headers))
-        await self._send_h11_event(h11.Data(data=body))
+        if has_body:
+            await self._send_h11_event(h11.Data(data=body))
         await self._send_h11_event(h11.EndOfMessage())
+
+
+def _refusal(request: h11.Request, names: set[bytes]) -> int:
+    """The status to refuse a request with that h11 takes, or 0."""
+    if not request.http_version.startswith(b"1."):
+        return 505
+    if names >= _FRAMING:
+        return 400
+    return 0 if request.method in _METHODS else 501
 
 
 def _changed(request: h11.Request, target: bytes, headers: list[tuple[bytes, bytes]]) -> h11.Request:

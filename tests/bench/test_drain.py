@@ -18,13 +18,13 @@ SIZE = 300_000
 
 
 class Handler(BaseHTTPRequestHandler):
-    """/good, /missing (404), /short (less than promised), and ranges of /good."""
+    """/good, /missing (404), /short (less than promised), ranges of /good, and /whole, which has none."""
 
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
         status, start = (404 if self.path == "/missing" else 200), 0
-        if asked := self.headers.get("range"):
+        if (asked := self.headers.get("range")) and self.path != "/whole":
             status, start = 206, int(asked.removeprefix("bytes=").removesuffix("-"))
         self.send_response(status)
         self.send_header("Content-Length", str(SIZE - start))
@@ -83,6 +83,11 @@ def test_says_when_answers_are_wrong(drain: Path, port: int) -> None:
 def test_ranges_are_read_up_to_the_step(drain: Path, port: int) -> None:
     found = run(drain, port, 1, 10, "GET", "/good", 4, 100_000, SIZE)
     assert (found["requests"], found["bytes"], found["errors"], found["bad_status"]) == (4, 400_000, 0, 0)
+
+
+def test_all_is_an_answer_to_the_first_range_only(drain: Path, port: int) -> None:
+    assert run(drain, port, 1, 10, "GET", "/whole", 1, 100_000, SIZE)["bad_status"] == 0
+    assert run(drain, port, 1, 10, "GET", "/whole", 3, 100_000, SIZE)["bad_status"] == 2
 
 
 def test_ends_in_time(drain: Path, port: int) -> None:

@@ -11,6 +11,7 @@ import json
 import tomllib
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -41,9 +42,10 @@ from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import OCIError, RangeInvalid
 from spegel_consul.oci.media import INDEXES, MANIFESTS
 from spegel_consul.oci.path import parse_content_path
-from spegel_consul.oci.ranges import parse_range
+from spegel_consul.oci.ranges import ByteRange, parse_ranges
 from spegel_consul.oci.reference import Reference
 from spegel_consul.registry import judge as heads
+from spegel_consul.registry.multipart import Multipart
 from spegel_consul.registry.peer import PeerClient, PeerError, PeerResponse
 from spegel_consul.registry.reply import Reply, ReplyError, parse_reply
 from spegel_consul.ring import PeerInfo, RingError
@@ -89,10 +91,24 @@ def path(data: bytes) -> None:
 
 def byte_range(data: bytes) -> None:
     text = data.decode("latin-1")
-    for size in (0, 1, 1000, 1 << 40):
-        with suppress(OCIError):
-            found = parse_range(text, size)
-            assert found is None or 0 <= found.start < found.stop <= size
+    with suppress(OCIError):
+        wanted = parse_ranges(text)
+        if wanted is None:
+            return
+        assert parse_ranges(wanted.header) == wanted
+        for size in (0, 1, 1000, 1 << 40):
+            with suppress(RangeInvalid):
+                _framed(wanted.within(size), size)
+
+
+def _framed(spans: tuple[ByteRange, ...], size: int) -> None:
+    """Ranges that are to be sent, and the frame around them."""
+    ordered = sorted(spans, key=lambda span: span.start)
+    assert all(0 <= span.start < span.stop <= size == span.size for span in spans)
+    assert all(one.stop < other.start for one, other in pairwise(ordered))
+    multipart = Multipart("a/b", spans)
+    frame = sum(len(multipart.before(place)) for place in range(len(spans))) + len(multipart.end)
+    assert multipart.length == frame + sum(span.length for span in spans) <= frame + size
 
 
 def request_head(data: bytes) -> None:

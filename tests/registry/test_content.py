@@ -59,10 +59,9 @@ async def test_manifest_by_tag_and_digest(node: Any) -> None:
     ("wanted", "status", "expected", "content_range"),
     [
         (None, 200, LAYER, None),
-        ("bytes=0-", 206, LAYER, f"bytes 0-{len(LAYER) - 1}/{len(LAYER)}"),
+        ("bytes=0-", 200, LAYER, None),
         ("bytes=100-199", 206, LAYER[100:200], f"bytes 100-199/{len(LAYER)}"),
         ("bytes=-7", 206, LAYER[-7:], f"bytes {len(LAYER) - 7}-{len(LAYER) - 1}/{len(LAYER)}"),
-        ("bytes=1-2,4-5", 200, LAYER, None),
         (f"bytes={len(LAYER)}-", 416, None, f"bytes */{len(LAYER)}"),
     ],
 )
@@ -76,8 +75,6 @@ async def test_blob_ranges(
     if expected is not None:
         assert response.content == expected
         assert response.headers["accept-ranges"] == "bytes"
-        only_head = await get(node, f"/v2/library/app/blobs/{node.layer}", "HEAD", **headers)
-        assert (only_head.status_code, only_head.headers["content-length"]) == (status, str(len(expected)))
     else:
         assert response.json()["errors"][0]["code"] == "RANGE_INVALID"
 
@@ -160,7 +157,12 @@ async def raw(node: Any, request: bytes) -> bytes:
         (b"GET /v2/ HTTP/1.1\r\nHost: x\r\nX-Big: " + b"a" * (1 << 20) + b"\r\n\r\n", 431),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03garbage\r\n\r\n", 400),
         (b"GET /v2/ HTTP/1.1\r\nHost: x\r\nContent-Length: 5, 6\r\n\r\n", 400),
-        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00", 404),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00", 505),
+        (b"GET /v2/ HTTP/2.0\r\nHost: x\r\n\r\n", 505),
+        (b"GET /v2/ HTTP/0.9\r\nHost: x\r\n\r\n", 505),
+        (b"get /v2/ HTTP/1.1\r\nHost: x\r\n\r\n", 501),
+        (b"Head /v2/ HTTP/1.1\r\nHost: x\r\n\r\n", 501),
+        (b"FROB /v2/ HTTP/1.1\r\nHost: x\r\n\r\n", 501),
     ],
 )
 async def test_what_is_not_http_gets_an_error_body(
@@ -175,7 +177,33 @@ async def test_what_is_not_http_gets_an_error_body(
     assert "Traceback" not in captured.out + captured.err
 
 
-@pytest.mark.parametrize("method", ["PUT", "POST", "DELETE", "PATCH"])
+async def test_a_later_minor_version_is_understood(node: Any) -> None:
+    """RFC 9110, 2.5: it is answered as the highest minor version that this server speaks."""
+    for version in ("1.0", "1.1", "1.2", "1.9"):
+        fields = "Host: x\r\nConnection: close\r\n\r\n"
+        response = await raw(node, f"GET /v2/library/app/blobs/{node.layer} HTTP/{version}\r\n{fields}".encode())
+        assert response.startswith(b"HTTP/1.1 200 ")
+        assert response.endswith(LAYER)
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"HEAD /v2/ HTTP/2.0\r\nHost: x\r\n\r\n", 505),
+        (b"HEAD /v2/ HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+    ],
+)
+async def test_a_refusal_of_head_has_no_body(
+    node: Any, head: bytes, status: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    response = await raw(node, head)
+    assert response.startswith(f"HTTP/1.1 {status} ".encode())
+    assert response.endswith(b"\r\n\r\n")
+    captured = capfd.readouterr()
+    assert "Traceback" not in captured.out + captured.err
+
+
+@pytest.mark.parametrize("method", ["PUT", "POST", "DELETE", "PATCH", "TRACE"])
 async def test_writing_is_refused(node: Any, method: str) -> None:
     for path in ("/v2/app/manifests/v1", "/v2/"):
         response = await get(node, path, method)
