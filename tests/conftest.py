@@ -8,11 +8,13 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from typing import Any
 
 import pytest
 import structlog
+from lab import clock
 
 collect_ignore = [] if "NOMAD" in os.environ else ["nomad"]  # `make nomad`
 
@@ -33,6 +35,10 @@ def pytest_configure() -> None:
 @pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("real") is None)
+    for item in items:
+        # what real parts do takes real time
+        if inspect.iscoroutinefunction(getattr(item, "obj", None)) and item.get_closest_marker("real") is None:
+            item.add_marker(pytest.mark.trio(run=clock.run))
     if config.pluginmanager.hasplugin("xdist"):
         for item in items:
             item.add_marker(pytest.mark.xdist_group(item.path.relative_to(config.rootpath).as_posix()))
