@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 import os
-import signal
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
@@ -66,6 +65,7 @@ from spegel_consul.server.door import Door, raise_limit
 from spegel_consul.server.listen import ListenError, listen
 from spegel_consul.server.spool import Room
 from spegel_consul.server.tls import Tls, TlsError
+from spegel_consul.signals import stop_signals
 from spegel_consul.stages import Runnable, Stages
 from spegel_consul.store import Store
 from spegel_consul.store.containerd.store import ContainerdStore
@@ -88,13 +88,13 @@ class StartError(Exception):
 
 
 async def run(settings: Settings) -> None:
-    """Run until SIGTERM or SIGINT. Raises StartError."""
+    """Run until one of ``stop_signals()``. Raises StartError."""
     try:
         node = _prepare(settings)
     except (ListenError, NoAddress, RingError, TlsError, CredentialsError, ValueError) as exc:
         raise StartError(str(exc)) from None
     # listened to until all is done, so that no signal cuts the goodbye short
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    with trio.open_signal_receiver(*stop_signals()) as signals:
         await _run(settings, node, signals)
         log.info("stopped")
 

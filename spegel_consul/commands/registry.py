@@ -25,6 +25,7 @@ from spegel_consul.registry.peer import PeerLimits
 from spegel_consul.registry.policy import PeerPolicy
 from spegel_consul.ring.policy import OnLeaderChange
 from spegel_consul.server.tls import TlsFiles
+from spegel_consul.signals import stop_signals
 
 
 @click.command()
@@ -174,20 +175,27 @@ def registry(**given: Any) -> None:
 
         settings = replace(settings, heartbeat=become_guarded(settings.hang_timeout))
     # before the sidecar listens for them there is nothing to bring in order, and nothing after
-    for each in (signal.SIGTERM, signal.SIGINT):
+    stopping = stop_signals()
+    for each in stopping:
         signal.signal(each, lambda *_: os._exit(0))
     # only the sidecar itself needs the rest
     from spegel_consul import log, sidecar
 
     log.configure(given["log_level"], given["log_format"])
+
+    async def run(settings: Settings) -> None:
+        try:
+            await sidecar.run(settings)
+        finally:
+            # A signal from here on would be reported as one that trio's closed file descriptor did not take, and, once
+            # the interpreter has dropped the handlers, as the one that ended the process.
+            for each in stopping:
+                signal.signal(each, signal.SIG_IGN)
+
     try:
-        trio.run(sidecar.run, settings)
+        trio.run(run, settings)
     except sidecar.StartError as exc:
         raise click.ClickException(str(exc)) from None
-    finally:
-        # asked again while the interpreter ends, which drops handlers, it would say that a signal ended it
-        for each in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(each, signal.SIG_IGN)
 
 
 def _settings(given: dict[str, Any]) -> Settings:

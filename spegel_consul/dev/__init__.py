@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 import tempfile
 import time
 from collections.abc import Sequence
@@ -27,6 +26,7 @@ from rich.table import Table
 from spegel_consul.dev.processes import LOOPBACK, START_TIMEOUT, DevError, Node, own_consul, ready, sidecars
 from spegel_consul.dev.sample import IMAGE, write_image, write_layout
 from spegel_consul.oci.digest import Digest
+from spegel_consul.signals import stop_signals
 
 NODES = 3
 
@@ -70,7 +70,7 @@ def _leaf(exc: Exception) -> Exception:
 
 
 async def _until_signal(scope: trio.CancelScope) -> None:
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    with trio.open_signal_receiver(*stop_signals()) as signals:
         async for _ in signals:
             scope.cancel()
 

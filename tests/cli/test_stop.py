@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-DEADLINE = 10.0
-"""Seconds that a call to containerd may take, of which the first filling of the store needs some."""
+from lab.process import HANG, ending, until, with_sigint
 
 
 def sidecar(data: Path, *more: str) -> list[str]:
@@ -26,45 +27,107 @@ def test_sigterm_while_the_store_is_filled(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as containerd, (tmp_path / "log").open("wb") as log:
         containerd.bind(f"{tmp_path}/c.sock")
         containerd.listen()
-        containerd.settimeout(60)
-        with subprocess.Popen(argv, stdout=log, stderr=log) as process:
-            try:
-                silent, _ = containerd.accept()
-                with silent:
-                    assert silent.recv(3) == b"PRI"  # it has begun to ask, and is never answered
-                    process.send_signal(signal.SIGTERM)
-                    asked = time.monotonic()
-                    assert process.wait(DEADLINE * 2) == 0
-                    assert time.monotonic() - asked < DEADLINE / 2
-            finally:
-                process.kill()
+        containerd.settimeout(HANG)
+        with ending(subprocess.Popen(argv, stdout=log, stderr=log)) as process:
+            silent, _ = containerd.accept()
+            with silent:
+                assert silent.recv(3) == b"PRI"  # it has begun to ask, and is never answered
+                process.send_signal(signal.SIGTERM)
+                assert process.wait(HANG) == 0
     said = (tmp_path / "log").read_text()
+    assert "has not answered within" not in said, "it waited for the deadline of the call"
     assert '"stopping"' in said
     assert '"stopped"' in said
     assert '"started"' not in said
     assert "Traceback" not in said
 
 
+def with_an_empty_layout(tmp_path: Path, silence: str) -> list[str]:
+    (tmp_path / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
+    (tmp_path / "index.json").write_text('{"schemaVersion":2,"manifests":[]}')
+    return sidecar(tmp_path, "--store=layout", f"--layout-path={tmp_path}", f"--hang-timeout={silence}")
+
+
+def has_started(process: subprocess.Popen[bytes], tmp_path: Path) -> Callable[[], bool]:
+    def started() -> bool:
+        said = (tmp_path / "log").read_text()
+        assert process.poll() is None, said
+        return '"started"' in said
+
+    return started
+
+
 @pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("silence", ["10s", "0"])
 def test_asked_again_and_again_until_it_has_ended(tmp_path: Path, silence: str, asked: signal.Signals) -> None:
-    argv = sidecar(tmp_path, "--store=layout", f"--layout-path={tmp_path}", f"--hang-timeout={silence}")
-    (tmp_path / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
-    (tmp_path / "index.json").write_text('{"schemaVersion":2,"manifests":[]}')
-    with (tmp_path / "log").open("wb") as log, subprocess.Popen(argv, stdout=log, stderr=log) as process:
-        try:
-            deadline = time.monotonic() + 60
-            while '"started"' not in (tmp_path / "log").read_text():
-                assert time.monotonic() < deadline
-                assert process.poll() is None, (tmp_path / "log").read_text()
-                time.sleep(0.05)
-            while process.poll() is None:
-                assert time.monotonic() < deadline
-                process.send_signal(asked)
-                time.sleep(0.001)
-        finally:
-            process.kill()
+    argv = with_an_empty_layout(tmp_path, silence)
+    with (tmp_path / "log").open("wb") as log:
+        started = subprocess.Popen(argv, stdout=log, stderr=log, preexec_fn=with_sigint)
+    with ending(started) as process:
+        until(has_started(process, tmp_path), timeout=HANG, what="it has started")
+        while process.poll() is None:
+            process.send_signal(asked)
+            time.sleep(0.001)
     assert process.returncode == 0
     said = (tmp_path / "log").read_text()
     assert '"stopped"' in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("silence", ["10s", "0"])
+def test_a_job_in_the_background_does_not_hear_ctrl_c(tmp_path: Path, silence: str) -> None:
+    """POSIX shells start such a job with SIGINT ignored, because Ctrl-C is meant for the one in the foreground."""
+
+    def without_sigint() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    argv = with_an_empty_layout(tmp_path, silence)
+    with (tmp_path / "log").open("wb") as log:
+        started = subprocess.Popen(argv, stdout=log, stderr=log, preexec_fn=without_sigint)
+    with ending(started) as process:
+        until(has_started(process, tmp_path), timeout=HANG, what="it has started")
+        for pid in (process.pid, *children(process.pid)):
+            assert ignores(pid, signal.SIGINT)
+            os.kill(pid, signal.SIGINT)
+        process.send_signal(signal.SIGUSR1)
+        until(lambda: "log level" in (tmp_path / "log").read_text(), timeout=HANG, what="it goes on")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(HANG) == 0
+    assert '"stopped"' in (tmp_path / "log").read_text()
+
+
+LAST = """
+import signal, sys, trio
+from spegel_consul import cli, sidecar
+
+class Last(trio.abc.Instrument):
+    def after_run(self):
+        for each in (signal.SIGTERM, signal.SIGINT):
+            print(each.name, signal.getsignal(each) is signal.SIG_IGN)
+
+async def run(settings):
+    {does}
+
+run_really, sidecar.run = trio.run, run
+trio.run = lambda *words: run_really(*words, instruments=[Last()])
+cli.main()
+"""
+
+
+@pytest.mark.parametrize(("does", "status"), [("pass", 0), ("raise sidecar.StartError('no')", 1)])
+def test_nothing_is_heard_while_the_event_loop_is_taken_down(tmp_path: Path, does: str, status: int) -> None:
+    """A signal would be reported as one that can't be written to a file descriptor, which is closed by then."""
+    argv = sidecar(tmp_path, "--hang-timeout=0")[3:]
+    program = [sys.executable, "-c", LAST.format(does=does), *argv]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=HANG, preexec_fn=with_sigint, check=False)
+    assert (done.returncode, done.stdout) == (status, "SIGTERM True\nSIGINT True\n"), done.stderr
+
+
+def children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def ignores(pid: int, number: signal.Signals) -> bool:
+    """As proc(5) tells it."""
+    (mask,) = re.findall(r"^SigIgn:\s+(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.M)
+    return bool(int(mask, 16) >> (number - 1) & 1)

@@ -10,13 +10,23 @@ import atexit
 import os
 import signal
 import subprocess
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+HANG = 120.0
+"""Seconds after which something is taken to hang.
+
+It bounds a test that would wait for ever and tells nothing of speed, because a machine with much other work needs many
+times what a free one does."""
 
 TAIL_LINES = 40
 _LINE_LENGTH = 500
 _POLL = 0.02
+_SAMPLE = 0.05  # seconds of CPU
 
 _running: set[Process] = set()
 
@@ -25,13 +35,60 @@ class Failed(AssertionError):
     """A command failed, a process died, or something didn't happen in time."""
 
 
+def load() -> float:
+    """How many times longer than on a free machine a piece of work takes now: its wall time by its CPU time."""
+    wall, cpu = time.perf_counter(), time.thread_time()
+    while (used := time.thread_time() - cpu) < _SAMPLE:
+        pass
+    return max(1.0, (time.perf_counter() - wall) / used)
+
+
 def until(predicate: Callable[[], object], *, timeout: float, what: str) -> None:
-    """Ask until ``predicate`` is true; raise Failed after ``timeout`` seconds."""
-    deadline = time.monotonic() + timeout
+    """Ask until ``predicate`` is true; raise Failed after ``timeout`` seconds, times the ``load()``."""
+    began = time.monotonic()
     while not predicate():
-        if time.monotonic() > deadline:
+        if (waited := time.monotonic() - began) > timeout and waited > timeout * load():
             raise Failed(f"not within {timeout:g} s: {what}")
         time.sleep(_POLL)
+
+
+@contextmanager
+def within(seconds: float, what: str) -> Iterator[None]:
+    """Raise Failed if the block takes longer than ``seconds``, times the ``load()``."""
+    before, began = load(), time.monotonic()
+    yield
+    check_took(time.monotonic() - began, seconds, what, before)
+
+
+def check_took(took: float, seconds: float, what: str, before: float = 1.0) -> None:
+    """Raise Failed if ``took`` is more than ``seconds``, times the ``load()`` now or the one ``before``."""
+    slower = max(before, load())
+    if took > seconds * slower:
+        raise Failed(f"{what}: {took:.2f} s, allowed are {seconds:g} s on a machine that is {slower:.1f} times slower")
+
+
+@contextmanager
+def ending(process: subprocess.Popen[Any]) -> Iterator[subprocess.Popen[Any]]:
+    """Kill and reap ``process`` on the way out, however the block is left.
+
+    A process that has been in here for HANG seconds is killed too, so that a read of its output comes to an end.
+    """
+    hung = threading.Timer(HANG, process.kill)
+    hung.daemon = True
+    hung.start()
+    try:
+        with process:
+            try:
+                yield process
+            finally:
+                process.kill()
+    finally:
+        hung.cancel()
+
+
+def with_sigint() -> None:
+    """For ``preexec_fn``: a process that is started with SIGINT ignored, as a job in the background is, stays deaf."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def run(argv: Sequence[str | Path], *, timeout: float = 20, env: Mapping[str, str] | None = None) -> str:
