@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from lab.process import ending
 
 from bench import proc
 
@@ -29,12 +30,8 @@ def test_busy_leaves_out_waiting_for_disks_and_stolen_time() -> None:
 
 
 def test_tree_and_a_process_that_is_gone() -> None:
-    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    try:
+    with ending(subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)) as child:
         assert child.pid in proc.tree(os.getpid())
-    finally:
-        child.kill()
-        child.communicate()
     assert proc.cpu_seconds(child.pid) == 0
     assert proc.rss(child.pid) == 0
 

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from lab.process import HANG
+
 from bench.ring.measure import Figure
 
 ROOT = Path(__file__).parents[2]
@@ -18,7 +20,7 @@ def test_a_small_ring_is_measured() -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANG,
         check=True,
     )
     assert "A ring of 5" in done.stdout

@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import threading
-import time
 from collections.abc import AsyncIterator, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import pytest
 import trio
 from conformance.bootstrap import BootstrapSuite, NamingSuite, Place, SeveralPeersSuite, router
+from lab.process import HANG, ending, until
 
 from spegel_consul.bootstrap import Bootstrap, dns, nomad_var
 from spegel_consul.bootstrap.catalog import CatalogBootstrap
@@ -185,15 +185,16 @@ class Dnsmasq:
         argv += ["--local=/test/", "--pid-file=", "--user=root", "--no-poll", "--log-facility=-", *self._arguments]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(argv, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
-        deadline = time.monotonic() + 10
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", self.port), 1).close()
-                return
-            except OSError:
-                assert time.monotonic() < deadline, self._log.read_text()
-                assert self._process.poll() is None, self._log.read_text()
-                time.sleep(0.01)
+        until(self._listens, timeout=HANG, what="dnsmasq listens")
+
+    def _listens(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, self._log.read_text()
+        try:
+            socket.create_connection(("127.0.0.1", self.port), HANG).close()
+        except OSError:
+            return False
+        return True
 
     def serve(self, *addresses: str) -> None:
         self._hosts.write_text("".join(f"{address} spegel.test\n" for address in addresses))
@@ -202,8 +203,9 @@ class Dnsmasq:
 
     def stop(self) -> None:
         if self._process is not None:
-            self._process.terminate()
-            self._process.wait(5)
+            with ending(self._process) as process:
+                process.terminate()
+                process.wait(HANG)
             self._process = None
 
 
@@ -319,12 +321,14 @@ async def consul(tmp_path: Path) -> AsyncIterator[tuple[ConsulAgent, ConsulClien
             nursery.cancel_scope.cancel()
 
 
+@pytest.mark.real
 class TestCatalog(BootstrapSuite, SeveralPeersSuite):
     @pytest.fixture
     def place(self, consul: tuple[ConsulAgent, ConsulClient, trio.Nursery]) -> Place:
         return ConsulPlace(*consul)
 
 
+@pytest.mark.real
 class TestConsul(BootstrapSuite):
     @pytest.fixture
     def place(self, durable_consul: tuple[ConsulAgent, ConsulClient, trio.Nursery]) -> Place:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lab.process import HANG
 
 from spegel_consul import __version__, cli
 from spegel_consul.bootstrap.settings import BootstrapKind
@@ -21,7 +22,7 @@ def spegel(*arguments: str, env: dict[str, str] | None = None) -> subprocess.Com
         [sys.executable, "-m", "spegel_consul", *arguments],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=HANG,
         env={**os.environ, **(env or {})},
         check=False,
     )

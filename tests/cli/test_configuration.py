@@ -14,6 +14,7 @@ from pathlib import Path
 from socketserver import ThreadingUnixStreamServer
 
 import pytest
+from lab.process import HANG, ending
 
 from spegel_consul import cli
 
@@ -212,15 +213,14 @@ def test_cleanup_wait(node: Node) -> None:
         port = probe.getsockname()[1]
     waiting = [sys.executable, "-m", "spegel_consul", "cleanup-wait", f"--probe-endpoint=127.0.0.1:{port}"]
     waiting += ["--period=50ms"]
-    late = subprocess.run([*waiting, "--timeout=200ms"], capture_output=True, text=True, timeout=20, check=False)
+    late = subprocess.run([*waiting, "--timeout=200ms"], capture_output=True, text=True, timeout=HANG, check=False)
     assert late.returncode == 1
     assert "not cleaned up on all nodes after 0.2 s: 127.0.0.1 did not answer" in late.stderr
-    wait = subprocess.Popen([*waiting, "--timeout=20s"])
-    cleanup = subprocess.Popen([sys.executable, "-m", "spegel_consul", "cleanup", f"--addr=:{port}", *node.directories])
-    try:
-        assert wait.wait(20) == 0
+    cleaning = [sys.executable, "-m", "spegel_consul", "cleanup", f"--addr=:{port}", *node.directories]
+    with (
+        ending(subprocess.Popen([*waiting, f"--timeout={HANG:g}s"])) as wait,
+        ending(subprocess.Popen(cleaning)) as cleanup,
+    ):
+        assert wait.wait(2 * HANG) == 0
         cleanup.send_signal(signal.SIGTERM)
-        assert cleanup.wait(10) == 0
-    finally:
-        wait.kill()
-        cleanup.kill()
+        assert cleanup.wait(HANG) == 0

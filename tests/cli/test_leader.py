@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 from click.testing import CliRunner, Result
+from lab.process import HANG, until
 
 from spegel_consul.cli import cli
 from spegel_consul.consul.record import LeaderRecord, vacant
@@ -26,14 +27,13 @@ class Lock:
 
     def __init__(self, agent: ConsulAgent) -> None:
         self.agent = agent
-        deadline = time.monotonic() + 10
-        while True:
-            try:
-                self.session: str = json.loads(self._put("/v1/session/create", b'{"LockDelay": "0s"}'))["ID"]
-                return
-            except OSError:
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
+        self.session = ""
+        until(self._has_session, timeout=HANG, what="the agent makes a session")
+
+    def _has_session(self) -> bool:
+        with suppress(OSError):
+            self.session = json.loads(self._put("/v1/session/create", b'{"LockDelay": "0s"}'))["ID"]
+        return bool(self.session)
 
     def take(self, key: str, value: bytes) -> None:
         assert self._put(f"/v1/kv/{key}?acquire={self.session}", value) == b"true"
@@ -43,7 +43,7 @@ class Lock:
 
     def _put(self, path: str, body: bytes) -> bytes:
         request = urllib.request.Request(f"http://{self.agent.address}{path}", data=body, method="PUT")
-        with urllib.request.urlopen(request, timeout=5) as answer:
+        with urllib.request.urlopen(request, timeout=HANG) as answer:
             found: bytes = answer.read().strip()
             return found
 
@@ -111,7 +111,7 @@ def test_as_a_process_every_failure_is_one_line() -> None:
             env={"CONSUL_HTTP_ADDR": address},
             capture_output=True,
             text=True,
-            timeout=20,
+            timeout=HANG,
             check=False,
         )
         assert (done.returncode, done.stdout) == (status, "")

@@ -9,11 +9,12 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import urllib.error
 import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+from lab.process import HANG, ending, until
 
 OF_OURS = ("consul-token-1", "consul-pass-2", "nomad-token-3", "url-pass-4", "peer-pass-5")
 OF_CLIENTS = ("client-auth-6", "client-cookie-7", "client-proxy-8")
@@ -47,7 +48,7 @@ def free_port() -> int:
 def ask(url: str, **fields: str) -> int:
     request = urllib.request.Request(url, headers={name.replace("_", "-"): value for name, value in fields.items()})
     try:
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=5) as answer:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=HANG) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as exc:
         return exc.code
@@ -84,12 +85,13 @@ def test_nothing_secret_is_logged_or_passed_on(tmp_path: Path) -> None:
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(argv, env=env, stdout=log, stderr=log)
     try:
-        end = time.monotonic() + 60
         wanted = ("consul-token-1", "nomad-token-3", base64.b64encode(b"user:url-pass-4").decode())
-        while not all(any(secret in each for each in Recorder.seen) for secret in wanted):
+
+        def all_are_asked() -> bool:
             assert process.poll() is None, (tmp_path / "log").read_text()
-            assert time.monotonic() < end, Recorder.seen
-            time.sleep(0.1)
+            return all(any(secret in each for each in Recorder.seen) for secret in wanted)
+
+        until(all_are_asked, timeout=HANG, what="each of the three has been shown its secret")
         path = "/v2/library/app/manifests/v1?ns=docker.io"
         secrets = {"cookie": "client-cookie-7", "proxy_authorization": "Basic client-proxy-8"}
         assert ask(f"http://127.0.0.1:{registry}{path}", authorization="Bearer client-auth-6", **secrets) == 401
@@ -99,13 +101,14 @@ def test_nothing_secret_is_logged_or_passed_on(tmp_path: Path) -> None:
         pages = ""
         for page in ("metrics", "debug/web/", "api/v1/status", "api/v1/events"):
             try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{metrics}/{page}", timeout=5) as answer:
+                with urllib.request.urlopen(f"http://127.0.0.1:{metrics}/{page}", timeout=HANG) as answer:
                     pages += answer.read().decode()
             except urllib.error.HTTPError:
                 continue
     finally:
-        process.terminate()
-        process.wait(20)
+        with ending(process):
+            process.terminate()
+            process.wait(HANG)
         server.shutdown()
         server.server_close()
     told = (tmp_path / "log").read_text() + pages

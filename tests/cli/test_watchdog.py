@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from lab.process import HANG, ending
 
 from spegel_consul.guard import Patience
 
@@ -34,20 +35,16 @@ def guarded(
 ) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """The process that was started, which is the guard, and the pid of the sidecar, which does ``then``."""
     program = first + SIDECAR.format(silence=silence, then=then)
-    with subprocess.Popen(
-        [*under, sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as guard:
-        try:
-            assert guard.stdout is not None
-            yield guard, int(guard.stdout.readline())
-        finally:
-            guard.kill()
+    argv = [*under, sys.executable, "-c", program]
+    with ending(subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE)) as guard:
+        assert guard.stdout is not None
+        yield guard, int(guard.stdout.readline())
 
 
 @pytest.mark.parametrize(
     "hang",
     [
-        "time.sleep(60)",
+        "time.sleep(600)",
         "os.write(2, bytes(1 << 22))",
         "os.kill(os.getpid(), signal.SIGSTOP)",
         "while True: pass",
@@ -56,13 +53,14 @@ def guarded(
 )
 def test_a_hung_sidecar_is_ended(hang: str) -> None:
     with guarded(hang) as (guard, sidecar):
-        assert guard.wait(10) == 1
+        assert guard.wait(HANG) == 1
         assert not Path(f"/proc/{sidecar}").exists()
 
 
 def test_the_guard_says_why() -> None:
-    with guarded("time.sleep(60)") as (guard, _):
-        assert guard.communicate(timeout=10)[1].startswith(b"spegel-consul: the sidecar has not moved for 0.4 s: ended")
+    with guarded("time.sleep(600)") as (guard, _):
+        _, said = guard.communicate(timeout=HANG)
+    assert said.startswith(b"spegel-consul: the sidecar has not moved for 0.4 s: ended")
 
 
 def test_a_sidecar_that_has_stopped_may_take_its_time_to_exit() -> None:
@@ -74,19 +72,22 @@ trio.run(run)
 time.sleep(2)  # as a long way out of the interpreter
 """
     with guarded(stopped) as (guard, _):
-        assert guard.communicate(timeout=20) == (b"", b"")
+        assert guard.communicate(timeout=HANG) == (b"", b"")
         assert guard.returncode == 0
 
 
 def test_time_that_the_guard_did_not_see_does_not_count() -> None:
-    """As after the machine was suspended."""
-    with guarded("time.sleep(60)", silence=2) as (guard, _):
+    """As after the machine was suspended. The sidecar was silent for 2 s that the guard has seen, in 20 steps."""
+    began = time.monotonic()
+    with guarded("time.sleep(600)", silence=2) as (guard, _):
         guard.send_signal(signal.SIGSTOP)
+        stopped = time.monotonic()
         time.sleep(3)
-        guard.send_signal(signal.SIGCONT)
         resumed = time.monotonic()
-        assert guard.wait(20) == 1
-        assert time.monotonic() - resumed > 1
+        guard.send_signal(signal.SIGCONT)
+        assert guard.wait(HANG) == 1
+        seen = (stopped - began) + (time.monotonic() - resumed)
+        assert seen > 2 - 2 * 0.1, "at most a step was cut by the stop, and one by the rest of the wait"
 
 
 SILENCE = 10.0
@@ -122,26 +123,26 @@ def test_signals_pass(number: signal.Signals) -> None:
         guard.send_signal(number)
         assert guard.stdout is not None
         assert int(guard.stdout.readline()) == number
-        assert guard.wait(10) == 7
+        assert guard.wait(HANG) == 7
 
 
 def test_a_signal_that_ends_the_sidecar_is_in_the_exit_status() -> None:
-    with guarded("time.sleep(60)", silence=60) as (guard, sidecar):
+    with guarded("time.sleep(600)", silence=60) as (guard, sidecar):
         os.kill(sidecar, signal.SIGKILL)
-        assert guard.wait(10) == 128 + signal.SIGKILL
+        assert guard.wait(HANG) == 128 + signal.SIGKILL
 
 
 def test_the_guard_does_not_outlive_the_sidecar_whatever_it_inherits() -> None:
     ignored = "import signal; signal.signal(signal.SIGCHLD, signal.SIG_IGN)\n"
     with guarded("os._exit(7)", silence=60, first=ignored) as (guard, _):
-        assert guard.wait(10) == 7
+        assert guard.wait(HANG) == 7
 
 
 def test_the_sidecar_does_not_outlive_its_guard() -> None:
-    with guarded("time.sleep(60)", silence=60) as (guard, sidecar):
+    with guarded("time.sleep(600)", silence=60) as (guard, sidecar):
         watching = os.pidfd_open(sidecar)
         guard.kill()
-        assert select.select([watching], [], [], 10)[0]  # readable when it has ended
+        assert select.select([watching], [], [], HANG)[0]  # readable when it has ended
         os.close(watching)
 
 
@@ -163,16 +164,16 @@ while {name for name in os.listdir("/proc") if name.isdigit()} != {"1", str(os.g
         unshare.stdout.readline()
         (guard,) = Path(f"/proc/{unshare.pid}/task/{unshare.pid}/children").read_text().split()
         os.kill(int(guard), signal.SIGUSR1)
-        assert unshare.wait(10) == 0
+        assert unshare.wait(HANG) == 0
 
 
 def test_where_nothing_may_be_executed_the_guard_stays_as_it_is() -> None:
-    with guarded("time.sleep(60)", first="import sys; sys.executable = '/nowhere'\n") as (guard, _):
-        assert guard.wait(10) == 1
+    with guarded("time.sleep(600)", first="import sys; sys.executable = '/nowhere'\n") as (guard, _):
+        assert guard.wait(HANG) == 1
 
 
 def test_the_guard_is_small() -> None:
-    waits = "print(signal.sigwait({signal.SIGUSR1}), flush=True); time.sleep(60)"
+    waits = "print(signal.sigwait({signal.SIGUSR1}), flush=True); time.sleep(600)"
     first = "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])\n"
     with guarded(waits, silence=60, first=first) as (guard, _):
         guard.send_signal(signal.SIGUSR1)

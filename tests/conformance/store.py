@@ -17,6 +17,7 @@ from typing import Protocol
 
 import pytest
 import trio
+from lab.process import HANG
 
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import BlobUnknown
@@ -120,13 +121,13 @@ async def running(store: Store) -> AsyncIterator[Store]:
         nursery.cancel_scope.cancel()
 
 
-async def eventually(condition: Callable[[], object], seconds: float = 8.0) -> None:
+async def eventually(condition: Callable[[], object]) -> None:
     """Wait until ``condition`` holds."""
-    with trio.move_on_after(seconds):
+    with trio.move_on_after(HANG):
         while not condition():
             await trio.sleep(0.01)
         return
-    pytest.fail(f"did not become true within {seconds:g} s")
+    pytest.fail(f"did not become true within {HANG:g} s")
 
 
 async def read_all(blob: Blob, start: int = 0, stop: int | None = None) -> bytes:
@@ -221,7 +222,7 @@ class StoreSuite:
         later = sample_image()
         versions = [store.version]
         async with store.watch() as changes:
-            with trio.fail_after(10):
+            with trio.fail_after(HANG):
                 assert await anext(changes) == Changed(store.keys(), frozenset())
                 await shelf.add(later)
                 seen: set[str] = set()
@@ -288,7 +289,7 @@ class StoreSuite:
                 except BlobUnknown:
                     return True
 
-            with trio.fail_after(8):
+            with trio.fail_after(HANG):
                 while not await is_unknown():
                     await trio.sleep(0.02)
             keys = store.keys()

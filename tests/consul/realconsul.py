@@ -9,12 +9,13 @@ import os
 import signal
 import socket
 import subprocess
-import time
 import urllib.request
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import trio
+from lab.process import HANG, until
 
 from spegel_consul.consul.client import ConsulClient
 from spegel_consul.consul.errors import ConsulError
@@ -96,14 +97,14 @@ class ConsulAgent:
             return
         process.send_signal(how)
         try:
-            process.wait(5)
+            process.wait(HANG)
         except subprocess.TimeoutExpired:
             process.kill()
-            process.wait(5)
+            process.wait()
 
     async def ready(self, client: ConsulClient) -> None:
         """Return when the agent has a leader and its node is in the catalog, which sessions need."""
-        with trio.fail_after(10):
+        with trio.fail_after(HANG):
             while True:
                 try:
                     session = await client.session_create("probe", ttl=10, lock_delay=0)
@@ -117,26 +118,27 @@ class ConsulAgent:
         """Standard output of the ``consul`` command."""
         env = {"CONSUL_HTTP_ADDR": self.address, **({"CONSUL_HTTP_TOKEN": token} if token else {})}
         done = subprocess.run(
-            [self._binary, *args], env=env, capture_output=True, text=True, timeout=10, cwd=self._directory
+            [self._binary, *args], env=env, capture_output=True, text=True, timeout=HANG, cwd=self._directory
         )
         assert done.returncode == 0, done.stderr
         return done.stdout
 
     def get(self, path: str) -> str:
         """The answer to an API request."""
-        with urllib.request.urlopen(f"http://{self.address}{path}", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://{self.address}{path}", timeout=HANG) as answer:
             return answer.read().decode()
 
     def wait_for_acl(self) -> str:
         """Bootstrap the ACL system; the management token."""
-        deadline = time.monotonic() + 10
-        while True:
-            try:
-                return json.loads(self.command("acl", "bootstrap", "-format=json"))["SecretID"]
-            except AssertionError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.05)
+        made: list[str] = []
+
+        def bootstrapped() -> bool:
+            with suppress(AssertionError):
+                made.append(json.loads(self.command("acl", "bootstrap", "-format=json"))["SecretID"])
+            return bool(made)
+
+        until(bootstrapped, timeout=HANG, what="the ACL system is there")
+        return made[0]
 
 
 def _free_ports() -> dict[str, int]:

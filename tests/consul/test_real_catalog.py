@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import trio
 from lab.certificates import Authority
+from lab.process import HANG
 from structlog.testing import capture_logs
 
 from spegel_consul.consul.candidate import Candidate
@@ -91,12 +92,10 @@ async def client(agent: ConsulAgent) -> AsyncIterator[ConsulClient]:
         yield made
 
 
-async def until(condition: Callable[[], object], limit: float = 8) -> float:
-    began = trio.current_time()
-    with trio.fail_after(limit):
+async def until(condition: Callable[[], object]) -> None:
+    with trio.fail_after(HANG):
         while not condition():
             await trio.sleep(0.01)
-    return trio.current_time() - began
 
 
 async def test_life_of_a_registration(client: ConsulClient) -> None:
@@ -125,7 +124,7 @@ async def test_life_of_a_registration(client: ConsulClient) -> None:
         }
         here.status = 503
         began = trio.current_time()
-        with trio.fail_after(5):
+        with trio.fail_after(HANG):
             while (await client.health_service(REGISTRY))[1]:
                 await trio.sleep(0.02)
         print(f"unhealthy after {trio.current_time() - began:.2f} s at an interval of 0.2 s")
@@ -133,7 +132,7 @@ async def test_life_of_a_registration(client: ConsulClient) -> None:
         assert len((await client.health_service(ROUTER))[1]) == 1  # each name has its own check
         here.status = 200
         scope.cancel()
-        with trio.fail_after(3):
+        with trio.fail_after(HANG):
             while await client.agent_services():
                 await trio.sleep(0.02)
 
@@ -144,18 +143,18 @@ async def test_a_forgetful_agent_gets_everything_again(tmp_path: Path) -> None:
             await agent.ready(client)
             registration = Registration(client, here.services(), poll=0.5)
             await nursery.start(registration.run)
-            with trio.fail_after(3):
+            with trio.fail_after(HANG):
                 await registration.registered()
             for service in here.services()[:2]:
                 await client.deregister_service(service.id)
-            with trio.fail_after(3):
+            with trio.fail_after(HANG):
                 while len(await client.agent_services()) < 3:
                     await trio.sleep(0.02)
             agent.stop()
             agent.start()
             await agent.ready(client)
             began = trio.current_time()
-            with trio.fail_after(5):
+            with trio.fail_after(HANG):
                 while len(await client.agent_services()) < 3:
                     await trio.sleep(0.05)
             print(f"registered again after {trio.current_time() - began:.1f} s")
@@ -186,9 +185,9 @@ async def test_the_shipped_policy_is_sufficient_and_no_token_is_not(tmp_path: Pa
             # the token arrives, as from Nomad, in place of one that was revoked
             (tmp_path / "new").write_text(json.loads(made)["SecretID"])
             (tmp_path / "new").rename(token_file)
-            await until(lambda: candidate.view.state is State.LEADER, 15)
-            await until(lambda: registration.problem is None, 15)
-            with trio.fail_after(5):
+            await until(lambda: candidate.view.state is State.LEADER)
+            await until(lambda: registration.problem is None)
+            with trio.fail_after(HANG):
                 while not (await client.health_service(REGISTRY))[1]:
                     await trio.sleep(0.05)
             await client.session_renew(candidate.view.session)
@@ -249,7 +248,7 @@ async def _what_fails(client: ConsulClient, admin: ConsulClient) -> list[str]:
     """Which of the sidecar's calls are denied, or answered as if there were nothing."""
     led = services_at((1, 2, 3), leader=True)[0]
     await admin.register_service(led.to_json())
-    with trio.fail_after(3):
+    with trio.fail_after(HANG):
         while not (await admin.health_service(LEADER, passing=False))[1]:
             await trio.sleep(0.02)
     lock, spare = [await admin.session_create("test", ttl=10, lock_delay=0) for _ in range(2)]
@@ -325,7 +324,7 @@ async def _a_renewed_certificate_is_taken(agent: ConsulAgent, directory: Path, c
         assert str(cert) in logs[0]["error"]
         for old, new in ((cert, mine["CONSUL_CLIENT_CERT"]), (key, mine["CONSUL_CLIENT_KEY"])):
             old.write_bytes(Path(new).read_bytes())
-        with trio.fail_after(10):
+        with trio.fail_after(HANG):
             while True:
                 try:
                     assert await client.status_leader()
@@ -431,7 +430,7 @@ async def test_what_a_former_configuration_left_is_removed(client: ConsulClient)
                 await Registration(client, now).run()
 
         nursery.start_soon(register)
-        with trio.fail_after(5):
+        with trio.fail_after(HANG):
             while set(await client.agent_services()) != {elsewhere.id, *(service.id for service in now)}:
                 await trio.sleep(0.02)
         scope.cancel()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from lab.process import HANG
 from structlog.testing import capture_logs
 
 from spegel_consul.consul.beacon import Beacon
@@ -83,10 +84,10 @@ async def group(settings: ConsulSettings, count: int, election: ElectionSettings
         nursery.cancel_scope.cancel()
 
 
-async def until(condition: Callable[[], object], limit: float) -> float:
+async def until(condition: Callable[[], object]) -> float:
     """Seconds until ``condition()`` holds."""
     began = trio.current_time()
-    with trio.fail_after(limit):
+    with trio.fail_after(HANG):
         while not condition():
             await trio.sleep(0.005)
     return trio.current_time() - began
@@ -101,7 +102,7 @@ async def client(agent: ConsulAgent) -> AsyncIterator[ConsulClient]:
 
 async def test_one_of_three_leads_and_its_record_is_readable(agent: ConsulAgent, client: ConsulClient) -> None:
     async with group(agent.settings(), 3, ElectionSettings(key="test/three")) as g:
-        await until(g.agreed, 5)
+        await until(g.agreed)
         [leader] = g.leaders()
         text = agent.command("kv", "get", "test/three")
         record = json.loads(text)
@@ -116,20 +117,20 @@ async def test_one_of_three_leads_and_its_record_is_readable(agent: ConsulAgent,
 
 
 async def test_hand_over_when_the_leader_is_cancelled(agent: ConsulAgent, client: ConsulClient) -> None:
-    async with group(agent.settings(), 3, ElectionSettings(key="test/cancel")) as g:
+    async with group(agent.settings(), 3, ElectionSettings(key="test/cancel", ttl=60, lock_delay=60)) as g:
         for _ in range(2):
-            await until(g.agreed, 5)
+            await until(g.agreed)
             [old] = g.leaders()
             g.stop(old)
-            await until(lambda old=old: old.view.state is State.STOPPED, 1)
-            took = await until(g.leaders, 2)
+            await until(lambda old=old: old.view.state is State.STOPPED)
+            took = await until(g.leaders)
             print(f"hand-over {took:.3f} s")
-            assert took < 2
+            assert took < 30, "it waited for the lock-delay, or for the TTL"
 
 
 async def test_all_stopped_leaves_no_session_and_no_lock_delay(agent: ConsulAgent, client: ConsulClient) -> None:
     async with group(agent.settings(), 1, ElectionSettings(key="test/vacant")) as g:
-        await until(g.leaders, 5)
+        await until(g.leaders)
     _, entry = await client.kv_get("test/vacant")
     assert entry is not None
     assert entry.session is None
@@ -141,22 +142,22 @@ async def test_all_stopped_leaves_no_session_and_no_lock_delay(agent: ConsulAgen
 
 async def test_recovers_when_an_operator_destroys_the_session(agent: ConsulAgent, client: ConsulClient) -> None:
     async with group(agent.settings(), 3, ElectionSettings(key="test/destroy", lock_delay=1)) as g:
-        await until(g.agreed, 5)
-        session = g.leaders()[0].view.session
+        await until(g.agreed)
+        session, began = g.leaders()[0].view.session, trio.current_time()
         await client.session_destroy(session)
-        await until(lambda: not g.agreed(), 1)
-        took = await until(g.agreed, 5)
+        await until(lambda: g.agreed() and g.leaders()[0].view.session != session)
+        took = trio.current_time() - began
         print(f"after destroy, lock-delay 1 s: {took:.3f} s")
-        assert g.leaders()[0].view.session != session
-        assert 0.9 < took < 4
+        assert took > 0.9
 
 
 async def test_recovers_from_a_deleted_key(agent: ConsulAgent, client: ConsulClient) -> None:
-    async with group(agent.settings(), 2, ElectionSettings(key="test/delete")) as g:
-        await until(g.agreed, 5)
+    async with group(agent.settings(), 2, ElectionSettings(key="test/delete", ttl=60, lock_delay=60)) as g:
+        await until(g.agreed)
+        epoch = g.leaders()[0].view.epoch
         agent.command("kv", "delete", "test/delete")
-        await until(lambda: not g.leaders(), 1)
-        assert await until(g.agreed, 4) < 2.5
+        took = await until(lambda: g.agreed() and g.leaders()[0].view.epoch != epoch)
+        assert took < 30, "it waited for the lock-delay, or for the TTL"
 
 
 @pytest.mark.parametrize(
@@ -173,14 +174,14 @@ async def test_recovers_from_a_deleted_key(agent: ConsulAgent, client: ConsulCli
 async def test_repairs_a_value_that_was_written_over(client: ConsulClient, agent: ConsulAgent, value: bytes) -> None:
     key = f"test/over/{len(value)}"
     async with group(agent.settings(), 2, ElectionSettings(key=key)) as g:
-        await until(g.agreed, 5)
+        await until(g.agreed)
         [leader] = g.leaders()
         session = leader.view.session
         assert await client.kv_put(key, value)
-        with trio.fail_after(5):
+        with trio.fail_after(HANG):
             while LeaderRecord.parse((await client.kv_get(key))[1].value) is None:
                 await trio.sleep(0.02)
-        await until(g.agreed, 5)
+        await until(g.agreed)
         assert g.leaders() == [leader]
         assert leader.view.session == session
 
@@ -188,7 +189,7 @@ async def test_repairs_a_value_that_was_written_over(client: ConsulClient, agent
 async def test_a_ttl_below_the_agents_minimum(agent: ConsulAgent, client: ConsulClient) -> None:
     with capture_logs() as logs:
         async with group(agent.settings(), 1, ElectionSettings(key="test/ttl", ttl=5)) as g:
-            await until(g.leaders, 5)
+            await until(g.leaders)
             found = json.loads(agent.get(f"/v1/session/info/{g.candidates[0].view.session}"))
             assert found[0]["TTL"] == "10000ms"
     [told] = [line for line in logs if line["event"] == "session TTL adjusted to the servers' limits"]
@@ -204,7 +205,7 @@ async def test_a_hundred_candidates_and_two_writes_at_most(tmp_path: Path) -> No
             async with group(agent.settings(), 0, ElectionSettings()) as g:
                 for _ in range(100):
                     _count_acquires(await g.add(agent.settings(), ElectionSettings(), crowd=100), asked)
-                await until(g.agreed, 20)
+                await until(g.agreed)
                 for end in ("stopped", "destroyed", "stopped"):
                     asked.clear()
                     [old] = g.leaders()
@@ -214,7 +215,7 @@ async def test_a_hundred_candidates_and_two_writes_at_most(tmp_path: Path) -> No
                         g.stop(old)
                     else:
                         await client.session_destroy(session)
-                    await until(lambda session=session: g.agreed() and g.leaders()[0].view.session != session, 10)
+                    await until(lambda session=session: g.agreed() and g.leaders()[0].view.session != session)
                     print(f"{end}: {len(asked)} acquire writes")
                     assert 1 <= len(asked) <= 2
 
@@ -234,20 +235,20 @@ async def test_the_lock_ends_soon_after_its_process(agent: ConsulAgent, client: 
     """A killed or hanging process doesn't wait for its TTL: the check of its beacon frees the lock."""
     service = ServiceDefinition("spegel-leader:old", LEADER, "127.0.0.1", 5001, (TtlCheck(3.0),))
     async with group(agent.settings(), 0, ElectionSettings()) as g:
-        election = ElectionSettings(key="test/bound")
+        election = ElectionSettings(key="test/bound", ttl=100)
         old = await g.add(agent.settings(), election, service)
-        await until(g.leaders, 8)
+        await until(g.leaders)
         assert [member.id for member in (await client.health_service(LEADER))[1]] == [service.id]
         other = await g.add(agent.settings(), election)
         await trio.sleep(4)
         assert old.view.state is State.LEADER
         async with hanging(old):
-            took = await until(lambda: other.view.state is State.LEADER, 8)
+            took = await until(lambda: other.view.state is State.LEADER)
             print(f"after the process hung: {took:.3f} s")
-            assert took <= 4
-        await until(g.agreed, 8)
+            assert took < 50, "it waited for the TTL"
+        await until(g.agreed)
         assert old.view.state is State.FOLLOWER
-        with trio.fail_after(4):
+        with trio.fail_after(HANG):
             while (await client.health_service(LEADER, passing=False))[1]:
                 await trio.sleep(0.05)
 
@@ -274,16 +275,16 @@ async def test_an_agent_restart_without_data(tmp_path: Path) -> None:
         async with ConsulClient(agent.settings()) as client:
             await agent.ready(client)
             async with group(agent.settings(), 2, ElectionSettings()) as g:
-                await until(g.agreed, 5)
+                await until(g.agreed)
                 [old] = g.leaders()
                 agent.stop()
-                await until(lambda: not any(candidate.view.fresh for candidate in g.candidates), 3)
+                await until(lambda: not any(candidate.view.fresh for candidate in g.candidates))
                 assert not g.agreed()
                 assert old.view.leader is old.me  # frozen, not forgotten
                 assert old.problem is not None
                 agent.start()
                 await agent.ready(client)
-                took = await until(g.agreed, 15)
+                took = await until(g.agreed)
                 print(f"agent restart: {took:.3f} s")
                 assert all(candidate.problem is None for candidate in g.candidates)
 
@@ -298,7 +299,7 @@ async def test_no_threads_and_cancelled_queries_end_at_once(agent: ConsulAgent, 
         assert threading.enumerate() == before
         began = trio.current_time()
         nursery.cancel_scope.cancel()
-    assert trio.current_time() - began < 0.1
+    assert trio.current_time() - began < 30, "they waited for the end of their 60 s"
     assert await client.status_leader()  # the pool still works
 
 
@@ -307,7 +308,7 @@ async def test_a_blocking_query_returns_on_change(agent: ConsulAgent, client: Co
     index, _ = await client.kv_get("test/watched")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(client.kv_put, "test/watched", "2 ✓".encode())
-        with trio.fail_after(5):
+        with trio.fail_after(HANG):
             newer, entry = await client.kv_get("test/watched", index, 60)
     assert newer > index
     assert entry.value.decode() == "2 ✓"

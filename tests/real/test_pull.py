@@ -14,7 +14,7 @@ import pytest
 from lab.cluster import Cluster, Node
 from lab.containerd import PullError
 from lab.image import MIB, Image
-from lab.process import until
+from lab.process import check_took, until, within
 
 pytestmark = pytest.mark.real
 
@@ -135,8 +135,7 @@ def test_a_leader_that_stops_hands_over_at_once(cluster, image) -> None:
         timeout=10,
         what="another node leads",
     )
-    took = time.monotonic() - before
-    assert took < 2, f"the lead changed after {took:.2f} s"
+    check_took(time.monotonic() - before, 2, "the lead changed")
     assert json.loads(others[0].consul.cli("kv", "get", "spegel/leader"))["node"] != old.name
     assert old.sidecar.process.wait(15) == 0
 
@@ -162,7 +161,7 @@ def test_a_leader_that_is_killed_is_replaced_within_its_check_and_the_lock_delay
     old.sidecar.kill9()
     before = time.monotonic()
     until(lambda: leader(lab[0]).get("node") in survivors, timeout=40, what="another node leads")
-    assert time.monotonic() - before < 20
+    check_took(time.monotonic() - before, 20, "the lead changed")
 
 
 def test_the_name_in_dns_answers_healthy_mirrors_only(cluster) -> None:
@@ -201,9 +200,8 @@ def test_a_dead_sidecar_costs_nothing_but_the_way_to_upstream(cluster, image, ve
     start_sidecars(lab)
     share(lab, app, upstream.url)
     lab[1].sidecar.kill9()
-    before = time.monotonic()
-    lab[1].containerd.pull_cri(app.name)
-    assert time.monotonic() - before < 10
+    with within(10, "a pull without a sidecar"):
+        lab[1].containerd.pull_cri(app.name)
     assert_whole(lab[1], app)
     assert any(app.index in request for request in upstream.requests())
 

@@ -106,9 +106,8 @@ def test_no_pull_fails_while_six_nodes_are_restarted_one_by_one(cluster, image) 
                 mine = [puller for puller in pullers if puller._node is node]
                 for puller in mine:
                     puller.restarting = True
-                before = time.monotonic()
+                # 0 is its own status: one that takes longer is killed
                 assert node.sidecar.stop(KILL_TIMEOUT) == 0, node.sidecar.log()[-2000:]
-                assert time.monotonic() - before < KILL_TIMEOUT
                 start(node)
                 settled(node)
                 for puller in mine:

@@ -11,12 +11,12 @@ import socket
 import subprocess
 import tarfile
 import threading
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from conformance.store import SampleImage
+from lab.process import HANG, until
 
 # containerd syncs each blob to its disk, which is what most of a test would wait for
 MEMORY = Path("/dev/shm")
@@ -64,14 +64,14 @@ class Containerd:
         command = [self.binary("containerd"), "-c", str(config)]
         with (self.home / "log").open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-        deadline = time.monotonic() + 20
-        while True:
-            with socket.socket(socket.AF_UNIX) as probe:
-                if probe.connect_ex(str(self.socket)) == 0:
-                    return
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                pytest.fail(f"containerd {self.version} did not start:\n{(self.home / 'log').read_text()[-2000:]}")
-            time.sleep(0.01)
+        until(self._listens, timeout=HANG, what=f"containerd {self.version} listens")
+
+    def _listens(self) -> bool:
+        assert self.process is not None
+        if self.process.poll() is not None:
+            pytest.fail(f"containerd {self.version} did not start:\n{(self.home / 'log').read_text()[-2000:]}")
+        with socket.socket(socket.AF_UNIX) as probe:
+            return probe.connect_ex(str(self.socket)) == 0
 
     def kill(self) -> None:
         """As a crash ends it."""
@@ -83,7 +83,7 @@ class Containerd:
             return
         self.process.terminate()
         try:
-            self.process.wait(5)
+            self.process.wait(HANG)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
@@ -91,7 +91,7 @@ class Containerd:
 
     def ctr(self, namespace: str, *arguments: str, data: bytes | None = None) -> str:
         command = [self.binary("ctr"), "-a", str(self.socket), "-n", namespace, *arguments]
-        done = subprocess.run(command, input=data, capture_output=True, timeout=30, check=False)
+        done = subprocess.run(command, input=data, capture_output=True, timeout=HANG, check=False)
         if done.returncode:
             pytest.fail(f"{' '.join(arguments)}: {done.stderr.decode()}")
         return done.stdout.decode()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 from conformance.store import SampleImage, StoreSuite, eventually, read_all, running, sample_image
+from lab.process import HANG
 from store.daemon import Containerd, Upstream
 from structlog.testing import capture_logs
 from structlog.typing import EventDict
@@ -21,6 +22,8 @@ from spegel_consul.oci.media import OCI_INDEX, OCI_MANIFEST
 from spegel_consul.store import Store
 from spegel_consul.store.containerd.store import ContainerdStore
 from spegel_consul.store.index import Index, Snapshot
+
+pytestmark = pytest.mark.real
 
 _serial = count(1)
 
@@ -194,7 +197,7 @@ async def test_pull_under_way_is_served(shelf: ContainerdShelf, upstream: type[U
     name = f"{server.address}/library/app:v1"
     if shelf.daemon.version.startswith("2."):
         # tells of each blob, so nothing depends on listings
-        shelf.relist_interval = 60.0
+        shelf.relist_interval = 100 * HANG
     async with running(shelf.store()) as store, trio.open_nursery() as nursery:
         nursery.start_soon(shelf.ctr, "content", "fetch", "--plain-http", name)
         await eventually(lambda: {image.root, image.manifest} <= store.keys())
@@ -231,12 +234,12 @@ async def test_pull_of_a_refused_repository_is_not_served(shelf: ContainerdShelf
 async def test_collected_garbage_is_withdrawn(shelf: ContainerdShelf, upstream: type[Upstream]) -> None:
     image = sample_image()
     name = f"{upstream(image).address}/library/app:v1"
-    shelf.relist_interval = 60.0
+    shelf.relist_interval = 100 * HANG
     async with running(shelf.store()) as store:
         await shelf.ctr("content", "fetch", "--plain-http", name)
         await eventually(lambda: store.resolve(name))
         await shelf.ctr("images", "rm", name)
-        await eventually(lambda: not {name} & store.keys(), 1)
+        await eventually(lambda: not {name} & store.keys())
         await shelf.ctr("images", "rm", "--sync", "nothing:v1")
         await eventually(lambda: store.keys() == frozenset())
 
@@ -252,10 +255,10 @@ async def test_image_that_is_moved_to_another_digest(shelf: ContainerdShelf) -> 
         await eventually(lambda: not {first.root} & store.keys())
 
 
-async def test_event_reaches_the_index_soon(shelf: ContainerdShelf) -> None:
+async def test_event_reaches_the_index_without_a_listing(shelf: ContainerdShelf) -> None:
     image = sample_image()
     await shelf.add(image)
-    shelf.relist_interval = 60.0
+    shelf.relist_interval = 100 * HANG
     async with running(shelf.store()) as store:
         # past the listing that follows a start
         await trio.sleep(1.1)
@@ -264,7 +267,7 @@ async def test_event_reaches_the_index_soon(shelf: ContainerdShelf) -> None:
             name = f"docker.io/library/tagged:v{number}"
             await shelf.ctr("images", "tag", image.name, name)
             began = time.monotonic()
-            await eventually(lambda name=name: store.resolve(name), 1)
+            await eventually(lambda name=name: store.resolve(name))
             waits.append(time.monotonic() - began)
         print(f"containerd {shelf.daemon.version}: index follows {max(waits) * 1000:.0f} ms after ctr has ended")
 
@@ -303,4 +306,4 @@ async def test_two_hundred_images(shelf: ContainerdShelf) -> None:
             f" (imported in {imported - began:.1f} s)"
         )
         assert len(store.images()) == 200
-        assert took < 5
+        assert took < imported - began, "it takes longer to look at them than to import them"

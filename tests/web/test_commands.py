@@ -10,10 +10,10 @@ import select
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 
 import pytest
+from lab.process import HANG, ending, with_sigint
 
 pytestmark = pytest.mark.real
 
@@ -24,7 +24,7 @@ def spegel(ring, *words: str, node: int = 1, env: dict[str, str] | None = None) 
     """Run a command on a node."""
     argv = ring[node].netns.inside([sys.executable, "-m", "spegel_consul", *words])
     environment = {**os.environ, "SPEGEL_NODE": "127.0.0.1:9090", **(env or {})}
-    return subprocess.run(argv, capture_output=True, text=True, timeout=60, env=environment, check=False)
+    return subprocess.run(argv, capture_output=True, text=True, timeout=HANG, env=environment, check=False)
 
 
 def on_a_terminal(ring, words: Sequence[str], columns: int, node: int = 1, env: dict[str, str] | None = None) -> str:
@@ -34,19 +34,18 @@ def on_a_terminal(ring, words: Sequence[str], columns: int, node: int = 1, env: 
     environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": str(columns), **(env or {})}
     process = subprocess.Popen(argv, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, close_fds=True)
     os.close(theirs)
-    output, deadline = b"", time.monotonic() + 60
-    while time.monotonic() < deadline:
-        if not select.select([ours], [], [], 1)[0]:
-            continue
-        try:
-            data = os.read(ours, 65536)
-        except OSError:
-            break
-        if not data:
-            break
-        output += data
+    output = b""
+    with ending(process):
+        while select.select([ours], [], [], HANG)[0]:
+            try:
+                data = os.read(ours, 65536)
+            except OSError:
+                break
+            if not data:
+                break
+            output += data
+        assert process.wait(HANG) == 0, output.decode()
     os.close(ours)
-    assert process.wait(10) == 0, output.decode()
     return output.decode()
 
 
@@ -119,9 +118,10 @@ def test_events_are_shown_and_followed(ring) -> None:
     assert done.returncode == 0, done.stderr
     assert re.search(r"^\d\d:\d\d:\d\d info started .*version=", done.stdout, re.M)
     argv = ring[1].netns.inside([sys.executable, "-m", "spegel_consul", "events", "--json"])
-    follower = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
-    assert follower.stdout is not None
-    try:
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    started = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=environment, preexec_fn=with_sigint)
+    with ending(started) as follower:
+        assert follower.stdout is not None
         last = ring.json("/api/events", 1)["last"]
         while json.loads(follower.stdout.readline())["number"] < last:
             pass
@@ -130,10 +130,8 @@ def test_events_are_shown_and_followed(ring) -> None:
         while (event := json.loads(follower.stdout.readline()))["event"] != "log level changed":
             pass
         assert event["number"] > last
-    finally:
         follower.send_signal(signal.SIGINT)
-        assert follower.wait(10) == 130
-        follower.stdout.close()
+        assert follower.wait(HANG) == 130
 
 
 @pytest.mark.parametrize("command", ["status", "pull x", "events"])

@@ -12,14 +12,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 import pytest
 from lab.cluster import Cluster, MakeCluster, Node
 from lab.docker_io import DockerIo
 from lab.image import MIB, Image, MakeImage
-from lab.process import until
+from lab.process import HANG, until, within
 from lab.registry import Registry
 
 pytestmark = pytest.mark.real
@@ -29,12 +28,8 @@ SOON = 10.0
 """Seconds: 1 to connect, 2 to the first byte, 5 of silence, and the pull itself."""
 
 
-@contextmanager
-def soon(what: str) -> Iterator[None]:
-    before = time.monotonic()
-    yield
-    taken = time.monotonic() - before
-    assert taken < SOON, f"{what}: {taken:.1f} s"
+def soon(what: str) -> AbstractContextManager[None]:
+    return within(SOON, what)
 
 
 @pytest.fixture
@@ -152,7 +147,7 @@ def test_the_own_sidecar_hangs(lab: Cluster, node: Node, docker_io: DockerIo, im
     sidecar.pause()
     with soon("with a sidecar that hangs"):
         assert app.digests <= pull(node, app)
-    assert sidecar.process.wait(5) == 1
+    assert sidecar.process.wait(HANG) == 1
     sidecar.stopped = True
     assert "the sidecar has not moved for 2 s" in sidecar.log()
 
