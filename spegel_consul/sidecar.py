@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 import os
-import signal
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
@@ -99,8 +98,6 @@ async def run(settings: Settings) -> None:
     with trio.open_signal_receiver(*stop_signals()) as signals:
         await _run(settings, node, signals)
         log.info("stopped")
-    # Trio closes the socket that signals are written to before it takes it back, and Python complains of one in between
-    signal.set_wakeup_fd(-1)
 
 
 async def _run(settings: Settings, node: _Node, signals: AsyncIterator[int]) -> None:

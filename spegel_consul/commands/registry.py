@@ -183,14 +183,20 @@ def registry(**given: Any) -> None:
     from spegel_consul import log, sidecar
 
     log.configure(given["log_level"], given["log_format"])
+
+    async def run(settings: Settings) -> None:
+        try:
+            await sidecar.run(settings)
+        finally:
+            # A signal from here on would be reported as one that trio's closed file descriptor did not take, and, once
+            # the interpreter has dropped the handlers, as the one that ended the process.
+            for each in stopping:
+                signal.signal(each, signal.SIG_IGN)
+
     try:
-        trio.run(sidecar.run, settings)
+        trio.run(run, settings)
     except sidecar.StartError as exc:
         raise click.ClickException(str(exc)) from None
-    finally:
-        # asked again while the interpreter ends, which drops handlers, it would say that a signal ended it
-        for each in stopping:
-            signal.signal(each, signal.SIG_IGN)
 
 
 def _settings(given: dict[str, Any]) -> Settings:

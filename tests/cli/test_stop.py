@@ -74,37 +74,6 @@ def test_asked_again_and_again_until_it_has_ended(tmp_path: Path, silence: str, 
     assert "Traceback" not in said
 
 
-LAST_MOMENT = """
-import signal
-from trio._core import _wakeup_socketpair
-from spegel_consul.cli import main
-
-close = _wakeup_socketpair.WakeupSocketpair.close
-
-
-def tell_and_close(self):
-    print("a signal would be written to", signal.set_wakeup_fd(-1), flush=True)
-    close(self)
-
-
-_wakeup_socketpair.WakeupSocketpair.close = tell_and_close
-main()
-"""
-
-
-def test_no_signal_is_written_to_a_socket_that_is_closed(tmp_path: Path) -> None:
-    argv = [sys.executable, "-c", LAST_MOMENT, *with_an_empty_layout(tmp_path, "0")[3:]]
-    with (tmp_path / "log").open("wb") as log:
-        started = subprocess.Popen(argv, stdout=log, stderr=log)
-    with ending(started) as process:
-        until(has_started(process, tmp_path), timeout=HANG, what="it has started")
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(HANG) == 0
-    said = (tmp_path / "log").read_text()
-    assert '"stopped"' in said
-    assert set(re.findall("written to (.*)", said)) == {"-1"}
-
-
 @pytest.mark.parametrize("silence", ["10s", "0"])
 def test_a_job_in_the_background_does_not_hear_ctrl_c(tmp_path: Path, silence: str) -> None:
     """POSIX shells start such a job with SIGINT ignored, because Ctrl-C is meant for the one in the foreground."""
@@ -125,6 +94,33 @@ def test_a_job_in_the_background_does_not_hear_ctrl_c(tmp_path: Path, silence: s
         process.send_signal(signal.SIGTERM)
         assert process.wait(HANG) == 0
     assert '"stopped"' in (tmp_path / "log").read_text()
+
+
+LAST = """
+import signal, sys, trio
+from spegel_consul import cli, sidecar
+
+class Last(trio.abc.Instrument):
+    def after_run(self):
+        for each in (signal.SIGTERM, signal.SIGINT):
+            print(each.name, signal.getsignal(each) is signal.SIG_IGN)
+
+async def run(settings):
+    {does}
+
+run_really, sidecar.run = trio.run, run
+trio.run = lambda *words: run_really(*words, instruments=[Last()])
+cli.main()
+"""
+
+
+@pytest.mark.parametrize(("does", "status"), [("pass", 0), ("raise sidecar.StartError('no')", 1)])
+def test_nothing_is_heard_while_the_event_loop_is_taken_down(tmp_path: Path, does: str, status: int) -> None:
+    """A signal would be reported as one that can't be written to a file descriptor, which is closed by then."""
+    argv = sidecar(tmp_path, "--hang-timeout=0")[3:]
+    program = [sys.executable, "-c", LAST.format(does=does), *argv]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=HANG, preexec_fn=with_sigint, check=False)
+    assert (done.returncode, done.stdout) == (status, "SIGTERM True\nSIGINT True\n"), done.stderr
 
 
 def children(pid: int) -> list[int]:
