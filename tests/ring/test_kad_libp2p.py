@@ -8,10 +8,11 @@ from conformance.router import Rig, RouterSuite, eventually, eventually_finds, f
 
 from spegel_consul.ring import PeerInfo, RingError, Router
 from spegel_consul.ring.address import Address
-from spegel_consul.ring.host import Unreachable
+from spegel_consul.ring.host import Stream, Unreachable
 from spegel_consul.ring.identity import load_or_create
 from spegel_consul.ring.kad import KadRouter
 from spegel_consul.ring.libp2p_host import Libp2pHost
+from spegel_consul.ring.protocols import WITHDRAW
 
 
 class Libp2pRig:
@@ -109,6 +110,30 @@ async def test_a_node_that_comes_back_under_a_new_id_is_found_again(rig: Rig) ->
     assert await again.join([routers[0].me]) == 1
     await eventually_finds(routers[1], "after the restart", {again.me.id})
     assert await find(routers[1], "before the restart") == []
+
+
+async def test_a_withdrawal_that_is_refused_is_not_done(rig: Rig) -> None:
+    first, second = await ring_of(rig, 2)
+    assert isinstance(first, KadRouter)
+    assert isinstance(second, KadRouter)
+    handlers = second._host._handlers  # type: ignore[attr-defined]
+    serve, refused = handlers[WITHDRAW], 0
+
+    async def refuse(stream: Stream) -> None:
+        nonlocal refused
+        refused += 1
+        if refused == 3:
+            handlers[WITHDRAW] = serve
+        while await stream.receive():
+            pass
+        raise RingError("not now")
+
+    await first.announce(["key"])
+    await eventually(lambda: second.records == 1)
+    handlers[WITHDRAW] = refuse
+    await first.announce([], ["key"])
+    await eventually(lambda: second.records == 0, within=60)
+    assert refused == 3
 
 
 @pytest.mark.parametrize("name", ["a..b", "x" * 70 + ".example", "h\u00f6st_1", "\ud800", "a\0b"])
