@@ -199,7 +199,8 @@ class Metrics:
     def _of_consul(self) -> None:
         self.leader = self._reading("spegel_leader", "1 while this node holds the lock of the bootstrap peer.")
         self.leader_flapping = self._reading(
-            "spegel_leader_flapping", "1 while the bootstrap peer changes so often that its changes are not followed."
+            "spegel_leader_flapping",
+            "1 while the elected leader changes so often that changes are not followed; 0 where nothing is elected.",
         )
         self.catalog_members = self._reading(
             "spegel_catalog_members", "Healthy routers in Consul's catalog, this one among them."

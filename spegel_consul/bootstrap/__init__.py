@@ -12,6 +12,8 @@
 #   file           a file that somebody else writes                          )
 #   static         a list in the configuration
 #
+# Only consul and nomad_var elect somebody, so only these two have a leader.
+#
 # Several of them in a row are one again (several.py).
 
 """The ``Bootstrap`` protocol: where the ring is joined."""
@@ -32,6 +34,15 @@ class Bootstrap(Protocol):
     @property
     def problem(self) -> str | None:
         """Why the answer may be missing or stale, in one line for people; None when all is well."""
+        ...
+
+    @property
+    def leader(self) -> PeerInfo | None:
+        """The last known holder of the election's lock, perhaps this node.
+
+        None until one is known, and always None where nothing is elected: the order of an answer says nothing about
+        who leads.
+        """
         ...
 
     def peers(self) -> Sequence[PeerInfo]:

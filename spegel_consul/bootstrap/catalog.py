@@ -25,6 +25,8 @@ from spegel_consul.ring import PeerInfo
 class CatalogBootstrap:
     """Names members of ``catalog`` (of ``spegel-router``), whose own task runs elsewhere. ``me`` is this peer's id."""
 
+    leader = None
+
     def __init__(self, catalog: CatalogWatch, me: PeerInfo) -> None:
         self._catalog = catalog
         self._me = me

@@ -40,6 +40,11 @@ class ConsulBootstrap:
             return self._candidate.problem
         return self._catalog.problem
 
+    @property
+    def leader(self) -> PeerInfo | None:
+        """The last known leader; None before anybody is known to lead."""
+        return self._leader.to_peer() if self._leader is not None else None
+
     def peers(self) -> Sequence[PeerInfo]:
         """The last known leader first, even if it is this node; empty before anything is known."""
         return self._answer.peers

@@ -76,6 +76,11 @@ class NomadVarBootstrap:
         """Whether this node holds the lock."""
         return self._lock is not None
 
+    @property
+    def leader(self) -> PeerInfo | None:
+        """The last known holder of the lock; None before anybody is known to hold it."""
+        return self._answer.peers[0] if self._answer.peers else None
+
     def peers(self) -> Sequence[PeerInfo]:
         """The last known leader, even if it is this node."""
         return self._answer.peers

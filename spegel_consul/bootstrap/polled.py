@@ -46,6 +46,8 @@ class Source(Protocol):
 class PolledBootstrap:
     """Asks ``source`` every ``every`` seconds, more often while it has no answer."""
 
+    leader = None
+
     def __init__(
         self,
         source: Source,

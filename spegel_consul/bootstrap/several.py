@@ -55,6 +55,20 @@ class SeveralBootstraps:
                 break
         return "; ".join(problems) or None
 
+    @property
+    def leader(self) -> PeerInfo | None:
+        """The leader of the first that has one, of those in use and those before them.
+
+        An election that is only a fall-back changes nothing while it is not used. One that named only this node was
+        passed over for its peers, and still says who leads.
+        """
+        for name, bootstrap in self._bootstraps:
+            if bootstrap.leader is not None:
+                return bootstrap.leader
+            if self._using and name == self._using[-1]:
+                break
+        return None
+
     def peers(self) -> Sequence[PeerInfo]:
         """What the first one that names another node names, and those behind it while nobody can be reached."""
         return self._answer.peers

@@ -19,6 +19,7 @@ class StaticBootstrap:
     Addresses with the same peer id are one peer. Raises ValueError.
     """
 
+    leader = None
     problem = None
 
     def __init__(self, addresses: Iterable[str]) -> None:

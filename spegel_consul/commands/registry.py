@@ -147,7 +147,8 @@ from spegel_consul.signals import stop_signals
     "--on-leader-change",
     type=click.Choice([policy.value for policy in OnLeaderChange]),
     default="rejoin",
-    help="What the router does: join through the new leader too; make itself anew, then let go of the old; nothing.",
+    help="What the router does: join through the new leader too; make itself anew, then let go of the old; nothing. "
+    "Only consul and nomad-var have a leader.",
 )
 @consul_options
 @option(

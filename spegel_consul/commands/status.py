@@ -79,7 +79,7 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _leader(leader: dict[str, Any] | None) -> str:
     if leader is None:
-        return "none: no Consul"
+        return "none: nothing is elected"
     name = shown(leader["node"] or leader["peer_id"] or "unknown")
     since = f", since {shown(leader['since'])}" if leader["since"] else ""
     return (

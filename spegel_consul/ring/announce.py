@@ -143,6 +143,23 @@ class Announcements:
         if (target := self._targets.get(batch.peer)) is None:
             return float("inf")
         target.busy, target.failures, target.retry_at = False, 0, 0.0
+        self._acknowledged(target, batch, now)
+        return target.due_at()
+
+    def failed(self, batch: Batch, now: float, *, told: Batch | None = None) -> float:
+        """The peer acknowledged ``told`` and not the rest of ``batch``, which will be sent again.
+
+        Returns when, infinity if never.
+        """
+        if (target := self._targets.get(batch.peer)) is None:
+            return float("inf")
+        if told is not None:
+            self._acknowledged(target, told, now)
+        wait = min(_LONGEST_RETRY, _FIRST_RETRY * 2**target.failures) * self._rng.uniform(0.75, 1.25)
+        target.busy, target.failures, target.retry_at = False, target.failures + 1, now + wait
+        return target.due_at()
+
+    def _acknowledged(self, target: _Target, batch: Batch, now: float) -> None:
         for key in batch.keys:
             if key in target.pending:
                 del target.pending[key]
@@ -151,15 +168,6 @@ class Announcements:
                 target.withdrawn[key] = None
         for key in batch.withdrawn:
             target.withdrawn.pop(key, None)
-        return target.due_at()
-
-    def failed(self, batch: Batch, now: float) -> float:
-        """The peer did not acknowledge ``batch``: it will be sent again. Returns when, infinity if never."""
-        if (target := self._targets.get(batch.peer)) is None:
-            return float("inf")
-        wait = min(_LONGEST_RETRY, _FIRST_RETRY * 2**target.failures) * self._rng.uniform(0.75, 1.25)
-        target.busy, target.failures, target.retry_at = False, target.failures + 1, now + wait
-        return target.due_at()
 
     def wake_at(self) -> float:
         """When :meth:`batches` has something, as far as is known now; infinity if never."""

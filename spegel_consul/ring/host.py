@@ -36,7 +36,11 @@ class ProtocolRefused(RingError):
 
 
 class StreamClosed(RingError):
-    """The stream was reset, or its connection is gone."""
+    """The stream can't be used any more: its connection is gone, or one of both sides reset it."""
+
+
+class StreamReset(StreamClosed):
+    """The peer reset the stream: it has not taken what was sent, and has nothing more to say."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -160,7 +160,9 @@ class KadRouter:
     async def announce(self, added: Collection[str], removed: Collection[str] = ()) -> None:
         if self._leaving:
             return
-        self._announcements.remove(map(dht_key, removed))
+        if removed:
+            self._announcements.remove(map(dht_key, removed))
+            self._announce_alarm.ring()
         keys = list(map(dht_key, added))
         for start in range(0, len(keys), _SLICE):
             self._announcements.add(keys[start : start + _SLICE])
@@ -275,14 +277,20 @@ class KadRouter:
 
     async def _tell(self, batch: Batch) -> None:
         async with self._tell_limit if self._membership.is_in_touch(batch.peer) else self._tell_cold_limit:
-            done = not batch.withdrawn or await self._membership.withdraw(batch.peer, batch.withdrawn)
-            if done and batch.keys:
+            withdrawn = not batch.withdrawn or await self._membership.withdraw(batch.peer, batch.withdrawn)
+            told = not batch.keys
+            # a peer that refuses withdrawals is told the keys all the same
+            if batch.keys and (withdrawn or self._host.is_connected(batch.peer)):
                 me = (self._membership.me,)
                 request = b"".join(encode(Message(MessageType.ADD_PROVIDER, key, providers=me)) for key in batch.keys)
                 barrier = encode(Message(MessageType.PING))
-                done = await self._membership.ask(batch.peer, request + barrier, within=_BATCH_TIMEOUT) is not None
+                told = await self._membership.ask(batch.peer, request + barrier, within=_BATCH_TIMEOUT) is not None
         now = trio.current_time()
-        due = self._announcements.told(batch, now) if done else self._announcements.failed(batch, now)
+        if withdrawn and told:
+            due = self._announcements.told(batch, now)
+        else:
+            part = Batch(batch.peer, batch.keys if told else (), batch.withdrawn if withdrawn else ())
+            due = self._announcements.failed(batch, now, told=part)
         # looking at all peers again after each of them would be most of the work of a start
         if due < self._announces_at:
             self._announce_alarm.ring()

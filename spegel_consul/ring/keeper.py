@@ -7,6 +7,9 @@
 # catalog knows: routers that are missing are joined, which makes one ring of two, for the members of both are
 # exchanged.
 #
+# Only an election makes a leader.  Where nothing is elected the peers that are named may change as often as they like:
+# each change is joined through, and none counts as a change of the leader.
+#
 # It only ever adds.  What a bootstrap or a catalog leaves out is no news about the ring: an answer that is
 # late, empty, old or filtered, or a leader that is being elected, must not make anybody forget anybody.
 #
@@ -28,7 +31,7 @@ from spegel_consul.bootstrap import Bootstrap, Roster
 from spegel_consul.ring import PeerInfo, RingError, Router
 from spegel_consul.ring.policy import OnLeaderChange
 from spegel_consul.ring.remembered import Remembered
-from spegel_consul.ring.schedule import DEBOUNCE, EVERY, Coverage, Flapping, Schedule, leader, missing
+from spegel_consul.ring.schedule import DEBOUNCE, EVERY, Coverage, Flapping, Schedule, missing
 
 log = structlog.get_logger(__name__)
 
@@ -79,6 +82,7 @@ class RingKeeper:
         self._coverage = Coverage(self._rng)
         self._flapping = Flapping()
         self._was_alone = True
+        self._leader: PeerInfo | None = None
         self._leader_changed = False
         self._restarted = self._saved = -float("inf")
         self._seen_last = 0.0
@@ -113,8 +117,9 @@ class RingKeeper:
                 named = tuple(self._bootstrap.peers())
                 now = trio.current_time()
                 # compared here and not only waited for below: the wait may end for both reasons at once
-                if before is not None and set(before) != set(named):
-                    self._follow(before, named, now)
+                replaced = self._note_leader()
+                if before is not None and (replaced or set(before) != set(named)):
+                    self._follow(now, replaced=replaced)
                 before = named
                 routers = self._roster.routers() if self._roster is not None else ()
                 if routers != routers_before:
@@ -137,11 +142,17 @@ class RingKeeper:
         finally:
             self._remembered.save_now(self._router.members())
 
-    def _follow(self, before: Sequence[PeerInfo], named: Sequence[PeerInfo], now: float) -> None:
-        """Others are named than before."""
-        if self._policy is OnLeaderChange.IGNORE:
+    def _note_leader(self) -> bool:
+        """Whether another node leads than before; a leader that is not known for now is no other."""
+        before, now = self._leader, self._bootstrap.leader
+        self._leader = now or before
+        return now is not None and before is not None and now != before
+
+    def _follow(self, now: float, *, replaced: bool) -> None:
+        """Others are named than before, perhaps because the leader was ``replaced``."""
+        if self._leader is not None and self._policy is OnLeaderChange.IGNORE:
             return
-        if leader(before) is not None and leader(before) != leader(named):
+        if replaced:
             self._leader_changed = True
             if self._flapping.changed(now):
                 log.warning("leader_flapping", hold_seconds=round(self._flapping.hold_until - now))

@@ -113,7 +113,7 @@ class Libp2pHost:
             had = connection is not None
             if connection is None:
                 connection = await self._dial_peer(peer, addresses)
-            result: Result[Stream] = Result()
+            result: Result[Stream] = Result(unwanted=lambda stream: stream.reset())
             connection.spawn(connection.open, protocol, result)
             if not connection.closed:
                 try:

@@ -159,7 +159,7 @@ class Membership:
                 try:
                     stream.send(encode_withdrawal(keys))
                     stream.close()
-                    return await stream.receive() == b""  # it closes its side when it is done
+                    return await stream.receive() == b""  # a peer that refuses resets it
                 finally:
                     stream.reset()
             except ProtocolRefused:

@@ -6,7 +6,7 @@ from enum import Enum
 
 
 class OnLeaderChange(Enum):
-    """What a router does when others are named to join through."""
+    """What a router does when another node leads; without effect where nothing is elected."""
 
     REJOIN = "rejoin"
     RESTART = "restart"

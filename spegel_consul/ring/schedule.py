@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import random
 from collections import deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 
 from spegel_consul.ring import PeerInfo
 
@@ -127,8 +127,3 @@ def missing(routers: Iterable[PeerInfo], members: Collection[PeerInfo], me: Peer
         if (router.id not in ids if router.id is not None else not addrs.intersection(router.addrs))
         and not set(router.addrs) & set(me.addrs)
     ]
-
-
-def leader(named: Sequence[PeerInfo]) -> PeerInfo | None:
-    """The peer that is named first."""
-    return named[0] if named else None

@@ -157,7 +157,7 @@ class Node:
         }
 
     def leader(self) -> Document | None:
-        """Who leads, as far as is known; None without an election."""
+        """Who leads by Consul's lock, as far as is known; None where the ring is not found through it."""
         if self.consul is None or self.consul.candidate is None:
             return None
         view = self.consul.candidate.view

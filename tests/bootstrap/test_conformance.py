@@ -330,6 +330,8 @@ class TestCatalog(BootstrapSuite, SeveralPeersSuite):
 
 @pytest.mark.real
 class TestConsul(BootstrapSuite):
+    elects = True
+
     @pytest.fixture
     def place(self, durable_consul: tuple[ConsulAgent, ConsulClient, trio.Nursery]) -> Place:
         return LeaderPlace(*durable_consul)
@@ -378,6 +380,8 @@ class TestNomadService(BootstrapSuite, SeveralPeersSuite):
 
 
 class TestNomadVar(BootstrapSuite):
+    elects = True
+
     @pytest.fixture(params=[403])
     def place(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> NomadVarPlace:
         monkeypatch.setattr(nomad_var, "_DENIED_PAUSE", 0.1)

@@ -36,6 +36,44 @@ async def test_the_next_is_listened_to_while_nobody_can_be_reached(autojump_cloc
         nursery.cancel_scope.cancel()
 
 
+class Elected(StaticBootstrap):
+    """The first of a list leads."""
+
+    @property
+    def leader(self) -> PeerInfo | None:  # type: ignore[override]
+        return self.peers()[0] if self.peers() else None
+
+
+async def test_only_an_election_that_counts_says_who_leads(autojump_clock: trio.testing.MockClock) -> None:
+    election, of_me, list_ = Elected([SECOND]), Elected(["10.0.0.9:5001"]), StaticBootstrap([THIRD])
+    nobody_yet = Elected([])
+    for ways, expected in (
+        ((election, list_), election.leader),
+        ((list_, election), None),
+        ((of_me, list_), of_me.leader),
+        ((nobody_yet, list_), None),
+        ((nobody_yet, election, of_me), election.leader),
+        ((list_,), None),
+    ):
+        bootstrap = SeveralBootstraps([(f"{at}", way) for at, way in enumerate(ways)], ME, lambda: False)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(bootstrap.run)
+            assert bootstrap.leader == expected
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_fallback_that_is_listened_to_says_who_leads(autojump_clock: trio.testing.MockClock) -> None:
+    election = Elected([SECOND])
+    ways = [("list", StaticBootstrap([CORPSE])), ("election", election)]
+    bootstrap = SeveralBootstraps(ways, ME, lambda: True)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(bootstrap.run)
+        assert bootstrap.leader is None
+        await trio.sleep(2 * PATIENCE)
+        assert bootstrap.leader == election.leader
+        nursery.cancel_scope.cancel()
+
+
 async def test_who_names_only_this_node_is_passed_over(autojump_clock: trio.testing.MockClock) -> None:
     ways = [("self", StaticBootstrap(["10.0.0.9:5001"])), ("list", StaticBootstrap([SECOND]))]
     bootstrap = SeveralBootstraps(ways, ME, lambda: False)

@@ -79,12 +79,24 @@ FIRST, SECOND, THIRD = ("10.0.0.1", 5001), ("10.0.0.2", 5001), ("10.0.0.3", 5001
 class NamingSuite:
     """Derive from it and define the fixture ``place``; for places whose answer never changes."""
 
+    elects = False
+    """Whether the one that the place names was elected."""
+
     async def test_it_names_what_the_place_names(self, place: Place) -> None:
         await place.name(FIRST)
         bootstrap = await place.bootstrap()
         async with running(bootstrap):
             await names(bootstrap, FIRST)
             await has_problem(bootstrap, False)
+            self.leads(bootstrap, FIRST)
+
+    def leads(self, bootstrap: Bootstrap, peer: tuple[str, int]) -> None:
+        """Check who leads: the one that is named where one was elected, nobody elsewhere."""
+        if self.elects:
+            assert bootstrap.leader is not None
+            assert bootstrap.leader.addrs == (router(peer),)
+        else:
+            assert bootstrap.leader is None
 
     async def test_nothing_wakes_who_waits_without_a_change(self, place: Place) -> None:
         await place.name(FIRST)
@@ -119,6 +131,7 @@ class BootstrapSuite(NamingSuite):
             with trio.fail_after(WITHIN):
                 await bootstrap.changed(before)
             await names(bootstrap, SECOND)
+            self.leads(bootstrap, SECOND)
 
     async def test_a_place_that_fails_at_the_start(self, place: Place) -> None:
         await place.name(FIRST)
@@ -129,6 +142,7 @@ class BootstrapSuite(NamingSuite):
             assert "\n" not in problem
             assert len(problem) < 400
             assert bootstrap.peers() == ()
+            assert bootstrap.leader is None
             await place.recover()
             await names(bootstrap, FIRST)
             await has_problem(bootstrap, False)
@@ -141,6 +155,7 @@ class BootstrapSuite(NamingSuite):
             await place.fail()
             await has_problem(bootstrap, True)
             await names(bootstrap, FIRST)
+            self.leads(bootstrap, FIRST)
             await place.name(SECOND)
             await place.recover()
             await names(bootstrap, SECOND)

@@ -62,6 +62,27 @@ def test_what_is_not_acknowledged_is_sent_again_ever_more_rarely() -> None:
     assert [batch.keys for batch in deliver(subject, now)] == [(b"y",)], "the back-off is over"
 
 
+def test_a_part_that_was_acknowledged_is_not_sent_again_with_the_rest() -> None:
+    subject = announcements([b"a"])
+    subject.add([b"gone"])
+    deliver(subject, 0)
+    subject.remove([b"gone"])
+    subject.add(keys(BATCH + 1))
+    now, waits, told = 0.0, [], []
+    for _ in range(10):
+        (batch,) = subject.batches(now)
+        assert batch.withdrawn == (b"gone",)
+        told += batch.keys
+        subject.failed(batch, now, told=Batch(b"a", batch.keys))
+        waits.append(subject.wake_at() - now)
+        now = subject.wake_at()
+    assert told == keys(BATCH + 1), "each once, though the peer refuses the withdrawal"
+    assert waits[-1] > 20, "which is repeated ever more rarely"
+    (batch,) = subject.batches(now)
+    subject.told(batch, now)
+    assert (batch.keys, batch.withdrawn, subject.batches(now)) == ((), (b"gone",), [])
+
+
 def test_records_are_renewed_before_they_expire_and_not_all_at_once() -> None:
     peers = [b"peer %d" % number for number in range(20)]
     subject = announcements(peers)

@@ -8,7 +8,8 @@ from conformance.router import RouterSuite, eventually, eventually_finds, find
 from sim.network import SimHost, SimNetwork
 from trio.testing import MockClock
 
-from spegel_consul.ring import Router, peerid
+from spegel_consul.ring import RingError, Router, peerid
+from spegel_consul.ring.host import Stream
 from spegel_consul.ring.kad import KadRouter
 from spegel_consul.ring.key import dht_key, position
 from spegel_consul.ring.protocols import MEMBERS, WITHDRAW
@@ -112,6 +113,17 @@ async def test_records_live_as_long_as_they_are_announced_and_no_longer(rig: Sim
     assert (second.records, third.records) == (0, 0)
 
 
+async def test_what_is_withdrawn_long_after_it_was_told_is_withdrawn_at_once(
+    rig: SimRig, autojump_clock: MockClock
+) -> None:
+    first, second = await rig.ring(2)
+    await first.announce(["kept", "withdrawn"])
+    await trio.sleep(MINUTE)
+    assert second.records == 2
+    await first.announce([], ["withdrawn"])
+    await eventually(lambda: second.records == 1, within=1)
+
+
 async def test_a_record_that_is_withdrawn_from_those_who_do_not_understand_it_expires(
     rig: SimRig, autojump_clock: MockClock
 ) -> None:
@@ -125,6 +137,34 @@ async def test_a_record_that_is_withdrawn_from_those_who_do_not_understand_it_ex
     await trio.sleep(6 * MINUTE)
     assert foreign.records == 0
     assert first.unannounced == 0
+
+
+async def test_a_peer_that_refuses_a_withdrawal_hears_it_again_and_is_told_keys_meanwhile(
+    rig: SimRig, autojump_clock: MockClock
+) -> None:
+    first, second = await rig.ring(2)
+    handlers, refused = rig.hosts[second.me.id]._handlers, 0
+    serve = handlers[WITHDRAW]
+
+    async def refuse(stream: Stream) -> None:
+        nonlocal refused
+        refused += 1
+        raise RingError("not now")
+
+    await first.announce(["key"])
+    await eventually(lambda: second.records == 1)
+    handlers[WITHDRAW] = refuse
+    await first.announce([f"new {number}" for number in range(500)], ["key"])
+    await trio.sleep(MINUTE)
+    assert second.records == 501
+    assert first.unannounced == 0
+    assert 5 < refused < 20
+    handlers[WITHDRAW] = serve
+    await trio.sleep(MINUTE)
+    assert second.records == 500
+    before = rig.network.messages
+    await trio.sleep(MINUTE)
+    assert rig.network.messages - before < 20, "then there is nothing left to say"
 
 
 async def test_whoever_lost_its_identity_is_not_looked_for_at_its_address(

@@ -16,7 +16,7 @@ from spegel_consul.ring.schedule import EVERY
 
 
 class Named:
-    """A bootstrap whose answer a test sets."""
+    """A bootstrap whose answer a test sets; the first of it leads."""
 
     def __init__(self, *peers: PeerInfo) -> None:
         self.problem: str | None = None
@@ -25,6 +25,10 @@ class Named:
 
     def peers(self) -> Sequence[PeerInfo]:
         return self._peers
+
+    @property
+    def leader(self) -> PeerInfo | None:
+        return self._peers[0] if self._peers else None
 
     def name(self, *peers: PeerInfo) -> None:
         self._peers = peers

@@ -6,8 +6,8 @@ import os
 import socket
 import statistics
 import struct
-import time
 from contextlib import ExitStack, suppress
+from typing import Any
 
 import pytest
 import trio
@@ -26,9 +26,13 @@ from spegel_consul.ring.libp2p_host import Libp2pHost
 from spegel_consul.ring.offences import LIMIT
 from spegel_consul.ring.protocols import KAD, MEMBERS
 from spegel_consul.ring.records import Records
+from spegel_consul.ring.service import _SLICE as SLICE
 from spegel_consul.ring.wire import MemberReport, Message, MessageType, WirePeer, encode, encode_members, frame, uvarint
 
 __all__ = ["attacker", "friend", "victim"]
+
+WITHIN = 60.0
+"""Seconds after which something hangs."""
 
 PING = encode(Message(MessageType.PING))
 
@@ -46,12 +50,12 @@ async def test_who_breaks_the_protocol_again_and_again_is_shut_out(
         for _ in range(LIMIT):
             stream = await attacker.open(victim.host.id, (), KAD)
             stream.send(frame(b"\x08\x63"))
-            with suppress(RingError), trio.fail_after(3):
+            with suppress(RingError), trio.fail_after(WITHIN):
                 while await stream.receive():
                     pass
-        await eventually(lambda: victim.host.id not in attacker.connected(), within=3)
+        await eventually(lambda: victim.host.id not in attacker.connected(), WITHIN)
         for _ in range(5):
-            with pytest.raises(RingError), trio.fail_after(3):
+            with pytest.raises(RingError), trio.fail_after(WITHIN):
                 await attacker.dial("127.0.0.1", victim.port)
                 await attacker.identify(victim.host.id)
     assert [entry["event"] for entry in logs].count("ring_peer_shut_out") == 1
@@ -72,14 +76,24 @@ async def test_a_peer_that_announces_without_end_gets_its_share_and_the_others_a
                 await trio.sleep(0.001)
 
     nursery.start_soon(pour)
-    took = []
+    taken, offered = [], 0
+    real = victim.router._records.add
+
+    def count(*args: Any) -> bool:
+        nonlocal offered
+        offered += 1
+        return real(*args)
+
+    victim.router._records.add = count  # type: ignore[method-assign]
+    await eventually(lambda: offered, WITHIN)
     for _ in range(30):
-        start_time = time.perf_counter()
+        before = offered
         assert [provider.peer_id for provider in await find(friend, "layer")] == [victim.router.me.id]
-        took.append(time.perf_counter() - start_time)
+        taken.append(offered - before)
         await trio.sleep(0.01)
-    assert statistics.median(took) < 0.5
-    await eventually(lambda: victim.router.records == 2000)
+    assert statistics.median(taken) <= 10 * SLICE, "a question waits for some slices of the flood, not for all of it"
+    assert offered < len(flood), "the flood went on meanwhile"
+    await eventually(lambda: victim.router.records == 2000, WITHIN)
     await victim.still_works(friend)
     assert victim.router.records <= 2000 + 10
 
@@ -90,11 +104,11 @@ async def test_keys_that_nobody_can_ask_for_are_not_kept(
     before = victim.router.records
     useless = [b"x", b"\x12\x20short", b"\x12\x20" + bytes(33), b"\x11\x14" + bytes(32), os.urandom(80)]
     stream = await _raw_stream(attacker, victim, KAD, b"".join(announcement(attacker, key) for key in useless) + PING)
-    with trio.fail_after(3):
+    with trio.fail_after(WITHIN):
         assert await stream.receive()
     assert victim.router.records == before
     stream.send(announcement(attacker, dht_key("of use")) + PING)
-    with trio.fail_after(3):
+    with trio.fail_after(WITHIN):
         assert await stream.receive()
     assert victim.router.records == before + 1
 
@@ -106,7 +120,7 @@ async def test_who_asks_and_does_not_read_loses_the_stream_and_costs_little(
     question = encode(Message(MessageType.FIND_NODE, attacker.id))
     stream = await _raw_stream(attacker, victim, KAD, PING)
     await eventually(lambda: victim.router._service._inbound.get(attacker.id))
-    with trio.fail_after(30):
+    with trio.fail_after(WITHIN):
         while victim.router._service._inbound.get(attacker.id):
             if len(stream._out._bytes) < 50_000:  # type: ignore[attr-defined]
                 with suppress(RingError):  # the victim has just reset it
@@ -136,16 +150,17 @@ async def test_connections_of_one_address_are_bounded(
     assert victim.host._inbound.total() <= 2
 
 
-async def test_a_thousand_connections_at_once(victim: Victim, friend: KadRouter) -> None:
+async def test_a_thousand_connections_at_once(
+    victim: Victim, friend: KadRouter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(libp2p_host, "HANDSHAKE_TIMEOUT", 3600.0)  # none of them makes room by giving up
     with ExitStack() as sockets:
         for _ in range(1000):
             sock = sockets.enter_context(socket.socket())
             sock.setblocking(False)
             sock.connect_ex(("127.0.0.1", victim.port))
         await trio.sleep(0.2)
-        start = time.perf_counter()
         await victim.still_works(friend)
-        assert time.perf_counter() - start < 20
         assert len(victim.host._half_open) <= libp2p_host.MAX_HALF_OPEN_PER_ADDRESS
 
 
@@ -156,7 +171,7 @@ async def test_a_list_that_says_that_others_are_here_is_not_followed(
     here = victim.host.address.encode()
     reports = [MemberReport(WirePeer(stranger, (here,)), 0) for stranger in strangers]
     stream = await _raw_stream(attacker, victim, MEMBERS, encode_members(reports))
-    with trio.fail_after(3):
+    with trio.fail_after(WITHIN):
         while await stream.receive():
             pass
     await trio.sleep(0.1)
@@ -185,7 +200,6 @@ def test_a_million_records_of_one_peer_are_its_share_and_no_more() -> None:
 def test_a_record_is_only_kept_by_one_of_those_near_to_its_key() -> None:
     from sim.network import SimNetwork
 
-    from spegel_consul.ring.address import Contact
     from spegel_consul.ring.key import position
 
     router = KadRouter(SimNetwork().host(), registry=("10.0.0.1", 5000))
@@ -214,7 +228,7 @@ async def test_streams_that_the_peer_does_not_end_count_until_they_are_reset(
                     pass
     (connection,) = victim.host._connections[attacker.id]
     assert len(connection._muxed.streams) <= MAX_INBOUND_STREAMS
-    await eventually(lambda: not connection._muxed.streams and not connection._inbound_streams, within=3)
+    await eventually(lambda: not connection._muxed.streams and not connection._inbound_streams, WITHIN)
     await victim.still_works(friend)
 
 
@@ -230,7 +244,7 @@ async def test_who_sends_more_than_it_was_granted_loses_the_connection(
     muxed = stream._muxed  # type: ignore[attr-defined]
     (connection,) = victim.host._connections[attacker.id]
     most = 0
-    with trio.fail_after(10), suppress(Exception):
+    with trio.fail_after(WITHIN), suppress(Exception):
         for _ in range(32):
             muxed.send_window = 1 << 40
             await muxed.write(bytes(256 << 10))
@@ -266,7 +280,7 @@ async def test_many_streams_that_nobody_reads_are_bounded_together(
                 sent += 100 << 10
                 await trio.sleep(0)
                 most = max(most, sum(map(len, buffers.values())))
-    await eventually(lambda: connection.closed, within=30)
+    await eventually(lambda: connection.closed, WITHIN)
     assert sent > muxer.RECEIVE_BUFFER
     assert muxer.RECEIVE_BUFFER * 0.8 < most <= muxer.RECEIVE_BUFFER
     assert not connection._muxed.stream_buffers
@@ -284,7 +298,7 @@ async def test_what_waits_on_a_stream_that_is_reset_is_dropped(
         await muxed.write(b"\x05\xff\xfe\xfd\xfc\x0a" + bytes(100_000))
     await trio.sleep(0.5)
     assert not theirs.closed
-    await eventually(lambda: not theirs._muxed.streams and not theirs._muxed.stream_buffers, within=1)
+    await eventually(lambda: not theirs._muxed.streams and not theirs._muxed.stream_buffers, WITHIN)
     await victim.still_works(friend)
 
 
@@ -324,68 +338,11 @@ async def test_a_long_list_of_strangers_neither_stops_the_loop_nor_keeps_others_
 async def test_member_lists_are_given_at_a_pace(victim: Victim, friend: KadRouter, attacker: Libp2pHost) -> None:
     given = 0
     for _ in range(8):
-        with suppress(RingError), trio.fail_after(3):
+        with suppress(RingError), trio.fail_after(WITHIN):
             stream = await _raw_stream(attacker, victim, MEMBERS, encode_members([]))
             given += bool(await stream.receive())
             stream.reset()
     assert given in (3, 4)
-    await victim.still_works(friend)
-
-
-@pytest.fixture
-def vanished(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many dials wait for hosts at 127.0.9.*, which do not answer."""
-    real, waiting = trio.open_tcp_stream, [0]
-
-    async def dial(host: str, port: int) -> trio.SocketStream:
-        if not host.startswith("127.0.9."):
-            return await real(host, port)
-        waiting[0] += 1
-        try:
-            await trio.sleep_forever()
-        finally:
-            waiting[0] -= 1
-        raise AssertionError
-
-    monkeypatch.setattr(trio, "open_tcp_stream", dial)
-    return waiting
-
-
-def _gone(number: int) -> Contact:
-    peer = b"\x00\x24\x08\x01\x12\x20" + number.to_bytes(32, "big")
-    return Contact(peer, (Address(f"127.0.9.{number % 250 + 1}", 1 + number),))
-
-
-async def test_hosts_that_vanished_do_not_delay_the_dials_of_others(
-    victim: Victim, friend: KadRouter, attacker: Libp2pHost, vanished: list[int]
-) -> None:
-    membership = victim.router._membership
-    for number in range(300):
-        membership.learn(_gone(number), source=os.urandom(8))
-        membership._failed(_gone(number).id)
-    await eventually(lambda: vanished[0] >= 16, within=3)
-    await trio.sleep(0.5)
-    assert vanished[0] == 16
-    start = trio.current_time()
-    assert await victim.host.dial("127.0.0.1", attacker.address.port) == attacker.id
-    assert trio.current_time() - start < 1
-    await victim.still_works(friend)
-
-
-async def test_questions_to_hosts_that_never_were_do_not_delay_those_to_others(
-    victim: Victim, friend: KadRouter, attacker: Libp2pHost, vanished: list[int], nursery: trio.Nursery
-) -> None:
-    membership = victim.router._membership
-    for number in range(300):
-        membership.learn(_gone(number), source=os.urandom(8))
-        nursery.start_soon(membership.ask, _gone(number).id, PING)
-    await eventually(lambda: vanished[0] >= 32, within=3)
-    membership.learn(Contact(attacker.id, (attacker.address,)), source=b"x")
-    start = trio.current_time()
-    stream = await victim.host.open(attacker.id, (attacker.address,), "/ipfs/ping/1.0.0")
-    assert trio.current_time() - start < 1
-    assert vanished[0] >= 32
-    stream.reset()
     await victim.still_works(friend)
 
 

@@ -11,7 +11,7 @@ import pytest
 import trio
 from conformance.router import eventually, find
 
-from spegel_consul.ring import PeerInfo, RingError
+from spegel_consul.ring import PeerInfo, RingError, libp2p_host
 from spegel_consul.ring.address import Address
 from spegel_consul.ring.host import Stream
 from spegel_consul.ring.identity import load_or_create
@@ -115,11 +115,12 @@ async def test_garbage_instead_of_a_handshake(victim: Victim, friend: KadRouter,
     await victim.still_works(friend)
 
 
-async def test_half_open_connections_do_not_keep_others_out(victim: Victim, friend: KadRouter) -> None:
+async def test_half_open_connections_do_not_keep_others_out(
+    victim: Victim, friend: KadRouter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(libp2p_host, "HANDSHAKE_TIMEOUT", 3600.0)  # none of them makes room by giving up
     sockets = [await trio.open_tcp_stream("127.0.0.1", victim.port) for _ in range(300)]
-    start = trio.current_time()
     await victim.still_works(friend)
-    assert trio.current_time() - start < 2
     assert len(victim.host._half_open) <= MAX_HALF_OPEN_PER_ADDRESS
     for stream in sockets:
         await stream.aclose()

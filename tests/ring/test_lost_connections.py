@@ -4,6 +4,8 @@
 import pytest
 import trio
 import trio.testing
+from libp2p.io.exceptions import IncompleteReadError
+from libp2p.stream_muxer.yamux.yamux import Yamux
 
 from spegel_consul.ring.address import Address
 from spegel_consul.ring.host import Replaced, Stream, StreamClosed, Unreachable
@@ -75,6 +77,28 @@ async def test_who_reads_is_told_that_the_connection_was_dropped(host: Libp2pHos
                 await stream.receive()
     with pytest.raises(StreamClosed):
         await stream.receive()
+
+
+async def test_a_connection_that_breaks_within_a_message_is_no_end_of_its_stream(
+    host: Libp2pHost, peer: Libp2pHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = await host.open(peer.id, [peer.address], ECHO)
+    (connection,) = host._connections[peer.id]
+
+    async def broken(muxed: Yamux, length: int) -> bytes:
+        if muxed is connection._muxed:
+            raise IncompleteReadError("the socket ended in the middle of a frame")
+        return await whole(muxed, length)
+
+    whole = Yamux._read_data_body
+    monkeypatch.setattr(Yamux, "_read_data_body", broken)
+    stream.send(PING)
+    with trio.fail_after(30), pytest.raises(StreamClosed) as caught:
+        await stream.receive()
+    assert caught.type is StreamClosed
+    with trio.fail_after(30):
+        while host.is_connected(peer.id):
+            await trio.sleep(0.01)
 
 
 async def test_a_peer_that_hung_is_asked_over_a_new_connection(

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import math
 import random
-from collections import deque
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import trio
@@ -25,13 +24,14 @@ from spegel_consul.ring.host import (
     ProtocolRefused,
     Replaced,
     Stream,
-    StreamClosed,
     Unreachable,
 )
 from tests.sim.loop import Loop
+from tests.sim.stream import Piece, SimStream
 
 BREAKS_AFTER = 20.0
 RESENT_AFTER = 0.2
+MAX_INBOUND_STREAMS = 64
 
 
 class SimNetwork:
@@ -53,7 +53,7 @@ class SimNetwork:
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._alarm: trio.Event | None = None
         self._cuts: list[Callable[[str, str], bool]] = []
-        self._stalled: dict[tuple[str, str], list[tuple[SimStream, bytes | None]]] = {}
+        self._stalled: dict[tuple[str, str], list[tuple[SimStream, Piece]]] = {}
 
     def host(self, address: str | None = None, number: int | None = None) -> SimHost:
         """A host; ``number`` is its identity."""
@@ -126,21 +126,21 @@ class SimNetwork:
     def _resend(self, pair: tuple[str, str]) -> None:
         if self.reaches(*pair):
             for stream, data in self._stalled.pop(pair, ()):
-                stream._take_in(data)
+                stream.take_in(data)
 
     # -- messages
 
-    def carry(self, stream: SimStream, data: bytes | None) -> None:
+    def carry(self, stream: SimStream, data: Piece) -> None:
         stream.arrives = max(stream.arrives, trio.current_time() + self.delay())
         self.at(stream.arrives, lambda: self._arrive(stream, data))
 
-    def _arrive(self, stream: SimStream, data: bytes | None) -> None:
+    def _arrive(self, stream: SimStream, data: Piece) -> None:
         to = stream.other
-        pair = (stream._host.address.host, to._host.address.host)
+        pair = (stream.host.address.host, to.host.address.host)
         if pair in self._stalled or (self._cuts and not self.reaches(*pair)):
             self._stalled.setdefault(pair, []).append((to, data))
         else:
-            to._take_in(data)
+            to.take_in(data)
 
 
 class SimHost:
@@ -153,12 +153,13 @@ class SimHost:
         self._handlers: dict[str, Handler] = {}
         self._peers: dict[bytes, SimHost] = {}
         self._streams: dict[bytes, dict[SimStream, None]] = {}
+        self._serving: Counter[bytes] = Counter()
         self._nursery: trio.Nursery | None = None
         self.on_disconnect: Callable[[bytes], None] = lambda peer: None
         self.refuses: Callable[[bytes], bool] = lambda peer: False
         self.sent = 0
         self._hung = False
-        self._held: list[tuple[SimStream, bytes | None]] = []
+        self._held: list[tuple[SimStream, Piece]] = []
 
     @property
     def id(self) -> bytes:
@@ -177,7 +178,7 @@ class SimHost:
         self._hung = hung
         held, self._held = self._held, []
         for stream, data in held:
-            stream._take_in(data) if stream._host is self else self._network.carry(stream.other, data)
+            stream.take_in(data) if stream.host is self else self._network.carry(stream.other, data)
 
     def connected(self) -> tuple[bytes, ...]:
         return tuple(self._peers)
@@ -217,11 +218,8 @@ class SimHost:
 
     async def open(self, peer: bytes, addresses: Sequence[Address], protocol: str) -> Stream:
         if peer not in self._peers:
-            for address in addresses:
-                if await self.dial(address.host, address.port) == peer:
-                    break
-            else:
-                raise Replaced("no address leads to the peer") if addresses else Unreachable("it has no address")
+            await self._dial_each(peer, addresses)
+        await trio.sleep(self._network.delay())
         other = self._peers.get(peer)
         if other is None or other._nursery is None:
             raise Unreachable("the connection was lost")
@@ -230,11 +228,56 @@ class SimHost:
             raise Unreachable("no stream")
         if protocol not in other._handlers:
             raise ProtocolRefused(protocol)
-        ours, theirs = SimStream(self._network, peer, self), SimStream(self._network, self._id, other)
+        if other._serving[self._id] >= MAX_INBOUND_STREAMS:
+            raise Unreachable("the peer reset the stream")
+        other._serving[self._id] += 1
+        ours, theirs = self._stream(peer), other._stream(self._id)
         ours.other, theirs.other = theirs, ours
-        ours.arrives = trio.current_time() + 2 * self._network.delay()  # the first words come after the negotiation
         other._nursery.start_soon(other._handle, protocol, theirs)
+        try:
+            await trio.sleep(self._network.delay())
+        except BaseException:
+            ours.reset()
+            raise
+        if ours.broken:
+            raise Unreachable("the connection was lost")
         return ours
+
+    async def _dial_each(self, peer: bytes, addresses: Sequence[Address]) -> None:
+        others = 0
+        for address in addresses:
+            try:
+                if await self.dial(address.host, address.port) == peer:
+                    return
+                others += 1
+            except Unreachable:
+                continue
+        kind = Replaced if others and others == len(addresses) else Unreachable
+        raise kind("no address leads to the peer")
+
+    def _stream(self, peer: bytes) -> SimStream:
+        """One end of a stream, which the connection takes with it when it ends."""
+        streams = self._streams.setdefault(peer, {})
+        stream = SimStream(self, peer, lambda: streams.pop(stream, None))
+        streams[stream] = None
+        return stream
+
+    def put(self, stream: SimStream, data: Piece) -> None:
+        """Send a piece of ``stream``; a host that hangs sends it later."""
+        if self._hung:
+            self._held.append((stream.other, data))
+        else:
+            self._network.carry(stream, data)
+
+    def hold(self, stream: SimStream, data: Piece) -> bool:
+        """Whether the host hangs, and keeps what came for later."""
+        if self._hung:
+            self._held.append((stream, data))
+        return self._hung
+
+    def count(self) -> None:
+        self._network.messages += 1
+        self.sent += 1
 
     async def identify(self, peer: bytes) -> Identity:
         await trio.sleep(2 * self._network.delay())
@@ -257,7 +300,7 @@ class SimHost:
         """The connection is gone, as this end sees it."""
         if self._peers.pop(peer, None) is not None:
             for stream in list(self._streams.get(peer, ())):
-                stream._break()
+                stream.break_()
             self.on_disconnect(peer)
 
     def retire(self) -> None:
@@ -282,76 +325,8 @@ class SimHost:
     async def _handle(self, protocol: str, stream: SimStream) -> None:
         try:
             await self._handlers[protocol](stream)
+            await stream.finish()
         except Exception:
             stream.reset()
-
-
-class SimStream:
-    """One end of a stream."""
-
-    other: SimStream
-
-    def __init__(self, network: SimNetwork, peer: bytes, host: SimHost) -> None:
-        self._network = network
-        self._peer = peer
-        self._host = host
-        self._arrived: deque[bytes | None] = deque()
-        self._wake: trio.Event | None = None
-        self._broken = False
-        self.arrives = -math.inf
-        host._streams.setdefault(peer, {})[self] = None
-
-    @property
-    def peer(self) -> bytes:
-        return self._peer
-
-    def send(self, data: bytes) -> None:
-        if self._broken:
-            raise StreamClosed("the stream is closed")
-        self._network.messages += 1
-        self._host.sent += 1
-        self._put(data)
-
-    async def receive(self) -> bytes:
-        if self._arrived:
-            await trio.lowlevel.checkpoint()
-        while not self._arrived:
-            if self._broken:
-                raise StreamClosed("the stream was reset")
-            self._wake = trio.Event()
-            await self._wake.wait()
-        data = self._arrived.popleft()
-        return b"" if data is None else data
-
-    def close(self) -> None:
-        if not self._broken:
-            self._put(None)
-
-    def reset(self) -> None:
-        self._break()
-        if self._network.reaches(self._host.address.host, self.other._host.address.host):
-            self.other._break()
-
-    def _put(self, data: bytes | None) -> None:
-        if self._host.hung:
-            self._host._held.append((self.other, data))
-        else:
-            self._network.carry(self, data)
-
-    def _take_in(self, data: bytes | None) -> None:
-        if self._host.hung:
-            self._host._held.append((self, data))
-        elif not self._broken:
-            self._arrived.append(data)
-            if self._wake is not None:
-                self._wake.set()
-
-    def _break(self) -> None:
-        if not self._broken:
-            self._broken = True
-            mine = self._host._streams[self._peer]
-            del mine[self]
-            if not mine:
-                del self._host._streams[self._peer]
-            if self._wake is not None:
-                self._wake.set()
+        finally:
+            self._serving[stream.peer] -= 1

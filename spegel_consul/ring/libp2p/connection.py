@@ -9,7 +9,7 @@ from typing import Any
 import structlog
 import trio
 from libp2p.custom_types import TProtocol
-from libp2p.protocol_muxer.exceptions import MultiselectClientError
+from libp2p.protocol_muxer.exceptions import ProtocolNotSupportedError
 from libp2p.protocol_muxer.multiselect import Multiselect
 from libp2p.protocol_muxer.multiselect_client import MultiselectClient
 from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
@@ -74,12 +74,12 @@ class Connection:
             read.cancel()
 
     @contextmanager
-    def reading(self) -> Iterator[None]:
+    def reading(self) -> Iterator[trio.CancelScope]:
         """What is within is left when the connection ends."""
         with trio.CancelScope() as read:
             self._reads.add(read)
             try:
-                yield
+                yield read
             finally:
                 self._reads.discard(read)
 
@@ -110,20 +110,18 @@ class Connection:
             with self._patience.fail_after(NEGOTIATION_TIMEOUT):
                 stream = MuxedStream(self, await self._muxed.open_stream())
                 try:
-                    channel = MultiselectCommunicator(Negotiation(stream))
-                    await MultiselectClient().select_one_of([TProtocol(protocol)], channel)
+                    channel, client = MultiselectCommunicator(Negotiation(stream)), MultiselectClient()
+                    # not select_one_of(): a refusal, a reset and a time limit of its own are one error there
+                    await client.handshake(channel)
+                    await client.try_select(channel, TProtocol(protocol))
                 except BaseException:
                     stream.reset()
                     raise
-        except MultiselectClientError as exc:
-            gone = self.closed or self._muxed.event_shutting_down.is_set()
-            error = Unreachable if gone else ProtocolRefused
-            result.fail(error(f"no stream for {protocol}: {exc}"))
+        except ProtocolNotSupportedError as exc:
+            result.fail(ProtocolRefused(f"no stream for {protocol}: {exc}"))
         except Exception as exc:
             result.fail(Unreachable(f"no stream for {protocol}: {exc!r}"))
         else:
-            if result.abandoned:
-                stream.reset()
             result.set(stream)
         finally:
             result.fail(Unreachable("the connection was lost"))

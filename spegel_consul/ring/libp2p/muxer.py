@@ -53,7 +53,12 @@ class BoundedYamux(Yamux):
         if overrun or sum(sizes.values()) + length > RECEIVE_BUFFER:
             log.debug("ring_window_overrun", peer=peerid.to_text(self.peer_id.to_bytes()))
             raise trio.TooSlowError  # the one error that ends the connection whatever the frame is
-        return bytes(await super()._read_data_body(length))
+        try:
+            return bytes(await super()._read_data_body(length))
+        except Exception as exc:
+            # any other error is taken for the end of the stream that the frame belongs to, while the connection, which
+            # has broken in the middle of a frame, goes on for a moment
+            raise trio.TooSlowError from exc
 
     async def discard(self, stream: YamuxStream) -> None:
         """Forget a stream that was reset, and what was not read of it."""

@@ -9,10 +9,10 @@ from typing import Any, Protocol
 import structlog
 import trio
 from libp2p.io.abc import ReadWriteCloser
-from libp2p.stream_muxer.exceptions import MuxedStreamEOF
+from libp2p.stream_muxer.exceptions import MuxedStreamEOF, MuxedStreamReset
 
 from spegel_consul.ring import peerid
-from spegel_consul.ring.host import StreamClosed
+from spegel_consul.ring.host import StreamClosed, StreamReset
 from spegel_consul.ring.outbox import Outbox, OutboxFull
 
 log = structlog.get_logger(__name__)
@@ -35,7 +35,7 @@ class Owner(Protocol):
 
     def spawn(self, task: Callable[..., Awaitable[object]], *args: object) -> None: ...
 
-    def reading(self) -> AbstractContextManager[None]:
+    def reading(self) -> AbstractContextManager[trio.CancelScope]:
         """What is within is left when the connection ends."""
         ...
 
@@ -49,6 +49,7 @@ class MuxedStream:
         self._out = Outbox(STREAM_BUFFER)
         self._in = bytearray()
         self._scope = trio.CancelScope()
+        self._read: trio.CancelScope | None = None
         self._sent = trio.Event()
         self.is_reset = False
         connection.spawn(self._pump)
@@ -71,18 +72,29 @@ class MuxedStream:
             data = bytes(self._in)
             self._in.clear()
             return data
-        if self.is_reset or self._connection.closed:
-            raise StreamClosed("the stream is reset, or its connection was lost")
-        with self._connection.reading():
+        self._check()
+        with self._connection.reading() as self._read:
             try:
                 return bytes(await self._muxed.read(_CHUNK))
-            except MuxedStreamEOF:
-                if self._connection.closed or self._muxed.conn.event_shutting_down.is_set():
-                    raise StreamClosed("the connection was lost") from None
+            except (MuxedStreamEOF, MuxedStreamReset):
+                self._check()
                 return b""
             except Exception as exc:
                 raise StreamClosed(f"the stream broke: {exc!r}") from exc
-        raise StreamClosed("the connection was lost")
+        self._check()
+        raise StreamClosed("the connection was lost")  # never reached: what left the read is noted
+
+    def _check(self) -> None:
+        """Raises StreamClosed if nothing can be read, StreamReset if that is because of the peer."""
+        # The muxer reports an EOF for each stream that it has forgotten, so its marks decide.  A reset of the peer sets
+        # the first alone; after an end both may be set, and then the peer had said all that it had to say.  A reset
+        # from here and the end of the connection set both as well.
+        if self._muxed.reset_received and not self._muxed.recv_closed:
+            raise StreamReset("the peer reset the stream")
+        if self.is_reset:
+            raise StreamClosed("the stream was reset")
+        if self._connection.closed or self._muxed.conn.event_shutting_down.is_set():
+            raise StreamClosed("the connection was lost")
 
     def close(self) -> None:
         self._out.close()
@@ -91,6 +103,8 @@ class MuxedStream:
         if not self.is_reset:
             self.is_reset = True
             self._scope.cancel()
+            if self._read is not None:
+                self._read.cancel()  # the muxer forgets the stream and wakes nobody
             self._connection.spawn(self._reset)
 
     async def read_exactly(self, n: int) -> bytes:
@@ -110,7 +124,6 @@ class MuxedStream:
             with suppress(StreamClosed):
                 while await self.receive():
                     pass  # nobody is left who wants it
-            if not self.is_reset:
                 await self._sent.wait()  # ends by itself when the peer grants nothing
                 return
         self.reset()
