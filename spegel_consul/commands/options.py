@@ -73,7 +73,7 @@ def flat(lists: tuple[tuple[str, ...], ...]) -> tuple[str, ...]:
 
 
 def option(flag: str, **kwargs: Any) -> Callable[[T], T]:
-    """A flag and the environment variable of the same name."""
-    variable = flag.removeprefix("--").replace("-", "_").upper()
+    """A flag and the environment variable of the same name; of ``--flag/--no-flag`` that is the name of the first."""
+    variable = flag.partition("/")[0].removeprefix("--").replace("-", "_").upper()
     kwargs.setdefault("show_default", True)
     return click.option(flag, envvar=variable, show_envvar=True, **kwargs)  # type: ignore[return-value]

@@ -154,11 +154,10 @@ from spegel_consul.server.tls import TlsFiles
     default="10s",
     help="End the sidecar when it has hung for so long, with a second, small process that watches it; 0 for none.",
 )
-@click.option(
+@option(
     "--skip-preflight",
     is_flag=True,
-    envvar="SKIP_PREFLIGHT",
-    show_envvar=True,
+    show_default=False,
     help="Start even if nobody could reach this node, and say nothing about its set-up.",
 )
 @option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", help="Least level.")
