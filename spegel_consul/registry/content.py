@@ -107,6 +107,8 @@ class ContentApp:
 
     async def _answer(self, scope: Scope, answer: _Answer) -> None:
         client, server = scope.get("client"), scope.get("server")
+        local = client is not None and server is not None and client[0] == server[0]
+        address = "" if local or client is None else client[0]
         headers = dict(scope["headers"])
         method: str = scope["method"]
         plan = self._planner.plan(
@@ -114,7 +116,7 @@ class ContentApp:
             scope["raw_path"],
             scope["query_string"],
             headers,
-            from_this_machine=client is not None and server is not None and client[0] == server[0],
+            from_this_machine=local,
         )
         if isinstance(plan, Own):
             try:
@@ -129,7 +131,7 @@ class ContentApp:
                     raise unknown(plan.request, gone.message) from None
             wanted_range = f"bytes={plan.start}-{plan.stop - 1}" if plan.partial else None
             plan = Elsewhere(plan.request, wanted_range)
-        await self._send_mirrored(answer, plan, method, onward(headers))
+        await self._send_mirrored(answer, plan, method, onward(headers), address)
 
     async def _send_own(self, answer: _Answer, plan: Own, blob: Blob) -> None:
         content = plan.content
@@ -140,8 +142,10 @@ class ContentApp:
                 self._own_bytes.inc(len(piece))
         await answer.end()
 
-    async def _send_mirrored(self, answer: _Answer, plan: Elsewhere, method: str, identity: Onward) -> None:
-        with self._mirror.begin(plan.request, method, identity) as trace:
+    async def _send_mirrored(
+        self, answer: _Answer, plan: Elsewhere, method: str, identity: Onward, client: str
+    ) -> None:
+        with self._mirror.begin(plan.request, method, identity, client) as trace:
             await self._relay(answer, plan, method, trace)
 
     async def _relay(self, answer: _Answer, plan: Elsewhere, method: str, trace: Trace) -> None:

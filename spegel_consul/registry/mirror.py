@@ -30,6 +30,7 @@ from spegel_consul.oci.path import ContentRequest, Kind
 from spegel_consul.registry.chase import Answer, Chase
 from spegel_consul.registry.credentials import Credentials
 from spegel_consul.registry.judge import Head, forwardable, judge
+from spegel_consul.registry.lookups import LookupLimit
 from spegel_consul.registry.peer import PeerClient, PeerError, PeerResponse
 from spegel_consul.registry.penalties import Penalties
 from spegel_consul.registry.plan import MIRRORED_HEADER
@@ -90,6 +91,7 @@ class Mirror:
         self.traces = Traces()
         self.recent = RecentProviders()
         self.sizes = Sizes()
+        self.lookups = LookupLimit()
         self._counters: dict[str, tuple[Counter, Counter]] = {}
         self._metrics = metrics
         self.on_resolved: Callable[[float], None] = metrics.resolve_duration.labels("libp2p").observe
@@ -121,12 +123,14 @@ class Mirror:
     ) -> AsyncIterator[Transfer]:
         """Find the content; the transfer can be read inside of the context.
 
-        Raises ManifestUnknown or BlobUnknown when no peer has it within the deadlines, RangeInvalid when
+        Raises ManifestUnknown or BlobUnknown when no peer has it within the deadlines or the client of ``trace`` has
+        too many lookups in flight, RangeInvalid when
         the range lies outside of it; whatever is raised in the context comes out as it is.
         """
         try:
             async with self.chase(request, method, trace) as chase:
-                answer = await chase.first(range_header)
+                with self.lookups.one(trace.client, request):
+                    answer = await chase.first(range_header)
                 async with Transfer(self, chase, request, answer, trace) as transfer:
                     yield transfer
         except (ManifestUnknown, BlobUnknown):
@@ -134,9 +138,12 @@ class Mirror:
             raise
         self.served(request)
 
-    def begin(self, request: ContentRequest, method: str, onward: Onward = ()) -> Trace:
-        """A request that is to be looked up; the context to do so in."""
-        return self.traces.begin(request.reference, request.key, request.kind.value, method, onward)
+    def begin(self, request: ContentRequest, method: str, onward: Onward = (), client: str = "") -> Trace:
+        """A request that is to be looked up for the ``client`` at this address, "" for one on this machine; the
+        context to do so in."""
+        trace = self.traces.begin(request.reference, request.key, request.kind.value, method, onward)
+        trace.client = client
+        return trace
 
     async def at_once(self, request: ContentRequest, range_header: str | None, trace: Trace) -> Transfer | None:
         """The blob from a peer that had it a moment ago, over a connection that is there; enter the transfer.

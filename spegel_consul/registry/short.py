@@ -193,7 +193,7 @@ class ShortRoad:
         """Send what a peer has, or the error if none has it; the status that was sent."""
         method = known.method
         try:
-            with self._mirror.begin(plan.request, method, known.onward) as trace:
+            with self._mirror.begin(plan.request, method, known.onward, link.client) as trace:
                 return await self._from_a_peer(method, plan, link, trace)
         except OCIError as exc:
             await send_bytes(link.sock, self._error(exc, method))

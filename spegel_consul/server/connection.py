@@ -53,10 +53,12 @@ _MOMENT = 1.0  # seconds in which a client that has closed its direction takes s
 class Link:
     """The socket of a connection, as the short road sees it."""
 
-    __slots__ = ("local", "sock")
+    __slots__ = ("client", "local", "sock")
 
-    def __init__(self, sock: trio.socket.SocketType, *, local: bool) -> None:
+    def __init__(self, sock: trio.socket.SocketType, client: str, *, local: bool) -> None:
         self.sock = sock
+        self.client = client
+        """The address of a client on another machine, else ""."""
         self.local = local
         """Whether the client is on this machine: it reached us from the address that it called."""
 
@@ -104,6 +106,7 @@ class Connection(TCPServer):
         self._short_road = short_road
         self._lobby = lobby
         self._guest: Guest | None = None
+        self._address = ""  # of a client that has come through the door
         self._sent = 0  # pieces
         self._answered = trio.Event()  # set when an answer has ended while we wait for that
         # not the task group's own scope: hypercorn's group lets the cancellation that it ends with escape
@@ -112,7 +115,7 @@ class Connection(TCPServer):
         self.idle_task = self._timer  # type: ignore[assignment]
 
     async def run(self) -> None:
-        sock, port, guest = self._plain.socket, 0, ""
+        sock, port = self._plain.socket, 0
         try:
             # Trio lets 16 KiB wait unsent, which is kind to latency and costs a wake-up for every few KiB of a blob
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 0)
@@ -126,7 +129,8 @@ class Connection(TCPServer):
                 if not self._door.enter(client[0]):
                     await trio.aclose_forcefully(self._plain)  # nobody is heard out here
                     return
-                guest = client[0]
+                self._address = client[0]
+                await self._turn()
             port = server[1] if server is not None else 0
             standing[port] += 1
             if self._tls is not None:
@@ -144,11 +148,12 @@ class Connection(TCPServer):
                         client,
                         server,
                         self.protocol_send,
+                        self._turn,
                         "http/1.1",
                     )
                     await self.protocol.initiate()
                     await self._timer.restart(group, None)
-                    await self._read(Link(sock, local=local))
+                    await self._read(Link(sock, "" if local or client is None else client[0], local=local))
         except Exception as exc:
             # a group of resets and closed resources is how a client's departure looks from here
             log.debug("connection ended", error=_leaf(exc))
@@ -157,8 +162,13 @@ class Connection(TCPServer):
                 await self._close()
             finally:
                 standing[port] -= bool(port)
-                if self._door is not None and guest:
-                    self._door.leave(guest)
+                if self._door is not None and self._address:
+                    self._door.leave(self._address)
+
+    async def _turn(self) -> None:
+        """Wait until this client may begin something; one on this machine always may."""
+        if self._door is not None and self._address:
+            await self._door.turns.take(self._address)
 
     async def _encrypt(self, tls: Tls) -> None:
         self.stream = trio.SSLStream(self._plain, tls.server(), server_side=True, https_compatible=True)
@@ -180,6 +190,7 @@ class Connection(TCPServer):
                     break
                 if short_road is not None and data and timer.idle and (waits or self._at_rest()):
                     timer.idle = False
+                    await self._turn()
                     try:
                         answered = await short_road(data, link)
                     except (OSError, trio.ClosedResourceError, trio.TooSlowError, Truncated):
