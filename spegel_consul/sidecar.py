@@ -257,6 +257,7 @@ async def _start(
         metrics=metrics,
         tls=node.tls,
         credentials=node.credentials,
+        allowed_hosts=settings.web_allowed_hosts,
     )
     others = build_app(view.problem, view.warnings)
     dial_back.add_to(others)
