@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from spegel_consul import __version__, watchdog
 from spegel_consul import log as log_level
+from spegel_consul.blocking import in_thread
 from spegel_consul.bootstrap import Bootstrap, Roster
 from spegel_consul.bootstrap.assemble import assemble
 from spegel_consul.bootstrap.nomad_api import NomadClient
@@ -434,7 +435,7 @@ def _farewell(router: Router, stopping: trio.Event) -> Runnable:
 
 async def _tell_findings(settings: Settings, node: _Node) -> None:
     """Say what is wrong with this node; what is wrong with the runtimes' files only ``preflight`` can see."""
-    sock = settings.containerd_sock or await trio.to_thread.run_sync(find_socket, abandon_on_cancel=True)
+    sock = settings.containerd_sock or await in_thread(find_socket)
     subject = preflight.Subject(
         address=node.address,
         registry_port=node.registry_port,

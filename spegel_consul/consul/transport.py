@@ -21,12 +21,14 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import httpx
 import trio
 
 from spegel_consul import __version__
+from spegel_consul.blocking import in_thread
 from spegel_consul.consul import library
 from spegel_consul.consul.certificates import FollowedContext
 from spegel_consul.consul.duration import parse_duration
@@ -138,7 +140,7 @@ class TrioHTTPClient(library.HTTPClient):  # type: ignore[misc]  # the library h
         try:
             if len(answer.content) <= _LARGE:
                 return callback(response)
-            return await trio.to_thread.run_sync(callback, response, abandon_on_cancel=True)
+            return await in_thread(partial(callback, response))
         except (*_MISSHAPEN, library.ConsulException) as why:
             raise UnexpectedAnswer(f"{method} {path}: not an answer of Consul's ({type(why).__name__}: {why})") from why
 

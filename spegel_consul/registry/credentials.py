@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import base64
 import hmac
+from functools import partial
 from pathlib import Path
 
 import structlog
 import trio
+
+from spegel_consul.blocking import in_thread
 
 log = structlog.get_logger(__name__)
 
@@ -59,7 +62,7 @@ class Credentials:
         while True:
             await trio.sleep(_LOOK_EVERY)
             try:
-                await trio.to_thread.run_sync(self._read, True)
+                await in_thread(partial(self._read, True))
                 complaint = ""
             except CredentialsError as exc:
                 if str(exc) != complaint:

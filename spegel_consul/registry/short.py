@@ -14,10 +14,11 @@ import os
 import time
 from dataclasses import dataclass
 from email.utils import formatdate
+from functools import partial
 
 import structlog
-import trio
 
+from spegel_consul.blocking import in_thread
 from spegel_consul.metrics import CONTENT, Metrics
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import BlobUnknown, OCIError, RangeInvalid
@@ -167,7 +168,7 @@ class ShortRoad:
             small = self._cached(plan)
             if small is None:
                 # perhaps the disk has to turn for it
-                read = self._read_small(plan) or await trio.to_thread.run_sync(self._read_small, plan, 0)
+                read = self._read_small(plan) or await in_thread(partial(self._read_small, plan, 0))
                 small = self._keep(plan, read)
             if small is None:
                 return None

@@ -135,7 +135,7 @@ class RingKeeper:
                 with trio.move_on_after(min(due - now, _CHECK)):
                     await self._bootstrap.changed(named)
         finally:
-            self._remembered.save_now(self._router.members())
+            await self._remembered.save_last(self._router.members())
 
     def _follow(self, before: Sequence[PeerInfo], named: Sequence[PeerInfo], now: float) -> None:
         """Others are named than before."""

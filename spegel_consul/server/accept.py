@@ -25,7 +25,7 @@ import trio
 
 log = structlog.get_logger(__name__)
 
-ROUND = 64
+ROUND = 32
 """Connections that one wake-up accepts at most; the others in the process have a turn then."""
 
 BACKLOG = 1024

@@ -46,6 +46,7 @@ standing: Counter[int] = Counter()
 
 _PIECE = 1 << 16
 _HANDSHAKE = 10.0  # seconds
+_CLOSE_WITHIN = 5.0  # seconds, of which a client that still sends is heard for one
 _LAST_WORDS = 64  # reads of what is not answered
 _MOMENT = 1.0  # seconds in which a client that has closed its direction takes something, if it is still there
 
@@ -188,9 +189,10 @@ class Connection(TCPServer):
                         data = await (lobby.next_request(guest) if lobby and waits else _receive(link.sock))
                 except (OSError, trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
                     break
+                # also of what leaves: thousands that go at once are as much work as thousands that come
+                await self._turn()
                 if short_road is not None and data and timer.idle and (waits or self._at_rest()):
                     timer.idle = False
-                    await self._turn()
                     try:
                         answered = await short_road(data, link)
                     except (OSError, trio.ClosedResourceError, trio.TooSlowError, Truncated):
@@ -267,7 +269,7 @@ class Connection(TCPServer):
     async def protocol_send(self, event: Event) -> None:
         if not isinstance(event, RawData):
             # the application may be cancelled because its client is gone, and this closes the connection for good
-            with trio.CancelScope(shield=True):
+            with trio.move_on_after(_CLOSE_WITHIN, shield=True):
                 await super().protocol_send(event)
             self._answered.set()
             return

@@ -21,11 +21,13 @@ import os
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
 
+from spegel_consul.blocking import in_thread
 from spegel_consul.server.source import Pace, Source, SourceFailed
 from spegel_consul.server.tap import FLAGS, PIPE_SIZE, Tap
 
@@ -174,7 +176,7 @@ class Spool:
         """Some of what was taken, from byte ``start`` on; none at the end."""
         if start >= self.stored:
             return self.rest[start - self.stored :]
-        return await trio.to_thread.run_sync(os.pread, self.fd, min(_READ, self.stored - start), start)
+        return await in_thread(partial(os.pread, self.fd, min(_READ, self.stored - start), start))
 
     def _write(self, piece: memoryview) -> None:
         """Called in the thread."""

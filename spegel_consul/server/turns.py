@@ -2,9 +2,9 @@
 
 Trio runs every task that is ready once before it looks at sockets and timers again. A thousand connections that each
 have a request ready make one pass of a second, and the node's own runtime needs several passes for one answer. So a
-connection from another machine takes a turn before it begins something: its start, and each request. How many turns one
-pass has follows from how long the passes are: fewer after a long one, more after a short one. Waiting connections get
-turns by address, one after the other, so that an address with many connections waits for its own.
+connection from another machine takes a turn before it begins something: its start, each request, its end. How many
+turns one pass has follows from how long the passes are: fewer after a long one, more after a short one. Waiting
+connections get turns by address, one after the other, so that an address with many connections waits for its own.
 
 Rules about *when* work of other machines begins belong here; rules about *how much* of it there is belong to
 :mod:`spegel_consul.server.door`.
@@ -21,7 +21,7 @@ import trio
 MOST = 16
 """Turns that one pass of the event loop has at most."""
 
-PASS = 0.01
+PASS = 0.005
 """Seconds that a pass may take; after a longer one there are fewer turns."""
 
 

@@ -16,11 +16,13 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import structlog
 import trio
 
+from spegel_consul.blocking import in_thread
 from spegel_consul.oci.descriptor import Descriptor
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import BlobUnknown, DigestInvalid, OCIError
@@ -95,7 +97,7 @@ class LayoutStore(IndexedStore):
 
     async def _look(self) -> None:
         try:
-            seen = await trio.to_thread.run_sync(look, self._path, self._stamp, limiter=self._limiter)
+            seen = await in_thread(partial(look, self._path, self._stamp), self._limiter)
         except FileNotFoundError:
             self._stamp = None
             self._index.apply(Snapshot())

@@ -17,6 +17,7 @@ from spegel_consul.web import origin
 
 _PACKAGES = Path(__file__).parents[2]
 _LONGEST_TRACE = 30.0
+_threads = trio.CapacityLimiter(1)
 
 
 def blueprint() -> Blueprint:
@@ -47,7 +48,7 @@ def blueprint() -> Blueprint:
         tracemalloc.start()
         try:
             await trio.sleep(seconds)
-            taken = await trio.to_thread.run_sync(tracemalloc.take_snapshot)
+            taken = await trio.to_thread.run_sync(tracemalloc.take_snapshot, limiter=_threads)
         finally:
             tracemalloc.stop()
         lines = [f"allocated within {seconds:g} s and still there; resident: {_resident() >> 20} MiB"]
