@@ -13,6 +13,7 @@ from spegel_consul.oci.errors import BlobUnknown
 from spegel_consul.oci.path import parse_content_path
 from spegel_consul.registry.lookups import MOST, MOST_EACH, LookupLimit
 from spegel_consul.registry.mirror import MirrorSettings
+from spegel_consul.server.door import Door
 
 from .image import BLOB_PATH, LAYER
 
@@ -111,3 +112,27 @@ async def test_all_others_together_have_a_share() -> None:
             held.enter_context(limit.one("", request))
     assert limit.in_flight == 0
     assert not limit._of
+
+
+async def test_other_machines_take_turns_and_this_one_does_not(start_node: Any) -> None:
+    door = Door(1024)
+    taken: list[str] = []
+    take = door.turns.take
+
+    async def counted(address: str) -> None:
+        taken.append(address)
+        await take(address)
+
+    door.turns.take = counted  # type: ignore[method-assign]
+    node = await start_node(door=door)
+    with trio.fail_after(30):
+        for source in ("127.0.0.1", OTHER):
+            stream = await ask(node, source, miss(0))
+            for number in range(30):
+                await stream.send_all(f"GET {miss(number)} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            answers = b""
+            while answers.count(b"HTTP/1.1 404") < 31:
+                answers += await stream.receive_some()
+            await stream.aclose()
+    assert set(taken) == {OTHER}
+    assert len(taken) >= 31, "one for the connection and one for each request"
