@@ -33,6 +33,8 @@ class Settings:
     registry_addr: ListenAddress
     router_addr: ListenAddress
     metrics_addr: ListenAddress
+    web_allowed_hosts: tuple[str, ...]
+    """Names, besides its own, by which the metrics port may be called."""
     advertise_addr: tuple[str, ...]
     node_name: str
     data_dir: Path | None

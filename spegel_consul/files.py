@@ -27,6 +27,8 @@ from typing import TypeVar
 
 import trio
 
+from spegel_consul.blocking import in_thread
+
 T = TypeVar("T")
 
 WITHIN = 5.0
@@ -158,7 +160,7 @@ class FileCalls:
         if not (self._late and self._limiter.borrowed_tokens):
             self._late = False
             with trio.move_on_after(self._within):
-                return await trio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._limiter)
+                return await in_thread(call, self._limiter)
             self._late = True
         await trio.lowlevel.checkpoint()
         raise TimeoutError(errno.ETIMEDOUT, f"no answer within {self._within:g} s: is its file system there?")

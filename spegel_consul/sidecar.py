@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from spegel_consul import __version__, watchdog
 from spegel_consul import log as log_level
+from spegel_consul.blocking import in_thread
 from spegel_consul.bootstrap import Bootstrap, Roster
 from spegel_consul.bootstrap.assemble import assemble
 from spegel_consul.bootstrap.nomad_api import NomadClient
@@ -241,6 +242,7 @@ async def _start(
         metrics=metrics,
         tls=node.tls,
         credentials=node.credentials,
+        allowed_hosts=settings.web_allowed_hosts,
     )
     others = build_app(view.problem, view.warnings)
     dial_back.add_to(others)
@@ -426,7 +428,7 @@ def _farewell(router: Router, stopping: trio.Event) -> Runnable:
 
 async def _tell_findings(settings: Settings, node: _Node) -> None:
     """Say what is wrong with this node; what is wrong with the runtimes' files only ``preflight`` can see."""
-    sock = settings.containerd_sock or await trio.to_thread.run_sync(find_socket, abandon_on_cancel=True)
+    sock = settings.containerd_sock or await in_thread(find_socket)
     subject = preflight.Subject(
         address=node.address,
         registry_port=node.registry_port,

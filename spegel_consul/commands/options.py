@@ -16,6 +16,7 @@ import click
 from spegel_consul.consul.duration import parse_duration
 from spegel_consul.node.address import one_or_two
 from spegel_consul.server.listen import ListenAddress
+from spegel_consul.web.own_names import allowed_host
 
 T = TypeVar("T")
 
@@ -64,7 +65,14 @@ DURATION = Parsed("duration", parse_duration)
 TIMEOUT = Parsed("duration", _timeout)
 REACHABLE = Parsed("address", one_or_two)
 FILE = click.Path(path_type=Path, dir_okay=False)
-LIST = Parsed("list", lambda text: tuple(part for part in text.replace(",", " ").split() if part))
+
+
+def _list(text: str) -> tuple[str, ...]:
+    return tuple(text.replace(",", " ").split())
+
+
+LIST = Parsed("list", _list)
+HOSTS = Parsed("list", lambda text: tuple(map(allowed_host, _list(text))))
 
 
 def flat(lists: tuple[tuple[str, ...], ...]) -> tuple[str, ...]:
@@ -73,7 +81,7 @@ def flat(lists: tuple[tuple[str, ...], ...]) -> tuple[str, ...]:
 
 
 def option(flag: str, **kwargs: Any) -> Callable[[T], T]:
-    """A flag and the environment variable of the same name."""
-    variable = flag.removeprefix("--").replace("-", "_").upper()
+    """A flag and the environment variable of the same name; of ``--flag/--no-flag`` that is the name of the first."""
+    variable = flag.partition("/")[0].removeprefix("--").replace("-", "_").upper()
     kwargs.setdefault("show_default", True)
     return click.option(flag, envvar=variable, show_envvar=True, **kwargs)  # type: ignore[return-value]

@@ -14,7 +14,7 @@ import trio
 
 from spegel_consul.commands.consul import consul_options, election_settings
 from spegel_consul.commands.finding import bootstrap_settings, finding_options
-from spegel_consul.commands.options import ADDRESS, DURATION, FILE, LIST, REACHABLE, SIZE, TIMEOUT, flat, option
+from spegel_consul.commands.options import ADDRESS, DURATION, FILE, HOSTS, LIST, REACHABLE, SIZE, TIMEOUT, flat, option
 from spegel_consul.config import Settings, StoreKind
 from spegel_consul.consul.registration import ServiceMode
 from spegel_consul.consul.settings import ConsulSettings
@@ -32,6 +32,13 @@ from spegel_consul.signals import stop_signals
 @option("--registry-addr", type=ADDRESS, default=":5000", help="Where clients and peers ask for content.")
 @option("--router-addr", type=ADDRESS, default=":5001", help="Where other routers connect.")
 @option("--metrics-addr", type=ADDRESS, default=":9090", help="Where metrics are read.")
+@option(
+    "--web-allowed-hosts",
+    type=HOSTS,
+    multiple=True,
+    help="Names by which browsers and programs may call the metrics port, such as node7.example.com or *.example.com,"
+    " besides addresses, this node's name, those in Consul's catalog and *.consul; several with commas.",
+)
 @option(
     "--advertise-addr",
     type=REACHABLE,
@@ -157,11 +164,10 @@ from spegel_consul.signals import stop_signals
     default="10s",
     help="End the sidecar when it has hung for so long, with a second, small process that watches it; 0 for none.",
 )
-@click.option(
+@option(
     "--skip-preflight",
     is_flag=True,
-    envvar="SKIP_PREFLIGHT",
-    show_envvar=True,
+    show_default=False,
     help="Start even if nobody could reach this node, and say nothing about its set-up.",
 )
 @option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", help="Least level.")
@@ -221,6 +227,7 @@ def _settings(given: dict[str, Any]) -> Settings:
         registry_addr=given["registry_addr"],
         router_addr=given["router_addr"],
         metrics_addr=given["metrics_addr"],
+        web_allowed_hosts=flat(given["web_allowed_hosts"]),
         advertise_addr=given["advertise_addr"],
         node_name=given["node_name"],
         data_dir=given["data_dir"],

@@ -22,11 +22,13 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import httpx
 import trio
 
+from spegel_consul.blocking import in_thread
 from spegel_consul.consul import bounded, library
 from spegel_consul.consul.certificates import FollowedContext
 from spegel_consul.consul.duration import parse_duration
@@ -140,7 +142,7 @@ class TrioHTTPClient(library.HTTPClient):  # type: ignore[misc]  # the library h
         try:
             if len(answer.body) <= _LARGE:
                 return callback(response)
-            return await trio.to_thread.run_sync(callback, response, abandon_on_cancel=True)
+            return await in_thread(partial(callback, response))
         except ConsulError:
             raise
         except Exception as why:  # whatever a decoder makes of bytes that others chose; MemoryError is one

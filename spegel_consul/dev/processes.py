@@ -77,7 +77,7 @@ async def sidecars(nodes: Sequence[Node], consul: str | None) -> AsyncIterator[N
             yield
         finally:
             stopping.set()
-            with trio.CancelScope(shield=True):
+            with trio.move_on_after(3 * _STOP_TIMEOUT, shield=True):
                 await _stop(processes)
             nursery.cancel_scope.cancel()
 
@@ -117,10 +117,11 @@ async def _stop(processes: Sequence[trio.Process]) -> None:
     with trio.move_on_after(_STOP_TIMEOUT):
         for process in processes:
             await process.wait()
-    for process in processes:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+    with trio.move_on_after(_STOP_TIMEOUT):
+        for process in processes:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
 
 
 @asynccontextmanager
@@ -150,7 +151,7 @@ async def own_consul(console: Console, home: Path) -> AsyncIterator[str | None]:
         console.print(f"consul agent at http://{address}")
         yield address
     finally:
-        with trio.CancelScope(shield=True):
+        with trio.move_on_after(3 * _STOP_TIMEOUT, shield=True):
             await _stop([process])
 
 

@@ -12,11 +12,13 @@ import tomllib
 import urllib.request
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import trio
 
 from spegel_consul import files
+from spegel_consul.blocking import in_thread
 from spegel_consul.consul.client import ConsulClient
 from spegel_consul.consul.errors import ConsulError
 from spegel_consul.consul.settings import ConsulSettings
@@ -121,19 +123,19 @@ async def _containerd(subject: Subject) -> list[Check]:
     else:
         checks.append(ok("containerd", f"{version} answers at {subject.containerd_sock}"))
         checks.append(_namespaces(subject.namespaces, existing))
-        checks.append(await trio.to_thread.run_sync(_content, root))
+        checks.append(await in_thread(lambda: _content(root)))
     if subject.containerd_config is not None and subject.containerd_hosts is not None:
         if not await trio.Path(subject.containerd_config).exists():
             says = f"{subject.containerd_config} is not here, so what the CRI reads is not known"
             return [*checks, warn("config-path", says, "# say where it is\n--containerd-config /path/config.toml")]
         try:
-            document = await trio.to_thread.run_sync(containerd_config.load, subject.containerd_config)
+            document = await in_thread(partial(containerd_config.load, subject.containerd_config))
         except containerd_config.Unreadable as exc:
             return [*checks, fail("containerd-config", str(exc))]
         settings = CriSettings.of(document)
         checks += containerd_config.judge(settings, version, subject.containerd_hosts, subject.containerd_config)
         if settings.enabled:
-            checks.append(await trio.to_thread.run_sync(_hosts, "containerd", subject.containerd_hosts))
+            checks.append(await in_thread(partial(_hosts, "containerd", subject.containerd_hosts)))
     return checks
 
 
@@ -168,14 +170,14 @@ async def _docker(subject: Subject) -> list[Check]:
     if subject.docker_sock is None or not await trio.Path(subject.docker_sock).exists():
         return []
     try:
-        found = await trio.to_thread.run_sync(docker.ask, subject.docker_sock)
+        found = await in_thread(partial(docker.ask, subject.docker_sock))
     except docker.NoDocker as exc:
         return [fail("docker", str(exc))]
     checks = [_image_store(found)]
     if found.reads_hosts and subject.docker_hosts is not None:
-        checks.append(await trio.to_thread.run_sync(_hosts, "docker", subject.docker_hosts))
+        checks.append(await in_thread(partial(_hosts, "docker", subject.docker_hosts)))
     elif found.mirrors:
-        checks.append(await trio.to_thread.run_sync(_probed, "docker-mirrors", found.mirrors[0], "docker.io"))
+        checks.append(await in_thread(partial(_probed, "docker-mirrors", found.mirrors[0], "docker.io")))
     else:
         fix = "spegel-consul configuration --runtime docker-daemon"
         checks.append(fail("docker-mirrors", "Docker has no registry-mirrors, so it never asks one", fix))
@@ -241,4 +243,4 @@ async def _dial_back(subject: Subject) -> list[Check]:
             peer = dial_back.Peer(others[0].address, others[0].port, subject.tls)
     if peer is None:
         return [ok("dial-back", "not asked: no other node is known yet")]
-    return [await trio.to_thread.run_sync(dial_back.ask, peer, subject.address, subject.registry_port)]
+    return [await in_thread(partial(dial_back.ask, peer, subject.address, subject.registry_port))]

@@ -158,7 +158,7 @@ class ContentApp:
         await answer.end()
 
     async def _send_mirrored(self, answer: _Answer, plan: Elsewhere, method: str, identity: Onward) -> None:
-        with self._mirror.begin(plan.request, method, identity) as trace:
+        with self._mirror.begin(plan.request, method, identity, answer.client) as trace:
             if plan.wanted is not None and plan.wanted.several:
                 await self._relay_parts(answer, plan.request, plan.wanted, trace)
             else:

@@ -22,6 +22,7 @@ import structlog
 import trio
 from prometheus_client import Counter
 
+from spegel_consul.blocking import in_thread
 from spegel_consul.metrics import Metrics
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import BlobUnknown, ManifestUnknown, RangeInvalid
@@ -32,6 +33,7 @@ from spegel_consul.registry.credentials import Credentials
 from spegel_consul.registry.doubts import Doubts
 from spegel_consul.registry.holding import Holdings
 from spegel_consul.registry.judge import Head, judge
+from spegel_consul.registry.lookups import LookupLimit
 from spegel_consul.registry.peer import PeerClient, PeerError, PeerResponse
 from spegel_consul.registry.penalties import Penalties
 from spegel_consul.registry.plan import MIRRORED_HEADER
@@ -95,6 +97,7 @@ class Mirror:
         self.sizes = Sizes()
         self.holdings = Holdings()
         self.doubts = Doubts()
+        self.lookups = LookupLimit()
         self._counters: dict[str, tuple[Counter, Counter]] = {}
         self._metrics = metrics
         self._disk = trio.CapacityLimiter(2)  # a disk may hang
@@ -142,7 +145,8 @@ class Mirror:
     ) -> AsyncIterator[Transfer]:
         """Find the content; the transfer can be read inside of the context.
 
-        Raises ManifestUnknown or BlobUnknown when no peer has it within the deadlines, RangeInvalid when
+        Raises ManifestUnknown or BlobUnknown when no peer has it within the deadlines or the client of ``trace`` has
+        too many lookups in flight, RangeInvalid when
         the range lies outside of it; whatever is raised in the context comes out as it is.
         """
         with self.counted(request):
@@ -152,7 +156,8 @@ class Mirror:
                     yield shared
                 return
             async with self.chase(request, method, trace) as chase:
-                answer = await chase.first(range_header)
+                with self.lookups.one(trace.client, request):
+                    answer = await chase.first(range_header)
                 async with Transfer(self, chase, request, answer, trace) as transfer:
                     yield transfer
 
@@ -190,9 +195,12 @@ class Mirror:
             return None
         return Transfer(self, None, request, holding, trace)
 
-    def begin(self, request: ContentRequest, method: str, onward: Onward = ()) -> Trace:
-        """A request that is to be looked up; the context to do so in."""
-        return self.traces.begin(request.reference, request.key, request.kind.value, method, onward)
+    def begin(self, request: ContentRequest, method: str, onward: Onward = (), client: str = "") -> Trace:
+        """A request that is to be looked up for the ``client`` at this address, "" for one on this machine; the
+        context to do so in."""
+        trace = self.traces.begin(request.reference, request.key, request.kind.value, method, onward)
+        trace.client = client
+        return trace
 
     async def at_once(self, request: ContentRequest, range_header: str | None, trace: Trace) -> Transfer | None:
         """The blob from a peer that had it a moment ago, over a connection that is there; enter the transfer.
@@ -315,7 +323,7 @@ class Mirror:
         if head.size <= self.settings.verify_first:
             return True
         with trio.move_on_after(_DISK):
-            spare = await trio.to_thread.run_sync(self.room.spare, abandon_on_cancel=True, limiter=self._disk)
+            spare = await in_thread(self.room.spare, self._disk)
             return head.size <= spare // 4
         return False
 

@@ -15,10 +15,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import formatdate
+from functools import partial
 
 import structlog
-import trio
 
+from spegel_consul.blocking import in_thread
 from spegel_consul.metrics import CONTENT, Metrics
 from spegel_consul.oci.errors import BlobUnknown, OCIError, RangeInvalid
 from spegel_consul.oci.path import ContentRequest, Kind
@@ -227,7 +228,7 @@ class ShortRoad:
         """Send what a peer has, or the error if none has it; the status that was sent."""
         method = known.method
         try:
-            with self._mirror.begin(plan.request, method, known.onward) as trace:
+            with self._mirror.begin(plan.request, method, known.onward, link.client) as trace:
                 if plan.wanted is not None and plan.wanted.several:
                     return await self._relay_parts(plan.request, plan.wanted, link, trace)
                 return await self._from_a_peer(method, plan, link, trace)
@@ -335,7 +336,7 @@ class ShortRoad:
         small = self._cached(plan)
         if small is None:
             # perhaps the disk has to turn for it
-            read = self._read_small(plan) or await trio.to_thread.run_sync(self._read_small, plan, 0)
+            read = self._read_small(plan) or await in_thread(partial(self._read_small, plan, 0))
             small = self._keep(plan, read)
         return small
 

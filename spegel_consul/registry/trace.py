@@ -63,6 +63,8 @@ class Trace:
 
     # class attributes, so that a new one has only what is known at the start to be assigned
     onward: Onward = ()
+    client = ""
+    """The address of a client on another machine, else ""."""
     looked_up = 0.0
     asked = 0.0
     connected = 0.0

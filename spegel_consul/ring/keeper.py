@@ -140,7 +140,7 @@ class RingKeeper:
                 with trio.move_on_after(min(due - now, _CHECK)):
                     await self._bootstrap.changed(named)
         finally:
-            self._remembered.save_now(self._router.members())
+            await self._remembered.save_last(self._router.members())
 
     def _note_leader(self) -> bool:
         """Whether another node leads than before; a leader that is not known for now is no other."""

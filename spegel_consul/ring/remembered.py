@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import structlog
 import trio
 
 from spegel_consul import files
+from spegel_consul.blocking import in_thread
 from spegel_consul.ring import PeerInfo
 
 log = structlog.get_logger(__name__)
@@ -24,6 +26,7 @@ MAX_PEERS = 256
 """How many members are kept; any few of them are enough."""
 
 _MAX_BYTES = 1 << 20
+_WITHIN = 1.0  # seconds that the disk may take
 
 
 class Remembered:
@@ -39,16 +42,26 @@ class Remembered:
     async def load(self) -> None:
         """Read :attr:`peers`."""
         if self._path is not None:
-            self.peers = await trio.to_thread.run_sync(self._load, self._path)
+            with trio.move_on_after(_WITHIN) as limit:
+                self.peers = await in_thread(partial(self._load, self._path))
+            if limit.cancelled_caught:
+                self._complain(f"{self._path} can't be read: the disk does not answer")
 
     async def save(self, members: Sequence[PeerInfo]) -> None:
         """Keep ``members``, unless there are none: to have lost all of them is the case that this is for."""
         if self._is_news(members):
-            await trio.to_thread.run_sync(self.save_now, members)
+            with trio.move_on_after(_WITHIN) as limit:
+                await in_thread(partial(self._save, members))
+            if limit.cancelled_caught:
+                self._complain(f"cannot write {self._path}: the disk does not answer")
 
-    def save_now(self, members: Sequence[PeerInfo]) -> None:
-        """The same, when the node stops."""
-        if self._path is None or not self._is_news(members):
+    async def save_last(self, members: Sequence[PeerInfo]) -> None:
+        """The same, when the node stops and nothing else may wait any more."""
+        with trio.move_on_after(_WITHIN, shield=True):
+            await self.save(members)
+
+    def _save(self, members: Sequence[PeerInfo]) -> None:
+        if self._path is None:
             return
         chosen = random.sample(members, min(MAX_PEERS, len(members)))
         text = json.dumps({"members": [{"id": peer.id, "addrs": list(peer.addrs)} for peer in chosen]})

@@ -47,6 +47,7 @@ standing: Counter[int] = Counter()
 
 _PIECE = 1 << 16
 _HANDSHAKE = 10.0  # seconds
+_CLOSE_WITHIN = 5.0  # seconds, of which a client that still sends is heard for one
 _LAST_WORDS = 64  # reads of what is not answered
 _MOMENT = 1.0  # seconds in which a client that has closed its direction takes something, if it is still there
 
@@ -107,6 +108,7 @@ class Connection(TCPServer):
         self._short_road = short_road
         self._lobby = lobby
         self._guest: Guest | None = None
+        self._address = ""  # of a client that has come through the door
         self._sent = 0  # pieces
         self._answered = trio.Event()  # set when an answer has ended while we wait for that
         # not the task group's own scope: hypercorn's group lets the cancellation that it ends with escape
@@ -115,7 +117,7 @@ class Connection(TCPServer):
         self.idle_task = self._timer  # type: ignore[assignment]
 
     async def run(self) -> None:
-        sock, port, guest = self._plain.socket, 0, ""
+        sock, port = self._plain.socket, 0
         try:
             # Trio lets 16 KiB wait unsent, which is kind to latency and costs a wake-up for every few KiB of a blob
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 0)
@@ -129,7 +131,8 @@ class Connection(TCPServer):
                 if not self._door.enter(client[0]):
                     await trio.aclose_forcefully(self._plain)  # nobody is heard out here
                     return
-                guest = client[0]
+                self._address = client[0]
+                await self._turn()
             port = server[1] if server is not None else 0
             standing[port] += 1
             if self._tls is not None:
@@ -147,6 +150,7 @@ class Connection(TCPServer):
                         client,
                         server,
                         self.protocol_send,
+                        self._turn,
                         "http/1.1",
                     )
                     await self.protocol.initiate()
@@ -160,8 +164,13 @@ class Connection(TCPServer):
                 await self._close()
             finally:
                 standing[port] -= bool(port)
-                if self._door is not None and guest:
-                    self._door.leave(guest)
+                if self._door is not None and self._address:
+                    self._door.leave(self._address)
+
+    async def _turn(self) -> None:
+        """Wait until this client may begin something; one on this machine always may."""
+        if self._door is not None and self._address:
+            await self._door.turns.take(self._address)
 
     async def _encrypt(self, tls: Tls) -> None:
         self.stream = trio.SSLStream(self._plain, tls.server(), server_side=True, https_compatible=True)
@@ -181,6 +190,8 @@ class Connection(TCPServer):
                         data = await (lobby.next_request(guest) if lobby and waits else _receive(link.sock))
                 except (OSError, trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
                     break
+                # also of what leaves: thousands that go at once are as much work as thousands that come
+                await self._turn()
                 if short_road is not None and data and timer.idle and (waits or self._at_rest()):
                     timer.idle = False
                     try:
@@ -259,7 +270,7 @@ class Connection(TCPServer):
     async def protocol_send(self, event: Event) -> None:
         if not isinstance(event, RawData):
             # the application may be cancelled because its client is gone, and this closes the connection for good
-            with trio.CancelScope(shield=True):
+            with trio.move_on_after(_CLOSE_WITHIN, shield=True):
                 await super().protocol_send(event)
             self._answered.set()
             return

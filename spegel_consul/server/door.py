@@ -12,6 +12,8 @@ from collections import Counter
 import structlog
 import trio
 
+from spegel_consul.server.turns import Turns
+
 log = structlog.get_logger(__name__)
 
 MOST_FILES = 65_536
@@ -53,6 +55,8 @@ class Door:
         self._inside: Counter[str] = Counter()
         self._total = 0
         self._tell_at = 0.0
+        self.turns = Turns()
+        """When those who are in may begin something."""
 
     def enter(self, address: str) -> bool:
         """Whether a client at ``address`` may have one more connection; then call :meth:`leave` when it is over."""

@@ -7,6 +7,8 @@ from collections.abc import Awaitable, Callable
 import trio
 from hypercorn.trio.task_group import TaskGroup
 
+_CLOSE_WITHIN = 5.0  # seconds
+
 
 class IdleTimer:
     """Takes the place of hypercorn's idle task, which starts and cancels a task for every request.
@@ -56,7 +58,7 @@ class IdleTimer:
                 await self._terminated()
                 terminated = True
         if self.idle and not self._ended:
-            with trio.CancelScope(shield=True):
+            with trio.move_on_after(_CLOSE_WITHIN, shield=True):
                 await self._close()
 
     def _deadline(self) -> float:

@@ -9,7 +9,7 @@ import errno
 import socket
 from dataclasses import dataclass
 
-BACKLOG = 1024
+from spegel_consul.server.accept import BACKLOG
 
 
 class ListenError(Exception):

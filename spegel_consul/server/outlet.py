@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import trio
 
+from spegel_consul.blocking import in_thread
 from spegel_consul.server.position import Position
 from spegel_consul.server.relay import Relay
 from spegel_consul.server.sending import Truncated, send_bytes, send_file, send_head
@@ -89,7 +91,7 @@ class PieceOutlet:
     async def file(self, fd: int, start: int, stop: int, count: Callable[[int], None]) -> None:
         """Send a part of a file; it is read in a thread, because the disk may make it wait. Raises Truncated."""
         while start < stop:
-            piece = await trio.to_thread.run_sync(os.pread, fd, min(_READ, stop - start), start)
+            piece = await in_thread(partial(os.pread, fd, min(_READ, stop - start), start))
             if not piece:
                 raise Truncated
             await self._send(piece)

@@ -42,7 +42,7 @@ _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 
 
 class Http11(H11Protocol):
-    """One connection's requests and answers."""
+    """One connection's requests and answers. ``turn()`` is awaited before each request."""
 
     def __init__(
         self,
@@ -55,9 +55,11 @@ class Http11(H11Protocol):
         client: tuple[str, int] | None,
         server: tuple[str, int] | None,
         send: Callable[[Event], Awaitable[None]],
+        turn: Callable[[], Awaitable[None]],
     ) -> None:
         super().__init__(app, config, context, task_group, connection_state, ssl, client, server, self._pass_on)
         self._send = send
+        self._turn = turn
 
     async def _pass_on(self, event: Event) -> None:
         if not (isinstance(event, Closed) and self._is_spoiled()):
@@ -75,6 +77,7 @@ class Http11(H11Protocol):
         """
 
     async def _create_stream(self, request: h11.Request) -> None:
+        await self._turn()
         names = {name for name, _ in request.headers}
         if status := _refusal(request, names):
             await self._send_error_response(status, has_body=request.method != b"HEAD")
@@ -134,8 +137,9 @@ class Wrapper(ProtocolWrapper):
         client: tuple[str, int] | None,
         server: tuple[str, int] | None,
         send: Callable[[Event], Awaitable[None]],
+        turn: Callable[[], Awaitable[None]],
         alpn_protocol: str | None = None,
     ) -> None:
         super().__init__(app, config, context, task_group, state, ssl, client, server, send, alpn_protocol)
         if isinstance(self.protocol, H11Protocol):
-            self.protocol = Http11(app, config, context, task_group, state, ssl, client, server, send)
+            self.protocol = Http11(app, config, context, task_group, state, ssl, client, server, send, turn)

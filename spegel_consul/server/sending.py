@@ -14,9 +14,12 @@ from __future__ import annotations
 import os
 import select
 import socket
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterable
 
 import trio
+
+from spegel_consul.blocking import in_thread
 
 STALL = 60.0
 """Seconds without progress after which a client that does not read is given up."""
@@ -70,7 +73,7 @@ async def send_file(
             most = min(stop - reached, _CHUNK)
             try:
                 if cold:
-                    sent = await trio.to_thread.run_sync(_send_cold, out, fd, reached, most, limiter=_threads)
+                    sent = await _cold(out, fd, reached, most)
                 else:
                     sent = os.sendfile(out, fd, reached, most)
             except BlockingIOError:
@@ -88,6 +91,36 @@ async def send_file(
                 await trio.lowlevel.checkpoint()
     finally:
         count(reached - start)
+
+
+async def _cold(out: int, fd: int, start: int, count: int) -> int:
+    """:func:`_send_cold` in a thread with descriptors of its own: one that is left behind must not write to a socket
+    that has got the number of one that was closed."""
+    copies, lock, started, given_up = (os.dup(out), os.dup(fd)), threading.Lock(), False, False
+
+    def send() -> int:
+        nonlocal started
+        with lock:
+            if given_up:
+                return 0
+            started = True
+        try:
+            return _send_cold(*copies, start, count)
+        finally:
+            _close(copies)
+
+    try:
+        return await in_thread(send, _threads)
+    finally:
+        with lock:
+            given_up = True
+        if not started:
+            _close(copies)
+
+
+def _close(fds: Iterable[int]) -> None:
+    for fd in fds:
+        os.close(fd)
 
 
 def _send_cold(out: int, fd: int, start: int, count: int) -> int:

@@ -1,4 +1,4 @@
-# hypercorn's Trio worker, reduced to one listening socket and our own connections.
+# hypercorn's Trio worker, reduced to one port and our own connections.
 
 """Serve an ASGI application on a listening socket until told to stop."""
 
@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Awaitable, Callable
-from functools import partial
 
 import trio
 from hypercorn.config import Config
@@ -15,6 +14,7 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState, Framework, LifespanState
 from hypercorn.utils import wrap_app
 
+from spegel_consul.server.accept import accept, listen_for_own
 from spegel_consul.server.connection import Connection, ShortRoad
 from spegel_consul.server.door import Door
 from spegel_consul.server.lobby import Lobby
@@ -54,6 +54,8 @@ async def serve(
 ) -> None:
     """Serve the ASGI application ``app`` on ``sock``, a listening socket that is closed at the end.
 
+    Connections of this machine have a queue of their own, where the kernel allows it.
+
     Requests are offered to ``short_road`` first, if there is one. With ``tls`` none is: what has to be encrypted can't
     be left to the kernel. ``door`` says who gets in.
     ``called``: addresses that clients call us by, even if they are not this network namespace's.
@@ -70,8 +72,12 @@ async def serve(
     lobby = Lobby(short_road.at_once) if short_road is not None else None
     state = ConnectionState(lifespan_state)
 
-    async def handle(stream: trio.SocketStream) -> None:
-        await Connection(wrapped, config, context, state, short_road, lobby, tls, door, called, stream).run()
+    async def connection(sock: socket.socket) -> None:
+        stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+        try:
+            await Connection(wrapped, config, context, state, short_road, lobby, tls, door, called, stream).run()
+        finally:
+            await trio.aclose_forcefully(stream)
 
     async with trio.open_nursery() as lifespan_nursery:
         await lifespan_nursery.start(lifespan.handle_lifespan)
@@ -80,8 +86,9 @@ async def serve(
             await lifespan_nursery.start(lobby.run)
         async with trio.open_nursery() as connections:
             async with trio.open_nursery() as accepting:
-                listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
-                accepting.start_soon(partial(trio.serve_listeners, handle, [listener], handler_nursery=connections))
+                own = listen_for_own(sock, called)
+                for each in filter(None, (own, sock)):
+                    accepting.start_soon(accept, each, lambda made: connections.start_soon(connection, made))
                 task_status.started()
                 await stop()
                 accepting.cancel_scope.cancel()

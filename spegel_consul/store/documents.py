@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import structlog
 import trio
 
+from spegel_consul.blocking import in_thread
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.media import MAX_MANIFEST_SIZE
 from spegel_consul.store.file import blob_path, open_blob
@@ -37,7 +39,7 @@ async def read_documents(
     found: dict[Digest, Document | None] = {}
     rest = iter(contents)
     while batch := tuple(islice(rest, BATCH)):
-        found.update(await trio.to_thread.run_sync(_read, blobs, batch, limiter=limiter))
+        found.update(await in_thread(partial(_read, blobs, batch), limiter))
     return found
 
 

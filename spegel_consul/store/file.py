@@ -11,10 +11,12 @@ import errno
 import os
 import stat
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import trio
 
+from spegel_consul.blocking import in_thread, open_in_thread
 from spegel_consul.oci.descriptor import Descriptor
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import BlobUnknown
@@ -82,7 +84,7 @@ class _FileChunks:
             raise StopAsyncIteration
         length = min(PIECE, self._stop - self._position)
         try:
-            piece = await trio.to_thread.run_sync(os.pread, self._fd, length, self._position, limiter=self._limiter)
+            piece = await in_thread(partial(os.pread, self._fd, length, self._position), self._limiter)
         except OSError as exc:
             # a disk that fails: somebody else may have the rest
             raise absent(self._digest) from exc
@@ -97,7 +99,7 @@ async def open_file(path: Path, descriptor: Descriptor, limiter: trio.CapacityLi
 
     Raises FileNotFoundError if it does not exist or can't be that content, OSError if it can't be read.
     """
-    fd = await trio.to_thread.run_sync(_open_checked, path, descriptor, limiter=limiter)
+    fd = await open_in_thread(partial(_open_checked, path, descriptor), limiter)
     return FileBlob(descriptor, fd, limiter)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from quart import Response, redirect
+from quart import Response, redirect, request
 from quart_trio import QuartTrio
 from werkzeug.wrappers import Response as AnyResponse
 
-from spegel_consul.web import api, debug, health, identity, pages, readings
+from spegel_consul.web import api, debug, health, identity, origin, pages, readings
 from spegel_consul.web.ask import Measurer
 from spegel_consul.web.node import Node
+from spegel_consul.web.own_names import OwnNames
 
 LONGEST_BODY = 64 << 10
 """Bytes; nothing longer than a name or a level is sent here."""
@@ -20,12 +21,17 @@ def build_app(node: Node) -> QuartTrio:
     app = QuartTrio("spegel_consul.web", static_folder=None)
     app.config["RESPONSE_TIMEOUT"] = None  # events are waited for
     app.config["MAX_CONTENT_LENGTH"] = LONGEST_BODY
+    names = OwnNames(node.name, node.catalog_names, node.allowed_hosts)
     readings.connect(node)
     identity.add_to(app, lambda: node.ring.me)
     measurer = Measurer(node)
     app.register_blueprint(api.blueprint(node, measurer))
-    app.register_blueprint(debug.blueprint(node.name))
+    app.register_blueprint(debug.blueprint())
     app.register_blueprint(pages.blueprint(node, measurer))
+
+    @app.before_request
+    async def only_by_own_names() -> Response | None:
+        return origin.refusal(names)
 
     @app.get("/metrics")
     async def scrape() -> Response:
@@ -40,7 +46,9 @@ def build_app(node: Node) -> QuartTrio:
     @app.get("/readyz")
     async def ready() -> Response:
         """The node can serve what it has; the reason if not."""
-        return health.ready(node.problem, node.warnings)
+        # warnings name other nodes, which is nothing for a page that has pointed its name here
+        named = names.have(request.headers.get("host", ""))
+        return health.ready(node.problem, node.warnings if named else tuple)
 
     @app.get("/")
     async def home() -> AnyResponse:

@@ -17,15 +17,16 @@ from spegel_consul.web import origin
 
 _PACKAGES = Path(__file__).parents[2]
 _LONGEST_TRACE = 30.0
+_threads = trio.CapacityLimiter(1)
 
 
-def blueprint(name: str) -> Blueprint:
-    """The routes below ``/debug`` that are not pages, of the node ``name``."""
+def blueprint() -> Blueprint:
+    """The routes below ``/debug`` that are not pages."""
     debug = Blueprint("debug", __name__, url_prefix="/debug")
 
     @debug.before_request
     async def only_from_here() -> Response | None:
-        if origin.from_this_machine() and origin.by_own_name(name) and not origin.from_another_site():
+        if origin.from_this_machine() and not origin.from_another_site():
             return None
         return text(403, "this is for requests from the machine itself")
 
@@ -47,7 +48,7 @@ def blueprint(name: str) -> Blueprint:
         tracemalloc.start()
         try:
             await trio.sleep(seconds)
-            taken = await trio.to_thread.run_sync(tracemalloc.take_snapshot)
+            taken = await trio.to_thread.run_sync(tracemalloc.take_snapshot, limiter=_threads)
         finally:
             tracemalloc.stop()
         lines = [f"allocated within {seconds:g} s and still there; resident: {_resident() >> 20} MiB"]

@@ -92,10 +92,16 @@ class Node:
     metrics: Metrics
     tls: Tls | None = None
     credentials: Credentials | None = None
+    allowed_hosts: tuple[str, ...] = ()
+    """Names by which clients may call the metrics port; see :class:`spegel_consul.web.own_names.OwnNames`."""
     keeper: RingKeeper | None = None
     bootstrap: Bootstrap | None = None
     consul: Consul | None = None
     started: float = field(default_factory=time.time)
+
+    def catalog_names(self) -> set[str]:
+        """The names that the nodes in the catalog have there."""
+        return {service.node for service in self.consul.members} if self.consul is not None else set()
 
     def problem(self) -> str | None:
         """Why this node can't serve what it has, in one line; None when it can.

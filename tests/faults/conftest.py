@@ -10,7 +10,7 @@ from lab import run_dir as run_dirs
 from lab.process import tail
 
 pytest.register_assert_rewrite(
-    *(f"tests.faults.{name}" for name in ("consul", "machine", "network", "runtimes", "scene", "sidecars"))
+    *(f"tests.faults.{name}" for name in ("consul", "crowds", "machine", "network", "runtimes", "scene", "sidecars"))
 )
 
 HERE = Path(__file__).parent

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from lab import parts
 
-from tests.faults import consul, machine, network, runtimes, sidecars
+from tests.faults import consul, crowds, machine, network, runtimes, sidecars
 from tests.faults.catalog import FAULTS, Fault
 from tests.faults.scene import ALL, Scene
 from tests.faults.table import row_of
@@ -15,7 +15,7 @@ from tests.soak.soak import Soak
 
 pytestmark = pytest.mark.real
 
-assert all((consul, machine, network, runtimes, sidecars))  # they have listed theirs
+assert all((consul, crowds, machine, network, runtimes, sidecars))  # they have listed theirs
 
 
 @pytest.fixture(scope="module")

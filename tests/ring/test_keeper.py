@@ -350,7 +350,7 @@ async def test_the_members_of_the_last_run_are_a_way_in(
 ) -> None:
     ring = MemoryRing()
     friend, gone = await other(nursery, ring), MemoryRouter(ring, registry=("127.0.0.1", 3))
-    Remembered(tmp_path).save_now([friend.me, gone.me])
+    Remembered(tmp_path)._save([friend.me, gone.me])
     remembered = Remembered(tmp_path)
     remembered.peers = remembered._load(tmp_path / PEERS_FILE)
     remembered.load = trio.lowlevel.checkpoint  # type: ignore[method-assign]  # a thread would let the clock jump

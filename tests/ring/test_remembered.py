@@ -1,9 +1,12 @@
 import json
+import threading
 from pathlib import Path
 
 import pytest
 import structlog
 import trio
+import trio.testing
+from structlog.testing import capture_logs
 
 from spegel_consul.ring import PeerInfo
 from spegel_consul.ring.remembered import MAX_PEERS, PEERS_FILE, Remembered
@@ -89,3 +92,23 @@ async def test_the_file_names_ids_and_addresses(tmp_path: Path) -> None:
     assert json.loads((tmp_path / PEERS_FILE).read_text()) == {
         "members": [{"id": "12D3KooWa", "addrs": ["/ip4/10.0.0.1/tcp/5001"]}]
     }
+
+
+async def test_a_disk_that_does_not_answer_is_waited_for_a_moment_only(
+    autojump_clock: trio.testing.MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead = threading.Event()
+    monkeypatch.setattr(Remembered, "_load", lambda *_: dead.wait())
+    monkeypatch.setattr(Remembered, "_save", lambda *_: dead.wait())
+    members = [PeerInfo("a", ("/ip4/10.0.0.1/tcp/1",))]
+    remembered, began = Remembered(tmp_path), trio.current_time()
+    with capture_logs() as said:
+        await remembered.load()
+        await remembered.save(members)
+        with trio.CancelScope() as stopped:
+            stopped.cancel()
+            await remembered.save_last(members)
+    assert trio.current_time() - began <= 3, "of virtual time"
+    assert remembered.peers == ()
+    assert ["does not answer" in line["problem"] for line in said] == [True], "it is said once"
+    dead.set()

@@ -45,9 +45,6 @@ class Kept(Remembered):
         self._rng = rng
 
     async def save(self, members: Sequence[PeerInfo]) -> None:
-        self.save_now(members)
-
-    def save_now(self, members: Sequence[PeerInfo]) -> None:
         if members:
             self.peers = tuple(self._rng.sample(members, min(MAX_PEERS, len(members))))
 

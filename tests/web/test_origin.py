@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import re
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import pytest
+import trio
 from hypercorn.typing import HTTPScope
+from hypothesis import given
+from hypothesis import strategies as st
 from quart import Response
+from quart_trio import QuartTrio
 from web.test_node import node
 
-from spegel_consul.web import ask
+from spegel_consul import log
+from spegel_consul.server.listen import ListenAddress, listen
+from spegel_consul.server.worker import serve
+from spegel_consul.web import ask, origin
 from spegel_consul.web.app import build_app
+from spegel_consul.web.own_names import OwnNames, allowed_host
 from spegel_consul.web.pull import Puller
 
 HOST = "10.0.0.1:9090"
@@ -84,14 +96,138 @@ async def test_a_link_or_a_picture_measures_nothing(pulled: list[str]) -> None:
     assert pulled == []
 
 
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:9090", "n1.evil.example", "localhost.evil.example", ""])
-async def test_a_name_that_leads_here_reads_nothing_that_is_for_this_machine(host: str) -> None:
-    for method, path in (("GET", "/debug/tasks"), ("GET", "/debug/memory?seconds=1"), ("PUT", "/api/log-level")):
-        response = await send(method, path, {"host": host}, data=b"info")
-        assert response.status_code == 403, path
+NOT_OWN = [
+    "evil.example",
+    "evil.example:9090",
+    "EVIL.EXAMPLE",
+    "n1.evil.example",
+    "localhost.evil.example",
+    "consul.evil.example",
+    "evilconsul",
+    "10.0.0.1.evil.example",
+    "[::1",
+    "",
+]
+NAMES = [
+    HOST,
+    "10.0.0.1",
+    "localhost:9090",
+    "LOCALHOST",
+    "[::1]:9090",
+    "[fe80::1%25eth0]:9090",
+    "n1:9090",
+    "N1",
+    "n1.",
+    "spegel-metrics.service.consul:9090",
+    "n7.node.dc1.consul",
+    "n2:9090",  # of the catalog
+    "status.example.com",
+    "a.b.nodes.example.com:443",
+]
 
 
-@pytest.mark.parametrize("host", [HOST, "10.0.0.1", "localhost:9090", "LOCALHOST", "[::1]:9090", "n1:9090", "N1"])
-async def test_addresses_and_own_names_do(host: str) -> None:
-    assert (await send("GET", "/debug/tasks", {"host": host})).status_code == 200
-    assert (await send("PUT", "/api/log-level", {"host": host}, data=b"loud")).status_code == 400
+def made() -> QuartTrio:
+    shown = node("10.0.0.2", "10.0.0.9")
+    shown.allowed_hosts = ("status.example.com", "*.nodes.example.com")
+    return build_app(shown)
+
+
+@asynccontextmanager
+async def served() -> AsyncIterator[tuple[str, int]]:
+    """The application on a port of loopback, as the sidecar serves it."""
+    sock = listen(ListenAddress("127.0.0.1", 0), "--metrics-addr")
+    stop = trio.Event()
+    async with trio.open_nursery() as nursery:
+        address = sock.getsockname()
+        await nursery.start(partial(serve, made(), sock, stop=stop.wait, drain_timeout=0.1))
+        try:
+            yield address
+        finally:
+            stop.set()
+
+
+async def exchange(address: tuple[str, int], method: str, path: str, *fields: str, body: str = "") -> tuple[int, str]:
+    """The status and the body of an answer over a connection of its own."""
+    lines = [f"{method} {path} HTTP/1.1", *fields, "Connection: close", f"Content-Length: {len(body)}"]
+    with trio.fail_after(30):
+        stream = await trio.open_tcp_stream(*address)
+        async with stream:
+            await stream.send_all(("\r\n".join(lines) + "\r\n\r\n" + body).encode())
+            answer = b"".join([piece async for piece in stream])
+    return int(answer[9:12]), answer.partition(b"\r\n\r\n")[2].decode()
+
+
+def endpoints() -> list[tuple[str, str]]:
+    """Each method and path that the metrics port has."""
+    found = {
+        (method, re.sub(r"<.*?>", "app.js", rule.rule))
+        for rule in made().url_map.iter_rules()
+        for method in (rule.methods or set()) - {"OPTIONS", "HEAD"}
+    }
+    assert len(found) >= 18
+    return sorted(found)
+
+
+@pytest.mark.parametrize("host", NOT_OWN)
+async def test_a_name_that_others_pointed_here_is_answered_nothing(host: str, pulled: list[str]) -> None:
+    before = log.level.current
+    async with served() as address:
+        for method, path in endpoints():
+            if path in origin.OPEN:
+                continue
+            status, body = await exchange(
+                address, method, f"{path}?image={IMAGE}&key={IMAGE}", f"Host: {host}", body="debug"
+            )
+            assert status in (400, 421), path  # 400 is of what is no Host at all
+            assert "n1" not in body.replace(host, "")
+            if status == 421:
+                assert "--web-allowed-hosts" in json.loads(body)["error"]
+    assert pulled == []
+    assert log.level.current == before
+
+
+@pytest.mark.parametrize("host", ["evil.example", "node7.corp.example:9090"])
+async def test_what_monitoring_reads_is_answered_by_any_name(host: str) -> None:
+    async with served() as address:
+        for path in sorted(origin.OPEN):
+            assert (await exchange(address, "GET", path, f"Host: {host}"))[0] == 200, path
+        status, body = await exchange(address, "GET", "/readyz?format=json", f"Host: {host}")
+        assert (status, json.loads(body)["warnings"]) == (200, [])
+        status, body = await exchange(address, "GET", "/readyz?format=json", "Host: n1")
+        assert (status, len(json.loads(body)["warnings"])) == (200, 1)
+
+
+@pytest.mark.parametrize("host", NAMES)
+async def test_addresses_and_own_names_are_answered(host: str) -> None:
+    async with served() as address:
+        for path in ("/api/status", "/debug/tasks", "/debug/web/"):
+            assert (await exchange(address, "GET", path, f"Host: {host}"))[0] == 200, path
+        assert (await exchange(address, "PUT", "/api/log-level", f"Host: {host}", body="loud"))[0] == 400
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        "Forwarded: for=10.9.9.9",
+        "X-Forwarded-For: 10.9.9.9",
+        "X-Real-IP: 10.9.9.9",
+        "Via: 1.1 proxy",
+        "x-forwarded-host: a",
+    ],
+)
+async def test_what_comes_through_a_proxy_does_not_come_from_this_machine(field: str) -> None:
+    async with served() as address:
+        for method, path in (("GET", "/debug/tasks"), ("GET", "/debug/memory?seconds=1"), ("PUT", "/api/log-level")):
+            assert (await exchange(address, method, path, f"Host: {HOST}", field, body="info"))[0] == 403, path
+        assert (await exchange(address, "GET", "/api/status", f"Host: {HOST}", field))[0] == 200
+
+
+@pytest.mark.parametrize("text", ["a b", "evil.example:9090", "http://a", "*", "*.", "a.*.b", "", ".", "ä.example"])
+def test_what_is_no_name_is_refused_with_a_sentence(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a host name"):
+        allowed_host(text)
+
+
+@given(st.text(max_size=40))
+def test_any_text_is_a_host_or_not(text: str) -> None:
+    assert OwnNames("n1", set).have(text) in (True, False)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import trio
 
+from spegel_consul.blocking import in_thread
 from spegel_consul.oci.digest import Digest
 from spegel_consul.store.containerd import messages
 from spegel_consul.store.containerd.proto import containerd_pb2 as pb
@@ -76,7 +77,7 @@ class _Stream:
         self._pending.cancel()
 
     async def _pull(self, step: Callable[[], Result]) -> Result:
-        return await trio.to_thread.run_sync(step, limiter=self._limiter, abandon_on_cancel=True)
+        return await in_thread(step, self._limiter)
 
 
 class EventStream(_Stream):

@@ -16,20 +16,25 @@ import errno
 import socket as sockets
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import grpc
+import structlog
 import trio
 from google.protobuf import empty_pb2
 from google.protobuf.message import Message
 
+from spegel_consul.blocking import in_thread
 from spegel_consul.oci.digest import Digest
 from spegel_consul.store.containerd import messages
 from spegel_consul.store.containerd.calls import Call, ContainerdUnavailable, ContentStream, EventStream, NotFound
 from spegel_consul.store.containerd.proto import containerd_pb2 as pb
 from spegel_consul.store.index import Content, ImageRecord
+
+log = structlog.get_logger(__name__)
 
 Answer = TypeVar("Answer", bound=Message)
 Result = TypeVar("Result")
@@ -49,6 +54,9 @@ _OPTIONS = (
 )
 
 
+_CLOSE_WITHIN = 2.0  # seconds
+
+
 class ContainerdClient:
     """One connection to containerd at ``socket``, for its ``namespace``; ``deadline`` of a call in seconds.
 
@@ -63,14 +71,17 @@ class ContainerdClient:
         self._channel: Any = None
 
     async def __aenter__(self) -> Self:
-        self._channel = await trio.to_thread.run_sync(self._open_channel, limiter=self._limiter)
+        self._channel = await in_thread(self._open_channel, self._limiter)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(self._channel.close)
+        # not in the limiter of the calls, which may all be taken by calls that this ends
+        with trio.move_on_after(_CLOSE_WITHIN, shield=True) as limit:
+            await in_thread(self._channel.close, trio.CapacityLimiter(1))
+        if limit.cancelled_caught:
+            log.warning("the connection to containerd was left open", socket=str(self.socket))
 
     async def version(self) -> str:
         """containerd's version, such as ``1.7.24``."""
@@ -219,7 +230,7 @@ class ContainerdClient:
     async def _in_thread(self, call: Callable[[Call], Result]) -> Result:
         pending = Call()
         try:
-            return await trio.to_thread.run_sync(call, pending, limiter=self._limiter, abandon_on_cancel=True)
+            return await in_thread(partial(call, pending), self._limiter)
         finally:
             pending.cancel()
 

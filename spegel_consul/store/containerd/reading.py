@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import structlog
 import trio
 
+from spegel_consul.blocking import in_thread
 from spegel_consul.oci.descriptor import Descriptor
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import BlobUnknown
@@ -89,8 +91,8 @@ class Reader:
         return found
 
     async def _has_blobs(self) -> bool:
-        return self.directory is not None and await trio.to_thread.run_sync(
-            os.path.isdir, self.directory / "blobs", limiter=self._limiter
+        return self.directory is not None and await in_thread(
+            partial(os.path.isdir, self.directory / "blobs"), self._limiter
         )
 
     async def _fetch(self, client: ContainerdClient, content: Content) -> bytes | None:

@@ -27,6 +27,7 @@ from pathlib import Path
 import structlog
 import trio
 
+from spegel_consul.blocking import in_thread
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import BlobUnknown
 from spegel_consul.store import Blob
@@ -113,7 +114,7 @@ class ContainerdStore(IndexedStore):
 
         while True:
             began = trio.current_time()
-            self._socket = await trio.to_thread.run_sync(self._find_socket, abandon_on_cancel=True)
+            self._socket = await in_thread(self._find_socket)
             try:
                 await self._session(filled)
             except* ContainerdUnavailable as group:

@@ -1,0 +1,55 @@
+"""Calls that wait for a disk or another device, in threads that a stop leaves behind.
+
+A call into a file system whose disk is dead or whose server is away does not return, and nothing can end it. Trio waits
+for the thread of a call that is cancelled unless it is told to abandon it, so one such call would keep the sidecar from
+stopping. Its thread also keeps a place in a limiter: the default one is everybody's, so calls here have another.
+Trio's threads are daemons: the interpreter does not wait for them when it exits.
+
+Each call that may wait for a device belongs here. An abandoned call may still end later, so it must not use what its
+caller closes meanwhile; for a call that opens a file there is :func:`open_in_thread`.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import trio
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+MOST = 32
+"""Calls at a time that have no limiter of their own."""
+
+_threads = trio.CapacityLimiter(MOST)
+
+
+async def in_thread(call: Callable[[], T], limiter: trio.CapacityLimiter | None = None) -> T:
+    """What ``call()`` returns or raises; it runs in a thread that is left behind when the caller is cancelled."""
+    return await trio.to_thread.run_sync(call, limiter=limiter or _threads, abandon_on_cancel=True)
+
+
+async def open_in_thread(call: Callable[[], int], limiter: trio.CapacityLimiter | None = None) -> int:
+    """The descriptor that ``call()`` returns. When the caller is cancelled, the thread closes it."""
+    lock, found, given_up = threading.Lock(), [-1], False
+
+    def opened() -> int:
+        fd = call()
+        with lock:
+            if not given_up:
+                found[0] = fd
+                return fd
+        os.close(fd)
+        return -1
+
+    try:
+        return await in_thread(opened, limiter)
+    except trio.Cancelled:
+        with lock:
+            given_up = True
+        if found[0] >= 0:
+            os.close(found[0])
+        raise

@@ -1,0 +1,132 @@
+"""Accepting connections: many for each wake-up, those of this machine from a queue of their own.
+
+The kernel keeps connections that are not yet accepted in a queue of the listening socket. When the queue is full, it
+drops what arrives: the client tries again after one second, then after two more. A client on another machine that
+connects faster than this process accepts fills the queue for all, the node's own runtime and Consul's check included.
+So the port has a second listening socket, whose queue gets the connections of this machine alone. The two form a
+SO_REUSEPORT group (socket(7)), in which a classic BPF program chooses by the addresses of the first packet.
+
+SO_BINDTODEVICE with ``lo`` is not enough: a connection to the node's own address counts as one of that address's
+interface. The option SO_REUSEPORT is set after the first socket is bound, so that a port which another process has is
+still an error.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import ipaddress
+import socket
+import struct
+from collections.abc import Callable, Iterable
+
+import structlog
+import trio
+
+log = structlog.get_logger(__name__)
+
+ROUND = 32
+"""Connections that one wake-up accepts at most; the others in the process have a turn then."""
+
+BACKLOG = 1024
+"""Connections that may wait in the kernel for being accepted."""
+
+_SO_ATTACH_REUSEPORT_CBPF = 51
+_CAPACITY = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
+_PAUSE = 0.1  # seconds until files or memory may be free again
+_TELL_EVERY = 60.0  # seconds
+
+# Opcodes of classic BPF (linux/bpf_common.h); offsets are those of the IP header.
+_LOAD_WORD, _LOAD_BYTE, _TO_X, _AND = 0x20, 0x30, 0x07, 0x54
+_IF_EQUAL, _IF_EQUAL_X, _RETURN = 0x15, 0x1D, 0x06
+_NET = 0xFFF00000
+_LOOPBACK = 127 << 24
+
+OTHERS, OWN = 0, 1
+"""What the program returns: the number of the socket in its group."""
+
+Instruction = tuple[int, int, int, int]
+"""Opcode, jump if true, jump if false, constant."""
+
+
+def own_connections(called: Iterable[str] = ()) -> list[Instruction]:
+    """The program that returns OWN for a packet of this machine: to where it comes from, to 127.0.0.0/8, or from an
+    IPv4 address in ``called``, which a port mapping has put in the place of this machine's own."""
+    mapped = [int(address) for address in map(ipaddress.ip_address, called) if address.version == 4]
+    compared = 4 * 4  # instructions, four for each word of the two addresses
+    v6: list[Instruction] = []
+    for word in range(4):
+        to_others = compared + 1 - len(v6) - 4
+        v6 += [
+            (_LOAD_WORD, 0, 0, _NET + 8 + 4 * word),
+            (_TO_X, 0, 0, 0),
+            (_LOAD_WORD, 0, 0, _NET + 24 + 4 * word),
+            (_IF_EQUAL_X, 0, to_others, 0),
+        ]
+    v4: list[Instruction] = [(_LOAD_WORD, 0, 0, _NET + 12)]
+    v4 += [(_IF_EQUAL, len(mapped) + 4 - at, 0, address) for at, address in enumerate(mapped)]
+    v4 += [
+        (_TO_X, 0, 0, 0),
+        (_LOAD_WORD, 0, 0, _NET + 16),
+        (_IF_EQUAL_X, 2, 0, 0),
+        (_AND, 0, 0, 0xFF000000),
+        (_IF_EQUAL, 0, 1, _LOOPBACK),
+    ]
+    answers: list[Instruction] = [(_RETURN, 0, 0, OWN), (_RETURN, 0, 0, OTHERS)]
+    v4 += answers
+    return [(_LOAD_BYTE, 0, 0, _NET), (_AND, 0, 0, 0xF0), (_IF_EQUAL, 0, len(v4), 0x40), *v4, *v6, *answers]
+
+
+def listen_for_own(sock: socket.socket, called: Iterable[str] = ()) -> socket.socket | None:
+    """A second listening socket at the address of ``sock``, for connections of this machine; None where the kernel has
+    no SO_REUSEPORT groups with programs (Linux before 4.5, some sandboxes). ``called``: see :func:`own_connections`."""
+    own = socket.socket(sock.family, socket.SOCK_STREAM)
+    try:
+        own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if sock.family == socket.AF_INET6:
+            only = sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+            own.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
+        for each in (sock, own):
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        own.bind(sock.getsockname())
+        own.listen(BACKLOG)
+        program = own_connections(called)
+        code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *each) for each in program))
+        own.setsockopt(
+            socket.SOL_SOCKET, _SO_ATTACH_REUSEPORT_CBPF, struct.pack("@HP", len(program), ctypes.addressof(code))
+        )
+        own.setblocking(False)
+    except OSError as exc:
+        own.close()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 0)
+        log.debug("connections of this machine have no queue of their own", error=str(exc))
+        return None
+    return own
+
+
+async def accept(sock: socket.socket, handle: Callable[[socket.socket], object]) -> None:
+    """Give each connection that arrives at ``sock`` to ``handle``, until cancelled; closes ``sock`` at the end.
+
+    ``handle`` must not wait.
+    """
+    tell_at = 0.0
+    try:
+        while True:
+            await trio.lowlevel.wait_readable(sock)
+            try:
+                for _ in range(ROUND):
+                    connection, _address = sock.accept()
+                    connection.setblocking(False)
+                    handle(connection)
+            except BlockingIOError:
+                continue
+            except OSError as exc:
+                if exc.errno not in _CAPACITY:
+                    continue  # one client's own trouble (accept(2))
+                if (now := trio.current_time()) >= tell_at:
+                    tell_at = now + _TELL_EVERY
+                    log.error("no connection can be accepted now", error=exc.strerror)
+                await trio.sleep(_PAUSE)
+    finally:
+        trio.lowlevel.notify_closing(sock)
+        sock.close()

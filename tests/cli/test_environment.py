@@ -1,0 +1,168 @@
+"""Each environment variable that the help names is read, and changes what its option is set to."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from spegel_consul.cli import cli
+from spegel_consul.commands.registry import _settings
+
+REQUIRED = {"cleanup-wait": ["--probe-endpoint", "127.0.0.1:1"], "lookup": ["app:v1"], "pull": ["app:v1"]}
+"""What a command can't do without."""
+
+TRUE = ("1", "true", "TRUE", "yes", "on", "t", "y")
+FALSE = ("0", "false", "FALSE", "no", "off", "f", "n")
+
+EXAMPLES = {
+    "host:port": "127.0.0.9:99",
+    "duration": "7s",
+    "size": "12KiB",
+    "address": "10.9.9.9",
+    "list": "one.example,two.example",
+    "kind": "static,file",
+    "ip[:port]": "10.9.9.9",
+    "path": "/of/the/environment",
+    "file": "/of/the/environment",
+    "directory": "/of/the/environment",
+    "text": "other",
+    "integer range": "7",
+}
+"""By the type's name, a value that no option has by default."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """An option of a command."""
+
+    command: click.Command
+    option: click.Option
+
+    def __str__(self) -> str:
+        return f"{self.command.name} {self.option.opts[0]}"
+
+    def parsed(self, *arguments: str) -> Any:
+        """What the option is set to, with what is in the environment."""
+        name = self.command.name or ""
+        words = [word for word in REQUIRED.get(name, []) if not self.option.required]
+        return self.command.make_context(name, [*words, *arguments]).params[self.option.name]
+
+
+def commands(group: click.Group) -> Iterator[click.Command]:
+    for command in group.commands.values():
+        yield command
+        if isinstance(command, click.Group):
+            yield from commands(command)
+
+
+def settings() -> list[Setting]:
+    """All options that have a variable."""
+    found = [
+        Setting(command, option)
+        for command in commands(cli)
+        for option in command.params
+        if isinstance(option, click.Option) and option.envvar is not None
+    ]
+    assert len(found) >= 60
+    return found
+
+
+def is_boolean(option: click.Option) -> bool:
+    return isinstance(option.type, click.types.BoolParamType)
+
+
+def values(option: click.Option) -> list[str]:
+    """Texts of which each sets the option to something else than its default."""
+    if isinstance(option.type, click.Choice):
+        default = option.default if option.multiple else [option.default]
+        return [choice for choice in option.type.choices if choice not in default]
+    return [EXAMPLES[option.type.name]]
+
+
+@pytest.fixture(autouse=True)
+def bare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of this process's own environment."""
+    for setting in settings():
+        monkeypatch.delenv(str(setting.option.envvar), raising=False)
+
+
+@pytest.mark.parametrize("setting", settings(), ids=str)
+def test_the_name_is_one_that_a_shell_can_set(setting: Setting) -> None:
+    assert re.fullmatch(r"[A-Z][A-Z0-9_]*", str(setting.option.envvar))
+
+
+def test_no_two_options_of_a_command_share_a_variable() -> None:
+    for command in commands(cli):
+        names = [str(each.option.envvar) for each in settings() if each.command is command]
+        assert len(names) == len(set(names)), command.name
+
+
+@pytest.mark.parametrize("setting", [each for each in settings() if not is_boolean(each.option)], ids=str)
+def test_a_value_is_taken_as_the_option_takes_it(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    default = None if setting.option.required else setting.parsed()
+    for text in values(setting.option):
+        by_option = setting.parsed(setting.option.opts[0], text)
+        monkeypatch.setenv(str(setting.option.envvar), text)
+        assert setting.parsed() == by_option
+        assert setting.parsed() != default
+        monkeypatch.delenv(str(setting.option.envvar))
+
+
+@pytest.mark.parametrize("setting", [each for each in settings() if each.option.multiple], ids=str)
+def test_several_values_stand_apart_by_spaces(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, *more = values(setting.option)
+    second = more[0] if more else first
+    monkeypatch.setenv(str(setting.option.envvar), f"{first} {second}")
+    assert setting.parsed() == setting.parsed(setting.option.opts[0], first, setting.option.opts[0], second)
+    assert len(setting.parsed()) == 2
+
+
+@pytest.mark.parametrize("setting", [each for each in settings() if is_boolean(each.option)], ids=str)
+def test_yes_and_no_are_taken_and_nothing_else(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    for text, meant in [*((text, True) for text in TRUE), *((text, False) for text in FALSE)]:
+        monkeypatch.setenv(str(setting.option.envvar), text)
+        assert setting.parsed() is meant, text
+    for text in ("maybe", "2", "--", str(setting.option.envvar)):
+        monkeypatch.setenv(str(setting.option.envvar), text)
+        with pytest.raises(click.BadParameter):
+            setting.parsed()
+
+
+def test_a_flag_of_the_command_line_outweighs_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    verify = next(each for each in settings() if each.option.envvar == "TLS_VERIFY_CLIENTS")
+    monkeypatch.setenv("TLS_VERIFY_CLIENTS", "true")
+    assert verify.parsed("--no-tls-verify-clients") is False
+    monkeypatch.setenv("TLS_VERIFY_CLIENTS", "false")
+    assert verify.parsed("--tls-verify-clients") is True
+
+
+def test_clients_are_verified_where_the_environment_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "CERT_FILE": "a.pem",
+        "KEY_FILE": "a.key",
+        "CA_FILE": "ca.pem",
+        "VERIFY_CLIENTS": "true",
+    }.items():
+        monkeypatch.setenv(f"TLS_{name}", value)
+    given = cli.commands["registry"].make_context("registry", []).params
+    tls = _settings(given).tls
+    assert tls is not None
+    assert tls.verify_clients
+
+
+@pytest.mark.parametrize("command", list(commands(cli)), ids=lambda command: str(command.name))
+def test_each_option_is_used(command: click.Command) -> None:
+    assert command.callback is not None
+    named = inspect.signature(inspect.unwrap(command.callback)).parameters
+    folder = Path(inspect.getfile(sys.modules[cli.commands["registry"].callback.__module__])).parent  # type: ignore[union-attr]
+    source = "".join(path.read_text() for path in sorted(folder.glob("*.py")))
+    for option in command.params:
+        assert option.name in named or f'given["{option.name}"]' in source, option.name
