@@ -12,9 +12,9 @@ from collections.abc import Sequence
 
 import trio
 
-from spegel_consul.ring.identity import load_or_create
-from spegel_consul.ring.kad import KadRouter
-from spegel_consul.ring.libp2p_host import Libp2pHost
+from spegel_consul.ring.net.libp2p_host import Libp2pHost
+from spegel_consul.ring.net.node_key import load_or_create
+from spegel_consul.ring.router import KadRouter
 
 _LOOPBACK = "127.0.0.1"
 

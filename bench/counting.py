@@ -10,9 +10,9 @@ import statistics
 import time
 from collections.abc import Callable
 
-from spegel_consul.metrics import CONTENT, Metrics
+from spegel_consul.metrics.sidecar_metrics import CONTENT, Metrics
 from spegel_consul.oci.reference import Reference
-from spegel_consul.registry.trace import Traces
+from spegel_consul.registry.mirror.trace import Traces
 
 _RUNS, _TIMES = 9, 50_000
 

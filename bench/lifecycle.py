@@ -105,6 +105,6 @@ class StalledStop:
 
 def graceful_timeout() -> float | None:
     """Seconds that the sidecar gives to transfers in flight when it is told to stop; None if it does not say."""
-    code = "from spegel_consul.server.worker import DRAIN_TIMEOUT; print(DRAIN_TIMEOUT)"
+    code = "from spegel_consul.http.server.serve import DRAIN_TIMEOUT; print(DRAIN_TIMEOUT)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=_PATIENCE)
     return float(done.stdout) if done.returncode == 0 else None

@@ -14,10 +14,10 @@ from typing import Any
 import trio
 
 from spegel_consul import log
-from spegel_consul.ring import PeerInfo
-from spegel_consul.ring.identity import load_or_create
-from spegel_consul.ring.kad import KadRouter
-from spegel_consul.ring.libp2p_host import Libp2pHost
+from spegel_consul.peers import PeerInfo
+from spegel_consul.ring.net.libp2p_host import Libp2pHost
+from spegel_consul.ring.net.node_key import load_or_create
+from spegel_consul.ring.router import KadRouter
 
 LOOPBACK = "127.0.0.1"
 _POLL = 0.005

@@ -18,15 +18,15 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.proc import rss
-from spegel_consul.ring import peerid
-from spegel_consul.ring.address import Address, Contact
-from spegel_consul.ring.announce import BATCH
-from spegel_consul.ring.identity import load_or_create
-from spegel_consul.ring.kad import TTL, KadRouter
-from spegel_consul.ring.key import dht_key, position
-from spegel_consul.ring.libp2p_host import Libp2pHost
-from spegel_consul.ring.placement import REPLICAS
-from spegel_consul.ring.wire import Message, MessageType, WirePeer, decode, encode, uvarint
+from spegel_consul.peers import peer_id_of_ed25519
+from spegel_consul.ring.dht.announcements import BATCH
+from spegel_consul.ring.dht.keys import dht_key, position
+from spegel_consul.ring.dht.messages import Message, MessageType, WirePeer, decode, encode, uvarint
+from spegel_consul.ring.dht.multiaddrs import Address, Contact
+from spegel_consul.ring.dht.placement import REPLICAS
+from spegel_consul.ring.net.libp2p_host import Libp2pHost
+from spegel_consul.ring.net.node_key import load_or_create
+from spegel_consul.ring.router import TTL, KadRouter
 
 
 def main() -> None:
@@ -51,7 +51,7 @@ async def _figures(members: int, keys: int) -> list[tuple[str, str]]:
     rng = random.Random(1)
     router = KadRouter(Libp2pHost(load_or_create(None), bind=("10.0.0.1", 5001)), registry=("10.0.0.1", 5000), rng=rng)
     table, records, announcements = router._members, router._records, router._announcements
-    peers = [peerid.of_ed25519(rng.randbytes(32)) for _ in range(members - 1)]
+    peers = [peer_id_of_ed25519(rng.randbytes(32)) for _ in range(members - 1)]
     figures = [("RSS with nobody known", f"{_mib():.1f} MiB")]
 
     with _grows(figures, f"{members - 1} members"):

@@ -10,18 +10,18 @@ from typing import Any
 
 import click
 
-from spegel_consul import files
-from spegel_consul.commands.options import ADDRESS, DURATION, LIST, option
-from spegel_consul.node import docker
-from spegel_consul.node.address import NoAddress, route_out
-from spegel_consul.node.backup import Place
-from spegel_consul.node.cleaned import serve_cleaned, wait_cleaned
-from spegel_consul.node.configure import Plan, daemon_place, plan_daemon, plan_hosts
-from spegel_consul.node.disk import DiskError
-from spegel_consul.node.hosts_toml import Mirroring
-from spegel_consul.node.targets import parse_registries, parse_targets
-from spegel_consul.registry.credentials import Credentials, CredentialsError
-from spegel_consul.server.listen import ListenError
+from spegel_consul.commands.option_types import ADDRESS, DURATION, LIST, option
+from spegel_consul.disk import foreign_files
+from spegel_consul.http.basic_auth import Credentials, CredentialsError
+from spegel_consul.http.server.listen import ListenError
+from spegel_consul.preflight.node_address import NoAddress, route_out
+from spegel_consul.runtimes import docker
+from spegel_consul.runtimes.atomic_files import DiskError
+from spegel_consul.runtimes.backup import Place
+from spegel_consul.runtimes.cleanup_status import serve_cleaned, wait_cleaned
+from spegel_consul.runtimes.configure import Plan, daemon_place, plan_daemon, plan_hosts
+from spegel_consul.runtimes.hosts_toml import Mirroring
+from spegel_consul.runtimes.mirror_targets import parse_registries, parse_targets
 
 REGISTRY_PORT = 5000
 
@@ -202,7 +202,9 @@ def _authorization(path: Path | None) -> str | None:
         return None
     try:
         if stat.S_ISDIR(path.stat().st_mode):
-            pair = ":".join(files.read(path / name, 4096).decode().rstrip("\r\n") for name in ("username", "password"))
+            pair = ":".join(
+                foreign_files.read(path / name, 4096).decode().rstrip("\r\n") for name in ("username", "password")
+            )
         else:
             return Credentials(path).own  # as the registry reads it: the first line is what is shown
     except (OSError, UnicodeDecodeError) as exc:

@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from spegel_consul.commands import ask
-from spegel_consul.commands.ask import shown
+from spegel_consul.commands import sidecar_client
+from spegel_consul.commands.sidecar_client import shown
 
 _WAIT = 25.0
 _AGAIN = 1.0
@@ -20,7 +20,7 @@ _KNOWN = frozenset({"number", "event", "level", "timestamp"})
 @click.command()
 @click.option("--no-follow", is_flag=True, help="Print what has happened and exit.")
 @click.option("--since", type=click.IntRange(0), default=0, help="Only events after this number.")
-@ask.asks
+@sidecar_client.asks
 def events(no_follow: bool, since: int, node: str, as_json: bool) -> None:
     """Show the last thousand events of a node, and those that come, until Ctrl-C.
 
@@ -31,10 +31,10 @@ def events(no_follow: bool, since: int, node: str, as_json: bool) -> None:
     while True:
         wait = 0.0 if no_follow or not life or gone else _WAIT
         try:
-            found = ask.get(
-                node, "/api/events", timeout=wait + ask.TIMEOUT, since=str(since), wait=str(wait), life=life
+            found = sidecar_client.get(
+                node, "/api/events", timeout=wait + sidecar_client.TIMEOUT, since=str(since), wait=str(wait), life=life
             )
-        except ask.Unreachable as exc:
+        except sidecar_client.Unreachable as exc:
             if not life or no_follow:
                 raise
             if not gone:
@@ -60,7 +60,7 @@ def _show(event: dict[str, Any], as_json: bool) -> None:
     at = str(event.get("timestamp", ""))[11:19]
     details = " ".join(f"{name}={_value(value)}" for name, value in event.items() if name not in _KNOWN)
     style = _STYLES.get(level, "white")
-    ask.console().print(
+    sidecar_client.console().print(
         f"[dim]{shown(at)}[/] [{style}]{shown(level)}[/] {shown(str(event.get('event')))} [dim]{shown(details)}[/]"
     )
 

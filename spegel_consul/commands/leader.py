@@ -12,12 +12,12 @@ from typing import Any
 import click
 import trio
 
-from spegel_consul.commands.ask import print_hanging
-from spegel_consul.commands.consul import leader_key
-from spegel_consul.consul.client import ConsulClient, KVEntry
-from spegel_consul.consul.errors import ConsulError
-from spegel_consul.consul.record import LeaderRecord
-from spegel_consul.consul.settings import ConsulSettings
+from spegel_consul.commands.consul_options import leader_key
+from spegel_consul.commands.sidecar_client import print_hanging
+from spegel_consul.consul.api.client import ConsulClient, KVEntry
+from spegel_consul.consul.api.consul_errors import ConsulError
+from spegel_consul.consul.api.consul_settings import ConsulSettings
+from spegel_consul.consul.election.leader_record import LeaderRecord
 
 EXIT_VACANT = 3
 

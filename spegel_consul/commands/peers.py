@@ -7,26 +7,26 @@ from typing import Any
 import click
 from rich.table import Table
 
-from spegel_consul.commands import ask
-from spegel_consul.commands.ask import shown
-from spegel_consul.web import words
+from spegel_consul.commands import sidecar_client
+from spegel_consul.commands.sidecar_client import shown
+from spegel_consul.web import formatting
 
 _STYLES = {"self": "bold", "alive": "green", "dead": "red", "missing": "red"}
 _NARROW = 80
 
 
 @click.command()
-@ask.asks
+@sidecar_client.asks
 def peers(node: str, as_json: bool) -> None:
     """List the members of the ring as a node sees them, and those that only Consul knows.
 
     States: self, alive, dead (does not answer), missing (healthy in Consul's catalog, not in the ring).
     """
-    found = ask.get(node, "/api/peers")
+    found = sidecar_client.get(node, "/api/peers")
     if as_json:
-        ask.print_json(found)
+        sidecar_client.print_json(found)
         return
-    console = ask.console()
+    console = sidecar_client.console()
     columns = ["node", "state", "rtt", "keys", "seen"]
     if console.width >= _NARROW:
         columns += ["registry", "version"]
@@ -45,9 +45,9 @@ def _cells(peer: dict[str, Any]) -> dict[str, str]:
     return {
         "node": shown(peer["node"] or f"…{peer['id'][-8:]}") + (" [yellow]leader[/]" if peer["leader"] else ""),
         "state": f"[{style}]{peer['state']}[/]" if style else shown(peer["state"]),
-        "rtt": words.milliseconds(peer["rtt_ms"]),
+        "rtt": formatting.milliseconds(peer["rtt_ms"]),
         "keys": "–" if peer["keys"] is None else str(peer["keys"]),
-        "seen": "–" if peer["state"] == "self" else words.seconds(peer["last_seen"]),
+        "seen": "–" if peer["state"] == "self" else formatting.seconds(peer["last_seen"]),
         "registry": shown(peer["registry"] or "–"),
         "version": shown(peer["version"] or "–"),
     }

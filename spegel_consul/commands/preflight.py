@@ -10,12 +10,12 @@ from typing import Any
 import click
 import trio
 
-from spegel_consul.commands.options import ADDRESS, LIST, REACHABLE, option
-from spegel_consul.consul.settings import ConsulSettings
-from spegel_consul.consul.view import ElectionSettings
-from spegel_consul.node.address import NoAddress, advertised
-from spegel_consul.node.check import has_failed
-from spegel_consul.node.dial_back import Peer
+from spegel_consul.commands.option_types import ADDRESS, LIST, REACHABLE, option
+from spegel_consul.consul.api.consul_settings import ConsulSettings
+from spegel_consul.consul.election.election_view import ElectionSettings
+from spegel_consul.endpoints.check import has_failed
+from spegel_consul.endpoints.dial_back import Peer
+from spegel_consul.preflight.node_address import NoAddress, advertised
 
 
 @click.command()
@@ -59,9 +59,9 @@ from spegel_consul.node.dial_back import Peer
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def preflight(as_json: bool, peer: Any, **given: Any) -> None:
     """Check what a mirror needs on this node, and say what to change. Exits 1 if anything fails."""
-    from spegel_consul.commands.ask import print_hanging
-    from spegel_consul.node.places import find_socket, namespaces
-    from spegel_consul.node.preflight import Subject, run
+    from spegel_consul.commands.sidecar_client import print_hanging
+    from spegel_consul.preflight.node_checks import Subject, run
+    from spegel_consul.runtimes.containerd_sockets import find_socket, namespaces
 
     bound = given["registry_addr"]
     try:

@@ -11,9 +11,9 @@ import click
 import httpx
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from spegel_consul.commands import ask
-from spegel_consul.commands.ask import shown
-from spegel_consul.web import words
+from spegel_consul.commands import sidecar_client
+from spegel_consul.commands.sidecar_client import shown
+from spegel_consul.web import formatting
 
 _NARROW = 70
 _PATIENCE = 20.0
@@ -22,7 +22,7 @@ _PATIENCE = 20.0
 
 @click.command()
 @click.argument("reference", metavar="REF")
-@ask.asks
+@sidecar_client.asks
 def pull(reference: str, node: str, as_json: bool) -> None:
     """Pull an image through a node's mirror, verify every digest, and keep nothing.
 
@@ -33,13 +33,15 @@ def pull(reference: str, node: str, as_json: bool) -> None:
     lines = _lines(node, reference)
     if as_json:
         last = list(lines)[-1]
-        ask.print_json(last)
+        sidecar_client.print_json(last)
     else:
         last = _watch(lines)
     if not last or not last["done"]:
         raise click.ClickException("the node went away before the pull had ended")
     if last["problem"]:
-        raise (ask.NotFound if last["missing"] else click.ClickException)(ask.printable(last["problem"]))
+        raise (sidecar_client.NotFound if last["missing"] else click.ClickException)(
+            sidecar_client.printable(last["problem"])
+        )
 
 
 def _lines(node: str, reference: str) -> Iterator[dict[str, Any]]:
@@ -54,19 +56,19 @@ def _lines(node: str, reference: str) -> Iterator[dict[str, Any]]:
             trust_env=False,
         ) as answer:
             if answer.status_code != 200:
-                ask.document(node, answer.status_code, next(ask.lines(node, answer), b""))
-            for line in ask.lines(node, answer):
+                sidecar_client.document(node, answer.status_code, next(sidecar_client.lines(node, answer), b""))
+            for line in sidecar_client.lines(node, answer):
                 yield json.loads(line)
     except (ValueError, RecursionError):
-        ask.not_ours(node, answer.status_code)
+        sidecar_client.not_ours(node, answer.status_code)
     except httpx.ReadTimeout:
-        ask.hangs(node, _PATIENCE)
+        sidecar_client.hangs(node, _PATIENCE)
     except httpx.HTTPError as exc:
-        ask.unreachable(node, exc)
+        sidecar_client.unreachable(node, exc)
 
 
 def _watch(lines: Iterator[dict[str, Any]]) -> dict[str, Any]:
-    console = ask.console()
+    console = sidecar_client.console()
     last: dict[str, Any] = {}
     wide = console.width >= _NARROW
     bar = [BarColumn(bar_width=None if wide else 8)] if sys.stdout.isatty() else []
@@ -83,15 +85,17 @@ def _watch(lines: Iterator[dict[str, Any]]) -> dict[str, Any]:
         for piece in last.get("pieces", ()):
             console.print(f"{piece['what']:<10} {_note(piece, True)}")
     if last.get("done") and not last["problem"]:
-        speed = words.speed(last["bytes_per_second"])
-        console.print(f"[green]whole[/]: {words.size(last['bytes'])} in {words.milliseconds(last['ms'])}, {speed}")
+        speed = formatting.speed(last["bytes_per_second"])
+        console.print(
+            f"[green]whole[/]: {formatting.size(last['bytes'])} in {formatting.milliseconds(last['ms'])}, {speed}"
+        )
     return last
 
 
 def _note(piece: dict[str, Any], wide: bool) -> str:
     source = shown(piece["source_node"] or piece["source"] or "…")
     if not piece["verified"]:
-        return f"{words.size(piece['received'])} from {source}"
-    speed = f" {words.speed(piece['bytes_per_second']):>12}" if wide else ""
-    digest = f"  {words.short(piece['digest'])}" if wide else ""
-    return f"{words.size(piece['size']):>9}{speed}  {source}{digest}"
+        return f"{formatting.size(piece['received'])} from {source}"
+    speed = f" {formatting.speed(piece['bytes_per_second']):>12}" if wide else ""
+    digest = f"  {formatting.short(piece['digest'])}" if wide else ""
+    return f"{formatting.size(piece['size']):>9}{speed}  {source}{digest}"

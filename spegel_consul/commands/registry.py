@@ -12,19 +12,30 @@ from typing import Any
 import click
 import trio
 
-from spegel_consul.commands.consul import consul_options, election_settings
-from spegel_consul.commands.finding import bootstrap_settings, finding_options
-from spegel_consul.commands.options import ADDRESS, DURATION, FILE, HOSTS, LIST, REACHABLE, SIZE, TIMEOUT, flat, option
-from spegel_consul.config import Settings, StoreKind
-from spegel_consul.consul.registration import ServiceMode
-from spegel_consul.consul.settings import ConsulSettings
-from spegel_consul.node.places import namespaces
+from spegel_consul.commands.consul_options import consul_options, election_settings
+from spegel_consul.commands.option_types import (
+    ADDRESS,
+    DURATION,
+    FILE,
+    HOSTS,
+    LIST,
+    REACHABLE,
+    SIZE,
+    TIMEOUT,
+    flat,
+    option,
+)
+from spegel_consul.commands.ring_options import bootstrap_settings, finding_options
+from spegel_consul.consul.api.consul_settings import ConsulSettings
+from spegel_consul.consul.catalog.registration import ServiceMode
+from spegel_consul.http.peer_client import PeerLimits
+from spegel_consul.http.tls import TlsFiles
+from spegel_consul.join.leader_change import OnLeaderChange
 from spegel_consul.oci.filters import ImageFilter
-from spegel_consul.registry.mirror import MirrorSettings
-from spegel_consul.registry.peer import PeerLimits
-from spegel_consul.registry.policy import PeerPolicy
-from spegel_consul.ring.policy import OnLeaderChange
-from spegel_consul.server.tls import TlsFiles
+from spegel_consul.registry.mirror.mirror import MirrorSettings
+from spegel_consul.registry.mirror.providers.provider_policy import PeerPolicy
+from spegel_consul.runtimes.containerd_sockets import namespaces
+from spegel_consul.sidecar.settings import Settings, StoreKind
 from spegel_consul.signals import stop_signals
 
 
@@ -179,7 +190,7 @@ def registry(**given: Any) -> None:
     """
     settings = _settings(given)
     if settings.hang_timeout:
-        from spegel_consul.watchdog import become_guarded
+        from spegel_consul.sidecar.watchdog import become_guarded
 
         settings = replace(settings, heartbeat=become_guarded(settings.hang_timeout))
     # before the sidecar listens for them there is nothing to bring in order, and nothing after
@@ -187,13 +198,14 @@ def registry(**given: Any) -> None:
     for each in stopping:
         signal.signal(each, lambda *_: os._exit(0))
     # only the sidecar itself needs the rest
-    from spegel_consul import log, sidecar
+    from spegel_consul import log
+    from spegel_consul.sidecar import lifecycle
 
     log.configure(given["log_level"], given["log_format"])
 
     async def run(settings: Settings) -> None:
         try:
-            await sidecar.run(settings)
+            await lifecycle.run(settings)
         finally:
             # A signal from here on would be reported as one that trio's closed file descriptor did not take, and, once
             # the interpreter has dropped the handlers, as the one that ended the process.
@@ -202,7 +214,7 @@ def registry(**given: Any) -> None:
 
     try:
         trio.run(run, settings)
-    except sidecar.StartError as exc:
+    except lifecycle.StartError as exc:
         raise click.ClickException(str(exc)) from None
 
 

@@ -7,29 +7,29 @@ from typing import Any
 import click
 from rich.table import Table
 
-from spegel_consul.commands import ask
-from spegel_consul.commands.ask import shown
-from spegel_consul.web import words
+from spegel_consul.commands import sidecar_client
+from spegel_consul.commands.sidecar_client import shown
+from spegel_consul.web import formatting
 
 
 @click.command()
-@ask.asks
+@sidecar_client.asks
 def status(node: str, as_json: bool) -> None:
     """Show how a node is: the ring, what it has, how well it mirrors, and what is wrong.
 
     Exits 0 if the node is ready, 5 if not, 3 if no sidecar answers.
     """
-    found = ask.get(node, "/api/status")
+    found = sidecar_client.get(node, "/api/status")
     if as_json:
-        ask.print_json(found)
+        sidecar_client.print_json(found)
     else:
         _show(found)
     if not found["ready"]:
-        raise click.exceptions.Exit(ask.EXIT_NOT_READY)
+        raise click.exceptions.Exit(sidecar_client.EXIT_NOT_READY)
 
 
 def _show(found: dict[str, Any]) -> None:
-    console = ask.console()
+    console = sidecar_client.console()
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
@@ -42,36 +42,36 @@ def _show(found: dict[str, Any]) -> None:
         console.print(f"[yellow]warning:[/] {shown(warning)}")
     for each in found["transfers"]:
         peer = each["peer_node"] or each["peer"] or "nobody yet"
-        done = f"{words.size(each['bytes'])} of {words.size(each['size'])}"
-        speed = words.speed(each["bytes_per_second"])
-        console.print(f"transfer: {shown(words.image(each['reference']))}, {done} from {shown(peer)}, {speed}")
+        done = f"{formatting.size(each['bytes'])} of {formatting.size(each['size'])}"
+        speed = formatting.speed(each["bytes_per_second"])
+        console.print(f"transfer: {shown(formatting.image(each['reference']))}, {done} from {shown(peer)}, {speed}")
 
 
 def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
     node, ring, mirror, content = found["node"], found["ring"], found["mirror"], found["content"]
     ready = "[green]ready[/]" if found["ready"] else "[bold red]not ready[/]"
     if ring["catalog"]:
-        coverage = f", {words.share(ring['coverage'])} of the catalog's {ring['catalog']}"
+        coverage = f", {formatting.share(ring['coverage'])} of the catalog's {ring['catalog']}"
         split = f", [bold red]split: {len(ring['missing'])} missing[/]" if ring["split"] else ""
     else:
         coverage = split = ""
-    served = f"{words.size(mirror['bytes_from_peers'])} from peers, {words.size(mirror['bytes_own'])} own"
+    served = f"{formatting.size(mirror['bytes_from_peers'])} from peers, {formatting.size(mirror['bytes_own'])} own"
     trouble = [
         f"{mirror[name]} {what}"
         for name, what in (("verification_failures", "with wrong bytes"), ("cut", "cut"), ("stalls", "stalled"))
         if mirror[name]
     ]
     return [
-        ("node", f"[bold]{shown(node['name'])}[/], {ready}, up {words.seconds(node['uptime'])}"),
+        ("node", f"[bold]{shown(node['name'])}[/], {ready}, up {formatting.seconds(node['uptime'])}"),
         ("version", shown(node["version"])),
         ("registry", f"{shown(node['registry'])} ({shown(node['store'])})"),
         ("leader", _leader(found["leader"])),
         ("ring", f"{ring['members'] + 1} members{coverage}{split}"),
-        ("content", f"{content['images']} images, {words.size(content['bytes'])}"),
+        ("content", f"{content['images']} images, {formatting.size(content['bytes'])}"),
         ("announced", f"{content['keys']} keys"),
-        ("mirrored", f"{mirror['hits']} hits, {mirror['misses']} misses ({words.share(mirror['hit_ratio'])})"),
+        ("mirrored", f"{mirror['hits']} hits, {mirror['misses']} misses ({formatting.share(mirror['hit_ratio'])})"),
         ("sent", served),
-        ("last success", words.ago(mirror["last_success"])),
+        ("last success", formatting.ago(mirror["last_success"])),
         *([("trouble", f"[yellow]{', '.join(trouble)}[/]")] if trouble else []),
         ("transfers", str(len(found["transfers"]))),
     ]

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from enum import Enum
 
 from spegel_consul.oci.digest import Digest
-from spegel_consul.oci.errors import ManifestUnknown, NameInvalid, NameUnknown
+from spegel_consul.oci.errors import BlobUnknown, ManifestUnknown, NameInvalid, NameUnknown, OCIError
 from spegel_consul.oci.reference import Reference, check_registry, check_repository, check_tag
+
+MIRRORED_HEADER = b"x-spegel-mirrored"
+"""Marks a peer's request, so that the peer answers from its own store only (Spegel's header)."""
 
 _CONTENT = re.compile(r"/v2/(?P<name>.+)/(?P<kind>manifests|blobs)/(?P<reference>[^/]+)\Z", re.DOTALL)
 
@@ -80,3 +83,8 @@ def _registry(in_query: list[str], in_header: str, default: str | None) -> str |
     if named:
         return named.pop()
     return check_registry(in_header) if in_header else default
+
+
+def unknown(request: ContentRequest, message: str) -> OCIError:
+    """The error that says that nobody has what is asked for."""
+    return (ManifestUnknown if request.kind is Kind.MANIFEST else BlobUnknown)(message)

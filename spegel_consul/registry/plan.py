@@ -11,18 +11,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
+from spegel_consul.http.basic_auth import Credentials
 from spegel_consul.oci.descriptor import Descriptor
-from spegel_consul.oci.errors import BlobUnknown, ManifestUnknown, NameUnknown, OCIError, Unauthorized, Unsupported
+from spegel_consul.oci.errors import NameUnknown, Unauthorized, Unsupported
 from spegel_consul.oci.filters import ImageFilter
 from spegel_consul.oci.media import INDEXES, MANIFESTS
-from spegel_consul.oci.path import ContentRequest, Kind, parse_content_path
+from spegel_consul.oci.path import MIRRORED_HEADER, ContentRequest, Kind, parse_content_path, unknown
 from spegel_consul.oci.ranges import ByteRange, Ranges, parse_ranges
 from spegel_consul.oci.reference import DEFAULT_REGISTRY
-from spegel_consul.registry.credentials import Credentials
 from spegel_consul.store import Store
-
-MIRRORED_HEADER = b"x-spegel-mirrored"
-"""Marks a peer's request, so that the peer answers from its own store only (Spegel's header)."""
 
 _DOCKERD = b"docker/"
 """How the User-Agent of dockerd begins. Without the containerd image store it names no registry, and has mirrors for
@@ -141,8 +138,3 @@ class Planner:
         if content is not None and request.kind is Kind.MANIFEST and content.media_type not in MANIFESTS | INDEXES:
             return None
         return content
-
-
-def unknown(request: ContentRequest, message: str) -> OCIError:
-    """The error that says that nobody has what is asked for."""
-    return (ManifestUnknown if request.kind is Kind.MANIFEST else BlobUnknown)(message)

@@ -10,46 +10,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
 from typing import Protocol
 
 import trio
 
-
-class RingError(Exception):
-    """The ring could not do what was asked; the message says why, for people."""
-
-
-@dataclass(frozen=True, slots=True)
-class PeerInfo:
-    """How a peer's router is reached.
-
-    ``id`` is the base58 peer id, or None while unknown (it is learnt when the connection is made).
-    ``addrs`` are multiaddrs of its router without the ``/p2p`` part: ``/ip4/10.0.0.7/tcp/5001``.
-    With ``proven`` it is joined only if it still has this id: an address may be another cluster's by now.
-    """
-
-    id: str | None
-    addrs: tuple[str, ...]
-    proven: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Provider:
-    """A peer that announced a key, and where its registry listens.
-
-    ``registry`` is ``(host, port)``; the host is an IP address without brackets. ``twin`` is the address of the other
-    family that the same registry told, to be tried where it is not reached at the first.
-    """
-
-    peer_id: str
-    registry: tuple[str, int]
-    twin: tuple[str, int] | None = field(default=None, compare=False)
-
-    @property
-    def turned(self) -> Provider | None:
-        """The same peer, its other address first."""
-        return Provider(self.peer_id, self.twin, self.registry) if self.twin is not None else None
+from spegel_consul.peers import PeerInfo, Provider
 
 
 class Router(Protocol):

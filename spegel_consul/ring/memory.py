@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from spegel_consul.ring import PeerInfo, Provider, RingError, peerid
+from spegel_consul.peers import PeerInfo, Provider, RingError, peer_id_of_ed25519, peer_id_to_text
 
 
 class MemoryRing:
@@ -32,7 +32,7 @@ class MemoryRouter:
         self._registry = registry
         number = ring.number()
         self._me = PeerInfo(
-            peerid.to_text(peerid.of_ed25519(number.to_bytes(32, "big"))), (f"/ip4/127.0.0.1/tcp/{number}",)
+            peer_id_to_text(peer_id_of_ed25519(number.to_bytes(32, "big"))), (f"/ip4/127.0.0.1/tcp/{number}",)
         )
         self._known: set[MemoryRouter] = set()
         self._keys: set[str] = set()

@@ -10,12 +10,12 @@ from pathlib import Path
 import structlog
 import trio
 
-from spegel_consul.blocking import in_thread
+from spegel_consul.disk.threads import in_thread
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.media import MAX_MANIFEST_SIZE
-from spegel_consul.store.file import blob_path, open_blob
+from spegel_consul.store.blob_files import blob_path, open_blob
 from spegel_consul.store.index import Content
-from spegel_consul.store.walk import Document, ManifestInvalid, parse
+from spegel_consul.store.manifest_walk import Document, ManifestInvalid, parse
 
 log = structlog.get_logger(__name__)
 

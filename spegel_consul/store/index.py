@@ -34,7 +34,7 @@ from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.media import INDEXES, MANIFESTS, MAX_MANIFEST_SIZE, OCTET_STREAM
 from spegel_consul.oci.reference import Reference
 from spegel_consul.store import Changed, Image
-from spegel_consul.store.walk import Document, is_manifest_type
+from spegel_consul.store.manifest_walk import Document, is_manifest_type
 
 MAX_DEPTH = 8
 """How deep indexes may be nested; real ones are one or two deep."""

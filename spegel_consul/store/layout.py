@@ -24,17 +24,17 @@ from pathlib import Path
 import structlog
 import trio
 
-from spegel_consul import files
+from spegel_consul.disk import foreign_files
 from spegel_consul.oci.descriptor import Descriptor
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import BlobUnknown, DigestInvalid
 from spegel_consul.oci.media import OCI_MANIFEST, entries, header_safe
 from spegel_consul.oci.reference import Reference
 from spegel_consul.store import Blob
+from spegel_consul.store.blob_files import absent, blob_file, blob_path, open_file
 from spegel_consul.store.documents import read_documents
-from spegel_consul.store.file import absent, blob_file, blob_path, open_file
 from spegel_consul.store.index import Content, ImageRecord, Snapshot, everything
-from spegel_consul.store.indexed import IndexedStore
+from spegel_consul.store.indexed_store import IndexedStore
 
 log = structlog.get_logger(__name__)
 
@@ -69,7 +69,7 @@ class LayoutStore(IndexedStore):
         self._path = path
         self._interval = interval
         self._limiter = trio.CapacityLimiter(32)
-        self._calls = files.FileCalls(_LOOK_WITHIN)
+        self._calls = foreign_files.FileCalls(_LOOK_WITHIN)
         self._stamp: Stamp | None = None
         self._problem = f"image layout {path} has not been read yet"
         self._in_trouble = False
@@ -153,7 +153,7 @@ def look(path: Path, known: Stamp | None) -> _Seen:
     stamp = _stamp(path)
     if stamp == known:
         return _Seen(stamp, None)
-    body = files.read(path / "index.json", MAX_INDEX_SIZE, follow=False)
+    body = foreign_files.read(path / "index.json", MAX_INDEX_SIZE, follow=False)
     return _Seen(stamp, Snapshot(tuple(images(body)), tuple(_contents(path / "blobs"))))
 
 

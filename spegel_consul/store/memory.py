@@ -12,10 +12,10 @@ from spegel_consul.oci.descriptor import Descriptor
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.media import OCI_MANIFEST, OCTET_STREAM, manifest_media_type
 from spegel_consul.store import Blob
-from spegel_consul.store.file import PIECE, FileBlob
+from spegel_consul.store.blob_files import PIECE, FileBlob
 from spegel_consul.store.index import Content, ImageRecord, everything
-from spegel_consul.store.indexed import IndexedStore
-from spegel_consul.store.walk import ManifestInvalid, parse
+from spegel_consul.store.indexed_store import IndexedStore
+from spegel_consul.store.manifest_walk import ManifestInvalid, parse
 
 
 class MemoryStore(IndexedStore):

@@ -17,9 +17,9 @@ from spegel_consul.oci.descriptor import Descriptor
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import BlobUnknown
 from spegel_consul.store import Blob, Changed, Image, Store
-from spegel_consul.store.file import absent
+from spegel_consul.store.blob_files import absent
 from spegel_consul.store.inventory import Advertised, Stock, Stocked
-from spegel_consul.store.watch import Watchers
+from spegel_consul.store.watchers import Watchers
 
 
 class UnionStore:

@@ -14,9 +14,9 @@ import trio
 from quart import Blueprint, Response, current_app, request
 
 from spegel_consul import log
-from spegel_consul.web import origin
-from spegel_consul.web.ask import BadQuestion, Busy, Measurement, Measurer, lookup, parse
-from spegel_consul.web.node import Node
+from spegel_consul.web import request_origin
+from spegel_consul.web.node_views import Node
+from spegel_consul.web.questions import BadQuestion, Busy, Measurement, Measurer, lookup, parse
 
 LONGEST_WAIT = 60.0
 MOST_LOOKUPS = 8
@@ -72,7 +72,7 @@ def blueprint(node: Node, measurer: Measurer) -> Blueprint:
 
     @api.post("/measure")
     async def measure() -> Response:
-        if origin.from_another_site():
+        if request_origin.from_another_site():
             return error(403, "a page of another site asked for this")
         try:
             measurement = measurer.prepare(request.args.get("image", ""))
@@ -109,7 +109,7 @@ def blueprint(node: Node, measurer: Measurer) -> Blueprint:
 
     @api.put("/log-level")
     async def set_log_level() -> Response:
-        if not origin.from_this_machine() or origin.from_another_site():
+        if not request_origin.from_this_machine() or request_origin.from_another_site():
             return error(403, "the level can only be changed from the machine itself")
         body = await request.get_data()
         try:

@@ -13,7 +13,7 @@ from pathlib import Path
 import trio
 from quart import Blueprint, Response, request
 
-from spegel_consul.web import origin
+from spegel_consul.web import request_origin
 
 _PACKAGES = Path(__file__).parents[2]
 _LONGEST_TRACE = 30.0
@@ -26,7 +26,7 @@ def blueprint() -> Blueprint:
 
     @debug.before_request
     async def only_from_here() -> Response | None:
-        if origin.from_this_machine() and not origin.from_another_site():
+        if request_origin.from_this_machine() and not request_origin.from_another_site():
             return None
         return text(403, "this is for requests from the machine itself")
 

@@ -9,8 +9,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from spegel_consul.web import words
-from spegel_consul.web.node import Document
+from spegel_consul.web import formatting
+from spegel_consul.web.node_views import Document
 
 RADIUS = 100.0
 MOST_DOTS = 24
@@ -44,7 +44,7 @@ class Dot:
     @property
     def short(self) -> str:
         """The name as far as there is room for it: the ends of names are what tells nodes apart."""
-        return words.elided(self.name, _LABEL_LENGTH)
+        return formatting.elided(self.name, _LABEL_LENGTH)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,10 +16,10 @@ import trio
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from quart import Blueprint, Response, request
 
-from spegel_consul.web import drawing, origin, words
-from spegel_consul.web.ask import BadQuestion, Busy, Measurer
-from spegel_consul.web.node import Document, Node
-from spegel_consul.web.whereabouts import Whereabouts
+from spegel_consul.web import drawing, formatting, request_origin
+from spegel_consul.web.image_locations import Whereabouts
+from spegel_consul.web.node_views import Document, Node
+from spegel_consul.web.questions import BadQuestion, Busy, Measurer
 
 ROOT = "/debug/web/"
 MOST_ROWS = 25
@@ -93,7 +93,7 @@ def blueprint(node: Node, measurer: Measurer) -> Blueprint:
     async def measure() -> Response:
         asked = (await request.form).get("image", "")
         shown = asked[:200]
-        if origin.from_another_site():
+        if request_origin.from_another_site():
             return await page(403, asked=shown, problem="a page of another site asked for this measurement")
         try:
             measured = (await measurer.run(measurer.prepare(asked))).to_json()
@@ -121,16 +121,16 @@ def _templates() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "size": words.size,
-        "speed": words.speed,
-        "ms": words.milliseconds,
-        "span": words.seconds,
-        "ago": words.ago,
-        "share": words.share,
-        "short": words.short,
-        "image": words.image,
-        "few": words.few,
-        "elided": words.elided,
+        "size": formatting.size,
+        "speed": formatting.speed,
+        "ms": formatting.milliseconds,
+        "span": formatting.seconds,
+        "ago": formatting.ago,
+        "share": formatting.share,
+        "short": formatting.short,
+        "image": formatting.image,
+        "few": formatting.few,
+        "elided": formatting.elided,
         "one": lambda kind: {"blobs": "blob", "manifests": "manifest"}.get(kind, kind),
         "phase": lambda name: {"wait": "first byte", "stream": "bytes"}.get(name, name),
         "slug": lambda text: re.sub(r"[^a-z0-9]+", "-", str(text).lower())[:60],

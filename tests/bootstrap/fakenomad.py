@@ -14,8 +14,8 @@ from urllib.parse import parse_qsl
 import httpx
 import trio
 
-from spegel_consul.bootstrap.nomad_api import NomadClient, NomadSettings
-from spegel_consul.consul.duration import parse_duration
+from spegel_consul.consul.api.duration import parse_duration
+from spegel_consul.join.sources.nomad_api import NomadClient, NomadSettings
 
 
 class FakeNomad:

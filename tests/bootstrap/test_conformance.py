@@ -17,22 +17,23 @@ import trio
 from conformance.bootstrap import BootstrapSuite, NamingSuite, Place, SeveralPeersSuite, router
 from lab.process import HANG, ending, until
 
-from spegel_consul.bootstrap import Bootstrap, dns, nomad_var
-from spegel_consul.bootstrap.catalog import CatalogBootstrap
-from spegel_consul.bootstrap.consul import ConsulBootstrap
-from spegel_consul.bootstrap.dns import DnsSource
-from spegel_consul.bootstrap.file import FileSource
-from spegel_consul.bootstrap.http import HttpSource
-from spegel_consul.bootstrap.nomad_service import NomadServiceSource
-from spegel_consul.bootstrap.nomad_var import NomadVarBootstrap
-from spegel_consul.bootstrap.polled import PolledBootstrap, Source
-from spegel_consul.bootstrap.several import SeveralBootstraps
-from spegel_consul.bootstrap.static import StaticBootstrap
-from spegel_consul.consul.candidate import Candidate
-from spegel_consul.consul.client import ConsulClient
-from spegel_consul.consul.record import LeaderRecord
-from spegel_consul.consul.watch import CatalogWatch
-from spegel_consul.ring import PeerInfo
+from spegel_consul.consul.api.client import ConsulClient
+from spegel_consul.consul.catalog.catalog_watch import CatalogWatch
+from spegel_consul.consul.election.candidate import Candidate
+from spegel_consul.consul.election.leader_record import LeaderRecord
+from spegel_consul.join import Bootstrap
+from spegel_consul.join.fallback import SeveralBootstraps
+from spegel_consul.join.polled import PolledBootstrap, Source
+from spegel_consul.join.sources import dns, nomad_variable
+from spegel_consul.join.sources.consul_catalog import CatalogBootstrap
+from spegel_consul.join.sources.consul_leader import ConsulBootstrap
+from spegel_consul.join.sources.dns import DnsSource
+from spegel_consul.join.sources.http_document import HttpSource
+from spegel_consul.join.sources.nomad_service import NomadServiceSource
+from spegel_consul.join.sources.nomad_variable import NomadVarBootstrap
+from spegel_consul.join.sources.peer_file import FileSource
+from spegel_consul.join.sources.static import StaticBootstrap
+from spegel_consul.peers import PeerInfo
 from tests.bootstrap.fakenomad import FakeNomad
 from tests.consul.realconsul import ConsulAgent
 
@@ -384,7 +385,7 @@ class TestNomadVar(BootstrapSuite):
 
     @pytest.fixture(params=[403])
     def place(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> NomadVarPlace:
-        monkeypatch.setattr(nomad_var, "_DENIED_PAUSE", 0.1)
+        monkeypatch.setattr(nomad_variable, "_DENIED_PAUSE", 0.1)
         return NomadVarPlace(FakeNomad(), request.param)
 
 

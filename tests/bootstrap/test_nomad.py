@@ -9,12 +9,12 @@ import pytest
 import trio
 import trio.testing
 
-from spegel_consul.bootstrap.nomad_api import NomadClient, NomadError, NomadSettings, variable_path
-from spegel_consul.bootstrap.nomad_service import NomadServiceSource
-from spegel_consul.bootstrap.nomad_var import NomadVarBootstrap
-from spegel_consul.bootstrap.polled import SourceError
-from spegel_consul.consul.record import LeaderRecord
-from spegel_consul.ring import PeerInfo
+from spegel_consul.consul.election.leader_record import LeaderRecord
+from spegel_consul.join.polled import SourceError
+from spegel_consul.join.sources.nomad_api import NomadClient, NomadError, NomadSettings, variable_path
+from spegel_consul.join.sources.nomad_service import NomadServiceSource
+from spegel_consul.join.sources.nomad_variable import NomadVarBootstrap
+from spegel_consul.peers import PeerInfo
 from tests.bootstrap.fakenomad import FakeNomad
 
 PATH = "nomad/jobs/spegel/leader"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import trio
 import trio.testing
 
-from spegel_consul.bootstrap.several import PATIENCE, SeveralBootstraps
-from spegel_consul.bootstrap.static import StaticBootstrap
-from spegel_consul.ring import PeerInfo
+from spegel_consul.join.fallback import PATIENCE, SeveralBootstraps
+from spegel_consul.join.sources.static import StaticBootstrap
+from spegel_consul.peers import PeerInfo
 
 ME = PeerInfo("me", ("/ip4/10.0.0.9/tcp/5001",))
 CORPSE, SECOND, THIRD = "10.0.0.1:5001", "10.0.0.2:5001", "10.0.0.3:5001"

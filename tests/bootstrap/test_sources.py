@@ -20,14 +20,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from lab.process import HANG
 
-from spegel_consul.bootstrap import dns
-from spegel_consul.bootstrap.dns import DnsSource
-from spegel_consul.bootstrap.file import FileSource
-from spegel_consul.bootstrap.http import HttpSource
-from spegel_consul.bootstrap.polled import Source, SourceError
-from spegel_consul.bootstrap.reading import parse_document
-from spegel_consul.consul.client import ConsulClient
-from spegel_consul.ring import PeerInfo
+from spegel_consul.consul.api.client import ConsulClient
+from spegel_consul.join.peer_formats import parse_document
+from spegel_consul.join.polled import Source, SourceError
+from spegel_consul.join.sources import dns
+from spegel_consul.join.sources.dns import DnsSource
+from spegel_consul.join.sources.http_document import HttpSource
+from spegel_consul.join.sources.peer_file import FileSource
+from spegel_consul.peers import PeerInfo
 from tests.bootstrap.test_conformance import Dnsmasq, HttpPlace, dnsmasq, web  # noqa: F401  (fixtures)
 from tests.consul.realconsul import ConsulAgent
 

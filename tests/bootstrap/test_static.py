@@ -4,9 +4,9 @@ import pytest
 import trio
 import trio.testing
 
-from spegel_consul.bootstrap import Bootstrap
-from spegel_consul.bootstrap.static import StaticBootstrap
-from spegel_consul.ring import PeerInfo
+from spegel_consul.join import Bootstrap
+from spegel_consul.join.sources.static import StaticBootstrap
+from spegel_consul.peers import PeerInfo
 
 ID = "12D3KooWGbGLkFLkYnFMCC6QRJHfYgdFWNcRXhNMoFJnLDsyFXnN"
 

@@ -12,9 +12,9 @@ import pytest
 from lab.process import HANG
 
 from spegel_consul import __version__, cli
-from spegel_consul.bootstrap.settings import BootstrapKind
-from spegel_consul.config import Settings, StoreKind
-from spegel_consul.server.listen import ListenAddress
+from spegel_consul.http.server.listen import ListenAddress
+from spegel_consul.join.join_settings import BootstrapKind
+from spegel_consul.sidecar.settings import Settings, StoreKind
 
 
 def spegel(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -144,7 +144,7 @@ def parsed(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Settings:
         taken.append(settings)
 
     monkeypatch.setattr(cli.trio, "run", run)
-    monkeypatch.setattr("spegel_consul.watchdog.become_guarded", lambda silence: -1)
+    monkeypatch.setattr("spegel_consul.sidecar.watchdog.become_guarded", lambda silence: -1)
     monkeypatch.setattr("signal.signal", lambda number, handler: None)
     cli.cli.main(["registry", *arguments], standalone_mode=False)
     return taken[0]

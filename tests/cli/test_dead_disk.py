@@ -17,7 +17,7 @@ import trio
 import trio.testing
 
 import spegel_consul
-from spegel_consul.blocking import in_thread, open_in_thread
+from spegel_consul.disk.threads import in_thread, open_in_thread
 from spegel_consul.oci.media import OCI_MANIFEST
 
 PRODUCT = Path(spegel_consul.__file__).parent
@@ -57,7 +57,7 @@ def test_each_thread_is_left_behind_by_a_stop_or_only_computes() -> None:
         where = path.relative_to(PRODUCT).as_posix()
         for call in calls(path):
             if isinstance(call.func, ast.Attribute) and ast.unparse(call.func).endswith("to_thread.run_sync"):
-                assert where in COMPUTES | {"blocking.py"}, f"{path}:{call.lineno}: use spegel_consul.blocking"
+                assert where in COMPUTES | {"blocking.py"}, f"{path}:{call.lineno}: use spegel_consul.disk.threads"
                 limited = any(keyword.arg == "limiter" for keyword in call.keywords)
                 assert limited, f"{path}:{call.lineno}: the default limiter is everybody's"
 
@@ -113,8 +113,8 @@ DEAD = {
     "the layout at the start": ("spegel_consul.store.layout", "module.look", 0),
     "the layout later": ("spegel_consul.store.layout", "module.look", 1),
     "a manifest": ("spegel_consul.store.documents", "module._read", 0),
-    "the password file": ("spegel_consul.registry.credentials", "module.Credentials._read", 1),
-    "the members of the last run": ("spegel_consul.ring.remembered", "module.Remembered._load", 0),
+    "the password file": ("spegel_consul.http.basic_auth", "module.Credentials._read", 1),
+    "the members of the last run": ("spegel_consul.join.remembered_members", "module.Remembered._load", 0),
 }
 
 
@@ -154,7 +154,7 @@ def test_the_interpreter_does_not_wait_for_a_thread_that_was_left() -> None:
     """What the promise rests on: Trio's threads are daemons."""
     program = """
 import threading, trio
-from spegel_consul.blocking import in_thread
+from spegel_consul.disk.threads import in_thread
 async def main():
     with trio.move_on_after(0.1):
         await in_thread(threading.Event().wait)

@@ -9,10 +9,10 @@ import click
 import pytest
 
 from spegel_consul.commands import leader, preflight
-from spegel_consul.consul.client import KVEntry
-from spegel_consul.consul.record import LeaderRecord
-from spegel_consul.node import preflight as checks
-from spegel_consul.node.check import Check, fail, ok
+from spegel_consul.consul.api.client import KVEntry
+from spegel_consul.consul.election.leader_record import LeaderRecord
+from spegel_consul.endpoints.check import Check, fail, ok
+from spegel_consul.preflight import node_checks as checks
 
 COLUMNS = 40
 ADDRESSES = ("/ip4/10.0.0.7/tcp/5001/p2p/12D3KooWQW1aVZ9Dcs3Rhxxd", "/ip4/10.99.0.7/tcp/5001")

@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 from lab.process import HANG, ending
 
-from spegel_consul.guard import Patience
+from spegel_consul.sidecar.guard import Patience
 
 SIDECAR = """
 import os, signal, sys, time
 import trio
-from spegel_consul.watchdog import beat, become_guarded
+from spegel_consul.sidecar.watchdog import beat, become_guarded
 fd = become_guarded({silence})
 os.write(fd, b".")
 os.write(1, b"%d\\n" % os.getpid())

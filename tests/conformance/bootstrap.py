@@ -11,8 +11,8 @@ from typing import Protocol
 
 import trio
 
-from spegel_consul.bootstrap import Bootstrap
-from spegel_consul.ring import PeerInfo
+from spegel_consul.join import Bootstrap
+from spegel_consul.peers import PeerInfo
 
 WITHIN = 30.0
 """Seconds; a place that was down may take a while until it is asked again."""

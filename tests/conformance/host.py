@@ -12,8 +12,8 @@ import pytest
 import trio
 from conformance.router import eventually
 
-from spegel_consul.ring.address import Address
-from spegel_consul.ring.host import (
+from spegel_consul.ring.dht.multiaddrs import Address
+from spegel_consul.ring.net.host import (
     DialledSelf,
     Handler,
     Host,

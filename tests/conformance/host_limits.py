@@ -9,7 +9,7 @@ import trio
 from conformance.host import ECHO, OTHER, WITHIN, Rig, Server, read
 from conformance.router import eventually
 
-from spegel_consul.ring.host import Host, Stream, StreamClosed, Unreachable
+from spegel_consul.ring.net.host import Host, Stream, StreamClosed, Unreachable
 
 MOST_UNREAD = 16 << 20
 """Bytes that a host keeps at most for a peer which reads nothing, both ends together."""

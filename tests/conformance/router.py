@@ -13,7 +13,8 @@ from typing import Protocol
 import pytest
 import trio
 
-from spegel_consul.ring import PeerInfo, Provider, RingError, Router
+from spegel_consul.peers import PeerInfo, Provider, RingError
+from spegel_consul.ring import Router
 
 WITHIN = 60.0
 """Seconds after which something hangs; what must be quicker is measured in virtual time."""

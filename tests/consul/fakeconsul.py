@@ -16,9 +16,9 @@ from urllib.parse import parse_qsl, unquote
 import httpx
 import trio
 
-from spegel_consul.consul.client import ConsulClient
-from spegel_consul.consul.duration import parse_duration
-from spegel_consul.consul.settings import ConsulSettings
+from spegel_consul.consul.api.client import ConsulClient
+from spegel_consul.consul.api.consul_settings import ConsulSettings
+from spegel_consul.consul.api.duration import parse_duration
 
 MIN_TTL = 10.0
 

@@ -17,9 +17,9 @@ from pathlib import Path
 import trio
 from lab.process import HANG, until
 
-from spegel_consul.consul.client import ConsulClient
-from spegel_consul.consul.errors import ConsulError
-from spegel_consul.consul.settings import ConsulSettings
+from spegel_consul.consul.api.client import ConsulClient
+from spegel_consul.consul.api.consul_errors import ConsulError
+from spegel_consul.consul.api.consul_settings import ConsulSettings
 
 _PORTS = ("http", "dns", "server", "serf_lan", "serf_wan")
 

@@ -16,14 +16,14 @@ import click
 import pytest
 import trio
 
-from spegel_consul.bootstrap.http import HttpSource
-from spegel_consul.bootstrap.nomad_api import NomadClient, NomadError, NomadSettings
-from spegel_consul.bootstrap.polled import SourceError
-from spegel_consul.commands import ask
-from spegel_consul.consul import transport
-from spegel_consul.consul.client import ConsulClient
-from spegel_consul.consul.errors import ConsulError, error_for
-from spegel_consul.consul.settings import ConsulSettings
+from spegel_consul.commands import sidecar_client
+from spegel_consul.consul.api import transport
+from spegel_consul.consul.api.client import ConsulClient
+from spegel_consul.consul.api.consul_errors import ConsulError, error_for
+from spegel_consul.consul.api.consul_settings import ConsulSettings
+from spegel_consul.join.polled import SourceError
+from spegel_consul.join.sources.http_document import HttpSource
+from spegel_consul.join.sources.nomad_api import NomadClient, NomadError, NomadSettings
 
 HEAD = b"HTTP/1.1 200 OK\r\nX-Consul-Index: 7\r\nContent-Type: application/json\r\n"
 Say = Callable[[trio.SocketStream], Awaitable[None]]
@@ -77,7 +77,7 @@ async def url(port: int) -> object:
 
 
 async def command(port: int) -> object:
-    return await trio.to_thread.run_sync(ask.get, f"http://127.0.0.1:{port}", "/api/status")
+    return await trio.to_thread.run_sync(sidecar_client.get, f"http://127.0.0.1:{port}", "/api/status")
 
 
 ASKERS: dict[str, tuple[Callable[[int], Awaitable[object]], type[Exception]]] = {
@@ -197,14 +197,14 @@ async def test_answers_are_asked_for_without_encoding(asker: str) -> None:
 @pytest.mark.parametrize("asker", ["consul value", "nomad", "bootstrap url"])
 @pytest.mark.parametrize("what", ["body", "head", "interim"])
 async def test_an_answer_that_drips_ends_with_its_time(asker: str, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from spegel_consul.bootstrap import http, nomad_api
+    from spegel_consul.join.sources import http_document, nomad_api
 
     monkeypatch.setattr(transport, "CALL_TIMEOUT", 0.3)
     monkeypatch.setattr(transport, "CONNECT_TIMEOUT", 0.3)
     monkeypatch.setattr(nomad_api, "_CALL_WITHIN", 0.3)
     monkeypatch.setattr(nomad_api, "_CONNECT_WITHIN", 0.3)
-    monkeypatch.setattr(http, "ANSWER_WITHIN", 0.3)
-    monkeypatch.setattr(http, "CONNECT_WITHIN", 0.3)
+    monkeypatch.setattr(http_document, "ANSWER_WITHIN", 0.3)
+    monkeypatch.setattr(http_document, "CONNECT_WITHIN", 0.3)
 
     async def drip(stream: trio.SocketStream) -> None:
         if what == "interim":
@@ -279,15 +279,15 @@ async def test_what_memory_is_too_small_for_is_consuls_error(monkeypatch: pytest
 def test_an_error_that_is_all_brackets_is_looked_at_in_linear_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """The limits of a TTL are searched for in the text of the server, which may be a megabyte of "["."""
     looked: list[int] = []
-    from spegel_consul.consul import errors
+    from spegel_consul.consul.api import consul_errors
 
-    search = errors.re.search
+    search = consul_errors.re.search
 
     def counted(pattern: str, text: str) -> object:
         looked.append(len(text))
         return search(pattern, text[:1000])
 
-    monkeypatch.setattr(errors.re, "search", counted)
+    monkeypatch.setattr(consul_errors.re, "search", counted)
     error_for(500, "Invalid Session TTL '1', must be between " + "[" * (1 << 20))
     assert looked
     assert max(looked) <= 4096

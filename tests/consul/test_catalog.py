@@ -11,11 +11,11 @@ import trio
 import trio.testing
 from structlog.testing import capture_logs
 
-from spegel_consul.consul.catalog import ServiceDefinition, spegel_services
-from spegel_consul.consul.client import AgentService
-from spegel_consul.consul.registration import PATIENCE, Changes, Registration, compare
-from spegel_consul.consul.settings import ConsulSettings
-from spegel_consul.consul.watch import CatalogWatch
+from spegel_consul.consul.api.client import AgentService
+from spegel_consul.consul.api.consul_settings import ConsulSettings
+from spegel_consul.consul.catalog.catalog_watch import CatalogWatch
+from spegel_consul.consul.catalog.registration import PATIENCE, Changes, Registration, compare
+from spegel_consul.consul.catalog.service_definitions import ServiceDefinition, spegel_services
 from tests.consul.fakeconsul import FakeConsul
 
 

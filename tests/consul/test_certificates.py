@@ -15,9 +15,9 @@ import trio.testing
 from lab.certificates import Authority
 from structlog.testing import capture_logs
 
-from spegel_consul import files
-from spegel_consul.consul.certificates import FollowedContext
-from spegel_consul.consul.settings import ConsulSettings
+from spegel_consul.consul.api.client_tls import FollowedContext
+from spegel_consul.consul.api.consul_settings import ConsulSettings
+from spegel_consul.disk import foreign_files
 
 
 class Place:
@@ -146,7 +146,7 @@ async def test_a_disk_that_hangs_holds_up_one_request_for_a_moment(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The request that comes upon it waits its time, the next ones not at all."""
-    place.followed._calls = files.FileCalls(0.05)
+    place.followed._calls = foreign_files.FileCalls(0.05)
     hanging, looked = threading.Event(), []
 
     def hangs() -> None:

@@ -13,9 +13,9 @@ import pytest
 import trio
 import trio.testing
 
-from spegel_consul.consul import client as client_module
-from spegel_consul.consul.client import ConsulClient
-from spegel_consul.consul.errors import (
+from spegel_consul.consul.api import client as client_module
+from spegel_consul.consul.api.client import ConsulClient
+from spegel_consul.consul.api.consul_errors import (
     AccessDenied,
     CheckNotPassing,
     ConsulError,
@@ -30,8 +30,8 @@ from spegel_consul.consul.errors import (
     ServerError,
     UnexpectedAnswer,
 )
-from spegel_consul.consul.settings import ConsulSettings
-from spegel_consul.consul.token import TokenSource
+from spegel_consul.consul.api.consul_settings import ConsulSettings
+from spegel_consul.consul.api.token import TokenSource
 
 Call = Callable[[ConsulClient], Awaitable[object]]
 

@@ -9,15 +9,14 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from spegel_consul.consul.election import Election
-from spegel_consul.consul.errors import (
+from spegel_consul.consul.api.consul_errors import (
     AccessDenied,
     CheckNotPassing,
     ConsulError,
     InvalidSession,
     NotFound,
 )
-from spegel_consul.consul.events import (
+from spegel_consul.consul.election.election_events import (
     Acquire,
     Acquired,
     Action,
@@ -36,7 +35,8 @@ from spegel_consul.consul.events import (
     Started,
     Ticked,
 )
-from spegel_consul.consul.view import ElectionSettings, State
+from spegel_consul.consul.election.election_view import ElectionSettings, State
+from spegel_consul.consul.election.state_machine import Election
 from tests.consul.electing import DOWN, ME, OTHER, free, held
 
 

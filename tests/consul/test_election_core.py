@@ -9,14 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from spegel_consul.consul import candidate
-from spegel_consul.consul.election import SAFETY, Election
-from spegel_consul.consul.errors import (
-    AccessDenied,
-    InvalidSession,
-    InvalidSessionTTL,
-)
-from spegel_consul.consul.events import (
+from spegel_consul.consul.api.consul_errors import AccessDenied, InvalidSession, InvalidSessionTTL
+from spegel_consul.consul.election import candidate
+from spegel_consul.consul.election.election_events import (
     Acquire,
     Acquired,
     CreateSession,
@@ -34,8 +29,9 @@ from spegel_consul.consul.events import (
     Stopped,
     Ticked,
 )
-from spegel_consul.consul.record import LeaderRecord
-from spegel_consul.consul.view import ElectionSettings, State
+from spegel_consul.consul.election.election_view import ElectionSettings, State
+from spegel_consul.consul.election.leader_record import LeaderRecord
+from spegel_consul.consul.election.state_machine import SAFETY, Election
 from tests.consul.electing import ME, OTHER, begin, free, held, leading, owning
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from spegel_consul.consul.election import SAFETY
-from spegel_consul.consul.errors import NotFound
-from spegel_consul.consul.events import (
+from spegel_consul.consul.api.consul_errors import NotFound
+from spegel_consul.consul.election.election_events import (
     Acquire,
     Failed,
     KeyRead,
@@ -18,7 +17,8 @@ from spegel_consul.consul.events import (
     Stopped,
     Ticked,
 )
-from spegel_consul.consul.view import State
+from spegel_consul.consul.election.election_view import State
+from spegel_consul.consul.election.state_machine import SAFETY
 from tests.consul.electing import DOWN, ME, OTHER, begin, free, held, leading, owning
 
 

@@ -13,9 +13,9 @@ import pytest
 import trio
 import trio.testing
 
-from spegel_consul.consul import library
-from spegel_consul.consul.client import ConsulClient
-from spegel_consul.consul.errors import (
+from spegel_consul.consul.api import library
+from spegel_consul.consul.api.client import ConsulClient
+from spegel_consul.consul.api.consul_errors import (
     ConsulError,
     ConsulTimeout,
     ConsulUnavailable,
@@ -26,7 +26,7 @@ from spegel_consul.consul.errors import (
     RateLimited,
     UnexpectedAnswer,
 )
-from spegel_consul.consul.settings import ConsulSettings
+from spegel_consul.consul.api.consul_settings import ConsulSettings
 
 
 class Server:

@@ -18,15 +18,22 @@ from lab.certificates import Authority
 from lab.process import HANG
 from structlog.testing import capture_logs
 
-from spegel_consul.consul.candidate import Candidate
-from spegel_consul.consul.catalog import LEADER, METRICS, REGISTRY, ROUTER, ServiceDefinition, spegel_services
-from spegel_consul.consul.client import ConsulClient
-from spegel_consul.consul.errors import AccessDenied, ConsulUnavailable, RequestRefused
-from spegel_consul.consul.record import LeaderRecord
-from spegel_consul.consul.registration import Registration
-from spegel_consul.consul.settings import ConsulSettings
-from spegel_consul.consul.view import State
-from spegel_consul.consul.watch import CatalogWatch
+from spegel_consul.consul.api.client import ConsulClient
+from spegel_consul.consul.api.consul_errors import AccessDenied, ConsulUnavailable, RequestRefused
+from spegel_consul.consul.api.consul_settings import ConsulSettings
+from spegel_consul.consul.catalog.catalog_watch import CatalogWatch
+from spegel_consul.consul.catalog.registration import Registration
+from spegel_consul.consul.catalog.service_definitions import (
+    LEADER,
+    METRICS,
+    REGISTRY,
+    ROUTER,
+    ServiceDefinition,
+    spegel_services,
+)
+from spegel_consul.consul.election.candidate import Candidate
+from spegel_consul.consul.election.election_view import State
+from spegel_consul.consul.election.leader_record import LeaderRecord
 from tests.consul.realconsul import ConsulAgent, consul_binary
 
 pytestmark = pytest.mark.real

@@ -14,14 +14,14 @@ import trio
 from lab.process import HANG
 from structlog.testing import capture_logs
 
-from spegel_consul.consul.beacon import Beacon
-from spegel_consul.consul.candidate import Candidate
-from spegel_consul.consul.catalog import LEADER, ServiceDefinition, TtlCheck
-from spegel_consul.consul.client import ConsulClient
-from spegel_consul.consul.errors import ConsulTimeout
-from spegel_consul.consul.record import FLAGS, LeaderRecord
-from spegel_consul.consul.settings import ConsulSettings
-from spegel_consul.consul.view import ElectionSettings, State
+from spegel_consul.consul.api.client import ConsulClient
+from spegel_consul.consul.api.consul_errors import ConsulTimeout
+from spegel_consul.consul.api.consul_settings import ConsulSettings
+from spegel_consul.consul.catalog.leader_service import Beacon
+from spegel_consul.consul.catalog.service_definitions import LEADER, ServiceDefinition, TtlCheck
+from spegel_consul.consul.election.candidate import Candidate
+from spegel_consul.consul.election.election_view import ElectionSettings, State
+from spegel_consul.consul.election.leader_record import FLAGS, LeaderRecord
 from tests.consul.realconsul import ConsulAgent
 
 pytestmark = pytest.mark.real

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spegel_consul.consul.record import LeaderRecord, vacant
-from spegel_consul.ring import PeerInfo
+from spegel_consul.consul.election.leader_record import LeaderRecord, vacant
+from spegel_consul.peers import PeerInfo
 
 ME = LeaderRecord(
     "12D3",

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 import trio
 
-from spegel_consul.consul.catalog import REGISTRY, spegel_services
-from spegel_consul.consul.client import HealthyService
-from spegel_consul.consul.registries import CatalogRegistries, registries
-from spegel_consul.consul.watch import CatalogWatch
+from spegel_consul.consul.api.client import HealthyService
+from spegel_consul.consul.catalog.catalog_registries import CatalogRegistries, registries
+from spegel_consul.consul.catalog.catalog_watch import CatalogWatch
+from spegel_consul.consul.catalog.service_definitions import REGISTRY, spegel_services
 
 from .fakeconsul import FakeConsul
 

@@ -9,9 +9,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from spegel_consul.consul.duration import format_duration, parse_duration
-from spegel_consul.consul.settings import ConsulSettings
-from spegel_consul.consul.token import TokenSource
+from spegel_consul.consul.api.consul_settings import ConsulSettings
+from spegel_consul.consul.api.duration import format_duration, parse_duration
+from spegel_consul.consul.api.token import TokenSource
 
 
 @pytest.mark.parametrize(

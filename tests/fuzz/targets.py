@@ -23,44 +23,44 @@ import httpx
 from google.protobuf.message import DecodeError
 
 from fuzz import http
-from spegel_consul.bootstrap.nomad_api import NomadClient, NomadSettings
-from spegel_consul.bootstrap.nomad_service import NomadServiceSource
-from spegel_consul.bootstrap.nomad_var import NomadVarBootstrap
-from spegel_consul.bootstrap.polled import SourceError
-from spegel_consul.bootstrap.reading import parse_document
-from spegel_consul.bootstrap.roster import to_peer
-from spegel_consul.consul.client import ConsulClient
-from spegel_consul.consul.errors import ConsulError
-from spegel_consul.consul.record import LeaderRecord
-from spegel_consul.consul.settings import ConsulSettings
-from spegel_consul.node.containerd_config import CriSettings, Unreadable, judge, load
-from spegel_consul.node.daemon_json import added, taken_out
-from spegel_consul.node.hosts_toml import Mirroring, Unusable, prepended, replaced
-from spegel_consul.node.record import Record
-from spegel_consul.node.targets import Registry, Target
+from spegel_consul.consul.api.client import ConsulClient
+from spegel_consul.consul.api.consul_errors import ConsulError
+from spegel_consul.consul.api.consul_settings import ConsulSettings
+from spegel_consul.consul.election.leader_record import LeaderRecord
+from spegel_consul.http.peer_client import PeerClient, PeerError, PeerResponse
+from spegel_consul.http.response_head import Reply, ReplyError, parse_reply
+from spegel_consul.http.server.request_head import parse_simple
+from spegel_consul.join.catalog_routers import to_peer
+from spegel_consul.join.peer_formats import parse_document
+from spegel_consul.join.polled import SourceError
+from spegel_consul.join.remembered_members import PEERS_FILE, Remembered
+from spegel_consul.join.sources.nomad_api import NomadClient, NomadSettings
+from spegel_consul.join.sources.nomad_service import NomadServiceSource
+from spegel_consul.join.sources.nomad_variable import NomadVarBootstrap
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import OCIError, RangeInvalid
 from spegel_consul.oci.media import INDEXES, MANIFESTS
 from spegel_consul.oci.path import parse_content_path
 from spegel_consul.oci.ranges import ByteRange, parse_ranges
 from spegel_consul.oci.reference import Reference
-from spegel_consul.registry import judge as heads
-from spegel_consul.registry.multipart import Multipart
-from spegel_consul.registry.peer import PeerClient, PeerError, PeerResponse
-from spegel_consul.registry.reply import Reply, ReplyError, parse_reply
-from spegel_consul.ring import PeerInfo, RingError
-from spegel_consul.ring.address import Address, contact
-from spegel_consul.ring.address import decode as decode_address
-from spegel_consul.ring.address import parse as parse_address
-from spegel_consul.ring.libp2p.layers import read_description
-from spegel_consul.ring.members import Members
-from spegel_consul.ring.remembered import PEERS_FILE, Remembered
-from spegel_consul.ring.wire import Frames, WireError, decode, decode_members, decode_withdrawal
-from spegel_consul.server.head import parse_simple
-from spegel_consul.store.containerd import messages
+from spegel_consul.peers import PeerInfo, RingError
+from spegel_consul.preflight.containerd_config import CriSettings, Unreadable, judge, load
+from spegel_consul.registry.mirror import validate as heads
+from spegel_consul.registry.mirror.body.multipart import Multipart
+from spegel_consul.ring.dht.messages import Frames, WireError, decode, decode_members, decode_withdrawal
+from spegel_consul.ring.dht.multiaddrs import Address, contact
+from spegel_consul.ring.dht.multiaddrs import decode as decode_address
+from spegel_consul.ring.dht.multiaddrs import parse as parse_address
+from spegel_consul.ring.members.table import Members
+from spegel_consul.ring.net.libp2p.layers import read_description
+from spegel_consul.runtimes.backup_record import Record
+from spegel_consul.runtimes.daemon_json import added, taken_out
+from spegel_consul.runtimes.hosts_toml import Mirroring, Unusable, prepended, replaced
+from spegel_consul.runtimes.mirror_targets import Registry, Target
+from spegel_consul.store.containerd import conversion
 from spegel_consul.store.containerd.proto import containerd_pb2 as pb
-from spegel_consul.store.walk import ManifestInvalid
-from spegel_consul.store.walk import parse as parse_manifest
+from spegel_consul.store.manifest_walk import ManifestInvalid
+from spegel_consul.store.manifest_walk import parse as parse_manifest
 
 _MIRRORING = Mirroring((Target("http://10.0.0.7:5000"), Target("http://127.0.0.1:5000")), authorization="Basic eA==")
 _ME = b"\x00\x24\x08\x01\x12\x20" + bytes(32)
@@ -194,15 +194,15 @@ def multiaddr(data: bytes) -> None:
 
 def containerd_event(data: bytes) -> None:
     with suppress(DecodeError):
-        messages.event(pb.Envelope.FromString(data), "k8s.io")
+        conversion.event(pb.Envelope.FromString(data), "k8s.io")
     for topic in ("/images/create", "/images/delete", "/content/create"):
         envelope = pb.Envelope(namespace="k8s.io", topic=topic)
         envelope.event.value = data
-        messages.event(envelope, "k8s.io")
+        conversion.event(envelope, "k8s.io")
     with suppress(DecodeError):
-        messages.image_record(pb.Image.FromString(data))
+        conversion.image_record(pb.Image.FromString(data))
     with suppress(DecodeError):
-        messages.content(pb.Info.FromString(data))
+        conversion.content(pb.Info.FromString(data))
 
 
 def manifest(data: bytes) -> None:
@@ -286,8 +286,8 @@ def nomad_answer(data: bytes) -> None:
 
 def dns_answer(data: bytes) -> None:
     """What dnspython makes of an answer, and the router addresses that we make of that."""
-    from spegel_consul.bootstrap.dns import _choose
-    from spegel_consul.bootstrap.reading import router_addr
+    from spegel_consul.join.peer_formats import router_addr
+    from spegel_consul.join.sources.dns import _choose
 
     try:
         answer = dns.message.from_wire(data)

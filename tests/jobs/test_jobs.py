@@ -156,7 +156,7 @@ def test_every_flag_and_every_variable_is_ours(path: Path) -> None:
             assert name in OURS, f"{path.name}: {name} means nothing to us"
 
 
-CONSUL = re.findall(r'"(CONSUL_[A-Z_]+)"', (ROOT / "spegel_consul/consul/settings.py").read_text())
+CONSUL = re.findall(r'"(CONSUL_[A-Z_]+)"', (ROOT / "spegel_consul/consul/api/consul_settings.py").read_text())
 FLAGS = [
     param.envvar for command in cli.commands.values() for param in command.params if isinstance(param, click.Option)
 ]

@@ -7,10 +7,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from spegel_consul.node.backup import BACKUP, Place
-from spegel_consul.node.configure import plan_hosts
-from spegel_consul.node.hosts_toml import Mirroring
-from spegel_consul.node.targets import Registry, Target
+from spegel_consul.runtimes.backup import BACKUP, Place
+from spegel_consul.runtimes.configure import plan_hosts
+from spegel_consul.runtimes.hosts_toml import Mirroring
+from spegel_consul.runtimes.mirror_targets import Registry, Target
 
 OLD = 'server = "https://ghcr.io"\n\n[host."http://cache"]\n'
 MIRRORING = Mirroring((Target("http://10.0.0.7:5000"),))

@@ -3,8 +3,8 @@ import socket
 
 import pytest
 
-from spegel_consul.node import address
-from spegel_consul.node.address import LocalAddress, NoAddress, advertised, named, one_or_two
+from spegel_consul.preflight import node_address
+from spegel_consul.preflight.node_address import LocalAddress, NoAddress, advertised, named, one_or_two
 
 
 def test_what_is_given_wins_over_what_is_bound() -> None:
@@ -16,13 +16,13 @@ def test_what_is_given_wins_over_what_is_bound() -> None:
 
 @pytest.mark.parametrize("bound", ["", "0.0.0.0", "::"])
 def test_all_interfaces_mean_the_route_out(bound: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(address, "route_out", lambda: "198.51.100.7")
+    monkeypatch.setattr(node_address, "route_out", lambda: "198.51.100.7")
     assert advertised((), bound) == "198.51.100.7"
 
 
 def test_the_route_out_is_never_loopback() -> None:
     try:
-        found = address.route_out()
+        found = node_address.route_out()
     except NoAddress as exc:
         assert "--advertise-addr" in str(exc)
     else:
@@ -33,7 +33,7 @@ def test_no_route_out_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(self: socket.socket, target: object) -> None:
         raise OSError(101, "Network is unreachable")
 
-    monkeypatch.setattr(address.socket.socket, "connect", unreachable)
+    monkeypatch.setattr(node_address.socket.socket, "connect", unreachable)
     with pytest.raises(NoAddress, match="set --advertise-addr"):
         advertised((), "")
 
@@ -60,8 +60,8 @@ MACHINE = tuple(
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(address, "local_addresses", lambda: MACHINE)
-    monkeypatch.setattr(address, "_routes_out", lambda: ["10.0.0.7", "9.9.9.9"])
+    monkeypatch.setattr(node_address, "local_addresses", lambda: MACHINE)
+    monkeypatch.setattr(node_address, "_routes_out", lambda: ["10.0.0.7", "9.9.9.9"])
 
 
 @pytest.mark.usefixtures("machine")
@@ -114,14 +114,14 @@ def test_a_wrong_one_says_what_there_is(text: str, expected: str) -> None:
 
 
 def test_a_machine_without_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(address, "local_addresses", lambda: MACHINE[:2])
-    monkeypatch.setattr(address, "_routes_out", list)
+    monkeypatch.setattr(node_address, "local_addresses", lambda: MACHINE[:2])
+    monkeypatch.setattr(node_address, "_routes_out", list)
     with pytest.raises(ValueError, match="this machine has no address but loopback"):
         named("{{ GetPrivateIP }}")
 
 
 def test_this_machine_has_loopback() -> None:
-    assert LocalAddress("lo", ipaddress.ip_address("127.0.0.1")) in address.local_addresses()
+    assert LocalAddress("lo", ipaddress.ip_address("127.0.0.1")) in node_address.local_addresses()
 
 
 def test_one_address_or_one_of_each_family() -> None:

@@ -10,12 +10,12 @@ import pytest
 from node.certs_d import MIRRORING, OLD, OTHER, REGISTRIES, Tree, before_us, cleanup, configure, tree, written
 from node.killed import each_death, killed_at
 
-from spegel_consul.node import disk
-from spegel_consul.node.backup import BACKUP, Place
-from spegel_consul.node.configure import Refused, daemon_place, plan_daemon, plan_hosts
-from spegel_consul.node.disk import DiskError
-from spegel_consul.node.hosts_toml import Mirroring
-from spegel_consul.node.targets import Registry
+from spegel_consul.runtimes import atomic_files
+from spegel_consul.runtimes.atomic_files import DiskError
+from spegel_consul.runtimes.backup import BACKUP, Place
+from spegel_consul.runtimes.configure import Refused, daemon_place, plan_daemon, plan_hosts
+from spegel_consul.runtimes.hosts_toml import Mirroring
+from spegel_consul.runtimes.mirror_targets import Registry
 
 
 def test_there_and_back(tmp_path: Path) -> None:
@@ -300,7 +300,7 @@ def test_a_file_that_cant_be_restored_does_not_hold_up_the_others(
     base = before_us(tmp_path)
     before = tree(tmp_path)
     configure(base)
-    real = disk.move
+    real = atomic_files.move
 
     def move(path: Path, to: Path) -> None:
         if to.parent.name in ("ghcr.io", "quay.io"):
@@ -309,7 +309,7 @@ def test_a_file_that_cant_be_restored_does_not_hold_up_the_others(
 
     (base / "docker.io/hosts.toml").unlink()
     (base / "docker.io/hosts.toml").mkdir()
-    monkeypatch.setattr(disk, "move", move)
+    monkeypatch.setattr(atomic_files, "move", move)
     said = []
     with pytest.raises(DiskError) as raised:
         said.extend(Place(base).restore())
@@ -318,7 +318,7 @@ def test_a_file_that_cant_be_restored_does_not_hold_up_the_others(
     assert not (base / "_default/hosts.toml").exists()
     # what is restored is no more ours
     (base / "_default/hosts.toml").write_text("# mine\n")
-    monkeypatch.setattr(disk, "move", real)
+    monkeypatch.setattr(atomic_files, "move", real)
     (base / "docker.io/hosts.toml").rmdir()
     cleanup(base)
     assert (base / "_default/hosts.toml").read_text() == "# mine\n"

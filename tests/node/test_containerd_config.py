@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from spegel_consul.node.check import Check, Status
-from spegel_consul.node.containerd_config import CriSettings, Unreadable, judge, load
+from spegel_consul.endpoints.check import Check, Status
+from spegel_consul.preflight.containerd_config import CriSettings, Unreadable, judge, load
 
 HOSTS, FILE = Path("/etc/containerd/certs.d"), Path("/etc/containerd/config.toml")
 

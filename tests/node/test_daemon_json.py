@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spegel_consul.node.daemon_json import Added, added, taken_out
-from spegel_consul.node.hosts_toml import Unusable
-from spegel_consul.node.targets import Target
+from spegel_consul.runtimes.daemon_json import Added, added, taken_out
+from spegel_consul.runtimes.hosts_toml import Unusable
+from spegel_consul.runtimes.mirror_targets import Target
 
 NEAR, LOCAL, TLS = Target("http://10.0.0.7:5000"), Target("http://127.0.0.1:5000"), Target("https://mirror.lan")
 

@@ -14,9 +14,9 @@ import pytest
 from node.certs_d import OLD, before_us, cleanup, configure, tree, written
 from node.killed import each_death
 
-from spegel_consul.node import disk
-from spegel_consul.node.backup import BACKUP
-from spegel_consul.node.disk import DiskError
+from spegel_consul.runtimes import atomic_files
+from spegel_consul.runtimes.atomic_files import DiskError
+from spegel_consul.runtimes.backup import BACKUP
 
 
 @contextmanager
@@ -112,7 +112,7 @@ def test_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.Mo
 
     base = before_us(tmp_path)
     before = tree(tmp_path)
-    monkeypatch.setattr(disk.os, "link", refuse)
+    monkeypatch.setattr(atomic_files.os, "link", refuse)
     configure(base)
     cleanup(base)
     assert tree(tmp_path) == before
@@ -131,8 +131,8 @@ def test_originals_come_back_across_file_systems(tmp_path: Path, monkeypatch: py
 
     base = before_us(tmp_path)
     before = tree(tmp_path)
-    monkeypatch.setattr(disk.os, "rename", rename)
-    monkeypatch.setattr(disk.os, "link", link)
+    monkeypatch.setattr(atomic_files.os, "rename", rename)
+    monkeypatch.setattr(atomic_files.os, "link", link)
     configure(base)
     deaths = 0
     for number in each_death(lambda: cleanup(base), lambda: configure(base)):

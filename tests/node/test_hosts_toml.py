@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spegel_consul.node.hosts_toml import Mirroring, Unusable, fresh, prepended, replaced
-from spegel_consul.node.targets import DEFAULT, Registry, Target
+from spegel_consul.runtimes.hosts_toml import Mirroring, Unusable, fresh, prepended, replaced
+from spegel_consul.runtimes.mirror_targets import DEFAULT, Registry, Target
 
 MIRRORING = Mirroring((Target("http://10.0.0.7:5000"), Target("http://spegel.service.consul:5000")))
 OURS = ["http://10.0.0.7:5000", "http://spegel.service.consul:5000"]

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from spegel_consul.node.configure import plan_daemon, plan_hosts
-from spegel_consul.node.hosts_toml import Mirroring
-from spegel_consul.node.targets import Registry, Target
+from spegel_consul.runtimes.configure import plan_daemon, plan_hosts
+from spegel_consul.runtimes.hosts_toml import Mirroring
+from spegel_consul.runtimes.mirror_targets import Registry, Target
 
 MIRRORING = Mirroring((Target("http://10.0.0.7:5000"),))
 

@@ -12,12 +12,13 @@ import pytest
 import trio
 from quart_trio import QuartTrio
 
-from spegel_consul.consul.settings import ConsulSettings
-from spegel_consul.node import dial_back, interfaces, preflight
-from spegel_consul.node.check import Check, Status, fail, has_failed, ok, warn
-from spegel_consul.node.consul_checks import clock_check, rights_check
-from spegel_consul.node.places import NAMESPACES, SocketSearch, find_socket, namespaces
-from spegel_consul.node.preflight import Subject, address_check
+from spegel_consul.consul.api.consul_settings import ConsulSettings
+from spegel_consul.endpoints import dial_back
+from spegel_consul.endpoints.check import Check, Status, fail, has_failed, ok, warn
+from spegel_consul.preflight import interfaces, node_checks
+from spegel_consul.preflight.consul_checks import clock_check, rights_check
+from spegel_consul.preflight.node_checks import Subject, address_check
+from spegel_consul.runtimes.containerd_sockets import NAMESPACES, SocketSearch, find_socket, namespaces
 
 
 @pytest.mark.parametrize(
@@ -63,7 +64,7 @@ async def test_the_right_to_the_leader_key_that_is_configured() -> None:
         (listener,) = await nursery.start(partial(trio.serve_tcp, agent, 0, host="127.0.0.1"))
         port = listener.socket.getsockname()[1]
         subject = Subject("192.0.2.1", 5000, consul=ConsulSettings(port=port), leader_key="team/a/leader")
-        checks = {check.name: check for check in await preflight.run(subject)}
+        checks = {check.name: check for check in await node_checks.run(subject)}
         nursery.cancel_scope.cancel()
     assert {"Resource": "key", "Segment": "team/a/leader", "Access": "write"} in asked
     assert "spegel/leader" not in str(asked)
@@ -79,12 +80,12 @@ def test_loopback_is_fatal_unless_it_was_asked_for() -> None:
 
 def test_bridges_of_containers(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("docker0", "br-0f3a9c1b2d4e"):
-        monkeypatch.setattr(preflight, "interface_of", lambda address, name=name: name)
+        monkeypatch.setattr(node_checks, "interface_of", lambda address, name=name: name)
         check = address_check("172.17.0.1", "")
         assert check.fatal
         assert name in check.says
-    monkeypatch.setattr(preflight, "interface_of", lambda address: "eth0")
-    monkeypatch.setattr(preflight, "in_container", lambda: True)
+    monkeypatch.setattr(node_checks, "interface_of", lambda address: "eth0")
+    monkeypatch.setattr(node_checks, "in_container", lambda: True)
     check = address_check("172.17.0.2", "")
     assert (check.status, check.fatal) == (Status.FAIL, False)
     assert 'network_mode = "host"' in check.fix
@@ -95,7 +96,7 @@ def test_bridges_of_containers(monkeypatch: pytest.MonkeyPatch) -> None:
     "name", ["br-lan", "br-ex", "br-0f3a", "br-0f3a9c1b2d4e5", "virbr0", "cni0", "nomad", "podman1"]
 )
 def test_a_bridge_that_may_be_the_way_out_is_no_more_than_a_warning(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr(preflight, "interface_of", lambda address: name)
+    monkeypatch.setattr(node_checks, "interface_of", lambda address: name)
     check = address_check("10.0.0.7", "")
     assert not check.fatal
     assert check.status is (Status.OK if name.startswith("br-") else Status.WARN)
@@ -120,8 +121,8 @@ async def test_a_group_that_breaks_is_a_finding(monkeypatch: pytest.MonkeyPatch)
     async def broken(subject: Subject) -> list[Check]:
         raise RuntimeError("odd")
 
-    monkeypatch.setattr(preflight, "_docker", broken)
-    checks = await preflight.run(Subject("10.0.0.7", 5000))
+    monkeypatch.setattr(node_checks, "_docker", broken)
+    checks = await node_checks.run(Subject("10.0.0.7", 5000))
     assert [check.name for check in checks] == ["address", "docker", "dial-back"]
     assert "odd" in checks[1].says
 
@@ -135,11 +136,11 @@ async def test_nobody_there(tmp_path: Path) -> None:
         containerd_hosts=tmp_path,
         docker_sock=tmp_path / "d.sock",
     )
-    checks = {check.name: check for check in await preflight.run(subject)}
+    checks = {check.name: check for check in await node_checks.run(subject)}
     assert "does not exist" in checks["containerd"].says
     assert checks["config-path"].status is Status.WARN
     (tmp_path / "d.sock").touch()
-    checks = {check.name: check for check in await preflight.run(subject)}
+    checks = {check.name: check for check in await node_checks.run(subject)}
     assert "Docker at" in checks["docker"].says
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from spegel_consul.node.targets import Registry, Target, parse_registries, parse_targets
+from spegel_consul.runtimes.mirror_targets import Registry, Target, parse_registries, parse_targets
 
 
 @pytest.mark.parametrize(

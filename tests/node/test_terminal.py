@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 from click.testing import CliRunner
 
-from spegel_consul.commands.ask import print_hanging
 from spegel_consul.commands.leader import _lines
 from spegel_consul.commands.preflight import preflight
-from spegel_consul.node import dial_back
-from spegel_consul.node import preflight as checks
-from spegel_consul.node.check import Check, Status, fail
-from spegel_consul.node.dial_back import Peer
-from spegel_consul.node.preflight import Subject
+from spegel_consul.commands.sidecar_client import print_hanging
+from spegel_consul.endpoints import dial_back
+from spegel_consul.endpoints.check import Check, Status, fail
+from spegel_consul.endpoints.dial_back import Peer
+from spegel_consul.preflight import node_checks as checks
+from spegel_consul.preflight.node_checks import Subject
 
 EVIL = "\x1b]0;owned\x07\x1b[2Kok\r\x9b31m"
 

@@ -10,24 +10,24 @@ from typing import Any
 import pytest
 import trio
 
-from spegel_consul.metrics import Metrics
+from spegel_consul.http.basic_auth import Credentials
+from spegel_consul.http.peer_client import PeerClient, PeerLimits
+from spegel_consul.http.server.connection import Link
+from spegel_consul.http.server.connection_limits import Door
+from spegel_consul.http.server.listen import ListenAddress, listen
+from spegel_consul.http.server.serve import serve
+from spegel_consul.http.tls import Tls
+from spegel_consul.metrics.sidecar_metrics import Metrics
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.filters import ImageFilter
-from spegel_consul.registry.app import build_app
-from spegel_consul.registry.cache import ByteCache
-from spegel_consul.registry.content import ContentApp
-from spegel_consul.registry.credentials import Credentials
-from spegel_consul.registry.mirror import Mirror, MirrorSettings
-from spegel_consul.registry.peer import PeerClient, PeerLimits
+from spegel_consul.peers import Provider
+from spegel_consul.registry.asgi_path import ContentApp
+from spegel_consul.registry.content_cache import ByteCache
+from spegel_consul.registry.fast_path import ShortRoad
+from spegel_consul.registry.mirror.mirror import Mirror, MirrorSettings
+from spegel_consul.registry.mirror.providers.provider_policy import Permits, any_node
 from spegel_consul.registry.plan import Planner
-from spegel_consul.registry.policy import Permits, any_node
-from spegel_consul.registry.short import ShortRoad
-from spegel_consul.ring import Provider
-from spegel_consul.server.connection import Link
-from spegel_consul.server.door import Door
-from spegel_consul.server.listen import ListenAddress, listen
-from spegel_consul.server.tls import Tls
-from spegel_consul.server.worker import serve
+from spegel_consul.registry.registry_app import build_app
 from spegel_consul.store.memory import MemoryStore
 
 from .image import LAYER, MANIFEST

@@ -16,17 +16,17 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spegel_consul.metrics import Metrics
+from spegel_consul.http.peer_client import PeerError, PeerLimits, PeerResponse
+from spegel_consul.metrics.sidecar_metrics import Metrics
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import OCIError
 from spegel_consul.oci.path import ContentRequest, parse_content_path
-from spegel_consul.registry import mirror as mirror_module
-from spegel_consul.registry.chase import TransferCut
-from spegel_consul.registry.mirror import Mirror, MirrorSettings
-from spegel_consul.registry.peer import PeerError, PeerLimits, PeerResponse
-from spegel_consul.ring import Provider
-from spegel_consul.server.outlet import PieceOutlet
-from spegel_consul.server.source import Pace
+from spegel_consul.peers import Provider
+from spegel_consul.registry.mirror import mirror as mirror_module
+from spegel_consul.registry.mirror.fetch import TransferCut
+from spegel_consul.registry.mirror.mirror import Mirror, MirrorSettings
+from spegel_consul.zerocopy.outlet import PieceOutlet
+from spegel_consul.zerocopy.source import Pace
 
 from .conftest import ListRouter, head
 from .image import BLOB_PATH, LAYER, STREAMED, get
@@ -243,7 +243,7 @@ async def test_many_that_leave_and_lie_end_in_a_miss_not_in_a_loop(start_node: A
 async def test_a_hash_that_this_node_could_not_make_is_nobodys_fault(
     start_node: Any, start_peer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from spegel_consul.server.tap import Tap
+    from spegel_consul.zerocopy.hash_tap import Tap
 
     def fails(self: Tap) -> None:
         import os

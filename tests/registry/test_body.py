@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import trio
 
-from spegel_consul.registry.mirror import MirrorSettings
-from spegel_consul.server.relay import Relay
-from spegel_consul.server.spool import Spool
-from spegel_consul.server.tap import Tap
+from spegel_consul.registry.mirror.mirror import MirrorSettings
+from spegel_consul.zerocopy.hash_tap import Tap
+from spegel_consul.zerocopy.relay import Relay
+from spegel_consul.zerocopy.spool import Spool
 
 from .conftest import head
 from .image import BLOB_PATH, LAYER

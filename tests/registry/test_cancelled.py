@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import trio
 
-from spegel_consul.metrics import Metrics
+from spegel_consul.http.peer_client import PeerClient
+from spegel_consul.metrics.sidecar_metrics import Metrics
 from spegel_consul.oci.path import ContentRequest, Kind
 from spegel_consul.oci.reference import Reference
-from spegel_consul.registry.mirror import Mirror, MirrorSettings
-from spegel_consul.registry.peer import PeerClient
-from spegel_consul.ring import Provider
+from spegel_consul.peers import Provider
+from spegel_consul.registry.mirror.mirror import Mirror, MirrorSettings
 
 from .conftest import LIMITS, ListRouter, head
 from .image import DIGEST, LAYER, MANIFEST, MANIFEST_DIGEST

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from spegel_consul.registry.peer import PeerClient, PeerResponse
-from spegel_consul.registry.race import Ask, Exhausted, Race
-from spegel_consul.ring import Provider
+from spegel_consul.http.peer_client import PeerClient, PeerResponse
+from spegel_consul.peers import Provider
+from spegel_consul.registry.mirror.providers.hedging import Ask, Exhausted, Race
 
 from .conftest import NOT_FOUND, head
 from .image import BLOB_PATH, DIGEST, LAYER, TAG_PATH, get

@@ -11,8 +11,8 @@ import httpx
 import pytest
 import trio
 
-from spegel_consul.registry.mirror import MirrorSettings
-from spegel_consul.server import spool
+from spegel_consul.registry.mirror.mirror import MirrorSettings
+from spegel_consul.zerocopy import spool
 
 from .conftest import head, open_files
 from .image import BLOB_PATH, DIGEST, LAYER, get

@@ -14,9 +14,9 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from spegel_consul.http.server.connection import standing
+from spegel_consul.http.server.connection_limits import Door
 from spegel_consul.oci.digest import Digest
-from spegel_consul.server.connection import standing
-from spegel_consul.server.door import Door
 
 from .conftest import head
 

@@ -17,8 +17,8 @@ import trio
 
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.media import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
-from spegel_consul.registry.mirror import MirrorSettings
-from spegel_consul.ring import Provider
+from spegel_consul.peers import Provider
+from spegel_consul.registry.mirror.mirror import MirrorSettings
 
 from .conftest import head
 from .test_mirror import LAYER, get

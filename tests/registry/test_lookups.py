@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import trio
 
+from spegel_consul.http.server.connection_limits import Door
 from spegel_consul.oci.errors import BlobUnknown
 from spegel_consul.oci.path import parse_content_path
-from spegel_consul.registry.lookups import MOST, MOST_EACH, LookupLimit
-from spegel_consul.registry.mirror import MirrorSettings
-from spegel_consul.server.door import Door
+from spegel_consul.registry.mirror.lookup_limit import MOST, MOST_EACH, LookupLimit
+from spegel_consul.registry.mirror.mirror import MirrorSettings
 
 from .image import BLOB_PATH, LAYER
 

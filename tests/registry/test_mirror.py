@@ -9,8 +9,8 @@ import pytest
 import trio
 
 from spegel_consul.oci.media import OCI_MANIFEST
-from spegel_consul.registry.mirror import MirrorSettings
-from spegel_consul.server import tap
+from spegel_consul.registry.mirror.mirror import MirrorSettings
+from spegel_consul.zerocopy import hash_tap
 
 from .conftest import NOT_FOUND, head
 from .image import BLOB_PATH, DIGEST, LAYER, MANIFEST, MANIFEST_DIGEST, TAG_PATH, get
@@ -94,22 +94,22 @@ async def test_without_a_thread_the_hash_is_made_on_the_way(
 ) -> None:
     holder, asker = pair
     if why == "all threads hash":
-        monkeypatch.setattr(tap, "_threads", trio.CapacityLimiter(1))
-        tap._threads.acquire_on_behalf_of_nowait(object())
+        monkeypatch.setattr(hash_tap, "_threads", trio.CapacityLimiter(1))
+        hash_tap._threads.acquire_on_behalf_of_nowait(object())
     else:
 
         def refuse(*_: object) -> None:
             raise RuntimeError("can't start new thread")
 
         monkeypatch.setattr(trio.lowlevel, "start_thread_soon", refuse)
-    borrowed = tap._threads.borrowed_tokens  # of earlier tests too, whose threads ended after their event loop
+    borrowed = hash_tap._threads.borrowed_tokens  # of earlier tests too, whose threads ended after their event loop
     for _ in range(3):
         assert (await get(asker, BLOB_PATH)).content == LAYER
     dying = await start_peer(head(200, len(LAYER)), LAYER[:400_000])
     asker.router.knows(dying.address, holder)
     asker.router.providers.reverse()
     assert (await get(asker, BLOB_PATH)).content == LAYER
-    assert tap._threads.borrowed_tokens == borrowed
+    assert hash_tap._threads.borrowed_tokens == borrowed
 
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spegel_consul.oci.ranges import ByteRange, parse_ranges
-from spegel_consul.registry.multipart import Multipart
+from spegel_consul.registry.mirror.body.multipart import Multipart
 
 SPANS = st.lists(st.tuples(st.integers(0, 500), st.integers(1, 99)), min_size=2, max_size=64, unique=True)
 

@@ -9,9 +9,9 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spegel_consul.registry import penalties as module
-from spegel_consul.registry.penalties import HUNG, LIED, SLOW, Penalties
-from spegel_consul.ring import Provider
+from spegel_consul.peers import Provider
+from spegel_consul.registry.mirror.providers import penalties as module
+from spegel_consul.registry.mirror.providers.penalties import HUNG, LIED, SLOW, Penalties
 
 from .conftest import head
 from .image import BLOB_PATH, DIGEST, LAYER, get

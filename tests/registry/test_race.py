@@ -3,8 +3,8 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spegel_consul.registry.race import Ask, Exhausted, Race, Wait
-from spegel_consul.ring import Provider
+from spegel_consul.peers import Provider
+from spegel_consul.registry.mirror.providers.hedging import Ask, Exhausted, Race, Wait
 
 
 def peer(number: int) -> Provider:

@@ -12,8 +12,8 @@ import trio
 
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import BlobUnknown
-from spegel_consul.registry.mirror import MirrorSettings
-from spegel_consul.ring import Provider
+from spegel_consul.peers import Provider
+from spegel_consul.registry.mirror.mirror import MirrorSettings
 
 from .conftest import head
 from .image import BLOB_PATH, DIGEST, LAYER, STREAMED, TAG_PATH, get

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import trio
 
-from spegel_consul.registry import recent as module
-from spegel_consul.registry.recent import FRESH, RecentProviders
-from spegel_consul.ring import Provider
+from spegel_consul.peers import Provider
+from spegel_consul.registry.mirror.providers import provider_cache as module
+from spegel_consul.registry.mirror.providers.provider_cache import FRESH, RecentProviders
 
 FIRST, SECOND = (Provider(f"peer{number}", (f"10.0.0.{number}", 5000)) for number in (1, 2))
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spegel_consul.registry.reply import MAX_HEAD, Reply, ReplyError, _parse_any, parse_reply
+from spegel_consul.http.response_head import MAX_HEAD, Reply, ReplyError, _parse_any, parse_reply
 
 TOKEN = st.text("abcxyzABC019-_", min_size=1, max_size=8)
 VALUE = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), max_size=12)

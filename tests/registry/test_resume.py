@@ -8,9 +8,9 @@ import httpx
 import pytest
 import trio
 
-from spegel_consul.registry.mirror import MirrorSettings
-from spegel_consul.registry.peer import PeerClient, PeerResponse
-from spegel_consul.ring import Provider
+from spegel_consul.http.peer_client import PeerClient, PeerResponse
+from spegel_consul.peers import Provider
+from spegel_consul.registry.mirror.mirror import MirrorSettings
 
 from .conftest import head
 from .image import BLOB_PATH, LAYER, STREAMED, get

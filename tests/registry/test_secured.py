@@ -14,11 +14,11 @@ import trio
 from lab.certificates import Authority
 from structlog.testing import capture_logs
 
+from spegel_consul.http import basic_auth as credentials_module
+from spegel_consul.http import tls as tls_module
+from spegel_consul.http.basic_auth import Credentials, CredentialsError
+from spegel_consul.http.tls import Tls, TlsError, TlsFiles
 from spegel_consul.oci.digest import Digest
-from spegel_consul.registry import credentials as credentials_module
-from spegel_consul.registry.credentials import Credentials, CredentialsError
-from spegel_consul.server import tls as tls_module
-from spegel_consul.server.tls import Tls, TlsError, TlsFiles
 
 LAYER = os.urandom(3_000_000)
 DIGEST = Digest.of(LAYER)

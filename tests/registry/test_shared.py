@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import trio
 
-from spegel_consul.registry.peer import PeerLimits
-from spegel_consul.server import spool
+from spegel_consul.http.peer_client import PeerLimits
+from spegel_consul.zerocopy import spool
 
 from .conftest import head
 from .image import BLOB_PATH, DIGEST, LAYER

@@ -14,10 +14,10 @@ from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.media import OCI_MANIFEST
 from spegel_consul.oci.path import ContentRequest, Kind
 from spegel_consul.oci.reference import Reference
-from spegel_consul.registry import sizes as module
-from spegel_consul.registry.mirror import MirrorSettings
-from spegel_consul.registry.sizes import Sizes
-from spegel_consul.server import spool
+from spegel_consul.registry.mirror.body import expected_sizes as module
+from spegel_consul.registry.mirror.body.expected_sizes import Sizes
+from spegel_consul.registry.mirror.mirror import MirrorSettings
+from spegel_consul.zerocopy import spool
 
 from .conftest import head
 from .image import BLOB_PATH, DIGEST, LAYER, get

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from spegel_consul.registry.mirror import MirrorSettings
-from spegel_consul.ring import Provider
-from spegel_consul.server import source
+from spegel_consul.peers import Provider
+from spegel_consul.registry.mirror.mirror import MirrorSettings
+from spegel_consul.zerocopy import source
 
 from .conftest import head
 from .test_mirror import DIGEST, LAYER, get

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.reference import Reference
-from spegel_consul.registry.trace import CUT, HIT, MISS, Trace, Traces
+from spegel_consul.registry.mirror.trace import CUT, HIT, MISS, Trace, Traces
 
 DIGEST = Digest.of(b"layer")
 LAYER = Reference("docker.io", "library/app", digest=DIGEST)

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multiaddr import Multiaddr
 
-from spegel_consul.ring.address import Address, Contact, contact, decode, parse
+from spegel_consul.ring.dht.multiaddrs import Address, Contact, contact, decode, parse
 
 ips = st.one_of(st.ip_addresses(v=4), st.ip_addresses(v=6)).map(str)
 addresses = st.builds(Address, ips, st.integers(1, 65535), st.booleans())

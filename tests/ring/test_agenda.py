@@ -5,7 +5,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spegel_consul.ring.agenda import Agenda
+from spegel_consul.ring.members.timer_heap import Agenda
 
 
 class Thing:

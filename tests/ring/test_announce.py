@@ -1,7 +1,7 @@
 import math
 import random
 
-from spegel_consul.ring.announce import BATCH, Announcements, Batch
+from spegel_consul.ring.dht.announcements import BATCH, Announcements, Batch
 
 TTL = 900.0
 

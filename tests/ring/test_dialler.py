@@ -11,7 +11,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from spegel_consul.ring.dialler import (
+from spegel_consul.ring.net.dialler import (
     AT_ONCE,
     HANDSHAKE,
     HANDSHAKES,

@@ -6,10 +6,11 @@ from __future__ import annotations
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from spegel_consul.ring import identity, peerid
-from spegel_consul.ring.address import parse
-from spegel_consul.ring.key import dht_key, position
-from spegel_consul.ring.wire import Frames, Message, MessageType, WirePeer, decode, encode
+from spegel_consul.peers import peer_id_to_text
+from spegel_consul.ring.dht.keys import dht_key, position
+from spegel_consul.ring.dht.messages import Frames, Message, MessageType, WirePeer, decode, encode
+from spegel_consul.ring.dht.multiaddrs import parse
+from spegel_consul.ring.net import node_key
 
 KEY = "sha256:abababababababababababababababababababababababababababababababab"
 KEY_HEX = "12207b28e61bc1d292234192478f2c9d3b56c10ca6a386801f8d2975ea6235e674cd"
@@ -26,14 +27,14 @@ RAW = bytes.fromhex(KEY_HEX)
 
 
 def peer(number: int) -> bytes:
-    return identity.peer_id(Ed25519PrivateKey.from_private_bytes(bytes([number] * 32)))
+    return node_key.peer_id(Ed25519PrivateKey.from_private_bytes(bytes([number] * 32)))
 
 
 def test_keys_ids_and_their_positions_are_those_of_go() -> None:
     assert dht_key(KEY).hex() == KEY_HEX
     assert f"{position(RAW):064x}" == "5516e09ca10394d42ba1fad81188346241851b99eba39c68433a6b56a81d3d0a"
     assert (peer(1).hex(), peer(2).hex()) == (ID_1, ID_2)
-    assert peerid.to_text(peer(1)) == "12D3KooWK99VoVxNE7XzyBwXEzW7xhK7Gpv85r9F3V3fyKSUKPH5"
+    assert peer_id_to_text(peer(1)) == "12D3KooWK99VoVxNE7XzyBwXEzW7xhK7Gpv85r9F3V3fyKSUKPH5"
     assert f"{position(peer(1)):064x}" == "2ea99e04b7226ebb09856fdd2c3df7aad5dbc53dbcbb110d5e1ff64b7626122e"
 
 

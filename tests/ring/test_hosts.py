@@ -12,12 +12,12 @@ from conformance.router import eventually
 from sim.network import SimHost, SimNetwork
 from trio.testing import MockClock
 
-from spegel_consul.ring.host import Handler, Host
-from spegel_consul.ring.identity import load_or_create
-from spegel_consul.ring.libp2p import stream as muxed_stream
-from spegel_consul.ring.libp2p.stream import MuxedStream
-from spegel_consul.ring.libp2p_host import Libp2pHost
-from spegel_consul.ring.result import Result
+from spegel_consul.ring.net.host import Handler, Host
+from spegel_consul.ring.net.libp2p import stream as muxed_stream
+from spegel_consul.ring.net.libp2p.stream import MuxedStream
+from spegel_consul.ring.net.libp2p_host import Libp2pHost
+from spegel_consul.ring.net.node_key import load_or_create
+from spegel_consul.ring.net.shared_result import Result
 from tests.sim import stream as simulated_stream
 
 __all__ = ["pair", "server"]

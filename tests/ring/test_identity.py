@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.peer.id import ID
 
-from spegel_consul.ring import RingError, peerid
-from spegel_consul.ring.identity import load_or_create, peer_id, seed
-from spegel_consul.ring.key import dht_key, position
+from spegel_consul.peers import RingError, peer_id_from_text, peer_id_to_text
+from spegel_consul.ring.dht.keys import dht_key, position
+from spegel_consul.ring.net.node_key import load_or_create, peer_id, seed
 
 # the first secret key of RFC 8032, section 7.1, in the form that openssl and Go's crypto/x509 write
 PEM = b"""-----BEGIN PRIVATE KEY-----
@@ -40,8 +40,8 @@ def test_a_file_that_others_wrote_gives_the_same_peer_id(tmp_path: Path) -> None
     key = load_or_create(tmp_path)
     theirs = ID.from_pubkey(create_new_key_pair(seed(key)).public_key)
     assert peer_id(key) == theirs.to_bytes()
-    assert peerid.to_text(peer_id(key)) == theirs.to_base58()
-    assert peerid.from_text(theirs.to_base58()) == theirs.to_bytes()
+    assert peer_id_to_text(peer_id(key)) == theirs.to_base58()
+    assert peer_id_from_text(theirs.to_base58()) == theirs.to_bytes()
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", PEM[:60], b"\xff" * 100, PEM.replace(b"MC4C", b"AAAA")])
@@ -72,13 +72,13 @@ def test_what_cannot_be_read_or_written_stops_the_start(tmp_path: Path) -> None:
 
 @given(st.binary(min_size=1, max_size=64))
 def test_base58_goes_both_ways(raw: bytes) -> None:
-    assert peerid.from_text(peerid.to_text(raw)) == raw
+    assert peer_id_from_text(peer_id_to_text(raw)) == raw
 
 
 @given(st.text(max_size=200))
 def test_any_text_is_a_peer_id_or_a_typed_error(text: str) -> None:
     try:
-        peerid.from_text(text)
+        peer_id_from_text(text)
     except RingError as exc:
         assert len(str(exc)) < 500
 

@@ -15,10 +15,10 @@ import trio
 from conformance.router import eventually, find
 from lab import parts
 
-from spegel_consul.ring import PeerInfo
-from spegel_consul.ring.identity import load_or_create
-from spegel_consul.ring.kad import KadRouter
-from spegel_consul.ring.libp2p_host import Libp2pHost
+from spegel_consul.peers import PeerInfo
+from spegel_consul.ring.net.libp2p_host import Libp2pHost
+from spegel_consul.ring.net.node_key import load_or_create
+from spegel_consul.ring.router import KadRouter
 
 SOURCES = Path(__file__).with_name("js")
 pytestmark = pytest.mark.real

@@ -6,13 +6,14 @@ import pytest
 import trio
 from conformance.router import Rig, RouterSuite, eventually, eventually_finds, find, ring_of
 
-from spegel_consul.ring import PeerInfo, RingError, Router
-from spegel_consul.ring.address import Address
-from spegel_consul.ring.host import Stream, Unreachable
-from spegel_consul.ring.identity import load_or_create
-from spegel_consul.ring.kad import KadRouter
-from spegel_consul.ring.libp2p_host import Libp2pHost
-from spegel_consul.ring.protocols import WITHDRAW
+from spegel_consul.peers import PeerInfo, RingError
+from spegel_consul.ring import Router
+from spegel_consul.ring.dht.multiaddrs import Address
+from spegel_consul.ring.dht.protocol_ids import WITHDRAW
+from spegel_consul.ring.net.host import Stream, Unreachable
+from spegel_consul.ring.net.libp2p_host import Libp2pHost
+from spegel_consul.ring.net.node_key import load_or_create
+from spegel_consul.ring.router import KadRouter
 
 
 class Libp2pRig:

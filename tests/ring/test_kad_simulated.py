@@ -8,18 +8,19 @@ from conformance.router import RouterSuite, eventually, eventually_finds, find
 from sim.network import SimHost, SimNetwork
 from trio.testing import MockClock
 
-from spegel_consul.ring import RingError, Router, peerid
-from spegel_consul.ring.host import Stream
-from spegel_consul.ring.kad import KadRouter
-from spegel_consul.ring.key import dht_key, position
-from spegel_consul.ring.protocols import MEMBERS, WITHDRAW
+from spegel_consul.peers import RingError, peer_id_from_text
+from spegel_consul.ring import Router
+from spegel_consul.ring.dht.keys import dht_key, position
+from spegel_consul.ring.dht.protocol_ids import MEMBERS, WITHDRAW
+from spegel_consul.ring.net.host import Stream
+from spegel_consul.ring.router import KadRouter
 
 MINUTE = 60.0
 
 
 def raw_id(router: Router) -> bytes:
     assert router.me.id is not None
-    return peerid.from_text(router.me.id)
+    return peer_id_from_text(router.me.id)
 
 
 class SimRig:
@@ -85,7 +86,7 @@ class TestKadRouterSimulated(RouterSuite):
 async def test_of_two_addresses_both_are_told_unless_there_is_no_way_to_the_first(
     rig: SimRig, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, routed: bool
 ) -> None:
-    monkeypatch.setattr("spegel_consul.ring.kad.has_route", lambda address: routed)
+    monkeypatch.setattr("spegel_consul.ring.router.has_route", lambda address: routed)
     holder, asker = await rig.node(also="fd00::7"), await rig.node()
     assert await asker.join([holder.me]) == 1
     await holder.announce(["key"])

@@ -7,12 +7,12 @@ import structlog
 import trio
 from trio.testing import MockClock
 
-from spegel_consul.ring import PeerInfo, RingError
-from spegel_consul.ring.keeper import RingKeeper
+from spegel_consul.join.keeper import RingKeeper
+from spegel_consul.join.leader_change import OnLeaderChange
+from spegel_consul.join.remembered_members import PEERS_FILE, Remembered
+from spegel_consul.join.schedule import EVERY
+from spegel_consul.peers import PeerInfo, RingError
 from spegel_consul.ring.memory import MemoryRing, MemoryRouter
-from spegel_consul.ring.policy import OnLeaderChange
-from spegel_consul.ring.remembered import PEERS_FILE, Remembered
-from spegel_consul.ring.schedule import EVERY
 
 
 class Named:

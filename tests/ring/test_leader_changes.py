@@ -12,12 +12,12 @@ import trio
 from conformance.router import eventually
 from ring.test_keeper import Named
 
-from spegel_consul.ring.generations import Generations
-from spegel_consul.ring.identity import load_or_create
-from spegel_consul.ring.kad import KadRouter
-from spegel_consul.ring.keeper import RingKeeper
-from spegel_consul.ring.libp2p_host import Libp2pHost
-from spegel_consul.ring.policy import OnLeaderChange
+from spegel_consul.join.keeper import RingKeeper
+from spegel_consul.join.leader_change import OnLeaderChange
+from spegel_consul.ring.net.libp2p_host import Libp2pHost
+from spegel_consul.ring.net.node_key import load_or_create
+from spegel_consul.ring.restartable import Generations
+from spegel_consul.ring.router import KadRouter
 
 NODES, CHANGES, LOOKUPS = 5, 10, 1000
 MIRROR_PATIENCE = 10.0

@@ -15,19 +15,29 @@ from conformance.router import eventually, find
 from ring.test_libp2p_hostile import Victim, _host, _raw_stream, attacker, friend, victim
 from structlog.testing import capture_logs
 
-from spegel_consul.ring import RingError, libp2p_host
-from spegel_consul.ring.address import Address, Contact
-from spegel_consul.ring.kad import KadRouter
-from spegel_consul.ring.key import dht_key
-from spegel_consul.ring.libp2p import muxer
-from spegel_consul.ring.libp2p import stream as muxed_stream
-from spegel_consul.ring.libp2p.connection import MAX_INBOUND_STREAMS
-from spegel_consul.ring.libp2p_host import Libp2pHost
-from spegel_consul.ring.offences import LIMIT
-from spegel_consul.ring.protocols import KAD, MEMBERS
-from spegel_consul.ring.records import Records
-from spegel_consul.ring.service import _SLICE as SLICE
-from spegel_consul.ring.wire import MemberReport, Message, MessageType, WirePeer, encode, encode_members, frame, uvarint
+from spegel_consul.peers import RingError
+from spegel_consul.ring.dht.keys import dht_key
+from spegel_consul.ring.dht.messages import (
+    MemberReport,
+    Message,
+    MessageType,
+    WirePeer,
+    encode,
+    encode_members,
+    frame,
+    uvarint,
+)
+from spegel_consul.ring.dht.multiaddrs import Address, Contact
+from spegel_consul.ring.dht.protocol_ids import KAD, MEMBERS
+from spegel_consul.ring.dht.records import Records
+from spegel_consul.ring.members.ban_list import LIMIT
+from spegel_consul.ring.net import libp2p_host
+from spegel_consul.ring.net.libp2p import muxer
+from spegel_consul.ring.net.libp2p import stream as muxed_stream
+from spegel_consul.ring.net.libp2p.peer_connection import MAX_INBOUND_STREAMS
+from spegel_consul.ring.net.libp2p_host import Libp2pHost
+from spegel_consul.ring.protocol_server import _SLICE as SLICE
+from spegel_consul.ring.router import KadRouter
 
 __all__ = ["attacker", "friend", "victim"]
 
@@ -200,7 +210,7 @@ def test_a_million_records_of_one_peer_are_its_share_and_no_more() -> None:
 def test_a_record_is_only_kept_by_one_of_those_near_to_its_key() -> None:
     from sim.network import SimNetwork
 
-    from spegel_consul.ring.key import position
+    from spegel_consul.ring.dht.keys import position
 
     router = KadRouter(SimNetwork().host(), registry=("10.0.0.1", 5000))
     peers = [b"\x00\x24\x08\x01\x12\x20" + number.to_bytes(32, "big") for number in range(1000, 1300)]

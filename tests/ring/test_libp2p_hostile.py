@@ -11,15 +11,9 @@ import pytest
 import trio
 from conformance.router import eventually, find
 
-from spegel_consul.ring import PeerInfo, RingError, libp2p_host
-from spegel_consul.ring.address import Address
-from spegel_consul.ring.host import Stream
-from spegel_consul.ring.identity import load_or_create
-from spegel_consul.ring.kad import KadRouter
-from spegel_consul.ring.key import dht_key
-from spegel_consul.ring.libp2p_host import MAX_HALF_OPEN_PER_ADDRESS, Libp2pHost
-from spegel_consul.ring.protocols import KAD, MEMBERS
-from spegel_consul.ring.wire import (
+from spegel_consul.peers import PeerInfo, RingError
+from spegel_consul.ring.dht.keys import dht_key
+from spegel_consul.ring.dht.messages import (
     MemberReport,
     Message,
     MessageType,
@@ -29,6 +23,13 @@ from spegel_consul.ring.wire import (
     frame,
     uvarint,
 )
+from spegel_consul.ring.dht.multiaddrs import Address
+from spegel_consul.ring.dht.protocol_ids import KAD, MEMBERS
+from spegel_consul.ring.net import libp2p_host
+from spegel_consul.ring.net.host import Stream
+from spegel_consul.ring.net.libp2p_host import MAX_HALF_OPEN_PER_ADDRESS, Libp2pHost
+from spegel_consul.ring.net.node_key import load_or_create
+from spegel_consul.ring.router import KadRouter
 
 
 class Victim:

@@ -4,9 +4,9 @@ import pytest
 import trio
 from conformance.router import eventually
 
-from spegel_consul.ring.host import Stream
-from spegel_consul.ring.identity import load_or_create
-from spegel_consul.ring.libp2p_host import Libp2pHost
+from spegel_consul.ring.net.host import Stream
+from spegel_consul.ring.net.libp2p_host import Libp2pHost
+from spegel_consul.ring.net.node_key import load_or_create
 
 STREAMS = 40
 

@@ -10,10 +10,10 @@ from conformance.router import eventually
 from ring.test_libp2p_floods import PING, WITHIN
 from ring.test_libp2p_hostile import Victim, attacker, friend, victim
 
-from spegel_consul.ring import dialler
-from spegel_consul.ring.address import Address, Contact
-from spegel_consul.ring.kad import KadRouter
-from spegel_consul.ring.libp2p_host import Libp2pHost
+from spegel_consul.ring.dht.multiaddrs import Address, Contact
+from spegel_consul.ring.net import dialler
+from spegel_consul.ring.net.libp2p_host import Libp2pHost
+from spegel_consul.ring.router import KadRouter
 
 __all__ = ["attacker", "friend", "victim"]
 

@@ -1,7 +1,7 @@
 import random
 from collections import Counter
 
-from spegel_consul.ring.lookup import HEDGE, PARALLEL, SPREAD, AnswerTimes, Lookup
+from spegel_consul.ring.dht.iterative_lookup import HEDGE, PARALLEL, SPREAD, AnswerTimes, Lookup
 
 NEAREST = [b"p%02d" % number for number in range(20)]
 

@@ -7,12 +7,12 @@ import trio.testing
 from libp2p.io.exceptions import IncompleteReadError
 from libp2p.stream_muxer.yamux.yamux import Yamux
 
-from spegel_consul.ring.address import Address
-from spegel_consul.ring.host import Replaced, Stream, StreamClosed, Unreachable
-from spegel_consul.ring.identity import load_or_create
-from spegel_consul.ring.libp2p_host import Libp2pHost
-from spegel_consul.ring.pipeline import Pipeline
-from spegel_consul.ring.wire import Frames, Message, MessageType, encode
+from spegel_consul.ring.dht.messages import Frames, Message, MessageType, encode
+from spegel_consul.ring.dht.multiaddrs import Address
+from spegel_consul.ring.members.pipeline import Pipeline
+from spegel_consul.ring.net.host import Replaced, Stream, StreamClosed, Unreachable
+from spegel_consul.ring.net.libp2p_host import Libp2pHost
+from spegel_consul.ring.net.node_key import load_or_create
 
 ECHO = "/test/echo/1.0.0"
 PING = encode(Message(MessageType.PING))

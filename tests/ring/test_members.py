@@ -4,11 +4,11 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spegel_consul.ring.address import Address, Contact
-from spegel_consul.ring.key import position
-from spegel_consul.ring.members import FORGET_AFTER, HEARSAY_AGE, QUIET_AGE, Members
-from spegel_consul.ring.pace import Pace
-from spegel_consul.ring.wire import WirePeer
+from spegel_consul.ring.dht.keys import position
+from spegel_consul.ring.dht.messages import WirePeer
+from spegel_consul.ring.dht.multiaddrs import Address, Contact
+from spegel_consul.ring.members.rate_limit import Pace
+from spegel_consul.ring.members.table import FORGET_AFTER, HEARSAY_AGE, QUIET_AGE, Members
 
 ROUTER, OTHER = Address("10.0.0.1", 5001), Address("10.0.0.2", 5001)
 REGISTRY = Address("10.0.0.1", 5000, http=True)

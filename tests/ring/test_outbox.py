@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import trio
 
-from spegel_consul.ring.outbox import Outbox, OutboxFull
+from spegel_consul.ring.net.send_queue import Outbox, OutboxFull
 
 
 async def take_all(outbox: Outbox, taken: list[bytes]) -> None:

@@ -9,7 +9,7 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from spegel_consul.ring.patience import LONGEST, TICK, Patience
+from spegel_consul.ring.net.loop_time import LONGEST, TICK, Patience
 
 
 def patience(nursery: trio.Nursery) -> Patience:

@@ -3,8 +3,8 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spegel_consul.ring.placement import Placement
-from spegel_consul.ring.records import Records
+from spegel_consul.ring.dht.placement import Placement
+from spegel_consul.ring.dht.records import Records
 
 positions = st.integers(0, 2**256 - 1)
 near = st.one_of(positions, st.integers(0, 300), st.integers(2**255, 2**255 + 50))

@@ -8,8 +8,8 @@ import trio
 import trio.testing
 from structlog.testing import capture_logs
 
-from spegel_consul.ring import PeerInfo
-from spegel_consul.ring.remembered import MAX_PEERS, PEERS_FILE, Remembered
+from spegel_consul.join.remembered_members import MAX_PEERS, PEERS_FILE, Remembered
+from spegel_consul.peers import PeerInfo
 
 MEMBERS = (PeerInfo("12D3KooWa", ("/ip4/10.0.0.1/tcp/5001",)), PeerInfo("12D3KooWb", ("/ip6/fd00::1/tcp/5001",)))
 

@@ -8,8 +8,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from spegel_consul.ring.host import Replaced, Unreachable
-from spegel_consul.ring.result import Result
+from spegel_consul.ring.net.host import Replaced, Unreachable
+from spegel_consul.ring.net.shared_result import Result
 
 
 async def test_all_who_wait_get_the_value_and_so_do_those_who_come_later(nursery: trio.Nursery) -> None:

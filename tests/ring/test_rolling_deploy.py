@@ -14,15 +14,15 @@ from ring.test_keeper import Named
 from sim.network import SimNetwork
 from trio.testing import MockClock
 
-from spegel_consul.bootstrap import Bootstrap
-from spegel_consul.bootstrap.polled import PolledBootstrap
-from spegel_consul.bootstrap.reading import FIRST
-from spegel_consul.bootstrap.several import SeveralBootstraps
-from spegel_consul.ring import PeerInfo
-from spegel_consul.ring.generations import Generations
-from spegel_consul.ring.kad import KadRouter
-from spegel_consul.ring.keeper import RingKeeper
-from spegel_consul.ring.policy import OnLeaderChange
+from spegel_consul.join import Bootstrap
+from spegel_consul.join.fallback import SeveralBootstraps
+from spegel_consul.join.keeper import RingKeeper
+from spegel_consul.join.leader_change import OnLeaderChange
+from spegel_consul.join.peer_formats import FIRST
+from spegel_consul.join.polled import PolledBootstrap
+from spegel_consul.peers import PeerInfo
+from spegel_consul.ring.restartable import Generations
+from spegel_consul.ring.router import KadRouter
 
 NODES = 10
 BETWEEN = 25.0

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spegel_consul.ring.wire import (
+from spegel_consul.ring.dht.messages import (
     MAX_KEY,
     MAX_PEERS,
     Frames,

@@ -13,9 +13,9 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spegel_consul.server import accept
-from spegel_consul.server.accept import OTHERS, OWN, ROUND, listen_for_own, own_connections
-from spegel_consul.server.listen import ListenAddress, ListenError, listen
+from spegel_consul.http.server import accept
+from spegel_consul.http.server.accept import OTHERS, OWN, ROUND, listen_for_own, own_connections
+from spegel_consul.http.server.listen import ListenAddress, ListenError, listen
 
 ADDRESSES = st.one_of(st.ip_addresses(v=4), st.ip_addresses(v=6))
 

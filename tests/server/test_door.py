@@ -7,7 +7,7 @@ import resource
 import pytest
 from structlog.testing import capture_logs
 
-from spegel_consul.server.door import ENOUGH_FILES, MOST_EACH, MOST_FILES, Door, raise_limit
+from spegel_consul.http.server.connection_limits import ENOUGH_FILES, MOST_EACH, MOST_FILES, Door, raise_limit
 
 
 async def test_one_address_has_a_share_and_all_together_another() -> None:

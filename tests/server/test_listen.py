@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spegel_consul.server.listen import ListenAddress, ListenError, listen
+from spegel_consul.http.server.listen import ListenAddress, ListenError, listen
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import pytest
 import trio
 import trio.testing
 
-from spegel_consul.server.idle import IdleTimer
-from spegel_consul.server.lobby import Guest, Lobby
+from spegel_consul.http.server.idle_connections import Guest, Lobby
+from spegel_consul.http.server.idle_timer import IdleTimer
 
 
 async def nothing() -> None:

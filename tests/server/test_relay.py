@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import trio
 
-from spegel_consul.server.position import Position
-from spegel_consul.server.relay import Passage, Relay
-from spegel_consul.server.source import Pace, SourceFailed
-from spegel_consul.server.spool import OWN, Room, Spool
-from spegel_consul.server.tap import Tap
+from spegel_consul.zerocopy.hash_tap import Tap
+from spegel_consul.zerocopy.position import Position
+from spegel_consul.zerocopy.relay import Passage, Relay
+from spegel_consul.zerocopy.source import Pace, SourceFailed
+from spegel_consul.zerocopy.spool import OWN, Room, Spool
 
 DATA = random.Random(15).randbytes(3_000_001)
 
@@ -67,7 +67,7 @@ class Client:
 @pytest.fixture
 async def open_files() -> AsyncIterator[None]:
     """None is left open: pipes that are kept for the next relay are those that were there."""
-    from spegel_consul.server import relay
+    from spegel_consul.zerocopy import relay
 
     def count() -> int:
         return len(list(Path("/proc/self/fd").iterdir())) - 2 * len(relay._spare_pipes)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from spegel_consul.server import sending
-from spegel_consul.server.sending import Truncated, send_file
+from spegel_consul.zerocopy import send
+from spegel_consul.zerocopy.send import Truncated, send_file
 
 SIZE = (9 << 20) + 12_345
 DATA = bytes(range(251)) * (SIZE // 251 + 1)
@@ -64,19 +64,19 @@ async def test_what_is_asked_is_sent(
     start: int,
     stop: int,
 ) -> None:
-    cold, original = [], sending._send_cold
+    cold, original = [], send._send_cold
 
     def watched(*args: int) -> int:
         cold.append(args)
         return original(*args)
 
-    monkeypatch.setattr(sending, "_resident", lambda *_: resident)
-    monkeypatch.setattr(sending, "_send_cold", watched)
+    monkeypatch.setattr(send, "_resident", lambda *_: resident)
+    monkeypatch.setattr(send, "_send_cold", watched)
     received, counted = await sent(link, file, start, stop)
     assert received == b"head" + DATA[start:stop]
     assert counted == stop - start
     # a small file is not worth the question, and once on disk it is taken for on disk to its end
-    assert bool(cold) == (not resident and stop - start > sending._SMALL)
+    assert bool(cold) == (not resident and stop - start > send._SMALL)
     if cold and start == 0:
         assert sum(count for *_, count in cold) >= SIZE
 
@@ -84,7 +84,7 @@ async def test_what_is_asked_is_sent(
 async def test_a_client_that_reads_slowly_gets_all_from_the_disk(
     file: int, link: tuple[trio.socket.SocketType, trio.socket.SocketType], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sending, "_resident", lambda *_: False)
+    monkeypatch.setattr(send, "_resident", lambda *_: False)
     link[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     received, counted = await sent(link, file, 0, 2 << 20, piece=8000)
     assert received == b"head" + DATA[: 2 << 20]
@@ -95,10 +95,10 @@ def test_the_thread_waits_a_moment_for_a_client_and_then_leaves_that_to_the_loop
     sink, client = socket.socketpair()
     with sink, client:
         sink.setblocking(False)
-        moved = sending._send_cold(sink.fileno(), file, 0, SIZE)
+        moved = send._send_cold(sink.fileno(), file, 0, SIZE)
         assert 0 < moved < SIZE
         with pytest.raises(BlockingIOError):
-            sending._send_cold(sink.fileno(), file, moved, SIZE - moved)
+            send._send_cold(sink.fileno(), file, moved, SIZE - moved)
         received = b""
         while len(received) < moved:
             received += client.recv(1 << 20)
@@ -109,8 +109,8 @@ def test_the_thread_ends_at_the_end_of_a_file_that_is_too_short(file: int) -> No
     sink, client = socket.socketpair()
     with sink, client:
         sink.setblocking(False)
-        assert sending._send_cold(sink.fileno(), file, SIZE - 10, 100) == 10
-        assert sending._send_cold(sink.fileno(), file, SIZE, 100) == 0
+        assert send._send_cold(sink.fileno(), file, SIZE - 10, 100) == 10
+        assert send._send_cold(sink.fileno(), file, SIZE, 100) == 0
 
 
 @pytest.mark.parametrize("resident", [True, False], ids=["in memory", "on disk"])
@@ -120,7 +120,7 @@ async def test_a_file_that_is_too_short_is_told(
     monkeypatch: pytest.MonkeyPatch,
     resident: bool,
 ) -> None:
-    monkeypatch.setattr(sending, "_resident", lambda *_: resident)
+    monkeypatch.setattr(send, "_resident", lambda *_: resident)
     received = []
 
     async def read() -> None:
@@ -138,10 +138,10 @@ async def test_a_file_that_is_too_short_is_told(
 
 
 def test_what_was_just_written_is_in_memory_and_what_can_not_be_asked_is_not(file: int) -> None:
-    assert sending._resident(file, 0, SIZE)
+    assert send._resident(file, 0, SIZE)
     reading, writing = os.pipe()
     try:
-        assert not sending._resident(reading, 0, 10)
+        assert not send._resident(reading, 0, 10)
     finally:
         os.close(reading)
         os.close(writing)
@@ -158,6 +158,6 @@ def test_the_last_page_counts_too(file: int, monkeypatch: pytest.MonkeyPatch) ->
             raise BlockingIOError
         return 1
 
-    monkeypatch.setattr(sending.os, "preadv", preadv)
-    assert not sending._resident(file, SIZE - 600_000, SIZE)
+    monkeypatch.setattr(send.os, "preadv", preadv)
+    assert not send._resident(file, SIZE - 600_000, SIZE)
     assert asked == [*range(SIZE - 600_000, SIZE, 256 << 10), SIZE - 1]

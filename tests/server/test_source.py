@@ -7,9 +7,9 @@ import socket
 import pytest
 import trio
 
-from spegel_consul.server.position import Position
-from spegel_consul.server.relay import Relay
-from spegel_consul.server.source import Pace, SourceFailed, SourceSlow
+from spegel_consul.zerocopy.position import Position
+from spegel_consul.zerocopy.relay import Relay
+from spegel_consul.zerocopy.source import Pace, SourceFailed, SourceSlow
 
 MIB = 1 << 20
 

@@ -7,7 +7,7 @@ from collections import Counter
 import trio
 import trio.testing
 
-from spegel_consul.server.turns import MOST, PASS, Turns
+from spegel_consul.http.server.fair_turns import MOST, PASS, Turns
 
 
 class Clock:

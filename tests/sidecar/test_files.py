@@ -11,30 +11,30 @@ import pytest
 import trio
 import trio.testing
 
-from spegel_consul import files
-from spegel_consul.node import disk
-from spegel_consul.node.backup import BACKUP, New, Place
-from spegel_consul.node.disk import DiskError
+from spegel_consul.disk import foreign_files
+from spegel_consul.runtimes import atomic_files
+from spegel_consul.runtimes.atomic_files import DiskError
+from spegel_consul.runtimes.backup import BACKUP, New, Place
 
 
 def test_a_link_is_refused_where_nobody_has_a_reason_for_one(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("content")
     (tmp_path / "link").symlink_to("file")
-    assert files.read(tmp_path / "link", 100) == b"content"
+    assert foreign_files.read(tmp_path / "link", 100) == b"content"
     with pytest.raises(OSError, match="symbolic link"):
-        files.read(tmp_path / "link", 100, follow=False)
+        foreign_files.read(tmp_path / "link", 100, follow=False)
 
 
 @pytest.mark.parametrize("length", [0, 1, 99, 100])
 def test_a_file_up_to_the_limit_is_read(tmp_path: Path, length: int) -> None:
     (tmp_path / "file").write_bytes(b"x" * length)
-    assert files.read(tmp_path / "file", 100) == b"x" * length
+    assert foreign_files.read(tmp_path / "file", 100) == b"x" * length
 
 
 def test_a_file_that_says_that_it_is_empty_is_read_up_to_the_limit() -> None:
-    assert files.read("/proc/self/stat", 1 << 20)
+    assert foreign_files.read("/proc/self/stat", 1 << 20)
     with pytest.raises(OSError) as caught:
-        files.read("/proc/self/stat", 10)
+        foreign_files.read("/proc/self/stat", 10)
     assert caught.value.errno == errno.EFBIG
 
 
@@ -43,14 +43,14 @@ def test_a_temporary_file_is_always_a_new_one(tmp_path: Path, plant: str) -> Non
     victim = tmp_path / "victim"
     victim.write_text("precious")
     path = tmp_path / "file"
-    ready = disk.temporary(path)
+    ready = atomic_files.temporary(path)
     if plant == "link":
         ready.symlink_to(victim)
     elif plant == "fifo":
         os.mkfifo(ready)
     else:
         os.link(victim, ready)
-    disk.write(path, b"new")
+    atomic_files.write(path, b"new")
     assert victim.read_text() == "precious"
     assert (path.read_bytes(), path.is_symlink(), ready.exists()) == (b"new", False, False)
 
@@ -59,11 +59,11 @@ def test_a_temporary_directory_that_is_a_link_is_not_followed(tmp_path: Path) ->
     victim, base = tmp_path / "victim", tmp_path / "certs.d"
     victim.mkdir()
     (victim / "precious").write_text("content")
-    disk.temporary(base).symlink_to(victim)
+    atomic_files.temporary(base).symlink_to(victim)
     list(Place(base).write({"docker.io/hosts.toml": New(b"x")}))
     assert sorted(path.name for path in victim.iterdir()) == ["precious"]
     assert (base / "docker.io" / "hosts.toml").read_bytes() == b"x"
-    disk.temporary(base).symlink_to(victim)
+    atomic_files.temporary(base).symlink_to(victim)
     list(Place(base).restore())
     assert (victim / "precious").read_text() == "content"
 
@@ -119,7 +119,7 @@ def test_a_record_that_leads_elsewhere_is_refused(tmp_path: Path, path: str, whe
 
 async def test_a_call_that_hangs_holds_up_nothing() -> None:
     """The first one costs its time, the next ones nothing, and a stop nothing either; when it is back, all is well."""
-    calls, hanging, called = files.FileCalls(0.05), threading.Event(), []
+    calls, hanging, called = foreign_files.FileCalls(0.05), threading.Event(), []
 
     def hangs() -> None:
         called.append(1)
@@ -131,7 +131,7 @@ async def test_a_call_that_hangs_holds_up_nothing() -> None:
                 await calls.run(hangs)
             assert caught.value.errno == errno.ETIMEDOUT
         assert len(called) == 1
-        stopped = files.FileCalls(60)
+        stopped = foreign_files.FileCalls(60)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stopped.run, hangs)
             await trio.testing.wait_all_tasks_blocked()
@@ -141,4 +141,4 @@ async def test_a_call_that_hangs_holds_up_nothing() -> None:
     with trio.fail_after(30):
         while calls._limiter.borrowed_tokens:
             await trio.sleep(0.001)
-    assert await files.FileCalls().run(lambda: 7) == 7
+    assert await foreign_files.FileCalls().run(lambda: 7) == 7

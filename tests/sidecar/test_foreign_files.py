@@ -15,26 +15,26 @@ import trio
 from lab.certificates import Authority
 from structlog.testing import capture_logs
 
-from spegel_consul.bootstrap.file import FileSource
-from spegel_consul.bootstrap.http import HttpSource
-from spegel_consul.bootstrap.nomad_api import NomadClient, NomadError, NomadSettings
-from spegel_consul.bootstrap.polled import SourceError
 from spegel_consul.commands.configuration import _authorization
-from spegel_consul.consul.client import ConsulClient
-from spegel_consul.consul.errors import AccessDenied
-from spegel_consul.consul.settings import ConsulSettings
-from spegel_consul.node import containerd_config, preflight
-from spegel_consul.node.backup import Place
-from spegel_consul.node.check import Status
-from spegel_consul.node.configure import plan_daemon, plan_hosts
-from spegel_consul.node.disk import DiskError
-from spegel_consul.node.hosts_toml import Mirroring
-from spegel_consul.node.targets import parse_registries, parse_targets
-from spegel_consul.registry.credentials import Credentials, CredentialsError
-from spegel_consul.ring import RingError
-from spegel_consul.ring.identity import load_or_create
-from spegel_consul.ring.remembered import Remembered
-from spegel_consul.server.tls import Tls, TlsError, TlsFiles
+from spegel_consul.consul.api.client import ConsulClient
+from spegel_consul.consul.api.consul_errors import AccessDenied
+from spegel_consul.consul.api.consul_settings import ConsulSettings
+from spegel_consul.endpoints.check import Status
+from spegel_consul.http.basic_auth import Credentials, CredentialsError
+from spegel_consul.http.tls import Tls, TlsError, TlsFiles
+from spegel_consul.join.polled import SourceError
+from spegel_consul.join.remembered_members import Remembered
+from spegel_consul.join.sources.http_document import HttpSource
+from spegel_consul.join.sources.nomad_api import NomadClient, NomadError, NomadSettings
+from spegel_consul.join.sources.peer_file import FileSource
+from spegel_consul.peers import RingError
+from spegel_consul.preflight import containerd_config, node_checks
+from spegel_consul.ring.net.node_key import load_or_create
+from spegel_consul.runtimes.atomic_files import DiskError
+from spegel_consul.runtimes.backup import Place
+from spegel_consul.runtimes.configure import plan_daemon, plan_hosts
+from spegel_consul.runtimes.hosts_toml import Mirroring
+from spegel_consul.runtimes.mirror_targets import parse_registries, parse_targets
 from spegel_consul.store.layout import LayoutStore
 
 MIRRORING = Mirroring(parse_targets(("http://10.0.0.7:5000",)))
@@ -114,7 +114,7 @@ async def containerd_toml(home: Path, make: Callable[[Path], None]) -> str:
 
 async def hosts_of_preflight(home: Path, make: Callable[[Path], None]) -> str:
     at(home / "_default" / "hosts.toml", make)
-    check = preflight._hosts("containerd", home)
+    check = node_checks._hosts("containerd", home)
     assert check.status is Status.FAIL
     return check.says
 

@@ -18,9 +18,10 @@ import trio.testing
 from lab.certificates import Authority
 from structlog.testing import capture_logs
 
-from spegel_consul import cli, sidecar
-from spegel_consul.config import Settings
-from spegel_consul.stages import LONGEST_PAUSE, Stages, attempt
+from spegel_consul import cli
+from spegel_consul.sidecar import lifecycle
+from spegel_consul.sidecar.settings import Settings
+from spegel_consul.sidecar.stages import LONGEST_PAUSE, Stages, attempt
 from tests.consul.fakeconsul import FakeConsul
 
 Task = Callable[..., Awaitable[None]]
@@ -218,7 +219,7 @@ class Faults:
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     taken: list[Settings] = []
     monkeypatch.setattr(cli.trio, "run", lambda function, settings: taken.append(settings))
-    monkeypatch.setattr("spegel_consul.watchdog.become_guarded", lambda silence: -1)
+    monkeypatch.setattr("spegel_consul.sidecar.watchdog.become_guarded", lambda silence: -1)
     monkeypatch.setattr("signal.signal", lambda number, handler: None)
     cert, key = Authority.make(tmp_path).issue(tmp_path, "node", "127.0.0.1")
     (tmp_path / "passwords").write_text("name:password\n")
@@ -242,12 +243,12 @@ async def test_each_stage_of_a_sidecar_may_fail(
         async def start(self, name: str, run: Any, *, gently: trio.Event | None = None) -> None:
             await super().start(name, faults.around(name, run), gently=gently)
 
-    monkeypatch.setattr(sidecar, "Stages", Struck)
+    monkeypatch.setattr(lifecycle, "Stages", Struck)
     stop, signals = trio.open_memory_channel[int](1)
     trust = ssl._create_unverified_context()
     async with trio.open_nursery() as world:
         fake = FakeConsul(world)
-        node = replace(sidecar._prepare(settings), consul=fake.client("n"))
+        node = replace(lifecycle._prepare(settings), consul=fake.client("n"))
         # asked for before anything may close the sockets
         registry, web = node.registry_url, node.metrics_url
 
@@ -266,7 +267,7 @@ async def test_each_stage_of_a_sidecar_may_fail(
 
         with capture_logs() as said, trio.fail_after(60):
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(sidecar._run, settings, node, signals)
+                nursery.start_soon(lifecycle._run, settings, node, signals)
                 while not await until(healthy):
                     pass
                 assert sorted(faults.runs) == sorted(STAGES)

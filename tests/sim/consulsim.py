@@ -17,10 +17,8 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from spegel_consul.consul.catalog import LEADER_CHECK_TTL
-from spegel_consul.consul.client import KVEntry
-from spegel_consul.consul.election import Election
-from spegel_consul.consul.errors import (
+from spegel_consul.consul.api.client import KVEntry
+from spegel_consul.consul.api.consul_errors import (
     ConsulError,
     ConsulTimeout,
     ConsulUnavailable,
@@ -28,7 +26,8 @@ from spegel_consul.consul.errors import (
     NoClusterLeader,
     NotFound,
 )
-from spegel_consul.consul.events import (
+from spegel_consul.consul.catalog.service_definitions import LEADER_CHECK_TTL
+from spegel_consul.consul.election.election_events import (
     Acquire,
     Acquired,
     Action,
@@ -48,8 +47,9 @@ from spegel_consul.consul.events import (
     Stopped,
     Ticked,
 )
-from spegel_consul.consul.record import LeaderRecord, vacant
-from spegel_consul.consul.view import ElectionSettings, State, View
+from spegel_consul.consul.election.election_view import ElectionSettings, State, View
+from spegel_consul.consul.election.leader_record import LeaderRecord, vacant
+from spegel_consul.consul.election.state_machine import Election
 
 GOSSIP = (5.0, 8.0)
 LATENCY = (0.001, 0.02)

@@ -10,11 +10,11 @@ from typing import Any
 import trio
 import trio.testing
 
-from spegel_consul.consul.beacon import Beacon
-from spegel_consul.consul.candidate import Candidate
-from spegel_consul.consul.catalog import ServiceDefinition, TtlCheck
-from spegel_consul.consul.record import LeaderRecord
-from spegel_consul.consul.view import ElectionSettings, State
+from spegel_consul.consul.catalog.leader_service import Beacon
+from spegel_consul.consul.catalog.service_definitions import ServiceDefinition, TtlCheck
+from spegel_consul.consul.election.candidate import Candidate
+from spegel_consul.consul.election.election_view import ElectionSettings, State
+from spegel_consul.consul.election.leader_record import LeaderRecord
 from tests.consul.fakeconsul import FakeConsul
 
 

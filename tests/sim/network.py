@@ -15,9 +15,9 @@ from collections.abc import Callable, Sequence
 
 import trio
 
-from spegel_consul.ring import peerid
-from spegel_consul.ring.address import Address
-from spegel_consul.ring.host import (
+from spegel_consul.peers import peer_id_of_ed25519
+from spegel_consul.ring.dht.multiaddrs import Address
+from spegel_consul.ring.net.host import (
     DialledSelf,
     Handler,
     Identity,
@@ -149,7 +149,7 @@ class SimHost:
     def __init__(self, network: SimNetwork, address: Address, number: int) -> None:
         self._network = network
         self._address = address
-        self._id = peerid.of_ed25519(number.to_bytes(32, "big"))
+        self._id = peer_id_of_ed25519(number.to_bytes(32, "big"))
         self._handlers: dict[str, Handler] = {}
         self._peers: dict[bytes, SimHost] = {}
         self._streams: dict[bytes, dict[SimStream, None]] = {}

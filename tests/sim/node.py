@@ -15,21 +15,22 @@ from unittest import mock
 
 import trio
 
-from spegel_consul.bootstrap import roster
-from spegel_consul.bootstrap.consul import ConsulBootstrap
-from spegel_consul.consul.beacon import Beacon
-from spegel_consul.consul.candidate import Candidate
-from spegel_consul.consul.catalog import ROUTER, spegel_services
-from spegel_consul.consul.client import HealthyService
-from spegel_consul.consul.record import LeaderRecord
-from spegel_consul.consul.view import State
-from spegel_consul.consul.watch import CatalogWatch
-from spegel_consul.ring import PeerInfo, exchange
-from spegel_consul.ring.generations import Generations
-from spegel_consul.ring.kad import TTL, KadRouter
-from spegel_consul.ring.keeper import RingKeeper
-from spegel_consul.ring.remembered import MAX_PEERS, Remembered
-from spegel_consul.ring.wire import MemberReport, WireError, frame
+from spegel_consul.consul.api.client import HealthyService
+from spegel_consul.consul.catalog.catalog_watch import CatalogWatch
+from spegel_consul.consul.catalog.leader_service import Beacon
+from spegel_consul.consul.catalog.service_definitions import ROUTER, spegel_services
+from spegel_consul.consul.election.candidate import Candidate
+from spegel_consul.consul.election.election_view import State
+from spegel_consul.consul.election.leader_record import LeaderRecord
+from spegel_consul.join import catalog_routers
+from spegel_consul.join.keeper import RingKeeper
+from spegel_consul.join.remembered_members import MAX_PEERS, Remembered
+from spegel_consul.join.sources.consul_leader import ConsulBootstrap
+from spegel_consul.peers import PeerInfo
+from spegel_consul.ring.dht.messages import MemberReport, WireError, frame
+from spegel_consul.ring.members import gossip
+from spegel_consul.ring.restartable import Generations
+from spegel_consul.ring.router import TTL, KadRouter
 from tests.sim.network import SimHost, SimNetwork
 from tests.sim.virtualconsul import VirtualConsul
 
@@ -141,7 +142,7 @@ class SimNode:
             rng=rng(),
         )
         bootstrap = ConsulBootstrap(self.candidate, catalog)
-        known = roster.CatalogRoster(catalog)
+        known = catalog_routers.CatalogRoster(catalog)
         self.keeper = RingKeeper(self.router, bootstrap, roster=known, remembered=self._kept, rng=rng())
         self.running = True
         with self._scope:
@@ -180,7 +181,7 @@ class Lists:
 @contextmanager
 def shortcuts() -> Iterator[None]:
     """What many nodes in one process need not do each for itself."""
-    lists, to_peer = Lists(), roster.to_peer
+    lists, to_peer = Lists(), catalog_routers.to_peer
     known: dict[int, tuple[HealthyService, PeerInfo | None]] = {}
 
     def shared(service: HealthyService) -> PeerInfo | None:
@@ -189,8 +190,8 @@ def shortcuts() -> Iterator[None]:
         return known[id(service)][1]
 
     with (
-        mock.patch.object(exchange, "encode_members", lists.encode),
-        mock.patch.object(exchange, "decode_members", lists.decode),
-        mock.patch.object(roster, "to_peer", shared),
+        mock.patch.object(gossip, "encode_members", lists.encode),
+        mock.patch.object(gossip, "decode_members", lists.decode),
+        mock.patch.object(catalog_routers, "to_peer", shared),
     ):
         yield

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from spegel_consul.ring.host import StreamClosed, StreamReset
+from spegel_consul.ring.net.host import StreamClosed, StreamReset
 
 if TYPE_CHECKING:
     from tests.sim.network import SimHost

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from unittest import mock
 
-from spegel_consul.consul.election import Election
-from spegel_consul.ring.kad import KadRouter
+from spegel_consul.consul.election.state_machine import Election
+from spegel_consul.ring.router import KadRouter
 from tests.sim import faults
 from tests.sim.faults import Fault
 from tests.sim.world import run, shrink

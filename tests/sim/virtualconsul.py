@@ -15,9 +15,8 @@ from typing import Any
 
 import trio
 
-from spegel_consul.consul.catalog import LEADER_CHECK_TTL
-from spegel_consul.consul.client import HealthyService, KVEntry
-from spegel_consul.consul.errors import (
+from spegel_consul.consul.api.client import HealthyService, KVEntry
+from spegel_consul.consul.api.consul_errors import (
     AccessDenied,
     ConsulTimeout,
     ConsulUnavailable,
@@ -25,6 +24,7 @@ from spegel_consul.consul.errors import (
     NoClusterLeader,
     NotFound,
 )
+from spegel_consul.consul.catalog.service_definitions import LEADER_CHECK_TTL
 from tests.sim.network import SimNetwork
 
 GOSSIP = (5.0, 8.0)

@@ -18,8 +18,8 @@ from functools import partial
 import structlog
 import trio
 
-from spegel_consul.ring.key import dht_key, position
-from spegel_consul.ring.placement import REPLICAS
+from spegel_consul.ring.dht.keys import dht_key, position
+from spegel_consul.ring.dht.placement import REPLICAS
 from tests.sim import faults, loop
 from tests.sim.faults import Fault
 from tests.sim.forks import Forks

@@ -17,10 +17,10 @@ from lab.process import HANG
 from store.daemon import Containerd
 
 from spegel_consul.oci.digest import Digest
-from spegel_consul.store.containerd import messages
-from spegel_consul.store.containerd.calls import ContainerdUnavailable
-from spegel_consul.store.containerd.client import ContainerdClient, why_unreachable
-from spegel_consul.store.containerd.messages import ContentChanged, ImageChanged, ImageDeleted
+from spegel_consul.store.containerd import conversion
+from spegel_consul.store.containerd.conversion import ContentChanged, ImageChanged, ImageDeleted
+from spegel_consul.store.containerd.grpc_calls import ContainerdUnavailable
+from spegel_consul.store.containerd.grpc_client import ContainerdClient, why_unreachable
 from spegel_consul.store.containerd.proto import containerd_pb2 as pb
 
 DIGEST = Digest.of(b"")
@@ -59,7 +59,8 @@ def test_missing_permission_is_told_apart(place: Path) -> None:
     with listening(place / "c.sock"):
         (place / "c.sock").chmod(0)
         code = (
-            "import os; from pathlib import Path; from spegel_consul.store.containerd.client import why_unreachable;"
+            "import os; from pathlib import Path;"
+            "from spegel_consul.store.containerd.grpc_client import why_unreachable;"
             f"os.geteuid() or os.setuid(65534); print(why_unreachable(Path({str(place / 'c.sock')!r})))"
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -163,7 +164,7 @@ def test_sources_are_registry_and_repository() -> None:
         "containerd.io/distribution.source.quay.io": "",
         "containerd.io/uncompressed": "sha256:…",
     }
-    assert messages.sources(labels) == (
+    assert conversion.sources(labels) == (
         "docker.io/library/app",
         "docker.io/library/other",
         "localhost:5000/team/app",
@@ -178,11 +179,11 @@ def test_events_of_interest() -> None:
     image = pb.ImageEvent(name="docker.io/library/app:v1").SerializeToString()
     content = pb.ContentEvent(digest=DIGEST, size=5).SerializeToString()
     name = "docker.io/library/app:v1"
-    assert messages.event(envelope("/images/create", image), "default") == ImageChanged(name)
-    assert messages.event(envelope("/images/update", image), "default") == ImageChanged(name)
-    assert messages.event(envelope("/images/delete", image), "default") == ImageDeleted(name)
-    assert messages.event(envelope("/content/create", content), "default") == ContentChanged(DIGEST)
-    assert messages.event(envelope("/content/delete", content), "default") == ContentChanged(DIGEST)
+    assert conversion.event(envelope("/images/create", image), "default") == ImageChanged(name)
+    assert conversion.event(envelope("/images/update", image), "default") == ImageChanged(name)
+    assert conversion.event(envelope("/images/delete", image), "default") == ImageDeleted(name)
+    assert conversion.event(envelope("/content/create", content), "default") == ContentChanged(DIGEST)
+    assert conversion.event(envelope("/content/delete", content), "default") == ContentChanged(DIGEST)
 
 
 @pytest.mark.parametrize(
@@ -197,13 +198,13 @@ def test_events_of_interest() -> None:
     ],
 )
 def test_odd_events_are_ignored(odd: pb.Envelope) -> None:
-    assert messages.event(odd, "default") is None
+    assert conversion.event(odd, "default") is None
 
 
 def test_odd_records_are_ignored() -> None:
     good = pb.Descriptor(digest=DIGEST, size=1, media_type="text/plain")
-    assert messages.image_record(pb.Image(name="docker.io/a/b:v1", target=good)) is not None
-    assert messages.image_record(pb.Image(name=DIGEST, target=good)) is None
-    assert messages.image_record(pb.Image(name="docker.io/a/b:v1")) is None
-    assert messages.image_record(pb.Image(name="docker.io/a/b:v1", target=pb.Descriptor(digest="x"))) is None
-    assert messages.content(pb.Info(digest="blake3:00")) is None
+    assert conversion.image_record(pb.Image(name="docker.io/a/b:v1", target=good)) is not None
+    assert conversion.image_record(pb.Image(name=DIGEST, target=good)) is None
+    assert conversion.image_record(pb.Image(name="docker.io/a/b:v1")) is None
+    assert conversion.image_record(pb.Image(name="docker.io/a/b:v1", target=pb.Descriptor(digest="x"))) is None
+    assert conversion.content(pb.Info(digest="blake3:00")) is None

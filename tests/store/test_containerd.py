@@ -15,12 +15,12 @@ from store.daemon import Containerd, Upstream
 from structlog.testing import capture_logs
 from structlog.typing import EventDict
 
-from spegel_consul.node.places import SocketSearch
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import BlobUnknown
 from spegel_consul.oci.media import OCI_INDEX, OCI_MANIFEST
+from spegel_consul.runtimes.containerd_sockets import SocketSearch
 from spegel_consul.store import Store
-from spegel_consul.store.containerd.store import ContainerdStore
+from spegel_consul.store.containerd.containerd_store import ContainerdStore
 from spegel_consul.store.index import Index, Snapshot
 
 pytestmark = pytest.mark.real

@@ -15,7 +15,7 @@ from spegel_consul.oci.filters import ImageFilter
 from spegel_consul.oci.media import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, OCTET_STREAM
 from spegel_consul.store import Changed, Image
 from spegel_consul.store.index import Content, ImageRecord, Index, Snapshot
-from spegel_consul.store.walk import ManifestInvalid, parse
+from spegel_consul.store.manifest_walk import ManifestInvalid, parse
 
 CONFIG = "application/vnd.docker.container.image.v1+json"
 

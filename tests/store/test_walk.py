@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.media import DOCKER_LIST, DOCKER_MANIFEST, MAX_MANIFEST_SIZE, OCI_INDEX, OCI_MANIFEST
-from spegel_consul.store.walk import ManifestInvalid, parse
+from spegel_consul.store.manifest_walk import ManifestInvalid, parse
 
 LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spegel_consul.store import Changed
-from spegel_consul.store.watch import Watch, Watchers
+from spegel_consul.store.watchers import Watch, Watchers
 
 NAMES = st.frozensets(st.sampled_from("abcde"))
 

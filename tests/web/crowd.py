@@ -7,20 +7,20 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from spegel_consul.consul.client import HealthyService
-from spegel_consul.consul.record import LeaderRecord
-from spegel_consul.consul.view import State, View
-from spegel_consul.metrics import Metrics
+from spegel_consul.consul.api.client import HealthyService
+from spegel_consul.consul.election.election_view import State, View
+from spegel_consul.consul.election.leader_record import LeaderRecord
+from spegel_consul.metrics.sidecar_metrics import Metrics
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.reference import Reference
-from spegel_consul.registry.penalties import Penalties
-from spegel_consul.registry.trace import HIT, Traces
-from spegel_consul.ring import PeerInfo, Provider
-from spegel_consul.ring.view import MemberView
+from spegel_consul.peers import PeerInfo, Provider
+from spegel_consul.registry.mirror.providers.penalties import Penalties
+from spegel_consul.registry.mirror.trace import HIT, Traces
+from spegel_consul.ring.member_view import MemberView
 from spegel_consul.store import Image
 from spegel_consul.store.inventory import Stocked
 from spegel_consul.store.memory import MemoryStore
-from spegel_consul.web.node import Consul, Node
+from spegel_consul.web.node_views import Consul, Node
 
 NASTY = "<script>document.title = 'owned'</script>"
 LONG = "worker-of-the-department-for-very-long-names-" * 3 + "0001.eu-central-1.compute.internal.example"

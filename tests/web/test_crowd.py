@@ -13,9 +13,9 @@ from quart_trio import QuartTrio
 from web.crowd import LONG, crowd
 from web.test_page import SHOTS
 
-from spegel_consul.web import words
-from spegel_consul.web.app import build_app
+from spegel_consul.web import formatting
 from spegel_consul.web.pages import MOST_ROWS
+from spegel_consul.web.web_app import build_app
 
 FILES = ("/debug/web/style.css", "/debug/web/page.js", "/debug/web/icon.svg")
 
@@ -71,10 +71,10 @@ async def test_a_small_cluster_is_shown_whole_and_by_name() -> None:
 
 @pytest.mark.parametrize("name", ["a" * 14, "a" * 15, LONG])
 def test_long_names_keep_both_ends(name: str) -> None:
-    short = words.elided(name, 14)
+    short = formatting.elided(name, 14)
     assert len(short) == min(14, len(name))
     assert (short[0], short[-1]) == (name[0], name[-1])
-    image = words.image(f"registry.example.com/{name}@sha256:{'0' * 64}", 44)
+    image = formatting.image(f"registry.example.com/{name}@sha256:{'0' * 64}", 44)
     assert len(image) <= 44
     assert image.endswith("@sha256:" + "0" * 12)
 

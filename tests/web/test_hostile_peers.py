@@ -13,16 +13,16 @@ import pytest
 from click.testing import CliRunner
 
 from spegel_consul.cli import cli
-from spegel_consul.commands import ask
-from spegel_consul.consul.client import HealthyService
-from spegel_consul.metrics import Metrics
-from spegel_consul.registry.penalties import Penalties
-from spegel_consul.registry.trace import Traces
-from spegel_consul.ring import PeerInfo, Provider
-from spegel_consul.ring.view import MemberView
+from spegel_consul.commands import sidecar_client
+from spegel_consul.consul.api.client import HealthyService
+from spegel_consul.metrics.sidecar_metrics import Metrics
+from spegel_consul.peers import PeerInfo, Provider
+from spegel_consul.registry.mirror.providers.penalties import Penalties
+from spegel_consul.registry.mirror.trace import Traces
+from spegel_consul.ring.member_view import MemberView
 from spegel_consul.store.memory import MemoryStore
-from spegel_consul.web.app import build_app
-from spegel_consul.web.node import Consul, Node
+from spegel_consul.web.node_views import Consul, Node
+from spegel_consul.web.web_app import build_app
 
 NAMES = [
     "<script>alert(1)</script>",
@@ -129,7 +129,7 @@ async def test_the_commands_show_them_as_text(command: list[str], monkeypatch: p
     def answered(*_: Any, **__: Any) -> Any:
         return document
 
-    monkeypatch.setattr(ask, "get", answered)
+    monkeypatch.setattr(sidecar_client, "get", answered)
     shown = CliRunner().invoke(cli, command)
     assert "\x1b" not in shown.output
     assert "\x07" not in shown.output

@@ -10,9 +10,9 @@ import trio
 from trio.testing import MockClock
 from web.test_node import node
 
-from spegel_consul.web import api, whereabouts
-from spegel_consul.web.app import build_app
-from spegel_consul.web.whereabouts import Whereabouts
+from spegel_consul.web import api, image_locations
+from spegel_consul.web.image_locations import Whereabouts
+from spegel_consul.web.web_app import build_app
 
 
 class Slow:
@@ -31,7 +31,7 @@ class Slow:
 def slow(monkeypatch: pytest.MonkeyPatch) -> Slow:
     made = Slow()
     monkeypatch.setattr(api, "lookup", made)
-    monkeypatch.setattr(whereabouts, "lookup", made)
+    monkeypatch.setattr(image_locations, "lookup", made)
     return made
 
 
@@ -67,6 +67,6 @@ async def test_those_who_look_at_the_page_together_share_what_is_asked(slow: Slo
             nursery.start_soon(look)
     assert slow.asked == 2
     assert seen == [{"a": ["n2"], "b": ["n2"]}] * 10
-    await trio.sleep(whereabouts.FRESH + 1)
+    await trio.sleep(image_locations.FRESH + 1)
     await look()
     assert slow.asked == 4

@@ -12,14 +12,14 @@ import trio
 from quart_trio import QuartTrio
 from web.test_node import node
 
+from spegel_consul.http.peer_client import PeerClient
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.media import MAX_MANIFEST_SIZE
 from spegel_consul.oci.reference import Reference
-from spegel_consul.registry.peer import PeerClient
-from spegel_consul.web import ask
+from spegel_consul.web import questions
 from spegel_consul.web.api import _follow
-from spegel_consul.web.app import build_app
-from spegel_consul.web.pull import Piece, Puller, PullFailed, _parts
+from spegel_consul.web.trial_pull import Piece, Puller, PullFailed, _parts
+from spegel_consul.web.web_app import build_app
 
 IMAGE = "docker.io/library/app:v1"
 MEASURE = f"/api/measure?image={IMAGE}"
@@ -41,7 +41,7 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> None:
     async def fails(*_: Any) -> None:
         raise ZeroDivisionError("cannot be")
 
-    monkeypatch.setattr(ask, "lookup", nothing)
+    monkeypatch.setattr(questions, "lookup", nothing)
     monkeypatch.setattr(Puller, "pull", fails)
 
 
@@ -58,13 +58,13 @@ async def test_one_that_fails_unforeseen_says_so_and_the_next_is_measured() -> N
 
 @pytest.mark.usefixtures("broken")
 async def test_a_slow_reader_is_told_of_the_end_too() -> None:
-    measurer = ask.Measurer(node())
+    measurer = questions.Measurer(node())
     async with trio.open_nursery() as nursery:
         with trio.fail_after(10):
             measurement = measurer.prepare(IMAGE)
             measurer_runs = measurer.run
 
-            async def after_the_first_line(measured: ask.Measurement) -> ask.Measurement:
+            async def after_the_first_line(measured: questions.Measurement) -> questions.Measurement:
                 await trio.sleep(1.3)
                 return await measurer_runs(measured)
 

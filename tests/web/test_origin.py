@@ -19,12 +19,12 @@ from quart_trio import QuartTrio
 from web.test_node import node
 
 from spegel_consul import log
-from spegel_consul.server.listen import ListenAddress, listen
-from spegel_consul.server.worker import serve
-from spegel_consul.web import ask, origin
-from spegel_consul.web.app import build_app
+from spegel_consul.http.server.listen import ListenAddress, listen
+from spegel_consul.http.server.serve import serve
+from spegel_consul.web import questions, request_origin
 from spegel_consul.web.own_names import OwnNames, allowed_host
-from spegel_consul.web.pull import Puller
+from spegel_consul.web.trial_pull import Puller
+from spegel_consul.web.web_app import build_app
 
 HOST = "10.0.0.1:9090"
 IMAGE = "docker.io/library/app:v1"
@@ -57,7 +57,7 @@ def pulled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     async def pull(_: Puller, reference: Any) -> None:
         names.append(str(reference))
 
-    monkeypatch.setattr(ask, "lookup", nothing)
+    monkeypatch.setattr(questions, "lookup", nothing)
     monkeypatch.setattr(Puller, "pull", pull)
     return names
 
@@ -173,7 +173,7 @@ async def test_a_name_that_others_pointed_here_is_answered_nothing(host: str, pu
     before = log.level.current
     async with served() as address:
         for method, path in endpoints():
-            if path in origin.OPEN:
+            if path in request_origin.OPEN:
                 continue
             status, body = await exchange(
                 address, method, f"{path}?image={IMAGE}&key={IMAGE}", f"Host: {host}", body="debug"
@@ -189,7 +189,7 @@ async def test_a_name_that_others_pointed_here_is_answered_nothing(host: str, pu
 @pytest.mark.parametrize("host", ["evil.example", "node7.corp.example:9090"])
 async def test_what_monitoring_reads_is_answered_by_any_name(host: str) -> None:
     async with served() as address:
-        for path in sorted(origin.OPEN):
+        for path in sorted(request_origin.OPEN):
             assert (await exchange(address, "GET", path, f"Host: {host}"))[0] == 200, path
         status, body = await exchange(address, "GET", "/readyz?format=json", f"Host: {host}")
         assert (status, json.loads(body)["warnings"]) == (200, [])

@@ -14,8 +14,8 @@ import pytest
 from lab import parts
 from lab.process import until
 
-from spegel_consul.metrics import Metrics
-from spegel_consul.web import reference
+from spegel_consul.metrics.sidecar_metrics import Metrics
+from spegel_consul.web import metrics_reference
 
 DOCS = Path(__file__).parents[2] / "docs"
 DASHBOARD = json.loads((DOCS / "grafana/spegel-consul.json").read_text())
@@ -40,8 +40,8 @@ def test_spegels_names_and_labels_are_all_there() -> None:
 
 
 def test_the_reference_is_fresh() -> None:
-    assert (DOCS / "metrics.md").read_text() == reference.reference(), (
-        "stale: python -m spegel_consul.web.reference >docs/metrics.md"
+    assert (DOCS / "metrics.md").read_text() == metrics_reference.reference(), (
+        "stale: python -m spegel_consul.web.metrics_reference >docs/metrics.md"
     )
 
 
@@ -62,17 +62,19 @@ def named(expression: str) -> set[str]:
 
 def test_each_query_of_the_dashboard_names_a_metric_that_exists() -> None:
     assert len(expressions()) > 30
-    known = reference.names() | {"up"}
+    known = metrics_reference.names() | {"up"}
     for expression in expressions():
         assert named(expression), expression
         assert named(expression) <= known, expression
 
 
 def test_each_expression_of_the_reference_names_a_metric_that_exists() -> None:
-    alerts = re.findall(r"^\| `([^`]+)`(?: for [^|]+)? \|[^|]*\|$", reference.reference().partition("## What")[2], re.M)
+    alerts = re.findall(
+        r"^\| `([^`]+)`(?: for [^|]+)? \|[^|]*\|$", metrics_reference.reference().partition("## What")[2], re.M
+    )
     assert len(alerts) == 8
     for alert in alerts:
-        assert named(alert) <= reference.names() | {"up"}, alert
+        assert named(alert) <= metrics_reference.names() | {"up"}, alert
 
 
 class Prometheus:

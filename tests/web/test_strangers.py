@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from spegel_consul.cli import cli
-from spegel_consul.commands import ask, events, pull
+from spegel_consul.commands import events, pull, sidecar_client
 
 Serve = Callable[[socket.socket, bytes], None]
 
@@ -102,12 +102,12 @@ def test_each_is_one_line_and_exit_3(
     command: list[str], serve: Serve, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if serve in (hangs, drips):
-        monkeypatch.setattr(ask, "TIMEOUT", 0.4)
-        monkeypatch.setattr(ask.get, "__kwdefaults__", {"timeout": 0.4})
+        monkeypatch.setattr(sidecar_client, "TIMEOUT", 0.4)
+        monkeypatch.setattr(sidecar_client.get, "__kwdefaults__", {"timeout": 0.4})
         monkeypatch.setattr(pull, "_PATIENCE", 0.4)
     with server(serve) as node:
         done = run(node, *command)
-    assert done.exit_code == ask.EXIT_UNREACHABLE, done.output
+    assert done.exit_code == sidecar_client.EXIT_UNREACHABLE, done.output
     assert reason in done.output
     assert len(done.output.splitlines()) == 1
 
@@ -116,7 +116,7 @@ def test_each_is_one_line_and_exit_3(
 def test_an_older_sidecar_is_told_from_a_broken_one(command: list[str]) -> None:
     with server(older) as node:
         done = run(node, *command)
-    assert done.exit_code == ask.EXIT_UNREACHABLE, done.output
+    assert done.exit_code == sidecar_client.EXIT_UNREACHABLE, done.output
     assert "says less than version" in done.output
     assert len(done.output.splitlines()) == 1
 

@@ -1,0 +1,62 @@
+# Only how Consul is used is a flag here.  Where it is and who we are there are the variables of Consul's own tools.
+
+"""Flags about Consul that commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from spegel_consul.commands.option_types import DURATION, option
+from spegel_consul.consul.catalog.registration import ServiceMode
+from spegel_consul.consul.election.election_view import ElectionSettings
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_DEFAULTS = ElectionSettings()
+
+leader_key = option(
+    "--consul-leader-key", default=_DEFAULTS.key, help="Key of the lock; one for each cluster that shares a Consul."
+)
+
+
+def consul_options(command: F) -> F:
+    """The flags of the election and of the registration."""
+    flags = [
+        option(
+            "--consul-service",
+            type=click.Choice([mode.value for mode in ServiceMode]),
+            default=ServiceMode.AUTO.value,
+            help="Who registers the services: auto leaves to Nomad what its job registers, self does it always, "
+            "external never, off also looks nobody up.",
+        ),
+        leader_key,
+        option("--consul-session-ttl", type=DURATION, default=f"{_DEFAULTS.ttl:g}s", help="TTL of the lock's session."),
+        option(
+            "--consul-lock-delay",
+            type=DURATION,
+            default=f"{_DEFAULTS.lock_delay:g}s",
+            help="How long Consul refuses the lock of a session that ended; the same on all nodes.",
+        ),
+        option(
+            "--consul-session-behavior",
+            type=click.Choice(["release", "delete"]),
+            default=_DEFAULTS.behavior,
+            help="What becomes of the key when its session ends; the same on all nodes.",
+        ),
+    ]
+    for flag in reversed(flags):
+        command = flag(command)
+    return command
+
+
+def election_settings(given: dict[str, Any]) -> ElectionSettings:
+    """Raises ValueError."""
+    return ElectionSettings(
+        key=given["consul_leader_key"],
+        ttl=given["consul_session_ttl"],
+        lock_delay=given["consul_lock_delay"],
+        behavior=given["consul_session_behavior"],
+    )

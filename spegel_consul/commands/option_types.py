@@ -1,0 +1,87 @@
+# Every flag is also an environment variable, because a Nomad job sets variables more easily than arguments.
+# Flags and variables are Spegel's where the meaning is Spegel's.
+
+"""Kinds of values that flags take, and flags with an environment variable of the same name."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from spegel_consul.consul.api.duration import parse_duration
+from spegel_consul.http.server.listen import ListenAddress
+from spegel_consul.preflight.node_address import one_or_two
+from spegel_consul.web.own_names import allowed_host
+
+T = TypeVar("T")
+
+
+class Parsed(click.ParamType[Any]):
+    """A parameter that a function parses; its ValueError is what the user reads."""
+
+    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
+        self.name = name
+        self._parse = parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return self._parse(value)
+        except ValueError as exc:
+            self.fail(str(exc), param, ctx)
+
+
+ADDRESS = Parsed("host:port", ListenAddress.parse)
+
+
+def _timeout(text: str) -> float:
+    seconds = parse_duration(text)
+    if seconds <= 0:
+        raise ValueError(f"{text!r} must be longer than nothing")
+    return seconds
+
+
+_SIZE = re.compile(r"(\d{1,15}) *(?:([KMGT])i?)?B?\Z", re.ASCII | re.IGNORECASE)
+_UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
+
+
+def _size(text: str) -> int:
+    found = _SIZE.match(text.strip())
+    if text.strip() == "all":
+        return sys.maxsize
+    if found is None:
+        raise ValueError(f"{text!r} is not a size: write bytes, or 512KiB, 32MiB, 1GiB, or all")
+    return int(found[1]) << _UNITS[(found[2] or "").upper()]
+
+
+SIZE = Parsed("size", _size)
+DURATION = Parsed("duration", parse_duration)
+TIMEOUT = Parsed("duration", _timeout)
+REACHABLE = Parsed("address", one_or_two)
+FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+def _list(text: str) -> tuple[str, ...]:
+    return tuple(text.replace(",", " ").split())
+
+
+LIST = Parsed("list", _list)
+HOSTS = Parsed("list", lambda text: tuple(map(allowed_host, _list(text))))
+
+
+def flat(lists: tuple[tuple[str, ...], ...]) -> tuple[str, ...]:
+    """What a repeated flag of type LIST was given, in order."""
+    return tuple(item for each in lists for item in each)
+
+
+def option(flag: str, **kwargs: Any) -> Callable[[T], T]:
+    """A flag and the environment variable of the same name; of ``--flag/--no-flag`` that is the name of the first."""
+    variable = flag.partition("/")[0].removeprefix("--").replace("-", "_").upper()
+    kwargs.setdefault("show_default", True)
+    return click.option(flag, envvar=variable, show_envvar=True, **kwargs)  # type: ignore[return-value]

@@ -1,0 +1,114 @@
+"""The options that say how the ring is found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from spegel_consul.commands.option_types import LIST, Parsed, flat, option
+from spegel_consul.http.server.listen import ListenAddress
+from spegel_consul.join.join_settings import NOMAD_KINDS, BootstrapKind, BootstrapSettings
+from spegel_consul.join.sources.nomad_api import NomadSettings
+
+T = TypeVar("T", bound=Callable[..., Any])
+
+_KINDS = ", ".join(kind.value for kind in BootstrapKind)
+
+
+def _kinds(text: str) -> tuple[BootstrapKind, ...]:
+    names = [part for part in text.replace(",", " ").split() if part]
+    try:
+        return tuple(map(BootstrapKind, names))
+    except ValueError:
+        unknown = next(name for name in names if name not in [kind.value for kind in BootstrapKind])
+        raise ValueError(f"{unknown!r} is not one of {_KINDS}") from None
+
+
+def _server(text: str) -> tuple[str, int]:
+    address = ListenAddress.parse(text if ":" in text.rpartition("]")[2] or text.endswith("]") else f"{text}:53")
+    if not address.host:
+        raise ValueError(f"{text!r} is not a DNS server: expected an IP address, with a port unless it is 53")
+    return address.host, address.port
+
+
+_OPTIONS = (
+    option(
+        "--bootstrap-kind",
+        type=Parsed("kind", _kinds),
+        multiple=True,
+        default=("consul",),
+        show_default="consul",
+        help=f"How the ring is found: {_KINDS}. Several with commas: the first that yields peers is used, the others "
+        "are fall-backs.",
+    ),
+    option(
+        "--static-bootstrap-peers",
+        type=LIST,
+        multiple=True,
+        help="static: peers to join through, such as /ip4/10.0.0.7/tcp/5001 or 10.0.0.7:5001; several with commas.",
+    ),
+    option(
+        "--http-bootstrap-url",
+        type=LIST,
+        multiple=True,
+        help="http: URL of a list of peers, such as another node's http://10.0.0.7:9090/id, or https://10.0.0.7:5000/id"
+        " of nodes with certificates; several with commas.",
+    ),
+    option(
+        "--http-bootstrap-cert-dir",
+        type=click.Path(path_type=Path, file_okay=False),
+        default=None,
+        help="http: directory with ca.crt and, for mutual TLS, tls.crt and tls.key.  [default: --tls-ca-file and the "
+        "registry's own]",
+    ),
+    option(
+        "--dns-bootstrap-domain",
+        default=None,
+        help="dns: name whose SRV records, or else addresses, are routers, such as spegel-router.service.consul.",
+    ),
+    option(
+        "--dns-bootstrap-server",
+        type=Parsed("ip[:port]", _server),
+        default=None,
+        help="dns: server to ask, such as 127.0.0.1:8600.  [default: those in /etc/resolv.conf]",
+    ),
+    option("--nomad-variable", default="nomad/jobs/spegel/leader", help="nomad-var: path of the variable to lock."),
+    option("--nomad-service", default="spegel-router", help="nomad-service: name of the routers' service in Nomad."),
+    option(
+        "--bootstrap-file",
+        type=click.Path(path_type=Path, dir_okay=False),
+        default=None,
+        help="file: list of peers that something else keeps up to date, such as a rendered template.",
+    ),
+)
+
+
+def finding_options(command: T) -> T:
+    """Add them to ``command``."""
+    for add in reversed(_OPTIONS):
+        command = add(command)
+    return command
+
+
+def bootstrap_settings(given: Mapping[str, Any], env: Mapping[str, str]) -> BootstrapSettings:
+    """From the values of the options. Raises ValueError for what is missing or can't be used."""
+    kinds = tuple(dict.fromkeys(kind for each in given["bootstrap_kind"] for kind in each))
+    if not kinds:
+        raise ValueError(f"--bootstrap-kind: none given, expected one of {_KINDS}")
+    settings = BootstrapSettings(
+        kinds,
+        static_peers=flat(given["static_bootstrap_peers"]),
+        http_urls=flat(given["http_bootstrap_url"]),
+        http_cert_dir=given["http_bootstrap_cert_dir"],
+        dns_domain=given["dns_bootstrap_domain"],
+        dns_server=given["dns_bootstrap_server"],
+        nomad=NomadSettings.from_env(env) if NOMAD_KINDS.intersection(kinds) else None,
+        nomad_var=given["nomad_variable"],
+        nomad_service=given["nomad_service"],
+        file=given["bootstrap_file"],
+    )
+    settings.check()
+    return settings

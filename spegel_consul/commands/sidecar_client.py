@@ -1,0 +1,204 @@
+# The commands for people ask a sidecar's metrics port and show what it says: tables and bars on a terminal, plain lines
+# in a pipe, the document itself with --json.  One exit code for each thing that a script would want to tell apart.
+
+"""What the commands that ask a running sidecar have in common."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NoReturn
+
+import click
+import httpx
+import trio
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from spegel_consul import __version__
+from spegel_consul.http import bounded_client
+
+EXIT_FAILED = 1
+EXIT_UNREACHABLE = 3
+EXIT_NOT_FOUND = 4
+EXIT_NOT_READY = 5
+_HOST = re.compile(r"[A-Za-z0-9_.:-]+\Z")
+DEFAULT_PORT = 9090
+DEFAULT_NODE = f"127.0.0.1:{DEFAULT_PORT}"
+TIMEOUT = 10.0
+CONNECT_TIMEOUT = 5.0
+_LONGEST_ANSWER = 64 << 20
+_LONGEST_LINE = 1 << 20
+
+
+class Unreachable(click.ClickException):
+    """No sidecar answers there."""
+
+    exit_code = EXIT_UNREACHABLE
+
+
+class NotFound(click.ClickException):
+    """Nobody has what was asked for."""
+
+    exit_code = EXIT_NOT_FOUND
+
+
+def base_url(text: str) -> str:
+    """Where a sidecar's metrics port is: ``host``, ``host:port``, ``[ipv6]:port`` or a URL. Raises ValueError."""
+    text = text.strip().rstrip("/")
+    if "://" not in text:
+        if text.count(":") > 1 and not text.startswith("["):
+            text = f"[{text}]"
+        has_port = text.rpartition("]")[2].count(":") == 1
+        text = f"http://{text}" if has_port else f"http://{text}:{DEFAULT_PORT}"
+    try:
+        url = httpx.URL(text)
+    except httpx.InvalidURL as exc:
+        raise ValueError(f"{text!r} is not an address: {exc}") from None
+    if url.scheme not in ("http", "https") or not _HOST.match(url.host):
+        raise ValueError(f"{text!r} is not an address: expected host, host:port or [ipv6]:port")
+    return str(url).rstrip("/")
+
+
+def _node(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    try:
+        return base_url(value)
+    except ValueError as exc:
+        raise click.BadParameter(str(exc), ctx, param) from None
+
+
+def asks(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds ``--node`` and ``--json``, and says in one line that an answer is not what this version expects."""
+
+    @functools.wraps(command)
+    def asking(node: str, **given: Any) -> Any:
+        try:
+            return command(node=node, **given)
+        except (KeyError, TypeError, AttributeError, IndexError):  # fields are only ever added: it is an older one
+            raise Unreachable(
+                f"what answers at {node} says less than version {__version__} expects: upgrade it, or see --json"
+            ) from None
+
+    made = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(asking)
+    return click.option(
+        "--node",
+        envvar="SPEGEL_NODE",
+        show_envvar=True,
+        default=DEFAULT_NODE,
+        show_default=True,
+        callback=_node,
+        help="The sidecar to ask: the address of its metrics port.",
+    )(made)
+
+
+def get(node: str, path: str, *, timeout: float = TIMEOUT, **query: str) -> Any:
+    """The document at ``path`` of a sidecar. Raises Unreachable, or click.ClickException with what it says is wrong.
+
+    ``timeout`` (seconds) is for the whole answer: one that drips is given up too.
+    """
+
+    async def asked() -> bounded_client.Received:
+        with trio.fail_after(timeout):
+            async with bounded_client.client() as client:
+                return await bounded_client.receive(
+                    client,
+                    "GET",
+                    f"{node}{path}",
+                    limit=_LONGEST_ANSWER,
+                    within=timeout,
+                    connect=min(timeout, CONNECT_TIMEOUT),
+                    params=query,
+                )
+
+    try:
+        answer = trio.run(asked)
+    except (httpx.ReadTimeout, trio.TooSlowError):
+        hangs(node, timeout)
+    except bounded_client.AnswerRefused as exc:
+        raise Unreachable(f"what answers at {node} is no spegel-consul: {exc}") from None
+    except httpx.HTTPError as exc:
+        unreachable(node, exc)
+    return document(node, answer.status, answer.body)
+
+
+def lines(node: str, answer: httpx.Response) -> Iterator[bytes]:
+    """The lines of an answer that was asked for without encoding, as they come. Raises Unreachable for a long one."""
+    begun = b""
+    for piece in answer.iter_raw():
+        *whole, begun = (begun + piece).split(b"\n")
+        yield from whole
+        if len(begun) > _LONGEST_LINE:
+            not_ours(node, answer.status_code)
+    if begun:
+        yield begun
+
+
+def document(node: str, status: int, body: bytes) -> Any:
+    """What a sidecar answered. Raises as :func:`get`."""
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError, MemoryError):
+        not_ours(node, status)
+    if status != 200:
+        message = found.get("error") if isinstance(found, dict) else None
+        if message is None:
+            not_ours(node, status)
+        raise click.ClickException(printable(str(message)))
+    return found
+
+
+def not_ours(node: str, status: int) -> NoReturn:
+    raise Unreachable(f"what answers at {node} is no spegel-consul, or one without this command (status {status})")
+
+
+def hangs(node: str, seconds: float) -> NoReturn:
+    raise Unreachable(f"the sidecar at {node} took the connection and did not answer within {seconds:g} s: it hangs")
+
+
+def printable(text: str) -> str:
+    """``text`` without what a terminal would act on: peers choose their names."""
+    return "".join(each if each.isprintable() else "\ufffd" for each in text)
+
+
+def shown(text: str) -> str:
+    """The same for a console, which takes markup."""
+    return escape(printable(text))
+
+
+def unreachable(node: str, exc: Exception) -> NoReturn:
+    reason = str(exc) or type(exc).__name__
+    raise Unreachable(f"no sidecar answers at {node}: {reason}; name another one with --node") from None
+
+
+def print_json(found: Any) -> None:
+    """Indented for people on a terminal, one line for a program in a pipe."""
+    click.echo(json.dumps(found, indent=2 if sys.stdout.isatty() else None))
+
+
+def console() -> Console:
+    """Of standard output. Without a terminal nothing is cut off, since nobody can widen a pipe."""
+    if sys.stdout.isatty():
+        return Console(highlight=False)
+    width = int(os.environ["COLUMNS"]) if os.environ.get("COLUMNS", "").isdigit() else 10_000
+    return Console(highlight=False, width=width, soft_wrap=False)
+
+
+def print_hanging(lines: Iterable[tuple[str, str]]) -> None:
+    """A lead and a text on each line; on a terminal, what is too long for it goes on below the text, not the lead."""
+    if not sys.stdout.isatty():
+        for lead, text in lines:
+            click.echo(printable(lead + text))
+        return
+    terminal = console()
+    for lead, text in lines:
+        grid = Table.grid()
+        grid.add_column(no_wrap=True)
+        grid.add_column(overflow="fold")
+        grid.add_row(Text(printable(lead)), Text(printable(text)))
+        terminal.print(grid)

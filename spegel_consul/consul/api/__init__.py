@@ -1,0 +1,1 @@
+"""How is Consul asked? One typed client over python-consul2 on Trio."""

@@ -1,0 +1,299 @@
+# The typed face of Consul: what the rooms of this program ask, and nothing else.
+#
+# Requests that the library makes well go through it (KV, session.destroy, agent, status).  It can't create a
+# session that is bound to service checks or has a TTL below 10 s, it can't register a service with its own
+# check id or replace-existing-checks, and health queries can't be stale: these are our own JSON on the same
+# transport.  Every answer is checked for its type here, so that nothing untyped leaves this file.
+
+"""``ConsulClient``: typed, awaitable, cancellable calls to one Consul agent."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, suppress
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+import httpx
+import trio
+
+from spegel_consul.consul.api.consul_errors import ConsulError, NotFound, UnexpectedAnswer
+from spegel_consul.consul.api.consul_settings import ConsulSettings
+from spegel_consul.consul.api.duration import format_duration
+from spegel_consul.consul.api.transport import TrioConsul, TrioHTTPClient, answered_json, answered_ok
+
+
+@dataclass(frozen=True, slots=True)
+class KVEntry:
+    """One key. ``session`` holds its lock, None if it is free; the indexes are Raft indexes."""
+
+    key: str
+    value: bytes
+    session: str | None
+    modify_index: int
+    lock_index: int
+    flags: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class AgentService:
+    """A service as the local agent has it; ``weights`` for an instance that passes and for one that warns."""
+
+    id: str
+    name: str
+    address: str
+    port: int
+    tags: tuple[str, ...] = ()
+    meta: Mapping[str, str] = field(default_factory=dict, hash=False)
+    weights: tuple[int, int] = (1, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class HealthyService:
+    """An instance of a service in the catalog. ``address`` is the node's where the service has none."""
+
+    id: str
+    name: str
+    node: str
+    address: str
+    port: int
+    tags: tuple[str, ...] = ()
+    meta: Mapping[str, str] = field(default_factory=dict, hash=False)
+    passing: bool = True
+
+
+class ConsulClient(AbstractAsyncContextManager["ConsulClient"]):
+    """Calls to the agent of ``settings``. Use as ``async with``; all methods raise ConsulError.
+
+    ``transport`` replaces the network, for tests. Constructing raises ValueError for TLS files that can't be
+    used. An agent named by a host name costs one worker thread per look-up; addresses and sockets cost none.
+    """
+
+    def __init__(self, settings: ConsulSettings, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
+        self.settings = settings
+        self._http = TrioHTTPClient(settings, transport)
+        self._api = TrioConsul(self._http)
+        self.renewals = {"ok": 0, "failed": 0}
+        """How many renewals of sessions worked and did not."""
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with trio.move_on_after(1, shield=True):
+            await self._http.close()
+
+    @property
+    def answered_at(self) -> float | None:
+        """When Consul last did what was asked (Trio clock); None before the first time."""
+        return self._http.answered_at
+
+    async def token(self) -> str | None:
+        """The ACL token that the next request carries; it changes when the token file does."""
+        return await self._http.tokens.current()
+
+    # -- keys and locks
+
+    async def kv_get(
+        self, key: str, index: int = 0, wait: float = 60.0, *, consistent: bool = False
+    ) -> tuple[int, KVEntry | None]:
+        """The key and the index to wait on; with ``index`` returns at a change or after ``wait`` seconds.
+
+        ``consistent`` costs the servers one round among them and is answered by none that has not caught up.
+        """
+        raw, item = await self._api.kv.get(
+            key,
+            index=index or None,
+            wait=format_duration(wait),
+            consistency="consistent" if consistent else None,
+        )
+        if item is None:
+            return _index(raw), None
+        with _Shape(f"key {key}"):
+            entry = KVEntry(
+                key=str(item["Key"]),
+                value=item.get("Value") or b"",
+                session=item.get("Session") or None,
+                modify_index=int(item["ModifyIndex"]),
+                lock_index=int(item["LockIndex"]),
+                flags=int(item.get("Flags", 0)),
+            )
+        return _index(raw), entry
+
+    async def kv_acquire(self, key: str, session: str, value: bytes, flags: int = 0) -> bool:
+        """Lock ``key`` for ``session`` and write it; False if it is held or in lock-delay. InvalidSession."""
+        return _true(await self._api.kv.put(key, value, acquire=session, flags=flags), "acquire")
+
+    async def kv_release(self, key: str, session: str, value: bytes, flags: int = 0) -> bool:
+        """Write ``key`` and give up its lock, without lock-delay; False if ``session`` does not hold it."""
+        return _true(await self._api.kv.put(key, value, release=session, flags=flags), "release")
+
+    async def kv_put(self, key: str, value: bytes) -> bool:
+        """Write ``key``; its lock, if any, stays as it is."""
+        return _true(await self._api.kv.put(key, value), "put")
+
+    # -- sessions
+
+    async def session_create(
+        self,
+        name: str,
+        *,
+        ttl: float,
+        lock_delay: float,
+        behavior: str = "release",
+        service_checks: Sequence[str] = (),
+    ) -> str:
+        """A new session's id. It ends with its TTL (seconds), the agent's node or one of ``service_checks`` (ids).
+
+        Raises InvalidSessionTTL, CheckNotPassing.
+        """
+        body: dict[str, object] = {
+            "Name": name,
+            "TTL": format_duration(ttl),
+            "LockDelay": format_duration(lock_delay) if lock_delay else "0s",
+            "Behavior": behavior,
+        }
+        if service_checks:
+            body["NodeChecks"] = ["serfHealth"]  # the default, which naming any check would replace
+            body["ServiceChecks"] = [{"ID": check} for check in service_checks]
+        answer = await self._http.request("PUT", answered_json, "/v1/session/create", data=json.dumps(body))
+        with _Shape("session"):
+            return str(answer["ID"])
+
+    async def session_renew(self, session: str, within: float | None = None) -> None:
+        """Give the session another TTL; ``within`` seconds. NotFound: it is gone, or a proxy says so (see text)."""
+        try:
+            answer = await self._http.request("PUT", answered_json, f"/v1/session/renew/{session}", within=within)
+            with _Shape("session"):
+                if answer[0]["ID"] != session:
+                    raise ValueError(answer)
+        except ConsulError:
+            self.renewals["failed"] += 1
+            raise
+        self.renewals["ok"] += 1
+
+    async def session_destroy(self, session: str) -> None:
+        """End the session; a lock that it still holds goes into lock-delay. Unknown sessions are no error."""
+        await self._api.session.destroy(session)
+
+    # -- this agent
+
+    async def agent_services(self) -> dict[str, AgentService]:
+        """The services registered at this agent, by id."""
+        answer = await self._api.agent.services()
+        with _Shape("services"):
+            return {
+                str(key): AgentService(
+                    id=str(item["ID"]),
+                    name=str(item["Service"]),
+                    address=str(item.get("Address") or ""),
+                    port=int(item.get("Port") or 0),
+                    tags=tuple(item.get("Tags") or ()),
+                    meta=dict(item.get("Meta") or {}),
+                    weights=_weights(item.get("Weights") or {}),
+                )
+                for key, item in answer.items()
+            }
+
+    async def register_service(self, definition: Mapping[str, object]) -> None:
+        """Register with this agent in place of what it has under that id, checks included."""
+        await self._http.request(
+            "PUT",
+            answered_ok,
+            "/v1/agent/service/register",
+            params=[("replace-existing-checks", "true")],
+            data=json.dumps(definition),
+        )
+
+    async def deregister_service(self, service_id: str) -> None:
+        """Remove from this agent; an unknown id is no error, whichever way this Consul says so."""
+        path = f"/v1/agent/service/deregister/{service_id}"
+        with suppress(NotFound):
+            await self._http.request("PUT", answered_ok, path)
+
+    async def check_pass(self, check_id: str, within: float | None = None) -> None:
+        """Say that a TTL check passes. ServerError or NotFound: the agent has no such check."""
+        await self._http.request("PUT", answered_ok, f"/v1/agent/check/pass/{check_id}", within=within)
+
+    # -- the catalog and the servers
+
+    async def health_service(
+        self,
+        name: str,
+        index: int = 0,
+        wait: float = 60.0,
+        *,
+        passing: bool = True,
+        near: str | None = None,
+        stale: bool = False,
+    ) -> tuple[int, tuple[HealthyService, ...]]:
+        """Instances of a service and the index to wait on. Without the right to read, the answer is empty."""
+        params: list[tuple[str, Any]] = []
+        if index:
+            params += [("index", index), ("wait", format_duration(wait))]
+        params += [(word, "1") for word, wanted in (("passing", passing), ("stale", stale)) if wanted]
+        if near:
+            params.append(("near", near))
+        found: tuple[int, tuple[HealthyService, ...]] = await self._http.request(
+            "GET", _instances, f"/v1/health/service/{name}", params=params
+        )
+        return found
+
+    async def status_leader(self, within: float | None = None) -> str:
+        """``ip:port`` of the servers' Raft leader, empty while they have none; asked for ``within`` seconds."""
+        answer = await self._http.request("GET", answered_json, "/v1/status/leader", within=within)
+        if not isinstance(answer, str):
+            raise UnexpectedAnswer(f"the Raft leader's address is {answer!r}")
+        return answer
+
+
+class _Shape:
+    """Turns what indexing into a wrongly shaped answer raises into UnexpectedAnswer."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        # whatever indexing into strangers' JSON comes to: a number may be infinite, a list nested without end
+        if isinstance(error, Exception) and not isinstance(error, ConsulError):
+            raise UnexpectedAnswer(f"{self._what}: not an answer of Consul's") from error
+
+
+def _instances(response: Any) -> tuple[int, tuple[HealthyService, ...]]:
+    return _index(response.headers.get("X-Consul-Index")), tuple(_instance(row) for row in answered_json(response))
+
+
+def _index(raw: object) -> int:
+    """The header is text, and may be missing; 0 then, which asks for an answer at once."""
+    try:
+        return max(0, int(str(raw)))
+    except ValueError:
+        return 0
+
+
+def _true(answer: object, what: str) -> bool:
+    if not isinstance(answer, bool):  # truth is not enough: the library turns a 404 into a tuple
+        raise UnexpectedAnswer(f"{what}: {answer!r} is neither true nor false")
+    return answer
+
+
+def _weights(given: Mapping[str, Any]) -> tuple[int, int]:
+    return int(given.get("Passing", 1)), int(given.get("Warning", 1))
+
+
+def _instance(row: Mapping[str, Any]) -> HealthyService:
+    service, node = row["Service"], row["Node"]
+    return HealthyService(
+        id=str(service["ID"]),
+        name=str(service["Service"]),
+        node=str(node["Node"]),
+        address=str(service.get("Address") or node["Address"]),
+        port=int(service.get("Port") or 0),
+        tags=tuple(service.get("Tags") or ()),
+        meta={str(key): str(value) for key, value in (service.get("Meta") or {}).items()},
+        passing=all(check.get("Status") == "passing" for check in row.get("Checks") or ()),
+    )

@@ -1,0 +1,183 @@
+# The rules are those of Consul's own Go client (api.NewClient), because operators and Nomad set these
+# variables for it: one environment must mean the same to `consul kv get` and to us.  Two differences,
+# both on purpose: the token file is read again when it changes, and a bad value is named.
+
+"""Where the Consul agent is and how to speak to it, from Consul's standard environment variables."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from spegel_consul.disk import foreign_files, pem
+
+DEFAULT_ADDRESS = "127.0.0.1:8500"
+
+_TEXTS = {
+    "CONSUL_HTTP_TOKEN": "token",
+    "CONSUL_HTTP_TOKEN_FILE": "token_file",
+    "CONSUL_CACERT": "cafile",
+    "CONSUL_CAPATH": "capath",
+    "CONSUL_CLIENT_CERT": "client_cert",
+    "CONSUL_CLIENT_KEY": "client_key",
+    "CONSUL_TLS_SERVER_NAME": "tls_server_name",
+    "CONSUL_NAMESPACE": "namespace",
+    "CONSUL_PARTITION": "partition",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ConsulSettings:
+    """One agent's address, credentials and TLS material. Paths are not opened before a client is built."""
+
+    scheme: str = "http"
+    host: str = "127.0.0.1"
+    port: int | None = 8500
+    """None: the scheme's own port."""
+    uds: str | None = None
+    """Path of a unix socket; ``host`` and ``port`` are then only for the Host header."""
+    path_prefix: str = ""
+    """``/consul`` for an agent behind a reverse proxy's path."""
+    token: str | None = field(default=None, repr=False)
+    token_file: str | None = None
+    basic_auth: tuple[str, str] | None = field(default=None, repr=False)
+    cafile: str | None = None
+    capath: str | None = None
+    client_cert: str | None = None
+    client_key: str | None = None
+    tls_server_name: str | None = None
+    verify: bool = True
+    namespace: str | None = None
+    partition: str | None = None
+
+    @classmethod
+    def from_address(cls, address: str, *, tls: bool = False) -> ConsulSettings:
+        """``host``, ``host:port``, ``[v6]:port``, ``http(s)://host[:port][/prefix]`` or ``unix:///path``.
+
+        ``tls`` asks for HTTPS where the address has no scheme; an address with ``http://`` doesn't lower it.
+        Raises ValueError.
+        """
+        scheme, separator, rest = address.partition("://")
+        if not separator:
+            scheme, rest = "http", address
+        elif scheme == "unix":
+            if not rest.startswith("/"):
+                raise ValueError(f"{address!r}: a unix socket needs an absolute path (unix:///run/consul.sock)")
+            return cls(host="localhost", port=None, uds=rest)
+        elif scheme not in ("http", "https"):
+            raise ValueError(f"{address!r}: unknown scheme {scheme!r} (http, https or unix)")
+        netloc, _, path = rest.partition("/")
+        parts = urlsplit("//" + netloc)
+        try:
+            host, port = parts.hostname, parts.port
+        except ValueError as why:
+            raise ValueError(f"{address!r}: {why}") from None
+        if not host or parts.username is not None or (netloc.count(":") > 1 and not netloc.startswith("[")):
+            raise ValueError(f"{address!r}: not host[:port] (IPv6 in brackets, credentials elsewhere)")
+        prefix = f"/{path.rstrip('/')}" if path.rstrip("/") else ""
+        return cls(scheme="https" if tls else scheme, host=host, port=port, path_prefix=prefix)
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str]) -> ConsulSettings:
+        """From ``CONSUL_*``; empty means unset. ValueError names the variable that can't be used."""
+        try:
+            settings = cls.from_address(
+                env.get("CONSUL_HTTP_ADDR") or DEFAULT_ADDRESS, tls=_flag(env, "CONSUL_HTTP_SSL", False)
+            )
+        except ValueError as why:
+            raise why if str(why).startswith("CONSUL_") else ValueError(f"CONSUL_HTTP_ADDR: {why}") from None
+        texts = {name: env[variable] for variable, name in _TEXTS.items() if env.get(variable)}
+        settings = replace(settings, verify=_flag(env, "CONSUL_HTTP_SSL_VERIFY", True), **texts)  # type: ignore[arg-type]
+        if auth := env.get("CONSUL_HTTP_AUTH"):
+            user, _, password = auth.partition(":")
+            settings = replace(settings, basic_auth=(user, password))
+        if bool(settings.client_cert) != bool(settings.client_key):
+            missing = "CONSUL_CLIENT_KEY" if settings.client_cert else "CONSUL_CLIENT_CERT"
+            raise ValueError(f"{missing}: not set, but a client certificate needs both certificate and key")
+        return settings
+
+    @property
+    def base_url(self) -> str:
+        """Scheme, host, port and prefix, without a trailing slash."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}{'' if self.port is None else f':{self.port}'}{self.path_prefix}"
+
+    @property
+    def trusted(self) -> str:
+        """Whose signatures count, in words: CONSUL_CACERT wins over CONSUL_CAPATH, either over the system's."""
+        if self.cafile:
+            return f"CONSUL_CACERT, {self.cafile}"
+        if self.capath:
+            return f"CONSUL_CAPATH, {self.capath}"
+        return "an authority that this system trusts; CONSUL_CACERT names another"
+
+    def ssl_context(self) -> ssl.SSLContext:
+        """The client side of TLS. ValueError names the variable whose file can't be used."""
+        return self.tls_files()[0]
+
+    def tls_files(self) -> tuple[ssl.SSLContext, Callable[[ssl.SSLContext], None]]:
+        """Such a context, and what puts the same certificates into another one, besides those that it has.
+
+        Only this reads files, so that a context that is in use is changed by the task that uses it, without waiting.
+        """
+        authorities = self._authorities()
+        context = ssl.create_default_context(cadata=authorities)
+        if not self.verify:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        pair = None
+        if self.client_cert and self.client_key:
+            try:
+                pair = pem.Pair.read(self.client_cert, self.client_key)
+                pair.load(context)
+            except (OSError, ValueError) as why:
+                raise ValueError(f"CONSUL_CLIENT_CERT, CONSUL_CLIENT_KEY: {self.client_cert}: {why}") from why
+
+        def load(another: ssl.SSLContext) -> None:
+            if authorities:
+                another.load_verify_locations(cadata=authorities)
+            if pair is not None:
+                pair.load(another)
+
+        return context, load
+
+    def _authorities(self) -> str | None:
+        """The PEM text of the file, or of all files below the directory; Go reads them all, whatever their names."""
+        if self.cafile:
+            return _certificates("CONSUL_CACERT", Path(self.cafile))
+        if not self.capath:
+            return None
+        try:
+            found = sorted(path for path in Path(self.capath).rglob("*") if path.is_file())
+            next(Path(self.capath).iterdir(), None)
+        except OSError as why:
+            raise ValueError(f"CONSUL_CAPATH: {self.capath}: {why.strerror}") from why
+        if not found:
+            raise ValueError(f"CONSUL_CAPATH: {self.capath}: no files in it")
+        return "".join(_certificates("CONSUL_CAPATH", path) for path in found)
+
+
+def _certificates(variable: str, path: Path) -> str:
+    try:
+        text = foreign_files.read(path, pem.SIZE).decode("ascii", "ignore")  # bundles have comments
+        ssl.create_default_context(cadata=text)
+    except (ssl.SSLError, ValueError) as why:
+        raise ValueError(f"{variable}: {path}: no certificates in PEM form") from why
+    except OSError as why:
+        raise ValueError(f"{variable}: {path}: {why.strerror}") from why
+    return text if text.endswith("\n") else text + "\n"
+
+
+def _flag(env: Mapping[str, str], variable: str, default: bool) -> bool:
+    """Go's strconv.ParseBool, and nothing more lenient: both clients must read one value alike."""
+    text = env.get(variable)
+    if not text:
+        return default
+    if text in ("1", "t", "T", "TRUE", "true", "True"):
+        return True
+    if text in ("0", "f", "F", "FALSE", "false", "False"):
+        return False
+    raise ValueError(f"{variable}: {text!r} is not a boolean (true or false)")

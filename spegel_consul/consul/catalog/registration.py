@@ -1,0 +1,212 @@
+# Keeps the agent's list of services right while we run, whoever else changes it.
+#
+# Agents forget (a new data directory) and operators deregister, so the agent is looked at every few seconds and what
+# is missing or altered is registered again; so it is when our token changes, because the agent syncs a service with
+# the token that registered it.  Ids that a former configuration of this node left behind (another name, another port)
+# are removed: they carry this node's peer id, or claim an address and port at which only we can listen.
+#
+# Under Nomad a job may register the services instead.  Both would live side by side, and everybody would count two
+# instances, so in mode "auto" a service that Nomad has registered for this allocation is left to it, and withdrawn if
+# we were first.  Nomad registers after it has started the task, so it is given PATIENCE to do so.  So it is when one
+# of its services vanishes: Nomad withdraws them `shutdown_delay` before it stops the task, and who is about to stop
+# must not come back into DNS.  In mode "external" all of them are left to somebody else, whatever there is.
+
+"""Registration of this node's services with its Consul agent."""
+
+from __future__ import annotations
+
+import enum
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import structlog
+import trio
+
+from spegel_consul.consul.api.backoff import Backoff
+from spegel_consul.consul.api.client import AgentService, ConsulClient
+from spegel_consul.consul.api.consul_errors import ConsulError
+from spegel_consul.consul.catalog.service_definitions import METRICS, REGISTRY, ROUTER, ServiceDefinition
+
+log = structlog.get_logger(__name__)
+
+DEREGISTER_WITHIN = 3.0
+"""Seconds that deregistration may delay a shutdown."""
+PATIENCE = 10.0
+"""Seconds for which a service is left to Nomad before we register it."""
+
+
+class ServiceMode(enum.Enum):
+    """Who registers the services: Nomad's job or else we, we, somebody else, nobody."""
+
+    AUTO = "auto"
+    SELF = "self"
+    EXTERNAL = "external"
+    OFF = "off"
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What to do at the agent: ids to remove first, then services to register."""
+
+    remove: tuple[str, ...] = ()
+    register: tuple[ServiceDefinition, ...] = ()
+    left: tuple[str, ...] = ()
+    """Names that are left to somebody else."""
+
+
+def compare(
+    wanted: Sequence[ServiceDefinition],
+    present: Mapping[str, AgentService],
+    *,
+    external: bool = False,
+    alloc_id: str | None = None,
+    anew: bool = False,
+) -> Changes:
+    """What is between ``present`` and ``wanted``.
+
+    ``external`` leaves all services to somebody else, ``alloc_id`` to Nomad those that it registered for that
+    allocation. ``anew`` registers what is there as well.
+    """
+    left = {
+        service.name for service in wanted if external or (alloc_id and _nomad_has(present, alloc_id, service.name))
+    }
+    ours = [service for service in wanted if service.name not in left]
+    keep = {service.id for service in ours}
+    return Changes(
+        remove=tuple(found.id for found in present.values() if found.id not in keep and _left_over(found, wanted)),
+        register=tuple(service for service in ours if anew or not service.matches(present.get(service.id))),
+        left=tuple(sorted(left)),
+    )
+
+
+def _nomad_has(present: Mapping[str, AgentService], alloc_id: str, name: str) -> bool:
+    return any(found.name == name and found.id.startswith(f"_nomad-task-{alloc_id}") for found in present.values())
+
+
+def _left_over(found: AgentService, wanted: Sequence[ServiceDefinition]) -> bool:
+    """Whether ``found`` is a former or superfluous registration of this node's own."""
+    if found.name not in (REGISTRY, ROUTER, METRICS) or not found.id.startswith(f"{found.name}:"):
+        return False
+    return any(
+        found.id == service.id
+        or (found.meta.get("peer_id") == service.meta.get("peer_id") is not None)
+        or (found.name, found.address, found.port) == (service.name, service.address, service.port)
+        for service in wanted
+    )
+
+
+class Registration:
+    """Keeps ``services`` registered with the agent while it runs, and deregisters them at the end.
+
+    Never fails because the agent is away or refuses: see :attr:`problem`. With ``external`` it only removes what a
+    former run registered; ``alloc_id`` is that of the Nomad allocation whose job may register them instead. ``poll``
+    is how often the agent is looked at, in seconds.
+    """
+
+    def __init__(
+        self,
+        client: ConsulClient,
+        services: Sequence[ServiceDefinition],
+        *,
+        external: bool = False,
+        alloc_id: str | None = None,
+        poll: float = 12.0,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.services = tuple(services)
+        self._client = client
+        self._external, self._alloc_id = external, alloc_id
+        self._poll = poll
+        self._rng = rng or random.Random()
+        self._token: str | None = None
+        self._fresh = True
+        self._left: frozenset[str] = frozenset()
+        self._patient_until = -math.inf
+        names = frozenset(service.name for service in services)
+        self._own: frozenset[str] = frozenset() if external or alloc_id else names
+        self._problem: str | None = None
+        self._registered = trio.Event()
+
+    @property
+    def problem(self) -> str | None:
+        """Why the services may be missing from the catalog, in one line; None when all is well."""
+        return self._problem
+
+    async def registered(self) -> None:
+        """Return when the agent has all services for the first time, from us or from Nomad."""
+        await self._registered.wait()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep them registered until cancelled, then deregister within 3 s; ``started()`` at once."""
+        backoff = Backoff(0.25, self._poll, self._rng)
+        if self._alloc_id:
+            self._patient_until = trio.current_time() + PATIENCE
+        task_status.started()
+        try:
+            while True:
+                try:
+                    settled = await self._reconcile()
+                except ConsulError as why:
+                    self._report(f"registering services: {why}")
+                    delay = backoff.next()
+                else:
+                    self._report(None)
+                    backoff.reset()
+                    delay = self._poll * self._rng.uniform(0.8, 1.2) if settled else 0.5
+                    if settled:
+                        self._registered.set()
+                await trio.sleep(delay)
+        finally:
+            await self._deregister()
+
+    async def _reconcile(self) -> bool:
+        """True unless something is still left open for Nomad to register."""
+        token = await self._client.token()
+        present = await self._client.agent_services()
+        changes = compare(
+            self.services,
+            present,
+            external=self._external,
+            alloc_id=self._alloc_id,
+            anew=self._fresh or token != self._token,
+        )
+        left, now = frozenset(changes.left), trio.current_time()
+        if self._left - left:
+            self._patient_until = now + PATIENCE
+        self._left = left
+        own = {service.name for service in self.services} - left
+        if own and now < self._patient_until:
+            return False
+        self._own = frozenset(own)
+        for service_id in changes.remove:
+            await self._client.deregister_service(service_id)
+            log.info("removed a former registration", service=service_id)
+        for service in changes.register:
+            await self._client.register_service(service.to_json())
+            log.info("registered", service=service.id, again=not self._fresh)
+        if self._fresh and changes.left:
+            log.info("services are registered by somebody else", services=changes.left)
+        self._token, self._fresh = token, False
+        return True
+
+    async def _deregister(self) -> None:
+        with trio.move_on_after(DEREGISTER_WITHIN, shield=True) as limit:
+            for service in self.services:
+                if service.name not in self._own:
+                    continue
+                try:
+                    await self._client.deregister_service(service.id)
+                except ConsulError as why:
+                    log.warning("could not deregister", service=service.id, error=str(why))
+        if limit.cancelled_caught:
+            log.warning("could not deregister in time", seconds=DEREGISTER_WITHIN)
+
+    def _report(self, problem: str | None) -> None:
+        if problem != self._problem:
+            self._problem = problem
+            if problem:
+                log.warning("registration hindered", problem=problem)
+            else:
+                log.info("registration unhindered")

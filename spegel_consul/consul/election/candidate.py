@@ -1,0 +1,282 @@
+# Carries out what the election decides.  Each action is a task that sends one request and feeds the answer back;
+# one more task waits for the deadline.  Nothing is decided here, and nothing but cancellation ends it.
+
+"""``Candidate``: this node's part in the election, as a Trio task."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import structlog
+import trio
+
+from spegel_consul.consul.api.client import ConsulClient
+from spegel_consul.consul.api.consul_errors import AccessDenied, CheckNotPassing, ConsulError, NoClusterLeader
+from spegel_consul.consul.catalog.leader_service import Beacon
+from spegel_consul.consul.election.election_events import (
+    Acquire,
+    Acquired,
+    Action,
+    CreateSession,
+    Destroy,
+    Event,
+    Failed,
+    KeyRead,
+    Probe,
+    Probed,
+    ReadKey,
+    Renew,
+    Renewed,
+    Resign,
+    SessionCreated,
+    Started,
+    Stopped,
+    Ticked,
+)
+from spegel_consul.consul.election.election_view import ElectionSettings, State, View
+from spegel_consul.consul.election.leader_record import FLAGS, LeaderRecord, vacant
+from spegel_consul.consul.election.state_machine import Election
+
+log = structlog.get_logger(__name__)
+
+RESIGN_WITHIN = 3.0
+"""Seconds that giving up the lock may delay a shutdown."""
+CHECK_WITHIN = 2.0
+"""Seconds after which a session is made without the check that the servers don't know."""
+
+_LONGEST_PAUSE = 0.32
+
+
+class Candidate:
+    """Takes part in the election of the bootstrap peer with ``me`` as the record to publish.
+
+    ``crowd`` says how many nodes take part, as far as known; the more, the further they spread their attempts.
+    With a ``beacon`` the lock ends soon after this process, and without one after two TTLs.
+    Never fails because Consul is away or refuses: see :attr:`view` and :attr:`problem`.
+    """
+
+    def __init__(
+        self,
+        client: ConsulClient,
+        me: LeaderRecord,
+        settings: ElectionSettings | None = None,
+        *,
+        crowd: Callable[[], int] = lambda: 0,
+        beacon: Beacon | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.me = me
+        self.settings = settings or ElectionSettings()
+        self._client = client
+        self._crowd, self._beacon = crowd, beacon
+        self._rng = rng or random.Random()
+        self._election = Election(self.settings, me, self._rng)
+        self._nursery: trio.Nursery | None = None
+        self._reading = trio.CancelScope()  # of the read in flight, if any
+        self._view = self._election.view
+        self._problem: str | None = None
+        self._denied: str | None = None
+        self._ttl = self.settings.ttl
+        self._dark = False  # this token may not register the beacon
+        self._bound = False  # the last session to the beacon's check
+        self._view_changed = trio.Event()
+        self._rescheduled = trio.Event()
+
+    @property
+    def view(self) -> View:
+        """What is known of the election now."""
+        return self._view
+
+    @property
+    def problem(self) -> str | None:
+        """What does not work at the moment, in one line for people; None when all is well."""
+        return self._problem
+
+    async def changed(self, since: View) -> View:
+        """The view, once it is not ``since``. Views that lasted only for an instant may be left out."""
+        while self._view == since:
+            await self._view_changed.wait()
+        return self._view
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Take part until cancelled, then resign within 3 s; ``started()`` at once. May be run again."""
+        if self._election.view.state is State.STOPPED:
+            self._election = Election(self.settings, self.me, self._rng)
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                if self._beacon is not None:
+                    nursery.start_soon(self._beacon.run)
+                self._feed(Started())
+                task_status.started()
+                while True:
+                    rescheduled = self._rescheduled
+                    with trio.move_on_at(self._deadline()):
+                        await rescheduled.wait()
+                    if trio.current_time() >= self._deadline():
+                        self._feed(Ticked())
+        finally:
+            self._nursery = None
+            for action in self._feed(Stopped()):
+                if isinstance(action, Resign):
+                    await self._resign(action)
+            await self._put_out()
+
+    def _deadline(self) -> float:
+        self._look_around()
+        return self._election.deadline
+
+    def _look_around(self) -> None:
+        self._election.crowd = self._crowd()
+        self._election.alive_until = self._beacon.alive_until if self._bound and self._beacon else math.inf
+
+    def _feed(self, event: Event) -> tuple[Action, ...]:
+        self._look_around()
+        actions = self._election.handle(event, trio.current_time())
+        if self._nursery is not None:
+            for action in actions:
+                scope = trio.CancelScope()
+                if isinstance(action, ReadKey):
+                    self._reading.cancel()
+                    self._reading = scope
+                self._nursery.start_soon(self._perform, action, scope)
+        self._rescheduled.set()
+        self._rescheduled = trio.Event()
+        self._publish()
+        return actions
+
+    async def _perform(self, action: Action, scope: trio.CancelScope) -> None:
+        event: Event | None = None
+        with scope:
+            try:
+                event = await self._send(action)
+            except ConsulError as error:
+                event = Failed(action, error)
+        if event is not None:
+            self._feed(event)
+
+    async def _send(self, action: Action) -> Event | None:
+        key, began = self.settings.key, trio.current_time()
+        match action:
+            case ReadKey(number, index, wait, consistent):
+                return KeyRead(number, *await self._client.kv_get(key, index, wait, consistent=consistent))
+            case CreateSession(ttl):
+                return await self._create_session(ttl)
+            case Acquire(session):
+                value = self.me.to_json(session=session, since=_utc_now())
+                return Acquired(await self._client.kv_acquire(key, session, value, FLAGS))
+            case Renew(session, within):
+                await self._client.session_renew(session, within)
+                return Renewed(action, began)
+            case Probe(within):
+                if not await self._client.status_leader(within):
+                    raise NoClusterLeader("the servers have no leader")
+                return Probed(action)
+            case Destroy(session):
+                await self._put_out()
+                with suppress(ConsulError):
+                    await self._client.session_destroy(session)
+            case Resign():
+                log.info("taking over from this node's former process", session=action.session)
+                await self._resign(action)
+        return None
+
+    async def _put_out(self) -> None:
+        if self._beacon is not None:
+            await self._beacon.out()
+
+    async def _light(self, beacon: Beacon) -> bool:
+        """Whether the lock can be bound to its check; if this token may not, then this time it isn't."""
+        try:
+            await beacon.light()
+        except AccessDenied as why:
+            if not self._dark:
+                log.warning("the lock does not end with this process: may not register spegel-leader", error=str(why))
+            self._dark = True
+            await beacon.out()  # it may still be lit from an attempt that failed after that
+        else:
+            self._dark = False
+        return not self._dark
+
+    async def _create_session(self, ttl: float) -> SessionCreated:
+        checks = (self._beacon.check_id,) if self._beacon is not None and await self._light(self._beacon) else ()
+        give_up, pause = trio.current_time() + CHECK_WITHIN, 0.02
+        while True:
+            began = trio.current_time()
+            try:
+                session = await self._client.session_create(
+                    f"spegel {self.me.node or self.me.peer_id}",
+                    ttl=ttl,
+                    lock_delay=self.settings.lock_delay,
+                    behavior=self.settings.behavior,
+                    service_checks=checks,
+                )
+            except CheckNotPassing:
+                # the agent tells the servers of a check soon after it took it; if never, any leader is better than none
+                if not checks:
+                    raise  # the node's own
+                if began >= give_up:
+                    checks = ()
+                else:
+                    await trio.sleep(min(pause, give_up - began))
+                    pause = min(2 * pause, _LONGEST_PAUSE)
+            else:
+                self._bound = bool(checks)
+                return SessionCreated(session, began)
+
+    async def _resign(self, action: Resign) -> None:
+        value = vacant(released_by=self.me.node, at=_utc_now())
+        with trio.move_on_after(RESIGN_WITHIN, shield=True) as limit:
+            try:
+                await self._client.kv_release(self.settings.key, action.session, value, FLAGS)
+                await self._client.session_destroy(action.session)
+            except ConsulError as why:
+                log.warning("could not resign; the lock ends with its session", error=str(why))
+        if limit.cancelled_caught:
+            log.warning("could not resign in time; the lock ends with its session", seconds=RESIGN_WITHIN)
+
+    def _publish(self) -> None:
+        old, new = self._view, self._election.view
+        if new != old:
+            self._view = new
+            self._view_changed.set()
+            self._view_changed = trio.Event()
+            if replace(new, epoch=0, session=None) != replace(old, epoch=0, session=None):
+                log.info(
+                    "election",
+                    state=new.state.value,
+                    leader=new.leader.node or new.leader.peer_id if new.leader else None,
+                    epoch=new.epoch,
+                    fresh=new.fresh,
+                )
+            others = new.leader is None or new.leader.identity != self.me.identity
+            if new.state is State.FOLLOWER and others and self._nursery is not None:
+                self._nursery.start_soon(self._put_out)
+        self._tell(None if new.state is State.STOPPED else self._election.problem)
+
+    def _tell(self, problem: str | None) -> None:
+        """Log what is wrong when it begins and when it ends."""
+        denied, ttl = self._election.denied, self._election.ttl
+        if ttl != self._ttl:
+            log.warning("session TTL adjusted to the servers' limits", asked=self._ttl, used=ttl)
+            self._ttl = ttl
+        if denied != self._denied:
+            if denied is None:
+                log.info("this token may lead")
+            elif self._denied is None:
+                log.warning("following only: this token may not lead", error=denied)
+        if problem != self._problem:
+            if problem and problem != denied:
+                log.warning("election hindered", problem=problem)
+            elif self._problem not in (None, self._denied):
+                log.info("election unhindered")
+        self._problem, self._denied = problem, denied
+
+
+def _utc_now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

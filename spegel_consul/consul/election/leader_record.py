@@ -1,0 +1,84 @@
+# The value of the leader key is read by people (`consul kv get`), by `jq` and templates, and by other
+# versions of this program: JSON, indented, ends with a newline, fields are only ever added.  It is written by
+# anybody with a token, so reading it never raises.  A released lock keeps a value that says "vacant": whoever
+# sees it knows that no lock-delay is running and takes the lock at once.
+
+"""What the leader key holds."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+
+from spegel_consul.peers import PeerInfo
+
+SCHEMA = 1
+FLAGS = 0x2DDCCBC058A50C18
+"""The mark that Consul's Go lock puts on its keys, so that such tools refuse to overwrite one of ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeaderRecord:
+    """The elected bootstrap peer, as it describes itself.
+
+    ``addrs`` are multiaddrs of its router that end in ``/p2p/<peer_id>``; ``http`` is the URL at which it
+    serves its peer info, ``registry`` that of its registry; ``since`` is UTC, ``2026-11-23T16:34:43Z``.
+    """
+
+    peer_id: str
+    addrs: tuple[str, ...]
+    node: str | None = None
+    cluster: str | None = None
+    http: str | None = None
+    registry: str | None = None
+    version: str | None = None
+    alloc_id: str | None = None
+    since: str | None = None
+    session: str | None = None
+
+    @property
+    def identity(self) -> tuple[str, frozenset[str]]:
+        """Who and where; all that a router has to react to."""
+        return self.peer_id, frozenset(self.addrs)
+
+    def to_json(self, *, session: str, since: str) -> bytes:
+        """The value to write when the lock is taken."""
+        held = asdict(replace(self, session=session, since=since))
+        return _dump({"schema": SCHEMA, "state": "held", **held})
+
+    def known(self) -> dict[str, object]:
+        """The fields that are set, for people and programs."""
+        fields = {**asdict(self), "addrs": list(self.addrs)}
+        return {name: value for name, value in fields.items() if value is not None}
+
+    def to_peer(self) -> PeerInfo:
+        """How its router is reached."""
+        suffix = f"/p2p/{self.peer_id}"
+        return PeerInfo(self.peer_id, tuple(addr.removesuffix(suffix) for addr in self.addrs))
+
+    @classmethod
+    def parse(cls, value: bytes) -> LeaderRecord | None:
+        """None for a vacant mark, for what isn't a record and for one without a usable peer."""
+        try:
+            fields = json.loads(value)
+            peer_id, addrs = fields["peer_id"], fields["addrs"]
+            if fields.get("state", "held") != "held" or not isinstance(peer_id, str) or not peer_id:
+                return None
+            usable = tuple(addr for addr in addrs if isinstance(addr, str) and addr.startswith("/"))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return None
+        if not usable:
+            return None
+        texts = ("node", "cluster", "http", "registry", "version", "alloc_id", "since", "session")
+        known = {name: fields[name] for name in texts if isinstance(fields.get(name), str)}
+        return cls(peer_id, usable, **known)
+
+
+def vacant(*, released_by: str | None, at: str) -> bytes:
+    """The value to leave when the lock is given up."""
+    return _dump({"schema": SCHEMA, "state": "vacant", "released_by": released_by, "at": at})
+
+
+def _dump(fields: dict[str, object]) -> bytes:
+    present = {name: value for name, value in fields.items() if value is not None}
+    return json.dumps(present, indent=2).encode() + b"\n"

@@ -1,0 +1,81 @@
+"""Certificates and keys from files into TLS contexts.
+
+OpenSSL opens files itself and would wait for a FIFO for ever, and asks for the pass phrase of a key on the terminal.
+So files are read by ``files.read``, and OpenSSL is given a file in memory that holds these bytes.  That needs /proc.
+
+A new rule belongs here if it is about PEM files in general; which of them are needed is for their users to say.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from spegel_consul.disk import foreign_files
+
+SIZE = 8 << 20
+"""Longest file that is read, in bytes; all authorities of a Linux distribution take 250 kB."""
+
+
+@contextmanager
+def loaded(path: str | Path) -> Iterator[str]:
+    """The path of a copy in memory of the file at ``path``. Raises OSError."""
+    with _in_memory(foreign_files.read(path, SIZE)) as copy:
+        yield copy
+
+
+def client_context(authorities: str | Path | None) -> ssl.SSLContext:
+    """A context that trusts the certificates in the file ``authorities``, or the system's. Raises OSError."""
+    if authorities is None:
+        return ssl.create_default_context()
+    with loaded(authorities) as copy:
+        return ssl.create_default_context(cafile=copy)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """The content of a certificate's file, with its chain, and of its key's."""
+
+    cert: bytes
+    key: bytes = field(repr=False)
+
+    @classmethod
+    def read(cls, cert: str | Path, key: str | Path) -> Pair:
+        """Raises OSError."""
+        return cls(foreign_files.read(cert, SIZE), foreign_files.read(key, SIZE))
+
+    def load(self, context: ssl.SSLContext) -> None:
+        """Have ``context`` show it. Reads no disk, so that a context in use can be changed by the task that uses it.
+
+        Raises ssl.SSLError, and ValueError for a key with a pass phrase.
+        """
+        with _in_memory(self.cert) as cert, _in_memory(self.key) as key:
+            context.load_cert_chain(cert, key, password=_no_pass_phrase)
+
+
+def load_pair(context: ssl.SSLContext, cert: str | Path, key: str | Path) -> None:
+    """Have ``context`` show the chain in ``cert`` with the key in ``key``.
+
+    Raises OSError (ssl.SSLError is one) and ValueError for a key with a pass phrase.
+    """
+    Pair.read(cert, key).load(context)
+
+
+@contextmanager
+def _in_memory(content: bytes) -> Iterator[str]:
+    fd = os.memfd_create("pem")
+    try:
+        left = memoryview(content)
+        while left:
+            left = left[os.write(fd, left) :]
+        yield f"/proc/self/fd/{fd}"
+    finally:
+        os.close(fd)
+
+
+def _no_pass_phrase() -> str:
+    raise ValueError("the key has a pass phrase, and nobody is there to give it: use one without")

@@ -1,0 +1,1 @@
+"""Small HTTP answers of the node: health, identity, and dial-back."""

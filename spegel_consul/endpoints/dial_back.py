@@ -1,0 +1,136 @@
+# Whether peers can reach an address can't be found out from inside.  So a node asks a peer to try, and the peer tries:
+# it opens a connection and closes it, to nobody but the address from which it was asked, which the asker can't forge
+# over TCP.  Nothing is sent to that port and nothing is read from it, so all that an asker can learn is whether a port
+# of his own machine is open.  A peer on the same machine would say nothing about the way, so loopback is refused.
+
+"""A peer tries whether it can connect to the node that asks."""
+
+from __future__ import annotations
+
+import http.client
+import ipaddress
+import json
+import ssl
+import urllib.parse
+from dataclasses import dataclass
+
+import trio
+from quart import Response, request
+from quart_trio import QuartTrio
+
+from spegel_consul.endpoints.check import Check, fail, ok, warn
+
+PATH = "/dial-back"
+_CONNECT_TIMEOUT = 1.0
+_ASK_TIMEOUT = 3.0
+_AT_ONCE = 4
+
+
+def add_to(app: QuartTrio) -> None:
+    """Answer ``GET /dial-back?port=5000`` with ``{"address", "port", "reached", "error"}``."""
+    limiter = trio.Semaphore(_AT_ONCE)
+
+    @app.route(PATH)
+    async def dial_back() -> Response:
+        port = request.args.get("port", "")
+        host = _plain_address(request.remote_addr or "")
+        if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+            return _json(400, {"error": "give your port, as in ?port=5000"})
+        if host is None or host.is_loopback:
+            return _json(400, {"error": "ask from another machine: the way from here to here says nothing"})
+        try:
+            limiter.acquire_nowait()
+        except trio.WouldBlock:
+            return _json(503, {"error": "busy: ask again in a moment"})
+        try:
+            error = await _dial(str(host), int(port))
+        finally:
+            limiter.release()
+        return _json(200, {"address": str(host), "port": int(port), "reached": error is None, "error": error})
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Where another node's registry is."""
+
+    host: str
+    port: int
+    tls: bool = False
+
+
+def ask(peer: Peer, address: str, port: int) -> Check:
+    """Have ``peer`` dial the registry that is told to others as ``address`` and ``port``. Waits 3 s at most."""
+    name = "dial-back"
+    try:
+        seen, reached, error = _asked(peer, address, port)
+    except (OSError, http.client.HTTPException, ValueError, KeyError) as exc:
+        return warn(name, f"{peer.host}:{peer.port} could not be asked to connect to this node: {exc}")
+    if seen != address:
+        return warn(
+            name,
+            f"{peer.host} sees this node as {seen}, but others are told {address}",
+            f"--advertise-addr {seen}   # or network_mode = host, if this runs in a container",
+        )
+    if not reached:
+        return fail(
+            name,
+            f"{peer.host} can't connect to {address}:{port} ({error}), so nobody gets anything from this node",
+            f"let TCP port {port} in on {address}; 5001 is needed as well",
+        )
+    return ok(name, f"{peer.host} can connect to {address}:{port}")
+
+
+def _asked(peer: Peer, address: str, port: int) -> tuple[str, bool, object]:
+    source: tuple[str, int] | None = (address, 0)
+    for _ in range(2):
+        connection: http.client.HTTPConnection
+        if peer.tls:
+            # nothing secret is sent; who answers with what certificate is of no interest here
+            context = ssl._create_unverified_context()  # noqa: S323
+            connection = http.client.HTTPSConnection(
+                peer.host, peer.port, timeout=_ASK_TIMEOUT, source_address=source, context=context
+            )
+        else:
+            connection = http.client.HTTPConnection(peer.host, peer.port, timeout=_ASK_TIMEOUT, source_address=source)
+        try:
+            connection.request("GET", f"{PATH}?{urllib.parse.urlencode({'port': port})}")
+            with connection.getresponse() as answer:
+                document = json.loads(answer.read(4096))
+            if answer.status != 200:
+                raise ValueError(str(document.get("error", answer.status)))
+            seen = str(ipaddress.ip_address(str(document["address"])))
+            return seen, document["reached"] is True, document.get("error")
+        except OSError:
+            if source is None:
+                raise
+            source = None  # the address is not one of this machine's: it is somebody's who translates
+        finally:
+            connection.close()
+    raise AssertionError("not reached")
+
+
+async def _dial(host: str, port: int) -> str | None:
+    """None if it can be connected to, else why not."""
+    try:
+        with trio.fail_after(_CONNECT_TIMEOUT):
+            stream = await trio.open_tcp_stream(host, port)
+    except trio.TooSlowError:
+        return f"no answer within {_CONNECT_TIMEOUT:g} s"
+    except OSError as exc:
+        cause = exc.__cause__ or exc
+        return str(getattr(cause, "strerror", None) or cause)
+    await trio.aclose_forcefully(stream)
+    return None
+
+
+def _plain_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """IPv4 as itself also where it came in on an IPv6 socket."""
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def _json(status: int, document: dict[str, object]) -> Response:
+    return Response(json.dumps(document) + "\n", status=status, content_type="application/json")

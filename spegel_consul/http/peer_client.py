@@ -1,0 +1,352 @@
+# HTTP/1.1 to other nodes' registries.
+#
+# Three deadlines keep a pull from hanging on a peer: to connect, to the first byte of the answer, and between
+# any two bytes after it.  The client of the mirror waits for more than a minute on its own, so these are the
+# only protection that it has.  A connection goes back to the pool only when its answer was read to the end, and
+# comes out of it only if the peer has said nothing since.
+
+"""A client for the registries of peers."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+
+import trio
+
+from spegel_consul.http.response_head import MAX_HEAD, Reply, ReplyError, parse_reply
+from spegel_consul.http.tls import Tls
+from spegel_consul.zerocopy.send import send_bytes
+from spegel_consul.zerocopy.source import Pace
+
+_RECEIVE = 1 << 18
+_RECEIVE_HEAD = 1 << 12  # what is read of the body here can't be spliced any more
+
+
+class PeerError(Exception):
+    """The peer did not answer as it should; the message says how.
+
+    ``hung``: it kept us waiting until a deadline, and would the next one too; ``broken``: what it sent is no answer to
+    what was asked, and no node's way to say that it has nothing.
+    """
+
+    def __init__(self, message: str, *, hung: bool = False, broken: bool = False) -> None:
+        super().__init__(message)
+        self.hung = hung
+        self.broken = broken
+
+
+class Unreachable(PeerError):
+    """There is no connection to the peer's address."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeerLimits:
+    """Deadlines in seconds: to connect, to the head of the answer, and between two reads of its body.
+
+    ``rate``: bytes per second below which the rest of a body is had from somebody else, if there is one; 0 for never.
+    """
+
+    connect: float = 1.0
+    first_byte: float = 2.0
+    stall: float = 5.0
+    rate: int = 2 << 20
+    idle: float = 30.0
+    idle_connections: int = 8
+
+
+class PeerResponse:
+    """The head of an answer, and its body as it comes. Close it, or read it to the end."""
+
+    def __init__(self, client: PeerClient, connection: _Connection, reply: Reply) -> None:
+        self._client = client
+        self._connection: _Connection | None = connection
+        self._reply = reply
+        self._received = reply.body
+        self._left = reply.length - len(reply.body)
+        self.status = reply.status
+        self.connected = 0.0 if connection.reused else connection.connected
+        """When the connection was made for this answer (time.perf_counter()); 0 if it stood already."""
+
+    def header(self, name: bytes) -> str | None:
+        """The value of a header field by its lower-case name."""
+        value = self._reply.headers.get(name)
+        return None if value is None else value.decode("latin-1")
+
+    async def chunks(self, pace: Pace | None = None) -> AsyncGenerator[bytes, None]:
+        """The body, or what is left of it if it was begun before.
+
+        Raises PeerError if it stalls or ends early, and what ``pace`` raises, between two pieces.
+        """
+        if received := self.buffered():
+            yield received
+        while self._left:
+            assert self._connection is not None, "a body is read once"
+            began = trio.current_time()
+            with trio.move_on_after(self._client.limits.stall) as waiting:
+                data = await self._connection.receive(min(self._left, _RECEIVE))
+            if waiting.cancelled_caught:
+                message = f"{self._connection} sent nothing for {self._client.limits.stall:g} s"
+                raise PeerError(message, hung=True)
+            waited = trio.current_time() - began
+            self._left -= len(data)
+            yield data
+            if pace is not None and self._left:
+                pace.waited(waited, self._left)
+        self.taken()
+
+    def buffered(self) -> bytes:
+        """Take what has been received of the body already; the rest is to be taken from :attr:`socket`.
+
+        Say with :meth:`spliced` how much was, and when it is all, call :meth:`taken`.
+        """
+        received, self._received = self._received, b""
+        return received
+
+    @property
+    def socket(self) -> trio.socket.SocketType:
+        """The peer's socket, behind what was buffered."""
+        assert self._connection is not None
+        return self._connection.sock
+
+    def spliced(self, count: int) -> None:
+        """``count`` bytes of the body were taken from :attr:`socket`."""
+        self._left -= count
+
+    def taken(self) -> None:
+        """The body was taken to its last byte and no further; the connection can be used again."""
+        connection, self._connection = self._connection, None
+        assert connection is not None
+        if self._reply.reusable:
+            self._client._keep(connection)
+        else:
+            connection.close()
+
+    def discard(self) -> None:
+        """Give up the rest of the body, if there is any."""
+        if self._connection is None:
+            return
+        if len(self._reply.body) == self._reply.length:
+            self.taken()
+        else:
+            self._connection.close()
+            self._connection = None
+
+
+class _Connection:
+    def __init__(
+        self, address: tuple[str, int], sock: trio.socket.SocketType, secure: trio.SSLStream[trio.SocketStream] | None
+    ) -> None:
+        self.address = address
+        self.sock = sock
+        self._secure = secure
+        self.idle_since = 0.0
+        self.reused = False
+        self.connected = time.perf_counter()
+
+    def __str__(self) -> str:
+        host, port = self.address
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    def is_quiet(self) -> bool:
+        """Whether the peer has neither closed it nor said what nobody asked."""
+        if self._secure is not None:
+            incoming = getattr(self._secure, "_incoming", None)  # Trio has no public word for what it has read ahead
+            if incoming is None or incoming.pending or self._secure.pending():
+                return False
+        try:
+            os.read(self.sock.fileno(), 1)
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass
+        return False
+
+    async def send(self, data: bytes) -> None:
+        """Raises PeerError."""
+        try:
+            if self._secure is None:
+                await send_bytes(self.sock, data)
+            else:
+                await self._secure.send_all(data)
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
+            raise PeerError(f"{self} reset the connection") from None
+
+    async def receive(self, most: int) -> bytes:
+        """At least one byte. Raises PeerError."""
+        try:
+            if self._secure is not None:
+                data = bytes(await self._secure.receive_some(most))
+            else:
+                data = await self._read(most)
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+            raise PeerError(f"{self} reset the connection") from None
+        if not data:
+            raise PeerError(f"{self} closed the connection")
+        return data
+
+    async def _read(self, most: int) -> bytes:
+        fd = self.sock.fileno()
+        while True:
+            try:
+                return os.read(fd, most)
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(self.sock)
+
+    def close(self) -> None:
+        self.sock.close()
+
+
+class PeerClient:
+    """Asks peers, over connections that are kept for the next request."""
+
+    def __init__(self, limits: PeerLimits | None = None, tls: Tls | None = None) -> None:
+        self.limits = limits or PeerLimits()
+        self._tls = tls
+        self._idle: dict[tuple[str, int], list[_Connection]] = {}
+        self._next_sweep = 0.0
+
+    @property
+    def encrypts(self) -> bool:
+        """Whether peers are asked over TLS."""
+        return self._tls is not None
+
+    async def request(
+        self, address: tuple[str, int], method: str, target: str, headers: Sequence[tuple[str, str]]
+    ) -> PeerResponse:
+        """Send a request without a body and return the head of the answer. Raises PeerError; Unreachable if it was
+        not sent, for want of a connection."""
+        connection = self._reuse(address) or await self._connect(address)
+        try:
+            try:
+                return await self._exchange(connection, method, target, headers, self.limits.first_byte)
+            except PeerError as exc:
+                if not connection.reused or exc.hung:
+                    raise
+                # the peer closed a kept connection just as we took it: once more on a new one
+                connection.close()
+                connection = await self._connect(address)
+                return await self._exchange(connection, method, target, headers, self.limits.first_byte)
+        except BaseException:
+            connection.close()
+            raise
+
+    def has_idle(self, address: tuple[str, int]) -> bool:
+        """Whether a connection to ``address`` is kept."""
+        return bool(self._idle.get(address))
+
+    async def request_at_once(
+        self, address: tuple[str, int], method: str, target: str, headers: Sequence[tuple[str, str]]
+    ) -> PeerResponse | None:
+        """The same over a connection that is there, or None if there is none or it fails."""
+        connection = self._reuse(address)
+        if connection is None:
+            return None
+        try:
+            return await self._exchange(connection, method, target, headers, self.limits.first_byte)
+        except PeerError:
+            connection.close()
+            return None
+        except BaseException:
+            connection.close()
+            raise
+
+    async def _exchange(
+        self,
+        connection: _Connection,
+        method: str,
+        target: str,
+        headers: Sequence[tuple[str, str]],
+        patience: float,
+    ) -> PeerResponse:
+        lines = [f"{method} {target} HTTP/1.1", f"host: {connection}", *(f"{name}: {value}" for name, value in headers)]
+        question = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+        with trio.move_on_after(patience):
+            await connection.send(question)
+            data = await connection.receive(_RECEIVE_HEAD)
+            while (reply := self._parse(connection, data, method)) is None:
+                if len(data) > MAX_HEAD:
+                    raise PeerError(f"{connection} sent a head of more than {MAX_HEAD} bytes", broken=True)
+                await trio.lowlevel.checkpoint()  # what drips in may be there each time
+                data += await connection.receive(_RECEIVE_HEAD)
+            return PeerResponse(self, connection, reply)
+        raise PeerError(f"{connection} did not answer within {patience:g} s", hung=True)
+
+    @staticmethod
+    def _parse(connection: _Connection, data: bytes, method: str) -> Reply | None:
+        try:
+            return parse_reply(data, method)
+        except ReplyError as exc:
+            raise PeerError(f"{connection} does not speak HTTP: {exc}", broken=True) from None
+
+    def _reuse(self, address: tuple[str, int]) -> _Connection | None:
+        kept = self._idle.get(address, [])
+        while kept:
+            connection = kept.pop()
+            if trio.current_time() - connection.idle_since < self.limits.idle and connection.is_quiet():
+                connection.reused = True
+                return connection
+            connection.close()
+        return None
+
+    async def _connect(self, address: tuple[str, int]) -> _Connection:
+        host, port = address
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        sock = trio.socket.socket(family, socket.SOCK_STREAM)
+        secure = None
+        try:
+            with trio.fail_after(self.limits.connect):
+                await sock.connect(address)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                if self._tls is not None:
+                    plain, context = trio.SocketStream(sock), self._tls.client()
+                    secure = trio.SSLStream(plain, context, server_hostname=host, https_compatible=True)
+                    await secure.do_handshake()
+        except trio.TooSlowError:
+            sock.close()
+            message = f"{host} port {port} did not accept within {self.limits.connect:g} s"
+            raise Unreachable(message, hung=True) from None
+        except trio.BrokenResourceError as exc:
+            sock.close()
+            raise PeerError(f"{host} port {port} and this node do not agree on TLS: {exc.__cause__ or exc}") from None
+        except OSError as exc:
+            sock.close()
+            raise Unreachable(f"{host} port {port} can't be reached: {exc}") from None
+        except BaseException:
+            sock.close()
+            raise
+        return _Connection(address, sock, secure)
+
+    def _keep(self, connection: _Connection) -> None:
+        now = trio.current_time()
+        if now >= self._next_sweep:
+            self._next_sweep = now + self.limits.idle
+            self._sweep(now)
+        kept = self._idle.setdefault(connection.address, [])
+        if len(kept) < self.limits.idle_connections:
+            connection.idle_since = now
+            kept.append(connection)
+        else:
+            connection.close()
+
+    def _sweep(self, now: float) -> None:
+        """Close what has been idle for too long, at peers that nobody asks any more too."""
+        for address, connections in list(self._idle.items()):
+            for connection in connections:
+                if now - connection.idle_since >= self.limits.idle:
+                    connection.close()
+            fresh = [connection for connection in connections if now - connection.idle_since < self.limits.idle]
+            if fresh:
+                self._idle[address] = fresh
+            else:
+                del self._idle[address]
+
+    def close(self) -> None:
+        """Close the connections that are kept."""
+        for kept in self._idle.values():
+            for connection in kept:
+                connection.close()
+        self._idle.clear()

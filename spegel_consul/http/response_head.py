@@ -1,0 +1,99 @@
+# The head of a peer's answer.
+#
+# All that a mirror can use is framed by its length, so once the head is read the body needs no parser, and may pass
+# by on its way from socket to socket.  Heads as other nodes and common servers write them are read here; any other is
+# h11's to judge, which knows what HTTP allows.
+
+"""Reading the head of an HTTP/1.1 answer whose body is framed by its length."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import h11
+
+from spegel_consul.http.server.request_head import parse_fields
+
+MAX_HEAD = 1 << 16
+"""Bytes of the longest head that is read."""
+
+_STATUS_LINE = re.compile(rb"HTTP/1\.1 ([2-5]\d\d)(?: [ \t\x21-\x7e\x80-\xff]*)?\r\n")
+_LENGTH = re.compile(rb"\d{1,19}\Z")
+_ODD = frozenset({b"transfer-encoding", b"trailer", b"upgrade"})
+_MOST_INTERIM = 8  # answers before the answer; all are read again whenever more comes
+_BODYLESS = frozenset({204, 304})
+
+
+class ReplyError(Exception):
+    """What was received is no HTTP answer; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The head of an answer; names of ``headers`` are in lower case.
+
+    ``length`` is that of the body in bytes, 0 if it is not framed by one, and ``body`` what was received of it;
+    ``reusable``: after the body the connection is good for another request.
+    """
+
+    status: int
+    headers: dict[bytes, bytes]
+    length: int
+    body: bytes
+    reusable: bool
+
+
+def parse_reply(data: bytes, method: str) -> Reply | None:
+    """The answer to a request of ``method`` that ``data`` begins with, or None if its head is not whole yet.
+
+    Raises ReplyError.
+    """
+    end = data.find(b"\r\n\r\n")
+    line = _STATUS_LINE.match(data) if end > 0 else None
+    if line is None or line.end() > end + 2:
+        return _parse_any(data, method)
+    headers = parse_fields(data[line.end() : end]) if line.end() < end else {}
+    if headers is None or not _ODD.isdisjoint(headers):
+        return _parse_any(data, method)
+    status, length = int(line[1]), headers.get(b"content-length", b"")
+    connection = headers.get(b"connection", b"keep-alive").lower()
+    if not _LENGTH.match(length) or connection not in (b"keep-alive", b"close"):
+        return _parse_any(data, method)
+    count = 0 if method == "HEAD" or status in _BODYLESS else int(length)
+    body = data[end + 4 :]
+    # what comes behind the body was not asked for
+    reusable = connection == b"keep-alive" and len(body) <= count
+    return Reply(status, headers, count, body[:count], reusable)
+
+
+def _parse_any(data: bytes, method: str) -> Reply | None:
+    http = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD)
+    # whatever was asked, for the parser only the method counts
+    http.send(h11.Request(method=method, target="/", headers=[("host", "peer")]))
+    http.send(h11.EndOfMessage())
+    try:
+        http.receive_data(data)
+        interim = 0
+        while isinstance(event := http.next_event(), h11.InformationalResponse):
+            interim += 1
+            if interim > _MOST_INTERIM:
+                raise ReplyError("it says 1xx again and again")
+        if event is h11.NEED_DATA:
+            return None
+        if not isinstance(event, h11.Response):
+            raise ReplyError("it answered with something else")
+        headers = dict(event.headers)
+        body = b""
+        while isinstance(following := http.next_event(), h11.Data):
+            body += following.data
+    except h11.RemoteProtocolError as exc:
+        raise ReplyError(str(exc)) from None
+    if method == "HEAD" or event.status_code in _BODYLESS:
+        count, framed = 0, True
+    else:
+        framed = _LENGTH.match(headers.get(b"content-length", b"")) is not None and b"transfer-encoding" not in headers
+        count = int(headers[b"content-length"]) if framed else 0
+    reusable = framed and http.their_state is not h11.MUST_CLOSE and not http.trailing_data[0]
+    reusable = reusable and b"connection" not in headers and event.http_version == b"1.1"
+    return Reply(event.status_code, headers, count, body if framed else b"", reusable)

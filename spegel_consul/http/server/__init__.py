@@ -1,0 +1,4 @@
+"""The server side of HTTP: accept, limits, idle connections, heads and hypercorn.
+
+Nothing here knows what is served.
+"""

@@ -1,0 +1,98 @@
+# hypercorn's Trio worker, reduced to one port and our own connections.
+
+"""Serve an ASGI application on a listening socket until told to stop."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Awaitable, Callable
+
+import trio
+from hypercorn.config import Config
+from hypercorn.trio.lifespan import Lifespan
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ConnectionState, Framework, LifespanState
+from hypercorn.utils import wrap_app
+
+from spegel_consul.http.server.accept import accept, listen_for_own
+from spegel_consul.http.server.connection import Connection, ShortRoad
+from spegel_consul.http.server.connection_limits import Door
+from spegel_consul.http.server.idle_connections import Lobby
+from spegel_consul.http.tls import Tls
+
+DRAIN_TIMEOUT = 10.0
+"""Seconds that transfers in flight may take after a stop was asked for."""
+
+
+KEEP_ALIVE = 100.0
+"""Seconds after which an idle connection is closed. Go's transport, which every runtime here uses, drops its own after
+90 s, so it never meets a connection that is just being closed."""
+
+
+def _config(drain_timeout: float, keep_alive: float) -> Config:
+    config = Config()
+    config.loglevel = "CRITICAL"
+    config.graceful_timeout = drain_timeout
+    config.keep_alive_timeout = keep_alive
+    config.keep_alive_max_requests = 1 << 62
+    config.include_server_header = False
+    return config
+
+
+async def serve(
+    app: Framework,
+    sock: socket.socket,
+    *,
+    stop: Callable[[], Awaitable[object]],
+    short_road: ShortRoad | None = None,
+    tls: Tls | None = None,
+    door: Door | None = None,
+    called: frozenset[str] = frozenset(),
+    drain_timeout: float = DRAIN_TIMEOUT,
+    keep_alive: float = KEEP_ALIVE,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve the ASGI application ``app`` on ``sock``, a listening socket that is closed at the end.
+
+    Connections of this machine have a queue of their own, where the kernel allows it.
+
+    Requests are offered to ``short_road`` first, if there is one. With ``tls`` none is: what has to be encrypted can't
+    be left to the kernel. ``door`` says who gets in.
+    ``called``: addresses that clients call us by, even if they are not this network namespace's.
+    When ``stop()`` returns, no connection is accepted any more, idle ones are closed, and requests in
+    flight have ``drain_timeout`` seconds to end.
+    """
+    config = _config(drain_timeout, keep_alive)
+    wrapped = wrap_app(app, config.wsgi_max_body_size, "asgi")
+    lifespan_state: LifespanState = {}
+    lifespan = Lifespan(wrapped, config, lifespan_state)
+    context = WorkerContext(None)
+    if tls is not None:
+        short_road = None
+    lobby = Lobby(short_road.at_once) if short_road is not None else None
+    state = ConnectionState(lifespan_state)
+
+    async def connection(sock: socket.socket) -> None:
+        stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+        try:
+            await Connection(wrapped, config, context, state, short_road, lobby, tls, door, called, stream).run()
+        finally:
+            await trio.aclose_forcefully(stream)
+
+    async with trio.open_nursery() as lifespan_nursery:
+        await lifespan_nursery.start(lifespan.handle_lifespan)
+        await lifespan.wait_for_startup()
+        if lobby is not None:
+            await lifespan_nursery.start(lobby.run)
+        async with trio.open_nursery() as connections:
+            async with trio.open_nursery() as accepting:
+                own = listen_for_own(sock, called)
+                for each in filter(None, (own, sock)):
+                    accepting.start_soon(accept, each, lambda made: connections.start_soon(connection, made))
+                task_status.started()
+                await stop()
+                accepting.cancel_scope.cancel()
+            await context.terminated.set()
+            connections.cancel_scope.deadline = trio.current_time() + drain_timeout
+        await lifespan.wait_for_shutdown()
+        lifespan_nursery.cancel_scope.cancel()

@@ -1,0 +1,139 @@
+# Certificates come from files that something else renews (Vault, cert-manager, a cron job), so a task looks at them
+# once a second, in a thread.  Files that are being replaced, or wrong, or on a disk that hangs, leave the old ones in
+# use.
+
+"""TLS contexts that follow their files."""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+import trio
+
+from spegel_consul.disk import foreign_files as foreign
+from spegel_consul.disk import pem
+
+log = structlog.get_logger(__name__)
+
+_LOOK_EVERY = 1.0
+
+
+class TlsError(Exception):
+    """The files can't be used; the message says which, and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """PEM files: this node's certificate with its chain, its key, and the authorities that peers' must come from.
+
+    Without ``ca`` the system's authorities count. ``verify_clients``: serve only those who show a certificate.
+    """
+
+    cert: Path
+    key: Path
+    ca: Path | None = None
+    verify_clients: bool = False
+
+
+class Tls:
+    """Contexts made from ``files``. Raises TlsError if they can't be used at the start; :meth:`run` follows them."""
+
+    def __init__(self, files: TlsFiles) -> None:
+        self._files = files
+        self._seen = _signature(files)
+        self._contexts = _server(files), _client(files)
+
+    @property
+    def verifies_clients(self) -> bool:
+        """Whether clients need a certificate."""
+        return self._files.verify_clients
+
+    def server(self) -> ssl.SSLContext:
+        """For a connection that was accepted; offers HTTP/1.1."""
+        return self._contexts[0]
+
+    def client(self) -> ssl.SSLContext:
+        """For a connection to a peer, whose certificate must name the address that is dialled."""
+        return self._contexts[1]
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Follow the files until cancelled; ``started()`` at once."""
+        calls, complaint = foreign.FileCalls(), ""
+        task_status.started()
+        while True:
+            await trio.sleep(_LOOK_EVERY)
+            try:
+                await calls.run(self._look)
+                complaint = ""
+            except (TlsError, OSError) as exc:
+                if str(exc) != complaint:
+                    complaint = str(exc)
+                    log.warning("new TLS files are not used", error=complaint)
+
+    def _look(self) -> None:
+        """Take in what has changed. Called in a thread. Raises TlsError."""
+        seen = _signature(self._files)
+        if seen != self._seen:
+            self._seen = seen
+            self._contexts = _server(self._files), _client(self._files)
+
+
+def _signature(files: TlsFiles) -> tuple[tuple[int, int, int] | None, ...]:
+    found: list[tuple[int, int, int] | None] = []
+    for path in (files.cert, files.key, files.ca):
+        try:
+            found.append(foreign.stamp(path) if path is not None else None)
+        except OSError:
+            found.append(None)
+    return tuple(found)
+
+
+def _server(files: TlsFiles) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    _load_certificate(context, files)
+    if files.verify_clients:
+        _load_authorities(context, files)
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+def _client(files: TlsFiles) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    _load_certificate(context, files)
+    _load_authorities(context, files)
+    return context
+
+
+def _load_certificate(context: ssl.SSLContext, files: TlsFiles) -> None:
+    for path in (files.cert, files.key):
+        _check_readable(path)
+    try:
+        pem.load_pair(context, files.cert, files.key)
+    except (OSError, ValueError) as exc:
+        pair = f"certificate {files.cert} and key {files.key}"
+        raise TlsError(f"{pair} do not make a pair in PEM form: {getattr(exc, 'reason', None) or exc}") from None
+
+
+def _load_authorities(context: ssl.SSLContext, files: TlsFiles) -> None:
+    if files.ca is None:
+        context.load_default_certs()
+        return
+    _check_readable(files.ca)
+    try:
+        with pem.loaded(files.ca) as copy:
+            context.load_verify_locations(copy)
+    except OSError as exc:
+        raise TlsError(f"{files.ca} holds no certificate in PEM form: {getattr(exc, 'reason', None) or exc}") from None
+
+
+def _check_readable(path: Path) -> None:
+    try:
+        foreign.read(path, pem.SIZE)
+    except OSError as exc:
+        raise TlsError(f"{path} can't be read: {exc.strerror}") from None

@@ -1,0 +1,67 @@
+"""Makes one bootstrap of the settings."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable, Iterator
+
+from spegel_consul.consul.catalog.catalog_watch import CatalogWatch
+from spegel_consul.consul.election.candidate import Candidate
+from spegel_consul.consul.election.leader_record import LeaderRecord
+from spegel_consul.join import Bootstrap
+from spegel_consul.join.fallback import SeveralBootstraps
+from spegel_consul.join.join_settings import BootstrapKind, BootstrapSettings
+from spegel_consul.join.polled import PolledBootstrap
+from spegel_consul.join.sources.consul_catalog import CatalogBootstrap
+from spegel_consul.join.sources.consul_leader import ConsulBootstrap
+from spegel_consul.join.sources.dns import DnsSource
+from spegel_consul.join.sources.http_document import HttpSource
+from spegel_consul.join.sources.nomad_api import NomadClient
+from spegel_consul.join.sources.nomad_service import NomadServiceSource
+from spegel_consul.join.sources.nomad_variable import NomadVarBootstrap
+from spegel_consul.join.sources.peer_file import LOOK_EVERY, FileSource
+from spegel_consul.join.sources.static import StaticBootstrap
+
+
+def assemble(
+    settings: BootstrapSettings,
+    me: LeaderRecord,
+    router_port: int,
+    lonely: Callable[[], bool],
+    *,
+    candidate: Candidate | None = None,
+    catalog: CatalogWatch | None = None,
+    nomad: NomadClient | None = None,
+    trust: Callable[[], ssl.SSLContext] | None = None,
+) -> Bootstrap:
+    """The bootstrap of ``settings``, which has what its kinds need: a candidate, a catalog, a client of Nomad.
+
+    ``router_port`` is that of peers that are named by address only; ``lonely``: see SeveralBootstraps; ``trust``: see
+    HttpSource.
+    """
+
+    def ways() -> Iterator[tuple[str, Bootstrap]]:
+        for kind in settings.kinds:
+            match kind:
+                case BootstrapKind.CONSUL if candidate is not None:
+                    yield kind.value, ConsulBootstrap(candidate, catalog)
+                case BootstrapKind.CATALOG if catalog is not None:
+                    yield kind.value, CatalogBootstrap(catalog, me.to_peer())
+                case BootstrapKind.NOMAD_VAR if nomad is not None:
+                    yield kind.value, NomadVarBootstrap(nomad, settings.nomad_var, me)
+                case BootstrapKind.NOMAD_SERVICE if nomad is not None:
+                    source = NomadServiceSource(nomad, settings.nomad_service, me.to_peer(), me.alloc_id)
+                    yield kind.value, PolledBootstrap(source)
+                case BootstrapKind.HTTP:
+                    for url in settings.http_urls:
+                        http = HttpSource(url, settings.http_cert_dir, trust)
+                        yield f"http {http.name}", PolledBootstrap(http)
+                case BootstrapKind.DNS if settings.dns_domain:
+                    yield kind.value, PolledBootstrap(DnsSource(settings.dns_domain, router_port, settings.dns_server))
+                case BootstrapKind.STATIC:
+                    yield kind.value, StaticBootstrap(settings.static_peers)
+                case BootstrapKind.FILE if settings.file is not None:
+                    yield kind.value, PolledBootstrap(FileSource(settings.file), every=LOOK_EVERY)
+
+    found = list(ways())
+    return found[0][1] if len(found) == 1 else SeveralBootstraps(found, me.to_peer(), lonely)

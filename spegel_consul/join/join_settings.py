@@ -1,0 +1,70 @@
+"""Which ways to find the ring are used, and what each of them needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from spegel_consul.join.peer_formats import parse_peers
+from spegel_consul.join.sources.http_document import HttpSource
+from spegel_consul.join.sources.nomad_api import NomadSettings, variable_path
+
+
+class BootstrapKind(Enum):
+    """How the ring is found."""
+
+    CONSUL = "consul"
+    CATALOG = "catalog"
+    NOMAD_VAR = "nomad-var"
+    NOMAD_SERVICE = "nomad-service"
+    HTTP = "http"
+    DNS = "dns"
+    STATIC = "static"
+    FILE = "file"
+
+
+CONSUL_KINDS = frozenset({BootstrapKind.CONSUL, BootstrapKind.CATALOG})
+NOMAD_KINDS = frozenset({BootstrapKind.NOMAD_VAR, BootstrapKind.NOMAD_SERVICE})
+
+
+@dataclass(frozen=True, slots=True)
+class BootstrapSettings:
+    """``kinds`` in order of preference; the rest is for one kind each. See the command's help."""
+
+    kinds: tuple[BootstrapKind, ...]
+    static_peers: tuple[str, ...] = ()
+    http_urls: tuple[str, ...] = ()
+    http_cert_dir: Path | None = None
+    dns_domain: str | None = None
+    dns_server: tuple[str, int] | None = None
+    nomad: NomadSettings | None = None
+    nomad_var: str = ""
+    nomad_service: str = ""
+    file: Path | None = None
+
+    @property
+    def uses_consul(self) -> bool:
+        return bool(CONSUL_KINDS.intersection(self.kinds))
+
+    def check(self) -> None:
+        """Raises ValueError for what is missing or can't be used."""
+        given: Mapping[BootstrapKind, tuple[object, str]] = {
+            BootstrapKind.STATIC: (self.static_peers, "--static-bootstrap-peers"),
+            BootstrapKind.HTTP: (self.http_urls, "--http-bootstrap-url"),
+            BootstrapKind.DNS: (self.dns_domain, "--dns-bootstrap-domain"),
+            BootstrapKind.FILE: (self.file, "--bootstrap-file"),
+            BootstrapKind.NOMAD_SERVICE: (self.nomad_service, "--nomad-service"),
+            BootstrapKind.NOMAD_VAR: (self.nomad_var, "--nomad-variable"),
+        }
+        for kind, (value, flag) in given.items():
+            if kind in self.kinds and not value:
+                raise ValueError(f"--bootstrap-kind={kind.value} needs {flag}")
+        parse_peers(self.static_peers)
+        for url in self.http_urls:
+            HttpSource(url, self.http_cert_dir)
+        if BootstrapKind.NOMAD_VAR in self.kinds:
+            variable_path(self.nomad_var)
+        if self.nomad is not None and self.nomad.address.startswith("https"):
+            self.nomad.ssl_context()

@@ -1,0 +1,133 @@
+# Peers are named by people, by templates and by other programs, so what is read here is read leniently in its
+# form and strictly in its content: what can't be dialled is named in an error or left out, never passed on.
+
+"""Peers from text: multiaddrs, ``host:port``, Spegel's JSON, a leader's record."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from multiaddr import Multiaddr
+
+from spegel_consul.peers import PeerInfo, RingError, peer_id_from_text
+
+MAX_BYTES = 64 << 10
+"""Longest document that is read, in bytes; three peers need about one thousand."""
+
+FIRST = 3
+"""How many peers of an answer are used (as Spegel does); one that answers is enough."""
+
+_MULTIADDR = re.compile(r"(/(?:ip4|ip6|dns|dns4|dns6)/[^/]+/tcp/[0-9]+)(?:/p2p/([^/]+))?")
+_HOST_PORT = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([^\s:/\[\]]+)):([0-9]+)")
+
+
+def router_addr(host: str, port: int) -> str:
+    """The multiaddr of a router at an IP address or a name."""
+    try:
+        kind = f"ip{ipaddress.ip_address(host).version}"
+    except ValueError:
+        kind = "dns"
+    return f"/{kind}/{host}/tcp/{port}"
+
+
+def parse_peer(text: str) -> tuple[str | None, str]:
+    """The peer id, if there is one, and the router's multiaddr without it. Raises ValueError."""
+    text = text.strip()
+    address = text if text.startswith("/") else _from_host_port(text)
+    shape = _MULTIADDR.fullmatch(address)
+    if shape is None:
+        raise ValueError(f"bootstrap peer {address!r}: not /ip4/<address>/tcp/<port>[/p2p/<id>] or <host>:<port>")
+    try:
+        Multiaddr(address)
+    except ValueError as why:
+        raise ValueError(f"bootstrap peer {address!r}: {why}") from None
+    return shape[2], shape[1]
+
+
+def parse_peers(texts: Iterable[str]) -> tuple[PeerInfo, ...]:
+    """One peer for each id, after those without one. Raises ValueError for the first that can't be read."""
+    known: dict[str, list[str]] = {}
+    peers: list[PeerInfo] = []
+    for text in texts:
+        peer_id, router = parse_peer(text)
+        if peer_id is None:
+            peers.append(PeerInfo(None, (router,)))
+        elif router not in known.setdefault(peer_id, []):
+            known[peer_id].append(router)
+    return (*peers, *(PeerInfo(peer_id, tuple(routers)) for peer_id, routers in known.items()))
+
+
+def parse_document(body: bytes) -> tuple[PeerInfo, ...]:
+    """The first three peers of a document; empty if it is an empty list or has no line.
+
+    Read are JSON, as Spegel's ``/id`` serves it (``[{"ID": "12D3…", "Addrs": ["/ip4/…"]}]``, ``ID`` may be missing)
+    or as the leader key holds it (``{"peer_id": …, "addrs": […]}``), and lines of multiaddrs or ``host:port``, with
+    ``#`` before remarks. Raises ValueError for everything else.
+    """
+    if len(body) > MAX_BYTES:
+        raise ValueError(f"longer than {MAX_BYTES >> 10} KiB: not a list of peers")
+    try:
+        text = body.decode()
+    except UnicodeDecodeError:
+        raise ValueError("not text: not a list of peers") from None
+    if text.lstrip()[:1] in ("[", "{"):
+        return _from_json(text)[:FIRST]
+    if text.lstrip().startswith("<"):
+        raise ValueError("a web page, not a list of peers")
+    lines = (line.partition("#")[0].strip() for line in text.splitlines())
+    return parse_peers(line for line in lines if line)[:FIRST]
+
+
+def _from_json(text: str) -> tuple[PeerInfo, ...]:
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as why:
+        raise ValueError(f"not complete JSON ({str(why)[:80]})") from None
+    entries = document if isinstance(document, list) else [document]
+    peers = tuple(peer for peer in map(_from_entry, entries) if peer is not None)
+    if entries and not peers:
+        raise ValueError("JSON without a usable peer: expected objects with ID and Addrs")
+    return peers
+
+
+def _from_entry(entry: Any) -> PeerInfo | None:
+    if not isinstance(entry, dict) or entry.get("state", "held") != "held":
+        return None
+    given = entry.get("Addrs", entry.get("addrs"))
+    peer_id = entry.get("ID", entry.get("peer_id"))
+    routers = []
+    for address in given if isinstance(given, list) else ():
+        if isinstance(address, str):
+            try:
+                routers.append(parse_peer(address)[1])
+            except ValueError:
+                continue
+    return PeerInfo(_id(peer_id), tuple(dict.fromkeys(routers))) if routers else None
+
+
+def _id(text: object) -> str | None:
+    """A peer id that can be one; without it the peer is dialled by its address, and its id learnt."""
+    if isinstance(text, str) and text:
+        try:
+            peer_id_from_text(text)
+        except RingError:
+            return None
+        return text
+    return None
+
+
+def _from_host_port(text: str) -> str:
+    shape = _HOST_PORT.fullmatch(text)
+    if shape is None:
+        raise ValueError(f"bootstrap peer {text!r}: not <host>:<port> (IPv6 in brackets) or a multiaddr")
+    return router_addr(shape[1] or shape[2], int(shape[3]))
+
+
+def one_line(text: str, limit: int = 120) -> str:
+    """``text`` fit for a log line."""
+    line = " ".join(text.split())
+    return line if len(line) <= limit else line[: limit - 3] + "..."

@@ -1,0 +1,106 @@
+# Most ways to find the ring are a question that is asked now and then.  This asks it: soon again while there is no
+# answer, leisurely once there is one, since the ring needs no bootstrap while it stands.  A source that fails, hangs
+# or names nobody leaves the last answer as it is.
+
+"""``PolledBootstrap``: a ``Source`` that is asked now and then."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Protocol
+
+import structlog
+import trio
+
+from spegel_consul.consul.api.backoff import Backoff
+from spegel_consul.join.observed_peers import Answer
+from spegel_consul.peers import PeerInfo
+
+log = structlog.get_logger(__name__)
+
+EVERY = 30.0
+"""Seconds between two questions when all is well."""
+
+ASK_WITHIN = 10.0
+"""Seconds that a question may take."""
+
+
+class SourceError(Exception):
+    """The source has no answer; the message is one line for people."""
+
+
+class Source(Protocol):
+    """A place that names peers when asked."""
+
+    @property
+    def name(self) -> str:
+        """What is asked, for people: ``dns spegel-router.service.consul``."""
+        ...
+
+    async def ask(self) -> Sequence[PeerInfo]:
+        """The peers that it names now. Raises SourceError. May be cancelled at any time."""
+        ...
+
+
+class PolledBootstrap:
+    """Asks ``source`` every ``every`` seconds, more often while it has no answer."""
+
+    leader = None
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        every: float = EVERY,
+        within: float = ASK_WITHIN,
+        rng: random.Random | None = None,
+    ) -> None:
+        self._source = source
+        self._every = every
+        self._within = within
+        self._rng = rng or random.Random()
+        self._answer = Answer(source.name)
+
+    @property
+    def problem(self) -> str | None:
+        """What the last question came to, if not to an answer."""
+        return self._answer.problem
+
+    def peers(self) -> Sequence[PeerInfo]:
+        """The peers of the last answer that named any."""
+        return self._answer.peers
+
+    async def changed(self, since: Sequence[PeerInfo]) -> None:
+        """Return when another answer came."""
+        await self._answer.changed(since)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Ask until cancelled; ``started()`` at once."""
+        backoff = Backoff(0.5, min(15.0, self._every), self._rng)
+        task_status.started()
+        while True:
+            problem = await self._ask()
+            self._answer.trouble(problem)
+            if problem is None:
+                backoff.reset()
+                await trio.sleep(self._every * self._rng.uniform(0.8, 1.2))
+            else:
+                await trio.sleep(backoff.next())
+
+    async def _ask(self) -> str | None:
+        name = self._source.name
+        try:
+            with trio.fail_after(self._within):
+                peers = await self._source.ask()
+        except SourceError as why:
+            return f"{name}: {why}"
+        except trio.TooSlowError:
+            return f"{name}: no answer within {self._within:g} s"
+        except Exception as why:  # a source is a stranger's library fed with strangers' bytes
+            log.exception("bootstrap source failed", way=name)
+            return f"{name}: {type(why).__name__}: {why}"
+        if not peers:
+            return f"{name}: names no peers"
+        self._answer.give(peers)
+        return None

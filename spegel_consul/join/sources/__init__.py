@@ -1,0 +1,1 @@
+"""The places that name peers to join through, one module each."""

@@ -1,0 +1,119 @@
+# SRV records carry the port, address records don't: of a name that has SRV records these are used, of others the
+# addresses with the port that this node's own router has.
+#
+# TCP first.  Consul answers UDP without EDNS with three random records of many, and every node would join through
+# others; over TCP it gives all.  Sorted, the first three are the same for everybody, which is what makes one ring
+# of nodes that start together.  A resolver that has no TCP is asked over UDP with EDNS.
+
+"""``DnsSource``: peers from DNS."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import trio
+
+from spegel_consul.join.peer_formats import FIRST, one_line, router_addr
+from spegel_consul.join.polled import SourceError
+from spegel_consul.peers import PeerInfo
+
+_QUESTION_WITHIN = 3.0
+_EDNS_PAYLOAD = 1232  # what passes everywhere without fragments (DNS flag day 2020)
+
+
+class DnsSource:
+    """Asks for the records of ``domain``; ``port`` is that of routers found by address.
+
+    ``server`` is ``(IP address, port)``, None for those in /etc/resolv.conf.
+    """
+
+    def __init__(self, domain: str, port: int, server: tuple[str, int] | None = None) -> None:
+        self._domain = domain.rstrip(".") + "."
+        self._port = port
+        self._server = server
+
+    @property
+    def name(self) -> str:
+        return f"dns {self._domain.rstrip('.')}"
+
+    async def ask(self) -> Sequence[PeerInfo]:
+        """The first three peers of each address family, in the order of their addresses. Raises SourceError."""
+        endpoints = await self._services()
+        if not endpoints:
+            endpoints = {(address, self._port) for address in await self._addresses(self._domain)}
+        return [PeerInfo(None, (router_addr(host, port),)) for host, port in _choose(endpoints)]
+
+    async def _services(self) -> set[tuple[str, int]]:
+        answer = await self._records(self._domain, "SRV")
+        targets = sorted({(record.target.to_text(), record.port) for record in answer or () if record.port})
+        given: dict[str, set[str]] = {}
+        for rrset in answer.response.additional if answer else ():
+            for record in rrset:
+                if isinstance(getattr(record, "address", None), str):  # NSAP has one that is none of ours
+                    given.setdefault(rrset.name.to_text(), set()).add(record.address)
+        endpoints = set()
+        asked = 0
+        for target, port in targets:
+            addresses: Iterable[str] = given.get(target, ())
+            if not addresses and asked < FIRST:
+                asked += 1
+                addresses = await self._addresses(target)
+            endpoints |= {(address, port) for address in addresses}
+        return endpoints
+
+    async def _addresses(self, name: str) -> set[str]:
+        found: set[str] = set()
+        problems: list[SourceError] = []
+
+        async def family(kind: str) -> None:
+            try:
+                found.update(record.address for record in await self._records(name, kind) or ())
+            except SourceError as why:
+                problems.append(why)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(family, "A")
+            nursery.start_soon(family, "AAAA")
+        if not found and problems:
+            raise problems[0]
+        return found
+
+    async def _records(self, name: str, kind: str) -> Any:
+        """dnspython's answer; None if the name has no such record. Raises SourceError."""
+        # imported here: who does not use DNS does not pay for it
+        import dns.asyncresolver
+        import dns.exception
+        import dns.resolver
+
+        try:
+            resolver = dns.asyncresolver.Resolver(configure=self._server is None)
+        except dns.exception.DNSException as why:
+            raise SourceError(f"no resolver: {one_line(str(why))}; give one with --dns-bootstrap-server") from None
+        if self._server is not None:
+            resolver.nameservers, resolver.port = [self._server[0]], self._server[1]
+        resolver.use_edns(0, 0, _EDNS_PAYLOAD)
+        problem = ""
+        for tcp in (True, False):
+            try:
+                answer = await resolver.resolve(
+                    name, kind, tcp=tcp, lifetime=_QUESTION_WITHIN, raise_on_no_answer=False, search=False
+                )
+            except dns.resolver.NXDOMAIN:
+                raise SourceError("the name does not exist (NXDOMAIN)") from None
+            except (dns.exception.DNSException, OSError, ValueError) as why:
+                problem = one_line(str(why) or type(why).__name__)
+            else:
+                return answer if answer.rrset is not None else None
+        raise SourceError(problem)
+
+
+def _choose(endpoints: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
+    chosen: list[tuple[str, int]] = []
+    for version in (4, 6):
+        family = [
+            (ip.packed, host, port) for host, port in endpoints if (ip := ipaddress.ip_address(host)).version == version
+        ]
+        chosen += [(host, port) for _, host, port in sorted(family, key=lambda each: (each[0], each[2]))[:FIRST]]
+    return chosen

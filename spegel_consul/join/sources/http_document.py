@@ -1,0 +1,98 @@
+# Any node's metrics port serves /id, and its registry's port too, with TLS if that has it.  Spegel's nodes do, and so
+# can a file behind a web server or a load balancer that picks one of the nodes.  Half of what such URLs answer in
+# practice is something else - an error page, a login form, a redirect - so the answer is bounded in size and time
+# before anybody looks at it.
+
+"""``HttpSource``: peers from a URL."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import trio
+
+from spegel_consul.consul.api.transport import root_cause
+from spegel_consul.disk import foreign_files, pem
+from spegel_consul.http import bounded_client
+from spegel_consul.join.peer_formats import MAX_BYTES, one_line, parse_document
+from spegel_consul.join.polled import SourceError
+from spegel_consul.peers import PeerInfo
+
+ANSWER_WITHIN, CONNECT_WITHIN = 5.0, 3.0
+"""Seconds that an answer and a connection may take."""
+
+
+class HttpSource:
+    """Asks ``url`` for a document as ``reading.parse_document`` takes it.
+
+    ``cert_dir`` has ``ca.crt`` and, for mutual TLS, ``tls.crt`` and ``tls.key``, which are read anew for every
+    question. Without it ``trust`` makes the contexts for https, and without that the system's authorities count.
+    Raises ValueError for a URL or a directory that can't be used.
+    """
+
+    def __init__(
+        self, url: str, cert_dir: Path | None = None, trust: Callable[[], ssl.SSLContext] | None = None
+    ) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"{url!r} is not a URL: expected something like http://10.0.0.7:9090/id")
+        if cert_dir is not None and parts.scheme != "https":
+            raise ValueError(f"{url!r} is not https, so the certificates in {cert_dir} would not be used")
+        self._url = url
+        self._name = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()  # without a password
+        self._cert_dir = cert_dir
+        self._files = foreign_files.FileCalls()
+        self._context: Callable[[], ssl.SSLContext | bool] = trust or (lambda: True)
+        if cert_dir is not None:
+            self._context = partial(_tls, cert_dir)
+            self._context()
+        elif parts.scheme == "http":
+            self._context = lambda: False
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    async def ask(self) -> Sequence[PeerInfo]:
+        """The first three peers that it names. Raises SourceError."""
+        try:
+            context = self._context() if self._cert_dir is None else await self._files.run(self._context)
+            headers = {"Accept": "application/json, text/plain"}
+            async with bounded_client.client(verify=context, headers=headers) as client:
+                answer = await bounded_client.receive(
+                    client, "GET", self._url, limit=MAX_BYTES, within=ANSWER_WITHIN, connect=CONNECT_WITHIN
+                )
+            if answer.status != 200:
+                raise SourceError(f"answers {answer.status}")
+            return parse_document(answer.body)
+        except (httpx.TimeoutException, trio.TooSlowError):
+            raise SourceError("no answer in time") from None
+        except bounded_client.AnswerRefused as why:
+            raise SourceError(f"{why}: not a list of peers") from None
+        except httpx.HTTPError as why:
+            raise SourceError(one_line(root_cause(why), 200)) from None
+        except OSError as why:
+            raise SourceError(f"{self._cert_dir}: {why.strerror or why}") from None
+        except ValueError as why:
+            raise SourceError(one_line(str(why), 200)) from None
+
+
+def _tls(cert_dir: Path) -> ssl.SSLContext:
+    """Raises ValueError."""
+    ca, cert, key = (cert_dir / name for name in ("ca.crt", "tls.crt", "tls.key"))
+    if not (ca.exists() or cert.exists()):
+        raise ValueError(f"{cert_dir} has neither ca.crt nor tls.crt")
+    if cert.exists() != key.exists():
+        raise ValueError(f"{cert_dir}: tls.crt and tls.key belong together, one is missing")
+    try:
+        context = pem.client_context(ca if ca.exists() else None)
+        if cert.exists():
+            pem.load_pair(context, cert, key)
+    except (OSError, ValueError) as why:
+        raise ValueError(f"{cert_dir}: {why}") from None
+    return context

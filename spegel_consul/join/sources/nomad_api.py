@@ -1,0 +1,188 @@
+# The little of Nomad's HTTP API that is needed to find the ring without Consul: variables, their locks, services.
+#
+# A task reaches Nomad without knowing any address: through the socket of the task API, which Nomad puts into the
+# task's secrets directory and names in NOMAD_UNIX_ADDR, with the token of its workload identity in NOMAD_TOKEN.
+# NOMAD_ADDR wins over it, as whoever sets that means it.  The other variables are those of `nomad` itself.
+#
+# Sources: Nomad's command/agent/variable_endpoint.go, nomad/variables_endpoint.go, api/api.go.
+
+"""``NomadClient``: variables and services of Nomad, on Trio."""
+
+from __future__ import annotations
+
+import json
+import ssl
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import httpx
+import trio
+
+from spegel_consul.consul.api.token import TokenSource
+from spegel_consul.consul.api.transport import root_cause
+from spegel_consul.disk import pem
+from spegel_consul.http import bounded_client
+from spegel_consul.join.peer_formats import one_line
+from spegel_consul.join.polled import SourceError
+
+DEFAULT_ADDRESS = "http://127.0.0.1:4646"
+_CONNECT_WITHIN = 3.0
+_CALL_WITHIN = 10.0
+_MAX_BYTES = 4 << 20  # of an answer: a variable has 64 KiB at most, an instance of a service some 500 bytes
+
+
+class NomadError(SourceError):
+    """Nomad could not be asked, or refused. ``status`` is that of HTTP, 0 without an answer."""
+
+    def __init__(self, message: str, status: int = 0, document: Any = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.document = document
+
+
+@dataclass(frozen=True, slots=True)
+class NomadSettings:
+    """Where Nomad is and how to speak to it."""
+
+    address: str = DEFAULT_ADDRESS
+    uds: str | None = None
+    """Path of a unix socket; ``address`` is then only for the Host header."""
+    token: str | None = field(default=None, repr=False)
+    token_file: str | None = None
+    region: str | None = None
+    namespace: str = "default"
+    cafile: str | None = None
+    client_cert: str | None = None
+    client_key: str | None = None
+    tls_server_name: str | None = None
+    verify: bool = True
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str]) -> NomadSettings:
+        """From ``NOMAD_*``; empty means unset. ValueError names the variable that can't be used."""
+        variable = "NOMAD_ADDR" if env.get("NOMAD_ADDR") else "NOMAD_UNIX_ADDR"
+        address, uds = env.get(variable) or DEFAULT_ADDRESS, None
+        parts = urlsplit(address)
+        if parts.scheme == "unix":
+            address, uds = "http://localhost", parts.path
+            if not uds or parts.netloc:
+                raise ValueError(f"{variable}: a unix socket needs an absolute path (unix:///secrets/api.sock)")
+        elif parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"{variable}: {address!r} is not a URL: expected something like {DEFAULT_ADDRESS}")
+        secrets = env.get("NOMAD_SECRETS_DIR")
+        token_file = str(Path(secrets) / "nomad_token") if secrets else None
+        if bool(env.get("NOMAD_CLIENT_CERT")) != bool(env.get("NOMAD_CLIENT_KEY")):
+            missing = "NOMAD_CLIENT_KEY" if env.get("NOMAD_CLIENT_CERT") else "NOMAD_CLIENT_CERT"
+            raise ValueError(f"{missing}: not set, but a client certificate needs both certificate and key")
+        return cls(
+            address.rstrip("/"),
+            uds,
+            token=env.get("NOMAD_TOKEN") or None,
+            token_file=token_file,
+            region=env.get("NOMAD_REGION") or None,
+            namespace=env.get("NOMAD_NAMESPACE") or "default",
+            cafile=env.get("NOMAD_CACERT") or None,
+            client_cert=env.get("NOMAD_CLIENT_CERT") or None,
+            client_key=env.get("NOMAD_CLIENT_KEY") or None,
+            tls_server_name=env.get("NOMAD_TLS_SERVER_NAME") or None,
+            verify=env.get("NOMAD_SKIP_VERIFY", "").lower() not in ("1", "t", "true"),
+        )
+
+    def ssl_context(self) -> ssl.SSLContext:
+        """The client side of TLS. Raises ValueError."""
+        try:
+            context = pem.client_context(self.cafile)
+            if self.client_cert and self.client_key:
+                pem.load_pair(context, self.client_cert, self.client_key)
+        except (OSError, ValueError) as why:
+            raise ValueError(f"NOMAD_CACERT, NOMAD_CLIENT_CERT, NOMAD_CLIENT_KEY: {why}") from None
+        if not self.verify:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        return context
+
+
+class NomadClient(AbstractAsyncContextManager["NomadClient"]):
+    """Calls to the agent of ``settings``; all methods raise NomadError. ``transport`` replaces the network."""
+
+    def __init__(self, settings: NomadSettings, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
+        self._settings = settings
+        self._tokens = TokenSource(settings.token, settings.token_file, "NOMAD_SECRETS_DIR")
+        self._where = settings.uds or settings.address
+        self._extensions = {"sni_hostname": settings.tls_server_name} if settings.tls_server_name else {}
+        self._client = bounded_client.client(
+            transport=transport
+            or httpx.AsyncHTTPTransport(
+                verify=settings.ssl_context() if settings.address.startswith("https") else False,
+                uds=settings.uds,
+                trust_env=False,
+            ),
+        )
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with trio.move_on_after(1, shield=True):
+            await self._client.aclose()
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, str] | None = None,
+        body: object = None,
+        wait: float = 0.0,
+    ) -> tuple[int, Any]:
+        """The index and the document of an answer; ``wait`` is how long the server may hold it, in seconds."""
+        token = await self._tokens.current()
+        query = {"namespace": self._settings.namespace, **(params or {})}
+        if self._settings.region:
+            query["region"] = self._settings.region
+        budget = wait + wait / 16 + _CALL_WITHIN
+        try:
+            answer = await bounded_client.receive(
+                self._client,
+                method,
+                self._settings.address + path,
+                limit=_MAX_BYTES,
+                within=budget,
+                connect=_CONNECT_WITHIN,
+                params=query,
+                content=b"" if body is None else json.dumps(body).encode(),
+                headers={"X-Nomad-Token": token} if token else {},
+                extensions=self._extensions,
+            )
+        except (httpx.TimeoutException, trio.TooSlowError):
+            raise NomadError(f"{self._where}: no answer within {budget:g} s") from None
+        except bounded_client.AnswerRefused as why:
+            raise NomadError(f"{self._where}: {why}: not an answer of Nomad's") from None
+        except Exception as why:  # the client is closed, or a fault of a library: never the end of a task
+            raise NomadError(f"{self._where}: {one_line(root_cause(why))}") from None
+        document, fault = None, ""
+        try:
+            document = json.loads(answer.body) if answer.body else None
+        except Exception as why:  # whatever a decoder makes of bytes that others chose; MemoryError is one
+            fault = f"not an answer of Nomad's ({type(why).__name__})"
+        if answer.status != 200:
+            says = f"{method} {path}: {answer.status} {one_line(answer.text[:400])}".rstrip()
+            if answer.status in (401, 403) and self._tokens.problem is not None:
+                says += f" ({self._tokens.problem})"
+            raise NomadError(says, answer.status, document)
+        if fault:
+            raise NomadError(f"{method} {path}: {fault}")
+        index = answer.headers.get("X-Nomad-Index", "")
+        return int(index) if index.isascii() and index.isdigit() else 0, document
+
+
+def variable_path(path: str) -> str:
+    """The URL's path of a variable. Raises ValueError for one that Nomad does not allow."""
+    bare = path.strip("/ ")
+    if not bare or len(bare) > 128 or any(not (char.isalnum() or char in "-_~/") for char in bare):
+        raise ValueError(f"{path!r} is not the path of a Nomad variable (letters, digits, -, _, ~ and /)")
+    return f"/v1/var/{quote(bare)}"

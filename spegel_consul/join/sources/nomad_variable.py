@@ -1,0 +1,245 @@
+# Elects a bootstrap peer with a lock on a Nomad variable, for clusters without Consul (Nomad 1.7 or newer).
+#
+# What differs from Consul's sessions: every attempt to acquire is a write to the servers' log, even one that loses;
+# a task's token can't see whether the variable is locked; and a lock whose holder died stays for twice its TTL and
+# then for the lock-delay.  So followers watch the variable's value with a blocking query and try to acquire it only
+# when it says "vacant", when it does not exist, and else about once a minute.  The rest is as in Consul's election:
+# the holder is a rendezvous and owns nothing, nobody stops while there is none, a failed question changes nothing,
+# and only a renewal that is answered with 409 or 404, or the end of the lease, ends a lead.
+#
+# Whoever may read the variable but not write it follows without taking part.
+
+"""``NomadVarBootstrap``: the holder of the lock on a Nomad variable."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import structlog
+import trio
+
+from spegel_consul.consul.api.backoff import Backoff, BlockingIndex
+from spegel_consul.consul.election.leader_record import LeaderRecord
+from spegel_consul.join.observed_peers import Answer
+from spegel_consul.join.sources.nomad_api import NomadClient, NomadError, variable_path
+from spegel_consul.peers import PeerInfo
+
+log = structlog.get_logger(__name__)
+
+TTL, LOCK_DELAY = 15.0, 10.0
+"""Seconds; Nomad allows a TTL of 10 s and more, and expires a lock at twice its TTL."""
+
+TRY_EVERY = 60.0
+"""Seconds between attempts to acquire a lock that seems to be held."""
+
+_HERD = 1.0  # seconds over which the attempts for a free lock are spread
+_RELEASE_WITHIN = 3.0
+_DENIED_PAUSE = 10.0  # rights change when somebody changes them
+
+
+class NomadVarBootstrap:
+    """Takes part in the election at variable ``path`` with ``me`` as the record to publish. Raises ValueError."""
+
+    def __init__(
+        self,
+        client: NomadClient,
+        path: str,
+        me: LeaderRecord,
+        *,
+        ttl: float = TTL,
+        lock_delay: float = LOCK_DELAY,
+        try_every: float = TRY_EVERY,
+        rng: random.Random | None = None,
+    ) -> None:
+        self._client = client
+        self._name = path.strip("/ ")
+        self._path = variable_path(path)
+        self._me = me
+        self._ttl = ttl
+        self._lock_delay = lock_delay
+        self._try_every = try_every
+        self._rng = rng or random.Random()
+        self._answer = Answer(f"nomad-var {self._name}")
+        self._lock: str | None = None
+        self._lease = 0.0
+
+    @property
+    def problem(self) -> str | None:
+        """What does not work at the moment."""
+        return self._answer.problem
+
+    @property
+    def leads(self) -> bool:
+        """Whether this node holds the lock."""
+        return self._lock is not None
+
+    @property
+    def leader(self) -> PeerInfo | None:
+        """The last known holder of the lock; None before anybody is known to hold it."""
+        return self._answer.peers[0] if self._answer.peers else None
+
+    def peers(self) -> Sequence[PeerInfo]:
+        """The last known leader, even if it is this node."""
+        return self._answer.peers
+
+    async def changed(self, since: Sequence[PeerInfo]) -> None:
+        """Return when another leads."""
+        await self._answer.changed(since)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Take part until cancelled, then release the lock within 3 s; ``started()`` at once."""
+        task_status.started()
+        try:
+            while True:
+                await self._follow()
+                await self._lead()
+        finally:
+            await self._release()
+
+    async def _follow(self) -> None:
+        """Return when this node has the lock."""
+        index, backoff = BlockingIndex(), Backoff(0.5, 15.0, self._rng)
+        contended = Backoff(1.0, 30.0, self._rng)
+        next_try = trio.current_time() + self._try_every * self._rng.uniform(0.5, 1.5)
+        while True:
+            wait = max(1.0, min(60.0, next_try - trio.current_time()))
+            began = trio.current_time()
+            try:
+                answered, free = await self._read(index.value, wait)
+                if not free and trio.current_time() < next_try:
+                    contended.reset()
+                    self._answer.trouble(None)
+                    index.advance(answered)
+                    await trio.sleep_until(began + 0.5)
+                    continue
+                if free:
+                    await trio.sleep(self._rng.uniform(0.0, _HERD))
+                    index.reset()
+                next_try = trio.current_time() + self._try_every * self._rng.uniform(0.5, 1.5)
+                if await self._acquire():
+                    self._answer.trouble(None)
+                    return
+                self._answer.trouble(None)
+                if free:
+                    # it says that nobody leads, and somebody holds it: who died in between, or has just won
+                    await trio.sleep(contended.next())
+                else:
+                    contended.reset()
+            except NomadError as why:
+                index.reset()
+                self._answer.trouble(str(why) + (_ADVICE.format(path=self._name) if why.status == 403 else ""))
+                await trio.sleep(max(backoff.next(), _DENIED_PAUSE if why.status == 403 else 0.0))
+            else:
+                backoff.reset()
+
+    async def _lead(self) -> None:
+        """Renew the lock; return when it is lost."""
+        log.info("nomad variable lock acquired", path=self._name)
+        backoff = Backoff(0.5, self._ttl / 4, self._rng)
+        delay = self._ttl / 2
+        while True:
+            await trio.sleep(min(delay, max(0.0, self._lease - trio.current_time())))
+            began = trio.current_time()
+            try:
+                with trio.fail_after(max(1.0, self._ttl / 3)):
+                    await self._call("lock-renew", {"Path": self._name, "Lock": {"ID": self._lock}})
+            except (NomadError, trio.TooSlowError) as why:
+                status = why.status if isinstance(why, NomadError) else 0
+                self._answer.trouble(f"renewing the lock: {str(why) or 'no answer in time'}")
+                if status in (404, 409) or trio.current_time() >= self._lease:
+                    log.warning("nomad variable lock lost", path=self._name, status=status)
+                    self._lock = None
+                    return
+                delay = backoff.next()
+            else:
+                self._answer.trouble(None)
+                self._lease, delay = began + self._ttl, self._ttl / 2
+                backoff.reset()
+
+    async def _read(self, index: int, wait: float) -> tuple[int, bool]:
+        """The index to wait on, and whether the lock is known to be free."""
+        params = {"stale": ""} | ({"index": str(index), "wait": f"{wait * 1000:.0f}ms"} if index else {})
+        try:
+            answered, variable = await self._client.request(
+                "GET", self._path, params=params, wait=wait if index else 0.0
+            )
+        except NomadError as why:
+            if why.status == 404:
+                return 0, True
+            raise
+        return answered, self._take(variable)
+
+    def _take(self, variable: Any) -> bool:
+        """Note who leads; True if the value says that nobody does."""
+        items = variable.get("Items") if isinstance(variable, dict) else None
+        if not isinstance(items, dict):
+            return False
+        peer_id, addrs = items.get("peer_id"), items.get("addrs")
+        if items.get("state", "held") != "held":
+            return True
+        if isinstance(peer_id, str) and isinstance(addrs, str):
+            routers = tuple(addr for addr in addrs.split() if addr.startswith("/"))
+            if peer_id and routers:
+                self._answer.give([LeaderRecord(peer_id, routers).to_peer()])
+        return False
+
+    async def _acquire(self) -> bool:
+        began = trio.current_time()
+        lock = {"TTL": f"{self._ttl:g}s", "LockDelay": f"{self._lock_delay:g}s"}
+        try:
+            variable = await self._call(
+                "lock-acquire", {"Path": self._name, "Items": self._items("held"), "Lock": lock}
+            )
+        except NomadError as why:
+            if why.status == 409:  # the answer is the variable as it is
+                self._take(why.document)
+                return False
+            raise
+        try:
+            self._lock = str(variable["Lock"]["ID"])
+        except (KeyError, TypeError):
+            raise NomadError("the answer to lock-acquire has no lock in it") from None
+        self._lease = began + self._ttl
+        self._answer.give([self._me.to_peer()])
+        return True
+
+    async def _release(self) -> None:
+        """Say "vacant", then give up the lock: its value stays behind, and says that nobody need wait."""
+        if self._lock is None:
+            return
+        with trio.move_on_after(_RELEASE_WITHIN, shield=True) as limit:
+            lock = {"ID": self._lock}
+            try:
+                await self._call(None, {"Path": self._name, "Items": self._items("vacant"), "Lock": lock})
+                await self._call("lock-release", {"Path": self._name, "Lock": lock})
+            except NomadError as why:
+                log.warning("could not release the lock; it ends with its TTL", error=str(why))
+        if limit.cancelled_caught:
+            log.warning("could not release the lock in time; it ends with its TTL", seconds=_RELEASE_WITHIN)
+        self._lock = None
+
+    async def _call(self, operation: str | None, body: dict[str, object]) -> Any:
+        params = {operation: ""} if operation else {}
+        return (await self._client.request("PUT", self._path, params=params, body=body))[1]
+
+    def _items(self, state: str) -> dict[str, str]:
+        """A variable's values are texts, so the addresses are separated by spaces."""
+        me = self._me
+        texts = {
+            "state": state,
+            "peer_id": me.peer_id,
+            "addrs": " ".join(me.addrs),
+            "node": me.node,
+            "http": me.http,
+            "registry": me.registry,
+            "version": me.version,
+            "alloc_id": me.alloc_id,
+            "since": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        }
+        return {name: text for name, text in texts.items() if text}
+
+
+_ADVICE = " (the token needs read and write on variable {path}: see jobs/acl/)"

@@ -1,0 +1,40 @@
+# A list of peers from the configuration.  It never changes; one reachable peer on it is enough.
+
+"""``StaticBootstrap``: the peers that the operator named."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import trio
+
+from spegel_consul.join.observed_peers import Answer
+from spegel_consul.join.peer_formats import parse_peers
+from spegel_consul.peers import PeerInfo
+
+
+class StaticBootstrap:
+    """Joins through ``addresses``: ``/ip4/10.0.0.7/tcp/5001[/p2p/<id>]`` (or ip6, dns…) or ``host:port``.
+
+    Addresses with the same peer id are one peer. Raises ValueError.
+    """
+
+    leader = None
+    problem = None
+
+    def __init__(self, addresses: Iterable[str]) -> None:
+        self._answer = Answer("static")
+        self._answer.give(parse_peers(addresses))
+
+    def peers(self) -> Sequence[PeerInfo]:
+        """The peers; those without an id first."""
+        return self._answer.peers
+
+    async def changed(self, since: Sequence[PeerInfo]) -> None:
+        """Return if ``since`` are others than :meth:`peers`, else never."""
+        await self._answer.changed(since)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Nothing to keep fresh; sleeps until cancelled."""
+        task_status.started()
+        await trio.sleep_forever()

@@ -1,0 +1,1 @@
+"""What is counted: Prometheus metrics of one sidecar."""

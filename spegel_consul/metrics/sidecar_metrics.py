@@ -1,0 +1,239 @@
+# Names and labels are Spegel's where the meaning is Spegel's, so that its dashboards keep working (pkg/metrics and
+# pkg/httpx there).  Children of labelled metrics are looked up once and kept: labels() costs more than the increment.
+#
+# What some object of ours counts anyway is not counted twice: a Reading asks it when somebody scrapes.  So the hot path
+# pays for nothing but the two histograms and the counters of an answer, and a scrape shows what is true at that moment.
+
+"""Prometheus metrics of one sidecar, in a registry of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, disable_created_metrics
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+
+from spegel_consul import __version__
+from spegel_consul.metrics.histogram import Tallies
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each counter and histogram, of which nobody makes use
+
+Labels = tuple[str, ...]
+CONTENT = "/v2/*"
+"""The handler of the distribution API, as Spegel calls it: the pattern of its path."""
+
+_DURATIONS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+
+
+class Reading:
+    """A figure that is kept elsewhere, and read when it is scraped.
+
+    ``counter``: whether it only ever grows; then the name that is scraped ends in ``_total``.
+    """
+
+    def __init__(self, name: str, about: str, labels: Sequence[str] = (), *, counter: bool = False) -> None:
+        self._family = CounterMetricFamily if counter else GaugeMetricFamily
+        self.name, self.about, self.labels = name, about, tuple(labels)
+        self._read: Callable[[], float | Mapping[Labels, float] | None] = lambda: None
+
+    @property
+    def scraped(self) -> str:
+        """The name as it is scraped."""
+        return f"{self.name}_total" if self._family is CounterMetricFamily else self.name
+
+    def set_function(self, read: Callable[[], float | Mapping[Labels, float] | None]) -> None:
+        """``read()`` gives the value, or one for each tuple of labels' values; None: there is none now."""
+        self._read = read
+
+    def family(self) -> Metric:
+        """The metric as it is now."""
+        family = self._family(self.name, self.about, labels=self.labels)
+        found = self._read()
+        if found is not None:
+            for labels, value in found.items() if isinstance(found, Mapping) else (((), found),):
+                family.add_metric(labels, float(value))
+        return family
+
+
+class _Readings:
+    """prometheus_client's collector protocol over many of them."""
+
+    def __init__(self, readings: Sequence[Reading | Tallies]) -> None:
+        self._readings = readings
+
+    def collect(self) -> Iterator[Metric]:
+        for reading in self._readings:
+            yield reading.family()
+
+
+class Metrics:
+    """One instance per sidecar; several sidecars in one process do not mix their figures."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        self._readings: list[Reading | Tallies] = []
+        self._of_requests()
+        self._of_content()
+        self._of_the_ring()
+        self._of_consul()
+        self._of_the_process()
+        self.registry.register(_Readings(self._readings))
+
+    def labels(self) -> dict[str, Labels]:
+        """The labels of each metric of ours, by the name that is scraped."""
+        found = {each.name: each.label_names for each in self._readings if isinstance(each, Tallies)}
+        found |= {each.scraped: each.labels for each in self._readings if isinstance(each, Reading)}
+        for metric in vars(self).values():
+            if isinstance(metric, Counter | Gauge | Histogram):
+                name = metric._name + ("_total" if isinstance(metric, Counter) else "")
+                found[name] = tuple(metric._labelnames)
+        return found | {"spegel_build_info": ("version",)}
+
+    def _of_requests(self) -> None:
+        self.mirror_requests = Counter(
+            "spegel_mirror_requests",
+            "Requests of clients that were looked up at peers, by whether one had the content.",
+            ["registry", "cache"],
+            registry=self.registry,
+        )
+        self.mirror_last_success = Gauge(
+            "spegel_mirror_last_success_timestamp_seconds",
+            "Unix time of the last request that a peer answered.",
+            registry=self.registry,
+        )
+        self.resolve_duration = self._tallies(
+            "spegel_resolve_duration_seconds",
+            "Time until the first provider of a key was known.",
+            (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5),
+            ("router",),
+        )
+        self.served_bytes = Counter(
+            "spegel_served_bytes",
+            "Bytes of content sent to clients and peers, by where they came from: own store or a peer.",
+            ["source"],
+            registry=self.registry,
+        )
+        self.verification_failures = Counter(
+            "spegel_verification_failures",
+            "Answers of peers whose bytes did not have the digest that was asked for.",
+            registry=self.registry,
+        )
+        self.verify_first = Counter(
+            "spegel_verify_first",
+            "Blobs of peers that were to be verified before their first byte is sent, by what became of that.",
+            ["result"],
+            registry=self.registry,
+        )
+        self.transfers_cut = Counter(
+            "spegel_transfers_cut",
+            "Answers to clients that ended before their last byte because no peer could go on.",
+            registry=self.registry,
+        )
+        self.peer_stalls = self._reading(
+            "spegel_peer_stalls", "Peers that kept this node waiting until a deadline.", counter=True
+        )
+        self.live_transfers = self._reading(
+            "spegel_live_transfers", "Requests that are being looked up or streamed from peers now."
+        )
+        self.http_requests = self._tallies(
+            "http_request_duration_seconds", "Time to answer a request, bytes included.", _DURATIONS
+        )
+        self.http_response_size = self._tallies(
+            "http_response_size_bytes",
+            "Bytes of content in an answer.",
+            tuple(1024.0 * 5**power for power in range(10)),  # as Spegel: 1 KiB to 2 GB
+        )
+        self.http_inflight = self._reading(
+            "http_requests_inflight", "Requests that are being answered now.", ["handler"]
+        )
+        self.open_connections = self._reading(
+            "spegel_open_connections",
+            "Connections that stand, by the port they came to.",
+            ["port"],
+        )
+
+    def _of_content(self) -> None:
+        self.advertised_keys = self._reading(
+            "spegel_advertised_keys", "Digests and image names that this node announces."
+        )
+        self.advertised_image_tags = self._reading(
+            "spegel_advertised_image_tags", "Tagged image names that this node announces.", ["registry"]
+        )
+        self.advertised_image_digests = self._reading(
+            "spegel_advertised_image_digests", "Different images behind the names that are announced.", ["registry"]
+        )
+        self.advertised_content_digests = self._reading(
+            "spegel_advertised_content_digests",
+            "Digests of content that this node announces: manifests, configurations and layers.",
+            ["registry"],
+        )
+
+    def _of_the_ring(self) -> None:
+        self.ring_members = self._reading(
+            "spegel_ring_members", "Other members of the ring that are believed to be alive."
+        )
+        self.ring_missing = self._reading(
+            "spegel_ring_missing", "Healthy routers in the catalog that this node's ring does not have."
+        )
+        self.ring_split = self._reading(
+            "spegel_ring_split", "1 while at least one healthy router of the catalog is missing in the ring."
+        )
+        self.ring_rejoins = self._reading(
+            "spegel_ring_rejoins", "How often the ring was joined again, by a node that had been in it.", counter=True
+        )
+        self.ring_restarts = self._reading("spegel_ring_restarts", "How often the router was made anew.", counter=True)
+        self.ring_splits = self._reading(
+            "spegel_ring_splits",
+            "How often parts of the ring were found that did not know each other; they are joined then.",
+            counter=True,
+        )
+        self.unannounced = self._reading(
+            "spegel_unannounced_records", "Announcements that wait for the acknowledgement of a peer."
+        )
+        self.records = self._reading("spegel_provider_records", "Announcements of others that are kept here.")
+
+    def _of_consul(self) -> None:
+        self.leader = self._reading("spegel_leader", "1 while this node holds the lock of the bootstrap peer.")
+        self.leader_flapping = self._reading(
+            "spegel_leader_flapping",
+            "1 while the elected leader changes so often that changes are not followed; 0 where nothing is elected.",
+        )
+        self.catalog_members = self._reading(
+            "spegel_catalog_members", "Healthy routers in Consul's catalog, this one among them."
+        )
+        self.session_renewals = self._reading(
+            "spegel_session_renewals",
+            "Renewals of Consul sessions, by whether they worked.",
+            ["result"],
+            counter=True,
+        )
+        self.consul_staleness = self._reading(
+            "spegel_consul_staleness_seconds",
+            "Seconds since Consul last answered; queries may block for a minute when nothing changes.",
+        )
+
+    def _of_the_process(self) -> None:
+        Info("spegel_build", "The version that runs.", registry=self.registry).info({"version": __version__})
+        self.ready = self._reading("spegel_ready", "1 while this node can serve what it has (as /readyz says).")
+        self.loop_lateness = Histogram(
+            "spegel_loop_lateness_seconds",
+            "How late a timer of the event loop was; long ones mean that something held everybody up.",
+            buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2),
+            registry=self.registry,
+        )
+
+    def _tallies(
+        self, name: str, about: str, buckets: Sequence[float], labels: Labels = ("handler", "method", "code")
+    ) -> Tallies:
+        tallies = Tallies(name, about, labels, buckets)
+        self._readings.append(tallies)
+        return tallies
+
+    def _reading(self, name: str, about: str, labels: Sequence[str] = (), *, counter: bool = False) -> Reading:
+        reading = Reading(name, about, labels, counter=counter)
+        self._readings.append(reading)
+        return reading

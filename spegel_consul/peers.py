@@ -1,0 +1,84 @@
+# A peer id is the multihash of a peer's public key (libp2p peer-ids spec).  For Ed25519 the key is short
+# enough to be kept as it is, under the "identity" hash, so an id of ours is always the same 38 bytes around
+# the key.  Inside the ring ids are these bytes; text in base58 is for people and for PeerInfo.
+
+"""Peer ids: bytes inside, base58 outside."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+
+class RingError(Exception):
+    """The ring could not do what was asked; the message says why, for people."""
+
+
+MAX_PEER_ID = 64
+"""Longest binary peer id that is taken from others, in bytes; real ones have 34 to 42."""
+
+_ALPHABET = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
+_DIGIT = {character: number for number, character in enumerate(_ALPHABET)}
+_ED25519_IDENTITY = b"\x00\x24\x08\x01\x12\x20"
+
+
+def peer_id_of_ed25519(public_key: bytes) -> bytes:
+    """The id of the peer with this raw 32-byte public key."""
+    return _ED25519_IDENTITY + public_key
+
+
+@lru_cache(maxsize=8192)
+def peer_id_to_text(raw: bytes) -> str:
+    """base58 of a binary peer id: ``12D3KooW…``."""
+    number = int.from_bytes(raw, "big")
+    digits = []
+    while number:
+        number, digit = divmod(number, 58)
+        digits.append(_ALPHABET[digit])
+    zeros = len(raw) - len(raw.lstrip(b"\0"))
+    return "1" * zeros + "".join(reversed(digits))
+
+
+def peer_id_from_text(text: str) -> bytes:
+    """The binary form of a base58 peer id. Raises RingError if it is none."""
+    if not 0 < len(text) <= 2 * MAX_PEER_ID:
+        raise RingError(f"peer id {text[:100]!r} has an impossible length")
+    number = 0
+    for character in text:
+        if character not in _DIGIT:
+            raise RingError(f"peer id {text[:100]!r} is not base58")
+        number = number * 58 + _DIGIT[character]
+    zeros = len(text) - len(text.lstrip("1"))
+    return bytes(zeros) + number.to_bytes((number.bit_length() + 7) // 8, "big")
+
+
+@dataclass(frozen=True, slots=True)
+class PeerInfo:
+    """How a peer's router is reached.
+
+    ``id`` is the base58 peer id, or None while unknown (it is learnt when the connection is made).
+    ``addrs`` are multiaddrs of its router without the ``/p2p`` part: ``/ip4/10.0.0.7/tcp/5001``.
+    With ``proven`` it is joined only if it still has this id: an address may be another cluster's by now.
+    """
+
+    id: str | None
+    addrs: tuple[str, ...]
+    proven: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """A peer that announced a key, and where its registry listens.
+
+    ``registry`` is ``(host, port)``; the host is an IP address without brackets. ``twin`` is the address of the other
+    family that the same registry told, to be tried where it is not reached at the first.
+    """
+
+    peer_id: str
+    registry: tuple[str, int]
+    twin: tuple[str, int] | None = field(default=None, compare=False)
+
+    @property
+    def turned(self) -> Provider | None:
+        """The same peer, its other address first."""
+        return Provider(self.peer_id, self.twin, self.registry) if self.twin is not None else None

@@ -1,0 +1,92 @@
+# Consul itself says which rights a token has, as it says it to its own web interface. Asking changes nothing.
+
+"""What preflight asks of Consul."""
+
+from __future__ import annotations
+
+import json
+import time
+from email.utils import parsedate_to_datetime
+
+from spegel_consul.consul.api.consul_errors import AccessDenied, ConsulError
+from spegel_consul.consul.api.consul_settings import ConsulSettings
+from spegel_consul.consul.api.transport import TrioHTTPClient
+from spegel_consul.consul.election.election_view import ElectionSettings
+from spegel_consul.endpoints.check import Check, fail, ok, warn
+
+LEADER_KEY = ElectionSettings().key
+_CLOCK = 2.0
+_RIGHTS = (
+    ("session", "", "write", 'session_prefix "" { policy = "write" }'),
+    ("service", "spegel", "write", 'service_prefix "spegel" { policy = "write" }'),
+    ("node", "", "read", 'node_prefix "" { policy = "read" }'),
+)
+
+
+def _rights(key: str) -> tuple[tuple[str, str, str, str], ...]:
+    return (("key", key, "write", f'key "{key}" {{ policy = "write" }}'), *_RIGHTS)
+
+
+async def checks_of(consul: ConsulSettings | None, leader_key: str) -> list[Check]:
+    """Whether it answers, has a leader and the right time, and gives the token every right; nothing without one."""
+    if consul is None:
+        return []
+    question = json.dumps(
+        [{"Resource": kind, "Segment": at, "Access": how} for kind, at, how, _ in _rights(leader_key)]
+    )
+    try:
+        http = TrioHTTPClient(consul)
+    except ValueError as exc:
+        return [fail("consul", str(exc))]
+    try:
+        began = time.time()
+        date, text = await http.request(
+            "GET", lambda answer: (answer.headers.get("Date"), answer.body), "/v1/status/leader", within=5
+        )
+        checks = [ok("consul", f"{consul.base_url} answers")]
+        if text.strip() in ("", '""'):
+            checks = [fail("consul", f"{consul.base_url} answers, but its servers have no leader")]
+        checks.append(clock_check(date, began, time.time()))
+        try:
+            allowed = await http.request(
+                "POST", lambda answer: json.loads(answer.body), "/v1/internal/acl/authorize", data=question, within=5
+            )
+        except ConsulError as exc:
+            checks.append(_without_rights(exc))
+        else:
+            checks.append(rights_check([entry.get("Allow") is True for entry in allowed], leader_key))
+    except ConsulError as exc:
+        return [fail("consul", str(exc), "CONSUL_HTTP_ADDR=http://…:8500")]
+    finally:
+        await http.close()
+    return checks
+
+
+def _without_rights(exc: ConsulError) -> Check:
+    """What it means that Consul did not say which rights the token has."""
+    if "ACL support disabled" in str(exc):
+        return ok("acl", "ACLs are disabled")
+    if isinstance(exc, AccessDenied):
+        return fail("acl", f"Consul does not know the token: {exc}", "CONSUL_HTTP_TOKEN=…")
+    return warn("acl", f"could not be checked: {exc}")
+
+
+def rights_check(allowed: list[bool], key: str = LEADER_KEY) -> Check:
+    """From what Consul allows, in the order of the rights that are needed."""
+    missing = [right for right, has in zip(_rights(key), allowed, strict=False) if not has]
+    if not missing:
+        return ok("acl", "the token has every right that is needed")
+    names = ", ".join(f"{kind}:{how}" for kind, _, how, _ in missing)
+    return fail("acl", f"the token lacks {names}", "\n".join(rule for *_, rule in missing))
+
+
+def clock_check(date: str | None, before: float, after: float) -> Check:
+    """From the Date of an answer that came between ``before`` and ``after``, seconds of this machine's clock."""
+    if not date:
+        return warn("clock", "Consul does not tell its time")
+    theirs = parsedate_to_datetime(date).timestamp()
+    # the header has whole seconds, cut off
+    off = before - (theirs + 1) if before > theirs + 1 else min(0.0, after - theirs)
+    if abs(off) > _CLOCK:
+        return fail("clock", f"this machine is {off:+.0f} s off its Consul agent", "chronyc makestep")
+    return ok("clock", "within 2 s of the Consul agent")

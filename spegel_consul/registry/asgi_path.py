@@ -1,0 +1,255 @@
+# Manifests and blobs: from the own store if it is there, else from a peer.
+#
+# This is an ASGI application in front of the quart app, which answers everything else.  It runs one watcher
+# beside the answer, so that a client that goes away ends the work done for it.  An answer whose head has been
+# sent and that can't be completed is cut: returning without the last body event makes the server close the
+# connection, and the client sees fewer bytes than it was promised.
+
+"""``GET`` and ``HEAD`` of manifests and blobs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+import structlog
+import trio
+
+from spegel_consul.metrics.sidecar_metrics import CONTENT, Metrics
+from spegel_consul.oci.errors import BlobUnknown, OCIError, RangeInvalid, Unauthorized, Unsupported
+from spegel_consul.oci.path import MIRRORED_HEADER, ContentRequest, unknown
+from spegel_consul.oci.ranges import ByteRange, Ranges
+from spegel_consul.registry.answer_head import fields_of, status_of
+from spegel_consul.registry.mirror.body.multipart import Multipart
+from spegel_consul.registry.mirror.body.range_parts import Part, send_parts
+from spegel_consul.registry.mirror.body.transfer import Transfer
+from spegel_consul.registry.mirror.fetch import TransferCut
+from spegel_consul.registry.mirror.mirror import Mirror
+from spegel_consul.registry.mirror.trace import Onward, Trace, onward
+from spegel_consul.registry.mirror.validate import Head
+from spegel_consul.registry.plan import Elsewhere, Own, Planner
+from spegel_consul.store import Blob, Store
+from spegel_consul.zerocopy.outlet import PieceOutlet
+from spegel_consul.zerocopy.spool import OWN
+
+log = structlog.get_logger(__name__)
+
+Scope = dict[str, Any]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_OTHERS = {b"/v2/": CONTENT, b"/v2": CONTENT, b"/livez": "/livez", b"/readyz": "/readyz"}
+"""Handlers, as the metrics call them, of the paths that are not content."""
+
+
+class InternalError(OCIError):
+    """A defect of ours; the log has the details."""
+
+
+class ContentApp:
+    """Answers the distribution API's content paths, and hands every other request to ``others``."""
+
+    def __init__(self, others: Application, planner: Planner, store: Store, mirror: Mirror, metrics: Metrics) -> None:
+        self._others = others
+        self._store = store
+        self._mirror = mirror
+        self._planner = planner
+        self._metrics = metrics
+        self.inflight = dict.fromkeys((CONTENT, *_OTHERS.values()), 0)
+        """How many requests are being answered, by their handlers."""
+        self._own_bytes = metrics.served_bytes.labels("own")
+        self._peer_bytes = metrics.served_bytes.labels("peer")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI 3 entry point."""
+        path = scope.get("raw_path", b"")
+        handler = _OTHERS.get(path) or (CONTENT if path.startswith(b"/v2/") else None)
+        if scope["type"] != "http" or handler is None:  # nothing is counted of paths that clients make up
+            await self._others(scope, receive, send)
+            return
+        answer = _Answer(send, scope["method"])
+        started = time.perf_counter()
+        self.inflight[handler] += 1
+        try:
+            if path in _OTHERS:
+                await self._other(scope, receive, answer)
+            else:
+                await self._answered(scope, receive, answer)
+        finally:
+            self.inflight[handler] -= 1
+        method = scope["method"] if scope["method"] in ("GET", "HEAD") else "other"
+        labels = handler, method, answer.status or 499
+        self._metrics.http_requests.labels(*labels).observe(time.perf_counter() - started)
+        self._metrics.http_response_size.labels(*labels).observe(answer.sent)
+
+    async def _other(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
+        """The API's version check and health."""
+        if scope["raw_path"].startswith(b"/v2"):
+            try:
+                self._planner.check(_combined(scope["headers"]).get(b"authorization"))
+            except OCIError as exc:
+                await answer.error(exc)
+                return
+        await self._others(scope, receive, answer.passed_on)
+
+    async def _answered(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
+        path: bytes = scope["raw_path"]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_until_gone, receive, nursery.cancel_scope)
+            try:
+                await self._answer(scope, answer)
+            except TransferCut as exc:
+                self._metrics.transfers_cut.inc()
+                log.warning("transfer cut", path=path.decode("latin-1"), error=str(exc))
+            except OCIError as exc:
+                if answer.status is None:
+                    await answer.error(exc)
+            except Exception:
+                log.exception("request failed", path=path.decode("latin-1"))
+                if answer.status is None:
+                    await answer.error(InternalError("internal error; the node's log has the details"))
+            nursery.cancel_scope.cancel()
+
+    async def _answer(self, scope: Scope, answer: _Answer) -> None:
+        client, server = scope.get("client"), scope.get("server")
+        headers = _combined(scope["headers"])
+        method: str = scope["method"]
+        local = client is not None and server is not None and client[0] == server[0]
+        if client is not None and not local:
+            answer.client = client[0]
+        plan = self._planner.plan(
+            method,
+            scope["raw_path"],
+            scope["query_string"],
+            headers,
+            from_this_machine=local,
+        )
+        if isinstance(plan, Own):
+            try:
+                async with self._store.open(plan.content.digest) as blob:
+                    await self._send_own(answer, plan, blob)
+                    return
+            except BlobUnknown as gone:
+                # garbage collection was faster than the index; peers may still have it
+                if answer.status is not None:
+                    raise TransferCut(f"{plan.content.digest} was deleted while it was sent") from None
+                if headers.get(MIRRORED_HEADER) == b"true":
+                    raise unknown(plan.request, gone.message) from None
+            plan = Elsewhere(plan.request, plan.wanted)
+        await self._send_mirrored(answer, plan, method, onward(headers))
+
+    async def _send_own(self, answer: _Answer, plan: Own, blob: Blob) -> None:
+        content = plan.content
+        spans = plan.spans or (ByteRange(0, content.size, content.size),)
+        multipart = Multipart(content.media_type, spans) if len(spans) > 1 else None
+        head = Head(content.digest, content.media_type, spans[0].start, spans[0].stop, content.size, plan.partial)
+        await answer.head(head, multipart=multipart)
+        if answer.wants_body:
+            for place, span in enumerate(spans):
+                if multipart is not None:
+                    await answer.body(multipart.before(place))
+                async for piece in blob.chunks(span.start, span.stop):
+                    await answer.body(piece)
+                    self._own_bytes.inc(len(piece))
+            if multipart is not None:
+                await answer.body(multipart.end)
+        await answer.end()
+
+    async def _send_mirrored(self, answer: _Answer, plan: Elsewhere, method: str, identity: Onward) -> None:
+        with self._mirror.begin(plan.request, method, identity, answer.client) as trace:
+            if plan.wanted is not None and plan.wanted.several:
+                await self._relay_parts(answer, plan.request, plan.wanted, trace)
+            else:
+                await self._relay(answer, plan, method, trace)
+
+    async def _relay(self, answer: _Answer, plan: Elsewhere, method: str, trace: Trace) -> None:
+        async with self._mirror.open(plan.request, method, plan.range_header, trace) as transfer:
+            if answer.wants_body:
+                await transfer.hold(answer.client)
+            await answer.head(transfer.head, served_by=transfer.served_by)
+            if answer.wants_body:
+                await self._carry(answer, transfer)
+            await answer.end()
+
+    async def _relay_parts(self, answer: _Answer, request: ContentRequest, wanted: Ranges, trace: Trace) -> None:
+        async def send(part: Part) -> None:
+            if part.first:
+                await answer.head(part.head, served_by=part.transfer.served_by, multipart=part.multipart)
+            await answer.body(part.before)
+            await self._carry(answer, part.transfer)
+            await answer.body(part.after)
+
+        await send_parts(self._mirror, request, wanted, trace, send)
+        await answer.end()
+
+    async def _carry(self, answer: _Answer, transfer: Transfer) -> None:
+        async def body(piece: bytes) -> None:
+            await answer.body(piece)
+            self._peer_bytes.inc(len(piece))
+
+        await transfer.send(PieceOutlet(body))
+
+
+class _Answer:
+    """One response; ``status`` is None until its head was sent."""
+
+    def __init__(self, send: Send, method: str) -> None:
+        self._send = send
+        self.wants_body = method != "HEAD"
+        self.client = OWN
+        """The address of the client, or :data:`OWN` if it is on this machine."""
+        self.sent = 0
+        self.status: int | None = None
+
+    async def head(self, head: Head, served_by: str | None = None, multipart: Multipart | None = None) -> None:
+        await self._start(status_of(head), fields_of(head, served_by, multipart))
+
+    async def body(self, piece: bytes) -> None:
+        await self._send({"type": "http.response.body", "body": piece, "more_body": True})
+        self.sent += len(piece)
+
+    async def end(self) -> None:
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def error(self, error: OCIError) -> None:
+        body = error.body()
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+        if isinstance(error, RangeInvalid):
+            headers.append((b"content-range", b"bytes */%d" % error.size))
+        if isinstance(error, Unauthorized):
+            headers.append((b"www-authenticate", error.challenge))
+        if isinstance(error, Unsupported):
+            headers.append((b"allow", b"GET, HEAD"))
+        await self._start(error.status, headers)
+        await self.body(body)
+        await self.end()
+
+    async def passed_on(self, event: dict[str, Any]) -> None:
+        """Send an event of another application."""
+        if event["type"] == "http.response.start":
+            self.status = int(event["status"])
+        await self._send(event)
+        self.sent += len(event.get("body", b""))
+
+    async def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        self.status = int(status)
+        await self._send({"type": "http.response.start", "status": int(status), "headers": headers})
+
+
+def _combined(fields: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    """Header fields by name; one that was sent several times has all its values, separated by commas.
+
+    RFC 9110, 5.3. So no value hides behind another one, and what can't be a list is malformed.
+    """
+    combined: dict[bytes, bytes] = {}
+    for name, value in fields:
+        combined[name] = b"%b, %b" % (combined[name], value) if name in combined else value
+    return combined
+
+
+async def _until_gone(receive: Receive, scope: trio.CancelScope) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    scope.cancel()

@@ -1,0 +1,382 @@
+# The short road: from a request on the socket to the kernel's sendfile or splice, in one task.  Manifests and other
+# small contents of the own store come from memory.  What can't be planned - a request that is wrong in some way - and
+# a file that has gone are left to the long road, which plans again and has an answer to everything.
+#
+# Runtimes ask in few ways, byte for byte the same each time.  So what a request's bytes led to is remembered - the
+# plan, and all of the head but its date - for as long as the store says nothing new.  If then the content is small
+# too, the answer needs no task at all.
+
+"""Answers simple requests on the socket itself."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from email.utils import formatdate
+from functools import partial
+
+import structlog
+
+from spegel_consul.disk.threads import in_thread
+from spegel_consul.http.server.connection import Link
+from spegel_consul.http.server.request_head import parse_simple
+from spegel_consul.metrics.histogram import Tally
+from spegel_consul.metrics.sidecar_metrics import CONTENT, Metrics
+from spegel_consul.oci.errors import BlobUnknown, OCIError, RangeInvalid
+from spegel_consul.oci.path import MIRRORED_HEADER, ContentRequest, Kind
+from spegel_consul.oci.ranges import Ranges
+from spegel_consul.registry.answer_head import fields_of, status_of
+from spegel_consul.registry.content_cache import ByteCache
+from spegel_consul.registry.mirror.body.multipart import Multipart
+from spegel_consul.registry.mirror.body.range_parts import Part, send_parts
+from spegel_consul.registry.mirror.body.transfer import Transfer
+from spegel_consul.registry.mirror.fetch import TransferCut
+from spegel_consul.registry.mirror.mirror import Mirror
+from spegel_consul.registry.mirror.trace import Onward, Trace, as_fields, onward
+from spegel_consul.registry.mirror.validate import Head
+from spegel_consul.registry.plan import Elsewhere, Own, Planner
+from spegel_consul.store import Store
+from spegel_consul.store.blob_files import SMALL, is_blob, open_blob
+from spegel_consul.zerocopy.outlet import SocketOutlet
+from spegel_consul.zerocopy.send import Truncated, send_bytes, send_file
+
+log = structlog.get_logger(__name__)
+
+_REMEMBERED = 1024
+_MEMORABLE = 2048  # bytes of a request
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What a request led to while the store had ``version``; ``head`` is all of the answer before its date."""
+
+    version: int
+    method: str
+    plan: Own | Elsewhere
+    head: bytes = b""
+    at_once: bool = False
+    duration: Tally | None = None
+    length: Tally | None = None
+    onward: Onward = ()
+
+    def count(self, sent: int) -> None:
+        """So many bytes of content were sent."""
+        if self.length is not None:
+            self.length.observe(sent)
+
+
+class ShortRoad:
+    """Callable as the server's short road; see :data:`spegel_consul.http.server.connection.ShortRoad`."""
+
+    def __init__(self, planner: Planner, store: Store, mirror: Mirror, cache: ByteCache, metrics: Metrics) -> None:
+        self._planner = planner
+        self._store = store
+        self._mirror = mirror
+        self._cache = cache
+        self._metrics = metrics
+        self._bytes = metrics.served_bytes.labels("own")
+        self._peer_bytes = metrics.served_bytes.labels("peer")
+        self._durations = {
+            (method, status): metrics.http_requests.labels(CONTENT, method, status)
+            for method in ("GET", "HEAD")
+            for status in (200, 206, 404, 416)
+        }
+        self._lengths = {key: metrics.http_response_size.labels(CONTENT, *key) for key in self._durations}
+        self.inflight = 0
+        """How many requests are being answered; those that are answered at once never are."""
+        self._known: tuple[dict[bytes, _Known], dict[bytes, _Known]] = ({}, {})
+        self._second = 0
+        self._date = b""
+
+    def at_once(self, data: bytes, local: bool, /) -> bytes | None:
+        """The answer to a request that came before in the same words, if its content is small and at hand."""
+        known = self._known[local].get(data)
+        if known is None or not known.at_once or known.version != self._planner.version:
+            return None
+        began, plan, body = time.perf_counter(), known.plan, b""
+        assert isinstance(plan, Own)
+        assert known.duration is not None
+        small = self._cached(plan)
+        if known.method == "HEAD":
+            if small is None and not self._is_there(plan):
+                return None
+        else:
+            if small is None and (small := self._keep(plan, self._read_small(plan))) is None:
+                return None
+            body = _cut(small, plan)
+            self._bytes.inc(len(body))
+        known.count(len(body))
+        known.duration.observe(time.perf_counter() - began)
+        return b"%b%b\r\n\r\n%b" % (known.head, self._now(), body)
+
+    async def __call__(self, data: bytes, link: Link, /) -> bool:
+        """Answer and return True, or send nothing and return False."""
+        started = time.perf_counter()
+        known = self._look(data, link.local)
+        if known is None:
+            return False
+        self.inflight += 1
+        try:
+            if isinstance(known.plan, Own):
+                status = await self._own(known, known.plan, link)
+            else:
+                status = await self._mirrored(known, known.plan, link)
+        finally:
+            self.inflight -= 1
+        if status is None:
+            return False
+        self._durations[known.method, status].observe(time.perf_counter() - started)
+        return True
+
+    def _look(self, data: bytes, local: bool) -> _Known | None:
+        """What the request leads to, or None if that is for the long road to say."""
+        memory, version = self._known[local], self._planner.version
+        known = memory.get(data)
+        if known is not None and known.version == version:
+            return known
+        request = parse_simple(data)
+        if request is None:
+            return None
+        method = request.method
+        try:
+            plan = self._planner.plan(method, request.path, request.query, request.headers, from_this_machine=local)
+        except OCIError:
+            return None
+        if isinstance(plan, Own):
+            # several ranges have another boundary, and so another head, in each answer
+            at_once = (method == "HEAD" or plan.content.size <= SMALL) and len(plan.spans) <= 1
+            status = 206 if plan.partial else 200
+            duration, length = self._durations[method, status], self._lengths[method, status]
+            known = _Known(version, method, plan, self._head(plan), at_once, duration, length)
+            if MIRRORED_HEADER in request.headers and (identity := onward(request.headers)):
+                log.debug("asked by a peer", key=plan.request.key, **as_fields(identity))
+        else:
+            known = _Known(version, method, plan, onward=onward(request.headers))
+        if len(data) <= _MEMORABLE:
+            if len(memory) >= _REMEMBERED:
+                memory.clear()
+            memory[data] = known
+        return known
+
+    async def _own(self, known: _Known, plan: Own, link: Link) -> int | None:
+        """Send what the own store has; the status that was sent, or None if nothing was."""
+        content = plan.content
+        if len(plan.spans) > 1:
+            return await self._own_parts(plan, link)
+        head = b"%b%b\r\n\r\n" % (known.head, self._now())
+        if known.method == "HEAD":
+            if self._cached(plan) is None and not self._is_there(plan):
+                return None
+            await send_bytes(link.sock, head)
+            known.count(0)
+        elif content.size <= SMALL:
+            small = await self._small(plan)
+            if small is None:
+                return None
+            body = _cut(small, plan)
+            await send_bytes(link.sock, head + body)
+            self._bytes.inc(len(body))
+            known.count(len(body))
+        else:
+            fd = self._open(plan)
+            if fd is None:
+                return None
+
+            def count(sent: int) -> None:
+                self._bytes.inc(sent)
+                known.count(sent)
+
+            start, stop = (plan.spans[0].start, plan.spans[0].stop) if plan.partial else (0, content.size)
+            try:
+                await send_file(link.sock, head, fd, start, stop, count)
+            finally:
+                os.close(fd)
+        return 206 if plan.partial else 200
+
+    async def _own_parts(self, plan: Own, link: Link) -> int | None:
+        """The same for several ranges of it."""
+        content = plan.content
+        multipart = Multipart(content.media_type, plan.spans)
+        head = self._head(plan, multipart) + self._now() + b"\r\n\r\n"
+        if content.size <= SMALL:
+            small = await self._small(plan)
+            if small is None:
+                return None
+            body = b"".join(
+                multipart.before(place) + small[span.start : span.stop] for place, span in enumerate(plan.spans)
+            )
+            await send_bytes(link.sock, head + body + multipart.end)
+            self._bytes.inc(sum(span.length for span in plan.spans))
+        else:
+            fd = self._open(plan)
+            if fd is None:
+                return None
+            try:
+                for place, span in enumerate(plan.spans):
+                    before = head + multipart.before(place)
+                    await send_file(link.sock, before, fd, span.start, span.stop, self._bytes.inc)
+                    head = b""
+            finally:
+                os.close(fd)
+            await send_bytes(link.sock, multipart.end)
+        self._lengths["GET", 206].observe(multipart.length)
+        return 206
+
+    async def _mirrored(self, known: _Known, plan: Elsewhere, link: Link) -> int:
+        """Send what a peer has, or the error if none has it; the status that was sent."""
+        method = known.method
+        try:
+            with self._mirror.begin(plan.request, method, known.onward, link.client) as trace:
+                if plan.wanted is not None and plan.wanted.several:
+                    return await self._relay_parts(plan.request, plan.wanted, link, trace)
+                return await self._from_a_peer(method, plan, link, trace)
+        except OCIError as exc:
+            await send_bytes(link.sock, self._error(exc, method))
+            return exc.status.value
+        except TransferCut as exc:
+            self._metrics.transfers_cut.inc()
+            log.warning("transfer cut", key=plan.request.key, error=str(exc))
+            raise Truncated from None
+
+    async def _from_a_peer(self, method: str, plan: Elsewhere, link: Link, trace: Trace) -> int:
+        if method == "GET" and plan.request.kind is Kind.BLOB:
+            transfer = await self._mirror.at_once(plan.request, plan.range_header, trace)
+            if transfer is not None:
+                try:
+                    async with transfer:
+                        status = await self._relay(method, transfer, link, trace)
+                except BlobUnknown:
+                    self._mirror.missed(plan.request)
+                    raise
+                self._mirror.served(plan.request)
+                return status
+        async with self._mirror.open(plan.request, method, plan.range_header, trace) as transfer:
+            return await self._relay(method, transfer, link, trace)
+
+    async def _relay(self, method: str, transfer: Transfer, link: Link, trace: Trace) -> int:
+        if method == "GET":
+            await transfer.hold(link.client, link.glance)
+        head = transfer.head
+        rendered = self._render(head, transfer.served_by) + self._now() + b"\r\n\r\n"
+        if method == "HEAD":
+            await send_bytes(link.sock, rendered)
+        else:
+            await self._carry(transfer, rendered, link, trace, self._lengths[method, status_of(head)].observe)
+        return status_of(head)
+
+    async def _relay_parts(self, request: ContentRequest, wanted: Ranges, link: Link, trace: Trace) -> int:
+        lengths: list[int] = []
+
+        async def send(part: Part) -> None:
+            head = b""
+            if part.first:
+                head = self._render(part.head, part.transfer.served_by, part.multipart) + self._now() + b"\r\n\r\n"
+            lengths.append(len(part.before))
+            await self._carry(part.transfer, head + part.before, link, trace, lengths.append)
+            await send_bytes(link.sock, part.after)
+            lengths.append(len(part.after))
+
+        try:
+            await send_parts(self._mirror, request, wanted, trace, send)
+        finally:
+            if lengths:
+                self._lengths["GET", 206].observe(sum(lengths))
+        return 206
+
+    async def _carry(
+        self, transfer: Transfer, head: bytes, link: Link, trace: Trace, count: Callable[[int], object]
+    ) -> None:
+        """Send ``head`` and the body; in the end ``count`` hears how many bytes of the body were sent."""
+        whole = False
+        try:
+            await transfer.send(SocketOutlet(link.sock, head))
+            whole = True
+        finally:
+            sent = transfer.head.stop - transfer.head.start if whole else trace.sent()
+            self._peer_bytes.inc(sent)
+            count(sent)
+
+    def _is_there(self, plan: Own) -> bool:
+        path = self._store.file(plan.content.digest)
+        try:
+            return path is not None and is_blob(os.lstat(path), plan.content.size)
+        except OSError:
+            return False
+
+    def _open(self, plan: Own) -> int | None:
+        """The file of the content, or None if it is not what the index says."""
+        path = self._store.file(plan.content.digest)
+        if path is None:
+            return None
+        try:
+            return open_blob(path, plan.content.size)
+        except OSError:
+            return None
+
+    def _read_small(self, plan: Own, flags: int = os.RWF_NOWAIT) -> bytes | None:
+        """Small content, or None if it is not in the page cache or not what it should be."""
+        fd = self._open(plan)
+        if fd is None:
+            return None
+        buffer = bytearray(plan.content.size)
+        try:
+            os.preadv(fd, [buffer], 0, flags)
+        except OSError:
+            return None
+        finally:
+            os.close(fd)
+        small = bytes(buffer)
+        # what does not fit is a file that is still being written, or a disk that lies
+        return small if plan.content.digest.fits(small) else None
+
+    async def _small(self, plan: Own) -> bytes | None:
+        """Small content, or None if it is not what it should be."""
+        small = self._cached(plan)
+        if small is None:
+            # perhaps the disk has to turn for it
+            read = self._read_small(plan) or await in_thread(partial(self._read_small, plan, 0))
+            small = self._keep(plan, read)
+        return small
+
+    def _keep(self, plan: Own, small: bytes | None) -> bytes | None:
+        if small is not None:
+            self._cache.put(plan.content.digest, small)
+        return small
+
+    def _cached(self, plan: Own) -> bytes | None:
+        """Content that is kept, if it is as long as the head says."""
+        small = self._cache.get(plan.content.digest)
+        return small if small is not None and len(small) == plan.content.size else None
+
+    def _head(self, plan: Own, multipart: Multipart | None = None) -> bytes:
+        content = plan.content
+        start, stop = (plan.spans[0].start, plan.spans[0].stop) if plan.partial else (0, content.size)
+        head = Head(content.digest, content.media_type, start, stop, content.size, plan.partial)
+        return self._render(head, multipart=multipart)
+
+    def _render(self, head: Head, served_by: str | None = None, multipart: Multipart | None = None) -> bytes:
+        """The head of an answer up to its date."""
+        fields = b"".join(b"%b: %b\r\n" % field for field in fields_of(head, served_by, multipart))
+        return b"HTTP/1.1 %d \r\n%bdate: " % (status_of(head), fields)
+
+    def _error(self, error: OCIError, method: str) -> bytes:
+        body = error.body()
+        fields = b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body)
+        if isinstance(error, RangeInvalid):
+            fields += b"content-range: bytes */%d\r\n" % error.size
+        head = b"HTTP/1.1 %d \r\n%bdate: %b\r\n\r\n" % (error.status.value, fields, self._now())
+        return head if method == "HEAD" else head + body
+
+    def _now(self) -> bytes:
+        """The Date field's value, rendered once a second."""
+        now = int(time.time())
+        if now != self._second:
+            self._second, self._date = now, formatdate(now, usegmt=True).encode()
+        return self._date
+
+
+def _cut(small: bytes, plan: Own) -> bytes:
+    """What a plan without several ranges sends of its content."""
+    return small[plan.spans[0].start : plan.spans[0].stop] if plan.spans else small

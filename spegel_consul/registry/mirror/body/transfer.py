@@ -1,0 +1,347 @@
+"""The body behind a head that was accepted, from one peer after another to one client.
+
+Bodies up to --verify-first are held: they are written to a spool file and verified completely before the first byte is
+sent. If one is wrong, or no peer sends it to its end, another peer is asked, and nothing is lost but time. All clients
+that want the same digest share one such fetch and one file (holding.py).
+
+Larger bodies are streamed and hashed on the way, and the last piece is withheld until the digest of all is right. If it
+is not, the connection is cut. The runtime keeps the wrong beginning, fetches the rest from upstream and fails that
+pull, which can't be prevented any more. A body that was to be held and takes too long, or for which there is no room,
+is streamed from then on.
+
+In both cases there is one order of sending, in :meth:`Transfer.send`: what is in memory, what is in the file, what is
+still to come. A :class:`Position` says how far the body is, and a body that is not whole in the end is cut.
+
+Blame: only a peer that sent a body from its first byte to its last, alone, and wrong, is certainly wrong, and barred.
+Peers whose bytes were mixed are suspects at most (doubts.py). A held body that was mixed and is wrong is begun anew,
+and from then on taken from one peer alone: a peer that fails half-way costs a beginning, not a mixture. So it ends.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import structlog
+import trio
+
+from spegel_consul.http.peer_client import PeerResponse
+from spegel_consul.oci.errors import OCIError
+from spegel_consul.oci.path import ContentRequest, unknown
+from spegel_consul.registry.mirror.body.held_bodies import Feed, Holding
+from spegel_consul.registry.mirror.body.supply import Supply, served_by
+from spegel_consul.registry.mirror.fetch import Answer, Chase, TransferCut
+from spegel_consul.registry.mirror.trace import Trace
+from spegel_consul.zerocopy.outlet import Outlet
+from spegel_consul.zerocopy.position import Position
+from spegel_consul.zerocopy.relay import Passage
+from spegel_consul.zerocopy.send import Truncated
+from spegel_consul.zerocopy.source import Pace
+from spegel_consul.zerocopy.spool import OWN, Spool
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+    from spegel_consul.registry.mirror.mirror import Mirror
+
+log = structlog.get_logger(__name__)
+
+
+class Transfer:
+    """A head that was accepted, and the body behind it; a context that gives up what was not read.
+
+    ``answer`` is a peer's, or the holding of the digest that another client has begun. ``chase`` finds another peer
+    when this one fails; a transfer without one opens one if it needs it.
+    """
+
+    def __init__(
+        self, mirror: Mirror, chase: Chase | None, request: ContentRequest, answer: Answer | Holding, trace: Trace
+    ) -> None:
+        self._mirror = mirror
+        self._trace = trace
+        self._resources = AsyncExitStack()
+        self._supply = Supply(mirror, request, trace, chase, self._resources)
+        self._request = request
+        self._feed: Feed | None = None
+        self._holding: Holding | None = None
+        self._spool: Spool | None = None
+        self._content: bytes | None = None
+        self._hasher: _Hash | None = None
+        self._position = Position(0)
+        self.head, self.provider = answer.head, answer.provider
+        if isinstance(answer, Holding):
+            self._join(answer)
+        elif isinstance(answer.body, bytes):
+            self._is_known(answer.body)
+        else:
+            self._feed = self._begun(answer)
+            self._position = self._feed.position
+            # a part of the content can't be verified
+            if mirror.settings.verify and self._is_all():
+                self._hasher = answer.head.digest.hasher()
+        if isinstance(answer, Answer):
+            trace.asked, trace.connected, trace.first_byte = answer.times
+        trace.peer = self.served_by
+        trace.size = self._position.total or answer.head.stop - answer.head.start
+        if self._content is not None:
+            trace.size = trace.bytes = len(self._content)
+        trace.progress = self
+
+    def _begun(self, answer: Answer) -> Feed:
+        head, limits = answer.head, self._mirror.client.limits
+        assert isinstance(answer.body, PeerResponse)
+        position = Position(head.stop - head.start)
+        feed = Feed(head, answer.provider, answer.body, position, Pace(limits.stall, limits.rate))
+        feed.pace.begin(position.total)
+        return feed
+
+    def _is_known(self, content: bytes) -> None:
+        self._content = content
+        self._position = Position(len(content), len(content))
+
+    def _is_all(self) -> bool:
+        return self.head.start == 0 and self.head.stop == self.head.size
+
+    async def __aenter__(self) -> Transfer:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> bool | None:
+        if self._feed is not None:
+            self._feed.discard()
+        if self._holding is not None:
+            self._leave(self._holding)
+        return await self._resources.__aexit__(kind, exc, tb)
+
+    @property
+    def served_by(self) -> str:
+        """``host:port`` of the registry that sends the bytes, or began to."""
+        return served_by(self.provider)
+
+    @property
+    def left(self) -> int:
+        """How many bytes are still to come from peers."""
+        holding = self._holding
+        if holding is not None and holding.feed is not None and not holding.result:
+            return holding.feed.position.left
+        return self._position.left
+
+    @property
+    def sent(self) -> int:
+        """How many bytes the client has got."""
+        return self._position.sent
+
+    # Holding
+
+    async def hold(self, client: str = OWN, glance: Callable[[], None] = lambda: None) -> None:
+        """Take the whole body and verify it, if it is one to be held. To be called before the head is sent.
+
+        ``client``: the address whose share of the room it takes. Raises BlobUnknown if nobody sends the right bytes,
+        and what ``glance`` raises if the client does not wait for them any more.
+        """
+        holding, joined = self._holding, True
+        if holding is None and self._is_to_be_held():
+            holding = self._mirror.holdings.get(self.head.digest)
+            if holding is None:
+                holding, joined = self._begin_to_hold(), False
+            elif self._feed is not None:
+                self._feed.discard()
+                self._supply.forget()
+            self._feed = None
+            self._join(holding)
+        if holding is None:
+            return
+        self._mirror.holdings.enter(holding, self, client)
+        async with holding.lock:
+            if not holding.result:
+                if joined:  # the client may have left while it waited for the lock
+                    glance()
+                await self._drive(holding, client, glance)
+        await self._adopt(holding)
+
+    def _is_to_be_held(self) -> bool:
+        if self._feed is None or self._hasher is None:
+            return False
+        return self._mirror.holds(self.head) or bool(self._mirror.doubts.of(self.head.digest))
+
+    def _begin_to_hold(self) -> Holding:
+        until = trio.current_time() + self._mirror.settings.hold
+        alone = bool(self._mirror.doubts.of(self.head.digest))
+        holding = Holding(self.head, self.provider, self._feed, until, alone)
+        self._mirror.holdings.begin(holding)
+        return holding
+
+    def _join(self, holding: Holding) -> None:
+        self._holding = holding
+        self._mirror.holdings.enter(holding, self)
+
+    def _leave(self, holding: Holding) -> None:
+        self._mirror.holdings.leave(holding, self)
+        if not holding.users and not holding.result:
+            self._end(holding, "failed")
+
+    def _end(self, holding: Holding, result: str) -> None:
+        self._mirror.holdings.end(holding, result)
+        self._mirror.held(result)
+
+    async def _drive(self, holding: Holding, client: str, glance: Callable[[], None]) -> None:
+        """Hold the body, from where it stands, until it is known what becomes of it. May be cancelled at any point."""
+        try:
+            while not holding.result:
+                if holding.feed is None:
+                    await self._begin_anew(holding)
+                else:
+                    await self._take(holding, client, glance)
+        except trio.TooSlowError:
+            self._end(holding, "failed")
+            raise unknown(self._request, "it could not be stored to be verified") from None
+        except OCIError:
+            self._end(holding, "failed")
+            raise
+
+    async def _take(self, holding: Holding, client: str, glance: Callable[[], None]) -> None:
+        """Spool the body; say what became of that, or drop it if the right bytes did not come."""
+        feed, spool = holding.feed, holding.spool
+        assert feed is not None
+        if spool is None:
+            holding.hasher = feed.head.digest.hasher()
+            try:
+                spool = Spool(self._mirror.room, feed.position, holding.hasher, holding.until, client)
+            except OSError:  # the limit of open files is reached
+                self._end(holding, "busy")
+                return
+            holding.spool = spool
+        spool.glance = glance
+        if not await spool.start():
+            spool.close()
+            holding.spool = None
+            self._end(holding, "busy")
+            return
+        try:
+            await self._supply.fill(feed, spool, alone=holding.alone)
+        except TransferCut as exc:
+            log.debug("begun again", digest=feed.head.digest, error=str(exc))
+            holding.failed += self._supply.failed
+            holding.anew()
+            return
+        if not await spool.settle():
+            raise trio.TooSlowError
+        assert holding.hasher is not None
+        if spool.left:
+            self._end(holding, "full" if spool.full else "late")
+        elif holding.hasher.hexdigest() == feed.head.digest.encoded:
+            holding.provider = feed.provider
+            self._mirror.verified(feed.head.digest, feed.senders)
+            self._end(holding, "verified")
+        else:
+            if len(feed.senders) > 1:
+                # one that left half-way may yet be right, and is asked again, alone
+                holding.failed.clear()
+                self._supply.failed.clear()
+            self._mirror.mismatched(feed.head.digest, feed.senders)
+            holding.anew()
+
+    async def _begin_anew(self, holding: Holding) -> None:
+        """Have all of it anew, while the client has seen nothing: whoever lied may have lied about the size too.
+
+        Raises BlobUnknown.
+        """
+        mirror = self._mirror
+        holding.alone = True
+        if holding.beginnings >= mirror.settings.attempts:
+            raise unknown(self._request, f"{holding.beginnings + 1} times it came wrong, or not to its end")
+        holding.beginnings += 1
+        chase = await self._supply.open_chase(holding.failed)
+        answer = await chase.first(None)
+        holding.head, holding.provider = answer.head, answer.provider
+        self._trace.resumed += 1
+        if isinstance(answer.body, bytes):
+            holding.content = answer.body
+            self._end(holding, "verified")
+            return
+        holding.feed = self._begun(answer)
+        if not (mirror.holds(answer.head) or mirror.doubts.of(answer.head.digest)):
+            holding.hasher = answer.head.digest.hasher()
+            self._end(holding, "late")
+
+    async def _adopt(self, holding: Holding) -> None:
+        """Make this client's own what became of the holding. Raises BlobUnknown."""
+        trace = self._trace
+        if holding.result == "failed":
+            raise unknown(self._request, "another request for it has just failed")
+        self.head, self.provider = holding.head, holding.provider
+        self._spool, total = holding.spool, self.head.stop - self.head.start
+        trace.peer, trace.size = self.served_by, total
+        if holding.content is not None:
+            self._is_known(holding.content)
+        elif holding.result == "verified":
+            self._position = Position(total, total)
+        else:
+            feed = self._feed = holding.rest()
+            assert holding.hasher is not None
+            self._position, self._hasher = feed.position, holding.hasher.copy()
+            if feed.body is None:
+                try:
+                    await self._supply.change(feed, picky=False)
+                except TransferCut as exc:
+                    raise unknown(self._request, str(exc)) from None
+                self.provider = feed.provider
+            return
+        trace.verified = time.perf_counter()
+
+    # Sending
+
+    async def send(self, out: Outlet) -> None:
+        """Send the body, verified. To be called once, after :meth:`hold`.
+
+        Raises TransferCut if it can't be completed or is wrong, and what ``out`` raises if the client fails.
+        """
+        try:
+            await self._send(out, self._position)
+        except OCIError as exc:  # an answer has begun, so there can't be another one
+            raise TransferCut(exc.message) from None
+        except Truncated:
+            raise TransferCut("the file of the body is shorter than it was") from None
+        if not self._position.whole:
+            raise TransferCut(f"{self._position.sent} of {self._position.total} bytes were sent")
+
+    async def _send(self, out: Outlet, position: Position) -> None:
+        if self._content is not None:
+            await out.put(self._content)
+            position.gave(len(self._content))
+            return
+        spool = self._spool
+        if spool is not None:
+            if position.sent < spool.stored:
+                await out.file(spool.fd, position.sent, spool.stored, position.gave)
+            if rest := spool.rest[position.sent - spool.stored :]:
+                await out.put(rest)
+                position.gave(len(rest))
+        await out.begin()
+        if position.left:
+            await self._stream(out, position)
+
+    async def _stream(self, out: Outlet, position: Position) -> None:
+        """Send what is still to come from peers."""
+        feed = self._feed
+        assert feed is not None
+        relay = None if self._mirror.client.encrypts else await out.relay(position, self._hasher)
+        into = relay or Passage(out.put, position, self._hasher)
+        try:
+            await self._supply.fill(feed, into)
+            if not await into.hashed():
+                raise TransferCut("this node could not hash the bytes")
+            if self._hasher is not None:
+                if self._hasher.hexdigest() != self.head.digest.encoded:
+                    self._mirror.mismatched(self.head.digest, feed.senders)
+                    raise TransferCut(
+                        f"the bytes from {feed.provider.registry[0]} do not have digest {self.head.digest}"
+                    )
+                self._mirror.verified(self.head.digest, feed.senders)
+            await into.release()
+        finally:
+            into.close()

@@ -1,0 +1,1 @@
+"""Which providers are asked, in which order, and which are left out."""

@@ -1,0 +1,256 @@
+# Messages of go-libp2p-kad-dht (pb/dht.proto), each behind its length as a varint, and the two messages of
+# our own: the member exchange and the withdrawal of keys.  Only the fields that Spegel's use of the DHT
+# fills are kept; unknown ones are skipped, as protobuf asks.  The codec is written out by hand because it is
+# shorter than a generated one and its limits are in plain sight: every byte here comes from strangers, and
+# all that they can cause is a WireError.
+
+"""The wire format of the ring: Kademlia messages, the member exchange and withdrawals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import lru_cache
+from typing import NamedTuple
+
+from spegel_consul.peers import MAX_PEER_ID, RingError
+
+MAX_MESSAGE = 4 << 20
+"""Longest message that is read, in bytes (go-libp2p network.MessageSizeMax)."""
+
+MAX_KEY = 80
+"""Longest key, in bytes (go-libp2p-kad-dht providers.go refuses longer ones)."""
+
+MAX_PEERS = 256
+"""How many peers of each kind are taken from a Kademlia message; the rest is skipped."""
+
+MAX_MEMBERS = 8192
+"""How many members are taken from one member exchange."""
+
+_MAX_ADDRESSES = 16
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # protobuf wire types
+_CONNECTED = b"\x18\x01"  # Message.Peer.connection = CONNECTED
+_CLUSTER_LEVEL = b"\x50\x01"  # Message.clusterLevelRaw, which Go always sends and nobody reads
+
+
+class WireError(RingError):
+    """What a peer sent is not a message of this protocol."""
+
+
+class MessageType(IntEnum):
+    """The types that Spegel's DHT uses; ADD_PROVIDER has no answer."""
+
+    ADD_PROVIDER = 2
+    GET_PROVIDERS = 3
+    FIND_NODE = 4
+    PING = 5
+
+
+class WirePeer(NamedTuple):
+    """A binary peer id with binary multiaddrs, not looked into."""
+
+    id: bytes
+    addresses: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A Kademlia message; ``key`` is a multihash, or a peer id in FIND_NODE."""
+
+    type: MessageType
+    key: bytes = b""
+    closer: tuple[WirePeer, ...] = ()
+    providers: tuple[WirePeer, ...] = ()
+
+
+class MemberReport(NamedTuple):
+    """One line of a member exchange: a peer, and how long ago (seconds) anybody heard from it."""
+
+    peer: WirePeer
+    age: int
+
+
+def uvarint(number: int) -> bytes:
+    """LEB128, as multiformats and protobuf write it."""
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
+def frame(body: bytes) -> bytes:
+    """``body`` behind its length."""
+    return uvarint(len(body)) + body
+
+
+class Frames:
+    """Cuts a byte stream into message bodies; keeps at most one unfinished message."""
+
+    def __init__(self, limit: int = MAX_MESSAGE) -> None:
+        self._limit = limit
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The bodies that ``data`` completes. Raises WireError if one announces more than the limit."""
+        buffer = self._buffer
+        buffer += data
+        bodies = []
+        start = 0
+        while start < len(buffer):
+            length, at = _read_length(buffer, start)
+            if length > self._limit:
+                raise WireError(f"a message of {length} bytes exceeds the limit of {self._limit}")
+            if at == start or len(buffer) < at + length:
+                break
+            bodies.append(bytes(buffer[at : at + length]))
+            start = at + length
+        del buffer[:start]
+        return bodies
+
+
+def _read_length(buffer: bytearray, start: int) -> tuple[int, int]:
+    """The varint at ``start`` and where it ends; ``(0, start)`` if it is not complete yet."""
+    length = 0
+    for count, byte in enumerate(buffer[start : start + 5]):
+        length |= (byte & 0x7F) << (7 * count)
+        if byte < 0x80:
+            return length, start + count + 1
+    if len(buffer) - start >= 5:
+        raise WireError("a message announces an impossible length")
+    return 0, start
+
+
+def encode(message: Message) -> bytes:
+    """A framed Kademlia message, byte for byte as go-libp2p-kad-dht writes it."""
+    body = bytearray(b"\x08" + uvarint(message.type))
+    if message.key:
+        body += b"\x12" + frame(message.key)
+    # who announces itself says nothing of how well it is connected to itself
+    connection = b"" if message.type is MessageType.ADD_PROVIDER else _CONNECTED
+    for peer in message.closer:
+        body += b"\x42" + frame(_encode_peer(peer, connection))
+    for peer in message.providers:
+        body += b"\x4a" + frame(_encode_peer(peer, connection))
+    body += _CLUSTER_LEVEL
+    return frame(bytes(body))
+
+
+def decode(body: bytes) -> Message:
+    """A Kademlia message without its length. Raises WireError for anything else."""
+    number = 0
+    key = b""
+    closer: list[WirePeer] = []
+    providers: list[WirePeer] = []
+    for field, value in _fields(body):
+        if field == 1 and isinstance(value, int):
+            number = value
+        elif field == 2 and isinstance(value, bytes):
+            key = value
+        elif field == 8 and isinstance(value, bytes) and len(closer) < MAX_PEERS:
+            closer.append(_decode_peer(value))
+        elif field == 9 and isinstance(value, bytes) and len(providers) < MAX_PEERS:
+            providers.append(_decode_peer(value))
+    try:
+        kind = MessageType(number)
+    except ValueError:
+        raise WireError(f"message type {number} is not one of the ring's") from None
+    if len(key) > MAX_KEY:
+        raise WireError(f"a key of {len(key)} bytes exceeds the limit of {MAX_KEY}")
+    return Message(kind, key, tuple(closer), tuple(providers))
+
+
+def encode_members(reports: Iterable[tuple[WirePeer, int]]) -> bytes:
+    """A framed member exchange."""
+    body = bytearray()
+    for peer, age in reports:
+        body += b"\x0a" + frame(b"\x0a" + frame(_encode_peer(peer)) + b"\x10" + uvarint(age))
+    return frame(bytes(body))
+
+
+def decode_members(body: bytes) -> Iterator[MemberReport]:
+    """A member exchange without its length, one by one: it may be long. Raises WireError for anything else."""
+    count = 0
+    for field, value in _fields(body):
+        if field != 1 or not isinstance(value, bytes) or count >= MAX_MEMBERS:
+            continue
+        peer, age = None, 0
+        for inner, content in _fields(value):
+            if inner == 1 and isinstance(content, bytes):
+                peer = _decode_peer(content)
+            elif inner == 2 and isinstance(content, int):
+                age = content
+        if peer is None:
+            raise WireError("a member report names no peer")
+        count += 1
+        yield MemberReport(peer, age)
+
+
+def encode_withdrawal(keys: Iterable[bytes]) -> bytes:
+    """A framed list of keys that the sender has no longer."""
+    return frame(b"".join(b"\x0a" + frame(key) for key in keys))
+
+
+def decode_withdrawal(body: bytes) -> list[bytes]:
+    """A withdrawal without its length. Raises WireError for anything else."""
+    keys = [value for field, value in _fields(body) if field == 1 and isinstance(value, bytes)]
+    if any(len(key) > MAX_KEY for key in keys):
+        raise WireError(f"a key exceeds the limit of {MAX_KEY} bytes")
+    return keys
+
+
+@lru_cache(maxsize=8192)
+def _encode_peer(peer: WirePeer, connection: bytes = _CONNECTED) -> bytes:
+    addresses = b"".join(b"\x12" + frame(address) for address in peer.addresses)
+    return b"\x0a" + frame(peer.id) + addresses + connection
+
+
+def _decode_peer(data: bytes) -> WirePeer:
+    peer_id = b""
+    addresses: list[bytes] = []
+    for field, value in _fields(data):
+        if field == 1 and isinstance(value, bytes):
+            peer_id = value
+        elif field == 2 and isinstance(value, bytes) and len(addresses) < _MAX_ADDRESSES:
+            addresses.append(value)
+    if not 0 < len(peer_id) <= MAX_PEER_ID:
+        raise WireError(f"a peer id of {len(peer_id)} bytes is impossible")
+    return WirePeer(peer_id, tuple(addresses))
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """The fields of a protobuf message: number, and an int or the bytes of a length-delimited one."""
+    at, end = 0, len(data)
+    while at < end:
+        tag, at = _varint(data, at)
+        kind = tag & 7
+        if kind == _VARINT:
+            value, at = _varint(data, at)
+            yield tag >> 3, value
+            continue
+        if kind == _BYTES:
+            length, at = _varint(data, at)
+        elif kind == _FIXED64:
+            length = 8
+        elif kind == _FIXED32:
+            length = 4
+        else:
+            raise WireError(f"protobuf wire type {kind} is not in use")
+        if length > end - at:
+            raise WireError("a field is longer than its message")
+        yield tag >> 3, data[at : at + length]
+        at += length
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    number = shift = 0
+    while at < len(data) and shift < 70:
+        byte = data[at]
+        at += 1
+        number |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return number, at
+        shift += 7
+    raise WireError("a varint does not end")

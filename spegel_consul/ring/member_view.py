@@ -1,0 +1,47 @@
+"""The members of the ring as people see them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from spegel_consul.peers import peer_id_to_text
+from spegel_consul.ring.dht.records import Records
+from spegel_consul.ring.members.table import Member
+
+CIRCLE = 1 << 256
+"""How many positions the ring has."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemberView:
+    """One other member. ``rtt`` and ``heard_ago`` are seconds, ``keys`` how many of its announcements are kept here.
+
+    ``registry`` is ``host:port`` or None while unknown, ``at`` its place on the circle, in [0, 1).
+    """
+
+    id: str
+    routers: tuple[str, ...]
+    registry: str | None
+    alive: bool
+    failures: int
+    rtt: float
+    heard_ago: float
+    keys: int
+    at: float
+
+
+def view(member: Member, records: Records, now: float) -> MemberView:
+    """How ``member`` looks at ``now`` (Trio clock)."""
+    registry = member.registry
+    host = f"[{registry.host}]" if registry is not None and ":" in registry.host else registry and registry.host
+    return MemberView(
+        id=peer_id_to_text(member.id),
+        routers=tuple(map(str, member.routers)),
+        registry=f"{host}:{registry.port}" if registry is not None else None,
+        alive=member.alive,
+        failures=member.failures,
+        rtt=member.rtt,
+        heard_ago=max(0.0, now - member.heard),
+        keys=records.held_of(member.id),
+        at=member.position / CIRCLE,
+    )

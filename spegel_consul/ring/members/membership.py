@@ -1,0 +1,301 @@
+# The shell around Members: it makes connections, exchanges member lists, asks questions, and feeds what
+# comes of them into the table.  All that hears from a peer or fails to reach one passes through here, so
+# this is the one place that knows who is in.
+# (Member lists are exchange.py's.)
+
+"""Joining the ring, and staying acquainted with its members."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+
+import structlog
+import trio
+
+from spegel_consul.peers import PeerInfo, RingError, peer_id_from_text, peer_id_to_text
+from spegel_consul.ring.dht.messages import Message, MessageType, WirePeer, encode, encode_withdrawal
+from spegel_consul.ring.dht.multiaddrs import Address, Contact, contact, parse
+from spegel_consul.ring.dht.placement import REPLICAS
+from spegel_consul.ring.dht.protocol_ids import KAD, WITHDRAW
+from spegel_consul.ring.members.background import Background
+from spegel_consul.ring.members.ban_list import Offences
+from spegel_consul.ring.members.gossip import Exchange
+from spegel_consul.ring.members.pipeline import Pipeline
+from spegel_consul.ring.members.table import Members
+from spegel_consul.ring.members.wakeup import Alarm
+from spegel_consul.ring.net.host import DialledSelf, Host, ProtocolRefused, Replaced
+from spegel_consul.ring.net.loop_time import Patience
+
+log = structlog.get_logger(__name__)
+
+JOIN_TIMEOUT = 3.0
+_COLD_TIMEOUT = 10.0  # for a question that needs a new stream, perhaps a new connection that waits for its turn
+_PROBE_TIMEOUT, _DOUBT_TIMEOUT = 2.0, 1.0
+_PROBED_TOGETHER = 0.02  # seconds: who is due so soon is not worth waking up again for
+_TELL_EVERY = 60.0
+_WITHDRAW_TIMEOUT = 5.0
+_SPARE_PIPELINES = 64
+_PARALLEL_REVIVALS = 16  # a dial that nobody answers takes seconds
+_GREET = 8  # how many of those that it hears of a node greets itself
+
+
+class Membership:
+    """Who is in the ring, kept so by talking to them.
+
+    ``changed`` is called when somebody joined, died or came back; ``gossip`` is the least number of seconds
+    between two exchanges with somebody.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        background: Background,
+        *,
+        registry: Address,
+        also: str | None = None,
+        gossip: float,
+        changed: Callable[[], None],
+        lost: Callable[[bytes], None],
+        rng: random.Random,
+    ) -> None:
+        self._registries = (registry,) if also is None else (registry, replace(registry, host=also))
+        self._also = also
+        for address in (host.address, *self._registries):
+            # the port may still be open, the rest must be fit for others to dial
+            if not Address(address.host, 1).is_usable(loopback=True):
+                raise RingError(f"the ring can't advertise {address.host}: name an IP address that others can dial")
+        self.table = Members(host.id, rng=rng)
+        self._host = host
+        self._background = background
+        self._changed = changed
+        self._lost = lost
+        self._rng = rng
+        self._loopback = host.address.is_loopback
+        self._pipelines: dict[bytes, Pipeline] = {}
+        self._probe_alarm = Alarm()
+        self._probes_at = math.inf
+        self._revive_limit = trio.CapacityLimiter(_PARALLEL_REVIVALS)
+        self._offences = Offences()
+        self._patience = Patience(background.spawn)
+        self._told_of_offence = -math.inf
+        self.exchange = Exchange(self, host, background, self._patience, gossip=gossip, rng=rng)
+        host.on_disconnect = self.on_disconnect
+        host.refuses = lambda peer: self._offences.is_shut_out(peer, trio.current_time())
+
+    @property
+    def me(self) -> WirePeer:
+        """How this node names itself to others: router first, then registry."""
+        return WirePeer(self._host.id, tuple(each.encode() for each in (*self.routers, *self._registries)))
+
+    @property
+    def routers(self) -> tuple[Address, ...]:
+        """Where others dial this node."""
+        here = self._host.address
+        return (here,) if self._also is None else (here, replace(here, host=self._also))
+
+    async def join(self, peers: Sequence[PeerInfo]) -> int:
+        """As :meth:`Router.join`."""
+        standing: set[bytes] = set()
+        async with trio.open_nursery() as nursery:
+            for peer in peers:
+                nursery.start_soon(self._join_through, peer, standing)
+        return len(standing)
+
+    async def ask(self, peer: bytes, request: bytes, *, within: float | None = None) -> Message | None:
+        """A member's answer to an encoded message, or None; either way it is noted. ``within`` in seconds."""
+        member = self.table.get(peer)
+        if member is None:
+            return None
+        pipeline = self._pipelines.get(peer)
+        if pipeline is None:
+            self._forget_pipelines()
+            pipeline = self._pipelines[peer] = Pipeline(
+                self._host,
+                peer,
+                lambda: (self.table.get(peer) or member).routers,
+                KAD,
+                self._background.spawn,
+            )
+        warm = self.is_in_touch(peer)
+        start = trio.current_time()
+        try:
+            with self._patience.fail_after(within or (member.timeout if warm else _COLD_TIMEOUT)):
+                answer = await pipeline.ask(request)
+        except (RingError, trio.TooSlowError) as exc:
+            log.debug("ring_question_failed", peer=peer_id_to_text(peer), error=repr(exc))
+            # if its dial had no turn yet the question never left, and if it spoke meanwhile it lives and is only slow
+            never_left = isinstance(exc, trio.TooSlowError) and not self._host.is_connected(peer)
+            if member.spoke < start and not never_left:
+                self._failed(peer, replaced=isinstance(exc, Replaced))
+            return None
+        self.heard(peer, trio.current_time() - start if warm else None)
+        for closer in answer.closer[: 2 * REPLICAS]:
+            self.learn(self.contact(closer), source=peer)
+        return answer
+
+    def is_in_touch(self, peer: bytes) -> bool:
+        """Whether a question to ``peer`` needs no new connection."""
+        pipeline = self._pipelines.get(peer)
+        return pipeline is not None and pipeline.is_open
+
+    async def withdraw(self, peer: bytes, keys: Sequence[bytes]) -> bool:
+        """Tell a member that this node has ``keys`` no longer, or (if empty) nothing. False: tell it again."""
+        member = self.table.get(peer)
+        if member is None or member.ours is False:
+            return True
+        with trio.move_on_after(_WITHDRAW_TIMEOUT):
+            try:
+                stream = await self._host.open(peer, member.routers, WITHDRAW)
+                try:
+                    stream.send(encode_withdrawal(keys))
+                    stream.close()
+                    return await stream.receive() == b""  # a peer that refuses resets it
+                finally:
+                    stream.reset()
+            except ProtocolRefused:
+                return True
+            except RingError as exc:
+                log.debug("ring_withdrawal_failed", peer=peer_id_to_text(peer), error=str(exc))
+        return False
+
+    def doubt(self, peer: bytes) -> None:
+        """Somebody relies on ``peer``: see that it lives if it was quiet for long."""
+        if self.table.doubt(peer, trio.current_time()):
+            self._see_to_probes()
+
+    def offended(self, peer: bytes, error: Exception) -> None:
+        """``peer`` broke the protocol; too often, and nothing of it is listened to for a while."""
+        now = trio.current_time()
+        if self._offences.note(peer, now):
+            if now - self._told_of_offence > _TELL_EVERY:  # identities are cheap, log lines are not
+                self._told_of_offence = now
+                log.info("ring_peer_shut_out", peer=peer_id_to_text(peer), error=str(error))
+            self._host.disconnect(peer)
+
+    def _forget_pipelines(self) -> None:
+        """Members that had to make room for others leave theirs behind."""
+        if len(self._pipelines) > len(self.table) + _SPARE_PIPELINES:
+            for peer in [peer for peer in self._pipelines if self.table.get(peer) is None]:
+                del self._pipelines[peer]
+
+    def heard(self, peer: bytes, took: float | None = None) -> None:
+        """A message came from ``peer``, ``took`` seconds after the question if it is an answer."""
+        if self.table.answered(peer, trio.current_time(), took):
+            log.info("ring_member_back", peer=peer_id_to_text(peer))
+            self._changed()
+
+    def _failed(self, peer: bytes, *, replaced: bool = False) -> None:
+        if self.table.failed(peer, trio.current_time(), replaced=replaced):
+            log.info("ring_member_lost", peer=peer_id_to_text(peer))
+            self._lost(peer)
+            self._changed()
+        if self.table.get(peer) is None:
+            self._pipelines.pop(peer, None)
+        self._see_to_probes()
+
+    def on_disconnect(self, peer: bytes) -> None:
+        self.table.suspect(peer, trio.current_time())
+        self._see_to_probes()
+
+    def learn(self, said: Contact, *, age: float = 0.0, direct: bool = False, source: bytes = b"") -> None:
+        """A peer was named, see :meth:`Members.learn`; some of those heard of are greeted."""
+        new = self.table.learn(said, trio.current_time(), age=age, direct=direct, source=source)
+        if new is not None:
+            self.joined(new.id)
+            if not direct and self._rng.random() < _GREET / len(self.table):
+                self._background.spawn(self.exchange.greet, new.id)
+
+    def joined(self, peer: bytes) -> None:
+        """``peer`` entered the table."""
+        log.debug("ring_member_new", peer=peer_id_to_text(peer), members=len(self.table))
+        self._changed()
+
+    def contact(self, peer: WirePeer) -> Contact:
+        """What of a peer's addresses can be used from here; nothing that leads back to this node."""
+        said = contact(peer.id, peer.addresses, loopback=self._loopback)
+        mine = {*self.routers, *self._registries}
+        told = [*said.routers, said.registry, said.twin]
+        if peer.id != self._host.id and not mine.isdisjoint(told):
+            routers = tuple(address for address in said.routers if address not in mine)
+            registries = [each for each in (said.registry, said.twin) if each not in mine]
+            return Contact(peer.id, routers, *registries)
+        return said
+
+    async def _join_through(self, peer: PeerInfo, standing: set[bytes]) -> None:
+        with suppress(trio.TooSlowError), self._patience.fail_after(JOIN_TIMEOUT):
+            try:
+                found = await self._connect(peer)
+            except DialledSelf:
+                return
+            except RingError as exc:
+                # as repr: what a bootstrap names need not be text that can be printed
+                log.debug("ring_join_failed", peer=repr(peer.id), addrs=repr(peer.addrs), error=repr(exc))
+                return
+            standing.add(found)
+            try:
+                await self.exchange.swap(found)
+            except (RingError, trio.TooSlowError) as exc:
+                log.debug("ring_exchange_failed", peer=peer_id_to_text(found), error=repr(exc))
+
+    async def _connect(self, peer: PeerInfo) -> bytes:
+        """A connection to whoever is at the addresses of ``peer``, or to itself alone if it must be proven."""
+        known = None
+        if peer.id is not None:
+            known = peer_id_from_text(peer.id)
+            if known == self._host.id:
+                raise DialledSelf("the peer is this node")
+            if self._host.is_connected(known):
+                return known
+        error = RingError("none of its addresses can be dialled")
+        for address in map(parse, peer.addrs):
+            if address is None or address.http:
+                continue
+            if address in self.routers:
+                raise DialledSelf("the peer is this node")
+            try:
+                found = await self._host.dial(address.host, address.port)
+                if found == known or not peer.proven:
+                    return found
+                error = RingError("another peer has its address now")
+                if self.table.get(found) is None:
+                    self._host.disconnect(found)
+            except DialledSelf:
+                raise
+            except RingError as exc:
+                error = exc
+        raise error
+
+    async def probe_forever(self) -> None:
+        """Ask the dead and the doubtful whether they live."""
+        while True:
+            self._probes_at = self.table.next_probe()
+            await self._probe_alarm.wait(self._probes_at)
+            for member in self.table.due(trio.current_time() + _PROBED_TOGETHER):
+                self._background.spawn(self._probe, member.id)
+
+    def _see_to_probes(self) -> None:
+        """Somebody may have to be probed earlier than it seemed."""
+        # of a neighbourhood that is lost at once, each member has its own moment
+        if self.table.next_probe() < self._probes_at:
+            self._probe_alarm.ring()
+
+    async def _probe(self, peer: bytes) -> None:
+        if self.table.is_alive(peer):
+            await self._probe_now(peer)
+        else:  # most of them don't answer, and a dial waits long for that
+            async with self._revive_limit:
+                await self._probe_now(peer)
+
+    async def _probe_now(self, peer: bytes) -> None:
+        start = trio.current_time()
+        within = _COLD_TIMEOUT  # a machine that just starts has many connections to make
+        if self.is_in_touch(peer):
+            within = _DOUBT_TIMEOUT if self.table.is_alive(peer) else _PROBE_TIMEOUT
+        answer = await self.ask(peer, encode(Message(MessageType.PING)), within=within)
+        member = self.table.get(peer)
+        if answer is None and (member is None or member.spoke < start):
+            self._host.disconnect(peer)  # so that the next probe tries a new connection

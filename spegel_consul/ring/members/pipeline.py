@@ -1,0 +1,116 @@
+# Questions to one peer go over one stream, one after the other without waiting; the peer answers in order,
+# so the n-th answer belongs to the n-th question.  A question that nobody waits for any more keeps its
+# place in the queue.  What goes wrong on the stream fails all questions that are open on it, and the next
+# one opens a new stream.
+
+"""Pipelined questions to one peer."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+
+import structlog
+
+from spegel_consul.peers import RingError, peer_id_to_text
+from spegel_consul.ring.dht.messages import Frames, Message, WireError, decode
+from spegel_consul.ring.dht.multiaddrs import Address
+from spegel_consul.ring.net.host import Host, Stream, StreamClosed
+from spegel_consul.ring.net.shared_result import Result
+
+log = structlog.get_logger(__name__)
+
+_TRIES = 3
+
+
+class _Conversation:
+    """A stream and the questions on it that are not answered yet."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self.waiting: deque[Result[Message]] = deque()
+
+    async def ask(self, request: bytes) -> Message:
+        answer: Result[Message] = Result()
+        self.stream.send(request)
+        self.waiting.append(answer)
+        return await answer.wait()
+
+
+class Pipeline:
+    """One peer's stream for one protocol, opened when it is needed."""
+
+    def __init__(
+        self,
+        host: Host,
+        peer: bytes,
+        addresses: Callable[[], Sequence[Address]],
+        protocol: str,
+        spawn: Callable[[Callable[[], Awaitable[None]]], None],
+    ) -> None:
+        self._host = host
+        self._peer = peer
+        self._addresses = addresses
+        self._protocol = protocol
+        self._spawn = spawn
+        self._conversation: _Conversation | None = None
+        self._opening: Result[_Conversation] | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a question needs no new stream."""
+        return self._conversation is not None
+
+    async def ask(self, request: bytes) -> Message:
+        """The answer to ``request``, an encoded message or several of which the last has an answer.
+
+        Sets no deadline. Raises RingError if the peer can't be reached or breaks the stream. A stream that was
+        open before may have been closed for being idle, or with a connection of which there are several: then
+        it is tried again.
+        """
+        for _ in range(_TRIES - 1):
+            if (conversation := self._conversation) is None:
+                break
+            try:
+                return await conversation.ask(request)
+            except StreamClosed:
+                if self._conversation is conversation:
+                    self._conversation = None  # whoever reads from it has not seen it yet
+        return await (await self._open()).ask(request)
+
+    async def _open(self) -> _Conversation:
+        if self._conversation is not None:
+            return self._conversation
+        if self._opening is None:
+            self._opening = Result()
+            self._spawn(self._converse)
+        return await self._opening.wait()
+
+    async def _converse(self) -> None:
+        """Open the stream and read answers until it ends."""
+        opening = self._opening
+        assert opening is not None
+        try:
+            stream = await self._host.open(self._peer, self._addresses(), self._protocol)
+        except RingError as exc:
+            opening.fail(exc)
+            return
+        finally:
+            self._opening = None
+        conversation = self._conversation = _Conversation(stream)
+        opening.set(conversation)
+        frames = Frames()
+        try:
+            while data := await stream.receive():
+                for body in frames.feed(data):
+                    if not conversation.waiting:
+                        raise WireError("an answer came without a question")
+                    conversation.waiting.popleft().set(decode(body))
+        except RingError as exc:
+            log.debug("ring_stream_ended", peer=peer_id_to_text(self._peer), error=str(exc))
+        finally:
+            if self._conversation is conversation:
+                self._conversation = None
+            for answer in conversation.waiting:
+                answer.fail(StreamClosed("the stream ended before the answer"))
+            stream.reset()

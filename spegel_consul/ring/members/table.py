@@ -1,0 +1,323 @@
+# Everybody in the ring knows everybody, so that a lookup is one hop.  How complete this table is decides
+# whether records are found, so members are learnt from all that is heard: their own messages, the closer
+# peers in answers, and member exchanges.
+#
+# A member is alive until a question to it fails.  From then on it is neither asked nor named as a provider,
+# and is probed, at once and then ever more rarely; one answer makes it alive again, and after enough
+# failures it is forgotten.  A lost connection alone is no failure: it only brings the next probe forward.
+#
+# Hearsay must not bring the dead back.  So a report says how long ago anybody heard from the member, this
+# age travels with it, and one that nobody heard from for a while is not believed to be new.  If others have
+# heard from a member since it failed us, it is probed again.
+#
+# Nor must it fill the table: one source names at most a share of it, and whoever speaks for itself takes the
+# place of somebody who was only named, by the source that named most.
+#
+# The table decides, and has neither clock nor connections: `now` comes in, who is to be probed comes out.
+
+"""Who is in the ring."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+from spegel_consul.peers import PeerInfo, peer_id_to_text
+from spegel_consul.ring.dht.keys import position
+from spegel_consul.ring.dht.messages import WirePeer
+from spegel_consul.ring.dht.multiaddrs import Address, Contact
+from spegel_consul.ring.dht.placement import REPLICAS, Placement
+from spegel_consul.ring.members.timer_heap import Agenda
+
+HEARSAY_AGE = 300.0
+"""Seconds: a report older than this introduces nobody."""
+
+QUIET_AGE = 1200.0
+"""Seconds: a member that nobody heard from for so long is probed."""
+
+DOUBT_AGE = 5.0
+"""Seconds: a provider that was not heard from for so long is probed when it is offered to somebody."""
+
+FORGET_AFTER = 8
+"""Failed questions in a row after which a member is forgotten; with the back-off that is some minutes."""
+
+_SHARE = 0.5  # of the table, for those that one source has named and nobody has heard from
+
+_FIRST_PROBE, _LONGEST_PROBE = 0.1, 60.0
+_LEAST_JITTER = 0.75
+_SECOND_OPINION = 2.0  # seconds after a failure before others' word for the member counts
+
+
+class Member:
+    """One other peer, as far as it is known."""
+
+    __slots__ = (
+        "alive",
+        "failed_at",
+        "failures",
+        "heard",
+        "id",
+        "info",
+        "noted",
+        "ours",
+        "position",
+        "probe_at",
+        "registry",
+        "routers",
+        "rtt",
+        "source",
+        "spoke",
+        "twin",
+        "wire",
+    )
+
+    def __init__(self, contact: Contact, heard: float, source: bytes | None) -> None:
+        self.id = contact.id
+        self.source = source  # who named it; None once it spoke for itself
+        self.position = position(contact.id)
+        self.routers: tuple[Address, ...] = ()
+        self.info = PeerInfo(peer_id_to_text(contact.id), ())
+        self.registry: Address | None = None
+        self.twin: Address | None = None  # the registry's address of the other family
+        self.wire = WirePeer(contact.id)
+        self.heard = heard
+        self.spoke = -math.inf  # when it sent something to this node, which is more than having been heard of
+        self.alive = True
+        self.ours: bool | None = None  # whether it speaks the protocols of this program; None: not known yet
+        self.failures = 0
+        self.failed_at = 0.0
+        self.probe_at: float | None = None
+        """When it is probed; infinity while a probe is under way, None if there is no reason for one."""
+        self.noted = math.inf
+        self.rtt = 0.05
+        self.update(contact)
+
+    def update(self, contact: Contact) -> None:
+        """Take over the addresses of ``contact``; a registry's is kept if it names none."""
+        if contact.routers != self.routers:
+            self.routers = contact.routers
+            self.info = PeerInfo(self.info.id, tuple(map(str, self.routers)))
+        if contact.registry is not None:
+            self.registry, self.twin = contact.registry, contact.twin
+        own = [*self.routers, *filter(None, (self.registry, self.twin))]
+        self.wire = WirePeer(self.id, tuple(address.encode() for address in own))
+
+    @property
+    def due_at(self) -> float:
+        """When it is to be probed, as far as is known now."""
+        return self.heard + QUIET_AGE if self.probe_at is None else self.probe_at
+
+    @property
+    def timeout(self) -> float:
+        """Seconds to wait for an answer of this member."""
+        return min(3.0, max(0.5, 8 * self.rtt))
+
+
+class Members:
+    """The table of members, at most ``capacity`` of them; never contains ``me``."""
+
+    def __init__(self, me: bytes, *, capacity: int = 4096, rng: random.Random | None = None) -> None:
+        self._me = me
+        self._capacity = capacity
+        self._rng = rng or random.Random()
+        self._members: dict[bytes, Member] = {}
+        self._placement = Placement()
+        self._agenda: Agenda[Member] = Agenda()
+        self._infos: tuple[PeerInfo, ...] | None = None
+        self._named: Counter[bytes] = Counter()  # members that only this source has named
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def __iter__(self) -> Iterator[Member]:
+        return iter(self._members.values())
+
+    def get(self, peer: bytes) -> Member | None:
+        """The member with this id, dead or alive."""
+        return self._members.get(peer)
+
+    def living(self) -> list[Member]:
+        """All that are alive."""
+        return [member for member in self._members.values() if member.alive]
+
+    def infos(self) -> tuple[PeerInfo, ...]:
+        """How those that are alive are named to the outside."""
+        if self._infos is None:
+            self._infos = tuple(member.info for member in self._members.values() if member.alive)
+        return self._infos
+
+    def is_alive(self, peer: bytes) -> bool:
+        member = self._members.get(peer)
+        return member is not None and member.alive
+
+    def closest(self, target: int, count: int = REPLICAS) -> list[bytes]:
+        """The living members nearest to a position, the nearest first."""
+        return self._placement.closest(target, count)
+
+    def learn(
+        self, contact: Contact, now: float, *, age: float = 0.0, direct: bool = False, source: bytes = b""
+    ) -> Member | None:
+        """A peer was named, by ``source`` or (``direct``) by itself. Returns it if it is new.
+
+        What a member says of itself replaces what is known. Hearsay adds: it introduces a member, tells the
+        registry of one whose registry is unknown, and moves one that is dead.
+        """
+        if contact.id == self._me:
+            return None
+        member = self._members.get(contact.id)
+        if member is None:
+            if not contact.routers or age > HEARSAY_AGE or not self._has_room(None if direct else source):
+                return None
+            member = self._members[contact.id] = Member(contact, now - age, None if direct else source)
+            if member.source is not None:
+                self._named[member.source] += 1
+            self._live(member)
+            self._agenda.note(member)
+            return member
+        if direct:
+            self._spoke(member)
+            if contact.routers:
+                self._update(member, contact)
+            return None
+        if contact.routers and not member.alive and contact.routers != member.routers:
+            self._update(member, contact)
+            self._probe(member, now)
+        elif contact.registry is not None and member.registry is None and contact.routers == member.routers:
+            self._update(member, contact)
+        under_way = member.probe_at is None or member.probe_at == math.inf
+        if not member.alive and not under_way and now - age > member.failed_at:
+            # somebody heard from it after it did not answer us
+            self._probe(member, min(member.probe_at or 0.0, max(now, member.failed_at + _SECOND_OPINION)))
+        member.heard = max(member.heard, now - age)
+        return None
+
+    def confirm(self, said: Iterable[tuple[WirePeer, int]], now: float) -> list[tuple[WirePeer, int]]:
+        """Hearsay, each with its age in seconds. Notes what only says that a living member was heard from.
+
+        Returns the rest.
+        """
+        known, rest = self._members.get, []
+        for report in said:
+            wire, age = report
+            member = known(wire.id)
+            if member is None or not member.alive or member.wire != wire:
+                rest.append(report)
+            elif now - age > member.heard:
+                member.heard = now - age
+        return rest
+
+    def answered(self, peer: bytes, now: float, took: float | None = None) -> bool:
+        """A message of ``peer`` came, ``took`` seconds after the question. True if it was dead until now."""
+        member = self._members.get(peer)
+        if member is None:
+            return False
+        self._spoke(member)
+        revived = not member.alive
+        member.alive, member.failures = True, 0
+        member.heard = member.spoke = now
+        self._probe(member, None)
+        if took is not None:
+            member.rtt += 0.2 * (took - member.rtt)
+        if revived:
+            self._live(member)
+        return revived
+
+    def failed(self, peer: bytes, now: float, *, replaced: bool = False) -> bool:
+        """A question to ``peer`` failed, perhaps because another one has its address now.
+
+        True if it was alive until now; perhaps it is forgotten.
+        """
+        member = self._members.get(peer)
+        if member is None:
+            return False
+        died = member.alive
+        member.alive = False
+        member.failures += 1
+        member.failed_at = now
+        wait = min(_LONGEST_PROBE, _FIRST_PROBE * 4 ** (member.failures - 1))
+        if replaced:
+            # it won't be back, and is only kept so that those who have not noticed yet don't introduce it again
+            member.failures = FORGET_AFTER if now - member.heard > HEARSAY_AGE else FORGET_AFTER - 1
+            wait = HEARSAY_AGE / _LEAST_JITTER
+        at = now + wait * self._rng.uniform(_LEAST_JITTER, 1.25)
+        self._probe(member, at if wait < 1 else math.ceil(at))  # many that are dead are probed in one go
+        if died:
+            self._die(member)
+        if member.failures >= FORGET_AFTER:
+            self._forget(member)
+        return died
+
+    def suspect(self, peer: bytes, now: float) -> None:
+        """Probe ``peer`` soon: the connection to it was lost."""
+        member = self._members.get(peer)
+        if member is not None and member.alive:
+            self._probe(member, now + _FIRST_PROBE * self._rng.uniform(0.5, 1.0))
+
+    def doubt(self, peer: bytes, now: float) -> bool:
+        """``peer`` is about to be relied upon. True if it was not heard from for so long that it is probed now."""
+        member = self._members.get(peer)
+        if member is None or member.probe_at is not None or now - member.heard < DOUBT_AGE:
+            return False
+        self._probe(member, now)
+        return True
+
+    def due(self, now: float) -> list[Member]:
+        """Whom to probe now; each is named once until it answered, failed or is suspected again."""
+        due = self._agenda.due(now)
+        for member in due:
+            member.probe_at = math.inf
+        return due
+
+    def next_probe(self) -> float:
+        """When :meth:`due` has somebody, as far as is known now; infinity if never."""
+        return self._agenda.next()
+
+    def _probe(self, member: Member, at: float | None) -> None:
+        member.probe_at = at
+        self._agenda.note(member)
+
+    def _has_room(self, source: bytes | None) -> bool:
+        """Whether one more that ``source`` names (None: that speaks for itself) can be added; makes room if so."""
+        if source is not None and self._named[source] >= self._capacity * _SHARE:
+            return False
+        if len(self._members) < self._capacity:
+            return True
+        spare = next((member for member in self._members.values() if not member.alive), None)
+        if spare is None and source is None and self._named:
+            most, _ = self._named.most_common(1)[0]
+            spare = next(member for member in self._members.values() if member.source == most)
+        if spare is None:
+            return False
+        self._forget(spare)
+        return True
+
+    def _forget(self, member: Member) -> None:
+        self._spoke(member)
+        if member.alive:
+            self._die(member)
+        del self._members[member.id]
+        member.probe_at = math.inf
+
+    def _live(self, member: Member) -> None:
+        self._placement.add(member.id, member.position)
+        self._infos = None
+
+    def _die(self, member: Member) -> None:
+        self._placement.discard(member.position)
+        self._infos = None
+
+    def _update(self, member: Member, contact: Contact) -> None:
+        before = member.info
+        member.update(contact)
+        if member.info is not before:
+            self._infos = None
+
+    def _spoke(self, member: Member) -> None:
+        """``member`` is not, or no longer, in the table only because its source named it."""
+        if member.source is not None:
+            self._named[member.source] -= 1
+            if not self._named[member.source]:
+                del self._named[member.source]
+            member.source = None

@@ -1,0 +1,348 @@
+# A libp2p host without the library's Swarm and BasicHost (libp2p/__init__.py says why): it listens, dials,
+# keeps the connections, and bounds all of it.
+#
+# Each connection is one task of the host from its handshake to its end, and whatever goes wrong in it ends
+# there.  Dials are such tasks too: those who want a connection wait for a result and may stop waiting at
+# any time.  Connections of strangers are bounded by number, in all, by address and by identity; of those that
+# have not proved who they are a new one pushes out the oldest of its own address, so a flood from one address
+# delays only those who share it.
+
+"""The ring's ``Host`` on libp2p: TCP, Noise, Yamux."""
+
+from __future__ import annotations
+
+import socket
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import structlog
+import trio
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from spegel_consul.peers import RingError, peer_id_to_text
+from spegel_consul.ring.dht.messages import Frames, frame
+from spegel_consul.ring.dht.multiaddrs import Address
+from spegel_consul.ring.net import node_key
+from spegel_consul.ring.net.dialler import Dialler
+from spegel_consul.ring.net.host import DialledSelf, Handler, Identity, Replaced, Stream, Unreachable
+from spegel_consul.ring.net.libp2p.layers import Layers, read_description
+from spegel_consul.ring.net.libp2p.noise_transport import Wire
+from spegel_consul.ring.net.libp2p.peer_connection import Connection
+from spegel_consul.ring.net.loop_time import Patience
+from spegel_consul.ring.net.shared_result import Result
+from spegel_consul.ring.net.tcp import detect_vanished_host, listen
+
+log = structlog.get_logger(__name__)
+
+HANDSHAKE_TIMEOUT = 5.0
+MAX_CONNECTIONS = 4096
+MAX_CONNECTIONS_PER_PEER = 4
+MAX_INBOUND_PER_ADDRESS = 256  # a whole site may come through one NAT
+MAX_HALF_OPEN = 512
+MAX_HALF_OPEN_PER_ADDRESS = 128
+
+_IDENTIFY, _PING = "/ipfs/id/1.0.0", "/ipfs/ping/1.0.0"
+_MAX_IDENTIFY = 64 << 10
+_PING_IDLE = 600.0
+
+
+class Libp2pHost:
+    """A libp2p host over TCP.
+
+    ``bind`` is where it listens: ``(host, port)`` with an IP address, port 0 for any, or a bound socket.
+    ``advertise`` is where others dial it, by default ``bind``; its port 0 stands for the one it listens on;
+    ``also`` is an IP address of the other family for the same port.
+    """
+
+    def __init__(
+        self,
+        key: Ed25519PrivateKey,
+        *,
+        bind: tuple[str, int] | socket.socket,
+        advertise: tuple[str, int] | None = None,
+        also: str | None = None,
+    ) -> None:
+        self._bind = bind
+        host, port = advertise or (bind.getsockname()[:2] if isinstance(bind, socket.socket) else bind)
+        self._address = Address(host, port)
+        self._also = also
+        self._id = node_key.peer_id(key)
+        self._layers = Layers(key)
+        self._handlers: dict[str, Handler] = {_IDENTIFY: self._answer_identify, _PING: self._answer_ping}
+        self.on_disconnect: Callable[[bytes], None] = lambda peer: None
+        self.refuses: Callable[[bytes], bool] = lambda peer: False
+        self._connections: dict[bytes, list[Connection]] = {}
+        self._half_open: dict[trio.CancelScope, str] = {}  # in the order in which they came
+        self._inbound: Counter[str] = Counter()  # connections by the address that they came from
+        self._accepting = trio.CancelScope()
+        self._dialling: dict[bytes, Result[Connection]] = {}
+        self._dialler = Dialler()
+        self._patience = Patience(self._spawn)
+        self._nursery: trio.Nursery | None = None
+
+    @property
+    def id(self) -> bytes:
+        return self._id
+
+    @property
+    def address(self) -> Address:
+        return self._address
+
+    def connected(self) -> tuple[bytes, ...]:
+        return tuple(self._connections)
+
+    def is_connected(self, peer: bytes) -> bool:
+        return peer in self._connections
+
+    def serve(self, protocol: str, handler: Handler) -> None:
+        self._handlers[protocol] = handler
+
+    async def dial(self, host: str, port: int) -> bytes:
+        for connections in self._connections.values():
+            for connection in connections:
+                if connection.dialled == (host, port) and not connection.closed:
+                    return connection.peer
+        return (await self._dialled(host, port, named=True)).peer
+
+    async def open(self, peer: bytes, addresses: Sequence[Address], protocol: str) -> Stream:
+        while True:
+            connection = self._connection(peer)
+            had = connection is not None
+            if connection is None:
+                connection = await self._dial_peer(peer, addresses)
+            result: Result[Stream] = Result(unwanted=lambda stream: stream.reset())
+            connection.spawn(connection.open, protocol, result)
+            if not connection.closed:
+                try:
+                    return await result.wait()
+                except Unreachable:
+                    # it broke just now; there may be another, or the address still answers
+                    if not had or not connection.closed:
+                        raise
+            elif not had:
+                raise Unreachable("the connection was lost")
+
+    async def identify(self, peer: bytes) -> Identity:
+        stream = await self.open(peer, (), _IDENTIFY)
+        frames = Frames(_MAX_IDENTIFY)
+        try:
+            with trio.fail_after(HANDSHAKE_TIMEOUT):
+                while data := await stream.receive():
+                    for body in frames.feed(data):
+                        return read_description(body)
+        except trio.TooSlowError:
+            raise RingError("the peer does not identify itself in time") from None
+        finally:
+            stream.reset()
+        raise RingError("the peer does not identify itself")
+
+    def disconnect(self, peer: bytes) -> None:
+        for connection in self._connections.get(peer, ()):
+            connection.drop()
+
+    def retire(self) -> None:
+        self._accepting.cancel()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        listener = await listen(self._bind)
+        if self._address.port == 0:
+            self._address = Address(self._address.host, listener.socket.getsockname()[1])
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            try:
+                task_status.started()
+                with self._accepting:
+                    await trio.serve_listeners(self._accept, [listener], handler_nursery=nursery)
+                await trio.sleep_forever()
+            finally:
+                self._nursery = None
+                nursery.cancel_scope.cancel()
+
+    async def _accept(self, stream: trio.SocketStream) -> None:
+        try:
+            remote = str(stream.socket.getpeername()[0])
+        except OSError:
+            remote = ""
+        self._make_room(remote)
+        handshake = trio.CancelScope()
+        self._half_open[handshake] = remote
+        try:
+            await self._connect(stream, Result(), handshake, remote=remote)
+        finally:
+            self._half_open.pop(handshake, None)
+
+    def _make_room(self, remote: str) -> None:
+        mine = [scope for scope, address in self._half_open.items() if address == remote]
+        if len(mine) >= MAX_HALF_OPEN_PER_ADDRESS:
+            oldest = mine[0]
+        elif len(self._half_open) >= MAX_HALF_OPEN:
+            oldest = next(iter(self._half_open))
+        else:
+            return
+        del self._half_open[oldest]  # at once: the next one that comes may be handled before its task is
+        oldest.cancel()
+
+    async def _dialled(self, host: str, port: int, *, named: bool = False) -> Connection:
+        if self._nursery is None:
+            raise Unreachable("the ring is not running")
+        result: Result[Connection] = Result()
+        self._nursery.start_soon(self._dial, self._nursery, host, port, named, result)
+        return await result.wait()
+
+    async def _dial_peer(self, peer: bytes, addresses: Sequence[Address]) -> Connection:
+        """A connection to ``peer``; all that ask for one meanwhile wait for the same dial."""
+        result = self._dialling.get(peer)
+        if result is None:
+            if self._nursery is None:
+                raise Unreachable("the ring is not running")
+            result = self._dialling[peer] = Result()
+            self._nursery.start_soon(self._dial_each, peer, tuple(addresses)[:4], result)
+        return await result.wait()
+
+    async def _dial_each(self, peer: bytes, addresses: tuple[Address, ...], result: Result[Connection]) -> None:
+        reasons: list[str] = []
+        others = 0
+        try:
+            for address in addresses:
+                try:
+                    connection = await self._dialled(address.host, address.port)
+                except Unreachable as exc:
+                    reasons.append(str(exc))
+                    continue
+                if connection.peer == peer:
+                    result.set(connection)
+                    return
+                others += 1
+                reasons.append(f"{address} is {peer_id_to_text(connection.peer)} now")
+        finally:
+            self._dialling.pop(peer, None)
+            kind = Replaced if others and others == len(addresses) else Unreachable
+            result.fail(kind("; ".join(reasons) or "no address of the peer is known"))
+
+    async def _dial(self, nursery: trio.Nursery, host: str, port: int, named: bool, result: Result[Connection]) -> None:
+        known = named or self._dialler.has_heard_from(host)
+        try:
+            stream = await self._dialler.connect(host, port, named=named)
+        except Exception as exc:  # getaddrinfo raises more than OSError for a name that is none
+            result.fail(Unreachable(f"can't connect to {host!a}, port {port}: {exc}"))
+            return
+        begun = False
+
+        async def handshake() -> None:
+            nonlocal begun
+            begun = True
+            nursery.start_soon(partial(self._connect, stream, result, trio.CancelScope(), dialled=(host, port)))
+            with suppress(RingError):
+                await result.wait()
+
+        try:
+            await self._dialler.shake(handshake, known=known)
+        finally:
+            if not begun:
+                await trio.aclose_forcefully(stream)
+
+    async def _connect(
+        self,
+        stream: trio.SocketStream,
+        result: Result[Connection],
+        handshake: trio.CancelScope,
+        *,
+        dialled: tuple[str, int] | None = None,
+        remote: str = "",
+    ) -> None:
+        """Make a connection of a TCP stream, and be it until it ends. Raises nothing."""
+        wire = Wire(stream)
+        outbound = dialled is not None
+        connection = None
+        try:
+            detect_vanished_host(stream)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(wire.pump)
+                try:
+                    muxed = await self._upgrade(wire, outbound, handshake)
+                    self._half_open.pop(handshake, None)
+                except Exception as exc:  # told here, before the nursery wraps it
+                    if dialled is not None and type(exc) is Unreachable:
+                        self._dialler.mute(*dialled)
+                    result.fail(exc if isinstance(exc, Unreachable) else Unreachable(f"no handshake: {exc!r}"))
+                    raise
+                # of two connections between the same peers the idle one goes, closed by who made it
+                may_trim = self._has_several if outbound else None
+                connection = Connection(muxed, nursery, self._handlers, may_trim, dialled, remote, self._patience)
+                await connection.start()
+                self._register(connection)
+                result.set(connection)
+                await connection.run()
+                connection.drop()
+        # whatever the bytes of a stranger did to the layers below; at the host's end that may come in one group
+        # with the cancellation, which alone goes on
+        except* Exception as exc:
+            log.debug("ring_connection_failed", outbound=outbound, error=repr(exc))
+            result.fail(Unreachable(f"no connection: {exc!r}"))
+        finally:
+            result.fail(Unreachable("the connection was abandoned"))
+            if connection is not None:
+                self._unregister(connection)
+            await wire.close()  # last: at the host's end it raises Cancelled
+
+    async def _upgrade(self, wire: Wire, outbound: bool, handshake: trio.CancelScope) -> Any:
+        """Negotiate what makes a connection of a TCP stream, and learn who is there. Raises anything."""
+        with handshake, suppress(trio.TooSlowError), self._patience.fail_after(HANDSHAKE_TIMEOUT):
+            secured = await self._layers.secure(wire, outbound=outbound)
+            if self._layers.peer_of(secured) == self._id:
+                raise DialledSelf("behind this address is this node")
+            return await self._layers.multiplex(secured)
+        raise Unreachable("the handshake took too long")
+
+    def _spawn(self, task: Callable[[], Awaitable[None]]) -> None:
+        if self._nursery is not None:
+            self._nursery.start_soon(task)
+
+    def _has_several(self, peer: bytes) -> bool:
+        return len(self._connections.get(peer, ())) > 1
+
+    def _register(self, connection: Connection) -> None:
+        mine = self._connections.get(connection.peer, [])
+        if self.refuses(connection.peer):
+            raise Unreachable("the peer is shut out")
+        total = sum(map(len, self._connections.values()))
+        if len(mine) >= MAX_CONNECTIONS_PER_PEER or total >= MAX_CONNECTIONS:
+            raise Unreachable("there are too many connections")
+        if connection.remote:
+            if self._inbound[connection.remote] >= MAX_INBOUND_PER_ADDRESS:
+                raise Unreachable("there are too many connections from this address")
+            self._inbound[connection.remote] += 1
+            self._dialler.heard_from(connection.remote)
+        self._connections.setdefault(connection.peer, []).append(connection)
+
+    def _unregister(self, connection: Connection) -> None:
+        connection.end()
+        mine = self._connections.get(connection.peer, [])
+        if connection in mine:
+            mine.remove(connection)
+            if connection.remote:
+                self._inbound[connection.remote] -= 1
+                self._inbound += Counter()  # drops those at zero
+            if not mine:
+                del self._connections[connection.peer]
+                self.on_disconnect(connection.peer)
+
+    def _connection(self, peer: bytes) -> Connection | None:
+        return next((each for each in self._connections.get(peer, ()) if not each.closed), None)
+
+    def _advertised(self) -> tuple[Address, ...]:
+        return (self._address,) if self._also is None else (self._address, replace(self._address, host=self._also))
+
+    async def _answer_identify(self, stream: Stream) -> None:
+        stream.send(frame(self._layers.describe(self._advertised(), self._handlers)))
+        stream.close()
+
+    async def _answer_ping(self, stream: Stream) -> None:
+        with trio.fail_after(_PING_IDLE):
+            while data := await stream.receive():
+                stream.send(data)
+        stream.close()

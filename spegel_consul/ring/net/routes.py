@@ -1,0 +1,21 @@
+# A peer of both address families names its registry twice, and this node may have only one of them.  The kernel knows
+# whether there is a route: a connected UDP socket asks it without sending a packet.
+
+"""Which of a peer's addresses there is a way to."""
+
+from __future__ import annotations
+
+import socket
+
+from spegel_consul.ring.dht.multiaddrs import Address
+
+
+def has_route(address: Address) -> bool:
+    """Whether this machine has a route to ``address``, an IP address."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((address.host, address.port))
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,41 @@
+"""TCP sockets as a host wants them."""
+
+from __future__ import annotations
+
+import socket
+
+import trio
+
+from spegel_consul.peers import RingError
+
+
+async def listen(bind: tuple[str, int] | socket.socket) -> trio.SocketListener:
+    """A listener at ``(IP address, port)``, or on a bound socket. Raises RingError."""
+    if isinstance(bind, socket.socket):
+        sock = trio.socket.from_stdlib_socket(bind)
+    else:
+        host, port = bind
+        sock = trio.socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            # without SO_REUSEPORT, which py-libp2p sets: a second node on the port is an error
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            await sock.bind((host, port))
+        except OSError as exc:
+            sock.close()
+            raise RingError(f"the ring can't listen on {host}:{port}: {exc.strerror or exc}") from exc
+    try:
+        sock.listen(1024)
+    except OSError as exc:
+        sock.close()
+        raise RingError(f"the ring can't listen on {bind}: {exc.strerror or exc}") from exc
+    return trio.SocketListener(sock)
+
+
+def detect_vanished_host(stream: trio.SocketStream) -> None:
+    """Have the kernel end the connection within about 20 s after the other host is gone without a word."""
+    stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, seconds in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 3), ("TCP_KEEPCNT", 3)):
+        if hasattr(socket, option):
+            stream.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), seconds)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 20_000)

@@ -1,0 +1,97 @@
+# The streams that others open to this node's Kademlia: each is read, answered in order, and bounded in number for
+# one peer.  Who breaks the protocol loses the stream, and what it does is noted.
+
+"""Serving the ring's protocols to others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import trio
+
+from spegel_consul.peers import RingError
+from spegel_consul.ring.dht.messages import Frames, WireError, decode, decode_withdrawal, encode
+from spegel_consul.ring.dht.protocol_ids import KAD, WITHDRAW
+from spegel_consul.ring.dht.records import Records
+from spegel_consul.ring.members.background import Background
+from spegel_consul.ring.members.membership import Membership
+from spegel_consul.ring.members.rate_limit import Pace
+from spegel_consul.ring.net.host import Host, Stream
+from spegel_consul.ring.responder import Answers
+
+_TIMEOUT, _IDLE_TIMEOUT = 10.0, 600.0
+_MAX_STREAMS_PER_PEER = 8
+_MAX_REQUEST = 64 << 10
+_SLICE = 64  # messages of one peer that are answered between two checkpoints
+_SLOW = 0.02
+_FAREWELL_EVERY = 10.0  # all records are looked at for one
+
+
+class Service:
+    """Answers what peers ask and takes what they announce."""
+
+    def __init__(
+        self, host: Host, background: Background, membership: Membership, records: Records, answers: Answers
+    ) -> None:
+        self._background = background
+        self._membership = membership
+        self._records = records
+        self._answers = answers
+        self._inbound: dict[bytes, int] = {}
+        self._farewells = Pace(every=_FAREWELL_EVERY, burst=2)
+        host.serve(KAD, self._serve)
+        host.serve(WITHDRAW, self._serve_withdrawal)
+
+    async def _serve(self, stream: Stream) -> None:
+        """Answer the Kademlia messages that a peer sends on one stream."""
+        peer = stream.peer
+        with self._admitted(peer):
+            if self._membership.table.get(peer) is None:
+                self._background.spawn(self._membership.exchange.introduce, peer)
+            frames = Frames(_MAX_REQUEST)
+            while True:
+                with trio.fail_after(_IDLE_TIMEOUT):
+                    data = await stream.receive()
+                if not data:
+                    break
+                bodies = frames.feed(data)
+                for start in range(0, len(bodies), _SLICE):
+                    answers = [self._answers.answer(peer, decode(body)) for body in bodies[start:][:_SLICE]]
+                    if out := b"".join(encode(answer) for answer in answers if answer is not None):
+                        stream.send(out)
+                    # who sends more than it may is read slowly, and others are heard meanwhile
+                    await trio.sleep(_SLOW if self._records.is_full_of(peer) else 0)
+                self._membership.heard(peer)
+            stream.close()
+
+    async def _serve_withdrawal(self, stream: Stream) -> None:
+        """Forget records of a peer as it asks; all of them if it names none, for then it leaves."""
+        with self._admitted(stream.peer), trio.fail_after(_TIMEOUT):
+            frames = Frames(_MAX_REQUEST)
+            while data := await stream.receive():
+                for body in frames.feed(data):
+                    keys = decode_withdrawal(body)
+                    for key in keys:
+                        self._records.remove(key, stream.peer)
+                    if not keys and self._farewells.admits(stream.peer, trio.current_time()):
+                        for _ in self._records.forget(stream.peer):
+                            await trio.lowlevel.checkpoint()
+            stream.close()
+
+    @contextmanager
+    def _admitted(self, peer: bytes) -> Iterator[None]:
+        """A stream that ``peer`` opened. Raises RingError if it has too many, and notes what it does wrong."""
+        try:
+            if self._inbound.get(peer, 0) >= _MAX_STREAMS_PER_PEER:
+                raise RingError("the peer has too many streams open")
+            self._inbound[peer] = self._inbound.get(peer, 0) + 1
+            try:
+                yield
+            finally:
+                self._inbound[peer] -= 1
+                if not self._inbound[peer]:
+                    del self._inbound[peer]
+        except WireError as exc:
+            self._membership.offended(peer, exc)
+            raise

@@ -1,0 +1,88 @@
+# What a node says when it is asked, as go-libp2p-kad-dht expects it: ADD_PROVIDER is never answered (Go
+# would take an answer for that of its next request), a provider may only announce itself, FIND_NODE for a
+# node's own id contains the node (Go checks that before it takes a peer into a full table), and dead peers
+# are not named.
+#
+# A record is only kept if somebody could ever find it here: its key is the multihash of a string, as all of
+# Spegel's are, and this node is among those that are near to it.
+
+"""Answers to the Kademlia messages of others."""
+
+from __future__ import annotations
+
+import random
+
+import trio
+
+from spegel_consul.ring.dht.announcements import Announcements
+from spegel_consul.ring.dht.keys import KEY_LENGTH, SHA2_256, position
+from spegel_consul.ring.dht.messages import Message, MessageType, WireError, WirePeer
+from spegel_consul.ring.dht.placement import REPLICAS
+from spegel_consul.ring.dht.records import Records
+from spegel_consul.ring.members.membership import Membership
+
+NEAR = 3 * REPLICAS
+"""Among how many of the nearest to a key this node must be to keep its records; others may know fewer members."""
+
+
+class Answers:
+    """Answers out of what this node knows."""
+
+    def __init__(
+        self, membership: Membership, records: Records, announcements: Announcements, *, rng: random.Random
+    ) -> None:
+        self._membership = membership
+        self._records = records
+        self._announcements = announcements
+        self._rng = rng
+        self._position = position(membership.me.id)
+
+    def answer(self, peer: bytes, message: Message) -> Message | None:
+        """The answer to ``message`` of ``peer``, if it has one. Raises WireError if it must not be sent."""
+        if message.type is MessageType.PING:
+            return Message(MessageType.PING)
+        if not message.key:
+            raise WireError(f"{message.type.name} came without a key")
+        if message.type is MessageType.ADD_PROVIDER:
+            self._add_provider(peer, message)
+            return None
+        table = self._membership.table
+        closer = [
+            member.wire
+            for member in map(table.get, table.closest(position(message.key)))
+            if member is not None and member.id != peer
+        ]
+        if message.type is MessageType.GET_PROVIDERS:
+            return Message(message.type, message.key, tuple(closer), self._providers(message.key))
+        me = self._membership.me
+        if message.key == me.id:
+            closer.insert(0, me)
+        return Message(message.type, closer=tuple(closer))
+
+    def _add_provider(self, peer: bytes, message: Message) -> None:
+        if not self._may_be_asked_for(message.key):
+            return
+        for provider in message.providers:
+            if provider.id == peer:
+                self._membership.learn(self._membership.contact(provider), direct=True)
+                if self._membership.table.get(peer) is not None:
+                    self._records.add(message.key, peer, trio.current_time())
+
+    def _may_be_asked_for(self, key: bytes) -> bool:
+        if len(key) != KEY_LENGTH or not key.startswith(SHA2_256):
+            return False
+        table = self._membership.table
+        if len(table) < NEAR:
+            return True
+        target = position(key)
+        nearest = table.closest(target, NEAR)
+        return len(nearest) < NEAR or self._position ^ target <= position(nearest[-1]) ^ target
+
+    def _providers(self, key: bytes) -> tuple[WirePeer, ...]:
+        known = map(self._membership.table.get, self._records.providers(key, trio.current_time()))
+        found = [member.wire for member in known if member is not None and member.alive]
+        if len(found) > REPLICAS:
+            found = self._rng.sample(found, REPLICAS)
+        if key in self._announcements:
+            found.insert(0, self._membership.me)
+        return tuple(found)

@@ -1,0 +1,302 @@
+# The ring as a router: a Kademlia DHT in which everybody knows everybody ("one hop"), on the wire the same
+# as go-libp2p-kad-dht under Spegel's prefix.  The decisions are made by plain objects, and this file
+# carries them out:
+#
+#   Membership      who is in, and questions to them (itself a shell, around Members)
+#   Announcements   which keys to tell whom       <- announce(), and every change of the members
+#   Records         what others told us           <- ADD_PROVIDER
+#   Lookup          whom to ask for one key, when to stop     <- lookup(), one object each
+#   Answers         what we say to others' questions     <- Service (itself a shell)
+#
+# ADD_PROVIDER has no answer in Kademlia, so a batch of them is followed by a PING: requests of a stream are
+# handled in order, and the answer to the last says that everything before it was taken.
+
+"""``KadRouter``: the ``Router`` over a ``Host``."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
+
+import trio
+
+from spegel_consul.peers import PeerInfo, Provider, RingError, peer_id_to_text
+from spegel_consul.ring.dht.announcements import Announcements, Batch
+from spegel_consul.ring.dht.iterative_lookup import HEDGE, AnswerTimes, Lookup
+from spegel_consul.ring.dht.keys import dht_key, position
+from spegel_consul.ring.dht.messages import Message, MessageType, encode
+from spegel_consul.ring.dht.multiaddrs import Address, Contact
+from spegel_consul.ring.dht.placement import REPLICAS
+from spegel_consul.ring.dht.records import Records
+from spegel_consul.ring.member_view import CIRCLE, MemberView, view
+from spegel_consul.ring.members.background import Background
+from spegel_consul.ring.members.membership import Membership
+from spegel_consul.ring.members.wakeup import Alarm
+from spegel_consul.ring.net.host import Host
+from spegel_consul.ring.net.routes import has_route
+from spegel_consul.ring.protocol_server import Service
+from spegel_consul.ring.responder import Answers
+
+TTL = 900.0
+"""Seconds between announcements of a key (Spegel's KeyTTL); a record is believed for 4 minutes longer."""
+
+_VALIDITY_MARGIN = 240.0
+_BATCH_TIMEOUT = 10.0
+_REBALANCE_AFTER = 0.1
+_SWEEP_EVERY = 60.0
+_SLICE = 250  # keys that are looked at between two checkpoints
+_NAMED_AGE = 60.0  # how old the news is taken to be that a provider lives
+
+
+class KadRouter:
+    """A node of the ring.
+
+    ``registry`` is where this node's registry is dialled, ``(IP address, port)``; its port is also assumed
+    for peers that don't tell, as Go Spegel does. ``also`` is this node's IP address of the other family, if it has one
+    under which router and registry are dialled by the same ports. ``ttl`` is in seconds, ``hedge`` and ``gossip`` too:
+    after how long without an answer one more peer is asked (at first), and the least time between two member exchanges.
+    With ``heir_of`` it takes over the keys and the records of another, whose place it is to take.
+    Raises RingError if an address to advertise is not an IP address that others can dial.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        *,
+        registry: tuple[str, int],
+        also: str | None = None,
+        ttl: float = TTL,
+        hedge: float = HEDGE,
+        gossip: float = 5.0,
+        heir_of: KadRouter | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        self._host = host
+        self._registry_port = registry[1]
+        self._times = AnswerTimes(hedge)
+        self._rng = rng or random.Random()
+        self._background = Background()
+        self._membership = Membership(
+            host,
+            self._background,
+            registry=Address(*registry, http=True),
+            also=also,
+            gossip=gossip,
+            changed=self._on_change,
+            lost=self._on_loss,
+            rng=self._rng,
+        )
+        self._members = self._membership.table
+        self._records: Records = heir_of._records if heir_of else Records(validity=ttl + _VALIDITY_MARGIN)
+        self._announcements = Announcements(self._members.closest, ttl=ttl, rng=self._rng)
+        if heir_of is not None:
+            self._announcements.add(heir_of._announcements.keys())
+        self._answers = Answers(self._membership, self._records, self._announcements, rng=self._rng)
+        self._announce_alarm = Alarm()
+        self._announces_at = math.inf
+        self._rebalance = False
+        self._leaving: bool = heir_of is not None and heir_of._leaving
+        # those that must be connected first may be gone, and take long to show it
+        self._tell_limit, self._tell_cold_limit = trio.CapacityLimiter(8), trio.CapacityLimiter(32)
+        self._service = Service(host, self._background, self._membership, self._records, self._answers)
+
+    @property
+    def me(self) -> PeerInfo:
+        return PeerInfo(peer_id_to_text(self._host.id), tuple(map(str, self._membership.routers)))
+
+    def members(self) -> tuple[PeerInfo, ...]:
+        return self._members.infos()
+
+    def view(self) -> tuple[MemberView, ...]:
+        """All other members, dead ones too, for people."""
+        now = trio.current_time()
+        return tuple(view(member, self._records, now) for member in self._members)
+
+    @property
+    def at(self) -> float:
+        """This node's place on the circle, in [0, 1)."""
+        return position(self._host.id) / CIRCLE
+
+    @property
+    def records(self) -> int:
+        """How many provider records of others are held here."""
+        return len(self._records)
+
+    @property
+    def unannounced(self) -> int:
+        """How many (key, peer) pairs were not acknowledged yet."""
+        return self._announcements.pending
+
+    @asynccontextmanager
+    async def lookup(self, key: str, *, count: int = 3) -> AsyncIterator[AsyncIterator[Provider]]:
+        if self._background.nursery is None:
+            raise RingError("the ring is not running")
+        raw = dht_key(key)
+        at = position(raw)
+        search = Lookup(
+            lambda: self._members.closest(at),
+            count=count,
+            exclude=self._host.id,
+            hedge=self._times.hedge,
+            in_touch=self._membership.is_in_touch,
+            rng=self._rng,
+        )
+        send, receive = trio.open_memory_channel[Provider](math.inf)
+        scope = trio.CancelScope()
+        self._offer(search, map(self._known, self._records.providers(raw, trio.current_time())), send)
+        if search.done:
+            send.close()
+        else:
+            # in the router's nursery, not in one around the yield: that would wrap the caller's exceptions
+            self._background.spawn(self._search, search, raw, send, scope)
+        try:
+            yield receive
+        finally:
+            scope.cancel()
+            receive.close()
+
+    async def announce(self, added: Collection[str], removed: Collection[str] = ()) -> None:
+        if self._leaving:
+            return
+        if removed:
+            self._announcements.remove(map(dht_key, removed))
+            self._announce_alarm.ring()
+        keys = list(map(dht_key, added))
+        for start in range(0, len(keys), _SLICE):
+            self._announcements.add(keys[start : start + _SLICE])
+            self._announce_alarm.ring()
+            await trio.lowlevel.checkpoint()
+
+    async def leave(self) -> None:
+        self._leaving = True
+        told = set(self._announcements.clear()).intersection(self._host.connected())
+        async with trio.open_nursery() as nursery:
+            for peer in told:
+                nursery.start_soon(self._membership.withdraw, peer, ())
+
+    async def join(self, peers: Sequence[PeerInfo]) -> int:
+        return await self._membership.join(peers)
+
+    def retire(self) -> None:
+        """Accept no more connections; another has taken this one's place."""
+        self._host.retire()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        failure: RingError | None = None
+        try:
+            async with trio.open_nursery() as nursery:
+                try:
+                    await nursery.start(self._host.run)
+                except RingError as exc:  # kept, because the nursery would wrap it
+                    failure = exc
+                else:
+                    self._background.nursery = nursery
+                    nursery.start_soon(self._membership.probe_forever)
+                    nursery.start_soon(self._membership.exchange.gossip_forever)
+                    nursery.start_soon(self._announce_forever)
+                    nursery.start_soon(self._sweep_forever)
+                    task_status.started()
+        finally:
+            self._background.nursery = None
+        if failure is not None:
+            raise failure
+
+    async def _search(
+        self, search: Lookup, key: bytes, send: trio.MemorySendChannel[Provider], scope: trio.CancelScope
+    ) -> None:
+        request = encode(Message(MessageType.GET_PROVIDERS, key))
+        results, answers = trio.open_memory_channel[tuple[bytes, Message | None]](math.inf)
+
+        async def question(peer: bytes) -> None:
+            start = trio.current_time()
+            answer = await self._membership.ask(peer, request)
+            if answer is not None:
+                self._times.took(trio.current_time() - start)
+            with suppress(trio.BrokenResourceError):  # the lookup is over
+                results.send_nowait((peer, answer))
+
+        # the reader may have gone while this task was about to go on
+        with scope, send, answers, suppress(trio.BrokenResourceError):
+            while not search.done:
+                for peer in search.ask(trio.current_time()):
+                    # not a child of this task: an answer that nobody waits for still shows who lives
+                    self._background.spawn(question, peer)
+                with trio.move_on_at(search.wake_at):
+                    peer, answer = await answers.receive()
+                    if answer is None:
+                        search.failed(peer, trio.current_time())
+                    else:
+                        search.answered(peer, trio.current_time())
+                        named = list(map(self._membership.contact, answer.providers))
+                        for provider in named[:REPLICAS]:  # whoever is relied upon is to be known, dead or alive
+                            self._membership.learn(provider, age=_NAMED_AGE, source=peer)
+                        self._offer(search, named, send)
+
+    def _known(self, peer: bytes) -> Contact:
+        member = self._members.get(peer)
+        return Contact(peer, member.routers, member.registry, member.twin) if member else Contact(peer, ())
+
+    def _offer(self, search: Lookup, found: Iterable[Contact], send: trio.MemorySendChannel[Provider]) -> None:
+        """Yield providers, in random order so that not all nodes fetch from the same, without the dead."""
+        contacts = {}
+        for each in found:
+            member = self._members.get(each.id)
+            if (each.registry or each.routers) and (member is None or member.alive):
+                contacts[each.id] = each
+        for peer in search.offer(self._rng.sample(list(contacts), len(contacts))):
+            self._membership.doubt(peer)
+            named = contacts[peer]
+            address, twin = named.registry or Address(named.routers[0].host, self._registry_port), named.twin
+            if twin is not None and not has_route(address):
+                address, twin = twin, None
+            other = (twin.host, twin.port) if twin is not None else None
+            send.send_nowait(Provider(peer_id_to_text(peer), (address.host, address.port), other))
+
+    def _on_change(self) -> None:
+        self._rebalance = True
+        self._announce_alarm.ring()
+
+    def _on_loss(self, peer: bytes) -> None:
+        self._announcements.lost(peer)
+
+    async def _announce_forever(self) -> None:
+        while True:
+            self._announces_at = self._announcements.wake_at()
+            await self._announce_alarm.wait(self._announces_at)
+            if self._rebalance:
+                await trio.sleep(_REBALANCE_AFTER)  # members come in groups
+                self._rebalance = False
+                keys = self._announcements.keys()
+                for start in range(0, len(keys), _SLICE):
+                    self._announcements.place(keys[start : start + _SLICE])
+                    await trio.lowlevel.checkpoint()
+            for batch in self._announcements.batches(trio.current_time()):
+                self._background.spawn(self._tell, batch)
+
+    async def _tell(self, batch: Batch) -> None:
+        async with self._tell_limit if self._membership.is_in_touch(batch.peer) else self._tell_cold_limit:
+            withdrawn = not batch.withdrawn or await self._membership.withdraw(batch.peer, batch.withdrawn)
+            told = not batch.keys
+            # a peer that refuses withdrawals is told the keys all the same
+            if batch.keys and (withdrawn or self._host.is_connected(batch.peer)):
+                me = (self._membership.me,)
+                request = b"".join(encode(Message(MessageType.ADD_PROVIDER, key, providers=me)) for key in batch.keys)
+                barrier = encode(Message(MessageType.PING))
+                told = await self._membership.ask(batch.peer, request + barrier, within=_BATCH_TIMEOUT) is not None
+        now = trio.current_time()
+        if withdrawn and told:
+            due = self._announcements.told(batch, now)
+        else:
+            part = Batch(batch.peer, batch.keys if told else (), batch.withdrawn if withdrawn else ())
+            due = self._announcements.failed(batch, now, told=part)
+        # looking at all peers again after each of them would be most of the work of a start
+        if due < self._announces_at:
+            self._announce_alarm.ring()
+
+    async def _sweep_forever(self) -> None:
+        while True:
+            await trio.sleep(_SWEEP_EVERY)
+            for _ in self._records.sweep(trio.current_time()):
+                await trio.lowlevel.checkpoint()

@@ -1,0 +1,1 @@
+"""What is written on the host: hosts.toml and daemon.json, their backup and its undoing."""

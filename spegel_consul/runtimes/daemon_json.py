@@ -1,0 +1,195 @@
+# Docker's daemon.json belongs to people and to their configuration management, so it is edited as text: the places of
+# its top-level members are found, a few characters are put in, and all others stay as they are.  dockerd reads plain
+# JSON without comments and trailing commas; a file that it would refuse is refused here as well.
+#
+# What was added is remembered by the caller.  So it can be taken out again from a file that was edited meanwhile.
+
+"""From Docker's daemon.json, or none, to one that knows our mirrors, and back. No I/O."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from json.decoder import JSONDecoder, scanstring  # type: ignore[attr-defined]
+from typing import Any
+
+from spegel_consul.runtimes.hosts_toml import Unusable
+from spegel_consul.runtimes.mirror_targets import Target
+
+NAME = "daemon.json"
+MIRRORS, INSECURE, FEATURES = "registry-mirrors", "insecure-registries", "features"
+SNAPSHOTTER = "containerd-snapshotter"
+_SPACE = " \t\r\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """What a file has because of us.
+
+    ``snapshotter`` is whether the feature was not on before, ``was_off`` whether that stood there in so many words.
+    """
+
+    mirrors: tuple[str, ...] = ()
+    insecure: tuple[str, ...] = ()
+    snapshotter: bool = False
+    was_off: bool = False
+
+
+def added(existing: str, targets: Iterable[Target], *, snapshotter: bool) -> tuple[str, Added]:
+    """``existing`` with ``targets`` as the first mirrors of docker.io, and what of that is new. Raises Unusable.
+
+    A mirror without TLS that is not on loopback must also be in insecure-registries (Docker 26 and before). With
+    ``snapshotter`` the containerd image store is switched on: without it a node has nothing that others could pull.
+    """
+    text = existing if existing.strip() else "{}\n"
+    document = _parsed(text)
+    targets = list(targets)
+    known = {str(url).rstrip("/") for url in _list(document, MIRRORS)}
+    mirrors = tuple(target.url for target in targets if target.url not in known)
+    allowed = _list(document, INSECURE)
+    insecure = tuple(
+        target.address
+        for target in targets
+        if target.is_plain and not target.is_loopback and target.address not in allowed
+    )
+    features = document.get(FEATURES, {})
+    if not isinstance(features, dict):
+        raise Unusable(f'"{FEATURES}" in it is not an object')
+    switched = snapshotter and features.get(SNAPSHOTTER) is not True
+    text = _with_items(text, MIRRORS, mirrors)
+    text = _with_items(text, INSECURE, insecure)
+    if switched:
+        text = _with_feature(text)
+    return text, Added(mirrors, insecure, switched, switched and features.get(SNAPSHOTTER) is False)
+
+
+def taken_out(text: str, before: Added) -> str:
+    """``text`` without what was added to it. Raises Unusable."""
+    document = _parsed(text)
+    for key, items in ((MIRRORS, before.mirrors), (INSECURE, before.insecure)):
+        listed = _list(document, key)
+        if any(item in items for item in listed):
+            left = [item for item in listed if item not in items]
+            text = _replaced(text, key, left) if left else _removed(text, key)
+    features = document.get(FEATURES)
+    if before.snapshotter and isinstance(features, dict) and SNAPSHOTTER in features:
+        rest = {name: value for name, value in features.items() if name != SNAPSHOTTER}
+        if before.was_off:
+            text = _with_feature(text, on=False)
+        else:
+            text = _replaced(text, FEATURES, rest) if rest else _removed(text, FEATURES)
+    return text
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    def members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise Unusable("a name stands in it twice")
+        return found
+
+    try:
+        document = json.loads(text, object_pairs_hook=members)
+    except json.JSONDecodeError as exc:
+        where = f"line {exc.lineno} column {exc.colno}"
+        raise Unusable(
+            f"it is not JSON: {exc.msg} at {where}; dockerd takes neither comments nor trailing commas"
+        ) from None
+    except RecursionError:
+        raise Unusable("it is nested too deeply") from None
+    if not isinstance(document, dict):
+        raise Unusable("it is not a JSON object")
+    return document
+
+
+def _list(document: dict[str, Any], key: str) -> list[Any]:
+    value = document.get(key, [])
+    if not isinstance(value, list):
+        raise Unusable(f'"{key}" in it is not a list')
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """A member of an object: where its name begins, and where its value begins and ends."""
+
+    start: int
+    value: int
+    end: int
+
+
+def _members(text: str, at: int = 0) -> tuple[dict[str, _Member], int, int]:
+    """The members of the object that begins at or after ``at``, and the places of its braces. ``text`` is valid."""
+    opening = at = text.index("{", at)
+    found: dict[str, _Member] = {}
+    at = _after_space(text, at + 1)
+    while text[at] != "}":
+        start = at
+        name, at = scanstring(text, at + 1)
+        value = _after_space(text, text.index(":", at) + 1)
+        _, at = JSONDecoder().raw_decode(text, value)
+        found[name] = _Member(start, value, at)
+        at = _after_space(text, at)
+        if text[at] == ",":
+            at = _after_space(text, at + 1)
+    return found, opening, at
+
+
+def _after_space(text: str, at: int) -> int:
+    while text[at] in _SPACE:
+        at += 1
+    return at
+
+
+def _with_items(text: str, key: str, items: tuple[str, ...]) -> str:
+    """``items`` put before those of the list ``key``."""
+    if not items:
+        return text
+    members, _, _ = _members(text)
+    if key not in members:
+        return _with_member(text, key, json.dumps(list(items)))
+    first = text.index("[", members[key].value) + 1
+    content = _after_space(text, first)
+    if text[content] == "]":
+        return text[:first] + ", ".join(map(json.dumps, items)) + text[content:]
+    gap = text[first:content]
+    return text[:content] + "".join(f"{json.dumps(item)},{gap or ' '}" for item in items) + text[content:]
+
+
+def _with_feature(text: str, *, on: bool = True) -> str:
+    members, _, _ = _members(text)
+    if FEATURES not in members:
+        return _with_member(text, FEATURES, json.dumps({SNAPSHOTTER: on}))
+    features, _, _ = _members(text, members[FEATURES].value)
+    if SNAPSHOTTER in features:
+        place = features[SNAPSHOTTER]
+        return text[: place.value] + json.dumps(on) + text[place.end :]
+    return _with_member(text, SNAPSHOTTER, json.dumps(on), members[FEATURES].value)
+
+
+def _with_member(text: str, key: str, value: str, at: int = 0) -> str:
+    """A member put behind the last one of the object at ``at``, spaced like that one."""
+    members, opening, closing = _members(text, at)
+    member = f"{json.dumps(key)}: {value}"
+    if not members:
+        inside = f"\n  {member}\n" if at == 0 else member
+        return text[: opening + 1] + inside + text[closing:]
+    places = list(members.values())
+    before = places[-2].end if len(places) > 1 else opening
+    gap = text[before : places[-1].start].lstrip(_SPACE)[1:]  # what follows the brace or comma
+    return text[: places[-1].end] + "," + (gap or " ") + member + text[places[-1].end :]
+
+
+def _replaced(text: str, key: str, value: Any) -> str:
+    place = _members(text)[0][key]
+    return text[: place.value] + json.dumps(value) + text[place.end :]
+
+
+def _removed(text: str, key: str) -> str:
+    members, _, _ = _members(text)
+    place = members[key]
+    after = _after_space(text, place.end)
+    if text[after] == ",":
+        return text[: place.start] + text[_after_space(text, after + 1) :]
+    return text[: place.start].rstrip(_SPACE).removesuffix(",") + text[place.end :]

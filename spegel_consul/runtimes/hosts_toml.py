@@ -1,0 +1,165 @@
+# The order of hosts in the file is the order in which the runtime asks them, and what stands before the first table
+# belongs to the registry itself.  So our hosts go between the two: the text is cut there and nothing else of it is
+# touched.  tomlkit says where; a second parser then compares what the result means with what was meant, because a
+# file may be written in ways that can't be extended (an inline table, dotted keys).
+#
+# A directory without hosts.toml may hold certificates for the registry.  The runtime loads them from there only as
+# long as there is no hosts.toml, so the one that we write has to name them.
+#
+# A file without any host but with `server` is ignored by containerd 1.7: there is always a host in ours.
+
+"""From a registry's hosts.toml, or none, to one that asks our mirrors first. No I/O."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import tomlkit
+from tomlkit.exceptions import ParseError, TOMLKitError
+from tomlkit.items import AoT, Comment, Table, Whitespace
+
+from spegel_consul.runtimes.mirror_targets import Registry, Target
+
+NAME = "hosts.toml"
+_HEADER = '# Written by "spegel-consul configuration"; "spegel-consul cleanup" brings back what was here before.\n'
+
+
+class Unusable(ValueError):
+    """A file can't be changed as it is; the message says why, without its name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mirroring:
+    """What the files shall say. ``authorization``: value of the header of that name, for the mirrors."""
+
+    targets: tuple[Target, ...]
+    resolve_tags: bool = True
+    authorization: str | None = None
+    dial_timeout: str = "200ms"
+
+
+def fresh(registry: Registry, mirroring: Mirroring, certificates: Iterable[str] = ()) -> str:
+    """A whole file. ``certificates``: names of files in its directory."""
+    top = [f"server = {_quoted(registry.server)}\n"] if registry.server else []
+    return _HEADER + "".join([*top, *_certificate_lines(certificates)]) + "\n" + _hosts(mirroring)
+
+
+@contextmanager
+def _shallow() -> Iterator[None]:
+    """Both parsers recurse, to different depths. Raises Unusable."""
+    try:
+        yield
+    except RecursionError:
+        raise Unusable("it is nested too deeply") from None
+
+
+@_shallow()
+def prepended(existing: str, registry: Registry, mirroring: Mirroring) -> str:
+    """``existing`` with our hosts before its own. Raises Unusable."""
+    meant = _parsed(existing)
+    try:
+        document = tomlkit.parse(existing)
+    except ParseError as exc:
+        raise Unusable(f"it is not TOML: {exc}") from None
+    ours = {target.url for target in mirroring.targets}
+    hosts = meant.get("host", {})
+    if not isinstance(hosts, dict):
+        raise Unusable('"host" in it is not a table')
+    if taken := ours.intersection(hosts):
+        try:
+            for url in taken:
+                document["host"].remove(url)
+                del hosts[url]
+            existing = tomlkit.dumps(document)
+            document = tomlkit.parse(existing)
+        except (AttributeError, TOMLKitError):  # tables of other things between those of hosts
+            raise Unusable("its [host.…] tables do not follow one another, so a mirror can't be moved") from None
+    at = _before_tables(document)
+    head, tail = existing[:at], existing[at:]
+    if registry.server and "server" not in meant:
+        head = f"server = {_quoted(registry.server)}\n" + head
+        meant["server"] = registry.server
+    if head and not head.endswith("\n"):
+        head += "\n"
+    text = _HEADER + head + ("" if not head.strip() or head.endswith("\n\n") else "\n") + _hosts(mirroring)
+    text += "\n" + tail if tail.strip() else ""
+    _check(text, meant, mirroring)
+    return text
+
+
+@_shallow()
+def replaced(existing: str, registry: Registry, mirroring: Mirroring) -> str:
+    """``existing`` with our hosts in place of its own; all else in it is kept, without remarks. Raises Unusable."""
+    kept = {key: value for key, value in _parsed(existing).items() if key != "host"}
+    return prepended(tomlkit.dumps(kept), registry, mirroring)
+
+
+def _parsed(text: str) -> dict[str, object]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as exc:
+        raise Unusable(f"it is not TOML: {exc}") from None
+
+
+def _before_tables(document: tomlkit.TOMLDocument) -> int:
+    """Where the first table begins, with the comment that belongs to it."""
+    at = 0
+    attached = 0  # length of the comment lines that end here
+    for key, item in document.body:
+        if isinstance(item, Table | AoT):
+            return at - attached
+        rendered = item.as_string()
+        if key is not None:
+            rendered = key.as_string() + key.sep + rendered + item.trivia.comment_ws + item.trivia.comment
+            rendered = item.trivia.indent + rendered + item.trivia.trail
+        at += len(rendered)
+        attached = attached + len(rendered) if isinstance(item, Comment) else 0
+        if isinstance(item, Whitespace) and "\n" in rendered:
+            attached = 0
+    return at
+
+
+def _check(text: str, meant: dict[str, object], mirroring: Mirroring) -> None:
+    try:
+        got = tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        got = {}
+    hosts = got.pop("host", {})
+    urls = [target.url for target in mirroring.targets]
+    before = meant.get("host", {})
+    assert isinstance(before, dict)
+    rest = {key: value for key, value in meant.items() if key != "host"}
+    if list(hosts) != urls + list(before) or got != rest or any(hosts[url] != before[url] for url in before):
+        raise Unusable('its hosts are not written as [host."…"] tables, so none can be put before them')
+
+
+def _hosts(mirroring: Mirroring) -> str:
+    capabilities = ["pull", "resolve"] if mirroring.resolve_tags else ["pull"]
+    tables = []
+    for target in mirroring.targets:
+        table = f"[host.{_quoted(target.url)}]\n"
+        table += f"  capabilities = {json.dumps(capabilities)}\n  dial_timeout = {_quoted(mirroring.dial_timeout)}\n"
+        if mirroring.authorization is not None:
+            table += f"  [host.{_quoted(target.url)}.header]\n    Authorization = {_quoted(mirroring.authorization)}\n"
+        tables.append(table)
+    return "\n".join(tables)
+
+
+def _certificate_lines(names: Iterable[str]) -> list[str]:
+    """As the runtime itself pairs them: NAME.crt is an authority, NAME.cert with NAME.key identifies the client."""
+    names = sorted(names)
+    authorities = [name for name in names if name.endswith(".crt")]
+    pairs = [
+        [name, key] for name in names if name.endswith(".cert") and (key := name.removesuffix("cert") + "key") in names
+    ]
+    lines = [f"ca = {json.dumps(authorities)}\n"] if authorities else []
+    return [*lines, f"client = {json.dumps(pairs)}\n"] if pairs else lines
+
+
+def _quoted(text: str) -> str:
+    # JSON's strings are TOML's basic strings, as long as nothing but ASCII is in them
+    return json.dumps(text)

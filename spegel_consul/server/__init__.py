@@ -1,1 +1,0 @@
-"""How bytes leave: listening sockets and hypercorn on Trio."""

@@ -1,0 +1,1 @@
+"""Composition: the rooms are built, started in order and stopped in reverse."""

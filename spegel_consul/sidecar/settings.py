@@ -1,0 +1,61 @@
+"""What a sidecar is told to do: one frozen object, checked before anything starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from spegel_consul.consul.api.consul_settings import ConsulSettings
+from spegel_consul.consul.catalog.registration import ServiceMode
+from spegel_consul.consul.election.election_view import ElectionSettings
+from spegel_consul.http.peer_client import PeerLimits
+from spegel_consul.http.server.listen import ListenAddress
+from spegel_consul.http.tls import TlsFiles
+from spegel_consul.join.join_settings import BootstrapSettings
+from spegel_consul.join.leader_change import OnLeaderChange
+from spegel_consul.oci.filters import ImageFilter
+from spegel_consul.registry.mirror.mirror import MirrorSettings
+from spegel_consul.registry.mirror.providers.provider_policy import PeerPolicy
+
+
+class StoreKind(Enum):
+    """What serves the content."""
+
+    CONTAINERD = "containerd"
+    LAYOUT = "layout"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Settings of ``spegel-consul registry``; the command's help says what each one is for."""
+
+    registry_addr: ListenAddress
+    router_addr: ListenAddress
+    metrics_addr: ListenAddress
+    web_allowed_hosts: tuple[str, ...]
+    """Names, besides its own, by which the metrics port may be called."""
+    advertise_addr: tuple[str, ...]
+    node_name: str
+    data_dir: Path | None
+    store: StoreKind
+    containerd_sock: Path | None
+    """None: wherever one is found."""
+    containerd_namespaces: tuple[str, ...]
+    containerd_content_path: Path | None
+    layout_path: Path | None
+    images: ImageFilter
+    mirror: MirrorSettings
+    manifest_cache_size: int
+    peer_limits: PeerLimits
+    tls: TlsFiles | None
+    basic_auth_file: Path | None
+    peer_policy: PeerPolicy
+    skip_preflight: bool
+    hang_timeout: float
+    heartbeat: int | None
+    bootstrap: BootstrapSettings
+    consul: ConsulSettings | None
+    consul_service: ServiceMode
+    election: ElectionSettings
+    on_leader_change: OnLeaderChange

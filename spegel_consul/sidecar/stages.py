@@ -1,0 +1,163 @@
+# The stage that was started last is stopped first, and is over before the next one is asked to stop.
+#
+# Nothing but a stop ends a stage.  A task that fails after it has started, or returns, is a fault of ours: it is logged
+# and the task is started again after a pause, because the other stages, and above all the transfers in flight, do not
+# depend on it.  So what a stage runs can be run again; a task that fails before it has started ends the start.
+
+"""Stages of the sidecar's life: tasks that are started in order and stopped in reverse."""
+
+from __future__ import annotations
+
+import random
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+import structlog
+import trio
+from hypercorn.typing import Framework
+
+from spegel_consul.consul.api.backoff import Backoff
+from spegel_consul.http.server.connection_limits import Door
+from spegel_consul.http.server.serve import DRAIN_TIMEOUT, serve
+from spegel_consul.http.tls import Tls
+from spegel_consul.registry.fast_path import ShortRoad
+
+log = structlog.get_logger(__name__)
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.25, 30.0
+"""Seconds before a stage that failed is started again, the first time and at most."""
+
+
+class Runnable(Protocol):
+    """A task that says when it has started."""
+
+    def __call__(self, *, task_status: trio.TaskStatus[None]) -> Awaitable[None]: ...
+
+
+class Stages:
+    """Tasks that are stopped one after the other, the last one first."""
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self._nursery = nursery
+        self._stops: list[Callable[[], Awaitable[None]]] = []
+
+    async def start(self, name: str, run: Runnable, *, gently: trio.Event | None = None) -> None:
+        """Start ``run`` and wait until it says that it has started. Raises what it raises before that.
+
+        It is stopped by cancelling it, or by setting ``gently`` if it ends by itself then. ``name`` is for the log.
+        """
+        scope, ended = trio.CancelScope(), trio.Event()
+
+        async def stage(task_status: trio.TaskStatus[None]) -> None:
+            try:
+                with scope:
+                    await _keep(name, run, trio.Event() if gently is None else gently, task_status)
+            finally:
+                ended.set()
+
+        async def stop() -> None:
+            if gently is None:
+                scope.cancel()
+            else:
+                gently.set()
+            await ended.wait()
+
+        await self._nursery.start(stage)
+        self._stops.append(stop)
+
+    async def serve(
+        self,
+        name: str,
+        app: Framework,
+        sock: socket.socket,
+        short_road: ShortRoad | None = None,
+        tls: Tls | None = None,
+        door: Door | None = None,
+        called: frozenset[str] = frozenset(),
+        drain_timeout: float = DRAIN_TIMEOUT,
+    ) -> None:
+        """Serve ``app`` on ``sock``; requests in flight may end before it stops."""
+        drain = trio.Event()
+
+        async def stop() -> None:
+            await drain.wait()
+            sock.close()  # the original too, so that clients are refused and do not wait for nobody
+
+        async def run(*, task_status: trio.TaskStatus[None]) -> None:
+            # on a copy of the socket, so that clients that come before it is started again wait in the kernel
+            await serve(
+                app,
+                sock.dup(),
+                stop=stop,
+                short_road=short_road,
+                tls=tls,
+                door=door,
+                called=called,
+                drain_timeout=drain_timeout,
+                task_status=task_status,
+            )
+
+        await self.start(name, run, gently=drain)
+
+    async def stop(self) -> None:
+        """Stop all stages."""
+        while self._stops:
+            await self._stops.pop()()
+
+
+async def attempt(name: str, run: Callable[[], Awaitable[object]]) -> None:
+    """Run a task that nothing depends on; a failure is logged."""
+    try:
+        await run()
+    except* Exception as group:
+        log.error("task failed", task=name, exc_info=group)
+
+
+async def _keep(name: str, run: Runnable, stopping: trio.Event, task_status: trio.TaskStatus[None]) -> None:
+    """Run ``run`` until it is cancelled or ``stopping`` is set, however often it fails."""
+    first = _Status(task_status)
+    status: trio.TaskStatus[None] = first
+    backoff = Backoff(FIRST_PAUSE, LONGEST_PAUSE, random.Random())
+    while not stopping.is_set():
+        began, failure = trio.current_time(), None
+        try:
+            await run(task_status=status)
+        except BaseException as exc:
+            if not first.has_started:
+                raise
+            failure, rest = _split(exc)
+            if failure is not None and (rest is not None or stopping.is_set()):
+                log.error("stage failed while it was stopped", stage=name, exc_info=failure)
+            if rest is not None:
+                raise rest from None
+        if not first.has_started:
+            raise RuntimeError(f"stage {name} ended before it had started")
+        if stopping.is_set():
+            return
+        if trio.current_time() - began > LONGEST_PAUSE:
+            backoff.reset()
+        pause = backoff.next()
+        log.error("stage failed and is started again", stage=name, pause=round(pause, 2), exc_info=failure)
+        with trio.move_on_after(pause):
+            await stopping.wait()
+        status = trio.TASK_STATUS_IGNORED
+
+
+def _split(error: BaseException) -> tuple[Exception | None, BaseException | None]:
+    """A failure, and what is none: a cancellation, an interrupt."""
+    if isinstance(error, BaseExceptionGroup):
+        return error.split(Exception)
+    return (error, None) if isinstance(error, Exception) else (None, error)
+
+
+class _Status:
+    """Passes on that a task has started."""
+
+    def __init__(self, told: trio.TaskStatus[None]) -> None:
+        self._told = told
+        self.has_started = False
+
+    def started(self, value: None = None) -> None:
+        self.has_started = True
+        self._told.started(value)

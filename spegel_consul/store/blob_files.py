@@ -1,0 +1,144 @@
+# The bytes of a blob in a file.  Opening and reading wait for a disk, so they happen in threads; the file's
+# number is given away so that whoever sends the bytes may leave the copying to the kernel.
+#
+# A file that is deleted while it is open stays readable: what a client has begun to download it gets.
+
+"""Blobs that are plain files, and finding them below a ``blobs`` directory."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from spegel_consul.disk.threads import in_thread, open_in_thread
+from spegel_consul.oci.descriptor import Descriptor
+from spegel_consul.oci.digest import Digest
+from spegel_consul.oci.errors import BlobUnknown
+
+SMALL = 64 << 10
+"""Bytes up to which content is read whole and verified before it is sent; the client verifies larger content."""
+
+PIECE = 1 << 20
+"""Bytes that one read returns at most."""
+
+
+def absent(digest: Digest) -> BlobUnknown:
+    """The error for content that this node does not have."""
+    return BlobUnknown(f"blob {digest} is not on this node", {"digest": digest})
+
+
+def blob_path(blobs: Path, digest: Digest) -> Path:
+    """Where ``digest`` lies below a ``blobs`` directory (image-layout.md; containerd does the same)."""
+    return blobs / digest.algorithm / digest.encoded
+
+
+def blob_file(root: Path, digest: Digest) -> str:
+    """The same for the ``blobs`` directory in ``root``, as text and without the cost of a path object."""
+    return f"{root}/blobs/{digest.replace(':', '/', 1)}"
+
+
+class FileBlob:
+    """A blob in a plain file. Closes the file's descriptor ``fd`` in close()."""
+
+    def __init__(self, descriptor: Descriptor, fd: int, limiter: trio.CapacityLimiter) -> None:
+        self._descriptor = descriptor
+        self._fd = fd
+        self._limiter = limiter
+
+    @property
+    def descriptor(self) -> Descriptor:
+        return self._descriptor
+
+    def fileno(self) -> int | None:
+        return self._fd
+
+    def chunks(self, start: int, stop: int) -> AsyncIterator[bytes]:
+        return _FileChunks(self._descriptor.digest, self._fd, start, min(stop, self._descriptor.size), self._limiter)
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+class _FileChunks:
+    """No generator: whoever stops half-way need not close it."""
+
+    def __init__(self, digest: Digest, fd: int, start: int, stop: int, limiter: trio.CapacityLimiter) -> None:
+        self._digest = digest
+        self._fd = fd
+        self._position = start
+        self._stop = stop
+        self._limiter = limiter
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._position >= self._stop:
+            await trio.lowlevel.checkpoint()
+            raise StopAsyncIteration
+        length = min(PIECE, self._stop - self._position)
+        try:
+            piece = await in_thread(partial(os.pread, self._fd, length, self._position), self._limiter)
+        except OSError as exc:
+            # a disk that fails: somebody else may have the rest
+            raise absent(self._digest) from exc
+        if not piece:
+            raise absent(self._digest)
+        self._position += len(piece)
+        return piece
+
+
+async def open_file(path: Path, descriptor: Descriptor, limiter: trio.CapacityLimiter) -> FileBlob:
+    """Open the file at ``path``, which holds the content of ``descriptor``.
+
+    Raises FileNotFoundError if it does not exist or can't be that content, OSError if it can't be read.
+    """
+    fd = await open_in_thread(partial(_open_checked, path, descriptor), limiter)
+    return FileBlob(descriptor, fd, limiter)
+
+
+def _open_checked(path: Path, descriptor: Descriptor) -> int:
+    fd = open_blob(path, descriptor.size)
+    try:
+        if descriptor.size <= SMALL and not descriptor.digest.fits(os.pread(fd, descriptor.size, 0)):
+            # perhaps it is still being written, so nobody forgets it
+            raise OSError(errno.EIO, "its bytes are not those of its name", str(path))
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def open_blob(path: str | Path, size: int) -> int:
+    """A descriptor of the blob of ``size`` bytes at ``path``: the rule of ``disk.foreign_files``, in two calls.
+
+    Raises FileNotFoundError if nothing is there or it can't be that blob: what is not a regular file, such as a link to
+    a file that nobody meant to serve, and what has another size. Raises OSError if it can't be opened.
+    """
+    try:
+        # not blocking, because a FIFO would hold the caller
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+    except OSError as exc:
+        if exc.errno not in (errno.ELOOP, errno.ENXIO):  # a link, a socket
+            raise
+        raise FileNotFoundError(f"{path} is not a regular file") from None
+    try:
+        status = os.fstat(fd)
+    except OSError:
+        os.close(fd)
+        raise
+    if not is_blob(status, size):
+        os.close(fd)
+        raise FileNotFoundError(f"{path} is not a regular file of {size} bytes")
+    return fd
+
+
+def is_blob(status: os.stat_result, size: int) -> bool:
+    """Whether a file with ``status``, which is not that of a link's target, can be a blob of ``size`` bytes."""
+    return stat.S_ISREG(status.st_mode) and status.st_size == size

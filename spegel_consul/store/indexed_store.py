@@ -1,0 +1,98 @@
+# What all stores have in common: the questions are answered from the index, and whoever changes the index
+# publishes.  A store adds run(), which feeds the index, and open(), which finds the bytes.
+
+"""The part of a ``Store`` that answers from the index in memory."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import structlog
+import trio
+
+from spegel_consul.oci.descriptor import Descriptor
+from spegel_consul.oci.digest import Digest
+from spegel_consul.store import Changed, Image, inventory
+from spegel_consul.store.blob_files import absent
+from spegel_consul.store.index import Index, everything
+from spegel_consul.store.inventory import Advertised, Stocked
+from spegel_consul.store.manifest_walk import Document
+from spegel_consul.store.watchers import Watchers
+
+log = structlog.get_logger(__name__)
+
+
+class IndexedStore:
+    """Base of the stores. ``accept`` says of a full image name whether it takes part."""
+
+    def __init__(self, accept: Callable[[str], bool] = everything) -> None:
+        self._index = Index(accept)
+        self._watchers = Watchers()
+        self._problem: str | None = None
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def problem(self) -> str | None:
+        return self._problem
+
+    @property
+    def version(self) -> int:
+        return self._index.version
+
+    def resolve(self, name: str) -> Digest | None:
+        return self._index.resolve(name)
+
+    def describe(self, digest: Digest) -> Descriptor | None:
+        return self._index.describe(digest)
+
+    def file(self, digest: Digest) -> str | None:
+        return None
+
+    def images(self) -> tuple[Image, ...]:
+        return self._index.images()
+
+    def keys(self) -> frozenset[str]:
+        return self._index.keys()
+
+    def stocked(self) -> tuple[Stocked, ...]:
+        """The named images with their sizes, for people."""
+        return inventory.stocked(self._index)
+
+    def advertised(self) -> Advertised:
+        """Counts of what is announced, for people."""
+        return inventory.advertised(self._index)
+
+    @asynccontextmanager
+    async def watch(self) -> AsyncIterator[AsyncIterator[Changed]]:
+        await trio.lowlevel.checkpoint()
+        with self._watchers.watch(self.keys()) as watch:
+            yield watch
+
+    def _publish(self) -> Changed:
+        """Settle the index and tell the watchers."""
+        changed = self._index.settle()
+        self._watchers.publish(changed)
+        return changed
+
+    def _learn(self, digest: Digest, document: Document | None) -> None:
+        """Tell the index what was read, and people if an image can't be followed because of it."""
+        names = self._index.holders(digest)
+        if document is None and names:
+            log.warning("image ignored: what it points to is not a manifest", digest=digest, images=names[:3])
+        self._index.learn(digest, document)
+
+    def _wanted(self, digest: Digest) -> Descriptor:
+        """The descriptor of content that is to be opened. Raises BlobUnknown."""
+        descriptor = self._index.describe(digest)
+        if descriptor is None:
+            raise absent(digest)
+        return descriptor
+
+    def _forget(self, digest: Digest) -> None:
+        """Mend the index: the content turned out to be gone."""
+        self._index.drop_content(digest)
+        self._publish()

@@ -1,0 +1,68 @@
+"""Connects the figures that a node has anyway with the metrics that show them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import trio
+
+from spegel_consul.consul.election.election_view import State
+from spegel_consul.metrics.sidecar_metrics import Labels, Metrics
+from spegel_consul.web.node_views import Consul, Node
+
+PULSE = 0.25
+"""Seconds between two looks at how late the event loop is."""
+
+
+def connect(node: Node) -> None:
+    """Let the metrics of ``node`` read what it knows."""
+    metrics, ring, store = node.metrics, node.ring, node.store
+    metrics.ready.set_function(lambda: node.problem() is None)
+    metrics.peer_stalls.set_function(lambda: node.penalties.stalls)
+    metrics.live_transfers.set_function(lambda: len(node.traces.live))
+    metrics.advertised_keys.set_function(lambda: len(store.keys()))
+    metrics.advertised_image_tags.set_function(lambda: _by_registry(store.advertised().tags))
+    metrics.advertised_image_digests.set_function(lambda: _by_registry(store.advertised().images))
+    metrics.advertised_content_digests.set_function(lambda: _by_registry(store.advertised().contents))
+    metrics.ring_members.set_function(lambda: sum(member.alive for member in ring.view()))
+    metrics.unannounced.set_function(lambda: ring.unannounced)
+    metrics.records.set_function(lambda: ring.records)
+    metrics.ring_rejoins.set_function(lambda: node.keeper.rejoins if node.keeper is not None else 0)
+    metrics.ring_restarts.set_function(lambda: node.keeper.restarts if node.keeper is not None else 0)
+    metrics.ring_splits.set_function(lambda: node.keeper.splits if node.keeper is not None else 0)
+    metrics.leader_flapping.set_function(lambda: node.keeper is not None and node.keeper.flapping)
+    _connect_consul(node, metrics)
+
+
+def _connect_consul(node: Node, metrics: Metrics) -> None:
+    """Consul is put in when it starts, so each reading looks for it when it is scraped."""
+
+    def read(what: Callable[[Consul], float | Mapping[Labels, float] | None]) -> Callable[[], Any]:
+        return lambda: what(node.consul) if node.consul is not None else None
+
+    metrics.leader.set_function(
+        read(lambda consul: consul.candidate.view.state is State.LEADER if consul.candidate is not None else None)
+    )
+    metrics.catalog_members.set_function(read(lambda consul: len(consul.members)))
+    metrics.ring_missing.set_function(read(lambda consul: len(node.census().missing)))
+    metrics.ring_split.set_function(read(lambda consul: bool(node.census().missing)))
+    metrics.session_renewals.set_function(
+        read(lambda consul: {(result,): float(number) for result, number in consul.client.renewals.items()})
+    )
+    metrics.consul_staleness.set_function(
+        read(lambda consul: None if (at := consul.client.answered_at) is None else trio.current_time() - at)
+    )
+
+
+async def watch_the_loop(metrics: Metrics, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    """Measure how late timers are until cancelled."""
+    task_status.started()
+    while True:
+        due = trio.current_time() + PULSE
+        await trio.sleep_until(due)
+        metrics.loop_lateness.observe(trio.current_time() - due)
+
+
+def _by_registry(counts: Mapping[str, int]) -> dict[Labels, float]:
+    return {(registry,): float(number) for registry, number in counts.items()}

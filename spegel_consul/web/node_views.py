@@ -1,0 +1,265 @@
+# The status page, the API and the metrics show the same facts; here they are worked out, once.  Nothing waits: all of
+# it is in memory, and a question to other nodes (lookup, measure) is another file's.
+
+"""``Node``: the views of one sidecar that people and programs are shown."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import trio
+
+from spegel_consul import __version__
+from spegel_consul.consul.api.client import ConsulClient, HealthyService
+from spegel_consul.consul.catalog.catalog_watch import CatalogWatch
+from spegel_consul.consul.catalog.registration import Registration
+from spegel_consul.consul.election.candidate import Candidate
+from spegel_consul.consul.election.election_view import State
+from spegel_consul.http.basic_auth import Credentials
+from spegel_consul.http.tls import Tls
+from spegel_consul.join import Bootstrap
+from spegel_consul.join.keeper import RingKeeper
+from spegel_consul.metrics.sidecar_metrics import Metrics
+from spegel_consul.peers import PeerInfo
+from spegel_consul.registry.mirror.providers.penalties import Penalties
+from spegel_consul.registry.mirror.trace import Traces
+from spegel_consul.ring.member_view import MemberView
+from spegel_consul.store.inventory import Stock
+from spegel_consul.web.cluster_members import Census
+
+Document = dict[str, Any]
+"""What is sent as JSON."""
+
+
+class Ring(Protocol):
+    """A router, as far as it is shown."""
+
+    @property
+    def me(self) -> PeerInfo: ...
+    @property
+    def at(self) -> float: ...
+    @property
+    def records(self) -> int: ...
+    @property
+    def unannounced(self) -> int: ...
+    def view(self) -> tuple[MemberView, ...]: ...
+    def lookup(self, key: str, *, count: int = 3) -> AbstractAsyncContextManager[Any]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Consul:
+    """What takes part for this node in Consul; None for what the settings leave out."""
+
+    client: ConsulClient
+    candidate: Candidate | None
+    catalog: CatalogWatch | None
+    registration: Registration | None
+    registries: CatalogWatch | None = None
+
+    @property
+    def members(self) -> tuple[HealthyService, ...]:
+        """The healthy routers in the catalog, as far as it is watched."""
+        return self.catalog.members if self.catalog is not None else ()
+
+    def problems(self) -> list[str]:
+        """What does not work, each once."""
+        parts = (self.candidate, self.catalog, self.registration, self.registries)
+        found = [part.problem for part in parts if part is not None and part.problem is not None]
+        return list(dict.fromkeys(found))
+
+
+@dataclass(slots=True)
+class Node:
+    """``registry`` and ``metrics_address`` are ``(IP address, port)`` as others reach them.
+
+    ``keeper``, ``bootstrap`` and ``consul`` are put in when they start; until then there is nothing to show of them.
+    """
+
+    name: str
+    registry: tuple[str, int]
+    metrics_address: tuple[str, int]
+    store_kind: str
+    store: Stock
+    ring: Ring
+    traces: Traces
+    penalties: Penalties
+    metrics: Metrics
+    tls: Tls | None = None
+    credentials: Credentials | None = None
+    allowed_hosts: tuple[str, ...] = ()
+    """Names by which clients may call the metrics port; see :class:`spegel_consul.web.own_names.OwnNames`."""
+    keeper: RingKeeper | None = None
+    bootstrap: Bootstrap | None = None
+    consul: Consul | None = None
+    started: float = field(default_factory=time.time)
+
+    def catalog_names(self) -> set[str]:
+        """The names that the nodes in the catalog have there."""
+        return {service.node for service in self.consul.members} if self.consul is not None else set()
+
+    def problem(self) -> str | None:
+        """Why this node can't serve what it has, in one line; None when it can.
+
+        What is at the runtime's side alone decides: neither Consul nor a peer is needed to serve.
+        """
+        return self.store.problem
+
+    def warnings(self, census: Census | None = None) -> tuple[str, ...]:
+        """What an operator should look at, though this node serves; one line each."""
+        found = list(self.store.warnings)
+        if self.keeper is not None and self.keeper.last_error is not None:
+            found.append(f"alone in the ring: {self.keeper.last_error}")
+        if self.keeper is not None and self.keeper.flapping:
+            found.append("the leader changes so often that its changes are not followed for a while")
+        if self.consul is not None:
+            found += self.consul.problems()
+            census = census or self.census()
+            if missing := census.missing:
+                names = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+                found.append(f"the ring lacks {len(missing)} of {census.catalog} healthy routers: {names}")
+        failures = self.metrics.verification_failures._value.get()
+        if failures:
+            found.append(f"{failures:.0f} answers of peers had wrong bytes; the log names the peers")
+        return tuple(found)
+
+    def census(self) -> Census:
+        """The members of the cluster as they are known now; what takes one makes its own if it is given none."""
+        consul = self.consul
+        leader = consul.candidate.view.leader if consul is not None and consul.candidate is not None else None
+        services = consul.members if consul is not None else ()
+        return Census(self.name, self.ring.me, _join(self.registry), self.ring.view(), services, leader)
+
+    def status(self, census: Census | None = None) -> Document:
+        """This node at a glance; times in seconds, unless their names end otherwise."""
+        problem, census = self.problem(), census or self.census()
+        return {
+            "node": {
+                "name": self.name,
+                "version": __version__,
+                "peer_id": self.ring.me.id,
+                "registry": f"{'http' if self.tls is None else 'https'}://{_join(self.registry)}",
+                "metrics": f"http://{_join(self.metrics_address)}",
+                "router": list(self.ring.me.addrs),
+                "store": self.store_kind,
+                "uptime": round(time.time() - self.started, 1),
+                "pid": os.getpid(),
+                "python": platform.python_version(),
+            },
+            "ready": problem is None,
+            "reasons": [problem] if problem is not None else [],
+            "warnings": list(self.warnings(census)),
+            "leader": self.leader(),
+            "ring": self._ring(census),
+            "content": self._content(),
+            "mirror": self._mirror(),
+            "consul": self._consul(),
+            "transfers": self.transfers(census),
+        }
+
+    def leader(self) -> Document | None:
+        """Who leads by Consul's lock, as far as is known; None where the ring is not found through it."""
+        if self.consul is None or self.consul.candidate is None:
+            return None
+        view = self.consul.candidate.view
+        found = view.leader
+        return {
+            "state": view.state.value,
+            "fresh": view.fresh,
+            "epoch": view.epoch,
+            "node": found.node if found else None,
+            "peer_id": found.peer_id if found else None,
+            "since": found.since if found else None,
+            "me": view.state is State.LEADER,
+        }
+
+    def peers(self, census: Census | None = None) -> list[Document]:
+        """This node and all others that the ring or the catalog knows, by name."""
+        return (census or self.census()).peers(self.ring.at, len(self.store.keys()))
+
+    def images(self) -> list[Document]:
+        """The images that this node has whole."""
+        return [
+            {"name": stocked.image.name, "digest": stocked.image.digest, "size": stocked.size, "parts": stocked.parts}
+            for stocked in self.store.stocked()
+        ]
+
+    def transfers(self, census: Census | None = None) -> list[Document]:
+        """Requests that are being looked up or streamed now, the oldest first."""
+        return self._named(list(self.traces.live.values()), census)
+
+    def requests(self, census: Census | None = None) -> list[Document]:
+        """The last requests that were looked up at peers, the newest first."""
+        return self._named(list(reversed(self.traces.over)), census)
+
+    def _named(self, traces: Sequence[Any], census: Census | None) -> list[Document]:
+        if not traces:
+            return []
+        now, names = time.perf_counter(), (census or self.census()).registries()
+        found = [trace.to_json(now) for trace in traces]
+        return [{**document, "peer_node": names.get(str(document["peer"]))} for document in found]
+
+    def _ring(self, census: Census) -> Document:
+        missing, catalog = census.missing, census.catalog
+        return {
+            "members": sum(member.alive for member in census.view),
+            "dead": sum(not member.alive for member in census.view),
+            "catalog": catalog if self.consul is not None and self.consul.catalog is not None else None,
+            "missing": missing,
+            "coverage": round(1 - len(missing) / catalog, 4) if catalog else None,
+            "split": bool(missing),
+            "rejoins": self.keeper.rejoins if self.keeper is not None else 0,
+            "restarts": self.keeper.restarts if self.keeper is not None else 0,
+            "splits": self.keeper.splits if self.keeper is not None else 0,
+            "records": self.ring.records,
+            "unannounced": self.ring.unannounced,
+        }
+
+    def _content(self) -> Document:
+        stocked = self.store.stocked()
+        return {
+            "images": len(stocked),
+            "bytes": sum(image.size for image in stocked),
+            "keys": len(self.store.keys()),
+        }
+
+    def _mirror(self) -> Document:
+        metrics = self.metrics
+        by_cache = {"hit": 0.0, "miss": 0.0}
+        for family in metrics.mirror_requests.collect():
+            for sample in family.samples:
+                if sample.name.endswith("_total"):
+                    by_cache[sample.labels["cache"]] += sample.value
+        hits, misses = by_cache["hit"], by_cache["miss"]
+        last = metrics.mirror_last_success._value.get()
+        return {
+            "hits": int(hits),
+            "misses": int(misses),
+            "hit_ratio": round(hits / (hits + misses), 4) if hits + misses else None,
+            "last_success": last or None,
+            "bytes_from_peers": int(metrics.served_bytes.labels("peer")._value.get()),
+            "bytes_own": int(metrics.served_bytes.labels("own")._value.get()),
+            "verification_failures": int(metrics.verification_failures._value.get()),
+            "cut": int(metrics.transfers_cut._value.get()),
+            "stalls": self.penalties.stalls,
+        }
+
+    def _consul(self) -> Document | None:
+        if self.consul is None:
+            return None
+        answered = self.consul.client.answered_at
+        return {
+            "staleness": round(trio.current_time() - answered, 1) if answered is not None else None,
+            "renewals": dict(self.consul.client.renewals),
+            "problems": self.consul.problems(),
+        }
+
+
+def _join(address: tuple[str, int]) -> str:
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,183 @@
+# Questions that go to other nodes: who has it, and how fast does it come?  They change nothing: what a measurement
+# pulls is hashed and forgotten.  They do cost others work, so there is an end to how much of it is done at a time.
+
+"""Lookups and measurements for people."""
+
+from __future__ import annotations
+
+import structlog
+import trio
+
+from spegel_consul.oci.digest import Digest
+from spegel_consul.oci.errors import DigestInvalid, OCIError
+from spegel_consul.oci.reference import Reference
+from spegel_consul.peers import RingError
+from spegel_consul.web.node_views import Document, Node
+from spegel_consul.web.trial_pull import Piece, Puller, PullFailed
+
+log = structlog.get_logger(__name__)
+
+MOST_PROVIDERS = 20
+LOOKUP_TIMEOUT = 3.0
+MEASURE_TIMEOUT = 120.0
+LONGEST_NAME = 1024
+
+
+class BadQuestion(Exception):
+    """What was asked for is no image name and no digest; the message is one line for people."""
+
+
+class Busy(Exception):
+    """Another measurement is going on."""
+
+
+def parse(text: str) -> tuple[str, Reference | None]:
+    """The key in the ring of a digest or an image name, and the reference if it is a name. Raises BadQuestion."""
+    text = text.strip()
+    if not text:
+        raise BadQuestion("name an image, such as docker.io/library/nginx:1.27, or a digest")
+    if len(text) > LONGEST_NAME:
+        raise BadQuestion(f"that is {len(text)} characters long; image names have at most 255, and a tag or digest")
+    if text.startswith(("sha256:", "sha512:")) and "/" not in text:
+        try:
+            return Digest(text), None
+        except DigestInvalid as exc:
+            raise BadQuestion(exc.message) from None
+    try:
+        reference = Reference.parse(text)
+    except OCIError as exc:
+        raise BadQuestion(exc.message) from None
+    return reference.key, reference
+
+
+async def lookup(node: Node, key: str, *, within: float = LOOKUP_TIMEOUT) -> Document:
+    """Who has ``key``: this node, and others in the order in which they were found; times in milliseconds."""
+    began, names = trio.current_time(), node.census().names
+    providers: list[Document] = []
+    problem = None
+    with trio.move_on_after(within) as deadline:
+        try:
+            async with node.ring.lookup(key, count=MOST_PROVIDERS) as found:
+                async for provider in found:
+                    host, port = provider.registry
+                    providers.append(
+                        {
+                            "node": names.get(provider.peer_id),
+                            "id": provider.peer_id,
+                            "registry": f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+                            "ms": _ms(began),
+                        }
+                    )
+        except RingError as exc:
+            problem = str(exc)
+    if deadline.cancelled_caught:
+        problem = f"not all members answered within {within:g} s"
+    return {"key": key, "own": _has(node, key), "providers": providers, "ms": _ms(began), "problem": problem}
+
+
+class Measurement:
+    """An image that is being measured, or was. ``changed`` is set whenever there is something new to tell."""
+
+    def __init__(self, reference: Reference) -> None:
+        self.image = str(reference)
+        self.lookup: Document | None = None
+        self.pieces: dict[str, Piece] = {}
+        self.problem: str | None = None
+        self.missing = False
+        self.took = 0.0
+        self.done = False
+        self._changed = trio.Event()
+
+    @property
+    def size(self) -> int:
+        """Bytes that have come."""
+        return sum(piece.received for piece in self.pieces.values())
+
+    def grew(self, piece: Piece) -> None:
+        self.pieces[piece.digest] = piece
+        self.touch()
+
+    def touch(self) -> None:
+        if self._changed.statistics().tasks_waiting:
+            self._changed.set()
+            self._changed = trio.Event()
+
+    async def changed(self) -> None:
+        await self._changed.wait()
+
+    def to_json(self) -> Document:
+        return {
+            "image": self.image,
+            "done": self.done,
+            "lookup": self.lookup,
+            "pieces": [piece.to_json() for piece in self.pieces.values()],
+            "bytes": self.size,
+            "ms": round(self.took * 1000, 3),
+            "bytes_per_second": round(self.size / self.took) if self.took and self.size else None,
+            "problem": self.problem,
+            "missing": self.missing,
+        }
+
+
+class Measurer:
+    """Measures one image at a time, through the mirror of ``node`` as its runtime would."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._busy = False
+
+    def prepare(self, text: str) -> Measurement:
+        """What :meth:`run` shall measure. Raises BadQuestion, or Busy if it would have to wait."""
+        _, reference = parse(text)
+        if reference is None:
+            raise BadQuestion("a digest alone does not say which image it belongs to; name it as registry/name@digest")
+        if self._busy:
+            raise Busy("another measurement is going on; try again when it has ended")
+        return Measurement(reference)
+
+    async def run(self, measurement: Measurement) -> Measurement:
+        """Look it up, pull it, verify it, forget it; ``measurement`` has what happened. Raises Busy, nothing else."""
+        if self._busy:
+            raise Busy("another measurement is going on; try again when it has ended")
+        self._busy = True
+        try:
+            await self._run(measurement)
+        except Exception as exc:  # what others send must not end more than this measurement
+            log.exception("measurement failed", image=measurement.image)
+            measurement.problem = f"the measurement failed: {type(exc).__name__}: {exc}"[:300].replace("\n", " ")
+        finally:
+            self._busy = False
+            measurement.done = True
+            measurement.touch()
+        return measurement
+
+    async def _run(self, measurement: Measurement) -> None:
+        node, reference = self._node, Reference.parse(measurement.image)
+        measurement.lookup = await lookup(node, reference.key)
+        measurement.touch()
+        headers = (("authorization", node.credentials.own),) if node.credentials is not None else ()
+        began = trio.current_time()
+        with trio.move_on_after(MEASURE_TIMEOUT) as deadline:
+            try:
+                async with Puller(
+                    node.registry,
+                    names=node.census().registries(),
+                    progress=measurement.grew,
+                    headers=headers,
+                    tls=node.tls,
+                ) as puller:
+                    await puller.pull(reference)
+            except PullFailed as exc:
+                measurement.problem, measurement.missing = str(exc), exc.missing
+        if deadline.cancelled_caught:
+            measurement.problem = f"given up after {MEASURE_TIMEOUT:g} s"
+        measurement.took = trio.current_time() - began
+
+
+def _has(node: Node, key: str) -> bool:
+    found = node.store.resolve(key) if "/" in key else node.store.describe(Digest(key))
+    return found is not None
+
+
+def _ms(began: float) -> float:
+    return round((trio.current_time() - began) * 1000, 3)

@@ -1,0 +1,103 @@
+"""Where the bytes of an answer go: the socket itself on the fast path, or the application's server, piece by piece.
+
+Both take a body in the same three forms: bytes, a part of a file, and bytes that are still to come from a source. What
+differs is only whether the kernel can carry them. A new way to a client belongs here; the order of sending stays.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
+
+import trio
+
+from spegel_consul.disk.threads import in_thread
+from spegel_consul.zerocopy.position import Position
+from spegel_consul.zerocopy.relay import Relay
+from spegel_consul.zerocopy.send import Truncated, send_bytes, send_file, send_head
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+_READ = 1 << 18  # bytes of a file that are in memory at once
+
+
+class Outlet(Protocol):
+    """Raises in each method what says that the client has left or doesn't read."""
+
+    async def begin(self) -> None:
+        """Send what stands before the body."""
+        ...
+
+    async def put(self, data: bytes) -> None:
+        """Send ``data``."""
+        ...
+
+    async def file(self, fd: int, start: int, stop: int, count: Callable[[int], None]) -> None:
+        """Send the bytes ``[start, stop)`` of the file ``fd``; ``count`` hears how many were sent, also on failure."""
+        ...
+
+    async def relay(self, position: Position, hasher: _Hash | None) -> Relay | None:
+        """A relay from sockets to the client, or None if there can't be one now."""
+        ...
+
+
+class SocketOutlet:
+    """A client's socket; ``head`` goes out with the first bytes of the body.
+
+    Raises OSError, trio.TooSlowError, trio.ClosedResourceError, or Truncated if a file is too short.
+    """
+
+    def __init__(self, sock: trio.socket.SocketType, head: bytes) -> None:
+        self._sock = sock
+        self._head = head
+
+    async def begin(self) -> None:
+        """Send the head, if it has not been sent. It may wait in the socket for what follows soon."""
+        head, self._head = self._head, b""
+        if head:
+            await send_head(self._sock, head)
+
+    async def put(self, data: bytes) -> None:
+        """Send ``data``, and the head before it."""
+        head, self._head = self._head, b""
+        await send_bytes(self._sock, head + data if head else data)
+
+    async def file(self, fd: int, start: int, stop: int, count: Callable[[int], None]) -> None:
+        """Send a part of a file by sendfile(2), and the head before it."""
+        head, self._head = self._head, b""
+        await send_file(self._sock, head, fd, start, stop, count)
+
+    async def relay(self, position: Position, hasher: _Hash | None) -> Relay | None:
+        """A relay by splice(2), or None if there is no thread for the hasher or no pipe now."""
+        return await Relay.start(self._sock, position, hasher)
+
+
+class PieceOutlet:
+    """An ASGI server, which takes pieces by ``send``; the head was sent before."""
+
+    def __init__(self, send: Callable[[bytes], Awaitable[None]]) -> None:
+        self._send = send
+
+    async def begin(self) -> None:
+        """Nothing: the head was sent before."""
+
+    async def put(self, data: bytes) -> None:
+        """Send ``data``."""
+        await self._send(data)
+
+    async def file(self, fd: int, start: int, stop: int, count: Callable[[int], None]) -> None:
+        """Send a part of a file; it is read in a thread, because the disk may make it wait. Raises Truncated."""
+        while start < stop:
+            piece = await in_thread(partial(os.pread, fd, min(_READ, stop - start), start))
+            if not piece:
+                raise Truncated
+            await self._send(piece)
+            count(len(piece))
+            start += len(piece)
+
+    async def relay(self, position: Position, hasher: _Hash | None) -> Relay | None:
+        """None: there is no socket of the client to splice to."""
+        return None
