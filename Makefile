@@ -49,7 +49,7 @@ test: dev-install real-parts test-py-consul
 test-py-consul: dev-install real-parts
 	.ci/install-py-consul $(VENV) .venv-py-consul
 	SPEGEL_REAL_PARTS=$(CACHE) .venv-py-consul/bin/python -m pytest -q \
-		tests/consul/test_client.py tests/consul/test_library.py tests/consul/test_real_catalog.py
+		tests/consul/api/test_client.py tests/consul/api/test_library.py tests/consul/catalog/test_real_catalog.py
 
 # clusters in virtual time, with faults; `make sim NODES=1000 SEEDS=200` takes a night
 NODES ?= 200

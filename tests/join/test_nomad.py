@@ -1,0 +1,230 @@
+# The election on a Nomad variable, with a clock that jumps; and where Nomad is found.
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from spegel_consul.consul.election.leader_record import LeaderRecord
+from spegel_consul.join.polled import SourceError
+from spegel_consul.join.sources.nomad_api import NomadClient, NomadError, NomadSettings, variable_path
+from spegel_consul.join.sources.nomad_service import NomadServiceSource
+from spegel_consul.join.sources.nomad_variable import NomadVarBootstrap
+from spegel_consul.peers import PeerInfo
+from tests.join.fakenomad import FakeNomad
+
+PATH = "nomad/jobs/spegel/leader"
+
+
+def record(name: str) -> LeaderRecord:
+    return LeaderRecord(name, (f"/ip4/10.0.0.{len(name)}/tcp/5001/p2p/{name}",), node=name)
+
+
+class Cluster:
+    def __init__(self, nursery: trio.Nursery, nomad: FakeNomad) -> None:
+        self._nursery = nursery
+        self._nomad = nomad
+        self.scopes: dict[str, trio.CancelScope] = {}
+
+    async def start(self, name: str) -> NomadVarBootstrap:
+        bootstrap = NomadVarBootstrap(self._nomad.client(name), PATH, record(name), rng=random.Random(name))
+        self.scopes[name] = trio.CancelScope()
+
+        async def run(task_status: trio.TaskStatus[None]) -> None:
+            with self.scopes[name]:
+                await bootstrap.run(task_status=task_status)
+
+        await self._nursery.start(run)
+        return bootstrap
+
+
+@pytest.fixture
+def nomad() -> FakeNomad:
+    return FakeNomad()
+
+
+@pytest.fixture
+def cluster(nursery: trio.Nursery, nomad: FakeNomad) -> Cluster:
+    return Cluster(nursery, nomad)
+
+
+def agree(*bootstraps: NomadVarBootstrap) -> str | None:
+    """Whom all of them name."""
+    named = {peer.id for each in bootstraps for peer in each.peers()}
+    return named.pop() if len(named) == 1 and all(each.peers() for each in bootstraps) else None
+
+
+async def until(predicate: object, within: float) -> float:
+    before = trio.current_time()
+    with trio.fail_after(within):
+        while not predicate():  # type: ignore[operator]
+            await trio.sleep(0.05)
+    return trio.current_time() - before
+
+
+async def test_one_of_three_is_elected_and_stays(
+    autojump_clock: trio.testing.MockClock, nomad: FakeNomad, cluster: Cluster
+) -> None:
+    nodes = [await cluster.start(name) for name in ("a", "bb", "ccc")]
+    await until(lambda: agree(*nodes), 5)
+    assert sum(node.leads for node in nodes) == 1
+    first = agree(*nodes)
+    assert nomad.variables[PATH]["Items"]["addrs"].startswith("/ip4/10.0.0.")
+    await trio.sleep(600)
+    assert agree(*nodes) == first == nomad.holder()
+    assert all(node.problem is None for node in nodes)
+    # ten minutes of two followers: a write each about every minute, not one for every renewal
+    assert nomad.calls["lock-acquire"] < 3 + 2 * 600 / 25
+
+
+async def test_a_holder_that_stops_hands_over_within_seconds(
+    autojump_clock: trio.testing.MockClock, nomad: FakeNomad, cluster: Cluster
+) -> None:
+    nodes = {name: await cluster.start(name) for name in ("a", "bb", "ccc")}
+    await until(lambda: agree(*nodes.values()), 5)
+    old = nomad.holder()
+    cluster.scopes[old].cancel()
+    del nodes[old]
+    assert await until(lambda: agree(*nodes.values()) not in (None, old), 10) < 3
+
+
+async def test_a_holder_that_vanishes_is_replaced_after_its_ttl_and_the_lock_delay(
+    autojump_clock: trio.testing.MockClock, nomad: FakeNomad, cluster: Cluster
+) -> None:
+    nodes = {name: await cluster.start(name) for name in ("a", "bb", "ccc")}
+    await until(lambda: agree(*nodes.values()), 5)
+    old = nomad.holder()
+    nomad.links[old] = "cut"
+    leader = nodes.pop(old)
+    took = await until(lambda: agree(*nodes.values()) not in (None, old), 200)
+    assert 30 < took < 140
+    assert not leader.leads
+    assert leader.peers()  # it still names somebody
+    del nomad.links[old]
+    await until(lambda: leader.problem is None and agree(*nodes.values(), leader), 60)
+
+
+async def test_a_lock_that_was_taken_away_is_noticed(
+    autojump_clock: trio.testing.MockClock, nomad: FakeNomad, cluster: Cluster
+) -> None:
+    node = await cluster.start("a")
+    await until(lambda: node.leads, 5)
+    nomad.variables[PATH]["Lock"]["ID"] = "another"
+    await until(lambda: not node.leads, 20)
+    nomad.variables.clear()
+    await until(lambda: node.leads, 100)
+
+
+async def test_a_short_outage_ends_no_lead(
+    autojump_clock: trio.testing.MockClock, nomad: FakeNomad, cluster: Cluster
+) -> None:
+    node = await cluster.start("a")
+    await until(lambda: node.leads, 5)
+    for fault in (500, 429, "hang", "cut"):
+        nomad.links["a"] = fault
+        await until(lambda: node.problem, 30)
+        nomad.links.clear()
+        await until(lambda: node.problem is None, 30)
+        assert node.leads
+    assert nomad.calls["lock-acquire"] == 1
+
+
+async def test_without_the_right_to_write_it_follows_and_says_what_to_do(
+    autojump_clock: trio.testing.MockClock, nomad: FakeNomad, cluster: Cluster
+) -> None:
+    nomad.links["bb"] = "read-only"
+    reader = await cluster.start("bb")
+    await until(lambda: reader.problem, 5)
+    assert "the token needs read and write on variable nomad/jobs/spegel/leader: see jobs/acl/" in reader.problem
+    leader = await cluster.start("a")
+    await until(lambda: agree(leader, reader) == "a", 30)
+
+
+@pytest.mark.parametrize(
+    "items", [{}, {"peer_id": ""}, {"peer_id": "x"}, {"peer_id": "x", "addrs": "junk"}, {"state": "?"}]
+)
+async def test_a_value_that_is_no_record(
+    autojump_clock: trio.testing.MockClock, nomad: FakeNomad, cluster: Cluster, items: dict[str, str]
+) -> None:
+    nomad.write(PATH, items)
+    node = await cluster.start("a")
+    await until(lambda: node.leads, 120)
+
+
+def test_where_nomad_is() -> None:
+    assert NomadSettings.from_env({}).address == "http://127.0.0.1:4646"
+    task = NomadSettings.from_env(
+        {"NOMAD_UNIX_ADDR": "unix:///secrets/api.sock", "NOMAD_TOKEN": "t", "NOMAD_SECRETS_DIR": "/secrets"}
+    )
+    assert (task.uds, task.token, task.token_file) == ("/secrets/api.sock", "t", "/secrets/nomad_token")
+    named = NomadSettings.from_env({"NOMAD_UNIX_ADDR": "unix:///s", "NOMAD_ADDR": "https://nomad:4646/"})
+    assert (named.uds, named.address) == (None, "https://nomad:4646")
+
+
+@pytest.mark.parametrize(
+    ("env", "named"),
+    [
+        ({"NOMAD_ADDR": "nomad:4646"}, "NOMAD_ADDR"),
+        ({"NOMAD_UNIX_ADDR": "unix://secrets/api.sock"}, "NOMAD_UNIX_ADDR"),
+        ({"NOMAD_CLIENT_CERT": "/c"}, "NOMAD_CLIENT_KEY"),
+    ],
+)
+def test_bad_settings_are_named(env: dict[str, str], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        NomadSettings.from_env(env)
+
+
+def test_paths_of_variables() -> None:
+    assert variable_path("/nomad/jobs/spegel/leader/") == "/v1/var/nomad/jobs/spegel/leader"
+    for bad in ("", "/", "a b", "a?b", "x" * 200):
+        with pytest.raises(ValueError, match="is not the path of a Nomad variable"):
+            variable_path(bad)
+
+
+async def test_nobody_listens(tmp_path: Path) -> None:
+    for settings in (
+        NomadSettings("http://127.0.0.1:1"),
+        NomadSettings("http://localhost", str(tmp_path / "api.sock")),
+    ):
+        async with NomadClient(settings) as client:
+            with pytest.raises(NomadError) as caught:
+                await client.request("GET", "/v1/var/x")
+        assert caught.value.status == 0
+        assert "\n" not in str(caught.value)
+
+
+async def test_three_services_and_never_oneself(nomad: FakeNomad) -> None:
+    me = PeerInfo("me", ("/ip4/10.0.0.1/tcp/5001",))
+    junk = [None, {}, {"Address": "", "Port": 1}, {"Address": "10.0.0.8", "Port": "5001"}, {"Address": "x", "Port": 0}]
+    nomad.services["spegel-router"] = [
+        {"AllocID": "mine", "Address": "10.0.0.100", "Port": 5001},
+        *({"AllocID": f"a{n}", "Address": f"10.0.0.{n}", "Port": 5001} for n in range(1, 40)),
+        *junk,
+    ]
+    source = NomadServiceSource(nomad.client(), "spegel-router", me, "mine")
+    peers = await source.ask()
+    assert len(peers) == 3
+    assert me.addrs[0] not in {peer.addrs[0] for peer in peers}
+    # one that is not chosen goes: the choice stays
+    chosen = {peer.addrs[0] for peer in peers}
+    nomad.services["spegel-router"] = [
+        entry
+        for entry in nomad.services["spegel-router"]
+        if entry and f"/ip4/{entry.get('Address')}/tcp/5001" in chosen | {"/ip4/10.0.0.20/tcp/5001"}
+    ]
+    assert len(await source.ask()) == 3
+    assert {peer.addrs[0] for peer in await source.ask()} == chosen
+
+
+@pytest.mark.parametrize("fault", [403, 409, 429, 500, "html", "cut"])
+async def test_services_that_are_not_told_are_a_problem_in_one_line(nomad: FakeNomad, fault: int | str) -> None:
+    nomad.links["n"] = fault
+    source = NomadServiceSource(nomad.client(), "spegel-router", PeerInfo("me", ()))
+    with pytest.raises(SourceError) as caught:
+        await source.ask()
+    assert str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,182 @@
+"""Disks that are full, read-only, somebody else's, or more than one."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from runtimes.certs_d import OLD, before_us, cleanup, configure, tree, written
+from runtimes.killed import each_death
+
+from spegel_consul.runtimes import atomic_files
+from spegel_consul.runtimes.atomic_files import DiskError
+from spegel_consul.runtimes.backup import BACKUP
+
+
+@contextmanager
+def small_tmpfs(directory: Path) -> Iterator[None]:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k,mode=755", "none", directory], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", directory], check=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    directory = tmp_path / "disk"
+    directory.mkdir()
+    with small_tmpfs(directory):
+        yield directory
+
+
+@pytest.mark.real
+def test_a_full_disk_leaves_the_old_file_whole(small_disk: Path) -> None:
+    base = before_us(small_disk)
+    (small_disk / "ballast").write_bytes(b"x" * 4096)
+    configure(base)
+    cleanup(base)
+    before = written(base)
+    with (small_disk / "full").open("wb", buffering=0) as file:
+        with pytest.raises(OSError, match="No space left"):
+            while True:
+                file.write(b"x" * 4096)
+    content = tree(base)
+    with pytest.raises(DiskError, match="No space left on device: nothing was changed in it; make room"):
+        configure(base)
+    assert written(base) == before
+    # room for the record and no more
+    (small_disk / "ballast").unlink()
+    with pytest.raises(DiskError, match="No space left"):
+        configure(base)
+    for name, text in before.items():
+        assert written(base)[name] == text or "10.0.0.7" in written(base)[name]
+    cleanup(base)
+    assert tree(base) == content
+
+
+@pytest.mark.real
+def test_a_disk_that_is_read_only_says_so(small_disk: Path) -> None:
+    base = before_us(small_disk)
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    with pytest.raises(DiskError, match="Read-only file system: mount it so that it can be written"):
+        configure(base)
+
+
+@pytest.mark.real
+def test_a_directory_of_somebody_else(tmp_path: Path) -> None:
+    base = before_us(tmp_path)
+    for path in (tmp_path, *tmp_path.parents):
+        if path == Path("/"):
+            break
+        path.chmod(path.stat().st_mode | 0o055)
+    before = tree(tmp_path)
+    assert "run as root" in said_by_nobody(lambda: configure(base))
+    assert tree(tmp_path) == before
+    configure(base)
+    before = tree(tmp_path)
+    assert "run as root" in said_by_nobody(lambda: cleanup(base))
+    assert tree(tmp_path) == before
+
+
+def said_by_nobody(work: Callable[[], object]) -> str:
+    """The DiskError that ``work`` ends with when the user nobody does it."""
+    reading, writing = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid = os.fork()
+    if pid == 0:
+        try:
+            os.setresuid(65534, 65534, 65534)
+            work()
+        except DiskError as exc:
+            os.write(writing, str(exc).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as answer:
+        text = answer.read()
+    os.waitpid(pid, 0)
+    return text
+
+
+def test_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    base = before_us(tmp_path)
+    before = tree(tmp_path)
+    monkeypatch.setattr(atomic_files.os, "link", refuse)
+    configure(base)
+    cleanup(base)
+    assert tree(tmp_path) == before
+
+
+def test_originals_come_back_across_file_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.rename
+
+    def rename(source: Path, target: Path) -> None:
+        if (BACKUP in Path(source).parts) != (BACKUP in Path(target).parts):
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        real(source, target)
+
+    def link(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    base = before_us(tmp_path)
+    before = tree(tmp_path)
+    monkeypatch.setattr(atomic_files.os, "rename", rename)
+    monkeypatch.setattr(atomic_files.os, "link", link)
+    configure(base)
+    deaths = 0
+    for number in each_death(lambda: cleanup(base), lambda: configure(base)):
+        deaths += 1
+        assert set(written(base)) >= {"ghcr.io/hosts.toml", "quay.io/hosts.toml"}
+        cleanup(base)
+        assert tree(tmp_path) == before, number
+    assert deaths > 10
+    cleanup(base)
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.real
+def test_a_registry_whose_directory_is_a_small_disk_of_its_own(tmp_path: Path) -> None:
+    """The original and its backup are on two file systems, and the one that it is to come back to fills up."""
+    base = before_us(tmp_path)
+    mounted = base / "ghcr.io"
+    with small_tmpfs(mounted):
+        hosts = mounted / "hosts.toml"
+        old = OLD + "# and more than a block\n" * 200
+        hosts.write_text(old)
+        hosts.chmod(0o640)
+        os.chown(hosts, 7, 8)
+        os.utime(hosts, (1e9, 1e9))
+        before = tree(tmp_path)
+        with filled(mounted), pytest.raises(DiskError, match="No space left on device: nothing was changed in it"):
+            configure(base)
+        assert hosts.read_text() == old
+        configure(base)
+        ours = hosts.read_text()
+        assert (base / BACKUP / "ghcr.io/hosts.toml").stat().st_dev != hosts.stat().st_dev
+        with filled(mounted), pytest.raises(DiskError, match=f"{hosts}: No space left"):
+            cleanup(base)
+        assert hosts.read_text() == ours
+        assert not (base / "_default/hosts.toml").exists()
+        cleanup(base)
+        assert tree(tmp_path) == before
+
+
+@contextmanager
+def filled(directory: Path) -> Iterator[None]:
+    """With a file that takes all the room that its disk has left."""
+    with (directory / "full").open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
+        while True:
+            file.write(bytes(4096))
+    yield
+    (directory / "full").unlink()
