@@ -1,6 +1,6 @@
 """Measure what the metrics cost a request: python -m bench.counting
 
-The calls that a request's road makes, on the metrics of a sidecar, in one thread as there: the median of nine runs,
+The calls that a request's path makes, on the metrics of a sidecar, in one thread as there: the median of nine runs,
 lowest and highest behind it. They should stay below 2 µs.
 """
 
@@ -47,19 +47,19 @@ def main() -> None:
             pass
 
     print("µs for each request")
-    for name, road in (
+    for name, path in (
         ("answered from the own store", answered),
         ("mirrored", mirrored),
         ("its trace, for the status page", traced),
     ):
-        costs = sorted(_cost(road) for _ in range(_RUNS))
+        costs = sorted(_cost(path) for _ in range(_RUNS))
         print(f"  {name:32} {statistics.median(costs):5.2f}  ({costs[0]:.2f} to {costs[-1]:.2f})")
 
 
-def _cost(road: Callable[[], None]) -> float:
+def _cost(path: Callable[[], None]) -> float:
     began = time.process_time()
     for _ in range(_TIMES):
-        road()
+        path()
     return (time.process_time() - began) / _TIMES * 1e6
 
 

@@ -70,15 +70,15 @@ class PeerInfo:
 class Provider:
     """A peer that announced a key, and where its registry listens.
 
-    ``registry`` is ``(host, port)``; the host is an IP address without brackets. ``twin`` is the address of the other
-    family that the same registry told, to be tried where it is not reached at the first.
+    ``registry`` is ``(host, port)``; the host is an IP address without brackets. ``secondary`` is the address of the
+    other family that the same registry told. It is tried if the registry is not reached at the first one.
     """
 
     peer_id: str
     registry: tuple[str, int]
-    twin: tuple[str, int] | None = field(default=None, compare=False)
+    secondary: tuple[str, int] | None = field(default=None, compare=False)
 
     @property
-    def turned(self) -> Provider | None:
+    def by_secondary(self) -> Provider | None:
         """The same peer, its other address first."""
-        return Provider(self.peer_id, self.twin, self.registry) if self.twin is not None else None
+        return Provider(self.peer_id, self.secondary, self.registry) if self.secondary is not None else None

@@ -20,7 +20,7 @@ import trio
 from spegel_consul.http.response_head import MAX_HEAD, Reply, ReplyError, parse_reply
 from spegel_consul.http.tls import Tls
 from spegel_consul.zerocopy.send import send_bytes
-from spegel_consul.zerocopy.source import Pace
+from spegel_consul.zerocopy.source import Throughput
 
 _RECEIVE = 1 << 18
 _RECEIVE_HEAD = 1 << 12  # what is read of the body here can't be spliced any more
@@ -76,10 +76,10 @@ class PeerResponse:
         value = self._reply.headers.get(name)
         return None if value is None else value.decode("latin-1")
 
-    async def chunks(self, pace: Pace | None = None) -> AsyncGenerator[bytes, None]:
+    async def chunks(self, throughput: Throughput | None = None) -> AsyncGenerator[bytes, None]:
         """The body, or what is left of it if it was begun before.
 
-        Raises PeerError if it stalls or ends early, and what ``pace`` raises, between two pieces.
+        Raises PeerError if it stalls or ends early, and what ``throughput`` raises, between two pieces.
         """
         if received := self.buffered():
             yield received
@@ -94,8 +94,8 @@ class PeerResponse:
             waited = trio.current_time() - began
             self._left -= len(data)
             yield data
-            if pace is not None and self._left:
-                pace.waited(waited, self._left)
+            if throughput is not None and self._left:
+                throughput.waited(waited, self._left)
         self.taken()
 
     def buffered(self) -> bytes:

@@ -61,7 +61,7 @@ class Bootstrap(Protocol):
         ...
 
 
-class Roster(Protocol):
+class KnownRouters(Protocol):
     """Names all routers that a catalog believes healthy, for comparison with the members of the ring."""
 
     def routers(self) -> Sequence[PeerInfo]:

@@ -13,7 +13,7 @@ from spegel_consul.join.peer_formats import router_addr
 from spegel_consul.peers import PeerInfo
 
 
-class CatalogRoster:
+class CatalogRouters:
     """All instances of ``catalog`` (of ``spegel-router``) as peers; what it watches is kept fresh elsewhere."""
 
     def __init__(self, catalog: CatalogWatch) -> None:

@@ -13,7 +13,7 @@ import structlog
 import trio
 
 from spegel_consul.join import Bootstrap
-from spegel_consul.join.observed_peers import Answer
+from spegel_consul.join.observed_peers import ObservedPeers
 from spegel_consul.peers import PeerInfo
 
 log = structlog.get_logger(__name__)
@@ -41,7 +41,7 @@ class SeveralBootstraps:
         self._lonely = lonely
         self._patience = patience
         self._width = 1
-        self._answer = Answer("several")
+        self._observed = ObservedPeers("several")
         self._using: tuple[str, ...] = ()
 
     @property
@@ -71,11 +71,11 @@ class SeveralBootstraps:
 
     def peers(self) -> Sequence[PeerInfo]:
         """What the first one that names another node names, and those behind it while nobody can be reached."""
-        return self._answer.peers
+        return self._observed.peers
 
     async def changed(self, since: Sequence[PeerInfo]) -> None:
         """Return when :meth:`peers` differs from ``since`` in who or where they are."""
-        await self._answer.changed(since)
+        await self._observed.changed(since)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run all of them until cancelled; ``started()`` at once."""
@@ -96,7 +96,7 @@ class SeveralBootstraps:
     async def _widen(self) -> None:
         while True:
             await trio.sleep(self._patience)
-            width = min(self._width + 1, len(self._bootstraps)) if self._lonely() and self._answer.peers else 1
+            width = min(self._width + 1, len(self._bootstraps)) if self._lonely() and self._observed.peers else 1
             if width != self._width:
                 self._width = width
                 self._update()
@@ -114,7 +114,7 @@ class SeveralBootstraps:
         if tuple(using) != self._using:
             log.info("bootstrap", using=using)
         self._using = tuple(using)
-        self._answer.give(found)
+        self._observed.give(found)
 
     def _is_another(self, peer: PeerInfo) -> bool:
         return not (peer.id is not None and peer.id == self._me.id) and not set(peer.addrs) & set(self._me.addrs)

@@ -27,7 +27,7 @@ from typing import Protocol
 import structlog
 import trio
 
-from spegel_consul.join import Bootstrap, Roster
+from spegel_consul.join import Bootstrap, KnownRouters
 from spegel_consul.join.leader_change import OnLeaderChange
 from spegel_consul.join.remembered_members import Remembered
 from spegel_consul.join.schedule import DEBOUNCE, EVERY, Coverage, Flapping, Schedule, missing
@@ -64,7 +64,7 @@ class RingKeeper:
         router: RestartableRouter,
         bootstrap: Bootstrap,
         *,
-        roster: Roster | None = None,
+        known_routers: KnownRouters | None = None,
         remembered: Remembered | None = None,
         on_leader_change: OnLeaderChange = OnLeaderChange.REJOIN,
         every: float = EVERY,
@@ -74,7 +74,7 @@ class RingKeeper:
     ) -> None:
         self._router = router
         self._bootstrap = bootstrap
-        self._roster = roster
+        self._known_routers = known_routers
         self._remembered = remembered or Remembered(None)
         self._policy = on_leader_change
         self._restart_every = restart_every
@@ -122,7 +122,7 @@ class RingKeeper:
                 if before is not None and (replaced or set(before) != set(named)):
                     self._follow(now, replaced=replaced)
                 before = named
-                routers = self._roster.routers() if self._roster is not None else ()
+                routers = self._known_routers.routers() if self._known_routers is not None else ()
                 if routers != routers_before:
                     self._coverage.changed(now)
                     routers_before = routers

@@ -2,7 +2,7 @@
 # and who waits for a change.  Only who and where count: the order of an answer, or one that is repeated, wakes
 # nobody.  A problem is logged when it begins and when it ends, not with every attempt.
 
-"""``Answer``: the peers that a bootstrap knows, and those who wait for others."""
+"""``ObservedPeers``: the peers that a bootstrap knows, and those who wait for others."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def who_and_where(peers: Sequence[PeerInfo]) -> frozenset[tuple[str | None, froz
     return frozenset((peer.id, frozenset(peer.addrs)) for peer in peers)
 
 
-class Answer:
+class ObservedPeers:
     """The current answer of the bootstrap called ``name``."""
 
     def __init__(self, name: str) -> None:

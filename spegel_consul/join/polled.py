@@ -14,7 +14,7 @@ import structlog
 import trio
 
 from spegel_consul.consul.api.backoff import Backoff
-from spegel_consul.join.observed_peers import Answer
+from spegel_consul.join.observed_peers import ObservedPeers
 from spegel_consul.peers import PeerInfo
 
 log = structlog.get_logger(__name__)
@@ -60,20 +60,20 @@ class PolledBootstrap:
         self._every = every
         self._within = within
         self._rng = rng or random.Random()
-        self._answer = Answer(source.name)
+        self._observed = ObservedPeers(source.name)
 
     @property
     def problem(self) -> str | None:
         """What the last question came to, if not to an answer."""
-        return self._answer.problem
+        return self._observed.problem
 
     def peers(self) -> Sequence[PeerInfo]:
         """The peers of the last answer that named any."""
-        return self._answer.peers
+        return self._observed.peers
 
     async def changed(self, since: Sequence[PeerInfo]) -> None:
         """Return when another answer came."""
-        await self._answer.changed(since)
+        await self._observed.changed(since)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Ask until cancelled; ``started()`` at once."""
@@ -81,7 +81,7 @@ class PolledBootstrap:
         task_status.started()
         while True:
             problem = await self._ask()
-            self._answer.trouble(problem)
+            self._observed.trouble(problem)
             if problem is None:
                 backoff.reset()
                 await trio.sleep(self._every * self._rng.uniform(0.8, 1.2))
@@ -102,5 +102,5 @@ class PolledBootstrap:
             return f"{name}: {type(why).__name__}: {why}"
         if not peers:
             return f"{name}: names no peers"
-        self._answer.give(peers)
+        self._observed.give(peers)
         return None

@@ -12,7 +12,7 @@ from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.utils import floatToGoString
 
 
-class Tally:
+class HistogramCounts:
     """The histogram of one set of labels."""
 
     __slots__ = ("_bounds", "counts", "sum")
@@ -28,20 +28,20 @@ class Tally:
         self.sum += value
 
 
-class Tallies:
+class LabelledHistogram:
     """A histogram with labels; ``buckets`` are the upper bounds, without infinity."""
 
     def __init__(self, name: str, about: str, label_names: Sequence[str], buckets: Sequence[float]) -> None:
         self.name, self.about, self.label_names = name, about, tuple(label_names)
         self._bounds = tuple(buckets)
-        self._children: dict[tuple[str, ...], Tally] = {}
+        self._children: dict[tuple[str, ...], HistogramCounts] = {}
 
-    def labels(self, *values: object) -> Tally:
+    def labels(self, *values: object) -> HistogramCounts:
         """The one with these values of the labels; keep it, where it is used often."""
         key = tuple(map(str, values))
         child = self._children.get(key)
         if child is None:
-            child = self._children[key] = Tally(self._bounds)
+            child = self._children[key] = HistogramCounts(self._bounds)
         return child
 
     def family(self) -> HistogramMetricFamily:

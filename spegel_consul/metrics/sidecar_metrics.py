@@ -16,7 +16,7 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from spegel_consul import __version__
-from spegel_consul.metrics.histogram import Tallies
+from spegel_consul.metrics.histogram import LabelledHistogram
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each counter and histogram, of which nobody makes use
 
@@ -60,7 +60,7 @@ class Reading:
 class _Readings:
     """prometheus_client's collector protocol over many of them."""
 
-    def __init__(self, readings: Sequence[Reading | Tallies]) -> None:
+    def __init__(self, readings: Sequence[Reading | LabelledHistogram]) -> None:
         self._readings = readings
 
     def collect(self) -> Iterator[Metric]:
@@ -75,7 +75,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
-        self._readings: list[Reading | Tallies] = []
+        self._readings: list[Reading | LabelledHistogram] = []
         self._of_requests()
         self._of_content()
         self._of_the_ring()
@@ -85,7 +85,7 @@ class Metrics:
 
     def labels(self) -> dict[str, Labels]:
         """The labels of each metric of ours, by the name that is scraped."""
-        found = {each.name: each.label_names for each in self._readings if isinstance(each, Tallies)}
+        found = {each.name: each.label_names for each in self._readings if isinstance(each, LabelledHistogram)}
         found |= {each.scraped: each.labels for each in self._readings if isinstance(each, Reading)}
         for metric in vars(self).values():
             if isinstance(metric, Counter | Gauge | Histogram):
@@ -105,7 +105,7 @@ class Metrics:
             "Unix time of the last request that a peer answered.",
             registry=self.registry,
         )
-        self.resolve_duration = self._tallies(
+        self.resolve_duration = self._histograms(
             "spegel_resolve_duration_seconds",
             "Time until the first provider of a key was known.",
             (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5),
@@ -139,10 +139,10 @@ class Metrics:
         self.live_transfers = self._reading(
             "spegel_live_transfers", "Requests that are being looked up or streamed from peers now."
         )
-        self.http_requests = self._tallies(
+        self.http_requests = self._histograms(
             "http_request_duration_seconds", "Time to answer a request, bytes included.", _DURATIONS
         )
-        self.http_response_size = self._tallies(
+        self.http_response_size = self._histograms(
             "http_response_size_bytes",
             "Bytes of content in an answer.",
             tuple(1024.0 * 5**power for power in range(10)),  # as Spegel: 1 KiB to 2 GB
@@ -226,12 +226,12 @@ class Metrics:
             registry=self.registry,
         )
 
-    def _tallies(
+    def _histograms(
         self, name: str, about: str, buckets: Sequence[float], labels: Labels = ("handler", "method", "code")
-    ) -> Tallies:
-        tallies = Tallies(name, about, labels, buckets)
-        self._readings.append(tallies)
-        return tallies
+    ) -> LabelledHistogram:
+        histograms = LabelledHistogram(name, about, labels, buckets)
+        self._readings.append(histograms)
+        return histograms
 
     def _reading(self, name: str, about: str, labels: Sequence[str] = (), *, counter: bool = False) -> Reading:
         reading = Reading(name, about, labels, counter=counter)

@@ -26,7 +26,7 @@ from spegel_consul.registry.mirror.body.range_parts import Part, send_parts
 from spegel_consul.registry.mirror.body.transfer import Transfer
 from spegel_consul.registry.mirror.fetch import TransferCut
 from spegel_consul.registry.mirror.mirror import Mirror
-from spegel_consul.registry.mirror.trace import Onward, Trace, onward
+from spegel_consul.registry.mirror.trace import Trace, TraceHeaders, trace_headers
 from spegel_consul.registry.mirror.validate import Head
 from spegel_consul.registry.plan import Elsewhere, Own, Planner
 from spegel_consul.store import Blob, Store
@@ -138,7 +138,7 @@ class ContentApp:
                 if headers.get(MIRRORED_HEADER) == b"true":
                     raise unknown(plan.request, gone.message) from None
             plan = Elsewhere(plan.request, plan.wanted)
-        await self._send_mirrored(answer, plan, method, onward(headers))
+        await self._send_mirrored(answer, plan, method, trace_headers(headers))
 
     async def _send_own(self, answer: _Answer, plan: Own, blob: Blob) -> None:
         content = plan.content
@@ -157,7 +157,7 @@ class ContentApp:
                 await answer.body(multipart.end)
         await answer.end()
 
-    async def _send_mirrored(self, answer: _Answer, plan: Elsewhere, method: str, identity: Onward) -> None:
+    async def _send_mirrored(self, answer: _Answer, plan: Elsewhere, method: str, identity: TraceHeaders) -> None:
         with self._mirror.begin(plan.request, method, identity, answer.client) as trace:
             if plan.wanted is not None and plan.wanted.several:
                 await self._relay_parts(answer, plan.request, plan.wanted, trace)

@@ -1,6 +1,6 @@
-# The short road: from a request on the socket to the kernel's sendfile or splice, in one task.  Manifests and other
+# The fast path: from a request on the socket to the kernel's sendfile or splice, in one task.  Manifests and other
 # small contents of the own store come from memory.  What can't be planned - a request that is wrong in some way - and
-# a file that has gone are left to the long road, which plans again and has an answer to everything.
+# a file that has gone are left to the ASGI path, which plans again and has an answer to everything.
 #
 # Runtimes ask in few ways, byte for byte the same each time.  So what a request's bytes led to is remembered - the
 # plan, and all of the head but its date - for as long as the store says nothing new.  If then the content is small
@@ -22,7 +22,7 @@ import structlog
 from spegel_consul.disk.threads import in_thread
 from spegel_consul.http.server.connection import Link
 from spegel_consul.http.server.request_head import parse_simple
-from spegel_consul.metrics.histogram import Tally
+from spegel_consul.metrics.histogram import HistogramCounts
 from spegel_consul.metrics.sidecar_metrics import CONTENT, Metrics
 from spegel_consul.oci.errors import BlobUnknown, OCIError, RangeInvalid
 from spegel_consul.oci.path import MIRRORED_HEADER, ContentRequest, Kind
@@ -34,7 +34,7 @@ from spegel_consul.registry.mirror.body.range_parts import Part, send_parts
 from spegel_consul.registry.mirror.body.transfer import Transfer
 from spegel_consul.registry.mirror.fetch import TransferCut
 from spegel_consul.registry.mirror.mirror import Mirror
-from spegel_consul.registry.mirror.trace import Onward, Trace, as_fields, onward
+from spegel_consul.registry.mirror.trace import Trace, TraceHeaders, as_fields, trace_headers
 from spegel_consul.registry.mirror.validate import Head
 from spegel_consul.registry.plan import Elsewhere, Own, Planner
 from spegel_consul.store import Store
@@ -57,9 +57,9 @@ class _Known:
     plan: Own | Elsewhere
     head: bytes = b""
     at_once: bool = False
-    duration: Tally | None = None
-    length: Tally | None = None
-    onward: Onward = ()
+    duration: HistogramCounts | None = None
+    length: HistogramCounts | None = None
+    trace_headers: TraceHeaders = ()
 
     def count(self, sent: int) -> None:
         """So many bytes of content were sent."""
@@ -67,8 +67,8 @@ class _Known:
             self.length.observe(sent)
 
 
-class ShortRoad:
-    """Callable as the server's short road; see :data:`spegel_consul.http.server.connection.ShortRoad`."""
+class FastPath:
+    """Callable as the server's fast path; see :data:`spegel_consul.http.server.connection.FastPath`."""
 
     def __init__(self, planner: Planner, store: Store, mirror: Mirror, cache: ByteCache, metrics: Metrics) -> None:
         self._planner = planner
@@ -131,7 +131,7 @@ class ShortRoad:
         return True
 
     def _look(self, data: bytes, local: bool) -> _Known | None:
-        """What the request leads to, or None if that is for the long road to say."""
+        """What the request leads to, or None if that is for the ASGI path to say."""
         memory, version = self._known[local], self._planner.version
         known = memory.get(data)
         if known is not None and known.version == version:
@@ -150,10 +150,10 @@ class ShortRoad:
             status = 206 if plan.partial else 200
             duration, length = self._durations[method, status], self._lengths[method, status]
             known = _Known(version, method, plan, self._head(plan), at_once, duration, length)
-            if MIRRORED_HEADER in request.headers and (identity := onward(request.headers)):
+            if MIRRORED_HEADER in request.headers and (identity := trace_headers(request.headers)):
                 log.debug("asked by a peer", key=plan.request.key, **as_fields(identity))
         else:
-            known = _Known(version, method, plan, onward=onward(request.headers))
+            known = _Known(version, method, plan, trace_headers=trace_headers(request.headers))
         if len(data) <= _MEMORABLE:
             if len(memory) >= _REMEMBERED:
                 memory.clear()
@@ -228,7 +228,7 @@ class ShortRoad:
         """Send what a peer has, or the error if none has it; the status that was sent."""
         method = known.method
         try:
-            with self._mirror.begin(plan.request, method, known.onward, link.client) as trace:
+            with self._mirror.begin(plan.request, method, known.trace_headers, link.client) as trace:
                 if plan.wanted is not None and plan.wanted.several:
                     return await self._relay_parts(plan.request, plan.wanted, link, trace)
                 return await self._from_a_peer(method, plan, link, trace)
@@ -257,7 +257,7 @@ class ShortRoad:
 
     async def _relay(self, method: str, transfer: Transfer, link: Link, trace: Trace) -> int:
         if method == "GET":
-            await transfer.hold(link.client, link.glance)
+            await transfer.hold(link.client, link.check_client)
         head = transfer.head
         rendered = self._render(head, transfer.served_by) + self._now() + b"\r\n\r\n"
         if method == "HEAD":

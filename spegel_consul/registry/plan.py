@@ -1,6 +1,6 @@
 # What shall be done with this request?
 #
-# Two roads lead to an answer, one that is short and one that can do everything, and they must never disagree.  So
+# Two paths lead to an answer, the fast path and the ASGI path, and they must never disagree.  So
 # both ask here, and here nothing waits: the request's text and the index in memory are all that is needed.
 
 """The decision about a request for content, without I/O."""

@@ -16,7 +16,7 @@ from spegel_consul.ring.dht.protocol_ids import KAD, WITHDRAW
 from spegel_consul.ring.dht.records import Records
 from spegel_consul.ring.members.background import Background
 from spegel_consul.ring.members.membership import Membership
-from spegel_consul.ring.members.rate_limit import Pace
+from spegel_consul.ring.members.rate_limit import RateLimit
 from spegel_consul.ring.net.host import Host, Stream
 from spegel_consul.ring.responder import Answers
 
@@ -39,7 +39,7 @@ class Service:
         self._records = records
         self._answers = answers
         self._inbound: dict[bytes, int] = {}
-        self._farewells = Pace(every=_FAREWELL_EVERY, burst=2)
+        self._farewells = RateLimit(every=_FAREWELL_EVERY, burst=2)
         host.serve(KAD, self._serve)
         host.serve(WITHDRAW, self._serve_withdrawal)
 

@@ -4,7 +4,7 @@
 # accepts nothing any more, ends the lookups that it has begun, and goes.  A generation that gets nowhere is
 # given up, and the old one stays.
 
-"""``Generations``: a ``Router`` that can be replaced while it is in use."""
+"""``ReplaceableRouter``: a ``Router`` that can be replaced while it is in use."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class _Generation:
             await self.router.run(task_status=task_status)
 
 
-class Generations:
+class ReplaceableRouter:
     """Routers that ``make`` makes, each the heir of the one that it is given (None for the first)."""
 
     def __init__(self, make: Callable[[KadRouter | None], KadRouter]) -> None:

@@ -33,7 +33,7 @@ from spegel_consul.ring.dht.records import Records
 from spegel_consul.ring.member_view import CIRCLE, MemberView, view
 from spegel_consul.ring.members.background import Background
 from spegel_consul.ring.members.membership import Membership
-from spegel_consul.ring.members.wakeup import Alarm
+from spegel_consul.ring.members.wakeup import WakeUp
 from spegel_consul.ring.net.host import Host
 from spegel_consul.ring.net.routes import has_route
 from spegel_consul.ring.protocol_server import Service
@@ -57,7 +57,7 @@ class KadRouter:
     for peers that don't tell, as Go Spegel does. ``also`` is this node's IP address of the other family, if it has one
     under which router and registry are dialled by the same ports. ``ttl`` is in seconds, ``hedge`` and ``gossip`` too:
     after how long without an answer one more peer is asked (at first), and the least time between two member exchanges.
-    With ``heir_of`` it takes over the keys and the records of another, whose place it is to take.
+    With ``successor_of`` it takes over the keys and the records of another, whose place it is to take.
     Raises RingError if an address to advertise is not an IP address that others can dial.
     """
 
@@ -70,7 +70,7 @@ class KadRouter:
         ttl: float = TTL,
         hedge: float = HEDGE,
         gossip: float = 5.0,
-        heir_of: KadRouter | None = None,
+        successor_of: KadRouter | None = None,
         rng: random.Random | None = None,
     ) -> None:
         self._host = host
@@ -89,15 +89,15 @@ class KadRouter:
             rng=self._rng,
         )
         self._members = self._membership.table
-        self._records: Records = heir_of._records if heir_of else Records(validity=ttl + _VALIDITY_MARGIN)
+        self._records: Records = successor_of._records if successor_of else Records(validity=ttl + _VALIDITY_MARGIN)
         self._announcements = Announcements(self._members.closest, ttl=ttl, rng=self._rng)
-        if heir_of is not None:
-            self._announcements.add(heir_of._announcements.keys())
+        if successor_of is not None:
+            self._announcements.add(successor_of._announcements.keys())
         self._answers = Answers(self._membership, self._records, self._announcements, rng=self._rng)
-        self._announce_alarm = Alarm()
+        self._announce_alarm = WakeUp()
         self._announces_at = math.inf
         self._rebalance = False
-        self._leaving: bool = heir_of is not None and heir_of._leaving
+        self._leaving: bool = successor_of is not None and successor_of._leaving
         # those that must be connected first may be gone, and take long to show it
         self._tell_limit, self._tell_cold_limit = trio.CapacityLimiter(8), trio.CapacityLimiter(32)
         self._service = Service(host, self._background, self._membership, self._records, self._answers)
@@ -236,7 +236,7 @@ class KadRouter:
 
     def _known(self, peer: bytes) -> Contact:
         member = self._members.get(peer)
-        return Contact(peer, member.routers, member.registry, member.twin) if member else Contact(peer, ())
+        return Contact(peer, member.routers, member.registry, member.secondary) if member else Contact(peer, ())
 
     def _offer(self, search: Lookup, found: Iterable[Contact], send: trio.MemorySendChannel[Provider]) -> None:
         """Yield providers, in random order so that not all nodes fetch from the same, without the dead."""
@@ -248,10 +248,10 @@ class KadRouter:
         for peer in search.offer(self._rng.sample(list(contacts), len(contacts))):
             self._membership.doubt(peer)
             named = contacts[peer]
-            address, twin = named.registry or Address(named.routers[0].host, self._registry_port), named.twin
-            if twin is not None and not has_route(address):
-                address, twin = twin, None
-            other = (twin.host, twin.port) if twin is not None else None
+            address, secondary = named.registry or Address(named.routers[0].host, self._registry_port), named.secondary
+            if secondary is not None and not has_route(address):
+                address, secondary = secondary, None
+            other = (secondary.host, secondary.port) if secondary is not None else None
             send.send_nowait(Provider(peer_id_to_text(peer), (address.host, address.port), other))
 
     def _on_change(self) -> None:

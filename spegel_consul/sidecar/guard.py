@@ -33,7 +33,7 @@ _STEPS = 20
 _LAST_WORDS = 1.0  # seconds
 
 
-class Patience:
+class Silence:
     """How long the sidecar has been silent, counted in steps of ``step`` seconds; ``silence`` seconds are too long."""
 
     def __init__(self, silence: float) -> None:
@@ -61,7 +61,7 @@ def watch(pid: int, beats: int, silence: float) -> NoReturn:
     ``silence``: seconds, counted from the first beat; the pipe's end ends the counting.
     """
     os.set_blocking(beats, False)
-    patience, ending = Patience(silence), False
+    patience, ending = Silence(silence), False
     while True:
         received = signal.sigtimedwait(SIGNALS, patience.step)
         if received is None:

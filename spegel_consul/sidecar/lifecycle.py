@@ -28,7 +28,7 @@ from spegel_consul import log as log_level
 from spegel_consul.consul.api.client import ConsulClient
 from spegel_consul.consul.catalog.catalog_registries import CatalogRegistries
 from spegel_consul.consul.catalog.catalog_watch import CatalogWatch
-from spegel_consul.consul.catalog.leader_service import Beacon
+from spegel_consul.consul.catalog.leader_service import LeaderService
 from spegel_consul.consul.catalog.registration import Registration, ServiceMode
 from spegel_consul.consul.catalog.service_definitions import REGISTRY, ROUTER, spegel_services
 from spegel_consul.consul.election.candidate import Candidate
@@ -39,12 +39,12 @@ from spegel_consul.endpoints.check import Status
 from spegel_consul.http.basic_auth import Credentials, CredentialsError
 from spegel_consul.http.peer_client import PeerClient
 from spegel_consul.http.server.connection import standing
-from spegel_consul.http.server.connection_limits import Door, raise_limit
+from spegel_consul.http.server.connection_limits import ConnectionLimits, raise_limit
 from spegel_consul.http.server.listen import ListenError, listen
 from spegel_consul.http.tls import Tls, TlsError
-from spegel_consul.join import Bootstrap, Roster
+from spegel_consul.join import Bootstrap, KnownRouters
 from spegel_consul.join.assemble import assemble
-from spegel_consul.join.catalog_routers import CatalogRoster
+from spegel_consul.join.catalog_routers import CatalogRouters
 from spegel_consul.join.join_settings import BootstrapKind
 from spegel_consul.join.keeper import RingKeeper
 from spegel_consul.join.remembered_members import Remembered
@@ -55,7 +55,7 @@ from spegel_consul.preflight import node_checks
 from spegel_consul.preflight.node_address import NoAddress, advertised
 from spegel_consul.registry.asgi_path import ContentApp
 from spegel_consul.registry.content_cache import ByteCache
-from spegel_consul.registry.fast_path import ShortRoad
+from spegel_consul.registry.fast_path import FastPath
 from spegel_consul.registry.mirror.mirror import Mirror
 from spegel_consul.registry.mirror.providers.provider_policy import PeerPolicy, any_node, one_of
 from spegel_consul.registry.mirror.trace import Trace, as_fields
@@ -64,7 +64,7 @@ from spegel_consul.registry.registry_app import build_app
 from spegel_consul.ring import Router
 from spegel_consul.ring.net.libp2p_host import Libp2pHost
 from spegel_consul.ring.net.node_key import load_or_create
-from spegel_consul.ring.restartable import Generations
+from spegel_consul.ring.restartable import ReplaceableRouter
 from spegel_consul.ring.router import KadRouter
 from spegel_consul.runtimes.containerd_sockets import SocketSearch, find_socket
 from spegel_consul.sidecar import watchdog
@@ -73,12 +73,12 @@ from spegel_consul.sidecar.stages import Runnable, Stages, attempt
 from spegel_consul.signals import stop_signals
 from spegel_consul.store import Store
 from spegel_consul.store.containerd.containerd_store import ContainerdStore
-from spegel_consul.store.inventory import Stock
+from spegel_consul.store.inventory import CountedStore
 from spegel_consul.store.layout import LayoutStore
 from spegel_consul.store.union import UnionStore
 from spegel_consul.web import metric_readings, web_app
 from spegel_consul.web.node_views import Consul, Node
-from spegel_consul.zerocopy.spool import Room
+from spegel_consul.zerocopy.spool import SpoolSpace
 
 log = structlog.get_logger(__name__)
 
@@ -209,9 +209,9 @@ async def _start(
         # each generation listens on a copy of the socket, and closes only that
         advertise = (node.router_address, node.router_port)
         host = Libp2pHost(node.identity, bind=node.router.dup(), advertise=advertise, also=node.also)
-        return KadRouter(host, registry=(node.address, node.registry_port), also=node.also, heir_of=before)
+        return KadRouter(host, registry=(node.address, node.registry_port), also=node.also, successor_of=before)
 
-    router = Generations(make_router)
+    router = ReplaceableRouter(make_router)
     await stages.start("store", store.run)
     await stages.start("ring", router.run)
     await stages.start("announcer", _announcer(store, router))
@@ -229,9 +229,9 @@ async def _start(
     resources.callback(peers.close)
     registries = CatalogRegistries()
     permits = one_of(registries.known) if settings.peer_policy is PeerPolicy.CATALOG else any_node
-    mirror = Mirror(router, peers, metrics, settings.mirror, node.credentials, permits, Room(settings.data_dir))
+    mirror = Mirror(router, peers, metrics, settings.mirror, node.credentials, permits, SpoolSpace(settings.data_dir))
     planner = Planner(store, settings.images, node.credentials)
-    short_road = ShortRoad(planner, store, mirror, ByteCache(settings.manifest_cache_size), metrics)
+    fast_path = FastPath(planner, store, mirror, ByteCache(settings.manifest_cache_size), metrics)
     view = Node(
         name=settings.node_name,
         registry=(node.address, node.registry_port),
@@ -251,13 +251,13 @@ async def _start(
     identity.add_to(others, lambda: router.me)
     content = ContentApp(others, planner, store, mirror, metrics)  # type: ignore[arg-type]
     called = frozenset({node.address, node.also or node.address})
-    door = Door(raise_limit())
-    await stages.serve("registry", content, node.registry, short_road, node.tls, door, called)  # type: ignore[arg-type]
+    limits = ConnectionLimits(raise_limit())
+    await stages.serve("registry", content, node.registry, fast_path, node.tls, limits, called)  # type: ignore[arg-type]
     # who follows events would keep a stop waiting
-    await stages.serve("web", web_app.build_app(view), node.metrics, door=door, drain_timeout=1.0)
+    await stages.serve("web", web_app.build_app(view), node.metrics, limits=limits, drain_timeout=1.0)
     metrics.http_inflight.set_function(
         lambda: {
-            (handler,): float(count + (short_road.inflight if handler == CONTENT else 0))
+            (handler,): float(count + (fast_path.inflight if handler == CONTENT else 0))
             for handler, count in content.inflight.items()
         }
     )
@@ -289,8 +289,8 @@ async def _start(
         nomad=node.nomad,
         trust=node.tls.client if node.tls is not None else None,
     )
-    roster = CatalogRoster(catalog) if catalog is not None else None
-    await _join(settings, bootstrap, roster, router, view, stages)
+    known_routers = CatalogRouters(catalog) if catalog is not None else None
+    await _join(settings, bootstrap, known_routers, router, view, stages)
 
 
 def _record(settings: Settings, node: _Node, router: Router) -> LeaderRecord:
@@ -355,7 +355,7 @@ async def _enter_consul(
         me,
         settings.election,
         crowd=lambda: len(catalog.members) if catalog is not None else 0,
-        beacon=Beacon(client, services.leader) if mode is not ServiceMode.OFF else None,
+        leader_service=LeaderService(client, services.leader) if mode is not ServiceMode.OFF else None,
     )
     view.consul = Consul(client, candidate, catalog, registration, registries.watch)
     await stages.start("election", candidate.run)
@@ -365,15 +365,15 @@ async def _enter_consul(
 async def _join(
     settings: Settings,
     bootstrap: Bootstrap,
-    roster: Roster | None,
-    router: Generations,
+    known_routers: KnownRouters | None,
+    router: ReplaceableRouter,
     view: Node,
     stages: Stages,
 ) -> None:
     view.keeper = keeper = RingKeeper(
         router,
         bootstrap,
-        roster=roster,
+        known_routers=known_routers,
         remembered=Remembered(settings.data_dir),
         on_leader_change=settings.on_leader_change,
     )
@@ -381,7 +381,7 @@ async def _join(
     await stages.start("keeper", keeper.run)
 
 
-def _store(settings: Settings) -> Stock:
+def _store(settings: Settings) -> CountedStore:
     if settings.store is StoreKind.LAYOUT:
         assert settings.layout_path is not None
         return LayoutStore(settings.layout_path, settings.images.accepts)
@@ -451,7 +451,7 @@ def _tell(trace: Trace) -> None:
     """One line for each mirrored request, for those who log at debug; nobody else pays for making it."""
     if log_level.level.current == "debug":
         facts = {name: value for name, value in trace.to_json().items() if value is not None and name != "number"}
-        log.debug("mirrored", **{**facts, **as_fields(trace.onward)})
+        log.debug("mirrored", **{**facts, **as_fields(trace.trace_headers)})
 
 
 async def _cancel_at(event: trio.Event, scope: trio.CancelScope) -> None:

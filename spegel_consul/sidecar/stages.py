@@ -18,10 +18,10 @@ import trio
 from hypercorn.typing import Framework
 
 from spegel_consul.consul.api.backoff import Backoff
-from spegel_consul.http.server.connection_limits import Door
+from spegel_consul.http.server.connection_limits import ConnectionLimits
 from spegel_consul.http.server.serve import DRAIN_TIMEOUT, serve
 from spegel_consul.http.tls import Tls
-from spegel_consul.registry.fast_path import ShortRoad
+from spegel_consul.registry.fast_path import FastPath
 
 log = structlog.get_logger(__name__)
 
@@ -71,9 +71,9 @@ class Stages:
         name: str,
         app: Framework,
         sock: socket.socket,
-        short_road: ShortRoad | None = None,
+        fast_path: FastPath | None = None,
         tls: Tls | None = None,
-        door: Door | None = None,
+        limits: ConnectionLimits | None = None,
         called: frozenset[str] = frozenset(),
         drain_timeout: float = DRAIN_TIMEOUT,
     ) -> None:
@@ -90,9 +90,9 @@ class Stages:
                 app,
                 sock.dup(),
                 stop=stop,
-                short_road=short_road,
+                fast_path=fast_path,
                 tls=tls,
-                door=door,
+                limits=limits,
                 called=called,
                 drain_timeout=drain_timeout,
                 task_status=task_status,

@@ -16,7 +16,7 @@ from spegel_consul.oci.digest import Digest
 from spegel_consul.store import Changed, Image, inventory
 from spegel_consul.store.blob_files import absent
 from spegel_consul.store.index import Index, everything
-from spegel_consul.store.inventory import Advertised, Stocked
+from spegel_consul.store.inventory import Advertised, StoredImage
 from spegel_consul.store.manifest_walk import Document
 from spegel_consul.store.watchers import Watchers
 
@@ -58,9 +58,9 @@ class IndexedStore:
     def keys(self) -> frozenset[str]:
         return self._index.keys()
 
-    def stocked(self) -> tuple[Stocked, ...]:
+    def stored_images(self) -> tuple[StoredImage, ...]:
         """The named images with their sizes, for people."""
-        return inventory.stocked(self._index)
+        return inventory.stored_images(self._index)
 
     def advertised(self) -> Advertised:
         """Counts of what is announced, for people."""

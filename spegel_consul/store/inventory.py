@@ -14,7 +14,7 @@ from spegel_consul.store.index import Index
 
 
 @dataclass(frozen=True, slots=True)
-class Stocked:
+class StoredImage:
     """A named image that is there whole; ``size`` is bytes of all its parts that are there, ``parts`` their number."""
 
     image: Image
@@ -31,7 +31,7 @@ class Advertised:
     contents: Mapping[str, int]
 
 
-class Stock(Store, Protocol):
+class CountedStore(Store, Protocol):
     """A store that can be shown to people."""
 
     @property
@@ -39,7 +39,7 @@ class Stock(Store, Protocol):
         """What is wrong with a part of the store, though the rest of it answers; one line each."""
         ...
 
-    def stocked(self) -> tuple[Stocked, ...]:
+    def stored_images(self) -> tuple[StoredImage, ...]:
         """The named images with their sizes."""
         ...
 
@@ -48,14 +48,14 @@ class Stock(Store, Protocol):
         ...
 
 
-def stocked(index: Index) -> tuple[Stocked, ...]:
+def stored_images(index: Index) -> tuple[StoredImage, ...]:
     """All named images, by name."""
-    return tuple(_stocked(index, image) for image in index.images())
+    return tuple(_stored_image(index, image) for image in index.images())
 
 
-def _stocked(index: Index, image: Image) -> Stocked:
+def _stored_image(index: Index, image: Image) -> StoredImage:
     present = [found for digest in index.reached(image.name) if (found := index.describe(digest)) is not None]
-    return Stocked(image, sum(found.size for found in present), len(present))
+    return StoredImage(image, sum(found.size for found in present), len(present))
 
 
 def advertised(index: Index) -> Advertised:

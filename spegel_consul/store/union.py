@@ -18,14 +18,14 @@ from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import BlobUnknown
 from spegel_consul.store import Blob, Changed, Image, Store
 from spegel_consul.store.blob_files import absent
-from spegel_consul.store.inventory import Advertised, Stock, Stocked
+from spegel_consul.store.inventory import Advertised, CountedStore, StoredImage
 from spegel_consul.store.watchers import Watchers
 
 
 class UnionStore:
     """``stores`` in the order in which they are asked; a name that several have means what the first one says."""
 
-    def __init__(self, stores: Sequence[Stock]) -> None:
+    def __init__(self, stores: Sequence[CountedStore]) -> None:
         self._stores = tuple(stores)
         self._watchers = Watchers()
         self._told: set[str] = set()
@@ -64,9 +64,9 @@ class UnionStore:
     def keys(self) -> frozenset[str]:
         return frozenset().union(*(store.keys() for store in self._stores))
 
-    def stocked(self) -> tuple[Stocked, ...]:
+    def stored_images(self) -> tuple[StoredImage, ...]:
         """The named images with their sizes, for people."""
-        named = {stocked.image.name: stocked for store in reversed(self._stores) for stocked in store.stocked()}
+        named = {stored.image.name: stored for store in reversed(self._stores) for stored in store.stored_images()}
         return tuple(named[name] for name in sorted(named))
 
     def advertised(self) -> Advertised:

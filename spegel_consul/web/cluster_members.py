@@ -22,7 +22,7 @@ from spegel_consul.peers import PeerInfo
 from spegel_consul.ring.member_view import MemberView
 
 
-class Census:
+class ClusterMembers:
     """``services`` are the healthy routers of the catalog, ``leader`` the last one known, ``registry`` our own."""
 
     def __init__(

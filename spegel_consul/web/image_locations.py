@@ -16,7 +16,7 @@ MOST = 50
 """Images that are asked for at a time; a page with more of them answers for the first."""
 
 
-class Whereabouts:
+class ImageLocations:
     """Names of the other nodes that have an image."""
 
     def __init__(self, node: Node) -> None:

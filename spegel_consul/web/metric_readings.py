@@ -45,8 +45,8 @@ def _connect_consul(node: Node, metrics: Metrics) -> None:
         read(lambda consul: consul.candidate.view.state is State.LEADER if consul.candidate is not None else None)
     )
     metrics.catalog_members.set_function(read(lambda consul: len(consul.members)))
-    metrics.ring_missing.set_function(read(lambda consul: len(node.census().missing)))
-    metrics.ring_split.set_function(read(lambda consul: bool(node.census().missing)))
+    metrics.ring_missing.set_function(read(lambda consul: len(node.cluster_members().missing)))
+    metrics.ring_split.set_function(read(lambda consul: bool(node.cluster_members().missing)))
     metrics.session_renewals.set_function(
         read(lambda consul: {(result,): float(number) for result, number in consul.client.renewals.items()})
     )

@@ -30,8 +30,8 @@ from spegel_consul.peers import PeerInfo
 from spegel_consul.registry.mirror.providers.penalties import Penalties
 from spegel_consul.registry.mirror.trace import Traces
 from spegel_consul.ring.member_view import MemberView
-from spegel_consul.store.inventory import Stock
-from spegel_consul.web.cluster_members import Census
+from spegel_consul.store.inventory import CountedStore
+from spegel_consul.web.cluster_members import ClusterMembers
 
 Document = dict[str, Any]
 """What is sent as JSON."""
@@ -85,7 +85,7 @@ class Node:
     registry: tuple[str, int]
     metrics_address: tuple[str, int]
     store_kind: str
-    store: Stock
+    store: CountedStore
     ring: Ring
     traces: Traces
     penalties: Penalties
@@ -110,7 +110,7 @@ class Node:
         """
         return self.store.problem
 
-    def warnings(self, census: Census | None = None) -> tuple[str, ...]:
+    def warnings(self, cluster_members: ClusterMembers | None = None) -> tuple[str, ...]:
         """What an operator should look at, though this node serves; one line each."""
         found = list(self.store.warnings)
         if self.keeper is not None and self.keeper.last_error is not None:
@@ -119,25 +119,25 @@ class Node:
             found.append("the leader changes so often that its changes are not followed for a while")
         if self.consul is not None:
             found += self.consul.problems()
-            census = census or self.census()
-            if missing := census.missing:
+            cluster_members = cluster_members or self.cluster_members()
+            if missing := cluster_members.missing:
                 names = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-                found.append(f"the ring lacks {len(missing)} of {census.catalog} healthy routers: {names}")
+                found.append(f"the ring lacks {len(missing)} of {cluster_members.catalog} healthy routers: {names}")
         failures = self.metrics.verification_failures._value.get()
         if failures:
             found.append(f"{failures:.0f} answers of peers had wrong bytes; the log names the peers")
         return tuple(found)
 
-    def census(self) -> Census:
+    def cluster_members(self) -> ClusterMembers:
         """The members of the cluster as they are known now; what takes one makes its own if it is given none."""
         consul = self.consul
         leader = consul.candidate.view.leader if consul is not None and consul.candidate is not None else None
         services = consul.members if consul is not None else ()
-        return Census(self.name, self.ring.me, _join(self.registry), self.ring.view(), services, leader)
+        return ClusterMembers(self.name, self.ring.me, _join(self.registry), self.ring.view(), services, leader)
 
-    def status(self, census: Census | None = None) -> Document:
+    def status(self, cluster_members: ClusterMembers | None = None) -> Document:
         """This node at a glance; times in seconds, unless their names end otherwise."""
-        problem, census = self.problem(), census or self.census()
+        problem, cluster_members = self.problem(), cluster_members or self.cluster_members()
         return {
             "node": {
                 "name": self.name,
@@ -153,13 +153,13 @@ class Node:
             },
             "ready": problem is None,
             "reasons": [problem] if problem is not None else [],
-            "warnings": list(self.warnings(census)),
+            "warnings": list(self.warnings(cluster_members)),
             "leader": self.leader(),
-            "ring": self._ring(census),
+            "ring": self._ring(cluster_members),
             "content": self._content(),
             "mirror": self._mirror(),
             "consul": self._consul(),
-            "transfers": self.transfers(census),
+            "transfers": self.transfers(cluster_members),
         }
 
     def leader(self) -> Document | None:
@@ -178,37 +178,42 @@ class Node:
             "me": view.state is State.LEADER,
         }
 
-    def peers(self, census: Census | None = None) -> list[Document]:
+    def peers(self, cluster_members: ClusterMembers | None = None) -> list[Document]:
         """This node and all others that the ring or the catalog knows, by name."""
-        return (census or self.census()).peers(self.ring.at, len(self.store.keys()))
+        return (cluster_members or self.cluster_members()).peers(self.ring.at, len(self.store.keys()))
 
     def images(self) -> list[Document]:
         """The images that this node has whole."""
         return [
-            {"name": stocked.image.name, "digest": stocked.image.digest, "size": stocked.size, "parts": stocked.parts}
-            for stocked in self.store.stocked()
+            {
+                "name": stored.image.name,
+                "digest": stored.image.digest,
+                "size": stored.size,
+                "parts": stored.parts,
+            }
+            for stored in self.store.stored_images()
         ]
 
-    def transfers(self, census: Census | None = None) -> list[Document]:
+    def transfers(self, cluster_members: ClusterMembers | None = None) -> list[Document]:
         """Requests that are being looked up or streamed now, the oldest first."""
-        return self._named(list(self.traces.live.values()), census)
+        return self._named(list(self.traces.live.values()), cluster_members)
 
-    def requests(self, census: Census | None = None) -> list[Document]:
+    def requests(self, cluster_members: ClusterMembers | None = None) -> list[Document]:
         """The last requests that were looked up at peers, the newest first."""
-        return self._named(list(reversed(self.traces.over)), census)
+        return self._named(list(reversed(self.traces.over)), cluster_members)
 
-    def _named(self, traces: Sequence[Any], census: Census | None) -> list[Document]:
+    def _named(self, traces: Sequence[Any], cluster_members: ClusterMembers | None) -> list[Document]:
         if not traces:
             return []
-        now, names = time.perf_counter(), (census or self.census()).registries()
+        now, names = time.perf_counter(), (cluster_members or self.cluster_members()).registries()
         found = [trace.to_json(now) for trace in traces]
         return [{**document, "peer_node": names.get(str(document["peer"]))} for document in found]
 
-    def _ring(self, census: Census) -> Document:
-        missing, catalog = census.missing, census.catalog
+    def _ring(self, cluster_members: ClusterMembers) -> Document:
+        missing, catalog = cluster_members.missing, cluster_members.catalog
         return {
-            "members": sum(member.alive for member in census.view),
-            "dead": sum(not member.alive for member in census.view),
+            "members": sum(member.alive for member in cluster_members.view),
+            "dead": sum(not member.alive for member in cluster_members.view),
             "catalog": catalog if self.consul is not None and self.consul.catalog is not None else None,
             "missing": missing,
             "coverage": round(1 - len(missing) / catalog, 4) if catalog else None,
@@ -221,10 +226,10 @@ class Node:
         }
 
     def _content(self) -> Document:
-        stocked = self.store.stocked()
+        stored_images = self.store.stored_images()
         return {
-            "images": len(stocked),
-            "bytes": sum(image.size for image in stocked),
+            "images": len(stored_images),
+            "bytes": sum(image.size for image in stored_images),
             "keys": len(self.store.keys()),
         }
 

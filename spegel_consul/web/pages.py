@@ -17,7 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from quart import Blueprint, Response, request
 
 from spegel_consul.web import drawing, formatting, request_origin
-from spegel_consul.web.image_locations import Whereabouts
+from spegel_consul.web.image_locations import ImageLocations
 from spegel_consul.web.node_views import Document, Node
 from spegel_consul.web.questions import BadQuestion, Busy, Measurer
 
@@ -43,19 +43,19 @@ def blueprint(node: Node, measurer: Measurer) -> Blueprint:
     """The routes below ``/debug/web``."""
     pages = Blueprint("pages", __name__, url_prefix=ROOT.rstrip("/"))
     templates = _templates()
-    whereabouts = Whereabouts(node)
+    locations = ImageLocations(node)
     threads = trio.CapacityLimiter(1)
     files = {path.name: (path.read_bytes(), _TYPES[path.suffix]) for path in _STATIC.iterdir() if path.suffix in _TYPES}
 
     async def page(status: int = 200, find: str = "", **measured: Any) -> Response:
-        census = node.census()
-        images, peers, requests = node.images(), node.peers(census), node.requests(census)
+        cluster_members = node.cluster_members()
+        images, peers, requests = node.images(), node.peers(cluster_members), node.requests(cluster_members)
         received = _received(requests)
         found = _found(find, images, ("name", "digest"))
         shown = found[:MOST_ROWS]
         listed = _found(find, peers, ("node", "id", "registry", "state", "version"))
         facts = {
-            "status": node.status(census),
+            "status": node.status(cluster_members),
             "find": find,
             "many": max(len(peers), len(images)) > MOST_ROWS,
             "peers": _by_interest(listed, received)[:MOST_ROWS],
@@ -64,9 +64,9 @@ def blueprint(node: Node, measurer: Measurer) -> Blueprint:
             "images": shown,
             "images_found": len(found),
             "images_known": len(images),
-            "elsewhere": await whereabouts.of([image["name"] for image in shown]),
+            "elsewhere": await locations.of([image["name"] for image in shown]),
             "requests": _found(find, requests, ("reference", "peer_node", "peer", "outcome")),
-            "transfers": node.transfers(census),
+            "transfers": node.transfers(cluster_members),
             "ring": drawing.ring(peers, received),
             "widest": _widest(requests),
             "phases": drawing.PHASES,

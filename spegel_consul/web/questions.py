@@ -52,7 +52,7 @@ def parse(text: str) -> tuple[str, Reference | None]:
 
 async def lookup(node: Node, key: str, *, within: float = LOOKUP_TIMEOUT) -> Document:
     """Who has ``key``: this node, and others in the order in which they were found; times in milliseconds."""
-    began, names = trio.current_time(), node.census().names
+    began, names = trio.current_time(), node.cluster_members().names
     providers: list[Document] = []
     problem = None
     with trio.move_on_after(within) as deadline:
@@ -161,7 +161,7 @@ class Measurer:
             try:
                 async with Puller(
                     node.registry,
-                    names=node.census().registries(),
+                    names=node.cluster_members().registries(),
                     progress=measurement.grew,
                     headers=headers,
                     tls=node.tls,

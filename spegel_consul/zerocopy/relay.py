@@ -26,7 +26,7 @@ import trio
 from spegel_consul.zerocopy.hash_tap import FLAGS, PIPE_SIZE, Tap
 from spegel_consul.zerocopy.position import Position
 from spegel_consul.zerocopy.send import STALL, send_bytes
-from spegel_consul.zerocopy.source import Pace, Source, SourceFailed
+from spegel_consul.zerocopy.source import Source, SourceFailed, Throughput
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -93,7 +93,7 @@ class Relay:
         await send_bytes(self._sink, data)
         self._position.gave(len(data))
 
-    async def pull(self, source: Source, pace: Pace) -> None:
+    async def pull(self, source: Source, throughput: Throughput) -> None:
         """Carry all that is left from ``source``.
 
         Raises SourceFailed or SourceSlow; then the position tells what another source has to give.
@@ -104,7 +104,7 @@ class Relay:
                 taken = os.splice(origin, inlet, min(left, PIPE_SIZE), flags=FLAGS)
             except BlockingIOError:
                 turn = _TURN
-                await pace.readable(origin, left)
+                await throughput.readable(origin, left)
                 continue
             except OSError as exc:
                 raise SourceFailed(exc.strerror or repr(exc)) from None

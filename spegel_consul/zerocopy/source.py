@@ -59,7 +59,7 @@ class _Stretch:
         return found
 
 
-class Pace:
+class Throughput:
     """How fast the sources of one transfer are.
 
     A source may be silent for ``stall`` seconds. One that gives less than ``least`` bytes per second is told of once in

@@ -16,7 +16,7 @@
 # The disk is shared fairly.  This node's own runtime may have all of the room.  Other machines together may have half
 # of it and each of them a quarter, because a client that reads slowly occupies its spool for as long as it likes.
 
-"""Holding a body back in an unnamed file, and hashing it on the way there."""
+"""HeldBody a body back in an unnamed file, and hashing it on the way there."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ import trio
 
 from spegel_consul.zerocopy.hash_tap import FLAGS, PIPE_SIZE, Tap
 from spegel_consul.zerocopy.position import Position
-from spegel_consul.zerocopy.source import Pace, Source, SourceFailed
+from spegel_consul.zerocopy.source import Source, SourceFailed, Throughput
 
 if TYPE_CHECKING:
     from hashlib import _Hash
 
 _TURN = 4 << 20  # bytes after which everybody else in the process has a turn
-_GLANCE = 0.25  # seconds between two glances at the client, if the source makes us wait
+_CHECK_CLIENT = 0.25  # seconds between two glances at the client, if the source makes us wait
 _IN_MEMORY = 64 << 20  # bytes of all spools together where there is no directory
 _GRACE = 5.0  # seconds that the disk may take when there is no time left
 _LONG = 4 << 20  # bytes whose pages take a while to free
@@ -51,7 +51,7 @@ OWN = ""
 """Stands for this machine where the address of a client is asked for."""
 
 
-class Room:
+class SpoolSpace:
     """Where spools may be: in ``directory``, else where temporary files are, else in memory."""
 
     def __init__(self, directory: Path | None) -> None:
@@ -118,17 +118,17 @@ class Spool:
     Raises OSError if the limit of open files is reached.
     """
 
-    def __init__(self, room: Room, position: Position, hasher: _Hash, until: float, client: str = OWN) -> None:
+    def __init__(self, room: SpoolSpace, position: Position, hasher: _Hash, until: float, client: str = OWN) -> None:
         self._room = room
         self._client = client
         self._position = position
         self._until = until
-        self._next_glance = trio.current_time() + _GLANCE
+        self._next_check = trio.current_time() + _CHECK_CLIENT
         self._tap = Tap(hasher, self._write)
         self._charged = position.total
         self._unwritten = memoryview(b"")
         room.promise(client, self._charged)
-        self.glance: Callable[[], None] = lambda: None
+        self.check_client: Callable[[], None] = lambda: None
         """Raises OSError if the client for which bytes are taken has left."""
         self.fd = -1
         self.stored = 0
@@ -177,7 +177,7 @@ class Spool:
         with trio.fail_at(self._until + _GRACE):
             await self._tap.writable()
 
-    async def pull(self, source: Source, pace: Pace) -> None:
+    async def pull(self, source: Source, throughput: Throughput) -> None:
         """Take all that is left from ``source``. Raises SourceFailed or SourceSlow; what was taken before is kept."""
         origin, inlet, position, turn = source.fileno(), self._tap.inlet, self._position, _TURN
         await self._flush()
@@ -192,10 +192,10 @@ class Spool:
                     arrived = False
                 else:
                     began = trio.current_time()
-                    arrived = await self._arrival(origin, pace.stall)
+                    arrived = await self._arrival(origin, throughput.stall)
                     if not arrived and not self.ended:
-                        raise SourceFailed(f"sent nothing for {pace.stall:g} s", hung=True) from None
-                    pace.waited(trio.current_time() - began, position.left)
+                        raise SourceFailed(f"sent nothing for {throughput.stall:g} s", hung=True) from None
+                    throughput.waited(trio.current_time() - began, position.left)
                 continue
             except BrokenPipeError:  # the thread is gone, which is no source's fault
                 self.full = True
@@ -209,17 +209,17 @@ class Spool:
             turn -= taken
             if turn <= 0:
                 turn = _TURN
-                self.glance()
+                self.check_client()
                 await trio.lowlevel.checkpoint()
 
     async def _arrival(self, origin: int, patience: float) -> bool:
         """Whether bytes came in time."""
         deadline = min(trio.current_time() + patience, self._until)
         while (now := trio.current_time()) < deadline:
-            if now >= self._next_glance:
-                self._next_glance = now + _GLANCE
-                self.glance()
-            with trio.move_on_at(min(self._next_glance, deadline)):
+            if now >= self._next_check:
+                self._next_check = now + _CHECK_CLIENT
+                self.check_client()
+            with trio.move_on_at(min(self._next_check, deadline)):
                 await trio.lowlevel.wait_readable(origin)
                 return True
         return False

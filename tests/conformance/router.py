@@ -235,7 +235,7 @@ class RouterSuite:
         await routers[1].announce(["key"])
         await eventually_finds(routers[0], "key", {routers[1].me.id})
 
-        async def glance(pause: float) -> None:
+        async def check_client(pause: float) -> None:
             with trio.move_on_after(pause):
                 async with routers[0].lookup("key") as providers:
                     async for _ in providers:
@@ -247,7 +247,7 @@ class RouterSuite:
         for number in range(10):
             async with trio.open_nursery() as nursery:
                 for step in range(8):
-                    nursery.start_soon(glance, (number + step) * 0.0007)
+                    nursery.start_soon(check_client, (number + step) * 0.0007)
         assert len(routers[0].members()) == 2
         for router in (routers[0], routers[2]):
             assert [provider.peer_id for provider in await find(router, "key")] == [routers[1].me.id]

@@ -1,8 +1,8 @@
 # The whole of a registry's port, without a network: one end of a socket pair is a connection of the server.  The same
-# bytes go to a server with the short road and to one without, once whole and once in two pieces; what comes back
+# bytes go to a server with the fast path and to one without, once whole and once in two pieces; what comes back
 # must be the same up to dates, be complete, and the application must not have logged a traceback.
 
-"""Fuzzing what answers HTTP, both roads."""
+"""Fuzzing what answers HTTP, both paths."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from spegel_consul.metrics.sidecar_metrics import Metrics
 from spegel_consul.oci.filters import ImageFilter
 from spegel_consul.registry.asgi_path import ContentApp
 from spegel_consul.registry.content_cache import ByteCache
-from spegel_consul.registry.fast_path import ShortRoad
+from spegel_consul.registry.fast_path import FastPath
 from spegel_consul.registry.mirror.mirror import Mirror
 from spegel_consul.registry.plan import Planner
 from spegel_consul.registry.registry_app import build_app
@@ -34,8 +34,8 @@ _VARIES = re.compile(rb"(?i)\r\ndate: [^\r]*")
 _BOUNDARY = re.compile(rb"(boundary=|--)[0-9a-f]{32}")
 
 
-def both_roads(data: bytes) -> None:
-    """Answers of the two roads to the same bytes."""
+def both_paths(data: bytes) -> None:
+    """Answers of the two paths to the same bytes."""
     problems: list[str] = []
 
     def heed(_: Any, method: str, event: dict[str, Any]) -> dict[str, Any]:
@@ -69,7 +69,7 @@ async def _answers(data: bytes, directory: Path, patience: float, *, short: bool
     mirror = Mirror(ListRouter(), client, metrics)  # type: ignore[arg-type]
     planner = Planner(store, ImageFilter())
     app = ContentApp(build_app(lambda: None), planner, store, mirror, metrics)  # type: ignore[arg-type]
-    road = ShortRoad(planner, store, mirror, ByteCache(1 << 20), metrics) if short else None
+    fast_path = FastPath(planner, store, mirror, ByteCache(1 << 20), metrics) if short else None
     sock = listen(ListenAddress("127.0.0.1", 0), "--registry-addr")
     stop, address = trio.Event(), sock.getsockname()
     received = b""
@@ -77,7 +77,7 @@ async def _answers(data: bytes, directory: Path, patience: float, *, short: bool
         async with trio.open_nursery() as nursery:
 
             async def run(task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-                await serve(app, sock, stop=stop.wait, short_road=road, drain_timeout=1, task_status=task_status)  # type: ignore[arg-type]
+                await serve(app, sock, stop=stop.wait, fast_path=fast_path, drain_timeout=1, task_status=task_status)  # type: ignore[arg-type]
 
             await nursery.start(run)
             async with await trio.open_tcp_stream(*address) as stream:

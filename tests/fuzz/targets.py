@@ -353,7 +353,7 @@ def state_files(data: bytes) -> None:
 TARGETS: dict[str, Callable[[bytes], None]] = {
     target.__name__: target
     for target in (
-        reference, path, byte_range, request_head, reply, http.both_roads, kad, members, withdrawal, identify,
+        reference, path, byte_range, request_head, reply, http.both_paths, kad, members, withdrawal, identify,
         multiaddr, containerd_event, manifest, leader_value, peer_document, consul_answer, kv_value, nomad_answer,
         dns_answer, hosts_toml, daemon_json, containerd_config, state_files,
     )

@@ -14,7 +14,7 @@ from fuzz.mutate import generated
 from fuzz.seeds import CORPUS, files, seeds
 from fuzz.targets import TARGETS
 
-_FEW = {"both_roads": 15, "consul_answer": 60, "kv_value": 40, "nomad_answer": 60, "state_files": 80}
+_FEW = {"both_paths": 15, "consul_answer": 60, "kv_value": 40, "nomad_answer": 60, "state_files": 80}
 
 
 @pytest.mark.parametrize("target", TARGETS)

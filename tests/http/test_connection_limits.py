@@ -7,28 +7,34 @@ import resource
 import pytest
 from structlog.testing import capture_logs
 
-from spegel_consul.http.server.connection_limits import ENOUGH_FILES, MOST_EACH, MOST_FILES, Door, raise_limit
+from spegel_consul.http.server.connection_limits import (
+    ENOUGH_FILES,
+    MOST_EACH,
+    MOST_FILES,
+    ConnectionLimits,
+    raise_limit,
+)
 
 
 async def test_one_address_has_a_share_and_all_together_another() -> None:
-    door = Door(1000)
+    limits = ConnectionLimits(1000)
     with capture_logs() as said:
-        assert sum(door.enter("10.0.0.1") for _ in range(2000)) == 250
+        assert sum(limits.enter("10.0.0.1") for _ in range(2000)) == 250
     assert [line["address"] for line in said] == ["10.0.0.1"]
-    assert sum(door.enter(f"10.0.1.{number}") for number in range(250) for _ in range(10)) == 250
-    door.leave("10.0.0.1")
-    assert door.enter("10.0.0.2")
-    assert not door.enter("10.0.0.1")
-    large = Door(1 << 20)
+    assert sum(limits.enter(f"10.0.1.{number}") for number in range(250) for _ in range(10)) == 250
+    limits.leave("10.0.0.1")
+    assert limits.enter("10.0.0.2")
+    assert not limits.enter("10.0.0.1")
+    large = ConnectionLimits(1 << 20)
     assert sum(large.enter("10.0.0.1") for _ in range(10_000)) == MOST_EACH
 
 
 async def test_who_has_left_is_forgotten() -> None:
-    door = Door(1000)
+    limits = ConnectionLimits(1000)
     for number in range(5000):
-        assert door.enter(f"address {number}")
-        door.leave(f"address {number}")
-    assert not door._inside
+        assert limits.enter(f"address {number}")
+        limits.leave(f"address {number}")
+    assert not limits._inside
 
 
 @pytest.fixture

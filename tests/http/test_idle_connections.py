@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from spegel_consul.http.server.idle_connections import Guest, Lobby
+from spegel_consul.http.server.idle_connections import IdleConnection, IdleConnections
 from spegel_consul.http.server.idle_timer import IdleTimer
 
 
@@ -19,14 +19,14 @@ async def nothing() -> None:
 
 @dataclass
 class Room:
-    lobby: Lobby
+    idle_connections: IdleConnections
     asked: list[bytes] = field(default_factory=list)
 
-    def pair(self) -> tuple[socket.socket, Guest]:
+    def pair(self) -> tuple[socket.socket, IdleConnection]:
         client, server = socket.socketpair()
         client.setblocking(False)
         timer = IdleTimer(100, nothing, nothing)
-        return client, Guest(trio.socket.from_stdlib_socket(server), timer, False, lambda: False)
+        return client, IdleConnection(trio.socket.from_stdlib_socket(server), timer, False, lambda: False)
 
 
 @pytest.fixture
@@ -39,8 +39,8 @@ async def room(nursery: trio.Nursery) -> Room:
             raise OSError("stale file handle")
         return answers.get(data)
 
-    room = Room(Lobby(at_once))
-    await nursery.start(room.lobby.run)
+    room = Room(IdleConnections(at_once))
+    await nursery.start(room.idle_connections.run)
     return room
 
 
@@ -54,11 +54,11 @@ async def receive(client: socket.socket, count: int) -> bytes:
 
 
 async def test_what_is_known_is_answered_and_the_rest_is_handed_over(room: Room, nursery: trio.Nursery) -> None:
-    client, guest = room.pair()
+    client, idle = room.pair()
     got: list[bytes] = []
 
     async def connection() -> None:
-        while data := await room.lobby.next_request(guest):
+        while data := await room.idle_connections.next_request(idle):
             got.append(data)
         got.append(b"left")
 
@@ -80,14 +80,14 @@ async def test_what_is_known_is_answered_and_the_rest_is_handed_over(room: Room,
     with trio.fail_after(5):
         while got != [b"what?", b"bug", b"left"]:
             await trio.sleep(0.01)
-    guest.sock.close()
+    idle.sock.close()
 
 
 async def test_an_answer_that_does_not_fit_is_sent_by_the_connection(room: Room, nursery: trio.Nursery) -> None:
-    client, guest = room.pair()
+    client, idle = room.pair()
     other, second = room.pair()
-    nursery.start_soon(room.lobby.next_request, guest)
-    nursery.start_soon(room.lobby.next_request, second)
+    nursery.start_soon(room.idle_connections.next_request, idle)
+    nursery.start_soon(room.idle_connections.next_request, second)
     await trio.testing.wait_all_tasks_blocked(0.05)
     client.send(b"big")
     await trio.testing.wait_all_tasks_blocked(0.05)
@@ -99,29 +99,29 @@ async def test_an_answer_that_does_not_fit_is_sent_by_the_connection(room: Room,
     for each in (client, other):
         each.close()
     await trio.testing.wait_all_tasks_blocked(0.05)
-    guest.sock.close()
+    idle.sock.close()
     second.sock.close()
 
 
 async def test_a_wait_can_be_cancelled_or_dismissed(room: Room, nursery: trio.Nursery) -> None:
-    client, guest = room.pair()
+    client, idle = room.pair()
     with client:
         with trio.move_on_after(0.05) as scope:
-            await room.lobby.next_request(guest)
+            await room.idle_connections.next_request(idle)
         assert scope.cancelled_caught
         async with trio.open_nursery() as inner:
 
             async def wait() -> None:
-                assert await room.lobby.next_request(guest) == b""
+                assert await room.idle_connections.next_request(idle) == b""
 
             inner.start_soon(wait)
             await trio.testing.wait_all_tasks_blocked(0.05)
-            room.lobby.dismiss(guest)
-            room.lobby.dismiss(guest)  # and once more does no harm
+            room.idle_connections.dismiss(idle)
+            room.idle_connections.dismiss(idle)  # and once more does no harm
         client.send(b"ping")
         await trio.sleep(0.05)
         assert room.asked == []  # nobody reads from a connection that does not wait
-    guest.sock.close()
+    idle.sock.close()
 
 
 async def test_a_reset_is_a_departure(room: Room, nursery: trio.Nursery) -> None:
@@ -129,10 +129,10 @@ async def test_a_reset_is_a_departure(room: Room, nursery: trio.Nursery) -> None
     client = socket.create_connection(listener.getsockname())
     server, _ = listener.accept()
     server.setblocking(False)
-    guest = Guest(trio.socket.from_stdlib_socket(server), IdleTimer(100, nothing, nothing), True, lambda: False)
+    idle = IdleConnection(trio.socket.from_stdlib_socket(server), IdleTimer(100, nothing, nothing), True, lambda: False)
     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
     client.close()
     with trio.fail_after(5):
-        assert await room.lobby.next_request(guest) == b""
-    guest.sock.close()
+        assert await room.idle_connections.next_request(idle) == b""
+    idle.sock.close()
     listener.close()

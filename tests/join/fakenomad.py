@@ -42,7 +42,7 @@ class FakeNomad:
                 return httpx.Response(fault, text="because I say so\nand more")
             if fault == "read-only" and request.method != "GET":
                 return httpx.Response(403, text="Permission denied")
-            return await self._answer(request)
+            return await self._observed(request)
 
         return NomadClient(settings or NomadSettings(), transport=httpx.MockTransport(handle))
 
@@ -66,7 +66,7 @@ class FakeNomad:
         lock = variable["Lock"]
         return lock is not None and trio.current_time() < lock["expires"] + lock["delay"]
 
-    async def _answer(self, request: httpx.Request) -> httpx.Response:
+    async def _observed(self, request: httpx.Request) -> httpx.Response:
         query = dict(parse_qsl(request.url.query.decode(), keep_blank_values=True))
         if request.url.path.startswith("/v1/service/"):
             return httpx.Response(200, json=self.services.get(request.url.path.removeprefix("/v1/service/"), []))

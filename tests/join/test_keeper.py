@@ -227,7 +227,7 @@ async def test_two_rings_of_one_catalog_are_found_out_and_become_one(
     left, right = await ring_of(nursery, ring, 3), await ring_of(nursery, ring, 3)
     router = Recorder(ring)
     catalog = Catalog(router.me, *(each.me for each in left))
-    keeper = await keep(nursery, router, Named(left[0].me), roster=catalog)
+    keeper = await keep(nursery, router, Named(left[0].me), known_routers=catalog)
     await trio.sleep(100)
     assert (keeper.missing, len(router.members())) == (0, 3)
     catalog.named += tuple(each.me for each in right)
@@ -248,7 +248,7 @@ async def test_a_split_that_stays_is_told_once(nursery: trio.Nursery, autojump_c
     router, friend, stranger = OneWay(ring), await other(nursery, ring), await other(nursery, ring)
     catalog = Catalog(router.me, friend.me, stranger.me)
     with structlog.testing.capture_logs() as logs:
-        keeper = await keep(nursery, router, Named(friend.me), roster=catalog)
+        keeper = await keep(nursery, router, Named(friend.me), known_routers=catalog)
         await trio.sleep(600)
     assert [entry["event"] for entry in logs] == ["ring_joined", "ring_split"]
     assert (keeper.splits, keeper.missing) == (1, 1)
@@ -266,7 +266,7 @@ async def test_a_catalog_that_is_empty_filtered_or_old_drops_nobody(
     router = Recorder(ring)
     catalog = Catalog(router.me, *(each.me for each in friends))
     bootstrap = Named(friends[0].me)
-    keeper = await keep(nursery, router, bootstrap, roster=catalog)
+    keeper = await keep(nursery, router, bootstrap, known_routers=catalog)
     everybody = {each.me for each in friends}
     for named in ((), (router.me,), (friends[1].me,), (gone.me,), (gone.me, *everybody)):
         catalog.named = named
@@ -282,7 +282,7 @@ async def test_a_catalog_without_ids_is_compared_by_address(nursery: trio.Nurser
     ring = MemoryRing()
     router, friend = Recorder(ring), await other(nursery, ring)
     catalog = Catalog(*(PeerInfo(None, each.me.addrs) for each in (router, friend)))
-    keeper = await keep(nursery, router, Named(), roster=catalog)
+    keeper = await keep(nursery, router, Named(), known_routers=catalog)
     await trio.sleep(20)
     assert router.members() == (friend.me,)
     await trio.sleep(600)

@@ -16,7 +16,7 @@ from spegel_consul.join.keeper import RingKeeper
 from spegel_consul.join.leader_change import OnLeaderChange
 from spegel_consul.ring.net.libp2p_host import Libp2pHost
 from spegel_consul.ring.net.node_key import load_or_create
-from spegel_consul.ring.restartable import Generations
+from spegel_consul.ring.restartable import ReplaceableRouter
 from spegel_consul.ring.router import KadRouter
 
 NODES, CHANGES, LOOKUPS = 5, 10, 1000
@@ -32,7 +32,7 @@ def sockets() -> Iterator[list[socket.socket]]:
         sock.close()
 
 
-def node(number: int, sockets: list[socket.socket]) -> Generations:
+def node(number: int, sockets: list[socket.socket]) -> ReplaceableRouter:
     key, sock = load_or_create(None), socket.create_server(("127.0.0.1", 0))
     sock.setblocking(False)
     sockets.append(sock)
@@ -40,9 +40,9 @@ def node(number: int, sockets: list[socket.socket]) -> Generations:
 
     def make(before: KadRouter | None) -> KadRouter:
         host = Libp2pHost(key, bind=sock.dup(), advertise=("127.0.0.1", port))
-        return KadRouter(host, registry=("127.0.0.1", 5000 + number), heir_of=before)
+        return KadRouter(host, registry=("127.0.0.1", 5000 + number), successor_of=before)
 
-    return Generations(make)
+    return ReplaceableRouter(make)
 
 
 @pytest.mark.parametrize("policy", [OnLeaderChange.REJOIN, OnLeaderChange.RESTART])

@@ -21,7 +21,7 @@ from spegel_consul.join.leader_change import OnLeaderChange
 from spegel_consul.join.peer_formats import FIRST
 from spegel_consul.join.polled import PolledBootstrap
 from spegel_consul.peers import PeerInfo
-from spegel_consul.ring.restartable import Generations
+from spegel_consul.ring.restartable import ReplaceableRouter
 from spegel_consul.ring.router import KadRouter
 
 NODES = 10
@@ -49,11 +49,11 @@ class Deploy:
     def __init__(self, nursery: trio.Nursery, policy: OnLeaderChange, elected: Named | None = None) -> None:
         self._nursery, self._policy, self._elected = nursery, policy, elected
         self._network, self._records = SimNetwork(), Records()
-        self._running: list[tuple[Generations, trio.CancelScope]] = []
+        self._running: list[tuple[ReplaceableRouter, trio.CancelScope]] = []
         self._numbers = iter(range(250, 0, -1))  # each new node has the lowest address: it is named first
         self.keepers: list[RingKeeper] = []
 
-    def _bootstrap(self, router: Generations) -> Bootstrap:
+    def _bootstrap(self, router: ReplaceableRouter) -> Bootstrap:
         if self._elected is not None:
             return self._elected
         dns = PolledBootstrap(self._records, rng=random.Random(len(self.keepers)))
@@ -64,9 +64,9 @@ class Deploy:
 
         def make(before: KadRouter | None) -> KadRouter:
             host = self._network.host(f"10.0.0.{number}", number)
-            return KadRouter(host, registry=(f"10.0.0.{number}", 5000), heir_of=before, rng=random.Random(number))
+            return KadRouter(host, registry=(f"10.0.0.{number}", 5000), successor_of=before, rng=random.Random(number))
 
-        router, scope = Generations(make), trio.CancelScope()
+        router, scope = ReplaceableRouter(make), trio.CancelScope()
         bootstrap = self._bootstrap(router)
         keeper = RingKeeper(router, bootstrap, on_leader_change=self._policy, rng=random.Random(number))
 

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.real
 
 
 def test_the_image_is_built_and_docker_pulls_through_it(cluster, image) -> None:
-    as_root, as_guest = [line for line in documents.lines("docker/README.md") if line.startswith("docker run ")]
+    as_root, as_idle = [line for line in documents.lines("docker/README.md") if line.startswith("docker run ")]
     lab = cluster(2, containerd=[None, "21"])
     docker = lab[0].add_docker("28", installed=True)
     neighbour = lab[1].start_sidecar(wait=False)
@@ -72,7 +72,7 @@ def test_the_image_is_built_and_docker_pulls_through_it(cluster, image) -> None:
     assert neighbour.stop() == 0
     assert lab[0].request(layer).body == app.blob(app.amd64.layers[1]).read_bytes()
     stop(mirror)
-    guest = start(as_guest)
-    assert json.loads(docker.docker("inspect", guest))[0]["Config"]["User"] == "65532"
+    idle = start(as_idle)
+    assert json.loads(docker.docker("inspect", idle))[0]["Config"]["User"] == "65532"
     assert lab[0].request(layer).body == app.blob(app.amd64.layers[1]).read_bytes()
-    stop(guest)
+    stop(idle)

@@ -13,7 +13,7 @@ import trio
 from spegel_consul.http.basic_auth import Credentials
 from spegel_consul.http.peer_client import PeerClient, PeerLimits
 from spegel_consul.http.server.connection import Link
-from spegel_consul.http.server.connection_limits import Door
+from spegel_consul.http.server.connection_limits import ConnectionLimits
 from spegel_consul.http.server.listen import ListenAddress, listen
 from spegel_consul.http.server.serve import serve
 from spegel_consul.http.tls import Tls
@@ -23,7 +23,7 @@ from spegel_consul.oci.filters import ImageFilter
 from spegel_consul.peers import Provider
 from spegel_consul.registry.asgi_path import ContentApp
 from spegel_consul.registry.content_cache import ByteCache
-from spegel_consul.registry.fast_path import ShortRoad
+from spegel_consul.registry.fast_path import FastPath
 from spegel_consul.registry.mirror.mirror import Mirror, MirrorSettings
 from spegel_consul.registry.mirror.providers.provider_policy import Permits, any_node
 from spegel_consul.registry.plan import Planner
@@ -36,7 +36,7 @@ LIMITS = PeerLimits(connect=0.5, first_byte=0.5, stall=0.5)
 
 
 class FileStore(MemoryStore):
-    """Content in memory that has files too, as a runtime's has; without them the short road has nothing to send."""
+    """Content in memory that has files too, as a runtime's has; without them the fast path has nothing to send."""
 
     def __init__(self, directory: Path) -> None:
         super().__init__()
@@ -51,20 +51,20 @@ class FileStore(MemoryStore):
         return str(path)
 
 
-class CountedRoad:
-    """The short road, and how often it was taken."""
+class CountedFastPath:
+    """The fast path, and how often it was taken."""
 
-    def __init__(self, road: ShortRoad) -> None:
-        self._road = road
+    def __init__(self, fast_path: FastPath) -> None:
+        self._path = fast_path
         self.taken = 0
 
     def at_once(self, data: bytes, local: bool) -> bytes | None:
-        answer = self._road.at_once(data, local)
+        answer = self._path.at_once(data, local)
         self.taken += answer is not None
         return answer
 
     async def __call__(self, data: bytes, link: Link) -> bool:
-        taken = await self._road(data, link)
+        taken = await self._path(data, link)
         self.taken += taken
         return taken
 
@@ -91,9 +91,10 @@ class ListRouter:
 
         yield found()
 
-    def knows(self, *nodes: Node | tuple[str, int], twin: tuple[str, int] | None = None) -> None:
+    def knows(self, *nodes: Node | tuple[str, int], secondary: tuple[str, int] | None = None) -> None:
         self.providers = [
-            Provider(f"peer{i}", node.address if isinstance(node, Node) else node, twin) for i, node in enumerate(nodes)
+            Provider(f"peer{i}", node.address if isinstance(node, Node) else node, secondary)
+            for i, node in enumerate(nodes)
         ]
 
 
@@ -105,7 +106,7 @@ class Node:
     store: MemoryStore
     router: ListRouter
     metrics: Metrics
-    road: CountedRoad | None
+    fast_path: CountedFastPath | None
     mirror: Mirror
     scheme: str = "http"
     stop: trio.Event = field(default_factory=trio.Event)
@@ -121,9 +122,9 @@ class Node:
 Start = Callable[..., object]
 
 
-@pytest.fixture(params=["short road", "long road"])
+@pytest.fixture(params=["fast path", "ASGI path"])
 async def start_node(nursery: trio.Nursery, request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Start]:
-    """Starts nodes that answer on one of the two roads, which must not differ."""
+    """Starts nodes that answer on one of the two paths, which must not differ."""
     clients: list[PeerClient] = []
 
     async def start(
@@ -135,7 +136,7 @@ async def start_node(nursery: trio.Nursery, request: pytest.FixtureRequest, tmp_
         tls: Tls | None = None,
         credentials: Credentials | None = None,
         permits: Permits = any_node,
-        door: Door | None = None,
+        limits: ConnectionLimits | None = None,
         store: Any = None,
     ) -> Node:
         metrics, router = Metrics(), ListRouter()
@@ -144,21 +145,24 @@ async def start_node(nursery: trio.Nursery, request: pytest.FixtureRequest, tmp_
         mirror = Mirror(router, clients[-1], metrics, settings or MirrorSettings(), credentials, permits)  # type: ignore[arg-type]
         planner = Planner(store, images or ImageFilter(), credentials)
         app = ContentApp(build_app(lambda: problem), planner, store, mirror, metrics)  # type: ignore[arg-type]
-        short_road = CountedRoad(ShortRoad(planner, store, mirror, ByteCache(1 << 20), metrics))
         sock = listen(ListenAddress("127.0.0.1", 0), "--registry-addr")
-        road = short_road if request.param == "short road" and tls is None else None
-        node = Node(sock.getsockname(), store, router, metrics, road, mirror, scheme="http" if tls is None else "https")
+        fast_path = None
+        if request.param == "fast path" and tls is None:
+            fast_path = CountedFastPath(FastPath(planner, store, mirror, ByteCache(1 << 20), metrics))
+        node = Node(
+            sock.getsockname(), store, router, metrics, fast_path, mirror, scheme="http" if tls is None else "https"
+        )
 
         async def run(task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
             await serve(
                 app,  # type: ignore[arg-type]
                 sock,
                 stop=node.stop.wait,
-                short_road=road,
+                fast_path=fast_path,
                 drain_timeout=0.5,
                 keep_alive=keep_alive,
                 tls=tls,
-                door=door,
+                limits=limits,
                 task_status=task_status,
             )
 

@@ -1,4 +1,4 @@
-"""The short road and the long road give the same answers, byte for byte."""
+"""The fast path and the ASGI path give the same answers, byte for byte."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.filters import ImageFilter
 from spegel_consul.registry.asgi_path import ContentApp
 from spegel_consul.registry.content_cache import ByteCache
-from spegel_consul.registry.fast_path import ShortRoad
+from spegel_consul.registry.fast_path import FastPath
 from spegel_consul.registry.mirror.mirror import Mirror, MirrorSettings
 from spegel_consul.registry.plan import Planner
 from spegel_consul.registry.registry_app import build_app
@@ -67,7 +67,7 @@ class Layout:
 
 
 class Server:
-    """One registry on ``layout``, with or without the short road."""
+    """One registry on ``layout``, with or without the fast path."""
 
     def __init__(self, layout: Layout, *, short: bool, cache: int = 1 << 20, interval: float = 3600) -> None:
         self.metrics = Metrics()
@@ -77,7 +77,7 @@ class Server:
         settings = MirrorSettings(resolve_timeout=10)
         mirror = Mirror(ListRouter(), self.client, self.metrics, settings)  # type: ignore[arg-type]
         self.app = ContentApp(build_app(lambda: None), planner, self.store, mirror, self.metrics)  # type: ignore[arg-type]
-        self.short = ShortRoad(planner, self.store, mirror, ByteCache(cache), self.metrics) if short else None
+        self.short = FastPath(planner, self.store, mirror, ByteCache(cache), self.metrics) if short else None
         self.taken = self.taken_at_once = 0
         self.stop = trio.Event()
         self.sock = listen(ListenAddress("127.0.0.1", 0), "--registry-addr")
@@ -103,7 +103,7 @@ class Server:
                 self.app,  # type: ignore[arg-type]
                 self.sock,
                 stop=self.stop.wait,
-                short_road=self if self.short else None,
+                fast_path=self if self.short else None,
                 drain_timeout=0.5,
                 task_status=task_status,
             )
@@ -210,7 +210,7 @@ async def test_both_roads_give_the_same_answers(layout: Layout, nursery: trio.Nu
         for request, has_body in generated(layout, seed=1):
             with trio.fail_after(10):
                 assert await answer(one, request, has_body) == await answer(other, request, has_body), request
-    assert short.taken > REQUESTS / 4, "the short road was hardly ever taken"
+    assert short.taken > REQUESTS / 4, "the fast path was hardly ever taken"
     assert short.taken_at_once > REQUESTS / 40, "hardly an answer was remembered"
     short.client.close()
     long.client.close()

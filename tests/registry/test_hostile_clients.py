@@ -1,4 +1,4 @@
-"""Clients that try it on: other forms of a target, two framings at once, floods. Both roads."""
+"""Clients that try it on: other forms of a target, two framings at once, floods. Both paths."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from spegel_consul.http.server.connection import standing
-from spegel_consul.http.server.connection_limits import Door
+from spegel_consul.http.server.connection_limits import ConnectionLimits
 from spegel_consul.oci.digest import Digest
 
 from .conftest import head
@@ -174,7 +174,7 @@ async def test_a_body_without_end_does_not_outlive_the_answer(node: Any) -> None
     await still_serves(node)
 
 
-@pytest.mark.parametrize("start_node", ["short road"], indirect=True)
+@pytest.mark.parametrize("start_node", ["fast path"], indirect=True)
 async def test_a_crowd_of_slow_and_silent_clients(node: Any, many_files: None) -> None:
     """2,000 connections, each with another beginning of a request, cost neither the others' answers nor anything
     that stays."""
@@ -273,10 +273,10 @@ async def test_a_peer_gets_of_the_client_what_is_on_the_list_and_nothing_else(st
     ]
 
 
-@pytest.mark.parametrize("start_node", ["short road"], indirect=True)
+@pytest.mark.parametrize("start_node", ["fast path"], indirect=True)
 async def test_a_crowd_takes_its_connections_from_its_own_like(start_node: Any, many_files: None) -> None:
     """Of 2,000 connections of one address a quarter of what the process may have stands; others come and go."""
-    holder, node = await start_node(), await start_node(door=Door(1024))
+    holder, node = await start_node(), await start_node(limits=ConnectionLimits(1024))
     digest = holder.store.add_content(LAYER)
     node.router.knows(holder)
 

@@ -1,4 +1,4 @@
-"""Which registry a client means, how it says so, and what is answered to who does not. Both roads."""
+"""Which registry a client means, how it says so, and what is answered to who does not. Both paths."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ async def test_of_two_addresses_both_are_told_unless_there_is_no_way_to_the_firs
     (provider,) = await find(asker, "key")
     host, port = rig.registry(holder)
     first, second = (host, port), ("fd00::7", port)
-    assert (provider.registry, provider.twin) == ((first, second) if routed else (second, None))
+    assert (provider.registry, provider.secondary) == ((first, second) if routed else (second, None))
 
 
 async def test_records_live_as_long_as_they_are_announced_and_no_longer(rig: SimRig, autojump_clock: MockClock) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from lab.process import HANG, ending
 
-from spegel_consul.sidecar.guard import Patience
+from spegel_consul.sidecar.guard import Silence
 
 SIDECAR = """
 import os, signal, sys, time
@@ -95,7 +95,7 @@ SILENCE = 10.0
 
 def steps(state: str, cpu_each: float, beats_every: int = 0) -> int | None:
     """How many steps it takes until the sidecar is ended; None if a day is not enough."""
-    patience = Patience(SILENCE)
+    patience = Silence(SILENCE)
     assert not patience.ends(True, "S", 0.0)
     for number in range(1, round(86_400 / patience.step)):
         beaten = bool(beats_every) and number % beats_every == 0
@@ -105,14 +105,14 @@ def steps(state: str, cpu_each: float, beats_every: int = 0) -> int | None:
 
 
 def test_what_counts_as_silence() -> None:
-    step = Patience(SILENCE).step
+    step = Silence(SILENCE).step
     assert steps("S", 0.0) == steps("T", 0.0) == 21
     assert steps("R", step) == steps("R", step * 2) == 21
     assert steps("R", step / 30) == 601  # a loop without end on a machine with thirty times the work that it can do
     assert steps("R", 0.0) is None  # it gets no CPU
     assert steps("D", 0.0) is None
     assert steps("S", 0.0, beats_every=20) is None
-    assert not Patience(SILENCE).ends(False, "S", 1e6)  # nothing was promised before the first beat
+    assert not Silence(SILENCE).ends(False, "S", 1e6)  # nothing was promised before the first beat
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1])

@@ -79,10 +79,10 @@ class Sidecar:
 class Simulation:
     """``count`` nodes under ``settings``; ``rng`` decides on everything that is left to chance."""
 
-    def __init__(self, count: int, settings: ElectionSettings, rng: random.Random, *, beacon: bool) -> None:
+    def __init__(self, count: int, settings: ElectionSettings, rng: random.Random, *, leader_service: bool) -> None:
         self.now = 0.0
         self.settings = settings
-        self.beacon = beacon
+        self.leader_service = leader_service
         self.rng = rng
         self.quorum = True
         self.behind_until = -math.inf
@@ -216,7 +216,7 @@ class Simulation:
                 self.sessions[session] = Session(sidecar.number, self.now + 2 * ttl)
                 self._expire_later(session)
                 event = SessionCreated(session, began)
-                if self.beacon:
+                if self.leader_service:
                     self._passed(sidecar)
                     self._beat(sidecar, session)
                     self._watch_check(sidecar, session)

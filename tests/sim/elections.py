@@ -10,7 +10,7 @@ from typing import Any
 import trio
 import trio.testing
 
-from spegel_consul.consul.catalog.leader_service import Beacon
+from spegel_consul.consul.catalog.leader_service import LeaderService
 from spegel_consul.consul.catalog.service_definitions import ServiceDefinition, TtlCheck
 from spegel_consul.consul.election.candidate import Candidate
 from spegel_consul.consul.election.election_view import ElectionSettings, State
@@ -34,14 +34,14 @@ class World:
         """The process of ``candidate`` again, on the same node."""
         return await self._start(self.candidates.index(candidate))
 
-    async def _start(self, number: int, *, beacon: bool = False, **settings: Any) -> Candidate:
+    async def _start(self, number: int, *, leader_service: bool = False, **settings: Any) -> Candidate:
         name = f"n{number}"
         me = LeaderRecord(f"peer{number}", (f"/ip4/10.0.0.{number}/tcp/5001/p2p/peer{number}",), node=name)
         election, rng = ElectionSettings(**settings), random.Random(number)
         client = self.consul.client(name)
         service = ServiceDefinition(f"spegel-leader:{name}", "spegel-leader", "10.0.0.1", 5001, (TtlCheck(3.0),))
-        light = Beacon(client, service) if beacon else None
-        candidate = Candidate(client, me, election, beacon=light, rng=rng)
+        light = LeaderService(client, service) if leader_service else None
+        candidate = Candidate(client, me, election, leader_service=light, rng=rng)
         scope = trio.CancelScope()
 
         async def run(task_status: trio.TaskStatus[None]) -> None:

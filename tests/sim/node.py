@@ -17,7 +17,7 @@ import trio
 
 from spegel_consul.consul.api.client import HealthyService
 from spegel_consul.consul.catalog.catalog_watch import CatalogWatch
-from spegel_consul.consul.catalog.leader_service import Beacon
+from spegel_consul.consul.catalog.leader_service import LeaderService
 from spegel_consul.consul.catalog.service_definitions import ROUTER, spegel_services
 from spegel_consul.consul.election.candidate import Candidate
 from spegel_consul.consul.election.election_view import State
@@ -29,7 +29,7 @@ from spegel_consul.join.sources.consul_leader import ConsulBootstrap
 from spegel_consul.peers import PeerInfo
 from spegel_consul.ring.dht.messages import MemberReport, WireError, frame
 from spegel_consul.ring.members import gossip
-from spegel_consul.ring.restartable import Generations
+from spegel_consul.ring.restartable import ReplaceableRouter
 from spegel_consul.ring.router import TTL, KadRouter
 from tests.sim.network import SimHost, SimNetwork
 from tests.sim.virtualconsul import VirtualConsul
@@ -62,7 +62,7 @@ class SimNode:
         self.agent = consul.agent(self.name, self.drift)
         self.running = False
         self.host: SimHost
-        self.router: Generations
+        self.router: ReplaceableRouter
         self.candidate: Candidate
         self.keeper: RingKeeper
         self._network = network
@@ -114,13 +114,13 @@ class SimNode:
         def make(before: KadRouter | None) -> KadRouter:
             self.host = self._network.host(self.address, self._identity)
             ttl = TTL * (1 + self.drift)
-            router = KadRouter(self.host, registry=(self.address, 5000), ttl=ttl, heir_of=before, rng=rng())
+            router = KadRouter(self.host, registry=(self.address, 5000), ttl=ttl, successor_of=before, rng=rng())
             if before is None:
                 router._records._secret = b"the same in each run"[:16]  # it decides on the order of answers
             return router
 
         self._scope, self._client = trio.CancelScope(), self.agent.client()
-        self.router = Generations(make)
+        self.router = ReplaceableRouter(make)
         me = self.router.me
         record = LeaderRecord(me.id, tuple(f"{addr}/p2p/{me.id}" for addr in me.addrs), node=self.name)
         services = spegel_services(
@@ -138,12 +138,12 @@ class SimNode:
             self._client,
             record,
             crowd=lambda: len(catalog.members),
-            beacon=Beacon(self._client, services.leader),
+            leader_service=LeaderService(self._client, services.leader),
             rng=rng(),
         )
         bootstrap = ConsulBootstrap(self.candidate, catalog)
-        known = catalog_routers.CatalogRoster(catalog)
-        self.keeper = RingKeeper(self.router, bootstrap, roster=known, remembered=self._kept, rng=rng())
+        known = catalog_routers.CatalogRouters(catalog)
+        self.keeper = RingKeeper(self.router, bootstrap, known_routers=known, remembered=self._kept, rng=rng())
         self.running = True
         with self._scope:
             async with trio.open_nursery() as nursery:

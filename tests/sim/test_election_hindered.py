@@ -114,11 +114,11 @@ async def test_a_read_only_token_is_reported_once(autojump_clock: trio.testing.M
 @pytest.mark.parametrize("fault", ["cut", "hang", "proxy404", "html", "denied", "no-leader"])
 async def test_whatever_consul_says_nothing_is_lost(autojump_clock: trio.testing.MockClock, fault: str) -> None:
     """For the whole cluster and for long, so that the session ends, and from the start."""
-    async with world(2, beacon=True) as w:
+    async with world(2, leader_service=True) as w:
         await until(w.agreed)
         known = w.candidates[0].view.leader
         w.consul.links.update(n0=fault, n1=fault, n2=fault)
-        late = await w.add(beacon=True)
+        late = await w.add(leader_service=True)
         await trio.sleep(200)
         for candidate in w.candidates[:2]:
             assert candidate.view.state is State.SUSPENDED
@@ -160,7 +160,7 @@ async def test_a_follower_notices_a_hanging_agent(autojump_clock: trio.testing.M
 async def test_a_check_that_never_passes_does_not_prevent_a_leader(autojump_clock: trio.testing.MockClock) -> None:
     async with world() as w:
         w.consul.checks_passing = False
-        candidate = await w.add(beacon=True)
+        candidate = await w.add(leader_service=True)
         assert 2 < await until(lambda: candidate.view.state is State.LEADER) < 3
         assert w.consul.calls["PUT session/create"] <= 12
 
@@ -177,7 +177,7 @@ async def test_a_node_that_fails_asks_for_no_session_in_a_loop(autojump_clock: t
 
 
 async def test_the_lock_ends_soon_after_a_process_that_hangs(autojump_clock: trio.testing.MockClock) -> None:
-    async with world(2, beacon=True) as w:
+    async with world(2, leader_service=True) as w:
         await until(w.agreed)
         old = await w.leader()
         [other] = w.in_state(State.FOLLOWER)
@@ -200,7 +200,7 @@ async def test_who_may_not_register_leads_without_a_beacon(autojump_clock: trio.
     async with world() as w:
         w.consul.links["n0"] = "no-service"
         with capture_logs() as logs:
-            candidate = await w.add(beacon=True)
+            candidate = await w.add(leader_service=True)
             await until(lambda: candidate.view.state is State.LEADER, 5)
             await trio.sleep(60)
         assert [line["event"] for line in logs if line["log_level"] == "warning"] == [
@@ -212,7 +212,7 @@ async def test_a_beacon_that_is_denied_on_the_second_try_is_put_out(autojump_clo
     """And is lit again in the next candidacy, when the token may."""
     async with world(1) as w:
         first = await w.leader()
-        candidate = await w.add(beacon=True)
+        candidate = await w.add(leader_service=True)
         w.consul.links["n1"] = "no-session"
         w.stop(first)
         await until(lambda: "spegel-leader:n1" in w.consul.services, 10)
@@ -233,7 +233,7 @@ async def test_a_beacon_that_is_denied_on_the_second_try_is_put_out(autojump_clo
 
 
 async def test_an_agent_that_forgot_is_told_again(autojump_clock: trio.testing.MockClock) -> None:
-    async with world(1, beacon=True) as w:
+    async with world(1, leader_service=True) as w:
         await w.leader()
         w.consul.forget_services()
         await until(lambda: w.consul.services, 1)

@@ -36,7 +36,7 @@ def run(seed: int) -> Outcome:
         lock_delay=rng.choice([0.0, 0.5, 0.5, 10.0]),
         behavior=rng.choice(["release", "release", "delete"]),
     )
-    world = Simulation(NODES, settings, rng, beacon=rng.random() < 0.5)
+    world = Simulation(NODES, settings, rng, leader_service=rng.random() < 0.5)
     quiet = max([_fault(world, rng, rng.uniform(0, 60)) for _ in range(rng.randint(1, 6))])
     for number in range(NODES):
         if rng.random() < 0.7 or number == 0:
@@ -126,7 +126,7 @@ def test_elections_among_the_servers_change_no_leader() -> None:
     """Not even while their new leader answers from a memory that has not caught up."""
     for seed in range(100):
         rng = random.Random(seed)
-        world = Simulation(NODES, ElectionSettings(), rng, beacon=rng.random() < 0.5)
+        world = Simulation(NODES, ElectionSettings(), rng, leader_service=rng.random() < 0.5)
         world.run(20)
         held = (world.holder, world.lock_index)
         for _ in range(5):

@@ -18,7 +18,7 @@ from spegel_consul.registry.mirror.providers.penalties import Penalties
 from spegel_consul.registry.mirror.trace import HIT, Traces
 from spegel_consul.ring.member_view import MemberView
 from spegel_consul.store import Image
-from spegel_consul.store.inventory import Stocked
+from spegel_consul.store.inventory import StoredImage
 from spegel_consul.store.memory import MemoryStore
 from spegel_consul.web.node_views import Consul, Node
 
@@ -103,8 +103,8 @@ class Client:
 class Store(MemoryStore):
     def __init__(self, images: int) -> None:
         super().__init__()
-        self._stocked = tuple(
-            Stocked(
+        self._stored_image = tuple(
+            StoredImage(
                 Image(
                     f"registry.example.com/team-{number % 9}/service-{number:03}:v1.{number}", Digest.of(b"%d" % number)
                 ),
@@ -114,8 +114,8 @@ class Store(MemoryStore):
             for number in range(images)
         )
 
-    def stocked(self) -> tuple[Stocked, ...]:
-        return self._stocked
+    def stored_images(self) -> tuple[StoredImage, ...]:
+        return self._stored_image
 
 
 def crowd(others: int, images: int = 0, requests: int = 0) -> Node:

@@ -11,7 +11,7 @@ from trio.testing import MockClock
 from web.test_node import node
 
 from spegel_consul.web import api, image_locations
-from spegel_consul.web.image_locations import Whereabouts
+from spegel_consul.web.image_locations import ImageLocations
 from spegel_consul.web.web_app import build_app
 
 
@@ -56,7 +56,7 @@ async def test_lookups_beyond_the_limit_are_refused_at_once_and_later_ones_are_n
 
 
 async def test_those_who_look_at_the_page_together_share_what_is_asked(slow: Slow, autojump_clock: MockClock) -> None:
-    shared = Whereabouts(node())
+    shared = ImageLocations(node())
     seen: list[dict[str, list[str]]] = []
 
     async def look() -> None:

@@ -64,18 +64,18 @@ def node(*addresses: str) -> Node:
 
 async def test_routers_that_nomad_registered_are_known_by_their_addresses() -> None:
     made = node("10.0.0.1", "10.0.0.2")
-    assert made.census().missing == []
+    assert made.cluster_members().missing == []
     assert made.warnings() == ()
     status = made.status()
     assert (status["ring"]["split"], status["ring"]["coverage"]) == (False, 1.0)
-    assert made.census().names == {"me": "n1", "peer2": "n2"}
-    assert made.census().registries()["10.0.0.2:5000"] == "n2"
+    assert made.cluster_members().names == {"me": "n1", "peer2": "n2"}
+    assert made.cluster_members().registries()["10.0.0.2:5000"] == "n2"
     assert {peer["node"]: peer["state"] for peer in made.peers()} == {"n1": "self", "n2": "alive", None: "dead"}
 
 
 async def test_those_that_are_not_in_the_ring_are_missing_still() -> None:
     made = node("10.0.0.1", "10.0.0.3", "10.0.0.9")
-    assert made.census().missing == ["n3", "n9"]
+    assert made.cluster_members().missing == ["n3", "n9"]
     assert {peer["node"]: peer["state"] for peer in made.peers()} == {
         "n1": "self",
         None: "alive",

@@ -17,8 +17,8 @@ import trio
 from spegel_consul.zerocopy.hash_tap import Tap
 from spegel_consul.zerocopy.position import Position
 from spegel_consul.zerocopy.relay import Passage, Relay
-from spegel_consul.zerocopy.source import Pace, SourceFailed
-from spegel_consul.zerocopy.spool import OWN, Room, Spool
+from spegel_consul.zerocopy.source import SourceFailed, Throughput
+from spegel_consul.zerocopy.spool import OWN, Spool, SpoolSpace
 
 DATA = random.Random(15).randbytes(3_000_001)
 
@@ -110,10 +110,10 @@ async def test_a_body_in_any_parts_from_any_number_of_sources(seed: int, hashed:
             with peer.sock:
                 await relay.put(part[:buffered])
                 if stop == size:
-                    await relay.pull(peer, Pace(5.0))
+                    await relay.pull(peer, Throughput(5.0))
                 else:
                     with pytest.raises(SourceFailed, match="closed the connection"):
-                        await relay.pull(peer, Pace(5.0))
+                        await relay.pull(peer, Throughput(5.0))
             assert position.taken == stop
         if hashed:
             assert position.sent < size, "the last piece waits for the hash"
@@ -149,7 +149,7 @@ async def test_a_relay_that_is_closed_with_bytes_inside_throws_its_pipe_away() -
         assert relay is not None
         peer = Peer(nursery, DATA[:100_000])
         with peer.sock:
-            await relay.pull(peer, Pace(5.0))
+            await relay.pull(peer, Throughput(5.0))
         relay.close()
         assert len(await client.end()) < 100_000
         other = Client(nursery)
@@ -208,7 +208,7 @@ async def test_a_tap_that_never_began_leaves_nothing_open() -> None:
 async def test_a_spool_loses_no_byte_however_often_its_taker_is_cancelled(seed: int) -> None:
     """The one that takes may leave at any moment, and another task goes on."""
     rng, position, hasher = random.Random(seed), Position(len(DATA)), hashlib.sha256()
-    room = Room(None)
+    room = SpoolSpace(None)
     spool = Spool(room, position, hasher, trio.current_time() + 60)
     assert room.by_client == {OWN: len(DATA)}
     async with trio.open_nursery() as nursery:
@@ -221,7 +221,7 @@ async def test_a_spool_loses_no_byte_however_often_its_taker_is_cancelled(seed: 
                 await spool.put(DATA[:buffered])
             while spool.left:
                 with trio.move_on_after(rng.choice([0, 0, 0.001])):
-                    await spool.pull(peer, Pace(5.0))
+                    await spool.pull(peer, Throughput(5.0))
         assert await spool.start(), "to begin again is to go on"
         with trio.CancelScope() as impatient:
             impatient.cancel()
@@ -235,7 +235,7 @@ async def test_a_spool_loses_no_byte_however_often_its_taker_is_cancelled(seed: 
 
 
 async def test_a_spool_counts_for_one_client_after_another_and_for_what_it_has() -> None:
-    room, position = Room(None), Position(1000)
+    room, position = SpoolSpace(None), Position(1000)
     spool = Spool(room, position, hashlib.sha256(), trio.current_time() + 60, "10.0.0.7")
     assert await spool.start()
     await spool.put(b"x" * 600)
@@ -262,7 +262,7 @@ async def test_a_spool_counts_for_one_client_after_another_and_for_what_it_has()
     ],
 )
 def test_shares_of_a_room_of_a_hundred(promised: dict[str, int], client: str, fits: bool) -> None:
-    room = Room(None)
+    room = SpoolSpace(None)
     for each, total in promised.items():
         room.promise(each, total)
     assert room._has(client, 100) == fits
@@ -278,7 +278,7 @@ async def test_a_source_that_closes_mid_pipe_says_where_the_next_one_begins() ->
         client = Client(nursery)
         relay = Relay(client.sink, position, None)
         with source, pytest.raises(SourceFailed, match="closed"):
-            await relay.pull(source, Pace(1.0))
+            await relay.pull(source, Throughput(1.0))
         relay.close()
         assert await client.end() == DATA[:5000]
     assert (position.taken, position.sent) == (5000, 5000)

@@ -9,58 +9,58 @@ import trio
 
 from spegel_consul.zerocopy.position import Position
 from spegel_consul.zerocopy.relay import Relay
-from spegel_consul.zerocopy.source import Pace, SourceFailed, SourceSlow
+from spegel_consul.zerocopy.source import SourceFailed, SourceSlow, Throughput
 
 MIB = 1 << 20
 
 
-def gives(pace: Pace, rate: float, total: int, *, wait: float = 0.1) -> int:
+def gives(throughput: Throughput, rate: float, total: int, *, wait: float = 0.1) -> int:
     """Take ``total`` bytes at ``rate``, waiting so long each time; how many came."""
     left = total
     while left > 0:
         left = max(0, left - int(rate * wait))
         if left:
-            pace.waited(wait, left)
+            throughput.waited(wait, left)
     return total
 
 
 def test_a_slow_source_is_told_once_and_soon() -> None:
-    pace = Pace(5.0, 2 * MIB)
-    pace.begin(100 * MIB)
+    throughput = Throughput(5.0, 2 * MIB)
+    throughput.begin(100 * MIB)
     left = 100 * MIB
     with pytest.raises(SourceSlow, match=r"1\.19 MiB/s"):
         while True:
             left -= 125_000
-            pace.waited(0.1, left)
+            throughput.waited(0.1, left)
     assert left > 97 * MIB
-    gives(pace, 1.25e6, left)
+    gives(throughput, 1.25e6, left)
 
 
 @pytest.mark.parametrize("least", [0, 2 * MIB])
 def test_a_drip_is_a_silence(least: int) -> None:
-    pace = Pace(5.0, least)
-    pace.begin(MIB)
+    throughput = Throughput(5.0, least)
+    throughput.begin(MIB)
     if least:
         with pytest.raises(SourceSlow):
-            gives(pace, 1.0, MIB, wait=1.0)
+            gives(throughput, 1.0, MIB, wait=1.0)
     with pytest.raises(SourceFailed, match="1 bytes per second for 5 s") as failed:
-        gives(pace, 1.0, MIB, wait=1.0)
+        gives(throughput, 1.0, MIB, wait=1.0)
     assert failed.value.hung
 
 
 def test_what_is_fast_enough_or_almost_there_or_not_to_be_judged_is_left_alone() -> None:
     for rate, least, total in ((2.1 * MIB, 2 * MIB, 100 * MIB), (MIB, 2 * MIB, int(2.9 * MIB)), (20_000, 0, 10 * MIB)):
-        pace = Pace(5.0, least)
-        pace.begin(total)
-        assert gives(pace, rate, total) == total
+        throughput = Throughput(5.0, least)
+        throughput.begin(total)
+        assert gives(throughput, rate, total) == total
 
 
 def test_a_source_is_not_judged_by_the_one_before_it() -> None:
-    pace = Pace(5.0, 2 * MIB)
-    pace.begin(100 * MIB)
-    pace.waited(1.9, 100 * MIB)
-    pace.begin(100 * MIB)
-    pace.waited(1.9, 100 * MIB - 1)
+    throughput = Throughput(5.0, 2 * MIB)
+    throughput.begin(100 * MIB)
+    throughput.waited(1.9, 100 * MIB)
+    throughput.begin(100 * MIB)
+    throughput.waited(1.9, 100 * MIB - 1)
 
 
 async def test_nobody_waits_for_a_source_while_the_client_is_what_is_slow() -> None:
@@ -73,7 +73,7 @@ async def test_nobody_waits_for_a_source_while_the_client_is_what_is_slow() -> N
     sink.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     waits: list[float] = []
 
-    class Watched(Pace):
+    class Watched(Throughput):
         def waited(self, seconds: float, left: int) -> None:
             waits.append(seconds)
 

@@ -8,7 +8,7 @@
 # its state's lock during the call; local/state.go, SyncChanges).  So when the servers lose their quorum while a check
 # of the leader's node is changing, the lock may be lost the moment they are back, and somebody has it within a second.
 
-"""``Beacon``: the service ``spegel-leader`` of this node."""
+"""``LeaderService``: the service ``spegel-leader`` of this node."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _TICK = LEADER_CHECK_TTL / 6
 _OUT_WITHIN = 3.0
 
 
-class Beacon:
+class LeaderService:
     """Registers ``service``, which has one TTL check, between :meth:`light` and :meth:`out`."""
 
     def __init__(self, client: ConsulClient, service: ServiceDefinition) -> None:
@@ -37,13 +37,13 @@ class Beacon:
         """Not before then the check fails."""
         self._client = client
         self._service = service
-        self._turn = trio.Lock()  # what was asked for last is done last
+        self._acquisition = trio.Lock()  # what was asked for last is done last
         self._lit = trio.Event()
         self._registered = True  # perhaps, by a former process
 
     async def light(self) -> None:
         """Register it as passing; :meth:`run` keeps it so. Raises ConsulError."""
-        async with self._turn:
+        async with self._acquisition:
             self._registered = True
             await self._client.register_service(self._service.to_json())
             await self._pass()  # it keeps the state that a former process left
@@ -52,7 +52,7 @@ class Beacon:
     async def out(self) -> None:
         """Deregister it, if it may be registered; takes at most 3 s and never fails."""
         with trio.move_on_after(_OUT_WITHIN, shield=True) as limit:
-            async with self._turn:
+            async with self._acquisition:
                 if self._lit.is_set():
                     self._lit = trio.Event()
                 if self._registered:
@@ -85,7 +85,7 @@ class Beacon:
 
     async def _again(self, why: ConsulError) -> None:
         """The agent has forgotten the check."""
-        async with self._turn:
+        async with self._acquisition:
             if self._lit.is_set():
                 log.info("the agent forgot spegel-leader", error=str(why))
                 with suppress(ConsulError):

@@ -2,7 +2,7 @@
 # the lock-delay, so asking sooner is pure load.  How long nodes spread out depends on how many there are: with one
 # in each SPACING the first one asks soon and has the lock before most others wake up, in a crowd of any size.
 
-"""``Turn``: when this node asks for a free lock."""
+"""``Acquisition``: when this node asks for a free lock."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FREE_SPACING = 0.2
 _CROWD_UNKNOWN = 0.3
 
 
-class Turn:
+class Acquisition:
     """One node's turn. ``crowd``: how many nodes take part, 0 for not known. All times are of one clock."""
 
     def __init__(self, settings: ElectionSettings, rng: random.Random) -> None:

@@ -17,7 +17,7 @@ import trio
 
 from spegel_consul.consul.api.client import ConsulClient
 from spegel_consul.consul.api.consul_errors import AccessDenied, CheckNotPassing, ConsulError, NoClusterLeader
-from spegel_consul.consul.catalog.leader_service import Beacon
+from spegel_consul.consul.catalog.leader_service import LeaderService
 from spegel_consul.consul.election.election_events import (
     Acquire,
     Acquired,
@@ -56,7 +56,7 @@ class Candidate:
     """Takes part in the election of the bootstrap peer with ``me`` as the record to publish.
 
     ``crowd`` says how many nodes take part, as far as known; the more, the further they spread their attempts.
-    With a ``beacon`` the lock ends soon after this process, and without one after two TTLs.
+    With a ``leader_service`` the lock ends soon after this process, and without one after two TTLs.
     Never fails because Consul is away or refuses: see :attr:`view` and :attr:`problem`.
     """
 
@@ -67,13 +67,13 @@ class Candidate:
         settings: ElectionSettings | None = None,
         *,
         crowd: Callable[[], int] = lambda: 0,
-        beacon: Beacon | None = None,
+        leader_service: LeaderService | None = None,
         rng: random.Random | None = None,
     ) -> None:
         self.me = me
         self.settings = settings or ElectionSettings()
         self._client = client
-        self._crowd, self._beacon = crowd, beacon
+        self._crowd, self._leader_service = crowd, leader_service
         self._rng = rng or random.Random()
         self._election = Election(self.settings, me, self._rng)
         self._nursery: trio.Nursery | None = None
@@ -110,8 +110,8 @@ class Candidate:
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
-                if self._beacon is not None:
-                    nursery.start_soon(self._beacon.run)
+                if self._leader_service is not None:
+                    nursery.start_soon(self._leader_service.run)
                 self._feed(Started())
                 task_status.started()
                 while True:
@@ -133,7 +133,9 @@ class Candidate:
 
     def _look_around(self) -> None:
         self._election.crowd = self._crowd()
-        self._election.alive_until = self._beacon.alive_until if self._bound and self._beacon else math.inf
+        self._election.alive_until = (
+            self._leader_service.alive_until if self._bound and self._leader_service else math.inf
+        )
 
     def _feed(self, event: Event) -> tuple[Action, ...]:
         self._look_around()
@@ -187,24 +189,28 @@ class Candidate:
         return None
 
     async def _put_out(self) -> None:
-        if self._beacon is not None:
-            await self._beacon.out()
+        if self._leader_service is not None:
+            await self._leader_service.out()
 
-    async def _light(self, beacon: Beacon) -> bool:
+    async def _light(self, leader_service: LeaderService) -> bool:
         """Whether the lock can be bound to its check; if this token may not, then this time it isn't."""
         try:
-            await beacon.light()
+            await leader_service.light()
         except AccessDenied as why:
             if not self._dark:
                 log.warning("the lock does not end with this process: may not register spegel-leader", error=str(why))
             self._dark = True
-            await beacon.out()  # it may still be lit from an attempt that failed after that
+            await leader_service.out()  # it may still be lit from an attempt that failed after that
         else:
             self._dark = False
         return not self._dark
 
     async def _create_session(self, ttl: float) -> SessionCreated:
-        checks = (self._beacon.check_id,) if self._beacon is not None and await self._light(self._beacon) else ()
+        checks = (
+            (self._leader_service.check_id,)
+            if self._leader_service is not None and await self._light(self._leader_service)
+            else ()
+        )
         give_up, pause = trio.current_time() + CHECK_WITHIN, 0.02
         while True:
             began = trio.current_time()

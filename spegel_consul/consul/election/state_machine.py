@@ -50,7 +50,7 @@ from spegel_consul.consul.api.consul_errors import (
     InvalidSessionTTL,
     NotFound,
 )
-from spegel_consul.consul.election.acquisition import Turn
+from spegel_consul.consul.election.acquisition import Acquisition
 from spegel_consul.consul.election.election_events import (
     Acquire,
     Acquired,
@@ -103,18 +103,18 @@ class Election:
         self._paced = False  # the pause is one between reads of a free key
         self._index = BlockingIndex()
         self._backoff = Backoff(0.25, 10.0, rng)
-        self._turn = Turn(settings, rng)
+        self._acquisition = Acquisition(settings, rng)
         self._doubted = False  # a renewal was told that there is no such session
         # of both
         self._silent_at = math.inf  # not heard until then, we are SUSPENDED
 
     @property
     def crowd(self) -> int:
-        return self._turn.crowd
+        return self._acquisition.crowd
 
     @crowd.setter
     def crowd(self, nodes: int) -> None:
-        self._turn.crowd = nodes
+        self._acquisition.crowd = nodes
 
     @property
     def ttl(self) -> float:
@@ -156,14 +156,14 @@ class Election:
             case SessionCreated(session, began):
                 self._solved(CreateSession, Renew, Probe)
                 self._heart.hold(session, began)
-                return self._read(self._turn.soon(now - began))
+                return self._read(self._acquisition.soon(now - began))
             case Acquired(won):
                 self._solved(Acquire)
                 self.denied = None
                 if won:
                     return self._read()
-                self._turn.refused(now)
-                return self._read(self._turn.at - now)
+                self._acquisition.refused(now)
+                return self._read(self._acquisition.at - now)
             case Renewed(action, began):
                 return self._heard(action, began, now)
             case Probed(action):
@@ -202,7 +202,7 @@ class Election:
         entry = event.entry
         if entry is None or entry.session is None:
             return self._key_free(entry, now)
-        self._turn.taken()
+        self._acquisition.taken()
         self._backoff.reset()
         if entry.session == self._heart.session:
             return self._key_mine(entry, entry.session, now)
@@ -225,9 +225,9 @@ class Election:
         if written is not None and written.identity == self.me.identity:
             # a leader may not trust a silent connection for long: an operator may have taken the key away
             return self._read(min(self.settings.wait, max(self._heart.lease, 1.0)))
-        if now < self._turn.at:
-            return self._read(self._turn.at - now)
-        self._turn.wait(now, self.settings.retry)  # somebody keeps writing over our value: don't fight in a loop
+        if now < self._acquisition.at:
+            return self._read(self._acquisition.at - now)
+        self._acquisition.wait(now, self.settings.retry)  # somebody keeps writing over our value: don't fight in a loop
         return (Acquire(session),)
 
     def _key_free(self, entry: KVEntry | None, now: float) -> tuple[Action, ...]:
@@ -235,10 +235,10 @@ class Election:
             self._session_lost(now)
         first = self.view.state is State.STARTING
         self._set(state=State.CANDIDATE, session=None, fresh=True)
-        self._turn.vacant(entry, now, starting=first)
-        if now < self._turn.at:
-            if now < self._turn.read_again:
-                self._resume_at, self._paced = self._turn.read_again, True
+        self._acquisition.vacant(entry, now, starting=first)
+        if now < self._acquisition.at:
+            if now < self._acquisition.read_again:
+                self._resume_at, self._paced = self._acquisition.read_again, True
                 return ()
             return self._read_free(now)
         if self._heart.session is not None:
@@ -247,8 +247,8 @@ class Election:
 
     def _read_free(self, now: float) -> tuple[Action, ...]:
         """Read the key again when it changes or this node's turn has come."""
-        self._turn.read(now)
-        return self._read(min(self._turn.at - now, self.settings.wait))
+        self._acquisition.read(now)
+        return self._read(min(self._acquisition.at - now, self.settings.wait))
 
     def _drop_session(self, now: float) -> tuple[Action, ...]:
         self._solved(Renew)
@@ -281,7 +281,7 @@ class Election:
     def _read_soon(self, now: float) -> tuple[Action, ...]:
         """The same, some time within which all nodes spread: their probes work again at the same moment."""
         if self._reading or self._resume_at < math.inf:
-            self._resume_at = min(self._resume_at, now + self._turn.spread())
+            self._resume_at = min(self._resume_at, now + self._acquisition.spread())
             self._paced = False
         return ()
 
@@ -328,11 +328,11 @@ class Election:
         """This token may follow and not lead: do that, and try now and then, because tokens are replaced."""
         what = "creating a session" if isinstance(action, CreateSession) else f"locking {self.settings.key}"
         self.denied = f"{what}: {error}"
-        wait = self._turn.denied(now)
+        wait = self._acquisition.denied(now)
         return (*self._drop_session(now), *self._read(min(wait, self.settings.wait)))
 
     def _beat_failed(self, action: Renew | Probe, error: ConsulError, now: float) -> tuple[Action, ...]:
-        if not self._heart.failed(action, now, self._turn.together):
+        if not self._heart.failed(action, now, self._acquisition.together):
             return ()
         if isinstance(action, Probe):
             self._problems[Probe] = f"asking for Consul's leader: {error}"

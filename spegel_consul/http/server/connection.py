@@ -6,7 +6,7 @@
 # reset must not take the server down.
 #
 # Reading: while nothing else is going on, what is received is offered to a handler that may answer it on the socket
-# itself: the short road.  Bytes that it does not take go to hypercorn as they came, and everything else - parsing,
+# itself: the fast path.  Bytes that it does not take go to hypercorn as they came, and everything else - parsing,
 # pipelining, HTTP/2, bodies, the application's life - is hypercorn's.  Between requests it waits in the lobby.
 
 """One client's connection."""
@@ -32,9 +32,9 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import AppWrapper, ConnectionState, LifespanState
 from hypercorn.utils import parse_socket_addr
 
-from spegel_consul.http.server.connection_limits import Door
+from spegel_consul.http.server.connection_limits import ConnectionLimits
 from spegel_consul.http.server.hypercorn_protocol import Http11, Wrapper
-from spegel_consul.http.server.idle_connections import RECEIVE, Guest, Lobby
+from spegel_consul.http.server.idle_connections import RECEIVE, IdleConnection, IdleConnections
 from spegel_consul.http.server.idle_timer import IdleTimer
 from spegel_consul.http.tls import Tls
 from spegel_consul.zerocopy.send import STALL, Truncated
@@ -53,7 +53,7 @@ _MOMENT = 1.0  # seconds in which a client that has closed its direction takes s
 
 
 class Link:
-    """The socket of a connection, as the short road sees it."""
+    """The socket of a connection, as the fast path sees it."""
 
     __slots__ = ("client", "local", "sock")
 
@@ -64,7 +64,7 @@ class Link:
         self.local = local
         """Whether the client is on this machine: it reached us from the address that it called."""
 
-    def glance(self) -> None:
+    def check_client(self) -> None:
         """Raises ConnectionResetError if the client has left, while nobody reads from it."""
         poll = select.poll()
         poll.register(self.sock, select.POLLRDHUP)
@@ -72,7 +72,7 @@ class Link:
             raise ConnectionResetError("the client has left")
 
 
-class ShortRoad(Protocol):
+class FastPath(Protocol):
     """Answers requests without hypercorn."""
 
     def at_once(self, data: bytes, local: bool, /) -> bytes | None:
@@ -93,21 +93,21 @@ class Connection(TCPServer):
         config: Config,
         context: WorkerContext,
         state: LifespanState,
-        short_road: ShortRoad | None,
-        lobby: Lobby | None,
+        fast_path: FastPath | None,
+        idle_connections: IdleConnections | None,
         tls: Tls | None,
-        door: Door | None,
+        limits: ConnectionLimits | None,
         called: frozenset[str],
         stream: trio.SocketStream,
     ) -> None:
         super().__init__(app, config, context, state, stream)  # type: ignore[arg-type]
         self._called = called
-        self._door = door
+        self._limits = limits
         self._plain = stream
         self._tls = tls
-        self._short_road = short_road
-        self._lobby = lobby
-        self._guest: Guest | None = None
+        self._fast_path = fast_path
+        self._idle_connections = idle_connections
+        self._idle: IdleConnection | None = None
         self._address = ""  # of a client that has come through the door
         self._sent = 0  # pieces
         self._answered = trio.Event()  # set when an answer has ended while we wait for that
@@ -127,8 +127,8 @@ class Connection(TCPServer):
                 # a port mapping has put another address in place of the one that this client called, its own
                 server = (client[0], server[1])
             local = client is not None and server is not None and client[0] == server[0]
-            if self._door is not None and client is not None and not local:
-                if not self._door.enter(client[0]):
+            if self._limits is not None and client is not None and not local:
+                if not self._limits.enter(client[0]):
                     await trio.aclose_forcefully(self._plain)  # nobody is heard out here
                     return
                 self._address = client[0]
@@ -164,13 +164,13 @@ class Connection(TCPServer):
                 await self._close()
             finally:
                 standing[port] -= bool(port)
-                if self._door is not None and self._address:
-                    self._door.leave(self._address)
+                if self._limits is not None and self._address:
+                    self._limits.leave(self._address)
 
     async def _turn(self) -> None:
         """Wait until this client may begin something; one on this machine always may."""
-        if self._door is not None and self._address:
-            await self._door.turns.take(self._address)
+        if self._limits is not None and self._address:
+            await self._limits.turns.take(self._address)
 
     async def _encrypt(self, tls: Tls) -> None:
         self.stream = trio.SSLStream(self._plain, tls.server(), server_side=True, https_compatible=True)
@@ -178,24 +178,26 @@ class Connection(TCPServer):
             await self.stream.do_handshake()
 
     async def _read(self, link: Link) -> None:
-        timer, short_road, lobby = self._timer, self._short_road, self._lobby
-        self._guest = guest = Guest(link.sock, timer, link.local, self.context.terminated.is_set)
+        timer, fast_path, idle_connections = self._timer, self._fast_path, self._idle_connections
+        self._idle = idle = IdleConnection(link.sock, timer, link.local, self.context.terminated.is_set)
         try:
             while True:
-                waits = lobby is not None and timer.idle and self._at_rest()
+                waits = idle_connections is not None and timer.idle and self._at_rest()
                 try:
                     if self._tls is not None:
                         data = bytes(await self.stream.receive_some(RECEIVE))
                     else:
-                        data = await (lobby.next_request(guest) if lobby and waits else _receive(link.sock))
+                        data = await (
+                            idle_connections.next_request(idle) if idle_connections and waits else _receive(link.sock)
+                        )
                 except (OSError, trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
                     break
                 # also of what leaves: thousands that go at once are as much work as thousands that come
                 await self._turn()
-                if short_road is not None and data and timer.idle and (waits or self._at_rest()):
+                if fast_path is not None and data and timer.idle and (waits or self._at_rest()):
                     timer.idle = False
                     try:
-                        answered = await short_road(data, link)
+                        answered = await fast_path(data, link)
                     except (OSError, trio.ClosedResourceError, trio.TooSlowError, Truncated):
                         break
                     except Exception:
@@ -216,8 +218,8 @@ class Connection(TCPServer):
             timer.end()
 
     async def _close_idle(self) -> None:
-        if self._lobby is not None and self._guest is not None:
-            self._lobby.dismiss(self._guest)
+        if self._idle_connections is not None and self._idle is not None:
+            self._idle_connections.dismiss(self._idle)
         await self._initiate_server_close()
 
     def _at_rest(self) -> bool:

@@ -46,7 +46,7 @@ def raise_limit() -> int:
     return files
 
 
-class Door:
+class ConnectionLimits:
     """Counts the connections of those who are not on this machine; ``files`` is how many the process may have."""
 
     def __init__(self, files: int) -> None:

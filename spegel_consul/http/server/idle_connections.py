@@ -37,7 +37,7 @@ The flag says whether the client is on this machine.
 
 
 @dataclass(slots=True, eq=False)
-class Guest:
+class IdleConnection:
     """A connection that waits.
 
     ``local``: whether its client is on this machine; ``leaving()``: whether it is to end when it has nothing to do.
@@ -51,13 +51,13 @@ class Guest:
     _fd: int = -1
 
 
-class Lobby:
+class IdleConnections:
     """Lets connections wait, and answers with ``at_once`` what it can. Needs :meth:`run`."""
 
     def __init__(self, at_once: AtOnce) -> None:
         self._at_once = at_once
         self._poll = select.epoll()
-        self._guests: dict[int, Guest] = {}
+        self._all_idle: dict[int, IdleConnection] = {}
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve those who wait, until cancelled."""
@@ -67,49 +67,49 @@ class Lobby:
                 await trio.lowlevel.wait_readable(self._poll.fileno())
                 end = trio.current_time() + _ROUND_SECONDS
                 for fd, _ in self._poll.poll(0, _ROUND):
-                    guest = self._guests.get(fd)
-                    if guest is not None:
-                        self._serve(fd, guest)
+                    idle = self._all_idle.get(fd)
+                    if idle is not None:
+                        self._serve(fd, idle)
                     if trio.current_time() > end:
                         break  # the others are still ready in the next round
         finally:
             trio.lowlevel.notify_closing(self._poll.fileno())
             self._poll.close()
 
-    async def next_request(self, guest: Guest) -> bytes:
+    async def next_request(self, idle: IdleConnection) -> bytes:
         """Received bytes that are for the connection's own task to answer; none if its client has left.
 
         Raises OSError, trio.TooSlowError or trio.ClosedResourceError.
         """
         while True:
-            data, unsent = await self._wait(guest)
+            data, unsent = await self._wait(idle)
             if not unsent:
                 return data
-            guest.timer.idle = False
-            await send_bytes(guest.sock, unsent)
-            if guest.leaving():
+            idle.timer.idle = False
+            await send_bytes(idle.sock, unsent)
+            if idle.leaving():
                 return b""
-            guest.timer.touch()
+            idle.timer.touch()
 
-    def dismiss(self, guest: Guest) -> None:
+    def dismiss(self, idle: IdleConnection) -> None:
         """The connection is about to be closed: end its wait as if its client had left."""
-        if guest._task is not None:
-            self._wake(guest, b"", b"")
+        if idle._task is not None:
+            self._wake(idle, b"", b"")
 
-    async def _wait(self, guest: Guest) -> tuple[bytes, bytes]:
-        guest._fd = guest.sock.fileno()
-        self._poll.register(guest._fd, select.EPOLLIN)
-        self._guests[guest._fd] = guest
-        guest._task = trio.lowlevel.current_task()
+    async def _wait(self, idle: IdleConnection) -> tuple[bytes, bytes]:
+        idle._fd = idle.sock.fileno()
+        self._poll.register(idle._fd, select.EPOLLIN)
+        self._all_idle[idle._fd] = idle
+        idle._task = trio.lowlevel.current_task()
 
         def abort(_: object) -> trio.lowlevel.Abort:
-            self._leave(guest)
+            self._leave(idle)
             return trio.lowlevel.Abort.SUCCEEDED
 
         found: tuple[bytes, bytes] = await trio.lowlevel.wait_task_rescheduled(abort)
         return found
 
-    def _serve(self, fd: int, guest: Guest) -> None:
+    def _serve(self, fd: int, idle: IdleConnection) -> None:
         try:
             data = os.read(fd, RECEIVE)
         except BlockingIOError:
@@ -117,33 +117,33 @@ class Lobby:
         except OSError:
             data = b""
         try:
-            answer = self._at_once(data, guest.local) if data else None
+            answer = self._at_once(data, idle.local) if data else None
         except Exception:
             log.exception("answering at once failed")
             answer = None
         if answer is None:
-            self._wake(guest, data, b"")
+            self._wake(idle, data, b"")
             return
         try:
             sent = os.write(fd, answer)
         except BlockingIOError:
             sent = 0
         except OSError:
-            self._wake(guest, b"", b"")
+            self._wake(idle, b"", b"")
             return
         if sent == len(answer):
-            guest.timer.touch()
+            idle.timer.touch()
         else:
-            self._wake(guest, b"", answer[sent:])
+            self._wake(idle, b"", answer[sent:])
 
-    def _wake(self, guest: Guest, data: bytes, unsent: bytes) -> None:
-        task = guest._task
+    def _wake(self, idle: IdleConnection, data: bytes, unsent: bytes) -> None:
+        task = idle._task
         assert task is not None
-        self._leave(guest)
+        self._leave(idle)
         trio.lowlevel.reschedule(task, outcome.Value((data, unsent)))
 
-    def _leave(self, guest: Guest) -> None:
-        guest._task = None
-        del self._guests[guest._fd]
+    def _leave(self, idle: IdleConnection) -> None:
+        idle._task = None
+        del self._all_idle[idle._fd]
         if not self._poll.closed:
-            self._poll.unregister(guest._fd)
+            self._poll.unregister(idle._fd)

@@ -15,9 +15,9 @@ from hypercorn.typing import ConnectionState, Framework, LifespanState
 from hypercorn.utils import wrap_app
 
 from spegel_consul.http.server.accept import accept, listen_for_own
-from spegel_consul.http.server.connection import Connection, ShortRoad
-from spegel_consul.http.server.connection_limits import Door
-from spegel_consul.http.server.idle_connections import Lobby
+from spegel_consul.http.server.connection import Connection, FastPath
+from spegel_consul.http.server.connection_limits import ConnectionLimits
+from spegel_consul.http.server.idle_connections import IdleConnections
 from spegel_consul.http.tls import Tls
 
 DRAIN_TIMEOUT = 10.0
@@ -44,9 +44,9 @@ async def serve(
     sock: socket.socket,
     *,
     stop: Callable[[], Awaitable[object]],
-    short_road: ShortRoad | None = None,
+    fast_path: FastPath | None = None,
     tls: Tls | None = None,
-    door: Door | None = None,
+    limits: ConnectionLimits | None = None,
     called: frozenset[str] = frozenset(),
     drain_timeout: float = DRAIN_TIMEOUT,
     keep_alive: float = KEEP_ALIVE,
@@ -56,8 +56,8 @@ async def serve(
 
     Connections of this machine have a queue of their own, where the kernel allows it.
 
-    Requests are offered to ``short_road`` first, if there is one. With ``tls`` none is: what has to be encrypted can't
-    be left to the kernel. ``door`` says who gets in.
+    Requests are offered to ``fast_path`` first, if there is one. With ``tls`` none is: what has to be encrypted can't
+    be left to the kernel. ``limits`` says who gets in.
     ``called``: addresses that clients call us by, even if they are not this network namespace's.
     When ``stop()`` returns, no connection is accepted any more, idle ones are closed, and requests in
     flight have ``drain_timeout`` seconds to end.
@@ -68,22 +68,24 @@ async def serve(
     lifespan = Lifespan(wrapped, config, lifespan_state)
     context = WorkerContext(None)
     if tls is not None:
-        short_road = None
-    lobby = Lobby(short_road.at_once) if short_road is not None else None
+        fast_path = None
+    idle_connections = IdleConnections(fast_path.at_once) if fast_path is not None else None
     state = ConnectionState(lifespan_state)
 
     async def connection(sock: socket.socket) -> None:
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
         try:
-            await Connection(wrapped, config, context, state, short_road, lobby, tls, door, called, stream).run()
+            await Connection(
+                wrapped, config, context, state, fast_path, idle_connections, tls, limits, called, stream
+            ).run()
         finally:
             await trio.aclose_forcefully(stream)
 
     async with trio.open_nursery() as lifespan_nursery:
         await lifespan_nursery.start(lifespan.handle_lifespan)
         await lifespan.wait_for_startup()
-        if lobby is not None:
-            await lifespan_nursery.start(lobby.run)
+        if idle_connections is not None:
+            await lifespan_nursery.start(idle_connections.run)
         async with trio.open_nursery() as connections:
             async with trio.open_nursery() as accepting:
                 own = listen_for_own(sock, called)

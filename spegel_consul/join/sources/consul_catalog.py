@@ -17,7 +17,7 @@ import trio
 from spegel_consul.consul.api.client import HealthyService
 from spegel_consul.consul.catalog.catalog_watch import CatalogWatch
 from spegel_consul.join.catalog_routers import to_peer
-from spegel_consul.join.observed_peers import Answer
+from spegel_consul.join.observed_peers import ObservedPeers
 from spegel_consul.join.peer_formats import FIRST
 from spegel_consul.peers import PeerInfo
 
@@ -30,7 +30,7 @@ class CatalogBootstrap:
     def __init__(self, catalog: CatalogWatch, me: PeerInfo) -> None:
         self._catalog = catalog
         self._me = me
-        self._answer = Answer("catalog")
+        self._observed = ObservedPeers("catalog")
 
     @property
     def problem(self) -> str | None:
@@ -39,11 +39,11 @@ class CatalogBootstrap:
 
     def peers(self) -> Sequence[PeerInfo]:
         """Up to three others; empty before anything is known."""
-        return self._answer.peers
+        return self._observed.peers
 
     async def changed(self, since: Sequence[PeerInfo]) -> None:
         """Return when :meth:`peers` differs from ``since`` in who or where they are."""
-        await self._answer.changed(since)
+        await self._observed.changed(since)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Follow the catalog until cancelled; ``started()`` at once."""
@@ -51,7 +51,7 @@ class CatalogBootstrap:
         while True:
             members = self._catalog.members
             if some := choose(members, self._me):
-                self._answer.give(some)
+                self._observed.give(some)
             await self._catalog.changed(members)
 
 

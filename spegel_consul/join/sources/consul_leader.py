@@ -16,7 +16,7 @@ import trio
 from spegel_consul.consul.catalog.catalog_watch import CatalogWatch
 from spegel_consul.consul.election.candidate import Candidate
 from spegel_consul.consul.election.leader_record import LeaderRecord
-from spegel_consul.join.observed_peers import Answer
+from spegel_consul.join.observed_peers import ObservedPeers
 from spegel_consul.join.sources.consul_catalog import choose
 from spegel_consul.peers import PeerInfo
 
@@ -31,7 +31,7 @@ class ConsulBootstrap:
         self._candidate = candidate
         self._catalog = catalog
         self._leader: LeaderRecord | None = None
-        self._answer = Answer("consul")
+        self._observed = ObservedPeers("consul")
 
     @property
     def problem(self) -> str | None:
@@ -47,11 +47,11 @@ class ConsulBootstrap:
 
     def peers(self) -> Sequence[PeerInfo]:
         """The last known leader first, even if it is this node; empty before anything is known."""
-        return self._answer.peers
+        return self._observed.peers
 
     async def changed(self, since: Sequence[PeerInfo]) -> None:
         """Return when :meth:`peers` differs from ``since`` in who or where they are."""
-        await self._answer.changed(since)
+        await self._observed.changed(since)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Follow the election and the catalog until cancelled; ``started()`` at once."""
@@ -79,7 +79,7 @@ class ConsulBootstrap:
         peers: tuple[PeerInfo, ...] = (self._leader.to_peer(),) if self._leader is not None else ()
         if self._catalog is not None and self._alone():
             peers += choose(self._catalog.members, self._candidate.me.to_peer())
-        self._answer.give(peers)
+        self._observed.give(peers)
 
     def _alone(self) -> bool:
         return self._leader is None or self._leader.peer_id == self._candidate.me.peer_id

@@ -23,7 +23,7 @@ import trio
 
 from spegel_consul.consul.api.backoff import Backoff, BlockingIndex
 from spegel_consul.consul.election.leader_record import LeaderRecord
-from spegel_consul.join.observed_peers import Answer
+from spegel_consul.join.observed_peers import ObservedPeers
 from spegel_consul.join.sources.nomad_api import NomadClient, NomadError, variable_path
 from spegel_consul.peers import PeerInfo
 
@@ -62,14 +62,14 @@ class NomadVarBootstrap:
         self._lock_delay = lock_delay
         self._try_every = try_every
         self._rng = rng or random.Random()
-        self._answer = Answer(f"nomad-var {self._name}")
+        self._observed = ObservedPeers(f"nomad-var {self._name}")
         self._lock: str | None = None
         self._lease = 0.0
 
     @property
     def problem(self) -> str | None:
         """What does not work at the moment."""
-        return self._answer.problem
+        return self._observed.problem
 
     @property
     def leads(self) -> bool:
@@ -79,15 +79,15 @@ class NomadVarBootstrap:
     @property
     def leader(self) -> PeerInfo | None:
         """The last known holder of the lock; None before anybody is known to hold it."""
-        return self._answer.peers[0] if self._answer.peers else None
+        return self._observed.peers[0] if self._observed.peers else None
 
     def peers(self) -> Sequence[PeerInfo]:
         """The last known leader, even if it is this node."""
-        return self._answer.peers
+        return self._observed.peers
 
     async def changed(self, since: Sequence[PeerInfo]) -> None:
         """Return when another leads."""
-        await self._answer.changed(since)
+        await self._observed.changed(since)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Take part until cancelled, then release the lock within 3 s; ``started()`` at once."""
@@ -111,7 +111,7 @@ class NomadVarBootstrap:
                 answered, free = await self._read(index.value, wait)
                 if not free and trio.current_time() < next_try:
                     contended.reset()
-                    self._answer.trouble(None)
+                    self._observed.trouble(None)
                     index.advance(answered)
                     await trio.sleep_until(began + 0.5)
                     continue
@@ -120,9 +120,9 @@ class NomadVarBootstrap:
                     index.reset()
                 next_try = trio.current_time() + self._try_every * self._rng.uniform(0.5, 1.5)
                 if await self._acquire():
-                    self._answer.trouble(None)
+                    self._observed.trouble(None)
                     return
-                self._answer.trouble(None)
+                self._observed.trouble(None)
                 if free:
                     # it says that nobody leads, and somebody holds it: who died in between, or has just won
                     await trio.sleep(contended.next())
@@ -130,7 +130,7 @@ class NomadVarBootstrap:
                     contended.reset()
             except NomadError as why:
                 index.reset()
-                self._answer.trouble(str(why) + (_ADVICE.format(path=self._name) if why.status == 403 else ""))
+                self._observed.trouble(str(why) + (_ADVICE.format(path=self._name) if why.status == 403 else ""))
                 await trio.sleep(max(backoff.next(), _DENIED_PAUSE if why.status == 403 else 0.0))
             else:
                 backoff.reset()
@@ -148,14 +148,14 @@ class NomadVarBootstrap:
                     await self._call("lock-renew", {"Path": self._name, "Lock": {"ID": self._lock}})
             except (NomadError, trio.TooSlowError) as why:
                 status = why.status if isinstance(why, NomadError) else 0
-                self._answer.trouble(f"renewing the lock: {str(why) or 'no answer in time'}")
+                self._observed.trouble(f"renewing the lock: {str(why) or 'no answer in time'}")
                 if status in (404, 409) or trio.current_time() >= self._lease:
                     log.warning("nomad variable lock lost", path=self._name, status=status)
                     self._lock = None
                     return
                 delay = backoff.next()
             else:
-                self._answer.trouble(None)
+                self._observed.trouble(None)
                 self._lease, delay = began + self._ttl, self._ttl / 2
                 backoff.reset()
 
@@ -183,7 +183,7 @@ class NomadVarBootstrap:
         if isinstance(peer_id, str) and isinstance(addrs, str):
             routers = tuple(addr for addr in addrs.split() if addr.startswith("/"))
             if peer_id and routers:
-                self._answer.give([LeaderRecord(peer_id, routers).to_peer()])
+                self._observed.give([LeaderRecord(peer_id, routers).to_peer()])
         return False
 
     async def _acquire(self) -> bool:
@@ -203,7 +203,7 @@ class NomadVarBootstrap:
         except (KeyError, TypeError):
             raise NomadError("the answer to lock-acquire has no lock in it") from None
         self._lease = began + self._ttl
-        self._answer.give([self._me.to_peer()])
+        self._observed.give([self._me.to_peer()])
         return True
 
     async def _release(self) -> None:

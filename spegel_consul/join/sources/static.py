@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 import trio
 
-from spegel_consul.join.observed_peers import Answer
+from spegel_consul.join.observed_peers import ObservedPeers
 from spegel_consul.join.peer_formats import parse_peers
 from spegel_consul.peers import PeerInfo
 
@@ -23,16 +23,16 @@ class StaticBootstrap:
     problem = None
 
     def __init__(self, addresses: Iterable[str]) -> None:
-        self._answer = Answer("static")
-        self._answer.give(parse_peers(addresses))
+        self._observed = ObservedPeers("static")
+        self._observed.give(parse_peers(addresses))
 
     def peers(self) -> Sequence[PeerInfo]:
         """The peers; those without an id first."""
-        return self._answer.peers
+        return self._observed.peers
 
     async def changed(self, since: Sequence[PeerInfo]) -> None:
         """Return if ``since`` are others than :meth:`peers`, else never."""
-        await self._answer.changed(since)
+        await self._observed.changed(since)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Nothing to keep fresh; sleeps until cancelled."""

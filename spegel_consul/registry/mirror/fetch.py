@@ -44,7 +44,7 @@ class Answer:
     """When it was asked, when a connection was made for it (or 0), and when its first byte came."""
 
 
-class Chase:
+class Fetch:
     """One request's race, across all of its resumptions; its questions are tasks of ``nursery``."""
 
     def __init__(
@@ -113,7 +113,7 @@ class Chase:
 
     def _is_last(self, provider: Provider) -> bool:
         """Whether others are to be asked before it."""
-        suspects = self.mirror.doubts.of(self._request.reference.digest)
+        suspects = self.mirror.suspects.of(self._request.reference.digest)
         return provider in suspects or self.mirror.penalties.is_slow(provider)
 
     def close(self) -> None:
@@ -124,8 +124,8 @@ class Chase:
         self._answers.clear()
 
     def _found(self, provider: Provider) -> None:
-        turned = provider.turned if not self.mirror.penalties.misbehaved(provider) else None
-        for each in filter(None, (provider, turned)):
+        by_secondary = provider.by_secondary if not self.mirror.penalties.misbehaved(provider) else None
+        for each in filter(None, (provider, by_secondary)):
             if self.mirror.may_ask(each):
                 self._race.found(each)
                 self._wake.set()
@@ -221,8 +221,8 @@ class Chase:
 
     def _turn(self, provider: Provider) -> Provider | None:
         """The provider at its other address, if that is asked now."""
-        other = provider.turned
-        if other is None or not self.mirror.may_ask(other) or not self._race.turned(provider, other):
+        other = provider.by_secondary
+        if other is None or not self.mirror.may_ask(other) or not self._race.by_secondary(provider, other):
             return None
         self.mirror.recent.add(self._request.key, other)
         return other
@@ -230,7 +230,7 @@ class Chase:
     async def _ask(
         self, question: trio.CancelScope, provider: Provider, range_header: str | None, expected: Head | None
     ) -> None:
-        target, headers = self.mirror.question(self._request, range_header, self._trace.onward)
+        target, headers = self.mirror.question(self._request, range_header, self._trace.trace_headers)
         with question:
             try:
                 asked = time.perf_counter()

@@ -32,18 +32,18 @@ from spegel_consul.oci.media import MAX_MANIFEST_SIZE
 from spegel_consul.oci.path import MIRRORED_HEADER, ContentRequest, Kind
 from spegel_consul.peers import Provider
 from spegel_consul.registry.mirror.body.expected_sizes import Sizes
-from spegel_consul.registry.mirror.body.held_bodies import Holdings
+from spegel_consul.registry.mirror.body.held_bodies import HeldBodies
 from spegel_consul.registry.mirror.body.transfer import Transfer
-from spegel_consul.registry.mirror.fetch import Answer, Chase
+from spegel_consul.registry.mirror.fetch import Answer, Fetch
 from spegel_consul.registry.mirror.lookup_limit import LookupLimit
 from spegel_consul.registry.mirror.providers.penalties import Penalties
 from spegel_consul.registry.mirror.providers.provider_cache import RecentProviders
 from spegel_consul.registry.mirror.providers.provider_policy import Permits, any_node
-from spegel_consul.registry.mirror.providers.suspects import Doubts
-from spegel_consul.registry.mirror.trace import UNKNOWN_REGISTRY, Onward, Trace, Traces
+from spegel_consul.registry.mirror.providers.suspects import Suspects
+from spegel_consul.registry.mirror.trace import UNKNOWN_REGISTRY, Trace, TraceHeaders, Traces
 from spegel_consul.registry.mirror.validate import Head, judge
 from spegel_consul.ring import Router
-from spegel_consul.zerocopy.spool import Room
+from spegel_consul.zerocopy.spool import SpoolSpace
 
 log = structlog.get_logger(__name__)
 
@@ -83,9 +83,9 @@ class Mirror:
         settings: MirrorSettings | None = None,
         credentials: Credentials | None = None,
         permits: Permits = any_node,
-        room: Room | None = None,
+        room: SpoolSpace | None = None,
     ) -> None:
-        self.room = room or Room(None)
+        self.room = room or SpoolSpace(None)
         self.permits = permits
         self._credentials = credentials
         self.router = router
@@ -95,8 +95,8 @@ class Mirror:
         self.traces = Traces()
         self.recent = RecentProviders()
         self.sizes = Sizes()
-        self.holdings = Holdings()
-        self.doubts = Doubts()
+        self.held_bodies = HeldBodies()
+        self.suspects = Suspects()
         self.lookups = LookupLimit()
         self._counters: dict[str, tuple[Counter, Counter]] = {}
         self._metrics = metrics
@@ -119,12 +119,12 @@ class Mirror:
             self.on_mismatch(senders[0], digest)
             return
         self._metrics.verification_failures.inc()
-        self.doubts.add(digest, senders)
+        self.suspects.add(digest, senders)
         log.warning("peers together sent wrong bytes", digest=digest, registries=[each.registry[0] for each in senders])
 
     def verified(self, digest: Digest, senders: Sequence[Provider]) -> None:
         """The bytes of ``senders`` are right; who was suspected with them is asked after others for a while."""
-        for provider in self.doubts.settle(digest).difference(senders):
+        for provider in self.suspects.settle(digest).difference(senders):
             self.penalties.slow(provider)
 
     def _counted(self, request: ContentRequest) -> tuple[Counter, Counter]:
@@ -155,10 +155,10 @@ class Mirror:
                 async with shared:
                     yield shared
                 return
-            async with self.chase(request, method, trace) as chase:
+            async with self.fetch(request, method, trace) as fetch:
                 with self.lookups.one(trace.client, request):
-                    answer = await chase.first(range_header)
-                async with Transfer(self, chase, request, answer, trace) as transfer:
+                    answer = await fetch.first(range_header)
+                async with Transfer(self, fetch, request, answer, trace) as transfer:
                     yield transfer
 
     @asynccontextmanager
@@ -169,13 +169,13 @@ class Mirror:
 
         ``expected``: what the answer has to say, because other parts of the same content have been sent already.
         """
-        async with self.chase(request, "GET", trace) as chase:
-            answer = await chase.first(range_header, expected)
+        async with self.fetch(request, "GET", trace) as fetch:
+            answer = await fetch.first(range_header, expected)
             while not answer.head.partial:  # a server may ignore Range (RFC 9110, 14.2)
                 if isinstance(answer.body, PeerResponse):
                     answer.body.discard()
-                answer = await chase.first(range_header, expected)
-            async with Transfer(self, chase, request, answer, trace) as transfer:
+                answer = await fetch.first(range_header, expected)
+            async with Transfer(self, fetch, request, answer, trace) as transfer:
                 yield transfer
 
     @contextmanager
@@ -190,15 +190,15 @@ class Mirror:
 
     def _shared(self, request: ContentRequest, range_header: str | None, trace: Trace) -> Transfer | None:
         """The transfer of a body that another client waits for or is being sent, if it is held."""
-        holding = self.holdings.get(request.reference.digest)
+        holding = self.held_bodies.get(request.reference.digest)
         if holding is None or request.kind is not Kind.BLOB or range_header is not None:
             return None
         return Transfer(self, None, request, holding, trace)
 
-    def begin(self, request: ContentRequest, method: str, onward: Onward = (), client: str = "") -> Trace:
+    def begin(self, request: ContentRequest, method: str, trace_headers: TraceHeaders = (), client: str = "") -> Trace:
         """A request that is to be looked up for the ``client`` at this address, "" for one on this machine; the
         context to do so in."""
-        trace = self.traces.begin(request.reference, request.key, request.kind.value, method, onward)
+        trace = self.traces.begin(request.reference, request.key, request.kind.value, method, trace_headers)
         trace.client = client
         return trace
 
@@ -212,7 +212,7 @@ class Mirror:
             return None  # there is nothing to splice
         if (shared := self._shared(request, range_header, trace)) is not None:
             return shared
-        suspects = self.doubts.of(request.reference.digest)
+        suspects = self.suspects.of(request.reference.digest)
         for provider in self.recent.get(request.key):
             fit = self.may_ask(provider) and not self.penalties.is_slow(provider) and provider not in suspects
             if fit and self.client.has_idle(provider.registry):
@@ -224,7 +224,7 @@ class Mirror:
     async def _ask_at_once(
         self, provider: Provider, request: ContentRequest, wanted: str | None, trace: Trace
     ) -> Transfer | None:
-        target, headers = self.question(request, wanted, trace.onward)
+        target, headers = self.question(request, wanted, trace.trace_headers)
         asked = time.perf_counter()
         response = await self.client.request_at_once(provider.registry, "GET", target, headers)
         if response is None:
@@ -248,29 +248,29 @@ class Mirror:
         return Transfer(self, None, request, Answer(provider, head, body, times), trace)
 
     @asynccontextmanager
-    async def chase(self, request: ContentRequest, method: str, trace: Trace) -> AsyncIterator[Chase]:
+    async def fetch(self, request: ContentRequest, method: str, trace: Trace) -> AsyncIterator[Fetch]:
         """A race for the content. Whatever is raised in the context comes out as it is."""
         # an exception passes through the nursery bare: it stands for the answer to the client, or for its departure
         found: Exception | None = None
-        chase: Chase | None = None
+        fetch: Fetch | None = None
         try:
             async with trio.open_nursery() as nursery:
-                chase = Chase(self, request, method, nursery, trace)
+                fetch = Fetch(self, request, method, nursery, trace)
                 try:
-                    yield chase
+                    yield fetch
                 except Exception as exc:
                     found = exc
                 finally:
                     nursery.cancel_scope.cancel()
         finally:
             # a question can be answered until the nursery has ended, however it ends
-            if chase is not None:
-                chase.close()
+            if fetch is not None:
+                fetch.close()
         if found is not None:
             raise found
 
     def question(
-        self, request: ContentRequest, range_header: str | None, onward: Onward
+        self, request: ContentRequest, range_header: str | None, trace_headers: TraceHeaders
     ) -> tuple[str, list[tuple[str, str]]]:
         """The target and the header fields of a request to a peer.
 
@@ -285,7 +285,7 @@ class Mirror:
             headers.append(("authorization", self._credentials.own))
         if range_header is not None:
             headers.append(("range", range_header))
-        headers += onward
+        headers += trace_headers
         return target, headers
 
     def is_small(self, head: Head) -> bool:

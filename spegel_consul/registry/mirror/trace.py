@@ -28,7 +28,7 @@ HIT, MISS, CUT, GONE, REFUSED = "hit", "miss", "cut", "gone", "refused"
 UNKNOWN_REGISTRY = "unknown"
 """Stands for the registry of a digest that was asked for without one."""
 
-Onward = tuple[tuple[str, str], ...]
+TraceHeaders = tuple[tuple[str, str], ...]
 """Header fields that identify a request, and that the peer which serves it gets too."""
 
 _IDENTITIES = (
@@ -37,13 +37,13 @@ _IDENTITIES = (
 )
 
 
-def onward(headers: Mapping[bytes, bytes]) -> Onward:
+def trace_headers(headers: Mapping[bytes, bytes]) -> TraceHeaders:
     """The identifying ones of a client's header fields, as far as they are well-formed."""
     found = ((name, form, headers.get(name.encode(), b"")) for name, form in _IDENTITIES)
     return tuple((name, value.decode()) for name, form, value in found if form.match(value))
 
 
-def as_fields(identity: Onward) -> dict[str, str]:
+def as_fields(identity: TraceHeaders) -> dict[str, str]:
     """The same for a line in the log: ``request_id``, ``traceparent``."""
     return {name.removeprefix("x-").replace("-", "_"): value for name, value in identity}
 
@@ -62,7 +62,7 @@ class Trace:
     """One request. The mirror assigns; 0.0 is a time that has not come."""
 
     # class attributes, so that a new one has only what is known at the start to be assigned
-    onward: Onward = ()
+    trace_headers: TraceHeaders = ()
     client = ""
     """The address of a client on another machine, else ""."""
     looked_up = 0.0
@@ -109,7 +109,7 @@ class Trace:
     @property
     def request_id(self) -> str:
         """What the client called the request, or ""."""
-        return next((value for name, value in self.onward if name == "x-request-id"), "")
+        return next((value for name, value in self.trace_headers if name == "x-request-id"), "")
 
     def received(self) -> int:
         """Bytes of the body that have come by now."""
@@ -163,11 +163,11 @@ class Traces:
         self.on_end: Callable[[Trace], None] | None = None
         self._numbers = count(1)
 
-    def begin(self, reference: Any, key: str, kind: str, method: str, onward: Onward = ()) -> Trace:
+    def begin(self, reference: Any, key: str, kind: str, method: str, trace_headers: TraceHeaders = ()) -> Trace:
         """A request came that has to be looked up; use as a context, which it ends with."""
         number = next(self._numbers)
         trace = self.live[number] = Trace(self, number, reference, key, kind, method)
-        trace.onward = onward
+        trace.trace_headers = trace_headers
         return trace
 
     def end(self, trace: Trace, outcome: str, error: str = "") -> None:

@@ -131,13 +131,13 @@ def parse(text: str) -> Address | None:
 class Contact:
     """Who and where: a binary peer id, its routers' addresses, and its registry's if it told.
 
-    ``twin`` is the registry's address of the other family, if it has one.
+    ``secondary`` is the registry's address of the other family, if it has one.
     """
 
     id: bytes
     routers: tuple[Address, ...]
     registry: Address | None = None
-    twin: Address | None = None
+    secondary: Address | None = None
 
 
 @lru_cache(maxsize=8192)
@@ -149,5 +149,5 @@ def contact(peer: bytes, raw_addresses: tuple[bytes, ...], *, loopback: bool) ->
         if address is not None and address.is_usable(loopback=loopback)
     ]
     registry = next((address for address in found if address.http), None)
-    twin = next((each for each in found if registry and each.http and each.is_ipv6 != registry.is_ipv6), None)
-    return Contact(peer, tuple(dict.fromkeys(address for address in found if not address.http)), registry, twin)
+    secondary = next((each for each in found if registry and each.http and each.is_ipv6 != registry.is_ipv6), None)
+    return Contact(peer, tuple(dict.fromkeys(address for address in found if not address.http)), registry, secondary)

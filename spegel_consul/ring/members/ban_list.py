@@ -19,7 +19,7 @@ SHUT_OUT = 60.0
 _CAPACITY = 1024
 
 
-class Offences:
+class BanList:
     """Counts what peers did wrong; ``now`` is seconds of a monotonic clock."""
 
     def __init__(self) -> None:

@@ -28,10 +28,10 @@ from spegel_consul.ring.dht.messages import (
 )
 from spegel_consul.ring.dht.protocol_ids import KAD, MEMBERS
 from spegel_consul.ring.members.background import Background
-from spegel_consul.ring.members.rate_limit import Pace
+from spegel_consul.ring.members.rate_limit import RateLimit
 from spegel_consul.ring.members.table import HEARSAY_AGE
 from spegel_consul.ring.net.host import Host, ProtocolRefused, Stream
-from spegel_consul.ring.net.loop_time import Patience
+from spegel_consul.ring.net.loop_time import LoopTime
 
 if TYPE_CHECKING:
     from spegel_consul.ring.members.membership import Membership
@@ -53,7 +53,7 @@ class Exchange:
         membership: Membership,
         host: Host,
         background: Background,
-        patience: Patience,
+        patience: LoopTime,
         *,
         gossip: float,
         rng: random.Random,
@@ -61,13 +61,13 @@ class Exchange:
         self._membership = membership
         self._host = host
         self._background = background
-        self._patience = patience
+        self._loop_time = patience
         self._gossip = gossip
         self._rng = rng
         self._greet_limit = trio.CapacityLimiter(4)
         self._introduce_limit = trio.CapacityLimiter(_PARALLEL_INTRODUCTIONS)
         self._introducing: set[bytes] = set()
-        self._pace = Pace(every=_SERVE_EVERY, burst=_SERVE_BURST)
+        self._pace = RateLimit(every=_SERVE_EVERY, burst=_SERVE_BURST)
         host.serve(MEMBERS, self._serve)
 
     def _reports(self) -> bytes:
@@ -104,7 +104,7 @@ class Exchange:
     async def swap(self, peer: bytes) -> None:
         """Tell ``peer`` all members and learn its. Raises RingError or TooSlowError."""
         member = self._membership.table.get(peer)
-        with self._patience.fail_after(_TIMEOUT):
+        with self._loop_time.fail_after(_TIMEOUT):
             try:
                 stream = await self._host.open(peer, member.routers if member else (), MEMBERS)
             except ProtocolRefused:

@@ -22,13 +22,13 @@ from spegel_consul.ring.dht.multiaddrs import Address, Contact, contact, parse
 from spegel_consul.ring.dht.placement import REPLICAS
 from spegel_consul.ring.dht.protocol_ids import KAD, WITHDRAW
 from spegel_consul.ring.members.background import Background
-from spegel_consul.ring.members.ban_list import Offences
+from spegel_consul.ring.members.ban_list import BanList
 from spegel_consul.ring.members.gossip import Exchange
 from spegel_consul.ring.members.pipeline import Pipeline
 from spegel_consul.ring.members.table import Members
-from spegel_consul.ring.members.wakeup import Alarm
+from spegel_consul.ring.members.wakeup import WakeUp
 from spegel_consul.ring.net.host import DialledSelf, Host, ProtocolRefused, Replaced
-from spegel_consul.ring.net.loop_time import Patience
+from spegel_consul.ring.net.loop_time import LoopTime
 
 log = structlog.get_logger(__name__)
 
@@ -76,15 +76,15 @@ class Membership:
         self._rng = rng
         self._loopback = host.address.is_loopback
         self._pipelines: dict[bytes, Pipeline] = {}
-        self._probe_alarm = Alarm()
+        self._probe_alarm = WakeUp()
         self._probes_at = math.inf
         self._revive_limit = trio.CapacityLimiter(_PARALLEL_REVIVALS)
-        self._offences = Offences()
-        self._patience = Patience(background.spawn)
+        self._bans = BanList()
+        self._loop_time = LoopTime(background.spawn)
         self._told_of_offence = -math.inf
-        self.exchange = Exchange(self, host, background, self._patience, gossip=gossip, rng=rng)
+        self.exchange = Exchange(self, host, background, self._loop_time, gossip=gossip, rng=rng)
         host.on_disconnect = self.on_disconnect
-        host.refuses = lambda peer: self._offences.is_shut_out(peer, trio.current_time())
+        host.refuses = lambda peer: self._bans.is_shut_out(peer, trio.current_time())
 
     @property
     def me(self) -> WirePeer:
@@ -123,7 +123,7 @@ class Membership:
         warm = self.is_in_touch(peer)
         start = trio.current_time()
         try:
-            with self._patience.fail_after(within or (member.timeout if warm else _COLD_TIMEOUT)):
+            with self._loop_time.fail_after(within or (member.timeout if warm else _COLD_TIMEOUT)):
                 answer = await pipeline.ask(request)
         except (RingError, trio.TooSlowError) as exc:
             log.debug("ring_question_failed", peer=peer_id_to_text(peer), error=repr(exc))
@@ -170,7 +170,7 @@ class Membership:
     def offended(self, peer: bytes, error: Exception) -> None:
         """``peer`` broke the protocol; too often, and nothing of it is listened to for a while."""
         now = trio.current_time()
-        if self._offences.note(peer, now):
+        if self._bans.note(peer, now):
             if now - self._told_of_offence > _TELL_EVERY:  # identities are cheap, log lines are not
                 self._told_of_offence = now
                 log.info("ring_peer_shut_out", peer=peer_id_to_text(peer), error=str(error))
@@ -218,15 +218,15 @@ class Membership:
         """What of a peer's addresses can be used from here; nothing that leads back to this node."""
         said = contact(peer.id, peer.addresses, loopback=self._loopback)
         mine = {*self.routers, *self._registries}
-        told = [*said.routers, said.registry, said.twin]
+        told = [*said.routers, said.registry, said.secondary]
         if peer.id != self._host.id and not mine.isdisjoint(told):
             routers = tuple(address for address in said.routers if address not in mine)
-            registries = [each for each in (said.registry, said.twin) if each not in mine]
+            registries = [each for each in (said.registry, said.secondary) if each not in mine]
             return Contact(peer.id, routers, *registries)
         return said
 
     async def _join_through(self, peer: PeerInfo, standing: set[bytes]) -> None:
-        with suppress(trio.TooSlowError), self._patience.fail_after(JOIN_TIMEOUT):
+        with suppress(trio.TooSlowError), self._loop_time.fail_after(JOIN_TIMEOUT):
             try:
                 found = await self._connect(peer)
             except DialledSelf:

@@ -5,7 +5,7 @@ from __future__ import annotations
 _PRUNE_AT = 4096
 
 
-class Pace:
+class RateLimit:
     """One every ``every`` seconds for each peer, of which ``burst`` may come at once; has no clock."""
 
     def __init__(self, *, every: float, burst: int) -> None:

@@ -29,7 +29,7 @@ from spegel_consul.ring.dht.keys import position
 from spegel_consul.ring.dht.messages import WirePeer
 from spegel_consul.ring.dht.multiaddrs import Address, Contact
 from spegel_consul.ring.dht.placement import REPLICAS, Placement
-from spegel_consul.ring.members.timer_heap import Agenda
+from spegel_consul.ring.members.timer_heap import TimerHeap
 
 HEARSAY_AGE = 300.0
 """Seconds: a report older than this introduces nobody."""
@@ -67,9 +67,9 @@ class Member:
         "registry",
         "routers",
         "rtt",
+        "secondary",
         "source",
         "spoke",
-        "twin",
         "wire",
     )
 
@@ -80,7 +80,7 @@ class Member:
         self.routers: tuple[Address, ...] = ()
         self.info = PeerInfo(peer_id_to_text(contact.id), ())
         self.registry: Address | None = None
-        self.twin: Address | None = None  # the registry's address of the other family
+        self.secondary: Address | None = None  # the registry's address of the other family
         self.wire = WirePeer(contact.id)
         self.heard = heard
         self.spoke = -math.inf  # when it sent something to this node, which is more than having been heard of
@@ -100,8 +100,8 @@ class Member:
             self.routers = contact.routers
             self.info = PeerInfo(self.info.id, tuple(map(str, self.routers)))
         if contact.registry is not None:
-            self.registry, self.twin = contact.registry, contact.twin
-        own = [*self.routers, *filter(None, (self.registry, self.twin))]
+            self.registry, self.secondary = contact.registry, contact.secondary
+        own = [*self.routers, *filter(None, (self.registry, self.secondary))]
         self.wire = WirePeer(self.id, tuple(address.encode() for address in own))
 
     @property
@@ -124,7 +124,7 @@ class Members:
         self._rng = rng or random.Random()
         self._members: dict[bytes, Member] = {}
         self._placement = Placement()
-        self._agenda: Agenda[Member] = Agenda()
+        self._timers: TimerHeap[Member] = TimerHeap()
         self._infos: tuple[PeerInfo, ...] | None = None
         self._named: Counter[bytes] = Counter()  # members that only this source has named
 
@@ -174,7 +174,7 @@ class Members:
             if member.source is not None:
                 self._named[member.source] += 1
             self._live(member)
-            self._agenda.note(member)
+            self._timers.note(member)
             return member
         if direct:
             self._spoke(member)
@@ -265,18 +265,18 @@ class Members:
 
     def due(self, now: float) -> list[Member]:
         """Whom to probe now; each is named once until it answered, failed or is suspected again."""
-        due = self._agenda.due(now)
+        due = self._timers.due(now)
         for member in due:
             member.probe_at = math.inf
         return due
 
     def next_probe(self) -> float:
         """When :meth:`due` has somebody, as far as is known now; infinity if never."""
-        return self._agenda.next()
+        return self._timers.next()
 
     def _probe(self, member: Member, at: float | None) -> None:
         member.probe_at = at
-        self._agenda.note(member)
+        self._timers.note(member)
 
     def _has_room(self, source: bytes | None) -> bool:
         """Whether one more that ``source`` names (None: that speaks for itself) can be added; makes room if so."""

@@ -16,7 +16,7 @@ class Due(Protocol):
     """Something that is due at a moment; infinity is never."""
 
     noted: float
-    """For :class:`Agenda`: the moment of its entry, at first infinity."""
+    """For :class:`TimerHeap`: the moment of its entry, at first infinity."""
 
     @property
     def due_at(self) -> float: ...
@@ -25,7 +25,7 @@ class Due(Protocol):
 T = TypeVar("T", bound=Due)
 
 
-class Agenda(Generic[T]):
+class TimerHeap(Generic[T]):
     """Things by their moments; whoever makes one due earlier tells with :meth:`note`."""
 
     def __init__(self) -> None:

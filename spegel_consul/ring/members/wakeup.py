@@ -5,7 +5,7 @@ from __future__ import annotations
 import trio
 
 
-class Alarm:
+class WakeUp:
     """To be waited for by one task."""
 
     __slots__ = ("_event",)

@@ -32,7 +32,7 @@ from spegel_consul.ring.net.host import DialledSelf, Handler, Identity, Replaced
 from spegel_consul.ring.net.libp2p.layers import Layers, read_description
 from spegel_consul.ring.net.libp2p.noise_transport import Wire
 from spegel_consul.ring.net.libp2p.peer_connection import Connection
-from spegel_consul.ring.net.loop_time import Patience
+from spegel_consul.ring.net.loop_time import LoopTime
 from spegel_consul.ring.net.shared_result import Result
 from spegel_consul.ring.net.tcp import detect_vanished_host, listen
 
@@ -81,7 +81,7 @@ class Libp2pHost:
         self._accepting = trio.CancelScope()
         self._dialling: dict[bytes, Result[Connection]] = {}
         self._dialler = Dialler()
-        self._patience = Patience(self._spawn)
+        self._loop_time = LoopTime(self._spawn)
         self._nursery: trio.Nursery | None = None
 
     @property
@@ -272,7 +272,7 @@ class Libp2pHost:
                     raise
                 # of two connections between the same peers the idle one goes, closed by who made it
                 may_trim = self._has_several if outbound else None
-                connection = Connection(muxed, nursery, self._handlers, may_trim, dialled, remote, self._patience)
+                connection = Connection(muxed, nursery, self._handlers, may_trim, dialled, remote, self._loop_time)
                 await connection.start()
                 self._register(connection)
                 result.set(connection)
@@ -291,7 +291,7 @@ class Libp2pHost:
 
     async def _upgrade(self, wire: Wire, outbound: bool, handshake: trio.CancelScope) -> Any:
         """Negotiate what makes a connection of a TCP stream, and learn who is there. Raises anything."""
-        with handshake, suppress(trio.TooSlowError), self._patience.fail_after(HANDSHAKE_TIMEOUT):
+        with handshake, suppress(trio.TooSlowError), self._loop_time.fail_after(HANDSHAKE_TIMEOUT):
             secured = await self._layers.secure(wire, outbound=outbound)
             if self._layers.peer_of(secured) == self._id:
                 raise DialledSelf("behind this address is this node")

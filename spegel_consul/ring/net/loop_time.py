@@ -23,7 +23,7 @@ LONGEST = 8.0
 """However late the loop is, a timeout takes no longer than this times its seconds."""
 
 
-class Patience:
+class LoopTime:
     """Timeouts of a process; ``spawn`` starts a task of the nursery that they are used in."""
 
     def __init__(self, spawn: Callable[[Callable[[], Awaitable[None]]], None]) -> None:

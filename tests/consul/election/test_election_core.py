@@ -150,8 +150,8 @@ def test_the_former_self_hands_over() -> None:
 
 
 def test_the_same_identity_elsewhere_is_not_the_former_self() -> None:
-    twin = LeaderRecord("me", ("/ip4/10.9.9.9/tcp/1/p2p/me",))
-    assert begin().handle(KeyRead(1, 20, held("x", twin)), 0) == (ReadKey(2, 20, 60.0),)
+    secondary = LeaderRecord("me", ("/ip4/10.9.9.9/tcp/1/p2p/me",))
+    assert begin().handle(KeyRead(1, 20, held("x", secondary)), 0) == (ReadKey(2, 20, 60.0),)
 
 
 @pytest.mark.parametrize(("lock_delay", "lease"), [(0, 5), (0.5, 5.5), (10, 15), (60, 15)])

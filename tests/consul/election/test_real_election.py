@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 from spegel_consul.consul.api.client import ConsulClient
 from spegel_consul.consul.api.consul_errors import ConsulTimeout
 from spegel_consul.consul.api.consul_settings import ConsulSettings
-from spegel_consul.consul.catalog.leader_service import Beacon
+from spegel_consul.consul.catalog.leader_service import LeaderService
 from spegel_consul.consul.catalog.service_definitions import LEADER, ServiceDefinition, TtlCheck
 from spegel_consul.consul.election.candidate import Candidate
 from spegel_consul.consul.election.election_view import ElectionSettings, State
@@ -47,8 +47,11 @@ class Group:
             f"peer{number}", (f"/ip4/10.0.0.{number}/tcp/5001/p2p/peer{number}",), node=f"n{number}", cluster="test"
         )
         client = await self._stack.enter_async_context(ConsulClient(settings))
-        beacon = Beacon(client, service) if service is not None else None
-        candidate, scope = Candidate(client, me, election, beacon=beacon, crowd=lambda: crowd), trio.CancelScope()
+        leader_service = LeaderService(client, service) if service is not None else None
+        candidate, scope = (
+            Candidate(client, me, election, leader_service=leader_service, crowd=lambda: crowd),
+            trio.CancelScope(),
+        )
 
         async def run(task_status: trio.TaskStatus[None]) -> None:
             with scope:

@@ -26,7 +26,7 @@ from spegel_consul.registry.mirror import mirror as mirror_module
 from spegel_consul.registry.mirror.fetch import TransferCut
 from spegel_consul.registry.mirror.mirror import Mirror, MirrorSettings
 from spegel_consul.zerocopy.outlet import PieceOutlet
-from spegel_consul.zerocopy.source import Pace
+from spegel_consul.zerocopy.source import Throughput
 
 from ..conftest import ListRouter, head
 from ..image import BLOB_PATH, LAYER, STREAMED, get
@@ -69,7 +69,7 @@ class SimulatedResponse(PeerResponse):
     def header(self, name: bytes) -> str | None:
         return self._fields.get(name)
 
-    async def chunks(self, pace: Pace | None = None) -> AsyncGenerator[bytes, None]:
+    async def chunks(self, throughput: Throughput | None = None) -> AsyncGenerator[bytes, None]:
         content = self._peer.content[self._start :]
         stop = len(content) if self._after is None else min(self._after, len(content) - 1)
         while self._at < stop:  # from where another task left it
@@ -150,7 +150,7 @@ class Simulation:
         for _ in range(pulls):
             client.events.clear()
             self.outcomes.append(await self.pull(mirror, request))
-            assert mirror.holdings.get(DIGEST) is None
+            assert mirror.held_bodies.get(DIGEST) is None
             assert mirror.room.promised == 0
             if "wrong" in client.events:
                 later = client.events[client.events.index("wrong") :]

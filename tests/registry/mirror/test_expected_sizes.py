@@ -195,14 +195,14 @@ async def test_peers_that_disagree_with_each_other_are_verified(start_node: Any,
     liar = await start_peer(*junk(len(LAYER) + 5000))
     asker.router.knows(liar.address, holder)
     request = ContentRequest(Kind.BLOB, Reference("docker.io", "library/app", digest=DIGEST))
-    async with asker.mirror.chase(request, "GET", asker.mirror.begin(request, "GET")) as chase:
+    async with asker.mirror.fetch(request, "GET", asker.mirror.begin(request, "GET")) as fetch:
         for provider in asker.router.providers:
-            chase._start(provider, None, None)
+            fetch._start(provider, None, None)
         with trio.fail_after(5):
-            while len(chase._answers) < 2:
-                await chase._wake.wait()
-                chase._wake = trio.Event()
-        answer = await chase.first(None)
+            while len(fetch._answers) < 2:
+                await fetch._wake.wait()
+                fetch._wake = trio.Event()
+        answer = await fetch.first(None)
     answer.body.discard()
     assert (answer.head.size, answer.head.disputed) == (len(LAYER), True)
     assert asker.mirror.holds(answer.head)
@@ -216,7 +216,7 @@ async def test_what_is_too_large_for_the_room_is_streamed_and_takes_no_room_from
     await learn(asker, start_peer, lies(77))
     asker.router.knows(holder)
     spare = 4 * len(LAYER) - 1
-    monkeypatch.setattr(spool.Room, "spare", lambda self: spare)
+    monkeypatch.setattr(spool.SpoolSpace, "spare", lambda self: spare)
     assert (await get(asker, BLOB_PATH)).content == LAYER
     assert asker.metric("spegel_verify_first_total", {"result": "verified"}) == 0
     spare += 1
@@ -237,7 +237,7 @@ async def test_a_claim_beyond_the_room_is_no_promise(start_node: Any, start_peer
 
 
 def test_the_room_that_is_left(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    room = spool.Room(tmp_path)
+    room = spool.SpoolSpace(tmp_path)
     before = room.spare()
     assert before > 0
     room.promised += 1 << 50

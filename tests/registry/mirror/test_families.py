@@ -37,7 +37,7 @@ def deaf() -> Iterator[tuple[str, int]]:
 
 async def test_where_the_first_is_refused_the_second_is_asked(pair: Any) -> None:
     holder, asker = pair
-    asker.router.knows(NOBODY, twin=holder.address)
+    asker.router.knows(NOBODY, secondary=holder.address)
     response = await get(asker, BLOB_PATH)
     assert response.content == LAYER
     assert response.headers["x-spegel-served-by"] == f"127.0.0.1:{holder.address[1]}"
@@ -50,7 +50,7 @@ async def test_where_the_first_does_not_answer_the_second_is_asked_and_for_a_whi
     pair: Any, deaf: tuple[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     holder, asker = pair
-    asker.router.knows(deaf, twin=holder.address)
+    asker.router.knows(deaf, secondary=holder.address)
     asked, request = [], PeerClient.request
 
     async def noted(self: PeerClient, address: tuple[str, int], *rest: Any) -> PeerResponse:
@@ -74,7 +74,7 @@ async def test_a_family_that_fails_for_all_costs_no_attempts(pair: Any, start_pe
 
 async def test_both_refuse(pair: Any) -> None:
     _, asker = pair
-    asker.router.knows(NOBODY, twin=("127.0.0.1", 2))
+    asker.router.knows(NOBODY, secondary=("127.0.0.1", 2))
     assert (await get(asker, BLOB_PATH)).status_code == 404
 
 
@@ -84,7 +84,7 @@ async def test_both_refuse(pair: Any) -> None:
 async def test_a_peer_that_is_reached_is_not_asked_twice(pair: Any, start_peer: Any, script: tuple[bytes, ...]) -> None:
     _, asker = pair
     first, second = await start_peer(*script), await start_peer(NOT_FOUND)
-    asker.router.knows(first.address, twin=second.address)
+    asker.router.knows(first.address, secondary=second.address)
     assert (await get(asker, BLOB_PATH)).status_code == 404
     assert len(first.requests) == 1
     assert not second.requests
@@ -95,7 +95,7 @@ def test_a_turned_provider_is_asked_once_and_turns_no_further() -> None:
     core.found(FIRST)
     core.found(SECOND)
     assert core.next(0.0) == Ask(FIRST)
-    assert core.turned(FIRST, SECOND)
-    assert not core.turned(SECOND, FIRST)
+    assert core.by_secondary(FIRST, SECOND)
+    assert not core.by_secondary(SECOND, FIRST)
     core.failed(SECOND, 0.1)
     assert core.next(0.1) == Exhausted("1 peers were asked and none had it")

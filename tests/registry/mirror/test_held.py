@@ -125,7 +125,7 @@ async def test_without_a_directory_memory_holds_some(monkeypatch: pytest.MonkeyP
         raise FileNotFoundError("No usable temporary directory found")
 
     monkeypatch.setattr(spool.tempfile, "gettempdir", nowhere)
-    room = spool.Room(None)
+    room = spool.SpoolSpace(None)
     room.promised = spool._IN_MEMORY
     os.close(room.open(spool.OWN))
     room.promised += 1

@@ -1,4 +1,4 @@
-"""Peers that lie about how long their answer is, send us elsewhere, say nonsense, stall, or drip. Both roads.
+"""Peers that lie about how long their answer is, send us elsewhere, say nonsense, stall, or drip. Both paths.
 
 Whatever the first peer does, the client has the right bytes from the second one; if there is no other, it is told so
 soon. Wrong bytes are never complete, and nothing is logged as a defect.
@@ -39,7 +39,7 @@ class Case:
     barred: bool = True
     ok: bool = False
     """Whether the answer is good."""
-    roads: tuple[str, ...] = ("streamed",)
+    modes: tuple[str, ...] = ("streamed",)
 
 
 ALL = tuple(BODIES)
@@ -61,10 +61,10 @@ CASES = [
     redirect(308, "{self}"),
     redirect(302, "{trap}"),
     Case("an empty body", lambda body: [head(200, 0)]),
-    Case("too short", lambda body: [head(200, len(body) - 9), body[:-9]], roads=ALL),
-    Case("too long", lambda body: [head(200, len(body) + 9), body + bytes(9)], roads=ALL),
-    Case("longer than it is", lambda body: [head(200, len(body) + 9), body], barred=False, roads=ALL),
-    Case("shorter than it says", lambda body: [head(200, len(body)), body[:-9]], barred=False, roads=ALL),
+    Case("too short", lambda body: [head(200, len(body) - 9), body[:-9]], modes=ALL),
+    Case("too long", lambda body: [head(200, len(body) + 9), body + bytes(9)], modes=ALL),
+    Case("longer than it is", lambda body: [head(200, len(body) + 9), body], barred=False, modes=ALL),
+    Case("shorter than it says", lambda body: [head(200, len(body)), body[:-9]], barred=False, modes=ALL),
     Case("negative", framed("Content-Length: -5")),
     Case("huge", lambda body: [head(200, 1 << 62), body], barred=False),
     Case("larger than any number", framed("Content-Length: " + "9" * 40)),
@@ -73,9 +73,9 @@ CASES = [
     Case("good chunks", lambda body: [OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nabcde\r\n0\r\n\r\n"]),
     Case("bad chunks", lambda body: [OK + b"Transfer-Encoding: chunked\r\n\r\nZZ\r\n" + body]),
     Case("chunks and a length", lambda body: [head(200, len(body), "Transfer-Encoding: chunked"), body]),
-    Case("gzip", lambda body: [head(200, len(gz := gzip.compress(body)), "Content-Encoding: gzip"), gz], roads=ALL),
+    Case("gzip", lambda body: [head(200, len(gz := gzip.compress(body)), "Content-Encoding: gzip"), gz], modes=ALL),
     Case("gzip that is none", lambda body: [head(200, len(body), "Content-Encoding: gzip"), body]),
-    Case("206 unasked", lambda body: [head(206, 9, f"Content-Range: bytes 0-8/{len(body)}"), body[:9]], roads=ALL),
+    Case("206 unasked", lambda body: [head(206, 9, f"Content-Range: bytes 0-8/{len(body)}"), body[:9]], modes=ALL),
     Case("another digest", lambda body: [head(200, len(body), f"Docker-Content-Digest: {Digest.of(b'')}"), body]),
     Case("204", lambda body: [b"HTTP/1.1 204 No Content\r\n\r\n"]),
     Case("999", lambda body: [b"HTTP/1.1 999 \r\nContent-Length: 0\r\n\r\n"]),
@@ -91,10 +91,10 @@ CASES = [
     Case("silence", lambda body: [], then="hang"),
     Case("silence in the status", lambda body: [b"HTTP/1.1 2"], then="hang"),
     Case("silence in the head", lambda body: [OK + b"Content-Le"], then="hang"),
-    Case("silence after the head", lambda body: [head(200, len(body))], then="hang", roads=ALL),
-    Case("silence in the body", lambda body: [head(200, len(body)), body[:50_000]], then="hang", roads=ALL),
-    Case("silence before the last byte", lambda body: [head(200, len(body)), body[:-1]], then="hang", roads=ALL),
-    Case("a body that drips", lambda body: [head(200, len(body)), *[b"\0", 0.05] * 200], roads=ALL),
+    Case("silence after the head", lambda body: [head(200, len(body))], then="hang", modes=ALL),
+    Case("silence in the body", lambda body: [head(200, len(body)), body[:50_000]], then="hang", modes=ALL),
+    Case("silence before the last byte", lambda body: [head(200, len(body)), body[:-1]], then="hang", modes=ALL),
+    Case("a body that drips", lambda body: [head(200, len(body)), *[b"\0", 0.05] * 200], modes=ALL),
     Case("leaves at once", lambda body: [], barred=False),
     Case("leaves in the head", lambda body: [OK + b"Content-Le"], barred=False),
     Case("500", lambda body: [head(500, 0)], barred=False),
@@ -105,33 +105,33 @@ CASES = [
         lambda body: [head(200, len(body), f"Content-Length: {len(body)}"), body],
         ok=True,
         barred=False,
-        roads=ALL,
+        modes=ALL,
     ),
     Case(
         "more behind the body",
         lambda body: [head(200, len(body)), body + b"HTTP/1.1 200 OK\r\n"],
         ok=True,
         barred=False,
-        roads=ALL,
+        modes=ALL,
     ),
     Case(
         "another type",
         lambda body: [head(200, len(body), "Content-Type: text/html"), body],
         ok=True,
         barred=False,
-        roads=ALL,
+        modes=ALL,
     ),
 ]
 
 
 @pytest.mark.parametrize(
-    ("case", "road"), [pytest.param(case, road, id=f"{case.name}-{road}") for case in CASES for road in case.roads]
+    ("case", "mode"), [pytest.param(case, mode, id=f"{case.name}-{mode}") for case in CASES for mode in case.modes]
 )
 async def test_a_peer_that_is_no_help(
-    start_node: Any, start_peer: Any, case: Case, road: str, capfd: pytest.CaptureFixture[str]
+    start_node: Any, start_peer: Any, case: Case, mode: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    body = BODIES[road]
-    settings = MirrorSettings(verify_first=0 if road == "streamed" else 32 << 20)
+    body = BODIES[mode]
+    settings = MirrorSettings(verify_first=0 if mode == "streamed" else 32 << 20)
     holder, asker = await start_node(), await start_node(settings=settings)
     digest = holder.store.add_content(body)
     path = f"/v2/library/app/blobs/{digest}?ns=docker.io"
@@ -157,7 +157,7 @@ async def test_a_peer_that_is_no_help(
     asker.router.knows(bad.address, holder)
     status, content = await attempt()
     if status == 0:  # what is streamed can only be cut; then its sender is known, or left it to nobody's harm
-        assert road == "streamed"
+        assert mode == "streamed"
         assert (await attempt()) == (200, body) or not case.barred
     else:
         # who lied about a length and left has nobody to go on where it ended
@@ -169,7 +169,7 @@ async def test_a_peer_that_is_no_help(
     if case.ok:
         assert (status, content) == (200, body)
     else:
-        assert status == 404 or (status == 0 and road == "streamed")
+        assert status == 404 or (status == 0 and mode == "streamed")
     assert asker.mirror.penalties.bars(provider) == case.barred
     assert len(bad.requests) <= (4 if case.barred else 8)
     assert trap.requests == []

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import trio
 
-from spegel_consul.http.server.connection_limits import Door
+from spegel_consul.http.server.connection_limits import ConnectionLimits
 from spegel_consul.oci.errors import BlobUnknown
 from spegel_consul.oci.path import parse_content_path
 from spegel_consul.registry.mirror.lookup_limit import MOST, MOST_EACH, LookupLimit
@@ -57,7 +57,7 @@ async def test_what_is_beyond_is_404_at_once(start_node: Any) -> None:
         assert node.mirror.lookups.in_flight == MOST_EACH + 1
         for each in [*waiting, *beyond]:
             await each.aclose()
-        if node.road is None:  # the application sees at once that a client has left, the short road when it sends
+        if node.fast_path is None:  # the application sees at once that a client has left, the fast path when it sends
             while node.mirror.lookups.in_flight:
                 await trio.sleep(0.01)
 
@@ -115,16 +115,16 @@ async def test_all_others_together_have_a_share() -> None:
 
 
 async def test_other_machines_take_turns_and_this_one_does_not(start_node: Any) -> None:
-    door = Door(1024)
+    limits = ConnectionLimits(1024)
     taken: list[str] = []
-    take = door.turns.take
+    take = limits.turns.take
 
     async def counted(address: str) -> None:
         taken.append(address)
         await take(address)
 
-    door.turns.take = counted  # type: ignore[method-assign]
-    node = await start_node(door=door)
+    limits.turns.take = counted  # type: ignore[method-assign]
+    node = await start_node(limits=limits)
     with trio.fail_after(30):
         for source in ("127.0.0.1", OTHER):
             stream = await ask(node, source, miss(0))

@@ -23,8 +23,8 @@ async def test_blob_and_manifest_come_from_the_neighbour(pair: Any) -> None:
     assert response.content == LAYER
     assert response.headers["docker-content-digest"] == DIGEST
     assert response.headers["x-spegel-served-by"] == f"127.0.0.1:{holder.address[1]}"
-    if asker.road is not None:
-        assert (asker.road.taken, holder.road.taken) == (1, 1)
+    if asker.fast_path is not None:
+        assert (asker.fast_path.taken, holder.fast_path.taken) == (1, 1)
     for path in (TAG_PATH, f"/v2/library/app/manifests/{MANIFEST_DIGEST}?ns=docker.io"):
         response = await get(asker, path)
         assert (response.status_code, response.content) == (200, MANIFEST)

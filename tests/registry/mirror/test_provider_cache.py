@@ -49,7 +49,7 @@ async def test_the_record_that_was_found_last_counts(autojump_clock: trio.testin
     recent = RecentProviders()
     for other in (("fd00::1", 5000), ("fd00::2", 5000), None):
         recent.add("key", Provider("peer", ("10.0.0.1", 5000), other))
-        assert [each.twin for each in recent.get("key")] == [other]
+        assert [each.secondary for each in recent.get("key")] == [other]
 
 
 async def test_what_is_remembered_is_bounded_and_the_oldest_goes_first(

@@ -124,8 +124,8 @@ async def test_a_peer_that_had_it_a_moment_ago_and_fails_over_the_same_connectio
     asker.router.knows(listeners[0].socket.getsockname(), holder)
     with trio.fail_after(5):
         assert (await get(asker, BLOB_PATH)).content == LAYER
-    if asker.road is not None:
-        assert asker.road.taken == 2
+    if asker.fast_path is not None:
+        assert asker.fast_path.taken == 2
     nursery.cancel_scope.cancel()
 
 

@@ -117,8 +117,8 @@ async def gated(start_node: Any, nursery: trio.Nursery) -> AsyncIterator[Callabl
 async def all_wait(ask: Ask, node: Any, count: int) -> list[Client]:
     """So many clients that wait for one body."""
     clients = [await ask(node)]
-    await until(lambda: node.mirror.holdings.get(DIGEST) is not None)
-    holding = node.mirror.holdings.get(DIGEST)
+    await until(lambda: node.mirror.held_bodies.get(DIGEST) is not None)
+    holding = node.mirror.held_bodies.get(DIGEST)
     while len(clients) < count:
         clients.append(await ask(node))
         await until(lambda: len(holding.users) == len(clients))
@@ -133,14 +133,14 @@ async def test_one_fetch_for_all_that_ask_while_it_is_held(ask: Ask, gated: Any)
         assert await client.body() == LAYER
     assert len(asked) == 1
     assert results(node) == {"verified": 1}
-    await until(lambda: node.mirror.holdings.get(DIGEST) is None and node.mirror.room.promised == 0)
+    await until(lambda: node.mirror.held_bodies.get(DIGEST) is None and node.mirror.room.promised == 0)
 
 
 @pytest.mark.parametrize("leaving", [1, 4])
 async def test_it_goes_on_when_those_who_began_it_leave(ask: Ask, gated: Any, leaving: int) -> None:
     node, gate, asked = await gated()
     clients = await all_wait(ask, node, 5)
-    holding = node.mirror.holdings.get(DIGEST)
+    holding = node.mirror.held_bodies.get(DIGEST)
     for client in clients[:leaving]:
         client.sock.close()
     await until(lambda: len(holding.users) < 5)
@@ -155,7 +155,7 @@ async def test_it_ends_when_nobody_waits(ask: Ask, gated: Any) -> None:
     node, _, _ = await gated()
     for client in await all_wait(ask, node, 5):
         client.sock.close()
-    await until(lambda: node.mirror.holdings.get(DIGEST) is None and node.mirror.room.promised == 0)
+    await until(lambda: node.mirror.held_bodies.get(DIGEST) is None and node.mirror.room.promised == 0)
     assert results(node) == {"failed": 1}
 
 

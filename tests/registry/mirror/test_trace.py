@@ -73,7 +73,7 @@ def test_somebody_may_hear_of_each_end() -> None:
     traces = Traces()
     traces.on_end = heard.append
     trace = traces.begin(LAYER, DIGEST, "blobs", "GET")
-    trace.onward = (("x-request-id", "abc"),)
+    trace.trace_headers = (("x-request-id", "abc"),)
     traces.end(trace, HIT)
     assert heard == [trace]
     assert trace.request_id == "abc"

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from spegel_consul.ring.dht.keys import position
 from spegel_consul.ring.dht.messages import WirePeer
 from spegel_consul.ring.dht.multiaddrs import Address, Contact
-from spegel_consul.ring.members.rate_limit import Pace
+from spegel_consul.ring.members.rate_limit import RateLimit
 from spegel_consul.ring.members.table import FORGET_AFTER, HEARSAY_AGE, QUIET_AGE, Members
 
 ROUTER, OTHER = Address("10.0.0.1", 5001), Address("10.0.0.2", 5001)
@@ -235,7 +235,7 @@ def test_who_speaks_for_itself_takes_the_place_of_one_that_was_only_named() -> N
 
 
 def test_how_often_one_may_ask() -> None:
-    pace = Pace(every=1.0, burst=3)
+    pace = RateLimit(every=1.0, burst=3)
     assert [pace.admits(b"a", 0.0) for _ in range(5)] == [True] * 3 + [False] * 2
     assert pace.admits(b"b", 0.0)
     assert [pace.admits(b"a", 1.0) for _ in range(2)] == [True, False]

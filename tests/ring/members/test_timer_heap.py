@@ -5,7 +5,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spegel_consul.ring.members.timer_heap import Agenda
+from spegel_consul.ring.members.timer_heap import TimerHeap
 
 
 class Thing:
@@ -19,14 +19,14 @@ _MOMENTS = st.one_of(st.integers(0, 30), st.just(math.inf))
 
 @given(st.lists(st.tuples(st.integers(0, 4), _MOMENTS, st.booleans()), max_size=60))
 def test_whoever_is_due_is_named_once_however_moments_move(steps: list[tuple[int, float, bool]]) -> None:
-    agenda: Agenda[Thing] = Agenda()
+    timers: TimerHeap[Thing] = TimerHeap()
     things = [Thing(math.inf) for _ in range(5)]
     for now, (number, moment, look) in enumerate(steps):
         things[number].due_at = moment
-        agenda.note(things[number])
-        assert agenda.next() == min(thing.due_at for thing in things)
+        timers.note(things[number])
+        assert timers.next() == min(thing.due_at for thing in things)
         if look:
-            due = agenda.due(now)
+            due = timers.due(now)
             assert [thing.due_at for thing in due] == sorted(thing.due_at for thing in things if thing.due_at <= now)
             assert len(set(map(id, due))) == len(due)
             for thing in due:
@@ -34,12 +34,12 @@ def test_whoever_is_due_is_named_once_however_moments_move(steps: list[tuple[int
 
 
 def test_what_is_put_off_again_and_again_has_one_entry() -> None:
-    agenda: Agenda[Thing] = Agenda()
+    timers: TimerHeap[Thing] = TimerHeap()
     thing = Thing(10)
-    agenda.note(thing)
+    timers.note(thing)
     for moment in range(10, 1000):
         thing.due_at = moment
-        agenda.note(thing)
-        assert agenda.due(moment - 1) == []
-    assert len(agenda._heap) == 1
-    assert agenda.due(999) == [thing]
+        timers.note(thing)
+        assert timers.due(moment - 1) == []
+    assert len(timers._heap) == 1
+    assert timers.due(999) == [thing]

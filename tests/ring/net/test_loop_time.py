@@ -9,11 +9,11 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from spegel_consul.ring.net.loop_time import LONGEST, TICK, Patience
+from spegel_consul.ring.net.loop_time import LONGEST, TICK, LoopTime
 
 
-def patience(nursery: trio.Nursery) -> Patience:
-    return Patience(nursery.start_soon)
+def patience(nursery: trio.Nursery) -> LoopTime:
+    return LoopTime(nursery.start_soon)
 
 
 async def test_a_timeout_ends_what_takes_too_long(nursery: trio.Nursery, autojump_clock: MockClock) -> None:

@@ -1,10 +1,10 @@
 """Bodies that are held until they are verified: one fetch and one file for each digest, however many clients want it.
 
 The first client that asks begins to hold the body. Those that ask for the same digest meanwhile join it. One of them
-drives the fetch, which is to hold :attr:`Holding.lock`; the others wait for the lock. When the driver leaves before the
-end, the next one in the queue gets the lock and goes on where the fetch stands: all that it needs is in this object. So
-the fetch lives exactly as long as somebody waits for it, an error of it ends in the request of one client, and a client
-that is alone pays for no other task.
+drives the fetch, which is to hold :attr:`HeldBody.lock`; the others wait for the lock. When the driver leaves before
+the end, the next one in the queue gets the lock and goes on where the fetch stands: all that it needs is in this
+object. So the fetch lives exactly as long as somebody waits for it, an error of it ends in the request of one client,
+and a client that is alone pays for no other task.
 
 Afterwards each client sends from the same file, from an offset of its own. The file goes when the last of them has
 left. A verified one can be joined until then; one that ended early can't, because only its first driver has the rest.
@@ -24,7 +24,7 @@ from spegel_consul.oci.digest import Digest
 from spegel_consul.peers import Provider
 from spegel_consul.registry.mirror.validate import Head
 from spegel_consul.zerocopy.position import Position
-from spegel_consul.zerocopy.source import Pace
+from spegel_consul.zerocopy.source import Throughput
 from spegel_consul.zerocopy.spool import OWN, Spool
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Feed:
     provider: Provider
     body: PeerResponse | None
     position: Position
-    pace: Pace
+    throughput: Throughput
     before: tuple[Provider, ...] = ()
     """Who sent bytes of it and does not any more."""
     since: int = 0
@@ -60,7 +60,7 @@ class Feed:
         """The rest comes from ``provider``."""
         self.before, self.since = self.senders, self.position.taken
         self.provider, self.body = provider, body
-        self.pace.begin(self.position.left)
+        self.throughput.begin(self.position.left)
 
     def discard(self) -> None:
         """Give up what the provider has not sent yet."""
@@ -70,7 +70,7 @@ class Feed:
 
 
 @dataclass(eq=False, slots=True)
-class Holding:
+class HeldBody:
     """A body that is being held, or was; ``alone``: it is taken from one peer whole, or anew from another.
 
     ``until``: when it is sent as far as it came, in Trio's time.
@@ -113,41 +113,41 @@ class Holding:
             feed.provider,
             feed.body,
             Position(feed.position.total, feed.position.taken),
-            feed.pace,
+            feed.throughput,
             feed.before,
             feed.since,
         )
         if feed.body is None:
-            mine.pace = Pace(feed.pace.stall)
+            mine.throughput = Throughput(feed.throughput.stall)
         feed.body = None
         return mine
 
 
-class Holdings:
+class HeldBodies:
     """The bodies that are being held, and the verified ones that are still being sent."""
 
     def __init__(self) -> None:
-        self._by_digest: dict[str, Holding] = {}
+        self._by_digest: dict[str, HeldBody] = {}
 
-    def get(self, digest: str | None) -> Holding | None:
+    def get(self, digest: str | None) -> HeldBody | None:
         """The one to join for ``digest``, if there is one."""
         return self._by_digest.get(digest) if digest is not None else None
 
-    def begin(self, holding: Holding) -> None:
+    def begin(self, holding: HeldBody) -> None:
         """It can be joined from now on."""
         self._by_digest[holding.head.digest] = holding
 
-    def enter(self, holding: Holding, user: object, client: str = OWN) -> None:
+    def enter(self, holding: HeldBody, user: object, client: str = OWN) -> None:
         """``user`` at the address ``client`` waits for it. To be called again if the address becomes known later."""
         holding.users[user] = client
 
-    def end(self, holding: Holding, result: str) -> None:
+    def end(self, holding: HeldBody, result: str) -> None:
         """It is over; only a verified one can be joined any more."""
         holding.result = result
         if result != "verified":
             self._forget(holding.head.digest, holding)
 
-    def leave(self, holding: Holding, user: object) -> None:
+    def leave(self, holding: HeldBody, user: object) -> None:
         """``user`` needs it no more. The last one ends it; until then its file counts for the oldest one."""
         holding.users.pop(user, None)
         if holding.users:
@@ -157,6 +157,6 @@ class Holdings:
         self._forget(holding.head.digest, holding)
         holding.anew()
 
-    def _forget(self, digest: Digest, holding: Holding) -> None:
+    def _forget(self, digest: Digest, holding: HeldBody) -> None:
         if self._by_digest.get(digest) is holding:
             del self._by_digest[digest]

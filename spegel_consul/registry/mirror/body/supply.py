@@ -18,7 +18,7 @@ from spegel_consul.http.peer_client import PeerError
 from spegel_consul.oci.path import ContentRequest
 from spegel_consul.peers import Provider
 from spegel_consul.registry.mirror.body.held_bodies import Feed
-from spegel_consul.registry.mirror.fetch import Chase, TransferCut
+from spegel_consul.registry.mirror.fetch import Fetch, TransferCut
 from spegel_consul.registry.mirror.trace import Trace
 from spegel_consul.zerocopy.relay import Passage, Relay
 from spegel_consul.zerocopy.source import SourceFailed, SourceSlow
@@ -39,23 +39,23 @@ def served_by(provider: Provider) -> str:
 class Supply:
     """Peers for the body of ``request``; it lasts as long as ``resources``, in which it opens races.
 
-    ``chase`` is the race in which the first peer was found, if there was one.
+    ``fetch`` is the race in which the first peer was found, if there was one.
     """
 
     def __init__(
-        self, mirror: Mirror, request: ContentRequest, trace: Trace, chase: Chase | None, resources: AsyncExitStack
+        self, mirror: Mirror, request: ContentRequest, trace: Trace, fetch: Fetch | None, resources: AsyncExitStack
     ) -> None:
         self._mirror = mirror
         self._request = request
         self._trace = trace
-        self._chase = chase
+        self._fetch = fetch
         self._resources = resources
         self.failed: list[Provider] = []
         """Who failed in mid-body."""
 
     def forget(self) -> None:
         """The race so far was for another body, of which some peers will not be asked again."""
-        self._chase = None
+        self._fetch = None
 
     async def fill(self, feed: Feed, into: Relay | Passage | Spool, *, alone: bool = False) -> None:
         """Carry the body, from one peer after another, to its end or until ``into`` takes no more.
@@ -69,7 +69,7 @@ class Supply:
                 continue
             try:
                 if isinstance(into, Passage) or self._mirror.client.encrypts:
-                    async with aclosing(body.chunks(feed.pace)) as pieces:
+                    async with aclosing(body.chunks(feed.throughput)) as pieces:
                         async for piece in pieces:
                             await into.put(piece)
                             if feed.position.left and into.ended:
@@ -78,7 +78,7 @@ class Supply:
                     await into.put(body.buffered())
                     before = feed.position.taken
                     try:
-                        await into.pull(body.socket, feed.pace)
+                        await into.pull(body.socket, feed.throughput)
                     finally:
                         body.spliced(feed.position.taken - before)
                     if not feed.position.left:
@@ -97,8 +97,8 @@ class Supply:
         mirror.penalties.failed(feed.provider, hung=why.hung, broken=why.broken)
         mirror.recent.drop(head.digest, feed.provider)
         self.failed.append(feed.provider)
-        if self._chase is not None:
-            self._chase.exclude(feed.provider)
+        if self._fetch is not None:
+            self._fetch.exclude(feed.provider)
         feed.discard()
 
     async def _prefer_another(self, feed: Feed, why: SourceSlow, *, alone: bool) -> None:
@@ -116,23 +116,23 @@ class Supply:
             log.debug("no other peer", digest=feed.head.digest, error=str(exc))
             return
         body.discard()
-        assert self._chase is not None
-        self._chase.again(slow)
+        assert self._fetch is not None
+        self._fetch.again(slow)
 
     async def change(self, feed: Feed, *, picky: bool) -> None:
         """Have the rest from another peer. Raises TransferCut; then nothing has changed."""
-        chase = self._chase
-        if chase is None:
-            chase = await self.open_chase([*self.failed, *([feed.provider] if feed.body is not None else [])])
-        body, provider = await chase.resume(feed.head, feed.reached, picky=picky)
+        fetch = self._fetch
+        if fetch is None:
+            fetch = await self.open_chase([*self.failed, *([feed.provider] if feed.body is not None else [])])
+        body, provider = await fetch.resume(feed.head, feed.reached, picky=picky)
         feed.change(provider, body)
         self._trace.resumed += 1
         self._trace.peer = served_by(provider)
 
-    async def open_chase(self, without: Sequence[Provider]) -> Chase:
+    async def open_chase(self, without: Sequence[Provider]) -> Fetch:
         """A race among all that are not in ``without``."""
-        chase = await self._resources.enter_async_context(self._mirror.chase(self._request, "GET", self._trace))
+        fetch = await self._resources.enter_async_context(self._mirror.fetch(self._request, "GET", self._trace))
         for provider in without:
-            chase.exclude(provider)
-        self._chase = chase
-        return chase
+            fetch.exclude(provider)
+        self._fetch = fetch
+        return fetch

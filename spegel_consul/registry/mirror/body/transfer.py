@@ -31,15 +31,15 @@ import trio
 from spegel_consul.http.peer_client import PeerResponse
 from spegel_consul.oci.errors import OCIError
 from spegel_consul.oci.path import ContentRequest, unknown
-from spegel_consul.registry.mirror.body.held_bodies import Feed, Holding
+from spegel_consul.registry.mirror.body.held_bodies import Feed, HeldBody
 from spegel_consul.registry.mirror.body.supply import Supply, served_by
-from spegel_consul.registry.mirror.fetch import Answer, Chase, TransferCut
+from spegel_consul.registry.mirror.fetch import Answer, Fetch, TransferCut
 from spegel_consul.registry.mirror.trace import Trace
 from spegel_consul.zerocopy.outlet import Outlet
 from spegel_consul.zerocopy.position import Position
 from spegel_consul.zerocopy.relay import Passage
 from spegel_consul.zerocopy.send import Truncated
-from spegel_consul.zerocopy.source import Pace
+from spegel_consul.zerocopy.source import Throughput
 from spegel_consul.zerocopy.spool import OWN, Spool
 
 if TYPE_CHECKING:
@@ -53,26 +53,26 @@ log = structlog.get_logger(__name__)
 class Transfer:
     """A head that was accepted, and the body behind it; a context that gives up what was not read.
 
-    ``answer`` is a peer's, or the holding of the digest that another client has begun. ``chase`` finds another peer
+    ``answer`` is a peer's, or the holding of the digest that another client has begun. ``fetch`` finds another peer
     when this one fails; a transfer without one opens one if it needs it.
     """
 
     def __init__(
-        self, mirror: Mirror, chase: Chase | None, request: ContentRequest, answer: Answer | Holding, trace: Trace
+        self, mirror: Mirror, fetch: Fetch | None, request: ContentRequest, answer: Answer | HeldBody, trace: Trace
     ) -> None:
         self._mirror = mirror
         self._trace = trace
         self._resources = AsyncExitStack()
-        self._supply = Supply(mirror, request, trace, chase, self._resources)
+        self._supply = Supply(mirror, request, trace, fetch, self._resources)
         self._request = request
         self._feed: Feed | None = None
-        self._holding: Holding | None = None
+        self._holding: HeldBody | None = None
         self._spool: Spool | None = None
         self._content: bytes | None = None
         self._hasher: _Hash | None = None
         self._position = Position(0)
         self.head, self.provider = answer.head, answer.provider
-        if isinstance(answer, Holding):
+        if isinstance(answer, HeldBody):
             self._join(answer)
         elif isinstance(answer.body, bytes):
             self._is_known(answer.body)
@@ -94,8 +94,8 @@ class Transfer:
         head, limits = answer.head, self._mirror.client.limits
         assert isinstance(answer.body, PeerResponse)
         position = Position(head.stop - head.start)
-        feed = Feed(head, answer.provider, answer.body, position, Pace(limits.stall, limits.rate))
-        feed.pace.begin(position.total)
+        feed = Feed(head, answer.provider, answer.body, position, Throughput(limits.stall, limits.rate))
+        feed.throughput.begin(position.total)
         return feed
 
     def _is_known(self, content: bytes) -> None:
@@ -135,17 +135,17 @@ class Transfer:
         """How many bytes the client has got."""
         return self._position.sent
 
-    # Holding
+    # HeldBody
 
-    async def hold(self, client: str = OWN, glance: Callable[[], None] = lambda: None) -> None:
+    async def hold(self, client: str = OWN, check_client: Callable[[], None] = lambda: None) -> None:
         """Take the whole body and verify it, if it is one to be held. To be called before the head is sent.
 
         ``client``: the address whose share of the room it takes. Raises BlobUnknown if nobody sends the right bytes,
-        and what ``glance`` raises if the client does not wait for them any more.
+        and what ``check_client`` raises if the client does not wait for them any more.
         """
         holding, joined = self._holding, True
         if holding is None and self._is_to_be_held():
-            holding = self._mirror.holdings.get(self.head.digest)
+            holding = self._mirror.held_bodies.get(self.head.digest)
             if holding is None:
                 holding, joined = self._begin_to_hold(), False
             elif self._feed is not None:
@@ -155,47 +155,47 @@ class Transfer:
             self._join(holding)
         if holding is None:
             return
-        self._mirror.holdings.enter(holding, self, client)
+        self._mirror.held_bodies.enter(holding, self, client)
         async with holding.lock:
             if not holding.result:
                 if joined:  # the client may have left while it waited for the lock
-                    glance()
-                await self._drive(holding, client, glance)
+                    check_client()
+                await self._drive(holding, client, check_client)
         await self._adopt(holding)
 
     def _is_to_be_held(self) -> bool:
         if self._feed is None or self._hasher is None:
             return False
-        return self._mirror.holds(self.head) or bool(self._mirror.doubts.of(self.head.digest))
+        return self._mirror.holds(self.head) or bool(self._mirror.suspects.of(self.head.digest))
 
-    def _begin_to_hold(self) -> Holding:
+    def _begin_to_hold(self) -> HeldBody:
         until = trio.current_time() + self._mirror.settings.hold
-        alone = bool(self._mirror.doubts.of(self.head.digest))
-        holding = Holding(self.head, self.provider, self._feed, until, alone)
-        self._mirror.holdings.begin(holding)
+        alone = bool(self._mirror.suspects.of(self.head.digest))
+        holding = HeldBody(self.head, self.provider, self._feed, until, alone)
+        self._mirror.held_bodies.begin(holding)
         return holding
 
-    def _join(self, holding: Holding) -> None:
+    def _join(self, holding: HeldBody) -> None:
         self._holding = holding
-        self._mirror.holdings.enter(holding, self)
+        self._mirror.held_bodies.enter(holding, self)
 
-    def _leave(self, holding: Holding) -> None:
-        self._mirror.holdings.leave(holding, self)
+    def _leave(self, holding: HeldBody) -> None:
+        self._mirror.held_bodies.leave(holding, self)
         if not holding.users and not holding.result:
             self._end(holding, "failed")
 
-    def _end(self, holding: Holding, result: str) -> None:
-        self._mirror.holdings.end(holding, result)
+    def _end(self, holding: HeldBody, result: str) -> None:
+        self._mirror.held_bodies.end(holding, result)
         self._mirror.held(result)
 
-    async def _drive(self, holding: Holding, client: str, glance: Callable[[], None]) -> None:
+    async def _drive(self, holding: HeldBody, client: str, check_client: Callable[[], None]) -> None:
         """Hold the body, from where it stands, until it is known what becomes of it. May be cancelled at any point."""
         try:
             while not holding.result:
                 if holding.feed is None:
                     await self._begin_anew(holding)
                 else:
-                    await self._take(holding, client, glance)
+                    await self._take(holding, client, check_client)
         except trio.TooSlowError:
             self._end(holding, "failed")
             raise unknown(self._request, "it could not be stored to be verified") from None
@@ -203,7 +203,7 @@ class Transfer:
             self._end(holding, "failed")
             raise
 
-    async def _take(self, holding: Holding, client: str, glance: Callable[[], None]) -> None:
+    async def _take(self, holding: HeldBody, client: str, check_client: Callable[[], None]) -> None:
         """Spool the body; say what became of that, or drop it if the right bytes did not come."""
         feed, spool = holding.feed, holding.spool
         assert feed is not None
@@ -215,7 +215,7 @@ class Transfer:
                 self._end(holding, "busy")
                 return
             holding.spool = spool
-        spool.glance = glance
+        spool.check_client = check_client
         if not await spool.start():
             spool.close()
             holding.spool = None
@@ -245,7 +245,7 @@ class Transfer:
             self._mirror.mismatched(feed.head.digest, feed.senders)
             holding.anew()
 
-    async def _begin_anew(self, holding: Holding) -> None:
+    async def _begin_anew(self, holding: HeldBody) -> None:
         """Have all of it anew, while the client has seen nothing: whoever lied may have lied about the size too.
 
         Raises BlobUnknown.
@@ -255,8 +255,8 @@ class Transfer:
         if holding.beginnings >= mirror.settings.attempts:
             raise unknown(self._request, f"{holding.beginnings + 1} times it came wrong, or not to its end")
         holding.beginnings += 1
-        chase = await self._supply.open_chase(holding.failed)
-        answer = await chase.first(None)
+        fetch = await self._supply.open_chase(holding.failed)
+        answer = await fetch.first(None)
         holding.head, holding.provider = answer.head, answer.provider
         self._trace.resumed += 1
         if isinstance(answer.body, bytes):
@@ -264,11 +264,11 @@ class Transfer:
             self._end(holding, "verified")
             return
         holding.feed = self._begun(answer)
-        if not (mirror.holds(answer.head) or mirror.doubts.of(answer.head.digest)):
+        if not (mirror.holds(answer.head) or mirror.suspects.of(answer.head.digest)):
             holding.hasher = answer.head.digest.hasher()
             self._end(holding, "late")
 
-    async def _adopt(self, holding: Holding) -> None:
+    async def _adopt(self, holding: HeldBody) -> None:
         """Make this client's own what became of the holding. Raises BlobUnknown."""
         trace = self._trace
         if holding.result == "failed":

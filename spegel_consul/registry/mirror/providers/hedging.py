@@ -99,7 +99,7 @@ class Race:
         if not self._open:
             self._idle_since = now
 
-    def turned(self, provider: Provider, other: Provider) -> bool:
+    def by_secondary(self, provider: Provider, other: Provider) -> bool:
         """The provider is not reached; ``other`` is its other address. Returns whether that is asked in its stead."""
         if other in self._asked:
             return False

@@ -24,7 +24,7 @@ DOUBT = 300.0
 _MOST = 1024
 
 
-class Doubts:
+class Suspects:
     """Suspects by digest; the latest are remembered."""
 
     def __init__(self) -> None:

@@ -18,7 +18,7 @@ from libp2p.stream_muxer.exceptions import MuxedConnUnavailable
 from spegel_consul.peers import peer_id_to_text
 from spegel_consul.ring.net.host import Handler, ProtocolRefused, Stream, Unreachable
 from spegel_consul.ring.net.libp2p.stream import MuxedStream, Negotiation
-from spegel_consul.ring.net.loop_time import Patience
+from spegel_consul.ring.net.loop_time import LoopTime
 from spegel_consul.ring.net.shared_result import Result
 
 log = structlog.get_logger(__name__)
@@ -41,12 +41,12 @@ class Connection:
         may_trim: Callable[[bytes], bool] | None,
         dialled: tuple[str, int] | None,
         remote: str,
-        patience: Patience,
+        patience: LoopTime,
     ) -> None:
         self.dialled = dialled  # where it was made to, if it was made from here
         self.remote = remote  # else the address that it came from
         self._muxed = muxed
-        self._patience = patience
+        self._loop_time = patience
         self._handlers = handlers
         self._may_trim = may_trim
         self.peer: bytes = muxed.peer_id.to_bytes()
@@ -107,7 +107,7 @@ class Connection:
     async def open(self, protocol: str, result: Result[Stream]) -> None:
         """Open and negotiate a stream; a task of the connection, so that nobody who waits can cancel it."""
         try:
-            with self._patience.fail_after(NEGOTIATION_TIMEOUT):
+            with self._loop_time.fail_after(NEGOTIATION_TIMEOUT):
                 stream = MuxedStream(self, await self._muxed.open_stream())
                 try:
                     channel, client = MultiselectCommunicator(Negotiation(stream)), MultiselectClient()
@@ -129,7 +129,7 @@ class Connection:
     async def _serve(self, stream: MuxedStream) -> None:
         offered: dict[TProtocol | None, Any] = {TProtocol(protocol): None for protocol in self._handlers}
         try:
-            with self._patience.fail_after(NEGOTIATION_TIMEOUT):
+            with self._loop_time.fail_after(NEGOTIATION_TIMEOUT):
                 channel = MultiselectCommunicator(Negotiation(stream))
                 protocol, _ = await Multiselect(offered).negotiate(channel)
             await self._handlers[str(protocol)](stream)
