@@ -54,7 +54,7 @@ def stocked(index: Index) -> tuple[Stocked, ...]:
 
 
 def _stocked(index: Index, image: Image) -> Stocked:
-    present = [found for digest in index.reached(image.name) if (found := index.describe(digest)) is not None]
+    present = [found for digest in index.parts(image.name) if (found := index.describe(digest)) is not None]
     return Stocked(image, sum(found.size for found in present), len(present))
 
 
