@@ -123,8 +123,14 @@ class Index:
 
     # What is there
 
-    def reached(self, name: str) -> frozenset[Digest]:
-        """What the announced image ``name`` is made of, there or not, as far as its manifests are known."""
+    def reached(self, record_name: str) -> frozenset[Digest]:
+        """What the image of a record is made of, there or not, as far as its manifests are known."""
+        self._walk_changed()
+        held = self._images.get(record_name)
+        return frozenset(held.reach) if held else frozenset()
+
+    def parts(self, name: str) -> frozenset[Digest]:
+        """What the announced image ``name`` is made of, there or not."""
         self._walk_changed()
         held = self._announcing(name)
         return frozenset(held.reach) if held else frozenset()

@@ -54,7 +54,7 @@ def stored_images(index: Index) -> tuple[StoredImage, ...]:
 
 
 def _stored_image(index: Index, image: Image) -> StoredImage:
-    present = [found for digest in index.reached(image.name) if (found := index.describe(digest)) is not None]
+    present = [found for digest in index.parts(image.name) if (found := index.describe(digest)) is not None]
     return StoredImage(image, sum(found.size for found in present), len(present))
 
 
