@@ -167,14 +167,16 @@ class Mirror:
     ) -> AsyncIterator[Transfer]:
         """Find one range of a blob, as :meth:`open` does; a peer that sends all of it is left for another one.
 
-        ``expected``: what the answer has to say, because other parts of the same content have been sent already.
+        ``expected``: what the answer has to say, because other parts of the same content have been sent already. Then
+        the client's limit of lookups was asked before.
         """
         async with self.chase(request, "GET", trace) as chase:
-            answer = await chase.first(range_header, expected)
-            while not answer.head.partial:  # a server may ignore Range (RFC 9110, 14.2)
-                if isinstance(answer.body, PeerResponse):
-                    answer.body.discard()
+            with self.lookups.one(trace.client if expected is None else "", request):
                 answer = await chase.first(range_header, expected)
+                while not answer.head.partial:  # a server may ignore Range (RFC 9110, 14.2)
+                    if isinstance(answer.body, PeerResponse):
+                        answer.body.discard()
+                    answer = await chase.first(range_header, expected)
             async with Transfer(self, chase, request, answer, trace) as transfer:
                 yield transfer
 
