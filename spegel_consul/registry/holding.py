@@ -52,9 +52,9 @@ class Feed:
 
     @property
     def senders(self) -> tuple[Provider, ...]:
-        """Who sent bytes of it, each once."""
+        """Who sent bytes of it, each address once, because its peer id proves nothing."""
         now = (self.provider,) if self.position.taken > self.since else ()
-        return tuple(dict.fromkeys(self.before + now))
+        return tuple({each.registry: each for each in self.before + now}.values())
 
     def change(self, provider: Provider, body: PeerResponse) -> None:
         """The rest comes from ``provider``."""

@@ -145,7 +145,7 @@ class Transfer:
         and what ``glance`` raises if the client does not wait for them any more.
         """
         holding, joined = self._holding, True
-        if holding is None and self._is_to_be_held():
+        if holding is None and await self._is_to_be_held():
             holding = self._mirror.holdings.get(self.head.digest)
             if holding is None:
                 holding, joined = self._begin_to_hold(), False
@@ -164,10 +164,8 @@ class Transfer:
                 await self._drive(holding, client, glance)
         await self._adopt(holding)
 
-    def _is_to_be_held(self) -> bool:
-        if self._feed is None or self._hasher is None:
-            return False
-        return self._mirror.holds(self.head) or bool(self._mirror.doubts.of(self.head.digest))
+    async def _is_to_be_held(self) -> bool:
+        return self._feed is not None and self._hasher is not None and await self._mirror.is_to_be_held(self.head)
 
     def _begin_to_hold(self) -> Holding:
         until = trio.current_time() + self._mirror.settings.hold
@@ -264,8 +262,14 @@ class Transfer:
             holding.content = answer.body
             self._end(holding, "verified")
             return
-        holding.feed = self._begun(answer)
-        if not (mirror.holds(answer.head) or mirror.doubts.of(answer.head.digest)):
+        feed = self._begun(answer)
+        try:
+            held = await mirror.is_to_be_held(answer.head)
+        except BaseException:
+            feed.discard()
+            raise
+        holding.feed = feed
+        if not held:
             holding.hasher = answer.head.digest.hasher()
             self._end(holding, "late")
 
