@@ -52,9 +52,9 @@ class Feed:
 
     @property
     def senders(self) -> tuple[Provider, ...]:
-        """Who sent bytes of it, each once."""
+        """Who sent bytes of it, each address once, because its peer id proves nothing."""
         now = (self.provider,) if self.position.taken > self.since else ()
-        return tuple(dict.fromkeys(self.before + now))
+        return tuple({each.registry: each for each in self.before + now}.values())
 
     def change(self, provider: Provider, body: PeerResponse) -> None:
         """The rest comes from ``provider``."""
@@ -94,6 +94,15 @@ class Holding:
     """How often it was begun anew."""
     users: dict[object, str] = field(default_factory=dict)
     """The clients that wait for it or are being sent it, with their addresses, the oldest first."""
+
+    @property
+    def payer(self) -> str:
+        """Whose share of the room the file takes: this machine's if it is among the clients, else the oldest one's.
+
+        Another machine that has used up its share must not keep this node's runtime from verified bytes.
+        """
+        addresses = self.users.values()
+        return OWN if OWN in addresses else next(iter(addresses))
 
     def anew(self) -> None:
         """Drop what has come: a peer is to be found that sends all of it."""
@@ -137,9 +146,11 @@ class Holdings:
         """It can be joined from now on."""
         self._by_digest[holding.head.digest] = holding
 
-    def enter(self, holding: Holding, user: object, client: str = OWN) -> None:
-        """``user`` at the address ``client`` waits for it. To be called again if the address becomes known later."""
+    def enter(self, holding: Holding, user: object, client: str) -> None:
+        """``user`` at the address ``client`` waits for it."""
         holding.users[user] = client
+        if holding.spool is not None and not holding.result:
+            holding.spool.charge(holding.payer)
 
     def end(self, holding: Holding, result: str) -> None:
         """It is over; only a verified one can be joined any more."""
@@ -148,11 +159,11 @@ class Holdings:
             self._forget(holding.head.digest, holding)
 
     def leave(self, holding: Holding, user: object) -> None:
-        """``user`` needs it no more. The last one ends it; until then its file counts for the oldest one."""
+        """``user`` needs it no more. The last one ends it; until then its file counts for one of the others."""
         holding.users.pop(user, None)
         if holding.users:
             if holding.spool is not None:
-                holding.spool.charge(next(iter(holding.users.values())))
+                holding.spool.charge(holding.payer)
             return
         self._forget(holding.head.digest, holding)
         holding.anew()

@@ -257,7 +257,7 @@ class ShortRoad:
 
     async def _relay(self, method: str, transfer: Transfer, link: Link, trace: Trace) -> int:
         if method == "GET":
-            await transfer.hold(link.client, link.glance)
+            await transfer.hold(link.glance)
         head = transfer.head
         rendered = self._render(head, transfer.served_by) + self._now() + b"\r\n\r\n"
         if method == "HEAD":

@@ -41,7 +41,7 @@ from spegel_consul.server.position import Position
 from spegel_consul.server.relay import Passage
 from spegel_consul.server.sending import Truncated
 from spegel_consul.server.source import Pace
-from spegel_consul.server.spool import OWN, Spool
+from spegel_consul.server.spool import Spool
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -138,14 +138,14 @@ class Transfer:
 
     # Holding
 
-    async def hold(self, client: str = OWN, glance: Callable[[], None] = lambda: None) -> None:
+    async def hold(self, glance: Callable[[], None] = lambda: None) -> None:
         """Take the whole body and verify it, if it is one to be held. To be called before the head is sent.
 
-        ``client``: the address whose share of the room it takes. Raises BlobUnknown if nobody sends the right bytes,
-        and what ``glance`` raises if the client does not wait for them any more.
+        It takes room of the share of the trace's client. Raises BlobUnknown if nobody sends the right bytes, and what
+        ``glance`` raises if the client does not wait for them any more.
         """
         holding, joined = self._holding, True
-        if holding is None and self._is_to_be_held():
+        if holding is None and await self._is_to_be_held():
             holding = self._mirror.holdings.get(self.head.digest)
             if holding is None:
                 holding, joined = self._begin_to_hold(), False
@@ -156,18 +156,15 @@ class Transfer:
             self._join(holding)
         if holding is None:
             return
-        self._mirror.holdings.enter(holding, self, client)
         async with holding.lock:
             if not holding.result:
                 if joined:  # the client may have left while it waited for the lock
                     glance()
-                await self._drive(holding, client, glance)
+                await self._drive(holding, glance)
         await self._adopt(holding)
 
-    def _is_to_be_held(self) -> bool:
-        if self._feed is None or self._hasher is None:
-            return False
-        return self._mirror.holds(self.head) or bool(self._mirror.doubts.of(self.head.digest))
+    async def _is_to_be_held(self) -> bool:
+        return self._feed is not None and self._hasher is not None and await self._mirror.is_to_be_held(self.head)
 
     def _begin_to_hold(self) -> Holding:
         until = trio.current_time() + self._mirror.settings.hold
@@ -178,7 +175,7 @@ class Transfer:
 
     def _join(self, holding: Holding) -> None:
         self._holding = holding
-        self._mirror.holdings.enter(holding, self)
+        self._mirror.holdings.enter(holding, self, self._trace.client)
 
     def _leave(self, holding: Holding) -> None:
         self._mirror.holdings.leave(holding, self)
@@ -189,14 +186,14 @@ class Transfer:
         self._mirror.holdings.end(holding, result)
         self._mirror.held(result)
 
-    async def _drive(self, holding: Holding, client: str, glance: Callable[[], None]) -> None:
+    async def _drive(self, holding: Holding, glance: Callable[[], None]) -> None:
         """Hold the body, from where it stands, until it is known what becomes of it. May be cancelled at any point."""
         try:
             while not holding.result:
                 if holding.feed is None:
                     await self._begin_anew(holding)
                 else:
-                    await self._take(holding, client, glance)
+                    await self._take(holding, glance)
         except trio.TooSlowError:
             self._end(holding, "failed")
             raise unknown(self._request, "it could not be stored to be verified") from None
@@ -204,14 +201,14 @@ class Transfer:
             self._end(holding, "failed")
             raise
 
-    async def _take(self, holding: Holding, client: str, glance: Callable[[], None]) -> None:
+    async def _take(self, holding: Holding, glance: Callable[[], None]) -> None:
         """Spool the body; say what became of that, or drop it if the right bytes did not come."""
         feed, spool = holding.feed, holding.spool
         assert feed is not None
         if spool is None:
             holding.hasher = feed.head.digest.hasher()
             try:
-                spool = Spool(self._mirror.room, feed.position, holding.hasher, holding.until, client)
+                spool = Spool(self._mirror.room, feed.position, holding.hasher, holding.until, holding.payer)
             except OSError:  # the limit of open files is reached
                 self._end(holding, "busy")
                 return
@@ -264,8 +261,14 @@ class Transfer:
             holding.content = answer.body
             self._end(holding, "verified")
             return
-        holding.feed = self._begun(answer)
-        if not (mirror.holds(answer.head) or mirror.doubts.of(answer.head.digest)):
+        feed = self._begun(answer)
+        try:
+            held = await mirror.is_to_be_held(answer.head)
+        except BaseException:
+            feed.discard()
+            raise
+        holding.feed = feed
+        if not held:
             holding.hasher = answer.head.digest.hasher()
             self._end(holding, "late")
 
