@@ -167,7 +167,7 @@ class ContentApp:
     async def _relay(self, answer: _Answer, plan: Elsewhere, method: str, trace: Trace) -> None:
         async with self._mirror.open(plan.request, method, plan.range_header, trace) as transfer:
             if answer.wants_body:
-                await transfer.hold(answer.client)
+                await transfer.hold()
             await answer.head(transfer.head, served_by=transfer.served_by)
             if answer.wants_body:
                 await self._carry(answer, transfer)

@@ -257,7 +257,7 @@ class FastPath:
 
     async def _relay(self, method: str, transfer: Transfer, link: Link, trace: Trace) -> int:
         if method == "GET":
-            await transfer.hold(link.client, link.check_client)
+            await transfer.hold(link.check_client)
         head = transfer.head
         rendered = self._render(head, transfer.served_by) + self._now() + b"\r\n\r\n"
         if method == "HEAD":

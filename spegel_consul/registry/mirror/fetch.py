@@ -75,6 +75,8 @@ class Fetch:
         self._questions: list[trio.CancelScope] = []
         self._answers: list[Answer] = []
         self._refused: RangeInvalid | None = None
+        self._known: dict[tuple[Provider, tuple[str, int] | None], Provider] = {}
+        self._unreached: set[tuple[str, int]] = set()
         for provider in mirror.recent.get(request.key):
             self._found(provider)
 
@@ -114,7 +116,7 @@ class Fetch:
     def _is_last(self, provider: Provider) -> bool:
         """Whether others are to be asked before it."""
         suspects = self.mirror.suspects.of(self._request.reference.digest)
-        return provider in suspects or self.mirror.penalties.is_slow(provider)
+        return provider.registry in suspects or self.mirror.penalties.is_slow(provider)
 
     def close(self) -> None:
         """Give up the answers that nobody took."""
@@ -124,12 +126,19 @@ class Fetch:
         self._answers.clear()
 
     def _found(self, provider: Provider) -> None:
+        self._known[provider, provider.secondary] = provider
         by_secondary = provider.by_secondary if not self.mirror.penalties.misbehaved(provider) else None
         for each in filter(None, (provider, by_secondary)):
-            if self.mirror.may_ask(each):
+            if self.mirror.may_ask(each) and each.registry not in self._unreached:
                 self._race.found(each)
                 self._wake.set()
                 return
+
+    def _not_reached(self, address: tuple[str, int]) -> None:
+        """Other records of it may name another secondary address, of which one may be right."""
+        self._unreached.add(address)
+        for each in [each for each in self._known.values() if each.registry == address]:
+            self._found(each)
 
     async def _look_up(self) -> None:
         key, first = self._request.key, True
@@ -222,7 +231,9 @@ class Fetch:
     def _turn(self, provider: Provider) -> Provider | None:
         """The provider at its other address, if that is asked now."""
         other = provider.by_secondary
-        if other is None or not self.mirror.may_ask(other) or not self._race.by_secondary(provider, other):
+        if other is None or other.registry in self._unreached or not self.mirror.may_ask(other):
+            return None
+        if not self._race.by_secondary(provider, other):
             return None
         self.mirror.recent.add(self._request.key, other)
         return other
@@ -261,6 +272,8 @@ class Fetch:
                     self._start(other, range_header, expected)
                 else:
                     self._race.failed(provider, trio.current_time())
+                if not reached:
+                    self._not_reached(provider.registry)
             except RangeInvalid as exc:
                 # one peer's word: it counts if nobody else has another one
                 self._refused = exc

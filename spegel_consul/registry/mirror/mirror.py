@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 import urllib.parse
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 
 import structlog
@@ -124,7 +124,7 @@ class Mirror:
 
     def verified(self, digest: Digest, senders: Sequence[Provider]) -> None:
         """The bytes of ``senders`` are right; who was suspected with them is asked after others for a while."""
-        for provider in self.suspects.settle(digest).difference(senders):
+        for provider in self.suspects.settle(digest, senders):
             self.penalties.slow(provider)
 
     def _counted(self, request: ContentRequest) -> tuple[Counter, Counter]:
@@ -167,14 +167,16 @@ class Mirror:
     ) -> AsyncIterator[Transfer]:
         """Find one range of a blob, as :meth:`open` does; a peer that sends all of it is left for another one.
 
-        ``expected``: what the answer has to say, because other parts of the same content have been sent already.
+        ``expected``: what the answer has to say, because other parts of the same content have been sent already. Then
+        the client's limit of lookups was asked before.
         """
         async with self.fetch(request, "GET", trace) as fetch:
-            answer = await fetch.first(range_header, expected)
-            while not answer.head.partial:  # a server may ignore Range (RFC 9110, 14.2)
-                if isinstance(answer.body, PeerResponse):
-                    answer.body.discard()
+            with self.lookups.one(trace.client if expected is None else "", request):
                 answer = await fetch.first(range_header, expected)
+                while not answer.head.partial:  # a server may ignore Range (RFC 9110, 14.2)
+                    if isinstance(answer.body, PeerResponse):
+                        answer.body.discard()
+                    answer = await fetch.first(range_header, expected)
             async with Transfer(self, fetch, request, answer, trace) as transfer:
                 yield transfer
 
@@ -214,7 +216,7 @@ class Mirror:
             return shared
         suspects = self.suspects.of(request.reference.digest)
         for provider in self.recent.get(request.key):
-            fit = self.may_ask(provider) and not self.penalties.is_slow(provider) and provider not in suspects
+            fit = self.may_ask(provider) and not self.penalties.is_slow(provider) and provider.registry not in suspects
             if fit and self.client.has_idle(provider.registry):
                 with trio.move_on_after(self.settings.hedge):
                     return await self._ask_at_once(provider, request, range_header, trace)
@@ -323,9 +325,14 @@ class Mirror:
         if head.size <= self.settings.verify_first:
             return True
         with trio.move_on_after(_DISK):
-            spare = await in_thread(self.room.spare, self._disk)
-            return head.size <= spare // 4
+            with suppress(RuntimeError):  # the limit of processes is reached
+                spare = await in_thread(self.room.spare, self._disk)
+                return head.size <= spare // 4
         return False
+
+    async def is_to_be_held(self, head: Head) -> bool:
+        """Whether the content is held: also if its digest is in doubt, within the same room as what is disputed."""
+        return self.holds(head) or (bool(self.suspects.of(head.digest)) and await self.can_hold(head))
 
     def held(self, result: str) -> None:
         """What became of holding a body; see the metric."""

@@ -15,18 +15,22 @@ from lab.containerd import PullError
 from lab.image import MIB, MakeImage
 from lab.process import until
 
-from .test_matrix import PARALLEL
-
 pytestmark = pytest.mark.real
 
-LAYER = 48 * MIB  # six pieces, of which four are asked for at a time, and more than what is held to be verified
+LAYER = 48 * MIB  # more than what is held to be verified
+PIECES = """
+[plugins."io.containerd.transfer.v1.local"]
+  max_concurrent_downloads = 4
+  concurrent_layer_fetch_buffer = 1048576
+"""
+"""Pieces so small that most of them have not been asked for when the first one is there."""
 
 
 @pytest.mark.parametrize("asked", ["its own sidecar", "the other node's sidecar"])
 def test_the_only_provider_dies(cluster: MakeCluster, image: MakeImage, asked: str) -> None:
     lab = cluster(3, consul=False, containerd=[None, "21", None])
     upstream, provider, node = lab.start_registry(0), lab[1], lab[2]
-    node.add_containerd("21", extra=PARALLEL).await_ready()
+    node.add_containerd("21", extra=PIECES).await_ready()
     app = image(f"{upstream.host}/library/app:v1", layers=[LAYER], seed=11)
     upstream.push(app)
     for each in (provider, node):

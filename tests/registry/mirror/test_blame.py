@@ -23,9 +23,12 @@ from spegel_consul.oci.errors import OCIError
 from spegel_consul.oci.path import ContentRequest, parse_content_path
 from spegel_consul.peers import Provider
 from spegel_consul.registry.mirror import mirror as mirror_module
+from spegel_consul.registry.mirror.body.held_bodies import Feed
 from spegel_consul.registry.mirror.fetch import TransferCut
 from spegel_consul.registry.mirror.mirror import Mirror, MirrorSettings
+from spegel_consul.registry.mirror.validate import Head
 from spegel_consul.zerocopy.outlet import PieceOutlet
+from spegel_consul.zerocopy.position import Position
 from spegel_consul.zerocopy.source import Throughput
 
 from ..conftest import ListRouter, head
@@ -193,6 +196,26 @@ def test_one_that_left_is_asked_again_when_the_one_that_finished_was_wrong(monke
     simulation = Simulation([SimulatedPeer(leaves=(10,)), SimulatedPeer(wrong_at(30))], held=True)
     trio.run(simulation.run, 1)
     assert (simulation.outcomes, simulation.barred) == (["right"], {1})
+
+
+async def test_one_address_under_two_ids_is_one_sender(autojump_clock: trio.testing.MockClock) -> None:
+    """It sent all of the body, alone, whatever the ids say that its records had."""
+    mirror = Mirror(ListRouter(), SimulatedClient({}), Metrics())  # type: ignore[arg-type]
+    position = Position(len(CONTENT))
+    first, second = Provider("one", ("10.0.0.1", 1)), Provider("two", ("10.0.0.1", 1))
+    feed = Feed(Head(DIGEST, "x", 0, 40, 40, partial=False), first, None, position, Throughput(1.0))
+    position.took(10)
+    feed.change(second, SimulatedResponse(SimulatedPeer(), 10))
+    position.took(30)
+    mirror.mismatched(DIGEST, feed.senders)
+    assert mirror.penalties.bars(Provider("three", first.registry))
+    # and a suspect is suspected under any id, and cleared under any
+    other = Provider("other", ("10.0.0.2", 1))
+    mirror.suspects.add(DIGEST, [first, other])
+    assert Provider("four", first.registry).registry in mirror.suspects.of(DIGEST)
+    mirror.verified(DIGEST, [second])
+    assert [mirror.penalties.is_slow(each) for each in (first, other)] == [False, True]
+    assert not mirror.suspects.of(DIGEST)
 
 
 def body_of(request: bytes, content: bytes, leaves: int | None = None) -> list[bytes | float]:

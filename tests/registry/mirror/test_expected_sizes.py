@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -14,6 +15,7 @@ from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.media import OCI_MANIFEST
 from spegel_consul.oci.path import ContentRequest, Kind
 from spegel_consul.oci.reference import Reference
+from spegel_consul.peers import Provider
 from spegel_consul.registry.mirror.body import expected_sizes as module
 from spegel_consul.registry.mirror.body.expected_sizes import Sizes
 from spegel_consul.registry.mirror.mirror import MirrorSettings
@@ -234,6 +236,46 @@ async def test_a_claim_beyond_the_room_is_no_promise(start_node: Any, start_peer
             async with client.stream("GET", BLOB_PATH) as response:
                 assert response.status_code == 200
                 assert asker.mirror.room.promised == 0
+
+
+@pytest.mark.parametrize("claim", [1 << 40, len(LAYER)], ids=["beyond the room", "within it"])
+async def test_a_digest_in_doubt_takes_no_more_room_than_a_size_in_dispute(
+    start_node: Any, start_peer: Any, monkeypatch: pytest.MonkeyPatch, claim: int
+) -> None:
+    """Anybody can bring a digest in doubt, with two peers that leave and lie."""
+    asker = await start_node(settings=STREAMS_LAYER)
+    monkeypatch.setattr(spool.SpoolSpace, "spare", lambda self: 4 * len(LAYER))
+    asker.mirror.suspects.add(DIGEST, [Provider("peer", ("10.0.0.1", port)) for port in (1, 2)])
+    promised: list[int] = []
+    promise = asker.mirror.room.promise
+    monkeypatch.setattr(asker.mirror.room, "promise", lambda *given: (promised.append(given[1]), promise(*given)))
+    peer = await start_peer(head(200, claim, f"Docker-Content-Digest: {DIGEST}"), LAYER, then="hang")
+    asker.router.knows(peer.address)
+    async with httpx.AsyncClient(base_url=asker.url, trust_env=False, timeout=20) as client:
+        with trio.fail_after(20):
+            async with client.stream("GET", BLOB_PATH) as response:
+                assert response.status_code == 200
+                assert int(response.headers["content-length"]) == claim
+    assert promised[:1] == ([len(LAYER)] if claim == len(LAYER) else [])
+
+
+async def test_without_a_thread_to_ask_the_disk_what_is_disputed_is_streamed(
+    pair: Any, start_peer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holder, asker = pair
+    blob = LAYER + LAYER
+    digest = holder.store.add_content(blob)
+    holder.store.file(digest)
+    asker.mirror.settings = replace(asker.mirror.settings, verify_first=len(LAYER))
+    asker.mirror.sizes.learn(manifest((digest, 77)))
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(trio.lowlevel, "start_thread_soon", refuse)
+    monkeypatch.setattr(trio._threads, "start_thread_soon", refuse)
+    for _ in range(2):
+        assert (await get(asker, f"/v2/library/app/blobs/{digest}?ns=docker.io")).content == blob
 
 
 def test_the_room_that_is_left(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:

@@ -25,12 +25,13 @@ def miss(number: int) -> str:
     return f"/v2/library/app/blobs/sha256:{number:064x}?ns=docker.io"
 
 
-async def ask(node: Any, source: str, path: str) -> trio.SocketStream:
+async def ask(node: Any, source: str, path: str, wanted: str | None = None) -> trio.SocketStream:
     sock = trio.socket.socket(socket.AF_INET)
     await sock.bind((source, 0))
     await sock.connect(node.address)
     stream = trio.SocketStream(sock)
-    await stream.send_all(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    field = f"Range: {wanted}\r\n" if wanted is not None else ""
+    await stream.send_all(f"GET {path} HTTP/1.1\r\nHost: x\r\n{field}\r\n".encode())
     return stream
 
 
@@ -38,14 +39,15 @@ async def status(stream: trio.SocketStream) -> bytes:
     return bytes(await stream.receive_some())[9:12]
 
 
-async def test_what_is_beyond_is_404_at_once(start_node: Any) -> None:
+@pytest.mark.parametrize("wanted", [None, "bytes=5-", "bytes=0-1,5-6"], ids=["all", "a range", "ranges"])
+async def test_what_is_beyond_is_404_at_once(start_node: Any, wanted: str | None) -> None:
     node = await start_node(settings=MirrorSettings(resolve_timeout=300))
     node.router.providers = [None]  # nobody ever answers
     with trio.fail_after(60):
-        waiting = [await ask(node, OTHER, miss(number)) for number in range(MOST_EACH)]
+        waiting = [await ask(node, OTHER, miss(number), wanted) for number in range(MOST_EACH)]
         while node.mirror.lookups.in_flight < MOST_EACH:
             await trio.sleep(0.01)
-        beyond = [await ask(node, OTHER, miss(1000 + number)) for number in range(20)]
+        beyond = [await ask(node, OTHER, miss(1000 + number), wanted) for number in range(20)]
         assert {await status(each) for each in beyond} == {b"404"}
         assert node.mirror.lookups.in_flight == MOST_EACH
         assert len(node.router.asked) == MOST_EACH, "the ring has heard nothing of the others"

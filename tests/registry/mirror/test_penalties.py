@@ -13,7 +13,7 @@ from spegel_consul.peers import Provider
 from spegel_consul.registry.mirror.providers import penalties as module
 from spegel_consul.registry.mirror.providers.penalties import HUNG, LIED, SLOW, Penalties
 
-from ..conftest import head
+from ..conftest import NOT_FOUND, head
 from ..image import BLOB_PATH, DIGEST, LAYER, get
 
 ADDRESSES = [("10.0.0.1", 5000), ("10.0.0.2", 5000), ("10.0.0.2", 5001), ("fd00::1", 5000), ("fd00::2", 5000)]
@@ -118,3 +118,28 @@ async def test_a_liar_that_names_an_honest_address_as_its_own_does_not_get_it_ba
     await get(asker, BLOB_PATH)
     assert not asker.mirror.penalties.bars(Provider("honest", holder.address))
     assert not asker.mirror.penalties.bars(Provider("liar", holder.address, liar.address))
+
+
+@pytest.mark.parametrize("size", [1000, len(LAYER)], ids=["read whole", "held"])
+@pytest.mark.parametrize("lies", [True, False], ids=["lies", "has nothing"])
+async def test_one_address_under_many_ids_is_asked_once(pair: Any, start_peer: Any, size: int, lies: bool) -> None:
+    """Else its ids use up the attempts, and whoever has the content is not asked."""
+    holder, asker = pair
+    digest = holder.store.add_content(LAYER[:size])
+    bad = await start_peer(*((head(200, size), bytes(size)) if lies else (NOT_FOUND,)))
+    names = [Provider(f"id{number}", bad.address) for number in range(3)]
+    asker.router.providers = [*names, Provider("honest", holder.address)]
+    response = await get(asker, f"/v2/library/app/blobs/{digest}?ns=docker.io")
+    assert (response.status_code, response.content) == (200, LAYER[:size])
+    assert len(bad.requests) == 1
+
+
+async def test_a_record_with_a_dead_secondary_address_hides_no_other_record(pair: Any) -> None:
+    """Anybody may write a record that names a node's address and another's, and it may come first."""
+    holder, asker = pair
+    dead = [("127.0.0.1", port) for port in (1, 2, 3)]
+    asker.router.providers = [Provider("liar", dead[0], dead[1]), Provider("honest", dead[0], holder.address)]
+    assert (await get(asker, BLOB_PATH)).content == LAYER
+    asker.mirror.recent.drop(DIGEST, Provider("honest", holder.address))
+    asker.router.providers = [Provider("honest", dead[0], dead[2]), Provider("honest", dead[0], holder.address)]
+    assert (await get(asker, BLOB_PATH)).content == LAYER

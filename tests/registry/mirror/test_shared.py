@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -252,3 +253,25 @@ async def test_the_file_counts_for_the_one_that_still_reads(ask: Ask, pair: Any)
     first.sock.close()
     await until(lambda: node.mirror.room.by_client == {spool.OWN: len(blob)})
     assert await second.body() == blob
+
+
+async def test_one_without_a_share_does_not_keep_this_machine_from_verified_bytes(
+    ask: Ask, gated: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another machine, whose share is too small, begins; this one joins before the first byte has come."""
+    monkeypatch.setattr(sys.modules[__name__], "BEGUN", 0)
+    free = spool._SHARE * len(LAYER)
+    monkeypatch.setattr(spool.os, "statvfs", lambda _: SimpleNamespace(f_bavail=free, f_frsize=1))
+    node, gate, _ = await gated(LAYER)
+    clients = [await ask(node, source=REMOTE)]
+    await until(lambda: bool((holding := node.mirror.holdings.get(DIGEST)) and holding.spool))
+    assert node.mirror.room.by_client == {REMOTE: len(LAYER)}
+    holding = node.mirror.holdings.get(DIGEST)
+    clients.append(await ask(node))
+    await until(lambda: len(holding.users) == 2)
+    assert node.mirror.room.by_client == {spool.OWN: len(LAYER)}
+    gate.set()
+    for client in clients:
+        assert await client.body() == LAYER
+    assert results(node) == {"verified": 1}
+    await until(lambda: not node.mirror.room.by_client)

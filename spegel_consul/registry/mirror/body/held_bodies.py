@@ -2,9 +2,9 @@
 
 The first client that asks begins to hold the body. Those that ask for the same digest meanwhile join it. One of them
 drives the fetch, which is to hold :attr:`HeldBody.lock`; the others wait for the lock. When the driver leaves before
-the end, the next one in the queue gets the lock and goes on where the fetch stands: all that it needs is in this
-object. So the fetch lives exactly as long as somebody waits for it, an error of it ends in the request of one client,
-and a client that is alone pays for no other task.
+the end, the next one in the queue gets the lock and goes on where the fetch stands: all that it needs is in this object.
+So the fetch lives exactly as long as somebody waits for it, an error of it ends in the request of one client, and a client
+that is alone pays for no other task.
 
 Afterwards each client sends from the same file, from an offset of its own. The file goes when the last of them has
 left. A verified one can be joined until then; one that ended early can't, because only its first driver has the rest.
@@ -52,9 +52,9 @@ class Feed:
 
     @property
     def senders(self) -> tuple[Provider, ...]:
-        """Who sent bytes of it, each once."""
+        """Who sent bytes of it, each address once, because its peer id proves nothing."""
         now = (self.provider,) if self.position.taken > self.since else ()
-        return tuple(dict.fromkeys(self.before + now))
+        return tuple({each.registry: each for each in self.before + now}.values())
 
     def change(self, provider: Provider, body: PeerResponse) -> None:
         """The rest comes from ``provider``."""
@@ -94,6 +94,15 @@ class HeldBody:
     """How often it was begun anew."""
     users: dict[object, str] = field(default_factory=dict)
     """The clients that wait for it or are being sent it, with their addresses, the oldest first."""
+
+    @property
+    def payer(self) -> str:
+        """Whose share of the room the file takes: this machine's if it is among the clients, else the oldest one's.
+
+        Another machine that has used up its share must not keep this node's runtime from verified bytes.
+        """
+        addresses = self.users.values()
+        return OWN if OWN in addresses else next(iter(addresses))
 
     def anew(self) -> None:
         """Drop what has come: a peer is to be found that sends all of it."""
@@ -137,9 +146,11 @@ class HeldBodies:
         """It can be joined from now on."""
         self._by_digest[holding.head.digest] = holding
 
-    def enter(self, holding: HeldBody, user: object, client: str = OWN) -> None:
-        """``user`` at the address ``client`` waits for it. To be called again if the address becomes known later."""
+    def enter(self, holding: HeldBody, user: object, client: str) -> None:
+        """``user`` at the address ``client`` waits for it."""
         holding.users[user] = client
+        if holding.spool is not None and not holding.result:
+            holding.spool.charge(holding.payer)
 
     def end(self, holding: HeldBody, result: str) -> None:
         """It is over; only a verified one can be joined any more."""
@@ -148,11 +159,11 @@ class HeldBodies:
             self._forget(holding.head.digest, holding)
 
     def leave(self, holding: HeldBody, user: object) -> None:
-        """``user`` needs it no more. The last one ends it; until then its file counts for the oldest one."""
+        """``user`` needs it no more. The last one ends it; until then its file counts for one of the others."""
         holding.users.pop(user, None)
         if holding.users:
             if holding.spool is not None:
-                holding.spool.charge(next(iter(holding.users.values())))
+                holding.spool.charge(holding.payer)
             return
         self._forget(holding.head.digest, holding)
         holding.anew()

@@ -40,7 +40,7 @@ from spegel_consul.zerocopy.position import Position
 from spegel_consul.zerocopy.relay import Passage
 from spegel_consul.zerocopy.send import Truncated
 from spegel_consul.zerocopy.source import Throughput
-from spegel_consul.zerocopy.spool import OWN, Spool
+from spegel_consul.zerocopy.spool import Spool
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -137,14 +137,14 @@ class Transfer:
 
     # HeldBody
 
-    async def hold(self, client: str = OWN, check_client: Callable[[], None] = lambda: None) -> None:
+    async def hold(self, check_client: Callable[[], None] = lambda: None) -> None:
         """Take the whole body and verify it, if it is one to be held. To be called before the head is sent.
 
-        ``client``: the address whose share of the room it takes. Raises BlobUnknown if nobody sends the right bytes,
-        and what ``check_client`` raises if the client does not wait for them any more.
+        It takes room of the share of the trace's client. Raises BlobUnknown if nobody sends the right bytes, and what
+        ``check_client`` raises if the client does not wait for them any more.
         """
         holding, joined = self._holding, True
-        if holding is None and self._is_to_be_held():
+        if holding is None and await self._is_to_be_held():
             holding = self._mirror.held_bodies.get(self.head.digest)
             if holding is None:
                 holding, joined = self._begin_to_hold(), False
@@ -155,18 +155,15 @@ class Transfer:
             self._join(holding)
         if holding is None:
             return
-        self._mirror.held_bodies.enter(holding, self, client)
         async with holding.lock:
             if not holding.result:
                 if joined:  # the client may have left while it waited for the lock
                     check_client()
-                await self._drive(holding, client, check_client)
+                await self._drive(holding, check_client)
         await self._adopt(holding)
 
-    def _is_to_be_held(self) -> bool:
-        if self._feed is None or self._hasher is None:
-            return False
-        return self._mirror.holds(self.head) or bool(self._mirror.suspects.of(self.head.digest))
+    async def _is_to_be_held(self) -> bool:
+        return self._feed is not None and self._hasher is not None and await self._mirror.is_to_be_held(self.head)
 
     def _begin_to_hold(self) -> HeldBody:
         until = trio.current_time() + self._mirror.settings.hold
@@ -177,7 +174,7 @@ class Transfer:
 
     def _join(self, holding: HeldBody) -> None:
         self._holding = holding
-        self._mirror.held_bodies.enter(holding, self)
+        self._mirror.held_bodies.enter(holding, self, self._trace.client)
 
     def _leave(self, holding: HeldBody) -> None:
         self._mirror.held_bodies.leave(holding, self)
@@ -188,14 +185,14 @@ class Transfer:
         self._mirror.held_bodies.end(holding, result)
         self._mirror.held(result)
 
-    async def _drive(self, holding: HeldBody, client: str, check_client: Callable[[], None]) -> None:
+    async def _drive(self, holding: HeldBody, check_client: Callable[[], None]) -> None:
         """Hold the body, from where it stands, until it is known what becomes of it. May be cancelled at any point."""
         try:
             while not holding.result:
                 if holding.feed is None:
                     await self._begin_anew(holding)
                 else:
-                    await self._take(holding, client, check_client)
+                    await self._take(holding, check_client)
         except trio.TooSlowError:
             self._end(holding, "failed")
             raise unknown(self._request, "it could not be stored to be verified") from None
@@ -203,14 +200,14 @@ class Transfer:
             self._end(holding, "failed")
             raise
 
-    async def _take(self, holding: HeldBody, client: str, check_client: Callable[[], None]) -> None:
+    async def _take(self, holding: HeldBody, check_client: Callable[[], None]) -> None:
         """Spool the body; say what became of that, or drop it if the right bytes did not come."""
         feed, spool = holding.feed, holding.spool
         assert feed is not None
         if spool is None:
             holding.hasher = feed.head.digest.hasher()
             try:
-                spool = Spool(self._mirror.room, feed.position, holding.hasher, holding.until, client)
+                spool = Spool(self._mirror.room, feed.position, holding.hasher, holding.until, holding.payer)
             except OSError:  # the limit of open files is reached
                 self._end(holding, "busy")
                 return
@@ -263,8 +260,14 @@ class Transfer:
             holding.content = answer.body
             self._end(holding, "verified")
             return
-        holding.feed = self._begun(answer)
-        if not (mirror.holds(answer.head) or mirror.suspects.of(answer.head.digest)):
+        feed = self._begun(answer)
+        try:
+            held = await mirror.is_to_be_held(answer.head)
+        except BaseException:
+            feed.discard()
+            raise
+        holding.feed = feed
+        if not held:
             holding.hasher = answer.head.digest.hasher()
             self._end(holding, "late")
 

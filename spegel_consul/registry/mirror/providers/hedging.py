@@ -5,6 +5,8 @@
 # nobody is being asked: as long as a question is open there is hope, and the question has deadlines of its own.
 # A provider that was slow a moment ago waits for the lookup to name another one, as long as the hedge interval.
 #
+# An address is asked once, under whatever peer id: records of one address with many ids must not use up the attempts.
+#
 # A plain object: events and the time go in, a decision comes out.
 
 """The order in which peers are asked for content."""
@@ -66,7 +68,7 @@ class Race:
         self._attempts = attempts
         self._hedge = hedge
         self._waiting: deque[Provider] = deque()
-        self._asked: set[Provider] = set()
+        self._asked: set[tuple[str, int]] = set()
         self._open: set[Provider] = set()
         self._started = 0
         self._last_start = -math.inf
@@ -75,18 +77,18 @@ class Race:
 
     def found(self, provider: Provider) -> None:
         """The lookup yielded a provider."""
-        if provider not in self._asked and provider not in self._waiting:
+        if provider.registry not in self._asked and all(each.registry != provider.registry for each in self._waiting):
             self._waiting.append(provider)
 
     def exclude(self, provider: Provider) -> None:
         """The provider is not to be asked."""
-        self._asked.add(provider)
-        if provider in self._waiting:
-            self._waiting.remove(provider)
+        self._asked.add(provider.registry)
+        for each in [each for each in self._waiting if each.registry == provider.registry]:
+            self._waiting.remove(each)
 
     def again(self, provider: Provider) -> None:
         """The provider may be asked once more, after all others."""
-        self._asked.discard(provider)
+        self._asked.discard(provider.registry)
         self._waiting.append(provider)
 
     def lookup_ended(self) -> None:
@@ -101,7 +103,7 @@ class Race:
 
     def by_secondary(self, provider: Provider, other: Provider) -> bool:
         """The provider is not reached; ``other`` is its other address. Returns whether that is asked in its stead."""
-        if other in self._asked:
+        if other.registry in self._asked:
             return False
         self.exclude(other)
         self._open.discard(provider)
@@ -112,7 +114,7 @@ class Race:
         """The provider's answer is being used. The others that were being asked stay good for later."""
         self._open.discard(provider)
         self._waiting.extendleft(self._open)
-        self._asked -= self._open
+        self._asked.difference_update(each.registry for each in self._open)
         self._open.clear()
         self._started = 0
         self._last_start = -math.inf
@@ -128,7 +130,7 @@ class Race:
         provider = self._choose(now) if self._started < self._attempts else None
         if provider is not None and (not self._open or now >= self._last_start + self._hedge):
             self._waiting.remove(provider)
-            self._asked.add(provider)
+            self._asked.add(provider.registry)
             self._open.add(provider)
             self._started += 1
             self._last_start = now

@@ -4,6 +4,7 @@ A body that one peer sent from its first byte to its last, and that has the wron
 A body that was assembled from several peers proves nothing about any of them: the one that left may have sent the
 right bytes, and so may the one that completed it. So they are suspects, which is an order and not a bar: for this
 digest all others are asked before them, and the next body is taken from one peer alone, which proves something.
+A suspect is an address, under whatever peer id, for the reason that penalties.py gives.
 
 A new rule about who is suspected, and for how long, belongs here.
 """
@@ -11,7 +12,7 @@ A new rule about who is suspected, and for how long, belongs here.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import trio
 
@@ -23,30 +24,34 @@ DOUBT = 300.0
 
 _MOST = 1024
 
+Address = tuple[str, int]
+
+_NONE: dict[Address, Provider] = {}
+
 
 class Suspects:
     """Suspects by digest; the latest are remembered."""
 
     def __init__(self) -> None:
-        self._suspects: OrderedDict[str, tuple[float, frozenset[Provider]]] = OrderedDict()
+        self._suspects: OrderedDict[str, tuple[float, dict[Address, Provider]]] = OrderedDict()
 
     def add(self, digest: Digest, suspects: Iterable[Provider]) -> None:
         """The bytes of ``suspects`` together were wrong."""
         known = self.of(digest)
-        self._suspects[digest] = trio.current_time() + DOUBT, known | frozenset(suspects)
+        self._suspects[digest] = trio.current_time() + DOUBT, {**known, **{each.registry: each for each in suspects}}
         self._suspects.move_to_end(digest)
         if len(self._suspects) > _MOST:
             self._suspects.popitem(last=False)
 
-    def of(self, digest: str | None) -> frozenset[Provider]:
-        """Those who are suspected of wrong bytes of ``digest``; none if it is not in doubt."""
+    def of(self, digest: str | None) -> Mapping[Address, Provider]:
+        """Those who are suspected of wrong bytes of ``digest``, by address; none if it is not in doubt."""
         if not self._suspects or digest is None:
-            return frozenset()
-        until, suspects = self._suspects.get(digest, (0.0, frozenset()))
-        return suspects if until > trio.current_time() else frozenset()
+            return _NONE
+        until, suspects = self._suspects.get(digest, (0.0, _NONE))
+        return suspects if until > trio.current_time() else _NONE
 
-    def settle(self, digest: Digest) -> frozenset[Provider]:
-        """A right body has come; returns who was suspected until now."""
-        suspects = self.of(digest)
+    def settle(self, digest: Digest, senders: Iterable[Provider]) -> list[Provider]:
+        """A right body has come from ``senders``; returns who else was suspected until now."""
+        suspects, right = self.of(digest), {each.registry for each in senders}
         self._suspects.pop(digest, None)
-        return suspects
+        return [each for address, each in suspects.items() if address not in right]
