@@ -264,9 +264,9 @@ async def test_one_without_a_share_does_not_keep_this_machine_from_verified_byte
     monkeypatch.setattr(spool.os, "statvfs", lambda _: SimpleNamespace(f_bavail=free, f_frsize=1))
     node, gate, _ = await gated(LAYER)
     clients = [await ask(node, source=REMOTE)]
-    await until(lambda: bool((holding := node.mirror.holdings.get(DIGEST)) and holding.spool))
+    await until(lambda: bool((holding := node.mirror.held_bodies.get(DIGEST)) and holding.spool))
     assert node.mirror.room.by_client == {REMOTE: len(LAYER)}
-    holding = node.mirror.holdings.get(DIGEST)
+    holding = node.mirror.held_bodies.get(DIGEST)
     clients.append(await ask(node))
     await until(lambda: len(holding.users) == 2)
     assert node.mirror.room.by_client == {spool.OWN: len(LAYER)}

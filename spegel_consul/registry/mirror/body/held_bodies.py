@@ -2,9 +2,9 @@
 
 The first client that asks begins to hold the body. Those that ask for the same digest meanwhile join it. One of them
 drives the fetch, which is to hold :attr:`HeldBody.lock`; the others wait for the lock. When the driver leaves before
-the end, the next one in the queue gets the lock and goes on where the fetch stands: all that it needs is in this object.
-So the fetch lives exactly as long as somebody waits for it, an error of it ends in the request of one client, and a client
-that is alone pays for no other task.
+the end, the next one in the queue gets the lock and goes on where the fetch stands, because all that it needs is in
+this object. So the fetch lives exactly as long as somebody waits for it, an error of it ends in the request of one
+client, and a client that is alone pays for no other task.
 
 Afterwards each client sends from the same file, from an offset of its own. The file goes when the last of them has
 left. A verified one can be joined until then; one that ended early can't, because only its first driver has the rest.
