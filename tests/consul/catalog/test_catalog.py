@@ -16,6 +16,7 @@ from spegel_consul.consul.api.consul_settings import ConsulSettings
 from spegel_consul.consul.catalog.catalog_watch import CatalogWatch
 from spegel_consul.consul.catalog.registration import PATIENCE, Changes, Registration, compare
 from spegel_consul.consul.catalog.service_definitions import ServiceDefinition, spegel_services
+from spegel_consul.disk.foreign_files import FileCalls
 from tests.consul.fakeconsul import FakeConsul
 
 
@@ -224,7 +225,14 @@ async def test_registered_again_and_deregistered(autojump_clock: trio.testing.Mo
         nursery.cancel_scope.cancel()
 
 
-async def test_registered_again_when_the_token_changes(autojump_clock: trio.testing.MockClock, tmp_path: Path) -> None:
+async def test_registered_again_when_the_token_changes(
+    autojump_clock: trio.testing.MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def at_once(_: FileCalls, call: Callable[[], None]) -> None:
+        """A clock that jumps while all tasks wait overtakes a thread."""
+        call()
+
+    monkeypatch.setattr(FileCalls, "run", at_once)
     (tmp_path / "token").write_text("one")
     async with trio.open_nursery() as nursery:
         consul = FakeConsul(nursery)
