@@ -1,5 +1,6 @@
-# Several processes share the files among them (each is a group), so the long ones must
-# not come last: those with real parts.
+# Several processes share the files among them (each is a group), so the long ones must not come last: those with real
+# parts, and first of them the faults, the longest of all.  The files that look at the ring of tests/web/conftest.py are
+# one group, because otherwise each process would start a ring of its own and keep it up to the end of the run.
 #
 # Some tests measure, and the run ends with a table of what they saw.  Rows travel with the reports of their tests,
 # because under pytest-xdist the test runs in another process than the one that prints.
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import inspect
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,14 +36,25 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.get_closest_marker("real") is None)
+    items.sort(key=_place)
     for item in items:
         # what real parts do takes real time
         if inspect.iscoroutinefunction(getattr(item, "obj", None)) and item.get_closest_marker("real") is None:
             item.add_marker(pytest.mark.trio(run=clock.run))
     if config.pluginmanager.hasplugin("xdist"):
         for item in items:
-            item.add_marker(pytest.mark.xdist_group(item.path.relative_to(config.rootpath).as_posix()))
+            item.add_marker(pytest.mark.xdist_group(_group(item).relative_to(config.rootpath).as_posix()))
+
+
+def _place(item: pytest.Item) -> int:
+    if item.get_closest_marker("real") is None:
+        return 2
+    return int(item.path.parent.name != "faults")
+
+
+def _group(item: pytest.Item) -> Path:
+    """The file, or the directory if its files share what takes long to start."""
+    return item.path.parent if "ring" in getattr(item, "fixturenames", ()) else item.path
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
