@@ -93,7 +93,7 @@ class Node:
     tls: Tls | None = None
     credentials: Credentials | None = None
     allowed_hosts: tuple[str, ...] = ()
-    """Names by which clients may call the metrics port; see :class:`spegel_consul.web.own_names.OwnNames`."""
+    """Names by which clients may call the metrics port; see :class:`spegel_consul.web.access.own_names.OwnNames`."""
     keeper: RingKeeper | None = None
     bootstrap: Bootstrap | None = None
     consul: Consul | None = None
