@@ -15,7 +15,7 @@ PRODUCT = Path(spegel_consul.__file__).parent
 FILES = sorted(PRODUCT.rglob("*.py"))
 MODULES = [path for path in FILES if path.name != "__init__.py"]
 
-MOST_MODULES = 12
+MOST_MODULES, MOST_LINES = 12, 400
 MANY_MODULES = {"commands", "join/sources"}
 """Packages of one module for each of a kind, which may have any number of them."""
 ROOM_SAYS_ALL = {"memory.py"}
@@ -39,3 +39,8 @@ def test_a_package_has_few_modules() -> None:
         for package, names in modules.items()
         if len(names) > MOST_MODULES and package not in MANY_MODULES
     } == {}
+
+
+def test_a_file_is_short() -> None:
+    lines = {path.relative_to(PRODUCT).as_posix(): len(path.read_text().splitlines()) for path in FILES}
+    assert {path: count for path, count in lines.items() if count > MOST_LINES} == {}
