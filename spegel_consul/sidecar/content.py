@@ -125,10 +125,10 @@ async def _serve(settings: Settings, node: PreparedNode, stages: Stages, view: N
     others = build_app(view.problem, view.warnings)
     dial_back.add_to(others)
     identity.add_to(others, lambda: router.me)
-    content = ContentApp(others, planner, store, mirror, metrics)  # type: ignore[arg-type]
+    content = ContentApp(others, planner, store, mirror, metrics)
     called = frozenset({node.address, node.also or node.address})
     limits = ConnectionLimits(raise_limit())
-    await stages.serve("registry", content, node.registry, fast_path, node.tls, limits, called)  # type: ignore[arg-type]
+    await stages.serve("registry", content, node.registry, fast_path, node.tls, limits, called)
     # who follows events would keep a stop waiting
     await stages.serve("web", web_app.build_app(view), node.metrics, limits=limits, drain_timeout=1.0)
     metrics.http_inflight.set_function(
