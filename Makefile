@@ -38,6 +38,7 @@ check: dev-install
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 audit: dev-install
 	.ci/audit $(VENV)
@@ -75,4 +76,4 @@ bench: dev-install
 	$(BIN)/python -m bench
 
 clean:
-	rm -rf $(VENV) .venv-py-consul .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-py-consul .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -16,7 +16,7 @@ import click
 from spegel_consul.consul.api.duration import parse_duration
 from spegel_consul.http.server.listen import ListenAddress
 from spegel_consul.preflight.node_address import one_or_two
-from spegel_consul.web.own_names import allowed_host
+from spegel_consul.web.access.own_names import allowed_host
 
 T = TypeVar("T")
 

@@ -200,6 +200,7 @@ def registry(**given: Any) -> None:
     # only the sidecar itself needs the rest
     from spegel_consul import log
     from spegel_consul.sidecar import lifecycle
+    from spegel_consul.sidecar.prepare import StartError
 
     log.configure(given["log_level"], given["log_format"])
 
@@ -214,7 +215,7 @@ def registry(**given: Any) -> None:
 
     try:
         trio.run(run, settings)
-    except lifecycle.StartError as exc:
+    except StartError as exc:
         raise click.ClickException(str(exc)) from None
 
 

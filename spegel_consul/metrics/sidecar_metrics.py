@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, disable_created_metrics
+from prometheus_client import CollectorRegistry, Histogram, Info, disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from spegel_consul import __version__
+from spegel_consul.metrics.counter import LabelledCounter, LastTime
 from spegel_consul.metrics.histogram import LabelledHistogram
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each counter and histogram, of which nobody makes use
@@ -57,10 +58,13 @@ class Reading:
         return family
 
 
+_Collected = Reading | LabelledCounter | LabelledHistogram
+
+
 class _Readings:
     """prometheus_client's collector protocol over many of them."""
 
-    def __init__(self, readings: Sequence[Reading | LabelledHistogram]) -> None:
+    def __init__(self, readings: Sequence[_Collected]) -> None:
         self._readings = readings
 
     def collect(self) -> Iterator[Metric]:
@@ -75,7 +79,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
-        self._readings: list[Reading | LabelledHistogram] = []
+        self._readings: list[_Collected] = []
         self._of_requests()
         self._of_content()
         self._of_the_ring()
@@ -87,52 +91,45 @@ class Metrics:
         """The labels of each metric of ours, by the name that is scraped."""
         found = {each.name: each.label_names for each in self._readings if isinstance(each, LabelledHistogram)}
         found |= {each.scraped: each.labels for each in self._readings if isinstance(each, Reading)}
-        for metric in vars(self).values():
-            if isinstance(metric, Counter | Gauge | Histogram):
-                name = metric._name + ("_total" if isinstance(metric, Counter) else "")
-                found[name] = tuple(metric._labelnames)
-        return found | {"spegel_build_info": ("version",)}
+        found |= {
+            f"{each.name}_total": each.label_names for each in self._readings if isinstance(each, LabelledCounter)
+        }
+        return found | {"spegel_loop_lateness_seconds": (), "spegel_build_info": ("version",)}
 
     def _of_requests(self) -> None:
-        self.mirror_requests = Counter(
+        self.mirror_requests = self._counter(
             "spegel_mirror_requests",
             "Requests of clients that were looked up at peers, by whether one had the content.",
             ["registry", "cache"],
-            registry=self.registry,
         )
-        self.mirror_last_success = Gauge(
-            "spegel_mirror_last_success_timestamp_seconds",
-            "Unix time of the last request that a peer answered.",
-            registry=self.registry,
-        )
+        self.mirror_last_success = last_success = LastTime()
+        self._reading(
+            "spegel_mirror_last_success_timestamp_seconds", "Unix time of the last request that a peer answered."
+        ).set_function(lambda: last_success.value)
         self.resolve_duration = self._histograms(
             "spegel_resolve_duration_seconds",
             "Time until the first provider of a key was known.",
             (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5),
             ("router",),
         )
-        self.served_bytes = Counter(
+        self.served_bytes = self._counter(
             "spegel_served_bytes",
             "Bytes of content sent to clients and peers, by where they came from: own store or a peer.",
             ["source"],
-            registry=self.registry,
         )
-        self.verification_failures = Counter(
+        self.verification_failures = self._counter(
             "spegel_verification_failures",
             "Answers of peers whose bytes did not have the digest that was asked for.",
-            registry=self.registry,
-        )
-        self.verify_first = Counter(
+        ).labels()
+        self.verify_first = self._counter(
             "spegel_verify_first",
             "Blobs of peers that were to be verified before their first byte is sent, by what became of that.",
             ["result"],
-            registry=self.registry,
         )
-        self.transfers_cut = Counter(
+        self.transfers_cut = self._counter(
             "spegel_transfers_cut",
             "Answers to clients that ended before their last byte because no peer could go on.",
-            registry=self.registry,
-        )
+        ).labels()
         self.peer_stalls = self._reading(
             "spegel_peer_stalls", "Peers that kept this node waiting until a deadline.", counter=True
         )
@@ -225,6 +222,11 @@ class Metrics:
             buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2),
             registry=self.registry,
         )
+
+    def _counter(self, name: str, about: str, labels: Sequence[str] = ()) -> LabelledCounter:
+        counter = LabelledCounter(name, about, labels)
+        self._readings.append(counter)
+        return counter
 
     def _histograms(
         self, name: str, about: str, buckets: Sequence[float], labels: Labels = ("handler", "method", "code")

@@ -10,11 +10,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
 import structlog
 import trio
+from hypercorn.typing import (
+    ASGIFramework,
+    ASGIReceiveCallable,
+    ASGISendCallable,
+    ASGISendEvent,
+    HTTPScope,
+    Scope,
+)
 
 from spegel_consul.metrics.sidecar_metrics import CONTENT, Metrics
 from spegel_consul.oci.errors import BlobUnknown, OCIError, RangeInvalid, Unauthorized, Unsupported
@@ -35,11 +42,6 @@ from spegel_consul.zerocopy.spool import OWN
 
 log = structlog.get_logger(__name__)
 
-Scope = dict[str, Any]
-Receive = Callable[[], Awaitable[dict[str, Any]]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
-Application = Callable[[Scope, Receive, Send], Awaitable[None]]
-
 _OTHERS = {b"/v2/": CONTENT, b"/v2": CONTENT, b"/livez": "/livez", b"/readyz": "/readyz"}
 """Handlers, as the metrics call them, of the paths that are not content."""
 
@@ -51,7 +53,7 @@ class InternalError(OCIError):
 class ContentApp:
     """Answers the distribution API's content paths, and hands every other request to ``others``."""
 
-    def __init__(self, others: Application, planner: Planner, store: Store, mirror: Mirror, metrics: Metrics) -> None:
+    def __init__(self, others: ASGIFramework, planner: Planner, store: Store, mirror: Mirror, metrics: Metrics) -> None:
         self._others = others
         self._store = store
         self._mirror = mirror
@@ -62,18 +64,24 @@ class ContentApp:
         self._own_bytes = metrics.served_bytes.labels("own")
         self._peer_bytes = metrics.served_bytes.labels("peer")
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         """The ASGI 3 entry point."""
-        path = scope.get("raw_path", b"")
-        handler = _OTHERS.get(path) or (CONTENT if path.startswith(b"/v2/") else None)
-        if scope["type"] != "http" or handler is None:  # nothing is counted of paths that clients make up
-            await self._others(scope, receive, send)
-            return
+        if scope["type"] == "http":
+            path = scope["raw_path"]
+            handler = _OTHERS.get(path) or (CONTENT if path.startswith(b"/v2/") else None)
+            if handler is not None:  # nothing is counted of paths that clients make up
+                await self._counted(handler, scope, receive, send)
+                return
+        await self._others(scope, receive, send)
+
+    async def _counted(
+        self, handler: str, scope: HTTPScope, receive: ASGIReceiveCallable, send: ASGISendCallable
+    ) -> None:
         answer = _Answer(send, scope["method"])
         started = time.perf_counter()
         self.inflight[handler] += 1
         try:
-            if path in _OTHERS:
+            if scope["raw_path"] in _OTHERS:
                 await self._other(scope, receive, answer)
             else:
                 await self._answered(scope, receive, answer)
@@ -84,7 +92,7 @@ class ContentApp:
         self._metrics.http_requests.labels(*labels).observe(time.perf_counter() - started)
         self._metrics.http_response_size.labels(*labels).observe(answer.sent)
 
-    async def _other(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
+    async def _other(self, scope: HTTPScope, receive: ASGIReceiveCallable, answer: _Answer) -> None:
         """The API's version check and health."""
         if scope["raw_path"].startswith(b"/v2"):
             try:
@@ -94,8 +102,8 @@ class ContentApp:
                 return
         await self._others(scope, receive, answer.passed_on)
 
-    async def _answered(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
-        path: bytes = scope["raw_path"]
+    async def _answered(self, scope: HTTPScope, receive: ASGIReceiveCallable, answer: _Answer) -> None:
+        path = scope["raw_path"]
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_until_gone, receive, nursery.cancel_scope)
             try:
@@ -112,10 +120,10 @@ class ContentApp:
                     await answer.error(InternalError("internal error; the node's log has the details"))
             nursery.cancel_scope.cancel()
 
-    async def _answer(self, scope: Scope, answer: _Answer) -> None:
+    async def _answer(self, scope: HTTPScope, answer: _Answer) -> None:
         client, server = scope.get("client"), scope.get("server")
         headers = _combined(scope["headers"])
-        method: str = scope["method"]
+        method = scope["method"]
         local = client is not None and server is not None and client[0] == server[0]
         if client is not None and not local:
             answer.client = client[0]
@@ -195,7 +203,7 @@ class ContentApp:
 class _Answer:
     """One response; ``status`` is None until its head was sent."""
 
-    def __init__(self, send: Send, method: str) -> None:
+    def __init__(self, send: ASGISendCallable, method: str) -> None:
         self._send = send
         self.wants_body = method != "HEAD"
         self.client = OWN
@@ -226,12 +234,13 @@ class _Answer:
         await self.body(body)
         await self.end()
 
-    async def passed_on(self, event: dict[str, Any]) -> None:
+    async def passed_on(self, event: ASGISendEvent) -> None:
         """Send an event of another application."""
         if event["type"] == "http.response.start":
             self.status = int(event["status"])
         await self._send(event)
-        self.sent += len(event.get("body", b""))
+        if event["type"] == "http.response.body":
+            self.sent += len(event["body"])
 
     async def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         self.status = int(status)
@@ -249,7 +258,7 @@ def _combined(fields: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
     return combined
 
 
-async def _until_gone(receive: Receive, scope: trio.CancelScope) -> None:
+async def _until_gone(receive: ASGIReceiveCallable, scope: trio.CancelScope) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
     scope.cancel()

@@ -14,9 +14,9 @@ import trio
 from quart import Blueprint, Response, current_app, request
 
 from spegel_consul import log
-from spegel_consul.web import request_origin
+from spegel_consul.web.access import request_origin
 from spegel_consul.web.node_views import Node
-from spegel_consul.web.questions import BadQuestion, Busy, Measurement, Measurer, lookup, parse
+from spegel_consul.web.queries.questions import BadQuestion, Busy, Measurement, Measurer, lookup, parse
 
 LONGEST_WAIT = 60.0
 MOST_LOOKUPS = 8

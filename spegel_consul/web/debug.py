@@ -13,7 +13,7 @@ from pathlib import Path
 import trio
 from quart import Blueprint, Response, request
 
-from spegel_consul.web import request_origin
+from spegel_consul.web.access import request_origin
 
 _PACKAGES = Path(__file__).parents[2]
 _LONGEST_TRACE = 30.0

@@ -93,7 +93,7 @@ class Node:
     tls: Tls | None = None
     credentials: Credentials | None = None
     allowed_hosts: tuple[str, ...] = ()
-    """Names by which clients may call the metrics port; see :class:`spegel_consul.web.own_names.OwnNames`."""
+    """Names by which clients may call the metrics port; see :class:`spegel_consul.web.access.own_names.OwnNames`."""
     keeper: RingKeeper | None = None
     bootstrap: Bootstrap | None = None
     consul: Consul | None = None
@@ -123,7 +123,7 @@ class Node:
             if missing := cluster_members.missing:
                 names = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
                 found.append(f"the ring lacks {len(missing)} of {cluster_members.catalog} healthy routers: {names}")
-        failures = self.metrics.verification_failures._value.get()
+        failures = self.metrics.verification_failures.value
         if failures:
             found.append(f"{failures:.0f} answers of peers had wrong bytes; the log names the peers")
         return tuple(found)
@@ -235,22 +235,20 @@ class Node:
 
     def _mirror(self) -> Document:
         metrics = self.metrics
-        by_cache = {"hit": 0.0, "miss": 0.0}
-        for family in metrics.mirror_requests.collect():
-            for sample in family.samples:
-                if sample.name.endswith("_total"):
-                    by_cache[sample.labels["cache"]] += sample.value
-        hits, misses = by_cache["hit"], by_cache["miss"]
-        last = metrics.mirror_last_success._value.get()
+        requests = metrics.mirror_requests.children.items()
+        hits, misses = (
+            sum(count.value for (_registry, cache), count in requests if cache == wanted) for wanted in ("hit", "miss")
+        )
+        last = metrics.mirror_last_success.value
         return {
             "hits": int(hits),
             "misses": int(misses),
             "hit_ratio": round(hits / (hits + misses), 4) if hits + misses else None,
             "last_success": last or None,
-            "bytes_from_peers": int(metrics.served_bytes.labels("peer")._value.get()),
-            "bytes_own": int(metrics.served_bytes.labels("own")._value.get()),
-            "verification_failures": int(metrics.verification_failures._value.get()),
-            "cut": int(metrics.transfers_cut._value.get()),
+            "bytes_from_peers": int(metrics.served_bytes.labels("peer").value),
+            "bytes_own": int(metrics.served_bytes.labels("own").value),
+            "verification_failures": int(metrics.verification_failures.value),
+            "cut": int(metrics.transfers_cut.value),
             "stalls": self.penalties.stalls,
         }
 

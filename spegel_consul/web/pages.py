@@ -16,10 +16,11 @@ import trio
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from quart import Blueprint, Response, request
 
-from spegel_consul.web import drawing, formatting, request_origin
-from spegel_consul.web.image_locations import ImageLocations
+from spegel_consul.web import drawing, formatting
+from spegel_consul.web.access import request_origin
 from spegel_consul.web.node_views import Document, Node
-from spegel_consul.web.questions import BadQuestion, Busy, Measurer
+from spegel_consul.web.queries.image_locations import ImageLocations
+from spegel_consul.web.queries.questions import BadQuestion, Busy, Measurer
 
 ROOT = "/debug/web/"
 MOST_ROWS = 25

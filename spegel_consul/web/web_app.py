@@ -8,10 +8,11 @@ from quart_trio import QuartTrio
 from werkzeug.wrappers import Response as AnyResponse
 
 from spegel_consul.endpoints import health, identity
-from spegel_consul.web import api, debug, metric_readings, pages, request_origin
+from spegel_consul.web import api, debug, metric_readings, pages
+from spegel_consul.web.access import request_origin
+from spegel_consul.web.access.own_names import OwnNames
 from spegel_consul.web.node_views import Node
-from spegel_consul.web.own_names import OwnNames
-from spegel_consul.web.questions import Measurer
+from spegel_consul.web.queries.questions import Measurer
 
 LONGEST_BODY = 64 << 10
 """Bytes; nothing longer than a name or a level is sent here."""

@@ -20,6 +20,7 @@ from structlog.testing import capture_logs
 
 from spegel_consul import cli
 from spegel_consul.sidecar import lifecycle
+from spegel_consul.sidecar.prepare import prepare
 from spegel_consul.sidecar.settings import Settings
 from spegel_consul.sidecar.stages import LONGEST_PAUSE, Stages, attempt
 from tests.consul.fakeconsul import FakeConsul
@@ -248,7 +249,7 @@ async def test_each_stage_of_a_sidecar_may_fail(
     trust = ssl._create_unverified_context()
     async with trio.open_nursery() as world:
         fake = FakeConsul(world)
-        node = replace(lifecycle._prepare(settings), consul=fake.client("n"))
+        node = replace(prepare(settings), consul=fake.client("n"))
         # asked for before anything may close the sockets
         registry, web = node.registry_url, node.metrics_url
 

@@ -99,7 +99,7 @@ def test_a_job_in_the_background_does_not_hear_ctrl_c(tmp_path: Path, silence: s
 LAST = """
 import signal, sys, trio
 from spegel_consul import cli
-from spegel_consul.sidecar import lifecycle as sidecar
+from spegel_consul.sidecar import lifecycle, prepare
 
 class Last(trio.abc.Instrument):
     def after_run(self):
@@ -109,13 +109,13 @@ class Last(trio.abc.Instrument):
 async def run(settings):
     {does}
 
-run_really, sidecar.run = trio.run, run
+run_really, lifecycle.run = trio.run, run
 trio.run = lambda *words: run_really(*words, instruments=[Last()])
 cli.main()
 """
 
 
-@pytest.mark.parametrize(("does", "status"), [("pass", 0), ("raise sidecar.StartError('no')", 1)])
+@pytest.mark.parametrize(("does", "status"), [("pass", 0), ("raise prepare.StartError('no')", 1)])
 def test_nothing_is_heard_while_the_event_loop_is_taken_down(tmp_path: Path, does: str, status: int) -> None:
     """A signal would be reported as one that can't be written to a file descriptor, which is closed by then."""
     argv = sidecar(tmp_path, "--hang-timeout=0")[3:]

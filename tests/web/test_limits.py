@@ -10,8 +10,9 @@ import trio
 from trio.testing import MockClock
 from web.test_node import node
 
-from spegel_consul.web import api, image_locations
-from spegel_consul.web.image_locations import ImageLocations
+from spegel_consul.web import api
+from spegel_consul.web.queries import image_locations
+from spegel_consul.web.queries.image_locations import ImageLocations
 from spegel_consul.web.web_app import build_app
 
 

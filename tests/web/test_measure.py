@@ -16,9 +16,9 @@ from spegel_consul.http.peer_client import PeerClient
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.media import MAX_MANIFEST_SIZE
 from spegel_consul.oci.reference import Reference
-from spegel_consul.web import questions
 from spegel_consul.web.api import _follow
-from spegel_consul.web.trial_pull import Piece, Puller, PullFailed, _parts
+from spegel_consul.web.queries import questions
+from spegel_consul.web.queries.trial_pull import Piece, Puller, PullFailed, _parts
 from spegel_consul.web.web_app import build_app
 
 IMAGE = "docker.io/library/app:v1"

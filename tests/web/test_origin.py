@@ -21,9 +21,10 @@ from web.test_node import node
 from spegel_consul import log
 from spegel_consul.http.server.listen import ListenAddress, listen
 from spegel_consul.http.server.serve import serve
-from spegel_consul.web import questions, request_origin
-from spegel_consul.web.own_names import OwnNames, allowed_host
-from spegel_consul.web.trial_pull import Puller
+from spegel_consul.web.access import request_origin
+from spegel_consul.web.access.own_names import OwnNames, allowed_host
+from spegel_consul.web.queries import questions
+from spegel_consul.web.queries.trial_pull import Puller
 from spegel_consul.web.web_app import build_app
 
 HOST = "10.0.0.1:9090"

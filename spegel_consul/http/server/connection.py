@@ -19,7 +19,7 @@ import socket
 from collections import Counter
 from collections.abc import Awaitable
 from contextlib import suppress
-from typing import Protocol
+from typing import Protocol, cast
 
 import h11
 import structlog
@@ -100,7 +100,8 @@ class Connection(TCPServer):
         called: frozenset[str],
         stream: trio.SocketStream,
     ) -> None:
-        super().__init__(app, config, context, state, stream)  # type: ignore[arg-type]
+        # hypercorn's annotation names only the encrypted one of the two streams that it serves
+        super().__init__(app, config, context, state, cast("trio.SSLStream[trio.SocketStream]", stream))
         self._called = called
         self._limits = limits
         self._plain = stream

@@ -20,11 +20,11 @@ from dataclasses import dataclass, replace
 
 import structlog
 import trio
-from prometheus_client import Counter
 
 from spegel_consul.disk.threads import in_thread
 from spegel_consul.http.basic_auth import Credentials
 from spegel_consul.http.peer_client import PeerClient, PeerError, PeerResponse
+from spegel_consul.metrics.counter import Count
 from spegel_consul.metrics.sidecar_metrics import Metrics
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import BlobUnknown, ManifestUnknown, RangeInvalid
@@ -98,7 +98,7 @@ class Mirror:
         self.held_bodies = HeldBodies()
         self.suspects = Suspects()
         self.lookups = LookupLimit()
-        self._counters: dict[str, tuple[Counter, Counter]] = {}
+        self._counters: dict[str, tuple[Count, Count]] = {}
         self._metrics = metrics
         self._disk = trio.CapacityLimiter(2)  # a disk may hang
         self.on_resolved: Callable[[float], None] = metrics.resolve_duration.labels("libp2p").observe
@@ -127,7 +127,7 @@ class Mirror:
         for provider in self.suspects.settle(digest, senders):
             self.penalties.slow(provider)
 
-    def _counted(self, request: ContentRequest) -> tuple[Counter, Counter]:
+    def _counted(self, request: ContentRequest) -> tuple[Count, Count]:
         """Hits and misses of the request's registry; clients choose its name, so there is an end to them."""
         registry = request.reference.registry or UNKNOWN_REGISTRY
         found = self._counters.get(registry)

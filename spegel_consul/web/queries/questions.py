@@ -13,7 +13,7 @@ from spegel_consul.oci.errors import DigestInvalid, OCIError
 from spegel_consul.oci.reference import Reference
 from spegel_consul.peers import RingError
 from spegel_consul.web.node_views import Document, Node
-from spegel_consul.web.trial_pull import Piece, Puller, PullFailed
+from spegel_consul.web.queries.trial_pull import Piece, Puller, PullFailed
 
 log = structlog.get_logger(__name__)
 

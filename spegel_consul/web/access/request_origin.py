@@ -14,7 +14,7 @@ import urllib.parse
 
 from quart import Response, request
 
-from spegel_consul.web.own_names import OwnNames
+from spegel_consul.web.access.own_names import OwnNames
 
 OPEN = frozenset({"/metrics", "/livez", "/readyz", "/id"})
 """Paths that answer by any name: Prometheus, load balancers and other routers call a node by names of their own."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import trio
 
 from spegel_consul.web.node_views import Node
-from spegel_consul.web.questions import lookup
+from spegel_consul.web.queries.questions import lookup
 
 FRESH = 15.0
 WITHIN = 0.4

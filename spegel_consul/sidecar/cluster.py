@@ -1,0 +1,150 @@
+"""Cluster: registration, catalog and election in Consul, and the way into the ring.
+
+These stages start last, because they lead others to this node, and they stop first, so that others stop coming before
+the registry refuses them. Without Consul's address only the join is left. A new kind of registration or watch belongs
+here; a new source of bootstrap peers belongs to :mod:`spegel_consul.join.sources`.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import AsyncExitStack
+
+from spegel_consul import __version__
+from spegel_consul.consul.api.client import ConsulClient
+from spegel_consul.consul.catalog.catalog_registries import CatalogRegistries
+from spegel_consul.consul.catalog.catalog_watch import CatalogWatch
+from spegel_consul.consul.catalog.leader_service import LeaderService
+from spegel_consul.consul.catalog.registration import Registration, ServiceMode
+from spegel_consul.consul.catalog.service_definitions import REGISTRY, ROUTER, spegel_services
+from spegel_consul.consul.election.candidate import Candidate
+from spegel_consul.consul.election.leader_record import LeaderRecord
+from spegel_consul.endpoints import identity
+from spegel_consul.join import Bootstrap, KnownRouters
+from spegel_consul.join.assemble import assemble
+from spegel_consul.join.catalog_routers import CatalogRouters
+from spegel_consul.join.join_settings import BootstrapKind
+from spegel_consul.join.keeper import RingKeeper
+from spegel_consul.join.remembered_members import Remembered
+from spegel_consul.registry.mirror.providers.provider_policy import PeerPolicy
+from spegel_consul.ring import Router
+from spegel_consul.ring.restartable import ReplaceableRouter
+from spegel_consul.sidecar.content import Content
+from spegel_consul.sidecar.prepare import PreparedNode
+from spegel_consul.sidecar.settings import Settings
+from spegel_consul.sidecar.stages import Stages
+from spegel_consul.web.node_views import Consul, Node
+
+
+async def start_cluster(
+    settings: Settings, node: PreparedNode, content: Content, stages: Stages, resources: AsyncExitStack
+) -> None:
+    """Start the stages from the registration to the keeper of the ring."""
+    router, view = content.router, content.view
+    me = _record(settings, node, router)
+    candidate = catalog = None
+    if node.consul is not None:
+        client = await resources.enter_async_context(node.consul)
+        candidate, catalog = await _enter_consul(settings, client, me, node, view, stages, content.registries)
+    if node.nomad is not None:
+        await resources.enter_async_context(node.nomad)
+    bootstrap = assemble(
+        settings.bootstrap,
+        me,
+        node.router_port,
+        lambda: not router.members(),
+        candidate=candidate,
+        catalog=catalog,
+        nomad=node.nomad,
+        trust=node.tls.client if node.tls is not None else None,
+    )
+    known_routers = CatalogRouters(catalog) if catalog is not None else None
+    await _join(settings, bootstrap, known_routers, router, view, stages)
+
+
+def _record(settings: Settings, node: PreparedNode, router: Router) -> LeaderRecord:
+    """What this node says of itself when it leads."""
+    me = router.me
+    assert me.id is not None
+    return LeaderRecord(
+        me.id,
+        tuple(f"{addr}/p2p/{me.id}" for addr in me.addrs),
+        node=settings.node_name,
+        http=f"{node.registry_url if node.tls is not None else node.metrics_url}{identity.PATH}",
+        registry=node.registry_url,
+        version=__version__,
+        alloc_id=os.environ.get("NOMAD_ALLOC_ID"),
+    )
+
+
+async def _enter_consul(
+    settings: Settings,
+    client: ConsulClient,
+    me: LeaderRecord,
+    node: PreparedNode,
+    view: Node,
+    stages: Stages,
+    registries: CatalogRegistries,
+) -> tuple[Candidate | None, CatalogWatch | None]:
+    services = spegel_services(
+        node=settings.node_name,
+        address=node.address,
+        peer_id=me.peer_id,
+        router_addr=me.addrs[0],
+        version=__version__,
+        registry_port=node.registry_port,
+        router_port=node.router_port,
+        metrics_port=node.metrics_port,
+        scheme=node.scheme,
+        verifies_clients=node.tls is not None and node.tls.verifies_clients,
+        also=node.also,
+        metrics_bound=settings.metrics_addr.host,
+    )
+    mode, alloc_id = settings.consul_service, os.environ.get("NOMAD_ALLOC_ID")
+    registration = catalog = candidate = None
+    if mode is not ServiceMode.OFF:
+        registration = Registration(
+            client,
+            services.always,
+            external=mode is ServiceMode.EXTERNAL,
+            alloc_id=alloc_id if mode is ServiceMode.AUTO else None,
+        )
+        await stages.start("registration", registration.run)
+    if mode is not ServiceMode.OFF or BootstrapKind.CATALOG in settings.bootstrap.kinds:
+        catalog = CatalogWatch(client, ROUTER)
+        await stages.start("catalog", catalog.run)
+    if settings.peer_policy is PeerPolicy.CATALOG:
+        registries.watch = CatalogWatch(client, REGISTRY)
+        await stages.start("registries", registries.watch.run)
+    if BootstrapKind.CONSUL not in settings.bootstrap.kinds:
+        view.consul = Consul(client, None, catalog, registration, registries.watch)
+        return None, catalog
+    candidate = Candidate(
+        client,
+        me,
+        settings.election,
+        crowd=lambda: len(catalog.members) if catalog is not None else 0,
+        leader_service=LeaderService(client, services.leader) if mode is not ServiceMode.OFF else None,
+    )
+    view.consul = Consul(client, candidate, catalog, registration, registries.watch)
+    await stages.start("election", candidate.run)
+    return candidate, catalog
+
+
+async def _join(
+    settings: Settings,
+    bootstrap: Bootstrap,
+    known_routers: KnownRouters | None,
+    router: ReplaceableRouter,
+    view: Node,
+    stages: Stages,
+) -> None:
+    view.keeper = keeper = RingKeeper(
+        router,
+        bootstrap,
+        known_routers=known_routers,
+        remembered=Remembered(settings.data_dir),
+        on_leader_change=settings.on_leader_change,
+    )
+    await stages.start("bootstrap", bootstrap.run)
+    await stages.start("keeper", keeper.run)

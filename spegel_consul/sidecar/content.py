@@ -1,0 +1,199 @@
+"""Content: the store, the ring's router, the registry and the web port, started from the inside out.
+
+The registry answers before the ring's members or Consul can name this node, because a peer that asks a registry which
+does not listen yet takes the node for dead. The ring is told of a stop at once, beside the stages that stop in reverse,
+so that peers look elsewhere while the transfers in flight end. A new part that reads or serves content belongs here;
+:mod:`spegel_consul.sidecar.cluster` has the parts that talk to Consul and find members.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+import trio
+
+from spegel_consul import log as log_level
+from spegel_consul.consul.catalog.catalog_registries import CatalogRegistries
+from spegel_consul.endpoints import dial_back, identity
+from spegel_consul.http.peer_client import PeerClient
+from spegel_consul.http.server.connection import standing
+from spegel_consul.http.server.connection_limits import ConnectionLimits, raise_limit
+from spegel_consul.metrics.sidecar_metrics import CONTENT, Metrics
+from spegel_consul.registry.asgi_path import ContentApp
+from spegel_consul.registry.content_cache import ByteCache
+from spegel_consul.registry.fast_path import FastPath
+from spegel_consul.registry.mirror.mirror import Mirror
+from spegel_consul.registry.mirror.providers.provider_policy import PeerPolicy, any_node, one_of
+from spegel_consul.registry.mirror.trace import Trace, as_fields
+from spegel_consul.registry.plan import Planner
+from spegel_consul.registry.registry_app import build_app
+from spegel_consul.ring import Router
+from spegel_consul.ring.net.libp2p_host import Libp2pHost
+from spegel_consul.ring.restartable import ReplaceableRouter
+from spegel_consul.ring.router import KadRouter
+from spegel_consul.runtimes.containerd_sockets import SocketSearch
+from spegel_consul.sidecar.prepare import PreparedNode
+from spegel_consul.sidecar.settings import Settings, StoreKind
+from spegel_consul.sidecar.stages import Runnable, Stages
+from spegel_consul.store import Store
+from spegel_consul.store.containerd.containerd_store import ContainerdStore
+from spegel_consul.store.inventory import CountedStore
+from spegel_consul.store.layout import LayoutStore
+from spegel_consul.store.union import UnionStore
+from spegel_consul.web import web_app
+from spegel_consul.web.node_views import Node
+from spegel_consul.zerocopy.spool import SpoolSpace
+
+log = structlog.get_logger(__name__)
+
+_FAREWELL = 1.0  # seconds; a farewell delays only the very end
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """The parts that the cluster's stages are connected to. ``registries`` are those that the catalog permits."""
+
+    router: ReplaceableRouter
+    registries: CatalogRegistries
+    view: Node
+
+
+async def start_content(
+    settings: Settings, node: PreparedNode, stages: Stages, resources: AsyncExitStack, stopping: trio.Event
+) -> Content:
+    """Start the stages from the store to the two ports. Raises RingError."""
+    store = _store(settings)
+    resources.callback(node.router.close)
+    router = ReplaceableRouter(_router_maker(node))
+    await stages.start("store", store.run)
+    await stages.start("ring", router.run)
+    await stages.start("announcer", _announcer(store, router))
+    await stages.start("farewell", _farewell(router, stopping), gently=stopping)
+
+    if node.credentials is not None:
+        if settings.peer_policy is PeerPolicy.ANY:
+            log.warning("the password is shown to whoever the ring names: give --peer-policy=catalog too")
+        if node.tls is None:
+            log.warning("passwords travel in clear text: give --tls-cert-file and --tls-key-file too")
+        await stages.start("credentials", node.credentials.run)
+    if node.tls is not None:
+        await stages.start("certificates", node.tls.run)
+    metrics = Metrics()
+    peers = PeerClient(settings.peer_limits, node.tls)
+    resources.callback(peers.close)
+    registries = CatalogRegistries()
+    permits = one_of(registries.known) if settings.peer_policy is PeerPolicy.CATALOG else any_node
+    mirror = Mirror(router, peers, metrics, settings.mirror, node.credentials, permits, SpoolSpace(settings.data_dir))
+    view = Node(
+        name=settings.node_name,
+        registry=(node.address, node.registry_port),
+        metrics_address=(node.address, node.metrics_port),
+        store_kind=settings.store.value,
+        store=store,
+        ring=router,
+        traces=mirror.traces,
+        penalties=mirror.penalties,
+        metrics=metrics,
+        tls=node.tls,
+        credentials=node.credentials,
+        allowed_hosts=settings.web_allowed_hosts,
+    )
+    await _serve(settings, node, stages, view, mirror)
+    mirror.traces.on_end = _log_trace
+    return Content(router, registries, view)
+
+
+def _router_maker(node: PreparedNode) -> Callable[[KadRouter | None], KadRouter]:
+    def make_router(before: KadRouter | None) -> KadRouter:
+        # each generation listens on a copy of the socket, and closes only that
+        advertise = (node.router_address, node.router_port)
+        host = Libp2pHost(node.identity, bind=node.router.dup(), advertise=advertise, also=node.also)
+        return KadRouter(host, registry=(node.address, node.registry_port), also=node.also, successor_of=before)
+
+    return make_router
+
+
+async def _serve(settings: Settings, node: PreparedNode, stages: Stages, view: Node, mirror: Mirror) -> None:
+    """Serve the registry and the web port."""
+    store, metrics, router = view.store, view.metrics, view.ring
+    planner = Planner(store, settings.images, node.credentials)
+    fast_path = FastPath(planner, store, mirror, ByteCache(settings.manifest_cache_size), metrics)
+    others = build_app(view.problem, view.warnings)
+    dial_back.add_to(others)
+    identity.add_to(others, lambda: router.me)
+    content = ContentApp(others, planner, store, mirror, metrics)
+    called = frozenset({node.address, node.also or node.address})
+    limits = ConnectionLimits(raise_limit())
+    await stages.serve("registry", content, node.registry, fast_path, node.tls, limits, called)
+    # who follows events would keep a stop waiting
+    await stages.serve("web", web_app.build_app(view), node.metrics, limits=limits, drain_timeout=1.0)
+    metrics.http_inflight.set_function(
+        lambda: {
+            (handler,): float(count + (fast_path.inflight if handler == CONTENT else 0))
+            for handler, count in content.inflight.items()
+        }
+    )
+    metrics.open_connections.set_function(
+        lambda: {
+            ("registry",): float(standing[node.registry_port]),
+            ("metrics",): float(standing[node.metrics_port]),
+        }
+    )
+
+
+def _store(settings: Settings) -> CountedStore:
+    if settings.store is StoreKind.LAYOUT:
+        assert settings.layout_path is not None
+        return LayoutStore(settings.layout_path, settings.images.accepts)
+    socket_of = _containerd_socket(settings.containerd_sock)
+    stores = [
+        ContainerdStore(
+            socket_of,
+            namespace,
+            settings.containerd_content_path,
+            settings.images.accepts,
+            expected=len(settings.containerd_namespaces) == 1,
+        )
+        for namespace in settings.containerd_namespaces
+    ]
+    return stores[0] if len(stores) == 1 else UnionStore(stores)
+
+
+def _containerd_socket(told: Path | None) -> Callable[[], Path]:
+    """One search for all namespaces, so that they are those of one containerd."""
+    return SocketSearch().look if told is None else lambda: told
+
+
+def _announcer(store: Store, router: Router) -> Runnable:
+    """Tells the ring what the store can serve."""
+
+    async def announce(*, task_status: trio.TaskStatus[None]) -> None:
+        async with store.watch() as changes:
+            task_status.started()
+            async for changed in changes:
+                await router.announce(changed.added, changed.removed)
+
+    return announce
+
+
+def _farewell(router: Router, stopping: trio.Event) -> Runnable:
+    """Tells the ring, as soon as this node is to stop, that it has nothing any more."""
+
+    async def say(*, task_status: trio.TaskStatus[None]) -> None:
+        task_status.started()
+        await stopping.wait()
+        with trio.move_on_after(_FAREWELL):
+            await router.leave()
+
+    return say
+
+
+def _log_trace(trace: Trace) -> None:
+    """Log one line for a mirrored request; at levels other than debug it is not even made, because it costs time."""
+    if log_level.level.current == "debug":
+        facts = {name: value for name, value in trace.to_json().items() if value is not None and name != "number"}
+        log.debug("mirrored", **{**facts, **as_fields(trace.trace_headers)})

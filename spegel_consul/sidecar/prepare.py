@@ -1,0 +1,127 @@
+"""Preparation: all that can be wrong with the settings or the machine is found out before anything starts.
+
+Sockets are bound, the identity is read, addresses are worked out and files of secrets are parsed, so a wrong setting
+ends the start with one line instead of a task's failure later. No task runs yet. A setting that can be wrong on its own
+is checked by click; one that needs the machine to be checked belongs here, as a field of :class:`PreparedNode`.
+"""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+
+import structlog
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from spegel_consul.consul.api.client import ConsulClient
+from spegel_consul.disk.threads import in_thread
+from spegel_consul.endpoints.check import Status
+from spegel_consul.http.basic_auth import Credentials, CredentialsError
+from spegel_consul.http.server.listen import ListenError, listen
+from spegel_consul.http.tls import Tls, TlsError
+from spegel_consul.join.sources.nomad_api import NomadClient
+from spegel_consul.peers import RingError
+from spegel_consul.preflight import node_checks
+from spegel_consul.preflight.node_address import NoAddress, advertised
+from spegel_consul.ring.net.node_key import load_or_create
+from spegel_consul.runtimes.containerd_sockets import find_socket
+from spegel_consul.sidecar.settings import Settings, StoreKind
+
+log = structlog.get_logger(__name__)
+
+
+class StartError(Exception):
+    """The sidecar can't start; the message is one line that says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedNode:
+    """The facts of this node, with its open sockets and its clients, which have connected to nothing yet."""
+
+    identity: Ed25519PrivateKey
+    registry: socket.socket
+    router: socket.socket
+    metrics: socket.socket
+    address: str
+    also: str | None
+    """Its address of the other family, if it has both."""
+    router_address: str
+    consul: ConsulClient | None
+    nomad: NomadClient | None
+    tls: Tls | None
+    credentials: Credentials | None
+
+    @property
+    def registry_port(self) -> int:
+        return int(self.registry.getsockname()[1])
+
+    @property
+    def router_port(self) -> int:
+        return int(self.router.getsockname()[1])
+
+    @property
+    def metrics_port(self) -> int:
+        return int(self.metrics.getsockname()[1])
+
+    @property
+    def host(self) -> str:
+        return f"[{self.address}]" if ":" in self.address else self.address
+
+    @property
+    def registry_url(self) -> str:
+        return f"{self.scheme}://{self.host}:{self.registry_port}"
+
+    @property
+    def metrics_url(self) -> str:
+        return f"http://{self.host}:{self.metrics_port}"
+
+    @property
+    def scheme(self) -> str:
+        return "https" if self.tls is not None else "http"
+
+
+def prepare(settings: Settings) -> PreparedNode:
+    """Find out all that can be known before the start. Raises StartError."""
+    try:
+        node = _prepare(settings)
+        finding = node_checks.address_check(node.address, settings.registry_addr.host)
+    except (ListenError, NoAddress, RingError, TlsError, CredentialsError, ValueError) as exc:
+        raise StartError(str(exc)) from None
+    if finding.fatal and not settings.skip_preflight:
+        raise StartError(f"{finding.says}: {finding.fix} (or --skip-preflight)")
+    return node
+
+
+def _prepare(settings: Settings) -> PreparedNode:
+    return PreparedNode(
+        load_or_create(settings.data_dir),
+        listen(settings.registry_addr, "--registry-addr"),
+        listen(settings.router_addr, "--router-addr"),
+        listen(settings.metrics_addr, "--metrics-addr"),
+        advertised(settings.advertise_addr, settings.registry_addr.host),
+        settings.advertise_addr[1] if len(settings.advertise_addr) > 1 else None,
+        advertised(settings.advertise_addr, settings.router_addr.host),
+        ConsulClient(settings.consul) if settings.consul is not None else None,
+        NomadClient(settings.bootstrap.nomad) if settings.bootstrap.nomad is not None else None,
+        Tls(settings.tls) if settings.tls is not None else None,
+        Credentials(settings.basic_auth_file) if settings.basic_auth_file is not None else None,
+    )
+
+
+async def log_findings(settings: Settings, node: PreparedNode) -> None:
+    """Log the findings of preflight about this node. The runtimes' files are left to the command ``preflight``."""
+    sock = settings.containerd_sock or await in_thread(find_socket)
+    subject = node_checks.Subject(
+        address=node.address,
+        registry_port=node.registry_port,
+        bound=settings.registry_addr.host,
+        containerd_sock=sock if settings.store is StoreKind.CONTAINERD else None,
+        namespaces=settings.containerd_namespaces,
+        content_path=settings.containerd_content_path,
+        consul=settings.consul,
+        leader_key=settings.election.key,
+        tls=node.tls is not None,
+    )
+    for check in await node_checks.run(subject):
+        say = log.debug if check.status is Status.OK else log.warning
+        say("preflight", check=check.name, status=check.status.value, says=check.says, fix=check.fix or None)
