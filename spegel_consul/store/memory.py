@@ -90,10 +90,6 @@ class _MemoryBlob:
         self._descriptor = descriptor
         self._data = data
 
-    @property
-    def descriptor(self) -> Descriptor:
-        return self._descriptor
-
     def fileno(self) -> int | None:
         return None
 
