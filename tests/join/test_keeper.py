@@ -5,6 +5,7 @@ from pathlib import Path
 
 import structlog
 import trio
+from fakes.memory_router import MemoryRing, MemoryRouter
 from trio.testing import MockClock
 
 from spegel_consul.join.keeper import RingKeeper
@@ -12,7 +13,6 @@ from spegel_consul.join.leader_change import OnLeaderChange
 from spegel_consul.join.remembered_members import PEERS_FILE, Remembered
 from spegel_consul.join.schedule import EVERY
 from spegel_consul.peers import PeerInfo, RingError
-from spegel_consul.ring.memory import MemoryRing, MemoryRouter
 
 
 class Named:

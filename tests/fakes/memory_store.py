@@ -1,4 +1,4 @@
-"""A store whose content is in memory: for tests of other rooms, and the plainest example of a ``Store``."""
+"""A store whose content is in memory, for tests of other rooms."""
 
 from __future__ import annotations
 
