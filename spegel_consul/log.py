@@ -53,10 +53,10 @@ class Level:
 
 
 class Events:
-    """The last ``kept`` events, numbered from 1. ``changed`` is set at the next one."""
+    """The last events, numbered from 1. ``changed`` is set at the next one."""
 
-    def __init__(self, kept: int = KEPT) -> None:
-        self._kept: deque[dict[str, object]] = deque(maxlen=kept)
+    def __init__(self) -> None:
+        self._kept: deque[dict[str, object]] = deque(maxlen=KEPT)
         self.last = 0
         self._changed = trio.Event()
 

@@ -24,7 +24,6 @@ from rich.text import Text
 from spegel_consul import __version__
 from spegel_consul.http import bounded_client
 
-EXIT_FAILED = 1
 EXIT_UNREACHABLE = 3
 EXIT_NOT_FOUND = 4
 EXIT_NOT_READY = 5

@@ -14,11 +14,10 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import TypeVar
 
 import trio
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 MOST = 32

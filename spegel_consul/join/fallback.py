@@ -33,13 +33,10 @@ class SeveralBootstraps:
         bootstraps: Sequence[tuple[str, Bootstrap]],
         me: PeerInfo,
         lonely: Callable[[], bool],
-        *,
-        patience: float = PATIENCE,
     ) -> None:
         self._bootstraps = tuple(bootstraps)
         self._me = me
         self._lonely = lonely
-        self._patience = patience
         self._width = 1
         self._observed = ObservedPeers("several")
         self._using: tuple[str, ...] = ()
@@ -95,7 +92,7 @@ class SeveralBootstraps:
 
     async def _widen(self) -> None:
         while True:
-            await trio.sleep(self._patience)
+            await trio.sleep(PATIENCE)
             width = min(self._width + 1, len(self._bootstraps)) if self._lonely() and self._observed.peers else 1
             if width != self._width:
                 self._width = width

@@ -87,8 +87,6 @@ class RingKeeper:
         self._leader_changed = False
         self._restarted = self._saved = -float("inf")
         self._seen_last = 0.0
-        self.joins = 0
-        """How often a join was tried."""
         self.rejoins = 0
         """How often a join succeeded when this node had been in the ring before."""
         self.restarts = 0
@@ -176,7 +174,6 @@ class RingKeeper:
         error = None
         others = self._others(named)
         if ways:
-            self.joins += 1
             try:
                 if not await self._restart(ways, cut_off=self._is_alone(others)):
                     reached = await self._router.join(ways)

@@ -24,7 +24,7 @@ import trio
 
 from spegel_consul.peers import PeerInfo, Provider, RingError, peer_id_to_text
 from spegel_consul.ring.dht.announcements import Announcements, Batch
-from spegel_consul.ring.dht.iterative_lookup import HEDGE, AnswerTimes, Lookup
+from spegel_consul.ring.dht.iterative_lookup import AnswerTimes, Lookup
 from spegel_consul.ring.dht.keys import dht_key, position
 from spegel_consul.ring.dht.messages import Message, MessageType, encode
 from spegel_consul.ring.dht.multiaddrs import Address, Contact
@@ -68,14 +68,12 @@ class KadRouter:
         registry: tuple[str, int],
         also: str | None = None,
         ttl: float = TTL,
-        hedge: float = HEDGE,
-        gossip: float = 5.0,
         successor_of: KadRouter | None = None,
         rng: random.Random | None = None,
     ) -> None:
         self._host = host
         self._registry_port = registry[1]
-        self._times = AnswerTimes(hedge)
+        self._times = AnswerTimes()
         self._rng = rng or random.Random()
         self._background = Background()
         self._membership = Membership(
@@ -83,7 +81,6 @@ class KadRouter:
             self._background,
             registry=Address(*registry, http=True),
             also=also,
-            gossip=gossip,
             changed=self._on_change,
             lost=self._on_loss,
             rng=self._rng,

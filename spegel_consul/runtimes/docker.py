@@ -25,12 +25,11 @@ class NoDocker(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Docker:
-    """``containerd``: the socket of the containerd it uses, if it tells; ``mirrors``: those of docker.io."""
+    """What a Docker daemon says of itself; ``mirrors``: those of docker.io."""
 
     version: str
     image_store: bool
     root: Path
-    containerd: Path | None
     mirrors: tuple[str, ...]
 
     @property
@@ -48,13 +47,11 @@ def ask(sock: Path) -> Docker:
     """Ask the Docker behind ``sock``; waits 5 s at most. Raises NoDocker."""
     info = _get(sock, "/info")
     status = info.get("DriverStatus") or []
-    containerd = (info.get("Containerd") or {}).get("Address")
     config = info.get("RegistryConfig") or {}
     return Docker(
         str(info.get("ServerVersion", "")),
         ["driver-type", "io.containerd.snapshotter.v1"] in status,
         Path(info.get("DockerRootDir") or "/var/lib/docker"),
-        Path(containerd) if containerd else None,
         tuple(str(url).rstrip("/") for url in config.get("Mirrors") or ()),
     )
 

@@ -42,9 +42,6 @@ class Image:
 class Blob(Protocol):
     """Content that is open for reading. Not safe for use by two tasks at once."""
 
-    @property
-    def descriptor(self) -> Descriptor: ...
-
     def fileno(self) -> int | None:
         """A descriptor of a plain file that holds exactly the content, or None if there is no such file."""
         ...

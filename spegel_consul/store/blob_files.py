@@ -51,10 +51,6 @@ class FileBlob:
         self._fd = fd
         self._limiter = limiter
 
-    @property
-    def descriptor(self) -> Descriptor:
-        return self._descriptor
-
     def fileno(self) -> int | None:
         return self._fd
 

@@ -77,7 +77,7 @@ def elided(name: str, most: int) -> str:
     return name if len(name) <= most else f"{name[:head]}…{name[head + 1 - most :]}"
 
 
-def few(names: Sequence[str], most: int = 3) -> str:
+def few(names: Sequence[str]) -> str:
     """``a, b, c and 9 more``."""
-    shown = ", ".join(elided(name, 40) for name in names[:most])
-    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
+    shown = ", ".join(elided(name, 40) for name in names[:3])
+    return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown

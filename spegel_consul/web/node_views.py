@@ -23,7 +23,6 @@ from spegel_consul.consul.election.candidate import Candidate
 from spegel_consul.consul.election.election_view import State
 from spegel_consul.http.basic_auth import Credentials
 from spegel_consul.http.tls import Tls
-from spegel_consul.join import Bootstrap
 from spegel_consul.join.keeper import RingKeeper
 from spegel_consul.metrics.sidecar_metrics import Metrics
 from spegel_consul.peers import PeerInfo
@@ -78,7 +77,7 @@ class Consul:
 class Node:
     """``registry`` and ``metrics_address`` are ``(IP address, port)`` as others reach them.
 
-    ``keeper``, ``bootstrap`` and ``consul`` are put in when they start; until then there is nothing to show of them.
+    ``keeper`` and ``consul`` are put in when they start; until then there is nothing to show of them.
     """
 
     name: str
@@ -95,7 +94,6 @@ class Node:
     allowed_hosts: tuple[str, ...] = ()
     """Names by which clients may call the metrics port; see :class:`spegel_consul.web.access.own_names.OwnNames`."""
     keeper: RingKeeper | None = None
-    bootstrap: Bootstrap | None = None
     consul: Consul | None = None
     started: float = field(default_factory=time.time)
 

@@ -9,6 +9,7 @@ import gzip
 import json
 import os
 import random
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -130,8 +131,7 @@ async def eventually(condition: Callable[[], object]) -> None:
     pytest.fail(f"did not become true within {HANG:g} s")
 
 
-async def read_all(blob: Blob, start: int = 0, stop: int | None = None) -> bytes:
-    stop = blob.descriptor.size if stop is None else stop
+async def read_all(blob: Blob, start: int = 0, stop: int = sys.maxsize) -> bytes:
     pieces = [piece async for piece in blob.chunks(start, stop)]
     assert all(0 < len(piece) <= 1 << 20 for piece in pieces)
     return b"".join(pieces)
@@ -175,7 +175,6 @@ class StoreSuite:
         store, image = full
         for digest in image.host_platform:
             async with store.open(digest) as blob:
-                assert blob.descriptor == store.describe(digest)
                 assert await read_all(blob) == image.blobs[digest]
 
     async def test_reads_ranges(self, shelf: Shelf) -> None:
@@ -195,8 +194,9 @@ class StoreSuite:
         async with store.open(image.layers[0]) as blob:
             fileno = blob.fileno()
             if fileno is not None:
-                assert os.fstat(fileno).st_size == blob.descriptor.size
-                assert os.pread(fileno, blob.descriptor.size + 1, 0) == image.blobs[image.layers[0]]
+                body = image.blobs[image.layers[0]]
+                assert os.fstat(fileno).st_size == len(body)
+                assert os.pread(fileno, len(body) + 1, 0) == body
 
     async def test_absent_content_is_unknown(self, full: tuple[Store, SampleImage]) -> None:
         store, _ = full

@@ -61,6 +61,7 @@ from spegel_consul.store.containerd import conversion
 from spegel_consul.store.containerd.proto import containerd_pb2 as pb
 from spegel_consul.store.manifest_walk import ManifestInvalid
 from spegel_consul.store.manifest_walk import parse as parse_manifest
+from tests.consul.asking import put_key
 
 _MIRRORING = Mirroring((Target("http://10.0.0.7:5000"), Target("http://127.0.0.1:5000")), authorization="Basic eA==")
 _ME = b"\x00\x24\x08\x01\x12\x20" + bytes(32)
@@ -256,7 +257,7 @@ def consul_answer(data: bytes) -> None:
             with suppress(ConsulError):
                 await client.session_renew("x")
             with suppress(ConsulError):
-                await client.kv_put("spegel/leader", b"")
+                await put_key(client, "spegel/leader", b"")
 
     with suppress(UnicodeEncodeError):
         run(ask)

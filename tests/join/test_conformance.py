@@ -34,6 +34,7 @@ from spegel_consul.join.sources.nomad_variable import NomadVarBootstrap
 from spegel_consul.join.sources.peer_file import FileSource
 from spegel_consul.join.sources.static import StaticBootstrap
 from spegel_consul.peers import PeerInfo
+from tests.consul.asking import put_key
 from tests.consul.realconsul import ConsulAgent
 from tests.join.fakenomad import FakeNomad
 
@@ -298,7 +299,7 @@ class LeaderPlace(ConsulPlace):
             _, held = await self._client.kv_get("spegel/leader")
             record = LeaderRecord(f"peer{peers[0][0]}", (router(peers[0]),))
             if held is not None and held.session:  # the same holder says something else
-                assert await self._client.kv_put("spegel/leader", record.to_json(session=held.session, since=""))
+                assert await put_key(self._client, "spegel/leader", record.to_json(session=held.session, since=""))
             else:
                 session = await self._client.session_create("holder", ttl=60, lock_delay=0)
                 value = record.to_json(session=session, since="")

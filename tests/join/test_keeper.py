@@ -5,6 +5,7 @@ from pathlib import Path
 
 import structlog
 import trio
+from fakes.memory_router import MemoryRing, MemoryRouter
 from trio.testing import MockClock
 
 from spegel_consul.join.keeper import RingKeeper
@@ -12,7 +13,6 @@ from spegel_consul.join.leader_change import OnLeaderChange
 from spegel_consul.join.remembered_members import PEERS_FILE, Remembered
 from spegel_consul.join.schedule import EVERY
 from spegel_consul.peers import PeerInfo, RingError
-from spegel_consul.ring.memory import MemoryRing, MemoryRouter
 
 
 class Named:
@@ -91,7 +91,7 @@ async def test_it_joins_at_once_and_then_every_half_hour(nursery: trio.Nursery, 
     assert router.members() == (friend.me,)
     await trio.sleep(3 * EVERY + 30)
     assert len(router.times) == 4
-    assert (keeper.joins, keeper.rejoins, keeper.last_error) == (4, 3, None)
+    assert (keeper.rejoins, keeper.last_error) == (3, None)
 
 
 async def test_a_single_node_is_no_failure(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
@@ -342,7 +342,7 @@ async def test_restart_is_for_changes_of_the_leader_and_not_too_often(
     bootstrap.name(friends[2].me)
     await trio.sleep(10)
     assert keeper.restarts == 1
-    assert keeper.joins >= 3, "it joins instead"
+    assert len(router.times) >= 3, "it joins instead"
 
 
 async def test_the_members_of_the_last_run_are_a_way_in(

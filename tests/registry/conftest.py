@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import trio
+from fakes.memory_store import MemoryStore
 
 from spegel_consul.http.basic_auth import Credentials
 from spegel_consul.http.peer_client import PeerClient, PeerLimits
@@ -28,7 +29,6 @@ from spegel_consul.registry.mirror.mirror import Mirror, MirrorSettings
 from spegel_consul.registry.mirror.providers.provider_policy import Permits, any_node
 from spegel_consul.registry.plan import Planner
 from spegel_consul.registry.registry_app import build_app
-from spegel_consul.store.memory import MemoryStore
 
 from .image import LAYER, MANIFEST
 

@@ -3,9 +3,9 @@ import itertools
 import pytest
 import trio
 from conformance.router import RouterSuite
+from fakes.memory_router import MemoryRing, MemoryRouter
 
 from spegel_consul.ring import Router
-from spegel_consul.ring.memory import MemoryRing, MemoryRouter
 
 
 class MemoryRig:

@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import pytest
 from conformance.store import SampleImage, StoreSuite
+from fakes.memory_store import MemoryStore
 
 from spegel_consul.oci.digest import Digest
 from spegel_consul.store import Store
-from spegel_consul.store.memory import MemoryStore
 
 
 class MemoryShelf:

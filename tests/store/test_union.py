@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 from conformance.store import SampleImage, Shelf, StoreSuite, running, sample_image
+from fakes.memory_store import MemoryStore
 
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import BlobUnknown
 from spegel_consul.store import Blob, Store
-from spegel_consul.store.memory import MemoryStore
 from spegel_consul.store.union import UnionStore
 
 

@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+from fakes.memory_store import MemoryStore
+
 from spegel_consul.consul.api.client import HealthyService
 from spegel_consul.consul.election.election_view import State, View
 from spegel_consul.consul.election.leader_record import LeaderRecord
@@ -19,7 +21,6 @@ from spegel_consul.registry.mirror.trace import HIT, Traces
 from spegel_consul.ring.member_view import MemberView
 from spegel_consul.store import Image
 from spegel_consul.store.inventory import StoredImage
-from spegel_consul.store.memory import MemoryStore
 from spegel_consul.web.node_views import Consul, Node
 
 NASTY = "<script>document.title = 'owned'</script>"

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from fakes.memory_store import MemoryStore
 
 from spegel_consul.cli import cli
 from spegel_consul.commands import sidecar_client
@@ -20,7 +21,6 @@ from spegel_consul.peers import PeerInfo, Provider
 from spegel_consul.registry.mirror.providers.penalties import Penalties
 from spegel_consul.registry.mirror.trace import Traces
 from spegel_consul.ring.member_view import MemberView
-from spegel_consul.store.memory import MemoryStore
 from spegel_consul.web.node_views import Consul, Node
 from spegel_consul.web.web_app import build_app
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from fakes.memory_store import MemoryStore
+
 from spegel_consul.consul.api.client import HealthyService
 from spegel_consul.metrics.sidecar_metrics import Metrics
 from spegel_consul.peers import PeerInfo
 from spegel_consul.registry.mirror.providers.penalties import Penalties
 from spegel_consul.registry.mirror.trace import Traces
 from spegel_consul.ring.member_view import MemberView
-from spegel_consul.store.memory import MemoryStore
 from spegel_consul.web.node_views import Consul, Node
 
 

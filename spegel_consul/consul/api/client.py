@@ -34,7 +34,6 @@ class KVEntry:
     session: str | None
     modify_index: int
     lock_index: int
-    flags: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +60,6 @@ class HealthyService:
     port: int
     tags: tuple[str, ...] = ()
     meta: Mapping[str, str] = field(default_factory=dict, hash=False)
-    passing: bool = True
 
 
 class ConsulClient(AbstractAsyncContextManager["ConsulClient"]):
@@ -117,7 +115,6 @@ class ConsulClient(AbstractAsyncContextManager["ConsulClient"]):
                 session=item.get("Session") or None,
                 modify_index=int(item["ModifyIndex"]),
                 lock_index=int(item["LockIndex"]),
-                flags=int(item.get("Flags", 0)),
             )
         return _index(raw), entry
 
@@ -128,10 +125,6 @@ class ConsulClient(AbstractAsyncContextManager["ConsulClient"]):
     async def kv_release(self, key: str, session: str, value: bytes, flags: int = 0) -> bool:
         """Write ``key`` and give up its lock, without lock-delay; False if ``session`` does not hold it."""
         return _true(await self._api.kv.put(key, value, release=session, flags=flags), "release")
-
-    async def kv_put(self, key: str, value: bytes) -> bool:
-        """Write ``key``; its lock, if any, stays as it is."""
-        return _true(await self._api.kv.put(key, value), "put")
 
     # -- sessions
 
@@ -224,15 +217,15 @@ class ConsulClient(AbstractAsyncContextManager["ConsulClient"]):
         index: int = 0,
         wait: float = 60.0,
         *,
-        passing: bool = True,
         near: str | None = None,
         stale: bool = False,
     ) -> tuple[int, tuple[HealthyService, ...]]:
-        """Instances of a service and the index to wait on. Without the right to read, the answer is empty."""
-        params: list[tuple[str, Any]] = []
+        """Passing instances of a service, and the index to wait on; none without the right to read."""
+        params: list[tuple[str, Any]] = [("passing", "1")]
         if index:
             params += [("index", index), ("wait", format_duration(wait))]
-        params += [(word, "1") for word, wanted in (("passing", passing), ("stale", stale)) if wanted]
+        if stale:
+            params.append(("stale", "1"))
         if near:
             params.append(("near", near))
         found: tuple[int, tuple[HealthyService, ...]] = await self._http.request(
@@ -295,5 +288,4 @@ def _instance(row: Mapping[str, Any]) -> HealthyService:
         port=int(service.get("Port") or 0),
         tags=tuple(service.get("Tags") or ()),
         meta={str(key): str(value) for key, value in (service.get("Meta") or {}).items()},
-        passing=all(check.get("Status") == "passing" for check in row.get("Checks") or ()),
     )

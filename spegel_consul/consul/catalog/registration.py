@@ -113,13 +113,12 @@ class Registration:
         external: bool = False,
         alloc_id: str | None = None,
         poll: float = 12.0,
-        rng: random.Random | None = None,
     ) -> None:
         self.services = tuple(services)
         self._client = client
         self._external, self._alloc_id = external, alloc_id
         self._poll = poll
-        self._rng = rng or random.Random()
+        self._rng = random.Random()
         self._token: str | None = None
         self._fresh = True
         self._left: frozenset[str] = frozenset()
@@ -127,16 +126,11 @@ class Registration:
         names = frozenset(service.name for service in services)
         self._own: frozenset[str] = frozenset() if external or alloc_id else names
         self._problem: str | None = None
-        self._registered = trio.Event()
 
     @property
     def problem(self) -> str | None:
         """Why the services may be missing from the catalog, in one line; None when all is well."""
         return self._problem
-
-    async def registered(self) -> None:
-        """Return when the agent has all services for the first time, from us or from Nomad."""
-        await self._registered.wait()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep them registered until cancelled, then deregister within 3 s; ``started()`` at once."""
@@ -155,8 +149,6 @@ class Registration:
                     self._report(None)
                     backoff.reset()
                     delay = self._poll * self._rng.uniform(0.8, 1.2) if settled else 0.5
-                    if settled:
-                        self._registered.set()
                 await trio.sleep(delay)
         finally:
             await self._deregister()

@@ -169,8 +169,6 @@ def spegel_services(
     router_port: int,
     metrics_port: int,
     scheme: str = "http",
-    ready_path: str = "/readyz",
-    live_path: str = "/livez",
     interval: float = 2.0,
     verifies_clients: bool = False,
     also: str | None = None,
@@ -191,9 +189,9 @@ def spegel_services(
     meta = {"peer_id": peer_id, "version": version, "advertise": address, "router": router_addr}
     if also is not None:
         meta |= {"also": also}
-    ready = HttpCheck(f"{scheme}://{host}:{registry_port}{ready_path}", interval)
+    ready = HttpCheck(f"{scheme}://{host}:{registry_port}/readyz", interval)
     registry = TcpCheck(f"{host}:{registry_port}", interval) if verifies_clients else ready
-    live = HttpCheck(f"http://{metrics_host}:{metrics_port}{live_path}", interval, passing=True)
+    live = HttpCheck(f"http://{metrics_host}:{metrics_port}/livez", interval, passing=True)
     router = TcpCheck(f"{host}:{router_port}", interval)
     return Services(
         always=(

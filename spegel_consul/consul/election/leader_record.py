@@ -28,7 +28,6 @@ class LeaderRecord:
     peer_id: str
     addrs: tuple[str, ...]
     node: str | None = None
-    cluster: str | None = None
     http: str | None = None
     registry: str | None = None
     version: str | None = None
@@ -69,7 +68,7 @@ class LeaderRecord:
             return None
         if not usable:
             return None
-        texts = ("node", "cluster", "http", "registry", "version", "alloc_id", "since", "session")
+        texts = ("node", "http", "registry", "version", "alloc_id", "since", "session")
         known = {name: fields[name] for name in texts if isinstance(fields.get(name), str)}
         return cls(peer_id, usable, **known)
 

@@ -29,10 +29,9 @@ KEEP_ALIVE = 100.0
 90 s, so it never meets a connection that is just being closed."""
 
 
-def _config(drain_timeout: float, keep_alive: float) -> Config:
+def _config(keep_alive: float) -> Config:
     config = Config()
     config.loglevel = "CRITICAL"
-    config.graceful_timeout = drain_timeout
     config.keep_alive_timeout = keep_alive
     config.keep_alive_max_requests = 1 << 62
     config.include_server_header = False
@@ -62,7 +61,7 @@ async def serve(
     When ``stop()`` returns, no connection is accepted any more, idle ones are closed, and requests in
     flight have ``drain_timeout`` seconds to end.
     """
-    config = _config(drain_timeout, keep_alive)
+    config = _config(keep_alive)
     wrapped = wrap_app(app, config.wsgi_max_body_size, "asgi")
     lifespan_state: LifespanState = {}
     lifespan = Lifespan(wrapped, config, lifespan_state)

@@ -49,8 +49,6 @@ class NomadVarBootstrap:
         path: str,
         me: LeaderRecord,
         *,
-        ttl: float = TTL,
-        lock_delay: float = LOCK_DELAY,
         try_every: float = TRY_EVERY,
         rng: random.Random | None = None,
     ) -> None:
@@ -58,8 +56,6 @@ class NomadVarBootstrap:
         self._name = path.strip("/ ")
         self._path = variable_path(path)
         self._me = me
-        self._ttl = ttl
-        self._lock_delay = lock_delay
         self._try_every = try_every
         self._rng = rng or random.Random()
         self._observed = ObservedPeers(f"nomad-var {self._name}")
@@ -70,11 +66,6 @@ class NomadVarBootstrap:
     def problem(self) -> str | None:
         """What does not work at the moment."""
         return self._observed.problem
-
-    @property
-    def leads(self) -> bool:
-        """Whether this node holds the lock."""
-        return self._lock is not None
 
     @property
     def leader(self) -> PeerInfo | None:
@@ -138,13 +129,13 @@ class NomadVarBootstrap:
     async def _lead(self) -> None:
         """Renew the lock; return when it is lost."""
         log.info("nomad variable lock acquired", path=self._name)
-        backoff = Backoff(0.5, self._ttl / 4, self._rng)
-        delay = self._ttl / 2
+        backoff = Backoff(0.5, TTL / 4, self._rng)
+        delay = TTL / 2
         while True:
             await trio.sleep(min(delay, max(0.0, self._lease - trio.current_time())))
             began = trio.current_time()
             try:
-                with trio.fail_after(max(1.0, self._ttl / 3)):
+                with trio.fail_after(max(1.0, TTL / 3)):
                     await self._call("lock-renew", {"Path": self._name, "Lock": {"ID": self._lock}})
             except (NomadError, trio.TooSlowError) as why:
                 status = why.status if isinstance(why, NomadError) else 0
@@ -156,7 +147,7 @@ class NomadVarBootstrap:
                 delay = backoff.next()
             else:
                 self._observed.trouble(None)
-                self._lease, delay = began + self._ttl, self._ttl / 2
+                self._lease, delay = began + TTL, TTL / 2
                 backoff.reset()
 
     async def _read(self, index: int, wait: float) -> tuple[int, bool]:
@@ -188,7 +179,7 @@ class NomadVarBootstrap:
 
     async def _acquire(self) -> bool:
         began = trio.current_time()
-        lock = {"TTL": f"{self._ttl:g}s", "LockDelay": f"{self._lock_delay:g}s"}
+        lock = {"TTL": f"{TTL:g}s", "LockDelay": f"{LOCK_DELAY:g}s"}
         try:
             variable = await self._call(
                 "lock-acquire", {"Path": self._name, "Items": self._items("held"), "Lock": lock}
@@ -202,7 +193,7 @@ class NomadVarBootstrap:
             self._lock = str(variable["Lock"]["ID"])
         except (KeyError, TypeError):
             raise NomadError("the answer to lock-acquire has no lock in it") from None
-        self._lease = began + self._ttl
+        self._lease = began + TTL
         self._observed.give([self._me.to_peer()])
         return True
 

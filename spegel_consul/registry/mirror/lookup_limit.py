@@ -36,13 +36,9 @@ class LookupLimit:
 
     def __init__(self) -> None:
         self._of: Counter[str] = Counter()
-        self._total = 0
-        self._tell_at = 0.0
-
-    @property
-    def in_flight(self) -> int:
+        self.in_flight = 0
         """Lookups of all other machines now."""
-        return self._total
+        self._tell_at = 0.0
 
     @contextmanager
     def one(self, client: str, request: ContentRequest) -> Iterator[None]:
@@ -53,15 +49,15 @@ class LookupLimit:
         if not client:
             yield
             return
-        if self._of[client] >= MOST_EACH or self._total >= MOST:
+        if self._of[client] >= MOST_EACH or self.in_flight >= MOST:
             self._tell(client)
             raise unknown(request, f"too many requests of {client} are being looked up: ask the registry itself")
         self._of[client] += 1
-        self._total += 1
+        self.in_flight += 1
         try:
             yield
         finally:
-            self._total -= 1
+            self.in_flight -= 1
             self._of[client] -= 1
             if not self._of[client]:
                 del self._of[client]

@@ -37,9 +37,8 @@ _ENOUGH, _REMEMBERED = 16, 128
 class AnswerTimes:
     """How long answers took of late, in seconds, and the hedge interval that follows from it."""
 
-    def __init__(self, hedge: float = HEDGE) -> None:
+    def __init__(self) -> None:
         self._times: deque[float] = deque(maxlen=_REMEMBERED)
-        self._hedge = hedge
 
     def took(self, seconds: float) -> None:
         """An answer came after ``seconds``."""
@@ -49,7 +48,7 @@ class AnswerTimes:
     def hedge(self) -> float:
         """What nine of ten answers took, within bounds."""
         if len(self._times) < _ENOUGH:
-            return self._hedge
+            return HEDGE
         percentile = sorted(self._times)[len(self._times) * 9 // 10]
         return min(_LONGEST_HEDGE, max(_SHORTEST_HEDGE, percentile))
 
@@ -66,7 +65,6 @@ class Lookup:
         *,
         count: int,
         exclude: bytes,
-        parallel: int = PARALLEL,
         hedge: float = HEDGE,
         in_touch: Callable[[bytes], bool] = lambda peer: True,
         rng: random.Random | None = None,
@@ -74,7 +72,6 @@ class Lookup:
         self._in_touch = in_touch
         self._closest = closest
         self._count = count
-        self._parallel = parallel
         self._hedge = hedge
         self._rng = rng or random.Random()
         self._seen = {exclude}
@@ -118,7 +115,7 @@ class Lookup:
     def ask(self, now: float) -> list[bytes]:
         """Whom to ask now; call it at the start, after each answer or failure, and at :attr:`wake_at`."""
         waiting = [peer for peer in self._closest() if peer not in self._asked]
-        free = self._parallel + self._hedges - len(self._open)
+        free = PARALLEL + self._hedges - len(self._open)
         if free <= 0 and now >= self._quiet_since + self._hedge:
             self._hedges += 1
             free = 1
@@ -138,6 +135,6 @@ class Lookup:
         """Whether nothing more is to be asked or waited for."""
         if self.found >= self._count:
             return True
-        if self.found and len(self._answered) >= self._parallel:
+        if self.found and len(self._answered) >= PARALLEL:
             return True
         return not self._open and all(peer in self._asked for peer in self._closest())

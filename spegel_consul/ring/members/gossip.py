@@ -39,14 +39,14 @@ if TYPE_CHECKING:
 _TIMEOUT = 5.0
 _INTRODUCE_AFTER = 0.2
 _PARALLEL_INTRODUCTIONS, _MAX_INTRODUCING = 8, 256
-_LONGEST_GOSSIP = 60.0
+_SHORTEST_GOSSIP, _LONGEST_GOSSIP = 5.0, 60.0  # seconds between two exchanges with somebody
 _SERVE_EVERY, _SERVE_BURST = 1.0, 3  # for one peer; a new generation of it may follow the old one at once
 _SLICE = 64  # reports that are learnt between two checkpoints
 _GREETED_PER_SECOND = 100
 
 
 class Exchange:
-    """Exchanges lists for ``membership``; ``gossip`` is the least number of seconds between two with somebody."""
+    """Exchanges lists for ``membership``."""
 
     def __init__(
         self,
@@ -55,14 +55,12 @@ class Exchange:
         background: Background,
         patience: LoopTime,
         *,
-        gossip: float,
         rng: random.Random,
     ) -> None:
         self._membership = membership
         self._host = host
         self._background = background
         self._loop_time = patience
-        self._gossip = gossip
         self._rng = rng
         self._greet_limit = trio.CapacityLimiter(4)
         self._introduce_limit = trio.CapacityLimiter(_PARALLEL_INTRODUCTIONS)
@@ -162,11 +160,11 @@ class Exchange:
 
     async def gossip_forever(self) -> None:
         """Exchange lists with somebody now and then; ever less often while nothing changes."""
-        wait = self._gossip
+        wait = _SHORTEST_GOSSIP
         while True:
             known = len(self._membership.table)
             await trio.sleep(max(wait, known / 20) * self._rng.uniform(0.75, 1.25))
-            wait = self._gossip if len(self._membership.table) != known else min(_LONGEST_GOSSIP, wait * 1.5)
+            wait = _SHORTEST_GOSSIP if len(self._membership.table) != known else min(_LONGEST_GOSSIP, wait * 1.5)
             # those who don't speak it are greeted when they are new, and asked by lookups
             if living := [member for member in self._membership.table.living() if member.ours is not False]:
                 self._background.spawn(self.greet, self._rng.choice(living).id)

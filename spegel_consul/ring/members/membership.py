@@ -57,7 +57,6 @@ class Membership:
         *,
         registry: Address,
         also: str | None = None,
-        gossip: float,
         changed: Callable[[], None],
         lost: Callable[[bytes], None],
         rng: random.Random,
@@ -82,7 +81,7 @@ class Membership:
         self._bans = BanList()
         self._loop_time = LoopTime(background.spawn)
         self._told_of_offence = -math.inf
-        self.exchange = Exchange(self, host, background, self._loop_time, gossip=gossip, rng=rng)
+        self.exchange = Exchange(self, host, background, self._loop_time, rng=rng)
         host.on_disconnect = self.on_disconnect
         host.refuses = lambda peer: self._bans.is_shut_out(peer, trio.current_time())
 

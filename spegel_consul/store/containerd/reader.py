@@ -127,10 +127,6 @@ class RemoteBlob:
         self._descriptor = descriptor
         self._streams: list[ContentStream] = []
 
-    @property
-    def descriptor(self) -> Descriptor:
-        return self._descriptor
-
     def fileno(self) -> int | None:
         return None
 

@@ -86,7 +86,7 @@ async def test_4_a_value_is_written_as_it_is() -> None:
     """An inverted assertion lets the library store ``a=b`` for ``{'a': 'b'}``; ours are bytes, whatever is in them."""
     server = Server(httpx.Response(200, json=True))
     value = bytes(range(256))
-    await server.client.kv_put("k", value)
+    await server.client.kv_acquire("k", "s", value)
     assert server.requests[0].content == value
 
 

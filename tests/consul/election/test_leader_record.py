@@ -13,7 +13,6 @@ ME = LeaderRecord(
     "12D3",
     ("/ip4/10.0.0.7/tcp/5001/p2p/12D3", "/ip6/fd00::7/tcp/5001/p2p/12D3"),
     node="client-7",
-    cluster="default",
     http="http://10.0.0.7:9090/id",
     registry="http://10.0.0.7:5000",
     version="0.1.0",

@@ -22,6 +22,7 @@ from spegel_consul.consul.catalog.service_definitions import LEADER, ServiceDefi
 from spegel_consul.consul.election.candidate import Candidate
 from spegel_consul.consul.election.election_view import ElectionSettings, State
 from spegel_consul.consul.election.leader_record import FLAGS, LeaderRecord
+from tests.consul.asking import put_key, statuses
 from tests.consul.realconsul import ConsulAgent
 
 pytestmark = pytest.mark.real
@@ -180,7 +181,7 @@ async def test_repairs_a_value_that_was_written_over(client: ConsulClient, agent
         await until(g.agreed)
         [leader] = g.leaders()
         session = leader.view.session
-        assert await client.kv_put(key, value)
+        assert await put_key(client, key, value)
         with trio.fail_after(HANG):
             while LeaderRecord.parse((await client.kv_get(key))[1].value) is None:
                 await trio.sleep(0.02)
@@ -252,7 +253,7 @@ async def test_the_lock_ends_soon_after_its_process(agent: ConsulAgent, client: 
         await until(g.agreed)
         assert old.view.state is State.FOLLOWER
         with trio.fail_after(HANG):
-            while (await client.health_service(LEADER, passing=False))[1]:
+            while await statuses(client, LEADER):
                 await trio.sleep(0.05)
 
 
@@ -307,10 +308,10 @@ async def test_no_threads_and_cancelled_queries_end_at_once(agent: ConsulAgent, 
 
 
 async def test_a_blocking_query_returns_on_change(agent: ConsulAgent, client: ConsulClient) -> None:
-    await client.kv_put("test/watched", b"1")
+    await put_key(client, "test/watched", b"1")
     index, _ = await client.kv_get("test/watched")
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(client.kv_put, "test/watched", "2 ✓".encode())
+        nursery.start_soon(put_key, client, "test/watched", "2 ✓".encode())
         with trio.fail_after(HANG):
             newer, entry = await client.kv_get("test/watched", index, 60)
     assert newer > index

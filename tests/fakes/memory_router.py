@@ -1,4 +1,4 @@
-"""A ring within one process: routers that share an object, for tests and for a node that has no peers."""
+"""A ring within one process: routers that share an object."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A store whose content is in memory: for tests of other rooms, and the plainest example of a ``Store``."""
+"""A store whose content is in memory, for tests of other rooms."""
 
 from __future__ import annotations
 
@@ -89,10 +89,6 @@ class _MemoryBlob:
     def __init__(self, descriptor: Descriptor, data: bytes) -> None:
         self._descriptor = descriptor
         self._data = data
-
-    @property
-    def descriptor(self) -> Descriptor:
-        return self._descriptor
 
     def fileno(self) -> int | None:
         return None
