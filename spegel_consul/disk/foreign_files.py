@@ -81,10 +81,11 @@ def read(path: str | Path, limit: int, *, follow: bool = True) -> bytes:
     raise OSError(errno.EFBIG, f"has more than {size(limit)}, which is too long for what it should be", str(path))
 
 
-def stamp(path: str | Path) -> tuple[int, int, int]:
-    """What changes when the file at ``path`` is replaced or written. Raises OSError."""
+def stamp(path: str | Path) -> tuple[int, int, int, int]:
+    """What changes when the file at ``path`` is replaced, written or given other rights. Raises OSError."""
     status = Path(path).stat()
-    return status.st_mtime_ns, status.st_ino, status.st_size
+    # the time of modification can be set by anybody (cp -p, rsync -t), the time of change only by the kernel
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_size
 
 
 def write(

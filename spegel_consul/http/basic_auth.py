@@ -16,6 +16,7 @@ import structlog
 import trio
 
 from spegel_consul.disk import foreign_files
+from spegel_consul.disk.followed_file import FollowedFile, stamps
 
 log = structlog.get_logger(__name__)
 
@@ -23,7 +24,7 @@ _LOOK_EVERY = 2.0
 _MOST = 64 << 10
 
 
-class CredentialsError(Exception):
+class CredentialsError(ValueError):
     """The file can't be used; the message says why."""
 
 
@@ -35,11 +36,9 @@ class Credentials:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._text: bytes | None = None
-        self._pending: bytes | None = None
-        self._known: tuple[bytes, ...] = ()
-        self.version = 0
-        self._read()
+        self._file = FollowedFile(partial(stamps, (path,)), self._read, twice=True)
+        self._known = self._file.load()
+        self.version = 1
 
     @property
     def own(self) -> str:
@@ -58,27 +57,23 @@ class Credentials:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Follow the file until cancelled. A file that has become unusable leaves the old lines in force."""
         task_status.started()
-        calls, complaint = foreign_files.FileCalls(), ""
+        complaint: str | None = None
         while True:
             await trio.sleep(_LOOK_EVERY)
-            try:
-                await calls.run(partial(self._read, True))
-                complaint = ""
-            except (CredentialsError, OSError) as exc:
-                if str(exc) != complaint:
-                    complaint = str(exc)
-                    log.warning("basic auth file is not used", error=complaint)
+            known = await self._file.look()
+            if known is not None and known != self._known:
+                self._known = known
+                self.version += 1
+            if self._file.problem not in (None, complaint):
+                log.warning("basic auth file is not used", error=self._file.problem)
+            complaint = self._file.problem
 
-    def _read(self, again: bool = False) -> None:
+    def _read(self) -> tuple[bytes, ...]:
+        """The value of the Authorization field for each line. Raises CredentialsError."""
         try:
             text = foreign_files.read(self._path, _MOST)
         except OSError as exc:
             raise CredentialsError(f"{self._path} can't be read: {exc.strerror}") from None
-        if text == self._text:
-            return
-        if again and text != self._pending:
-            self._pending = text
-            return
         known = []
         for number, line in enumerate(text.decode("utf-8", "replace").splitlines(), 1):
             line = line.strip()
@@ -90,5 +85,4 @@ class Credentials:
             known.append(b"Basic " + base64.b64encode(line.encode()))
         if not known:
             raise CredentialsError(f"{self._path} has no name:password line")
-        self._text, self._known = text, tuple(known)
-        self.version += 1
+        return tuple(known)

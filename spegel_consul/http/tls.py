@@ -15,13 +15,14 @@ import trio
 
 from spegel_consul.disk import foreign_files as foreign
 from spegel_consul.disk import pem
+from spegel_consul.disk.followed_file import FollowedFile, stamps
 
 log = structlog.get_logger(__name__)
 
 _LOOK_EVERY = 1.0
 
 
-class TlsError(Exception):
+class TlsError(ValueError):
     """The files can't be used; the message says which, and why."""
 
 
@@ -43,8 +44,11 @@ class Tls:
 
     def __init__(self, files: TlsFiles) -> None:
         self._files = files
-        self._seen = _signature(files)
-        self._contexts = _server(files), _client(files)
+        self._followed = FollowedFile(
+            lambda: stamps(path for path in (files.cert, files.key, files.ca) if path is not None),
+            lambda: (_server(files), _client(files)),
+        )
+        self._contexts = self._followed.load()
 
     @property
     def verifies_clients(self) -> bool:
@@ -61,34 +65,14 @@ class Tls:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Follow the files until cancelled; ``started()`` at once."""
-        calls, complaint = foreign.FileCalls(), ""
+        complaint: str | None = None
         task_status.started()
         while True:
             await trio.sleep(_LOOK_EVERY)
-            try:
-                await calls.run(self._look)
-                complaint = ""
-            except (TlsError, OSError) as exc:
-                if str(exc) != complaint:
-                    complaint = str(exc)
-                    log.warning("new TLS files are not used", error=complaint)
-
-    def _look(self) -> None:
-        """Take in what has changed. Called in a thread. Raises TlsError."""
-        seen = _signature(self._files)
-        if seen != self._seen:
-            self._seen = seen
-            self._contexts = _server(self._files), _client(self._files)
-
-
-def _signature(files: TlsFiles) -> tuple[tuple[int, int, int] | None, ...]:
-    found: list[tuple[int, int, int] | None] = []
-    for path in (files.cert, files.key, files.ca):
-        try:
-            found.append(foreign.stamp(path) if path is not None else None)
-        except OSError:
-            found.append(None)
-    return tuple(found)
+            self._contexts = await self._followed.look() or self._contexts
+            if self._followed.problem not in (None, complaint):
+                log.warning("new TLS files are not used", error=self._followed.problem)
+            complaint = self._followed.problem
 
 
 def _server(files: TlsFiles) -> ssl.SSLContext:

@@ -113,7 +113,7 @@ DEAD = {
     "the layout at the start": ("spegel_consul.store.layout", "module.look", 0),
     "the layout later": ("spegel_consul.store.layout", "module.look", 1),
     "a manifest": ("spegel_consul.store.documents", "module._read", 0),
-    "the password file": ("spegel_consul.http.basic_auth", "module.Credentials._read", 1),
+    "the password file": ("spegel_consul.http.basic_auth", "module.stamps", 1),
     "the members of the last run": ("spegel_consul.join.remembered_members", "module.Remembered._load", 0),
 }
 

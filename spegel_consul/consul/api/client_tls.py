@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import math
 import ssl
-from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import structlog
 
 from spegel_consul.consul.api.consul_settings import ConsulSettings
-from spegel_consul.disk import foreign_files
+from spegel_consul.disk.followed_file import FollowedFile, stamps
 
 log = structlog.get_logger(__name__)
 
@@ -29,45 +27,23 @@ class FollowedContext:
     """``context`` as ``settings`` have it. Raises ValueError for files that can't be used at the start."""
 
     def __init__(self, settings: ConsulSettings) -> None:
-        self.context: ssl.SSLContext = settings.ssl_context()
         self._settings = settings
-        self._seen = self._stamps()
+        self._files = FollowedFile(lambda: stamps(self._paths()), settings.tls_files, within=_WITHIN)
+        self.context: ssl.SSLContext = self._files.load()[0]
         self._next_look = -math.inf
-        self._calls = foreign_files.FileCalls(_WITHIN)
-        self._hangs = False
+        self._complaint: str | None = None
 
     async def look(self, now: float) -> None:
         """Take in what has changed; files that are wrong, or half replaced, leave the old ones in use."""
         if now < self._next_look:
             return
         self._next_look = now + _LOOK_EVERY
-        try:
-            load = await self._calls.run(self._read)
-        except OSError as why:
-            if not self._hangs:
-                log.warning("TLS files can't be looked at", error=why.strerror or str(why))
-            self._hangs = True
-        except ValueError as why:
-            log.warning("new TLS files are not used", error=str(why))
-        else:
-            self._hangs = False
-            if load is not None:
-                load(self.context)  # not in the thread, because a context must not change while a handshake begins
-
-    def _read(self) -> Callable[[ssl.SSLContext], None] | None:
-        """What puts files that have changed into a context, None if none has. Called in a thread. Raises ValueError."""
-        seen = self._stamps()
-        if seen == self._seen:
-            return None
-        self._seen = seen
-        return self._settings.tls_files()[1]
-
-    def _stamps(self) -> list[tuple[str, int, int, int]]:
-        found = []
-        for path in self._paths():
-            with suppress(OSError):
-                found.append((str(path), *foreign_files.stamp(path)))
-        return found
+        if (new := await self._files.look()) is not None:
+            _, load = new
+            load(self.context)  # not in the thread, because a context must not change while a handshake begins
+        if self._files.problem not in (None, self._complaint):
+            log.warning("new TLS files are not used", error=self._files.problem)
+        self._complaint = self._files.problem
 
     def _paths(self) -> list[Path]:
         settings = self._settings

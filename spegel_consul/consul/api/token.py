@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from spegel_consul.disk import foreign_files
+from spegel_consul.disk.followed_file import FollowedFile, stamps
 
 _SIZE = 64 << 10  # bytes; a JWT with many claims has some thousand
 _WITHIN = 1.0  # seconds that a look at the file may hold up a request, such as a renewal
@@ -24,46 +26,36 @@ class TokenSource:
     def __init__(
         self, token: str | None = None, path: str | None = None, setting: str = "CONSUL_HTTP_TOKEN_FILE"
     ) -> None:
-        self._setting = setting  # which names the file, for people
+        self._where = f"{setting}: {path}"  # for people
         self._fixed = _usable(token or "")
         if token and token.strip() and self._fixed is None:
             self.problem = f"the token that was given: {_WRONG}"
-        self._path = Path(path) if path else None
-        self._calls = foreign_files.FileCalls(_WITHIN)
-        self._stamp: tuple[int, int, int] | None = None
         self._read: str | None = None
+        self._file: FollowedFile[str] | None = None
+        if path:
+            file = Path(path)
+            self._file = FollowedFile(partial(stamps, (file,)), partial(self._parsed, file), within=_WITHIN)
 
     async def current(self) -> str | None:
         """The token, or None for requests without one. Takes a second at most, however the file's disk is."""
-        if self._path is not None:
-            try:
-                await self._calls.run(self._look)
-            except OSError as why:
-                self._fail(why.strerror or str(why))
+        if self._file is not None:
+            self._read = await self._file.look() or self._read
+            self.problem = self._file.problem and f"{self._where}: {self._file.problem}"
         return self._read or self._fixed
 
-    def _look(self) -> None:
-        """Read the file if it has changed. Called in a thread. Raises OSError."""
-        assert self._path is not None
-        stamp = foreign_files.stamp(self._path)
-        if stamp == self._stamp:
-            return
+    def _parsed(self, path: Path) -> str:
+        """The token in the file. Raises OSError, ValueError."""
         try:
             # Windows' editors begin a file with a BOM
-            text = foreign_files.read(self._path, _SIZE).decode("utf-8-sig").strip()
+            text = foreign_files.read(path, _SIZE).decode("utf-8-sig").strip()
         except UnicodeDecodeError:
-            self._fail("not text")
-            return
-        self._stamp = stamp
-        self._read = _usable(text) or self._read
-        # an empty file is one that is being written
-        empty = None if self._read else "empty"
-        reason = _WRONG if text and _usable(text) is None else empty
-        self.problem = reason and f"{self._setting}: {self._path}: {reason}"
-
-    def _fail(self, reason: str) -> None:
-        self._stamp = None
-        self.problem = f"{self._setting}: {self._path}: {reason}"
+            raise ValueError("not text") from None
+        if not text and self._read:
+            return self._read  # an empty file is one that is being written
+        token = _usable(text)
+        if token is None:
+            raise ValueError(_WRONG if text else "empty")
+        return token
 
 
 def _usable(text: str) -> str | None:

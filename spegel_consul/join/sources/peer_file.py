@@ -7,9 +7,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from spegel_consul.disk import foreign_files
+from spegel_consul.disk.followed_file import FollowedFile, stamps
 from spegel_consul.join.peer_formats import MAX_BYTES, one_line, parse_document
 from spegel_consul.join.polled import SourceError
 from spegel_consul.peers import PeerInfo
@@ -23,9 +25,8 @@ class FileSource:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._stamp: tuple[int, int, int] | None = None
         self._peers: Sequence[PeerInfo] = ()
-        self._calls = foreign_files.FileCalls()
+        self._file = FollowedFile(partial(stamps, (path,)), lambda: parse_document(foreign_files.read(path, MAX_BYTES)))
 
     @property
     def name(self) -> str:
@@ -33,18 +34,8 @@ class FileSource:
 
     async def ask(self) -> Sequence[PeerInfo]:
         """Its first three peers. Raises SourceError."""
-        try:
-            await self._calls.run(self._look)
-        except OSError as why:
-            raise SourceError(why.strerror or str(why)) from None
-        except ValueError as why:
-            raise SourceError(one_line(str(why), 200)) from None
+        if (peers := await self._file.look()) is not None:
+            self._peers = peers
+        if self._file.problem is not None:
+            raise SourceError(one_line(self._file.problem, 200))
         return self._peers
-
-    def _look(self) -> None:
-        """Read the file if it has changed. Called in a thread. Raises OSError, ValueError."""
-        stamp = foreign_files.stamp(self._path)
-        if stamp != self._stamp:
-            self._stamp = None
-            self._peers = parse_document(foreign_files.read(self._path, MAX_BYTES))
-            self._stamp = stamp

@@ -146,14 +146,14 @@ async def test_a_disk_that_hangs_holds_up_one_request_for_a_moment(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The request that comes upon it waits its time, the next ones not at all."""
-    place.followed._calls = foreign_files.FileCalls(0.05)
+    place.followed._files._calls = foreign_files.FileCalls(0.05)
     hanging, looked = threading.Event(), []
 
     def hangs() -> None:
         looked.append(1)
         hanging.wait(60)
 
-    monkeypatch.setattr(place.followed, "_read", hangs)
+    monkeypatch.setattr(place.followed._files, "_stamp", hangs)
     try:
         with capture_logs() as said:
             for _ in range(3):
@@ -162,5 +162,6 @@ async def test_a_disk_that_hangs_holds_up_one_request_for_a_moment(
     finally:
         hanging.set()
     assert len(looked) == 1
-    assert [event["event"] for event in said] == ["TLS files can't be looked at"]
+    assert [event["event"] for event in said] == ["new TLS files are not used"]
+    assert said[0]["error"].startswith("no answer within 0.05 s")
     assert await place.shown() == first_of(place.cert)
