@@ -22,6 +22,16 @@ _DIGIT = {character: number for number, character in enumerate(_ALPHABET)}
 _ED25519_IDENTITY = b"\x00\x24\x08\x01\x12\x20"
 
 
+def in_url(host: str) -> str:
+    """``host`` as it stands in a URL and before a port: IPv6 in brackets (RFC 3986, 3.2.2)."""
+    return f"[{host}]" if ":" in host else host
+
+
+def host_port(host: str, port: int) -> str:
+    """``10.0.0.7:5000`` or ``[fd00::7]:5000``."""
+    return f"{in_url(host)}:{port}"
+
+
 def peer_id_of_ed25519(public_key: bytes) -> bytes:
     """The id of the peer with this raw 32-byte public key."""
     return _ED25519_IDENTITY + public_key

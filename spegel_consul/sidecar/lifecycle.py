@@ -50,7 +50,7 @@ from spegel_consul.join.keeper import RingKeeper
 from spegel_consul.join.remembered_members import Remembered
 from spegel_consul.join.sources.nomad_api import NomadClient
 from spegel_consul.metrics.sidecar_metrics import CONTENT, Metrics
-from spegel_consul.peers import RingError
+from spegel_consul.peers import RingError, host_port
 from spegel_consul.preflight import node_checks
 from spegel_consul.preflight.node_address import NoAddress, advertised
 from spegel_consul.registry.asgi_path import ContentApp
@@ -162,16 +162,12 @@ class _Node:
         return int(self.metrics.getsockname()[1])
 
     @property
-    def host(self) -> str:
-        return f"[{self.address}]" if ":" in self.address else self.address
-
-    @property
     def registry_url(self) -> str:
-        return f"{self.scheme}://{self.host}:{self.registry_port}"
+        return f"{self.scheme}://{host_port(self.address, self.registry_port)}"
 
     @property
     def metrics_url(self) -> str:
-        return f"http://{self.host}:{self.metrics_port}"
+        return f"http://{host_port(self.address, self.metrics_port)}"
 
     @property
     def scheme(self) -> str:
