@@ -19,7 +19,7 @@ from quart import Response, request
 from quart_trio import QuartTrio
 
 from spegel_consul.endpoints.check import Check, fail, ok, warn
-from spegel_consul.peers import host_port
+from spegel_consul.peers import host_port, unmapped
 
 PATH = "/dial-back"
 _CONNECT_TIMEOUT = 1.0
@@ -128,10 +128,9 @@ async def _dial(host: str, port: int) -> str | None:
 def _plain_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     """IPv4 as itself also where it came in on an IPv6 socket."""
     try:
-        address = ipaddress.ip_address(text)
+        return unmapped(ipaddress.ip_address(text))
     except ValueError:
         return None
-    return getattr(address, "ipv4_mapped", None) or address
 
 
 def _json(status: int, document: dict[str, object]) -> Response:
