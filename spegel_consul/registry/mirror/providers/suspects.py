@@ -10,11 +10,11 @@ A new rule about who is suspected, and for how long, belongs here.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable
 
 import trio
 
+from spegel_consul.bounded_dict import BoundedDict
 from spegel_consul.oci.digest import Digest
 from spegel_consul.peers import Provider
 
@@ -28,15 +28,12 @@ class Suspects:
     """Suspects by digest; the latest are remembered."""
 
     def __init__(self) -> None:
-        self._suspects: OrderedDict[str, tuple[float, frozenset[Provider]]] = OrderedDict()
+        self._suspects: BoundedDict[str, tuple[float, frozenset[Provider]]] = BoundedDict(_MOST)
 
     def add(self, digest: Digest, suspects: Iterable[Provider]) -> None:
         """The bytes of ``suspects`` together were wrong."""
         known = self.of(digest)
         self._suspects[digest] = trio.current_time() + DOUBT, known | frozenset(suspects)
-        self._suspects.move_to_end(digest)
-        if len(self._suspects) > _MOST:
-            self._suspects.popitem(last=False)
 
     def of(self, digest: str | None) -> frozenset[Provider]:
         """Those who are suspected of wrong bytes of ``digest``; none if it is not in doubt."""
