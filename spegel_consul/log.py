@@ -86,6 +86,35 @@ class Events:
         return found
 
 
+class ProblemReport:
+    """Logs a problem once: when it begins, when it becomes another one and, with ``over``, when it has ended.
+
+    A task that tries again and again tells it the outcome of each attempt. ``fields`` are added to each event, and
+    ``field`` is the name under which the problem is logged.
+    """
+
+    def __init__(
+        self, logger: Any, event: str, over: str | None = None, *, field: str = "problem", **fields: object
+    ) -> None:
+        self._logger, self._event, self._over, self._field, self._fields = logger, event, over, field, fields
+        self.problem: str | None = None
+        """What the last attempt met with; None when all is well."""
+
+    def tell(self, problem: str | None, *, expected: str | None = None) -> None:
+        """The last attempt met with ``problem``, or with none. An ``expected`` one is an event of its own, not a
+        warning."""
+        if problem == self.problem:
+            return
+        self.problem = problem
+        if problem is None:
+            if self._over is not None:
+                self._logger.info(self._over, **self._fields)
+        elif expected is not None:
+            self._logger.info(expected, **{self._field: problem}, **self._fields)
+        else:
+            self._logger.warning(self._event, **{self._field: problem}, **self._fields)
+
+
 level = Level()
 events = Events()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import lru_cache
+from ipaddress import IPv4Address, IPv6Address
 
 
 class RingError(Exception):
@@ -20,6 +21,26 @@ MAX_PEER_ID = 64
 _ALPHABET = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 _DIGIT = {character: number for number, character in enumerate(_ALPHABET)}
 _ED25519_IDENTITY = b"\x00\x24\x08\x01\x12\x20"
+
+
+def in_url(host: str) -> str:
+    """``host`` as it stands in a URL and before a port: IPv6 in brackets (RFC 3986, 3.2.2)."""
+    return f"[{host}]" if ":" in host else host
+
+
+def host_port(host: str, port: int) -> str:
+    """``10.0.0.7:5000`` or ``[fd00::7]:5000``."""
+    return f"{in_url(host)}:{port}"
+
+
+def unmapped(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
+    """The IPv4 address in an IPv4-mapped IPv6 one (RFC 4291, 2.5.5.2), which is how an IPv6 socket shows it."""
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def is_mapped(address: IPv4Address | IPv6Address) -> bool:
+    """Whether it is an IPv4 address in the form of an IPv6 one: it is dialled as IPv4, and passes checks of neither."""
+    return unmapped(address) is not address
 
 
 def peer_id_of_ed25519(public_key: bytes) -> bytes:

@@ -14,6 +14,7 @@ from spegel_consul.commands.option_types import ADDRESS, DURATION, LIST, option
 from spegel_consul.disk import foreign_files
 from spegel_consul.http.basic_auth import Credentials, CredentialsError
 from spegel_consul.http.server.listen import ListenError
+from spegel_consul.peers import host_port
 from spegel_consul.preflight.node_address import NoAddress, route_out
 from spegel_consul.runtimes import docker
 from spegel_consul.runtimes.atomic_files import DiskError
@@ -190,10 +191,10 @@ def cleanup_wait(probe_endpoint: Any, threshold: int, period: float, timeout: fl
 
 def _own() -> str:
     try:
-        host = route_out()
+        address = route_out()
     except NoAddress:
         raise ValueError("this machine has no route out, so its address is not known: give --mirror-targets") from None
-    return f"http://[{host}]:{REGISTRY_PORT}" if ":" in host else f"http://{host}:{REGISTRY_PORT}"
+    return f"http://{host_port(address, REGISTRY_PORT)}"
 
 
 def _authorization(path: Path | None) -> str | None:

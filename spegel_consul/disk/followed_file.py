@@ -17,6 +17,7 @@ belongs here if it is about noticing that files have changed.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -54,8 +55,9 @@ class FollowedFile(Generic[T]):
     ) -> None:
         self._stamp, self._read, self._twice = stamp, read, twice
         self._calls = foreign_files.FileCalls(within)
-        self._known: object = None  # the stamp of the value in use
+        self._known: object = None  # the stamp of the last value that was read
         self._seen: object = None  # the stamp of the last look
+        self._new: deque[T] = deque(maxlen=1)
         self.failure: OSError | ValueError | None = None
         """Why the last look did not get the files' value; None when it did, or when nothing has changed."""
 
@@ -76,21 +78,23 @@ class FollowedFile(Generic[T]):
     async def look(self) -> T | None:
         """The new value if there is one. None if nothing has changed, or the files can't be used: see ``problem``."""
         try:
-            stamp, values = await self._calls.run(self._changed)
+            if await self._calls.run(self._find):
+                self.failure = None
         except (OSError, ValueError) as why:
             self.failure = why
-            return None
-        self._seen = stamp
-        if not values:
-            if stamp == self._known:
-                self.failure = None
-            return None
-        self._known, self.failure = stamp, None
-        return values[0]
+        return self._new.pop() if self._new else None
 
-    def _changed(self) -> tuple[object, list[T]]:
-        """The stamp, and the value if it has to be taken. Called in a thread, and sets nothing: see ``FileCalls``."""
-        stamp = self._stamp()
-        if stamp == self._known or (self._twice and stamp != self._seen):
-            return stamp, []
-        return stamp, [self._read()]
+    def _find(self) -> bool:
+        """Read the files if they have changed. Whether the value in use, or the new one, is theirs. Called in a thread.
+
+        One thread at a time does this, and what it finds too late for its look is for the next one. A disk that always
+        takes too long for a request would keep the value out of use for good otherwise.
+        """
+        stamp, last = self._stamp(), self._seen
+        self._seen = stamp
+        if stamp != self._known:
+            if self._twice and stamp != last:
+                return False
+            self._new.append(self._read())
+            self._known = stamp
+        return True

@@ -19,6 +19,7 @@ from quart import Response, request
 from quart_trio import QuartTrio
 
 from spegel_consul.endpoints.check import Check, fail, ok, warn
+from spegel_consul.peers import host_port, unmapped
 
 PATH = "/dial-back"
 _CONNECT_TIMEOUT = 1.0
@@ -64,7 +65,7 @@ def ask(peer: Peer, address: str, port: int) -> Check:
     try:
         seen, reached, error = _asked(peer, address, port)
     except (OSError, http.client.HTTPException, ValueError, KeyError) as exc:
-        return warn(name, f"{peer.host}:{peer.port} could not be asked to connect to this node: {exc}")
+        return warn(name, f"{host_port(peer.host, peer.port)} could not be asked to connect to this node: {exc}")
     if seen != address:
         return warn(
             name,
@@ -74,10 +75,11 @@ def ask(peer: Peer, address: str, port: int) -> Check:
     if not reached:
         return fail(
             name,
-            f"{peer.host} can't connect to {address}:{port} ({error}), so nobody gets anything from this node",
+            f"{peer.host} can't connect to {host_port(address, port)} ({error}),"
+            " so nobody gets anything from this node",
             f"let TCP port {port} in on {address}; 5001 is needed as well",
         )
-    return ok(name, f"{peer.host} can connect to {address}:{port}")
+    return ok(name, f"{peer.host} can connect to {host_port(address, port)}")
 
 
 def _asked(peer: Peer, address: str, port: int) -> tuple[str, bool, object]:
@@ -126,10 +128,9 @@ async def _dial(host: str, port: int) -> str | None:
 def _plain_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     """IPv4 as itself also where it came in on an IPv6 socket."""
     try:
-        address = ipaddress.ip_address(text)
+        return unmapped(ipaddress.ip_address(text))
     except ValueError:
         return None
-    return getattr(address, "ipv4_mapped", None) or address
 
 
 def _json(status: int, document: dict[str, object]) -> Response:

@@ -17,6 +17,7 @@ import trio
 
 from spegel_consul.disk import foreign_files
 from spegel_consul.disk.followed_file import FollowedFile, stamps
+from spegel_consul.log import ProblemReport
 
 log = structlog.get_logger(__name__)
 
@@ -57,16 +58,14 @@ class Credentials:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Follow the file until cancelled. A file that has become unusable leaves the old lines in force."""
         task_status.started()
-        complaint: str | None = None
+        report = ProblemReport(log, "basic auth file is not used", field="error")
         while True:
             await trio.sleep(_LOOK_EVERY)
             known = await self._file.look()
             if known is not None and known != self._known:
                 self._known = known
                 self.version += 1
-            if self._file.problem not in (None, complaint):
-                log.warning("basic auth file is not used", error=self._file.problem)
-            complaint = self._file.problem
+            report.tell(self._file.problem)
 
     def _read(self) -> tuple[bytes, ...]:
         """The value of the Authorization field for each line. Raises CredentialsError."""

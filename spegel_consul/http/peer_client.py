@@ -19,6 +19,7 @@ import trio
 
 from spegel_consul.http.response_head import MAX_HEAD, Reply, ReplyError, parse_reply
 from spegel_consul.http.tls import Tls
+from spegel_consul.peers import host_port
 from spegel_consul.zerocopy.send import send_bytes
 from spegel_consul.zerocopy.source import Throughput
 
@@ -148,8 +149,7 @@ class _Connection:
         self.connected = time.perf_counter()
 
     def __str__(self) -> str:
-        host, port = self.address
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return host_port(*self.address)
 
     def is_quiet(self) -> bool:
         """Whether the peer has neither closed it nor said what nobody asked."""

@@ -16,6 +16,7 @@ import trio
 from spegel_consul.disk import foreign_files as foreign
 from spegel_consul.disk import pem
 from spegel_consul.disk.followed_file import FollowedFile, stamps
+from spegel_consul.log import ProblemReport
 
 log = structlog.get_logger(__name__)
 
@@ -65,14 +66,12 @@ class Tls:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Follow the files until cancelled; ``started()`` at once."""
-        complaint: str | None = None
+        report = ProblemReport(log, "new TLS files are not used", field="error")
         task_status.started()
         while True:
             await trio.sleep(_LOOK_EVERY)
             self._contexts = await self._followed.look() or self._contexts
-            if self._followed.problem not in (None, complaint):
-                log.warning("new TLS files are not used", error=self._followed.problem)
-            complaint = self._followed.problem
+            report.tell(self._followed.problem)
 
 
 def _server(files: TlsFiles) -> ssl.SSLContext:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import structlog
 import trio
 
+from spegel_consul.log import ProblemReport
 from spegel_consul.peers import PeerInfo
 
 log = structlog.get_logger(__name__)
@@ -25,10 +26,14 @@ class ObservedPeers:
     """The current answer of the bootstrap called ``name``."""
 
     def __init__(self, name: str) -> None:
-        self._name = name
         self.peers: tuple[PeerInfo, ...] = ()
-        self.problem: str | None = None
+        self._report = ProblemReport(log, "bootstrap hindered", "bootstrap unhindered", way=name)
         self._changed = trio.Event()
+
+    @property
+    def problem(self) -> str | None:
+        """Why the peers may be stale, in one line; None when all is well."""
+        return self._report.problem
 
     def give(self, peers: Sequence[PeerInfo]) -> None:
         """These are the peers now."""
@@ -40,12 +45,7 @@ class ObservedPeers:
 
     def trouble(self, problem: str | None) -> None:
         """Why there is no new answer; None: it works."""
-        if problem != self.problem:
-            self.problem = problem
-            if problem:
-                log.warning("bootstrap hindered", way=self._name, problem=problem)
-            else:
-                log.info("bootstrap unhindered", way=self._name)
+        self._report.tell(problem)
 
     async def changed(self, since: Sequence[PeerInfo]) -> None:
         """Return when the peers are others than ``since``."""

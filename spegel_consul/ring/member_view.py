@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from spegel_consul.peers import peer_id_to_text
+from spegel_consul.peers import host_port, peer_id_to_text
 from spegel_consul.ring.dht.records import Records
 from spegel_consul.ring.members.table import Member
 
@@ -33,11 +33,10 @@ class MemberView:
 def view(member: Member, records: Records, now: float) -> MemberView:
     """How ``member`` looks at ``now`` (Trio clock)."""
     registry = member.registry
-    host = f"[{registry.host}]" if registry is not None and ":" in registry.host else registry and registry.host
     return MemberView(
         id=peer_id_to_text(member.id),
         routers=tuple(map(str, member.routers)),
-        registry=f"{host}:{registry.port}" if registry is not None else None,
+        registry=host_port(registry.host, registry.port) if registry is not None else None,
         alive=member.alive,
         failures=member.failures,
         rtt=member.rtt,

@@ -20,7 +20,7 @@ from spegel_consul.http.basic_auth import Credentials, CredentialsError
 from spegel_consul.http.server.listen import ListenError, listen
 from spegel_consul.http.tls import Tls, TlsError
 from spegel_consul.join.sources.nomad_api import NomadClient
-from spegel_consul.peers import RingError
+from spegel_consul.peers import RingError, host_port
 from spegel_consul.preflight import node_checks
 from spegel_consul.preflight.node_address import NoAddress, advertised
 from spegel_consul.ring.net.node_key import load_or_create
@@ -64,16 +64,12 @@ class PreparedNode:
         return int(self.metrics.getsockname()[1])
 
     @property
-    def host(self) -> str:
-        return f"[{self.address}]" if ":" in self.address else self.address
-
-    @property
     def registry_url(self) -> str:
-        return f"{self.scheme}://{self.host}:{self.registry_port}"
+        return f"{self.scheme}://{host_port(self.address, self.registry_port)}"
 
     @property
     def metrics_url(self) -> str:
-        return f"http://{self.host}:{self.metrics_port}"
+        return f"http://{host_port(self.address, self.metrics_port)}"
 
     @property
     def scheme(self) -> str:

@@ -25,7 +25,7 @@ from spegel_consul.http.basic_auth import Credentials
 from spegel_consul.http.tls import Tls
 from spegel_consul.join.keeper import RingKeeper
 from spegel_consul.metrics.sidecar_metrics import Metrics
-from spegel_consul.peers import PeerInfo
+from spegel_consul.peers import PeerInfo, host_port
 from spegel_consul.registry.mirror.providers.penalties import Penalties
 from spegel_consul.registry.mirror.trace import Traces
 from spegel_consul.ring.member_view import MemberView
@@ -131,7 +131,7 @@ class Node:
         consul = self.consul
         leader = consul.candidate.view.leader if consul is not None and consul.candidate is not None else None
         services = consul.members if consul is not None else ()
-        return ClusterMembers(self.name, self.ring.me, _join(self.registry), self.ring.view(), services, leader)
+        return ClusterMembers(self.name, self.ring.me, host_port(*self.registry), self.ring.view(), services, leader)
 
     def status(self, cluster_members: ClusterMembers | None = None) -> Document:
         """This node at a glance; times in seconds, unless their names end otherwise."""
@@ -141,8 +141,8 @@ class Node:
                 "name": self.name,
                 "version": __version__,
                 "peer_id": self.ring.me.id,
-                "registry": f"{'http' if self.tls is None else 'https'}://{_join(self.registry)}",
-                "metrics": f"http://{_join(self.metrics_address)}",
+                "registry": f"{'http' if self.tls is None else 'https'}://{host_port(*self.registry)}",
+                "metrics": f"http://{host_port(*self.metrics_address)}",
                 "router": list(self.ring.me.addrs),
                 "store": self.store_kind,
                 "uptime": round(time.time() - self.started, 1),
@@ -259,8 +259,3 @@ class Node:
             "renewals": dict(self.consul.client.renewals),
             "problems": self.consul.problems(),
         }
-
-
-def _join(address: tuple[str, int]) -> str:
-    host, port = address
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -21,6 +21,16 @@ def followed(path: Path, **options: object) -> FollowedFile[int]:
     return FollowedFile(partial(stamps, (path,)), partial(parsed, path), **options)  # type: ignore[arg-type]
 
 
+async def until_well(file: FollowedFile[int]) -> list[int]:
+    """The values of the looks until there is no problem any more."""
+    found = [await file.look()]
+    with trio.fail_after(30):
+        while file.problem is not None:
+            await trio.sleep(0.001)
+            found.append(await file.look())
+    return [value for value in found if value is not None]
+
+
 async def test_a_value_is_new_once(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("1")
@@ -136,10 +146,22 @@ async def test_a_disk_that_hangs_is_a_problem_and_costs_its_time_once() -> None:
     finally:
         hanging.set()
     assert len(asked) == 1
-    with trio.fail_after(30):
-        while (value := await file.look()) is None:
-            await trio.sleep(0.001)
-    assert (value, file.problem) == (7, None)
+    assert await until_well(file) == [7]
+
+
+async def test_a_value_that_is_read_too_late_is_that_of_the_next_look() -> None:
+    slow, read = threading.Event(), threading.Event()
+
+    def slowly() -> int:
+        slow.wait(60)
+        read.set()
+        return 7
+
+    file = FollowedFile(lambda: 1, slowly, within=0.05)
+    assert await file.look() is None
+    slow.set()
+    await trio.to_thread.run_sync(read.wait)
+    assert await until_well(file) == [7]
 
 
 async def test_a_fault_of_the_program_is_not_a_problem_of_the_file() -> None:

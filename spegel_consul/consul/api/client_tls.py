@@ -16,6 +16,7 @@ import structlog
 
 from spegel_consul.consul.api.consul_settings import ConsulSettings
 from spegel_consul.disk.followed_file import FollowedFile, stamps
+from spegel_consul.log import ProblemReport
 
 log = structlog.get_logger(__name__)
 
@@ -31,7 +32,7 @@ class FollowedContext:
         self._files = FollowedFile(lambda: stamps(self._paths()), settings.tls_files, within=_WITHIN)
         self.context: ssl.SSLContext = self._files.load()[0]
         self._next_look = -math.inf
-        self._complaint: str | None = None
+        self._report = ProblemReport(log, "new TLS files are not used", field="error")
 
     async def look(self, now: float) -> None:
         """Take in what has changed; files that are wrong, or half replaced, leave the old ones in use."""
@@ -41,9 +42,7 @@ class FollowedContext:
         if (new := await self._files.look()) is not None:
             _, load = new
             load(self.context)  # not in the thread, because a context must not change while a handshake begins
-        if self._files.problem not in (None, self._complaint):
-            log.warning("new TLS files are not used", error=self._files.problem)
-        self._complaint = self._files.problem
+        self._report.tell(self._files.problem)
 
     def _paths(self) -> list[Path]:
         settings = self._settings

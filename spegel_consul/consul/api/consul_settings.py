@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from spegel_consul.disk import foreign_files, pem
+from spegel_consul.peers import in_url
 
 DEFAULT_ADDRESS = "127.0.0.1:8500"
 
@@ -102,8 +103,7 @@ class ConsulSettings:
     @property
     def base_url(self) -> str:
         """Scheme, host, port and prefix, without a trailing slash."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{self.scheme}://{host}{'' if self.port is None else f':{self.port}'}{self.path_prefix}"
+        return f"{self.scheme}://{in_url(self.host)}{'' if self.port is None else f':{self.port}'}{self.path_prefix}"
 
     @property
     def trusted(self) -> str:

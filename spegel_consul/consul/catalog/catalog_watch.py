@@ -18,6 +18,7 @@ import trio
 from spegel_consul.consul.api.backoff import Backoff, BlockingIndex
 from spegel_consul.consul.api.client import ConsulClient, HealthyService
 from spegel_consul.consul.api.consul_errors import ConsulError
+from spegel_consul.log import ProblemReport
 
 log = structlog.get_logger(__name__)
 
@@ -37,7 +38,7 @@ class CatalogWatch:
         self._wait = wait
         self._rng = rng or random.Random()
         self._members: tuple[HealthyService, ...] = ()
-        self._problem: str | None = None
+        self._report = ProblemReport(log, "catalog hindered", "catalog unhindered", service=name)
         self._changed = trio.Event()
 
     @property
@@ -48,7 +49,7 @@ class CatalogWatch:
     @property
     def problem(self) -> str | None:
         """Why :attr:`members` may be stale, in one line for people; None when all is well."""
-        return self._problem
+        return self._report.problem
 
     async def changed(self, since: tuple[HealthyService, ...]) -> tuple[HealthyService, ...]:
         """The members, once they are not ``since``."""
@@ -67,7 +68,7 @@ class CatalogWatch:
                 answered, members = await self._client.health_service(self.name, index.value, self._wait, stale=True)
             except ConsulError as why:
                 index.reset()
-                self._report(f"watching {self.name}: {why}")
+                self._report.tell(f"watching {self.name}: {why}")
                 await trio.sleep(backoff.next())
                 continue
             backoff.reset()
@@ -78,22 +79,15 @@ class CatalogWatch:
 
     def _take(self, members: tuple[HealthyService, ...]) -> None:
         if not members:
-            self._report(f"no healthy {self.name} in the catalog (or no right to read it)", failed=False)
+            # the first node of a cluster sees nobody before its own registration has passed its check
+            self._report.tell(
+                f"no healthy {self.name} in the catalog (or no right to read it)",
+                expected=None if self._members else "catalog empty",
+            )
             return
-        self._report(None)
+        self._report.tell(None)
         members = tuple(sorted(members, key=lambda member: (member.id, member.node)))
         if members != self._members:
             self._members = members
             self._changed.set()
             self._changed = trio.Event()
-
-    def _report(self, problem: str | None, *, failed: bool = True) -> None:
-        if problem != self._problem:
-            self._problem = problem
-            if problem and not self._members and not failed:
-                # the first node of a cluster sees nobody before its own registration has passed its check
-                log.info("catalog empty", problem=problem)
-            elif problem:
-                log.warning("catalog hindered", problem=problem)
-            else:
-                log.info("catalog unhindered", service=self.name)

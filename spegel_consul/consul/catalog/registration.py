@@ -28,6 +28,7 @@ from spegel_consul.consul.api.backoff import Backoff
 from spegel_consul.consul.api.client import AgentService, ConsulClient
 from spegel_consul.consul.api.consul_errors import ConsulError
 from spegel_consul.consul.catalog.service_definitions import METRICS, REGISTRY, ROUTER, ServiceDefinition
+from spegel_consul.log import ProblemReport
 
 log = structlog.get_logger(__name__)
 
@@ -125,12 +126,12 @@ class Registration:
         self._patient_until = -math.inf
         names = frozenset(service.name for service in services)
         self._own: frozenset[str] = frozenset() if external or alloc_id else names
-        self._problem: str | None = None
+        self._report = ProblemReport(log, "registration hindered", "registration unhindered")
 
     @property
     def problem(self) -> str | None:
         """Why the services may be missing from the catalog, in one line; None when all is well."""
-        return self._problem
+        return self._report.problem
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep them registered until cancelled, then deregister within 3 s; ``started()`` at once."""
@@ -143,10 +144,10 @@ class Registration:
                 try:
                     settled = await self._reconcile()
                 except ConsulError as why:
-                    self._report(f"registering services: {why}")
+                    self._report.tell(f"registering services: {why}")
                     delay = backoff.next()
                 else:
-                    self._report(None)
+                    self._report.tell(None)
                     backoff.reset()
                     delay = self._poll * self._rng.uniform(0.8, 1.2) if settled else 0.5
                 await trio.sleep(delay)
@@ -194,11 +195,3 @@ class Registration:
                     log.warning("could not deregister", service=service.id, error=str(why))
         if limit.cancelled_caught:
             log.warning("could not deregister in time", seconds=DEREGISTER_WITHIN)
-
-    def _report(self, problem: str | None) -> None:
-        if problem != self._problem:
-            self._problem = problem
-            if problem:
-                log.warning("registration hindered", problem=problem)
-            else:
-                log.info("registration unhindered")

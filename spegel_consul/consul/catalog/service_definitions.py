@@ -17,6 +17,7 @@ from typing import ClassVar
 
 from spegel_consul.consul.api.client import AgentService
 from spegel_consul.consul.api.duration import format_duration
+from spegel_consul.peers import host_port
 
 REGISTRY, ROUTER, METRICS, LEADER = "spegel", "spegel-router", "spegel-metrics", "spegel-leader"
 DEFAULT_REGISTRY_PORT = 5000
@@ -154,10 +155,6 @@ class Services:
 _ALL = ("", "0.0.0.0", "::")  # noqa: S104
 
 
-def _in_url(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
-
-
 def spegel_services(
     *,
     node: str,
@@ -184,15 +181,14 @@ def spegel_services(
     A registry that ``verifies_clients`` can't be asked by the agent, which shows no certificate: its port is checked.
     """
     suffix = node if registry_port == DEFAULT_REGISTRY_PORT else f"{node}:{registry_port}"
-    host = _in_url(address)
-    metrics_host = host if metrics_bound in _ALL else _in_url(metrics_bound)
+    metrics_host = address if metrics_bound in _ALL else metrics_bound
     meta = {"peer_id": peer_id, "version": version, "advertise": address, "router": router_addr}
     if also is not None:
         meta |= {"also": also}
-    ready = HttpCheck(f"{scheme}://{host}:{registry_port}/readyz", interval)
-    registry = TcpCheck(f"{host}:{registry_port}", interval) if verifies_clients else ready
-    live = HttpCheck(f"http://{metrics_host}:{metrics_port}/livez", interval, passing=True)
-    router = TcpCheck(f"{host}:{router_port}", interval)
+    ready = HttpCheck(f"{scheme}://{host_port(address, registry_port)}/readyz", interval)
+    registry = TcpCheck(host_port(address, registry_port), interval) if verifies_clients else ready
+    live = HttpCheck(f"http://{host_port(metrics_host, metrics_port)}/livez", interval, passing=True)
+    router = TcpCheck(host_port(address, router_port), interval)
     return Services(
         always=(
             ServiceDefinition(f"{REGISTRY}:{suffix}", REGISTRY, address, registry_port, (registry,), meta=meta),

@@ -41,6 +41,7 @@ from spegel_consul.consul.election.election_events import (
 from spegel_consul.consul.election.election_view import ElectionSettings, State, View
 from spegel_consul.consul.election.leader_record import FLAGS, LeaderRecord, vacant
 from spegel_consul.consul.election.state_machine import Election
+from spegel_consul.log import ProblemReport
 
 log = structlog.get_logger(__name__)
 
@@ -80,6 +81,7 @@ class Candidate:
         self._reading = trio.CancelScope()  # of the read in flight, if any
         self._view = self._election.view
         self._problem: str | None = None
+        self._report = ProblemReport(log, "election hindered", "election unhindered")
         self._denied: str | None = None
         self._ttl = self.settings.ttl
         self._dark = False  # this token may not register the beacon
@@ -276,11 +278,7 @@ class Candidate:
                 log.info("this token may lead")
             elif self._denied is None:
                 log.warning("following only: this token may not lead", error=denied)
-        if problem != self._problem:
-            if problem and problem != denied:
-                log.warning("election hindered", problem=problem)
-            elif self._problem not in (None, self._denied):
-                log.info("election unhindered")
+        self._report.tell(problem if problem != denied else None)
         self._problem, self._denied = problem, denied
 
 

@@ -19,6 +19,7 @@ import socket
 from collections import Counter
 from collections.abc import Awaitable
 from contextlib import suppress
+from ipaddress import ip_address
 from typing import Protocol, cast
 
 import h11
@@ -37,6 +38,7 @@ from spegel_consul.http.server.hypercorn_protocol import Http11, Wrapper
 from spegel_consul.http.server.idle_connections import RECEIVE, IdleConnection, IdleConnections
 from spegel_consul.http.server.idle_timer import IdleTimer
 from spegel_consul.http.tls import Tls
+from spegel_consul.peers import unmapped
 from spegel_consul.zerocopy.send import STALL, Truncated
 from spegel_consul.zerocopy.spool import OWN
 
@@ -124,7 +126,7 @@ class Connection(TCPServer):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 0)
             client = parse_socket_addr(sock.family, sock.getpeername())
             server = parse_socket_addr(sock.family, sock.getsockname())
-            if client is not None and server is not None and client[0].removeprefix("::ffff:") in self._called:
+            if client is not None and server is not None and str(unmapped(ip_address(client[0]))) in self._called:
                 # a port mapping has put another address in place of the one that this client called, its own
                 server = (client[0], server[1])
             local = client is not None and server is not None and client[0] == server[0]

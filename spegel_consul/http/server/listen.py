@@ -10,6 +10,7 @@ import socket
 from dataclasses import dataclass
 
 from spegel_consul.http.server.accept import BACKLOG
+from spegel_consul.peers import host_port
 
 
 class ListenError(Exception):
@@ -42,7 +43,7 @@ class ListenAddress:
         return cls(host, int(port_text))
 
     def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return host_port(self.host, self.port)
 
 
 def listen(address: ListenAddress, flag: str) -> socket.socket:

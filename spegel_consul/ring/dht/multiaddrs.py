@@ -16,6 +16,8 @@ import struct
 from dataclasses import dataclass
 from functools import lru_cache
 
+from spegel_consul.peers import is_mapped
+
 _IP4, _TCP, _IP6, _P2P, _HTTP = 4, 6, 41, 421, 480  # multicodec table
 _HTTP_BYTES, _P2P_BYTES = b"\xe0\x03", b"\xa5\x03"  # the last two as varints
 _MAX_BYTES = 160
@@ -60,8 +62,7 @@ class Address:
             ip = ipaddress.ip_address(self.host)
         except ValueError:
             return False
-        # an IPv4 address inside of an IPv6 one (RFC 4291, 2.5.5.2) is dialled as IPv4, and has passed for none of these
-        if self.port == 0 or ip.is_unspecified or ip.is_multicast or getattr(ip, "ipv4_mapped", None) is not None:
+        if self.port == 0 or ip.is_unspecified or ip.is_multicast or is_mapped(ip):
             return False
         return loopback or not ip.is_loopback
 

@@ -6,9 +6,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
-
-_T = TypeVar("_T")
+from spegel_consul.bounded_dict import BoundedDict
 
 LIMIT, WINDOW = 8, 60.0
 """So many offences within so many seconds shut a peer out."""
@@ -23,8 +21,8 @@ class BanList:
     """Counts what peers did wrong; ``now`` is seconds of a monotonic clock."""
 
     def __init__(self) -> None:
-        self._since: dict[bytes, tuple[float, int]] = {}
-        self._until: dict[bytes, float] = {}
+        self._since: BoundedDict[bytes, tuple[float, int]] = BoundedDict(_CAPACITY)
+        self._until: BoundedDict[bytes, float] = BoundedDict(_CAPACITY)
 
     def note(self, peer: bytes, now: float) -> bool:
         """``peer`` did something wrong. True if it is shut out from now on."""
@@ -32,9 +30,9 @@ class BanList:
         if now - began > WINDOW:
             began, count = now, 0
         if count + 1 < LIMIT:
-            _put(self._since, peer, (began, count + 1))
+            self._since[peer] = began, count + 1
             return False
-        _put(self._until, peer, now + SHUT_OUT)
+        self._until[peer] = now + SHUT_OUT
         return True
 
     def is_shut_out(self, peer: bytes, now: float) -> bool:
@@ -46,9 +44,3 @@ class BanList:
             del self._until[peer]
             return False
         return True
-
-
-def _put(table: dict[bytes, _T], peer: bytes, value: _T) -> None:
-    if len(table) >= _CAPACITY:
-        del table[next(iter(table))]
-    table[peer] = value

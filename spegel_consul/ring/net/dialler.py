@@ -17,13 +17,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Hashable
-from typing import TypeVar
+from collections.abc import Awaitable, Callable
 
 import trio
 
-_K = TypeVar("_K", bound=Hashable)
-_V = TypeVar("_V")
+from spegel_consul.bounded_dict import BoundedDict
 
 PATIENCE = 3.0
 """Seconds after which nobody is there."""
@@ -62,13 +60,13 @@ class Dialler:
         self._strangers = trio.CapacityLimiter(TURNS)
         self._late = trio.CapacityLimiter(LATE_TURNS)
         self._handshakes = {known: trio.CapacityLimiter(HANDSHAKES) for known in (True, False)}
-        self._heard: dict[str, None] = {}
+        self._heard: BoundedDict[str, None] = BoundedDict(_REMEMBERED)
         self._under_way: Counter[str] = Counter()  # of those whose turn is among the proven
-        self._silent_until: dict[tuple[str, int], float] = {}
+        self._silent_until: BoundedDict[tuple[str, int], float] = BoundedDict(_REMEMBERED)
 
     def heard_from(self, host: str) -> None:
         """``host`` lives: a peer connected from there."""
-        _put(self._heard, host, None)
+        self._heard[host] = None
 
     def has_heard_from(self, host: str) -> bool:
         """Whether ``host`` is known to live."""
@@ -83,7 +81,7 @@ class Dialler:
     def mute(self, host: str, port: int) -> None:
         """The address accepted and did not shake hands in time."""
         self._heard.pop(host, None)
-        _put(self._silent_until, (host, port), trio.current_time() + REST_MUTE)
+        self._silent_until[(host, port)] = trio.current_time() + REST_MUTE
 
     async def connect(self, host: str, port: int, *, named: bool) -> trio.SocketStream:
         """A connection. Raises NoAnswer, or whatever else the system says of an address (OSError, UnicodeError).
@@ -97,7 +95,7 @@ class Dialler:
             self._heard.pop(host, None)
             stream = await self._try(self._late, PATIENCE, host, port)
         if stream is None:
-            _put(self._silent_until, (host, port), trio.current_time() + REST)
+            self._silent_until[(host, port)] = trio.current_time() + REST
             raise NoAnswer("no answer")
         self.heard_from(host)
         self._silent_until.pop((host, port), None)
@@ -123,10 +121,3 @@ class Dialler:
             with trio.move_on_after(patience):
                 return await trio.open_tcp_stream(host, port)
         return None
-
-
-def _put(table: dict[_K, _V], key: _K, value: _V) -> None:
-    table.pop(key, None)
-    if len(table) >= _REMEMBERED:
-        del table[next(iter(table))]
-    table[key] = value

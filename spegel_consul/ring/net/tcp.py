@@ -6,7 +6,7 @@ import socket
 
 import trio
 
-from spegel_consul.peers import RingError
+from spegel_consul.peers import RingError, host_port
 
 
 async def listen(bind: tuple[str, int] | socket.socket) -> trio.SocketListener:
@@ -22,7 +22,7 @@ async def listen(bind: tuple[str, int] | socket.socket) -> trio.SocketListener:
             await sock.bind((host, port))
         except OSError as exc:
             sock.close()
-            raise RingError(f"the ring can't listen on {host}:{port}: {exc.strerror or exc}") from exc
+            raise RingError(f"the ring can't listen on {host_port(host, port)}: {exc.strerror or exc}") from exc
     try:
         sock.listen(1024)
     except OSError as exc:

@@ -14,6 +14,7 @@ import urllib.parse
 
 from quart import Response, request
 
+from spegel_consul.peers import unmapped
 from spegel_consul.web.access.own_names import OwnNames
 
 OPEN = frozenset({"/metrics", "/livez", "/readyz", "/id"})
@@ -34,8 +35,7 @@ def from_this_machine() -> bool:
         address = ipaddress.ip_address(client[0].partition("%")[0])
     except ValueError:
         return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return bool((mapped or address).is_loopback) or (server is not None and client[0] == server[0])
+    return unmapped(address).is_loopback or (server is not None and client[0] == server[0])
 
 
 def from_another_site() -> bool:

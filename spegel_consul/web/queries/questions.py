@@ -11,7 +11,7 @@ import trio
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import DigestInvalid, OCIError
 from spegel_consul.oci.reference import Reference
-from spegel_consul.peers import RingError
+from spegel_consul.peers import RingError, host_port
 from spegel_consul.web.node_views import Document, Node
 from spegel_consul.web.queries.trial_pull import Piece, Puller, PullFailed
 
@@ -59,12 +59,11 @@ async def lookup(node: Node, key: str, *, within: float = LOOKUP_TIMEOUT) -> Doc
         try:
             async with node.ring.lookup(key, count=MOST_PROVIDERS) as found:
                 async for provider in found:
-                    host, port = provider.registry
                     providers.append(
                         {
                             "node": names.get(provider.peer_id),
                             "id": provider.peer_id,
-                            "registry": f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+                            "registry": host_port(*provider.registry),
                             "ms": _ms(began),
                         }
                     )

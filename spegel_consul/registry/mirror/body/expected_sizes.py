@@ -7,7 +7,8 @@
 from __future__ import annotations
 
 import json
-from collections import OrderedDict
+
+from spegel_consul.bounded_dict import BoundedDict
 
 _MOST = 2048
 _MOST_OF_ONE = 512
@@ -19,7 +20,7 @@ class Sizes:
     """Sizes in bytes by digest; the latest are remembered."""
 
     def __init__(self) -> None:
-        self._sizes: OrderedDict[str, int | None] = OrderedDict()  # None: manifests disagree
+        self._sizes: BoundedDict[str, int | None] = BoundedDict(_MOST)  # None: manifests disagree
 
     def learn(self, manifest: bytes) -> None:
         """Of the blobs that ``manifest`` names, which is a JSON object."""
@@ -33,9 +34,6 @@ class Sizes:
                 # a bool is an int too, but no size
                 if isinstance(digest, str) and type(size) is int and len(digest) <= 200 and 0 <= size <= _MOST_BYTES:
                     self._sizes[digest] = size if self._sizes.get(digest, size) == size else None
-                    self._sizes.move_to_end(digest)
-        while len(self._sizes) > _MOST:
-            self._sizes.popitem(last=False)
 
     def get(self, digest: str) -> int | None:
         """The size that manifests agree upon; None if none told, or they disagree."""

@@ -16,7 +16,7 @@ import structlog
 
 from spegel_consul.http.peer_client import PeerError
 from spegel_consul.oci.path import ContentRequest
-from spegel_consul.peers import Provider
+from spegel_consul.peers import Provider, host_port
 from spegel_consul.registry.mirror.body.held_bodies import Feed
 from spegel_consul.registry.mirror.fetch import Fetch, TransferCut
 from spegel_consul.registry.mirror.trace import Trace
@@ -32,8 +32,7 @@ log = structlog.get_logger(__name__)
 
 def served_by(provider: Provider) -> str:
     """``host:port`` of a provider's registry."""
-    host, port = provider.registry
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return host_port(*provider.registry)
 
 
 class Supply:

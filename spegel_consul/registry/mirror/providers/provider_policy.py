@@ -10,7 +10,7 @@ import ipaddress
 from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache
 
-from spegel_consul.peers import Provider
+from spegel_consul.peers import Provider, is_mapped
 
 _METADATA = frozenset(
     map(
@@ -55,6 +55,6 @@ def _could_be_a_node(host: str) -> bool:
         address = ipaddress.ip_address(host)
     except ValueError:
         return False
-    if address in _METADATA or getattr(address, "ipv4_mapped", None) is not None:
+    if address in _METADATA or is_mapped(address):
         return False
     return not (address.is_link_local or address.is_multicast or address.is_unspecified or address.is_reserved)

@@ -11,11 +11,11 @@ A new rule about who is suspected, and for how long, belongs here.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 
 import trio
 
+from spegel_consul.bounded_dict import BoundedDict
 from spegel_consul.oci.digest import Digest
 from spegel_consul.peers import Provider
 
@@ -33,15 +33,12 @@ class Suspects:
     """Suspects by digest; the latest are remembered."""
 
     def __init__(self) -> None:
-        self._suspects: OrderedDict[str, tuple[float, dict[Address, Provider]]] = OrderedDict()
+        self._suspects: BoundedDict[str, tuple[float, dict[Address, Provider]]] = BoundedDict(_MOST)
 
     def add(self, digest: Digest, suspects: Iterable[Provider]) -> None:
         """The bytes of ``suspects`` together were wrong."""
         known = self.of(digest)
         self._suspects[digest] = trio.current_time() + DOUBT, {**known, **{each.registry: each for each in suspects}}
-        self._suspects.move_to_end(digest)
-        if len(self._suspects) > _MOST:
-            self._suspects.popitem(last=False)
 
     def of(self, digest: str | None) -> Mapping[Address, Provider]:
         """Those who are suspected of wrong bytes of ``digest``, by address; none if it is not in doubt."""
