@@ -23,8 +23,8 @@ from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.media import MAX_MANIFEST_SIZE
 from spegel_consul.oci.path import MIRRORED_HEADER, ContentRequest
 from spegel_consul.peers import Provider
-from spegel_consul.registry.mirror.body.expected_sizes import Sizes
-from spegel_consul.registry.mirror.body.held_bodies import HeldBodies
+from spegel_consul.registry.mirror.expected_sizes import Sizes
+from spegel_consul.registry.mirror.held_bodies import HeldBodies
 from spegel_consul.registry.mirror.providers.penalties import Penalties
 from spegel_consul.registry.mirror.providers.provider_cache import RecentProviders
 from spegel_consul.registry.mirror.providers.provider_policy import Permits, any_node

@@ -23,8 +23,8 @@ from spegel_consul.oci.errors import OCIError
 from spegel_consul.oci.path import ContentRequest, parse_content_path
 from spegel_consul.peers import Provider
 from spegel_consul.registry.mirror import mirror_peers
-from spegel_consul.registry.mirror.body.held_bodies import Feed
 from spegel_consul.registry.mirror.fetch import TransferCut
+from spegel_consul.registry.mirror.held_bodies import Feed
 from spegel_consul.registry.mirror.mirror import Mirror
 from spegel_consul.registry.mirror.mirror_peers import MirrorSettings
 from spegel_consul.registry.mirror.validate import Head

@@ -16,8 +16,8 @@ from spegel_consul.oci.media import OCI_MANIFEST
 from spegel_consul.oci.path import ContentRequest, Kind
 from spegel_consul.oci.reference import Reference
 from spegel_consul.peers import Provider
-from spegel_consul.registry.mirror.body import expected_sizes as module
-from spegel_consul.registry.mirror.body.expected_sizes import Sizes
+from spegel_consul.registry.mirror import expected_sizes as module
+from spegel_consul.registry.mirror.expected_sizes import Sizes
 from spegel_consul.registry.mirror.fetch import race
 from spegel_consul.registry.mirror.mirror_peers import MirrorSettings
 from spegel_consul.zerocopy import spool

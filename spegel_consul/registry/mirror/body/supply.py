@@ -16,8 +16,8 @@ import structlog
 from spegel_consul.http.peer_client import PeerError
 from spegel_consul.oci.path import ContentRequest
 from spegel_consul.peers import Provider
-from spegel_consul.registry.mirror.body.held_bodies import Feed
 from spegel_consul.registry.mirror.fetch import Fetch, TransferCut, race
+from spegel_consul.registry.mirror.held_bodies import Feed
 from spegel_consul.registry.mirror.mirror_peers import MirrorPeers
 from spegel_consul.registry.mirror.trace import Trace
 from spegel_consul.zerocopy.relay import Passage, Relay

@@ -31,9 +31,9 @@ import trio
 from spegel_consul.http.peer_client import PeerResponse
 from spegel_consul.oci.errors import OCIError
 from spegel_consul.oci.path import ContentRequest, unknown
-from spegel_consul.registry.mirror.body.held_bodies import Feed, HeldBody
 from spegel_consul.registry.mirror.body.supply import Supply, served_by
 from spegel_consul.registry.mirror.fetch import Answer, Fetch, TransferCut
+from spegel_consul.registry.mirror.held_bodies import Feed, HeldBody
 from spegel_consul.registry.mirror.mirror_peers import MirrorPeers
 from spegel_consul.registry.mirror.trace import Trace
 from spegel_consul.zerocopy.outlet import Outlet
