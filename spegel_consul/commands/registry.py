@@ -32,7 +32,7 @@ from spegel_consul.http.peer_client import PeerLimits
 from spegel_consul.http.tls import TlsFiles
 from spegel_consul.join.leader_change import OnLeaderChange
 from spegel_consul.oci.filters import ImageFilter
-from spegel_consul.registry.mirror.mirror import MirrorSettings
+from spegel_consul.registry.mirror.mirror_peers import MirrorSettings
 from spegel_consul.registry.mirror.providers.provider_policy import PeerPolicy
 from spegel_consul.runtimes.containerd_sockets import namespaces
 from spegel_consul.sidecar.settings import Settings, StoreKind

@@ -29,10 +29,10 @@ from spegel_consul.oci.path import MIRRORED_HEADER, ContentRequest, unknown
 from spegel_consul.oci.ranges import ByteRange, Ranges
 from spegel_consul.registry.answer_head import fields_of, status_of
 from spegel_consul.registry.mirror.body.multipart import Multipart
-from spegel_consul.registry.mirror.body.range_parts import Part, send_parts
 from spegel_consul.registry.mirror.body.transfer import Transfer
 from spegel_consul.registry.mirror.fetch import TransferCut
 from spegel_consul.registry.mirror.mirror import Mirror
+from spegel_consul.registry.mirror.range_parts import Part, send_parts
 from spegel_consul.registry.mirror.trace import Trace, TraceHeaders, trace_headers
 from spegel_consul.registry.mirror.validate import Head
 from spegel_consul.registry.plan import Elsewhere, Own, Planner

@@ -30,10 +30,10 @@ from spegel_consul.oci.ranges import Ranges
 from spegel_consul.registry.answer_head import fields_of, status_of
 from spegel_consul.registry.content_cache import ByteCache
 from spegel_consul.registry.mirror.body.multipart import Multipart
-from spegel_consul.registry.mirror.body.range_parts import Part, send_parts
 from spegel_consul.registry.mirror.body.transfer import Transfer
 from spegel_consul.registry.mirror.fetch import TransferCut
 from spegel_consul.registry.mirror.mirror import Mirror
+from spegel_consul.registry.mirror.range_parts import Part, send_parts
 from spegel_consul.registry.mirror.trace import Trace, TraceHeaders, as_fields, trace_headers
 from spegel_consul.registry.mirror.validate import Head
 from spegel_consul.registry.plan import Elsewhere, Own, Planner

@@ -96,7 +96,7 @@ async def start_content(
         store=store,
         ring=router,
         traces=mirror.traces,
-        penalties=mirror.penalties,
+        penalties=mirror.peers.penalties,
         metrics=metrics,
         tls=node.tls,
         credentials=node.credentials,

@@ -15,7 +15,7 @@ from spegel_consul.http.tls import TlsFiles
 from spegel_consul.join.join_settings import BootstrapSettings
 from spegel_consul.join.leader_change import OnLeaderChange
 from spegel_consul.oci.filters import ImageFilter
-from spegel_consul.registry.mirror.mirror import MirrorSettings
+from spegel_consul.registry.mirror.mirror_peers import MirrorSettings
 from spegel_consul.registry.mirror.providers.provider_policy import PeerPolicy
 
 

@@ -25,7 +25,8 @@ from spegel_consul.peers import Provider
 from spegel_consul.registry.asgi_path import ContentApp
 from spegel_consul.registry.content_cache import ByteCache
 from spegel_consul.registry.fast_path import FastPath
-from spegel_consul.registry.mirror.mirror import Mirror, MirrorSettings
+from spegel_consul.registry.mirror.mirror import Mirror
+from spegel_consul.registry.mirror.mirror_peers import MirrorSettings
 from spegel_consul.registry.mirror.providers.provider_policy import Permits, any_node
 from spegel_consul.registry.plan import Planner
 from spegel_consul.registry.registry_app import build_app

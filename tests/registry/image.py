@@ -9,7 +9,7 @@ import httpx
 
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.media import OCI_MANIFEST
-from spegel_consul.registry.mirror.mirror import MirrorSettings
+from spegel_consul.registry.mirror.mirror_peers import MirrorSettings
 
 LAYER = bytes(range(251)) * 9000
 DIGEST = Digest.of(LAYER)

@@ -23,7 +23,8 @@ from spegel_consul.oci.filters import ImageFilter
 from spegel_consul.registry.asgi_path import ContentApp
 from spegel_consul.registry.content_cache import ByteCache
 from spegel_consul.registry.fast_path import FastPath
-from spegel_consul.registry.mirror.mirror import Mirror, MirrorSettings
+from spegel_consul.registry.mirror.mirror import Mirror
+from spegel_consul.registry.mirror.mirror_peers import MirrorSettings
 from spegel_consul.registry.plan import Planner
 from spegel_consul.registry.registry_app import build_app
 from spegel_consul.store.layout import LayoutStore

@@ -13,7 +13,7 @@ import trio
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import BlobUnknown
 from spegel_consul.peers import Provider
-from spegel_consul.registry.mirror.mirror import MirrorSettings
+from spegel_consul.registry.mirror.mirror_peers import MirrorSettings
 
 from .conftest import head
 from .image import BLOB_PATH, DIGEST, LAYER, STREAMED, TAG_PATH, get
@@ -200,7 +200,9 @@ async def test_the_whole_is_no_answer_to_several_ranges(start_node: Any, start_p
     asker, whole = await start_node(), await start_peer(head(200, SIZE), LAYER)
     asker.router.knows(whole.address)
     assert (await get(asker, BLOB_PATH, range=TWO)).status_code == 404
-    assert not asker.mirror.penalties.bars(Provider("peer0", whole.address)), "RFC 9110, 14.2: Range may be ignored"
+    assert not asker.mirror.peers.penalties.bars(Provider("peer0", whole.address)), (
+        "RFC 9110, 14.2: Range may be ignored"
+    )
     asker.router.knows(whole.address, (await start_peer(scripted)).address)
     assert parts_of(await get(asker, BLOB_PATH, range=TWO)) == TWO_PARTS
 
@@ -268,7 +270,7 @@ async def test_bytes_of_a_peer_can_not_become_parts(start_node: Any, start_peer:
     for _ in range(3):
         peer = await start_peer(lambda request, lie=lie: scripted(request, lie or b"y"))
         asker.router.knows(peer.address)
-        asker.mirror.recent.drop(DIGEST, Provider("peer0", peer.address))
+        asker.mirror.peers.recent.drop(DIGEST, Provider("peer0", peer.address))
         response = await get(asker, BLOB_PATH, range=TWO)
         assert [(start, len(content)) for start, content in parts_of(response)] == [(1000, 1000), (5000, 1000)]
         boundary = response.headers["content-type"].rpartition("=")[2]
@@ -284,7 +286,7 @@ async def test_all_by_a_range_is_held_and_verified(start_node: Any, start_peer: 
     asker.router.knows(liar.address, holder)
     response = await get(asker, BLOB_PATH, range="bytes=0-")
     assert (response.status_code, response.content) == (200, LAYER)
-    assert asker.mirror.penalties.bars(Provider("peer0", liar.address))
+    assert asker.mirror.peers.penalties.bars(Provider("peer0", liar.address))
 
 
 async def test_all_by_a_range_goes_on_at_another_peer(start_node: Any, start_peer: Any) -> None:

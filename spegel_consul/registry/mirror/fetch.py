@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import structlog
 import trio
@@ -17,12 +18,10 @@ from spegel_consul.http.peer_client import PeerError, PeerResponse, Unreachable
 from spegel_consul.oci.errors import OCIError, RangeInvalid
 from spegel_consul.oci.path import ContentRequest, Kind, unknown
 from spegel_consul.peers import Provider, RingError
+from spegel_consul.registry.mirror.mirror_peers import MirrorPeers
 from spegel_consul.registry.mirror.providers.hedging import Ask, Exhausted, Race, Wait
 from spegel_consul.registry.mirror.trace import CUT, Trace
 from spegel_consul.registry.mirror.validate import Head, judge, type_of
-
-if TYPE_CHECKING:
-    from spegel_consul.registry.mirror.mirror import Mirror
 
 log = structlog.get_logger(__name__)
 
@@ -49,20 +48,20 @@ class Fetch:
 
     def __init__(
         self,
-        mirror: Mirror,
+        peers: MirrorPeers,
         request: ContentRequest,
         method: str,
         nursery: trio.Nursery,
         trace: Trace,
     ) -> None:
-        self.mirror = mirror
+        self._peers = peers
         self._trace = trace
         self._request = request
         # a manifest's type is read from the manifest, and a runtime goes by the type that the answer to HEAD names
         self._method = "GET" if request.kind is Kind.MANIFEST else method
-        self.nursery = nursery
+        self._nursery = nursery
         self._since = trio.current_time()
-        settings = mirror.settings
+        settings = peers.settings
         self._race = Race(
             self._since,
             resolve_timeout=settings.resolve_timeout,
@@ -77,7 +76,7 @@ class Fetch:
         self._refused: RangeInvalid | None = None
         self._known: dict[tuple[Provider, tuple[str, int] | None], Provider] = {}
         self._unreached: set[tuple[str, int]] = set()
-        for provider in mirror.recent.get(request.key):
+        for provider in peers.recent.get(request.key):
             self._found(provider)
 
     async def first(self, range_header: str | None, expected: Head | None = None) -> Answer:
@@ -115,8 +114,8 @@ class Fetch:
 
     def _is_last(self, provider: Provider) -> bool:
         """Whether others are to be asked before it."""
-        suspects = self.mirror.suspects.of(self._request.reference.digest)
-        return provider.registry in suspects or self.mirror.penalties.is_slow(provider)
+        suspects = self._peers.suspects.of(self._request.reference.digest)
+        return provider.registry in suspects or self._peers.penalties.is_slow(provider)
 
     def close(self) -> None:
         """Give up the answers that nobody took."""
@@ -127,9 +126,9 @@ class Fetch:
 
     def _found(self, provider: Provider) -> None:
         self._known[provider, provider.secondary] = provider
-        by_secondary = provider.by_secondary if not self.mirror.penalties.misbehaved(provider) else None
+        by_secondary = provider.by_secondary if not self._peers.penalties.misbehaved(provider) else None
         for each in filter(None, (provider, by_secondary)):
-            if self.mirror.may_ask(each) and each.registry not in self._unreached:
+            if self._peers.may_ask(each) and each.registry not in self._unreached:
                 self._race.found(each)
                 self._wake.set()
                 return
@@ -143,13 +142,13 @@ class Fetch:
     async def _look_up(self) -> None:
         key, first = self._request.key, True
         try:
-            async with self.mirror.router.lookup(key, count=self.mirror.settings.attempts) as providers:
+            async with self._peers.router.lookup(key, count=self._peers.settings.attempts) as providers:
                 async for provider in providers:
                     if first:
                         first = False
                         self._trace.looked_up = time.perf_counter()
-                        self.mirror.on_resolved(trio.current_time() - self._since)
-                    self.mirror.recent.add(key, provider)
+                        self._peers.on_resolved(trio.current_time() - self._since)
+                    self._peers.recent.add(key, provider)
                     self._found(provider)
         except RingError as exc:
             log.debug("lookup failed", key=key, error=str(exc))
@@ -166,7 +165,7 @@ class Fetch:
                     return self._accept(answer)
                 if len(self._answers) > count:
                     continue
-                settle_at = min(settle_at, trio.current_time() + self.mirror.settings.resolve_timeout)
+                settle_at = min(settle_at, trio.current_time() + self._peers.settings.resolve_timeout)
                 for each in self._answers:
                     if each.provider not in aside:  # the next one is asked in its stead
                         aside.add(each.provider)
@@ -177,7 +176,7 @@ class Fetch:
                 case Wait(until, starved):
                     if starved and not self._looking_up:
                         self._looking_up = True
-                        self.nursery.start_soon(self._look_up)
+                        self._nursery.start_soon(self._look_up)
                     self._wake = trio.Event()
                     with trio.CancelScope(deadline=min(until, settle_at)):
                         await self._wake.wait()
@@ -200,14 +199,14 @@ class Fetch:
         whole = next((each for each in self._answers if self._method == "GET" and isinstance(each.body, bytes)), None)
         if whole is not None or expected is not None or self._request.kind is Kind.MANIFEST:
             return whole or first
-        digest, sizes = first.head.digest, self.mirror.sizes
+        digest, sizes = first.head.digest, self._peers.sizes
         if all(
             each.head.size == first.head.size and not sizes.disputes(digest, each.head.size) for each in self._answers
         ):
             return first
         index, best = min(enumerate(self._answers), key=lambda each: each[1].head.size)
         log.debug("size is disputed", digest=digest, size=best.head.size, by_manifest=sizes.get(digest))
-        if self._method == "GET" and await self.mirror.can_hold(best.head):
+        if self._method == "GET" and await self._peers.can_hold(best.head):
             self._answers[index] = held = replace(best, head=replace(best.head, disputed=True))
             return held
         agreed = next((each for each in self._answers if each.head.size == sizes.get(digest)), None)
@@ -226,36 +225,36 @@ class Fetch:
     def _start(self, provider: Provider, range_header: str | None, expected: Head | None) -> None:
         question = trio.CancelScope()
         self._questions.append(question)
-        self.nursery.start_soon(self._ask, question, provider, range_header, expected)
+        self._nursery.start_soon(self._ask, question, provider, range_header, expected)
 
     def _turn(self, provider: Provider) -> Provider | None:
         """The provider at its other address, if that is asked now."""
         other = provider.by_secondary
-        if other is None or other.registry in self._unreached or not self.mirror.may_ask(other):
+        if other is None or other.registry in self._unreached or not self._peers.may_ask(other):
             return None
         if not self._race.by_secondary(provider, other):
             return None
-        self.mirror.recent.add(self._request.key, other)
+        self._peers.recent.add(self._request.key, other)
         return other
 
     async def _ask(
         self, question: trio.CancelScope, provider: Provider, range_header: str | None, expected: Head | None
     ) -> None:
-        target, headers = self.mirror.question(self._request, range_header, self._trace.trace_headers)
+        target, headers = self._peers.question(self._request, range_header, self._trace.trace_headers)
         with question:
             try:
                 asked = time.perf_counter()
-                response = await self.mirror.client.request(provider.registry, self._method, target, headers)
+                response = await self._peers.client.request(provider.registry, self._method, target, headers)
                 times = asked, response.connected, time.perf_counter()
                 try:
                     head = judge(response, self._request, range_header, expected)
                     body: bytes | PeerResponse = response
                     if self._request.kind is Kind.MANIFEST:
-                        body = await self.mirror.read(response, head, provider, "GET")
+                        body = await self._peers.read(response, head, provider, "GET")
                         head = replace(head, media_type=type_of(body, head.media_type))
-                        self.mirror.sizes.learn(body)
-                    elif self._method == "HEAD" or self.mirror.is_small(head):
-                        body = await self.mirror.read(response, head, provider, self._method)
+                        self._peers.sizes.learn(body)
+                    elif self._method == "HEAD" or self._peers.is_small(head):
+                        body = await self._peers.read(response, head, provider, self._method)
                 except BaseException:
                     response.discard()
                     raise
@@ -266,8 +265,8 @@ class Fetch:
             except PeerError as exc:
                 log.debug("peer failed", key=self._request.key, registry=provider.registry[0], error=str(exc))
                 reached = not isinstance(exc, Unreachable)
-                self.mirror.penalties.failed(provider, hung=exc.hung, broken=exc.broken, reached=reached)
-                self.mirror.recent.drop(self._request.key, provider)
+                self._peers.penalties.failed(provider, hung=exc.hung, broken=exc.broken, reached=reached)
+                self._peers.recent.drop(self._request.key, provider)
                 if not reached and not question.cancel_called and (other := self._turn(provider)) is not None:
                     self._start(other, range_header, expected)
                 else:
@@ -281,3 +280,26 @@ class Fetch:
             else:
                 self._answers.append(Answer(provider, head, body, times))
             self._wake.set()
+
+
+@asynccontextmanager
+async def race(peers: MirrorPeers, request: ContentRequest, method: str, trace: Trace) -> AsyncIterator[Fetch]:
+    """A race for the content. Whatever is raised in the context comes out as it is."""
+    # an exception passes through the nursery bare: it stands for the answer to the client, or for its departure
+    found: Exception | None = None
+    fetch: Fetch | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            fetch = Fetch(peers, request, method, nursery, trace)
+            try:
+                yield fetch
+            except Exception as exc:
+                found = exc
+            finally:
+                nursery.cancel_scope.cancel()
+    finally:
+        # a question can be answered until the nursery has ended, however it ends
+        if fetch is not None:
+            fetch.close()
+    if found is not None:
+        raise found

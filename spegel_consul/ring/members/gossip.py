@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import random
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import trio
 
@@ -26,15 +26,13 @@ from spegel_consul.ring.dht.messages import (
     encode,
     encode_members,
 )
+from spegel_consul.ring.dht.multiaddrs import Contact
 from spegel_consul.ring.dht.protocol_ids import KAD, MEMBERS
 from spegel_consul.ring.members.background import Background
 from spegel_consul.ring.members.rate_limit import RateLimit
-from spegel_consul.ring.members.table import HEARSAY_AGE
+from spegel_consul.ring.members.table import HEARSAY_AGE, Members
 from spegel_consul.ring.net.host import Host, ProtocolRefused, Stream
 from spegel_consul.ring.net.loop_time import LoopTime
-
-if TYPE_CHECKING:
-    from spegel_consul.ring.members.membership import Membership
 
 _TIMEOUT = 5.0
 _INTRODUCE_AFTER = 0.2
@@ -45,12 +43,50 @@ _SLICE = 64  # reports that are learnt between two checkpoints
 _GREETED_PER_SECOND = 100
 
 
+class Acquaintances(Protocol):
+    """The part of the membership that an exchange reads from and reports to.
+
+    The membership starts exchanges, so the exchange knows this protocol instead of the membership.
+    """
+
+    table: Members
+
+    @property
+    def me(self) -> WirePeer:
+        """How this node names itself to others."""
+        ...
+
+    def contact(self, peer: WirePeer) -> Contact:
+        """The addresses of a peer that can be used from here."""
+        ...
+
+    def learn(self, said: Contact, *, age: float = 0.0, direct: bool = False, source: bytes = b"") -> None:
+        """A peer was named; see :meth:`Members.learn`."""
+        ...
+
+    def heard(self, peer: bytes) -> None:
+        """A message came from ``peer``."""
+        ...
+
+    def on_disconnect(self, peer: bytes) -> None:
+        """``peer`` may be gone; it is probed."""
+        ...
+
+    def offended(self, peer: bytes, error: Exception) -> None:
+        """``peer`` broke the protocol."""
+        ...
+
+    async def ask(self, peer: bytes, request: bytes) -> Message | None:
+        """A member's answer to an encoded message, or None."""
+        ...
+
+
 class Exchange:
     """Exchanges lists for ``membership``."""
 
     def __init__(
         self,
-        membership: Membership,
+        membership: Acquaintances,
         host: Host,
         background: Background,
         patience: LoopTime,

@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
+from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import trio
+from google.protobuf.message import Message
 
 from spegel_consul.disk.threads import in_thread
 from spegel_consul.oci.digest import Digest
@@ -18,9 +20,7 @@ from spegel_consul.store.blob_files import PIECE, absent
 from spegel_consul.store.containerd import conversion
 from spegel_consul.store.containerd.proto import containerd_pb2 as pb
 
-if TYPE_CHECKING:
-    from spegel_consul.store.containerd.grpc_client import ContainerdClient
-
+Answer = TypeVar("Answer", bound=Message)
 Result = TypeVar("Result")
 
 
@@ -56,6 +56,18 @@ class Call:
             call.cancel()
 
 
+class StreamOpener(Protocol):
+    """The part of the client that opens streaming calls at ``socket``."""
+
+    socket: Path
+
+    def stream(
+        self, pending: Call, method: str, request: Message, answer: type[Answer], *, endless: bool = False
+    ) -> Iterable[Answer]:
+        """One streaming call. Raises NotFound or ContainerdUnavailable, then or while it is iterated."""
+        ...
+
+
 class _Stream:
     """A streaming call that is iterated in threads, and cancelled when the block ends."""
 
@@ -83,7 +95,7 @@ class _Stream:
 class EventStream(_Stream):
     """Endless events; raises ContainerdUnavailable when the connection is lost."""
 
-    def __init__(self, client: ContainerdClient, namespace: str) -> None:
+    def __init__(self, client: StreamOpener, namespace: str) -> None:
         super().__init__()
         self._socket = client.socket
         self._namespace = namespace
@@ -109,7 +121,7 @@ class EventStream(_Stream):
 class ContentStream(_Stream):
     """Pieces of at most 1 MiB; raises BlobUnknown when the content is gone, or short of what was asked."""
 
-    def __init__(self, client: ContainerdClient, digest: Digest, start: int, stop: int) -> None:
+    def __init__(self, client: StreamOpener, digest: Digest, start: int, stop: int) -> None:
         super().__init__()
         self._digest = digest
         self._left = stop - start

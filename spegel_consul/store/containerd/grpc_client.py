@@ -31,6 +31,7 @@ from spegel_consul.disk.threads import in_thread
 from spegel_consul.oci.digest import Digest
 from spegel_consul.store.containerd import conversion
 from spegel_consul.store.containerd.grpc_calls import (
+    Answer,
     Call,
     ContainerdUnavailable,
     ContentStream,
@@ -42,7 +43,6 @@ from spegel_consul.store.index import Content, ImageRecord
 
 log = structlog.get_logger(__name__)
 
-Answer = TypeVar("Answer", bound=Message)
 Result = TypeVar("Result")
 
 _OPTIONS = (

@@ -22,10 +22,11 @@ from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import OCIError
 from spegel_consul.oci.path import ContentRequest, parse_content_path
 from spegel_consul.peers import Provider
-from spegel_consul.registry.mirror import mirror as mirror_module
-from spegel_consul.registry.mirror.body.held_bodies import Feed
+from spegel_consul.registry.mirror import mirror_peers
 from spegel_consul.registry.mirror.fetch import TransferCut
-from spegel_consul.registry.mirror.mirror import Mirror, MirrorSettings
+from spegel_consul.registry.mirror.held_bodies import Feed
+from spegel_consul.registry.mirror.mirror import Mirror
+from spegel_consul.registry.mirror.mirror_peers import MirrorSettings
 from spegel_consul.registry.mirror.validate import Head
 from spegel_consul.zerocopy.outlet import PieceOutlet
 from spegel_consul.zerocopy.position import Position
@@ -143,22 +144,22 @@ class Simulation:
         limit = MirrorSettings(attempts=2 * len(self.peers), verify_first=1000 if self.held else 0)
         mirror = Mirror(router, client, Metrics(), limit)  # type: ignore[arg-type]
         request = parse_content_path(f"/v2/library/app/blobs/{DIGEST}", "ns=docker.io")
-        mismatched = mirror.mismatched
+        mismatched = mirror.peers.mismatched
 
         def seen(*args: Any) -> None:
             client.events.append("wrong")
             mismatched(*args)
 
-        mirror.mismatched = seen  # type: ignore[method-assign]
+        mirror.peers.mismatched = seen  # type: ignore[method-assign]
         for _ in range(pulls):
             client.events.clear()
             self.outcomes.append(await self.pull(mirror, request))
-            assert mirror.held_bodies.get(DIGEST) is None
-            assert mirror.room.promised == 0
+            assert mirror.peers.held_bodies.get(DIGEST) is None
+            assert mirror.peers.room.promised == 0
             if "wrong" in client.events:
                 later = client.events[client.events.index("wrong") :]
                 assert set(later) <= {"wrong", "from 0"}, "what was wrong once is not mixed again"
-        self.barred = {i for i, provider in enumerate(providers) if mirror.penalties.bars(provider)}
+        self.barred = {i for i, provider in enumerate(providers) if mirror.peers.penalties.bars(provider)}
 
 
 def wrong_at(at: int) -> bytes:
@@ -176,12 +177,12 @@ peers = st.builds(
 @settings(max_examples=250, deadline=None)
 @given(peers=st.lists(peers, min_size=1, max_size=6), held=st.booleans())
 def test_no_honest_peer_is_ever_barred_and_a_proven_liar_is(peers: list[SimulatedPeer], held: bool) -> None:
-    before, mirror_module.SMALL = mirror_module.SMALL, 0
+    before, mirror_peers.SMALL = mirror_peers.SMALL, 0
     try:
         simulation = Simulation(peers, held)
         trio.run(simulation.run, len(peers) + 2)
     finally:
-        mirror_module.SMALL = before
+        mirror_peers.SMALL = before
     honest = {i for i, peer in enumerate(peers) if not peer.lies}
     assert not simulation.barred & honest
     assert simulation.barred >= {i for i, peer in enumerate(peers) if peer.lies and peer.alone}
@@ -192,7 +193,7 @@ def test_no_honest_peer_is_ever_barred_and_a_proven_liar_is(peers: list[Simulate
 
 
 def test_one_that_left_is_asked_again_when_the_one_that_finished_was_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mirror_module, "SMALL", 0)
+    monkeypatch.setattr(mirror_peers, "SMALL", 0)
     simulation = Simulation([SimulatedPeer(leaves=(10,)), SimulatedPeer(wrong_at(30))], held=True)
     trio.run(simulation.run, 1)
     assert (simulation.outcomes, simulation.barred) == (["right"], {1})
@@ -207,15 +208,15 @@ async def test_one_address_under_two_ids_is_one_sender(autojump_clock: trio.test
     position.took(10)
     feed.change(second, SimulatedResponse(SimulatedPeer(), 10))
     position.took(30)
-    mirror.mismatched(DIGEST, feed.senders)
-    assert mirror.penalties.bars(Provider("three", first.registry))
+    mirror.peers.mismatched(DIGEST, feed.senders)
+    assert mirror.peers.penalties.bars(Provider("three", first.registry))
     # and a suspect is suspected under any id, and cleared under any
     other = Provider("other", ("10.0.0.2", 1))
-    mirror.suspects.add(DIGEST, [first, other])
-    assert Provider("four", first.registry).registry in mirror.suspects.of(DIGEST)
-    mirror.verified(DIGEST, [second])
-    assert [mirror.penalties.is_slow(each) for each in (first, other)] == [False, True]
-    assert not mirror.suspects.of(DIGEST)
+    mirror.peers.suspects.add(DIGEST, [first, other])
+    assert Provider("four", first.registry).registry in mirror.peers.suspects.of(DIGEST)
+    mirror.peers.verified(DIGEST, [second])
+    assert [mirror.peers.penalties.is_slow(each) for each in (first, other)] == [False, True]
+    assert not mirror.peers.suspects.of(DIGEST)
 
 
 def body_of(request: bytes, content: bytes, leaves: int | None = None) -> list[bytes | float]:
@@ -243,15 +244,17 @@ async def test_one_that_leaves_is_not_barred_for_the_junk_of_the_one_that_finish
     else:
         with pytest.raises(httpx.RemoteProtocolError):
             await get(asker, BLOB_PATH)
-    barred = [asker.mirror.penalties.bars(Provider(f"peer{i}", each.address)) for i, each in enumerate((leaver, liar))]
+    barred = [
+        asker.mirror.peers.penalties.bars(Provider(f"peer{i}", each.address)) for i, each in enumerate((leaver, liar))
+    ]
     assert barred == [False, way == "held"]
     # the next body of this digest is held, whatever its size, and comes from one peer alone
     asker.router.knows(leaver.address, liar.address, honest.address)
     response = await get(asker, BLOB_PATH)
     assert (response.status_code, response.content) == (200, LAYER)
     assert response.headers["x-spegel-served-by"] == f"127.0.0.1:{honest.address[1]}"
-    assert not asker.mirror.penalties.bars(Provider("peer0", leaver.address))
-    assert not asker.mirror.penalties.bars(Provider("peer2", honest.address))
+    assert not asker.mirror.peers.penalties.bars(Provider("peer0", leaver.address))
+    assert not asker.mirror.peers.penalties.bars(Provider("peer2", honest.address))
 
 
 async def test_many_that_leave_and_lie_end_in_a_miss_not_in_a_loop(start_node: Any, start_peer: Any) -> None:
@@ -283,5 +286,5 @@ async def test_a_hash_that_this_node_could_not_make_is_nobodys_fault(
             assert (await get(asker, BLOB_PATH)).status_code in (200, 404)
         except httpx.RemoteProtocolError:
             pass
-        assert not asker.mirror.penalties.bars(Provider("peer0", peer.address))
+        assert not asker.mirror.peers.penalties.bars(Provider("peer0", peer.address))
         assert asker.metric("spegel_verification_failures_total") == 0

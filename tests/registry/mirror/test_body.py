@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import trio
 
-from spegel_consul.registry.mirror.mirror import MirrorSettings
+from spegel_consul.registry.mirror.mirror_peers import MirrorSettings
 from spegel_consul.zerocopy.hash_tap import Tap
 from spegel_consul.zerocopy.relay import Relay
 from spegel_consul.zerocopy.spool import Spool
@@ -135,7 +135,7 @@ async def test_the_last_byte_is_not_waited_for_twice(
         _, body, kept = await on_the_wire(node)
     assert body == LAYER
     assert kept
-    assert node.mirror.penalties.stalls == 0
+    assert node.mirror.peers.penalties.stalls == 0
 
 
 async def test_a_file_that_was_cut_short_behind_our_back(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,8 @@ from spegel_consul.metrics.sidecar_metrics import Metrics
 from spegel_consul.oci.path import ContentRequest, Kind
 from spegel_consul.oci.reference import Reference
 from spegel_consul.peers import Provider
-from spegel_consul.registry.mirror.mirror import Mirror, MirrorSettings
+from spegel_consul.registry.mirror.mirror import Mirror
+from spegel_consul.registry.mirror.mirror_peers import MirrorSettings
 
 from ..conftest import LIMITS, ListRouter, head
 from ..image import DIGEST, LAYER, MANIFEST, MANIFEST_DIGEST
@@ -78,7 +79,7 @@ async def test_cancelled_at_every_checkpoint(
         router, client = ListRouter(), PeerClient(LIMITS)
         router.providers = [Provider(f"peer{number}", peer.address) for number, peer in enumerate(peers)]
         mirror = Mirror(router, client, Metrics(), AT_ONCE)  # type: ignore[arg-type]
-        mirror.sizes.learn(says)
+        mirror.peers.sizes.learn(says)
         sockets.clear()
         opened = False
         with trio.CancelScope() as scope:

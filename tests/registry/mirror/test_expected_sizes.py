@@ -16,9 +16,10 @@ from spegel_consul.oci.media import OCI_MANIFEST
 from spegel_consul.oci.path import ContentRequest, Kind
 from spegel_consul.oci.reference import Reference
 from spegel_consul.peers import Provider
-from spegel_consul.registry.mirror.body import expected_sizes as module
-from spegel_consul.registry.mirror.body.expected_sizes import Sizes
-from spegel_consul.registry.mirror.mirror import MirrorSettings
+from spegel_consul.registry.mirror import expected_sizes as module
+from spegel_consul.registry.mirror.expected_sizes import Sizes
+from spegel_consul.registry.mirror.fetch import race
+from spegel_consul.registry.mirror.mirror_peers import MirrorSettings
 from spegel_consul.zerocopy import spool
 
 from ..conftest import head
@@ -143,7 +144,7 @@ async def test_an_honest_answer_is_never_refused_for_its_size(
             assert (response.status_code, response.content) == (status, body)
         assert response.headers["content-range"] == f"bytes 1000-{len(LAYER) - 1}/{len(LAYER)}"
     assert asker.metric("spegel_verify_first_total", {"result": "verified"}) == 2
-    assert not asker.mirror.penalties.bars(asker.router.providers[0])
+    assert not asker.mirror.peers.penalties.bars(asker.router.providers[0])
 
 
 def junk(size: int) -> tuple[bytes, ...]:
@@ -185,7 +186,7 @@ async def test_a_part_is_taken_from_the_peer_that_the_manifest_agrees_with(start
     response = await get(asker, BLOB_PATH, range="bytes=100-109")
     assert (response.status_code, response.content) == (206, LAYER[100:110])
     asker.router.knows(liar.address)
-    asker.mirror.recent._found.clear()
+    asker.mirror.peers.recent._found.clear()
     response = await get(asker, BLOB_PATH, range="bytes=100-109")  # there is no other answer
     assert (response.status_code, response.content) == (206, bytes(10))
 
@@ -197,7 +198,7 @@ async def test_peers_that_disagree_with_each_other_are_verified(start_node: Any,
     liar = await start_peer(*junk(len(LAYER) + 5000))
     asker.router.knows(liar.address, holder)
     request = ContentRequest(Kind.BLOB, Reference("docker.io", "library/app", digest=DIGEST))
-    async with asker.mirror.fetch(request, "GET", asker.mirror.begin(request, "GET")) as fetch:
+    async with race(asker.mirror.peers, request, "GET", asker.mirror.begin(request, "GET")) as fetch:
         for provider in asker.router.providers:
             fetch._start(provider, None, None)
         with trio.fail_after(5):
@@ -207,7 +208,7 @@ async def test_peers_that_disagree_with_each_other_are_verified(start_node: Any,
         answer = await fetch.first(None)
     answer.body.discard()
     assert (answer.head.size, answer.head.disputed) == (len(LAYER), True)
-    assert asker.mirror.holds(answer.head)
+    assert asker.mirror.peers.holds(answer.head)
 
 
 async def test_what_is_too_large_for_the_room_is_streamed_and_takes_no_room_from_others(
@@ -235,7 +236,7 @@ async def test_a_claim_beyond_the_room_is_no_promise(start_node: Any, start_peer
         with trio.fail_after(5):
             async with client.stream("GET", BLOB_PATH) as response:
                 assert response.status_code == 200
-                assert asker.mirror.room.promised == 0
+                assert asker.mirror.peers.room.promised == 0
 
 
 @pytest.mark.parametrize("claim", [1 << 40, len(LAYER)], ids=["beyond the room", "within it"])
@@ -245,10 +246,10 @@ async def test_a_digest_in_doubt_takes_no_more_room_than_a_size_in_dispute(
     """Anybody can bring a digest in doubt, with two peers that leave and lie."""
     asker = await start_node(settings=STREAMS_LAYER)
     monkeypatch.setattr(spool.SpoolSpace, "spare", lambda self: 4 * len(LAYER))
-    asker.mirror.suspects.add(DIGEST, [Provider("peer", ("10.0.0.1", port)) for port in (1, 2)])
+    asker.mirror.peers.suspects.add(DIGEST, [Provider("peer", ("10.0.0.1", port)) for port in (1, 2)])
     promised: list[int] = []
-    promise = asker.mirror.room.promise
-    monkeypatch.setattr(asker.mirror.room, "promise", lambda *given: (promised.append(given[1]), promise(*given)))
+    promise = asker.mirror.peers.room.promise
+    monkeypatch.setattr(asker.mirror.peers.room, "promise", lambda *given: (promised.append(given[1]), promise(*given)))
     peer = await start_peer(head(200, claim, f"Docker-Content-Digest: {DIGEST}"), LAYER, then="hang")
     asker.router.knows(peer.address)
     async with httpx.AsyncClient(base_url=asker.url, trust_env=False, timeout=20) as client:
@@ -266,8 +267,8 @@ async def test_without_a_thread_to_ask_the_disk_what_is_disputed_is_streamed(
     blob = LAYER + LAYER
     digest = holder.store.add_content(blob)
     holder.store.file(digest)
-    asker.mirror.settings = replace(asker.mirror.settings, verify_first=len(LAYER))
-    asker.mirror.sizes.learn(manifest((digest, 77)))
+    asker.mirror.peers.settings = replace(asker.mirror.peers.settings, verify_first=len(LAYER))
+    asker.mirror.peers.sizes.learn(manifest((digest, 77)))
 
     def refuse(*_: object) -> None:
         raise RuntimeError("can't start new thread")

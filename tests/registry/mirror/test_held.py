@@ -11,7 +11,7 @@ import httpx
 import pytest
 import trio
 
-from spegel_consul.registry.mirror.mirror import MirrorSettings
+from spegel_consul.registry.mirror.mirror_peers import MirrorSettings
 from spegel_consul.zerocopy import spool
 
 from ..conftest import head, open_files

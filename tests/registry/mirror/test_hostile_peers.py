@@ -18,7 +18,7 @@ import trio
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.media import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
 from spegel_consul.peers import Provider
-from spegel_consul.registry.mirror.mirror import MirrorSettings
+from spegel_consul.registry.mirror.mirror_peers import MirrorSettings
 
 from ..conftest import head
 from .test_mirror import LAYER, get
@@ -163,14 +163,14 @@ async def test_a_peer_that_is_no_help(
         # who lied about a length and left has nobody to go on where it ended
         assert (status, content) == (200, body) or (status == 404 and not case.barred and not case.ok)
     asker.router.knows(bad.address)
-    for each in asker.mirror.recent.get(digest):
-        asker.mirror.recent.drop(digest, each)
+    for each in asker.mirror.peers.recent.get(digest):
+        asker.mirror.peers.recent.drop(digest, each)
     status, content = await attempt()
     if case.ok:
         assert (status, content) == (200, body)
     else:
         assert status == 404 or (status == 0 and mode == "streamed")
-    assert asker.mirror.penalties.bars(provider) == case.barred
+    assert asker.mirror.peers.penalties.bars(provider) == case.barred
     assert len(bad.requests) <= (4 if case.barred else 8)
     assert trap.requests == []
     await client.aclose()
@@ -204,7 +204,7 @@ async def test_a_part_that_is_another(start_node: Any, start_peer: Any, script: 
     response = await get(asker, path, range=RANGE)
     assert (response.status_code, response.content) == (206, LAYER[1000:2000])
     assert response.headers["content-range"] == f"bytes 1000-1999/{len(LAYER)}"
-    assert asker.mirror.penalties.bars(Provider("peer0", bad.address)) == barred
+    assert asker.mirror.peers.penalties.bars(Provider("peer0", bad.address)) == barred
 
 
 async def test_the_whole_for_a_part_is_an_answer(start_node: Any, start_peer: Any) -> None:

@@ -13,7 +13,7 @@ from spegel_consul.http.server.connection_limits import ConnectionLimits
 from spegel_consul.oci.errors import BlobUnknown
 from spegel_consul.oci.path import parse_content_path
 from spegel_consul.registry.mirror.lookup_limit import MOST, MOST_EACH, LookupLimit
-from spegel_consul.registry.mirror.mirror import MirrorSettings
+from spegel_consul.registry.mirror.mirror_peers import MirrorSettings
 
 from ..image import BLOB_PATH, LAYER
 

@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from spegel_consul.oci.media import OCI_MANIFEST
-from spegel_consul.registry.mirror.mirror import MirrorSettings
+from spegel_consul.registry.mirror.mirror_peers import MirrorSettings
 from spegel_consul.zerocopy import hash_tap
 
 from ..conftest import NOT_FOUND, head

@@ -101,8 +101,8 @@ async def test_a_liar_that_names_an_honest_address_besides_does_not_get_it_barre
     asker.router.providers = [Provider(honest, holder.address)]
     assert (await get(asker, BLOB_PATH)).content == LAYER
     asker.router.providers = [Provider("fresh", liar.address)]
-    for each in asker.mirror.recent.get(DIGEST):
-        asker.mirror.recent.drop(DIGEST, each)
+    for each in asker.mirror.peers.recent.get(DIGEST):
+        asker.mirror.peers.recent.drop(DIGEST, each)
     assert (await get(asker, BLOB_PATH)).status_code == 404
     assert len(liar.requests) == 1
 
@@ -116,8 +116,8 @@ async def test_a_liar_that_names_an_honest_address_as_its_own_does_not_get_it_ba
     assert (await get(asker, BLOB_PATH)).content == LAYER
     asker.router.providers = [Provider("liar", liar.address, holder.address)]
     await get(asker, BLOB_PATH)
-    assert not asker.mirror.penalties.bars(Provider("honest", holder.address))
-    assert not asker.mirror.penalties.bars(Provider("liar", holder.address, liar.address))
+    assert not asker.mirror.peers.penalties.bars(Provider("honest", holder.address))
+    assert not asker.mirror.peers.penalties.bars(Provider("liar", holder.address, liar.address))
 
 
 @pytest.mark.parametrize("size", [1000, len(LAYER)], ids=["read whole", "held"])
@@ -140,6 +140,6 @@ async def test_a_record_with_a_dead_secondary_address_hides_no_other_record(pair
     dead = [("127.0.0.1", port) for port in (1, 2, 3)]
     asker.router.providers = [Provider("liar", dead[0], dead[1]), Provider("honest", dead[0], holder.address)]
     assert (await get(asker, BLOB_PATH)).content == LAYER
-    asker.mirror.recent.drop(DIGEST, Provider("honest", holder.address))
+    asker.mirror.peers.recent.drop(DIGEST, Provider("honest", holder.address))
     asker.router.providers = [Provider("honest", dead[0], dead[2]), Provider("honest", dead[0], holder.address)]
     assert (await get(asker, BLOB_PATH)).content == LAYER

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from spegel_consul.peers import Provider
-from spegel_consul.registry.mirror.mirror import MirrorSettings
+from spegel_consul.registry.mirror.mirror_peers import MirrorSettings
 from spegel_consul.zerocopy import source
 
 from ..conftest import head
@@ -32,8 +32,8 @@ async def test_the_rest_comes_from_another(start_node: Any, start_peer: Any, way
     asker.router.knows(slow.address, holder)
     assert (await get(asker, path)).content == LAYER
     assert holder.metric("spegel_served_bytes_total", {"source": "own"}) > len(LAYER) / 2
-    assert asker.mirror.penalties.is_slow(provider)
-    assert not asker.mirror.penalties.bars(provider)
+    assert asker.mirror.peers.penalties.is_slow(provider)
+    assert not asker.mirror.peers.penalties.bars(provider)
     # the next time others are asked first, and it is not asked at all
     response = await get(asker, path)
     assert (response.content, len(slow.requests)) == (LAYER, 1)
@@ -46,7 +46,7 @@ async def test_it_goes_on_if_there_is_nobody_else(start_node: Any, start_peer: A
     slow = await start_peer(head(200, len(LAYER)), *STEADY)
     dead = await start_peer(head(503, 0))
     also_slow = await start_peer(head(200, len(LAYER)), *STEADY)
-    asker.mirror.penalties.slow(Provider("peer2", also_slow.address))
+    asker.mirror.peers.penalties.slow(Provider("peer2", also_slow.address))
     asker.router.knows(slow.address, dead.address, also_slow.address)
     assert (await get(asker, f"/v2/library/app/blobs/{DIGEST}?ns=docker.io")).content == LAYER
     assert (len(slow.requests), len(dead.requests), len(also_slow.requests)) == (1, 1, 0)

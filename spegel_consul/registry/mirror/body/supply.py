@@ -10,22 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, aclosing
-from typing import TYPE_CHECKING
 
 import structlog
 
 from spegel_consul.http.peer_client import PeerError
 from spegel_consul.oci.path import ContentRequest
 from spegel_consul.peers import Provider, host_port
-from spegel_consul.registry.mirror.body.held_bodies import Feed
-from spegel_consul.registry.mirror.fetch import Fetch, TransferCut
+from spegel_consul.registry.mirror.fetch import Fetch, TransferCut, race
+from spegel_consul.registry.mirror.held_bodies import Feed
+from spegel_consul.registry.mirror.mirror_peers import MirrorPeers
 from spegel_consul.registry.mirror.trace import Trace
 from spegel_consul.zerocopy.relay import Passage, Relay
 from spegel_consul.zerocopy.source import SourceFailed, SourceSlow
 from spegel_consul.zerocopy.spool import Spool
-
-if TYPE_CHECKING:
-    from spegel_consul.registry.mirror.mirror import Mirror
 
 log = structlog.get_logger(__name__)
 
@@ -42,9 +39,9 @@ class Supply:
     """
 
     def __init__(
-        self, mirror: Mirror, request: ContentRequest, trace: Trace, fetch: Fetch | None, resources: AsyncExitStack
+        self, peers: MirrorPeers, request: ContentRequest, trace: Trace, fetch: Fetch | None, resources: AsyncExitStack
     ) -> None:
-        self._mirror = mirror
+        self._peers = peers
         self._request = request
         self._trace = trace
         self._fetch = fetch
@@ -67,7 +64,7 @@ class Supply:
                 await self.change(feed, picky=False)
                 continue
             try:
-                if isinstance(into, Passage) or self._mirror.client.encrypts:
+                if isinstance(into, Passage) or self._peers.client.encrypts:
                     async with aclosing(body.chunks(feed.throughput)) as pieces:
                         async for piece in pieces:
                             await into.put(piece)
@@ -91,10 +88,10 @@ class Supply:
                     raise TransferCut(f"at byte {feed.reached} of {feed.head.size}: {exc}") from None
 
     def _has_failed(self, feed: Feed, why: PeerError | SourceFailed) -> None:
-        mirror, head = self._mirror, feed.head
+        peers, head = self._peers, feed.head
         log.info("peer failed in mid-body", digest=head.digest, at=feed.reached, size=head.size, error=str(why))
-        mirror.penalties.failed(feed.provider, hung=why.hung, broken=why.broken)
-        mirror.recent.drop(head.digest, feed.provider)
+        peers.penalties.failed(feed.provider, hung=why.hung, broken=why.broken)
+        peers.recent.drop(head.digest, feed.provider)
         self.failed.append(feed.provider)
         if self._fetch is not None:
             self._fetch.exclude(feed.provider)
@@ -105,7 +102,7 @@ class Supply:
         slow, body = feed.provider, feed.body
         assert body is not None
         log.info("peer is slow", digest=feed.head.digest, at=feed.reached, registry=slow.registry[0], rate=str(why))
-        self._mirror.penalties.slow(slow)
+        self._peers.penalties.slow(slow)
         if alone:
             return
         try:
@@ -130,7 +127,7 @@ class Supply:
 
     async def open_chase(self, without: Sequence[Provider]) -> Fetch:
         """A race among all that are not in ``without``."""
-        fetch = await self._resources.enter_async_context(self._mirror.fetch(self._request, "GET", self._trace))
+        fetch = await self._resources.enter_async_context(race(self._peers, self._request, "GET", self._trace))
         for provider in without:
             fetch.exclude(provider)
         self._fetch = fetch

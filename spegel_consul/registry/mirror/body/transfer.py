@@ -31,9 +31,10 @@ import trio
 from spegel_consul.http.peer_client import PeerResponse
 from spegel_consul.oci.errors import OCIError
 from spegel_consul.oci.path import ContentRequest, unknown
-from spegel_consul.registry.mirror.body.held_bodies import Feed, HeldBody
 from spegel_consul.registry.mirror.body.supply import Supply, served_by
 from spegel_consul.registry.mirror.fetch import Answer, Fetch, TransferCut
+from spegel_consul.registry.mirror.held_bodies import Feed, HeldBody
+from spegel_consul.registry.mirror.mirror_peers import MirrorPeers
 from spegel_consul.registry.mirror.trace import Trace
 from spegel_consul.zerocopy.outlet import Outlet
 from spegel_consul.zerocopy.position import Position
@@ -44,8 +45,6 @@ from spegel_consul.zerocopy.spool import Spool
 
 if TYPE_CHECKING:
     from hashlib import _Hash
-
-    from spegel_consul.registry.mirror.mirror import Mirror
 
 log = structlog.get_logger(__name__)
 
@@ -58,12 +57,12 @@ class Transfer:
     """
 
     def __init__(
-        self, mirror: Mirror, fetch: Fetch | None, request: ContentRequest, answer: Answer | HeldBody, trace: Trace
+        self, peers: MirrorPeers, fetch: Fetch | None, request: ContentRequest, answer: Answer | HeldBody, trace: Trace
     ) -> None:
-        self._mirror = mirror
+        self._peers = peers
         self._trace = trace
         self._resources = AsyncExitStack()
-        self._supply = Supply(mirror, request, trace, fetch, self._resources)
+        self._supply = Supply(peers, request, trace, fetch, self._resources)
         self._request = request
         self._feed: Feed | None = None
         self._holding: HeldBody | None = None
@@ -80,7 +79,7 @@ class Transfer:
             self._feed = self._begun(answer)
             self._position = self._feed.position
             # a part of the content can't be verified
-            if mirror.settings.verify and self._is_all():
+            if peers.settings.verify and self._is_all():
                 self._hasher = answer.head.digest.hasher()
         if isinstance(answer, Answer):
             trace.asked, trace.connected, trace.first_byte = answer.times
@@ -91,7 +90,7 @@ class Transfer:
         trace.progress = self
 
     def _begun(self, answer: Answer) -> Feed:
-        head, limits = answer.head, self._mirror.client.limits
+        head, limits = answer.head, self._peers.client.limits
         assert isinstance(answer.body, PeerResponse)
         position = Position(head.stop - head.start)
         feed = Feed(head, answer.provider, answer.body, position, Throughput(limits.stall, limits.rate))
@@ -145,7 +144,7 @@ class Transfer:
         """
         holding, joined = self._holding, True
         if holding is None and await self._is_to_be_held():
-            holding = self._mirror.held_bodies.get(self.head.digest)
+            holding = self._peers.held_bodies.get(self.head.digest)
             if holding is None:
                 holding, joined = self._begin_to_hold(), False
             elif self._feed is not None:
@@ -163,27 +162,27 @@ class Transfer:
         await self._adopt(holding)
 
     async def _is_to_be_held(self) -> bool:
-        return self._feed is not None and self._hasher is not None and await self._mirror.is_to_be_held(self.head)
+        return self._feed is not None and self._hasher is not None and await self._peers.is_to_be_held(self.head)
 
     def _begin_to_hold(self) -> HeldBody:
-        until = trio.current_time() + self._mirror.settings.hold
-        alone = bool(self._mirror.suspects.of(self.head.digest))
+        until = trio.current_time() + self._peers.settings.hold
+        alone = bool(self._peers.suspects.of(self.head.digest))
         holding = HeldBody(self.head, self.provider, self._feed, until, alone)
-        self._mirror.held_bodies.begin(holding)
+        self._peers.held_bodies.begin(holding)
         return holding
 
     def _join(self, holding: HeldBody) -> None:
         self._holding = holding
-        self._mirror.held_bodies.enter(holding, self, self._trace.client)
+        self._peers.held_bodies.enter(holding, self, self._trace.client)
 
     def _leave(self, holding: HeldBody) -> None:
-        self._mirror.held_bodies.leave(holding, self)
+        self._peers.held_bodies.leave(holding, self)
         if not holding.users and not holding.result:
             self._end(holding, "failed")
 
     def _end(self, holding: HeldBody, result: str) -> None:
-        self._mirror.held_bodies.end(holding, result)
-        self._mirror.held(result)
+        self._peers.held_bodies.end(holding, result)
+        self._peers.held(result)
 
     async def _drive(self, holding: HeldBody, check_client: Callable[[], None]) -> None:
         """Hold the body, from where it stands, until it is known what becomes of it. May be cancelled at any point."""
@@ -207,7 +206,7 @@ class Transfer:
         if spool is None:
             holding.hasher = feed.head.digest.hasher()
             try:
-                spool = Spool(self._mirror.room, feed.position, holding.hasher, holding.until, holding.payer)
+                spool = Spool(self._peers.room, feed.position, holding.hasher, holding.until, holding.payer)
             except OSError:  # the limit of open files is reached
                 self._end(holding, "busy")
                 return
@@ -232,14 +231,14 @@ class Transfer:
             self._end(holding, "full" if spool.full else "late")
         elif holding.hasher.hexdigest() == feed.head.digest.encoded:
             holding.provider = feed.provider
-            self._mirror.verified(feed.head.digest, feed.senders)
+            self._peers.verified(feed.head.digest, feed.senders)
             self._end(holding, "verified")
         else:
             if len(feed.senders) > 1:
                 # one that left half-way may yet be right, and is asked again, alone
                 holding.failed.clear()
                 self._supply.failed.clear()
-            self._mirror.mismatched(feed.head.digest, feed.senders)
+            self._peers.mismatched(feed.head.digest, feed.senders)
             holding.anew()
 
     async def _begin_anew(self, holding: HeldBody) -> None:
@@ -247,9 +246,9 @@ class Transfer:
 
         Raises BlobUnknown.
         """
-        mirror = self._mirror
+        peers = self._peers
         holding.alone = True
-        if holding.beginnings >= mirror.settings.attempts:
+        if holding.beginnings >= peers.settings.attempts:
             raise unknown(self._request, f"{holding.beginnings + 1} times it came wrong, or not to its end")
         holding.beginnings += 1
         fetch = await self._supply.open_chase(holding.failed)
@@ -262,7 +261,7 @@ class Transfer:
             return
         feed = self._begun(answer)
         try:
-            held = await mirror.is_to_be_held(answer.head)
+            held = await peers.is_to_be_held(answer.head)
         except BaseException:
             feed.discard()
             raise
@@ -332,7 +331,7 @@ class Transfer:
         """Send what is still to come from peers."""
         feed = self._feed
         assert feed is not None
-        relay = None if self._mirror.client.encrypts else await out.relay(position, self._hasher)
+        relay = None if self._peers.client.encrypts else await out.relay(position, self._hasher)
         into = relay or Passage(out.put, position, self._hasher)
         try:
             await self._supply.fill(feed, into)
@@ -340,11 +339,11 @@ class Transfer:
                 raise TransferCut("this node could not hash the bytes")
             if self._hasher is not None:
                 if self._hasher.hexdigest() != self.head.digest.encoded:
-                    self._mirror.mismatched(self.head.digest, feed.senders)
+                    self._peers.mismatched(self.head.digest, feed.senders)
                     raise TransferCut(
                         f"the bytes from {feed.provider.registry[0]} do not have digest {self.head.digest}"
                     )
-                self._mirror.verified(self.head.digest, feed.senders)
+                self._peers.verified(self.head.digest, feed.senders)
             await into.release()
         finally:
             into.close()

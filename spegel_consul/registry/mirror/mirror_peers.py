@@ -1,0 +1,180 @@
+"""Peers as a source of content: how one is asked, how its answer is judged, and what is remembered of it.
+
+A fetch, a transfer and the mirror share one :class:`MirrorPeers`, and each of the three knows only the ones before it:
+fetch.py asks the peers, transfer.py fetches, and mirror.py opens both. So everything that two of them need belongs
+here, and nothing that belongs to one request does.
+"""
+
+from __future__ import annotations
+
+import urllib.parse
+from collections.abc import Callable, Sequence
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
+
+import structlog
+import trio
+
+from spegel_consul.disk.threads import in_thread
+from spegel_consul.http.basic_auth import Credentials
+from spegel_consul.http.peer_client import PeerClient, PeerError, PeerResponse
+from spegel_consul.metrics.sidecar_metrics import Metrics
+from spegel_consul.oci.digest import Digest
+from spegel_consul.oci.media import MAX_MANIFEST_SIZE
+from spegel_consul.oci.path import MIRRORED_HEADER, ContentRequest
+from spegel_consul.peers import Provider
+from spegel_consul.registry.mirror.expected_sizes import Sizes
+from spegel_consul.registry.mirror.held_bodies import HeldBodies
+from spegel_consul.registry.mirror.providers.penalties import Penalties
+from spegel_consul.registry.mirror.providers.provider_cache import RecentProviders
+from spegel_consul.registry.mirror.providers.provider_policy import Permits, any_node
+from spegel_consul.registry.mirror.providers.suspects import Suspects
+from spegel_consul.registry.mirror.trace import TraceHeaders
+from spegel_consul.registry.mirror.validate import Head
+from spegel_consul.ring import Router
+from spegel_consul.zerocopy.spool import SpoolSpace
+
+log = structlog.get_logger(__name__)
+
+SMALL = 256 << 10
+"""Bytes up to which a blob is read into memory and verified at once: that takes less than to start a thread for it."""
+
+VERIFY_FIRST = 32 << 20
+"""Bytes up to which a blob is held until it is verified, unless the settings say otherwise."""
+
+_DISK = 0.5  # seconds in which a disk should tell how much room it has
+
+
+@dataclass(frozen=True, slots=True)
+class MirrorSettings:
+    """``resolve_timeout``: seconds to wait for a provider while none is being asked; ``attempts``: how many
+    providers are asked before giving up; ``hedge``: seconds after which another one is asked as well;
+    ``verify``: whether blobs are hashed (manifests always are); ``verify_first``: bytes up to which a blob is held
+    until it is verified, for at most ``hold`` seconds."""
+
+    resolve_timeout: float = 0.2
+    attempts: int = 3
+    hedge: float = 0.1
+    verify: bool = True
+    verify_first: int = VERIFY_FIRST
+    hold: float = 10.0
+
+
+class MirrorPeers:
+    """The peers that ``router`` names, asked through ``client``; ``room`` is for bodies that are held."""
+
+    def __init__(
+        self,
+        router: Router,
+        client: PeerClient,
+        metrics: Metrics,
+        settings: MirrorSettings | None = None,
+        credentials: Credentials | None = None,
+        permits: Permits = any_node,
+        room: SpoolSpace | None = None,
+    ) -> None:
+        self.room = room or SpoolSpace(None)
+        self.permits = permits
+        self._credentials = credentials
+        self.router = router
+        self.client = client
+        self.settings = settings or MirrorSettings()
+        self.penalties = Penalties()
+        self.recent = RecentProviders()
+        self.sizes = Sizes()
+        self.held_bodies = HeldBodies()
+        self.suspects = Suspects()
+        self._metrics = metrics
+        self._disk = trio.CapacityLimiter(2)  # a disk may hang
+        self.on_resolved: Callable[[float], None] = metrics.resolve_duration.labels("libp2p").observe
+
+    def may_ask(self, provider: Provider) -> bool:
+        """Whether it is one of those that may be asked, and has not misbehaved lately."""
+        return self.permits(provider) and not self.penalties.bars(provider)
+
+    def on_mismatch(self, provider: Provider, digest: Digest) -> None:
+        """A peer's bytes did not have the digest that was asked for."""
+        self._metrics.verification_failures.inc()
+        self.penalties.lied(provider)
+        log.warning("peer sent wrong bytes", peer=provider.peer_id, registry=provider.registry[0], digest=digest)
+
+    def mismatched(self, digest: Digest, senders: Sequence[Provider]) -> None:
+        """The bytes that ``senders`` sent of one body, one after the other, do not have its digest."""
+        if len(senders) == 1:
+            self.on_mismatch(senders[0], digest)
+            return
+        self._metrics.verification_failures.inc()
+        self.suspects.add(digest, senders)
+        log.warning("peers together sent wrong bytes", digest=digest, registries=[each.registry[0] for each in senders])
+
+    def verified(self, digest: Digest, senders: Sequence[Provider]) -> None:
+        """The bytes of ``senders`` are right; who was suspected with them is asked after others for a while."""
+        for provider in self.suspects.settle(digest, senders):
+            self.penalties.slow(provider)
+
+    def question(
+        self, request: ContentRequest, range_header: str | None, trace_headers: TraceHeaders
+    ) -> tuple[str, list[tuple[str, str]]]:
+        """The target and the header fields of a request to a peer.
+
+        Nothing is the client's but what is asked for and what identifies the request.
+        """
+        reference = request.reference
+        name = urllib.parse.quote(reference.digest or reference.tag or "", safe=":")
+        namespace = urllib.parse.quote(reference.namespace, safe="")
+        target = f"/v2/{reference.repository}/{request.kind.value}/{name}?ns={namespace}"
+        headers = [(MIRRORED_HEADER.decode(), "true"), ("accept", "*/*")]
+        if self._credentials is not None:
+            headers.append(("authorization", self._credentials.own))
+        if range_header is not None:
+            headers.append(("range", range_header))
+        headers += trace_headers
+        return target, headers
+
+    def is_small(self, head: Head) -> bool:
+        """Whether the content is verified, and so small that it is read whole before the client sees any of it."""
+        return self.settings.verify and not head.partial and head.size <= SMALL
+
+    async def read(self, response: PeerResponse, head: Head, provider: Provider, method: str) -> bytes:
+        """A small body, whole and verified. Raises PeerError, also if it takes too long in all."""
+        if method == "GET" and head.size > MAX_MANIFEST_SIZE:
+            raise PeerError(f"has a manifest of {head.size} bytes, more than {MAX_MANIFEST_SIZE}")
+        body, patience = b"", self.client.limits.stall
+        with trio.move_on_after(patience) as reading:
+            async with aclosing(response.chunks()) as pieces:
+                body = b"".join([piece async for piece in pieces])
+        if reading.cancelled_caught:
+            raise PeerError(f"did not send {head.size} bytes within {patience:g} s", hung=True)
+        if method == "GET" and not head.digest.fits(body):
+            self.on_mismatch(provider, head.digest)
+            raise PeerError("sent bytes that do not have the digest")
+        return body
+
+    def holds(self, head: Head) -> bool:
+        """Whether the content is held until it is verified."""
+        small = head.size <= self.settings.verify_first
+        return self.settings.verify and not head.partial and (small or head.disputed)
+
+    async def can_hold(self, head: Head) -> bool:
+        """Whether the content can be verified before it is sent, as what is disputed has to be.
+
+        One that is larger than what is held anyway may take a quarter of the room that is left, so that no number of
+        peers that claim large sizes takes away the room of others.
+        """
+        if not self.settings.verify or head.partial:
+            return False
+        if head.size <= self.settings.verify_first:
+            return True
+        with trio.move_on_after(_DISK):
+            with suppress(RuntimeError):  # the limit of processes is reached
+                spare = await in_thread(self.room.spare, self._disk)
+                return head.size <= spare // 4
+        return False
+
+    async def is_to_be_held(self, head: Head) -> bool:
+        """Whether the content is held: also if its digest is in doubt, within the same room as what is disputed."""
+        return self.holds(head) or (bool(self.suspects.of(head.digest)) and await self.can_hold(head))
+
+    def held(self, result: str) -> None:
+        """What became of holding a body; see the metric."""
+        self._metrics.verify_first.labels(result).inc()
