@@ -38,6 +38,7 @@ check: dev-install
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/vulture
 
 audit: dev-install
 	.ci/audit $(VENV)
