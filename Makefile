@@ -9,7 +9,7 @@ STAMP  := $(VENV)/.installed
 JOBS   ?= $(shell echo $$(($$(nproc) + 1)))
 CACHE  ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/spegel-consul-ci
 
-.PHONY: run install dev-install real-parts test test-py-consul check audit sim faults nomad soak bench clean
+.PHONY: run install dev-install real-parts test check audit sim faults nomad soak bench clean
 
 run: install
 	$(BIN)/spegel-consul dev
@@ -39,18 +39,13 @@ check: dev-install
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/vulture
 
 audit: dev-install
 	.ci/audit $(VENV)
 
-test: dev-install real-parts test-py-consul
+test: dev-install real-parts
 	SPEGEL_REAL_PARTS=$(CACHE) $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
-
-# the fence around the client library once more, with the other library behind it
-test-py-consul: dev-install real-parts
-	.ci/install-py-consul $(VENV) .venv-py-consul
-	SPEGEL_REAL_PARTS=$(CACHE) .venv-py-consul/bin/python -m pytest -q \
-		tests/consul/api/test_client.py tests/consul/api/test_library.py tests/consul/catalog/test_real_catalog.py
 
 # clusters in virtual time, with faults; `make sim NODES=1000 SEEDS=200` takes a night
 NODES ?= 200
@@ -76,4 +71,4 @@ bench: dev-install
 	$(BIN)/python -m bench
 
 clean:
-	rm -rf $(VENV) .venv-py-consul .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,23 +1,17 @@
-# For those who want to know what the process is doing.  Walking all tasks and tracing memory cost time, so they are for
-# people on the machine itself.
-
-"""``/debug/tasks`` and ``/debug/memory``."""
+"""``/debug/tasks``: what the process is doing. Walking all tasks costs time, so only the machine itself may ask."""
 
 from __future__ import annotations
 
 import os
-import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
 import trio
-from quart import Blueprint, Response, request
+from quart import Blueprint, Response
 
 from spegel_consul.web.access import request_origin
 
 _PACKAGES = Path(__file__).parents[2]
-_LONGEST_TRACE = 30.0
-_threads = trio.CapacityLimiter(1)
 
 
 def blueprint() -> Blueprint:
@@ -36,26 +30,6 @@ def blueprint() -> Blueprint:
         root = trio.lowlevel.current_root_task()
         return text(200, "\n".join(_tree(root, 0)) if root is not None else "")
 
-    @debug.get("/memory")
-    async def memory() -> Response:
-        """What was allocated during ``seconds`` (1 to 30) and is still there, by line of code."""
-        try:
-            seconds = min(_LONGEST_TRACE, max(1.0, float(request.args.get("seconds", "5"))))
-        except ValueError:
-            return text(400, "seconds is a number from 1 to 30")
-        if tracemalloc.is_tracing():
-            return text(429, "another trace is going on")
-        tracemalloc.start()
-        try:
-            await trio.sleep(seconds)
-            taken = await trio.to_thread.run_sync(tracemalloc.take_snapshot, limiter=_threads)
-        finally:
-            tracemalloc.stop()
-        lines = [f"allocated within {seconds:g} s and still there; resident: {_resident() >> 20} MiB"]
-        most = taken.statistics("lineno")[:40]
-        lines += [f"{stat.size:>10} bytes {stat.count:>7} objects  {_where(stat)}" for stat in most]
-        return text(200, "\n".join(lines))
-
     return debug
 
 
@@ -71,14 +45,6 @@ def _tree(task: trio.lowlevel.Task, depth: int) -> Iterator[str]:
 
 def _short(path: str) -> str:
     return os.path.relpath(path, _PACKAGES) if path.startswith(str(_PACKAGES)) else path
-
-
-def _where(stat: tracemalloc.Statistic) -> str:
-    return f"{_short(stat.traceback[0].filename)}:{stat.traceback[0].lineno}"
-
-
-def _resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def text(status: int, body: str) -> Response:

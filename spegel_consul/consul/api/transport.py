@@ -13,8 +13,6 @@
 #   * some endpoints forget the token: it is added to every request here
 #   * there is no limit: each call has one in time - a blocking query its wait plus what Consul adds to it - and one
 #     in bytes by its kind, see bounded.py
-#
-# py-consul, which has the same ancestor, works as well (see library.py); the tests run with both.
 
 """The Trio transport under python-consul2."""
 
@@ -27,8 +25,8 @@ from typing import Any
 
 import httpx
 import trio
+from consul.base import CB, Consul, HTTPClient, Response
 
-from spegel_consul.consul.api import library
 from spegel_consul.consul.api.client_tls import FollowedContext
 from spegel_consul.consul.api.consul_errors import (
     AccessDenied,
@@ -64,7 +62,7 @@ _KEEPALIVE = [
 """A long poll whose other end is gone ends after 25 s; without this it would end only with its time limit."""
 
 
-class TrioHTTPClient(library.HTTPClient):  # type: ignore[misc]  # the library has no types
+class TrioHTTPClient(HTTPClient):  # type: ignore[misc]  # the library has no types
     """The library's HTTP client interface on httpx. Its methods are coroutine functions."""
 
     def __init__(self, settings: ConsulSettings, transport: httpx.AsyncBaseTransport | None = None) -> None:
@@ -139,7 +137,7 @@ class TrioHTTPClient(library.HTTPClient):  # type: ignore[misc]  # the library h
                 raise AccessDenied(f"{error} ({self.tokens.problem})") from None
             raise error
         self.answered_at = trio.current_time()
-        response = library.response(answer.status, answer.headers, answer.text, answer.body)
+        response = Response(answer.status, answer.headers, answer.text, answer.body)
         try:
             if len(answer.body) <= _LARGE:
                 return callback(response)
@@ -179,7 +177,7 @@ class TrioHTTPClient(library.HTTPClient):  # type: ignore[misc]  # the library h
         await self._client.aclose()
 
 
-class TrioConsul(library.Consul):  # type: ignore[misc]  # the library has no types
+class TrioConsul(Consul):  # type: ignore[misc]  # the library has no types
     """The library's client with awaitable endpoints, made from our settings alone."""
 
     def __init__(self, http: TrioHTTPClient) -> None:
@@ -187,18 +185,18 @@ class TrioConsul(library.Consul):  # type: ignore[misc]  # the library has no ty
         self.token = None  # added below, to every request
         self.dc = None
         self.consistency = "default"
-        self.agent = library.endpoint("Agent")(self)
-        self.health = library.endpoint("Health")(self)
-        self.kv = library.endpoint("KV")(self)
-        self.session = library.endpoint("Session")(self)
-        self.status = library.endpoint("Status")(self)
+        self.agent = Consul.Agent(self)
+        self.health = Consul.Health(self)
+        self.kv = Consul.KV(self)
+        self.session = Consul.Session(self)
+        self.status = Consul.Status(self)
 
 
 def answered_json(response: Any) -> Any:
     """A callback for our own requests: the decoded body; NotFound for a 404, whatever its headers."""
     if response.code == 404:
         raise NotFound(response.body)
-    return library.json_callback()(response)
+    return CB.json()(response)
 
 
 def answered_ok(response: Any) -> None:

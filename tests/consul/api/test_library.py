@@ -1,5 +1,4 @@
-# What is known to be wrong with python-consul2 0.1.5, one by one, and what our callers see instead.  The tests run with
-# py-consul as well (make test-py-consul), which shares some of it.
+# What is known to be wrong with python-consul2 0.1.5, one by one, and what our callers see instead.
 
 """The fence around the client library: each of its bugs, and that nothing of it comes through."""
 
@@ -12,8 +11,8 @@ import httpx
 import pytest
 import trio
 import trio.testing
+from consul.base import CB, ConsulException, Response
 
-from spegel_consul.consul.api import library
 from spegel_consul.consul.api.client import ConsulClient
 from spegel_consul.consul.api.consul_errors import (
     ConsulError,
@@ -200,6 +199,6 @@ async def test_the_library_does_not_read_the_environment(monkeypatch: pytest.Mon
 
 def test_its_exceptions_are_one_family() -> None:
     """What is caught around callbacks has to be the base of all that they raise."""
-    response = library.response(500, {}, "text", b"text")
-    with pytest.raises(library.ConsulException):
-        library.json_callback()(response)
+    response = Response(500, {}, "text", b"text")
+    with pytest.raises(ConsulException):
+        CB.json()(response)

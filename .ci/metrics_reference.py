@@ -1,6 +1,7 @@
-# docs/metrics.md is written by this; a test compares it: python -m spegel_consul.web.metrics_reference >docs/metrics.md
+"""Writes docs/metrics.md, the reference of all metrics, from the metrics themselves; a test compares it.
 
-"""The reference of all metrics, from the metrics themselves."""
+python .ci/metrics_reference.py >docs/metrics.md
+"""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from spegel_consul.metrics.sidecar_metrics import Metrics
 _HEAD = """\
 # Metrics
 
-<!-- written by: python -m spegel_consul.web.metrics_reference >docs/metrics.md -->
+<!-- written by: python .ci/metrics_reference.py >docs/metrics.md -->
 
 At `http://NODE:9090/metrics`, in the format of Prometheus. Names and labels are Spegel's where the meaning is, so its
 dashboards and alerts go on working. [prometheus.yml](prometheus.yml) finds all nodes through Consul, and

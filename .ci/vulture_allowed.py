@@ -1,0 +1,54 @@
+"""Names that no line of the product reads, because something else does: read by vulture in `make check`.
+
+A name belongs here only with its reader. What only tests read is removed instead.
+"""
+
+# click calls it
+_.convert  # ParamType
+
+# python-consul2 reads them: its endpoint classes ask their client and its transport
+_.delete  # abstract method of HTTPClient
+_.dc
+_.consistency
+
+# users name it by its value: --consul-service=self
+_.SELF
+
+# hypercorn reads them: its connection, its protocol and its configuration
+_.idle_task
+_._task_group
+_._check_protocol
+_.loglevel
+_.keep_alive_max_requests
+_.include_server_header
+
+# dnspython and logging read them
+_.nameservers
+_.exc_info
+
+# the import system reads them: libp2p without the code of its packages' __init__
+_.__path__
+_.__spec__
+
+# libp2p reads them: yamux' window and events, the interface of its connections
+_.MAX_WINDOW_SIZE
+_.stream_events
+_.get_remote_address
+
+# http.server reads them
+_.do_GET
+_.log_message
+_.daemon_threads
+
+# templates read them
+_.sectors
+_.ms
+
+# FastPath is called as a function
+_.__call__
+
+# `with` passes it to __exit__
+traceback
+
+# prometheus_client calls it: the interface of collectors
+_.collect
