@@ -96,5 +96,5 @@ class Service:
                 if not self._inbound[peer]:
                     del self._inbound[peer]
         except WireError as exc:
-            self._membership.offended(peer, exc)
+            self._membership.protocol_error(peer, exc)
             raise

@@ -165,11 +165,11 @@ class KadRouter:
             return
         if removed:
             self._announcements.remove(map(dht_key, removed))
-            self._announce_alarm.ring()
+            self._announce_alarm.wake()
         keys = list(map(dht_key, added))
         for start in range(0, len(keys), _SLICE):
             self._announcements.add(keys[start : start + _SLICE])
-            self._announce_alarm.ring()
+            self._announce_alarm.wake()
             await trio.lowlevel.checkpoint()
 
     async def leave(self) -> None:
@@ -259,7 +259,7 @@ class KadRouter:
 
     def _on_change(self) -> None:
         self._rebalance = True
-        self._announce_alarm.ring()
+        self._announce_alarm.wake()
 
     def _on_loss(self, peer: bytes) -> None:
         self._announcements.lost(peer)
@@ -296,7 +296,7 @@ class KadRouter:
             due = self._announcements.failed(batch, now, told=part)
         # only for an earlier moment, because a scan of all peers after each batch would dominate a start
         if due < self._announces_at:
-            self._announce_alarm.ring()
+            self._announce_alarm.wake()
 
     async def _sweep_forever(self) -> None:
         while True:
