@@ -4,7 +4,7 @@ A generation is one ``KadRouter`` with its task and its lookups.  The new genera
 the keys and the records of the old one; it listens on the same socket and joins the ring on connections of its own.
 The switch happens when the new generation knows as many members as the old one and its keys are acknowledged, or after
 CATCH_UP_TIMEOUT.  From then on the old generation accepts no connections; it ends after its open lookups.
-If the new generation reaches no members, it is cancelled and the old one stays.
+If the new generation reaches no members although the old one has some, it is cancelled and the old one stays.
 
 State that must survive a restart is passed on by ``make`` (see ``successor_of`` in ``router``), not here.
 """

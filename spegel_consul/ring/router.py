@@ -85,7 +85,7 @@ class KadRouter:
             host,
             self._background,
             registry=Address(*registry, http=True),
-            also=also,
+            secondary=also,
             gossip=gossip,
             changed=self._on_change,
             lost=self._on_loss,

@@ -123,7 +123,7 @@ def _read_length(buffer: bytearray, start: int) -> tuple[int, int]:
         if byte < 0x80:
             return length, start + count + 1
     if len(buffer) - start >= 5:
-        raise WireError("a message announces an impossible length")
+        raise WireError("the length of a message is malformed")
     return 0, start
 
 
@@ -220,7 +220,7 @@ def _decode_peer(data: bytes) -> WirePeer:
         elif field == 2 and isinstance(value, bytes) and len(addresses) < _MAX_ADDRESSES:
             addresses.append(value)
     if not 0 < len(peer_id) <= MAX_PEER_ID:
-        raise WireError(f"a peer id of {len(peer_id)} bytes is impossible")
+        raise WireError(f"a peer id of {len(peer_id)} bytes is invalid")
     return WirePeer(peer_id, tuple(addresses))
 
 
@@ -241,7 +241,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
         elif kind == _FIXED32:
             length = 4
         else:
-            raise WireError(f"protobuf wire type {kind} is not in use")
+            raise WireError(f"protobuf wire type {kind} is not supported")
         if length > end - at:
             raise WireError("a field is longer than its message")
         yield tag >> 3, data[at : at + length]
@@ -257,4 +257,4 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
         if byte < 0x80:
             return number, at
         shift += 7
-    raise WireError("a varint does not end")
+    raise WireError("a varint is incomplete or too long")

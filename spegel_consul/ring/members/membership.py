@@ -49,7 +49,7 @@ class Membership:
     """The members of the ring, kept current by probes and gossip.
 
     ``changed`` is called when a member joined, died or came back, ``lost`` when one died. ``gossip`` is the least
-    number of seconds between two exchanges of member lists. ``also`` is this node's secondary IP address.
+    number of seconds between two exchanges of member lists. ``secondary`` is this node's secondary IP address.
     """
 
     def __init__(
@@ -58,14 +58,14 @@ class Membership:
         background: Background,
         *,
         registry: Address,
-        also: str | None = None,
+        secondary: str | None = None,
         gossip: float,
         changed: Callable[[], None],
         lost: Callable[[bytes], None],
         rng: random.Random,
     ) -> None:
-        self._registries = (registry,) if also is None else (registry, replace(registry, host=also))
-        self._also = also
+        self._registries = (registry,) if secondary is None else (registry, replace(registry, host=secondary))
+        self._secondary = secondary
         for address in (host.address, *self._registries):
             # the port may not be known yet, but others must be able to dial the IP address
             if not Address(address.host, 1).is_usable(loopback=True):
@@ -97,7 +97,7 @@ class Membership:
     def routers(self) -> tuple[Address, ...]:
         """The addresses at which others dial this node's router."""
         here = self._host.address
-        return (here,) if self._also is None else (here, replace(here, host=self._also))
+        return (here,) if self._secondary is None else (here, replace(here, host=self._secondary))
 
     async def join(self, peers: Sequence[PeerInfo]) -> int:
         """As :meth:`Router.join`."""

@@ -4,15 +4,15 @@ Every node knows every other node, so that a lookup is one hop.  Records are fou
 complete, so members are learnt from every source: their own messages, the closer peers in answers, and gossip.
 
 A member is alive until a question to it fails.  From then on it is neither asked nor named as a provider, and it is
-probed with a growing back-off.  One answer makes it alive again; after FORGET_AFTER failures it is forgotten.  A lost
+probed with a growing back-off.  One answer makes it alive again; FORGET_AFTER consecutive failures remove it.  A lost
 connection is no failure: it only brings the next probe forward.
 
 Gossip must not revive the dead.  So each report carries its age, the time since any node heard from the member, and a
-report older than HEARSAY_AGE does not introduce a member.  If another node heard from a member after it failed to answer this
-node, it is probed again.
+report older than HEARSAY_AGE does not introduce a member.  If another node heard from a member after it failed to
+answer this node, it is probed again.
 
-Gossip must not fill the table either.  One source can introduce only a share of the table, and a peer that speaks for
-itself evicts a member that was only named, by the source that named most.
+Gossip must not fill the table either.  One source can introduce only a share of the table.  If the table is full, a
+peer that speaks for itself evicts a dead member, or one that was only named, by the source that named most.
 
 The table only decides, and has neither clock nor connections: ``now`` goes in, the members to probe come out.
 A rule about what a report, an answer or a failure means for a member belongs here.

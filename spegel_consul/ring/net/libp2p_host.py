@@ -73,7 +73,7 @@ class Libp2pHost:
         self._bind = bind
         host, port = advertise or (bind.getsockname()[:2] if isinstance(bind, socket.socket) else bind)
         self._address = Address(host, port)
-        self._also = also
+        self._secondary = also
         self._id = node_key.peer_id(key)
         self._layers = Layers(key)
         self._handlers: dict[str, Handler] = {_IDENTIFY: self._answer_identify, _PING: self._answer_ping}
@@ -300,7 +300,7 @@ class Libp2pHost:
             if self._layers.peer_of(secured) == self._id:
                 raise DialledSelf("this node itself has the address")
             return await self._layers.multiplex(secured)
-        raise Unreachable("the handshake took too long")
+        raise Unreachable("the handshake timed out")
 
     def _spawn(self, task: Callable[[], Awaitable[None]]) -> None:
         if self._nursery is not None:
@@ -339,7 +339,9 @@ class Libp2pHost:
         return next((each for each in self._connections.get(peer, ()) if not each.closed), None)
 
     def _advertised(self) -> tuple[Address, ...]:
-        return (self._address,) if self._also is None else (self._address, replace(self._address, host=self._also))
+        if self._secondary is None:
+            return (self._address,)
+        return self._address, replace(self._address, host=self._secondary)
 
     async def _answer_identify(self, stream: Stream) -> None:
         stream.send(frame(self._layers.describe(self._advertised(), self._handlers)))
