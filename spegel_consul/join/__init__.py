@@ -1,22 +1,22 @@
-# How do I find the ring?
-#
-# One small file per way.  A bootstrap only names peers to join through; it never tells the ring to forget
-# anybody, because an empty or stale answer says more about the place that was asked than about the ring.
-#
-#   consul         the elected leader, the catalog while that can't help     candidate and catalog
-#   catalog        some of the healthy routers in Consul's catalog           read rights only
-#   nomad_var      the holder of a lock on a Nomad variable                  no Consul at all
-#   nomad_service  some of the routers in Nomad's own catalog                )
-#   http           a URL that serves peers, such as another node's /id       ) Source, asked now and then
-#   dns            SRV or address records                                    ) by PolledBootstrap
-#   file           a file that somebody else writes                          )
-#   static         a list in the configuration
-#
-# Only consul and nomad_var elect somebody, so only these two have a leader.
-#
-# Several of them in a row are one again (several.py).
+"""The ``Bootstrap`` protocol: where the ring is joined.
 
-"""The ``Bootstrap`` protocol: where the ring is joined."""
+There is one small module per kind of bootstrap in ``sources``.  A bootstrap only names peers to join through.  It never
+makes the ring forget a member, because an empty or stale answer is news about its source, not about the ring.
+
+  consul         the elected leader; the catalog while no leader is known   candidate and catalog
+  catalog        some of the healthy routers in Consul's catalog            read rights only
+  nomad_var      the holder of a lock on a Nomad variable                   without Consul
+  nomad_service  some of the routers in Nomad's own catalog                 )
+  http           a URL that serves peers, such as another node's /id        ) each a Source, polled
+  dns            SRV or address records                                     ) by PolledBootstrap
+  file           a file that another program writes                         )
+  static         a list in the configuration
+
+Only consul and nomad_var elect a leader.  Several bootstraps in order of preference are one bootstrap again
+(``fallback``).
+
+A new kind of bootstrap is a module in ``sources``, a member of ``BootstrapKind`` and a case in ``assemble``.
+"""
 
 from __future__ import annotations
 
@@ -33,37 +33,37 @@ class Bootstrap(Protocol):
 
     @property
     def problem(self) -> str | None:
-        """Why the answer may be missing or stale, in one line for people; None when all is well."""
+        """One line for people that says why the answer may be missing or stale; None if there is no problem."""
         ...
 
     @property
     def leader(self) -> PeerInfo | None:
         """The last known holder of the election's lock, perhaps this node.
 
-        None until one is known, and always None where nothing is elected: the order of an answer says nothing about
-        who leads.
+        None until one is known, and always None without an election, because the order of an answer does not name a
+        leader.
         """
         ...
 
     def peers(self) -> Sequence[PeerInfo]:
-        """Best known peers to join through; may be empty, may contain this node itself."""
+        """The best known peers to join through; may be empty, and may contain this node itself."""
         ...
 
     async def changed(self, since: Sequence[PeerInfo]) -> None:
-        """Return when :meth:`peers` differs from ``since`` in who or where they are."""
+        """Return when :meth:`peers` differs from ``since`` in ids or addresses."""
         ...
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep the answer fresh until cancelled; ``started()`` at once, without waiting for an answer.
+        """Keep the answer fresh until cancelled; calls ``started()`` at once, without waiting for an answer.
 
-        Never raises because the place that it asks is away.
+        Does not raise if its source is unavailable.
         """
         ...
 
 
 class KnownRouters(Protocol):
-    """Names all routers that a catalog believes healthy, for comparison with the members of the ring."""
+    """All routers that a catalog lists as healthy, for comparison with the members of the ring."""
 
     def routers(self) -> Sequence[PeerInfo]:
-        """May be empty, old or incomplete, may contain this node; an id is None where the catalog has none."""
+        """The routers; may be empty, old or incomplete, and may contain this node. Ids may be None."""
         ...

@@ -1,4 +1,4 @@
-"""Makes one bootstrap of the settings."""
+"""Assembles one bootstrap from the settings."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ def assemble(
     settings: BootstrapSettings,
     me: LeaderRecord,
     router_port: int,
-    lonely: Callable[[], bool],
+    alone: Callable[[], bool],
     *,
     candidate: Candidate | None = None,
     catalog: CatalogWatch | None = None,
     nomad: NomadClient | None = None,
     trust: Callable[[], ssl.SSLContext] | None = None,
 ) -> Bootstrap:
-    """The bootstrap of ``settings``, which has what its kinds need: a candidate, a catalog, a client of Nomad.
+    """The bootstrap of ``settings``; a kind whose candidate, catalog or Nomad client is None is left out.
 
-    ``router_port`` is that of peers that are named by address only; ``lonely``: see SeveralBootstraps; ``trust``: see
-    HttpSource.
+    ``router_port`` is the port of peers that are named only by an IP address; ``alone``: see SeveralBootstraps;
+    ``trust``: see HttpSource.
     """
 
-    def ways() -> Iterator[tuple[str, Bootstrap]]:
+    def bootstraps() -> Iterator[tuple[str, Bootstrap]]:
         for kind in settings.kinds:
             match kind:
                 case BootstrapKind.CONSUL if candidate is not None:
@@ -63,5 +63,5 @@ def assemble(
                 case BootstrapKind.FILE if settings.file is not None:
                     yield kind.value, PolledBootstrap(FileSource(settings.file), every=LOOK_EVERY)
 
-    found = list(ways())
-    return found[0][1] if len(found) == 1 else SeveralBootstraps(found, me.to_peer(), lonely)
+    found = list(bootstraps())
+    return found[0][1] if len(found) == 1 else SeveralBootstraps(found, me.to_peer(), alone)

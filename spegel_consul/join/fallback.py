@@ -1,9 +1,9 @@
-# Several ways in a row.  The first that names somebody else is used, the ones behind it are fall-backs: for when it
-# has no answer, and for when its answer is of no use, because whoever it names can't be reached (a leader that died
-# with its rack, a bridge's address).  So while this node has no members, one more of them is listened to every few
-# seconds.
+"""``SeveralBootstraps``: several bootstraps in order of preference.
 
-"""``SeveralBootstraps``: the first that yields peers, and the next ones while nobody can be reached."""
+The first one that names another node is used.  The others are fall-backs for two cases: it has no answer, or its
+answer is useless because its peers can't be reached (a leader that died with its rack, the address of a bridge).  So
+while this node has no members, one more bootstrap is used in addition every WIDEN_EVERY seconds.
+"""
 
 from __future__ import annotations
 
@@ -18,32 +18,33 @@ from spegel_consul.peers import PeerInfo
 
 log = structlog.get_logger(__name__)
 
-PATIENCE = 3.0
-"""Seconds that the peers of one bootstrap may stay unreachable before the next one is listened to as well."""
+WIDEN_EVERY = 3.0
+"""Seconds without members after which one more bootstrap is used in addition."""
 
 
 class SeveralBootstraps:
     """``bootstraps`` with their names, in order of preference.
 
-    ``me`` is this node: naming it alone is no answer. ``lonely`` says whether the ring has no members but it.
+    ``me`` is this node; an answer that names only ``me`` does not count. ``alone`` returns whether the ring has no
+    other members.
     """
 
     def __init__(
         self,
         bootstraps: Sequence[tuple[str, Bootstrap]],
         me: PeerInfo,
-        lonely: Callable[[], bool],
+        alone: Callable[[], bool],
     ) -> None:
         self._bootstraps = tuple(bootstraps)
         self._me = me
-        self._lonely = lonely
+        self._alone = alone
         self._width = 1
         self._observed = ObservedPeers("several")
         self._using: tuple[str, ...] = ()
 
     @property
     def problem(self) -> str | None:
-        """The problems of all, when none has an answer; else those of the ones before the one that is used."""
+        """The problems of the bootstraps up to the first one that is used; of all if none has an answer."""
         problems = []
         for name, bootstrap in self._bootstraps:
             if bootstrap.problem:
@@ -54,10 +55,10 @@ class SeveralBootstraps:
 
     @property
     def leader(self) -> PeerInfo | None:
-        """The leader of the first that has one, of those in use and those before them.
+        """The leader of the first bootstrap that has one, up to the last one in use.
 
-        An election that is only a fall-back changes nothing while it is not used. One that named only this node was
-        passed over for its peers, and still says who leads.
+        The leader of an unused fall-back does not count. A bootstrap before those in use may have named only this node;
+        its leader counts.
         """
         for name, bootstrap in self._bootstraps:
             if bootstrap.leader is not None:
@@ -67,15 +68,15 @@ class SeveralBootstraps:
         return None
 
     def peers(self) -> Sequence[PeerInfo]:
-        """What the first one that names another node names, and those behind it while nobody can be reached."""
+        """The peers of the bootstraps in use: of the first that names another node, and of fall-backs."""
         return self._observed.peers
 
     async def changed(self, since: Sequence[PeerInfo]) -> None:
-        """Return when :meth:`peers` differs from ``since`` in who or where they are."""
+        """Return when :meth:`peers` differs from ``since`` in ids or addresses."""
         await self._observed.changed(since)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Run all of them until cancelled; ``started()`` at once."""
+        """Run all bootstraps until cancelled; calls ``started()`` at once."""
         async with trio.open_nursery() as nursery:
             for _, bootstrap in self._bootstraps:
                 await nursery.start(bootstrap.run)
@@ -92,8 +93,8 @@ class SeveralBootstraps:
 
     async def _widen(self) -> None:
         while True:
-            await trio.sleep(PATIENCE)
-            width = min(self._width + 1, len(self._bootstraps)) if self._lonely() and self._observed.peers else 1
+            await trio.sleep(WIDEN_EVERY)
+            width = min(self._width + 1, len(self._bootstraps)) if self._alone() and self._observed.peers else 1
             if width != self._width:
                 self._width = width
                 self._update()

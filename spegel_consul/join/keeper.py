@@ -1,21 +1,25 @@
-# Keeps a router in the ring.  A bootstrap names peers, and this joins through them: at the start until
-# somebody answers, when the names change, now and then in any case, and whenever the router has lost all
-# members though others are named.  When nobody is named, or none of them answers, the members of the last
-# run are a way in.
-#
-# Two parts of a ring don't find each other by themselves.  So what the ring knows is compared with what the
-# catalog knows: routers that are missing are joined, which makes one ring of two, for the members of both are
-# exchanged.
-#
-# Only an election makes a leader.  Where nothing is elected the peers that are named may change as often as they like:
-# each change is joined through, and none counts as a change of the leader.
-#
-# It only ever adds.  What a bootstrap or a catalog leaves out is no news about the ring: an answer that is
-# late, empty, old or filtered, or a leader that is being elected, must not make anybody forget anybody.
-#
-# schedule.py decides when; this does it.
+"""``RingKeeper``: joins the ring, and rejoins it as long as the node runs.
 
-"""Joining the ring, again and again."""
+A bootstrap names peers, and the keeper joins through them:
+
+* at the start, repeatedly until a peer answers;
+* when the named peers change;
+* periodically;
+* whenever the router has lost all members although other peers are named.
+
+If no peer is named, or none of them answers, the keeper joins through members of its last run.
+
+Two parts of a split ring do not find each other.  So the keeper compares the members with the routers in the catalog
+and joins missing ones; that merges the parts, because both sides exchange their member lists.
+
+Only an election makes a leader.  Without one, the named peers may change at any rate: the keeper joins through each
+change, and none counts as a change of leader.
+
+The keeper only ever adds.  If a bootstrap or a catalog leaves out a peer, that is no news about the ring: an answer
+that is late, empty, old or filtered, or an election in progress, must not remove a member.
+
+A rule about the time of a join belongs in ``schedule``; the joining belongs here.
+"""
 
 from __future__ import annotations
 
@@ -37,19 +41,19 @@ from spegel_consul.ring import Router
 log = structlog.get_logger(__name__)
 
 RESTART_EVERY = 120.0
-"""Seconds between two restarts of the router at least; in between it joins again instead."""
+"""Least seconds between two restarts of the router; in between it rejoins instead."""
 
 ALONE_RESTART = 300.0
-"""Seconds without any member, though others are named, after which the router is made anew."""
+"""Seconds without members, although other peers are named, after which the router is restarted."""
 
-_CHECK = 5.0  # seconds between looks at the members and the catalog
-_SAMPLE = 3  # missing routers that are joined at once; each tells of all that it knows
+_CHECK = 5.0  # seconds between checks of the members and the catalog
+_SAMPLE = 3  # missing routers to join at once; few, because each sends all the members that it knows
 _REMEMBERED_SAMPLE, _REMEMBERED_FOR = 5, 600.0
 _SAVE_EVERY = 60.0
 
 
 class RestartableRouter(Router, Protocol):
-    """A router that can be made anew while it is in use."""
+    """A router that can be restarted while it is in use."""
 
     async def restart(self, peers: Sequence[PeerInfo]) -> bool:
         """Replace the router by a new one that has joined through ``peers``. False if the old one stays."""
@@ -57,7 +61,7 @@ class RestartableRouter(Router, Protocol):
 
 
 class RingKeeper:
-    """Joins ``router`` through the peers of ``bootstrap``, see above; times in seconds."""
+    """Joins ``router`` through the peers of ``bootstrap``; all times are seconds."""
 
     def __init__(
         self,
@@ -88,23 +92,23 @@ class RingKeeper:
         self._restarted = self._saved = -float("inf")
         self._seen_last = 0.0
         self.rejoins = 0
-        """How often a join succeeded when this node had been in the ring before."""
+        """Number of successful joins after the first one."""
         self.restarts = 0
-        """How often the router was made anew."""
+        """Number of restarts of the router."""
         self.splits = 0
-        """How often parts of the ring were found that did not know each other."""
+        """Number of detected splits of the ring."""
         self.missing = 0
-        """How many routers of the catalog are not members."""
+        """Number of routers in the catalog that are not members."""
         self.last_error: str | None = None
-        """Why this node is not in the ring, in one line for people; None when it is, or is the only one."""
+        """One line for people that says why this node is not in the ring; None if it is, or if no other is named."""
 
     @property
     def flapping(self) -> bool:
-        """Whether the leader changes so often that it is not followed for now."""
+        """Whether changes of the leader are ignored for now because there were too many."""
         return trio.current_time() < self._flapping.hold_until
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep the router in the ring until cancelled; ``started()`` at once. Raises nothing."""
+        """Keep the router in the ring until cancelled; calls ``started()`` at once. Raises nothing."""
         await self._remembered.load()
         task_status.started()
         self._started = self._seen_last = trio.current_time()
@@ -115,7 +119,7 @@ class RingKeeper:
             while True:
                 named = tuple(self._bootstrap.peers())
                 now = trio.current_time()
-                # compared here and not only waited for below: the wait may end for both reasons at once
+                # compared here, because the wait below may end for both reasons at once
                 replaced = self._note_leader()
                 if before is not None and (replaced or set(before) != set(named)):
                     self._follow(now, replaced=replaced)
@@ -124,10 +128,10 @@ class RingKeeper:
                 if routers != routers_before:
                     self._coverage.changed(now)
                     routers_before = routers
-                ways = self._ways(named, now)
-                due = self._schedule.due(now, alone=self._is_alone(ways))
+                entry_peers = self._entry_peers(named, now)
+                due = self._schedule.due(now, alone=self._is_alone(entry_peers))
                 if due <= now:
-                    reached = await self._join(named, ways)
+                    reached = await self._join(named, entry_peers)
                     if reached:
                         self.rejoins += in_ring_before
                         in_ring_before = True
@@ -142,13 +146,13 @@ class RingKeeper:
             await self._remembered.save_last(self._router.members())
 
     def _note_leader(self) -> bool:
-        """Whether another node leads than before; a leader that is not known for now is no other."""
+        """Whether the leader is another node than before; an unknown leader does not count as another."""
         before, now = self._leader, self._bootstrap.leader
         self._leader = now or before
         return now is not None and before is not None and now != before
 
     def _follow(self, now: float, *, replaced: bool) -> None:
-        """Others are named than before, perhaps because the leader was ``replaced``."""
+        """The named peers changed; ``replaced`` if the leader is another node."""
         if self._leader is not None and self._policy is OnLeaderChange.IGNORE:
             return
         if replaced:
@@ -157,45 +161,45 @@ class RingKeeper:
                 log.warning("leader_flapping", hold_seconds=round(self._flapping.hold_until - now))
         self._schedule.changed(now, members=len(self._router.members()), not_before=self._flapping.hold_until)
 
-    def _ways(self, named: Sequence[PeerInfo], now: float) -> tuple[PeerInfo, ...]:
-        """Through whom to join: who is named, and while that leads nowhere who was a member once."""
+    def _entry_peers(self, named: Sequence[PeerInfo], now: float) -> tuple[PeerInfo, ...]:
+        """The peers to join through: the named ones, and members of the last run while there are no members."""
         others = self._others(named)
         if self._router.members():
             self._seen_last = now
         elif now - self._started < _REMEMBERED_FOR:
             remembered = missing(self._remembered.peers, others, self._router.me)
             sample = self._rng.sample(remembered, min(_REMEMBERED_SAMPLE, len(remembered)))
-            # nobody vouches for their addresses, which may be another cluster's by now
+            # proven, because the addresses may belong to another cluster by now
             others += tuple(replace(peer, proven=True) for peer in sample)
         return others
 
-    async def _join(self, named: Sequence[PeerInfo], ways: Sequence[PeerInfo]) -> int:
+    async def _join(self, named: Sequence[PeerInfo], entry_peers: Sequence[PeerInfo]) -> int:
         reached = 0
         error = None
         others = self._others(named)
-        if ways:
+        if entry_peers:
             try:
-                if not await self._restart(ways, cut_off=self._is_alone(others)):
-                    reached = await self._router.join(ways)
+                if not await self._restart(entry_peers, cut_off=self._is_alone(others)):
+                    reached = await self._router.join(entry_peers)
             except RingError as exc:
                 error = str(exc)
         self._leader_changed = False
-        alone = self._is_alone(ways)
-        tell = self._schedule.joined(trio.current_time(), alone=alone)
+        alone = self._is_alone(entry_peers)
+        warn = self._schedule.joined(trio.current_time(), alone=alone)
         if self._is_alone(others):
             problem = error or self._bootstrap.problem
             self.last_error = f"none of {len(others)} peers can be reached" + (f": {problem}" if problem else "")
-            if tell:
+            if warn:
                 log.warning("ring_unreachable", peers=len(others), error=self.last_error)
         else:
             self.last_error = None
-            if ways and not alone and self._was_alone:
+            if entry_peers and not alone and self._was_alone:
                 log.info("ring_joined", through=reached, members=len(self._router.members()))
-        self._was_alone = alone or not ways
+        self._was_alone = alone or not entry_peers
         return reached
 
-    async def _restart(self, ways: Sequence[PeerInfo], *, cut_off: bool) -> bool:
-        """Make the router anew, if that is what is to be done now."""
+    async def _restart(self, entry_peers: Sequence[PeerInfo], *, cut_off: bool) -> bool:
+        """Restart the router if the policy asks for it or nothing else helped. True if it was restarted."""
         now = trio.current_time()
         asked_for = self._leader_changed and self._policy is OnLeaderChange.RESTART
         last_resort = cut_off and now - self._seen_last > ALONE_RESTART
@@ -203,13 +207,13 @@ class RingKeeper:
             return False
         self._restarted = now
         self._seen_last = now
-        done = await self._router.restart(ways)
+        done = await self._router.restart(entry_peers)
         self.restarts += done
         log.info("ring_restarted" if done else "ring_restart_failed", members=len(self._router.members()))
         return done
 
     async def _cover(self, routers: Sequence[PeerInfo]) -> None:
-        """Join what the catalog knows and the ring does not."""
+        """Join routers that are in the catalog and not in the ring."""
         absent = missing(routers, self._router.members(), self._router.me)
         reached = 0
         if absent:

@@ -1,4 +1,4 @@
-"""What a router does about a new leader."""
+"""The policy for a new leader (``--on-leader-change``)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import Enum
 
 
 class OnLeaderChange(Enum):
-    """What a router does when another node leads; without effect where nothing is elected."""
+    """The reaction of a router to a new leader; without effect without an election."""
 
     REJOIN = "rejoin"
     RESTART = "restart"

@@ -1,8 +1,9 @@
-# What every bootstrap keeps between two questions: the last peers that somebody named, why they may be stale,
-# and who waits for a change.  Only who and where count: the order of an answer, or one that is repeated, wakes
-# nobody.  A problem is logged when it begins and when it ends, not with every attempt.
+"""``ObservedPeers``: the current answer of a bootstrap, which tasks can await to change.
 
-"""``ObservedPeers``: the peers that a bootstrap knows, and those who wait for others."""
+It keeps the last peers that were named, the problem because of which they may be stale, and the event for waiters.
+Only ids and addresses count: the order of an answer, or a repeated answer, wakes no waiter.  A problem is logged when
+it begins and when it ends, not with every attempt.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +18,8 @@ from spegel_consul.peers import PeerInfo
 log = structlog.get_logger(__name__)
 
 
-def who_and_where(peers: Sequence[PeerInfo]) -> frozenset[tuple[str | None, frozenset[str]]]:
-    """What of ``peers`` a ring has to react to."""
+def ids_and_addresses(peers: Sequence[PeerInfo]) -> frozenset[tuple[str | None, frozenset[str]]]:
+    """The part of ``peers`` whose change the ring reacts to."""
     return frozenset((peer.id, frozenset(peer.addrs)) for peer in peers)
 
 
@@ -36,19 +37,19 @@ class ObservedPeers:
         return self._report.problem
 
     def give(self, peers: Sequence[PeerInfo]) -> None:
-        """These are the peers now."""
-        changed = who_and_where(peers) != who_and_where(self.peers)
+        """Replace the peers."""
+        changed = ids_and_addresses(peers) != ids_and_addresses(self.peers)
         if changed:
             self.peers = tuple(peers)
             self._changed.set()
             self._changed = trio.Event()
 
     def trouble(self, problem: str | None) -> None:
-        """Why there is no new answer; None: it works."""
+        """Set the reason why there is no new answer; None if there is no problem."""
         self._report.tell(problem)
 
     async def changed(self, since: Sequence[PeerInfo]) -> None:
-        """Return when the peers are others than ``since``."""
+        """Return when the peers differ from ``since`` in ids or addresses."""
         await trio.lowlevel.checkpoint()
-        while who_and_where(self.peers) == who_and_where(since):
+        while ids_and_addresses(self.peers) == ids_and_addresses(since):
             await self._changed.wait()

@@ -1,8 +1,9 @@
-# Most ways to find the ring are a question that is asked now and then.  This asks it: soon again while there is no
-# answer, leisurely once there is one, since the ring needs no bootstrap while it stands.  A source that fails, hangs
-# or names nobody leaves the last answer as it is.
+"""``PolledBootstrap``: a ``Source`` that is polled.
 
-"""``PolledBootstrap``: a ``Source`` that is asked now and then."""
+Most kinds of bootstrap are one question to one source.  The question is repeated with a short back-off while there is
+no answer, and every EVERY seconds afterwards, because the ring needs no bootstrap while it is up.  A source that fails,
+hangs or names no peers leaves the last answer as it is.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +21,10 @@ from spegel_consul.peers import PeerInfo
 log = structlog.get_logger(__name__)
 
 EVERY = 30.0
-"""Seconds between two questions when all is well."""
+"""Seconds between two questions after an answer."""
 
 ASK_WITHIN = 10.0
-"""Seconds that a question may take."""
+"""Seconds after which a question is abandoned."""
 
 
 class SourceError(Exception):
@@ -31,15 +32,15 @@ class SourceError(Exception):
 
 
 class Source(Protocol):
-    """A place that names peers when asked."""
+    """A source of peers that can be asked once."""
 
     @property
     def name(self) -> str:
-        """What is asked, for people: ``dns spegel-router.service.consul``."""
+        """The source, for people: ``dns spegel-router.service.consul``."""
         ...
 
     async def ask(self) -> Sequence[PeerInfo]:
-        """The peers that it names now. Raises SourceError. May be cancelled at any time."""
+        """The peers of the source. Raises SourceError. May be cancelled at any time."""
         ...
 
 
@@ -64,19 +65,19 @@ class PolledBootstrap:
 
     @property
     def problem(self) -> str | None:
-        """What the last question came to, if not to an answer."""
+        """The reason why the last question had no answer; None if it had one."""
         return self._observed.problem
 
     def peers(self) -> Sequence[PeerInfo]:
-        """The peers of the last answer that named any."""
+        """The peers of the last answer that was not empty."""
         return self._observed.peers
 
     async def changed(self, since: Sequence[PeerInfo]) -> None:
-        """Return when another answer came."""
+        """Return when :meth:`peers` differs from ``since`` in ids or addresses."""
         await self._observed.changed(since)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Ask until cancelled; ``started()`` at once."""
+        """Poll until cancelled; calls ``started()`` at once."""
         backoff = Backoff(0.5, min(15.0, self._every), self._rng)
         task_status.started()
         while True:
@@ -97,7 +98,7 @@ class PolledBootstrap:
             return f"{name}: {why}"
         except trio.TooSlowError:
             return f"{name}: no answer within {self._within:g} s"
-        except Exception as why:  # a source is a stranger's library fed with strangers' bytes
+        except Exception as why:  # because a source is third-party code that parses untrusted bytes
             log.exception("bootstrap source failed", way=name)
             return f"{name}: {type(why).__name__}: {why}"
         if not peers:

@@ -1,7 +1,8 @@
-# When to join, when to look for members that are missing, and when to leave a restless leader alone: the
-# decisions of RingKeeper, without clock and without connections.
+"""The decisions of ``RingKeeper``: when to join, when to look for missing members, when not to follow the leader.
 
-"""The decisions of ``RingKeeper``; all times are seconds of one monotonic clock."""
+It has neither clock nor connections; all times are seconds of one monotonic clock.  A new reason to join earlier, later
+or not at all belongs here.
+"""
 
 from __future__ import annotations
 
@@ -13,26 +14,26 @@ from collections.abc import Collection, Iterable
 from spegel_consul.peers import PeerInfo
 
 FIRST_RETRY, LONGEST_RETRY = 0.05, 10.0
-"""Seconds between attempts to join while nobody answers (as Spegel's bootstrap)."""
+"""Seconds between attempts to join while no peer answers (as Spegel's bootstrap)."""
 
 EVERY = 1800.0
-"""Seconds between joins when all is well (as Spegel's)."""
+"""Seconds between periodic joins (as Spegel's)."""
 
 DEBOUNCE = 2.0
-"""Seconds after which a change of the bootstrap peers is followed; what changes back meanwhile costs nothing."""
+"""Seconds after which the keeper joins through changed bootstrap peers; changes in between cost nothing more."""
 
 SPLAY_PER_MEMBER, LONGEST_SPLAY = 0.05, 30.0
-"""Seconds over which the nodes of a ring spread what they all do for one reason."""
+"""Seconds of jitter, per member and at most, because all nodes see the same change at once."""
 
 COVERAGE_EVERY, COVERAGE_AFTER_CHANGE = 60.0, 5.0
-"""Seconds between comparisons with the catalog, and after a change of it."""
+"""Seconds between comparisons with the catalog, and from a change of the catalog to the next comparison."""
 
 FLAPS, FLAP_WINDOW, HOLD = 3, 300.0, 300.0
-"""More changes of the leader than this, in so many seconds, and it is not followed for so many seconds."""
+"""After more than FLAPS changes of the leader within FLAP_WINDOW seconds, ignore changes for HOLD seconds."""
 
 
 class Schedule:
-    """When to join next."""
+    """The time of the next join."""
 
     def __init__(self, *, every: float, debounce: float, rng: random.Random) -> None:
         self._every = every
@@ -42,39 +43,39 @@ class Schedule:
         self._at = -math.inf
 
     def due(self, now: float, *, alone: bool) -> float:
-        """When to join; ``alone`` means that others are named and none is a member."""
+        """The time of the next join. ``alone``: other peers are named, and there are no members."""
         if alone:
             self._at = min(self._at, now + self._retry * self._rng.uniform(0.5, 1.0))
         return self._at
 
     def changed(self, now: float, *, members: int, not_before: float = -math.inf) -> None:
-        """Other peers are named than before: join through them soon, but not all ``members`` at the same moment."""
+        """The named peers changed: join soon, with jitter because all ``members`` do the same."""
         splay = min(LONGEST_SPLAY, SPLAY_PER_MEMBER * members)
         at = max(now + self._debounce, not_before) + self._rng.uniform(0.0, splay)
         self._at = min(self._at, at)
 
     def joined(self, now: float, *, alone: bool) -> bool:
-        """A join was tried. True if it has failed for so long that somebody should be told, once."""
+        """A join was tried. True once, when the retry interval has reached its maximum, to log a warning."""
         if not alone:
             self._retry = FIRST_RETRY
             self._at = now + self._every
             return False
-        told = self._retry >= LONGEST_RETRY
+        warned = self._retry >= LONGEST_RETRY
         self._retry = min(LONGEST_RETRY, self._retry * 2)
         self._at = now + self._retry * self._rng.uniform(0.5, 1.0)
-        return self._retry >= LONGEST_RETRY and not told
+        return self._retry >= LONGEST_RETRY and not warned
 
 
 class Flapping:
-    """Whether the leader changes so often that following it does more harm than good."""
+    """Detects a leader that changes so often that following it does more harm than good."""
 
     def __init__(self) -> None:
         self._changes: deque[float] = deque()
         self.hold_until = -math.inf
-        """Until when changes are not followed."""
+        """The time until which changes are ignored."""
 
     def changed(self, now: float) -> bool:
-        """The leader changed. True if it began to flap by this."""
+        """The leader changed. True if flapping begins with this change."""
         self._changes.append(now)
         while self._changes[0] < now - FLAP_WINDOW:
             self._changes.popleft()
@@ -85,10 +86,10 @@ class Flapping:
 
 
 class Coverage:
-    """Whether all routers of the catalog are members, and what it means if they are not.
+    """Schedules comparisons of the catalog with the members, and detects splits of the ring.
 
-    A catalog that is empty, old or filtered names too few, never too many that answer: so what it names is a
-    reason to join, and what it leaves out is no reason for anything.
+    A catalog that is empty, old or filtered names too few routers, and a superfluous entry does not answer. So an entry
+    is a reason to join, and a missing entry is no reason for anything.
     """
 
     def __init__(self, rng: random.Random) -> None:
@@ -96,20 +97,20 @@ class Coverage:
         self._at = math.inf
         self._rounds = 0
         self.split = False
-        """Whether routers that answer were missing twice in a row: the ring had more parts than one."""
+        """Whether the last two comparisons both found missing routers that answer: the ring was split."""
 
     def due(self, now: float, *, known: bool) -> bool:
-        """Whether to compare now; ``known`` is whether the catalog names anybody."""
+        """Whether to compare now; ``known``: the catalog names routers."""
         if known and self._at == math.inf:
             self.changed(now)
         return now >= self._at
 
     def changed(self, now: float) -> None:
-        """The catalog names others than before."""
+        """The routers in the catalog changed."""
         self._at = min(self._at, now + COVERAGE_AFTER_CHANGE)
 
     def compared(self, now: float, *, missing: int, reached: int) -> bool:
-        """``reached`` of ``missing`` routers answered. True if this shows that the ring is, or was, split."""
+        """``reached`` of ``missing`` routers answered. True if this comparison detects a split."""
         self._rounds = self._rounds + 1 if reached else 0
         was, self.split = self.split, self._rounds >= 2
         soon = missing > 0 and reached > 0
@@ -118,7 +119,7 @@ class Coverage:
 
 
 def missing(routers: Iterable[PeerInfo], members: Collection[PeerInfo], me: PeerInfo) -> list[PeerInfo]:
-    """Those of ``routers`` that are neither ``me`` nor in ``members``, by id or, without one, by address."""
+    """The ``routers`` that are neither ``me`` nor in ``members``, compared by id or, without an id, by address."""
     ids = {member.id for member in members} | {me.id}
     addrs = {addr for member in members for addr in member.addrs} | set(me.addrs)
     return [

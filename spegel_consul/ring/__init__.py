@@ -1,10 +1,12 @@
-# Who has it?
-#
-# The ring knows keys (strings: digests and image names) and peers, nothing of HTTP or Consul.  A peer says
-# of itself where its registry listens, as one more multiaddr in its provider record (/ip4/…/tcp/…/http), so a
-# lookup yields what the mirror has to dial and nobody has to assume that all nodes use one port.
+"""The ``Router`` protocol: which peers have a key, and how the ring is joined.
 
-"""The ``Router`` protocol: which peers have a key, and how the ring is joined."""
+The ring knows keys (strings: digests and image names) and peers, and nothing of HTTP or Consul.  Each peer announces
+the address of its registry as one more multiaddr of its provider record (/ip4/…/tcp/…/http).  So a lookup yields the
+address that the mirror dials, and nodes need not all use one port.
+
+A method belongs in ``Router`` if the store, the mirror or the keeper needs it of every router; the conformance suite
+runs against each implementation.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +20,11 @@ from spegel_consul.peers import PeerInfo, Provider
 
 
 class Router(Protocol):
-    """Finds who has a key. All keys are strings: a digest or a full image name."""
+    """Finds the peers that have a key. All keys are strings: a digest or a full image name."""
 
     @property
     def me(self) -> PeerInfo:
-        """This node as others reach it."""
+        """This node's peer id and the addresses that others dial."""
         ...
 
     def members(self) -> tuple[PeerInfo, ...]:
@@ -30,37 +32,37 @@ class Router(Protocol):
         ...
 
     def lookup(self, key: str, *, count: int = 3) -> AbstractAsyncContextManager[AsyncIterator[Provider]]:
-        """Providers of ``key`` as they are found, without this node itself, each peer once.
+        """Yields providers of ``key`` as they are found, each peer once, never this node.
 
-        The iterator ends when ``count`` were yielded or nobody is left to ask; it sets no deadline of its
-        own beyond that of each question. Leaving the context abandons the questions that are still open.
+        The iterator ends when ``count`` providers were yielded or every candidate was asked. Each question has a
+        deadline; the lookup as a whole has none. Leaving the context abandons the questions that are still open.
         """
         ...
 
     async def announce(self, added: Collection[str], removed: Collection[str] = ()) -> None:
-        """This node now has ``added`` and no longer has ``removed``.
+        """Announce that this node has ``added`` and no longer has ``removed``.
 
-        Returns when the change is noted; it is carried to other peers in the background, again to those
-        that did not acknowledge it, and again before the records expire.
+        Returns when the change is noted. A background task sends it to the responsible peers, repeats it to those
+        that do not acknowledge it, and repeats it to all of them before the records expire.
         """
         ...
 
     async def leave(self) -> None:
-        """This node is about to end: it has nothing any more, whatever is announced from now on.
+        """Withdraw all keys because this node is about to end; later announcements are ignored.
 
-        Returns when those of the others who could be told were told; sets no deadline.
+        Returns when the connected peers that hold its records were told; sets no deadline.
         """
         ...
 
     async def join(self, peers: Sequence[PeerInfo]) -> int:
-        """Connect to these peers in addition to what is known already, and learn their members.
+        """Connect to ``peers`` in addition to the known members, and learn their members.
 
-        Nothing that the router has is dropped. Returns to how many of them a connection stands.
+        Drops nothing that the router has. Returns the number of ``peers`` that are connected.
         """
         ...
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Take part in the ring until cancelled; ``started()`` when it listens.
+        """Take part in the ring until cancelled; calls ``started()`` when it listens.
 
         Raises RingError if it can't listen.
         """

@@ -1,4 +1,7 @@
-"""The members of the ring as people see them."""
+"""The members of the ring as the status page and the metrics show them.
+
+A field that only people read belongs here, not in ``Member``.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,15 @@ from spegel_consul.ring.dht.records import Records
 from spegel_consul.ring.members.table import Member
 
 CIRCLE = 1 << 256
-"""How many positions the ring has."""
+"""The number of positions in the ring."""
 
 
 @dataclass(frozen=True, slots=True)
 class MemberView:
-    """One other member. ``rtt`` and ``heard_ago`` are seconds, ``keys`` how many of its announcements are kept here.
+    """One other member. ``rtt`` and ``heard_ago`` are seconds.
 
-    ``registry`` is ``host:port`` or None while unknown, ``at`` its place on the circle, in [0, 1).
+    ``keys`` is the number of its provider records that this node holds. ``registry`` is ``host:port``, or None while
+    unknown. ``at`` is its position in the ring, scaled to [0, 1).
     """
 
     id: str
@@ -31,7 +35,7 @@ class MemberView:
 
 
 def view(member: Member, records: Records, now: float) -> MemberView:
-    """How ``member`` looks at ``now`` (Trio clock)."""
+    """The view of ``member`` at ``now`` (Trio clock)."""
     registry = member.registry
     return MemberView(
         id=peer_id_to_text(member.id),

@@ -1,7 +1,10 @@
-# The streams that others open to this node's Kademlia: each is read, answered in order, and bounded in number for
-# one peer.  Who breaks the protocol loses the stream, and what it does is noted.
+"""Serves the ring's protocols to other peers.
 
-"""Serving the ring's protocols to others."""
+Each Kademlia stream that a peer opens is read and answered in order.  The number of streams per peer is bounded.  A
+message that breaks the protocol ends its stream and counts towards a ban of the peer.
+
+A new limit on what one peer may send belongs here; the content of answers belongs in ``responder``.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +28,11 @@ _MAX_STREAMS_PER_PEER = 8
 _MAX_REQUEST = 64 << 10
 _SLICE = 64  # messages of one peer that are answered between two checkpoints
 _SLOW = 0.02
-_FAREWELL_EVERY = 10.0  # all records are looked at for one
+_LEAVE_EVERY = 10.0  # seconds, because one scans all records
 
 
 class Service:
-    """Answers what peers ask and takes what they announce."""
+    """Answers the questions of peers and takes their announcements."""
 
     def __init__(
         self, host: Host, background: Background, membership: Membership, records: Records, answers: Answers
@@ -39,7 +42,7 @@ class Service:
         self._records = records
         self._answers = answers
         self._inbound: dict[bytes, int] = {}
-        self._farewells = RateLimit(every=_FAREWELL_EVERY, burst=2)
+        self._leave_limit = RateLimit(every=_LEAVE_EVERY, burst=2)
         host.serve(KAD, self._serve)
         host.serve(WITHDRAW, self._serve_withdrawal)
 
@@ -60,13 +63,13 @@ class Service:
                     answers = [self._answers.answer(peer, decode(body)) for body in bodies[start:][:_SLICE]]
                     if out := b"".join(encode(answer) for answer in answers if answer is not None):
                         stream.send(out)
-                    # who sends more than it may is read slowly, and others are heard meanwhile
+                    # a peer beyond its share of records is read slowly, so that it does not delay the others
                     await trio.sleep(_SLOW if self._records.is_full_of(peer) else 0)
                 self._membership.heard(peer)
             stream.close()
 
     async def _serve_withdrawal(self, stream: Stream) -> None:
-        """Forget records of a peer as it asks; all of them if it names none, for then it leaves."""
+        """Forget the records that a peer withdraws; no keys mean all of them, because the peer leaves."""
         with self._admitted(stream.peer), trio.fail_after(_TIMEOUT):
             frames = Frames(_MAX_REQUEST)
             while data := await stream.receive():
@@ -74,14 +77,14 @@ class Service:
                     keys = decode_withdrawal(body)
                     for key in keys:
                         self._records.remove(key, stream.peer)
-                    if not keys and self._farewells.admits(stream.peer, trio.current_time()):
+                    if not keys and self._leave_limit.admits(stream.peer, trio.current_time()):
                         for _ in self._records.forget(stream.peer):
                             await trio.lowlevel.checkpoint()
             stream.close()
 
     @contextmanager
     def _admitted(self, peer: bytes) -> Iterator[None]:
-        """A stream that ``peer`` opened. Raises RingError if it has too many, and notes what it does wrong."""
+        """Count a stream of ``peer`` and its protocol errors. Raises RingError if it has too many streams."""
         try:
             if self._inbound.get(peer, 0) >= _MAX_STREAMS_PER_PEER:
                 raise RingError("the peer has too many streams open")
@@ -93,5 +96,5 @@ class Service:
                 if not self._inbound[peer]:
                     del self._inbound[peer]
         except WireError as exc:
-            self._membership.offended(peer, exc)
+            self._membership.protocol_error(peer, exc)
             raise

@@ -1,12 +1,18 @@
-# What a node says when it is asked, as go-libp2p-kad-dht expects it: ADD_PROVIDER is never answered (Go
-# would take an answer for that of its next request), a provider may only announce itself, FIND_NODE for a
-# node's own id contains the node (Go checks that before it takes a peer into a full table), and dead peers
-# are not named.
-#
-# A record is only kept if somebody could ever find it here: its key is the multihash of a string, as all of
-# Spegel's are, and this node is among those that are near to it.
+"""Answers to the Kademlia messages of other peers.
 
-"""Answers to the Kademlia messages of others."""
+The answers follow the expectations of go-libp2p-kad-dht:
+
+* ADD_PROVIDER is never answered, because Go would take an answer for the answer to its next request;
+* a provider may only announce itself;
+* FIND_NODE for a node's own id contains the node, because Go checks that before it admits a peer to a full table;
+* dead peers are not named.
+
+A record is kept only if a lookup could find it here: its key is the multihash of a string, as all of Spegel's are, and
+this node is among the peers nearest to the key.
+
+A new rule about the content of an answer belongs here; a new limit on streams and requests belongs in
+``protocol_server``.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +28,14 @@ from spegel_consul.ring.dht.records import Records
 from spegel_consul.ring.members.membership import Membership
 
 NEAR = 3 * REPLICAS
-"""Among how many of the nearest to a key this node must be to keep its records; others may know fewer members."""
+"""This node keeps the records of a key if it is among so many nearest peers.
+
+It is more than REPLICAS because the provider may know fewer members than this node.
+"""
 
 
 class Answers:
-    """Answers out of what this node knows."""
+    """Answers from this node's members, records and announcements."""
 
     def __init__(
         self, membership: Membership, records: Records, announcements: Announcements, *, rng: random.Random
@@ -38,11 +47,11 @@ class Answers:
         self._position = position(membership.me.id)
 
     def answer(self, peer: bytes, message: Message) -> Message | None:
-        """The answer to ``message`` of ``peer``, if it has one. Raises WireError if it must not be sent."""
+        """The answer to ``message`` of ``peer``, or None. Raises WireError if the message breaks the protocol."""
         if message.type is MessageType.PING:
             return Message(MessageType.PING)
         if not message.key:
-            raise WireError(f"{message.type.name} came without a key")
+            raise WireError(f"{message.type.name} has no key")
         if message.type is MessageType.ADD_PROVIDER:
             self._add_provider(peer, message)
             return None

@@ -1,10 +1,13 @@
-# A router that can be made anew without anybody noticing.  The new generation has the identity, the address, the
-# keys and the records of the old one; it listens on the same socket and joins the ring on its own connections.
-# Only when it knows as many members as the old one and has told them its keys does it take over; the old one
-# accepts nothing any more, ends the lookups that it has begun, and goes.  A generation that gets nowhere is
-# given up, and the old one stays.
+"""``ReplaceableRouter``: a ``Router`` that can be replaced while it is in use.
 
-"""``ReplaceableRouter``: a ``Router`` that can be replaced while it is in use."""
+A generation is one ``KadRouter`` with its task and its lookups.  The new generation takes the identity, the address,
+the keys and the records of the old one; it listens on the same socket and joins the ring on connections of its own.
+The switch happens when the new generation knows as many members as the old one and its keys are acknowledged, or after
+CATCH_UP_TIMEOUT.  From then on the old generation accepts no connections; it ends after its open lookups.
+If the new generation reaches no members although the old one has some, it is cancelled and the old one stays.
+
+State that must survive a restart is passed on by ``make`` (see ``successor_of`` in ``router``), not here.
+"""
 
 from __future__ import annotations
 
@@ -21,18 +24,18 @@ from spegel_consul.ring.router import KadRouter
 
 log = structlog.get_logger(__name__)
 
-PATIENCE = 15.0
-"""Seconds that a new generation has to learn what the old one knows."""
+CATCH_UP_TIMEOUT = 15.0
+"""Seconds after which a new generation that has members takes over, even if it knows fewer than the old one."""
 
 DRAIN = 5.0
-"""Seconds that lookups of the old generation have to end."""
+"""Seconds after which the open lookups of the old generation are cancelled."""
 
 _POLL = 0.05
 _SAMPLE = 8
 
 
 class _Generation:
-    """One router, its task and the lookups that it carries."""
+    """One router, its task and the number of its open lookups."""
 
     def __init__(self, router: KadRouter) -> None:
         self.router = router
@@ -47,7 +50,7 @@ class _Generation:
 
 
 class ReplaceableRouter:
-    """Routers that ``make`` makes, each the heir of the one that it is given (None for the first)."""
+    """A router whose generations come from ``make``, which is given the predecessor (None for the first)."""
 
     def __init__(self, make: Callable[[KadRouter | None], KadRouter]) -> None:
         self._make = make
@@ -64,21 +67,21 @@ class ReplaceableRouter:
 
     @property
     def at(self) -> float:
-        """This node's place on the circle, in [0, 1)."""
+        """This node's position in the ring, scaled to [0, 1)."""
         return self._current.router.at
 
     @property
     def records(self) -> int:
-        """How many provider records of others are held here."""
+        """The number of provider records that this node holds for others."""
         return self._current.router.records
 
     def view(self) -> tuple[MemberView, ...]:
-        """All other members, dead ones too, for people."""
+        """All other members, including dead ones, for display."""
         return self._current.router.view()
 
     @property
     def unannounced(self) -> int:
-        """How many (key, peer) pairs were not acknowledged yet."""
+        """The number of (key, peer) pairs that are not acknowledged yet."""
         return self._current.router.unannounced
 
     @asynccontextmanager
@@ -92,7 +95,7 @@ class ReplaceableRouter:
             generation.lookups -= 1
 
     async def announce(self, added: Collection[str], removed: Collection[str] = ()) -> None:
-        # the next one first: a generation that becomes the current one meanwhile has heard it already
+        # the next generation comes first, because it may become the current one during the second call
         if self._next is not None:
             await self._next.router.announce(added, removed)
         await self._current.router.announce(added, removed)
@@ -107,12 +110,12 @@ class ReplaceableRouter:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         failure: RingError | None = None
-        if self._current.has_run:  # it failed, so an heir of what it knew takes over
+        if self._current.has_run:  # it failed, so a successor with its keys and records takes over
             self._current = _Generation(self._make(self._current.router))
         async with trio.open_nursery() as nursery:
             try:
                 await nursery.start(self._current.run)
-            except RingError as exc:  # kept, because the nursery would wrap it
+            except RingError as exc:  # raised below, because the nursery would wrap it in a group
                 failure = exc
             else:
                 self._nursery = nursery
@@ -125,7 +128,10 @@ class ReplaceableRouter:
             raise failure
 
     async def restart(self, peers: Sequence[PeerInfo]) -> bool:
-        """Make the router anew, joining through ``peers`` and known members. False if the old one stays."""
+        """Replace the router by a new generation that joins through ``peers`` and known members.
+
+        Returns False if the old generation stays.
+        """
         if self._nursery is None or self._next is not None:
             return False
         old = self._current
@@ -136,7 +142,7 @@ class ReplaceableRouter:
             except RingError as exc:
                 log.warning("ring_generation_failed", error=str(exc))
                 return False
-            with trio.move_on_after(PATIENCE):
+            with trio.move_on_after(CATCH_UP_TIMEOUT):
                 await self._catch_up(new.router, old.router, peers)
             if old.router.members() and not new.router.members():
                 return False

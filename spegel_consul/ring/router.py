@@ -1,17 +1,19 @@
-# The ring as a router: a Kademlia DHT in which everybody knows everybody ("one hop"), on the wire the same
-# as go-libp2p-kad-dht under Spegel's prefix.  The decisions are made by plain objects, and this file
-# carries them out:
-#
-#   Membership      who is in, and questions to them (itself a shell, around Members)
-#   Announcements   which keys to tell whom       <- announce(), and every change of the members
-#   Records         what others told us           <- ADD_PROVIDER
-#   Lookup          whom to ask for one key, when to stop     <- lookup(), one object each
-#   Answers         what we say to others' questions     <- Service (itself a shell)
-#
-# ADD_PROVIDER has no answer in Kademlia, so a batch of them is followed by a PING: requests of a stream are
-# handled in order, and the answer to the last says that everything before it was taken.
+"""``KadRouter``: the ``Router`` over a ``Host``.
 
-"""``KadRouter``: the ``Router`` over a ``Host``."""
+The ring is a Kademlia DHT in which every node knows every other node ("one hop").  On the wire it is the same as
+go-libp2p-kad-dht under Spegel's prefix.  Plain objects take the decisions, and this module carries them out:
+
+    Membership      the members, and questions to them (a shell around Members)
+    Announcements   the keys to announce, and to which peers   <- announce(), and every change of the members
+    Records         the provider records of others             <- ADD_PROVIDER
+    Lookup          the peers to ask for one key, and the end  <- lookup(), one object each
+    Answers         the answers to questions of others         <- Service (a shell too)
+
+ADD_PROVIDER has no answer in Kademlia, so each batch of them is followed by a PING.  Requests of one stream are
+handled in order, so the answer to the PING acknowledges the whole batch.
+
+A new decision belongs in one of these objects; a new background task of the router belongs here.
+"""
 
 from __future__ import annotations
 
@@ -40,24 +42,25 @@ from spegel_consul.ring.protocol_server import Service
 from spegel_consul.ring.responder import Answers
 
 TTL = 900.0
-"""Seconds between announcements of a key (Spegel's KeyTTL); a record is believed for 4 minutes longer."""
+"""Seconds between announcements of a key (Spegel's KeyTTL); a record is valid for 4 minutes longer."""
 
 _VALIDITY_MARGIN = 240.0
 _BATCH_TIMEOUT = 10.0
 _REBALANCE_AFTER = 0.1
 _SWEEP_EVERY = 60.0
-_SLICE = 250  # keys that are looked at between two checkpoints
-_NAMED_AGE = 60.0  # how old the news is taken to be that a provider lives
+_SLICE = 250  # keys that are handled between two checkpoints
+_NAMED_AGE = 60.0  # seconds; the assumed age of the report that a named provider is alive
 
 
 class KadRouter:
     """A node of the ring.
 
-    ``registry`` is where this node's registry is dialled, ``(IP address, port)``; its port is also assumed
-    for peers that don't tell, as Go Spegel does. ``also`` is this node's IP address of the other family, if it has one
-    under which router and registry are dialled by the same ports. ``ttl`` is in seconds, ``hedge`` and ``gossip`` too:
-    after how long without an answer one more peer is asked (at first), and the least time between two member exchanges.
-    With ``successor_of`` it takes over the keys and the records of another, whose place it is to take.
+    ``registry`` is the address at which others dial this node's registry, ``(IP address, port)``. Its port is also
+    assumed for peers that announce no registry, as Go Spegel does. ``also`` is this node's secondary address: an IP
+    address of the other family at which the same ports serve the router and the registry. ``ttl``, ``hedge`` and
+    ``gossip`` are seconds: between two announcements of a key, without an answer before one more peer is asked (the
+    initial value), and between two member exchanges at least. With ``successor_of`` the router takes over the keys and
+    the records of that router.
     Raises RingError if an address to advertise is not an IP address that others can dial.
     """
 
@@ -80,7 +83,7 @@ class KadRouter:
             host,
             self._background,
             registry=Address(*registry, http=True),
-            also=also,
+            secondary=also,
             changed=self._on_change,
             lost=self._on_loss,
             rng=self._rng,
@@ -95,7 +98,7 @@ class KadRouter:
         self._announces_at = math.inf
         self._rebalance = False
         self._leaving: bool = successor_of is not None and successor_of._leaving
-        # those that must be connected first may be gone, and take long to show it
+        # peers without a connection have a limit of their own, because a dial to one that is gone takes seconds
         self._tell_limit, self._tell_cold_limit = trio.CapacityLimiter(8), trio.CapacityLimiter(32)
         self._service = Service(host, self._background, self._membership, self._records, self._answers)
 
@@ -107,23 +110,23 @@ class KadRouter:
         return self._members.infos()
 
     def view(self) -> tuple[MemberView, ...]:
-        """All other members, dead ones too, for people."""
+        """All other members, including dead ones, for display."""
         now = trio.current_time()
         return tuple(view(member, self._records, now) for member in self._members)
 
     @property
     def at(self) -> float:
-        """This node's place on the circle, in [0, 1)."""
+        """This node's position in the ring, scaled to [0, 1)."""
         return position(self._host.id) / CIRCLE
 
     @property
     def records(self) -> int:
-        """How many provider records of others are held here."""
+        """The number of provider records that this node holds for others."""
         return len(self._records)
 
     @property
     def unannounced(self) -> int:
-        """How many (key, peer) pairs were not acknowledged yet."""
+        """The number of (key, peer) pairs that are not acknowledged yet."""
         return self._announcements.pending
 
     @asynccontextmanager
@@ -146,7 +149,7 @@ class KadRouter:
         if search.done:
             send.close()
         else:
-            # in the router's nursery, not in one around the yield: that would wrap the caller's exceptions
+            # runs in the router's nursery, because a nursery around the yield would wrap the caller's exceptions
             self._background.spawn(self._search, search, raw, send, scope)
         try:
             yield receive
@@ -159,11 +162,11 @@ class KadRouter:
             return
         if removed:
             self._announcements.remove(map(dht_key, removed))
-            self._announce_alarm.ring()
+            self._announce_alarm.wake()
         keys = list(map(dht_key, added))
         for start in range(0, len(keys), _SLICE):
             self._announcements.add(keys[start : start + _SLICE])
-            self._announce_alarm.ring()
+            self._announce_alarm.wake()
             await trio.lowlevel.checkpoint()
 
     async def leave(self) -> None:
@@ -177,7 +180,7 @@ class KadRouter:
         return await self._membership.join(peers)
 
     def retire(self) -> None:
-        """Accept no more connections; another has taken this one's place."""
+        """Accept no more connections, because a successor has taken over."""
         self._host.retire()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -186,7 +189,7 @@ class KadRouter:
             async with trio.open_nursery() as nursery:
                 try:
                     await nursery.start(self._host.run)
-                except RingError as exc:  # kept, because the nursery would wrap it
+                except RingError as exc:  # raised below, because the nursery would wrap it in a group
                     failure = exc
                 else:
                     self._background.nursery = nursery
@@ -214,11 +217,11 @@ class KadRouter:
             with suppress(trio.BrokenResourceError):  # the lookup is over
                 results.send_nowait((peer, answer))
 
-        # the reader may have gone while this task was about to go on
+        # BrokenResourceError: the reader may close its end before this task runs again
         with scope, send, answers, suppress(trio.BrokenResourceError):
             while not search.done:
                 for peer in search.ask(trio.current_time()):
-                    # not a child of this task: an answer that nobody waits for still shows who lives
+                    # not a child of this task, because an answer after the lookup still shows that the peer is alive
                     self._background.spawn(question, peer)
                 with trio.move_on_at(search.wake_at):
                     peer, answer = await answers.receive()
@@ -227,7 +230,7 @@ class KadRouter:
                     else:
                         search.answered(peer, trio.current_time())
                         named = list(map(self._membership.contact, answer.providers))
-                        for provider in named[:REPLICAS]:  # whoever is relied upon is to be known, dead or alive
+                        for provider in named[:REPLICAS]:  # so that a provider can be probed
                             self._membership.learn(provider, age=_NAMED_AGE, source=peer)
                         self._offer(search, named, send)
 
@@ -236,7 +239,7 @@ class KadRouter:
         return Contact(peer, member.routers, member.registry, member.secondary) if member else Contact(peer, ())
 
     def _offer(self, search: Lookup, found: Iterable[Contact], send: trio.MemorySendChannel[Provider]) -> None:
-        """Yield providers, in random order so that not all nodes fetch from the same, without the dead."""
+        """Yield the providers that are not dead, in random order so that not all nodes fetch from the same one."""
         contacts = {}
         for each in found:
             member = self._members.get(each.id)
@@ -253,7 +256,7 @@ class KadRouter:
 
     def _on_change(self) -> None:
         self._rebalance = True
-        self._announce_alarm.ring()
+        self._announce_alarm.wake()
 
     def _on_loss(self, peer: bytes) -> None:
         self._announcements.lost(peer)
@@ -263,7 +266,7 @@ class KadRouter:
             self._announces_at = self._announcements.wake_at()
             await self._announce_alarm.wait(self._announces_at)
             if self._rebalance:
-                await trio.sleep(_REBALANCE_AFTER)  # members come in groups
+                await trio.sleep(_REBALANCE_AFTER)  # members often join in groups
                 self._rebalance = False
                 keys = self._announcements.keys()
                 for start in range(0, len(keys), _SLICE):
@@ -276,7 +279,7 @@ class KadRouter:
         async with self._tell_limit if self._membership.is_in_touch(batch.peer) else self._tell_cold_limit:
             withdrawn = not batch.withdrawn or await self._membership.withdraw(batch.peer, batch.withdrawn)
             told = not batch.keys
-            # a peer that refuses withdrawals is told the keys all the same
+            # the keys are announced even to a peer that refuses withdrawals
             if batch.keys and (withdrawn or self._host.is_connected(batch.peer)):
                 me = (self._membership.me,)
                 request = b"".join(encode(Message(MessageType.ADD_PROVIDER, key, providers=me)) for key in batch.keys)
@@ -288,9 +291,9 @@ class KadRouter:
         else:
             part = Batch(batch.peer, batch.keys if told else (), batch.withdrawn if withdrawn else ())
             due = self._announcements.failed(batch, now, told=part)
-        # looking at all peers again after each of them would be most of the work of a start
+        # only for an earlier moment, because a scan of all peers after each batch would dominate a start
         if due < self._announces_at:
-            self._announce_alarm.ring()
+            self._announce_alarm.wake()
 
     async def _sweep_forever(self) -> None:
         while True:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import trio
 import trio.testing
 
-from spegel_consul.join.fallback import PATIENCE, SeveralBootstraps
+from spegel_consul.join.fallback import WIDEN_EVERY, SeveralBootstraps
 from spegel_consul.join.sources.static import StaticBootstrap
 from spegel_consul.peers import PeerInfo
 
@@ -25,13 +25,13 @@ async def test_the_next_is_listened_to_while_nobody_can_be_reached(autojump_cloc
         await nursery.start(bootstrap.run)
         assert where(bootstrap) == ["10.0.0.1"]
         before = bootstrap.peers()
-        with trio.fail_after(2 * PATIENCE):
+        with trio.fail_after(2 * WIDEN_EVERY):
             await bootstrap.changed(before)
         assert where(bootstrap) == ["10.0.0.1", "10.0.0.2"]
-        await trio.sleep(5 * PATIENCE)
+        await trio.sleep(5 * WIDEN_EVERY)
         assert where(bootstrap) == ["10.0.0.1", "10.0.0.2", "10.0.0.3"]
         lonely = False
-        await trio.sleep(2 * PATIENCE)
+        await trio.sleep(2 * WIDEN_EVERY)
         assert where(bootstrap) == ["10.0.0.1"]
         nursery.cancel_scope.cancel()
 
@@ -69,7 +69,7 @@ async def test_a_fallback_that_is_listened_to_says_who_leads(autojump_clock: tri
     async with trio.open_nursery() as nursery:
         await nursery.start(bootstrap.run)
         assert bootstrap.leader is None
-        await trio.sleep(2 * PATIENCE)
+        await trio.sleep(2 * WIDEN_EVERY)
         assert bootstrap.leader == election.leader
         nursery.cancel_scope.cancel()
 
@@ -80,7 +80,7 @@ async def test_who_names_only_this_node_is_passed_over(autojump_clock: trio.test
     async with trio.open_nursery() as nursery:
         await nursery.start(bootstrap.run)
         assert where(bootstrap) == ["10.0.0.2"]
-        await trio.sleep(10 * PATIENCE)
+        await trio.sleep(10 * WIDEN_EVERY)
         assert where(bootstrap) == ["10.0.0.2"]
         nursery.cancel_scope.cancel()
 

@@ -199,7 +199,7 @@ class SimHost:
         await trio.sleep(3 * self._network.delay())
         other = self._network.hosts.get((host, port))
         if other is self:
-            raise DialledSelf("behind this address is this node")
+            raise DialledSelf("this node itself has the address")
         hears = self._network.talk(self._address.host, host)
         if not hears or (other is not None and (other.hung or self.hung)):
             await trio.sleep(3)
@@ -207,7 +207,7 @@ class SimHost:
         if other is None or other._nursery is None or self._nursery is None:
             raise Unreachable("connection refused")
         if other.refuses(self._id) or self.refuses(other.id):
-            raise Unreachable("shut out")
+            raise Unreachable("the peer is banned")
         if self._peers.get(other.id) is not other:
             self._lose(other.id)
             self._peers[other.id] = other

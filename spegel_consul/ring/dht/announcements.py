@@ -1,17 +1,18 @@
-# What this node has, and who has been told.
-#
-# Each key is to be known to the peers nearest to it.  For each peer two sets are kept: keys that it must
-# still be told, and keys that it acknowledged, in the order in which it did.  A batch goes out when there
-# is something to tell; what is not acknowledged goes back to the first set and the peer is left alone for a
-# while; what was acknowledged goes back there before the record expires, after a period that differs from
-# peer to peer, so that announcements which began together don't stay together.
-#
-# A new member, or the loss of one, changes who is nearest:  `place` looks at keys again and finds who lacks
-# them.  A key that was withdrawn is renewed no more, and those who were told of it are told that it is gone.
-# Kademlia has no message for that, so this reaches only nodes of this program, and elsewhere the record
-# expires.
+"""The keys of this node: which of them to announce, to which peers, and when.
 
-"""Which keys to announce to whom, and when."""
+Each key must be known to the peers nearest to it.  Two sets are kept per peer: ``pending`` (keys to announce) and
+``told`` (acknowledged keys, in the order of their acknowledgement).
+
+* A batch goes out when ``pending`` is not empty.
+* Keys that are not acknowledged stay in ``pending``, and the peer is retried after a back-off.
+* Acknowledged keys return to ``pending`` before the record expires.  The period differs between peers, so that
+  announcements which started together do not stay together.
+* A new or lost member changes the nearest peers: ``place`` checks the keys again and finds the peers that lack them.
+* A withdrawn key is not renewed, and the peers that were told of it are told that it is gone.  Kademlia has no message
+  for that, so it reaches only nodes of this program; on other nodes the record expires.
+
+A rule about when a key is announced, renewed or withdrawn belongs here; the sending belongs in ``router``.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +24,14 @@ from itertools import islice
 from spegel_consul.ring.dht.keys import position
 
 BATCH = 200
-"""Keys in one batch; one acknowledgement covers it."""
+"""Keys in one batch, which one acknowledgement covers."""
 
 _FIRST_RETRY, _LONGEST_RETRY = 0.25, 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Keys to tell one peer, and keys of which it was told that are withdrawn."""
+    """Keys to announce to one peer, and keys to withdraw from it."""
 
     peer: bytes
     keys: tuple[bytes, ...]
@@ -39,7 +40,7 @@ class Batch:
 
 @dataclass(slots=True)
 class _Target:
-    """What one peer must be told, and what it was told when."""
+    """The announcements to one peer; ``told`` has the time of each acknowledgement."""
 
     period: float
     pending: dict[bytes, None] = field(default_factory=dict)
@@ -59,9 +60,10 @@ class _Target:
 
 
 class Announcements:
-    """The keys of this node. ``closest`` gives the living members nearest to a position.
+    """The keys of this node and their announcements.
 
-    ``ttl`` is the number of seconds after which a record must have been announced again.
+    ``closest`` returns the living members nearest to a position. ``ttl`` is the number of seconds within which each
+    record must be announced again.
     """
 
     def __init__(self, closest: Callable[[int], list[bytes]], *, ttl: float, rng: random.Random | None = None) -> None:
@@ -83,17 +85,17 @@ class Announcements:
 
     @property
     def pending(self) -> int:
-        """How many (key, peer) pairs wait to be told or acknowledged."""
+        """The number of (key, peer) pairs that are not acknowledged yet."""
         return sum(len(target.pending) for target in self._targets.values())
 
     def add(self, keys: Iterable[bytes]) -> None:
-        """This node has ``keys``."""
+        """Announce ``keys``."""
         new = [key for key in keys if key not in self._own]
         self._own.update((key, position(key)) for key in new)
         self.place(new)
 
     def remove(self, keys: Iterable[bytes]) -> None:
-        """This node has ``keys`` no longer."""
+        """Withdraw ``keys``."""
         for key in keys:
             if self._own.pop(key, None) is not None:
                 for target in self._targets.values():
@@ -102,7 +104,7 @@ class Announcements:
                         target.withdrawn[key] = None
 
     def place(self, keys: Iterable[bytes]) -> None:
-        """See that those who are nearest to ``keys`` now will be told."""
+        """Mark ``keys`` as pending for each of their nearest peers that lacks them."""
         for key in keys:
             if (at := self._own.get(key)) is None:
                 continue
@@ -115,18 +117,18 @@ class Announcements:
                     target.withdrawn.pop(key, None)
 
     def clear(self) -> list[bytes]:
-        """This node has nothing any more. Returns the peers that were told of something."""
+        """Drop all keys. Returns the peers that may hold records of this node."""
         told = [peer for peer, target in self._targets.items() if target.told or target.busy]
         self._own.clear()
         self._targets.clear()
         return told
 
     def lost(self, peer: bytes) -> None:
-        """``peer`` died: what it was told is gone. Its keys are to be placed again."""
+        """``peer`` died, and its records with it; :meth:`place` the keys again afterwards."""
         self._targets.pop(peer, None)
 
     def batches(self, now: float) -> list[Batch]:
-        """What to tell whom now, at most one batch per peer; each until :meth:`told` or :meth:`failed`."""
+        """The batches to send now; a peer gets its next batch after :meth:`told` or :meth:`failed`."""
         batches = []
         for peer, target in self._targets.items():
             if target.due_at() > now:
@@ -139,7 +141,7 @@ class Announcements:
         return batches
 
     def told(self, batch: Batch, now: float) -> float:
-        """The peer acknowledged ``batch``. Returns when there is something for this peer again, infinity if never."""
+        """The peer acknowledged ``batch``. Returns the time of its next batch, or infinity."""
         if (target := self._targets.get(batch.peer)) is None:
             return float("inf")
         target.busy, target.failures, target.retry_at = False, 0, 0.0
@@ -147,9 +149,9 @@ class Announcements:
         return target.due_at()
 
     def failed(self, batch: Batch, now: float, *, told: Batch | None = None) -> float:
-        """The peer acknowledged ``told`` and not the rest of ``batch``, which will be sent again.
+        """The peer acknowledged ``told`` and not the rest of ``batch``, which is sent again.
 
-        Returns when, infinity if never.
+        Returns the time of its next batch, or infinity.
         """
         if (target := self._targets.get(batch.peer)) is None:
             return float("inf")
@@ -170,12 +172,12 @@ class Announcements:
             target.withdrawn.pop(key, None)
 
     def wake_at(self) -> float:
-        """When :meth:`batches` has something, as far as is known now; infinity if never."""
+        """The earliest time at which :meth:`batches` is not empty, as far as is known now; infinity if never."""
         return min((target.due_at() for target in self._targets.values()), default=float("inf"))
 
     def _expire(self, peer: bytes, target: _Target, now: float) -> None:
-        """Tell again what was told long ago, unless others are nearer to it by now."""
-        # a batch at a time, which spreads the renewal of many keys: each batch waits for the one before
+        """Return keys whose period is over to ``pending``, except keys to which other peers are nearer by now."""
+        # one batch at a time, because this spreads the renewal of many keys: each batch waits for the one before
         for key in list(islice(target.told, BATCH)):
             if target.told[key] + target.period > now:
                 break

@@ -1,18 +1,24 @@
-# One lookup, decided without clock or connections.
-#
-# The peers nearest to the key hold its records, so three of them are asked at once: three at random out of
-# the dozen nearest, because a layer that a thousand nodes want is not to be asked for at the same three, and those
-# first to whom no connection must be made.
-# When one has answered another is asked in its place, and when none has answered for a hedge interval one
-# more is asked on top: a slow or hung peer costs one interval, not its timeout.  The interval is what nine of
-# ten answers took of late, so it fits a rack as well as two continents.  Answers also name peers nearer to
-# the key; they enter the membership, and as the candidates are read from there each time, a node that knows
-# few members still converges like Kademlia does.
-#
-# It ends when enough providers are found; when some are found and the three nearest that could answer have
-# answered (they hold the same records, so the others would say the same); or when nobody is left to ask.
+"""The lookup of one key: which peers to ask, and when to stop.  It has neither clock nor connections.
 
-"""The lookup of one key: whom to ask, when to stop."""
+The peers nearest to the key hold its records, so three of them are asked in parallel.  They are drawn at random from
+the twelve nearest, so that a layer which a thousand nodes want is not requested from the same three; peers that
+need no new connection come first.
+
+An answer or a failure frees its place for another peer.  If no answer arrives within the hedge interval, one more peer
+is asked in addition, so a slow or hung peer costs one interval instead of its timeout.  The interval is the 90th
+percentile of recent answer times, so it fits one rack as well as two continents.
+
+Answers also name peers nearer to the key.  They enter the membership, and the candidates are read from there each
+time, so a node that knows few members still converges as Kademlia does.
+
+The lookup ends when
+
+* ``count`` providers are found; or
+* some are found and three peers have answered (they hold the same records, so the others would add nothing); or
+* no candidate is left.
+
+A rule about the choice of peers or the end of a lookup belongs here; the questions are sent by ``router``.
+"""
 
 from __future__ import annotations
 
@@ -22,31 +28,31 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 PARALLEL = 3
-"""Questions under way at once (alpha of Kademlia), and answers that are enough once something was found."""
+"""Parallel questions (alpha of Kademlia), and the number of answers that suffices once a provider was found."""
 
 SPREAD = 12
-"""Out of how many of the nearest the next one to ask is drawn."""
+"""The next peers to ask are drawn from so many of the nearest candidates."""
 
 HEDGE = 0.020
-"""Seconds without an answer after which one more peer is asked, while too few answers were seen to know better."""
+"""Seconds; the hedge interval until enough answers were timed."""
 
 _SHORTEST_HEDGE, _LONGEST_HEDGE = 0.005, 0.150
 _ENOUGH, _REMEMBERED = 16, 128
 
 
 class AnswerTimes:
-    """How long answers took of late, in seconds, and the hedge interval that follows from it."""
+    """Recent answer times in seconds, and the hedge interval that follows from them."""
 
     def __init__(self) -> None:
         self._times: deque[float] = deque(maxlen=_REMEMBERED)
 
     def took(self, seconds: float) -> None:
-        """An answer came after ``seconds``."""
+        """Record an answer that came after ``seconds``."""
         self._times.append(seconds)
 
     @property
     def hedge(self) -> float:
-        """What nine of ten answers took, within bounds."""
+        """The 90th percentile of recent answer times, within bounds."""
         if len(self._times) < _ENOUGH:
             return HEDGE
         percentile = sorted(self._times)[len(self._times) * 9 // 10]
@@ -54,9 +60,10 @@ class AnswerTimes:
 
 
 class Lookup:
-    """What to do next for one key.
+    """The state of one lookup.
 
-    ``closest`` reads the present candidates, nearest first; ``in_touch`` says whether one needs no new connection.
+    ``closest`` reads the current candidates, nearest first. ``in_touch`` is true for a peer that needs no new
+    connection.
     """
 
     def __init__(
@@ -84,16 +91,16 @@ class Lookup:
 
     @property
     def found(self) -> int:
-        """How many providers were yielded."""
+        """The number of providers that were yielded."""
         return len(self._seen) - 1
 
     @property
     def wake_at(self) -> float:
-        """When :meth:`ask` is to be called though nothing happened; infinity if nobody is left to ask."""
+        """The time at which :meth:`ask` must be called without an event; infinity if no candidate is left."""
         return math.inf if self._exhausted else self._quiet_since + self._hedge
 
     def offer(self, providers: Iterable[bytes]) -> list[bytes]:
-        """Those of ``providers`` to yield: each once, and no more than ``count`` in all."""
+        """The ``providers`` to yield: each once, and at most ``count`` in all."""
         fresh = []
         for provider in providers:
             if provider not in self._seen and self.found < self._count:
@@ -102,7 +109,7 @@ class Lookup:
         return fresh
 
     def answered(self, peer: bytes, now: float) -> None:
-        """``peer`` answered; its providers go to :meth:`offer`."""
+        """``peer`` answered; pass its providers to :meth:`offer`."""
         self._open.discard(peer)
         self._answered.add(peer)
         self._quiet_since = now
@@ -113,7 +120,7 @@ class Lookup:
         self._quiet_since = now
 
     def ask(self, now: float) -> list[bytes]:
-        """Whom to ask now; call it at the start, after each answer or failure, and at :attr:`wake_at`."""
+        """The peers to ask now; call it at the start, after each answer or failure, and at :attr:`wake_at`."""
         waiting = [peer for peer in self._closest() if peer not in self._asked]
         free = PARALLEL + self._hedges - len(self._open)
         if free <= 0 and now >= self._quiet_since + self._hedge:
@@ -132,7 +139,7 @@ class Lookup:
 
     @property
     def done(self) -> bool:
-        """Whether nothing more is to be asked or waited for."""
+        """Whether the lookup has ended."""
         if self.found >= self._count:
             return True
         if self.found and len(self._answered) >= PARALLEL:

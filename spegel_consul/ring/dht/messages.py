@@ -1,10 +1,14 @@
-# Messages of go-libp2p-kad-dht (pb/dht.proto), each behind its length as a varint, and the two messages of
-# our own: the member exchange and the withdrawal of keys.  Only the fields that Spegel's use of the DHT
-# fills are kept; unknown ones are skipped, as protobuf asks.  The codec is written out by hand because it is
-# shorter than a generated one and its limits are in plain sight: every byte here comes from strangers, and
-# all that they can cause is a WireError.
+"""The wire format of the ring: Kademlia messages, the member exchange and withdrawals.
 
-"""The wire format of the ring: Kademlia messages, the member exchange and withdrawals."""
+The Kademlia messages are those of go-libp2p-kad-dht (pb/dht.proto), each behind its length as a varint.  Two messages
+are our own: the member exchange and the withdrawal of keys.  Only the fields that Spegel's use of the DHT fills are
+kept; unknown fields are skipped, as protobuf demands.
+
+The codec is hand-written because it is shorter than a generated one and its limits are in plain sight.  Every byte
+comes from untrusted peers, and the only error that bytes can cause is a WireError.
+
+A new message or limit of the wire belongs here, with its fuzz test.
+"""
 
 from __future__ import annotations
 
@@ -17,25 +21,25 @@ from typing import NamedTuple
 from spegel_consul.peers import MAX_PEER_ID, RingError
 
 MAX_MESSAGE = 4 << 20
-"""Longest message that is read, in bytes (go-libp2p network.MessageSizeMax)."""
+"""Longest accepted message, in bytes (go-libp2p network.MessageSizeMax)."""
 
 MAX_KEY = 80
-"""Longest key, in bytes (go-libp2p-kad-dht providers.go refuses longer ones)."""
+"""Longest accepted key, in bytes (go-libp2p-kad-dht providers.go refuses longer ones)."""
 
 MAX_PEERS = 256
-"""How many peers of each kind are taken from a Kademlia message; the rest is skipped."""
+"""Most peers of each kind that are read from a Kademlia message; the rest is skipped."""
 
 MAX_MEMBERS = 8192
-"""How many members are taken from one member exchange."""
+"""Most members that are read from one member exchange; the rest is skipped."""
 
 _MAX_ADDRESSES = 16
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # protobuf wire types
 _CONNECTED = b"\x18\x01"  # Message.Peer.connection = CONNECTED
-_CLUSTER_LEVEL = b"\x50\x01"  # Message.clusterLevelRaw, which Go always sends and nobody reads
+_CLUSTER_LEVEL = b"\x50\x01"  # Message.clusterLevelRaw, which Go always sends and never reads
 
 
 class WireError(RingError):
-    """What a peer sent is not a message of this protocol."""
+    """The bytes of a peer are not a message of this protocol."""
 
 
 class MessageType(IntEnum):
@@ -48,7 +52,7 @@ class MessageType(IntEnum):
 
 
 class WirePeer(NamedTuple):
-    """A binary peer id with binary multiaddrs, not looked into."""
+    """A binary peer id with binary multiaddrs, which are not decoded yet."""
 
     id: bytes
     addresses: tuple[bytes, ...] = ()
@@ -65,14 +69,14 @@ class Message:
 
 
 class MemberReport(NamedTuple):
-    """One line of a member exchange: a peer, and how long ago (seconds) anybody heard from it."""
+    """One entry of a member exchange: a peer, and the seconds since any node heard from it."""
 
     peer: WirePeer
     age: int
 
 
 def uvarint(number: int) -> bytes:
-    """LEB128, as multiformats and protobuf write it."""
+    """``number`` as LEB128, the varint of multiformats and protobuf."""
     out = bytearray()
     while number > 0x7F:
         out.append(number & 0x7F | 0x80)
@@ -82,19 +86,19 @@ def uvarint(number: int) -> bytes:
 
 
 def frame(body: bytes) -> bytes:
-    """``body`` behind its length."""
+    """``body`` behind its length as a varint."""
     return uvarint(len(body)) + body
 
 
 class Frames:
-    """Cuts a byte stream into message bodies; keeps at most one unfinished message."""
+    """Cuts a byte stream into message bodies; buffers at most one unfinished message."""
 
     def __init__(self, limit: int = MAX_MESSAGE) -> None:
         self._limit = limit
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The bodies that ``data`` completes. Raises WireError if one announces more than the limit."""
+        """The bodies that ``data`` completes. Raises WireError if a message is longer than the limit."""
         buffer = self._buffer
         buffer += data
         bodies = []
@@ -112,14 +116,14 @@ class Frames:
 
 
 def _read_length(buffer: bytearray, start: int) -> tuple[int, int]:
-    """The varint at ``start`` and where it ends; ``(0, start)`` if it is not complete yet."""
+    """The varint at ``start`` and its end; ``(0, start)`` if it is not complete yet."""
     length = 0
     for count, byte in enumerate(buffer[start : start + 5]):
         length |= (byte & 0x7F) << (7 * count)
         if byte < 0x80:
             return length, start + count + 1
     if len(buffer) - start >= 5:
-        raise WireError("a message announces an impossible length")
+        raise WireError("the length of a message is malformed")
     return 0, start
 
 
@@ -128,7 +132,7 @@ def encode(message: Message) -> bytes:
     body = bytearray(b"\x08" + uvarint(message.type))
     if message.key:
         body += b"\x12" + frame(message.key)
-    # who announces itself says nothing of how well it is connected to itself
+    # Go leaves the connection out of ADD_PROVIDER, because a provider announces only itself
     connection = b"" if message.type is MessageType.ADD_PROVIDER else _CONNECTED
     for peer in message.closer:
         body += b"\x42" + frame(_encode_peer(peer, connection))
@@ -171,7 +175,7 @@ def encode_members(reports: Iterable[tuple[WirePeer, int]]) -> bytes:
 
 
 def decode_members(body: bytes) -> Iterator[MemberReport]:
-    """A member exchange without its length, one by one: it may be long. Raises WireError for anything else."""
+    """The reports of a member exchange without its length, one by one because it may be long. Raises WireError."""
     count = 0
     for field, value in _fields(body):
         if field != 1 or not isinstance(value, bytes) or count >= MAX_MEMBERS:
@@ -189,7 +193,7 @@ def decode_members(body: bytes) -> Iterator[MemberReport]:
 
 
 def encode_withdrawal(keys: Iterable[bytes]) -> bytes:
-    """A framed list of keys that the sender has no longer."""
+    """A framed list of keys that the sender no longer has."""
     return frame(b"".join(b"\x0a" + frame(key) for key in keys))
 
 
@@ -216,12 +220,12 @@ def _decode_peer(data: bytes) -> WirePeer:
         elif field == 2 and isinstance(value, bytes) and len(addresses) < _MAX_ADDRESSES:
             addresses.append(value)
     if not 0 < len(peer_id) <= MAX_PEER_ID:
-        raise WireError(f"a peer id of {len(peer_id)} bytes is impossible")
+        raise WireError(f"a peer id of {len(peer_id)} bytes is invalid")
     return WirePeer(peer_id, tuple(addresses))
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """The fields of a protobuf message: number, and an int or the bytes of a length-delimited one."""
+    """The fields of a protobuf message: the number, and an int or bytes."""
     at, end = 0, len(data)
     while at < end:
         tag, at = _varint(data, at)
@@ -237,7 +241,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
         elif kind == _FIXED32:
             length = 4
         else:
-            raise WireError(f"protobuf wire type {kind} is not in use")
+            raise WireError(f"protobuf wire type {kind} is not supported")
         if length > end - at:
             raise WireError("a field is longer than its message")
         yield tag >> 3, data[at : at + length]
@@ -253,4 +257,4 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
         if byte < 0x80:
             return number, at
         shift += 7
-    raise WireError("a varint does not end")
+    raise WireError("a varint is incomplete or too long")

@@ -1,12 +1,14 @@
-# A multiaddr is a chain of protocols, each a number and a value.  The ring dials TCP and nothing else, and
-# what strangers send must never surprise it, so this is not a multiaddr library: it reads the few chains
-# that it can use (/ip4|ip6/…/tcp/…, perhaps /http, perhaps /p2p/… behind) and says None to all others.
-#
-# Every peer has two: where its router listens (/ip4/10.0.0.7/tcp/5001), and where its registry listens
-# (/ip4/10.0.0.7/tcp/5000/http).  Go nodes know only the first; by their convention all registries use one
-# port.
+"""Multiaddrs: the addresses of routers and registries.
 
-"""Multiaddrs: where a router or a registry listens."""
+A multiaddr is a chain of protocols, each a number and a value.  The ring dials only TCP, and untrusted bytes must never
+surprise it, so this is not a multiaddr library: it reads the few chains that the ring can use (/ip4|ip6/…/tcp/…, with
+an optional /http and an optional /p2p/… behind) and returns None for all others.
+
+Every peer has two: the address of its router (/ip4/10.0.0.7/tcp/5001) and the address of its registry
+(/ip4/10.0.0.7/tcp/5000/http).  Go nodes know only the first; by their convention all registries use one port.
+
+A new form of address belongs here, in the binary and in the text reader.
+"""
 
 from __future__ import annotations
 
@@ -22,16 +24,16 @@ _IP4, _TCP, _IP6, _P2P, _HTTP = 4, 6, 41, 421, 480  # multicodec table
 _HTTP_BYTES, _P2P_BYTES = b"\xe0\x03", b"\xa5\x03"  # the last two as varints
 _MAX_BYTES = 160
 _NAMES = frozenset({"dns", "dns4", "dns6"})
-# what a resolver can be asked (RFC 1035, and the underscore that some sites use); others in their ASCII form, xn--…
+# the names that a resolver accepts (RFC 1035, and the underscore that some sites use); others in ASCII form, xn--…
 _LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _NAME = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*\.?\Z")
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A TCP endpoint: ``host`` is an IP address (or a name, only where a bootstrap gave one).
+    """A TCP endpoint: ``host`` is an IP address, or a name if a bootstrap gave one.
 
-    ``http`` tells a registry's address from a router's.
+    ``http`` distinguishes the address of a registry from that of a router.
     """
 
     host: str
@@ -57,11 +59,12 @@ class Address:
             return False
 
     def is_usable(self, *, loopback: bool) -> bool:
-        """Whether others can dial it; loopback counts only if ``loopback`` (all peers on one machine)."""
+        """Whether others can dial it; loopback addresses count only with ``loopback`` (all peers on one machine)."""
         try:
             ip = ipaddress.ip_address(self.host)
         except ValueError:
             return False
+        # an IPv4-mapped address (RFC 4291, 2.5.5.2) is dialled as IPv4, and would bypass the other tests
         if self.port == 0 or ip.is_unspecified or ip.is_multicast or is_mapped(ip):
             return False
         return loopback or not ip.is_loopback
@@ -81,7 +84,7 @@ def _encode(address: Address) -> bytes:
 
 @lru_cache(maxsize=16384)
 def decode(raw: bytes) -> Address | None:
-    """A binary multiaddr from the wire; None for whatever is not TCP over IP, and for garbage."""
+    """The address in a binary multiaddr from the wire; None if it is not TCP over IP, or malformed."""
     if len(raw) > _MAX_BYTES or len(raw) < 8:
         return None
     if raw[0] == _IP4:
@@ -98,12 +101,12 @@ def decode(raw: bytes) -> Address | None:
     if http:
         rest = rest[2:]
     if rest and not rest.startswith(_P2P_BYTES):
-        return None  # a protocol above TCP that we don't speak
+        return None  # a protocol above TCP that the ring does not speak
     return Address(str(ipaddress.ip_address(packed)), port, http)
 
 
 def parse(text: str) -> Address | None:
-    """The text of a multiaddr, as a bootstrap gives it; None if it is not TCP over IP or a DNS name."""
+    """The address in the text of a multiaddr; None if it is not TCP over IP or a DNS name."""
     parts = text.split("/")
     if len(parts) < 5 or parts[0] or parts[3] != "tcp" or len(text) > 400:
         return None
@@ -130,9 +133,9 @@ def parse(text: str) -> Address | None:
 
 @dataclass(frozen=True, slots=True)
 class Contact:
-    """Who and where: a binary peer id, its routers' addresses, and its registry's if it told.
+    """A binary peer id, the addresses of its router, and the address of its registry if it was announced.
 
-    ``secondary`` is the registry's address of the other family, if it has one.
+    ``secondary`` is the registry's secondary address (the other address family), if it has one.
     """
 
     id: bytes
@@ -143,7 +146,7 @@ class Contact:
 
 @lru_cache(maxsize=8192)
 def contact(peer: bytes, raw_addresses: tuple[bytes, ...], *, loopback: bool) -> Contact:
-    """Sort a peer's binary multiaddrs into a :class:`Contact`, without those that can't be dialled."""
+    """Sort a peer's binary multiaddrs into a :class:`Contact`, without addresses that can't be dialled."""
     found = [
         address
         for address in (decode(raw) for raw in raw_addresses)

@@ -1,23 +1,22 @@
-# Which peers are responsible for a key: the K whose position is nearest to it by XOR.  Peers are kept
-# sorted by position.  All that share a prefix with a key lie side by side there, and each of them is nearer
-# than any that does not share it; so the answer lies in the smallest block of common prefix that has K
-# peers, and only that block is looked at.  One question costs microseconds with a thousand peers as with
-# ten.
+"""Placement: the K peers that are responsible for a key are those whose positions are nearest to it by XOR.
 
-"""Who is nearest to a key."""
+Peers are kept sorted by position.  All peers that share a prefix with a key are adjacent there, and each of them is
+nearer than any peer that does not share it.  So the answer lies in the smallest block of common prefix that has K
+peers, and only that block is sorted.  One query costs microseconds, with a thousand peers as with ten.
+"""
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
 
 REPLICAS = 20
-"""How many peers hold a record (K of Kademlia, go-libp2p-kad-dht's default)."""
+"""The number of peers that hold each record (K of Kademlia, go-libp2p-kad-dht's default)."""
 
 _BITS = 256
 
 
 class Placement:
-    """A set of peers, asked for those nearest to a position."""
+    """A set of peers, sorted by position."""
 
     def __init__(self) -> None:
         self._sorted: list[int] = []
@@ -27,20 +26,20 @@ class Placement:
         return len(self._sorted)
 
     def add(self, peer: bytes, position: int) -> None:
-        """Add a peer; nothing happens if it is in."""
+        """Add a peer; does nothing if the position is taken."""
         if position not in self._peer:
             self._peer[position] = peer
             insort(self._sorted, position)
 
     def discard(self, position: int) -> None:
-        """Take out the peer at ``position``, if there is one."""
+        """Remove the peer at ``position``, if there is one."""
         if self._peer.pop(position, None) is not None:
             del self._sorted[bisect_left(self._sorted, position)]
 
     def closest(self, target: int, count: int = REPLICAS) -> list[bytes]:
         """Up to ``count`` peers, the nearest first."""
         low, high = 0, len(self._sorted)
-        # halve the block while the half with the target's next bit still has enough peers
+        # halve the block as long as the half with the target's next bit has enough peers
         for bit in range(_BITS - 1, -1, -1):
             if high - low <= count:
                 break

@@ -1,4 +1,4 @@
-"""Names of the protocols that the ring speaks: Spegel's Kademlia, and two that only nodes of this program know."""
+"""Ids of the protocols that the ring speaks: Spegel's Kademlia, and two that only nodes of this program know."""
 
 KAD = "/spegel/kad/1.0.0"
 MEMBERS = "/spegel/members/1.0.0"

@@ -1,17 +1,18 @@
-# The provider records that this node holds for others: key -> who has it, and until when that may be
-# believed.  A provider announces again every 15 minutes and a record is valid for 19, as in Spegel, so one
-# lost announcement costs nothing and a dead provider is forgotten even where nobody noticed its death.
-#
-# There can be a million of them, and a dict entry with its objects takes hundreds of bytes.  So a record is a
-# row of 28 bytes - a hash of the key, the number of the peer, the time - in one of many short bytearrays,
-# found by bytearray.find.  The table grows by linear hashing (Litwin 1980): whenever the rows have become
-# too many, one bytearray is split in two, so no insertion ever waits for all of them to be moved.  The hash
-# is keyed: nobody can choose keys that all fall into one bytearray.
-#
-# Both the whole and the share of one peer are bounded: a peer that floods loses its own newest records
-# only.
+"""The provider records that this node holds for others: key -> providers, each with an expiry.
 
-"""Provider records, with expiry."""
+A provider announces again every 15 minutes and a record is valid for 19, as in Spegel.  So one lost announcement costs
+nothing, and a dead provider is forgotten even by nodes that did not notice its death.
+
+There can be a million records, and a dict entry with its objects takes hundreds of bytes.  So a record is a row of 28
+bytes - a hash of the key, the number of the peer, the expiry - in one of many short bytearrays, found by
+bytearray.find.  The table grows by linear hashing (Litwin 1980): whenever there are too many rows, one bytearray is
+split in two, so no insertion ever waits until all rows are moved.  The hash is keyed, so that a peer can't
+choose keys that all fall into one bytearray.
+
+The total and the share of one peer are bounded: a peer that floods loses only its own newest records.
+
+A new bound on records belongs here; the decision whether a key may be kept at all belongs in ``responder``.
+"""
 
 from __future__ import annotations
 
@@ -21,15 +22,15 @@ from collections.abc import Callable, Iterator
 from hashlib import blake2b
 
 VALIDITY = 19 * 60.0
-"""Seconds for which a record is believed (Spegel: 15 min between announcements + 2 x 2 min of delay)."""
+"""Seconds for which a record is valid (Spegel: 15 min between announcements + 2 x 2 min of delay)."""
 
 _ROW = struct.Struct("<16sId")  # key's hash, peer's number, expiry
-_ID, _HASH = 20, 16  # bytes of a row that say which record it is, and which key
+_ID, _HASH = 20, 16  # leading bytes of a row that identify the record, and the key
 _ROWS_PER_BUCKET = 24
 
 
 class Records:
-    """Who said to have what, without clock: ``now`` is seconds on any monotonic scale."""
+    """The table of records; ``now`` is seconds of any monotonic clock."""
 
     def __init__(
         self, *, validity: float = VALIDITY, capacity: int = 1_000_000, capacity_per_peer: int = 50_000
@@ -50,7 +51,7 @@ class Records:
         return self._size
 
     def add(self, key: bytes, peer: bytes, now: float) -> bool:
-        """Note that ``peer`` has ``key``. False if there is no room."""
+        """Record that ``peer`` has ``key``. False if the table, or the peer's share of it, is full."""
         number = self._number.get(peer, self._next)
         hashed = self._hash(key)
         bucket = self._bucket(hashed)
@@ -73,7 +74,7 @@ class Records:
         return True
 
     def remove(self, key: bytes, peer: bytes) -> None:
-        """``peer`` has ``key`` no longer; nothing happens if it did not say that it has."""
+        """Drop the record of ``peer`` for ``key``, if there is one."""
         number = self._number.get(peer)
         if number is not None:
             hashed = self._hash(key)
@@ -83,16 +84,16 @@ class Records:
                 self._drop(bucket, at)
 
     def forget(self, peer: bytes) -> Iterator[None]:
-        """``peer`` has nothing any more: drop its records, a little with each step of the iterator."""
+        """Drop all records of ``peer``, one bucket with each step of the iterator."""
         if (number := self._number.get(peer)) is not None:
             yield from self._drop_all(lambda row: row[1] == number)
 
     def is_full_of(self, peer: bytes) -> bool:
-        """Whether ``peer`` has its share of what can be noted."""
+        """Whether ``peer`` has used up its share of the table."""
         return self._count.get(self._number.get(peer, -1), 0) >= self._capacity_per_peer
 
     def providers(self, key: bytes, now: float) -> list[bytes]:
-        """The peers that have ``key``, as far as is known."""
+        """The peers with a valid record for ``key``."""
         hashed = self._hash(key)
         bucket = self._bucket(hashed)
         found = []
@@ -105,11 +106,11 @@ class Records:
         return found
 
     def held_of(self, peer: bytes) -> int:
-        """How many records of ``peer`` are kept."""
+        """The number of records of ``peer``."""
         return self._count.get(self._number.get(peer, -1), 0)
 
     def sweep(self, now: float) -> Iterator[None]:
-        """Drop what has expired, a little with each step of the iterator."""
+        """Drop expired records, one bucket with each step of the iterator."""
         return self._drop_all(lambda row: row[2] <= now)
 
     def _hash(self, key: bytes) -> bytes:
@@ -123,7 +124,7 @@ class Records:
         return self._buckets[index]
 
     def _split(self) -> None:
-        """Give the next bucket in turn a twin, and the twin about half of its rows."""
+        """Split the next bucket: about half of its rows move to a new one at the end."""
         source = self._buckets[len(self._buckets) - (1 << self._level)]
         bit = 1 << self._level
         stay, move = bytearray(), bytearray()
@@ -137,7 +138,7 @@ class Records:
 
     def _drop_all(self, is_over: Callable[[tuple[bytes, int, float]], bool]) -> Iterator[None]:
         index = 0
-        while index < len(self._buckets):  # it may grow meanwhile; what moved up is met there
+        while index < len(self._buckets):  # the table may grow meanwhile; rows that moved to the end are visited there
             bucket = self._buckets[index]
             for at in range(len(bucket) - _ROW.size, -1, -_ROW.size):
                 if is_over(_ROW.unpack_from(bucket, at)):
@@ -156,9 +157,9 @@ class Records:
             del self._number[self._peer.pop(number)]
 
 
-def _find(bucket: bytearray, what: bytes, start: int = 0) -> int:
-    """Where a row begins that begins with ``what``; -1 if there is none from ``start`` on."""
-    at = bucket.find(what, start)
+def _find(bucket: bytearray, prefix: bytes, start: int = 0) -> int:
+    """The offset of the first row at or after ``start`` that starts with ``prefix``; -1 if there is none."""
+    at = bucket.find(prefix, start)
     while at > 0 and at % _ROW.size:
-        at = bucket.find(what, at + 1)
+        at = bucket.find(prefix, at + 1)
     return at

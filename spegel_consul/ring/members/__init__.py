@@ -1,1 +1,1 @@
-"""Who is in the ring? The member table, gossip, timers, bans and rate limits. Nothing here knows provider records."""
+"""The members of the ring: table, gossip, probes, bans and rate limits. Nothing here knows provider records."""

@@ -1,46 +1,47 @@
-# What a peer may do wrong before it is shut out for a while.  One malformed message ends its stream, which may
-# be a bug or a version; many within a minute end all that it has here.  An identity costs an attacker
-# nothing, so the list is short-lived and bounded, and bounds by address are kept in libp2p_host.py.
+"""The ban list: peers that break the protocol too often are refused for a while.
 
-"""Peers that break the protocol."""
+One malformed message ends only its stream, because it may come from a bug or another version.  LIMIT of them within
+WINDOW end all connections of the peer.  An identity costs an attacker nothing, so the list is short-lived and bounded;
+the limits by address are in ``net/libp2p_host``.
+"""
 
 from __future__ import annotations
 
 from spegel_consul.bounded_dict import BoundedDict
 
 LIMIT, WINDOW = 8, 60.0
-"""So many offences within so many seconds shut a peer out."""
+"""So many protocol errors within so many seconds ban a peer."""
 
-SHUT_OUT = 60.0
-"""Seconds for which a peer is shut out."""
+BAN = 60.0
+"""Seconds for which a peer is banned."""
 
 _CAPACITY = 1024
 
 
 class BanList:
-    """Counts what peers did wrong; ``now`` is seconds of a monotonic clock."""
+    """Counts protocol errors by peer; ``now`` is seconds of a monotonic clock."""
 
     def __init__(self) -> None:
         self._since: BoundedDict[bytes, tuple[float, int]] = BoundedDict(_CAPACITY)
-        self._until: BoundedDict[bytes, float] = BoundedDict(_CAPACITY)
+        self._banned_until: BoundedDict[bytes, float] = BoundedDict(_CAPACITY)
 
     def note(self, peer: bytes, now: float) -> bool:
-        """``peer`` did something wrong. True if it is shut out from now on."""
+        """Count a protocol error of ``peer``. True if the peer is banned from now on."""
         began, count = self._since.pop(peer, (now, 0))
         if now - began > WINDOW:
             began, count = now, 0
         if count + 1 < LIMIT:
             self._since[peer] = began, count + 1
             return False
-        self._until[peer] = now + SHUT_OUT
+        self._banned_until[peer] = now + BAN
         return True
 
-    def is_shut_out(self, peer: bytes, now: float) -> bool:
-        """Whether nothing of ``peer`` is listened to."""
-        until = self._until.get(peer)
+    def is_banned(self, peer: bytes, now: float) -> bool:
+        """Whether ``peer`` is banned at ``now``."""
+        until = self._banned_until.get(peer)
         if until is None:
             return False
         if until <= now:
-            del self._until[peer]
+            del self._banned_until[peer]
             return False
         return True

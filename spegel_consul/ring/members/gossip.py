@@ -1,10 +1,11 @@
-# Member lists, told and learnt.
-#
-# Kademlia learns members slowly, and a record is found only if those who look agree on who is nearest.  So
-# nodes of this program exchange their lists: when they join, when they hear of somebody, and now and then
-# with anyone.  Go nodes refuse that protocol, and are asked to identify themselves instead.
+"""The exchange of member lists with peers ("gossip"), and the identification of unknown peers.
 
-"""The exchange of member lists with peers, and who strangers are."""
+Kademlia learns members slowly, and a record is found only if the nodes agree on the nearest peers of a key.  So nodes
+of this program exchange their lists: when they join, when a new member is reported, and periodically with a random
+member.  Go nodes refuse that protocol; they are asked to identify themselves (libp2p identify) instead.
+
+The table (``table``) decides what a report changes; a rule about when lists are exchanged belongs here.
+"""
 
 from __future__ import annotations
 
@@ -37,8 +38,8 @@ from spegel_consul.ring.net.loop_time import LoopTime
 _TIMEOUT = 5.0
 _INTRODUCE_AFTER = 0.2
 _PARALLEL_INTRODUCTIONS, _MAX_INTRODUCING = 8, 256
-_SHORTEST_GOSSIP, _LONGEST_GOSSIP = 5.0, 60.0  # seconds between two exchanges with somebody
-_SERVE_EVERY, _SERVE_BURST = 1.0, 3  # for one peer; a new generation of it may follow the old one at once
+_SHORTEST_GOSSIP, _LONGEST_GOSSIP = 5.0, 60.0  # seconds between two exchanges
+_SERVE_EVERY, _SERVE_BURST = 1.0, 3  # for one peer; a new generation of its router may follow the old one at once
 _SLICE = 64  # reports that are learnt between two checkpoints
 _GREETED_PER_SECOND = 100
 
@@ -72,7 +73,7 @@ class Acquaintances(Protocol):
         """``peer`` may be gone; it is probed."""
         ...
 
-    def offended(self, peer: bytes, error: Exception) -> None:
+    def protocol_error(self, peer: bytes, error: Exception) -> None:
         """``peer`` broke the protocol."""
         ...
 
@@ -89,19 +90,19 @@ class Exchange:
         membership: Acquaintances,
         host: Host,
         background: Background,
-        patience: LoopTime,
+        loop_time: LoopTime,
         *,
         rng: random.Random,
     ) -> None:
         self._membership = membership
         self._host = host
         self._background = background
-        self._loop_time = patience
+        self._loop_time = loop_time
         self._rng = rng
         self._greet_limit = trio.CapacityLimiter(4)
         self._introduce_limit = trio.CapacityLimiter(_PARALLEL_INTRODUCTIONS)
         self._introducing: set[bytes] = set()
-        self._pace = RateLimit(every=_SERVE_EVERY, burst=_SERVE_BURST)
+        self._serve_limit = RateLimit(every=_SERVE_EVERY, burst=_SERVE_BURST)
         host.serve(MEMBERS, self._serve)
 
     def _reports(self) -> bytes:
@@ -114,10 +115,10 @@ class Exchange:
         return encode_members([(self._membership.me, 0), *reports])
 
     async def merge(self, peer: bytes, body: bytes) -> None:
-        """Learn what ``peer`` tells of the members. Raises WireError."""
+        """Learn the member list of ``peer``. Raises WireError."""
         reports = decode_members(body)
         while some := list(itertools.islice(reports, _SLICE)):
-            # nearly all of a list only confirms what is known, and there are thousands in it
+            # nearly all of the thousands of reports only confirm a known member, and are cheap
             for named, age in self._membership.table.confirm(some, trio.current_time()):
                 direct = named.id == peer
                 said = self._membership.contact(named)
@@ -126,29 +127,29 @@ class Exchange:
         self._membership.heard(peer)
 
     async def greet(self, peer: bytes) -> None:
-        # nodes that start together hear of each other together
+        # a random delay, because nodes that start together learn of each other together
         await trio.sleep(self._rng.uniform(0, len(self._membership.table) / _GREETED_PER_SECOND))
         async with self._greet_limit:
             if self._membership.table.is_alive(peer):
                 try:
                     await self.swap(peer)
                 except (RingError, trio.TooSlowError):
-                    self._membership.on_disconnect(peer)  # a probe tells more
+                    self._membership.on_disconnect(peer)  # the next probe decides
 
     async def swap(self, peer: bytes) -> None:
-        """Tell ``peer`` all members and learn its. Raises RingError or TooSlowError."""
+        """Exchange member lists with ``peer``. Raises RingError or TooSlowError."""
         member = self._membership.table.get(peer)
         with self._loop_time.fail_after(_TIMEOUT):
             try:
                 stream = await self._host.open(peer, member.routers if member else (), MEMBERS)
             except ProtocolRefused:
                 await self._identify(peer)
-                self._speaks(peer, ours=False)
+                self._note_protocols(peer, ours=False)
                 return
             try:
                 stream.send(self._reports())
                 await self.merge(peer, await _one_message(stream))
-                self._speaks(peer, ours=True)
+                self._note_protocols(peer, ours=True)
                 stream.close()
             except BaseException:
                 stream.reset()
@@ -159,13 +160,13 @@ class Exchange:
         if KAD in identity.protocols:
             self._membership.learn(self._membership.contact(WirePeer(peer, identity.addresses)), direct=True)
             self._membership.heard(peer)
-            # as Kademlia joins: ask for oneself, which tells the peer of us and us of its neighbours
+            # as a Kademlia join: asking for our own id tells the peer of us, and us of its neighbours
             await self._membership.ask(peer, encode(Message(MessageType.FIND_NODE, self._host.id)))
 
     async def introduce(self, peer: bytes) -> None:
-        """Learn who a stranger is that sends Kademlia messages; one of our own has told by then."""
+        """Identify an unknown peer that sends Kademlia messages; a node of this program has sent its list by then."""
         if peer in self._introducing or len(self._introducing) >= _MAX_INTRODUCING:
-            return  # it is asked again when it opens the next stream
+            return  # its next stream leads here again
         self._introducing.add(peer)
         try:
             await trio.sleep(_INTRODUCE_AFTER)
@@ -177,7 +178,7 @@ class Exchange:
             self._introducing.discard(peer)
 
     async def _serve(self, stream: Stream) -> None:
-        if not self._pace.admits(stream.peer, trio.current_time()):
+        if not self._serve_limit.admits(stream.peer, trio.current_time()):
             raise RingError("the peer asks for the members too often")
         with trio.fail_after(_TIMEOUT):
             body = await _one_message(stream)
@@ -186,22 +187,22 @@ class Exchange:
         try:
             await self.merge(stream.peer, body)
         except WireError as exc:
-            self._membership.offended(stream.peer, exc)
+            self._membership.protocol_error(stream.peer, exc)
             raise
-        self._speaks(stream.peer, ours=True)
+        self._note_protocols(stream.peer, ours=True)
 
-    def _speaks(self, peer: bytes, *, ours: bool) -> None:
+    def _note_protocols(self, peer: bytes, *, ours: bool) -> None:
         if (member := self._membership.table.get(peer)) is not None:
             member.ours = ours
 
     async def gossip_forever(self) -> None:
-        """Exchange lists with somebody now and then; ever less often while nothing changes."""
+        """Exchange lists with a random member periodically; less and less often while nothing changes."""
         wait = _SHORTEST_GOSSIP
         while True:
             known = len(self._membership.table)
             await trio.sleep(max(wait, known / 20) * self._rng.uniform(0.75, 1.25))
             wait = _SHORTEST_GOSSIP if len(self._membership.table) != known else min(_LONGEST_GOSSIP, wait * 1.5)
-            # those who don't speak it are greeted when they are new, and asked by lookups
+            # members that refuse the protocol are greeted when they are new, and asked by lookups
             if living := [member for member in self._membership.table.living() if member.ours is not False]:
                 self._background.spawn(self.greet, self._rng.choice(living).id)
 

@@ -1,9 +1,11 @@
-# The shell around Members: it makes connections, exchanges member lists, asks questions, and feeds what
-# comes of them into the table.  All that hears from a peer or fails to reach one passes through here, so
-# this is the one place that knows who is in.
-# (Member lists are exchange.py's.)
+"""Joining the ring, and keeping in contact with its members.
 
-"""Joining the ring, and staying acquainted with its members."""
+``Membership`` is the shell around ``Members``: it makes connections, asks questions, probes, and feeds the outcomes
+into the table.  Every message from a peer and every failure to reach one passes through here, so this is the one
+place that knows the members.  The exchange of member lists is in ``gossip``.
+
+A rule about what an outcome means for a member belongs in ``table``; the I/O that leads to outcomes belongs here.
+"""
 
 from __future__ import annotations
 
@@ -33,21 +35,21 @@ from spegel_consul.ring.net.loop_time import LoopTime
 log = structlog.get_logger(__name__)
 
 JOIN_TIMEOUT = 3.0
-_COLD_TIMEOUT = 10.0  # for a question that needs a new stream, perhaps a new connection that waits for its turn
+_COLD_TIMEOUT = 10.0  # for a question that needs a new stream, perhaps a new connection that waits for a free dial
 _PROBE_TIMEOUT, _DOUBT_TIMEOUT = 2.0, 1.0
-_PROBED_TOGETHER = 0.02  # seconds: who is due so soon is not worth waking up again for
-_TELL_EVERY = 60.0
+_PROBED_TOGETHER = 0.02  # seconds; members that are due so soon are probed together, to save a wake-up
+_BAN_LOG_EVERY = 60.0
 _WITHDRAW_TIMEOUT = 5.0
 _SPARE_PIPELINES = 64
-_PARALLEL_REVIVALS = 16  # a dial that nobody answers takes seconds
-_GREET = 8  # how many of those that it hears of a node greets itself
+_PARALLEL_REVIVALS = 16  # a dial without an answer takes seconds
+_GREET = 8  # on average, a new member is greeted by so many of the nodes that learn of it from others
 
 
 class Membership:
-    """Who is in the ring, kept so by talking to them.
+    """The members of the ring, kept current by probes and gossip.
 
-    ``changed`` is called when somebody joined, died or came back; ``gossip`` is the least number of seconds
-    between two exchanges with somebody.
+    ``changed`` is called when a member joined, died or came back, ``lost`` when one died. ``gossip`` is the least
+    number of seconds between two exchanges of member lists. ``secondary`` is this node's secondary IP address.
     """
 
     def __init__(
@@ -56,15 +58,15 @@ class Membership:
         background: Background,
         *,
         registry: Address,
-        also: str | None = None,
+        secondary: str | None = None,
         changed: Callable[[], None],
         lost: Callable[[bytes], None],
         rng: random.Random,
     ) -> None:
-        self._registries = (registry,) if also is None else (registry, replace(registry, host=also))
-        self._also = also
+        self._registries = (registry,) if secondary is None else (registry, replace(registry, host=secondary))
+        self._secondary = secondary
         for address in (host.address, *self._registries):
-            # the port may still be open, the rest must be fit for others to dial
+            # the port may not be known yet, but others must be able to dial the IP address
             if not Address(address.host, 1).is_usable(loopback=True):
                 raise RingError(f"the ring can't advertise {address.host}: name an IP address that others can dial")
         self.table = Members(host.id, rng=rng)
@@ -80,21 +82,21 @@ class Membership:
         self._revive_limit = trio.CapacityLimiter(_PARALLEL_REVIVALS)
         self._bans = BanList()
         self._loop_time = LoopTime(background.spawn)
-        self._told_of_offence = -math.inf
+        self._ban_logged_at = -math.inf
         self.exchange = Exchange(self, host, background, self._loop_time, rng=rng)
         host.on_disconnect = self.on_disconnect
-        host.refuses = lambda peer: self._bans.is_shut_out(peer, trio.current_time())
+        host.refuses = lambda peer: self._bans.is_banned(peer, trio.current_time())
 
     @property
     def me(self) -> WirePeer:
-        """How this node names itself to others: router first, then registry."""
+        """This node as it announces itself to others: router first, then registry."""
         return WirePeer(self._host.id, tuple(each.encode() for each in (*self.routers, *self._registries)))
 
     @property
     def routers(self) -> tuple[Address, ...]:
-        """Where others dial this node."""
+        """The addresses at which others dial this node's router."""
         here = self._host.address
-        return (here,) if self._also is None else (here, replace(here, host=self._also))
+        return (here,) if self._secondary is None else (here, replace(here, host=self._secondary))
 
     async def join(self, peers: Sequence[PeerInfo]) -> int:
         """As :meth:`Router.join`."""
@@ -105,7 +107,7 @@ class Membership:
         return len(standing)
 
     async def ask(self, peer: bytes, request: bytes, *, within: float | None = None) -> Message | None:
-        """A member's answer to an encoded message, or None; either way it is noted. ``within`` in seconds."""
+        """The answer of a member to an encoded message, or None; the table learns the outcome. ``within``: seconds."""
         member = self.table.get(peer)
         if member is None:
             return None
@@ -126,7 +128,7 @@ class Membership:
                 answer = await pipeline.ask(request)
         except (RingError, trio.TooSlowError) as exc:
             log.debug("ring_question_failed", peer=peer_id_to_text(peer), error=repr(exc))
-            # if its dial had no turn yet the question never left, and if it spoke meanwhile it lives and is only slow
+            # no failure if the question never left because its dial had to wait, or if the peer spoke meanwhile
             never_left = isinstance(exc, trio.TooSlowError) and not self._host.is_connected(peer)
             if member.spoke < start and not never_left:
                 self._failed(peer, replaced=isinstance(exc, Replaced))
@@ -142,7 +144,7 @@ class Membership:
         return pipeline is not None and pipeline.is_open
 
     async def withdraw(self, peer: bytes, keys: Sequence[bytes]) -> bool:
-        """Tell a member that this node has ``keys`` no longer, or (if empty) nothing. False: tell it again."""
+        """Tell a member that this node no longer has ``keys`` (empty: any key). False: the caller must repeat it."""
         member = self.table.get(peer)
         if member is None or member.ours is False:
             return True
@@ -152,7 +154,7 @@ class Membership:
                 try:
                     stream.send(encode_withdrawal(keys))
                     stream.close()
-                    return await stream.receive() == b""  # a peer that refuses resets it
+                    return await stream.receive() == b""  # a peer that refuses resets the stream
                 finally:
                     stream.reset()
             except ProtocolRefused:
@@ -162,27 +164,27 @@ class Membership:
         return False
 
     def doubt(self, peer: bytes) -> None:
-        """Somebody relies on ``peer``: see that it lives if it was quiet for long."""
+        """``peer`` is about to be used: probe it if it was quiet for long."""
         if self.table.doubt(peer, trio.current_time()):
-            self._see_to_probes()
+            self._reschedule_probes()
 
-    def offended(self, peer: bytes, error: Exception) -> None:
-        """``peer`` broke the protocol; too often, and nothing of it is listened to for a while."""
+    def protocol_error(self, peer: bytes, error: Exception) -> None:
+        """``peer`` broke the protocol; it is banned for a while if that happens too often."""
         now = trio.current_time()
         if self._bans.note(peer, now):
-            if now - self._told_of_offence > _TELL_EVERY:  # identities are cheap, log lines are not
-                self._told_of_offence = now
+            if now - self._ban_logged_at > _BAN_LOG_EVERY:  # because an attacker can make identities without end
+                self._ban_logged_at = now
                 log.info("ring_peer_shut_out", peer=peer_id_to_text(peer), error=str(error))
             self._host.disconnect(peer)
 
     def _forget_pipelines(self) -> None:
-        """Members that had to make room for others leave theirs behind."""
+        """Drop the pipelines of members that were evicted from the table."""
         if len(self._pipelines) > len(self.table) + _SPARE_PIPELINES:
             for peer in [peer for peer in self._pipelines if self.table.get(peer) is None]:
                 del self._pipelines[peer]
 
     def heard(self, peer: bytes, took: float | None = None) -> None:
-        """A message came from ``peer``, ``took`` seconds after the question if it is an answer."""
+        """A message came from ``peer``; if it is an answer, ``took`` seconds after the question."""
         if self.table.answered(peer, trio.current_time(), took):
             log.info("ring_member_back", peer=peer_id_to_text(peer))
             self._changed()
@@ -194,14 +196,14 @@ class Membership:
             self._changed()
         if self.table.get(peer) is None:
             self._pipelines.pop(peer, None)
-        self._see_to_probes()
+        self._reschedule_probes()
 
     def on_disconnect(self, peer: bytes) -> None:
         self.table.suspect(peer, trio.current_time())
-        self._see_to_probes()
+        self._reschedule_probes()
 
     def learn(self, said: Contact, *, age: float = 0.0, direct: bool = False, source: bytes = b"") -> None:
-        """A peer was named, see :meth:`Members.learn`; some of those heard of are greeted."""
+        """A peer was named, see :meth:`Members.learn`; a few of the new ones are greeted."""
         new = self.table.learn(said, trio.current_time(), age=age, direct=direct, source=source)
         if new is not None:
             self.joined(new.id)
@@ -214,7 +216,7 @@ class Membership:
         self._changed()
 
     def contact(self, peer: WirePeer) -> Contact:
-        """What of a peer's addresses can be used from here; nothing that leads back to this node."""
+        """The addresses of ``peer`` that can be dialled from here, without addresses of this node itself."""
         said = contact(peer.id, peer.addresses, loopback=self._loopback)
         mine = {*self.routers, *self._registries}
         told = [*said.routers, said.registry, said.secondary]
@@ -231,7 +233,7 @@ class Membership:
             except DialledSelf:
                 return
             except RingError as exc:
-                # as repr: what a bootstrap names need not be text that can be printed
+                # as repr, because the text from a bootstrap may not be printable
                 log.debug("ring_join_failed", peer=repr(peer.id), addrs=repr(peer.addrs), error=repr(exc))
                 return
             standing.add(found)
@@ -241,7 +243,7 @@ class Membership:
                 log.debug("ring_exchange_failed", peer=peer_id_to_text(found), error=repr(exc))
 
     async def _connect(self, peer: PeerInfo) -> bytes:
-        """A connection to whoever is at the addresses of ``peer``, or to itself alone if it must be proven."""
+        """Connect to the node at the addresses of ``peer``; if ``peer.proven``, only to the peer with its id."""
         known = None
         if peer.id is not None:
             known = peer_id_from_text(peer.id)
@@ -269,32 +271,32 @@ class Membership:
         raise error
 
     async def probe_forever(self) -> None:
-        """Ask the dead and the doubtful whether they live."""
+        """Probe dead and quiet members when they are due."""
         while True:
             self._probes_at = self.table.next_probe()
             await self._probe_alarm.wait(self._probes_at)
             for member in self.table.due(trio.current_time() + _PROBED_TOGETHER):
                 self._background.spawn(self._probe, member.id)
 
-    def _see_to_probes(self) -> None:
-        """Somebody may have to be probed earlier than it seemed."""
-        # of a neighbourhood that is lost at once, each member has its own moment
+    def _reschedule_probes(self) -> None:
+        """Wake the probing task if a probe is due earlier than it expects."""
+        # only for an earlier moment, because of many members that are lost at once each has a moment of its own
         if self.table.next_probe() < self._probes_at:
-            self._probe_alarm.ring()
+            self._probe_alarm.wake()
 
     async def _probe(self, peer: bytes) -> None:
         if self.table.is_alive(peer):
             await self._probe_now(peer)
-        else:  # most of them don't answer, and a dial waits long for that
+        else:  # limited, because most dead members don't answer and a dial waits seconds for that
             async with self._revive_limit:
                 await self._probe_now(peer)
 
     async def _probe_now(self, peer: bytes) -> None:
         start = trio.current_time()
-        within = _COLD_TIMEOUT  # a machine that just starts has many connections to make
+        within = _COLD_TIMEOUT  # long, because a node that just started has many connections to make
         if self.is_in_touch(peer):
             within = _DOUBT_TIMEOUT if self.table.is_alive(peer) else _PROBE_TIMEOUT
         answer = await self.ask(peer, encode(Message(MessageType.PING)), within=within)
         member = self.table.get(peer)
         if answer is None and (member is None or member.spoke < start):
-            self._host.disconnect(peer)  # so that the next probe tries a new connection
+            self._host.disconnect(peer)  # so that the next probe makes a new connection

@@ -1,9 +1,9 @@
-# Questions to one peer go over one stream, one after the other without waiting; the peer answers in order,
-# so the n-th answer belongs to the n-th question.  A question that nobody waits for any more keeps its
-# place in the queue.  What goes wrong on the stream fails all questions that are open on it, and the next
-# one opens a new stream.
+"""Pipelined questions to one peer.
 
-"""Pipelined questions to one peer."""
+Questions to one peer are sent over one stream without waiting for earlier answers.  The peer answers in order, so the
+n-th answer belongs to the n-th question.  A question whose caller has given up keeps its position in the queue.  An
+error on the stream fails all questions that are open on it, and the next question opens a new stream.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _TRIES = 3
 
 
 class _Conversation:
-    """A stream and the questions on it that are not answered yet."""
+    """A stream and its questions that are not answered yet."""
 
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
@@ -38,7 +38,7 @@ class _Conversation:
 
 
 class Pipeline:
-    """One peer's stream for one protocol, opened when it is needed."""
+    """The stream to one peer for one protocol, opened on demand."""
 
     def __init__(
         self,
@@ -64,9 +64,9 @@ class Pipeline:
     async def ask(self, request: bytes) -> Message:
         """The answer to ``request``, an encoded message or several of which the last has an answer.
 
-        Sets no deadline. Raises RingError if the peer can't be reached or breaks the stream. A stream that was
-        open before may have been closed for being idle, or with a connection of which there are several: then
-        it is tried again.
+        Sets no deadline. Raises RingError if the peer can't be reached or breaks the stream. If a stream from an
+        earlier question turns out to be closed, the question is tried again, because the peer closes idle streams
+        and surplus connections.
         """
         for _ in range(_TRIES - 1):
             if (conversation := self._conversation) is None:
@@ -75,7 +75,7 @@ class Pipeline:
                 return await conversation.ask(request)
             except StreamClosed:
                 if self._conversation is conversation:
-                    self._conversation = None  # whoever reads from it has not seen it yet
+                    self._conversation = None  # the task that reads from it has not noticed yet
         return await (await self._open()).ask(request)
 
     async def _open(self) -> _Conversation:
@@ -104,7 +104,7 @@ class Pipeline:
             while data := await stream.receive():
                 for body in frames.feed(data):
                     if not conversation.waiting:
-                        raise WireError("an answer came without a question")
+                        raise WireError("an answer without a question")
                     conversation.waiting.popleft().set(decode(body))
         except RingError as exc:
             log.debug("ring_stream_ended", peer=peer_id_to_text(self._peer), error=str(exc))

@@ -1,4 +1,4 @@
-"""How often each peer may ask for something that costs much."""
+"""Rate limits by peer, for requests that are expensive to serve."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ _PRUNE_AT = 4096
 
 
 class RateLimit:
-    """One every ``every`` seconds for each peer, of which ``burst`` may come at once; has no clock."""
+    """Admits one request per ``every`` seconds and peer, and up to ``burst`` at once; has no clock."""
 
     def __init__(self, *, every: float, burst: int) -> None:
         self._every = every
@@ -14,7 +14,7 @@ class RateLimit:
         self._next: dict[bytes, float] = {}
 
     def admits(self, peer: bytes, now: float) -> bool:
-        """Whether ``peer`` may at ``now``; if so it is counted."""
+        """Whether a request of ``peer`` at ``now`` is admitted; counts it if so."""
         at = max(self._next.get(peer, now), now)
         if at - now > self._ahead:
             return False

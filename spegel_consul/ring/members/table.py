@@ -1,21 +1,22 @@
-# Everybody in the ring knows everybody, so that a lookup is one hop.  How complete this table is decides
-# whether records are found, so members are learnt from all that is heard: their own messages, the closer
-# peers in answers, and member exchanges.
-#
-# A member is alive until a question to it fails.  From then on it is neither asked nor named as a provider,
-# and is probed, at once and then ever more rarely; one answer makes it alive again, and after enough
-# failures it is forgotten.  A lost connection alone is no failure: it only brings the next probe forward.
-#
-# Hearsay must not bring the dead back.  So a report says how long ago anybody heard from the member, this
-# age travels with it, and one that nobody heard from for a while is not believed to be new.  If others have
-# heard from a member since it failed us, it is probed again.
-#
-# Nor must it fill the table: one source names at most a share of it, and whoever speaks for itself takes the
-# place of somebody who was only named, by the source that named most.
-#
-# The table decides, and has neither clock nor connections: `now` comes in, who is to be probed comes out.
+"""The member table: the peers that this node knows, dead or alive.
 
-"""Who is in the ring."""
+Every node knows every other node, so that a lookup is one hop.  Records are found only if this table is nearly
+complete, so members are learnt from every source: their own messages, the closer peers in answers, and gossip.
+
+A member is alive until a question to it fails.  From then on it is neither asked nor named as a provider, and it is
+probed with a growing back-off.  One answer makes it alive again; FORGET_AFTER consecutive failures remove it.  A lost
+connection is no failure: it only brings the next probe forward.
+
+Gossip must not revive the dead.  So each report carries its age, the time since any node heard from the member, and a
+report older than HEARSAY_AGE does not introduce a member.  If another node heard from a member after it failed to
+answer this node, it is probed again.
+
+Gossip must not fill the table either.  One source can introduce only a share of the table.  If the table is full, a
+peer that speaks for itself evicts a dead member, or one that was only named, by the source that named most.
+
+The table only decides, and has neither clock nor connections: ``now`` goes in, the members to probe come out.
+A rule about what a report, an answer or a failure means for a member belongs here.
+"""
 
 from __future__ import annotations
 
@@ -32,26 +33,26 @@ from spegel_consul.ring.dht.placement import REPLICAS, Placement
 from spegel_consul.ring.members.timer_heap import TimerHeap
 
 HEARSAY_AGE = 300.0
-"""Seconds: a report older than this introduces nobody."""
+"""Seconds; an older report does not introduce a member."""
 
 QUIET_AGE = 1200.0
-"""Seconds: a member that nobody heard from for so long is probed."""
+"""Seconds; a member from which no node heard for so long is probed."""
 
 DOUBT_AGE = 5.0
-"""Seconds: a provider that was not heard from for so long is probed when it is offered to somebody."""
+"""Seconds; a provider that was not heard from for so long is probed when a lookup yields it."""
 
 FORGET_AFTER = 8
-"""Failed questions in a row after which a member is forgotten; with the back-off that is some minutes."""
+"""Consecutive failures after which a member is forgotten; with the back-off that is some minutes."""
 
-_SHARE = 0.5  # of the table, for those that one source has named and nobody has heard from
+_SHARE = 0.5  # of the table, for members that one source named and that have not spoken themselves
 
 _FIRST_PROBE, _LONGEST_PROBE = 0.1, 60.0
 _LEAST_JITTER = 0.75
-_SECOND_OPINION = 2.0  # seconds after a failure before others' word for the member counts
+_SECOND_OPINION = 2.0  # seconds after a failure before a report of others leads to a probe
 
 
 class Member:
-    """One other peer, as far as it is known."""
+    """One other peer and what is known of it."""
 
     __slots__ = (
         "alive",
@@ -75,27 +76,27 @@ class Member:
 
     def __init__(self, contact: Contact, heard: float, source: bytes | None) -> None:
         self.id = contact.id
-        self.source = source  # who named it; None once it spoke for itself
+        self.source = source  # the peer that named it; None once it spoke for itself
         self.position = position(contact.id)
         self.routers: tuple[Address, ...] = ()
         self.info = PeerInfo(peer_id_to_text(contact.id), ())
         self.registry: Address | None = None
-        self.secondary: Address | None = None  # the registry's address of the other family
+        self.secondary: Address | None = None  # the registry's secondary address
         self.wire = WirePeer(contact.id)
         self.heard = heard
-        self.spoke = -math.inf  # when it sent something to this node, which is more than having been heard of
+        self.spoke = -math.inf  # the last message to this node; `heard` also counts reports of others
         self.alive = True
-        self.ours: bool | None = None  # whether it speaks the protocols of this program; None: not known yet
+        self.ours: bool | None = None  # whether it is a node of this program; None: not known yet
         self.failures = 0
         self.failed_at = 0.0
         self.probe_at: float | None = None
-        """When it is probed; infinity while a probe is under way, None if there is no reason for one."""
+        """The time of its next probe; infinity while a probe is under way, None if none is needed."""
         self.noted = math.inf
         self.rtt = 0.05
         self.update(contact)
 
     def update(self, contact: Contact) -> None:
-        """Take over the addresses of ``contact``; a registry's is kept if it names none."""
+        """Take over the addresses of ``contact``; the registry is kept if ``contact`` has none."""
         if contact.routers != self.routers:
             self.routers = contact.routers
             self.info = PeerInfo(self.info.id, tuple(map(str, self.routers)))
@@ -106,17 +107,17 @@ class Member:
 
     @property
     def due_at(self) -> float:
-        """When it is to be probed, as far as is known now."""
+        """The time at which it is due for a probe, as far as is known now."""
         return self.heard + QUIET_AGE if self.probe_at is None else self.probe_at
 
     @property
     def timeout(self) -> float:
-        """Seconds to wait for an answer of this member."""
+        """Seconds to wait for an answer from this member."""
         return min(3.0, max(0.5, 8 * self.rtt))
 
 
 class Members:
-    """The table of members, at most ``capacity`` of them; never contains ``me``."""
+    """The table of at most ``capacity`` members; never contains ``me``."""
 
     def __init__(self, me: bytes, *, capacity: int = 4096, rng: random.Random | None = None) -> None:
         self._me = me
@@ -126,7 +127,7 @@ class Members:
         self._placement = Placement()
         self._timers: TimerHeap[Member] = TimerHeap()
         self._infos: tuple[PeerInfo, ...] | None = None
-        self._named: Counter[bytes] = Counter()  # members that only this source has named
+        self._named: Counter[bytes] = Counter()  # by source: the members with this ``source``
 
     def __len__(self) -> int:
         return len(self._members)
@@ -139,11 +140,11 @@ class Members:
         return self._members.get(peer)
 
     def living(self) -> list[Member]:
-        """All that are alive."""
+        """The members that are alive."""
         return [member for member in self._members.values() if member.alive]
 
     def infos(self) -> tuple[PeerInfo, ...]:
-        """How those that are alive are named to the outside."""
+        """The members that are alive, as PeerInfo."""
         if self._infos is None:
             self._infos = tuple(member.info for member in self._members.values() if member.alive)
         return self._infos
@@ -159,16 +160,16 @@ class Members:
     def learn(
         self, contact: Contact, now: float, *, age: float = 0.0, direct: bool = False, source: bytes = b""
     ) -> Member | None:
-        """A peer was named, by ``source`` or (``direct``) by itself. Returns it if it is new.
+        """A peer was named, by ``source`` or (``direct``) by itself. Returns the member if it is new.
 
-        What a member says of itself replaces what is known. Hearsay adds: it introduces a member, tells the
-        registry of one whose registry is unknown, and moves one that is dead.
+        A member's own addresses replace the known ones. A report of others introduces a member, adds a registry
+        that is unknown, or replaces the addresses of a member that is dead; it changes no other address.
         """
         if contact.id == self._me:
             return None
         member = self._members.get(contact.id)
         if member is None:
-            if not contact.routers or age > HEARSAY_AGE or not self._has_room(None if direct else source):
+            if not contact.routers or age > HEARSAY_AGE or not self._admits(None if direct else source):
                 return None
             member = self._members[contact.id] = Member(contact, now - age, None if direct else source)
             if member.source is not None:
@@ -188,18 +189,18 @@ class Members:
             self._update(member, contact)
         under_way = member.probe_at is None or member.probe_at == math.inf
         if not member.alive and not under_way and now - age > member.failed_at:
-            # somebody heard from it after it did not answer us
+            # another node heard from it after it failed to answer this node
             self._probe(member, min(member.probe_at or 0.0, max(now, member.failed_at + _SECOND_OPINION)))
         member.heard = max(member.heard, now - age)
         return None
 
-    def confirm(self, said: Iterable[tuple[WirePeer, int]], now: float) -> list[tuple[WirePeer, int]]:
-        """Hearsay, each with its age in seconds. Notes what only says that a living member was heard from.
+    def confirm(self, reports: Iterable[tuple[WirePeer, int]], now: float) -> list[tuple[WirePeer, int]]:
+        """Apply reports (with ages in seconds) that only confirm a living member; returns the other reports.
 
-        Returns the rest.
+        This is the fast path of gossip, because most reports change nothing else.
         """
         known, rest = self._members.get, []
-        for report in said:
+        for report in reports:
             wire, age = report
             member = known(wire.id)
             if member is None or not member.alive or member.wire != wire:
@@ -209,7 +210,7 @@ class Members:
         return rest
 
     def answered(self, peer: bytes, now: float, took: float | None = None) -> bool:
-        """A message of ``peer`` came, ``took`` seconds after the question. True if it was dead until now."""
+        """``peer`` sent a message, ``took`` seconds after the question. True if it was dead until now."""
         member = self._members.get(peer)
         if member is None:
             return False
@@ -225,9 +226,9 @@ class Members:
         return revived
 
     def failed(self, peer: bytes, now: float, *, replaced: bool = False) -> bool:
-        """A question to ``peer`` failed, perhaps because another one has its address now.
+        """A question to ``peer`` failed; ``replaced`` if another peer has its address now.
 
-        True if it was alive until now; perhaps it is forgotten.
+        True if it was alive until now. Forgets it after FORGET_AFTER failures.
         """
         member = self._members.get(peer)
         if member is None:
@@ -238,11 +239,11 @@ class Members:
         member.failed_at = now
         wait = min(_LONGEST_PROBE, _FIRST_PROBE * 4 ** (member.failures - 1))
         if replaced:
-            # it won't be back, and is only kept so that those who have not noticed yet don't introduce it again
+            # keep a tombstone so that gossip from peers that have not noticed yet does not re-add it
             member.failures = FORGET_AFTER if now - member.heard > HEARSAY_AGE else FORGET_AFTER - 1
             wait = HEARSAY_AGE / _LEAST_JITTER
         at = now + wait * self._rng.uniform(_LEAST_JITTER, 1.25)
-        self._probe(member, at if wait < 1 else math.ceil(at))  # many that are dead are probed in one go
+        self._probe(member, at if wait < 1 else math.ceil(at))  # rounded: one wake-up for many dead members
         if died:
             self._die(member)
         if member.failures >= FORGET_AFTER:
@@ -256,7 +257,7 @@ class Members:
             self._probe(member, now + _FIRST_PROBE * self._rng.uniform(0.5, 1.0))
 
     def doubt(self, peer: bytes, now: float) -> bool:
-        """``peer`` is about to be relied upon. True if it was not heard from for so long that it is probed now."""
+        """``peer`` is about to be used. True if it was quiet for so long that it is probed now."""
         member = self._members.get(peer)
         if member is None or member.probe_at is not None or now - member.heard < DOUBT_AGE:
             return False
@@ -264,22 +265,22 @@ class Members:
         return True
 
     def due(self, now: float) -> list[Member]:
-        """Whom to probe now; each is named once until it answered, failed or is suspected again."""
+        """The members to probe now; each is returned once until it answers, fails or is suspected again."""
         due = self._timers.due(now)
         for member in due:
             member.probe_at = math.inf
         return due
 
     def next_probe(self) -> float:
-        """When :meth:`due` has somebody, as far as is known now; infinity if never."""
+        """The earliest time at which :meth:`due` is not empty, as far as is known now; infinity if never."""
         return self._timers.next()
 
     def _probe(self, member: Member, at: float | None) -> None:
         member.probe_at = at
         self._timers.note(member)
 
-    def _has_room(self, source: bytes | None) -> bool:
-        """Whether one more that ``source`` names (None: that speaks for itself) can be added; makes room if so."""
+    def _admits(self, source: bytes | None) -> bool:
+        """Whether ``source`` may introduce one more member (None: it speaks for itself); evicts another if need be."""
         if source is not None and self._named[source] >= self._capacity * _SHARE:
             return False
         if len(self._members) < self._capacity:
@@ -315,7 +316,7 @@ class Members:
             self._infos = None
 
     def _spoke(self, member: Member) -> None:
-        """``member`` is not, or no longer, in the table only because its source named it."""
+        """``member`` no longer counts towards the share of the source that introduced it."""
         if member.source is not None:
             self._named[member.source] -= 1
             if not self._named[member.source]:

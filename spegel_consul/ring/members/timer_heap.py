@@ -1,8 +1,9 @@
-# A member's probe is put off with every message that comes from it, which is most of what happens, and seldom brought
-# forward.  So an entry is written only for an earlier moment, and one that comes too early is written again: with
-# thousands of members each of whom is lost, probed and found again, nobody has to look at all of them each time.
+"""A timer heap for timers that are mostly postponed.
 
-"""Who is due next, where most moments are put off again and again."""
+Each message from a member postpones its probe, and a probe is seldom brought forward.  So an entry is written only
+for an earlier moment; an entry that turns out too early is written again with the later moment.  This keeps each step
+cheap when thousands of members are lost, probed and found again, because no step scans all of them.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +14,10 @@ from typing import Generic, Protocol, TypeVar
 
 
 class Due(Protocol):
-    """Something that is due at a moment; infinity is never."""
+    """A thing that is due at a moment; infinity is never."""
 
     noted: float
-    """For :class:`TimerHeap`: the moment of its entry, at first infinity."""
+    """The moment of its entry in the :class:`TimerHeap`, which sets it; initially infinity."""
 
     @property
     def due_at(self) -> float: ...
@@ -26,14 +27,14 @@ T = TypeVar("T", bound=Due)
 
 
 class TimerHeap(Generic[T]):
-    """Things by their moments; whoever makes one due earlier tells with :meth:`note`."""
+    """Things by their moments. Call :meth:`note` whenever a thing becomes due earlier."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, T]] = []
         self._order = itertools.count()
 
     def note(self, thing: T) -> None:
-        """``thing`` is new, or due earlier than it was."""
+        """``thing`` is new, or due earlier than before."""
         moment = thing.due_at
         if moment < thing.noted:
             thing.noted = moment
@@ -46,13 +47,13 @@ class TimerHeap(Generic[T]):
             if moment == thing.noted == thing.due_at:
                 return moment
             heapq.heappop(self._heap)
-            if moment == thing.noted:  # else there is another entry for it, or none any more
+            if moment == thing.noted:  # otherwise the entry is stale: the thing has another one, or none
                 thing.noted = math.inf
                 self.note(thing)
         return math.inf
 
     def due(self, now: float) -> list[T]:
-        """What is due, the earliest first; it has to be noted anew."""
+        """The things that are due, the earliest first; each must be noted again."""
         found = []
         while self.next() <= now:
             thing = heapq.heappop(self._heap)[2]

@@ -1,4 +1,4 @@
-"""A task's alarm clock: it wakes at a time, or earlier when somebody rings."""
+"""A timer of one task that other tasks can bring forward."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import trio
 
 
 class WakeUp:
-    """To be waited for by one task."""
+    """One task waits for it; any task may end the wait."""
 
     __slots__ = ("_event",)
 
     def __init__(self) -> None:
         self._event = trio.Event()
 
-    def ring(self) -> None:
-        """Wake the task, or keep it from falling asleep the next time."""
+    def wake(self) -> None:
+        """End the current wait, or the next one if no task waits."""
         self._event.set()
 
     async def wait(self, until: float) -> None:
-        """Return at ``until`` (Trio clock), or when :meth:`ring` was called since the last time."""
+        """Return at ``until`` (Trio clock), or when :meth:`wake` was called since the last time."""
         with trio.move_on_at(until):
             await self._event.wait()
         self._event = trio.Event()

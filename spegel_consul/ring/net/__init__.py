@@ -1,4 +1,4 @@
-"""How do messages reach a peer? The ``Host`` protocol and its libp2p adapter.
+"""Messages between peers: the ``Host`` protocol and its libp2p adapter.
 
-Nothing here knows what the messages mean.
+Nothing here knows the meaning of the messages.
 """

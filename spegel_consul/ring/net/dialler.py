@@ -1,18 +1,22 @@
-# Whose turn it is to be dialled.  A host that lives answers a SYN at once, and one that is gone is waited for: if all
-# dials took turns in one queue, a few hundred addresses behind which nobody is - a rack without power, or the records
-# of somebody who names such addresses - would keep the living waiting.  So there are three queues:
-#
-#   proven      hosts that were heard from, a few dials to each, and those that the operator or the catalog names
-#   strangers   hosts that were only heard of
-#   late        whoever of both did not answer at once; dialled again, with patience
-#
-# A turn in the first two is short whatever happens, so nobody waits there for long.  An address that did not answer
-# with all patience is left alone for a while: many peers may be said to be at it.
-#
-# Handshakes have turns of their own, since they cost CPU: few at a time, or all would be late.  Who accepts and then
-# says nothing keeps a turn for a moment only, one among strangers, and is left alone for longer.
+"""Outbound TCP connections, scheduled so that dead hosts do not delay live ones.
 
-"""TCP connections to others, in an order in which those that are gone don't delay the others."""
+A live host answers a SYN at once; a dead one costs the whole timeout.  With one limit for all dials, a few hundred
+dead addresses - a rack without power, or the records of a peer that announces such addresses - would keep live hosts
+waiting.  So there are three limits:
+
+    proven      hosts that were heard from (a few dials each), and addresses from the operator or the catalog
+    unproven    hosts that are only known from other peers
+    late        addresses of both kinds that did not answer within FIRST_TIMEOUT; dialled again with DIAL_TIMEOUT
+
+A dial of the first two holds its slot only for FIRST_TIMEOUT, so the wait for a slot is short.  An address that did not
+answer within DIAL_TIMEOUT is not dialled again for a while, because many peer ids may claim the same address.
+
+Handshakes have limits of their own because they cost CPU: with too many at a time, all of them would be late.  A host
+that accepts and then sends nothing holds an unproven slot for HANDSHAKE seconds, and its back-off is longer.
+
+A new reason to dial earlier, later or not at all belongs here; what happens on a connection belongs in
+``libp2p_host``.
+"""
 
 from __future__ import annotations
 
@@ -23,25 +27,26 @@ import trio
 
 from spegel_consul.bounded_dict import BoundedDict
 
-PATIENCE = 3.0
-"""Seconds after which nobody is there."""
+DIAL_TIMEOUT = 3.0
+"""Seconds without an answer after which a dial fails."""
 
-AT_ONCE = 0.3
-"""Seconds within which a host is expected to answer; longer than around the earth."""
+FIRST_TIMEOUT = 0.3
+"""Seconds within which a live host answers; longer than a round trip around the earth."""
 
-REST = 3.0
+DIAL_BACKOFF = 3.0
 """Seconds for which an address that did not answer is not dialled again, unless it is named."""
 
 HANDSHAKE = 1.0
-"""Seconds of a turn to shake hands; who takes longer goes on without one."""
+"""Seconds for which a handshake holds its slot; a longer handshake goes on without one."""
 
-REST_MUTE = 10.0
-"""Seconds for which an address that accepted and did not shake hands is not dialled again, unless it is named."""
+HANDSHAKE_BACKOFF = 10.0
+"""Seconds for which an address whose handshake timed out is not dialled again, unless it is named."""
 
-HANDSHAKES = 6
-"""Turns to shake hands, for those who were heard from or named, and as many for strangers."""
+MAX_HANDSHAKES = 6
+"""Parallel handshakes with proven or named hosts, and as many with unproven ones."""
 
-TURNS, LATE_TURNS = 32, 256
+MAX_DIALS, MAX_LATE_DIALS = 32, 256
+"""Parallel dials: of proven and of unproven hosts each, and of late addresses."""
 
 _PROVEN_PER_HOST = 4
 
@@ -49,75 +54,73 @@ _REMEMBERED = 4096
 
 
 class NoAnswer(OSError):
-    """Nobody is there, or a packet filter drops what is sent."""
+    """No host has the address, or a packet filter drops the packets."""
 
 
 class Dialler:
-    """Makes connections, as many at a time as there are turns."""
+    """Makes connections, within the limits above."""
 
     def __init__(self) -> None:
-        self._proven = trio.CapacityLimiter(TURNS)
-        self._strangers = trio.CapacityLimiter(TURNS)
-        self._late = trio.CapacityLimiter(LATE_TURNS)
-        self._handshakes = {known: trio.CapacityLimiter(HANDSHAKES) for known in (True, False)}
+        self._proven = trio.CapacityLimiter(MAX_DIALS)
+        self._unproven = trio.CapacityLimiter(MAX_DIALS)
+        self._late = trio.CapacityLimiter(MAX_LATE_DIALS)
+        self._handshakes = {known: trio.CapacityLimiter(MAX_HANDSHAKES) for known in (True, False)}
         self._heard: BoundedDict[str, None] = BoundedDict(_REMEMBERED)
-        self._under_way: Counter[str] = Counter()  # of those whose turn is among the proven
-        self._silent_until: BoundedDict[tuple[str, int], float] = BoundedDict(_REMEMBERED)
+        self._under_way: Counter[str] = Counter()  # dials by host, of proven hosts
+        self._backoff_until: BoundedDict[tuple[str, int], float] = BoundedDict(_REMEMBERED)
 
     def heard_from(self, host: str) -> None:
-        """``host`` lives: a peer connected from there."""
+        """``host`` is alive because a connection with it was made."""
         self._heard[host] = None
 
     def has_heard_from(self, host: str) -> bool:
-        """Whether ``host`` is known to live."""
+        """Whether ``host`` is proven: connected before, and not silent since."""
         return host in self._heard
 
-    async def shake(self, handshake: Callable[[], Awaitable[object]], *, known: bool) -> None:
-        """Start ``handshake()``, which waits for its end, when it is its turn; the wait is given up with the turn."""
+    async def handshake(self, run: Callable[[], Awaitable[object]], *, known: bool) -> None:
+        """Await ``run()``, which waits for a handshake, in a free slot; cancel the wait after HANDSHAKE seconds."""
         async with self._handshakes[known]:
             with trio.move_on_after(HANDSHAKE):
-                await handshake()
+                await run()
 
-    def mute(self, host: str, port: int) -> None:
-        """The address accepted and did not shake hands in time."""
+    def handshake_timed_out(self, host: str, port: int) -> None:
+        """The address accepted, and its handshake did not end in time."""
         self._heard.pop(host, None)
-        self._silent_until[(host, port)] = trio.current_time() + REST_MUTE
+        self._backoff_until[(host, port)] = trio.current_time() + HANDSHAKE_BACKOFF
 
     async def connect(self, host: str, port: int, *, named: bool) -> trio.SocketStream:
-        """A connection. Raises NoAnswer, or whatever else the system says of an address (OSError, UnicodeError).
+        """A connection. Raises NoAnswer, or the system's error for the address (OSError, UnicodeError).
 
-        ``named`` is for addresses that somebody vouches for: the operator, the catalog.
+        ``named`` marks addresses from a trusted source: the operator or the catalog.
         """
-        if not named and trio.current_time() < self._silent_until.get((host, port), 0.0):
-            raise NoAnswer("it did not answer just now")
-        stream = await self._try_at_once(host, port, named)
+        if not named and trio.current_time() < self._backoff_until.get((host, port), 0.0):
+            raise NoAnswer("it did not answer a moment ago")
+        stream = await self._first_try(host, port, named)
         if stream is None:
             self._heard.pop(host, None)
-            stream = await self._try(self._late, PATIENCE, host, port)
+            stream = await self._try(self._late, DIAL_TIMEOUT, host, port)
         if stream is None:
-            self._silent_until[(host, port)] = trio.current_time() + REST
+            self._backoff_until[(host, port)] = trio.current_time() + DIAL_BACKOFF
             raise NoAnswer("no answer")
         self.heard_from(host)
-        self._silent_until.pop((host, port), None)
+        self._backoff_until.pop((host, port), None)
         return stream
 
-    async def _try_at_once(self, host: str, port: int, named: bool) -> trio.SocketStream | None:
+    async def _first_try(self, host: str, port: int, named: bool) -> trio.SocketStream | None:
         if named:
-            return await self._try(self._proven, AT_ONCE, host, port)
+            return await self._try(self._proven, FIRST_TIMEOUT, host, port)
         if host not in self._heard or self._under_way[host] >= _PROVEN_PER_HOST:
-            return await self._try(self._strangers, AT_ONCE, host, port)
+            return await self._try(self._unproven, FIRST_TIMEOUT, host, port)
         self._under_way[host] += 1
         try:
-            return await self._try(self._proven, AT_ONCE, host, port)
+            return await self._try(self._proven, FIRST_TIMEOUT, host, port)
         finally:
             self._under_way[host] -= 1
             if not self._under_way[host]:
                 del self._under_way[host]
 
-    async def _try(
-        self, turns: trio.CapacityLimiter, patience: float, host: str, port: int
-    ) -> trio.SocketStream | None:
-        async with turns:
-            with trio.move_on_after(patience):
+    async def _try(self, limit: trio.CapacityLimiter, within: float, host: str, port: int) -> trio.SocketStream | None:
+        async with limit:
+            with trio.move_on_after(within):
                 return await trio.open_tcp_stream(host, port)
         return None

@@ -1,11 +1,13 @@
-# What the ring needs of a network, and nothing else: connections that authenticate a peer, and streams of
-# bytes over them.  The router above is written against this; libp2p is one implementation, a simulated
-# network another.
-#
-# Sending never waits: what is sent is queued whole or not at all, so a task that is cancelled around a send
-# leaves nothing half-written.  A host that can't get rid of a queue resets the stream.
+"""The ``Host`` protocol: authenticated connections and byte streams between peers.
 
-"""The ``Host`` protocol: authenticated connections and byte streams between peers."""
+This is all that the ring needs of a network.  The router is written against it; libp2p is one implementation, a
+simulated network another, and one conformance suite runs against both.
+
+Sending never waits: each send is queued whole or not at all, so a task that is cancelled around a send leaves nothing
+half-written.  If a queue exceeds its limit because the peer does not read, the host resets the stream.
+
+A method belongs here only if both implementations can offer it.
+"""
 
 from __future__ import annotations
 
@@ -24,11 +26,11 @@ class Unreachable(RingError):
 
 
 class DialledSelf(Unreachable):
-    """Behind the address is this very node."""
+    """The node at the address is this node itself."""
 
 
 class Replaced(Unreachable):
-    """At all addresses of the peer there are others now."""
+    """All addresses of the peer belong to other peers now."""
 
 
 class ProtocolRefused(RingError):
@@ -36,16 +38,16 @@ class ProtocolRefused(RingError):
 
 
 class StreamClosed(RingError):
-    """The stream can't be used any more: its connection is gone, or one of both sides reset it."""
+    """The stream is unusable: its connection is gone, or one side reset it."""
 
 
 class StreamReset(StreamClosed):
-    """The peer reset the stream: it has not taken what was sent, and has nothing more to say."""
+    """The peer reset the stream: it discarded the sent bytes and sends no more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What a peer says of itself (libp2p identify): the protocols it serves and its binary multiaddrs."""
+    """The self-description of a peer (libp2p identify): the protocols it serves and its binary multiaddrs."""
 
     protocols: frozenset[str]
     addresses: tuple[bytes, ...]
@@ -64,14 +66,14 @@ class Stream(Protocol):
         ...
 
     async def receive(self) -> bytes:
-        """Some bytes, or ``b""`` after the peer closed its side. Raises StreamClosed.
+        """The next bytes, or ``b""`` after the peer closed its side. Raises StreamClosed.
 
-        After a receive that was cancelled the stream is only good for a reset.
+        After a cancelled receive the stream can only be reset.
         """
         ...
 
     def close(self) -> None:
-        """Nothing more will be sent; what is queued still goes out. Never fails."""
+        """End this side of the stream after the queued bytes are sent. Never fails."""
         ...
 
     def reset(self) -> None:
@@ -86,58 +88,58 @@ class Host(Protocol):
     """Connections to peers. Ids are binary peer ids."""
 
     on_disconnect: Callable[[bytes], None]
-    """Called when the last connection to a peer is gone."""
+    """Called after the last connection to a peer ended."""
 
     refuses: Callable[[bytes], bool]
-    """Asked when a peer has proved who it is: whether no connection to it is to be kept."""
+    """Called with each newly authenticated peer; True refuses the connection."""
 
     @property
     def id(self) -> bytes: ...
 
     @property
     def address(self) -> Address:
-        """Where others dial this host; known before :meth:`run` unless the port is 0."""
+        """The address at which others dial this host; known before :meth:`run` unless the port is 0."""
         ...
 
     def connected(self) -> tuple[bytes, ...]:
-        """The peers to which a connection stands."""
+        """The peers with a connection."""
         ...
 
     def is_connected(self, peer: bytes) -> bool:
-        """Whether a connection to ``peer`` stands."""
+        """Whether there is a connection to ``peer``."""
         ...
 
     def serve(self, protocol: str, handler: Handler) -> None:
-        """Call ``handler`` for each stream that a peer opens for ``protocol``; before :meth:`run`.
+        """Call ``handler`` for each stream that a peer opens for ``protocol``; call this before :meth:`run`.
 
-        The host resets the stream if the handler raises an Exception; nothing else comes of it.
+        If the handler raises an Exception, the host resets the stream and goes on.
         """
         ...
 
     async def dial(self, host: str, port: int) -> bytes:
-        """The id of whoever is there, after connecting to it if need be. Raises Unreachable, or DialledSelf."""
+        """The id of the peer at the address, after connecting to it if need be. Raises Unreachable or DialledSelf."""
         ...
 
     async def open(self, peer: bytes, addresses: Sequence[Address], protocol: str) -> Stream:
         """A stream to ``peer``, after dialling ``addresses`` if there is no connection.
 
-        Raises Unreachable (Replaced if others have its addresses) or ProtocolRefused. Cancelling it does not cancel a
-        dial that others wait for.
+        Raises Unreachable (Replaced if other peers have its addresses) or ProtocolRefused. Cancelling the call does
+        not cancel a dial that other callers wait for.
         """
         ...
 
     async def identify(self, peer: bytes) -> Identity:
-        """Ask a connected peer who it is. Raises RingError."""
+        """Ask a connected peer for its self-description. Raises RingError."""
         ...
 
     def disconnect(self, peer: bytes) -> None:
-        """Drop all connections to ``peer``, which does not answer any more."""
+        """Drop all connections to ``peer``."""
         ...
 
     def retire(self) -> None:
-        """Accept no more connections; those that stand go on."""
+        """Accept no more connections; existing ones go on."""
         ...
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Serve until cancelled; ``started()`` when it listens. Raises RingError if it can't."""
+        """Serve until cancelled; calls ``started()`` when it listens. Raises RingError if it can't listen."""
         ...

@@ -1,13 +1,17 @@
-# A libp2p host without the library's Swarm and BasicHost (libp2p/__init__.py says why): it listens, dials,
-# keeps the connections, and bounds all of it.
-#
-# Each connection is one task of the host from its handshake to its end, and whatever goes wrong in it ends
-# there.  Dials are such tasks too: those who want a connection wait for a result and may stop waiting at
-# any time.  Connections of strangers are bounded by number, in all, by address and by identity; of those that
-# have not proved who they are a new one pushes out the oldest of its own address, so a flood from one address
-# delays only those who share it.
+"""The ring's ``Host`` on libp2p: TCP, Noise, Yamux.
 
-"""The ring's ``Host`` on libp2p: TCP, Noise, Yamux."""
+It does without the library's Swarm and BasicHost (``libp2p/__init__`` says why): it listens, dials, keeps the
+connections, and bounds all of them.
+
+Each connection is one task of the host from its handshake to its end, so an error in it ends only this connection.
+Dials are such tasks too: their callers wait for a ``Result`` and may stop waiting at any time.
+
+Inbound connections are limited in number: in total, by address and by identity.  Of the connections that have not
+completed their handshake, a new one evicts the oldest from its own address, so a flood from one address delays only the
+peers that share the address.
+
+A new limit on connections belongs here, on dials in ``dialler``, on streams in ``libp2p/peer_connection``.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +45,7 @@ log = structlog.get_logger(__name__)
 HANDSHAKE_TIMEOUT = 5.0
 MAX_CONNECTIONS = 4096
 MAX_CONNECTIONS_PER_PEER = 4
-MAX_INBOUND_PER_ADDRESS = 256  # a whole site may come through one NAT
+MAX_INBOUND_PER_ADDRESS = 256  # many, because a whole site may share one NAT address
 MAX_HALF_OPEN = 512
 MAX_HALF_OPEN_PER_ADDRESS = 128
 
@@ -53,9 +57,9 @@ _PING_IDLE = 600.0
 class Libp2pHost:
     """A libp2p host over TCP.
 
-    ``bind`` is where it listens: ``(host, port)`` with an IP address, port 0 for any, or a bound socket.
-    ``advertise`` is where others dial it, by default ``bind``; its port 0 stands for the one it listens on;
-    ``also`` is an IP address of the other family for the same port.
+    ``bind`` is the address to listen on: ``(host, port)`` with an IP address, port 0 for any, or a bound socket.
+    ``advertise`` is the address at which others dial it, by default ``bind``; its port 0 means the port it listens on.
+    ``also`` is the secondary address: an IP address of the other family, for the same port.
     """
 
     def __init__(
@@ -69,15 +73,15 @@ class Libp2pHost:
         self._bind = bind
         host, port = advertise or (bind.getsockname()[:2] if isinstance(bind, socket.socket) else bind)
         self._address = Address(host, port)
-        self._also = also
+        self._secondary = also
         self._id = node_key.peer_id(key)
         self._layers = Layers(key)
         self._handlers: dict[str, Handler] = {_IDENTIFY: self._answer_identify, _PING: self._answer_ping}
         self.on_disconnect: Callable[[bytes], None] = lambda peer: None
         self.refuses: Callable[[bytes], bool] = lambda peer: False
         self._connections: dict[bytes, list[Connection]] = {}
-        self._half_open: dict[trio.CancelScope, str] = {}  # in the order in which they came
-        self._inbound: Counter[str] = Counter()  # connections by the address that they came from
+        self._half_open: dict[trio.CancelScope, str] = {}  # the oldest first
+        self._inbound: Counter[str] = Counter()  # connections by remote address
         self._accepting = trio.CancelScope()
         self._dialling: dict[bytes, Result[Connection]] = {}
         self._dialler = Dialler()
@@ -120,7 +124,7 @@ class Libp2pHost:
                 try:
                     return await result.wait()
                 except Unreachable:
-                    # it broke just now; there may be another, or the address still answers
+                    # it broke a moment ago; try another connection, or the address
                     if not had or not connection.closed:
                         raise
             elif not had:
@@ -167,7 +171,7 @@ class Libp2pHost:
             remote = str(stream.socket.getpeername()[0])
         except OSError:
             remote = ""
-        self._make_room(remote)
+        self._evict_half_open(remote)
         handshake = trio.CancelScope()
         self._half_open[handshake] = remote
         try:
@@ -175,7 +179,7 @@ class Libp2pHost:
         finally:
             self._half_open.pop(handshake, None)
 
-    def _make_room(self, remote: str) -> None:
+    def _evict_half_open(self, remote: str) -> None:
         mine = [scope for scope, address in self._half_open.items() if address == remote]
         if len(mine) >= MAX_HALF_OPEN_PER_ADDRESS:
             oldest = mine[0]
@@ -183,7 +187,7 @@ class Libp2pHost:
             oldest = next(iter(self._half_open))
         else:
             return
-        del self._half_open[oldest]  # at once: the next one that comes may be handled before its task is
+        del self._half_open[oldest]  # here, because the next connection may be accepted before the cancelled task runs
         oldest.cancel()
 
     async def _dialled(self, host: str, port: int, *, named: bool = False) -> Connection:
@@ -194,7 +198,7 @@ class Libp2pHost:
         return await result.wait()
 
     async def _dial_peer(self, peer: bytes, addresses: Sequence[Address]) -> Connection:
-        """A connection to ``peer``; all that ask for one meanwhile wait for the same dial."""
+        """A connection to ``peer``; concurrent callers share one dial."""
         result = self._dialling.get(peer)
         if result is None:
             if self._nursery is None:
@@ -227,7 +231,7 @@ class Libp2pHost:
         known = named or self._dialler.has_heard_from(host)
         try:
             stream = await self._dialler.connect(host, port, named=named)
-        except Exception as exc:  # getaddrinfo raises more than OSError for a name that is none
+        except Exception as exc:  # getaddrinfo raises more than OSError for an impossible name
             result.fail(Unreachable(f"can't connect to {host!a}, port {port}: {exc}"))
             return
         begun = False
@@ -240,7 +244,7 @@ class Libp2pHost:
                 await result.wait()
 
         try:
-            await self._dialler.shake(handshake, known=known)
+            await self._dialler.handshake(handshake, known=known)
         finally:
             if not begun:
                 await trio.aclose_forcefully(stream)
@@ -254,7 +258,7 @@ class Libp2pHost:
         dialled: tuple[str, int] | None = None,
         remote: str = "",
     ) -> None:
-        """Make a connection of a TCP stream, and be it until it ends. Raises nothing."""
+        """Make a connection of a TCP stream and run it until it ends. Raises nothing."""
         wire = Wire(stream)
         outbound = dialled is not None
         connection = None
@@ -265,12 +269,12 @@ class Libp2pHost:
                 try:
                     muxed = await self._upgrade(wire, outbound, handshake)
                     self._half_open.pop(handshake, None)
-                except Exception as exc:  # told here, before the nursery wraps it
+                except Exception as exc:  # handled here, before the nursery wraps it in a group
                     if dialled is not None and type(exc) is Unreachable:
-                        self._dialler.mute(*dialled)
+                        self._dialler.handshake_timed_out(*dialled)
                     result.fail(exc if isinstance(exc, Unreachable) else Unreachable(f"no handshake: {exc!r}"))
                     raise
-                # of two connections between the same peers the idle one goes, closed by who made it
+                # of two connections between the same peers, the side that dialled closes an idle one
                 may_trim = self._has_several if outbound else None
                 connection = Connection(muxed, nursery, self._handlers, may_trim, dialled, remote, self._loop_time)
                 await connection.start()
@@ -278,8 +282,8 @@ class Libp2pHost:
                 result.set(connection)
                 await connection.run()
                 connection.drop()
-        # whatever the bytes of a stranger did to the layers below; at the host's end that may come in one group
-        # with the cancellation, which alone goes on
+        # untrusted bytes can raise anything in the layers below; at the host's end the error may share a group with the
+        # cancellation, and only the cancellation goes on
         except* Exception as exc:
             log.debug("ring_connection_failed", outbound=outbound, error=repr(exc))
             result.fail(Unreachable(f"no connection: {exc!r}"))
@@ -287,16 +291,16 @@ class Libp2pHost:
             result.fail(Unreachable("the connection was abandoned"))
             if connection is not None:
                 self._unregister(connection)
-            await wire.close()  # last: at the host's end it raises Cancelled
+            await wire.close()  # last, because at the host's end it raises Cancelled
 
     async def _upgrade(self, wire: Wire, outbound: bool, handshake: trio.CancelScope) -> Any:
-        """Negotiate what makes a connection of a TCP stream, and learn who is there. Raises anything."""
+        """Negotiate Noise and Yamux on a TCP stream, and authenticate the peer. Raises anything."""
         with handshake, suppress(trio.TooSlowError), self._loop_time.fail_after(HANDSHAKE_TIMEOUT):
             secured = await self._layers.secure(wire, outbound=outbound)
             if self._layers.peer_of(secured) == self._id:
-                raise DialledSelf("behind this address is this node")
+                raise DialledSelf("this node itself has the address")
             return await self._layers.multiplex(secured)
-        raise Unreachable("the handshake took too long")
+        raise Unreachable("the handshake timed out")
 
     def _spawn(self, task: Callable[[], Awaitable[None]]) -> None:
         if self._nursery is not None:
@@ -308,7 +312,7 @@ class Libp2pHost:
     def _register(self, connection: Connection) -> None:
         mine = self._connections.get(connection.peer, [])
         if self.refuses(connection.peer):
-            raise Unreachable("the peer is shut out")
+            raise Unreachable("the peer is banned")
         total = sum(map(len, self._connections.values()))
         if len(mine) >= MAX_CONNECTIONS_PER_PEER or total >= MAX_CONNECTIONS:
             raise Unreachable("there are too many connections")
@@ -326,7 +330,7 @@ class Libp2pHost:
             mine.remove(connection)
             if connection.remote:
                 self._inbound[connection.remote] -= 1
-                self._inbound += Counter()  # drops those at zero
+                self._inbound += Counter()  # drops the zero counts
             if not mine:
                 del self._connections[connection.peer]
                 self.on_disconnect(connection.peer)
@@ -335,7 +339,9 @@ class Libp2pHost:
         return next((each for each in self._connections.get(peer, ()) if not each.closed), None)
 
     def _advertised(self) -> tuple[Address, ...]:
-        return (self._address,) if self._also is None else (self._address, replace(self._address, host=self._also))
+        if self._secondary is None:
+            return (self._address,)
+        return self._address, replace(self._address, host=self._secondary)
 
     async def _answer_identify(self, stream: Stream) -> None:
         stream.send(frame(self._layers.describe(self._advertised(), self._handlers)))

@@ -1,13 +1,16 @@
-# A timeout is a verdict on the other side, and must not be spoken for time in which this side could not have listened.
-# When a machine has less CPU than its nodes ask for, answers lie in the socket while the process waits for its turn;
-# a plain deadline passes meanwhile, a member that lives is taken for dead, its records are placed anew on others, that
-# costs connections, and each makes the machine later still: a ring that declares itself dead.
-#
-# So time is counted in ticks, and a tick counts as no more than it was meant to take, however late it comes.  Between
-# two ticks the loop turned, and what had arrived was read.  All questions share one ticking task, which runs only
-# while there are any.
+"""Timeouts that count only the time in which this process could listen.
 
-"""Timeouts that count only the time in which this process could listen."""
+A timeout is a verdict on the peer, so it must not include time in which this process could not have read the answer.
+On a machine with less CPU than its nodes demand, answers wait in the socket while the process waits for a core.  With
+plain deadlines, live members would be declared dead and their records placed anew on other nodes; that costs
+connections, which make the machine slower still, until the ring has declared itself dead.
+
+So time is counted in ticks, and a tick counts only with its nominal length, however late it comes.  Between two ticks
+the event loop ran and read everything that had arrived.  All timeouts share one ticking task, which runs only while
+there are any.
+
+Use it for every timeout whose expiry counts against a peer; use trio's own timeouts for the rest.
+"""
 
 from __future__ import annotations
 
@@ -17,32 +20,32 @@ from contextlib import contextmanager
 import trio
 
 TICK = 0.05
-"""Seconds; a timeout is up to one longer than it says."""
+"""Seconds; a timeout may last up to one tick longer than given."""
 
 LONGEST = 8.0
-"""However late the loop is, a timeout takes no longer than this times its seconds."""
+"""A timeout lasts at most this many times its seconds, however late the loop is."""
 
 
 class LoopTime:
-    """Timeouts of a process; ``spawn`` starts a task of the nursery that they are used in."""
+    """The timeouts of one nursery; ``spawn`` starts a task in it."""
 
     def __init__(self, spawn: Callable[[Callable[[], Awaitable[None]]], None]) -> None:
         self._spawn = spawn
-        self._left: dict[trio.CancelScope, float] = {}
+        self._remaining: dict[trio.CancelScope, float] = {}
         self._ticking = False
 
     @contextmanager
     def fail_after(self, seconds: float) -> Iterator[trio.CancelScope]:
-        """Raises TooSlowError after ``seconds`` of listening."""
+        """Raise TooSlowError after ``seconds`` of listening."""
         scope = trio.CancelScope(deadline=trio.current_time() + LONGEST * seconds)
-        self._left[scope] = seconds
+        self._remaining[scope] = seconds
         if not self._ticking:
             self._spawn(self._tick)
         try:
             with scope:
                 yield scope
         finally:
-            del self._left[scope]
+            del self._remaining[scope]
         if scope.cancelled_caught:
             raise trio.TooSlowError
 
@@ -51,11 +54,11 @@ class LoopTime:
             return
         self._ticking = True
         try:
-            while self._left:
+            while self._remaining:
                 await trio.sleep(TICK)
-                for scope, left in list(self._left.items()):
+                for scope, left in list(self._remaining.items()):
                     if left <= 0:
                         scope.cancel()
-                    self._left[scope] = left - TICK
+                    self._remaining[scope] = left - TICK
         finally:
             self._ticking = False

@@ -1,8 +1,8 @@
-# The key that makes a node itself.  The file is the one that Go Spegel writes (PKCS#8 PEM, Ed25519,
-# private.key in the data directory), so a node that changes over keeps its peer id.  A file that can't be
-# read stops the start: to go on with another key would silently be another node.
+"""The private key of this node, kept in a directory or generated for one run.
 
-"""The private key of this node, kept in a directory or made for one run."""
+The file is the one of Go Spegel (PKCS#8 PEM, Ed25519, private.key in the data directory), so a node that migrates
+keeps its peer id.  An unreadable file stops the start, because another key would silently make it another node.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from spegel_consul.disk import foreign_files
 from spegel_consul.peers import RingError, peer_id_of_ed25519
 
 KEY_FILE = "private.key"
-_SIZE = 64 << 10  # bytes; a key has some hundred
+_SIZE = 64 << 10  # bytes; a key has a few hundred
 
 
 def load_or_create(data_dir: Path | None) -> Ed25519PrivateKey:
-    """The key in ``data_dir``, made there (mode 0600) if there is none; without one a key for this run.
+    """The key in ``data_dir``, generated there (mode 0600) if there is none; without ``data_dir`` a key for this run.
 
-    Raises RingError if the file can't be read, is no Ed25519 key, or can't be written.
+    Raises RingError if the file can't be read or written, or is not an Ed25519 key.
     """
     if data_dir is None:
         return Ed25519PrivateKey.generate()
@@ -42,12 +42,12 @@ def load_or_create(data_dir: Path | None) -> Ed25519PrivateKey:
 
 
 def peer_id(key: Ed25519PrivateKey) -> bytes:
-    """The binary peer id that goes with ``key``; :func:`peerid.to_text` shows it."""
+    """The binary peer id of ``key``; :func:`peers.peer_id_to_text` formats it."""
     return peer_id_of_ed25519(key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw))
 
 
 def seed(key: Ed25519PrivateKey) -> bytes:
-    """The 32 bytes that ``key`` is made of."""
+    """The 32-byte seed of ``key``."""
     return key.private_bytes(Encoding.Raw, PrivateFormat.Raw, NoEncryption())
 
 
@@ -66,7 +66,7 @@ def _create(path: Path) -> Ed25519PrivateKey:
     pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        foreign_files.write(path, pem, mode=0o600)  # whole or not at all, whenever the machine stops
+        foreign_files.write(path, pem, mode=0o600)  # atomic, even if the machine stops meanwhile
     except OSError as exc:
         raise RingError(f"cannot write the private key {path}: {exc.strerror or exc}") from exc
     return key

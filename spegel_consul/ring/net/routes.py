@@ -1,7 +1,8 @@
-# A peer of both address families names its registry twice, and this node may have only one of them.  The kernel knows
-# whether there is a route: a connected UDP socket asks it without sending a packet.
+"""Route checks for addresses of both families.
 
-"""Which of a peer's addresses there is a way to."""
+A peer of both address families announces its registry twice, and this node may have only one family.  The kernel knows
+whether there is a route: connecting a UDP socket asks it without sending a packet.
+"""
 
 from __future__ import annotations
 

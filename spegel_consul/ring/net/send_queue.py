@@ -1,4 +1,4 @@
-"""Bytes on their way out: putting never waits, one task takes."""
+"""A bounded send queue: putting never waits, and one task takes the bytes."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import trio
 
 
 class OutboxFull(Exception):
-    """The other side has not taken anything for too long."""
+    """The queue would exceed its limit because the peer does not read."""
 
 
 class Outbox:
-    """A queue of bytes with a limit."""
+    """A bounded queue of bytes."""
 
     __slots__ = ("_bytes", "_limit", "_wake", "closed")
 
@@ -21,19 +21,19 @@ class Outbox:
         self.closed = False
 
     def put(self, data: bytes) -> None:
-        """Queue ``data``, whole. Raises OutboxFull."""
+        """Queue all of ``data``. Raises OutboxFull."""
         if len(self._bytes) + len(data) > self._limit:
             raise OutboxFull(f"more than {self._limit} bytes wait to be sent")
         self._bytes += data
         self._wake.set()
 
     def close(self) -> None:
-        """What is queued is still taken."""
+        """Close the queue; :meth:`take` still returns the queued bytes."""
         self.closed = True
         self._wake.set()
 
     async def take(self) -> bytes:
-        """All that is queued, as soon as there is something; ``b""`` once it is closed and empty."""
+        """Wait for bytes and return all that are queued; ``b""`` once the queue is closed and empty."""
         while not self._bytes and not self.closed:
             self._wake = trio.Event()
             await self._wake.wait()

@@ -1,8 +1,9 @@
-# A waiter whose deadline passes has left at that moment, though its task runs only later in the same pass of the loop:
-# a value that is set in between reaches nobody.  So what counts is not who waits when the value comes, but whether
-# somebody has gone away with it.
+"""``Result``: a value that one task brings for others, which may stop waiting without stopping the task.
 
-"""A value that a task will bring, for others who may stop waiting without stopping the task."""
+A waiter whose deadline passes has left at that moment, although its task runs only later in the same pass of the event
+loop; a value that is set in between reaches no waiter.  So ``unwanted`` depends on whether a waiter returned with the
+value, not on whether there were waiters when it came.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +20,9 @@ _T = TypeVar("_T")
 class Result(Generic[_T]):
     """Set or failed once; later calls change nothing.
 
-    ``unwanted`` is called, once, with a value that all waiters have left behind, and with one that is set when nobody
-    waits or when the result is done already: with it, waiting has to begin before the value comes.
+    ``unwanted`` is called once with each value that reaches no waiter: because all waiters were cancelled, because
+    there is none, or because the result is done already. So with ``unwanted``, waiting must begin before the value is
+    set.
     """
 
     __slots__ = ("_error", "_event", "_taken", "_unwanted", "_value", "_waiting")
@@ -41,7 +43,7 @@ class Result(Generic[_T]):
         if not self.done:
             self._value = value
             self._event.set()
-            self._see_to_it()
+            self._discard_if_unwanted()
         elif self._unwanted is not None:
             self._unwanted(value)
 
@@ -51,19 +53,19 @@ class Result(Generic[_T]):
             self._event.set()
 
     async def wait(self) -> _T:
-        """The value. Raises what :meth:`fail` was given."""
+        """The value. Raises the error that :meth:`fail` was given."""
         self._waiting += 1
         try:
             await self._event.wait()
             self._taken = True
         finally:
             self._waiting -= 1
-            self._see_to_it()
+            self._discard_if_unwanted()
         if self._error is not None:
-            raise type(self._error)(*self._error.args)  # a fresh one: several may wait
+            raise type(self._error)(*self._error.args)  # a new instance, because several tasks may raise it
         return self._value
 
-    def _see_to_it(self) -> None:
+    def _discard_if_unwanted(self) -> None:
         if self._unwanted is not None and self.done and self._error is None and not (self._taken or self._waiting):
             self._taken = True
             self._unwanted(self._value)

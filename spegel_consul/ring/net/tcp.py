@@ -1,4 +1,4 @@
-"""TCP sockets as a host wants them."""
+"""TCP sockets of a host: listening, and detection of vanished hosts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ async def listen(bind: tuple[str, int] | socket.socket) -> trio.SocketListener:
         host, port = bind
         sock = trio.socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
         try:
-            # without SO_REUSEPORT, which py-libp2p sets: a second node on the port is an error
+            # not SO_REUSEPORT, which py-libp2p sets, because a second node on the port is an error
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             await sock.bind((host, port))
         except OSError as exc:
@@ -32,7 +32,7 @@ async def listen(bind: tuple[str, int] | socket.socket) -> trio.SocketListener:
 
 
 def detect_vanished_host(stream: trio.SocketStream) -> None:
-    """Have the kernel end the connection within about 20 s after the other host is gone without a word."""
+    """Have the kernel end the connection about 20 s after the other host vanished without closing it."""
     stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, seconds in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 3), ("TCP_KEEPCNT", 3)):
         if hasattr(socket, option):

@@ -12,14 +12,14 @@ import trio
 from trio.testing import MockClock
 
 from spegel_consul.ring.net.dialler import (
-    AT_ONCE,
+    DIAL_BACKOFF,
+    DIAL_TIMEOUT,
+    FIRST_TIMEOUT,
     HANDSHAKE,
-    HANDSHAKES,
-    LATE_TURNS,
-    PATIENCE,
-    REST,
-    REST_MUTE,
-    TURNS,
+    HANDSHAKE_BACKOFF,
+    MAX_DIALS,
+    MAX_HANDSHAKES,
+    MAX_LATE_DIALS,
     Dialler,
     NoAnswer,
 )
@@ -72,7 +72,7 @@ async def test_those_who_are_gone_do_not_delay_the_living(world: World, autojump
         await trio.sleep(0.01)
         assert await dial(dialler, "known") < 0.01
         assert await dial(dialler, "named", named=True) < 0.01
-        assert await dial(dialler, "stranger") < 300 / TURNS * AT_ONCE + 0.01
+        assert await dial(dialler, "stranger") < 300 / MAX_DIALS * FIRST_TIMEOUT + 0.01
     assert world.waiting == 0
 
 
@@ -87,8 +87,8 @@ async def test_a_rack_of_known_hosts_that_vanishes_is_waited_for_apart(world: Wo
         for host in rack:
             nursery.start_soon(give_up, dialler, host)
         await trio.sleep(0.01)
-        assert await dial(dialler, "other") < 100 / TURNS * AT_ONCE + 0.01
-        await trio.sleep(PATIENCE + 2)
+        assert await dial(dialler, "other") < 100 / MAX_DIALS * FIRST_TIMEOUT + 0.01
+        await trio.sleep(DIAL_TIMEOUT + 2)
         assert world.waiting == 0
         # from now on they are strangers again, who do not delay it at all
         for host in rack:
@@ -110,8 +110,8 @@ async def test_ports_of_a_host_that_lives_do_not_delay_the_others(world: World, 
 
 
 async def test_who_is_slow_to_answer_is_reached_all_the_same(world: World, autojump_clock: MockClock) -> None:
-    world.answers = {"far away": 2 * AT_ONCE}
-    assert await dial(Dialler(), "far away") == pytest.approx(3 * AT_ONCE)
+    world.answers = {"far away": 2 * FIRST_TIMEOUT}
+    assert await dial(Dialler(), "far away") == pytest.approx(3 * FIRST_TIMEOUT)
 
 
 async def test_an_address_that_did_not_answer_rests_unless_it_is_named(world: World, autojump_clock: MockClock) -> None:
@@ -123,7 +123,7 @@ async def test_an_address_that_did_not_answer_rests_unless_it_is_named(world: Wo
     assert len(world.dials) == dialled
     world.answers = {"gone": 0.001}
     assert await dial(dialler, "gone", 2) < 0.01, "another port may be another's"
-    await trio.sleep(REST)
+    await trio.sleep(DIAL_BACKOFF)
     await dial(dialler, "gone")
     world.answers = {}
     await give_up(dialler, "named", named=True)
@@ -147,8 +147,8 @@ async def test_what_is_waited_for_and_remembered_is_bounded(world: World, autoju
             for number in range(4500):
                 dials.start_soon(give_up, dialler, f"gone {number}")
         nursery.cancel_scope.cancel()
-    assert TURNS < most <= 2 * TURNS + LATE_TURNS
-    assert len(dialler._silent_until) == 4096
+    assert MAX_DIALS < most <= 2 * MAX_DIALS + MAX_LATE_DIALS
+    assert len(dialler._backoff_until) == 4096
 
 
 async def test_who_accepts_and_says_nothing_delays_neither_the_known_nor_strangers_much(
@@ -158,21 +158,21 @@ async def test_who_accepts_and_says_nothing_delays_neither_the_known_nor_strange
     start = trio.current_time()
 
     async def shake_hands(*, known: bool) -> float:
-        await dialler.shake(trio.lowlevel.checkpoint, known=known)
+        await dialler.handshake(trio.lowlevel.checkpoint, known=known)
         return trio.current_time() - start
 
     async with trio.open_nursery() as nursery:
         for _ in range(60):
-            nursery.start_soon(lambda: dialler.shake(trio.sleep_forever, known=False))
+            nursery.start_soon(lambda: dialler.handshake(trio.sleep_forever, known=False))
         await trio.sleep(0.01)
         assert await shake_hands(known=True) < 0.02
-        assert await shake_hands(known=False) < 60 / HANDSHAKES * HANDSHAKE + 0.1
+        assert await shake_hands(known=False) < 60 / MAX_HANDSHAKES * HANDSHAKE + 0.1
     world.answers = {"mute": 0.001}
     await dial(dialler, "mute")
     assert dialler.has_heard_from("mute")
-    dialler.mute("mute", 1)
+    dialler.handshake_timed_out("mute", 1)
     assert not dialler.has_heard_from("mute")
-    await trio.sleep(REST_MUTE - 0.1)
+    await trio.sleep(HANDSHAKE_BACKOFF - 0.1)
     await give_up(dialler, "mute")
     await trio.sleep(0.2)
     await dial(dialler, "mute")
@@ -204,12 +204,12 @@ async def test_real_sockets_that_nobody_answers(black_hole: int) -> None:
                 nursery.start_soon(give_up, dialler, f"127.9.{third}.{fourth}", black_hole)
             await trio.sleep(0.1)
             stream = await dialler.connect("127.0.0.1", port, named=True)
-            assert dialler._strangers.borrowed_tokens == TURNS, "they have not been waited for meanwhile"
+            assert dialler._unproven.borrowed_tokens == MAX_DIALS, "they have not been waited for meanwhile"
             await stream.aclose()
             stream = await dialler.connect("127.0.0.1", port, named=False)
             await stream.aclose()
-            await trio.sleep(AT_ONCE)
-            assert dialler._late.borrowed_tokens >= TURNS
+            await trio.sleep(FIRST_TIMEOUT)
+            assert dialler._late.borrowed_tokens >= MAX_DIALS
             nursery.cancel_scope.cancel()
 
 

@@ -29,7 +29,7 @@ class Vanished:
 @pytest.fixture
 def vanished(monkeypatch: pytest.MonkeyPatch) -> Vanished:
     """Nobody who dials them gives up, so whatever waits for such a dial waits for ever."""
-    monkeypatch.setattr(dialler, "AT_ONCE", 3600.0)
+    monkeypatch.setattr(dialler, "FIRST_TIMEOUT", 3600.0)
     real, vanished = trio.open_tcp_stream, Vanished()
 
     async def dial(host: str, port: int) -> trio.SocketStream:

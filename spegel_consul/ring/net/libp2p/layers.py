@@ -1,4 +1,4 @@
-"""What makes a connection of a socket: keys, and the protocols below streams."""
+"""The upgrade of a socket to a connection: keys, Noise, Yamux, and the identify message."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from spegel_consul.ring.net.libp2p.noise_transport import Wire
 
 
 class Layers:
-    """What is the same for all connections of a node: its keys, and the protocols below streams."""
+    """The state that all connections of a node share: its keys, and the protocols below streams."""
 
     def __init__(self, key: Ed25519PrivateKey) -> None:
         self._keys = create_new_key_pair(node_key.seed(key))
@@ -38,18 +38,18 @@ class Layers:
         raw = RawConnection(wire, outbound)
         if outbound:
             await self._upgrader.security_multistream.select_transport(raw, True)
-            # None: the peer proves who it is, and whoever dialled compares
+            # None: Noise authenticates any peer id, and the host compares it with the expected one
             return await self._noise.get_pattern().handshake_outbound(raw, None)
         return await self._upgrader.upgrade_security(raw, False)
 
     @staticmethod
     def peer_of(secured: Any) -> bytes:
-        """The binary id that the peer has proved."""
+        """The authenticated binary id of the peer."""
         return bytes(secured.get_remote_peer().to_bytes())
 
     async def multiplex(self, secured: Any) -> Any:
         """Negotiate Yamux. The result goes to :class:`Connection`. Raises anything."""
-        # new_conn() would take its own Yamux, whichever class is named to it
+        # not new_conn(), because it uses its own Yamux whichever class was configured
         muxer: Any = await self._upgrader.muxer_multistream.select_transport(secured)
         return muxer(secured, secured.get_remote_peer(), is_initiator=secured.is_initiator)
 
@@ -66,7 +66,7 @@ class Layers:
 
 
 def read_description(body: bytes) -> Identity:
-    """A peer's identify message. Raises RingError if it is none."""
+    """Decode a peer's identify message. Raises RingError if it is malformed."""
     try:
         message = Identify.FromString(body)
     except DecodeError as exc:

@@ -1,4 +1,7 @@
-"""Yamux that is not trusted with memory."""
+"""Yamux with bounded memory.
+
+The limits that py-libp2p's Yamux lacks are enforced here; the package's docstring lists its faults.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +17,17 @@ from spegel_consul.peers import peer_id_to_text
 log = structlog.get_logger(__name__)
 
 RECEIVE_BUFFER = 16 << 20
-"""Bytes of a peer that wait to be read, per connection."""
+"""Most received bytes that wait to be read, per connection."""
 
-yamux.MAX_WINDOW_SIZE = 1 << 20  # what a stream's window may grow to, and the longest frame
-_WINDOW_SLACK = 1 << 18  # it grants a little more than its target at times
+yamux.MAX_WINDOW_SIZE = 1 << 20  # limits the window of a stream, and the length of a frame
+_WINDOW_SLACK = 1 << 18  # it sometimes grants a little more than its target
 
 
 class _Events(dict[int, trio.Event]):
-    """Of streams that are known.
+    """Events of the streams that exist; ignores events of forgotten streams.
 
-    A reader that wakes puts a new event in place of its own, also when its stream has been forgotten meanwhile
-    (0.8.1, ``YamuxStream.read``), and that one would stay for as long as the connection does.
+    A reader that wakes replaces its event by a new one, even if its stream was forgotten meanwhile (0.8.1,
+    ``YamuxStream.read``); without this class, that event would stay until the connection ends.
     """
 
     def __init__(self, streams: dict[int, YamuxStream]) -> None:
@@ -37,7 +40,7 @@ class _Events(dict[int, trio.Event]):
 
 
 class BoundedYamux(Yamux):
-    """Yamux that ends the connection of a peer which sends more than it was granted, and forgets streams that ended."""
+    """Yamux that ends the connection of a peer which exceeds its window, and forgets streams that ended."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -52,16 +55,16 @@ class BoundedYamux(Yamux):
         )
         if overrun or sum(sizes.values()) + length > RECEIVE_BUFFER:
             log.debug("ring_window_overrun", peer=peer_id_to_text(self.peer_id.to_bytes()))
-            raise trio.TooSlowError  # the one error that ends the connection whatever the frame is
+            raise trio.TooSlowError  # the only error that ends the connection for every type of frame
         try:
             return bytes(await super()._read_data_body(length))
         except Exception as exc:
-            # any other error is taken for the end of the stream that the frame belongs to, while the connection, which
-            # has broken in the middle of a frame, goes on for a moment
+            # because any other error ends only the stream of the frame, although the connection is broken in the
+            # middle of a frame
             raise trio.TooSlowError from exc
 
     async def discard(self, stream: YamuxStream) -> None:
-        """Forget a stream that was reset, and what was not read of it."""
+        """Forget a reset stream and its unread data."""
         async with self.streams_lock:
             number = stream.stream_id
             if self.streams.get(number) is stream:

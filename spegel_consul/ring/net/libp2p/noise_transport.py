@@ -1,4 +1,7 @@
-"""The TCP stream below Noise."""
+"""``Wire``: the TCP stream below Noise.
+
+Its writes are queued whole and never wait, because a cancelled write would cost Noise a nonce.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ _CHUNK = 1 << 16
 
 
 class Wire(ReadWriteCloser):
-    """The TCP stream below Noise: a write is whole and immediate, a read is exact."""
+    """The TCP stream below Noise: a write is queued whole at once, a read returns exactly ``n`` bytes."""
 
     def __init__(self, stream: trio.SocketStream) -> None:
         self._stream = stream
@@ -35,7 +38,7 @@ class Wire(ReadWriteCloser):
 
     async def read(self, n: int | None = None) -> bytes:
         if n is None or n > _MAX_READ:
-            raise ConnectionClosedError("a frame is impossibly long", transport="tcp")
+            raise ConnectionClosedError("a frame exceeds the limit", transport="tcp")
         while len(self._in) < n:
             data = b"" if self._out.closed else await self._stream.receive_some(_CHUNK)
             if not data:
@@ -50,4 +53,4 @@ class Wire(ReadWriteCloser):
         await trio.aclose_forcefully(self._stream)
 
     def get_remote_address(self) -> tuple[str, int] | None:
-        return None  # asked for by identify's "observed address" only
+        return None  # used only for identify's "observed address"

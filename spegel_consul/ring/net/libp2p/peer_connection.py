@@ -1,4 +1,11 @@
-"""A connection and its tasks."""
+"""One authenticated connection and its tasks.
+
+All its tasks run in the nursery of the connection: Yamux, sending, one task per inbound stream, and the negotiation of
+outbound streams.  A caller that opens a stream waits for a ``Result`` instead of negotiating itself, so cancelling the
+caller does not cancel the negotiation.
+
+A limit on the streams of one connection belongs here.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +32,7 @@ log = structlog.get_logger(__name__)
 
 NEGOTIATION_TIMEOUT = 5.0
 MAX_INBOUND_STREAMS = 64
-"""Per connection."""
+"""Most open inbound streams per connection."""
 
 _TRIM_AFTER = 60.0
 
@@ -41,12 +48,12 @@ class Connection:
         may_trim: Callable[[bytes], bool] | None,
         dialled: tuple[str, int] | None,
         remote: str,
-        patience: LoopTime,
+        loop_time: LoopTime,
     ) -> None:
-        self.dialled = dialled  # where it was made to, if it was made from here
-        self.remote = remote  # else the address that it came from
+        self.dialled = dialled  # the dialled address of an outbound connection, else None
+        self.remote = remote  # the remote IP address of an inbound connection, else ""
         self._muxed = muxed
-        self._loop_time = patience
+        self._loop_time = loop_time
         self._handlers = handlers
         self._may_trim = may_trim
         self.peer: bytes = muxed.peer_id.to_bytes()
@@ -56,11 +63,11 @@ class Connection:
         self.closed = False
 
     def spawn(self, task: Callable[..., Awaitable[object]], *args: object) -> None:
-        """Run a task as long as the connection stands."""
+        """Run a task that ends with the connection at the latest."""
         if not self.closed:
             try:
                 self._nursery.start_soon(task, *args)
-            except RuntimeError:  # it has just ended, and nobody noted it yet
+            except RuntimeError:  # the nursery has just closed, and `closed` is not set yet
                 self.closed = True
 
     def drop(self) -> None:
@@ -68,14 +75,14 @@ class Connection:
         self._nursery.cancel_scope.cancel()
 
     def end(self) -> None:
-        """Nothing comes any more, and those who wait for it are told: a Yamux that is cancelled tells nobody."""
+        """Mark the connection as closed and cancel its reads, because a cancelled Yamux does not wake its readers."""
         self.closed = True
         for read in self._reads:
             read.cancel()
 
     @contextmanager
     def reading(self) -> Iterator[trio.CancelScope]:
-        """What is within is left when the connection ends."""
+        """Cancel the block when the connection ends."""
         with trio.CancelScope() as read:
             self._reads.add(read)
             try:
@@ -84,12 +91,12 @@ class Connection:
                 self._reads.discard(read)
 
     async def start(self) -> None:
-        """Returns when streams can be opened; :meth:`run` comes next."""
+        """Start Yamux; returns when streams can be opened. Call :meth:`run` next."""
         self._nursery.start_soon(self._muxed.start)
         await self._muxed.event_started.wait()
 
     async def run(self) -> None:
-        """Hand streams to their protocols until the connection ends."""
+        """Pass inbound streams to their handlers until the connection ends."""
         if self._may_trim is not None:
             self.spawn(self._trim, self._may_trim)
         while True:
@@ -105,13 +112,13 @@ class Connection:
                 self.spawn(self._serve, stream)
 
     async def open(self, protocol: str, result: Result[Stream]) -> None:
-        """Open and negotiate a stream; a task of the connection, so that nobody who waits can cancel it."""
+        """Open and negotiate a stream; runs as a task of the connection, so that no caller can cancel it."""
         try:
             with self._loop_time.fail_after(NEGOTIATION_TIMEOUT):
                 stream = MuxedStream(self, await self._muxed.open_stream())
                 try:
                     channel, client = MultiselectCommunicator(Negotiation(stream)), MultiselectClient()
-                    # not select_one_of(): a refusal, a reset and a time limit of its own are one error there
+                    # not select_one_of(), because it raises one error for a refusal, a reset and a timeout of its own
                     await client.handshake(channel)
                     await client.try_select(channel, TProtocol(protocol))
                 except BaseException:

@@ -1,4 +1,9 @@
-"""One stream of a connection."""
+"""One stream of a connection.
+
+Writes are queued, and a task of the connection sends them, so that a send never waits.  ``receive`` derives from the
+marks of the muxer whether a stream ended, was reset or lost its connection, because the muxer reports an EOF for every
+stream that it has forgotten.
+"""
 
 from __future__ import annotations
 
@@ -18,17 +23,17 @@ from spegel_consul.ring.net.send_queue import Outbox, OutboxFull
 log = structlog.get_logger(__name__)
 
 STREAM_BUFFER = 2 << 20
-"""Bytes that wait for a peer which does not read, per stream; the longest member list has half of that."""
+"""Most queued bytes per stream while the peer does not read; the longest member list is half of that."""
 
 FIN_TIMEOUT = 5.0
-"""Seconds that a peer has to end its side of a stream whose handler is done."""
+"""Seconds within which a peer must end its side of a stream after the handler returned."""
 
 _CHUNK = 1 << 16
 _MAX_NAME = 1024
 
 
 class Owner(Protocol):
-    """The connection, as its streams know it."""
+    """The interface of the connection to its streams."""
 
     peer: bytes
     closed: bool
@@ -36,12 +41,12 @@ class Owner(Protocol):
     def spawn(self, task: Callable[..., Awaitable[object]], *args: object) -> None: ...
 
     def reading(self) -> AbstractContextManager[trio.CancelScope]:
-        """What is within is left when the connection ends."""
+        """Cancel the block when the connection ends."""
         ...
 
 
 class MuxedStream:
-    """A Yamux stream whose writes are done by a task of the connection."""
+    """A Yamux stream whose queued bytes are sent by a task of the connection."""
 
     def __init__(self, connection: Owner, muxed: Any) -> None:
         self._connection = connection
@@ -82,13 +87,13 @@ class MuxedStream:
             except Exception as exc:
                 raise StreamClosed(f"the stream broke: {exc!r}") from exc
         self._check()
-        raise StreamClosed("the connection was lost")  # never reached: what left the read is noted
+        raise StreamClosed("the connection was lost")  # never reached, because _check raises after a cancelled read
 
     def _check(self) -> None:
-        """Raises StreamClosed if nothing can be read, StreamReset if that is because of the peer."""
-        # The muxer reports an EOF for each stream that it has forgotten, so its marks decide.  A reset of the peer sets
-        # the first alone; after an end both may be set, and then the peer had said all that it had to say.  A reset
-        # from here and the end of the connection set both as well.
+        """Raise StreamReset if the peer reset the stream, StreamClosed if it is unreadable for another reason."""
+        # The muxer reports an EOF for each stream that it has forgotten, so its marks decide.  A reset by the peer sets
+        # only reset_received.  After the peer's end both may be set, and then everything was received.  A local reset
+        # and the end of the connection set both, too.
         if self._muxed.reset_received and not self._muxed.recv_closed:
             raise StreamReset("the peer reset the stream")
         if self.is_reset:
@@ -104,11 +109,11 @@ class MuxedStream:
             self.is_reset = True
             self._scope.cancel()
             if self._read is not None:
-                self._read.cancel()  # the muxer forgets the stream and wakes nobody
+                self._read.cancel()  # because the muxer forgets the stream without waking its reader
             self._connection.spawn(self._reset)
 
     async def read_exactly(self, n: int) -> bytes:
-        """``n`` bytes, while the protocol is negotiated; what came after them waits for :meth:`receive`."""
+        """Exactly ``n`` bytes, for the negotiation; later bytes stay buffered for :meth:`receive`."""
         while len(self._in) < n:
             data = bytes(await self._muxed.read(_CHUNK))
             if not data:
@@ -119,12 +124,12 @@ class MuxedStream:
         return data
 
     async def finish(self) -> None:
-        """Returns when both sides have ended the stream; the peer's is reset if that takes it long."""
+        """Returns when both sides have ended the stream; resets it after FIN_TIMEOUT."""
         with trio.move_on_after(FIN_TIMEOUT):
             with suppress(StreamClosed):
                 while await self.receive():
-                    pass  # nobody is left who wants it
-                await self._sent.wait()  # ends by itself when the peer grants nothing
+                    pass  # discard it, because the handler is done
+                await self._sent.wait()  # Yamux gives up after 5 s if the peer grants no window
                 return
         self.reset()
 
@@ -148,14 +153,14 @@ class MuxedStream:
 
 
 class Negotiation(ReadWriteCloser):
-    """A stream as multistream-select reads and writes it."""
+    """The interface of a stream to multistream-select."""
 
     def __init__(self, stream: MuxedStream) -> None:
         self._stream = stream
 
     async def read(self, n: int | None = None) -> bytes:
         if n is None or n > _MAX_NAME:
-            raise StreamClosed("a protocol name is impossibly long")
+            raise StreamClosed("a protocol name exceeds the limit")
         return await self._stream.read_exactly(n)
 
     async def write(self, data: bytes) -> None:
