@@ -98,7 +98,8 @@ def test_a_job_in_the_background_does_not_hear_ctrl_c(tmp_path: Path, silence: s
 
 LAST = """
 import signal, sys, trio
-from spegel_consul import cli, sidecar
+from spegel_consul import cli
+from spegel_consul.sidecar import lifecycle as sidecar
 
 class Last(trio.abc.Instrument):
     def after_run(self):
