@@ -68,7 +68,7 @@ from spegel_consul.ring.restartable import ReplaceableRouter
 from spegel_consul.ring.router import KadRouter
 from spegel_consul.runtimes.containerd_sockets import SocketSearch, find_socket
 from spegel_consul.sidecar import watchdog
-from spegel_consul.sidecar.settings import Settings, StoreKind
+from spegel_consul.sidecar.settings import Settings
 from spegel_consul.sidecar.stages import Runnable, Stages, attempt
 from spegel_consul.signals import stop_signals
 from spegel_consul.store import Store
@@ -231,12 +231,12 @@ async def _start(
     permits = one_of(registries.known) if settings.peer_policy is PeerPolicy.CATALOG else any_node
     mirror = Mirror(router, peers, metrics, settings.mirror, node.credentials, permits, SpoolSpace(settings.data_dir))
     planner = Planner(store, settings.images, node.credentials)
-    fast_path = FastPath(planner, store, mirror, ByteCache(settings.manifest_cache_size), metrics)
+    fast_path = FastPath(planner, store, mirror, ByteCache(), metrics)
     view = Node(
         name=settings.node_name,
         registry=(node.address, node.registry_port),
         metrics_address=(node.address, node.metrics_port),
-        store_kind=settings.store.value,
+        store_kind="containerd" if settings.layout_path is None else "layout",
         store=store,
         ring=router,
         traces=mirror.traces,
@@ -382,8 +382,7 @@ async def _join(
 
 
 def _store(settings: Settings) -> CountedStore:
-    if settings.store is StoreKind.LAYOUT:
-        assert settings.layout_path is not None
+    if settings.layout_path is not None:
         return LayoutStore(settings.layout_path, settings.images.accepts)
     socket_of = _containerd_socket(settings.containerd_sock)
     stores = [
@@ -435,7 +434,7 @@ async def _tell_findings(settings: Settings, node: _Node) -> None:
         address=node.address,
         registry_port=node.registry_port,
         bound=settings.registry_addr.host,
-        containerd_sock=sock if settings.store is StoreKind.CONTAINERD else None,
+        containerd_sock=sock if settings.layout_path is None else None,
         namespaces=settings.containerd_namespaces,
         content_path=settings.containerd_content_path,
         consul=settings.consul,
