@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from bench.figures import Results, Spread
-from bench.programs import GO, GO_SPEGEL, GO_VERIFYING, NGINX, SPEGEL, SPEGEL_UNCACHED, SPEGEL_UNVERIFIED
+from bench.programs import GO, GO_SPEGEL, GO_VERIFYING, NGINX, SPEGEL, SPEGEL_UNVERIFIED
 from bench.workload import MANIFESTS, MIRROR, OWN, RANGES, Plan, Workload
 
 _STOP_MARGIN = 0.5
@@ -102,7 +102,6 @@ def _manifests(plan: Plan, results: Results) -> Iterator[Floor]:
     for workload in plan.of(MANIFESTS):
         if workload.method == "GET" and workload.connections > 1:
             yield _ratio(results, workload, 1.2, 1.0)
-            yield _ratio(results, workload, 0.95, 0.80, ours=SPEGEL_UNCACHED)
             if workload.connections == 16:
                 yield _ratio(results, workload, 2.5, 2.0, base=GO_SPEGEL)
         elif workload.method == "HEAD" and workload.connections == 16:

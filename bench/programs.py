@@ -17,7 +17,6 @@ from bench.process import Program
 from bench.tools import HERE, Tools
 
 SPEGEL = "spegel"
-SPEGEL_UNCACHED = "spegel, no cache"
 SPEGEL_UNVERIFIED = "spegel, unverified"
 GO = "go"
 GO_VERIFYING = "go, verifying"
@@ -101,10 +100,6 @@ class Abilities:
     def can_skip_verification(self) -> bool:
         return "--verify" in self.flags
 
-    @property
-    def has_manifest_cache(self) -> bool:
-        return "--manifest-cache-size" in self.flags
-
 
 class Programs:
     """Makes :class:`Program` objects; each gets ports and a directory of its own."""
@@ -120,8 +115,6 @@ class Programs:
     def own(self) -> list[Program]:
         """Those that have the content as files."""
         found = [self.sidecar(SPEGEL)]
-        if self.abilities.has_manifest_cache:
-            found.append(self.sidecar(SPEGEL_UNCACHED, "--manifest-cache-size=0"))
         if self._tools.go_peer is not None:
             found.append(self._go("serve"))
         if self._tools.go_spegel is not None:

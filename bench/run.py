@@ -43,8 +43,6 @@ class Run:
         found = list(self._tools.missing)
         if not self._programs.abilities.can_skip_verification:
             found.append("spegel: no --verify, so nothing is measured unverified")
-        if not self._programs.abilities.has_manifest_cache:
-            found.append("spegel: no --manifest-cache-size, so there is one way only to measure manifests")
         return found
 
     def all(self, only: str | None = None) -> ServerError | None:

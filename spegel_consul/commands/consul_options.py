@@ -40,12 +40,6 @@ def consul_options(command: F) -> F:
             default=f"{_DEFAULTS.lock_delay:g}s",
             help="How long Consul refuses the lock of a session that ended; the same on all nodes.",
         ),
-        option(
-            "--consul-session-behavior",
-            type=click.Choice(["release", "delete"]),
-            default=_DEFAULTS.behavior,
-            help="What becomes of the key when its session ends; the same on all nodes.",
-        ),
     ]
     for flag in reversed(flags):
         command = flag(command)
@@ -58,5 +52,4 @@ def election_settings(given: dict[str, Any]) -> ElectionSettings:
         key=given["consul_leader_key"],
         ttl=given["consul_session_ttl"],
         lock_delay=given["consul_lock_delay"],
-        behavior=given["consul_session_behavior"],
     )

@@ -40,13 +40,6 @@ class Parsed(click.ParamType[Any]):
 ADDRESS = Parsed("host:port", ListenAddress.parse)
 
 
-def _timeout(text: str) -> float:
-    seconds = parse_duration(text)
-    if seconds <= 0:
-        raise ValueError(f"{text!r} must be longer than nothing")
-    return seconds
-
-
 _SIZE = re.compile(r"(\d{1,15}) *(?:([KMGT])i?)?B?\Z", re.ASCII | re.IGNORECASE)
 _UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 
@@ -62,7 +55,6 @@ def _size(text: str) -> int:
 
 SIZE = Parsed("size", _size)
 DURATION = Parsed("duration", parse_duration)
-TIMEOUT = Parsed("duration", _timeout)
 REACHABLE = Parsed("address", one_or_two)
 FILE = click.Path(path_type=Path, dir_okay=False)
 

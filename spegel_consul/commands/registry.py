@@ -21,7 +21,6 @@ from spegel_consul.commands.option_types import (
     LIST,
     REACHABLE,
     SIZE,
-    TIMEOUT,
     flat,
     option,
 )
@@ -35,7 +34,7 @@ from spegel_consul.oci.filters import ImageFilter
 from spegel_consul.registry.mirror.mirror_peers import MirrorSettings
 from spegel_consul.registry.mirror.providers.provider_policy import PeerPolicy
 from spegel_consul.runtimes.containerd_sockets import namespaces
-from spegel_consul.sidecar.settings import Settings, StoreKind
+from spegel_consul.sidecar.settings import Settings
 from spegel_consul.signals import stop_signals
 
 
@@ -65,7 +64,6 @@ from spegel_consul.signals import stop_signals
     default=Path("/var/lib/spegel"),
     help="Keeps this node's identity across restarts; nothing else is stored.",
 )
-@option("--store", type=click.Choice([kind.value for kind in StoreKind]), default="containerd", help="What is served.")
 @option(
     "--containerd-sock",
     type=click.Path(path_type=Path),
@@ -86,7 +84,12 @@ from spegel_consul.signals import stop_signals
     default=None,
     help="containerd's content directory.  [default: what containerd says]",
 )
-@option("--layout-path", type=click.Path(path_type=Path), default=None, help="OCI image layout, for --store=layout.")
+@option(
+    "--layout-path",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="OCI image layout that is served in place of a containerd.",
+)
 @option(
     "--mirrored-registries",
     type=LIST,
@@ -117,9 +120,6 @@ from spegel_consul.signals import stop_signals
     help="Size up to which a blob from a peer is verified before its first byte is sent, so that wrong bytes fail no"
     " pull; 0 for none, all for any.",
 )
-@option("--peer-connect-timeout", type=TIMEOUT, default="1s", help="Longest wait for a peer's connection.")
-@option("--peer-first-byte-timeout", type=TIMEOUT, default="2s", help="Longest wait for a peer's answer to begin.")
-@option("--peer-stall-timeout", type=TIMEOUT, default="5s", help="Longest silence of a peer in the midst of a blob.")
 @option(
     "--peer-min-rate",
     type=SIZE,
@@ -153,12 +153,6 @@ from spegel_consul.signals import stop_signals
     type=FILE,
     default=None,
     help="File with name:password lines, one of which is asked of runtimes and peers; the first is shown to peers.",
-)
-@option(
-    "--manifest-cache-size",
-    type=click.IntRange(0),
-    default=16 << 20,
-    help="Bytes of manifests and other small contents that are kept in memory.",
 )
 @finding_options
 @option(
@@ -221,9 +215,6 @@ def registry(**given: Any) -> None:
 
 def _settings(given: dict[str, Any]) -> Settings:
     """Raises click.UsageError for values that are wrong together or in the environment."""
-    store = StoreKind(given["store"])
-    if store is StoreKind.LAYOUT and given["layout_path"] is None:
-        raise click.UsageError("--store=layout needs --layout-path")
     try:
         images = ImageFilter.build(flat(given["mirrored_registries"]), given["registry_filters"])
         bootstrap = bootstrap_settings(given, os.environ)
@@ -244,7 +235,6 @@ def _settings(given: dict[str, Any]) -> Settings:
         advertise_addr=given["advertise_addr"],
         node_name=given["node_name"],
         data_dir=given["data_dir"],
-        store=store,
         containerd_sock=given["containerd_sock"],
         containerd_namespaces=namespaces(flat(given["containerd_namespace"])),
         containerd_content_path=given["containerd_content_path"],
@@ -256,13 +246,7 @@ def _settings(given: dict[str, Any]) -> Settings:
             verify=given["verify"] == "on",
             verify_first=given["verify_first"],
         ),
-        manifest_cache_size=given["manifest_cache_size"],
-        peer_limits=PeerLimits(
-            connect=given["peer_connect_timeout"],
-            first_byte=given["peer_first_byte_timeout"],
-            stall=given["peer_stall_timeout"],
-            rate=given["peer_min_rate"],
-        ),
+        peer_limits=PeerLimits(rate=given["peer_min_rate"]),
         tls=_tls(given),
         basic_auth_file=given["basic_auth_file"],
         peer_policy=policy,

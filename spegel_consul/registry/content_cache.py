@@ -6,6 +6,9 @@ from collections import OrderedDict
 
 from spegel_consul.oci.digest import Digest
 
+LIMIT = 16 << 20
+"""Bytes of manifests and other small contents that a node keeps in memory: some thousand manifests."""
+
 
 class ByteCache:
     """Keeps what was used last, up to ``limit`` bytes; 0 keeps nothing.
@@ -14,7 +17,7 @@ class ByteCache:
     store's index to say, before this is asked.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int = LIMIT) -> None:
         self._limit = limit
         self._size = 0
         self._entries: OrderedDict[Digest, bytes] = OrderedDict()

@@ -37,7 +37,7 @@ from spegel_consul.ring.restartable import ReplaceableRouter
 from spegel_consul.ring.router import KadRouter
 from spegel_consul.runtimes.containerd_sockets import SocketSearch
 from spegel_consul.sidecar.prepare import PreparedNode
-from spegel_consul.sidecar.settings import Settings, StoreKind
+from spegel_consul.sidecar.settings import Settings
 from spegel_consul.sidecar.stages import Runnable, Stages
 from spegel_consul.store import Store
 from spegel_consul.store.containerd.containerd_store import ContainerdStore
@@ -92,7 +92,7 @@ async def start_content(
         name=settings.node_name,
         registry=(node.address, node.registry_port),
         metrics_address=(node.address, node.metrics_port),
-        store_kind=settings.store.value,
+        store_kind="containerd" if settings.layout_path is None else "layout",
         store=store,
         ring=router,
         traces=mirror.traces,
@@ -121,7 +121,7 @@ async def _serve(settings: Settings, node: PreparedNode, stages: Stages, view: N
     """Serve the registry and the web port."""
     store, metrics, router = view.store, view.metrics, view.ring
     planner = Planner(store, settings.images, node.credentials)
-    fast_path = FastPath(planner, store, mirror, ByteCache(settings.manifest_cache_size), metrics)
+    fast_path = FastPath(planner, store, mirror, ByteCache(), metrics)
     others = build_app(view.problem, view.warnings)
     dial_back.add_to(others)
     identity.add_to(others, lambda: router.me)
@@ -146,8 +146,7 @@ async def _serve(settings: Settings, node: PreparedNode, stages: Stages, view: N
 
 
 def _store(settings: Settings) -> CountedStore:
-    if settings.store is StoreKind.LAYOUT:
-        assert settings.layout_path is not None
+    if settings.layout_path is not None:
         return LayoutStore(settings.layout_path, settings.images.accepts)
     socket_of = _containerd_socket(settings.containerd_sock)
     stores = [

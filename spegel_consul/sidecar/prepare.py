@@ -25,7 +25,7 @@ from spegel_consul.preflight import node_checks
 from spegel_consul.preflight.node_address import NoAddress, advertised
 from spegel_consul.ring.net.node_key import load_or_create
 from spegel_consul.runtimes.containerd_sockets import find_socket
-from spegel_consul.sidecar.settings import Settings, StoreKind
+from spegel_consul.sidecar.settings import Settings
 
 log = structlog.get_logger(__name__)
 
@@ -111,7 +111,7 @@ async def log_findings(settings: Settings, node: PreparedNode) -> None:
         address=node.address,
         registry_port=node.registry_port,
         bound=settings.registry_addr.host,
-        containerd_sock=sock if settings.store is StoreKind.CONTAINERD else None,
+        containerd_sock=sock if settings.layout_path is None else None,
         namespaces=settings.containerd_namespaces,
         content_path=settings.containerd_content_path,
         consul=settings.consul,

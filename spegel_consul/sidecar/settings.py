@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 
 from spegel_consul.consul.api.consul_settings import ConsulSettings
@@ -19,13 +18,6 @@ from spegel_consul.registry.mirror.mirror_peers import MirrorSettings
 from spegel_consul.registry.mirror.providers.provider_policy import PeerPolicy
 
 
-class StoreKind(Enum):
-    """What serves the content."""
-
-    CONTAINERD = "containerd"
-    LAYOUT = "layout"
-
-
 @dataclass(frozen=True, slots=True)
 class Settings:
     """Settings of ``spegel-consul registry``; the command's help says what each one is for."""
@@ -38,15 +30,14 @@ class Settings:
     advertise_addr: tuple[str, ...]
     node_name: str
     data_dir: Path | None
-    store: StoreKind
     containerd_sock: Path | None
     """None: wherever one is found."""
     containerd_namespaces: tuple[str, ...]
     containerd_content_path: Path | None
     layout_path: Path | None
+    """What is served; None: the content of containerd."""
     images: ImageFilter
     mirror: MirrorSettings
-    manifest_cache_size: int
     peer_limits: PeerLimits
     tls: TlsFiles | None
     basic_auth_file: Path | None

@@ -14,7 +14,7 @@ from lab.process import HANG
 from spegel_consul import __version__, cli
 from spegel_consul.http.server.listen import ListenAddress
 from spegel_consul.join.join_settings import BootstrapKind
-from spegel_consul.sidecar.settings import Settings, StoreKind
+from spegel_consul.sidecar.settings import Settings
 
 
 def spegel(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -52,7 +52,6 @@ def test_help_names_every_flag_and_variable() -> None:
         "bootstrap-kind",
         "static-bootstrap-peers",
         "advertise-addr",
-        "store",
         "layout-path",
         "log-level",
         "log-format",
@@ -73,8 +72,7 @@ def test_help_names_every_flag_and_variable() -> None:
         (["--advertise-addr", "0.0.0.0"], {}, "not an address that a peer can connect to"),
         (["--mirrored-registries", "https://docker.io/v2"], {}, "must look like https://docker.io"),
         (["--registry-filters", "("], {}, "is not a regular expression"),
-        (["--store", "layout"], {}, "needs --layout-path"),
-        (["--store", "disk"], {}, "'--store'"),
+        (["--store", "layout"], {}, "--store"),
         (["--bootstrap-kind", "static"], {}, "needs --static-bootstrap-peers"),
         (["--bootstrap-kind=static", "--static-bootstrap-peers=nonsense"], {}, "bootstrap peer 'nonsense'"),
         (["--bootstrap-kind=consul,dsn"], {}, "'dsn' is not one of consul, catalog"),
@@ -93,7 +91,6 @@ def test_help_names_every_flag_and_variable() -> None:
         (["--bootstrap-kind=nomad-var"], {"NOMAD_ADDR": "nomad:4646"}, "NOMAD_ADDR"),
         ([], {"CONSUL_HTTP_ADDR": "ftp://consul"}, "CONSUL_HTTP_ADDR"),
         ([], {"CONSUL_HTTP_SSL": "yes"}, "CONSUL_HTTP_SSL"),
-        (["--peer-stall-timeout", "0s"], {}, "longer than nothing"),
         (["--peer-policy=catalog", "--consul-service=off"], {}, "--peer-policy=catalog needs Consul's catalog"),
         (["--tls-cert-file", "a.pem"], {}, "--tls-key-file are given together"),
         ([], {"TLS_CA_FILE": "ca.pem"}, "need --tls-cert-file"),
@@ -159,7 +156,7 @@ def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.containerd_namespaces == ("moby", "k8s.io", "default", "nomad")
     assert settings.containerd_content_path is None
     assert settings.bootstrap.kinds == (BootstrapKind.CONSUL,)
-    assert settings.store is StoreKind.CONTAINERD
+    assert settings.layout_path is None
     assert settings.consul is not None
     assert settings.mirror.attempts == 3
     assert settings.images.accepts("docker.io/library/nginx:latest")

@@ -131,7 +131,7 @@ def test_sigterm_ends_a_sidecar_whose_disk_is_dead(tmp_path: Path, what: str) ->
     driver = DRIVER.format(module=module, target=target, first=first)
     argv = [sys.executable, "-c", driver, "registry", "--bootstrap-kind=static", "--skip-preflight", "--hang-timeout=0"]
     argv += [f"--{name}-addr=127.0.0.1:0" for name in ("registry", "router", "metrics")]
-    argv += ["--store=layout", f"--layout-path={tmp_path / 'layout'}", f"--basic-auth-file={tmp_path / 'users'}"]
+    argv += [f"--layout-path={tmp_path / 'layout'}", f"--basic-auth-file={tmp_path / 'users'}"]
     argv += [f"--data-dir={tmp_path / 'data'}", "--static-bootstrap-peers=127.0.0.1:1"]
     log = tmp_path / "log"
     with log.open("wb") as out, subprocess.Popen(argv, stdout=out, stderr=out) as process:

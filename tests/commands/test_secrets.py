@@ -67,7 +67,7 @@ def test_nothing_secret_is_logged_or_passed_on(tmp_path: Path) -> None:
     (tmp_path / "layout" / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": []}))
     (tmp_path / "users").write_text("node:peer-pass-5\n")
     registry, metrics = free_port(), free_port()
-    argv = [sys.executable, "-m", "spegel_consul", "registry", "--log-level", "debug", "--store", "layout"]
+    argv = [sys.executable, "-m", "spegel_consul", "registry", "--log-level", "debug"]
     argv += ["--layout-path", str(tmp_path / "layout"), "--data-dir", str(tmp_path / "data")]
     argv += ["--registry-addr", f"127.0.0.1:{registry}", "--router-addr", f"127.0.0.1:{free_port()}"]
     argv += ["--metrics-addr", f"127.0.0.1:{metrics}", "--advertise-addr", "127.0.0.1"]

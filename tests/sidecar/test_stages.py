@@ -226,7 +226,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     (tmp_path / "passwords").write_text("name:password\n")
     (tmp_path / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": []}))
     arguments = [f"--{name}-addr=127.0.0.1:0" for name in ("registry", "router", "metrics")]
-    arguments += [f"--data-dir={tmp_path}/data", "--store=layout", f"--layout-path={tmp_path}", "--skip-preflight"]
+    arguments += [f"--data-dir={tmp_path}/data", f"--layout-path={tmp_path}", "--skip-preflight"]
     arguments += [f"--tls-cert-file={cert}", f"--tls-key-file={key}", f"--basic-auth-file={tmp_path}/passwords"]
     arguments += ["--hang-timeout=0", "--bootstrap-kind=consul", "--consul-service=self"]
     cli.cli.main(["registry", *arguments], standalone_mode=False)

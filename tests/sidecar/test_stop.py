@@ -45,7 +45,7 @@ def test_sigterm_while_the_store_is_filled(tmp_path: Path) -> None:
 def with_an_empty_layout(tmp_path: Path, silence: str) -> list[str]:
     (tmp_path / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
     (tmp_path / "index.json").write_text('{"schemaVersion":2,"manifests":[]}')
-    return sidecar(tmp_path, "--store=layout", f"--layout-path={tmp_path}", f"--hang-timeout={silence}")
+    return sidecar(tmp_path, f"--layout-path={tmp_path}", f"--hang-timeout={silence}")
 
 
 def has_started(process: subprocess.Popen[bytes], tmp_path: Path) -> Callable[[], bool]:

@@ -120,7 +120,7 @@ def test_health_gives_reasons_in_json(ring) -> None:
 
 def second(ring, name: str, layout: Path, *flags: str, consul: str = "") -> Process:
     """Another sidecar on n2, on ports 7000 to 7002."""
-    argv = [sys.executable, "-m", "spegel_consul", "registry", "--store=layout", f"--layout-path={layout}", *flags]
+    argv = [sys.executable, "-m", "spegel_consul", "registry", f"--layout-path={layout}", *flags]
     argv += ["--registry-addr=:7000", "--router-addr=:7001", "--metrics-addr=:7002", f"--node-name={name}"]
     directory = ring.lab.dir / name
     argv.append(f"--data-dir={directory}")
