@@ -1,14 +1,15 @@
-# Bytes from a neighbour.
-#
-# A transfer lives in one nursery: the lookup that yields providers, the questions to them, and the body that
-# the client reads.  The first good head wins; when its peer dies half-way, the race goes on for the rest of
-# the bytes where they stopped.  A manifest or a small blob is read and checked before the race is over; how a larger
-# one is verified, transfer.py knows.
-#
-# Before all that comes a short cut: a peer that had the blob a moment ago is asked over a connection that is there.
-# If it answers soon, there is no race to be run, and its nursery is only opened if the peer dies half-way.
+"""The mirror: content that this node does not have, streamed from peers that have it.
 
-"""The mirror: content that this node does not have, streamed from peers that do."""
+A transfer lives in one nursery: the lookup that yields providers, the questions to them, and the body for the client.
+The first good head is used. If its peer fails in mid-body, the fetch goes on for the rest of the bytes from there
+(:mod:`spegel_consul.registry.mirror.fetch`). A manifest or a small blob is read and verified before the fetch is over.
+The verification of larger ones is in :mod:`spegel_consul.registry.mirror.body.transfer`.
+
+A short cut comes first (:meth:`Mirror.at_once`): a peer that had the blob a moment ago is asked over an idle
+connection. If it answers soon, there is no fetch, and a nursery is only opened if the peer fails in mid-body.
+
+A new rule belongs here if it decides which of these ways a request takes, or what a body may cost this node.
+"""
 
 from __future__ import annotations
 
@@ -48,19 +49,20 @@ from spegel_consul.zerocopy.spool import SpoolSpace
 log = structlog.get_logger(__name__)
 
 SMALL = 256 << 10
-"""Bytes up to which a blob is read into memory and verified at once: that takes less than to start a thread for it."""
+"""Bytes up to which a blob is read into memory and verified at once, because hashing it is faster than starting a
+thread."""
 
 VERIFY_FIRST = 32 << 20
 """Bytes up to which a blob is held until it is verified, unless the settings say otherwise."""
 
 _MOST_LABELS = 100
-_DISK = 0.5  # seconds in which a disk should tell how much room it has
+_DISK = 0.5  # seconds that a disk may take to report its free space
 
 
 @dataclass(frozen=True, slots=True)
 class MirrorSettings:
-    """``resolve_timeout``: seconds to wait for a provider while none is being asked; ``attempts``: how many
-    providers are asked before giving up; ``hedge``: seconds after which another one is asked as well;
+    """``resolve_timeout``: seconds to wait for a provider while none is being asked; ``attempts``: the number of
+    providers to ask before giving up; ``hedge``: seconds after which a hedged request goes to another provider;
     ``verify``: whether blobs are hashed (manifests always are); ``verify_first``: bytes up to which a blob is held
     until it is verified, for at most ``hold`` seconds."""
 
@@ -104,17 +106,17 @@ class Mirror:
         self.on_resolved: Callable[[float], None] = metrics.resolve_duration.labels("libp2p").observe
 
     def may_ask(self, provider: Provider) -> bool:
-        """Whether it is one of those that may be asked, and has not misbehaved lately."""
+        """Whether the policy permits the provider and no penalty bars it."""
         return self.permits(provider) and not self.penalties.bars(provider)
 
     def on_mismatch(self, provider: Provider, digest: Digest) -> None:
-        """A peer's bytes did not have the digest that was asked for."""
+        """Count and penalize a peer whose bytes did not have the requested digest."""
         self._metrics.verification_failures.inc()
         self.penalties.lied(provider)
         log.warning("peer sent wrong bytes", peer=provider.peer_id, registry=provider.registry[0], digest=digest)
 
     def mismatched(self, digest: Digest, senders: Sequence[Provider]) -> None:
-        """The bytes that ``senders`` sent of one body, one after the other, do not have its digest."""
+        """Blame ``senders``, which sent one body one after the other, because it does not have its digest."""
         if len(senders) == 1:
             self.on_mismatch(senders[0], digest)
             return
@@ -123,12 +125,15 @@ class Mirror:
         log.warning("peers together sent wrong bytes", digest=digest, registries=[each.registry[0] for each in senders])
 
     def verified(self, digest: Digest, senders: Sequence[Provider]) -> None:
-        """The bytes of ``senders`` are right; who was suspected with them is asked after others for a while."""
+        """Clear ``senders``, whose bytes are right; the other suspects of the digest are asked last for a while."""
         for provider in self.suspects.settle(digest).difference(senders):
             self.penalties.slow(provider)
 
     def _counted(self, request: ContentRequest) -> tuple[Counter, Counter]:
-        """Hits and misses of the request's registry; clients choose its name, so there is an end to them."""
+        """Return the counters of hits and misses of the request's registry.
+
+        The number of labels is bounded, because clients choose the name of the registry.
+        """
         registry = request.reference.registry or UNKNOWN_REGISTRY
         found = self._counters.get(registry)
         if found is None:
@@ -145,9 +150,9 @@ class Mirror:
     ) -> AsyncIterator[Transfer]:
         """Find the content; the transfer can be read inside of the context.
 
-        Raises ManifestUnknown or BlobUnknown when no peer has it within the deadlines or the client of ``trace`` has
-        too many lookups in flight, RangeInvalid when
-        the range lies outside of it; whatever is raised in the context comes out as it is.
+        Raises ManifestUnknown or BlobUnknown if no peer has the content within the deadlines, or the client of
+        ``trace`` has too many lookups in flight, and RangeInvalid if the range lies outside of the content. An
+        exception that is raised in the context leaves it unchanged.
         """
         with self.counted(request):
             shared = self._shared(request, range_header, trace) if method == "GET" else None
@@ -165,9 +170,9 @@ class Mirror:
     async def part(
         self, request: ContentRequest, range_header: str, trace: Trace, expected: Head | None = None
     ) -> AsyncIterator[Transfer]:
-        """Find one range of a blob, as :meth:`open` does; a peer that sends all of it is left for another one.
+        """Find one range of a blob, as :meth:`open` does. The answer of a peer that sends the whole blob is dropped.
 
-        ``expected``: what the answer has to say, because other parts of the same content have been sent already.
+        ``expected``: the required head, because other parts of the same content have been sent already.
         """
         async with self.fetch(request, "GET", trace) as fetch:
             answer = await fetch.first(range_header, expected)
@@ -180,7 +185,7 @@ class Mirror:
 
     @contextmanager
     def counted(self, request: ContentRequest) -> Iterator[None]:
-        """The context of one request's answer, which is a hit or a miss by how it ends."""
+        """Count the request that the context answers as a hit, or as a miss if the context ends with an unknown."""
         try:
             yield
         except (ManifestUnknown, BlobUnknown):
@@ -189,27 +194,29 @@ class Mirror:
         self.served(request)
 
     def _shared(self, request: ContentRequest, range_header: str | None, trace: Trace) -> Transfer | None:
-        """The transfer of a body that another client waits for or is being sent, if it is held."""
+        """Return a transfer that shares the held body of another client, if there is one."""
         holding = self.held_bodies.get(request.reference.digest)
         if holding is None or request.kind is not Kind.BLOB or range_header is not None:
             return None
         return Transfer(self, None, request, holding, trace)
 
     def begin(self, request: ContentRequest, method: str, trace_headers: TraceHeaders = (), client: str = "") -> Trace:
-        """A request that is to be looked up for the ``client`` at this address, "" for one on this machine; the
-        context to do so in."""
+        """Begin the trace of a request; it is the context in which to look the content up.
+
+        ``client``: the address of the client, "" for a client on this machine.
+        """
         trace = self.traces.begin(request.reference, request.key, request.kind.value, method, trace_headers)
         trace.client = client
         return trace
 
     async def at_once(self, request: ContentRequest, range_header: str | None, trace: Trace) -> Transfer | None:
-        """The blob from a peer that had it a moment ago, over a connection that is there; enter the transfer.
+        """Return the transfer of a blob from a recent provider of it, asked over an idle connection.
 
-        None if there is no such peer, or it does not answer as it should within the hedge interval: then
-        :meth:`open` asks it again, and others.
+        The caller enters the transfer. The result is None if there is no such provider, or if it does not give an
+        acceptable answer within the hedge interval. Then :meth:`open` asks it again, and others.
         """
         if self.client.encrypts:
-            return None  # there is nothing to splice
+            return None  # the short cut gains nothing, because encrypted bytes can't be spliced
         if (shared := self._shared(request, range_header, trace)) is not None:
             return shared
         suspects = self.suspects.of(request.reference.digest)
@@ -249,8 +256,8 @@ class Mirror:
 
     @asynccontextmanager
     async def fetch(self, request: ContentRequest, method: str, trace: Trace) -> AsyncIterator[Fetch]:
-        """A race for the content. Whatever is raised in the context comes out as it is."""
-        # an exception passes through the nursery bare: it stands for the answer to the client, or for its departure
+        """Open a fetch of the content. An exception that is raised in the context leaves it unchanged."""
+        # the exception goes around the nursery, because that would wrap it in a group, and callers match its type
         found: Exception | None = None
         fetch: Fetch | None = None
         try:
@@ -263,7 +270,7 @@ class Mirror:
                 finally:
                     nursery.cancel_scope.cancel()
         finally:
-            # a question can be answered until the nursery has ended, however it ends
+            # answers can arrive until the nursery has ended, so unused ones are discarded after it
             if fetch is not None:
                 fetch.close()
         if found is not None:
@@ -272,9 +279,9 @@ class Mirror:
     def question(
         self, request: ContentRequest, range_header: str | None, trace_headers: TraceHeaders
     ) -> tuple[str, list[tuple[str, str]]]:
-        """The target and the header fields of a request to a peer.
+        """Return the target and the header fields of a request to a peer.
 
-        Nothing is the client's but what is asked for and what identifies the request.
+        The client's reference, range and trace headers are passed on, and no other part of its request.
         """
         reference = request.reference
         name = urllib.parse.quote(reference.digest or reference.tag or "", safe=":")
@@ -289,11 +296,11 @@ class Mirror:
         return target, headers
 
     def is_small(self, head: Head) -> bool:
-        """Whether the content is verified, and so small that it is read whole before the client sees any of it."""
+        """Whether the content is verified, and small enough to be read into memory before the first byte is sent."""
         return self.settings.verify and not head.partial and head.size <= SMALL
 
     async def read(self, response: PeerResponse, head: Head, provider: Provider, method: str) -> bytes:
-        """A small body, whole and verified. Raises PeerError, also if it takes too long in all."""
+        """Return a small body, complete and verified. Raises PeerError, also if the whole body takes too long."""
         if method == "GET" and head.size > MAX_MANIFEST_SIZE:
             raise PeerError(f"has a manifest of {head.size} bytes, more than {MAX_MANIFEST_SIZE}")
         body, patience = b"", self.client.limits.stall
@@ -308,15 +315,15 @@ class Mirror:
         return body
 
     def holds(self, head: Head) -> bool:
-        """Whether the content is held until it is verified."""
+        """Whether the content is held: spooled and verified before the first byte is sent."""
         small = head.size <= self.settings.verify_first
         return self.settings.verify and not head.partial and (small or head.disputed)
 
     async def can_hold(self, head: Head) -> bool:
-        """Whether the content can be verified before it is sent, as what is disputed has to be.
+        """Whether the content can be verified before it is sent, which is required if its size is disputed.
 
-        One that is larger than what is held anyway may take a quarter of the room that is left, so that no number of
-        peers that claim large sizes takes away the room of others.
+        Content larger than ``verify_first`` may take a quarter of the free spool space, so that peers that claim large
+        sizes can't use up the space of others.
         """
         if not self.settings.verify or head.partial:
             return False
@@ -328,14 +335,14 @@ class Mirror:
         return False
 
     def held(self, result: str) -> None:
-        """What became of holding a body; see the metric."""
+        """Count the result of holding a body; see the metric."""
         self._metrics.verify_first.labels(result).inc()
 
     def missed(self, request: ContentRequest) -> None:
-        """No peer had it; :meth:`open` says so itself."""
+        """Count a miss: no peer had the content. :meth:`open` calls this itself."""
         self._counted(request)[1].inc()
 
     def served(self, request: ContentRequest) -> None:
-        """A transfer has ended well; :meth:`open` says so itself."""
+        """Count a hit: a transfer has ended well. :meth:`open` calls this itself."""
         self._counted(request)[0].inc()
         self._metrics.mirror_last_success.set_to_current_time()
