@@ -1,11 +1,11 @@
-"""Questions over HTTP whose answers are limited in size and in time.
+"""HTTP client for Consul, Nomad and bootstrap URLs, whose answers are limited in size and in time.
 
-An answer is decoded only after it has been received within limits: servers are asked for bodies without encoding, and
-an encoded body is refused, because a few megabytes of gzip unpack to gigabytes.  Text is always UTF-8, because a
-charset in the answer may name a codec that unpacks as well, or takes quadratic time.  Redirects are not followed and
-cookies are not kept.  h11, below httpx, ends a head after 100 KiB.
+An answer is decoded only after it has been received within its limits. Bodies without encoding are requested, and an
+encoded body is refused, because a few megabytes of gzip unpack to gigabytes. Text is always UTF-8, because a charset in
+the answer may name a codec that unpacks as well, or takes quadratic time. Redirects are not followed, and cookies are
+not kept. h11, below httpx, limits a head to 100 KiB.
 
-Used for Consul, Nomad and bootstrap URLs.  A new rule belongs here if it protects from any server, whatever it serves.
+A new rule belongs here if it protects from any server, whatever the server provides.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from spegel_consul.disk.foreign_files import size
 
 
 class AnswerRefused(Exception):
-    """The answer is too long or encoded; one line that says so."""
+    """The answer is too long or encoded; the message is one line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """An answer that was received whole."""
+    """An answer that was received completely."""
 
     status: int
     headers: httpx.Headers
@@ -36,12 +36,12 @@ class Received:
 
     @property
     def text(self) -> str:
-        """The body as UTF-8, with replacement characters for what is none."""
+        """The body as UTF-8, with replacement characters for invalid bytes."""
         return self.body.decode("utf-8", "replace")
 
 
 def client(**settings: Any) -> httpx.AsyncClient:
-    """A client for :func:`receive`; ``settings`` are those of httpx.AsyncClient."""
+    """Return a client for :func:`receive`; ``settings`` are those of httpx.AsyncClient."""
     headers = {"User-Agent": f"spegel-consul/{__version__}", "Accept-Encoding": "identity"}
     return httpx.AsyncClient(
         trust_env=False,
@@ -65,12 +65,13 @@ async def receive(
     headers: Mapping[str, str] | None = None,
     extensions: Mapping[str, Any] | None = None,
 ) -> Received:
-    """One answer of ``limit`` bytes at most, ``within`` seconds after a connection that takes ``connect`` at most.
+    """Send a request and return the answer, which may have ``limit`` bytes.
 
-    Raises AnswerRefused, trio.TooSlowError, and what httpx raises.
+    The connection may take ``connect`` seconds, and the answer ``within`` seconds more. Raises AnswerRefused,
+    trio.TooSlowError, and httpx's exceptions.
     """
     body = bytearray()
-    # httpx's own limits are not enough, because they start anew with each piece
+    # a deadline for the whole answer, because httpx's timeouts start anew with each piece
     with trio.fail_after(within + connect):
         async with asker.stream(
             method,
@@ -83,18 +84,18 @@ async def receive(
         ) as answer:
             encoding = answer.headers.get("Content-Encoding", "").strip()
             if encoding.lower() not in ("", "identity"):
-                raise AnswerRefused(f"the answer is encoded ({encoding[:40]!r}), which was not asked for")
+                raise AnswerRefused(f"the answer has an encoding ({encoding[:40]!r}) that was not requested")
             length = answer.headers.get("Content-Length", "")
             if length.isascii() and length.isdigit() and int(length[:20]) > limit:
                 raise AnswerRefused(f"the answer has more than {size(limit)}")
-            # cancelled, not left by an exception, which would leave httpx's generators open
+            # a cancellation, because an exception would leave httpx's generators open
             with trio.CancelScope() as too_long:
                 async for piece in answer.aiter_bytes():
                     if len(body) + len(piece) > limit:
                         too_long.cancel()
                     if not too_long.cancel_called:
                         body += piece
-                    # pieces of one byte each are there all at once, and others want to run in between
+                    # a checkpoint for other tasks, because many pieces of one byte may be ready at once
                     await trio.lowlevel.cancel_shielded_checkpoint()
             if too_long.cancel_called:
                 raise AnswerRefused(f"the answer has more than {size(limit)}")

@@ -1,11 +1,13 @@
-# HTTP/1.1 to other nodes' registries.
-#
-# Three deadlines keep a pull from hanging on a peer: to connect, to the first byte of the answer, and between
-# any two bytes after it.  The client of the mirror waits for more than a minute on its own, so these are the
-# only protection that it has.  A connection goes back to the pool only when its answer was read to the end, and
-# comes out of it only if the peer has said nothing since.
+"""HTTP/1.1 client for the registries of peers.
 
-"""A client for the registries of peers."""
+Three deadlines keep a pull from hanging on a peer: to connect, to the first byte of the answer, and between any two
+bytes after it. The mirror's client waits for more than a minute, so these deadlines are its only protection. A
+connection returns to the idle ones only if its answer was read to the end. It is reused only if the peer has sent
+nothing since.
+
+A new rule about connections to peers or their deadlines belongs here. Framing belongs to
+:mod:`spegel_consul.http.response_head`, and the acceptance of an answer to the caller.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +26,14 @@ from spegel_consul.zerocopy.send import send_bytes
 from spegel_consul.zerocopy.source import Throughput
 
 _RECEIVE = 1 << 18
-_RECEIVE_HEAD = 1 << 12  # what is read of the body here can't be spliced any more
+_RECEIVE_HEAD = 1 << 12  # not more, because bytes of the body that come with the head can't be spliced
 
 
 class PeerError(Exception):
-    """The peer did not answer as it should; the message says how.
+    """The peer gave no acceptable answer; the message has the reason.
 
-    ``hung``: it kept us waiting until a deadline, and would the next one too; ``broken``: what it sent is no answer to
-    what was asked, and no node's way to say that it has nothing.
+    ``hung``: the peer missed a deadline, and would probably miss the next one too; ``broken``: its bytes are no answer
+    to the question, and no node refuses content in this way.
     """
 
     def __init__(self, message: str, *, hung: bool = False, broken: bool = False) -> None:
@@ -41,14 +43,15 @@ class PeerError(Exception):
 
 
 class Unreachable(PeerError):
-    """There is no connection to the peer's address."""
+    """No connection to the peer's address could be made."""
 
 
 @dataclass(frozen=True, slots=True)
 class PeerLimits:
     """Deadlines in seconds: to connect, to the head of the answer, and between two reads of its body.
 
-    ``rate``: bytes per second below which the rest of a body is had from somebody else, if there is one; 0 for never.
+    ``rate``: bytes per second below which the rest of a body is taken from another peer, if there is one; 0 for never.
+    ``idle``: seconds for which an idle connection is kept; ``idle_connections``: the largest number of them per peer.
     """
 
     connect: float = 1.0
@@ -60,7 +63,7 @@ class PeerLimits:
 
 
 class PeerResponse:
-    """The head of an answer, and its body as it comes. Close it, or read it to the end."""
+    """The head of an answer, and its body as a stream. Discard it, or read it to the end."""
 
     def __init__(self, client: PeerClient, connection: _Connection, reply: Reply) -> None:
         self._client = client
@@ -70,17 +73,17 @@ class PeerResponse:
         self._left = reply.length - len(reply.body)
         self.status = reply.status
         self.connected = 0.0 if connection.reused else connection.connected
-        """When the connection was made for this answer (time.perf_counter()); 0 if it stood already."""
+        """Time at which the connection was made (time.perf_counter()); 0 if it is a reused one."""
 
     def header(self, name: bytes) -> str | None:
-        """The value of a header field by its lower-case name."""
+        """Return the value of a header field by its lower-case name."""
         value = self._reply.headers.get(name)
         return None if value is None else value.decode("latin-1")
 
     async def chunks(self, throughput: Throughput | None = None) -> AsyncGenerator[bytes, None]:
-        """The body, or what is left of it if it was begun before.
+        """Yield the body, or the rest of it if some was read before.
 
-        Raises PeerError if it stalls or ends early, and what ``throughput`` raises, between two pieces.
+        Raises PeerError if the body stalls or ends early, and exceptions of ``throughput`` between two pieces.
         """
         if received := self.buffered():
             yield received
@@ -100,25 +103,25 @@ class PeerResponse:
         self.taken()
 
     def buffered(self) -> bytes:
-        """Take what has been received of the body already; the rest is to be taken from :attr:`socket`.
+        """Take the bytes of the body that were received with the head; the rest is read from :attr:`socket`.
 
-        Say with :meth:`spliced` how much was, and when it is all, call :meth:`taken`.
+        Report bytes that were read from the socket with :meth:`spliced`, and the end of the body with :meth:`taken`.
         """
         received, self._received = self._received, b""
         return received
 
     @property
     def socket(self) -> trio.socket.SocketType:
-        """The peer's socket, behind what was buffered."""
+        """The peer's socket, which continues after the buffered bytes."""
         assert self._connection is not None
         return self._connection.sock
 
     def spliced(self, count: int) -> None:
-        """``count`` bytes of the body were taken from :attr:`socket`."""
+        """Report that ``count`` bytes of the body were taken from :attr:`socket`."""
         self._left -= count
 
     def taken(self) -> None:
-        """The body was taken to its last byte and no further; the connection can be used again."""
+        """Report that the body was read exactly to its end, so the connection can be reused."""
         connection, self._connection = self._connection, None
         assert connection is not None
         if self._reply.reusable:
@@ -127,7 +130,7 @@ class PeerResponse:
             connection.close()
 
     def discard(self) -> None:
-        """Give up the rest of the body, if there is any."""
+        """Give up the rest of the body, if any."""
         if self._connection is None:
             return
         if len(self._reply.body) == self._reply.length:
@@ -152,9 +155,9 @@ class _Connection:
         return host_port(*self.address)
 
     def is_quiet(self) -> bool:
-        """Whether the peer has neither closed it nor said what nobody asked."""
+        """Whether the peer has neither closed the connection nor sent bytes without a request."""
         if self._secure is not None:
-            incoming = getattr(self._secure, "_incoming", None)  # Trio has no public word for what it has read ahead
+            incoming = getattr(self._secure, "_incoming", None)  # private, because Trio has no public attribute for it
             if incoming is None or incoming.pending or self._secure.pending():
                 return False
         try:
@@ -166,7 +169,7 @@ class _Connection:
         return False
 
     async def send(self, data: bytes) -> None:
-        """Raises PeerError."""
+        """Send ``data``. Raises PeerError."""
         try:
             if self._secure is None:
                 await send_bytes(self.sock, data)
@@ -176,7 +179,7 @@ class _Connection:
             raise PeerError(f"{self} reset the connection") from None
 
     async def receive(self, most: int) -> bytes:
-        """At least one byte. Raises PeerError."""
+        """Receive at least one byte. Raises PeerError."""
         try:
             if self._secure is not None:
                 data = bytes(await self._secure.receive_some(most))
@@ -201,7 +204,7 @@ class _Connection:
 
 
 class PeerClient:
-    """Asks peers, over connections that are kept for the next request."""
+    """Sends requests to peers, and keeps idle connections for further requests."""
 
     def __init__(self, limits: PeerLimits | None = None, tls: Tls | None = None) -> None:
         self.limits = limits or PeerLimits()
@@ -217,8 +220,10 @@ class PeerClient:
     async def request(
         self, address: tuple[str, int], method: str, target: str, headers: Sequence[tuple[str, str]]
     ) -> PeerResponse:
-        """Send a request without a body and return the head of the answer. Raises PeerError; Unreachable if it was
-        not sent, for want of a connection."""
+        """Send a request without a body and return the head of the answer.
+
+        Raises PeerError; Unreachable if the request was not sent because no connection could be made.
+        """
         connection = self._reuse(address) or await self._connect(address)
         try:
             try:
@@ -226,7 +231,7 @@ class PeerClient:
             except PeerError as exc:
                 if not connection.reused or exc.hung:
                     raise
-                # the peer closed a kept connection just as we took it: once more on a new one
+                # retry on a new connection, because the peer may have closed the idle one at the same moment
                 connection.close()
                 connection = await self._connect(address)
                 return await self._exchange(connection, method, target, headers, self.limits.first_byte)
@@ -235,13 +240,13 @@ class PeerClient:
             raise
 
     def has_idle(self, address: tuple[str, int]) -> bool:
-        """Whether a connection to ``address`` is kept."""
+        """Whether there is an idle connection to ``address``."""
         return bool(self._idle.get(address))
 
     async def request_at_once(
         self, address: tuple[str, int], method: str, target: str, headers: Sequence[tuple[str, str]]
     ) -> PeerResponse | None:
-        """The same over a connection that is there, or None if there is none or it fails."""
+        """Send a request over an idle connection; return None if there is none or it fails."""
         connection = self._reuse(address)
         if connection is None:
             return None
@@ -260,32 +265,32 @@ class PeerClient:
         method: str,
         target: str,
         headers: Sequence[tuple[str, str]],
-        patience: float,
+        within: float,
     ) -> PeerResponse:
         lines = [f"{method} {target} HTTP/1.1", f"host: {connection}", *(f"{name}: {value}" for name, value in headers)]
         question = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
-        with trio.move_on_after(patience):
+        with trio.move_on_after(within):
             await connection.send(question)
             data = await connection.receive(_RECEIVE_HEAD)
             while (reply := self._parse(connection, data, method)) is None:
                 if len(data) > MAX_HEAD:
                     raise PeerError(f"{connection} sent a head of more than {MAX_HEAD} bytes", broken=True)
-                await trio.lowlevel.checkpoint()  # what drips in may be there each time
+                await trio.lowlevel.checkpoint()  # for other tasks, because single bytes may always be ready
                 data += await connection.receive(_RECEIVE_HEAD)
             return PeerResponse(self, connection, reply)
-        raise PeerError(f"{connection} did not answer within {patience:g} s", hung=True)
+        raise PeerError(f"{connection} did not answer within {within:g} s", hung=True)
 
     @staticmethod
     def _parse(connection: _Connection, data: bytes, method: str) -> Reply | None:
         try:
             return parse_reply(data, method)
         except ReplyError as exc:
-            raise PeerError(f"{connection} does not speak HTTP: {exc}", broken=True) from None
+            raise PeerError(f"{connection} did not answer in HTTP: {exc}", broken=True) from None
 
     def _reuse(self, address: tuple[str, int]) -> _Connection | None:
-        kept = self._idle.get(address, [])
-        while kept:
-            connection = kept.pop()
+        idle = self._idle.get(address, [])
+        while idle:
+            connection = idle.pop()
             if trio.current_time() - connection.idle_since < self.limits.idle and connection.is_quiet():
                 connection.reused = True
                 return connection
@@ -333,7 +338,7 @@ class PeerClient:
             connection.close()
 
     def _sweep(self, now: float) -> None:
-        """Close what has been idle for too long, at peers that nobody asks any more too."""
+        """Close connections that have been idle for too long, at all peers."""
         for address, connections in list(self._idle.items()):
             for connection in connections:
                 if now - connection.idle_since >= self.limits.idle:
@@ -345,7 +350,7 @@ class PeerClient:
                 del self._idle[address]
 
     def close(self) -> None:
-        """Close the connections that are kept."""
+        """Close all idle connections."""
         for kept in self._idle.values():
             for connection in kept:
                 connection.close()

@@ -1,10 +1,11 @@
-# The head of a peer's answer.
-#
-# All that a mirror can use is framed by its length, so once the head is read the body needs no parser, and may pass
-# by on its way from socket to socket.  Heads as other nodes and common servers write them are read here; any other is
-# h11's to judge, which knows what HTTP allows.
+"""Reads the head of an HTTP/1.1 answer whose body is framed by its length.
 
-"""Reading the head of an HTTP/1.1 answer whose body is framed by its length."""
+All answers that the mirror can use are framed by their length. So the body needs no parser after the head, and may pass
+from socket to socket. This module reads heads in the form in which other nodes and common servers write them. Any other
+head is parsed by h11, which implements all of HTTP.
+
+A new rule about the framing of answers belongs here. Rules about their content belong to the caller.
+"""
 
 from __future__ import annotations
 
@@ -16,25 +17,25 @@ import h11
 from spegel_consul.http.server.request_head import parse_fields
 
 MAX_HEAD = 1 << 16
-"""Bytes of the longest head that is read."""
+"""Bytes of the longest accepted head."""
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.1 ([2-5]\d\d)(?: [ \t\x21-\x7e\x80-\xff]*)?\r\n")
 _LENGTH = re.compile(rb"\d{1,19}\Z")
 _ODD = frozenset({b"transfer-encoding", b"trailer", b"upgrade"})
-_MOST_INTERIM = 8  # answers before the answer; all are read again whenever more comes
+_MOST_INTERIM = 8  # bounded, because all interim answers are parsed again whenever more bytes come
 _BODYLESS = frozenset({204, 304})
 
 
 class ReplyError(Exception):
-    """What was received is no HTTP answer; the message says why."""
+    """The received bytes are no HTTP answer; the message has the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
     """The head of an answer; names of ``headers`` are in lower case.
 
-    ``length`` is that of the body in bytes, 0 if it is not framed by one, and ``body`` what was received of it;
-    ``reusable``: after the body the connection is good for another request.
+    ``length`` is that of the body in bytes, or 0 if it is not framed by a length; ``body`` is the received part of it;
+    ``reusable``: the connection can be used for another request after the body.
     """
 
     status: int
@@ -45,7 +46,7 @@ class Reply:
 
 
 def parse_reply(data: bytes, method: str) -> Reply | None:
-    """The answer to a request of ``method`` that ``data`` begins with, or None if its head is not whole yet.
+    """Return the answer to a request with ``method`` at the start of ``data``, or None if its head is incomplete.
 
     Raises ReplyError.
     """
@@ -62,14 +63,14 @@ def parse_reply(data: bytes, method: str) -> Reply | None:
         return _parse_any(data, method)
     count = 0 if method == "HEAD" or status in _BODYLESS else int(length)
     body = data[end + 4 :]
-    # what comes behind the body was not asked for
+    # bytes after the body belong to no request, so the connection is not reused
     reusable = connection == b"keep-alive" and len(body) <= count
     return Reply(status, headers, count, body[:count], reusable)
 
 
 def _parse_any(data: bytes, method: str) -> Reply | None:
     http = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD)
-    # whatever was asked, for the parser only the method counts
+    # a request with any target, because only the method matters to the parser
     http.send(h11.Request(method=method, target="/", headers=[("host", "peer")]))
     http.send(h11.EndOfMessage())
     try:
@@ -78,11 +79,11 @@ def _parse_any(data: bytes, method: str) -> Reply | None:
         while isinstance(event := http.next_event(), h11.InformationalResponse):
             interim += 1
             if interim > _MOST_INTERIM:
-                raise ReplyError("it says 1xx again and again")
+                raise ReplyError(f"it sent more than {_MOST_INTERIM} interim answers (1xx)")
         if event is h11.NEED_DATA:
             return None
         if not isinstance(event, h11.Response):
-            raise ReplyError("it answered with something else")
+            raise ReplyError("it sent no response")
         headers = dict(event.headers)
         body = b""
         while isinstance(following := http.next_event(), h11.Data):

@@ -1,1 +1,1 @@
-"""How clients and peers talk to this node: the distribution API, and the mirror behind it."""
+"""The distribution API for clients and peers: one plan for a request, two paths to answer it, and the mirror."""

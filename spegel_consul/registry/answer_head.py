@@ -1,4 +1,4 @@
-"""The head of an answer with content, the same on both paths. Header fields of such answers belong here."""
+"""The head of an answer with content, the same on both paths. New header fields of such answers belong here."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ from spegel_consul.registry.mirror.validate import Head
 
 
 def status_of(head: Head) -> int:
-    """The status of an answer with what ``head`` says."""
+    """Return the status of an answer with ``head``."""
     return 206 if head.partial else 200
 
 
 def fields_of(
     head: Head, served_by: str | None = None, multipart: Multipart | None = None
 ) -> list[tuple[bytes, bytes]]:
-    """Its header fields. ``served_by``: ``host:port`` of the peer that has the content; ``multipart``: the frame of
-    several ranges, of which each says itself where it belongs."""
+    """Return the header fields of an answer with ``head``.
+
+    ``served_by``: ``host:port`` of the peer that has the content; ``multipart``: the frame of an answer with several
+    ranges, which has no Content-Range of its own because each part has one.
+    """
     content_type = head.media_type if multipart is None else multipart.content_type
     fields = [
         (b"content-type", content_type.encode("latin-1", "replace")),

@@ -1,11 +1,13 @@
-# Manifests and blobs: from the own store if it is there, else from a peer.
-#
-# This is an ASGI application in front of the quart app, which answers everything else.  It runs one watcher
-# beside the answer, so that a client that goes away ends the work done for it.  An answer whose head has been
-# sent and that can't be completed is cut: returning without the last body event makes the server close the
-# connection, and the client sees fewer bytes than it was promised.
+"""``GET`` and ``HEAD`` of manifests and blobs over ASGI: from the own store if it has the content, else from a peer.
 
-"""``GET`` and ``HEAD`` of manifests and blobs."""
+This is an ASGI application in front of the quart app, which answers everything else. A watcher task runs beside each
+answer, so that the departure of the client ends the work for it. An answer whose head has been sent and that can't be
+completed is cut: the application returns without the last body event, so the server closes the connection, and the
+client sees that bytes are missing.
+
+A new rule belongs here if it concerns an answer as ASGI events. Rules for both paths belong to
+:mod:`spegel_consul.registry.plan` and :mod:`spegel_consul.registry.answer_head`.
+"""
 
 from __future__ import annotations
 
@@ -47,11 +49,11 @@ _OTHERS = {b"/v2/": CONTENT, b"/v2": CONTENT, b"/livez": "/livez", b"/readyz": "
 
 
 class InternalError(OCIError):
-    """A defect of ours; the log has the details."""
+    """A defect of this program; the log has the details."""
 
 
 class ContentApp:
-    """Answers the distribution API's content paths, and hands every other request to ``others``."""
+    """Answers the distribution API's content paths, and passes every other request to ``others``."""
 
     def __init__(self, others: ASGIFramework, planner: Planner, store: Store, mirror: Mirror, metrics: Metrics) -> None:
         self._others = others
@@ -60,7 +62,7 @@ class ContentApp:
         self._planner = planner
         self._metrics = metrics
         self.inflight = dict.fromkeys((CONTENT, *_OTHERS.values()), 0)
-        """How many requests are being answered, by their handlers."""
+        """Number of requests that are being answered, by handler."""
         self._own_bytes = metrics.served_bytes.labels("own")
         self._peer_bytes = metrics.served_bytes.labels("peer")
 
@@ -69,7 +71,7 @@ class ContentApp:
         if scope["type"] == "http":
             path = scope["raw_path"]
             handler = _OTHERS.get(path) or (CONTENT if path.startswith(b"/v2/") else None)
-            if handler is not None:  # nothing is counted of paths that clients make up
+            if handler is not None:  # unknown paths are not counted, because clients choose them
                 await self._counted(handler, scope, receive, send)
                 return
         await self._others(scope, receive, send)
@@ -93,7 +95,7 @@ class ContentApp:
         self._metrics.http_response_size.labels(*labels).observe(answer.sent)
 
     async def _other(self, scope: HTTPScope, receive: ASGIReceiveCallable, answer: _Answer) -> None:
-        """The API's version check and health."""
+        """Answer the API's version check, or a health check."""
         if scope["raw_path"].startswith(b"/v2"):
             try:
                 self._planner.check(_combined(scope["headers"]).get(b"authorization"))
@@ -140,7 +142,7 @@ class ContentApp:
                     await self._send_own(answer, plan, blob)
                     return
             except BlobUnknown as gone:
-                # garbage collection was faster than the index; peers may still have it
+                # the file was deleted and the index does not know yet; peers may still have the content
                 if answer.status is not None:
                     raise TransferCut(f"{plan.content.digest} was deleted while it was sent") from None
                 if headers.get(MIRRORED_HEADER) == b"true":
@@ -201,7 +203,7 @@ class ContentApp:
 
 
 class _Answer:
-    """One response; ``status`` is None until its head was sent."""
+    """One response; ``status`` is None until the head has been sent."""
 
     def __init__(self, send: ASGISendCallable, method: str) -> None:
         self._send = send
@@ -235,7 +237,7 @@ class _Answer:
         await self.end()
 
     async def passed_on(self, event: ASGISendEvent) -> None:
-        """Send an event of another application."""
+        """Send an event of the other application, and note its status and size."""
         if event["type"] == "http.response.start":
             self.status = int(event["status"])
         await self._send(event)
@@ -248,9 +250,9 @@ class _Answer:
 
 
 def _combined(fields: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
-    """Header fields by name; one that was sent several times has all its values, separated by commas.
+    """Return header fields by name; the values of a repeated field are joined with commas (RFC 9110, 5.3).
 
-    RFC 9110, 5.3. So no value hides behind another one, and what can't be a list is malformed.
+    So no value of a repeated field is ignored, and a repeated field that can't be a list is malformed.
     """
     combined: dict[bytes, bytes] = {}
     for name, value in fields:

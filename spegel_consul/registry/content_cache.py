@@ -1,4 +1,8 @@
-"""A cache of small contents, bounded by bytes."""
+"""A cache of small contents in memory, bounded by bytes.
+
+The cache does not decide whether content may be served: the store's index does, and is asked first. A new rule about
+which contents stay in memory belongs here.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +15,10 @@ LIMIT = 16 << 20
 
 
 class ByteCache:
-    """Keeps what was used last, up to ``limit`` bytes; 0 keeps nothing.
+    """A cache of at most ``limit`` bytes that drops the least recently used content; a limit of 0 keeps nothing.
 
-    What is put in has been verified and never changes under its digest; whether the node has it at all is for the
-    store's index to say, before this is asked.
+    Callers put in verified content only. An entry never becomes stale, because content does not change under its
+    digest.
     """
 
     def __init__(self, limit: int = LIMIT) -> None:
@@ -23,14 +27,14 @@ class ByteCache:
         self._entries: OrderedDict[Digest, bytes] = OrderedDict()
 
     def get(self, digest: Digest) -> bytes | None:
-        """The content, if it is kept."""
+        """Return the content, or None if it is not in the cache."""
         content = self._entries.get(digest)
         if content is not None:
             self._entries.move_to_end(digest)
         return content
 
     def put(self, digest: Digest, content: bytes) -> None:
-        """Keep the content, in place of others that were not used for longest."""
+        """Add the content, and drop the least recently used ones beyond the limit."""
         if len(content) > self._limit or digest in self._entries:
             return
         self._entries[digest] = content

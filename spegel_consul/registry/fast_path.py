@@ -1,12 +1,16 @@
-# The fast path: from a request on the socket to the kernel's sendfile or splice, in one task.  Manifests and other
-# small contents of the own store come from memory.  What can't be planned - a request that is wrong in some way - and
-# a file that has gone are left to the ASGI path, which plans again and has an answer to everything.
-#
-# Runtimes ask in few ways, byte for byte the same each time.  So what a request's bytes led to is remembered - the
-# plan, and all of the head but its date - for as long as the store says nothing new.  If then the content is small
-# too, the answer needs no task at all.
+"""Answers simple requests on the client's socket, without ASGI: the fast path.
 
-"""Answers simple requests on the socket itself."""
+One task takes a request from the socket to the kernel's sendfile or splice. Manifests and other small contents of the
+own store come from memory. Two cases are left to the ASGI path, which makes a plan of its own and has an answer to
+everything: a request without a plan, because it is wrong in some way, and a file that is gone.
+
+Runtimes repeat the same few requests byte for byte. So the result of a request's bytes is remembered - the plan, and
+the head of the answer except for its date - until the store's version changes. If the content is small too, the answer
+needs no task at all (:meth:`FastPath.at_once`).
+
+A new rule belongs here if it concerns sending an answer on a socket. The decision what to send is in
+:mod:`spegel_consul.registry.plan`, and the header fields are in :mod:`spegel_consul.registry.answer_head`.
+"""
 
 from __future__ import annotations
 
@@ -45,12 +49,12 @@ from spegel_consul.zerocopy.send import Truncated, send_bytes, send_file
 log = structlog.get_logger(__name__)
 
 _REMEMBERED = 1024
-_MEMORABLE = 2048  # bytes of a request
+_MEMORABLE = 2048  # bytes of the longest request that is remembered
 
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """What a request led to while the store had ``version``; ``head`` is all of the answer before its date."""
+    """The result of a request while the store had ``version``; ``head`` is the answer's head up to its date."""
 
     version: int
     method: str
@@ -62,13 +66,13 @@ class _Known:
     trace_headers: TraceHeaders = ()
 
     def count(self, sent: int) -> None:
-        """So many bytes of content were sent."""
+        """Observe the size of an answer: ``sent`` bytes of content."""
         if self.length is not None:
             self.length.observe(sent)
 
 
 class FastPath:
-    """Callable as the server's fast path; see :data:`spegel_consul.http.server.connection.FastPath`."""
+    """Implements the server's protocol :class:`spegel_consul.http.server.connection.FastPath`."""
 
     def __init__(self, planner: Planner, store: Store, mirror: Mirror, cache: ByteCache, metrics: Metrics) -> None:
         self._planner = planner
@@ -85,13 +89,13 @@ class FastPath:
         }
         self._lengths = {key: metrics.http_response_size.labels(CONTENT, *key) for key in self._durations}
         self.inflight = 0
-        """How many requests are being answered; those that are answered at once never are."""
+        """Number of requests that are being answered; answers of :meth:`at_once` are not counted."""
         self._known: tuple[dict[bytes, _Known], dict[bytes, _Known]] = ({}, {})
         self._second = 0
         self._date = b""
 
     def at_once(self, data: bytes, local: bool, /) -> bytes | None:
-        """The answer to a request that came before in the same words, if its content is small and at hand."""
+        """Return the answer to a remembered request if its content is small and in memory, else None."""
         known = self._known[local].get(data)
         if known is None or not known.at_once or known.version != self._planner.version:
             return None
@@ -112,7 +116,7 @@ class FastPath:
         return b"%b%b\r\n\r\n%b" % (known.head, self._now(), body)
 
     async def __call__(self, data: bytes, link: Link, /) -> bool:
-        """Answer and return True, or send nothing and return False."""
+        """Answer the request and return True, or send nothing and return False."""
         started = time.perf_counter()
         known = self._look(data, link.local)
         if known is None:
@@ -131,7 +135,7 @@ class FastPath:
         return True
 
     def _look(self, data: bytes, local: bool) -> _Known | None:
-        """What the request leads to, or None if that is for the ASGI path to say."""
+        """Return the result of the request, remembered or new, or None if only the ASGI path can answer it."""
         memory, version = self._known[local], self._planner.version
         known = memory.get(data)
         if known is not None and known.version == version:
@@ -145,7 +149,7 @@ class FastPath:
         except OCIError:
             return None
         if isinstance(plan, Own):
-            # several ranges have another boundary, and so another head, in each answer
+            # several ranges are not answered at once, because each answer has a boundary, and so a head, of its own
             at_once = (method == "HEAD" or plan.content.size <= SMALL) and len(plan.spans) <= 1
             status = 206 if plan.partial else 200
             duration, length = self._durations[method, status], self._lengths[method, status]
@@ -161,7 +165,7 @@ class FastPath:
         return known
 
     async def _own(self, known: _Known, plan: Own, link: Link) -> int | None:
-        """Send what the own store has; the status that was sent, or None if nothing was."""
+        """Send content of the own store. Return the status that was sent, or None if nothing was sent."""
         content = plan.content
         if len(plan.spans) > 1:
             return await self._own_parts(plan, link)
@@ -196,7 +200,7 @@ class FastPath:
         return 206 if plan.partial else 200
 
     async def _own_parts(self, plan: Own, link: Link) -> int | None:
-        """The same for several ranges of it."""
+        """Like :meth:`_own`, for several ranges of the content."""
         content = plan.content
         multipart = Multipart(content.media_type, plan.spans)
         head = self._head(plan, multipart) + self._now() + b"\r\n\r\n"
@@ -225,7 +229,7 @@ class FastPath:
         return 206
 
     async def _mirrored(self, known: _Known, plan: Elsewhere, link: Link) -> int:
-        """Send what a peer has, or the error if none has it; the status that was sent."""
+        """Send content of a peer, or the error if no peer has it. Return the status that was sent."""
         method = known.method
         try:
             with self._mirror.begin(plan.request, method, known.trace_headers, link.client) as trace:
@@ -288,7 +292,7 @@ class FastPath:
     async def _carry(
         self, transfer: Transfer, head: bytes, link: Link, trace: Trace, count: Callable[[int], object]
     ) -> None:
-        """Send ``head`` and the body; in the end ``count`` hears how many bytes of the body were sent."""
+        """Send ``head`` and the body. At the end, call ``count`` with the number of the body's bytes that were sent."""
         whole = False
         try:
             await transfer.send(SocketOutlet(link.sock, head))
@@ -306,7 +310,7 @@ class FastPath:
             return False
 
     def _open(self, plan: Own) -> int | None:
-        """The file of the content, or None if it is not what the index says."""
+        """Return a descriptor of the content's file, or None if the file does not match the index."""
         path = self._store.file(plan.content.digest)
         if path is None:
             return None
@@ -316,7 +320,7 @@ class FastPath:
             return None
 
     def _read_small(self, plan: Own, flags: int = os.RWF_NOWAIT) -> bytes | None:
-        """Small content, or None if it is not in the page cache or not what it should be."""
+        """Read small content. Return None if it is not in the page cache or does not have its digest."""
         fd = self._open(plan)
         if fd is None:
             return None
@@ -328,14 +332,14 @@ class FastPath:
         finally:
             os.close(fd)
         small = bytes(buffer)
-        # what does not fit is a file that is still being written, or a disk that lies
+        # bytes without the right digest come from a file that is still being written, or from a disk with errors
         return small if plan.content.digest.fits(small) else None
 
     async def _small(self, plan: Own) -> bytes | None:
-        """Small content, or None if it is not what it should be."""
+        """Return small content from the cache or the file, or None if the file does not have its digest."""
         small = self._cached(plan)
         if small is None:
-            # perhaps the disk has to turn for it
+            # a page that is not in the page cache is read in a thread, because the disk may be slow
             read = self._read_small(plan) or await in_thread(partial(self._read_small, plan, 0))
             small = self._keep(plan, read)
         return small
@@ -346,7 +350,7 @@ class FastPath:
         return small
 
     def _cached(self, plan: Own) -> bytes | None:
-        """Content that is kept, if it is as long as the head says."""
+        """Return cached content if its length is the one that the head says."""
         small = self._cache.get(plan.content.digest)
         return small if small is not None and len(small) == plan.content.size else None
 
@@ -357,7 +361,7 @@ class FastPath:
         return self._render(head, multipart=multipart)
 
     def _render(self, head: Head, served_by: str | None = None, multipart: Multipart | None = None) -> bytes:
-        """The head of an answer up to its date."""
+        """Render the head of an answer up to its date."""
         fields = b"".join(b"%b: %b\r\n" % field for field in fields_of(head, served_by, multipart))
         return b"HTTP/1.1 %d \r\n%bdate: " % (status_of(head), fields)
 
@@ -370,7 +374,7 @@ class FastPath:
         return head if method == "HEAD" else head + body
 
     def _now(self) -> bytes:
-        """The Date field's value, rendered once a second."""
+        """Return the value of the Date field, which is rendered once a second."""
         now = int(time.time())
         if now != self._second:
             self._second, self._date = now, formatdate(now, usegmt=True).encode()
@@ -378,5 +382,5 @@ class FastPath:
 
 
 def _cut(small: bytes, plan: Own) -> bytes:
-    """What a plan without several ranges sends of its content."""
+    """Return the bytes of the content that a plan with at most one range sends."""
     return small[plan.spans[0].start : plan.spans[0].stop] if plan.spans else small

@@ -1,9 +1,11 @@
-# What shall be done with this request?
-#
-# Two paths lead to an answer, the fast path and the ASGI path, and they must never disagree.  So
-# both ask here, and here nothing waits: the request's text and the index in memory are all that is needed.
+"""Decides what to do with a request for content, without I/O.
 
-"""The decision about a request for content, without I/O."""
+Two paths lead to an answer, the fast path and the ASGI path, and they must never disagree. So both ask the one
+:class:`Planner`. A plan needs the request's text and the index in memory only, so nothing here waits.
+
+A new rule belongs here if it decides, from a request and the index, whether this node answers with its own content,
+with a peer's, or with an error.
+"""
 
 from __future__ import annotations
 
@@ -22,17 +24,17 @@ from spegel_consul.oci.reference import DEFAULT_REGISTRY
 from spegel_consul.store import Store
 
 _DOCKERD = b"docker/"
-"""How the User-Agent of dockerd begins. Without the containerd image store it names no registry, and has mirrors for
-docker.io only (moby distribution/registry.go)."""
+"""Prefix of dockerd's User-Agent. Without the containerd image store, dockerd names no registry in its requests, and
+it has mirrors for docker.io only (moby distribution/registry.go)."""
 
 _RUNTIMES = (b"containerd/", _DOCKERD)
 _REMEMBERED = 2048
-_MEMORABLE = 512  # bytes of path, query and namespace; what is longer is nobody's daily request
+_MEMORABLE = 512  # bytes of path, query and namespace; no runtime sends longer ones regularly
 
 
 @dataclass(frozen=True, slots=True)
 class Own:
-    """Send content that this node has: all of it, or ``spans`` of it, which are what ``wanted`` is of this content."""
+    """Send content that this node has: all of it, or ``spans``, the ranges of ``wanted`` that this content has."""
 
     request: ContentRequest
     content: Descriptor
@@ -46,34 +48,34 @@ class Own:
 
 @dataclass(frozen=True, slots=True)
 class Elsewhere:
-    """Look for it at peers: for all of it, or what ``wanted`` says."""
+    """Ask peers for the content, or for the ranges ``wanted`` of it."""
 
     request: ContentRequest
     wanted: Ranges | None = None
 
     @property
     def range_header(self) -> str | None:
-        """The Range header for a peer, if not all is wanted."""
+        """The Range header for a peer, or None if the client wants all of the content."""
         return None if self.wanted is None else self.wanted.header
 
 
 class Planner:
-    """Decides from what ``store`` has and ``images`` accepts; with ``credentials`` only those who show them count."""
+    """Plans with the index of ``store`` and the filter ``images``. ``credentials``, if any, are required of clients."""
 
     def __init__(self, store: Store, images: ImageFilter, credentials: Credentials | None = None) -> None:
         self._store = store
         self._images = images
         self._credentials = credentials
-        # runtimes ask for the same few paths again and again, and parsing one costs more than all the rest
+        # parsed paths are cached, because runtimes repeat a few and parsing costs more than the rest of a plan
         self._parse = lru_cache(_REMEMBERED)(self._parse_accepted)
 
     @property
     def version(self) -> int:
-        """Another number whenever :meth:`plan` may say something else than before."""
+        """A number that changes whenever :meth:`plan` may return another plan for the same request."""
         return self._store.version if self._credentials is None else self._store.version + self._credentials.version
 
     def check(self, authorization: bytes | None) -> None:
-        """Raises Unauthorized if credentials are asked for and the field's value is none of them."""
+        """Raise Unauthorized if credentials are required and ``authorization``, a field value, is not one of them."""
         if self._credentials is not None and not self._credentials.accept(authorization):
             raise Unauthorized("this registry needs basic authentication: see --basic-auth-file")
 
@@ -86,9 +88,11 @@ class Planner:
         *,
         from_this_machine: bool,
     ) -> Own | Elsewhere:
-        """What to do. ``path`` and ``query`` are undecoded, the names of ``headers`` in lower case.
+        """Return the plan for a request. ``path`` and ``query`` are undecoded, the names of ``headers`` in lower case.
 
-        The answer to the same bytes must be the same, so nothing of a request counts but these and where it came from.
+        The fast path remembers plans by the request's bytes. So a plan must depend on nothing but these bytes,
+        ``from_this_machine`` and :attr:`version`.
+
         Raises the OCIError to answer with.
         """
         self.check(headers.get(b"authorization"))
@@ -103,12 +107,12 @@ class Planner:
         asks_whether_moved = (
             reference.digest is None and from_this_machine and not from_peer and agent.startswith(_RUNTIMES)
         )
-        # Range is defined for GET (RFC 9110, 14.2); no answer of ours has a validator, so If-Range can't match (13.1.5)
+        # Range is defined for GET (RFC 9110, 14.2); If-Range can't match (13.1.5), because no answer has a validator
         heeds_range = method == "GET" and request.kind is Kind.BLOB and b"if-range" not in headers
         header = headers.get(b"range") if heeds_range else None
         wanted = parse_ranges(header.decode("latin-1")) if header is not None else None
-        # The runtime of this very node asks for a tag because it wants to know whether the tag has moved; an
-        # answer from its own store could only ever say no.  Peers and the upstream registry can say more.
+        # The runtime of this node asks for a tag in order to learn whether the tag has moved. Its own store can't tell,
+        # because the runtime itself wrote the tag there. Peers and the upstream registry can.
         content = None if asks_whether_moved else self._find(request)
         if content is not None:
             return Own(request, content, wanted, wanted.within(content.size) if wanted is not None else ())
@@ -123,8 +127,8 @@ class Planner:
         request = parse_content_path(
             path.decode("latin-1"), query.decode("latin-1"), namespace.decode("latin-1"), default
         )
-        # Filters are about full names, and a digest without a registry is none.  A peer may have named any registry
-        # for want of one; the index has judged already what of the own store it may have.
+        # A digest without a registry is not filtered, because filters match full names. A digest from a peer is not
+        # filtered either, because a peer that knows no registry names any, and the index has applied the filters.
         is_named = request.reference.digest is None or (request.reference.registry is not None and not from_peer)
         if is_named and not self._images.accepts(str(request.reference)):
             raise NameUnknown(

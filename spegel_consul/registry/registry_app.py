@@ -1,6 +1,8 @@
-# Everything of the registry's port that is not content: the API's version check, health, and errors.
+"""The quart application of the registry's port: every answer that is not content.
 
-"""The quart application of the registry's port."""
+These are the API's version check, health, and errors for unknown paths and methods. A new fixed path of the
+registry's port belongs here; content paths belong to :mod:`spegel_consul.registry.asgi_path`.
+"""
 
 from __future__ import annotations
 
@@ -13,29 +15,30 @@ from spegel_consul.oci.errors import NameUnknown, OCIError, Unsupported
 
 
 def build_app(problem: health.Problem, warnings: health.Warnings = tuple) -> QuartTrio:
-    """``problem()`` says in one line why this node can't serve now, or None when it can.
+    """Return the application.
 
-    ``warnings()`` gives lines about what else an operator should look at.
+    ``problem()`` returns one line with the reason why this node can't serve now, or None if it can. ``warnings()``
+    returns lines about other things that an operator should look at.
     """
     app = QuartTrio("spegel_consul.registry")
-    # a client may read a large blob for as long as it likes
+    # no timeout for answers, because a slow client may take any time for a large blob
     app.config["RESPONSE_TIMEOUT"] = None
 
     @app.route("/v2/", strict_slashes=False)
     async def version_check() -> Response:
-        """The API's version check (distribution-spec, "Determining Support"). Never challenges."""
+        """The API's version check (distribution-spec, "Determining Support"). It never asks for credentials."""
         return Response(
             b"{}", content_type="application/json", headers={"docker-distribution-api-version": "registry/2.0"}
         )
 
     @app.route("/livez")
     async def alive() -> Response:
-        """The process answers."""
+        """Liveness: the process answers."""
         return health.alive()
 
     @app.route("/readyz")
     async def ready() -> Response:
-        """The node can serve what it has; the reason if not."""
+        """Readiness: the node can serve its content, or the reason why not."""
         return health.ready(problem, warnings)
 
     @app.errorhandler(HTTPException)

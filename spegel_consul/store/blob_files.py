@@ -1,9 +1,11 @@
-# The bytes of a blob in a file.  Opening and reading wait for a disk, so they happen in threads; the file's
-# number is given away so that whoever sends the bytes may leave the copying to the kernel.
-#
-# A file that is deleted while it is open stays readable: what a client has begun to download it gets.
+"""Blobs in plain files, and their paths below a ``blobs`` directory.
 
-"""Blobs that are plain files, and finding them below a ``blobs`` directory."""
+Files are opened and read in threads, because the disk may be slow. The file's descriptor is public, so that the sender
+can leave the copying to the kernel. A file that is deleted while it is open stays readable, so a client gets the whole
+file that it has begun to download.
+
+A new rule about the files that may be served as blobs belongs here.
+"""
 
 from __future__ import annotations
 
@@ -22,29 +24,29 @@ from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import BlobUnknown
 
 SMALL = 64 << 10
-"""Bytes up to which content is read whole and verified before it is sent; the client verifies larger content."""
+"""Bytes up to which content is read completely and verified before it is sent; clients verify larger content."""
 
 PIECE = 1 << 20
-"""Bytes that one read returns at most."""
+"""Largest number of bytes of one read."""
 
 
 def absent(digest: Digest) -> BlobUnknown:
-    """The error for content that this node does not have."""
+    """Return the error for content that this node does not have."""
     return BlobUnknown(f"blob {digest} is not on this node", {"digest": digest})
 
 
 def blob_path(blobs: Path, digest: Digest) -> Path:
-    """Where ``digest`` lies below a ``blobs`` directory (image-layout.md; containerd does the same)."""
+    """Return the path of ``digest`` below a ``blobs`` directory (image-layout.md; containerd does the same)."""
     return blobs / digest.algorithm / digest.encoded
 
 
 def blob_file(root: Path, digest: Digest) -> str:
-    """The same for the ``blobs`` directory in ``root``, as text and without the cost of a path object."""
+    """Return the same path for the ``blobs`` directory in ``root``, as text, because a path object costs more."""
     return f"{root}/blobs/{digest.replace(':', '/', 1)}"
 
 
 class FileBlob:
-    """A blob in a plain file. Closes the file's descriptor ``fd`` in close()."""
+    """A blob in a plain file, whose descriptor ``fd`` close() closes."""
 
     def __init__(self, descriptor: Descriptor, fd: int, limiter: trio.CapacityLimiter) -> None:
         self._descriptor = descriptor
@@ -62,7 +64,7 @@ class FileBlob:
 
 
 class _FileChunks:
-    """No generator: whoever stops half-way need not close it."""
+    """The pieces of a file. This is no generator, because a caller that stops early would have to close that."""
 
     def __init__(self, digest: Digest, fd: int, start: int, stop: int, limiter: trio.CapacityLimiter) -> None:
         self._digest = digest
@@ -82,7 +84,7 @@ class _FileChunks:
         try:
             piece = await in_thread(partial(os.pread, self._fd, length, self._position), self._limiter)
         except OSError as exc:
-            # a disk that fails: somebody else may have the rest
+            # a failing disk is reported as absent content, because a peer may have the rest
             raise absent(self._digest) from exc
         if not piece:
             raise absent(self._digest)
@@ -93,7 +95,7 @@ class _FileChunks:
 async def open_file(path: Path, descriptor: Descriptor, limiter: trio.CapacityLimiter) -> FileBlob:
     """Open the file at ``path``, which holds the content of ``descriptor``.
 
-    Raises FileNotFoundError if it does not exist or can't be that content, OSError if it can't be read.
+    Raises FileNotFoundError if it does not exist or can't be that content, and OSError if it can't be read.
     """
     fd = await open_in_thread(partial(_open_checked, path, descriptor), limiter)
     return FileBlob(descriptor, fd, limiter)
@@ -103,8 +105,8 @@ def _open_checked(path: Path, descriptor: Descriptor) -> int:
     fd = open_blob(path, descriptor.size)
     try:
         if descriptor.size <= SMALL and not descriptor.digest.fits(os.pread(fd, descriptor.size, 0)):
-            # perhaps it is still being written, so nobody forgets it
-            raise OSError(errno.EIO, "its bytes are not those of its name", str(path))
+            # not FileNotFoundError, because the file may still be being written and must stay in the index
+            raise OSError(errno.EIO, "the bytes do not have the digest in the name", str(path))
     except OSError:
         os.close(fd)
         raise
@@ -112,13 +114,13 @@ def _open_checked(path: Path, descriptor: Descriptor) -> int:
 
 
 def open_blob(path: str | Path, size: int) -> int:
-    """A descriptor of the blob of ``size`` bytes at ``path``: the rule of ``disk.foreign_files``, in two calls.
+    """Open the blob of ``size`` bytes at ``path``: the rule of ``disk.foreign_files``, in two calls.
 
-    Raises FileNotFoundError if nothing is there or it can't be that blob: what is not a regular file, such as a link to
-    a file that nobody meant to serve, and what has another size. Raises OSError if it can't be opened.
+    Raises FileNotFoundError if there is no file, or if it has another size or is not a regular file, such as a link to
+    a file that was never meant to be served. Raises OSError if it can't be opened.
     """
     try:
-        # not blocking, because a FIFO would hold the caller
+        # O_NONBLOCK, because opening a FIFO would block the caller
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
     except OSError as exc:
         if exc.errno not in (errno.ELOOP, errno.ENXIO):  # a link, a socket
@@ -136,5 +138,5 @@ def open_blob(path: str | Path, size: int) -> int:
 
 
 def is_blob(status: os.stat_result, size: int) -> bool:
-    """Whether a file with ``status``, which is not that of a link's target, can be a blob of ``size`` bytes."""
+    """Whether a file with ``status`` (of lstat, not of a link's target) can be a blob of ``size`` bytes."""
     return stat.S_ISREG(status.st_mode) and status.st_size == size

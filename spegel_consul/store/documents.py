@@ -1,4 +1,7 @@
-"""Reading manifests from a ``blobs`` directory, many in one hop into a thread."""
+"""Reads manifests from a ``blobs`` directory, a batch of them for each use of a thread.
+
+A new rule about reading manifests from files belongs here; parsing is in :mod:`spegel_consul.store.manifest_walk`.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +23,11 @@ from spegel_consul.store.manifest_walk import Document, ManifestInvalid, parse
 log = structlog.get_logger(__name__)
 
 BATCH = 64
-"""Manifests that one hop reads: few enough that a cancelled task waits for milliseconds."""
+"""Number of manifests that a thread reads at once; small, so that a cancelled task waits only for milliseconds."""
 
 
 def document_of(digest: Digest, body: bytes) -> Document | None:
-    """The parsed manifest, or None if it is none."""
+    """Return the parsed manifest, or None if ``body`` is none."""
     try:
         return parse(body)
     except ManifestInvalid as exc:
@@ -35,7 +38,10 @@ def document_of(digest: Digest, body: bytes) -> Document | None:
 async def read_documents(
     blobs: Path, contents: Sequence[Content], limiter: trio.CapacityLimiter
 ) -> dict[Digest, Document | None]:
-    """Read and parse what lies below ``blobs``; None for what is no manifest, nothing for what can't be read."""
+    """Read and parse ``contents`` below ``blobs``.
+
+    The result has None for content that is no manifest, and no entry for content that can't be read.
+    """
     found: dict[Digest, Document | None] = {}
     rest = iter(contents)
     while batch := tuple(islice(rest, BATCH)):
@@ -48,7 +54,7 @@ def _read(blobs: Path, batch: Sequence[Content]) -> dict[Digest, Document | None
     for content in batch:
         try:
             with open(open_blob(blob_path(blobs, content.digest), content.size), "rb") as file:  # noqa: PTH123
-                # a layer is only looked at because nothing says what it is: its first byte does
+                # the first byte tells layers from manifests, because nothing else gives the type of loose content
                 body = file.read(1)
                 if body.strip() == b"{" or not body.strip():
                     body += file.read(MAX_MANIFEST_SIZE)

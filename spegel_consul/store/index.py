@@ -1,27 +1,28 @@
-# The core of every store: what is there goes in, what may be served comes out.  No I/O, no clock, no locks.
-#
-# In go image records (name -> descriptor of the root), content records (digest, size, where it was pulled from)
-# and parsed manifests.  From these follow, for each digest, whether it is served and as what media type, and for
-# each name, whether it is announced.  The rules:
-#
-#   * A name is announced if it is full and tagged, is accepted, and its image is whole: all of a manifest, or of
-#     one platform of an index.  containerd also keeps names with a digest; those only hold content.
-#   * A name is announced with the one name of its registry, since that is what it is asked for by.  If several records
-#     have names that are the same then, the one that is written so counts, else the first by name.
-#   * Content that an image holds is served if one of its images is accepted.  Content of images that are only
-#     refused is not served, however it got its labels.
-#   * Content that no named image holds is served if it is held by a record whose name is a bare digest (put
-#     there on purpose, without a name that could be judged), or if a repository it was pulled from is accepted:
-#     a pull under way is then a source for others before it has ended.  Other loose content is not served:
-#     nothing says which registry it belongs to (build caches, leftovers).
-#   * The media type of a manifest is the one that stands in it (its digest vouches for that, and clients compare);
-#     else the one in the descriptor that names it, if that fits its shape; else a guess from its shape.
-#
-# Manifests are content, so the index can't follow an image before it has their bytes.  unread() says which it
-# needs, learn() takes them, and settle() tells what has changed.  Only what a change touches is worked out
-# again: images remember what they reach, digests remember which images hold them.
+"""The index behind every store: the digests and names that the node can serve. No I/O, no clock, no locks.
 
-"""The index in memory behind every store: which digests and names the node can serve."""
+Image records (a name and the descriptor of the root), content records (digest, size, repositories of origin) and parsed
+manifests go in. From these the index derives, for each digest, whether it is served and with which media type, and for
+each name, whether it is announced. The rules:
+
+* A name is announced if it is full and tagged, if the filter accepts it, and if its image is whole: all of a manifest,
+  or of one platform of an index. containerd also keeps names with a digest, which only hold content.
+* A name is announced in the one canonical name of its registry, because requests use that. If several records have the
+  same canonical name, the record with that exact name counts, else the first one by name.
+* Content that an image holds is served if one of its images is accepted. Content of refused images only is not served,
+  whatever its labels say.
+* Content that no named image holds is served in two cases. In the first, a record whose name is a bare digest holds it:
+  the content was put there on purpose, and there is no name to filter. In the second, a repository that it was pulled
+  from is accepted, so a pull in progress is a source for other nodes before it has ended. Other loose content (build
+  caches, leftovers) is not served, because its registry is unknown.
+* The media type of a manifest is the one in the manifest, because its digest proves it, and clients compare the two.
+  Otherwise it is the one in the descriptor of the manifest, if that fits its shape, else a guess from its shape.
+
+Manifests are content, so the index can't follow an image before it has their bytes. unread() names the needed ones,
+learn() takes them, and settle() returns the changes. Only the consequences of a change are computed anew: images
+remember the digests that they reach, and digests remember the images that hold them.
+
+A new rule about the content that may be served or announced belongs here.
+"""
 
 from __future__ import annotations
 
@@ -37,17 +38,17 @@ from spegel_consul.store import Changed, Image
 from spegel_consul.store.manifest_walk import Document, is_manifest_type
 
 MAX_DEPTH = 8
-"""How deep indexes may be nested; real ones are one or two deep."""
+"""Largest depth of nested indexes; real ones have a depth of one or two."""
 
 
 def everything(name: str) -> bool:
-    """The filter that accepts each image name."""
+    """The filter that accepts every image name."""
     return True
 
 
 @dataclass(frozen=True, slots=True)
 class ImageRecord:
-    """An image as the runtime knows it: any name, and the descriptor of its manifest or index."""
+    """An image record of the runtime: any name, and the descriptor of its manifest or index."""
 
     name: str
     target: Descriptor
@@ -55,7 +56,7 @@ class ImageRecord:
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """Content that is there, whole. ``sources``: repositories it was pulled from, such as ``docker.io/library/app``."""
+    """Complete content of the node. ``sources``: repositories of origin, such as ``docker.io/library/app``."""
 
     digest: Digest
     size: int
@@ -64,7 +65,7 @@ class Content:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All that a runtime has at one time."""
+    """All records of a runtime at one time."""
 
     images: tuple[ImageRecord, ...] = ()
     contents: tuple[Content, ...] = ()
@@ -72,9 +73,10 @@ class Snapshot:
 
 @dataclass(slots=True)
 class _Held:
-    """An image record and what follows from it.
+    """An image record and its consequences.
 
-    ``named``: it can hold content for or against the filter; ``announces``: the name that it is announced by, if any.
+    ``named``: the record has a name to filter, and is no bare digest; ``announces``: the canonical name that it is
+    announced by, if any; ``reach``: the digests that the image consists of, with their media types.
     """
 
     record: ImageRecord
@@ -85,10 +87,10 @@ class _Held:
 
 
 class Index:
-    """What may be served.
+    """The index.
 
-    ``accept`` is asked with full names, ``registry/repository:tag`` or ``…@digest``, and with whatever other names
-    the runtime has images under.
+    ``accept`` is the filter. It is called with full names, ``registry/repository:tag`` or ``…@digest``, and with any
+    other name of a runtime's image.
     """
 
     def __init__(self, accept: Callable[[str], bool] = everything) -> None:
@@ -100,14 +102,14 @@ class Index:
         self._served: dict[Digest, Descriptor] = {}
         self._names: dict[str, Digest] = {}
         self._records: defaultdict[str, set[str]] = defaultdict(set)
-        """Names of records, by what they would be announced by."""
+        """Names of records, by the canonical name that they would be announced by."""
         self._unwalked: set[str] = set()
         self._unsettled: set[Digest] = set()
         self._unsettled_names: set[str] = set()
         self._unread: dict[str, set[Digest]] = {}
         self.version = 0
 
-    # What may be served, as of the last settle()
+    # Served content and names, as of the last settle()
 
     def resolve(self, name: str) -> Digest | None:
         return self._names.get(name)
@@ -121,41 +123,41 @@ class Index:
     def keys(self) -> frozenset[str]:
         return frozenset(self._served).union(self._names)
 
-    # What is there
+    # Records
 
     def reached(self, record_name: str) -> frozenset[Digest]:
-        """What the image of a record is made of, there or not, as far as its manifests are known."""
+        """Return the digests of a record's image, present or not, as far as its manifests are known."""
         self._walk_changed()
         held = self._images.get(record_name)
         return frozenset(held.reach) if held else frozenset()
 
     def parts(self, name: str) -> frozenset[Digest]:
-        """What the announced image ``name`` is made of, there or not."""
+        """Return the digests of the announced image ``name``, present or not."""
         self._walk_changed()
         held = self._announcing(name)
         return frozenset(held.reach) if held else frozenset()
 
     def holders(self, digest: Digest) -> tuple[str, ...]:
-        """Names of the images that hold the content, sorted."""
+        """Return the names of the images that hold the content, sorted."""
         return tuple(sorted(self._holders.get(digest, ())))
 
     def digests(self) -> frozenset[Digest]:
-        """Content that may be served."""
+        """Return the digests of content that may be served."""
         return frozenset(self._served)
 
     def origins(self, digest: Digest) -> tuple[str, ...]:
-        """Names that say where the content belongs: its images', or the repositories it was pulled from."""
+        """Return the names of the content's images, or else the repositories that it was pulled from."""
         names = tuple(name for name in self._holders.get(digest, ()) if "/" in name)
         content = self._content.get(digest)
         return names or (content.sources if content is not None else ())
 
     def is_stray(self, digest: Digest) -> bool:
-        """Whether the content is there but nothing says yet where it belongs."""
+        """Whether the content is present, but neither an image nor a source of it is known yet."""
         content = self._content.get(digest)
         return content is not None and not content.sources and not self._holders.get(digest)
 
     def put_image(self, record: ImageRecord) -> None:
-        """There is such an image, or it points elsewhere now."""
+        """Add an image record, or change the target of an existing one."""
         held = self._images.get(record.name)
         if held is not None and held.record == record:
             return
@@ -169,7 +171,7 @@ class Index:
         self._unwalked.add(record.name)
 
     def drop_image(self, name: str) -> None:
-        """There is no such image (any more)."""
+        """Remove an image record, if it exists."""
         held = self._images.pop(name, None)
         if held is None:
             return
@@ -183,7 +185,7 @@ class Index:
             self._unsettled_names.add(held.announces)
 
     def put_content(self, content: Content) -> None:
-        """There is such content, whole."""
+        """Add complete content."""
         known = self._content.get(content.digest)
         if known == content:
             return
@@ -191,14 +193,14 @@ class Index:
         self._touch(content.digest, walk=known is None or known.size != content.size)
 
     def drop_content(self, digest: Digest) -> None:
-        """There is no such content (any more)."""
+        """Remove content, if it exists."""
         if self._content.pop(digest, None) is None:
             return
         self._documents.pop(digest, None)
         self._touch(digest, walk=True)
 
     def apply(self, snapshot: Snapshot) -> None:
-        """Become what ``snapshot`` says: what it does not list is gone."""
+        """Replace all records with those of ``snapshot``."""
         contents = {content.digest for content in snapshot.contents}
         for digest in self._content.keys() - contents:
             self.drop_content(digest)
@@ -211,9 +213,9 @@ class Index:
             self.put_image(record)
 
     def unread(self) -> tuple[Content, ...]:
-        """Content that must be read and parsed before the index is right; answer each with learn() or drop_content().
+        """Return content that must be read and parsed; answer each with learn() or drop_content().
 
-        Read one batch, and ask again: an index has to be read before its manifests are known.
+        Repeat until nothing is returned, because the manifests of an image index are known only after it was read.
         """
         self._walk_changed()
         digests = set().union(*self._unread.values()) if self._unread else set()
@@ -230,13 +232,13 @@ class Index:
         return tuple(self._content[digest] for digest in digests)
 
     def learn(self, digest: Digest, document: Document | None) -> None:
-        """What was found in content that unread() asked for; None if it is no manifest."""
+        """Take the parsed content that unread() returned; None if it is no manifest."""
         if digest in self._content:
             self._documents[digest] = document
             self._touch(digest, walk=True)
 
     def settle(self) -> Changed:
-        """Work out what may be served now; what that adds and removes since the last time."""
+        """Compute the served content and announced names; return the changes since the last call."""
         self._walk_changed()
         if self._unsettled or self._unsettled_names:
             self.version += 1
@@ -274,7 +276,7 @@ class Index:
         return _Held(record, named=True, accepted=accepted, announces=announces)
 
     def _announcing(self, name: str) -> _Held | None:
-        """The image that ``name`` is announced for, or None if it is not whole."""
+        """Return the image that ``name`` is announced for, or None if it is not whole."""
         records = self._records.get(name)
         if not records:
             return None
@@ -312,7 +314,7 @@ class Index:
         self._unwalked.clear()
 
     def _walk(self, root: Descriptor, *, root_is_manifest: bool) -> tuple[dict[Digest, str], set[Digest]]:
-        """What is reachable from ``root``, with media types, and which manifests on the way are unread."""
+        """Return the digests that ``root`` reaches, with media types, and the unread manifests among them."""
         reach: dict[Digest, str] = {}
         unread: set[Digest] = set()
         todo = [(root, 0)]
@@ -334,7 +336,7 @@ class Index:
         return reach, unread
 
     def _is_whole(self, root: Digest) -> bool:
-        """Whether all that is needed below a manifest or index is there."""
+        """Whether all needed content of a manifest, or of one platform of an index, is present."""
         known: dict[Digest, bool] = {}
 
         def whole(digest: Digest, depth: int) -> bool:
@@ -354,19 +356,19 @@ class Index:
         return any(self._accept(f"{source}@{content.digest}") for source in content.sources)
 
     def _descriptor(self, digest: Digest) -> Descriptor | None:
-        """The descriptor that content is served with, or None if it is not served."""
+        """Return the descriptor that content is served with, or None if it is not served."""
         content = self._content.get(digest)
         if content is None:
             return None
         holders = [self._images[name] for name in self._holders.get(digest, ())]
-        # named images are the ones to judge; a record that is a bare digest is always accepted
-        judges = [held for held in holders if held.named] or holders
-        if not (any(held.accepted for held in judges) if judges else self._source_accepted(content)):
+        # named images decide first, because a record that is a bare digest is always accepted
+        deciding = [held for held in holders if held.named] or holders
+        if not (any(held.accepted for held in deciding) if deciding else self._source_accepted(content)):
             return None
         document = self._documents.get(digest)
         if document is not None and document.declared:
             return Descriptor(digest, content.size, document.media_type)
-        # several images may call the same blob by an OCI and by a Docker type: any is right, but always the same
+        # images may name the same blob by an OCI and by a Docker type; sorting makes the choice stable
         types = sorted(held.reach[digest] for held in holders)
         if document is not None:
             family = INDEXES if document.is_index else MANIFESTS

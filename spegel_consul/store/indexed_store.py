@@ -1,7 +1,8 @@
-# What all stores have in common: the questions are answered from the index, and whoever changes the index
-# publishes.  A store adds run(), which feeds the index, and open(), which finds the bytes.
+"""The part of a ``Store`` that answers from the index in memory; the base of all stores.
 
-"""The part of a ``Store`` that answers from the index in memory."""
+Questions are answered from the index, and each change of the index is published to the watchers. A subclass adds run(),
+which feeds the index, and open(), which finds the bytes. A new question that needs the index only belongs here.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ log = structlog.get_logger(__name__)
 
 
 class IndexedStore:
-    """Base of the stores. ``accept`` says of a full image name whether it takes part."""
+    """Base of the stores. ``accept`` is the filter of full image names."""
 
     def __init__(self, accept: Callable[[str], bool] = everything) -> None:
         self._index = Index(accept)
@@ -59,11 +60,11 @@ class IndexedStore:
         return self._index.keys()
 
     def stored_images(self) -> tuple[StoredImage, ...]:
-        """The named images with their sizes, for people."""
+        """Return the named images with their sizes, for the status page."""
         return inventory.stored_images(self._index)
 
     def advertised(self) -> Advertised:
-        """Counts of what is announced, for people."""
+        """Return counts of announced names and content, for the status page."""
         return inventory.advertised(self._index)
 
     @asynccontextmanager
@@ -79,20 +80,20 @@ class IndexedStore:
         return changed
 
     def _learn(self, digest: Digest, document: Document | None) -> None:
-        """Tell the index what was read, and people if an image can't be followed because of it."""
+        """Pass a parsed document to the index; log a warning if an image can't be followed because of it."""
         names = self._index.holders(digest)
         if document is None and names:
             log.warning("image ignored: what it points to is not a manifest", digest=digest, images=names[:3])
         self._index.learn(digest, document)
 
     def _wanted(self, digest: Digest) -> Descriptor:
-        """The descriptor of content that is to be opened. Raises BlobUnknown."""
+        """Return the descriptor of content that is to be opened. Raises BlobUnknown."""
         descriptor = self._index.describe(digest)
         if descriptor is None:
             raise absent(digest)
         return descriptor
 
     def _forget(self, digest: Digest) -> None:
-        """Mend the index: the content turned out to be gone."""
+        """Remove content from the index, because its file is gone."""
         self._index.drop_content(digest)
         self._publish()

@@ -1,4 +1,7 @@
-"""What a store has, counted for people."""
+"""The contents of a store as counts and sizes, for the status page and the metrics.
+
+A new figure about a store belongs here if it follows from the index.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from spegel_consul.store.index import Index
 
 @dataclass(frozen=True, slots=True)
 class StoredImage:
-    """A named image that is there whole; ``size`` is bytes of all its parts that are there, ``parts`` their number."""
+    """A named image that is whole; ``size`` is the bytes of all its present parts, ``parts`` their number."""
 
     image: Image
     size: int
@@ -24,7 +27,7 @@ class StoredImage:
 
 @dataclass(frozen=True, slots=True)
 class Advertised:
-    """How much is announced, by registry; content that several registries share counts for each of them."""
+    """Counts of announced tags, images and contents by registry; shared content counts for each of its registries."""
 
     tags: Mapping[str, int]
     images: Mapping[str, int]
@@ -32,24 +35,24 @@ class Advertised:
 
 
 class CountedStore(Store, Protocol):
-    """A store that can be shown to people."""
+    """A store with the figures for the status page and the metrics."""
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What is wrong with a part of the store, though the rest of it answers; one line each."""
+        """Problems of a part of the store while the rest of it answers; one line each."""
         ...
 
     def stored_images(self) -> tuple[StoredImage, ...]:
-        """The named images with their sizes."""
+        """Return the named images with their sizes."""
         ...
 
     def advertised(self) -> Advertised:
-        """Counts of what is announced."""
+        """Return counts of announced names and content."""
         ...
 
 
 def stored_images(index: Index) -> tuple[StoredImage, ...]:
-    """All named images, by name."""
+    """Return all named images, sorted by name."""
     return tuple(_stored_image(index, image) for image in index.images())
 
 
@@ -59,22 +62,22 @@ def _stored_image(index: Index, image: Image) -> StoredImage:
 
 
 def advertised(index: Index) -> Advertised:
-    """Counts of what may be served now."""
+    """Return counts of announced names and content."""
     images = index.images()
-    behind: defaultdict[str, set[Digest]] = defaultdict(set)
+    roots: defaultdict[str, set[Digest]] = defaultdict(set)
     for image in images:
-        behind[_registry(image.name)].add(image.digest)
+        roots[_registry(image.name)].add(image.digest)
     contents: Counter[str] = Counter()
     for digest in index.digests():
         contents.update({_registry(name) for name in index.origins(digest)} or {""})
     return Advertised(
         Counter(_registry(image.name) for image in images),
-        {registry: len(digests) for registry, digests in behind.items()},
+        {registry: len(digests) for registry, digests in roots.items()},
         contents,
     )
 
 
 def _registry(name: str) -> str:
-    """The registry in a full name; "" where a name has none."""
+    """Return the registry in a full name; "" if it has none."""
     registry, slash, _ = name.partition("/")
     return registry_name(registry) if slash else ""

@@ -1,14 +1,15 @@
-# A manifest names what it is made of.  An index is made of manifests, one for each platform, of which a node
-# usually has one; a manifest is made of a config and layers, of which a node that can serve it has all.  So
-# "whole" means something else for each, and parse() says which children are needed and which are extras:
-#
-#   index      any of `needed` is enough; extras are attestations, which describe a platform but are none
-#   manifest   all of `needed` must be there; extras are layers that a registry is not asked for (foreign and
-#              non-distributable ones: runtimes fetch those from the URLs in the descriptor)
-#
-# Extras are served like the rest if the node happens to have them.
+"""From the bytes of a manifest or index to the descriptors of its children. No I/O.
 
-"""From the bytes of a manifest or index to the descriptors of what it is made of. No I/O."""
+A manifest names its parts. An index has manifests, one for each platform, of which a node usually has one. A manifest
+has a config and layers, all of which a node needs in order to serve the image. So "whole" has a meaning of its own for
+each, and parse() tells which children are needed and which are extras:
+
+  index      one of `needed` is enough; extras are attestations, which describe a platform but are none
+  manifest   all of `needed` must be present; extras are layers that no registry serves (foreign and
+             non-distributable ones, which runtimes fetch from the URLs in the descriptor)
+
+Extras are served like other content if the node has them. A new rule about the structure of manifests belongs here.
+"""
 
 from __future__ import annotations
 
@@ -31,12 +32,12 @@ from spegel_consul.oci.media import (
 
 
 class ManifestInvalid(ValueError):
-    """The bytes are not a manifest or index; the message says what is wrong."""
+    """The bytes are not a manifest or index; the message has the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A parsed manifest or index. ``declared``: its media type stands in it and wasn't guessed from its shape."""
+    """A parsed manifest or index. ``declared``: the media type is in the document, and not a guess from its shape."""
 
     media_type: str
     declared: bool
@@ -51,12 +52,12 @@ class Document:
 def parse(body: bytes) -> Document:
     """Parse an OCI or Docker manifest, index or manifest list.
 
-    Children that lack a valid digest or size are left out of an index (others of it may still be whole).
+    Children of an index without a valid digest or size are left out, because its other children may still be whole.
     Raises ManifestInvalid if ``body`` is longer than 4 MiB, is no manifest, or is a manifest that can't be whole
     because one of its children is malformed.
     """
     if len(body) > MAX_MANIFEST_SIZE:
-        raise ManifestInvalid(f"{len(body)} bytes are more than a manifest may have ({MAX_MANIFEST_SIZE})")
+        raise ManifestInvalid(f"the manifest has {len(body)} bytes, more than {MAX_MANIFEST_SIZE}")
     media_type = manifest_media_type(body)
     if media_type is None:
         raise ManifestInvalid("neither a manifest nor an index in JSON")
@@ -73,7 +74,7 @@ def parse(body: bytes) -> Document:
         _child(part, OCTET_STREAM) for part in (document.get("config"), *([None] if layers is None else layers))
     ]
     if None in descriptors:
-        raise ManifestInvalid("its config or one of its layers is missing or has no valid digest and size")
+        raise ManifestInvalid("the config or a layer is missing or has no valid digest and size")
     present = [descriptor for descriptor in descriptors if descriptor is not None]
     needed = tuple(descriptor for descriptor in present if not _is_foreign(descriptor.media_type))
     extras = tuple(descriptor for descriptor in present if _is_foreign(descriptor.media_type))

@@ -1,8 +1,9 @@
-# A containerd keeps each namespace apart, and a store watches one.  A node that runs Docker and Nomad's containerd
-# driver has several; whoever asks does not know in which one something is.  With one namespace there is no union, so
-# the common case pays nothing for this.
+"""The union of several stores: content is present if one of them has it.
 
-"""Several stores as one: something is here if one of them has it."""
+containerd keeps each namespace apart, and a store watches one namespace. A node that runs Docker and Nomad's containerd
+driver has several, and a request does not name one. A node with one namespace uses its store without a union, so the
+common case has no cost. A new rule about conflicts between stores belongs here.
+"""
 
 from __future__ import annotations
 
@@ -23,16 +24,16 @@ from spegel_consul.store.watchers import Watchers
 
 
 class UnionStore:
-    """``stores`` in the order in which they are asked; a name that several have means what the first one says."""
+    """The union of ``stores``, in the order of their precedence: the first store that has a name resolves it."""
 
     def __init__(self, stores: Sequence[CountedStore]) -> None:
         self._stores = tuple(stores)
         self._watchers = Watchers()
-        self._told: set[str] = set()
+        self._published: set[str] = set()
 
     @property
     def problem(self) -> str | None:
-        """That of the first store if all have one: while one of them answers, what it has is served."""
+        """The first store's problem if all stores have one, because content of a store without a problem is served."""
         problems = self._problems()
         return problems[0] if len(problems) == len(self._stores) and problems else None
 
@@ -53,11 +54,11 @@ class UnionStore:
 
     def file(self, digest: Digest) -> str | None:
         found = [path for store in self._stores if store.describe(digest) is not None and (path := store.file(digest))]
-        # the first one may have lost what another still has, and not know yet
+        # check the files, because a store may have lost one and not know yet, while another still has it
         return next((path for path in found if len(found) == 1 or os.path.exists(path)), None)  # noqa: PTH110
 
     def images(self) -> tuple[Image, ...]:
-        # the first one last, so that it has the last word
+        # in reverse, so that the first store takes precedence
         named = {image.name: image for store in reversed(self._stores) for image in store.images()}
         return tuple(named[name] for name in sorted(named))
 
@@ -65,12 +66,12 @@ class UnionStore:
         return frozenset().union(*(store.keys() for store in self._stores))
 
     def stored_images(self) -> tuple[StoredImage, ...]:
-        """The named images with their sizes, for people."""
+        """Return the named images with their sizes, for the status page."""
         named = {stored.image.name: stored for store in reversed(self._stores) for stored in store.stored_images()}
         return tuple(named[name] for name in sorted(named))
 
     def advertised(self) -> Advertised:
-        """Counts of what is announced, for people; what several namespaces hold counts in each of them."""
+        """Return counts of announced names and content; content of several namespaces counts in each of them."""
         each = [store.advertised() for store in self._stores]
         return Advertised(
             sum((Counter(counts.tags) for counts in each), Counter()),
@@ -84,7 +85,7 @@ class UnionStore:
             yield await self._enter(stack, digest)
 
     async def _enter(self, stack: AsyncExitStack, digest: Digest) -> Blob:
-        """Open it where it is; a store may have lost what another still has. Raises BlobUnknown."""
+        """Open the content in the first store that still has its file. Raises BlobUnknown."""
         gone = absent(digest)
         for store in [store for store in self._stores if store.describe(digest) is not None]:
             try:
@@ -96,7 +97,7 @@ class UnionStore:
     @asynccontextmanager
     async def watch(self) -> AsyncIterator[AsyncIterator[Changed]]:
         await trio.lowlevel.checkpoint()
-        with self._watchers.watch(frozenset(self._told)) as watch:
+        with self._watchers.watch(frozenset(self._published)) as watch:
             yield watch
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -107,7 +108,7 @@ class UnionStore:
             task_status.started()
 
     async def _follow(self, store: Store, *, task_status: trio.TaskStatus[None]) -> None:
-        """Run one store and tell our watchers what its changes mean for all of them."""
+        """Run one store, and publish the changes of the union that follow from its changes."""
         async with trio.open_nursery() as nursery:
             await nursery.start(store.run)
             async with store.watch() as changes:
@@ -117,17 +118,17 @@ class UnionStore:
                     self._publish(changed)
 
     def _publish(self, changed: Changed) -> None:
-        added = frozenset(key for key in changed.added - self._told if self._has(key))
-        removed = frozenset(key for key in changed.removed & self._told if not self._has(key))
-        self._told |= added
-        self._told -= removed
+        added = frozenset(key for key in changed.added - self._published if self._has(key))
+        removed = frozenset(key for key in changed.removed & self._published if not self._has(key))
+        self._published |= added
+        self._published -= removed
         self._watchers.publish(Changed(added, removed))
 
     def _problems(self) -> list[str]:
         return [problem for store in self._stores if (problem := store.problem) is not None]
 
     def _has(self, key: str) -> bool:
-        """Whether a digest or a name is here."""
+        """Whether one of the stores has a digest or a name."""
         if isinstance(key, Digest):
             return self.describe(key) is not None
         return self.resolve(key) is not None

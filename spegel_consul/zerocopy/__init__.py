@@ -1,1 +1,1 @@
-"""How do bytes move without being copied? sendfile, splice, and tee to the hash. Nothing here knows HTTP or OCI."""
+"""Bytes without copies: sendfile, splice, and tee to the hash. Nothing here knows HTTP or OCI."""

@@ -1,7 +1,11 @@
-# A pipe whose reader is a thread: bytes go in on the event loop, by splice, tee or write, and are hashed beside it, and
-# perhaps kept.
+"""A pipe to a thread that hashes bytes, and may store them, beside their transfer.
 
-"""Hashing bytes that pass by, in a thread."""
+The event loop puts bytes into the pipe by splice, tee or write. The thread reads them, and hashing releases the
+interpreter, so the loop does not wait for it. The pipe takes a copy of relayed bytes
+(:mod:`spegel_consul.zerocopy.relay`), or all bytes of a spool file (:mod:`spegel_consul.zerocopy.spool`).
+
+A new rule about the hashing threads, their number or their pipes belongs here.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +39,7 @@ _tee.restype = ctypes.c_ssize_t
 
 
 class Tap:
-    """The pipe to the thread that hashes. ``keep`` is called in that thread with every piece, in order."""
+    """The pipe to the hashing thread. ``keep`` is called in that thread with every piece, in order."""
 
     def __init__(self, hasher: _Hash, keep: Callable[[memoryview], None] | None = None) -> None:
         self._hasher = hasher
@@ -46,13 +50,15 @@ class Tap:
         os.set_blocking(self._inlet, False)
         self.started = False
         self.broken = False
-        """Whether the thread failed, so that the hash says nothing of the bytes."""
+        """Whether the thread failed, so that the hash is not that of the bytes."""
         self.done = trio.Event()
         self.on_done: Callable[[], None] | None = None
 
     async def start(self) -> bool:
-        """Begin to hash, or return False. No task waits for the thread: it ends, and closes the outlet, when the inlet
-        is closed."""
+        """Start the thread, or return False if none is free within half a second or the limit of processes is reached.
+
+        No task waits for the thread. It ends, and closes the outlet, when the inlet is closed.
+        """
         with trio.move_on_after(_QUEUE) as queueing:
             await _threads.acquire_on_behalf_of(self)
         if queueing.cancelled_caught:
@@ -84,7 +90,7 @@ class Tap:
         return self._inlet
 
     async def tee(self, outlet: int, count: int) -> int:
-        """Copy up to ``count`` bytes that are in the pipe; returns how many."""
+        """Copy up to ``count`` bytes from the pipe ``outlet`` into this one; return their number."""
         while True:
             copied = int(_tee(outlet, self._inlet, count, FLAGS))
             if copied > 0:
@@ -95,9 +101,9 @@ class Tap:
             await self.writable()
 
     def offer(self, data: memoryview) -> int:
-        """Write what the pipe takes at once; returns how many bytes these were.
+        """Write the bytes that fit into the pipe without waiting; return their number.
 
-        Bytes for a thread that failed are taken and lost; :attr:`broken` says so when it is done.
+        Bytes for a thread that failed are dropped; :attr:`broken` is true when it is done.
         """
         try:
             return os.write(self._inlet, data)
@@ -115,12 +121,12 @@ class Tap:
                 await self.writable()
 
     async def writable(self) -> None:
-        """Wait for the hashing thread, which may itself wait for others to end."""
+        """Wait until the hashing thread has made space in the pipe; it may be waiting for other threads itself."""
         with trio.fail_after(STALL):
             await trio.lowlevel.wait_writable(self._inlet)
 
     def end(self) -> None:
-        """Nothing more will come; the thread ends when it has read the rest."""
+        """Close the inlet; the thread ends when it has read the remaining bytes."""
         if self._inlet >= 0:
             os.close(self._inlet)
             self._inlet = -1

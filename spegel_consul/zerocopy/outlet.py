@@ -1,7 +1,10 @@
-"""Where the bytes of an answer go: the socket itself on the fast path, or the application's server, piece by piece.
+"""Outlets: the destinations of an answer's bytes.
 
-Both take a body in the same three forms: bytes, a part of a file, and bytes that are still to come from a source. What
-differs is only whether the kernel can carry them. A new way to a client belongs here; the order of sending stays.
+The two outlets are the client's socket, on the fast path, and an ASGI server that takes pieces. Both take a body in the
+same three forms: bytes, a part of a file, and bytes that are still to come from a source. The only difference is
+whether the kernel can carry them.
+
+A new kind of destination belongs here. The order of sending does not: it is in the caller.
 """
 
 from __future__ import annotations
@@ -25,10 +28,10 @@ _READ = 1 << 18  # bytes of a file that are in memory at once
 
 
 class Outlet(Protocol):
-    """Raises in each method what says that the client has left or doesn't read."""
+    """A destination. Each method raises an exception if the client has left or does not read."""
 
     async def begin(self) -> None:
-        """Send what stands before the body."""
+        """Send the head, if it has not been sent."""
         ...
 
     async def put(self, data: bytes) -> None:
@@ -36,16 +39,16 @@ class Outlet(Protocol):
         ...
 
     async def file(self, fd: int, start: int, stop: int, count: Callable[[int], None]) -> None:
-        """Send the bytes ``[start, stop)`` of the file ``fd``; ``count`` hears how many were sent, also on failure."""
+        """Send the bytes ``[start, stop)`` of the file ``fd``; call ``count`` with the number sent, also on failure."""
         ...
 
     async def relay(self, position: Position, hasher: _Hash | None) -> Relay | None:
-        """A relay from sockets to the client, or None if there can't be one now."""
+        """Return a relay from sockets to the client, or None if none is possible now."""
         ...
 
 
 class SocketOutlet:
-    """A client's socket; ``head`` goes out with the first bytes of the body.
+    """A client's socket; ``head`` is sent together with the first bytes of the body.
 
     Raises OSError, trio.TooSlowError, trio.ClosedResourceError, or Truncated if a file is too short.
     """
@@ -55,7 +58,7 @@ class SocketOutlet:
         self._head = head
 
     async def begin(self) -> None:
-        """Send the head, if it has not been sent. It may wait in the socket for what follows soon."""
+        """Send the head, if it has not been sent. It may wait in the socket for the first bytes of the body."""
         head, self._head = self._head, b""
         if head:
             await send_head(self._sock, head)
@@ -71,25 +74,25 @@ class SocketOutlet:
         await send_file(self._sock, head, fd, start, stop, count)
 
     async def relay(self, position: Position, hasher: _Hash | None) -> Relay | None:
-        """A relay by splice(2), or None if there is no thread for the hasher or no pipe now."""
+        """Return a relay by splice(2), or None if there is no thread for the hasher, or no pipe, now."""
         return await Relay.start(self._sock, position, hasher)
 
 
 class PieceOutlet:
-    """An ASGI server, which takes pieces by ``send``; the head was sent before."""
+    """An ASGI server, which takes pieces by ``send``; the head has been sent already."""
 
     def __init__(self, send: Callable[[bytes], Awaitable[None]]) -> None:
         self._send = send
 
     async def begin(self) -> None:
-        """Nothing: the head was sent before."""
+        """Do nothing, because the head has been sent already."""
 
     async def put(self, data: bytes) -> None:
         """Send ``data``."""
         await self._send(data)
 
     async def file(self, fd: int, start: int, stop: int, count: Callable[[int], None]) -> None:
-        """Send a part of a file; it is read in a thread, because the disk may make it wait. Raises Truncated."""
+        """Send a part of a file, read in a thread because a disk may be slow. Raises Truncated."""
         while start < stop:
             piece = await in_thread(partial(os.pread, fd, min(_READ, stop - start), start))
             if not piece:
@@ -99,5 +102,5 @@ class PieceOutlet:
             start += len(piece)
 
     async def relay(self, position: Position, hasher: _Hash | None) -> Relay | None:
-        """None: there is no socket of the client to splice to."""
+        """Return None, because an ASGI server gives no access to the client's socket."""
         return None

@@ -1,17 +1,19 @@
-# Bytes from one socket to another without passing through this process.
-#
-#                    splice                splice
-#        source ───────────────▶ pipe ───────────────▶ sink
-#                                 │ tee
-#                                 ▼
-#                               pipe ──read──▶ hash      (in a thread, which releases the interpreter)
-#
-# splice(2) moves references to pages, tee(2) duplicates them, so the only copy is the one that the hash reads.  The
-# last piece stays in the first pipe until the hash is known: whoever is handed a wrong last byte can't take it back.
-# Whatever was taken from a source has gone to the sink before anything else happens, so a source that dies leaves
-# nothing behind and another one can go on at the byte reached.
+"""A relay: bytes from one socket to another without passing through this process, hashed on the way.
 
-"""Relaying bytes between sockets, and hashing them on the way."""
+                   splice                splice
+       source ───────────────▶ pipe ───────────────▶ sink
+                                │ tee
+                                ▼
+                              pipe ──read──▶ hash      (in a thread, which releases the interpreter)
+
+splice(2) moves references to pages and tee(2) duplicates them, so the only copy is the one that the hash reads. The
+last piece stays in the first pipe until the digest is verified, because a complete body can't be taken back. All bytes
+that were taken from a source are sent to the sink before the next step. So a source that fails leaves nothing behind,
+and another source can continue at the byte reached.
+
+:class:`Passage` does the same through this process where the kernel can't. A new rule about moving bytes from a source
+to a client belongs here; the rate of a source is watched in :mod:`spegel_consul.zerocopy.source`.
+"""
 
 from __future__ import annotations
 
@@ -32,22 +34,22 @@ if TYPE_CHECKING:
     from hashlib import _Hash
 
 _MORE = 4  # SPLICE_F_MORE
-_TURN = 4 << 20  # bytes after which everybody else in the process has a turn
+_YIELD_AFTER = 4 << 20  # bytes after which other tasks may run
 _spare_pipes: list[tuple[int, int]] = []
 _MAX_SPARE = 32
 
 
 class Relay:
-    """Carries what ``position`` lacks to ``sink``, from one source after another.
+    """Carries the bytes that ``position`` lacks to ``sink``, from one or several sources.
 
-    With a ``hasher`` all of it is fed to it, by a thread, and the last piece is held back until :meth:`release`.
-    Close it in any case.
+    A thread feeds all bytes to ``hasher``, if there is one, and the last piece is withheld until :meth:`release`.
+    A relay must be closed.
     Every method raises OSError, trio.TooSlowError or trio.ClosedResourceError if the sink fails.
     """
 
     @classmethod
     async def start(cls, sink: trio.socket.SocketType, position: Position, hasher: _Hash | None) -> Relay | None:
-        """A relay, or None if there is no thread for its hasher, or no pipe, now."""
+        """Return a relay, or None if there is no thread for its hasher, or no pipe, now."""
         try:
             relay = cls(sink, position, hasher)
         except OSError:  # the limit of open files is reached
@@ -73,15 +75,15 @@ class Relay:
             _give_pipe(self._pipe, clean=True)
             raise
         self._inside = 0  # bytes in the pipe
-        self._last = b""  # or the last piece, if it did not come through the pipe
+        self._last = b""  # the last piece, if it came by put() and not through the pipe
 
     @property
     def ended(self) -> bool:
-        """Whether no more is to be taken."""
+        """Whether all bytes have been taken."""
         return not self._position.left
 
     async def put(self, data: bytes) -> None:
-        """Carry bytes that were already read from the source."""
+        """Carry bytes that have been read from the source already."""
         if not data:
             return
         self._position.took(len(data))
@@ -94,16 +96,16 @@ class Relay:
         self._position.gave(len(data))
 
     async def pull(self, source: Source, throughput: Throughput) -> None:
-        """Carry all that is left from ``source``.
+        """Carry all remaining bytes from ``source``.
 
-        Raises SourceFailed or SourceSlow; then the position tells what another source has to give.
+        Raises SourceFailed or SourceSlow; then another source can continue from the position.
         """
-        inlet, origin, position, turn = self._pipe[1], source.fileno(), self._position, _TURN
+        inlet, origin, position, budget = self._pipe[1], source.fileno(), self._position, _YIELD_AFTER
         while left := position.left:
             try:
                 taken = os.splice(origin, inlet, min(left, PIPE_SIZE), flags=FLAGS)
             except BlockingIOError:
-                turn = _TURN
+                budget = _YIELD_AFTER
                 await throughput.readable(origin, left)
                 continue
             except OSError as exc:
@@ -118,15 +120,15 @@ class Relay:
                 while self._inside:
                     copied = await self._tap.tee(self._pipe[0], self._inside)
                     if copied == self._inside and not position.left:
-                        return  # the last piece waits to be released
+                        return  # the last piece waits for release()
                     await self._drain(copied)
-            turn -= taken
-            if turn <= 0:
-                turn = _TURN
+            budget -= taken
+            if budget <= 0:
+                budget = _YIELD_AFTER
                 await trio.lowlevel.checkpoint()
 
     async def hashed(self) -> bool:
-        """Return when the hasher has seen all that was taken; False if it could not, for a fault of this node."""
+        """Wait until the hasher has all bytes that were taken; return False if this node failed to hash them."""
         if self._tap is None:
             return True
         self._tap.end()
@@ -134,7 +136,7 @@ class Relay:
         return not self._tap.broken
 
     async def release(self) -> None:
-        """Send the piece that was held back."""
+        """Send the last piece, which was withheld."""
         await self._drain(self._inside)
         await send_bytes(self._sink, self._last)
         self._position.gave(len(self._last))
@@ -154,16 +156,16 @@ class Relay:
             self._position.gave(sent)
 
     def close(self) -> None:
-        """Give the pipe back; one that still holds bytes is thrown away."""
+        """Return the pipe to the spare ones, or close it if it still holds bytes."""
         if self._tap is not None:
             self._tap.end()
         _give_pipe(self._pipe, clean=not self._inside)
 
 
 class Passage:
-    """The same for bytes that pass through this process: ``send`` hands them on, and they are hashed on the loop.
+    """Carries bytes like :class:`Relay`, but through this process: by ``send``, and hashed on the event loop.
 
-    They do so over TLS, to an ASGI server, and where there is no thread or pipe for a :class:`Relay`.
+    It is for TLS, for an ASGI server, and for cases in which there is no thread or pipe for a relay.
     """
 
     def __init__(self, send: Callable[[bytes], Awaitable[None]], position: Position, hasher: _Hash | None) -> None:
@@ -174,11 +176,11 @@ class Passage:
 
     @property
     def ended(self) -> bool:
-        """Whether no more is to be taken."""
+        """Whether all bytes have been taken."""
         return not self._position.left
 
     async def put(self, data: bytes) -> None:
-        """Carry bytes that were read from the source, all but the last piece."""
+        """Carry bytes that were read from the source, but withhold the last piece."""
         if not data:
             return
         self._position.took(len(data))
@@ -191,18 +193,18 @@ class Passage:
             self._position.gave(len(data))
 
     async def hashed(self) -> bool:
-        """Return at once: the hasher has seen all that was taken."""
+        """Return True at once, because bytes are hashed as they are taken."""
         return True
 
     async def release(self) -> None:
-        """Send the piece that was held back."""
+        """Send the last piece, which was withheld."""
         if self._last:
             await self._send(self._last)
             self._position.gave(len(self._last))
             self._last = b""
 
     def close(self) -> None:
-        """Nothing is to be given back."""
+        """Do nothing, because there is no pipe."""
 
 
 def _take_pipe() -> tuple[int, int]:

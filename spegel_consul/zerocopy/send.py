@@ -1,13 +1,17 @@
-# Bytes to a socket, as few system calls and copies as the kernel allows.
-#
-# A file goes out by sendfile(2), on the event loop while its pages are in memory: then the call only moves
-# references.  Where the next pages are not, the call would wait for the disk and everybody else for the call, so
-# the calls of the rest of the transfer are made in a thread.  They wait for the disk there, which is told in advance
-# what comes next, and for the socket only a moment, as a client that reads takes; for one that does not the loop waits.
-# Whether the pages are there is asked with one-byte reads that must not wait (RWF_NOWAIT), one for each 256 KiB,
-# since read-ahead brings pages in runs of that order.
+"""Sending bytes and files on a Trio socket, with as few system calls and copies as the kernel allows.
 
-"""Sending bytes and files on a Trio socket."""
+A file is sent by sendfile(2), on the event loop while its pages are in memory, because the call only moves references
+then. If the next pages are not in memory, the call would block the loop until the disk has read them. So all further
+calls of that transfer run in a thread. The thread waits for the disk, which is told in advance to read the following
+pages. The thread waits for the socket only for a moment, which is enough for a client that reads; for a client that
+does not read, the loop waits.
+
+One-byte reads that must not wait (RWF_NOWAIT) tell whether pages are in memory. One read for each 256 KiB is enough,
+because read-ahead loads pages in runs of that order.
+
+A new way to put bytes of this node on a socket belongs here; bytes of other sockets belong to
+:mod:`spegel_consul.zerocopy.relay`.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +26,12 @@ import trio
 from spegel_consul.disk.threads import in_thread
 
 STALL = 60.0
-"""Seconds without progress after which a client that does not read is given up."""
+"""Seconds without progress after which sending to a client fails."""
 
 _CHUNK = 4 << 20  # bytes of one sendfile call, well below a millisecond
 _PROBE = 256 << 10
-_SMALL = 1 << 20  # files up to this size are not worth a probe
-_MOMENT = 20  # milliseconds
+_SMALL = 1 << 20  # bytes of a file up to which probing costs more than it saves
+_WRITABLE_WITHIN = 20  # milliseconds that a thread waits for the socket
 _threads = trio.CapacityLimiter(64)
 _one_byte = [bytearray(1)]
 
@@ -48,7 +52,7 @@ async def send_bytes(sock: trio.socket.SocketType, data: bytes) -> None:
 
 
 async def send_head(sock: trio.socket.SocketType, head: bytes) -> None:
-    """Like :func:`send_bytes`, but the bytes may wait in the socket for those that follow soon."""
+    """Send all of ``head``; the kernel may delay it until further bytes follow (MSG_MORE)."""
     with trio.fail_after(STALL):
         sent = await sock.send(head, socket.MSG_MORE)
     await send_bytes(sock, head[sent:])
@@ -57,7 +61,7 @@ async def send_head(sock: trio.socket.SocketType, head: bytes) -> None:
 async def send_file(
     sock: trio.socket.SocketType, head: bytes, fd: int, start: int, stop: int, count: Callable[[int], object]
 ) -> None:
-    """Send ``head`` and then the bytes ``[start, stop)`` of file ``fd``; in the end ``count`` hears how many were sent.
+    """Send ``head`` and the bytes ``[start, stop)`` of file ``fd``; at the end, call ``count`` with the number sent.
 
     Raises Truncated, OSError, trio.TooSlowError or trio.ClosedResourceError.
     """
@@ -84,7 +88,7 @@ async def send_file(
                 raise Truncated
             reached += sent
             if sent < most:
-                # the socket is full: to wait for it is also the others' turn
+                # the socket is full, and other tasks run while this one waits for it
                 with trio.fail_after(STALL):
                     await trio.lowlevel.wait_writable(sock)
             elif reached < stop:
@@ -94,8 +98,10 @@ async def send_file(
 
 
 async def _cold(out: int, fd: int, start: int, count: int) -> int:
-    """:func:`_send_cold` in a thread with descriptors of its own: one that is left behind must not write to a socket
-    that has got the number of one that was closed."""
+    """Run :func:`_send_cold` in a thread with duplicates of the descriptors.
+
+    The duplicates are needed because an abandoned thread would else write to a new socket that got the same number.
+    """
     copies, lock, started, given_up = (os.dup(out), os.dup(fd)), threading.Lock(), False, False
 
     def send() -> int:
@@ -124,7 +130,7 @@ def _close(fds: Iterable[int]) -> None:
 
 
 def _send_cold(out: int, fd: int, start: int, count: int) -> int:
-    """Like os.sendfile, but it sends all that a client which reads will take."""
+    """Send like os.sendfile, but repeat it while the client reads."""
     os.posix_fadvise(fd, start + count, count, os.POSIX_FADV_WILLNEED)
     sent, writable = 0, select.poll()
     writable.register(out, select.POLLOUT)
@@ -132,7 +138,7 @@ def _send_cold(out: int, fd: int, start: int, count: int) -> int:
         try:
             moved = os.sendfile(out, fd, start + sent, count - sent)
         except BlockingIOError:
-            if not writable.poll(_MOMENT):
+            if not writable.poll(_WRITABLE_WITHIN):
                 if sent:
                     break
                 raise
@@ -144,7 +150,7 @@ def _send_cold(out: int, fd: int, start: int, count: int) -> int:
 
 
 def _resident(fd: int, start: int, stop: int) -> bool:
-    """Whether ``[start, stop)`` seems to be in the page cache; False if the file system can't tell."""
+    """Whether ``[start, stop)`` seems to be in the page cache; False if the file system does not support the test."""
     try:
         for offset in (*range(start, stop, _PROBE), stop - 1):
             os.preadv(fd, _one_byte, offset, os.RWF_NOWAIT)

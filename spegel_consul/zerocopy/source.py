@@ -1,10 +1,13 @@
-# A peer's socket, as far as a transfer is concerned: it has bytes, or it makes us wait.
-#
-# Only time spent waiting for it says how fast it is.  While the client is what is slow, bytes are there already and
-# nobody waits for them; while somebody waits, what comes is all that the peer and the way to it can give.  So a rate is
-# bytes taken by seconds waited, looked at when enough has been waited, and costs two looks at the clock per wait.
+"""Sources of a transfer, and the watch of their throughput.
 
-"""Where the bytes of a transfer come from, and whether it gives enough of them."""
+Only the time spent waiting for a source counts. While the client is the slow side, the bytes of the source are there
+already, and nothing waits for them. While the transfer does wait, the bytes that come are all that the peer and the
+network can give. So the throughput is the number of bytes taken divided by the seconds waited. It is computed when
+enough time was waited, and costs two readings of the clock for each wait.
+
+A new rule about the throughput or the failure of a source belongs here. The reaction of the mirror to it belongs to
+:mod:`spegel_consul.registry.mirror.body.supply`.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +17,16 @@ from typing import Protocol
 import trio
 
 DRIP = 16 << 10
-"""Bytes per second below which a source is as good as silent."""
+"""Bytes per second below which a source counts as silent."""
 
 SLOW_AFTER = 2.0
-"""Seconds of waiting after which a source is known to be slow."""
+"""Seconds of waiting after which a source can be called slow."""
 
-_WORTH = 1.0  # seconds that the rest would take, for another source to be worth a question
+_WORTH = 1.0  # seconds that the rest must take at this rate before another source is tried
 
 
 class SourceFailed(Exception):
-    """The source ended or was reset. ``hung``: it sent next to nothing for too long; ``broken``: it sent too much."""
+    """The source failed. ``hung``: it sent next to nothing for too long; ``broken``: it sent too many bytes."""
 
     def __init__(self, message: str, *, hung: bool = False, broken: bool = False) -> None:
         super().__init__(message)
@@ -32,7 +35,7 @@ class SourceFailed(Exception):
 
 
 class SourceSlow(Exception):
-    """The source gives less than it should; the message says how much. No byte of it is lost."""
+    """The source is slow; the message is its rate. No byte of it is lost."""
 
 
 class Source(Protocol):
@@ -42,15 +45,15 @@ class Source(Protocol):
 
 
 @dataclass(slots=True)
-class _Stretch:
-    """A time of waiting that ends after ``length`` seconds."""
+class _Window:
+    """A measurement window of ``length`` seconds of waiting."""
 
     length: float
     waited: float = 0.0
     left: int = 0
 
     def rate(self, seconds: float, left: int) -> float | None:
-        """Bytes per second, if by waiting so much longer the stretch has ended; then another one begins."""
+        """Add ``seconds`` of waiting; return bytes per second and begin a new window if this one is full, else None."""
         self.waited += seconds
         if self.waited < self.length:
             return None
@@ -60,25 +63,25 @@ class _Stretch:
 
 
 class Throughput:
-    """How fast the sources of one transfer are.
+    """The throughput of the sources of one transfer.
 
-    A source may be silent for ``stall`` seconds. One that gives less than ``least`` bytes per second is told of once in
-    the transfer's life; 0 is for never.
+    A source may be silent for ``stall`` seconds. SourceSlow is raised once in a transfer, for a source that gives fewer
+    than ``least`` bytes per second; 0 is for never.
     """
 
     def __init__(self, stall: float, least: int = 0) -> None:
         self.stall = stall
         self._least = least
-        self._drip = _Stretch(stall)
-        self._slow = _Stretch(SLOW_AFTER)
+        self._silent = _Window(stall)
+        self._slow = _Window(SLOW_AFTER)
 
     def begin(self, left: int) -> None:
-        """Another source has ``left`` bytes to give."""
-        for stretch in (self._drip, self._slow):
-            stretch.waited, stretch.left = 0.0, left
+        """Begin to watch another source, which has ``left`` bytes to give."""
+        for window in (self._silent, self._slow):
+            window.waited, window.left = 0.0, left
 
     async def readable(self, fd: int, left: int) -> None:
-        """Wait until ``fd`` has something to read. Raises SourceFailed or SourceSlow."""
+        """Wait until ``fd`` is readable. Raises SourceFailed or SourceSlow."""
         began = trio.current_time()
         with trio.move_on_after(self.stall) as waiting:
             await trio.lowlevel.wait_readable(fd)
@@ -87,8 +90,8 @@ class Throughput:
         self.waited(trio.current_time() - began, left)
 
     def waited(self, seconds: float, left: int) -> None:
-        """So long was waited for the source, which has ``left`` bytes to give. Raises SourceFailed or SourceSlow."""
-        rate = self._drip.rate(seconds, left)
+        """Add a wait for the source, which has ``left`` bytes to give. Raises SourceFailed or SourceSlow."""
+        rate = self._silent.rate(seconds, left)
         if rate is not None and rate < DRIP:
             raise SourceFailed(f"sent {rate:.0f} bytes per second for {self.stall:g} s", hung=True)
         rate = self._slow.rate(seconds, left)

@@ -18,7 +18,7 @@ async def nothing() -> None:
 
 
 @dataclass
-class Room:
+class Harness:
     idle_connections: IdleConnections
     asked: list[bytes] = field(default_factory=list)
 
@@ -30,18 +30,18 @@ class Room:
 
 
 @pytest.fixture
-async def room(nursery: trio.Nursery) -> Room:
+async def harness(nursery: trio.Nursery) -> Harness:
     answers = {b"ping": b"pong", b"big": bytes(8 << 20)}
 
     def at_once(data: bytes, local: bool) -> bytes | None:
-        room.asked.append(data)
+        harness.asked.append(data)
         if data == b"bug":
             raise OSError("stale file handle")
         return answers.get(data)
 
-    room = Room(IdleConnections(at_once))
-    await nursery.start(room.idle_connections.run)
-    return room
+    harness = Harness(IdleConnections(at_once))
+    await nursery.start(harness.idle_connections.run)
+    return harness
 
 
 async def receive(client: socket.socket, count: int) -> bytes:
@@ -53,12 +53,12 @@ async def receive(client: socket.socket, count: int) -> bytes:
     return received
 
 
-async def test_what_is_known_is_answered_and_the_rest_is_handed_over(room: Room, nursery: trio.Nursery) -> None:
-    client, idle = room.pair()
+async def test_what_is_known_is_answered_and_the_rest_is_handed_over(harness: Harness, nursery: trio.Nursery) -> None:
+    client, idle = harness.pair()
     got: list[bytes] = []
 
     async def connection() -> None:
-        while data := await room.idle_connections.next_request(idle):
+        while data := await harness.idle_connections.next_request(idle):
             got.append(data)
         got.append(b"left")
 
@@ -83,11 +83,11 @@ async def test_what_is_known_is_answered_and_the_rest_is_handed_over(room: Room,
     idle.sock.close()
 
 
-async def test_an_answer_that_does_not_fit_is_sent_by_the_connection(room: Room, nursery: trio.Nursery) -> None:
-    client, idle = room.pair()
-    other, second = room.pair()
-    nursery.start_soon(room.idle_connections.next_request, idle)
-    nursery.start_soon(room.idle_connections.next_request, second)
+async def test_an_answer_that_does_not_fit_is_sent_by_the_connection(harness: Harness, nursery: trio.Nursery) -> None:
+    client, idle = harness.pair()
+    other, second = harness.pair()
+    nursery.start_soon(harness.idle_connections.next_request, idle)
+    nursery.start_soon(harness.idle_connections.next_request, second)
     await trio.testing.wait_all_tasks_blocked(0.05)
     client.send(b"big")
     await trio.testing.wait_all_tasks_blocked(0.05)
@@ -103,28 +103,28 @@ async def test_an_answer_that_does_not_fit_is_sent_by_the_connection(room: Room,
     second.sock.close()
 
 
-async def test_a_wait_can_be_cancelled_or_dismissed(room: Room, nursery: trio.Nursery) -> None:
-    client, idle = room.pair()
+async def test_a_wait_can_be_cancelled_or_dismissed(harness: Harness, nursery: trio.Nursery) -> None:
+    client, idle = harness.pair()
     with client:
         with trio.move_on_after(0.05) as scope:
-            await room.idle_connections.next_request(idle)
+            await harness.idle_connections.next_request(idle)
         assert scope.cancelled_caught
         async with trio.open_nursery() as inner:
 
             async def wait() -> None:
-                assert await room.idle_connections.next_request(idle) == b""
+                assert await harness.idle_connections.next_request(idle) == b""
 
             inner.start_soon(wait)
             await trio.testing.wait_all_tasks_blocked(0.05)
-            room.idle_connections.dismiss(idle)
-            room.idle_connections.dismiss(idle)  # and once more does no harm
+            harness.idle_connections.dismiss(idle)
+            harness.idle_connections.dismiss(idle)  # and once more does no harm
         client.send(b"ping")
         await trio.sleep(0.05)
-        assert room.asked == []  # nobody reads from a connection that does not wait
+        assert harness.asked == []  # nobody reads from a connection that does not wait
     idle.sock.close()
 
 
-async def test_a_reset_is_a_departure(room: Room, nursery: trio.Nursery) -> None:
+async def test_a_reset_is_a_departure(harness: Harness, nursery: trio.Nursery) -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     client = socket.create_connection(listener.getsockname())
     server, _ = listener.accept()
@@ -133,6 +133,6 @@ async def test_a_reset_is_a_departure(room: Room, nursery: trio.Nursery) -> None
     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
     client.close()
     with trio.fail_after(5):
-        assert await room.idle_connections.next_request(idle) == b""
+        assert await harness.idle_connections.next_request(idle) == b""
     idle.sock.close()
     listener.close()

@@ -208,9 +208,9 @@ async def test_a_tap_that_never_began_leaves_nothing_open() -> None:
 async def test_a_spool_loses_no_byte_however_often_its_taker_is_cancelled(seed: int) -> None:
     """The one that takes may leave at any moment, and another task goes on."""
     rng, position, hasher = random.Random(seed), Position(len(DATA)), hashlib.sha256()
-    room = SpoolSpace(None)
-    spool = Spool(room, position, hasher, trio.current_time() + 60)
-    assert room.by_client == {OWN: len(DATA)}
+    space = SpoolSpace(None)
+    spool = Spool(space, position, hasher, trio.current_time() + 60)
+    assert space.by_client == {OWN: len(DATA)}
     async with trio.open_nursery() as nursery:
         buffered = rng.choice([0, 4000, 1_200_000])  # the last is more than the pipe takes at once
         peer = Peer(nursery, DATA[buffered:])
@@ -230,22 +230,22 @@ async def test_a_spool_loses_no_byte_however_often_its_taker_is_cancelled(seed: 
     assert hasher.digest() == hashlib.sha256(DATA).digest()
     assert os.pread(spool.fd, spool.stored, 0) + spool.rest == DATA
     spool.close()
-    assert not room.by_client
-    assert room.promised == 0
+    assert not space.by_client
+    assert space.promised == 0
 
 
 async def test_a_spool_counts_for_one_client_after_another_and_for_what_it_has() -> None:
-    room, position = SpoolSpace(None), Position(1000)
-    spool = Spool(room, position, hashlib.sha256(), trio.current_time() + 60, "10.0.0.7")
+    space, position = SpoolSpace(None), Position(1000)
+    spool = Spool(space, position, hashlib.sha256(), trio.current_time() + 60, "10.0.0.7")
     assert await spool.start()
     await spool.put(b"x" * 600)
     spool.charge("10.0.0.8")
-    assert room.by_client == {"10.0.0.8": 1000}
+    assert space.by_client == {"10.0.0.8": 1000}
     assert await spool.settle()
-    assert room.by_client == {"10.0.0.8": 600}
+    assert space.by_client == {"10.0.0.8": 600}
     spool.close()
     spool.close()
-    assert (room.by_client, room.promised) == ({}, 0)
+    assert (space.by_client, space.promised) == ({}, 0)
 
 
 @pytest.mark.parametrize(
@@ -262,10 +262,10 @@ async def test_a_spool_counts_for_one_client_after_another_and_for_what_it_has()
     ],
 )
 def test_shares_of_a_room_of_a_hundred(promised: dict[str, int], client: str, fits: bool) -> None:
-    room = SpoolSpace(None)
+    space = SpoolSpace(None)
     for each, total in promised.items():
-        room.promise(each, total)
-    assert room._has(client, 100) == fits
+        space.promise(each, total)
+    assert space._has(client, 100) == fits
 
 
 async def test_a_source_that_closes_mid_pipe_says_where_the_next_one_begins() -> None:

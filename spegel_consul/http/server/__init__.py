@@ -1,4 +1,1 @@
-"""The server side of HTTP: accept, limits, idle connections, heads and hypercorn.
-
-Nothing here knows what is served.
-"""
+"""The server side of HTTP: accept, limits, idle connections, heads and hypercorn. Nothing here knows the content."""

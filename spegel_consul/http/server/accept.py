@@ -1,14 +1,17 @@
-"""Accepting connections: many for each wake-up, those of this machine from a queue of their own.
+"""Accepting connections: many for each wake-up, and those of this machine from a queue of their own.
 
-The kernel keeps connections that are not yet accepted in a queue of the listening socket. When the queue is full, it
-drops what arrives: the client tries again after one second, then after two more. A client on another machine that
-connects faster than this process accepts fills the queue for all, the node's own runtime and Consul's check included.
-So the port has a second listening socket, whose queue gets the connections of this machine alone. The two form a
-SO_REUSEPORT group (socket(7)), in which a classic BPF program chooses by the addresses of the first packet.
+The kernel keeps connections that are not yet accepted in a queue of the listening socket. If the queue is full, the
+kernel drops new connections: the client tries again after one second, then after two more. A client on another machine
+that connects faster than this process accepts fills the queue for all, the node's own runtime and Consul's check
+included. So the port has a second listening socket, whose queue gets only the connections of this machine. The two
+sockets form a SO_REUSEPORT group (socket(7)), in which a classic BPF program chooses by the addresses of the first
+packet.
 
-SO_BINDTODEVICE with ``lo`` is not enough: a connection to the node's own address counts as one of that address's
-interface. The option SO_REUSEPORT is set after the first socket is bound, so that a port which another process has is
-still an error.
+SO_BINDTODEVICE with ``lo`` is not enough, because a connection to the node's own address counts as one of that
+address's interface. The option SO_REUSEPORT is set after the first socket is bound, so that a port of another process
+is still an error.
+
+A new rule belongs here if it applies before the first byte of a connection is read, and to its listening socket.
 """
 
 from __future__ import annotations
@@ -26,15 +29,15 @@ import trio
 log = structlog.get_logger(__name__)
 
 ROUND = 32
-"""Connections that one wake-up accepts at most; the others in the process have a turn then."""
+"""Largest number of connections that one wake-up accepts before other tasks may run."""
 
 BACKLOG = 1024
-"""Connections that may wait in the kernel for being accepted."""
+"""Length of the kernel's queue of connections that are not yet accepted."""
 
 _SO_ATTACH_REUSEPORT_CBPF = 51
 _CAPACITY = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
-_PAUSE = 0.1  # seconds until files or memory may be free again
-_TELL_EVERY = 60.0  # seconds
+_BACK_OFF = 0.1  # seconds to wait for free files or memory
+_WARN_EVERY = 60.0  # seconds
 
 # Opcodes of classic BPF (linux/bpf_common.h); offsets are those of the IP header.
 _LOAD_WORD, _LOAD_BYTE, _TO_X, _AND = 0x20, 0x30, 0x07, 0x54
@@ -43,15 +46,18 @@ _NET = 0xFFF00000
 _LOOPBACK = 127 << 24
 
 OTHERS, OWN = 0, 1
-"""What the program returns: the number of the socket in its group."""
+"""Return values of the program: the number of the socket in its group."""
 
 Instruction = tuple[int, int, int, int]
 """Opcode, jump if true, jump if false, constant."""
 
 
 def own_connections(called: Iterable[str] = ()) -> list[Instruction]:
-    """The program that returns OWN for a packet of this machine: to where it comes from, to 127.0.0.0/8, or from an
-    IPv4 address in ``called``, which a port mapping has put in the place of this machine's own."""
+    """Return the program that gives OWN for a packet of this machine.
+
+    Such a packet has equal source and destination addresses, or a destination in 127.0.0.0/8, or an IPv4 source address
+    in ``called``, by which a port mapping has replaced this machine's own address.
+    """
     mapped = [int(address) for address in map(ipaddress.ip_address, called) if address.version == 4]
     compared = 4 * 4  # instructions, four for each word of the two addresses
     v6: list[Instruction] = []
@@ -78,8 +84,11 @@ def own_connections(called: Iterable[str] = ()) -> list[Instruction]:
 
 
 def listen_for_own(sock: socket.socket, called: Iterable[str] = ()) -> socket.socket | None:
-    """A second listening socket at the address of ``sock``, for connections of this machine; None where the kernel has
-    no SO_REUSEPORT groups with programs (Linux before 4.5, some sandboxes). ``called``: see :func:`own_connections`."""
+    """Open a second listening socket at the address of ``sock``, for connections of this machine.
+
+    Return None if the kernel has no SO_REUSEPORT groups with programs (Linux before 4.5, some sandboxes).
+    ``called``: see :func:`own_connections`.
+    """
     own = socket.socket(sock.family, socket.SOCK_STREAM)
     try:
         own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -105,11 +114,11 @@ def listen_for_own(sock: socket.socket, called: Iterable[str] = ()) -> socket.so
 
 
 async def accept(sock: socket.socket, handle: Callable[[socket.socket], object]) -> None:
-    """Give each connection that arrives at ``sock`` to ``handle``, until cancelled; closes ``sock`` at the end.
+    """Accept connections at ``sock`` and call ``handle``, which must not block, with each, until cancelled.
 
-    ``handle`` must not wait.
+    Closes ``sock`` at the end.
     """
-    tell_at = 0.0
+    warn_at = 0.0
     try:
         while True:
             await trio.lowlevel.wait_readable(sock)
@@ -122,11 +131,11 @@ async def accept(sock: socket.socket, handle: Callable[[socket.socket], object])
                 continue
             except OSError as exc:
                 if exc.errno not in _CAPACITY:
-                    continue  # one client's own trouble (accept(2))
-                if (now := trio.current_time()) >= tell_at:
-                    tell_at = now + _TELL_EVERY
+                    continue  # an error of one connection only (accept(2))
+                if (now := trio.current_time()) >= warn_at:
+                    warn_at = now + _WARN_EVERY
                     log.error("no connection can be accepted now", error=exc.strerror)
-                await trio.sleep(_PAUSE)
+                await trio.sleep(_BACK_OFF)
     finally:
         trio.lowlevel.notify_closing(sock)
         sock.close()

@@ -1,15 +1,20 @@
-# hypercorn's connection with two of its parts replaced, and its protocol (protocol.py).
-#
-# Sending: hypercorn sends under a shield without a timeout, so one client that stops reading would keep the process
-# from stopping; ours gives up when it is cancelled and then closes the connection, because a half-sent frame can't
-# be continued.  And whatever a connection raises ends here: hypercorn lets exception groups through, and one peer's
-# reset must not take the server down.
-#
-# Reading: while nothing else is going on, what is received is offered to a handler that may answer it on the socket
-# itself: the fast path.  Bytes that it does not take go to hypercorn as they came, and everything else - parsing,
-# pipelining, HTTP/2, bodies, the application's life - is hypercorn's.  Between requests it waits in the lobby.
+"""One client's connection: hypercorn's, with two of its parts replaced, and with the HTTP/1.1 of
+:mod:`spegel_consul.http.server.hypercorn_protocol`.
 
-"""One client's connection."""
+Sending: hypercorn sends under a shield without a timeout, so one client that stops reading would keep the process from
+stopping. Here, sending ends when it is cancelled and then closes the connection, because a half-sent frame can't be
+continued. Every exception of a connection ends here, because hypercorn lets exception groups through, and one peer's
+reset must not stop the server.
+
+Reading: while no request is being answered, received bytes are offered to a handler that may answer them on the socket
+itself: the fast path. Other bytes are passed to hypercorn unchanged, which does everything else: parsing, pipelining,
+HTTP/2, bodies, the application's life. Between requests the connection waits with the other idle connections.
+
+Closing is graceful: the bytes that the client still sends are read for a moment, because unread bytes would turn the
+close into a reset.
+
+A new rule belongs here if it concerns the life of one connection, whatever is requested.
+"""
 
 from __future__ import annotations
 
@@ -45,17 +50,17 @@ from spegel_consul.zerocopy.spool import OWN
 log = structlog.get_logger(__name__)
 
 standing: Counter[int] = Counter()
-"""How many connections stand, by the port of ours that they came to."""
+"""Number of open connections by local port."""
 
 _PIECE = 1 << 16
 _HANDSHAKE = 10.0  # seconds
-_CLOSE_WITHIN = 5.0  # seconds, of which a client that still sends is heard for one
-_LAST_WORDS = 64  # reads of what is not answered
-_MOMENT = 1.0  # seconds in which a client that has closed its direction takes something, if it is still there
+_CLOSE_WITHIN = 5.0  # seconds
+_DRAIN_READS = 64  # reads before a graceful close gives up
+_LINGER = 1.0  # seconds for the reads of a graceful close, and in which a half-closed client must take some bytes
 
 
 class Link:
-    """The socket of a connection, as the fast path sees it."""
+    """The fast path's view of a connection."""
 
     __slots__ = ("client", "local", "sock")
 
@@ -64,10 +69,10 @@ class Link:
         self.client = client
         """The address of the client, or :data:`OWN` if it is on this machine."""
         self.local = local
-        """Whether the client is on this machine: it reached us from the address that it called."""
+        """Whether the client is on this machine, which it is if its address is the one that it connected to."""
 
     def check_client(self) -> None:
-        """Raises ConnectionResetError if the client has left, while nobody reads from it."""
+        """Raise ConnectionResetError if the client has left; for use while no task reads from the socket."""
         poll = select.poll()
         poll.register(self.sock, select.POLLRDHUP)
         if poll.poll(0):
@@ -82,7 +87,7 @@ class FastPath(Protocol):
         ...
 
     def __call__(self, data: bytes, link: Link, /) -> Awaitable[bool]:
-        """Answer on the link and return True, or send nothing and return False, if ``data`` is no simple request."""
+        """Answer on the link and return True, or send nothing and return False if hypercorn must answer ``data``."""
         ...
 
 
@@ -111,10 +116,10 @@ class Connection(TCPServer):
         self._fast_path = fast_path
         self._idle_connections = idle_connections
         self._idle: IdleConnection | None = None
-        self._address = ""  # of a client that has come through the door
+        self._address = ""  # of a client that the connection limits count
         self._sent = 0  # pieces
-        self._answered = trio.Event()  # set when an answer has ended while we wait for that
-        # not the task group's own scope: hypercorn's group lets the cancellation that it ends with escape
+        self._answered = trio.Event()  # set when an answer has ended
+        # a scope around the task group, because hypercorn's group lets the cancellation of its own scope escape
         self._life = trio.CancelScope()
         self._timer = IdleTimer(config.keep_alive_timeout, context.terminated.wait, self._close_idle)
         self.idle_task = self._timer  # type: ignore[assignment]
@@ -122,17 +127,17 @@ class Connection(TCPServer):
     async def run(self) -> None:
         sock, port = self._plain.socket, 0
         try:
-            # Trio lets 16 KiB wait unsent, which is kind to latency and costs a wake-up for every few KiB of a blob
+            # no limit for unsent bytes, because Trio's limit of 16 KiB costs a wake-up for every few KiB of a blob
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 0)
             client = parse_socket_addr(sock.family, sock.getpeername())
             server = parse_socket_addr(sock.family, sock.getsockname())
             if client is not None and server is not None and str(unmapped(ip_address(client[0]))) in self._called:
-                # a port mapping has put another address in place of the one that this client called, its own
+                # a port mapping has replaced the address that this client on the same machine connected to
                 server = (client[0], server[1])
             local = client is not None and server is not None and client[0] == server[0]
             if self._limits is not None and client is not None and not local:
                 if not self._limits.enter(client[0]):
-                    await trio.aclose_forcefully(self._plain)  # nobody is heard out here
+                    await trio.aclose_forcefully(self._plain)  # not graceful, because that would cost time and a file
                     return
                 self._address = client[0]
                 await self._turn()
@@ -160,7 +165,7 @@ class Connection(TCPServer):
                     await self._timer.restart(group, None)
                     await self._read(Link(sock, local=local, client=OWN if local or client is None else client[0]))
         except Exception as exc:
-            # a group of resets and closed resources is how a client's departure looks from here
+            # resets and closed resources, in a group, are the usual departure of a client
             log.debug("connection ended", error=_leaf(exc))
         finally:
             try:
@@ -171,7 +176,7 @@ class Connection(TCPServer):
                     self._limits.leave(self._address)
 
     async def _turn(self) -> None:
-        """Wait until this client may begin something; one on this machine always may."""
+        """Wait until this client may begin some work; a client on this machine does not wait."""
         if self._limits is not None and self._address:
             await self._limits.turns.take(self._address)
 
@@ -195,7 +200,7 @@ class Connection(TCPServer):
                         )
                 except (OSError, trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
                     break
-                # also of what leaves: thousands that go at once are as much work as thousands that come
+                # the end of a connection needs a turn too, because thousands of ends are as much work as their starts
                 await self._turn()
                 if fast_path is not None and data and timer.idle and (waits or self._at_rest()):
                     timer.idle = False
@@ -226,7 +231,7 @@ class Connection(TCPServer):
         await self._initiate_server_close()
 
     def _at_rest(self) -> bool:
-        """Whether hypercorn waits for a new request and holds no byte of it."""
+        """Whether hypercorn waits for a new request and has no byte of it."""
         protocol = self.protocol.protocol
         if type(protocol) is not Http11 or protocol.stream is not None:
             return False
@@ -239,34 +244,39 @@ class Connection(TCPServer):
         )
 
     async def _end_answer(self) -> None:
-        """The client says nothing more (RFC 9112, 9.6), or has left, which looks the same until something is sent: so
-        what it asked for is answered for a moment, and for as long as it takes some of that in each."""
+        """Go on with the answer after the client has closed its sending direction (RFC 9112, 9.6).
+
+        A client that has left looks the same until bytes are sent to it. So the answer goes on only while the client
+        takes some bytes within each second.
+        """
         seen = -1
         while self._is_answering() and self._sent != seen:
             seen, self._answered = self._sent, trio.Event()
-            with trio.move_on_after(_MOMENT):
+            with trio.move_on_after(_LINGER):
                 await self._answered.wait()
 
     async def _close(self) -> None:
-        """Close it, after what the client still sends: unread, that would make a reset of it, which can overtake the
-        answer (RFC 9112, 9.6)."""
+        """Close the connection gracefully: read the bytes that the client still sends, then close.
+
+        Unread bytes would cause a reset, which can overtake the answer (RFC 9112, 9.6).
+        """
         try:
             if self._tls is None:
-                await self._hear_out(self._plain.socket)
+                await self._drain(self._plain.socket)
         finally:
             await super()._close()
 
-    async def _hear_out(self, sock: trio.socket.SocketType) -> None:
-        # whoever reads from it now hears it out himself; a client that has left is no matter
+    async def _drain(self, sock: trio.socket.SocketType) -> None:
+        # a task that reads from the socket drains it itself, and a client that has left needs no draining
         with suppress(OSError, ValueError, trio.BusyResourceError, trio.ClosedResourceError):
             sock.shutdown(socket.SHUT_WR)
-            with trio.move_on_after(_MOMENT):
-                for _ in range(_LAST_WORDS):
+            with trio.move_on_after(_LINGER):
+                for _ in range(_DRAIN_READS):
                     if not await _receive(sock):
                         return
 
     def _is_answering(self) -> bool:
-        """Whether hypercorn answers a request that has come whole."""
+        """Whether hypercorn answers a request that has been received completely."""
         protocol = self.protocol.protocol
         if type(protocol) is not Http11 or protocol.stream is None:
             return False
@@ -274,7 +284,7 @@ class Connection(TCPServer):
 
     async def protocol_send(self, event: Event) -> None:
         if not isinstance(event, RawData):
-            # the application may be cancelled because its client is gone, and this closes the connection for good
+            # shielded, because this closes the connection, and the application may be cancelled by the client's end
             with trio.move_on_after(_CLOSE_WITHIN, shield=True):
                 await super().protocol_send(event)
             self._answered.set()
@@ -287,7 +297,7 @@ class Connection(TCPServer):
                         await self.stream.send_all(data[start : start + _PIECE])
                     self._sent += 1
         except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
-            # the client is gone, or as good as: whatever is still going on for it ends here
+            # the client has left or does not read, so all work for it is cancelled
             self._life.cancel()
             await trio.lowlevel.checkpoint()
         except trio.Cancelled:
@@ -297,7 +307,7 @@ class Connection(TCPServer):
 
 async def _receive(sock: trio.socket.SocketType) -> bytes:
     while True:
-        if sock.fileno() < 0:  # a request was refused; Trio would take the number for a descriptor's
+        if sock.fileno() < 0:  # the socket was closed after a refusal; Trio would take -1 for a descriptor
             raise trio.ClosedResourceError
         await trio.lowlevel.wait_readable(sock)
         try:

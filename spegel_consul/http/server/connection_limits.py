@@ -1,8 +1,12 @@
-# Every connection is a file of this process, and there are only so many.  So one address may have a share of them, and
-# all who are not on this machine together another: a client with thousands of connections takes them from its like, and
-# the runtime that this node is for gets in whatever others do.
+"""Connection limits, and the limit of open files.
 
-"""How many connections clients may have, and how many files the process."""
+Every connection is a file of this process, and the number of files is limited. So one address may have a share of the
+files, and all other machines together may have another. A client with thousands of connections displaces only clients
+on other machines, and the node's own runtime always gets a connection.
+
+Rules about *how many* connections there may be belong here. Rules about *when* their work begins belong to
+:mod:`spegel_consul.http.server.fair_turns`.
+"""
 
 from __future__ import annotations
 
@@ -17,19 +21,19 @@ from spegel_consul.http.server.fair_turns import Turns
 log = structlog.get_logger(__name__)
 
 MOST_FILES = 65_536
-"""Files that this process wants to have at most; each transfer has seven."""
+"""Largest number of files to ask for; each transfer has seven."""
 
 ENOUGH_FILES = 16_384
-"""Fewer are too few for the connections that the ring and the registry allow."""
+"""Number of files that the connections of the ring and the registry need; fewer give a warning."""
 
 MOST_EACH = 2048
-"""Connections of one address; a whole site may come through one NAT."""
+"""Connections of one address. The limit is not lower, because a whole site may share the address of a NAT."""
 
-_TELL_EVERY = 60.0  # seconds
+_WARN_EVERY = 60.0  # seconds
 
 
 def raise_limit() -> int:
-    """Let this process have as many files as it may and wants to; how many that are."""
+    """Raise this process's limit of open files, up to the hard limit or MOST_FILES; return the new limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     files = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
     if soft == resource.RLIM_INFINITY or soft >= files:
@@ -47,30 +51,33 @@ def raise_limit() -> int:
 
 
 class ConnectionLimits:
-    """Counts the connections of those who are not on this machine; ``files`` is how many the process may have."""
+    """Counts the connections of clients on other machines; ``files`` is the process's limit of open files."""
 
     def __init__(self, files: int) -> None:
         self._all = files // 2
         self._each = min(files // 4, MOST_EACH)
         self._inside: Counter[str] = Counter()
         self._total = 0
-        self._tell_at = 0.0
+        self._warn_at = 0.0
         self.turns = Turns()
-        """When those who are in may begin something."""
+        """Decides when accepted connections may begin work."""
 
     def enter(self, address: str) -> bool:
-        """Whether a client at ``address`` may have one more connection; then call :meth:`leave` when it is over."""
+        """Count a connection of ``address`` unless a limit is reached; return whether it was counted.
+
+        Call :meth:`leave` at the end of a counted connection.
+        """
         if self._inside[address] < self._each and self._total < self._all:
             self._inside[address] += 1
             self._total += 1
             return True
-        if (now := trio.current_time()) >= self._tell_at:
-            self._tell_at = now + _TELL_EVERY
+        if (now := trio.current_time()) >= self._warn_at:
+            self._warn_at = now + _WARN_EVERY
             log.warning("connection refused: too many stand", address=address, of_it=self._inside[address])
         return False
 
     def leave(self, address: str) -> None:
-        """One of its connections is over."""
+        """Remove a connection of ``address`` from the count."""
         self._total -= 1
         self._inside[address] -= 1
         if not self._inside[address]:

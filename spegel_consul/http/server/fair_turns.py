@@ -1,10 +1,10 @@
 """Fair turns on the event loop: clients on other machines begin a bounded amount of work in each pass of the loop.
 
-Trio runs every task that is ready once before it looks at sockets and timers again. A thousand connections that each
-have a request ready make one pass of a second, and the node's own runtime needs several passes for one answer. So a
-connection from another machine takes a turn before it begins something: its start, each request, its end. How many
-turns one pass has follows from how long the passes are: fewer after a long one, more after a short one. Waiting
-connections get turns by address, one after the other, so that an address with many connections waits for its own.
+Trio runs every ready task once before it looks at sockets and timers again. A thousand connections that each have a
+request ready make one pass of a second, and the node's own runtime needs several passes for one answer. So a connection
+from another machine takes a turn before it begins work: its start, each request, its end. The number of turns in a pass
+follows from the duration of the passes: fewer turns after a long pass, more after a short one. Waiting connections get
+turns by address, in rotation, so that an address with many connections waits for its own.
 
 Rules about *when* work of other machines begins belong here; rules about *how much* of it there is belong to
 :mod:`spegel_consul.http.server.connection_limits`.
@@ -19,10 +19,10 @@ from collections.abc import Callable
 import trio
 
 MOST = 16
-"""Turns that one pass of the event loop has at most."""
+"""Largest number of turns in one pass of the event loop."""
 
 PASS = 0.005
-"""Seconds that a pass may take; after a longer one there are fewer turns."""
+"""Seconds that a pass may take; a longer pass reduces the number of turns."""
 
 
 class Turns:
@@ -32,16 +32,16 @@ class Turns:
         self._clock = clock
         self._most = self._left = MOST
         self._began: float | None = None
-        """When the pass began of which turns have been taken."""
+        """Start of the current pass, if turns have been taken in it."""
         self._waiting: OrderedDict[str, deque[trio.Event]] = OrderedDict()
 
     @property
     def waiting(self) -> int:
-        """How many connections wait for a turn."""
+        """Number of connections that wait for a turn."""
         return sum(map(len, self._waiting.values()))
 
     async def take(self, address: str) -> None:
-        """Return when the client at ``address`` has a turn, which is at once while there are some left."""
+        """Wait for a turn of the client at ``address``; return at once while the pass has turns left."""
         if self._left > 0 and not self._waiting:
             self._left -= 1
             self._await_next_pass()
@@ -64,7 +64,7 @@ class Turns:
     def _await_next_pass(self) -> None:
         if self._began is None:
             self._began = self._clock()
-            # what is handed to the loop this way runs in the next pass
+            # run_sync_soon() makes the loop run the callback in the next pass
             trio.lowlevel.current_trio_token().run_sync_soon(self._next_pass)
 
     def _next_pass(self) -> None:

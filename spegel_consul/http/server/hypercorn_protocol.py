@@ -1,18 +1,18 @@
-# hypercorn's HTTP/1.1 where it answers other than a registry should.
-#
-# Requests that h11 refuses get the error body that registry clients know how to show.  Nobody here speaks HTTP/2 or
-# websocket, so what asks for either is answered as if it had not asked.  A target may be a whole URL, which a client
-# sends that takes us for its proxy and every server has to take (RFC 9112, 3.2.2).  And a request that frames its
-# body in two ways at once is refused and its connection closed: what comes behind it is a request for one of two
-# parsers and a body for the other (RFC 9112, 6.1).
-#
-# What would be taken for another request than it is, is refused too: hypercorn makes `get` a GET, though methods are
-# case-sensitive (RFC 9110, 9.1), and answers any version that h11 can read.
-#
-# A body that turns out to be malformed while its request is answered is no reason to take the answer away, which would
-# have come or not as tasks happen to take turns: the answer goes on, and the connection ends with it.
+"""hypercorn's HTTP/1.1, changed where a registry must answer differently.
 
-"""Requests as the application gets them."""
+* Requests that h11 refuses get the error body that registry clients can show.
+* HTTP/2 and websocket are not served, so an upgrade to them is ignored.
+* A target may be a whole URL, which a client sends if it takes this server for its proxy, and which every server has to
+  accept (RFC 9112, 3.2.2).
+* A request that frames its body in two ways at once is refused and its connection closed, because the following bytes
+  are a request for one of two parsers and a body for the other (RFC 9112, 6.1).
+* Methods in lower case and other versions are refused, because hypercorn takes `get` for GET, though methods are
+  case-sensitive (RFC 9110, 9.1), and answers any version that h11 can read.
+* If a body turns out to be malformed while its request is being answered, the answer goes on, and the connection ends
+  with it. Otherwise the order in which tasks run would decide whether the answer is sent.
+
+A new rule belongs here if it concerns requests that hypercorn parses, and not one application.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _REASONS = {
     400: "the request is not valid HTTP",
     431: "the request's header fields are too large",
     501: "the method is not known: methods are case-sensitive, as in GET",
-    505: "only HTTP/1.1 and HTTP/1.0 are spoken here",
+    505: "only HTTP/1.1 and HTTP/1.0 are supported",
 }
 _ABSOLUTE = re.compile(rb"https?://([^/?#@]+)(.*)\Z", re.IGNORECASE)
 _METHODS = frozenset({b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS", b"TRACE", b"CONNECT"})
@@ -66,14 +66,14 @@ class Http11(H11Protocol):
             await self._send(event)
 
     def _is_spoiled(self) -> bool:
-        """Whether a request is being answered whose body was malformed."""
+        """Whether the request that is being answered has a malformed body."""
         return self.stream is not None and self.connection.their_state is h11.ERROR
 
     async def _check_protocol(self, event: h11.Request) -> None:
-        """Stay with HTTP/1.1, by prior knowledge and by upgrade alike (RFC 9113, 3.3).
+        """Stay with HTTP/1.1, both for prior knowledge of HTTP/2 and for an upgrade (RFC 9113, 3.3).
 
-        An answer that can't be completed has to be cut, and of HTTP/2 hypercorn cuts neither the stream nor the
-        connection: its client would wait for ever.
+        An answer that can't be completed has to be cut. With HTTP/2, hypercorn cuts neither the stream nor the
+        connection, so the client would wait for ever.
         """
 
     async def _create_stream(self, request: h11.Request) -> None:
@@ -84,11 +84,11 @@ class Http11(H11Protocol):
             await self.send(Closed())
             return
         if b"upgrade" in names:
-            # a request may be answered as if it had not asked for it (RFC 9110, 7.8)
+            # a server may ignore Upgrade (RFC 9110, 7.8)
             request = _changed(request, request.target, [each for each in request.headers if each[0] != b"upgrade"])
         if absolute := _ABSOLUTE.match(request.target):
             authority, target = absolute.groups()
-            # the target says whom the client means, whatever Host says
+            # the authority of the target takes precedence over Host (RFC 9112, 3.2.2)
             headers = [(b"host", authority), *(each for each in request.headers if each[0] != b"host")]
             request = _changed(request, target if target.startswith(b"/") else b"/" + target, headers)
         await super()._create_stream(request)
@@ -111,7 +111,7 @@ class Http11(H11Protocol):
 
 
 def _refusal(request: h11.Request, names: set[bytes]) -> int:
-    """The status to refuse a request with that h11 takes, or 0."""
+    """Return the status with which to refuse a request that h11 accepts, or 0."""
     if not request.http_version.startswith(b"1."):
         return 505
     if names >= _FRAMING:
@@ -124,7 +124,7 @@ def _changed(request: h11.Request, target: bytes, headers: list[tuple[bytes, byt
 
 
 class Wrapper(ProtocolWrapper):
-    """hypercorn's choice of a protocol, which is always :class:`Http11`."""
+    """hypercorn's choice of a protocol, which is always :class:`Http11` here."""
 
     def __init__(
         self,

@@ -1,11 +1,14 @@
-# Where connections wait for their next request.
-#
-# Trio arms a descriptor anew for each wait, and wakes a task for each that is ready: twice what it costs to answer a
-# request whose answer is known.  So idle connections wait here together.  They stay armed in an epoll of our own,
-# Trio watches that, and one task reads from all that are ready.  A request whose answer is at hand is answered on the
-# spot; with any other its connection's task is woken, and then it is that task's alone until it comes back.
+"""Idle connections, and answers that need no task.
 
-"""Idle connections, and answers that need no task."""
+Trio arms a descriptor anew for each wait, and wakes a task for each ready one. Together, this costs twice as much as an
+answer from memory. So idle connections wait together, in an epoll of this module where they stay armed. Trio watches
+that epoll, and one task reads from all ready connections. A request whose answer is in memory is answered immediately.
+With any other request, the task of the connection is woken, and the connection belongs to that task until it is idle
+again.
+
+A new rule about waiting for the next request belongs here; the deadline of the wait is in
+:mod:`spegel_consul.http.server.idle_timer`.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +29,11 @@ log = structlog.get_logger(__name__)
 RECEIVE = 1 << 16
 """Bytes of one read of a request."""
 
-_ROUND = 64  # connections served before everybody else in the process has a turn,
-_ROUND_SECONDS = 0.002  # or as many as are within this time
+_ROUND = 64  # largest number of connections to serve before other tasks may run
+_ROUND_SECONDS = 0.002  # and the largest time for them
 
 AtOnce = Callable[[bytes, bool], bytes | None]
-"""The whole answer to what was received, if it is a request whose answer is at hand; must not wait.
+"""Returns the complete answer to the received bytes, or None if they need a task; must not block.
 
 The flag says whether the client is on this machine.
 """
@@ -38,9 +41,9 @@ The flag says whether the client is on this machine.
 
 @dataclass(slots=True, eq=False)
 class IdleConnection:
-    """A connection that waits.
+    """A connection that waits for its next request.
 
-    ``local``: whether its client is on this machine; ``leaving()``: whether it is to end when it has nothing to do.
+    ``local``: whether its client is on this machine; ``leaving()``: whether the connection is to end once it is idle.
     """
 
     sock: trio.socket.SocketType
@@ -52,7 +55,7 @@ class IdleConnection:
 
 
 class IdleConnections:
-    """Lets connections wait, and answers with ``at_once`` what it can. Needs :meth:`run`."""
+    """The idle connections of a server. Requests are answered by ``at_once`` if possible. Needs :meth:`run`."""
 
     def __init__(self, at_once: AtOnce) -> None:
         self._at_once = at_once
@@ -60,7 +63,7 @@ class IdleConnections:
         self._all_idle: dict[int, IdleConnection] = {}
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Serve those who wait, until cancelled."""
+        """Serve the idle connections, until cancelled."""
         task_status.started()
         try:
             while True:
@@ -77,7 +80,7 @@ class IdleConnections:
             self._poll.close()
 
     async def next_request(self, idle: IdleConnection) -> bytes:
-        """Received bytes that are for the connection's own task to answer; none if its client has left.
+        """Wait for received bytes that the connection's own task has to answer; none if its client has left.
 
         Raises OSError, trio.TooSlowError or trio.ClosedResourceError.
         """
@@ -92,7 +95,7 @@ class IdleConnections:
             idle.timer.touch()
 
     def dismiss(self, idle: IdleConnection) -> None:
-        """The connection is about to be closed: end its wait as if its client had left."""
+        """End the wait of a connection as if its client had left, because the connection is about to be closed."""
         if idle._task is not None:
             self._wake(idle, b"", b"")
 

@@ -1,4 +1,7 @@
-"""The timer that closes idle connections, as one task with a moving deadline."""
+"""The timer that closes an idle connection: one task with a moving deadline.
+
+A new rule about the time for which a connection may be idle belongs here.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ _CLOSE_WITHIN = 5.0  # seconds
 
 
 class IdleTimer:
-    """Takes the place of hypercorn's idle task, which starts and cancels a task for every request.
+    """Replaces hypercorn's idle task, because hypercorn starts and cancels that task for every request.
 
     Calls ``close`` once, when the connection has been idle for ``keep_alive`` seconds, or when it is idle and
     ``terminated()`` has returned.
@@ -29,29 +32,29 @@ class IdleTimer:
         self._ended = False
 
     async def restart(self, group: TaskGroup, _action: object) -> None:
-        """The connection is idle from now on."""
+        """Mark the connection as idle from now on, and start the task if there is none."""
         self.touch()
         if self._scope is None:
             self._scope = trio.CancelScope()
             group.spawn(self._watch)
 
     async def stop(self) -> None:
-        """A request is being answered."""
+        """Mark the connection as busy, because a request is being answered."""
         self.idle = False
 
     def touch(self) -> None:
-        """A request was answered; the connection is idle from now on."""
+        """Mark the connection as idle from now on, because a request has been answered."""
         self.idle = True
         self._idle_since = trio.current_time()
 
     def end(self) -> None:
-        """The connection is gone."""
+        """End the task, because the connection is gone."""
         self._ended = True
         if self._scope is not None:
             self._scope.cancel()
 
     async def _watch(self) -> None:
-        # the deadline is looked at when it comes, not moved at each request: that is one wake-up in a hundred seconds
+        # requests do not move the deadline, so the task wakes once per keep-alive period, not once per request
         terminated = False
         while not (self._ended or terminated or (self.idle and trio.current_time() >= self._deadline())):
             with trio.CancelScope(deadline=self._deadline()) as self._scope:

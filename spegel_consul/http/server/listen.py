@@ -1,7 +1,10 @@
-# Sockets are bound before anything else of the sidecar starts, so that a port in use is one clear line and
-# an exit, not a half-started node that has already told Consul about itself.
+"""Listening sockets, and the addresses of flags.
 
-"""Listening sockets."""
+Sockets are bound before any other part of the sidecar starts, so that a port in use is one clear line and an exit, not
+a half-started node that has registered itself in Consul already.
+
+A new rule about the address of a listening socket belongs here.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from spegel_consul.peers import host_port
 
 
 class ListenError(Exception):
-    """The address can't be listened on; the message names it and says what to do."""
+    """Listening at the address failed; the message names the address and the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +29,7 @@ class ListenAddress:
 
     @classmethod
     def parse(cls, text: str) -> ListenAddress:
-        """``host:port``, ``:port`` (all interfaces) or ``[ipv6]:port``. Raises ValueError with a clear message."""
+        """Parse ``host:port``, ``:port`` (all interfaces) or ``[ipv6]:port``. Raises ValueError."""
         host, colon, port_text = text.rpartition(":")
         if not colon or not (port_text.isascii() and port_text.isdigit()) or int(port_text) > 65535:
             raise ValueError(f"{text!r} is not an address: expected host:port, :port or [ipv6]:port, port 0 to 65535")
@@ -47,9 +50,9 @@ class ListenAddress:
 
 
 def listen(address: ListenAddress, flag: str) -> socket.socket:
-    """A listening, non-blocking TCP socket. ``flag`` is named in the message of ListenError.
+    """Return a listening, non-blocking TCP socket. The message of ListenError names ``flag``.
 
-    All interfaces means IPv6 and IPv4 on one socket where the kernel has IPv6, else IPv4.
+    "All interfaces" means IPv6 and IPv4 on one socket if the kernel has IPv6, else IPv4.
     """
     if address.host:
         try:

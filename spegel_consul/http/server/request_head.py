@@ -1,10 +1,11 @@
-# Reading the head of a plain request without a parser's machinery.
-#
-# Only what is certain is read here: one whole GET or HEAD with well-formed header fields, none of which changes
-# framing, the connection or the meaning of the request.  Of anything else this says None, and then the bytes go
-# to hypercorn as they came.  So nothing that is clever about HTTP has to be clever twice.
+"""Heads of simple requests, read without a general parser.
 
-"""Heads of simple requests."""
+A simple request is one whole GET or HEAD with well-formed header fields, none of which changes the framing, the
+connection or the meaning of the request. The result for anything else is None, and hypercorn gets the same bytes. So
+the difficult rules of HTTP are implemented once, in hypercorn.
+
+A new rule belongs here only if it makes fewer requests simple, or is certain for every client.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +40,7 @@ class RequestHead:
 
 
 def parse_simple(data: bytes) -> RequestHead | None:
-    """The only request in ``data``, which is all that was received, or None if it is not a simple one."""
+    """Return the simple request of which ``data``, all received bytes, consists, or None if it is not one."""
     line = _REQUEST_LINE.match(data)
     if line is None or not data.endswith(b"\r\n\r\n") or len(data) > _MAX_HEAD:
         return None
@@ -55,14 +56,14 @@ def parse_simple(data: bytes) -> RequestHead | None:
 
 
 def parse_fields(text: bytes) -> dict[bytes, bytes] | None:
-    """Header fields, separated by CRLF, by their names in lower case; None if any is malformed or given twice."""
+    """Return header fields, separated by CRLF, by lower-case name; None if one is malformed or repeated."""
     headers: dict[bytes, bytes] = {}
     for line in text.split(b"\r\n"):
         field = _FIELD.match(line)
         if field is None:
             return None
         name = field[1].lower()
-        # a field that is given twice may be a list or an attack; either is somebody else's to judge
+        # a repeated field may be a list or an attack, so the general parser decides
         if name in headers:
             return None
         headers[name] = field[2].rstrip(b" \t")

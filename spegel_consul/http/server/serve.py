@@ -1,6 +1,8 @@
-# hypercorn's Trio worker, reduced to one port and our own connections.
+"""Serves an ASGI application on a listening socket until a stop is requested.
 
-"""Serve an ASGI application on a listening socket until told to stop."""
+This is hypercorn's Trio worker, reduced to one port and to the connections of
+:mod:`spegel_consul.http.server.connection`. A new rule about the start or the graceful stop of a server belongs here.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +23,11 @@ from spegel_consul.http.server.idle_connections import IdleConnections
 from spegel_consul.http.tls import Tls
 
 DRAIN_TIMEOUT = 10.0
-"""Seconds that transfers in flight may take after a stop was asked for."""
-
+"""Seconds that transfers in flight may take after a stop was requested."""
 
 KEEP_ALIVE = 100.0
-"""Seconds after which an idle connection is closed. Go's transport, which every runtime here uses, drops its own after
-90 s, so it never meets a connection that is just being closed."""
+"""Seconds after which an idle connection is closed. Go's transport, which all supported runtimes use, closes its own
+idle connections after 90 s, so it never uses a connection that is just being closed here."""
 
 
 def _config(keep_alive: float) -> Config:
@@ -53,13 +54,13 @@ async def serve(
 ) -> None:
     """Serve the ASGI application ``app`` on ``sock``, a listening socket that is closed at the end.
 
-    Connections of this machine have a queue of their own, where the kernel allows it.
+    Connections of this machine have a queue of their own, if the kernel supports that.
 
-    Requests are offered to ``fast_path`` first, if there is one. With ``tls`` none is: what has to be encrypted can't
-    be left to the kernel. ``limits`` says who gets in.
-    ``called``: addresses that clients call us by, even if they are not this network namespace's.
-    When ``stop()`` returns, no connection is accepted any more, idle ones are closed, and requests in
-    flight have ``drain_timeout`` seconds to end.
+    Requests are offered to ``fast_path`` first, if there is one. With ``tls`` the fast path is not used, because it
+    leaves plain bytes to the kernel. ``limits``: the connection limits for clients on other machines.
+    ``called``: addresses that clients use for this server, even if this network namespace does not have them.
+    When ``stop()`` returns, no further connection is accepted, idle ones are closed, and requests in flight have
+    ``drain_timeout`` seconds to end.
     """
     config = _config(keep_alive)
     wrapped = wrap_app(app, config.wsgi_max_body_size, "asgi")

@@ -1,1 +1,1 @@
-"""Content that this node does not have, fetched from peers that do. Nothing here knows Consul."""
+"""Content that this node does not have, fetched from peers that have it. Nothing here knows Consul."""

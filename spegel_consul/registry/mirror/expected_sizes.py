@@ -1,8 +1,12 @@
-# A peer could lie about a blob's size, to have its wrong bytes streamed instead of held.  A manifest says how large its
-# blobs are, and is asked for first.  But anybody can write a manifest that names anybody's blob, and its digest proves
-# its bytes, not its truth.  So a size is a hint: it makes this node hold and verify, and never refuse an answer.
+"""Expected sizes of blobs, from the manifests that have passed through this node.
 
-"""How large blobs are, as manifests say that came by."""
+A peer could claim a wrong size of a blob, so that its wrong bytes are streamed instead of held. A manifest names the
+sizes of its blobs, and is requested before them. But anybody can write a manifest that names any blob with a wrong
+size, because a manifest's digest proves its bytes and not its claims. So an expected size is a hint: a disputed size
+makes this node hold and verify the body, and never makes it refuse an answer.
+
+A new source of expected sizes belongs here; the use of them is in :mod:`spegel_consul.registry.mirror.fetch`.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +16,18 @@ from spegel_consul.bounded_dict import BoundedDict
 
 _MOST = 2048
 _MOST_OF_ONE = 512
-_LARGEST = 256 << 10  # no real one of an image is larger, and it is parsed on the event loop
+_LARGEST = 256 << 10  # bytes of a manifest; no real image has a larger one, and parsing occupies the event loop
 _MOST_BYTES = 1 << 53  # beyond it, JSON's numbers are not exact in all languages (RFC 8259, 6)
 
 
 class Sizes:
-    """Sizes in bytes by digest; the latest are remembered."""
+    """Expected sizes in bytes by digest; the latest ones are remembered."""
 
     def __init__(self) -> None:
         self._sizes: BoundedDict[str, int | None] = BoundedDict(_MOST)  # None: manifests disagree
 
     def learn(self, manifest: bytes) -> None:
-        """Of the blobs that ``manifest`` names, which is a JSON object."""
+        """Remember the sizes of the blobs that ``manifest``, a JSON object, names."""
         if len(manifest) > _LARGEST:
             return
         named = json.loads(manifest)
@@ -31,14 +35,14 @@ class Sizes:
         for blob in [named.get("config"), *(layers if isinstance(layers, list) else [])][:_MOST_OF_ONE]:
             if isinstance(blob, dict):
                 digest, size = blob.get("digest"), blob.get("size")
-                # a bool is an int too, but no size
+                # type() and not isinstance(), because a bool is an int but no size
                 if isinstance(digest, str) and type(size) is int and len(digest) <= 200 and 0 <= size <= _MOST_BYTES:
                     self._sizes[digest] = size if self._sizes.get(digest, size) == size else None
 
     def get(self, digest: str) -> int | None:
-        """The size that manifests agree upon; None if none told, or they disagree."""
+        """Return the size that manifests agree upon; None if no manifest names the blob, or they disagree."""
         return self._sizes.get(digest)
 
     def disputes(self, digest: str, size: int) -> bool:
-        """Whether a manifest says another size than ``size``."""
+        """Whether a manifest names another size than ``size``."""
         return self._sizes.get(digest, size) != size

@@ -1,7 +1,12 @@
-# The race for one piece of content: the lookup and the questions are tasks, and race.py decides which is next.  It
-# stays after it was won, for the peer that won may die half-way.
+"""The hedged race for one piece of content: find peers that have it, and ask them.
 
-"""Finding peers that have the content, and asking them."""
+The lookup and the questions are tasks of one nursery. Each task reports events to the :class:`Race` of
+:mod:`spegel_consul.registry.mirror.providers.hedging`, which decides the next question. A fetch outlives its first
+accepted answer, because that peer may fail in mid-body, and then the race goes on for the rest of the bytes.
+
+A new rule belongs here if it decides which of several answers is used. The order of questions belongs to hedging, and
+the rules for one answer belong to :mod:`spegel_consul.registry.mirror.validate`.
+"""
 
 from __future__ import annotations
 
@@ -27,24 +32,24 @@ log = structlog.get_logger(__name__)
 
 
 class TransferCut(Exception):
-    """The body can't be completed; the client's connection must be cut, for its head has been sent."""
+    """The body can't be completed. The client's connection must be cut, because the head has been sent."""
 
     outcome = CUT
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An accepted answer, and who gave it. ``body`` is whole and verified if it is bytes."""
+    """An acceptable answer of ``provider``. ``body`` is complete and verified if it is bytes."""
 
     provider: Provider
     head: Head
     body: bytes | PeerResponse
     times: tuple[float, float, float]
-    """When it was asked, when a connection was made for it (or 0), and when its first byte came."""
+    """Times of the question, of the new connection (0 for an idle one), and of the first byte."""
 
 
 class Fetch:
-    """One request's race, across all of its resumptions; its questions are tasks of ``nursery``."""
+    """The race of one request, including all resumptions; its questions are tasks of ``nursery``."""
 
     def __init__(
         self,
@@ -57,7 +62,7 @@ class Fetch:
         self._peers = peers
         self._trace = trace
         self._request = request
-        # a manifest's type is read from the manifest, and a runtime goes by the type that the answer to HEAD names
+        # HEAD of a manifest becomes GET, because the media type in the answer is read from the manifest itself
         self._method = "GET" if request.kind is Kind.MANIFEST else method
         self._nursery = nursery
         self._since = trio.current_time()
@@ -80,17 +85,17 @@ class Fetch:
             self._found(provider)
 
     async def first(self, range_header: str | None, expected: Head | None = None) -> Answer:
-        """The first acceptable answer; called again, that of another peer. ``expected``: what it has to say.
+        """Return the first acceptable answer; another call returns that of another peer.
 
-        Raises the OCIError that says why there is none.
+        ``expected``: the required head, if any. Raises the OCIError with the reason why there is no answer.
         """
         self._race.resumed(trio.current_time())
         return await self._run(range_header, expected)
 
     async def resume(self, head: Head, reached: int, *, picky: bool = False) -> tuple[PeerResponse, Provider]:
-        """Another peer's answer with the bytes of ``head`` from ``reached`` on; ``picky``: of none that is slow.
+        """Return another peer's body with the bytes of ``head`` from ``reached`` on, and the peer.
 
-        Raises TransferCut.
+        ``picky``: do not ask peers that are slow. Raises TransferCut.
         """
         rest, wanted = head, None
         if reached or head.partial:
@@ -105,20 +110,20 @@ class Fetch:
         return answer.body, answer.provider
 
     def exclude(self, provider: Provider) -> None:
-        """Don't ask it: it has just failed."""
+        """Do not ask the provider, because it has just failed."""
         self._race.exclude(provider)
 
     def again(self, provider: Provider) -> None:
-        """It may be asked once more, after all others."""
+        """Allow one more question to the provider, after all others."""
         self._race.again(provider)
 
     def _is_last(self, provider: Provider) -> bool:
-        """Whether others are to be asked before it."""
+        """Whether the provider is asked after all others."""
         suspects = self._peers.suspects.of(self._request.reference.digest)
         return provider.registry in suspects or self._peers.penalties.is_slow(provider)
 
     def close(self) -> None:
-        """Give up the answers that nobody took."""
+        """Discard the answers that are not used."""
         for answer in self._answers:
             if isinstance(answer.body, PeerResponse):
                 answer.body.discard()
@@ -167,7 +172,7 @@ class Fetch:
                     continue
                 settle_at = min(settle_at, trio.current_time() + self._peers.settings.resolve_timeout)
                 for each in self._answers:
-                    if each.provider not in aside:  # the next one is asked in its stead
+                    if each.provider not in aside:  # another provider is asked, because this answer may not be used
                         aside.add(each.provider)
                         self._race.failed(each.provider, trio.current_time())
             match self._race.next(trio.current_time()):
@@ -188,12 +193,12 @@ class Fetch:
                     raise unknown(self._request, f"{self._request.reference} is not mirrored: {reason}")
 
     async def _pick(self, expected: Head | None, *, last: bool) -> Answer | None:
-        """The answer to be used, of those that are there; None while a better one may come, unless this is the ``last``
-        moment.
+        """Return the answer to use, or None while a better one may come. ``last``: nothing more is waited for.
 
-        If manifests or peers disagree about the size, that of a peer is not believed, but no answer is refused for it.
-        One that can be verified is held until it is, the smallest first, because a lie of that is found out soonest.
-        Of others, such as the answer to HEAD, the one that manifests agree with is waited for.
+        If manifests or peers disagree about the size of the content, the size is disputed, but no answer is refused
+        because of that. The smallest answer is used if it can be held and verified before it is sent, because a wrong
+        small body is detected soonest. For other answers, such as those to HEAD, wait for one whose size the manifests
+        confirm.
         """
         first = self._answers[0]
         whole = next((each for each in self._answers if self._method == "GET" and isinstance(each.body, bytes)), None)
@@ -213,7 +218,7 @@ class Fetch:
         return agreed or (best if last else None)
 
     def _accept(self, answer: Answer) -> Answer:
-        """``answer`` is used; what else was answered or asked is given up."""
+        """Use ``answer``: cancel the open questions and discard the other answers."""
         self._race.accepted(answer.provider)
         for question in self._questions:
             question.cancel()
@@ -228,7 +233,7 @@ class Fetch:
         self._nursery.start_soon(self._ask, question, provider, range_header, expected)
 
     def _turn(self, provider: Provider) -> Provider | None:
-        """The provider at its other address, if that is asked now."""
+        """Return the provider at its secondary address if that is to be asked instead, else None."""
         other = provider.by_secondary
         if other is None or other.registry in self._unreached or not self._peers.may_ask(other):
             return None
@@ -259,7 +264,7 @@ class Fetch:
                     response.discard()
                     raise
                 if question.cancel_called:
-                    # another answer was taken a moment ago; this one may be for bytes that nobody waits for any more
+                    # another answer has been accepted, so this one may be for a range that is no longer wanted
                     response.discard()
                     return
             except PeerError as exc:
@@ -274,7 +279,7 @@ class Fetch:
                 if not reached:
                     self._not_reached(provider.registry)
             except RangeInvalid as exc:
-                # one peer's word: it counts if nobody else has another one
+                # one peer's claim: the range is refused only if no other peer gives an answer
                 self._refused = exc
                 self._race.failed(provider, trio.current_time())
             else:

@@ -1,15 +1,17 @@
-"""Bodies that are held until they are verified: one fetch and one file for each digest, however many clients want it.
+"""Held bodies: one fetch and one spool file for each digest, shared by all clients that want it.
 
-The first client that asks begins to hold the body. Those that ask for the same digest meanwhile join it. One of them
-drives the fetch, which is to hold :attr:`HeldBody.lock`; the others wait for the lock. When the driver leaves before
-the end, the next one in the queue gets the lock and goes on where the fetch stands, because all that it needs is in
-this object. So the fetch lives exactly as long as somebody waits for it, an error of it ends in the request of one
-client, and a client that is alone pays for no other task.
+The first client that asks for a digest begins to hold its body. Clients that ask for the same digest meanwhile join.
+One of them, the driver, runs the fetch while it has :attr:`HeldBody.lock`; the others wait for the lock. If the driver
+leaves before the end, the next client in the queue gets the lock and goes on with the fetch, because its whole state is
+in this object. So the fetch lasts exactly as long as a client waits for it, an error of the fetch ends in the request
+of one client, and a single client needs no second task.
 
-Afterwards each client sends from the same file, from an offset of its own. The file goes when the last of them has
-left. A verified one can be joined until then; one that ended early can't, because only its first driver has the rest.
+Afterwards each client sends from the same file, from an offset of its own. The file is closed when the last client
+leaves. A verified body can be joined until then. A body that ended early can't be joined, because only its first
+driver has the connection with the rest.
 
-What is shared between the clients of one digest belongs here; what one client does with it is in transfer.py.
+State that clients of one digest share belongs here. The rules for one client are in
+:mod:`spegel_consul.registry.mirror.body.transfer`.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Feed:
-    """A body as it comes: ``provider`` sends it now; ``body`` is None while a peer for the rest is to be found."""
+    """A body in transfer. ``provider`` sends it now; ``body`` is None while no peer for the rest has been found."""
 
     head: Head
     provider: Provider
@@ -41,9 +43,9 @@ class Feed:
     position: Position
     throughput: Throughput
     before: tuple[Provider, ...] = ()
-    """Who sent bytes of it and does not any more."""
+    """Providers that sent bytes of the body before ``provider``."""
     since: int = 0
-    """How many bytes had been taken when ``provider`` began."""
+    """Number of bytes that had been taken when ``provider`` began."""
 
     @property
     def reached(self) -> int:
@@ -52,18 +54,18 @@ class Feed:
 
     @property
     def senders(self) -> tuple[Provider, ...]:
-        """Who sent bytes of it, each address once, because its peer id proves nothing."""
+        """The providers that have sent bytes of the body, each address once, because its peer id proves nothing."""
         now = (self.provider,) if self.position.taken > self.since else ()
         return tuple({each.registry: each for each in self.before + now}.values())
 
     def change(self, provider: Provider, body: PeerResponse) -> None:
-        """The rest comes from ``provider``."""
+        """Take the rest from ``body``, the answer of ``provider``."""
         self.before, self.since = self.senders, self.position.taken
         self.provider, self.body = provider, body
         self.throughput.begin(self.position.left)
 
     def discard(self) -> None:
-        """Give up what the provider has not sent yet."""
+        """Give up the bytes that the provider has not sent yet."""
         body, self.body = self.body, None
         if body is not None:
             body.discard()
@@ -71,9 +73,10 @@ class Feed:
 
 @dataclass(eq=False, slots=True)
 class HeldBody:
-    """A body that is being held, or was; ``alone``: it is taken from one peer whole, or anew from another.
+    """A body that is or was held.
 
-    ``until``: when it is sent as far as it came, in Trio's time.
+    ``until``: the time, in Trio's clock, at which holding ends and the bytes so far are sent; ``alone``: all bytes must
+    come from one peer, so the body is begun anew if that peer fails.
     """
 
     head: Head
@@ -85,15 +88,15 @@ class HeldBody:
     spool: Spool | None = None
     hasher: _Hash | None = None
     content: bytes | None = None
-    """All of it, if it turned out to be so small that it was read into memory."""
+    """The complete body, if it was small enough to be read into memory."""
     result: str = ""
-    """What became of it: verified, late, full, busy or failed; "" while that is open."""
+    """The result: verified, late, full, busy or failed; "" while the body is being held."""
     failed: list[Provider] = field(default_factory=list)
-    """Who is not to be asked again for it."""
+    """Providers that are not asked again for this body."""
     beginnings: int = 0
-    """How often it was begun anew."""
+    """Number of times that the body was begun anew."""
     users: dict[object, str] = field(default_factory=dict)
-    """The clients that wait for it or are being sent it, with their addresses, the oldest first."""
+    """The clients that wait for the body or are receiving it, with their addresses, the oldest first."""
 
     @property
     def payer(self) -> str:
@@ -105,7 +108,7 @@ class HeldBody:
         return OWN if OWN in addresses else next(iter(addresses))
 
     def anew(self) -> None:
-        """Drop what has come: a peer is to be found that sends all of it."""
+        """Drop all bytes so far, so that the complete body can be fetched from another peer."""
         if self.feed is not None:
             self.feed.discard()
             self.feed = None
@@ -114,7 +117,7 @@ class HeldBody:
             self.spool = None
 
     def rest(self) -> Feed:
-        """What is still to come of it, for one client. The first that asks gets the answer that is being read."""
+        """Return the rest of the body for one client. The first call hands over the answer that is being read."""
         assert self.feed is not None
         feed = self.feed
         mine = Feed(
@@ -133,33 +136,33 @@ class HeldBody:
 
 
 class HeldBodies:
-    """The bodies that are being held, and the verified ones that are still being sent."""
+    """The bodies that are being held, and the verified bodies that are still being sent."""
 
     def __init__(self) -> None:
         self._by_digest: dict[str, HeldBody] = {}
 
     def get(self, digest: str | None) -> HeldBody | None:
-        """The one to join for ``digest``, if there is one."""
+        """Return the held body of ``digest`` that a client can join, or None."""
         return self._by_digest.get(digest) if digest is not None else None
 
     def begin(self, holding: HeldBody) -> None:
-        """It can be joined from now on."""
+        """Register a held body, so that clients can join it."""
         self._by_digest[holding.head.digest] = holding
 
     def enter(self, holding: HeldBody, user: object, client: str) -> None:
-        """``user`` at the address ``client`` waits for it."""
+        """Add ``user``, at the address ``client``, to the users."""
         holding.users[user] = client
         if holding.spool is not None and not holding.result:
             holding.spool.charge(holding.payer)
 
     def end(self, holding: HeldBody, result: str) -> None:
-        """It is over; only a verified one can be joined any more."""
+        """Set the result. After that, clients can join the body only if it is verified."""
         holding.result = result
         if result != "verified":
             self._forget(holding.head.digest, holding)
 
     def leave(self, holding: HeldBody, user: object) -> None:
-        """``user`` needs it no more. The last one ends it; until then its file counts for one of the others."""
+        """Remove ``user``. The last user ends the held body; until then the file is charged to one of the others."""
         holding.users.pop(user, None)
         if holding.users:
             if holding.spool is not None:

@@ -1,14 +1,15 @@
-# Bytes from a neighbour.
-#
-# A transfer lives in one nursery: the lookup that yields providers, the questions to them, and the body that
-# the client reads.  The first good head wins; when its peer dies half-way, the race goes on for the rest of
-# the bytes where they stopped.  A manifest or a small blob is read and checked before the race is over; how a larger
-# one is verified, transfer.py knows.
-#
-# Before all that comes a short cut: a peer that had the blob a moment ago is asked over a connection that is there.
-# If it answers soon, there is no race to be run, and its nursery is only opened if the peer dies half-way.
+"""The mirror: content that this node does not have, streamed from peers that have it.
 
-"""The mirror: content that this node does not have, streamed from peers that do."""
+A transfer lives in one nursery: the lookup that yields providers, the questions to them, and the body for the client.
+The first good head is used. If its peer fails in mid-body, the fetch goes on for the rest of the bytes from there
+(:mod:`spegel_consul.registry.mirror.fetch`). A manifest or a small blob is read and verified before the fetch is over.
+The verification of larger ones is in :mod:`spegel_consul.registry.mirror.body.transfer`.
+
+A short cut comes first (:meth:`Mirror.at_once`): a peer that had the blob a moment ago is asked over an idle
+connection. If it answers soon, there is no fetch, and a nursery is only opened if the peer fails in mid-body.
+
+A new rule belongs here if it decides which of these ways a request takes, or what a body may cost this node.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +63,10 @@ class Mirror:
         self._metrics = metrics
 
     def _counted(self, request: ContentRequest) -> tuple[Count, Count]:
-        """Hits and misses of the request's registry; clients choose its name, so there is an end to them."""
+        """Return the counters of hits and misses of the request's registry.
+
+        The number of labels is bounded, because clients choose the name of the registry.
+        """
         registry = request.reference.registry or UNKNOWN_REGISTRY
         found = self._counters.get(registry)
         if found is None:
@@ -79,9 +83,9 @@ class Mirror:
     ) -> AsyncIterator[Transfer]:
         """Find the content; the transfer can be read inside of the context.
 
-        Raises ManifestUnknown or BlobUnknown when no peer has it within the deadlines or the client of ``trace`` has
-        too many lookups in flight, RangeInvalid when
-        the range lies outside of it; whatever is raised in the context comes out as it is.
+        Raises ManifestUnknown or BlobUnknown if no peer has the content within the deadlines, or the client of
+        ``trace`` has too many lookups in flight, and RangeInvalid if the range lies outside of the content. An
+        exception that is raised in the context leaves it unchanged.
         """
         with self.counted(request):
             shared = self._shared(request, range_header, trace) if method == "GET" else None
@@ -99,10 +103,10 @@ class Mirror:
     async def part(
         self, request: ContentRequest, range_header: str, trace: Trace, expected: Head | None = None
     ) -> AsyncIterator[Transfer]:
-        """Find one range of a blob, as :meth:`open` does; a peer that sends all of it is left for another one.
+        """Find one range of a blob, as :meth:`open` does. The answer of a peer that sends the whole blob is dropped.
 
-        ``expected``: what the answer has to say, because other parts of the same content have been sent already. Then
-        the client's limit of lookups was asked before.
+        ``expected``: the required head, because other parts of the same content have been sent already. Then the
+        client's limit of lookups was asked before.
         """
         async with race(self.peers, request, "GET", trace) as fetch:
             with self.lookups.one(trace.client if expected is None else "", request):
@@ -116,7 +120,7 @@ class Mirror:
 
     @contextmanager
     def counted(self, request: ContentRequest) -> Iterator[None]:
-        """The context of one request's answer, which is a hit or a miss by how it ends."""
+        """Count the request that the context answers as a hit, or as a miss if the context ends with an unknown."""
         try:
             yield
         except (ManifestUnknown, BlobUnknown):
@@ -125,27 +129,29 @@ class Mirror:
         self.served(request)
 
     def _shared(self, request: ContentRequest, range_header: str | None, trace: Trace) -> Transfer | None:
-        """The transfer of a body that another client waits for or is being sent, if it is held."""
+        """Return a transfer that shares the held body of another client, if there is one."""
         holding = self.peers.held_bodies.get(request.reference.digest)
         if holding is None or request.kind is not Kind.BLOB or range_header is not None:
             return None
         return Transfer(self.peers, None, request, holding, trace)
 
     def begin(self, request: ContentRequest, method: str, trace_headers: TraceHeaders = (), client: str = "") -> Trace:
-        """A request that is to be looked up for the ``client`` at this address, "" for one on this machine; the
-        context to do so in."""
+        """Begin the trace of a request; it is the context in which to look the content up.
+
+        ``client``: the address of the client, "" for a client on this machine.
+        """
         trace = self.traces.begin(request.reference, request.key, request.kind.value, method, trace_headers)
         trace.client = client
         return trace
 
     async def at_once(self, request: ContentRequest, range_header: str | None, trace: Trace) -> Transfer | None:
-        """The blob from a peer that had it a moment ago, over a connection that is there; enter the transfer.
+        """Return the transfer of a blob from a recent provider of it, asked over an idle connection.
 
-        None if there is no such peer, or it does not answer as it should within the hedge interval: then
-        :meth:`open` asks it again, and others.
+        The caller enters the transfer. The result is None if there is no such provider, or if it does not give an
+        acceptable answer within the hedge interval. Then :meth:`open` asks it again, and others.
         """
         if self.peers.client.encrypts:
-            return None  # there is nothing to splice
+            return None  # the short cut gains nothing, because encrypted bytes can't be spliced
         if (shared := self._shared(request, range_header, trace)) is not None:
             return shared
         peers = self.peers
@@ -187,10 +193,10 @@ class Mirror:
         return Transfer(self.peers, None, request, Answer(provider, head, body, times), trace)
 
     def missed(self, request: ContentRequest) -> None:
-        """No peer had it; :meth:`open` says so itself."""
+        """Count a miss: no peer had the content. :meth:`open` calls this itself."""
         self._counted(request)[1].inc()
 
     def served(self, request: ContentRequest) -> None:
-        """A transfer has ended well; :meth:`open` says so itself."""
+        """Count a hit: a transfer has ended well. :meth:`open` calls this itself."""
         self._counted(request)[0].inc()
         self._metrics.mirror_last_success.set_to_current_time()

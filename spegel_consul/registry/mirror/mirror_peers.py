@@ -37,12 +37,13 @@ from spegel_consul.zerocopy.spool import SpoolSpace
 log = structlog.get_logger(__name__)
 
 SMALL = 256 << 10
-"""Bytes up to which a blob is read into memory and verified at once: that takes less than to start a thread for it."""
+"""Bytes up to which a blob is read into memory and verified at once, because hashing it is faster than starting a
+thread."""
 
 VERIFY_FIRST = 32 << 20
 """Bytes up to which a blob is held until it is verified, unless the settings say otherwise."""
 
-_DISK = 0.5  # seconds in which a disk should tell how much room it has
+_DISK = 0.5  # seconds that a disk may take to report its free space
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,17 +90,17 @@ class MirrorPeers:
         self.on_resolved: Callable[[float], None] = metrics.resolve_duration.labels("libp2p").observe
 
     def may_ask(self, provider: Provider) -> bool:
-        """Whether it is one of those that may be asked, and has not misbehaved lately."""
+        """Whether the policy permits the provider and no penalty bars it."""
         return self.permits(provider) and not self.penalties.bars(provider)
 
     def on_mismatch(self, provider: Provider, digest: Digest) -> None:
-        """A peer's bytes did not have the digest that was asked for."""
+        """Count and penalize a peer whose bytes did not have the requested digest."""
         self._metrics.verification_failures.inc()
         self.penalties.lied(provider)
         log.warning("peer sent wrong bytes", peer=provider.peer_id, registry=provider.registry[0], digest=digest)
 
     def mismatched(self, digest: Digest, senders: Sequence[Provider]) -> None:
-        """The bytes that ``senders`` sent of one body, one after the other, do not have its digest."""
+        """Blame ``senders``, which sent one body one after the other, because it does not have its digest."""
         if len(senders) == 1:
             self.on_mismatch(senders[0], digest)
             return
@@ -115,9 +116,9 @@ class MirrorPeers:
     def question(
         self, request: ContentRequest, range_header: str | None, trace_headers: TraceHeaders
     ) -> tuple[str, list[tuple[str, str]]]:
-        """The target and the header fields of a request to a peer.
+        """Return the target and the header fields of a request to a peer.
 
-        Nothing is the client's but what is asked for and what identifies the request.
+        The client's reference, range and trace headers are passed on, and no other part of its request.
         """
         reference = request.reference
         name = urllib.parse.quote(reference.digest or reference.tag or "", safe=":")
@@ -132,11 +133,11 @@ class MirrorPeers:
         return target, headers
 
     def is_small(self, head: Head) -> bool:
-        """Whether the content is verified, and so small that it is read whole before the client sees any of it."""
+        """Whether the content is verified, and small enough to be read into memory before the first byte is sent."""
         return self.settings.verify and not head.partial and head.size <= SMALL
 
     async def read(self, response: PeerResponse, head: Head, provider: Provider, method: str) -> bytes:
-        """A small body, whole and verified. Raises PeerError, also if it takes too long in all."""
+        """Return a small body, complete and verified. Raises PeerError, also if the whole body takes too long."""
         if method == "GET" and head.size > MAX_MANIFEST_SIZE:
             raise PeerError(f"has a manifest of {head.size} bytes, more than {MAX_MANIFEST_SIZE}")
         body, patience = b"", self.client.limits.stall
@@ -151,12 +152,12 @@ class MirrorPeers:
         return body
 
     def holds(self, head: Head) -> bool:
-        """Whether the content is held until it is verified."""
+        """Whether the content is held: spooled and verified before the first byte is sent."""
         small = head.size <= self.settings.verify_first
         return self.settings.verify and not head.partial and (small or head.disputed)
 
     async def can_hold(self, head: Head) -> bool:
-        """Whether the content can be verified before it is sent, as what is disputed has to be.
+        """Whether the content can be verified before it is sent, which is required if its size is disputed.
 
         One that is larger than what is held anyway may take a quarter of the room that is left, so that no number of
         peers that claim large sizes takes away the room of others.
@@ -176,5 +177,5 @@ class MirrorPeers:
         return self.holds(head) or (bool(self.suspects.of(head.digest)) and await self.can_hold(head))
 
     def held(self, result: str) -> None:
-        """What became of holding a body; see the metric."""
+        """Count the result of holding a body; see the metric."""
         self._metrics.verify_first.labels(result).inc()

@@ -1,8 +1,11 @@
 """Several ranges of a blob from peers, for an answer of several parts.
 
-Peers are asked for one range at a time. So each answer is judged like any other, a range whose peer dies goes on at
-another one, no peer's frame is read, and peers that refuse several ranges (Go's Spegel) are good for them too. It costs
-a round trip for each range, over connections that are kept.
+Each range is a request of its own to a peer. So each answer is validated like any other, a range whose peer fails is
+completed by another peer, frames of peers need no parser, and peers that refuse several ranges (Go's Spegel) can serve
+them too. The cost is a round trip for each range, over idle connections.
+
+A new rule belongs here if it decides which ranges are requested from peers, and in which order. The frame of the
+answer is in :mod:`spegel_consul.registry.mirror.body.multipart`.
 """
 
 from __future__ import annotations
@@ -24,9 +27,9 @@ from spegel_consul.registry.mirror.validate import Head
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A step of an answer: ``before``, the bytes of ``transfer``, and ``after``.
+    """One part of an answer: ``before``, the bytes of ``transfer``, and ``after``.
 
-    ``head`` and ``multipart`` are those of the answer. It has no frame if one range is all that there is to send.
+    ``head`` and ``multipart`` are those of the answer. ``multipart`` is None if the content has only one of the ranges.
     """
 
     transfer: Transfer
@@ -40,11 +43,12 @@ class Part:
 async def send_parts(
     mirror: Mirror, request: ContentRequest, wanted: Ranges, trace: Trace, send: Callable[[Part], Awaitable[None]]
 ) -> None:
-    """Have several ranges of a blob from peers, and give each to ``send``, in order.
+    """Fetch several ranges of a blob from peers, and pass each to ``send``, in order.
 
-    The first answer tells the size, and so what there is of the ranges; the others have to agree with it.
+    The first answer names the size of the content, from which the satisfiable ranges follow. The other answers must
+    agree with it.
 
-    Raises the OCIError to answer with, before the first ``send``; TransferCut after it, and what ``send`` raises.
+    Raises the OCIError to answer with before the first ``send``, TransferCut after it, and exceptions of ``send``.
     """
     with mirror.counted(request):
         async with AsyncExitStack() as stack:
@@ -69,7 +73,7 @@ async def send_parts(
 
 
 class _Parts:
-    """The parts of the content that ``head`` is about."""
+    """The parts ``spans`` of the content that ``head`` describes."""
 
     def __init__(self, head: Head, spans: tuple[ByteRange, ...]) -> None:
         self._head = head
@@ -77,7 +81,7 @@ class _Parts:
         self._multipart = Multipart(head.media_type, spans) if len(spans) > 1 else None
 
     def head(self, place: int) -> Head:
-        """The head that a peer's answer must have."""
+        """Return the head that a peer's answer for the span at index ``place`` must have."""
         span = self.spans[place]
         return replace(self._head, start=span.start, stop=span.stop, partial=True)
 
@@ -91,7 +95,8 @@ class _Parts:
 async def _first(
     stack: AsyncExitStack, mirror: Mirror, request: ContentRequest, wanted: Ranges, trace: Trace
 ) -> Transfer:
-    """One of the ranges, the one that is to be sent first if it exists. Raises RangeInvalid if none exists."""
+    """Open the transfer of a satisfiable range, if possible the one to send first. Raises RangeInvalid if all of the
+    ranges lie outside of the content."""
     refused: RangeInvalid | None = None
     for probe in wanted.probes:
         try:

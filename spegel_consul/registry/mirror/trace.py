@@ -1,11 +1,12 @@
-# What became of each request that was looked up at peers?
-#
-# The mirror writes attributes of a Trace as the request goes its way: no call, no lock, no text is made.  Whatever a
-# person or a program wants to know of it - durations, a waterfall, a line in the log - is worked out by the reader.
-# Times are of time.perf_counter(); `began` alone is a time of day.  A request that is over moves from the live ones to
-# the last hundred, so that what is kept has an end however busy the node is.
+"""Traces of mirrored requests: the live ones, and the last ones that are over.
 
-"""The life of mirrored requests, as it happened: the live ones, and the last ones."""
+The mirror assigns attributes of a :class:`Trace` during the request, without calls, locks or text. The readers compute
+durations, a waterfall or a line in the log from the attributes. Times are those of time.perf_counter(), except for
+``began``, which is a time of day. At its end a request moves from the live ones to the last hundred, so the memory for
+traces is bounded.
+
+A new fact about a mirrored request belongs here as an attribute, and as a field of :meth:`Trace.to_json`.
+"""
 
 from __future__ import annotations
 
@@ -20,16 +21,16 @@ from typing import Any, Protocol
 from spegel_consul.oci.errors import OCIError, RangeInvalid
 
 KEPT = 100
-"""How many requests that are over are remembered."""
+"""Number of finished requests that are remembered."""
 
 HIT, MISS, CUT, GONE, REFUSED = "hit", "miss", "cut", "gone", "refused"
-"""Outcomes: served by a peer; nobody had it; begun and not completed; the client went away; an unsatisfiable range."""
+"""Outcomes: served by a peer; no peer had it; begun and not completed; the client went away; unsatisfiable range."""
 
 UNKNOWN_REGISTRY = "unknown"
-"""Stands for the registry of a digest that was asked for without one."""
+"""The registry of requests for a digest that name no registry."""
 
 TraceHeaders = tuple[tuple[str, str], ...]
-"""Header fields that identify a request, and that the peer which serves it gets too."""
+"""Header fields that identify a request; they are passed on to the peer."""
 
 _IDENTITIES = (
     ("x-request-id", re.compile(rb"[!-~]{1,200}\Z")),
@@ -38,18 +39,18 @@ _IDENTITIES = (
 
 
 def trace_headers(headers: Mapping[bytes, bytes]) -> TraceHeaders:
-    """The identifying ones of a client's header fields, as far as they are well-formed."""
+    """Return the well-formed trace headers among a client's header fields."""
     found = ((name, form, headers.get(name.encode(), b"")) for name, form in _IDENTITIES)
     return tuple((name, value.decode()) for name, form, value in found if form.match(value))
 
 
 def as_fields(identity: TraceHeaders) -> dict[str, str]:
-    """The same for a line in the log: ``request_id``, ``traceparent``."""
+    """Return trace headers as fields of a line in the log: ``request_id``, ``traceparent``."""
     return {name.removeprefix("x-").replace("-", "_"): value for name, value in identity}
 
 
 class Progress(Protocol):
-    """What knows how many bytes are still to come, and how many of those that came the client has got."""
+    """The bytes of a body that are still to come, and the bytes that have been sent to the client."""
 
     @property
     def left(self) -> int: ...
@@ -59,9 +60,9 @@ class Progress(Protocol):
 
 
 class Trace:
-    """One request. The mirror assigns; 0.0 is a time that has not come."""
+    """One request. The mirror assigns the attributes; 0.0 is a time that has not come."""
 
-    # class attributes, so that a new one has only what is known at the start to be assigned
+    # defaults are class attributes, so that a new trace costs only the assignments of what is known at the start
     trace_headers: TraceHeaders = ()
     client = ""
     """The address of a client on another machine, else ""."""
@@ -98,32 +99,32 @@ class Trace:
         elif isinstance(exc, OCIError):
             self._traces.end(self, REFUSED if isinstance(exc, RangeInvalid) else MISS, exc.message)
         else:
-            # a cut says so itself; anything else that ends an answer early is the client's departure
+            # a TransferCut has an outcome of its own; any other exception is the client's departure
             self._traces.end(self, getattr(exc, "outcome", GONE), str(exc))
 
     @property
     def registry(self) -> str:
-        """The registry that the client meant, or :data:`UNKNOWN_REGISTRY`."""
+        """The registry of the reference, or :data:`UNKNOWN_REGISTRY`."""
         return self.reference.registry or UNKNOWN_REGISTRY
 
     @property
     def request_id(self) -> str:
-        """What the client called the request, or ""."""
+        """The client's ID of the request, or ""."""
         return next((value for name, value in self.trace_headers if name == "x-request-id"), "")
 
     def received(self) -> int:
-        """Bytes of the body that have come by now."""
+        """Return the number of bytes of the body that have come so far."""
         return self.size - self.progress.left if self.progress is not None else self.bytes
 
     def sent(self) -> int:
-        """Bytes of the body that the client has got by now; of what passed through this process, those that came."""
+        """Return the number of bytes of the body that have been sent so far, or that have come, if that is unknown."""
         return self.progress.sent if self.progress is not None else self.bytes
 
     def to_json(self, now: float | None = None) -> dict[str, object]:
-        """For people and programs: times are milliseconds since the request came, None while they have not come."""
+        """Return the trace as JSON. Times are milliseconds since the start of the request, or None."""
         end = self.done or now or time.perf_counter()
         received = self.received()
-        # the time that the bytes took; of what came whole with its head, the time of the whole request
+        # the rate counts from the first byte, or from the start of the request if that time is unknown
         streamed = end - (self.first_byte or self.started)
         return {
             "number": self.number,
@@ -155,7 +156,7 @@ class Trace:
 
 
 class Traces:
-    """The requests that are under way, and the last ``kept`` that are over."""
+    """The live requests, and the last ``kept`` finished ones."""
 
     def __init__(self, kept: int = KEPT) -> None:
         self.live: dict[int, Trace] = {}
@@ -164,18 +165,18 @@ class Traces:
         self._numbers = count(1)
 
     def begin(self, reference: Any, key: str, kind: str, method: str, trace_headers: TraceHeaders = ()) -> Trace:
-        """A request came that has to be looked up; use as a context, which it ends with."""
+        """Begin the trace of a request; the trace is a context, and ends with it."""
         number = next(self._numbers)
         trace = self.live[number] = Trace(self, number, reference, key, kind, method)
         trace.trace_headers = trace_headers
         return trace
 
     def end(self, trace: Trace, outcome: str, error: str = "") -> None:
-        """It is over; nothing is written to it any more."""
+        """End the trace; it does not change any more."""
         trace.done = time.perf_counter()
         if trace.progress is not None:
             trace.bytes = trace.size - trace.progress.left
-            trace.progress = None  # it holds sockets and buffers
+            trace.progress = None  # dropped, because it refers to sockets and buffers
         trace.outcome = outcome
         trace.error = error
         self.live.pop(trace.number, None)

@@ -1,9 +1,13 @@
-# What a peer says is believed only as far as it fits what was asked: the status, the length, the range, the digest.
-# What a manifest is stands in the manifest, whose bytes are verified: a runtime that believed another's word for it
-# would look for layers in an index, or for platforms in a manifest.  Only between Docker's type and OCI's of the same
-# kind is a peer believed, if the manifest does not say: the peer has it from the descriptor.
+"""Decides whether the head of a peer's answer is acceptable.
 
-"""Whether the head of a peer's answer is acceptable."""
+A peer's claims are believed only as far as they fit the question: the status, the length, the range, the digest. The
+media type of a manifest is read from the manifest, whose bytes are verified. A runtime with a wrong media type would
+look for layers in an index, or for platforms in a manifest. If the manifest has no media type of its own, the peer
+decides between Docker's type and OCI's of the same kind, because the peer has it from the descriptor.
+
+A new rule belongs here if one answer alone is enough to apply it. Comparisons of several answers belong to
+:mod:`spegel_consul.registry.mirror.fetch`.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +27,10 @@ _UNSATISFIED = re.compile(r"bytes \*/(\d{1,19})\Z", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What a peer says of the content that it is about to send: ``[start, stop)`` of ``size`` bytes.
+    """A peer's claims about the content that it is about to send: ``[start, stop)`` of ``size`` bytes.
 
-    ``disputed``: somebody says another size, so the content is held until it is verified, however large it is.
+    ``disputed``: manifests or other peers claim another size, so the content is held until it is verified, whatever
+    its size.
     """
 
     digest: Digest
@@ -40,9 +45,9 @@ class Head:
 def judge(
     response: PeerResponse, request: ContentRequest, range_header: str | None, expected: Head | None = None
 ) -> Head:
-    """The head of an acceptable answer. Raises PeerError, or RangeInvalid when the peer says so.
+    """Return the head of an acceptable answer. Raises PeerError, or RangeInvalid if the peer answered 416.
 
-    ``expected``: what the answer must say because other bytes of the same content have been sent already.
+    ``expected``: the required head, because other bytes of the same content have been sent already.
     """
     status = response.status
     content_range = response.header(b"content-range") or ""
@@ -55,7 +60,7 @@ def judge(
     if response.header(b"transfer-encoding") is not None:
         raise PeerError("did not frame the content by its length", broken=True)
     if (response.header(b"content-encoding") or "identity").lower() != "identity":
-        raise PeerError("sent the content in an encoding that nobody asked for", broken=True)
+        raise PeerError("sent the content in an encoding that was not requested", broken=True)
     length = response.header(b"content-length") or ""
     if not (length.isascii() and length.isdigit() and len(length) < 20):
         raise PeerError("did not say how long the content is", broken=True)
@@ -83,7 +88,7 @@ def judge(
 
 
 def _asked_for(range_header: str | None, size: int) -> tuple[int, int] | None:
-    """The start and the stop of the only range of ``range_header``, or None if there is none in so many bytes."""
+    """Return the start and stop of the only range of ``range_header`` within ``size`` bytes, or None."""
     wanted = parse_ranges(range_header)
     try:
         spans = wanted.within(size) if wanted is not None else ()
@@ -93,11 +98,10 @@ def _asked_for(range_header: str | None, size: int) -> tuple[int, int] | None:
 
 
 def type_of(manifest: bytes, said: str | None = None) -> str:
-    """The media type that a peer's manifest has by its own bytes, or else ``said`` if it fits them.
+    """Return the media type in a peer's manifest, or ``said`` if the manifest has none and ``said`` fits its shape.
 
-    Raises PeerError if it is no manifest.
-
-    Schema 1 is none either: its digest is not that of its bytes, and no runtime keeps it as it was.
+    Raises PeerError if the bytes are no manifest. Schema 1 is refused too, because its digest is not that of its
+    bytes, and no runtime keeps it unchanged.
     """
     found = manifest_media_type(manifest, said)
     if found is None:

@@ -280,12 +280,12 @@ async def test_without_a_thread_to_ask_the_disk_what_is_disputed_is_streamed(
 
 
 def test_the_room_that_is_left(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    room = spool.SpoolSpace(tmp_path)
-    before = room.spare()
+    space = spool.SpoolSpace(tmp_path)
+    before = space.spare()
     assert before > 0
-    room.promised += 1 << 50
-    assert room.spare() < 0
-    room._directories = []
-    assert room.spare() == spool._IN_MEMORY - (1 << 50)
-    room._directories = ["/nowhere"]
-    assert room.spare() == -(1 << 50)
+    space.promised += 1 << 50
+    assert space.spare() < 0
+    space._directories = []
+    assert space.spare() == spool._IN_MEMORY - (1 << 50)
+    space._directories = ["/nowhere"]
+    assert space.spare() == -(1 << 50)

@@ -125,12 +125,12 @@ async def test_without_a_directory_memory_holds_some(monkeypatch: pytest.MonkeyP
         raise FileNotFoundError("No usable temporary directory found")
 
     monkeypatch.setattr(spool.tempfile, "gettempdir", nowhere)
-    room = spool.SpoolSpace(None)
-    room.promised = spool._IN_MEMORY
-    os.close(room.open(spool.OWN))
-    room.promised += 1
+    space = spool.SpoolSpace(None)
+    space.promised = spool._IN_MEMORY
+    os.close(space.open(spool.OWN))
+    space.promised += 1
     with pytest.raises(OSError, match="No space left"):
-        room.open(spool.OWN)
+        space.open(spool.OWN)
 
 
 async def test_a_client_that_leaves_ends_it(start_node: Any, start_peer: Any) -> None:

@@ -1,4 +1,4 @@
-"""Clients that want the same blob share one fetch and one file; other machines have a share of the room each."""
+"""Clients that want the same blob share one fetch and one file; other machines have a share of the space each."""
 
 from __future__ import annotations
 
@@ -216,7 +216,7 @@ async def test_slow_readers_share_one_file(
 async def test_another_machine_has_a_share_and_this_one_all(
     ask: Ask, pair: Any, start_node: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A room for sixteen blobs: four for one address, eight for all others, and as many more for this machine."""
+    """Space for sixteen blobs: four for one address, eight for all others, and as many more for this machine."""
     holder, node = pair
     blobs = [bytes([number]) + LAYER * 3 for number in range(14)]
     paths = [f"/v2/library/app/blobs/{holder.store.add_content(blob)}?ns=docker.io" for blob in blobs]

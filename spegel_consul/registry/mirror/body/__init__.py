@@ -1,1 +1,1 @@
-"""The body behind an accepted head: from one peer after another, verified, to one client or several."""
+"""The body behind an accepted head: from one or several peers, verified, to one or several clients."""

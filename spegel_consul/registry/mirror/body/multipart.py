@@ -1,7 +1,7 @@
 """The frame around several ranges of a blob: ``multipart/byteranges`` (RFC 9110, section 14.6, and RFC 2046, 5.1.1).
 
-The boundary is drawn by lot for each answer. Bytes of an image or of a peer could else contain the boundary, and a
-client would take what follows for a part of its own. Whatever stands between the bytes of parts belongs here.
+The boundary is random for each answer. Otherwise bytes of an image or of a peer could contain the boundary, and a
+client would take the following bytes for another part. Rules for the bytes between the parts belong here.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ def _boundary() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Multipart:
-    """An answer with the bytes ``spans`` of content of ``media_type``.
+    """The frame of an answer with the ranges ``spans`` of content with ``media_type``.
 
-    Its body is, for each span, :meth:`before` and the bytes, and in the end :attr:`end`.
+    The body consists of :meth:`before` and the bytes for each span, and of :attr:`end`.
     """
 
     media_type: str
@@ -34,12 +34,12 @@ class Multipart:
 
     @property
     def length(self) -> int:
-        """Bytes of the whole body."""
+        """Number of bytes of the whole body."""
         parts = sum(len(self.before(place)) + span.length for place, span in enumerate(self.spans))
         return parts + len(self.end)
 
     def before(self, place: int) -> bytes:
-        """What comes before the bytes of a span."""
+        """Return the delimiter and header fields before the bytes of the span at index ``place``."""
         lines = (
             f"--{self.boundary}",
             f"content-type: {self.media_type}",
@@ -49,5 +49,5 @@ class Multipart:
 
     @property
     def end(self) -> bytes:
-        """What comes after the bytes of the last span."""
+        """The delimiter after the bytes of the last span."""
         return f"\r\n--{self.boundary}--\r\n".encode()

@@ -1,9 +1,11 @@
-"""The bytes of a body from one peer after another, on behalf of one client.
+"""The bytes of a body from one or several peers, on behalf of one client.
 
-A peer that fails, or is slow, is left for another one from the byte reached. The caller says whether that may be: a
-body that may be mixed goes on where it stands, and one that is to prove its sender ends when this peer fails.
+If a peer fails or is slow, another peer continues from the byte reached. The caller decides whether bytes of several
+peers may be mixed. If they may, the body continues where it stands. If the body has to prove its sender, it ends when
+its peer fails.
 
-When to leave a peer, and whom to ask next in mid-body, belongs here. Whether the bytes are right is for transfer.py.
+Rules for leaving a peer in mid-body, and for the choice of the next one, belong here. Verification of the bytes belongs
+to :mod:`spegel_consul.registry.mirror.body.transfer`.
 """
 
 from __future__ import annotations
@@ -28,14 +30,14 @@ log = structlog.get_logger(__name__)
 
 
 def served_by(provider: Provider) -> str:
-    """``host:port`` of a provider's registry."""
+    """Return ``host:port`` of a provider's registry."""
     return host_port(*provider.registry)
 
 
 class Supply:
-    """Peers for the body of ``request``; it lasts as long as ``resources``, in which it opens races.
+    """Finds peers for the body of ``request``. Fetches that it opens end with ``resources``.
 
-    ``fetch`` is the race in which the first peer was found, if there was one.
+    ``fetch`` is the fetch that found the first peer, if any.
     """
 
     def __init__(
@@ -47,16 +49,16 @@ class Supply:
         self._fetch = fetch
         self._resources = resources
         self.failed: list[Provider] = []
-        """Who failed in mid-body."""
+        """Providers that failed in mid-body."""
 
     def forget(self) -> None:
-        """The race so far was for another body, of which some peers will not be asked again."""
+        """Drop the fetch so far, because it was for another body and excludes peers that failed there."""
         self._fetch = None
 
     async def fill(self, feed: Feed, into: Relay | Passage | Spool, *, alone: bool = False) -> None:
-        """Carry the body, from one peer after another, to its end or until ``into`` takes no more.
+        """Carry the body to its end, or until ``into`` takes no more. A peer that fails is replaced by another one.
 
-        Raises TransferCut; if ``alone``, then also as soon as the peer fails.
+        Raises TransferCut if no peer is left, or, if ``alone``, as soon as the peer fails.
         """
         while not into.ended:
             body = feed.body
@@ -98,7 +100,7 @@ class Supply:
         feed.discard()
 
     async def _prefer_another(self, feed: Feed, why: SourceSlow, *, alone: bool) -> None:
-        """Have the rest from a peer that is not slow, if there is one; else, and if ``alone``, from the same."""
+        """Take the rest from a peer that is not slow. Stay with the same peer if there is none, or if ``alone``."""
         slow, body = feed.provider, feed.body
         assert body is not None
         log.info("peer is slow", digest=feed.head.digest, at=feed.reached, registry=slow.registry[0], rate=str(why))
@@ -106,7 +108,7 @@ class Supply:
         if alone:
             return
         try:
-            # what it sends meanwhile waits in its socket
+            # bytes that the slow peer sends meanwhile wait in its socket
             await self.change(feed, picky=True)
         except TransferCut as exc:
             log.debug("no other peer", digest=feed.head.digest, error=str(exc))
@@ -116,7 +118,7 @@ class Supply:
         self._fetch.again(slow)
 
     async def change(self, feed: Feed, *, picky: bool) -> None:
-        """Have the rest from another peer. Raises TransferCut; then nothing has changed."""
+        """Take the rest from another peer. Raises TransferCut if there is none; then ``feed`` is unchanged."""
         fetch = self._fetch
         if fetch is None:
             fetch = await self.open_chase([*self.failed, *([feed.provider] if feed.body is not None else [])])
@@ -126,7 +128,7 @@ class Supply:
         self._trace.peer = served_by(provider)
 
     async def open_chase(self, without: Sequence[Provider]) -> Fetch:
-        """A race among all that are not in ``without``."""
+        """Open a fetch that asks no provider in ``without``."""
         fetch = await self._resources.enter_async_context(race(self._peers, self._request, "GET", self._trace))
         for provider in without:
             fetch.exclude(provider)

@@ -1,20 +1,24 @@
-"""The body behind a head that was accepted, from one peer after another to one client.
+"""The body behind a head that was accepted, from one or several peers to one client.
 
 Bodies up to --verify-first are held: they are written to a spool file and verified completely before the first byte is
-sent. If one is wrong, or no peer sends it to its end, another peer is asked, and nothing is lost but time. All clients
-that want the same digest share one such fetch and one file (holding.py).
+sent. If the bytes are wrong, or no peer completes the body, another peer is asked, and only time is lost. All clients
+that want the same digest share one such fetch and one file (:mod:`spegel_consul.registry.mirror.body.held_bodies`).
 
-Larger bodies are streamed and hashed on the way, and the last piece is withheld until the digest of all is right. If it
-is not, the connection is cut. The runtime keeps the wrong beginning, fetches the rest from upstream and fails that
-pull, which can't be prevented any more. A body that was to be held and takes too long, or for which there is no room,
-is streamed from then on.
+Larger bodies are streamed and hashed on the way, and the last piece is withheld until the digest of the whole body is
+verified. If the digest is wrong, the connection is cut. Then the runtime keeps the wrong beginning, fetches the rest
+from upstream, and that pull fails, which can't be prevented any more. A body that should be held is streamed too, from
+the point reached, if holding takes too long or the disk space is not enough.
 
-In both cases there is one order of sending, in :meth:`Transfer.send`: what is in memory, what is in the file, what is
-still to come. A :class:`Position` says how far the body is, and a body that is not whole in the end is cut.
+Both cases have one order of sending, in :meth:`Transfer.send`: the bytes in memory, the bytes in the file, the bytes
+that are still to come. A :class:`Position` counts the bytes, and an incomplete body is cut.
 
-Blame: only a peer that sent a body from its first byte to its last, alone, and wrong, is certainly wrong, and barred.
-Peers whose bytes were mixed are suspects at most (doubts.py). A held body that was mixed and is wrong is begun anew,
-and from then on taken from one peer alone: a peer that fails half-way costs a beginning, not a mixture. So it ends.
+Blame: a peer is certainly wrong, and barred, only if it alone sent a wrong body from its first byte to its last. Peers
+whose bytes were mixed are suspects at most (:mod:`spegel_consul.registry.mirror.providers.suspects`). A held body that
+was mixed and is wrong is begun anew, and from then on taken from one peer alone. So a peer that fails in mid-body uses
+up one of a bounded number of beginnings, and can't add to a mixture.
+
+A new rule belongs here if it decides whether bytes are held, sent or blamed. Rules for the choice of the next peer
+belong to :mod:`spegel_consul.registry.mirror.body.supply`.
 """
 
 from __future__ import annotations
@@ -50,10 +54,10 @@ log = structlog.get_logger(__name__)
 
 
 class Transfer:
-    """A head that was accepted, and the body behind it; a context that gives up what was not read.
+    """A head that was accepted, and the body behind it; a context that discards unread bytes at its end.
 
-    ``answer`` is a peer's, or the holding of the digest that another client has begun. ``fetch`` finds another peer
-    when this one fails; a transfer without one opens one if it needs it.
+    ``answer`` is a peer's answer, or the held body of the digest that another client has begun. ``fetch`` finds another
+    peer if this one fails; a transfer without a fetch opens one when it needs it.
     """
 
     def __init__(
@@ -78,7 +82,7 @@ class Transfer:
         else:
             self._feed = self._begun(answer)
             self._position = self._feed.position
-            # a part of the content can't be verified
+            # only complete content is hashed, because a part of it has no digest
             if peers.settings.verify and self._is_all():
                 self._hasher = answer.head.digest.hasher()
         if isinstance(answer, Answer):
@@ -118,12 +122,12 @@ class Transfer:
 
     @property
     def served_by(self) -> str:
-        """``host:port`` of the registry that sends the bytes, or began to."""
+        """``host:port`` of the registry that sends the bytes, or that began to send them."""
         return served_by(self.provider)
 
     @property
     def left(self) -> int:
-        """How many bytes are still to come from peers."""
+        """Number of bytes that are still to come from peers."""
         holding = self._holding
         if holding is not None and holding.feed is not None and not holding.result:
             return holding.feed.position.left
@@ -131,16 +135,16 @@ class Transfer:
 
     @property
     def sent(self) -> int:
-        """How many bytes the client has got."""
+        """Number of bytes that have been sent to the client."""
         return self._position.sent
 
-    # HeldBody
+    # Holding
 
     async def hold(self, check_client: Callable[[], None] = lambda: None) -> None:
-        """Take the whole body and verify it, if it is one to be held. To be called before the head is sent.
+        """Spool and verify the whole body, if it is to be held. Call this before the head is sent.
 
-        It takes room of the share of the trace's client. Raises BlobUnknown if nobody sends the right bytes, and what
-        ``check_client`` raises if the client does not wait for them any more.
+        The body takes spool space of the share of the trace's client. ``check_client`` raises an exception, which is
+        passed on, if the client has left. Raises BlobUnknown if no peer sends the right bytes.
         """
         holding, joined = self._holding, True
         if holding is None and await self._is_to_be_held():
@@ -185,7 +189,7 @@ class Transfer:
         self._peers.held(result)
 
     async def _drive(self, holding: HeldBody, check_client: Callable[[], None]) -> None:
-        """Hold the body, from where it stands, until it is known what becomes of it. May be cancelled at any point."""
+        """Hold the body, from the point reached, until it has a result. May be cancelled at any point."""
         try:
             while not holding.result:
                 if holding.feed is None:
@@ -200,7 +204,7 @@ class Transfer:
             raise
 
     async def _take(self, holding: HeldBody, check_client: Callable[[], None]) -> None:
-        """Spool the body; say what became of that, or drop it if the right bytes did not come."""
+        """Spool the body. Set its result, or drop its bytes if they are wrong or incomplete."""
         feed, spool = holding.feed, holding.spool
         assert feed is not None
         if spool is None:
@@ -235,16 +239,16 @@ class Transfer:
             self._end(holding, "verified")
         else:
             if len(feed.senders) > 1:
-                # one that left half-way may yet be right, and is asked again, alone
+                # peers that failed in mid-body are asked again, alone, because their bytes may be right
                 holding.failed.clear()
                 self._supply.failed.clear()
             self._peers.mismatched(feed.head.digest, feed.senders)
             holding.anew()
 
     async def _begin_anew(self, holding: HeldBody) -> None:
-        """Have all of it anew, while the client has seen nothing: whoever lied may have lied about the size too.
+        """Fetch the complete body anew, with a new head, because the wrong peer may have claimed a wrong size too.
 
-        Raises BlobUnknown.
+        The client has not been sent a byte yet. Raises BlobUnknown.
         """
         peers = self._peers
         holding.alone = True
@@ -271,7 +275,7 @@ class Transfer:
             self._end(holding, "late")
 
     async def _adopt(self, holding: HeldBody) -> None:
-        """Make this client's own what became of the holding. Raises BlobUnknown."""
+        """Take over the result of the held body for this client. Raises BlobUnknown."""
         trace = self._trace
         if holding.result == "failed":
             raise unknown(self._request, "another request for it has just failed")
@@ -298,13 +302,13 @@ class Transfer:
     # Sending
 
     async def send(self, out: Outlet) -> None:
-        """Send the body, verified. To be called once, after :meth:`hold`.
+        """Send the body, verified. Call this once, after :meth:`hold`.
 
-        Raises TransferCut if it can't be completed or is wrong, and what ``out`` raises if the client fails.
+        Raises TransferCut if the body can't be completed or is wrong, and exceptions of ``out`` if the client fails.
         """
         try:
             await self._send(out, self._position)
-        except OCIError as exc:  # an answer has begun, so there can't be another one
+        except OCIError as exc:  # a cut, because the head has been sent and an error answer is impossible
             raise TransferCut(exc.message) from None
         except Truncated:
             raise TransferCut("the file of the body is shorter than it was") from None
@@ -328,7 +332,7 @@ class Transfer:
             await self._stream(out, position)
 
     async def _stream(self, out: Outlet, position: Position) -> None:
-        """Send what is still to come from peers."""
+        """Send the bytes that are still to come from peers."""
         feed = self._feed
         assert feed is not None
         relay = None if self._peers.client.encrypts else await out.relay(position, self._hasher)

@@ -1,1 +1,1 @@
-"""Which providers are asked, in which order, and which are left out."""
+"""The choice of providers: the order in which they are asked, and the reasons for which they are left out."""

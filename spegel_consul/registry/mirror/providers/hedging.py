@@ -1,15 +1,14 @@
-# Which source to try next?
-#
-# Providers arrive while the lookup goes on.  The first is asked at once; another one is asked when a question
-# failed, or when the hedge interval passed without an answer.  The deadline of the lookup counts only while
-# nobody is being asked: as long as a question is open there is hope, and the question has deadlines of its own.
-# A provider that was slow a moment ago waits for the lookup to name another one, as long as the hedge interval.
-#
-# An address is asked once, under whatever peer id: records of one address with many ids must not use up the attempts.
-#
-# A plain object: events and the time go in, a decision comes out.
+"""The order in which peers are asked for content: hedged requests.
 
-"""The order in which peers are asked for content."""
+Providers arrive while the lookup goes on. The first one is asked at once. Another one is asked when a question has
+failed, or when the hedge interval has passed without an answer. The deadline of the lookup counts only while no
+question is open, because each question has deadlines of its own. A provider that was slow a short time ago is asked
+only if the lookup yields no other one within the hedge interval. An address is asked once, under any peer id, because
+records of one address with many ids must not use up the attempts.
+
+The race is a plain object: events and the time go in, a decision comes out. A new rule about the order of questions or
+the number of questions belongs here.
+"""
 
 from __future__ import annotations
 
@@ -30,9 +29,9 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Nothing to do before this time (in seconds, may be infinite) unless an event comes first.
+    """Do nothing before the time ``until`` (in seconds, may be infinite) unless an event comes first.
 
-    ``starved``: another provider would be asked now if there were one.
+    ``starved``: another provider would be asked now if one were known.
     """
 
     until: float
@@ -41,16 +40,16 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class Exhausted:
-    """There is nobody left to ask."""
+    """Give up: no provider is left to ask."""
 
     reason: str
 
 
 class Race:
-    """Decides whom to ask. ``resolve_timeout`` and ``hedge`` are seconds.
+    """Decides which provider to ask. ``resolve_timeout`` and ``hedge`` are seconds.
 
-    ``attempts`` bounds how many providers are asked between two answers that were accepted; ``is_slow`` names those
-    that are asked after all others.
+    ``attempts`` is the largest number of providers to ask between two accepted answers; providers for which ``is_slow``
+    is true are asked after all others.
     """
 
     def __init__(
@@ -76,33 +75,36 @@ class Race:
         self._ended = False
 
     def found(self, provider: Provider) -> None:
-        """The lookup yielded a provider."""
+        """Add a provider that the lookup yielded."""
         if provider.registry not in self._asked and all(each.registry != provider.registry for each in self._waiting):
             self._waiting.append(provider)
 
     def exclude(self, provider: Provider) -> None:
-        """The provider is not to be asked."""
+        """Never ask the provider."""
         self._asked.add(provider.registry)
         for each in [each for each in self._waiting if each.registry == provider.registry]:
             self._waiting.remove(each)
 
     def again(self, provider: Provider) -> None:
-        """The provider may be asked once more, after all others."""
+        """Allow one more question to the provider, after all others."""
         self._asked.discard(provider.registry)
         self._waiting.append(provider)
 
     def lookup_ended(self) -> None:
-        """The lookup will yield nobody else."""
+        """Note that the lookup yields no further provider."""
         self._ended = True
 
     def failed(self, provider: Provider, now: float) -> None:
-        """The provider did not answer, or its answer was not accepted; it is not asked again."""
+        """Note that the provider did not answer, or that its answer was not accepted; it is not asked again."""
         self._open.discard(provider)
         if not self._open:
             self._idle_since = now
 
     def by_secondary(self, provider: Provider, other: Provider) -> bool:
-        """The provider is not reached; ``other`` is its other address. Returns whether that is asked in its stead."""
+        """Replace a provider that is not reached by ``other``, its secondary address, unless that was asked already.
+
+        Return whether ``other`` is to be asked.
+        """
         if other.registry in self._asked:
             return False
         self.exclude(other)
@@ -111,7 +113,7 @@ class Race:
         return True
 
     def accepted(self, provider: Provider) -> None:
-        """The provider's answer is being used. The others that were being asked stay good for later."""
+        """Note that the provider's answer is used. The other providers with open questions may be asked again."""
         self._open.discard(provider)
         self._waiting.extendleft(self._open)
         self._asked.difference_update(each.registry for each in self._open)
@@ -120,13 +122,13 @@ class Race:
         self._last_start = -math.inf
 
     def resumed(self, now: float, *, picky: bool = False) -> None:
-        """Another answer is wanted for the rest of the one that was accepted. ``picky``: not from one that is slow."""
+        """Ask for another answer, with the rest of the accepted one. ``picky``: do not ask slow providers."""
         self._idle_since = now
         self._started = 0
         self._picky = picky
 
     def next(self, now: float) -> Ask | Wait | Exhausted:
-        """What to do now. An Ask counts as asked."""
+        """Return the next action. The provider of an Ask counts as asked."""
         provider = self._choose(now) if self._started < self._attempts else None
         if provider is not None and (not self._open or now >= self._last_start + self._hedge):
             self._waiting.remove(provider)

@@ -1,10 +1,15 @@
-# Only the address that was asked is a fact.  The peer id and the secondary address are the word of the node that wrote
-# the provider record, or passed it on, and HTTP proves neither.  So a penalty counts for that address alone: under any
-# peer id, because an id costs nothing; and for no secondary address, because that may be an honest node's.  A liar
-# gains nothing from that: it could announce its second address under a second id as well.  The record that led to a
-# barred address leads to no other one either, unless the address was not reached: the secondary address is for that.
+"""Penalties: peers that are not asked for a while because of their behaviour.
 
-"""Which peers are not asked for a while, because of what they did."""
+A penalty is for the registry address that was asked, because only that address is a fact. The peer ID and the secondary
+address are claims of the node that wrote or passed on the provider record, and HTTP proves neither. So a penalty holds
+for the address under any peer ID, because an ID costs nothing. It does not hold for the secondary address, because that
+may belong to an honest node; a wrong peer gains nothing from this, since it could announce its second address under a
+second ID as well. A record that names a barred address leads to its secondary address only if the first address was not
+reached, because that is the purpose of a secondary address.
+
+A new reason to ask a peer later or not at all, because of its own behaviour, belongs here. The addresses that may never
+be asked are in :mod:`spegel_consul.registry.mirror.providers.provider_policy`.
+"""
 
 from __future__ import annotations
 
@@ -13,55 +18,56 @@ import trio
 from spegel_consul.peers import Provider
 
 LIED = 300.0
-"""Seconds without questions after bytes that were not what they were said to be."""
+"""Seconds without questions after bytes with a wrong digest."""
 
 HUNG = 10.0
-"""Seconds without questions after a deadline that the peer let pass, or an answer that made no sense."""
+"""Seconds without questions after a missed deadline or an invalid answer."""
 
 SLOW = 60.0
-"""Seconds in which others are asked before a peer that was slow."""
+"""Seconds in which a slow peer is asked after all others."""
 
 _MOST = 4096
-"""Addresses with a penalty of one kind that are remembered."""
+"""Largest number of addresses with a penalty of one kind."""
 
 
 class Penalties:
-    """Remembers by the registry address that was asked, ``provider.registry``, whatever else the record names."""
+    """Penalties by the registry address that was asked, ``provider.registry``."""
 
     def __init__(self) -> None:
         self._until: dict[tuple[str, int], float] = {}
         self._unreached_until: dict[tuple[str, int], float] = {}
         self._slow_until: dict[tuple[str, int], float] = {}
         self.stalls = 0
-        """How often a peer let a deadline pass."""
+        """Number of deadlines that peers have missed."""
 
     def lied(self, provider: Provider) -> None:
-        """It sent wrong bytes."""
+        """Bar a provider that sent wrong bytes."""
         _put(self._until, provider.registry, LIED)
 
     def failed(self, provider: Provider, *, hung: bool, broken: bool = False, reached: bool = True) -> None:
-        """It did not answer as it should. To have nothing, or to leave, is not punished: that costs next to nothing.
+        """Bar a provider that missed a deadline or sent an invalid answer.
 
-        One that was not ``reached`` may yet be at its other address.
+        A provider without the content, or one that closes the connection, gets no penalty, because that costs next to
+        nothing. A provider that was not ``reached`` may still be asked at its secondary address.
         """
         self.stalls += hung
         if hung or broken:
             _put(self._until if reached else self._unreached_until, provider.registry, HUNG)
 
     def slow(self, provider: Provider) -> None:
-        """It gave less than others could; it is asked after them."""
+        """Ask the provider after others, because it was slow."""
         _put(self._slow_until, provider.registry, SLOW)
 
     def bars(self, provider: Provider) -> bool:
-        """Whether it is not to be asked now."""
+        """Whether the provider is not to be asked now."""
         return self.misbehaved(provider) or _holds(self._unreached_until, provider)
 
     def misbehaved(self, provider: Provider) -> bool:
-        """Whether it is not to be asked now because of how it answered, so that its other address is no better."""
+        """Whether the provider is barred because of an answer, so that its secondary address is barred too."""
         return _holds(self._until, provider)
 
     def is_slow(self, provider: Provider) -> bool:
-        """Whether others are to be asked before it."""
+        """Whether the provider is asked after others."""
         return _holds(self._slow_until, provider)
 
 
@@ -80,6 +86,6 @@ def _put(table: dict[tuple[str, int], float], registry: tuple[str, int], seconds
     if len(table) >= _MOST and registry not in table:
         for address in [address for address, until in table.items() if until <= now]:
             del table[address]
-        if len(table) >= _MOST:  # the penalty that ends first is given up, so that no number of them ends a lie's
+        if len(table) >= _MOST:  # drop the penalty that ends first, so that short ones can't displace long ones
             del table[min(table, key=table.__getitem__)]
     table[registry] = max(now + seconds, table.get(registry, 0.0))

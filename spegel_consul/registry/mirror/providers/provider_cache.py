@@ -1,4 +1,7 @@
-"""Providers that were found a moment ago."""
+"""A cache of providers that were found a short time ago.
+
+A new rule about the time for which a provider stays known belongs here.
+"""
 
 from __future__ import annotations
 
@@ -9,24 +12,24 @@ import trio
 from spegel_consul.peers import Provider
 
 FRESH = 5.0
-"""Seconds that a provider is remembered (as in Spegel); long enough for the requests of one pull."""
+"""Seconds that a provider is remembered (as in Spegel), which is long enough for the requests of one pull."""
 
 _MOST = 8192
 
 
 class RecentProviders:
-    """What lookups found, by key, so that the next request for it can begin at once."""
+    """Providers from lookups, by key, so that the next request for the key does not wait for a lookup."""
 
     def __init__(self) -> None:
         self._found: OrderedDict[str, dict[Provider, float]] = OrderedDict()
 
     def add(self, key: str, provider: Provider) -> None:
-        """A lookup found it."""
+        """Add a provider that a lookup found."""
         now = trio.current_time()
         known = self._found.pop(key, {})
-        known.pop(provider, None)  # an equal one may name another secondary address; the latest record counts
+        known.pop(provider, None)  # replaced, because an equal one may name an older secondary address
         self._found[key] = {each: until for each, until in known.items() if until > now} | {provider: now + FRESH}
-        # the oldest come first; two for each that is added, so what is stale does not stay
+        # drop up to two old keys for each addition, oldest first, so that stale keys do not pile up
         for _ in range(2):
             oldest = next(iter(self._found))
             if len(self._found) <= _MOST and any(until > now for until in self._found[oldest].values()):
@@ -34,7 +37,7 @@ class RecentProviders:
             del self._found[oldest]
 
     def get(self, key: str) -> list[Provider]:
-        """Those that are still fresh."""
+        """Return the providers of the key that are still fresh."""
         providers = self._found.get(key)
         if providers is None:
             return []
@@ -45,5 +48,5 @@ class RecentProviders:
         return fresh
 
     def drop(self, key: str, provider: Provider) -> None:
-        """It did not have it after all."""
+        """Remove a provider that did not have the content."""
         self._found.get(key, {}).pop(provider, None)

@@ -1,7 +1,11 @@
-# A provider record says where a registry listens, and whoever is in the ring can write one.  Followed blindly it would
-# make this node ask any address for anybody: a metadata service, a neighbour's administration port.
+"""The policy of addresses: which addresses may be asked for content.
 
-"""Which addresses may be asked for content."""
+A provider record names the address of a registry, and every member of the ring can write one. Without a policy, a
+record could make this node send requests to any address: a metadata service, or a neighbour's administration port.
+
+A new rule belongs here if it bars an address whatever its peer does. Bars because of behaviour belong to
+:mod:`spegel_consul.registry.mirror.providers.penalties`.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,7 @@ _METADATA = frozenset(
         ("fd00:ec2::254", "fd20:ce::254", "100.100.100.200", "168.63.129.16", "192.0.0.192"),
     )
 )
-"""Where clouds keep metadata besides link-local addresses: AWS and Google over IPv6, Alibaba, Azure, Oracle."""
+"""Metadata services besides the link-local ones: AWS and Google over IPv6, Alibaba, Azure, Oracle."""
 
 
 class PeerPolicy(enum.Enum):
@@ -33,14 +37,16 @@ Permits = Callable[[Provider], bool]
 
 
 def any_node(provider: Provider) -> bool:
-    """Whether its address could be a node's: none where clouds keep their metadata, no group of hosts, no other form of
-    an IPv4 address."""
+    """Whether the provider's address could be a node's: no metadata service, no multicast or other special address, no
+    IPv4-mapped IPv6 address."""
     return _could_be_a_node(provider.registry[0])
 
 
 def one_of(registries: Callable[[], Mapping[tuple[str, int], Collection[str]]]) -> Permits:
-    """Only those whose address and port ``registries()`` has now, with the peer ids that may be there; if it has none
-    for an address, then under any id."""
+    """Return the policy that permits only addresses and ports in ``registries()``, with the peer IDs listed there.
+
+    An entry without peer IDs permits any ID.
+    """
 
     def permits(provider: Provider) -> bool:
         ids = registries().get(provider.registry)

@@ -1,12 +1,12 @@
-"""Digests of which several peers together sent wrong bytes, and who these peers are.
+"""Suspects: peers that together sent a wrong body.
 
 A body that one peer sent from its first byte to its last, and that has the wrong digest, proves that the peer is wrong.
-A body that was assembled from several peers proves nothing about any of them: the one that left may have sent the
-right bytes, and so may the one that completed it. So they are suspects, which is an order and not a bar: for this
-digest all others are asked before them, and the next body is taken from one peer alone, which proves something.
-A suspect is an address, under whatever peer id, for the reason that penalties.py gives.
+A body that was assembled from several peers proves nothing about any of them, because each may have sent the right
+bytes. So these peers are suspects, which changes the order and bars none: for this digest they are asked after all
+others, and the next body is taken from one peer alone, which proves something.
+A suspect is an address, under any peer id, for the reason that penalties.py gives.
 
-A new rule about who is suspected, and for how long, belongs here.
+A new rule about the conditions or the duration of suspicion belongs here.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from spegel_consul.oci.digest import Digest
 from spegel_consul.peers import Provider
 
 DOUBT = 300.0
-"""Seconds for which a digest stays in doubt, unless a right body comes first: as long as a proven liar is barred."""
+"""Seconds for which a digest stays in doubt, unless a right body comes first; as long as a wrong peer is barred."""
 
 _MOST = 1024
 
@@ -30,25 +30,25 @@ _NONE: dict[Address, Provider] = {}
 
 
 class Suspects:
-    """Suspects by digest; the latest are remembered."""
+    """Suspects by digest; the latest digests are remembered."""
 
     def __init__(self) -> None:
         self._suspects: BoundedDict[str, tuple[float, dict[Address, Provider]]] = BoundedDict(_MOST)
 
     def add(self, digest: Digest, suspects: Iterable[Provider]) -> None:
-        """The bytes of ``suspects`` together were wrong."""
+        """Add the senders of a wrong body as suspects."""
         known = self.of(digest)
         self._suspects[digest] = trio.current_time() + DOUBT, {**known, **{each.registry: each for each in suspects}}
 
     def of(self, digest: str | None) -> Mapping[Address, Provider]:
-        """Those who are suspected of wrong bytes of ``digest``, by address; none if it is not in doubt."""
+        """Return the suspects of ``digest`` by address; none if it is not in doubt."""
         if not self._suspects or digest is None:
             return _NONE
         until, suspects = self._suspects.get(digest, (0.0, _NONE))
         return suspects if until > trio.current_time() else _NONE
 
     def settle(self, digest: Digest, senders: Iterable[Provider]) -> list[Provider]:
-        """A right body has come from ``senders``; returns who else was suspected until now."""
+        """Clear the suspects of a digest, because ``senders`` have sent it right, and return the others."""
         suspects, right = self.of(digest), {each.registry for each in senders}
         self._suspects.pop(digest, None)
         return [each for address, each in suspects.items() if address not in right]
