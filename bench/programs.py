@@ -172,7 +172,6 @@ class Programs:
         registry, router, metrics = self._next_port(), self._next_port(), self._next_port()
         home = self._home("sidecar")
         options = {
-            "store": "layout",
             "layout-path": layout or self._content.layout,
             "bootstrap-kind": "static",
             "static-bootstrap-peers": f"{_LOOPBACK}:{router}",

@@ -90,7 +90,6 @@ def _command(node: Node, first: Node, consul: str | None) -> list[str]:
         "advertise-addr": LOOPBACK,
         "node-name": f"dev-{node.number + 1}",
         "data-dir": str(node.home / "data"),
-        "store": "layout",
         "layout-path": str(node.home / "layout"),
         "bootstrap-kind": "consul" if consul else "static",
     }

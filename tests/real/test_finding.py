@@ -19,7 +19,7 @@ def layout(lab: Cluster) -> dict[str, str | Path]:
     (empty / "blobs/sha256").mkdir(parents=True)
     (empty / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
     (empty / "index.json").write_text('{"schemaVersion": 2, "manifests": []}')
-    return {"store": "layout", "layout_path": empty}
+    return {"layout_path": empty}
 
 
 def members(node: Node) -> int:

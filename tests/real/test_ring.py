@@ -61,7 +61,7 @@ def test_the_leader_stops_and_the_others_restart_their_routers_without_a_failed_
     images = {node.name: image(f"docker.io/library/of-{node.name}:v1", [20 * MIB], node.index + 1) for node in lab}
     keys = {name: app.amd64.layers[1] for name, app in images.items()}
     for node in lab:
-        node.start_sidecar(wait=False, store="layout", layout_path=images[node.name].layout, on_leader_change="restart")
+        node.start_sidecar(wait=False, layout_path=images[node.name].layout, on_leader_change="restart")
     for node in lab:
         node.sidecar.await_ready()
     until(

@@ -85,7 +85,7 @@ def test_no_pull_fails_while_six_nodes_are_restarted_one_by_one(cluster, image) 
     (empty / "index.json").write_text('{"schemaVersion": 2, "manifests": []}')
 
     def start(node: Node) -> None:
-        asker = {} if node.index < HOLDERS else {"store": "layout", "layout_path": empty}
+        asker = {} if node.index < HOLDERS else {"layout_path": empty}
         node.start_sidecar(wait=False, log_level="info", **asker)
 
     def settled(node: Node) -> None:

@@ -58,7 +58,7 @@ def ring() -> Iterator[Ring]:
         with Cluster(3, containerd=None) as lab:
             for node in lab:
                 layout = image.layout if node.index == 0 else empty
-                node.start_sidecar(wait=False, store="layout", layout_path=layout, log_level="info")
+                node.start_sidecar(wait=False, layout_path=layout, log_level="info")
             made = Ring(lab, image)
             for node in lab:
                 node.sidecar.await_ready()

@@ -54,7 +54,7 @@ class Scene:
             self.start(lab[index])
 
     def start(self, node: Node) -> None:
-        node.start_sidecar(wait=False, store="layout", layout_path=self._layout)
+        node.start_sidecar(wait=False, layout_path=self._layout)
 
     def held(self) -> Held | None:
         entry = self.observer.consul.kv_entry(KEY)

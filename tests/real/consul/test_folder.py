@@ -83,7 +83,7 @@ def node(issuer: Issuer) -> Iterator[Node]:
             },
         }
         node.consul.put("/v1/acl/auth-method", method)
-        node.start_sidecar(store="layout", layout_path=empty_layout(lab.dir))
+        node.start_sidecar(layout_path=empty_layout(lab.dir))
         until(lambda: last_state(node).get("state") == "leader", timeout=20, what="it leads")
         until(lambda: node.consul.instances("spegel"), timeout=20, what="its registry is healthy")
         yield node
@@ -128,7 +128,7 @@ def test_the_commands_of_the_readme(node: Node) -> None:
 def test_the_services_of_a_host_are_healthy_and_not_doubled(node: Node) -> None:
     assert shell(node, "consul services register services/spegel.hcl").returncode == 0
     node.sidecar.stop()
-    node.start_sidecar(store="layout", layout_path=node.dir.parent / "layout", consul_service="external")
+    node.start_sidecar(layout_path=node.dir.parent / "layout", consul_service="external")
     for name in ("spegel", "spegel-router", "spegel-metrics"):
         until(lambda name=name: node.consul.instances(name), timeout=20, what=f"{name} is healthy")
         ids = [instance["Service"]["ID"] for instance in node.consul.instances(name, passing=False)]
@@ -155,7 +155,7 @@ def test_a_workload_identity_logs_in(node: Node, issuer: Issuer) -> None:
     # a sidecar that has nothing else
     node.sidecar.stop()
     layout = node.dir.parent / "layout"
-    node.start_sidecar(store="layout", layout_path=layout, env={"CONSUL_HTTP_TOKEN": token["SecretID"]})
+    node.start_sidecar(layout_path=layout, env={"CONSUL_HTTP_TOKEN": token["SecretID"]})
     until(lambda: last_state(node).get("state") == "leader", timeout=20, what="it leads")
     for identity in (issuer.identity("other"), issuer.identity("spegel", nomad_service="spegel")):
         with pytest.raises(Failed, match="403"):
@@ -181,7 +181,7 @@ def test_the_rights_that_other_pages_tell_to_give(node: Node, issuer: Issuer, pa
         (token,) = re.findall(r"SecretID: +(\S+)", said[-1])
     node.sidecar.stop()
     layout = node.dir.parent / "layout"
-    node.start_sidecar(store="layout", layout_path=layout, env={"CONSUL_HTTP_TOKEN": token})
+    node.start_sidecar(layout_path=layout, env={"CONSUL_HTTP_TOKEN": token})
     until(lambda: last_state(node).get("state") == "leader", timeout=20, what="it leads")
 
 

@@ -39,9 +39,7 @@ class Secure:
         layout = empty_layout(lab.dir)
         for index in (*LEADS, READS):
             self.write_token(index, "spegel-reader" if index == READS else "spegel")
-            lab[index].start_sidecar(
-                wait=False, env=self.env(index), store="layout", layout_path=layout, hang_timeout="0s"
-            )
+            lab[index].start_sidecar(wait=False, env=self.env(index), layout_path=layout, hang_timeout="0s")
 
     def _acls_work(self) -> bool:
         try:
@@ -125,7 +123,7 @@ def test_the_lead_changes_and_the_reader_says_once_that_it_may_not(secure: Secur
             lambda name=other.name: last_state(reader).get("leader") == name, timeout=10, what="the reader follows it"
         )
         layout = secure.lab.dir / "layout"
-        old.start_sidecar(env=secure.env(old.index), store="layout", layout_path=layout, hang_timeout="0s")
+        old.start_sidecar(env=secure.env(old.index), layout_path=layout, hang_timeout="0s")
         until(lambda old=old: last_state(old).get("state") == "follower", timeout=10, what="the old one follows")
     for index in LEADS:
         secure.lab[index].sidecar.pause()  # nobody is left who may lead
