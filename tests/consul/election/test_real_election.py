@@ -44,9 +44,7 @@ class Group:
         crowd: int = 0,
     ) -> Candidate:
         number = len(self.candidates)
-        me = LeaderRecord(
-            f"peer{number}", (f"/ip4/10.0.0.{number}/tcp/5001/p2p/peer{number}",), node=f"n{number}", cluster="test"
-        )
+        me = LeaderRecord(f"peer{number}", (f"/ip4/10.0.0.{number}/tcp/5001/p2p/peer{number}",), node=f"n{number}")
         client = await self._stack.enter_async_context(ConsulClient(settings))
         leader_service = LeaderService(client, service) if service is not None else None
         candidate, scope = (
