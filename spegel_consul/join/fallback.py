@@ -112,7 +112,7 @@ class SeveralBootstraps:
         if tuple(using) != self._using:
             log.info("bootstrap", using=using)
         self._using = tuple(using)
-        self._observed.give(found)
+        self._observed.set_peers(found)
 
     def _is_another(self, peer: PeerInfo) -> bool:
         return not (peer.id is not None and peer.id == self._me.id) and not set(peer.addrs) & set(self._me.addrs)

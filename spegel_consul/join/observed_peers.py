@@ -36,7 +36,7 @@ class ObservedPeers:
         """Why the peers may be stale, in one line; None when all is well."""
         return self._report.problem
 
-    def give(self, peers: Sequence[PeerInfo]) -> None:
+    def set_peers(self, peers: Sequence[PeerInfo]) -> None:
         """Replace the peers."""
         changed = ids_and_addresses(peers) != ids_and_addresses(self.peers)
         if changed:
@@ -44,7 +44,7 @@ class ObservedPeers:
             self._changed.set()
             self._changed = trio.Event()
 
-    def trouble(self, problem: str | None) -> None:
+    def set_problem(self, problem: str | None) -> None:
         """Set the reason why there is no new answer; None if there is no problem."""
         self._report.tell(problem)
 

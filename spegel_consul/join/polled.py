@@ -82,7 +82,7 @@ class PolledBootstrap:
         task_status.started()
         while True:
             problem = await self._ask()
-            self._observed.trouble(problem)
+            self._observed.set_problem(problem)
             if problem is None:
                 backoff.reset()
                 await trio.sleep(self._every * self._rng.uniform(0.8, 1.2))
@@ -103,5 +103,5 @@ class PolledBootstrap:
             return f"{name}: {type(why).__name__}: {why}"
         if not peers:
             return f"{name}: names no peers"
-        self._observed.give(peers)
+        self._observed.set_peers(peers)
         return None

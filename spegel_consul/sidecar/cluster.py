@@ -97,7 +97,7 @@ async def _enter_consul(
         metrics_port=node.metrics_port,
         scheme=node.scheme,
         verifies_clients=node.tls is not None and node.tls.verifies_clients,
-        also=node.also,
+        secondary=node.secondary,
         metrics_bound=settings.metrics_addr.host,
     )
     mode, alloc_id = settings.consul_service, os.environ.get("NOMAD_ALLOC_ID")

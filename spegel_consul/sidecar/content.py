@@ -111,8 +111,10 @@ def _router_maker(node: PreparedNode) -> Callable[[KadRouter | None], KadRouter]
     def make_router(before: KadRouter | None) -> KadRouter:
         # each generation listens on a copy of the socket, and closes only that
         advertise = (node.router_address, node.router_port)
-        host = Libp2pHost(node.identity, bind=node.router.dup(), advertise=advertise, also=node.also)
-        return KadRouter(host, registry=(node.address, node.registry_port), also=node.also, successor_of=before)
+        host = Libp2pHost(node.identity, bind=node.router.dup(), advertise=advertise, secondary=node.secondary)
+        return KadRouter(
+            host, registry=(node.address, node.registry_port), secondary=node.secondary, successor_of=before
+        )
 
     return make_router
 
@@ -126,7 +128,7 @@ async def _serve(settings: Settings, node: PreparedNode, stages: Stages, view: N
     dial_back.add_to(others)
     identity.add_to(others, lambda: router.me)
     content = ContentApp(others, planner, store, mirror, metrics)
-    called = frozenset({node.address, node.also or node.address})
+    called = frozenset({node.address, node.secondary or node.address})
     limits = ConnectionLimits(raise_limit())
     await stages.serve("registry", content, node.registry, fast_path, node.tls, limits, called)
     # who follows events would keep a stop waiting

@@ -61,16 +61,16 @@ def watch(pid: int, beats: int, silence: float) -> NoReturn:
     ``silence``: seconds, counted from the first beat; the pipe's end ends the counting.
     """
     os.set_blocking(beats, False)
-    patience, ending = Silence(silence), False
+    watched, ending = Silence(silence), False
     while True:
-        received = signal.sigtimedwait(SIGNALS, patience.step)
+        received = signal.sigtimedwait(SIGNALS, watched.step)
         if received is None:
             try:
                 beaten = bool(os.read(beats, 4096))
                 ending = not beaten
             except BlockingIOError:
                 beaten = False
-            if patience.ends(beaten or ending, *_look(pid)):
+            if watched.ends(beaten or ending, *_look(pid)):
                 _end(pid, silence)
         elif received.si_signo == signal.SIGCHLD:
             _reap(pid)

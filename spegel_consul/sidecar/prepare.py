@@ -43,7 +43,7 @@ class PreparedNode:
     router: socket.socket
     metrics: socket.socket
     address: str
-    also: str | None
+    secondary: str | None
     """Its address of the other family, if it has both."""
     router_address: str
     consul: ConsulClient | None

@@ -35,11 +35,11 @@ class SimRig:
         self.hosts: dict[str | None, SimHost] = {}
 
     async def node(
-        self, *, speaks_members: bool = True, also: str | None = None, address: str | None = None
+        self, *, speaks_members: bool = True, secondary: str | None = None, address: str | None = None
     ) -> KadRouter:
         host = self.network.host(address)
         registry = (host.address.host, next(self._ports))
-        router = KadRouter(host, registry=registry, also=also, rng=random.Random(registry[1]))
+        router = KadRouter(host, registry=registry, secondary=secondary, rng=random.Random(registry[1]))
         if not speaks_members:
             host.refuse(MEMBERS)
             host.refuse(WITHDRAW)
@@ -87,7 +87,7 @@ async def test_of_two_addresses_both_are_told_unless_there_is_no_way_to_the_firs
     rig: SimRig, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, routed: bool
 ) -> None:
     monkeypatch.setattr("spegel_consul.ring.router.has_route", lambda address: routed)
-    holder, asker = await rig.node(also="fd00::7"), await rig.node()
+    holder, asker = await rig.node(secondary="fd00::7"), await rig.node()
     assert await asker.join([holder.me]) == 1
     await holder.announce(["key"])
     await eventually_finds(asker, "key", {holder.me.id})

@@ -168,7 +168,7 @@ def spegel_services(
     scheme: str = "http",
     interval: float = 2.0,
     verifies_clients: bool = False,
-    also: str | None = None,
+    secondary: str | None = None,
     metrics_bound: str = "",
 ) -> Services:
     """The registry, router and metrics services of one node, in this order, and that of the leader.
@@ -176,15 +176,15 @@ def spegel_services(
     ``node`` must be stable and unique among the sidecars of one agent, apart from the registry port: another
     than 5000 becomes part of the ids. ``address`` is the advertised IP address, ``router_addr`` the router's
     multiaddr with its ``/p2p`` part, ``scheme`` the registry's and ``interval`` that of the checks in seconds.
-    ``also`` is the node's address of the other family, if it has one. ``metrics_bound`` is the host that the metrics
+    ``secondary`` is the node's address of the other family, if it has one. ``metrics_bound`` is the host that the metrics
     port is bound to, where the agent of this machine asks for it; empty or unspecified for all of the machine's.
     A registry that ``verifies_clients`` can't be asked by the agent, which shows no certificate: its port is checked.
     """
     suffix = node if registry_port == DEFAULT_REGISTRY_PORT else f"{node}:{registry_port}"
     metrics_host = address if metrics_bound in _ALL else metrics_bound
     meta = {"peer_id": peer_id, "version": version, "advertise": address, "router": router_addr}
-    if also is not None:
-        meta |= {"also": also}
+    if secondary is not None:
+        meta |= {"also": secondary}
     ready = HttpCheck(f"{scheme}://{host_port(address, registry_port)}/readyz", interval)
     registry = TcpCheck(host_port(address, registry_port), interval) if verifies_clients else ready
     live = HttpCheck(f"http://{host_port(metrics_host, metrics_port)}/livez", interval, passing=True)

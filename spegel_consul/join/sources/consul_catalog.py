@@ -51,7 +51,7 @@ class CatalogBootstrap:
         while True:
             members = self._catalog.members
             if some := choose(members, self._me):
-                self._observed.give(some)
+                self._observed.set_peers(some)
             await self._catalog.changed(members)
 
 

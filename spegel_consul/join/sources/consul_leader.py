@@ -79,7 +79,7 @@ class ConsulBootstrap:
         peers: tuple[PeerInfo, ...] = (self._leader.to_peer(),) if self._leader is not None else ()
         if self._catalog is not None and self._alone():
             peers += choose(self._catalog.members, self._candidate.me.to_peer())
-        self._observed.give(peers)
+        self._observed.set_peers(peers)
 
     def _alone(self) -> bool:
         return self._leader is None or self._leader.peer_id == self._candidate.me.peer_id

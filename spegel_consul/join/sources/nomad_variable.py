@@ -102,7 +102,7 @@ class NomadVarBootstrap:
                 answered, free = await self._read(index.value, wait)
                 if not free and trio.current_time() < next_try:
                     contended.reset()
-                    self._observed.trouble(None)
+                    self._observed.set_problem(None)
                     index.advance(answered)
                     await trio.sleep_until(began + 0.5)
                     continue
@@ -111,9 +111,9 @@ class NomadVarBootstrap:
                     index.reset()
                 next_try = trio.current_time() + self._try_every * self._rng.uniform(0.5, 1.5)
                 if await self._acquire():
-                    self._observed.trouble(None)
+                    self._observed.set_problem(None)
                     return
-                self._observed.trouble(None)
+                self._observed.set_problem(None)
                 if free:
                     # it says that nobody leads, and somebody holds it: who died in between, or has just won
                     await trio.sleep(contended.next())
@@ -121,7 +121,7 @@ class NomadVarBootstrap:
                     contended.reset()
             except NomadError as why:
                 index.reset()
-                self._observed.trouble(str(why) + (_ADVICE.format(path=self._name) if why.status == 403 else ""))
+                self._observed.set_problem(str(why) + (_ADVICE.format(path=self._name) if why.status == 403 else ""))
                 await trio.sleep(max(backoff.next(), _DENIED_PAUSE if why.status == 403 else 0.0))
             else:
                 backoff.reset()
@@ -139,14 +139,14 @@ class NomadVarBootstrap:
                     await self._call("lock-renew", {"Path": self._name, "Lock": {"ID": self._lock}})
             except (NomadError, trio.TooSlowError) as why:
                 status = why.status if isinstance(why, NomadError) else 0
-                self._observed.trouble(f"renewing the lock: {str(why) or 'no answer in time'}")
+                self._observed.set_problem(f"renewing the lock: {str(why) or 'no answer in time'}")
                 if status in (404, 409) or trio.current_time() >= self._lease:
                     log.warning("nomad variable lock lost", path=self._name, status=status)
                     self._lock = None
                     return
                 delay = backoff.next()
             else:
-                self._observed.trouble(None)
+                self._observed.set_problem(None)
                 self._lease, delay = began + TTL, TTL / 2
                 backoff.reset()
 
@@ -174,7 +174,7 @@ class NomadVarBootstrap:
         if isinstance(peer_id, str) and isinstance(addrs, str):
             routers = tuple(addr for addr in addrs.split() if addr.startswith("/"))
             if peer_id and routers:
-                self._observed.give([LeaderRecord(peer_id, routers).to_peer()])
+                self._observed.set_peers([LeaderRecord(peer_id, routers).to_peer()])
         return False
 
     async def _acquire(self) -> bool:
@@ -194,7 +194,7 @@ class NomadVarBootstrap:
         except (KeyError, TypeError):
             raise NomadError("the answer to lock-acquire has no lock in it") from None
         self._lease = began + TTL
-        self._observed.give([self._me.to_peer()])
+        self._observed.set_peers([self._me.to_peer()])
         return True
 
     async def _release(self) -> None:

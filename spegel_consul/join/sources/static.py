@@ -24,7 +24,7 @@ class StaticBootstrap:
 
     def __init__(self, addresses: Iterable[str]) -> None:
         self._observed = ObservedPeers("static")
-        self._observed.give(parse_peers(addresses))
+        self._observed.set_peers(parse_peers(addresses))
 
     def peers(self) -> Sequence[PeerInfo]:
         """The peers; those without an id first."""

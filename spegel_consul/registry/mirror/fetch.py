@@ -92,15 +92,15 @@ class Fetch:
         self._race.resumed(trio.current_time())
         return await self._run(range_header, expected)
 
-    async def resume(self, head: Head, reached: int, *, picky: bool = False) -> tuple[PeerResponse, Provider]:
+    async def resume(self, head: Head, reached: int, *, skip_slow: bool = False) -> tuple[PeerResponse, Provider]:
         """Return another peer's body with the bytes of ``head`` from ``reached`` on, and the peer.
 
-        ``picky``: do not ask peers that are slow. Raises TransferCut.
+        ``skip_slow``: do not ask peers that are slow. Raises TransferCut.
         """
         rest, wanted = head, None
         if reached or head.partial:
             rest, wanted = replace(head, start=reached, partial=True), f"bytes={reached}-{head.stop - 1}"
-        self._race.resumed(trio.current_time(), picky=picky)
+        self._race.resumed(trio.current_time(), skip_slow=skip_slow)
         try:
             answer = await self._run(wanted, rest)
         except OCIError as exc:
@@ -232,7 +232,7 @@ class Fetch:
         self._questions.append(question)
         self._nursery.start_soon(self._ask, question, provider, range_header, expected)
 
-    def _turn(self, provider: Provider) -> Provider | None:
+    def _by_secondary(self, provider: Provider) -> Provider | None:
         """Return the provider at its secondary address if that is to be asked instead, else None."""
         other = provider.by_secondary
         if other is None or other.registry in self._unreached or not self._peers.may_ask(other):
@@ -272,7 +272,7 @@ class Fetch:
                 reached = not isinstance(exc, Unreachable)
                 self._peers.penalties.failed(provider, hung=exc.hung, broken=exc.broken, reached=reached)
                 self._peers.recent.drop(self._request.key, provider)
-                if not reached and not question.cancel_called and (other := self._turn(provider)) is not None:
+                if not reached and not question.cancel_called and (other := self._by_secondary(provider)) is not None:
                     self._start(other, range_header, expected)
                 else:
                     self._race.failed(provider, trio.current_time())

@@ -100,7 +100,7 @@ class HeldBody:
 
     @property
     def payer(self) -> str:
-        """Whose share of the room the file takes: this machine's if it is among the clients, else the oldest one's.
+        """Whose share of the spool space the file takes: this machine's if it is among the clients, else the oldest one's.
 
         Another machine that has used up its share must not keep this node's runtime from verified bytes.
         """

@@ -54,9 +54,9 @@ class Mirror:
         settings: MirrorSettings | None = None,
         credentials: Credentials | None = None,
         permits: Permits = any_node,
-        room: SpoolSpace | None = None,
+        spool_space: SpoolSpace | None = None,
     ) -> None:
-        self.peers = MirrorPeers(router, client, metrics, settings, credentials, permits, room)
+        self.peers = MirrorPeers(router, client, metrics, settings, credentials, permits, spool_space)
         self.traces = Traces()
         self.lookups = LookupLimit()
         self._counters: dict[str, tuple[Count, Count]] = {}

@@ -62,7 +62,7 @@ class MirrorSettings:
 
 
 class MirrorPeers:
-    """The peers that ``router`` names, asked through ``client``; ``room`` is for bodies that are held."""
+    """The peers that ``router`` names, asked through ``client``; ``spool_space`` is for bodies that are held."""
 
     def __init__(
         self,
@@ -72,9 +72,9 @@ class MirrorPeers:
         settings: MirrorSettings | None = None,
         credentials: Credentials | None = None,
         permits: Permits = any_node,
-        room: SpoolSpace | None = None,
+        spool_space: SpoolSpace | None = None,
     ) -> None:
-        self.room = room or SpoolSpace(None)
+        self.spool_space = spool_space or SpoolSpace(None)
         self.permits = permits
         self._credentials = credentials
         self.router = router
@@ -140,12 +140,12 @@ class MirrorPeers:
         """Return a small body, complete and verified. Raises PeerError, also if the whole body takes too long."""
         if method == "GET" and head.size > MAX_MANIFEST_SIZE:
             raise PeerError(f"has a manifest of {head.size} bytes, more than {MAX_MANIFEST_SIZE}")
-        body, patience = b"", self.client.limits.stall
-        with trio.move_on_after(patience) as reading:
+        body, stall = b"", self.client.limits.stall
+        with trio.move_on_after(stall) as reading:
             async with aclosing(response.chunks()) as pieces:
                 body = b"".join([piece async for piece in pieces])
         if reading.cancelled_caught:
-            raise PeerError(f"did not send {head.size} bytes within {patience:g} s", hung=True)
+            raise PeerError(f"did not send {head.size} bytes within {stall:g} s", hung=True)
         if method == "GET" and not head.digest.fits(body):
             self.on_mismatch(provider, head.digest)
             raise PeerError("sent bytes that do not have the digest")
@@ -159,8 +159,8 @@ class MirrorPeers:
     async def can_hold(self, head: Head) -> bool:
         """Whether the content can be verified before it is sent, which is required if its size is disputed.
 
-        One that is larger than what is held anyway may take a quarter of the room that is left, so that no number of
-        peers that claim large sizes takes away the room of others.
+        One that is larger than what is held anyway may take a quarter of the spool space that is left, so that no number of
+        peers that claim large sizes takes away the space of others.
         """
         if not self.settings.verify or head.partial:
             return False
@@ -168,12 +168,12 @@ class MirrorPeers:
             return True
         with trio.move_on_after(_DISK):
             with suppress(RuntimeError):  # the limit of processes is reached
-                spare = await in_thread(self.room.spare, self._disk)
+                spare = await in_thread(self.spool_space.spare, self._disk)
                 return head.size <= spare // 4
         return False
 
     async def is_to_be_held(self, head: Head) -> bool:
-        """Whether the content is held: also if its digest is in doubt, within the same room as what is disputed."""
+        """Whether the content is held: also if its digest is in doubt, within the same space as what is disputed."""
         return self.holds(head) or (bool(self.suspects.of(head.digest)) and await self.can_hold(head))
 
     def held(self, result: str) -> None:

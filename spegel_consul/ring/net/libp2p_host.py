@@ -59,7 +59,7 @@ class Libp2pHost:
 
     ``bind`` is the address to listen on: ``(host, port)`` with an IP address, port 0 for any, or a bound socket.
     ``advertise`` is the address at which others dial it, by default ``bind``; its port 0 means the port it listens on.
-    ``also`` is the secondary address: an IP address of the other family, for the same port.
+    ``secondary`` is the secondary address: an IP address of the other family, for the same port.
     """
 
     def __init__(
@@ -68,12 +68,12 @@ class Libp2pHost:
         *,
         bind: tuple[str, int] | socket.socket,
         advertise: tuple[str, int] | None = None,
-        also: str | None = None,
+        secondary: str | None = None,
     ) -> None:
         self._bind = bind
         host, port = advertise or (bind.getsockname()[:2] if isinstance(bind, socket.socket) else bind)
         self._address = Address(host, port)
-        self._secondary = also
+        self._secondary = secondary
         self._id = node_key.peer_id(key)
         self._layers = Layers(key)
         self._handlers: dict[str, Handler] = {_IDENTIFY: self._answer_identify, _PING: self._answer_ping}

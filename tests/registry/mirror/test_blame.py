@@ -155,7 +155,7 @@ class Simulation:
             client.events.clear()
             self.outcomes.append(await self.pull(mirror, request))
             assert mirror.peers.held_bodies.get(DIGEST) is None
-            assert mirror.peers.room.promised == 0
+            assert mirror.peers.spool_space.promised == 0
             if "wrong" in client.events:
                 later = client.events[client.events.index("wrong") :]
                 assert set(later) <= {"wrong", "from 0"}, "what was wrong once is not mixed again"

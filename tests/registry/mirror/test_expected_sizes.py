@@ -236,7 +236,7 @@ async def test_a_claim_beyond_the_room_is_no_promise(start_node: Any, start_peer
         with trio.fail_after(5):
             async with client.stream("GET", BLOB_PATH) as response:
                 assert response.status_code == 200
-                assert asker.mirror.peers.room.promised == 0
+                assert asker.mirror.peers.spool_space.promised == 0
 
 
 @pytest.mark.parametrize("claim", [1 << 40, len(LAYER)], ids=["beyond the room", "within it"])
@@ -248,8 +248,10 @@ async def test_a_digest_in_doubt_takes_no_more_room_than_a_size_in_dispute(
     monkeypatch.setattr(spool.SpoolSpace, "spare", lambda self: 4 * len(LAYER))
     asker.mirror.peers.suspects.add(DIGEST, [Provider("peer", ("10.0.0.1", port)) for port in (1, 2)])
     promised: list[int] = []
-    promise = asker.mirror.peers.room.promise
-    monkeypatch.setattr(asker.mirror.peers.room, "promise", lambda *given: (promised.append(given[1]), promise(*given)))
+    promise = asker.mirror.peers.spool_space.promise
+    monkeypatch.setattr(
+        asker.mirror.peers.spool_space, "promise", lambda *given: (promised.append(given[1]), promise(*given))
+    )
     peer = await start_peer(head(200, claim, f"Docker-Content-Digest: {DIGEST}"), LAYER, then="hang")
     asker.router.knows(peer.address)
     async with httpx.AsyncClient(base_url=asker.url, trust_env=False, timeout=20) as client:

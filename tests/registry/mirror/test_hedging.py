@@ -116,7 +116,7 @@ def test_for_the_rest_of_a_slow_ones_answer_no_slow_one_is_asked() -> None:
     core.lookup_ended()
     assert core.next(0.0) == Ask(peer(1))
     core.accepted(peer(1))
-    core.resumed(5.0, picky=True)
+    core.resumed(5.0, skip_slow=True)
     assert isinstance(core.next(5.0), Exhausted)
     core.again(peer(1))
     core.resumed(9.0)

@@ -134,7 +134,9 @@ async def test_one_fetch_for_all_that_ask_while_it_is_held(ask: Ask, gated: Any)
         assert await client.body() == LAYER
     assert len(asked) == 1
     assert results(node) == {"verified": 1}
-    await until(lambda: node.mirror.peers.held_bodies.get(DIGEST) is None and node.mirror.peers.room.promised == 0)
+    await until(
+        lambda: node.mirror.peers.held_bodies.get(DIGEST) is None and node.mirror.peers.spool_space.promised == 0
+    )
 
 
 @pytest.mark.parametrize("leaving", [1, 4])
@@ -156,7 +158,9 @@ async def test_it_ends_when_nobody_waits(ask: Ask, gated: Any) -> None:
     node, _, _ = await gated()
     for client in await all_wait(ask, node, 5):
         client.sock.close()
-    await until(lambda: node.mirror.peers.held_bodies.get(DIGEST) is None and node.mirror.peers.room.promised == 0)
+    await until(
+        lambda: node.mirror.peers.held_bodies.get(DIGEST) is None and node.mirror.peers.spool_space.promised == 0
+    )
     assert results(node) == {"failed": 1}
 
 
@@ -185,7 +189,7 @@ async def test_what_ends_early_is_sent_whole_to_each(
             assert await client.body() == LAYER
     assert results(node) in ({name: 1}, {"verified": 1})
     assert node.metric("spegel_transfers_cut_total") == 0
-    await until(lambda: node.mirror.peers.room.promised == 0)
+    await until(lambda: node.mirror.peers.spool_space.promised == 0)
 
 
 async def test_slow_readers_share_one_file(
@@ -204,13 +208,13 @@ async def test_slow_readers_share_one_file(
     row = [f"{SLOW}, {request.node.callspec.params['start_node']}", str(files), f"{size:,}", f"{size // SLOW:,}"]
     record_property("table", (title, header, row))
     assert (files, size) == (1, len(blob))
-    assert node.mirror.peers.room.promised == len(blob)
+    assert node.mirror.peers.spool_space.promised == len(blob)
     assert holder.metric("spegel_served_bytes_total", {"source": "own"}) == len(blob)
     for client in clients[2:]:
         client.sock.close()
     for client in clients[:2]:
         assert await client.body() == blob
-    await until(lambda: node.mirror.peers.room.promised == 0 and spool_bytes() == before)
+    await until(lambda: node.mirror.peers.spool_space.promised == 0 and spool_bytes() == before)
 
 
 async def test_another_machine_has_a_share_and_this_one_all(
@@ -235,10 +239,10 @@ async def test_another_machine_has_a_share_and_this_one_all(
         clients.append(await ask(node, path))
         await clients[-1].read(1)
     assert results(node) == {"verified": 10, "full": 4}
-    assert node.mirror.peers.room.by_client[spool.OWN] == 2 * len(blobs[0])
+    assert node.mirror.peers.spool_space.by_client[spool.OWN] == 2 * len(blobs[0])
     for client, blob in zip(clients, blobs, strict=True):
         assert await client.body() == blob
-    await until(lambda: not node.mirror.peers.room.by_client)
+    await until(lambda: not node.mirror.peers.spool_space.by_client)
 
 
 async def test_the_file_counts_for_the_one_that_still_reads(ask: Ask, pair: Any) -> None:
@@ -249,9 +253,9 @@ async def test_the_file_counts_for_the_one_that_still_reads(ask: Ask, pair: Any)
     await first.read(1)
     second = await ask(node, path)
     await second.read(1)
-    assert node.mirror.peers.room.by_client == {REMOTE: len(blob)}
+    assert node.mirror.peers.spool_space.by_client == {REMOTE: len(blob)}
     first.sock.close()
-    await until(lambda: node.mirror.peers.room.by_client == {spool.OWN: len(blob)})
+    await until(lambda: node.mirror.peers.spool_space.by_client == {spool.OWN: len(blob)})
     assert await second.body() == blob
 
 
@@ -265,13 +269,13 @@ async def test_one_without_a_share_does_not_keep_this_machine_from_verified_byte
     node, gate, _ = await gated(LAYER)
     clients = [await ask(node, source=REMOTE)]
     await until(lambda: bool((holding := node.mirror.peers.held_bodies.get(DIGEST)) and holding.spool))
-    assert node.mirror.peers.room.by_client == {REMOTE: len(LAYER)}
+    assert node.mirror.peers.spool_space.by_client == {REMOTE: len(LAYER)}
     holding = node.mirror.peers.held_bodies.get(DIGEST)
     clients.append(await ask(node))
     await until(lambda: len(holding.users) == 2)
-    assert node.mirror.peers.room.by_client == {spool.OWN: len(LAYER)}
+    assert node.mirror.peers.spool_space.by_client == {spool.OWN: len(LAYER)}
     gate.set()
     for client in clients:
         assert await client.body() == LAYER
     assert results(node) == {"verified": 1}
-    await until(lambda: not node.mirror.peers.room.by_client)
+    await until(lambda: not node.mirror.peers.spool_space.by_client)

@@ -63,7 +63,7 @@ class Supply:
         while not into.ended:
             body = feed.body
             if body is None:
-                await self.change(feed, picky=False)
+                await self.change(feed, skip_slow=False)
                 continue
             try:
                 if isinstance(into, Passage) or self._peers.client.encrypts:
@@ -109,7 +109,7 @@ class Supply:
             return
         try:
             # bytes that the slow peer sends meanwhile wait in its socket
-            await self.change(feed, picky=True)
+            await self.change(feed, skip_slow=True)
         except TransferCut as exc:
             log.debug("no other peer", digest=feed.head.digest, error=str(exc))
             return
@@ -117,17 +117,17 @@ class Supply:
         assert self._fetch is not None
         self._fetch.again(slow)
 
-    async def change(self, feed: Feed, *, picky: bool) -> None:
+    async def change(self, feed: Feed, *, skip_slow: bool) -> None:
         """Take the rest from another peer. Raises TransferCut if there is none; then ``feed`` is unchanged."""
         fetch = self._fetch
         if fetch is None:
-            fetch = await self.open_chase([*self.failed, *([feed.provider] if feed.body is not None else [])])
-        body, provider = await fetch.resume(feed.head, feed.reached, picky=picky)
+            fetch = await self.open_fetch([*self.failed, *([feed.provider] if feed.body is not None else [])])
+        body, provider = await fetch.resume(feed.head, feed.reached, skip_slow=skip_slow)
         feed.change(provider, body)
         self._trace.resumed += 1
         self._trace.peer = served_by(provider)
 
-    async def open_chase(self, without: Sequence[Provider]) -> Fetch:
+    async def open_fetch(self, without: Sequence[Provider]) -> Fetch:
         """Open a fetch that asks no provider in ``without``."""
         fetch = await self._resources.enter_async_context(race(self._peers, self._request, "GET", self._trace))
         for provider in without:

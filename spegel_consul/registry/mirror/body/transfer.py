@@ -210,7 +210,7 @@ class Transfer:
         if spool is None:
             holding.hasher = feed.head.digest.hasher()
             try:
-                spool = Spool(self._peers.room, feed.position, holding.hasher, holding.until, holding.payer)
+                spool = Spool(self._peers.spool_space, feed.position, holding.hasher, holding.until, holding.payer)
             except OSError:  # the limit of open files is reached
                 self._end(holding, "busy")
                 return
@@ -255,7 +255,7 @@ class Transfer:
         if holding.beginnings >= peers.settings.attempts:
             raise unknown(self._request, f"{holding.beginnings + 1} times it came wrong, or not to its end")
         holding.beginnings += 1
-        fetch = await self._supply.open_chase(holding.failed)
+        fetch = await self._supply.open_fetch(holding.failed)
         answer = await fetch.first(None)
         holding.head, holding.provider = answer.head, answer.provider
         self._trace.resumed += 1
@@ -292,7 +292,7 @@ class Transfer:
             self._position, self._hasher = feed.position, holding.hasher.copy()
             if feed.body is None:
                 try:
-                    await self._supply.change(feed, picky=False)
+                    await self._supply.change(feed, skip_slow=False)
                 except TransferCut as exc:
                     raise unknown(self._request, str(exc)) from None
                 self.provider = feed.provider

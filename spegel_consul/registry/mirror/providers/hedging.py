@@ -62,7 +62,7 @@ class Race:
         is_slow: Callable[[Provider], bool] = lambda provider: False,
     ) -> None:
         self._is_slow = is_slow
-        self._picky = False
+        self._skip_slow = False
         self._resolve_timeout = resolve_timeout
         self._attempts = attempts
         self._hedge = hedge
@@ -121,11 +121,11 @@ class Race:
         self._started = 0
         self._last_start = -math.inf
 
-    def resumed(self, now: float, *, picky: bool = False) -> None:
-        """Ask for another answer, with the rest of the accepted one. ``picky``: do not ask slow providers."""
+    def resumed(self, now: float, *, skip_slow: bool = False) -> None:
+        """Ask for another answer, with the rest of the accepted one. ``skip_slow``: do not ask slow providers."""
         self._idle_since = now
         self._started = 0
-        self._picky = picky
+        self._skip_slow = skip_slow
 
     def next(self, now: float) -> Ask | Wait | Exhausted:
         """Return the next action. The provider of an Ask counts as asked."""
@@ -149,7 +149,7 @@ class Race:
         deadline = self._idle_since + self._resolve_timeout
         if now >= deadline:
             return Exhausted(f"no peer was found within {self._resolve_timeout * 1000:g} ms")
-        if self._waiting and not self._picky:
+        if self._waiting and not self._skip_slow:
             deadline = min(deadline, self._idle_since + self._hedge)
         return Wait(deadline, starved=True)
 
@@ -158,4 +158,4 @@ class Race:
             if not self._is_slow(provider):
                 return provider
         settles = self._ended or now >= self._idle_since + min(self._hedge, self._resolve_timeout)
-        return self._waiting[0] if self._waiting and settles and not self._picky else None
+        return self._waiting[0] if self._waiting and settles and not self._skip_slow else None
