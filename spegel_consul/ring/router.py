@@ -56,7 +56,7 @@ class KadRouter:
     """A node of the ring.
 
     ``registry`` is the address at which others dial this node's registry, ``(IP address, port)``. Its port is also
-    assumed for peers that announce no registry, as Go Spegel does. ``secondary`` is this node's secondary address: an IP
+    assumed for peers that announce no registry, as Go Spegel does. ``secondary`` is this node's second address: an IP
     address of the other family at which the same ports serve the router and the registry. ``ttl``, ``hedge`` and
     ``gossip`` are seconds: between two announcements of a key, without an answer before one more peer is asked (the
     initial value), and between two member exchanges at least. With ``successor_of`` the router takes over the keys and

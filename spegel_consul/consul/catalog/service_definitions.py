@@ -176,7 +176,7 @@ def spegel_services(
     ``node`` must be stable and unique among the sidecars of one agent, apart from the registry port: another
     than 5000 becomes part of the ids. ``address`` is the advertised IP address, ``router_addr`` the router's
     multiaddr with its ``/p2p`` part, ``scheme`` the registry's and ``interval`` that of the checks in seconds.
-    ``secondary`` is the node's address of the other family, if it has one. ``metrics_bound`` is the host that the metrics
+    ``secondary`` is the node's address of the other family, if any. ``metrics_bound`` is the host that the metrics
     port is bound to, where the agent of this machine asks for it; empty or unspecified for all of the machine's.
     A registry that ``verifies_clients`` can't be asked by the agent, which shows no certificate: its port is checked.
     """

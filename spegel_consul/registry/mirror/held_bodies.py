@@ -100,7 +100,7 @@ class HeldBody:
 
     @property
     def payer(self) -> str:
-        """Whose share of the spool space the file takes: this machine's if it is among the clients, else the oldest one's.
+        """The client whose share of the spool space the file takes: this machine if it is a client, else the oldest.
 
         Another machine that has used up its share must not keep this node's runtime from verified bytes.
         """

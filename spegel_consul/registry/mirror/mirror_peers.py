@@ -159,8 +159,8 @@ class MirrorPeers:
     async def can_hold(self, head: Head) -> bool:
         """Whether the content can be verified before it is sent, which is required if its size is disputed.
 
-        One that is larger than what is held anyway may take a quarter of the spool space that is left, so that no number of
-        peers that claim large sizes takes away the space of others.
+        Content beyond the limit of what is held anyway may take a quarter of the spool space that is left, so that no
+        number of peers that claim large sizes takes away the space of others.
         """
         if not self.settings.verify or head.partial:
             return False
