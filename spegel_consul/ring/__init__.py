@@ -17,6 +17,7 @@ from typing import Protocol
 import trio
 
 from spegel_consul.peers import PeerInfo, Provider
+from spegel_consul.ring.dht.claims import ClaimReport, Verdict
 
 
 class Router(Protocol):
@@ -44,6 +45,15 @@ class Router(Protocol):
 
         Returns when the change is noted. A background task sends it to the responsible peers, repeats it to those
         that do not acknowledge it, and repeats it to all of them before the records expire.
+        """
+        ...
+
+    async def claim(self, group: str, report: ClaimReport) -> Verdict:
+        """Report the state of ``group`` at this node to the keeper of the group; the answer says whom to follow.
+
+        ``group`` is the digest of a manifest. The report is due again after ``Verdict.again`` seconds, and at once
+        when a source failed; an entry without reports ends after 30 s. Takes at most 4 s (2 s for each of two
+        keepers). Raises RingError if no keeper answers.
         """
         ...
 

@@ -19,6 +19,7 @@ import structlog
 import trio
 
 from spegel_consul.peers import PeerInfo, Provider, RingError
+from spegel_consul.ring.dht.claims import ClaimReport, Verdict
 from spegel_consul.ring.member_view import MemberView
 from spegel_consul.ring.router import KadRouter
 
@@ -99,6 +100,9 @@ class ReplaceableRouter:
         if self._next is not None:
             await self._next.router.announce(added, removed)
         await self._current.router.announce(added, removed)
+
+    async def claim(self, group: str, report: ClaimReport) -> Verdict:
+        return await self._current.router.claim(group, report)
 
     async def leave(self) -> None:
         if self._next is not None:

@@ -25,7 +25,9 @@ from contextlib import asynccontextmanager, suppress
 import trio
 
 from spegel_consul.peers import PeerInfo, Provider, RingError, peer_id_to_text
+from spegel_consul.ring.claiming import Claiming
 from spegel_consul.ring.dht.announcements import Announcements, Batch
+from spegel_consul.ring.dht.claims import ClaimReport, Claims, Verdict
 from spegel_consul.ring.dht.iterative_lookup import AnswerTimes, Lookup
 from spegel_consul.ring.dht.keys import dht_key, position
 from spegel_consul.ring.dht.messages import Message, MessageType, encode
@@ -94,6 +96,8 @@ class KadRouter:
         if successor_of is not None:
             self._announcements.add(successor_of._announcements.keys())
         self._answers = Answers(self._membership, self._records, self._announcements, rng=self._rng)
+        self._claims: Claims = successor_of._claims if successor_of else Claims()
+        self._claiming = Claiming(host.id, self._claims, self._source)
         self._announce_alarm = WakeUp()
         self._announces_at = math.inf
         self._rebalance = False
@@ -168,6 +172,9 @@ class KadRouter:
             self._announcements.add(keys[start : start + _SLICE])
             self._announce_alarm.wake()
             await trio.lowlevel.checkpoint()
+
+    async def claim(self, group: str, report: ClaimReport) -> Verdict:
+        return await self._claiming.claim(group, report)
 
     async def leave(self) -> None:
         self._leaving = True
@@ -247,12 +254,19 @@ class KadRouter:
                 contacts[each.id] = each
         for peer in search.offer(self._rng.sample(list(contacts), len(contacts))):
             self._membership.doubt(peer)
-            named = contacts[peer]
-            address, secondary = named.registry or Address(named.routers[0].host, self._registry_port), named.secondary
-            if secondary is not None and not has_route(address):
-                address, secondary = secondary, None
-            other = (secondary.host, secondary.port) if secondary is not None else None
-            send.send_nowait(Provider(peer_id_to_text(peer), (address.host, address.port), other))
+            send.send_nowait(self._provider(contacts[peer]))
+
+    def _provider(self, named: Contact) -> Provider:
+        address, secondary = named.registry or Address(named.routers[0].host, self._registry_port), named.secondary
+        if secondary is not None and not has_route(address):
+            address, secondary = secondary, None
+        other = (secondary.host, secondary.port) if secondary is not None else None
+        return Provider(peer_id_to_text(named.id), (address.host, address.port), other)
+
+    def _source(self, peer: bytes) -> Provider | None:
+        """The registry of a living member, for a verdict."""
+        known = self._known(peer)
+        return self._provider(known) if self._members.is_alive(peer) and (known.registry or known.routers) else None
 
     def _on_change(self) -> None:
         self._rebalance = True

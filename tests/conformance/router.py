@@ -15,6 +15,7 @@ import trio
 
 from spegel_consul.peers import PeerInfo, Provider, RingError
 from spegel_consul.ring import Router
+from spegel_consul.ring.dht.claims import ClaimReport, What, Why
 
 WITHIN = 60.0
 """Seconds after which something hangs; what must be quicker is measured in virtual time."""
@@ -222,6 +223,16 @@ class RouterSuite:
         for earlier, later in itertools.pairwise(routers):
             assert await later.join([earlier.me]) == 1
         await eventually(lambda: all(len(router.members()) == 3 for router in routers))
+
+    async def test_a_node_alone_claims(self, rig: Rig) -> None:
+        router = await rig.node()
+        assert (await router.claim("sha256:alone", ClaimReport(serves=True, working=True))).what is What.CLAIM
+        assert (await router.claim("sha256:other", ClaimReport())).what is What.ALONE
+
+    async def test_text_that_is_no_peer_id_is_refused_at_the_door(self, rig: Rig) -> None:
+        router = await rig.node()
+        with pytest.raises(RingError, match="base58"):
+            await router.claim("sha256:alone", ClaimReport(lost="0OIl", why=Why.CUT))
 
     async def test_what_the_caller_raises_comes_out_as_it_is(self, rig: Rig) -> None:
         first, second = await ring_of(rig, 2)

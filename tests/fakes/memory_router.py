@@ -10,7 +10,16 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from spegel_consul.peers import PeerInfo, Provider, RingError, peer_id_of_ed25519, peer_id_to_text
+from spegel_consul.peers import (
+    PeerInfo,
+    Provider,
+    RingError,
+    peer_id_from_text,
+    peer_id_of_ed25519,
+    peer_id_to_text,
+)
+from spegel_consul.ring.claiming import group_key, report_in_bytes
+from spegel_consul.ring.dht.claims import ClaimReport, Claims, Verdict
 
 
 class MemoryRing:
@@ -19,6 +28,7 @@ class MemoryRing:
     def __init__(self) -> None:
         self._numbers = itertools.count(1)
         self.running: set[MemoryRouter] = set()
+        self.claims = Claims()
 
     def number(self) -> int:
         return next(self._numbers)
@@ -64,6 +74,17 @@ class MemoryRouter:
             return
         self._keys.difference_update(removed)
         self._keys.update(added)
+
+    async def claim(self, group: str, report: ClaimReport) -> Verdict:
+        await trio.lowlevel.checkpoint()
+        if self not in self._ring.running:
+            raise RingError("the ring is not running")
+        me = peer_id_from_text(self._me.id or "")
+        decision = self._ring.claims.report(group_key(group), me, report_in_bytes(report), trio.current_time())
+        texts = list(map(peer_id_to_text, decision.sources))
+        registry = {router.me.id: router._registry for router in self._ring.running}
+        sources = tuple(Provider(text, registry[text]) for text in texts if text in registry)
+        return Verdict(decision.what, sources, decision.again)
 
     async def leave(self) -> None:
         await trio.lowlevel.checkpoint()
