@@ -30,8 +30,10 @@ from spegel_consul.oci.path import ContentRequest, Kind
 from spegel_consul.peers import Provider
 from spegel_consul.registry.mirror.body.transfer import Transfer
 from spegel_consul.registry.mirror.fetch import Answer, race
+from spegel_consul.registry.mirror.followers import Followers
 from spegel_consul.registry.mirror.lookup_limit import LookupLimit
 from spegel_consul.registry.mirror.mirror_peers import MirrorPeers, MirrorSettings
+from spegel_consul.registry.mirror.own_requests import OwnRequests
 from spegel_consul.registry.mirror.providers.provider_policy import Permits, any_node
 from spegel_consul.registry.mirror.trace import UNKNOWN_REGISTRY, Trace, TraceHeaders, Traces
 from spegel_consul.registry.mirror.validate import Head, judge
@@ -59,6 +61,8 @@ class Mirror:
         self.peers = MirrorPeers(router, client, metrics, settings, credentials, permits, spool_space)
         self.traces = Traces()
         self.lookups = LookupLimit()
+        self.own_requests = OwnRequests()
+        self.followers = Followers()
         self._counters: dict[str, tuple[Count, Count]] = {}
         self._metrics = metrics
 
@@ -140,6 +144,7 @@ class Mirror:
 
         ``client``: the address of the client, "" for a client on this machine.
         """
+        self.own_requests.note(request, method, client, trio.current_time())
         trace = self.traces.begin(request.reference, request.key, request.kind.value, method, trace_headers)
         trace.client = client
         return trace
