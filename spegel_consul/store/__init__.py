@@ -20,6 +20,7 @@ import trio
 
 from spegel_consul.oci.descriptor import Descriptor
 from spegel_consul.oci.digest import Digest
+from spegel_consul.zerocopy.growing_file import GrowingFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,10 @@ class Blob(Protocol):
 
 
 class Store(Protocol):
-    """What this node has. Everything but ``open``, ``run`` and iterating ``watch`` answers from memory."""
+    """What this node has.
+
+    Everything answers from memory but ``open``, ``downloading``, ``at_work``, ``run`` and iterating ``watch``.
+    """
 
     @property
     def problem(self) -> str | None:
@@ -92,6 +96,21 @@ class Store(Protocol):
 
     def open(self, digest: Digest) -> AbstractAsyncContextManager[Blob]:
         """Open content for reading. Raises BlobUnknown if this node does not have it (any more)."""
+        ...
+
+    async def downloading(self, digest: Digest) -> GrowingFile | None:
+        """Open the file of content that the runtime is downloading now; the caller closes it.
+
+        Content that was committed a moment ago is found too, even if the index does not know it yet. None if there is
+        no such download, and for a download that can't be read. The bytes are not verified.
+        """
+        ...
+
+    async def at_work(self) -> int | None:
+        """Bytes of all unfinished downloads of the runtime together, or None if there is none.
+
+        Another number than before tells that the runtime is at work. Calls within 50 ms share one look at the disk.
+        """
         ...
 
     def watch(self) -> AbstractAsyncContextManager[AsyncIterator[Changed]]:

@@ -21,6 +21,7 @@ from spegel_consul.store import Blob, Changed, Image, Store
 from spegel_consul.store.blob_files import absent
 from spegel_consul.store.inventory import Advertised, CountedStore, StoredImage
 from spegel_consul.store.watchers import Watchers
+from spegel_consul.zerocopy.growing_file import GrowingFile
 
 
 class UnionStore:
@@ -93,6 +94,16 @@ class UnionStore:
             except BlobUnknown as exc:
                 gone = exc
         raise gone
+
+    async def downloading(self, digest: Digest) -> GrowingFile | None:
+        for store in self._stores:
+            if (found := await store.downloading(digest)) is not None:
+                return found
+        return None
+
+    async def at_work(self) -> int | None:
+        working = [size for store in self._stores if (size := await store.at_work()) is not None]
+        return sum(working) if working else None
 
     @asynccontextmanager
     async def watch(self) -> AsyncIterator[AsyncIterator[Changed]]:

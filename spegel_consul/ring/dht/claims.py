@@ -1,27 +1,75 @@
 """Claims: which node downloads the content of a group from upstream, and which nodes follow it.
 
 A group is the content of one manifest.  Each node that is at work on a group reports to one node of the ring, the
-keeper of the group.  The keeper's verdict is "claim" (download from upstream), "follow" (read from these sources while
-they download) or "alone" (download from upstream; nobody counts on this node).
+keeper of the group, again and again.  The keeper's decision is "claim" (download from upstream), "follow" (read from
+this source while it downloads) or "alone" (download from upstream; no node counts on this one).
 
-A rule about the choice of a source belongs here; a rule about the keeper's place in the ring belongs in the router.
+    report -> its complaint: the source is lost (dropped for 60 s), or slow
+           -> its view of its own followers: those that lag become bad sources
+           -> the decision: a claimer stays, yields to a faster one; a follower stays, moves, or takes over
+
+A node is believed about its own state, about its assigned source and about its assigned followers, and about nothing
+else.  Failures end in "alone", which is the download without this module: of a follower that lost MAX_LOSSES sources,
+and of the whole group when STRIKES followers lost a claimer that had given them nothing.
+
+A slow claimer costs one more copy: a follower takes over, and after a few seconds the claimer that is not clearly
+faster becomes a follower.  A new keeper starts without entries, so reports say which source their node holds.
+
+A rule about a report belongs here, a rule about the order of sources in ``claim_forest``, a rule about the keeper's
+place in the ring in the router.
 """
 
 from __future__ import annotations
 
+import math
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 
+from spegel_consul.bounded_dict import BoundedDict
 from spegel_consul.peers import Provider
+from spegel_consul.ring.dht.claim_forest import GRACE, Entry, Forest
 
 REPORT_EVERY = 2.0
 """Seconds between two reports of a node in a small group."""
 
+REPORTS_PER_SECOND = 50.0
+"""Reports that a large group sends to its keeper; a node then reports less often, to LONGEST_PAUSE."""
+
+LONGEST_PAUSE = 20.0
+
 LEASE = 30.0
-"""Seconds after its last report until an entry ends."""
+"""Seconds after its last report until an entry ends; longer where reports are rarer."""
+
+STRIKES, MAX_LOSSES, STRUCK_FOR = 3, 5, 60.0
+"""Failures within STRUCK_FOR seconds after which the group, or one follower, is alone."""
+
+FAILED_FOR = 60.0
+"""Seconds for which a lost source is neither a source nor a claimer."""
+
+TAKEOVER_EVERY = 60.0
+"""Least seconds between two takeovers of one group."""
+
+MOVE_EVERY = 5.0
+"""Least seconds between two moves of one follower, except away from a lost source."""
+
+NARROW_FOR = 60.0
+"""Seconds for which a source that could not serve two followers gets no second one."""
+
+SLOW_FOR = 10.0
+"""Seconds for which a follower's complaint of slowness counts."""
+
+SETTLE = 10.0
+"""Seconds for which the keeper of a new group takes over what reports say of their present sources."""
+
+MAX_GROUPS, MAX_OF_PEER, MAX_OF_GROUP = 20_000, 2_000, 10_000
 
 MAX_SOURCES = 3
 """Most sources of one verdict."""
+
+MAX_BEHIND = 16
+"""Most lagging followers of one report."""
 
 
 class Why(IntEnum):
@@ -72,7 +120,10 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A :class:`ClaimReport` with binary peer ids."""
+    """A :class:`ClaimReport` with binary peer ids.
+
+    ``held`` is the node's source by its last verdict, or its own id if that was "claim".
+    """
 
     lost: bytes = b""
     why: Why = Why.NONE
@@ -80,53 +131,234 @@ class Report:
     have: int = 0
     working: bool = False
     behind: tuple[bytes, ...] = ()
+    held: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """A :class:`Verdict` with binary peer ids."""
+    """A :class:`Verdict` with binary peer ids.
+
+    The first of ``sources`` is assigned. The others are the sources of that one, which have at least its content.
+    """
 
     what: What
     sources: tuple[bytes, ...] = ()
     again: float = REPORT_EVERY
 
 
-@dataclass(slots=True)
-class _Entry:
-    """A node at work on a group; ``source`` is None for a claimer."""
+class _Group(Forest):
+    """A forest and what is remembered of failures."""
 
-    source: bytes | None
-    until: float
+    def __init__(self, now: float) -> None:
+        super().__init__()
+        self.born = self.touched = now
+        self.strikes: BoundedDict[bytes, float] = BoundedDict(STRIKES)  # by follower, because one may be mistaken
+        self.alone: BoundedDict[bytes, float] = BoundedDict(256)
+        self.takeover_at = -math.inf
+
+    def is_struck(self, now: float) -> bool:
+        return sum(at > now - STRUCK_FOR for at in self.strikes.values()) >= STRIKES
 
 
 class Claims:
     """The groups that this node keeps; ``now`` is seconds of any monotonic clock."""
 
     def __init__(self) -> None:
-        self._groups: dict[bytes, dict[bytes, _Entry]] = {}
+        self._groups: dict[bytes, _Group] = {}  # in the order of their last reports
+        self._held_by: Counter[bytes] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._groups)
 
     def report(self, group: bytes, peer: bytes, report: Report, now: float) -> Decision:
         """The decision for ``peer``, which reports the state of ``group`` on its node."""
-        entries = {each: entry for each, entry in self._groups.get(group, {}).items() if entry.until > now}
-        self._groups[group] = entries
-        mine = entries.get(peer)
-        if report.lost and mine is not None and mine.source == report.lost:
-            entries.pop(report.lost, None)
-        if mine is not None and (mine.source is None or mine.source in entries):
-            source = mine.source
-        else:
-            source = next((each for each in entries if not self._passes(entries, each, peer)), None)
-        if source is None and not report.serves:
-            return Decision(What.ALONE)
-        if report.serves:
-            entries[peer] = _Entry(source, now + LEASE)
-        return Decision(What.CLAIM) if source is None else Decision(What.FOLLOW, (source,))
+        self._forget_stale(now)
+        found = self._groups.pop(group, None)
+        if found is None:
+            if not report.serves or len(self._groups) >= MAX_GROUPS:
+                return Decision(What.ALONE)
+            found = _Group(now)
+        self._groups[group] = found
+        found.touched = now
+        for gone in found.expire(now):
+            self._uncount(gone.peer)
+        pause = min(LONGEST_PAUSE, max(REPORT_EVERY, len(found.entries) / REPORTS_PER_SECOND))
+        mine = found.entries.get(peer) or self._admit(found, peer, now)
+        if mine is not None:
+            self._note(found, mine, report, pause, now)
+            self._decide(found, mine, report, now)
+            if mine.claimer or mine.source is not None:
+                if mine.claimer or mine.source is None or mine.source.claimer:
+                    pause = REPORT_EVERY  # these few reports decide about the claimer
+                mine.due = now + pause
+                return self._decision(mine, pause)
+            self._drop(found, mine)
+        if not (found.entries or found.failed or found.strikes or found.alone):
+            del self._groups[group]
+        return Decision(What.ALONE, again=pause)
 
     @staticmethod
-    def _passes(entries: dict[bytes, _Entry], each: bytes | None, peer: bytes) -> bool:
-        """Whether the chain of ``each`` passes ``peer`` or ends at no claimer."""
-        while each is not None:
-            if each == peer or each not in entries:
+    def _decision(mine: Entry, pause: float) -> Decision:
+        if mine.claimer:
+            return Decision(What.CLAIM, again=pause)
+        sources: list[bytes] = []
+        source = mine.source
+        while source is not None and len(sources) < MAX_SOURCES:
+            sources.append(source.peer)
+            source = source.source
+        return Decision(What.FOLLOW, tuple(sources), pause)
+
+    def _note(self, group: _Group, mine: Entry, report: Report, pause: float, now: float) -> None:
+        """Take over what a node says of itself and of its followers."""
+        first = mine.source is None and not mine.claimer and now - group.born < SETTLE
+        if mine.presumed and report.held != mine.peer:
+            group.release(mine)
+            first = True
+        group.touch(mine, serves=report.serves or report.working)
+        mine.until = now + max(LEASE, 2 * pause + SETTLE)
+        mine.measure(report.have, report.working, now)
+        for peer in report.behind[:MAX_BEHIND]:
+            child = group.entries.get(peer)
+            if child is not None and child.source is mine:
+                child.lagging_until = now + 2 * pause
+        if first and report.held:
+            self._inherit(group, mine, report.held, now)
+
+    def _inherit(self, group: _Group, mine: Entry, held: bytes, now: float) -> None:
+        """Keep the source that another keeper gave."""
+        if held == mine.peer:
+            if mine.serves and not group.has_failed(mine.peer, now):
+                group.claim(mine, now)
+            return
+        source = group.entries.get(held)
+        if source is None and not group.has_failed(held, now):
+            source = self._admit(group, held, now)
+            if source is not None:
+                source.presumed, source.until = True, now + SETTLE
+                group.claim(source, now)
+        if source is not None and group.chain(source, now, avoid=mine) is not None:
+            group.follow(mine, source, now)
+            mine.moved_at = -math.inf
+
+    def _decide(self, group: _Group, mine: Entry, report: Report, now: float) -> None:
+        """Make ``mine`` a claimer or a follower; it stays an orphan if it is to be alone."""
+        source = mine.source
+        if source is not None and report.lost == source.peer:
+            if report.why is Why.SLOW:
+                if source.claimer:
+                    source.slow_until = now + SLOW_FOR
+                else:
+                    source.lagging_until = max(source.lagging_until, now + 2 * REPORT_EVERY)
+            else:
+                self._lose(group, mine, source, report, now)
+        if group.is_struck(now) or group.alone.get(mine.peer, -math.inf) > now:
+            group.release(mine)
+            return
+        if mine.source is not None and mine.source.until <= now:
+            self._drop(group, mine.source)
+        if mine.claimer and (not mine.serves or self._must_yield(group, mine, now)):
+            group.release(mine)
+        if mine.claimer:
+            return
+        if mine.source is None:
+            chosen = group.choose(mine, now)
+            if chosen is not None:
+                group.follow(mine, chosen[1], now)
+            elif mine.serves and not group.has_failed(mine.peer, now):
+                group.claim(mine, now)
+        elif self._takes_over(group, mine, now):
+            group.claim(mine, now)
+        else:
+            if not (mine.source.working or mine.source.presumed):  # it may be complete, then it reports no more
+                mine.source.until = max(mine.source.until, now + LEASE)
+            self._move(group, mine, now)
+
+    def _lose(self, group: _Group, mine: Entry, source: Entry, report: Report, now: float) -> None:
+        """``mine`` got nothing more from its source."""
+        mine.losses = [*(at for at in mine.losses if at > now - STRUCK_FOR), now]
+        if len(mine.losses) >= MAX_LOSSES:
+            group.alone[mine.peer] = now + STRUCK_FOR
+        if source.claimer and report.have <= mine.have_at_start:
+            group.strikes[mine.peer] = now
+        group.failed[source.peer] = now + FAILED_FOR
+        self._drop(group, source)
+
+    @staticmethod
+    def _must_yield(group: _Group, mine: Entry, now: float) -> bool:
+        """Whether another claimer makes this one superfluous: of two, the older stays unless it is half as fast."""
+        rate = mine.rate(now)
+        for other in group.claimers:
+            if other is mine or other.presumed or not other.working or other.is_silent(now):
+                continue
+            theirs = other.rate(now)
+            if min(now - mine.since, now - other.since) < GRACE or rate is None or theirs is None:
+                continue
+            older = (other.since, other.peer) < (mine.since, mine.peer)
+            if (rate < 2 * theirs) if older else (2 * rate <= theirs and theirs > 0):
                 return True
-            each = entries[each].source
         return False
+
+    @staticmethod
+    def _takes_over(group: _Group, mine: Entry, now: float) -> bool:
+        """Whether ``mine`` is to download from upstream because its claimer is slow."""
+        if not mine.serves or mine.tried or now - group.takeover_at < TAKEOVER_EVERY:
+            return False
+        chain = group.chain(mine, now)
+        if chain is None or not chain[-1].is_slow(now) or sum(not each.presumed for each in group.claimers) > 1:
+            return False
+        slow = chain[-1]
+        # a direct follower has the most content, and the others of its chain stay with it
+        if mine.source is not slow and any(each.serves and not each.tried for each in slow.children):
+            return False
+        if group.has_failed(mine.peer, now):
+            return False
+        group.takeover_at, mine.tried = now, True
+        slow.restart()
+        return True
+
+    @staticmethod
+    def _move(group: _Group, mine: Entry, now: float) -> None:
+        """Give ``mine`` a better source, if its present one is bad and there is one."""
+        source = mine.source
+        if source is None or now - mine.moved_at < MOVE_EVERY:
+            return
+        if mine.lags(now):
+            siblings = [each for each in source.children if each is not mine and each.lags(now) and each.serves]
+            ahead = [each for each in siblings if (each.have, each.peer) > (mine.have, mine.peer)]
+            if ahead:
+                source.narrow_until = now + NARROW_FOR
+                group.follow(mine, max(ahead, key=lambda each: (each.have, each.peer)), now)
+                return
+        present = group.rank(source, mine, now)
+        if present is not None and any(present[:4]):
+            chosen = group.choose(mine, now)
+            if chosen is not None and chosen[0][:4] < present[:4]:
+                group.follow(mine, chosen[1], now)
+
+    def _admit(self, group: _Group, peer: bytes, now: float) -> Entry | None:
+        """A new entry, unless the group or the share of the peer is full."""
+        if len(group.entries) >= MAX_OF_GROUP or self._held_by[peer] >= MAX_OF_PEER:
+            return None
+        self._held_by[peer] += 1
+        return group.add(peer, now)
+
+    def _drop(self, group: _Group, entry: Entry) -> None:
+        group.remove(entry)
+        self._uncount(entry.peer)
+
+    def _uncount(self, peer: bytes) -> None:
+        self._held_by[peer] -= 1
+        if self._held_by[peer] <= 0:
+            del self._held_by[peer]
+
+    def _forget_stale(self, now: float) -> None:
+        """Forget the groups from which no report came for long."""
+        for group in list(self._stale(now)):
+            for peer in self._groups.pop(group).entries:
+                self._uncount(peer)
+
+    def _stale(self, now: float) -> Iterator[bytes]:
+        for group, found in self._groups.items():
+            if found.touched > now - max(STRUCK_FOR, FAILED_FOR):
+                return
+            yield group

@@ -1,0 +1,247 @@
+"""The nodes at work on one group, as a forest: each node has one source or downloads from upstream itself.
+
+The roots are the claimers.  A node gets a source only if the chain of that source - its source, the source of that one,
+and so on - ends at a claimer and does not pass the node, so there is never a cycle.  An entry whose source is gone is
+an orphan until its next report.
+
+The choice of a source must stay cheap in a group of thousands.  So entries are kept in buckets by their number of
+followers, and a choice looks at a few entries of each bucket: the newest, which are the ends of chains, and the oldest.
+
+A rule about the order of sources belongs here; a rule about a report as a whole belongs in ``claims``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+
+from spegel_consul.bounded_dict import BoundedDict
+
+MAX_DEPTH = 16
+"""Chains grow to this length before a source gets a second follower."""
+
+KEEPS_UP = 4 << 20
+"""A source that has fewer bytes than its follower by more than this makes the follower wait."""
+
+SLOW_CLAIMER = float(2 << 20)
+"""A claimer with a lower rate is slow, in bytes per second."""
+
+GRACE = 5.0
+"""Seconds for which a new claimer is not called slow."""
+
+RATE_WINDOW = 3.0
+"""Least seconds over which a rate is measured."""
+
+OVERDUE = 2.0
+"""Seconds after which a missing report of a node at work counts against it as a source."""
+
+_LONGEST_CHAIN = 64
+_BUCKETS, _LOOKS = 4, 8
+
+Rank = tuple[bool, bool, bool, bool, bool, bool, int, int]
+"""Order of sources, the best is the least: silent, lagging, slow claimer, less content than the follower, followers
+that lag, too deep, number of followers, minus depth. The first four tell whether a move is worth its interruption.
+"""
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """A node at work on the group; moments are seconds of the reports' clock."""
+
+    peer: bytes
+    since: float
+    """The moment at which it became a claimer or got its source."""
+    until: float = 0.0
+    due: float = 0.0
+    source: Entry | None = None
+    claimer: bool = False
+    children: dict[Entry, None] = field(default_factory=dict)
+    serves: bool = False
+    working: bool = False
+    have: int = 0
+    have_at_start: int = 0
+    """``have`` at the moment ``since``."""
+    presumed: bool = False
+    """It has not reported to this keeper yet; a follower named it as its source."""
+    tried: bool = False
+    """It took over from a slow claimer before."""
+    moved_at: float = -math.inf
+    lagging_until: float = -math.inf
+    narrow_until: float = -math.inf
+    """It could not serve two followers at once until shortly before."""
+    slow_until: float = -math.inf
+    losses: list[float] = field(default_factory=list)
+    _mark: tuple[float, int] | None = None
+    _older: tuple[float, int] | None = None
+
+    def measure(self, have: int, working: bool, now: float) -> None:
+        """Note the bytes that the node has, for its rate."""
+        self.have, self.working = have, working
+        if not working:
+            self.restart()
+        elif self._mark is None:
+            self._older = self._mark = (now, have)
+        elif now - self._mark[0] >= RATE_WINDOW:
+            self._older, self._mark = self._mark, (now, have)
+
+    def restart(self) -> None:
+        """Measure the rate anew."""
+        self._mark = self._older = None
+
+    def rate(self, now: float) -> float | None:
+        """Bytes per second over the last seconds; None if it is not at work or was measured too briefly."""
+        if self._older is None or now - self._older[0] < RATE_WINDOW:
+            return None
+        return max(0.0, (self.have - self._older[1]) / (now - self._older[0]))
+
+    def is_silent(self, now: float) -> bool:
+        return self.working and now > self.due + OVERDUE
+
+    def is_slow(self, now: float) -> bool:
+        """Whether it is a claimer that is slower than a usual line."""
+        if not self.claimer or not self.working or now - self.since < GRACE:
+            return False
+        rate = self.rate(now)
+        return now < self.slow_until or (rate is not None and rate < SLOW_CLAIMER)
+
+    def lags(self, now: float) -> bool:
+        return now < self.lagging_until
+
+    def is_starved(self, root: Entry, now: float) -> bool:
+        """Whether it gets its content at less than half the rate of its claimer ``root``, and slowly."""
+        rate, best = self.rate(now), root.rate(now)
+        return rate is not None and rate < (SLOW_CLAIMER if best is None else min(SLOW_CLAIMER, best / 2))
+
+
+class Forest:
+    """The entries of one group."""
+
+    def __init__(self) -> None:
+        self.entries: dict[bytes, Entry] = {}
+        self.claimers: dict[Entry, None] = {}
+        self.failed: BoundedDict[bytes, float] = BoundedDict(256)  # lost sources, and until when they are none
+        self._buckets: tuple[dict[Entry, None], ...] = tuple({} for _ in range(_BUCKETS))
+
+    def add(self, peer: bytes, now: float) -> Entry:
+        """A new orphan."""
+        entry = self.entries[peer] = Entry(peer, now)
+        return entry
+
+    def remove(self, entry: Entry) -> None:
+        """Drop ``entry``; its followers are orphans."""
+        self.release(entry)
+        for child in list(entry.children):
+            self.release(child)
+        self._unlist(entry)
+        del self.entries[entry.peer]
+
+    def touch(self, entry: Entry, *, serves: bool) -> None:
+        """``entry`` reported; it may be a source if it ``serves``."""
+        self.entries[entry.peer] = self.entries.pop(entry.peer)
+        entry.presumed = False
+        if entry.serves != serves:
+            self._unlist(entry)
+            entry.serves = serves
+            self._list(entry)
+
+    def expire(self, now: float, most: int = 4) -> Iterator[Entry]:
+        """Drop the ended ones of the next few entries, all of which have their turn; yields them."""
+        for entry in list(islice(self.entries.values(), most)):
+            if entry.until <= now:
+                self.remove(entry)
+                yield entry
+            else:
+                self.entries[entry.peer] = self.entries.pop(entry.peer)
+
+    def release(self, entry: Entry) -> None:
+        """Make ``entry`` an orphan."""
+        self.claimers.pop(entry, None)
+        entry.claimer = False
+        source, entry.source = entry.source, None
+        if source is not None:
+            self._unlist(source)
+            del source.children[entry]
+            self._list(source)
+
+    def claim(self, entry: Entry, now: float) -> None:
+        """Make ``entry`` a claimer."""
+        self.release(entry)
+        self.claimers[entry] = None
+        entry.claimer, entry.since, entry.slow_until = True, now, -math.inf
+        entry.lagging_until = -math.inf
+        entry.restart()
+
+    def follow(self, entry: Entry, source: Entry, now: float) -> None:
+        """Make ``entry`` a follower of ``source``, whose chain must not pass it."""
+        self.release(entry)
+        self._unlist(source)
+        source.children[entry] = None
+        self._list(source)
+        entry.source, entry.since, entry.moved_at, entry.have_at_start = source, now, now, entry.have
+        entry.lagging_until = -math.inf
+
+    def chain(self, entry: Entry, now: float, avoid: Entry | None = None) -> list[Entry] | None:
+        """``entry`` and its sources up to a claimer; None if the chain passes ``avoid``, is broken or too long."""
+        chain = [entry]
+        while entry is not avoid and entry.until > now and len(chain) <= _LONGEST_CHAIN:
+            if entry.claimer:
+                return chain
+            if entry.source is None:
+                return None
+            entry = entry.source
+            chain.append(entry)
+        return None
+
+    def has_failed(self, peer: bytes, now: float) -> bool:
+        return self.failed.get(peer, -math.inf) > now
+
+    def rank(self, source: Entry, follower: Entry, now: float) -> Rank | None:
+        """The rank of ``source`` for ``follower``; None if it can't be its source."""
+        chain = self.chain(source, now, avoid=follower)
+        if chain is None or not (source.serves or source.presumed) or self.has_failed(source.peer, now):
+            return None
+        depth = len(chain) - 1
+        others = len(source.children) - (follower.source is source)
+        lagging = any(child.lags(now) for child in islice(source.children, _LOOKS) if child is not follower)
+        narrow = now < source.narrow_until and others > 0
+        return (
+            source.is_silent(now),
+            source.lags(now) or narrow or source.is_starved(chain[-1], now),
+            chain[-1].is_slow(now),
+            source.have + KEEPS_UP < follower.have,
+            lagging,
+            depth >= MAX_DEPTH,
+            others,
+            -depth,
+        )
+
+    def choose(self, follower: Entry, now: float) -> tuple[Rank, Entry] | None:
+        """The best source for ``follower`` other than its present one, and its rank; None if nobody can be it."""
+        best: tuple[Rank, Entry] | None = None
+        for some in self._candidates():
+            for source in some:
+                if source is follower.source or source is follower:
+                    continue
+                rank = self.rank(source, follower, now)
+                if rank is not None and (best is None or rank < best[0]):
+                    best = rank, source
+            if best is not None and not any(best[0][:6]):
+                break
+        return best
+
+    def _candidates(self) -> Iterator[list[Entry]]:
+        for bucket in self._buckets:
+            if len(bucket) <= 2 * _LOOKS:
+                yield list(bucket)
+            else:
+                yield [*islice(reversed(bucket), _LOOKS), *islice(bucket, _LOOKS)]
+        yield list(islice(self.claimers, _LOOKS))
+
+    def _list(self, entry: Entry) -> None:
+        if entry.serves:
+            self._buckets[min(len(entry.children), _BUCKETS - 1)][entry] = None
+
+    def _unlist(self, entry: Entry) -> None:
+        self._buckets[min(len(entry.children), _BUCKETS - 1)].pop(entry, None)

@@ -1,0 +1,238 @@
+import pytest
+
+from spegel_consul.ring.dht import claims as rules
+from spegel_consul.ring.dht.claims import Claims, Decision, Report, What, Why
+
+MIB = 1 << 20
+GROUP = b"group"
+
+
+class Keeper:
+    """One group's keeper and its clock, with reports in few words."""
+
+    def __init__(self) -> None:
+        self.claims = Claims()
+        self.now = 0.0
+        self.held: dict[bytes, bytes] = {}
+
+    def report(self, name: str, have: int = 0, **more: object) -> str:
+        """The decision in one word: claim, alone, or the name of the source."""
+        decision = self.decide(name, have, **more)
+        return decision.sources[0].decode() if decision.what is What.FOLLOW else decision.what.name.lower()
+
+    def decide(self, name: str, have: int = 0, **more: object) -> Decision:
+        asked = {"serves": True, "working": True, **more}
+        return self.claims.report(GROUP, name.encode(), Report(have=have, **asked), self.now)  # type: ignore[arg-type]
+
+    def lost(self, name: str, source: str, why: Why = Why.CUT, have: int = 0) -> str:
+        return self.report(name, have, lost=source.encode(), why=why)
+
+    def wait(self, seconds: float, **rates: float) -> None:
+        """Nodes report every two seconds; ``rates`` in MiB/s."""
+        end = self.now + seconds
+        while self.now < end:
+            self.now += 2
+            for name, rate in rates.items():
+                self.held[name.encode()] = self.held.get(name.encode(), 0) + int(2 * rate * MIB)
+                self.report(name, self.held[name.encode()])
+
+
+@pytest.fixture
+def keeper() -> Keeper:
+    return Keeper()
+
+
+def test_the_first_claims_and_the_others_follow_in_a_chain(keeper: Keeper) -> None:
+    assert [keeper.report(name) for name in "abcd"] == ["claim", "a", "b", "c"]
+    assert [keeper.report(name) for name in "dcba"] == ["c", "b", "a", "claim"]
+    assert keeper.decide("d").sources == (b"c", b"b", b"a")
+
+
+def test_a_node_that_cannot_serve_follows_and_is_no_source(keeper: Keeper) -> None:
+    assert keeper.report("x", serves=False, working=False) == "alone"
+    assert keeper.report("a") == "claim"
+    assert keeper.report("x", serves=False, working=False) == "a"
+    assert keeper.report("b") == "a"
+    assert keeper.report("x", serves=False, working=False) == "a"
+
+
+def test_groups_have_nothing_to_do_with_each_other(keeper: Keeper) -> None:
+    assert keeper.report("a") == "claim"
+    assert keeper.claims.report(b"other", b"b", Report(serves=True), 0.0).what is What.CLAIM
+
+
+def test_chains_branch_at_their_greatest_depth(keeper: Keeper) -> None:
+    names = [f"n{number}" for number in range(20)]
+    sources = [keeper.report(name) for name in names]
+    assert sources[:17] == ["claim", *names[:16]]
+    assert sources[17] == "n15"
+    assert sources[18] in ("n14", "n15")
+
+
+def test_a_claimer_that_is_lost_is_replaced_by_its_follower_with_all_behind_it(keeper: Keeper) -> None:
+    for name in "abcd":
+        keeper.report(name)
+    assert keeper.lost("b", "a", have=MIB) == "claim"
+    assert [keeper.report(name) for name in "cd"] == ["b", "c"]
+    assert keeper.report("a", MIB) == "d", "it may follow, but is no source for a minute"
+    assert keeper.report("e") == "d"
+
+
+def test_a_follower_that_is_lost_is_bridged(keeper: Keeper) -> None:
+    for name in "abcd":
+        keeper.report(name, have=MIB)
+    assert keeper.lost("c", "b", have=MIB) == "a"
+    assert keeper.report("d", MIB) == "c"
+
+
+def test_only_the_assigned_follower_is_believed(keeper: Keeper) -> None:
+    for name in "abc":
+        keeper.report(name)
+    assert keeper.lost("c", "a") == "b"
+    assert keeper.lost("stranger", "a") == "c"
+    assert keeper.report("b") == "a"
+    keeper.report("stranger", behind=(b"a", b"b", b"c", b"nobody"))
+    assert keeper.report("e") == "stranger"
+
+
+def test_claimers_that_give_nothing_to_three_followers_end_the_following(keeper: Keeper) -> None:
+    for name in "abcd":
+        keeper.report(name)
+    assert keeper.lost("b", "a", Why.REFUSED) == "claim"
+    assert keeper.lost("c", "b", Why.REFUSED) == "claim"
+    assert keeper.lost("d", "c", Why.REFUSED) == "alone"
+    assert keeper.report("e") == "alone"
+    keeper.now += 61
+    assert keeper.report("e") == "claim"
+
+
+def test_a_follower_that_loses_every_source_is_alone_and_harms_nobody_else(keeper: Keeper) -> None:
+    for number in range(12):
+        keeper.report(f"n{number}")
+    source = keeper.report("mallory")
+    for _ in range(rules.MAX_LOSSES):
+        assert source not in ("alone", "claim")
+        source = keeper.lost("mallory", source)
+    assert source == keeper.report("mallory") == "alone"
+    assert keeper.report("n0") == "claim"
+    assert keeper.report("late") not in ("alone", "claim")
+
+
+def test_a_lease_ends_without_reports(keeper: Keeper) -> None:
+    keeper.report("a")
+    keeper.now = 29
+    assert keeper.report("b") == "a"
+    keeper.now = 31
+    assert keeper.report("b") == "claim"
+
+
+def test_a_complete_source_stays_as_long_as_it_is_followed(keeper: Keeper) -> None:
+    keeper.report("a", 9 * MIB, working=False)
+    for _ in range(30):
+        keeper.now += 2
+        assert keeper.report("b", MIB) == "a"
+    keeper.now += 31
+    assert keeper.report("c") == "claim"
+
+
+def test_a_slow_claimer_is_replaced_with_all_who_follow(keeper: Keeper) -> None:
+    for name in "abc":
+        keeper.report(name)
+    keeper.wait(4, a=0.5, b=0.5, c=0.5)
+    assert keeper.report("b", keeper.held[b"b"]) == "a", "it has just begun"
+    keeper.wait(4, a=0.5, b=0.5, c=0.5)
+    assert keeper.report("b", keeper.held[b"b"]) == "claim"
+    assert keeper.report("c", keeper.held[b"c"]) == "b"
+    keeper.wait(12, a=0.5, b=20, c=20)
+    assert keeper.report("a", keeper.held[b"a"]) == "c"
+    assert keeper.report("b", keeper.held[b"b"]) == "claim"
+
+
+def test_a_takeover_that_does_not_help_ends_soon_and_is_rare(keeper: Keeper) -> None:
+    for name in "abc":
+        keeper.report(name)
+    claimers = set()
+    for _ in range(28):
+        keeper.wait(2, a=0.6, b=0.6, c=0.6)
+        claimers.add(tuple(name for name in "abc" if keeper.report(name, keeper.held[name.encode()]) == "claim"))
+    assert claimers == {("a",), ("a", "b")}
+    assert keeper.report("b", keeper.held[b"b"]) == "a"
+
+
+def test_a_complaint_of_slowness_counts_after_the_grace(keeper: Keeper) -> None:
+    for name in "ab":
+        keeper.report(name)
+    assert keeper.lost("b", "a", Why.SLOW) == "a"
+    keeper.wait(6, a=30, b=0.1)
+    assert keeper.lost("b", "a", Why.SLOW, have=keeper.held[b"b"]) == "claim"
+
+
+def test_followers_of_a_slow_link_are_moved_past_it(keeper: Keeper) -> None:
+    for name in "abcd":
+        keeper.report(name)
+    keeper.wait(8, a=20, b=20, c=20, d=20)
+    keeper.report("a", keeper.held[b"a"], behind=(b"b",))
+    assert keeper.report("c", keeper.held[b"c"]) == "a"
+    assert keeper.report("d", keeper.held[b"d"]) == "c"
+    assert keeper.report("c", keeper.held[b"c"]) == "a", "one move in five seconds"
+
+
+def test_of_two_followers_of_a_narrow_link_one_is_passed_on_for_good(keeper: Keeper) -> None:
+    keeper.report("a", 900 * MIB, working=False)
+    keeper.report("b", 0)
+    keeper.report("a", 900 * MIB, working=False, behind=(b"b",))
+    assert keeper.report("c", 0) == "a"
+    keeper.now = 6
+    keeper.report("a", 900 * MIB, working=False, behind=(b"b", b"c"))
+    assert keeper.report("b", 20 * MIB) == "a"
+    assert keeper.report("c", 10 * MIB) == "b"
+    keeper.now = 14
+    keeper.report("a", 900 * MIB, working=False, behind=(b"b",))
+    assert keeper.report("b", 60 * MIB) == "a"
+    assert keeper.report("c", 50 * MIB) == "b"
+    assert keeper.report("d") == "c"
+
+
+def test_large_groups_report_less_often(keeper: Keeper) -> None:
+    pauses = [keeper.decide(f"n{number}").again for number in range(1100)]
+    assert pauses[:100] == [2.0] * 100
+    assert pauses[-1] == pytest.approx(1099 / 50, abs=3) or pauses[-1] == rules.LONGEST_PAUSE
+    assert keeper.decide("n0").again == 2.0, "the claimer's rate must be known"
+
+
+def test_a_new_keeper_takes_over_what_nodes_say_they_hold() -> None:
+    keeper = Keeper()
+    for name in "abcde":
+        keeper.report(name, have=MIB)
+    fresh = Keeper()
+    held = {"a": "a", "b": "a", "c": "b", "d": "c", "e": "d"}
+    for name in "dbeca":
+        word = fresh.report(name, have=MIB, held=held[name].encode())
+        assert word == ("claim" if name == "a" else held[name])
+    assert [fresh.report(name, have=MIB) for name in "abcde"] == ["claim", "a", "b", "c", "d"]
+    fresh.now = 11
+    assert fresh.report("f", held=b"a") == "e", "a keeper that has settled decides by itself"
+
+
+def test_a_source_that_a_new_keeper_never_hears_of_is_forgotten() -> None:
+    keeper = Keeper()
+    assert keeper.report("b", have=MIB, held=b"gone") == "gone"
+    keeper.now = 11
+    assert keeper.report("b", have=MIB, held=b"gone") == "claim"
+
+
+def test_bounds(keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rules, "MAX_GROUPS", 20)
+    monkeypatch.setattr(rules, "MAX_OF_PEER", 10)
+    monkeypatch.setattr(rules, "MAX_OF_GROUP", 5)
+
+    def ask(group: int, peer: str) -> What:
+        return keeper.claims.report(b"%d" % group, peer.encode(), Report(serves=True), keeper.now).what
+
+    assert [ask(group, "a") for group in range(11)] == [What.CLAIM] * 10 + [What.ALONE]
+    assert [ask(0, f"n{number}") for number in range(5)] == [What.FOLLOW] * 4 + [What.ALONE]
+    assert [ask(group, f"p{group}") for group in range(20, 40)].count(What.CLAIM) == 10
+    assert len(keeper.claims) == 20
+    keeper.now = 61
+    assert ask(50, "a") is What.CLAIM
+    assert len(keeper.claims) == 1
