@@ -137,6 +137,9 @@ class Metrics:
         self.live_transfers = self._reading(
             "spegel_live_transfers", "Requests that are being looked up or streamed from peers now."
         )
+        self.followers = self._reading(
+            "spegel_followers", "Peers' requests that are answered from a download in progress, or wait for its bytes."
+        )
         self.http_requests = self._histograms(
             "http_request_duration_seconds", "Time to answer a request, bytes included.", _DURATIONS
         )

@@ -14,6 +14,11 @@ from spegel_consul.oci.reference import Reference, check_registry, check_reposit
 MIRRORED_HEADER = b"x-spegel-mirrored"
 """Marks a peer's request, so that the peer answers from its own store only (Spegel's header)."""
 
+FOLLOW_HEADER = b"x-spegel-follow"
+"""In a peer's request beside :data:`MIRRORED_HEADER`: the peer would take the content from a download in progress too.
+
+The value is the peer id of the node that asks, in base58. Spegel does not know the header."""
+
 _CONTENT = re.compile(r"/v2/(?P<name>.+)/(?P<kind>manifests|blobs)/(?P<reference>[^/]+)\Z", re.DOTALL)
 
 

@@ -30,6 +30,7 @@ from spegel_consul.oci.errors import BlobUnknown, OCIError, RangeInvalid, Unauth
 from spegel_consul.oci.path import MIRRORED_HEADER, ContentRequest, unknown
 from spegel_consul.oci.ranges import ByteRange, Ranges
 from spegel_consul.registry.answer_head import fields_of, status_of
+from spegel_consul.registry.growing import Arrived, GrowingContent
 from spegel_consul.registry.mirror.body.multipart import Multipart
 from spegel_consul.registry.mirror.body.transfer import Transfer
 from spegel_consul.registry.mirror.fetch import TransferCut
@@ -37,7 +38,7 @@ from spegel_consul.registry.mirror.mirror import Mirror
 from spegel_consul.registry.mirror.range_parts import Part, send_parts
 from spegel_consul.registry.mirror.trace import Trace, TraceHeaders, trace_headers
 from spegel_consul.registry.mirror.validate import Head
-from spegel_consul.registry.plan import Elsewhere, Own, Planner
+from spegel_consul.registry.plan import Elsewhere, Growing, Own, Planner
 from spegel_consul.store import Blob, Store
 from spegel_consul.zerocopy.outlet import PieceOutlet
 from spegel_consul.zerocopy.spool import OWN
@@ -61,6 +62,7 @@ class ContentApp:
         self._mirror = mirror
         self._planner = planner
         self._metrics = metrics
+        self._growing = GrowingContent(planner, store, mirror)
         self.inflight = dict.fromkeys((CONTENT, *_OTHERS.values()), 0)
         """Number of requests that are being answered, by handler."""
         self._own_bytes = metrics.served_bytes.labels("own")
@@ -129,13 +131,14 @@ class ContentApp:
         local = client is not None and server is not None and client[0] == server[0]
         if client is not None and not local:
             answer.client = client[0]
-        plan = self._planner.plan(
-            method,
-            scope["raw_path"],
-            scope["query_string"],
-            headers,
-            from_this_machine=local,
-        )
+        question = method, scope["raw_path"], scope["query_string"], headers
+        plan = self._planner.plan(*question, from_this_machine=local)
+        while isinstance(plan, Growing):
+            try:
+                await self._send_growing(answer, plan)
+                return
+            except Arrived:
+                plan = self._planner.plan(*question, from_this_machine=local)
         if isinstance(plan, Own):
             try:
                 async with self._store.open(plan.content.digest) as blob:
@@ -166,6 +169,12 @@ class ContentApp:
             if multipart is not None:
                 await answer.body(multipart.end)
         await answer.end()
+
+    async def _send_growing(self, answer: _Answer, plan: Growing) -> None:
+        async with self._growing.open(plan) as followed:
+            await answer.head(followed.head)
+            await followed.send(PieceOutlet(answer.body), self._own_bytes.inc)
+            await answer.end()
 
     async def _send_mirrored(self, answer: _Answer, plan: Elsewhere, method: str, identity: TraceHeaders) -> None:
         with self._mirror.begin(plan.request, method, identity, answer.client) as trace:

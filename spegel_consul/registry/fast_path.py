@@ -18,7 +18,6 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from email.utils import formatdate
 from functools import partial
 
 import structlog
@@ -28,11 +27,12 @@ from spegel_consul.http.server.connection import Link
 from spegel_consul.http.server.request_head import parse_simple
 from spegel_consul.metrics.histogram import HistogramCounts
 from spegel_consul.metrics.sidecar_metrics import CONTENT, Metrics
-from spegel_consul.oci.errors import BlobUnknown, OCIError, RangeInvalid
+from spegel_consul.oci.errors import BlobUnknown, OCIError
 from spegel_consul.oci.path import MIRRORED_HEADER, ContentRequest, Kind
 from spegel_consul.oci.ranges import Ranges
-from spegel_consul.registry.answer_head import fields_of, status_of
+from spegel_consul.registry.answer_head import HeadRenderer, status_of
 from spegel_consul.registry.content_cache import ByteCache
+from spegel_consul.registry.growing import Arrived, GrowingContent
 from spegel_consul.registry.mirror.body.multipart import Multipart
 from spegel_consul.registry.mirror.body.transfer import Transfer
 from spegel_consul.registry.mirror.fetch import TransferCut
@@ -40,7 +40,7 @@ from spegel_consul.registry.mirror.mirror import Mirror
 from spegel_consul.registry.mirror.range_parts import Part, send_parts
 from spegel_consul.registry.mirror.trace import Trace, TraceHeaders, as_fields, trace_headers
 from spegel_consul.registry.mirror.validate import Head
-from spegel_consul.registry.plan import Elsewhere, Own, Planner
+from spegel_consul.registry.plan import Elsewhere, Growing, Own, Planner
 from spegel_consul.store import Store
 from spegel_consul.store.blob_files import SMALL, is_blob, open_blob
 from spegel_consul.zerocopy.outlet import SocketOutlet
@@ -58,7 +58,7 @@ class _Known:
 
     version: int
     method: str
-    plan: Own | Elsewhere
+    plan: Own | Elsewhere | Growing
     head: bytes = b""
     at_once: bool = False
     duration: HistogramCounts | None = None
@@ -91,8 +91,8 @@ class FastPath:
         self.inflight = 0
         """Number of requests that are being answered; answers of :meth:`at_once` are not counted."""
         self._known: tuple[dict[bytes, _Known], dict[bytes, _Known]] = ({}, {})
-        self._second = 0
-        self._date = b""
+        self._heads = HeadRenderer()
+        self._growing = GrowingContent(planner, store, mirror)
 
     def at_once(self, data: bytes, local: bool, /) -> bytes | None:
         """Return the answer to a remembered request if its content is small and in memory, else None."""
@@ -113,7 +113,7 @@ class FastPath:
             self._bytes.inc(len(body))
         known.count(len(body))
         known.duration.observe(time.perf_counter() - began)
-        return b"%b%b\r\n\r\n%b" % (known.head, self._now(), body)
+        return b"%b%b\r\n\r\n%b" % (known.head, self._heads.now(), body)
 
     async def __call__(self, data: bytes, link: Link, /) -> bool:
         """Answer the request and return True, or send nothing and return False."""
@@ -127,6 +127,8 @@ class FastPath:
                 status = await self._own(known, known.plan, link)
             else:
                 status = await self._mirrored(known, known.plan, link)
+        except Arrived:  # the next plan sends what the store has now
+            return await self(data, link)
         finally:
             self.inflight -= 1
         if status is None:
@@ -158,7 +160,7 @@ class FastPath:
                 log.debug("asked by a peer", key=plan.request.key, **as_fields(identity))
         else:
             known = _Known(version, method, plan, trace_headers=trace_headers(request.headers))
-        if len(data) <= _MEMORABLE:
+        if len(data) <= _MEMORABLE and not isinstance(plan, Growing):
             if len(memory) >= _REMEMBERED:
                 memory.clear()
             memory[data] = known
@@ -169,7 +171,7 @@ class FastPath:
         content = plan.content
         if len(plan.spans) > 1:
             return await self._own_parts(plan, link)
-        head = b"%b%b\r\n\r\n" % (known.head, self._now())
+        head = b"%b%b\r\n\r\n" % (known.head, self._heads.now())
         if known.method == "HEAD":
             if self._cached(plan) is None and not self._is_there(plan):
                 return None
@@ -203,7 +205,7 @@ class FastPath:
         """Like :meth:`_own`, for several ranges of the content."""
         content = plan.content
         multipart = Multipart(content.media_type, plan.spans)
-        head = self._head(plan, multipart) + self._now() + b"\r\n\r\n"
+        head = self._head(plan, multipart) + self._heads.now() + b"\r\n\r\n"
         if content.size <= SMALL:
             small = await self._small(plan)
             if small is None:
@@ -228,21 +230,38 @@ class FastPath:
         self._lengths["GET", 206].observe(multipart.length)
         return 206
 
-    async def _mirrored(self, known: _Known, plan: Elsewhere, link: Link) -> int:
-        """Send content of a peer, or the error if no peer has it. Return the status that was sent."""
+    async def _mirrored(self, known: _Known, plan: Elsewhere | Growing, link: Link) -> int:
+        """Send content of a peer or a download, or the error if there is none. Return the status that was sent."""
         method = known.method
         try:
+            if isinstance(plan, Growing):
+                return await self._to_follower(plan, link)
             with self._mirror.begin(plan.request, method, known.trace_headers, link.client) as trace:
                 if plan.wanted is not None and plan.wanted.several:
                     return await self._relay_parts(plan.request, plan.wanted, link, trace)
                 return await self._from_a_peer(method, plan, link, trace)
         except OCIError as exc:
-            await send_bytes(link.sock, self._error(exc, method))
+            await send_bytes(link.sock, self._heads.error(exc, method))
             return exc.status.value
         except TransferCut as exc:
             self._metrics.transfers_cut.inc()
             log.warning("transfer cut", key=plan.request.key, error=str(exc))
             raise Truncated from None
+
+    async def _to_follower(self, plan: Growing, link: Link) -> int:
+        async with self._growing.open(plan, link.check_client) as followed:
+            head = self._heads.whole(followed.head)
+            status, lengths = status_of(followed.head), [0]
+
+            def count(sent: int) -> None:
+                self._bytes.inc(sent)
+                lengths.append(sent)
+
+            try:
+                await followed.send(SocketOutlet(link.sock, head), count)
+            finally:
+                self._lengths["GET", status].observe(sum(lengths))
+        return status
 
     async def _from_a_peer(self, method: str, plan: Elsewhere, link: Link, trace: Trace) -> int:
         if method == "GET" and plan.request.kind is Kind.BLOB:
@@ -263,7 +282,7 @@ class FastPath:
         if method == "GET":
             await transfer.hold(link.check_client)
         head = transfer.head
-        rendered = self._render(head, transfer.served_by) + self._now() + b"\r\n\r\n"
+        rendered = self._heads.whole(head, transfer.served_by)
         if method == "HEAD":
             await send_bytes(link.sock, rendered)
         else:
@@ -276,7 +295,11 @@ class FastPath:
         async def send(part: Part) -> None:
             head = b""
             if part.first:
-                head = self._render(part.head, part.transfer.served_by, part.multipart) + self._now() + b"\r\n\r\n"
+                head = (
+                    self._heads.render(part.head, part.transfer.served_by, part.multipart)
+                    + self._heads.now()
+                    + b"\r\n\r\n"
+                )
             lengths.append(len(part.before))
             await self._carry(part.transfer, head + part.before, link, trace, lengths.append)
             await send_bytes(link.sock, part.after)
@@ -358,27 +381,7 @@ class FastPath:
         content = plan.content
         start, stop = (plan.spans[0].start, plan.spans[0].stop) if plan.partial else (0, content.size)
         head = Head(content.digest, content.media_type, start, stop, content.size, plan.partial)
-        return self._render(head, multipart=multipart)
-
-    def _render(self, head: Head, served_by: str | None = None, multipart: Multipart | None = None) -> bytes:
-        """Render the head of an answer up to its date."""
-        fields = b"".join(b"%b: %b\r\n" % field for field in fields_of(head, served_by, multipart))
-        return b"HTTP/1.1 %d \r\n%bdate: " % (status_of(head), fields)
-
-    def _error(self, error: OCIError, method: str) -> bytes:
-        body = error.body()
-        fields = b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body)
-        if isinstance(error, RangeInvalid):
-            fields += b"content-range: bytes */%d\r\n" % error.size
-        head = b"HTTP/1.1 %d \r\n%bdate: %b\r\n\r\n" % (error.status.value, fields, self._now())
-        return head if method == "HEAD" else head + body
-
-    def _now(self) -> bytes:
-        """Return the value of the Date field, which is rendered once a second."""
-        now = int(time.time())
-        if now != self._second:
-            self._second, self._date = now, formatdate(now, usegmt=True).encode()
-        return self._date
+        return self._heads.render(head, multipart=multipart)
 
 
 def _cut(small: bytes, plan: Own) -> bytes:

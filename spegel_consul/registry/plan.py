@@ -15,12 +15,13 @@ from functools import lru_cache
 
 from spegel_consul.http.basic_auth import Credentials
 from spegel_consul.oci.descriptor import Descriptor
-from spegel_consul.oci.errors import NameUnknown, Unauthorized, Unsupported
+from spegel_consul.oci.errors import NameUnknown, TooManyRanges, Unauthorized, Unsupported
 from spegel_consul.oci.filters import ImageFilter
 from spegel_consul.oci.media import INDEXES, MANIFESTS
-from spegel_consul.oci.path import MIRRORED_HEADER, ContentRequest, Kind, parse_content_path, unknown
+from spegel_consul.oci.path import FOLLOW_HEADER, MIRRORED_HEADER, ContentRequest, Kind, parse_content_path, unknown
 from spegel_consul.oci.ranges import ByteRange, Ranges, parse_ranges
 from spegel_consul.oci.reference import DEFAULT_REGISTRY
+from spegel_consul.peers import RingError, peer_id_from_text
 from spegel_consul.store import Store
 
 _DOCKERD = b"docker/"
@@ -59,6 +60,18 @@ class Elsewhere:
         return None if self.wanted is None else self.wanted.header
 
 
+@dataclass(frozen=True, slots=True)
+class Growing:
+    """Send content that this node's runtime downloads now, or at most one range of it, to the peer ``follower``.
+
+    Whether there is such a download, and whether it may be shown, :mod:`spegel_consul.registry.growing` finds out.
+    """
+
+    request: ContentRequest
+    wanted: Ranges | None
+    follower: str
+
+
 class Planner:
     """Plans with the index of ``store`` and the filter ``images``. ``credentials``, if any, are required of clients."""
 
@@ -87,7 +100,7 @@ class Planner:
         headers: Mapping[bytes, bytes],
         *,
         from_this_machine: bool,
-    ) -> Own | Elsewhere:
+    ) -> Own | Elsewhere | Growing:
         """Return the plan for a request. ``path`` and ``query`` are undecoded, the names of ``headers`` in lower case.
 
         The fast path remembers plans by the request's bytes. So a plan must depend on nothing but these bytes,
@@ -113,12 +126,24 @@ class Planner:
         wanted = parse_ranges(header.decode("latin-1")) if header is not None else None
         # The runtime of this node asks for a tag in order to learn whether the tag has moved. Its own store can't tell,
         # because the runtime itself wrote the tag there. Peers and the upstream registry can.
-        content = None if asks_whether_moved else self._find(request)
-        if content is not None:
-            return Own(request, content, wanted, wanted.within(content.size) if wanted is not None else ())
+        own = None if asks_whether_moved else self.own(request, wanted)
+        if own is not None:
+            return own
         if from_peer:
+            follower = _peer_id(headers.get(FOLLOW_HEADER, b""))
+            if follower and method == "GET" and reference.digest is not None:
+                if wanted is not None and wanted.several:
+                    raise TooManyRanges("a download in progress is sent one range at a time: ask for one range")
+                return Growing(request, wanted, follower)
             raise unknown(request, f"this node does not have {reference}")
         return Elsewhere(request, wanted)
+
+    def own(self, request: ContentRequest, wanted: Ranges | None = None) -> Own | None:
+        """Return the plan for content that this node has, or None if it has not. Raises RangeInvalid."""
+        content = self._find(request)
+        if content is None:
+            return None
+        return Own(request, content, wanted, wanted.within(content.size) if wanted is not None else ())
 
     def _parse_accepted(
         self, path: bytes, query: bytes, namespace: bytes, from_dockerd: bool, from_peer: bool
@@ -142,3 +167,13 @@ class Planner:
         if content is not None and request.kind is Kind.MANIFEST and content.media_type not in MANIFESTS | INDEXES:
             return None
         return content
+
+
+def _peer_id(value: bytes) -> str:
+    """Return the peer id that a header field's value is, or "" if it is none."""
+    text = value.decode("latin-1")
+    try:
+        peer_id_from_text(text)
+    except RingError:
+        return ""
+    return text

@@ -99,11 +99,10 @@ class Groups:
         growing = await self._store.downloading(digest)
         if growing is None:
             return None
-        with growing:
+        with growing, suppress(BlobUnknown, OSError):  # the file system may lose a file
             size = growing.size()
             if not growing.complete or size > MAX_MANIFEST_SIZE:
                 return None
             file = FileBlob(Descriptor(digest, size, OCTET_STREAM), growing.fd, self._disk)
-            with suppress(BlobUnknown):
-                return b"".join([piece async for piece in file.chunks(0, size)])
+            return b"".join([piece async for piece in file.chunks(0, size)])
         return None

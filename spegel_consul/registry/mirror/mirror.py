@@ -30,9 +30,10 @@ from spegel_consul.oci.path import ContentRequest, Kind
 from spegel_consul.peers import Provider
 from spegel_consul.registry.mirror.body.transfer import Transfer
 from spegel_consul.registry.mirror.fetch import race
-from spegel_consul.registry.mirror.following.follows import Behind, nobody_is_behind
+from spegel_consul.registry.mirror.followers import Followers
 from spegel_consul.registry.mirror.lookup_limit import LookupLimit
 from spegel_consul.registry.mirror.mirror_peers import MirrorPeers, MirrorSettings
+from spegel_consul.registry.mirror.own_requests import OwnRequests
 from spegel_consul.registry.mirror.providers.provider_policy import Permits, any_node
 from spegel_consul.registry.mirror.questions.peer_answer import Answer
 from spegel_consul.registry.mirror.trace import UNKNOWN_REGISTRY, Trace, TraceHeaders, Traces
@@ -49,8 +50,8 @@ _MOST_LABELS = 100
 class Mirror:
     """Finds content at peers of ``router`` and streams it through ``client``.
 
-    ``store`` is where the downloads of this node's runtime are seen, and ``behind`` tells which followers lag; both are
-    needed only if ``settings.follow``. Then :meth:`run` must run, too.
+    ``store`` is where the downloads of this node's runtime are seen. It is needed only if ``settings.follow``; then
+    :meth:`run` must run, too.
     """
 
     def __init__(
@@ -63,11 +64,14 @@ class Mirror:
         permits: Permits = any_node,
         spool_space: SpoolSpace | None = None,
         store: Store | None = None,
-        behind: Behind = nobody_is_behind,
     ) -> None:
-        self.peers = MirrorPeers(router, client, metrics, settings, credentials, permits, spool_space, store, behind)
+        self.followers = Followers()
+        self.peers = MirrorPeers(
+            router, client, metrics, settings, credentials, permits, spool_space, store, self.followers.behind
+        )
         self.traces = Traces()
         self.lookups = LookupLimit()
+        self.own_requests = OwnRequests()
         self._counters: dict[str, tuple[Count, Count]] = {}
         self._metrics = metrics
 
@@ -156,6 +160,7 @@ class Mirror:
 
         ``client``: the address of the client, "" for a client on this machine.
         """
+        self.own_requests.note(request, method, client, trio.current_time())
         trace = self.traces.begin(request.reference, request.key, request.kind.value, method, trace_headers)
         trace.client = client
         return trace

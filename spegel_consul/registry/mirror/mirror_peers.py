@@ -21,7 +21,7 @@ from spegel_consul.http.peer_client import PeerClient, PeerError, PeerResponse
 from spegel_consul.metrics.sidecar_metrics import Metrics
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.media import MAX_MANIFEST_SIZE
-from spegel_consul.oci.path import MIRRORED_HEADER, ContentRequest
+from spegel_consul.oci.path import FOLLOW_HEADER, MIRRORED_HEADER, ContentRequest
 from spegel_consul.peers import Provider
 from spegel_consul.registry.mirror.expected_sizes import Sizes
 from spegel_consul.registry.mirror.following.follows import Behind, Follows, nobody_is_behind
@@ -37,9 +37,6 @@ from spegel_consul.store import Store
 from spegel_consul.zerocopy.spool import SpoolSpace
 
 log = structlog.get_logger(__name__)
-
-FOLLOW_HEADER = "x-spegel-follow"
-"""Names the follower, in a request for content that the peer may still be downloading."""
 
 SMALL = 256 << 10
 """Bytes up to which a blob is read into memory and verified at once, because hashing it is faster than starting a
@@ -157,7 +154,7 @@ class MirrorPeers:
         target = f"/v2/{reference.repository}/{request.kind.value}/{name}?ns={namespace}"
         headers = [(MIRRORED_HEADER.decode(), "true"), ("accept", "*/*")]
         if follow and self.follows is not None:
-            headers.append((FOLLOW_HEADER, self.follows.me))
+            headers.append((FOLLOW_HEADER.decode(), self.follows.me))
         if self._credentials is not None:
             headers.append(("authorization", self._credentials.own))
         if range_header is not None:

@@ -7,6 +7,7 @@ then remembered as complete. A new way to find out how far a node is belongs her
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 
 import trio
 
@@ -56,9 +57,11 @@ class GroupWork:
         growing = await self._store.downloading(Digest(text))
         if growing is None:
             return None, False
-        with growing:
+        with growing, suppress(OSError):  # the file system may lose a file
             size = growing.size()
             if growing.complete:
                 self._complete[text] = size
                 return size, False
-            return (None, False) if growing.abandoned() else (size, True)
+            if not growing.abandoned():
+                return size, True
+        return None, False

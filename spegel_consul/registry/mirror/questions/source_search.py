@@ -37,7 +37,7 @@ FIRST_BYTE = 30.0
 """Seconds in which a source that is downloading other content must have begun with this one."""
 
 _LONG = 20.0  # seconds after which a refusal says that the source has not come to this content
-_REFUSALS = 6  # of a source that is sending other content of the group
+_REFUSALS = 2  # after which a source is asked again, while it sends other content of the group
 _AFTER_REFUSAL = 0.5  # seconds
 _MOST_SOURCES = 4  # that one request follows before it goes upstream
 _READY = 1.0  # seconds for which a verdict is kept for the end of the lookup
@@ -127,11 +127,13 @@ class SourceSearch:
                         source = other
                         continue
                     why = reason(exc)
-                    if why is not Why.REFUSED or refusals >= (_REFUSALS if follow.has_siblings else 1):
+                    if why is not Why.REFUSED or (self._request.kind is Kind.BLOB and not follow.has_siblings):
                         follow.lost(why)
                         return None
-                    # its runtime may ask for this content a moment later than the runtime of this node
+                    # the source is not lost for the group: it has not come to this content, and sends other content
                     refusals += 1
+                    if self._request.kind is Kind.MANIFEST or refusals > _REFUSALS:
+                        return None
                     await trio.sleep(_AFTER_REFUSAL)
         return None
 

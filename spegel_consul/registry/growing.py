@@ -1,0 +1,219 @@
+"""Content that this node's runtime is still downloading, for a peer that follows the download.
+
+A download may be shown only if a client of this machine asked the mirror for the digest
+(:mod:`spegel_consul.registry.mirror.own_requests`). The peer's request is held until the first byte that it wants is
+there, so that the peer's runtime can still be answered 404 and go on upstream. The runtime may be at other layers of
+the image. So the wait goes on while the runtime is at work on anything, and ends soon if it stands still. A request
+may also come before the runtime's own; then it is held for a shorter time, and shown nothing until the runtime asks.
+
+A manifest is small and its media type is in its bytes. So it is sent when all of it is there, and verified first. The
+bytes of a blob can't be verified before the download ends. The follower verifies them, as those of any peer.
+
+Content that the store's index has learnt of meanwhile is left to a new plan (:class:`Arrived`). A new rule about what
+is shown of a download, or how long a follower waits, belongs here; both paths to an answer use it. The end of a
+download that has begun is in :mod:`spegel_consul.zerocopy.send_growing`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+
+import trio
+
+from spegel_consul.disk.threads import in_thread
+from spegel_consul.oci.digest import Digest
+from spegel_consul.oci.media import MAX_MANIFEST_SIZE, OCTET_STREAM, manifest_media_type
+from spegel_consul.oci.path import Kind, unknown
+from spegel_consul.registry.mirror.fetch import TransferCut
+from spegel_consul.registry.mirror.followers import FollowedSend
+from spegel_consul.registry.mirror.mirror import Mirror
+from spegel_consul.registry.mirror.validate import Head
+from spegel_consul.registry.plan import Growing, Planner
+from spegel_consul.store import Store
+from spegel_consul.zerocopy.growing_file import GrowingFile
+from spegel_consul.zerocopy.outlet import Outlet
+from spegel_consul.zerocopy.position import Position
+from spegel_consul.zerocopy.send import Truncated
+from spegel_consul.zerocopy.send_growing import POLL, send_growing
+from spegel_consul.zerocopy.source import SourceFailed
+
+WAIT = 30.0
+"""Seconds that a request is held while the runtime is at work."""
+
+NO_PROGRESS = 6.0
+"""Seconds without any progress of the runtime after which a request is held no longer."""
+
+NO_DOWNLOAD = 0.5
+"""Seconds after which a request is held no longer while the runtime downloads nothing."""
+
+UNASKED = 6.0
+"""Seconds that a request is held for a digest that no client of this machine has asked for."""
+
+MANIFEST = 2.0
+"""Seconds that a request for a manifest is held until all of it is there."""
+
+_LOOK = 0.05  # seconds between two searches for the download; the store shares its looks at the same rate
+_MOST = 1 << 50  # bytes of the largest size that is believed
+
+CheckClient = Callable[[], object]
+
+
+class Arrived(Exception):
+    """The store's index has the content now, so the request needs another plan."""
+
+
+class Followed:
+    """A download whose first wanted byte is there, or the whole manifest ``body``."""
+
+    def __init__(
+        self, head: Head, send: FollowedSend, file: GrowingFile, body: bytes | None, check_client: CheckClient
+    ) -> None:
+        self.head = head
+        self._send = send
+        self._file = file
+        self._body = body
+        self._check_client = check_client
+
+    async def send(self, outlet: Outlet, count: Callable[[int], object]) -> None:
+        """Send all bytes of the head's range as they come; call ``count`` with the number of bytes of each piece.
+
+        Raises TransferCut if the download ends before its last byte, or what the outlet raises.
+        """
+        head, following = self.head, self._send
+        if self._body is not None:
+            await outlet.put(self._body)
+            count(len(self._body))
+            return
+        position = Position(head.stop - head.start)
+        following.begin(self._file, head.start, position, trio.current_time())
+
+        def gave(sent: int) -> None:
+            count(sent)
+            following.look(trio.current_time())
+
+        try:
+            await send_growing(outlet, self._file, head.start, position, gave, self._check_client)
+        except SourceFailed as exc:
+            raise TransferCut(f"the download of {head.digest} {exc}") from None
+        except Truncated:
+            raise TransferCut(f"the download of {head.digest} was begun anew") from None
+
+
+class GrowingContent:
+    """Opens downloads of the runtime of ``store`` for followers; the two paths share the mirror's limits."""
+
+    def __init__(self, planner: Planner, store: Store, mirror: Mirror) -> None:
+        self._planner = planner
+        self._store = store
+        self._mirror = mirror
+
+    @asynccontextmanager
+    async def open(self, plan: Growing, check_client: CheckClient = lambda: None) -> AsyncIterator[Followed]:
+        """Wait for the first byte that the plan wants; the content can be sent inside of the context.
+
+        ``check_client`` raises OSError if the client has left.
+        Raises ManifestUnknown or BlobUnknown if there is nothing to show, RangeInvalid, or :class:`Arrived`.
+        """
+        with self._mirror.followers.one(plan.follower, plan.request) as send:
+            search = _Search(self._planner, self._store, self._mirror, plan)
+            try:
+                head = await search.first_byte(check_client)
+                file = search.file
+                assert file is not None
+                body = None
+                if plan.request.kind is Kind.MANIFEST:
+                    body = await _read(file, head.size)
+                    media_type = manifest_media_type(body) if head.digest.fits(body) else None
+                    if media_type is None:
+                        raise unknown(plan.request, f"{head.digest} is downloaded, and is no manifest so far")
+                    head = Head(head.digest, media_type, 0, head.size, head.size, partial=False)
+                yield Followed(head, send, file, body, check_client)
+            finally:
+                search.close()
+
+
+class _Search:
+    """The wait of one request for its first byte; ``file`` is the download, once it is found."""
+
+    def __init__(self, planner: Planner, store: Store, mirror: Mirror, plan: Growing) -> None:
+        assert plan.request.reference.digest is not None
+        self._digest: Digest = plan.request.reference.digest
+        self._planner = planner
+        self._store = store
+        self._mirror = mirror
+        self._plan = plan
+        self.file: GrowingFile | None = None
+
+    async def first_byte(self, check_client: CheckClient) -> Head:
+        """Return the head of the answer as soon as the first wanted byte of :attr:`file` is there."""
+        began = since = trio.current_time()
+        progress: tuple[int, int, int | None] | None = None
+        while True:
+            if self._planner.own(self._plan.request, self._plan.wanted) is not None:
+                raise Arrived
+            await self._look()
+            now = trio.current_time()
+            asked = self._mirror.own_requests.asked(self._digest, now)
+            head = self._head() if asked else None
+            if head is not None:
+                return head
+            at_work, received = await self._store.at_work(), self._received()
+            found = (self.file.size() if self.file is not None else 0, received, at_work)
+            if found != progress:
+                progress, since = found, now
+            still = NO_DOWNLOAD if at_work is None and not received else NO_PROGRESS
+            if now - since >= still or now - began >= self._longest(asked):
+                raise self._nothing()
+            check_client()
+            await trio.sleep(POLL if self.file is not None else _LOOK)
+
+    def _longest(self, asked: bool) -> float:
+        if self._plan.request.kind is Kind.MANIFEST:
+            return MANIFEST
+        return WAIT if asked else UNASKED
+
+    async def _look(self) -> None:
+        """Search the download unless it is open; close one that was given up."""
+        if self.file is None:
+            self.file = await self._store.downloading(self._digest)
+        if self.file is not None and (self.file.abandoned() or self.file.total is None):
+            # the runtime may begin anew, and it writes the total a moment after it has made the file
+            self.close()
+
+    def _head(self) -> Head | None:
+        """Return the head of the answer if the first wanted byte is there. Raises an OCIError if it will never be."""
+        file, plan = self.file, self._plan
+        if file is None or file.total is None:
+            return None
+        size, total = file.size(), file.total
+        if not 0 < total <= _MOST or size > total:
+            raise self._nothing()
+        head = Head(self._digest, OCTET_STREAM, 0, total, total, partial=False)
+        if plan.request.kind is Kind.MANIFEST:
+            if total > MAX_MANIFEST_SIZE:
+                raise self._nothing()
+            return head if size == total else None
+        if plan.wanted is not None:
+            span = plan.wanted.within(total)[0]
+            head = Head(self._digest, OCTET_STREAM, span.start, span.stop, total, partial=True)
+        return head if size > head.start else None
+
+    def _received(self) -> int:
+        """Return the number of bytes of the content that this node's own mirror has received and may still hold."""
+        return sum(trace.received() for trace in self._mirror.traces.live.values() if trace.key == self._digest)
+
+    def _nothing(self) -> Exception:
+        return unknown(self._plan.request, f"this node does not have {self._plan.request.reference}")
+
+    def close(self) -> None:
+        """Close the download."""
+        file, self.file = self.file, None
+        if file is not None:
+            file.close()
+
+
+async def _read(file: GrowingFile, size: int) -> bytes:
+    return await in_thread(partial(os.pread, file.fd, size, 0))
