@@ -83,18 +83,19 @@ class PeerResponse:
     async def chunks(self, throughput: Throughput | None = None) -> AsyncGenerator[bytes, None]:
         """Yield the body, or the rest of it if some was read before.
 
-        Raises PeerError if the body stalls or ends early, and exceptions of ``throughput`` between two pieces.
+        Raises PeerError if the body stalls or ends early, and exceptions of ``throughput`` between two pieces or while
+        it waits; a piece that came in the same moment is not counted, and is dropped.
         """
         if received := self.buffered():
             yield received
         while self._left:
             assert self._connection is not None, "a body is read once"
             began = trio.current_time()
-            with trio.move_on_after(self._client.limits.stall) as waiting:
+            stall = self._client.limits.stall if throughput is None else throughput.stall
+            with trio.move_on_after(stall) if throughput is None else throughput.waiting(began + stall) as waiting:
                 data = await self._connection.receive(min(self._left, _RECEIVE))
             if waiting.cancelled_caught:
-                message = f"{self._connection} sent nothing for {self._client.limits.stall:g} s"
-                raise PeerError(message, hung=True)
+                raise PeerError(f"{self._connection} sent nothing for {stall:g} s", hung=True)
             waited = trio.current_time() - began
             self._left -= len(data)
             yield data
@@ -218,23 +219,31 @@ class PeerClient:
         return self._tls is not None
 
     async def request(
-        self, address: tuple[str, int], method: str, target: str, headers: Sequence[tuple[str, str]]
+        self,
+        address: tuple[str, int],
+        method: str,
+        target: str,
+        headers: Sequence[tuple[str, str]],
+        *,
+        first_byte: float | None = None,
     ) -> PeerResponse:
         """Send a request without a body and return the head of the answer.
 
+        ``first_byte``: seconds to the head of this answer, if not those of the limits.
         Raises PeerError; Unreachable if the request was not sent because no connection could be made.
         """
+        within = self.limits.first_byte if first_byte is None else first_byte
         connection = self._reuse(address) or await self._connect(address)
         try:
             try:
-                return await self._exchange(connection, method, target, headers, self.limits.first_byte)
+                return await self._exchange(connection, method, target, headers, within)
             except PeerError as exc:
                 if not connection.reused or exc.hung:
                     raise
                 # retry on a new connection, because the peer may have closed the idle one at the same moment
                 connection.close()
                 connection = await self._connect(address)
-                return await self._exchange(connection, method, target, headers, self.limits.first_byte)
+                return await self._exchange(connection, method, target, headers, within)
         except BaseException:
             connection.close()
             raise

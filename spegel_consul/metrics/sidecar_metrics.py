@@ -130,6 +130,7 @@ class Metrics:
             "spegel_transfers_cut",
             "Answers to clients that ended before their last byte because no peer could go on.",
         ).labels()
+        self._of_claims()
         self.peer_stalls = self._reading(
             "spegel_peer_stalls", "Peers that kept this node waiting until a deadline.", counter=True
         )
@@ -155,6 +156,28 @@ class Metrics:
             "Connections that stand, by the port they came to.",
             ["port"],
         )
+
+    def _of_claims(self) -> None:
+        self.claims = self._counter(
+            "spegel_claims",
+            "Reports to the keepers of claims, by their verdict; none if no keeper answered.",
+            ["verdict"],
+        )
+        self.claim_seconds = self._histograms(
+            "spegel_claim_seconds",
+            "Time until a keeper answered a report.",
+            (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5),
+            (),
+        ).labels()
+        self.followed_bytes = self._counter(
+            "spegel_followed_bytes", "Bytes of content that came from nodes that were still downloading it."
+        ).labels()
+        self.follow_failures = self._counter(
+            "spegel_follow_failures", "Sources that were left while they were downloading, by the reason.", ["why"]
+        )
+        self.takeovers = self._counter(
+            "spegel_takeovers", "How often this node became a claimer of content that it had followed."
+        ).labels()
 
     def _of_content(self) -> None:
         self.advertised_keys = self._reading(

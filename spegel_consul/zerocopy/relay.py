@@ -98,7 +98,7 @@ class Relay:
     async def pull(self, source: Source, throughput: Throughput) -> None:
         """Carry all remaining bytes from ``source``.
 
-        Raises SourceFailed or SourceSlow; then another source can continue from the position.
+        Raises SourceFailed, SourceSlow or SourceLeft; then another source can continue from the position.
         """
         inlet, origin, position, budget = self._pipe[1], source.fileno(), self._position, _YIELD_AFTER
         while left := position.left:

@@ -11,6 +11,8 @@ A new rule about the throughput or the failure of a source belongs here. The rea
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -36,6 +38,10 @@ class SourceFailed(Exception):
 
 class SourceSlow(Exception):
     """The source is slow; the message is its rate. No byte of it is lost."""
+
+
+class SourceLeft(Exception):
+    """The transfer leaves the source because of :meth:`Throughput.leave`. No byte of it is lost."""
 
 
 class Source(Protocol):
@@ -70,20 +76,49 @@ class Throughput:
     """
 
     def __init__(self, stall: float, least: int = 0) -> None:
-        self.stall = stall
+        self.stall = self._own_stall = stall
         self._least = least
+        self._growing = False
+        self._leaving = False
+        self._waiting: trio.CancelScope | None = None
         self._silent = _Window(stall)
         self._slow = _Window(SLOW_AFTER)
 
-    def begin(self, left: int) -> None:
-        """Begin to watch another source, which has ``left`` bytes to give."""
+    def begin(self, left: int, growing_stall: float = 0.0) -> None:
+        """Begin to watch another source, which has ``left`` bytes to give.
+
+        ``growing_stall``: the seconds of silence that a source may need whose content still grows; such a source is
+        never called slow, because it can't be faster than its own source. 0 for a source that has the content.
+        """
+        self._leaving, self._growing = False, bool(growing_stall)
+        self.stall = self._silent.length = growing_stall or self._own_stall
         for window in (self._silent, self._slow):
             window.waited, window.left = 0.0, left
 
+    def leave(self) -> None:
+        """Make the transfer leave its source at its present or next wait; SourceLeft is raised there."""
+        self._leaving = True
+        if self._waiting is not None:
+            self._waiting.cancel()
+
+    @contextmanager
+    def waiting(self, deadline: float) -> Iterator[trio.CancelScope]:
+        """A wait for the source until ``deadline`` in Trio's clock. Raises SourceLeft."""
+        if self._leaving:
+            raise SourceLeft
+        with trio.CancelScope(deadline=deadline) as scope:
+            self._waiting = scope
+            try:
+                yield scope
+            finally:
+                self._waiting = None
+        if self._leaving:
+            raise SourceLeft
+
     async def readable(self, fd: int, left: int) -> None:
-        """Wait until ``fd`` is readable. Raises SourceFailed or SourceSlow."""
+        """Wait until ``fd`` is readable. Raises SourceFailed, SourceSlow or SourceLeft."""
         began = trio.current_time()
-        with trio.move_on_after(self.stall) as waiting:
+        with self.waiting(began + self.stall) as waiting:
             await trio.lowlevel.wait_readable(fd)
         if waiting.cancelled_caught:
             raise SourceFailed(f"sent nothing for {self.stall:g} s", hung=True)
@@ -95,6 +130,6 @@ class Throughput:
         if rate is not None and rate < DRIP:
             raise SourceFailed(f"sent {rate:.0f} bytes per second for {self.stall:g} s", hung=True)
         rate = self._slow.rate(seconds, left)
-        if rate is not None and rate < self._least and left > rate * _WORTH:
+        if rate is not None and rate < self._least and left > rate * _WORTH and not self._growing:
             self._least = 0
             raise SourceSlow(f"{rate / (1 << 20):.2f} MiB/s")

@@ -183,7 +183,10 @@ class Spool:
             await self._tap.writable()
 
     async def pull(self, source: Source, throughput: Throughput) -> None:
-        """Take all remaining bytes from ``source``. Raises SourceFailed or SourceSlow; bytes taken before are kept."""
+        """Take all remaining bytes from ``source``. Bytes taken before a failure are kept.
+
+        Raises SourceFailed, SourceSlow or SourceLeft.
+        """
         origin, inlet, position, budget = source.fileno(), self._tap.inlet, self._position, _YIELD_AFTER
         await self._flush()
         arrived = False
@@ -197,7 +200,7 @@ class Spool:
                     arrived = False
                 else:
                     began = trio.current_time()
-                    arrived = await self._arrival(origin, throughput.stall)
+                    arrived = await self._arrival(origin, throughput)
                     if not arrived and not self.ended:
                         raise SourceFailed(f"sent nothing for {throughput.stall:g} s", hung=True) from None
                     throughput.waited(trio.current_time() - began, position.left)
@@ -217,14 +220,14 @@ class Spool:
                 self.check_client()
                 await trio.lowlevel.checkpoint()
 
-    async def _arrival(self, origin: int, stall: float) -> bool:
-        """Wait for bytes from ``origin``; return whether they came within ``stall`` seconds and before the deadline."""
-        deadline = min(trio.current_time() + stall, self._until)
+    async def _arrival(self, origin: int, throughput: Throughput) -> bool:
+        """Wait for bytes from ``origin``; return whether they came before both deadlines. Raises SourceLeft."""
+        deadline = min(trio.current_time() + throughput.stall, self._until)
         while (now := trio.current_time()) < deadline:
             if now >= self._next_check:
                 self._next_check = now + _CHECK_CLIENT
                 self.check_client()
-            with trio.move_on_at(min(self._next_check, deadline)):
+            with throughput.waiting(min(self._next_check, deadline)):
                 await trio.lowlevel.wait_readable(origin)
                 return True
         return False

@@ -14,7 +14,7 @@ import math
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import structlog
 import trio
@@ -25,8 +25,10 @@ from spegel_consul.oci.path import ContentRequest, Kind, unknown
 from spegel_consul.peers import Provider, RingError
 from spegel_consul.registry.mirror.mirror_peers import MirrorPeers
 from spegel_consul.registry.mirror.providers.hedging import Ask, Exhausted, Race, Wait
+from spegel_consul.registry.mirror.questions.peer_answer import Answer, Question
+from spegel_consul.registry.mirror.questions.source_search import SourceSearch
 from spegel_consul.registry.mirror.trace import CUT, Trace
-from spegel_consul.registry.mirror.validate import Head, judge, type_of
+from spegel_consul.registry.mirror.validate import Head
 
 log = structlog.get_logger(__name__)
 
@@ -37,15 +39,8 @@ class TransferCut(Exception):
     outcome = CUT
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """An acceptable answer of ``provider``. ``body`` is complete and verified if it is bytes."""
-
-    provider: Provider
-    head: Head
-    body: bytes | PeerResponse
-    times: tuple[float, float, float]
-    """Times of the question, of the new connection (0 for an idle one), and of the first byte."""
+class FollowEnded(TransferCut):
+    """No source is left to follow, or this node is the claimer now. The runtime asks upstream for the missing bytes."""
 
 
 class Fetch:
@@ -62,8 +57,12 @@ class Fetch:
         self._peers = peers
         self._trace = trace
         self._request = request
-        # HEAD of a manifest becomes GET, because the media type in the answer is read from the manifest itself
-        self._method = "GET" if request.kind is Kind.MANIFEST else method
+        self._question = Question(peers, request, method, trace)
+        self._method = self._question.method
+        # a node downloads and follows for its own runtime only
+        own = method == "GET" and not trace.client and request.reference.digest is not None
+        follows = peers.follows if own else None
+        self._sources = SourceSearch(peers, follows, request, self._question, trace) if follows is not None else None
         self._nursery = nursery
         self._since = trio.current_time()
         settings = peers.settings
@@ -75,7 +74,7 @@ class Fetch:
             is_slow=self._is_last,
         )
         self._wake = trio.Event()
-        self._looking_up = False
+        self._looking_up = self._looked_up = False
         self._questions: list[trio.CancelScope] = []
         self._answers: list[Answer] = []
         self._refused: RangeInvalid | None = None
@@ -90,24 +89,42 @@ class Fetch:
         ``expected``: the required head, if any. Raises the OCIError with the reason why there is no answer.
         """
         self._race.resumed(trio.current_time())
-        return await self._run(range_header, expected)
+        try:
+            return await self._run(range_header, expected)
+        except RangeInvalid:
+            raise
+        except OCIError:
+            sources = self._sources
+            answer = await sources.answer(range_header, expected) if sources is not None and not sources.found else None
+            if answer is None:
+                raise
+            return answer
 
-    async def resume(self, head: Head, reached: int, *, skip_slow: bool = False) -> tuple[PeerResponse, Provider]:
-        """Return another peer's body with the bytes of ``head`` from ``reached`` on, and the peer.
+    async def resume(self, head: Head, reached: int, *, skip_slow: bool = False) -> Answer:
+        """Return another peer's answer with the bytes of ``head`` from ``reached`` on.
 
-        ``skip_slow``: do not ask peers that are slow. Raises TransferCut.
+        ``skip_slow``: do not ask peers that are slow, and follow none. Raises TransferCut.
         """
         rest, wanted = head, None
         if reached or head.partial:
             rest, wanted = replace(head, start=reached, partial=True), f"bytes={reached}-{head.stop - 1}"
+        sources = self._sources
+        follows = sources is not None and sources.found
+        if follows and self._looked_up:  # nodes may have completed the download since the lookup
+            self._looking_up = self._looked_up = False
+            self._race.lookup_begun()
         self._race.resumed(trio.current_time(), skip_slow=skip_slow)
         try:
             answer = await self._run(wanted, rest)
         except OCIError as exc:
-            raise TransferCut(f"at byte {reached} of {head.size}: {exc.message}") from None
+            found = await sources.answer(wanted, rest) if sources is not None and not skip_slow else None
+            if found is None:
+                cut = FollowEnded if follows else TransferCut
+                raise cut(f"at byte {reached} of {head.size}: {exc.message}") from None
+            answer = found
         assert isinstance(answer.body, PeerResponse)
         log.info("transfer resumed", digest=head.digest, at=reached, registry=answer.provider.registry[0])
-        return answer.body, answer.provider
+        return answer
 
     def exclude(self, provider: Provider) -> None:
         """Do not ask the provider, because it has just failed."""
@@ -125,8 +142,7 @@ class Fetch:
     def close(self) -> None:
         """Discard the answers that are not used."""
         for answer in self._answers:
-            if isinstance(answer.body, PeerResponse):
-                answer.body.discard()
+            answer.discard()
         self._answers.clear()
 
     def _found(self, provider: Provider) -> None:
@@ -157,6 +173,7 @@ class Fetch:
                     self._found(provider)
         except RingError as exc:
             log.debug("lookup failed", key=key, error=str(exc))
+        self._looked_up = True
         self._race.lookup_ended()
         self._wake.set()
 
@@ -182,6 +199,8 @@ class Fetch:
                     if starved and not self._looking_up:
                         self._looking_up = True
                         self._nursery.start_soon(self._look_up)
+                        if self._sources is not None and self._race.knows_nobody:
+                            self._sources.claim_in(self._nursery)
                     self._wake = trio.Event()
                     with trio.CancelScope(deadline=min(until, settle_at)):
                         await self._wake.wait()
@@ -245,27 +264,12 @@ class Fetch:
     async def _ask(
         self, question: trio.CancelScope, provider: Provider, range_header: str | None, expected: Head | None
     ) -> None:
-        target, headers = self._peers.question(self._request, range_header, self._trace.trace_headers)
         with question:
             try:
-                asked = time.perf_counter()
-                response = await self._peers.client.request(provider.registry, self._method, target, headers)
-                times = asked, response.connected, time.perf_counter()
-                try:
-                    head = judge(response, self._request, range_header, expected)
-                    body: bytes | PeerResponse = response
-                    if self._request.kind is Kind.MANIFEST:
-                        body = await self._peers.read(response, head, provider, "GET")
-                        head = replace(head, media_type=type_of(body, head.media_type))
-                        self._peers.sizes.learn(body)
-                    elif self._method == "HEAD" or self._peers.is_small(head):
-                        body = await self._peers.read(response, head, provider, self._method)
-                except BaseException:
-                    response.discard()
-                    raise
+                answer = await self._question.ask(provider, range_header, expected)
                 if question.cancel_called:
                     # another answer has been accepted, so this one may be for a range that is no longer wanted
-                    response.discard()
+                    answer.discard()
                     return
             except PeerError as exc:
                 log.debug("peer failed", key=self._request.key, registry=provider.registry[0], error=str(exc))
@@ -283,7 +287,7 @@ class Fetch:
                 self._refused = exc
                 self._race.failed(provider, trio.current_time())
             else:
-                self._answers.append(Answer(provider, head, body, times))
+                self._answers.append(answer)
             self._wake.set()
 
 

@@ -24,6 +24,8 @@ import trio
 from spegel_consul.http.peer_client import PeerResponse
 from spegel_consul.oci.digest import Digest
 from spegel_consul.peers import Provider
+from spegel_consul.registry.mirror.following.group_claim import Follow
+from spegel_consul.registry.mirror.providers.suspects import Address
 from spegel_consul.registry.mirror.validate import Head
 from spegel_consul.zerocopy.position import Position
 from spegel_consul.zerocopy.source import Throughput
@@ -31,6 +33,11 @@ from spegel_consul.zerocopy.spool import OWN, Spool
 
 if TYPE_CHECKING:
     from hashlib import _Hash
+
+
+GROWING_STALL = 8.0
+"""Seconds without bytes after which a source that is still downloading has failed. A runtime writes by the MiB, so it
+shows nothing for some seconds if its own source is slow."""
 
 
 @dataclass(slots=True)
@@ -46,6 +53,19 @@ class Feed:
     """Providers that sent bytes of the body before ``provider``."""
     since: int = 0
     """Number of bytes that had been taken when ``provider`` began."""
+    follow: Follow | None = None
+    """If ``provider`` is still downloading the body itself."""
+    passed_on: frozenset[Address] = frozenset()
+    """The senders that were still downloading the body, and could not verify it."""
+
+    def begin(self) -> None:
+        """Begin to take bytes from ``provider``."""
+        follow = self.follow
+        self.throughput.begin(self.position.left, GROWING_STALL if follow is not None else 0.0)
+        if follow is not None:
+            self.passed_on |= {self.provider.registry}
+            follow.streams = True
+            follow.on_leave(self.throughput.leave)
 
     @property
     def reached(self) -> int:
@@ -58,17 +78,25 @@ class Feed:
         now = (self.provider,) if self.position.taken > self.since else ()
         return tuple({each.registry: each for each in self.before + now}.values())
 
-    def change(self, provider: Provider, body: PeerResponse) -> None:
+    def change(self, provider: Provider, body: PeerResponse, follow: Follow | None = None) -> None:
         """Take the rest from ``body``, the answer of ``provider``."""
+        self.end_follow()
         self.before, self.since = self.senders, self.position.taken
-        self.provider, self.body = provider, body
-        self.throughput.begin(self.position.left)
+        self.provider, self.body, self.follow = provider, body, follow
+        self.begin()
 
     def discard(self) -> None:
         """Give up the bytes that the provider has not sent yet."""
+        self.end_follow()
         body, self.body = self.body, None
         if body is not None:
             body.discard()
+
+    def end_follow(self) -> None:
+        """Stop following ``provider``: it has sent the rest, or it is left."""
+        follow, self.follow = self.follow, None
+        if follow is not None:
+            follow.close(self.position.taken - self.since)
 
 
 @dataclass(eq=False, slots=True)
@@ -128,10 +156,12 @@ class HeldBody:
             feed.throughput,
             feed.before,
             feed.since,
+            feed.follow,
+            feed.passed_on,
         )
         if feed.body is None:
             mine.throughput = Throughput(feed.throughput.stall)
-        feed.body = None
+        feed.body = feed.follow = None
         return mine
 
 

@@ -29,15 +29,17 @@ from spegel_consul.oci.errors import BlobUnknown, ManifestUnknown, RangeInvalid
 from spegel_consul.oci.path import ContentRequest, Kind
 from spegel_consul.peers import Provider
 from spegel_consul.registry.mirror.body.transfer import Transfer
-from spegel_consul.registry.mirror.fetch import Answer, race
+from spegel_consul.registry.mirror.fetch import race
 from spegel_consul.registry.mirror.followers import Followers
 from spegel_consul.registry.mirror.lookup_limit import LookupLimit
 from spegel_consul.registry.mirror.mirror_peers import MirrorPeers, MirrorSettings
 from spegel_consul.registry.mirror.own_requests import OwnRequests
 from spegel_consul.registry.mirror.providers.provider_policy import Permits, any_node
+from spegel_consul.registry.mirror.questions.peer_answer import Answer
 from spegel_consul.registry.mirror.trace import UNKNOWN_REGISTRY, Trace, TraceHeaders, Traces
 from spegel_consul.registry.mirror.validate import Head, judge
 from spegel_consul.ring import Router
+from spegel_consul.store import Store
 from spegel_consul.zerocopy.spool import SpoolSpace
 
 log = structlog.get_logger(__name__)
@@ -46,7 +48,11 @@ _MOST_LABELS = 100
 
 
 class Mirror:
-    """Finds content at peers of ``router`` and streams it through ``client``."""
+    """Finds content at peers of ``router`` and streams it through ``client``.
+
+    ``store`` is where the downloads of this node's runtime are seen. It is needed only if ``settings.follow``; then
+    :meth:`run` must run, too.
+    """
 
     def __init__(
         self,
@@ -57,14 +63,25 @@ class Mirror:
         credentials: Credentials | None = None,
         permits: Permits = any_node,
         spool_space: SpoolSpace | None = None,
+        store: Store | None = None,
     ) -> None:
-        self.peers = MirrorPeers(router, client, metrics, settings, credentials, permits, spool_space)
+        self.followers = Followers()
+        self.peers = MirrorPeers(
+            router, client, metrics, settings, credentials, permits, spool_space, store, self.followers.behind
+        )
         self.traces = Traces()
         self.lookups = LookupLimit()
         self.own_requests = OwnRequests()
-        self.followers = Followers()
         self._counters: dict[str, tuple[Count, Count]] = {}
         self._metrics = metrics
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Report to the keepers of claims until cancelled; without ``settings.follow`` there is nothing to do."""
+        if self.peers.follows is not None:
+            await self.peers.follows.run(task_status=task_status)
+            return
+        task_status.started()
+        await trio.sleep_forever()
 
     def _counted(self, request: ContentRequest) -> tuple[Count, Count]:
         """Return the counters of hits and misses of the request's registry.
@@ -116,8 +133,7 @@ class Mirror:
             with self.lookups.one(trace.client if expected is None else "", request):
                 answer = await fetch.first(range_header, expected)
                 while not answer.head.partial:  # a server may ignore Range (RFC 9110, 14.2)
-                    if isinstance(answer.body, PeerResponse):
-                        answer.body.discard()
+                    answer.discard()
                     answer = await fetch.first(range_header, expected)
             async with Transfer(self.peers, fetch, request, answer, trace) as transfer:
                 yield transfer

@@ -8,7 +8,7 @@ here, and nothing that belongs to one request does.
 from __future__ import annotations
 
 import urllib.parse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 
@@ -21,17 +21,19 @@ from spegel_consul.http.peer_client import PeerClient, PeerError, PeerResponse
 from spegel_consul.metrics.sidecar_metrics import Metrics
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.media import MAX_MANIFEST_SIZE
-from spegel_consul.oci.path import MIRRORED_HEADER, ContentRequest
+from spegel_consul.oci.path import FOLLOW_HEADER, MIRRORED_HEADER, ContentRequest
 from spegel_consul.peers import Provider
 from spegel_consul.registry.mirror.expected_sizes import Sizes
+from spegel_consul.registry.mirror.following.follows import Behind, Follows, nobody_is_behind
 from spegel_consul.registry.mirror.held_bodies import HeldBodies
 from spegel_consul.registry.mirror.providers.penalties import Penalties
 from spegel_consul.registry.mirror.providers.provider_cache import RecentProviders
 from spegel_consul.registry.mirror.providers.provider_policy import Permits, any_node
-from spegel_consul.registry.mirror.providers.suspects import Suspects
+from spegel_consul.registry.mirror.providers.suspects import Address, Suspects
 from spegel_consul.registry.mirror.trace import TraceHeaders
 from spegel_consul.registry.mirror.validate import Head
 from spegel_consul.ring import Router
+from spegel_consul.store import Store
 from spegel_consul.zerocopy.spool import SpoolSpace
 
 log = structlog.get_logger(__name__)
@@ -51,7 +53,8 @@ class MirrorSettings:
     """``resolve_timeout``: seconds to wait for a provider while none is being asked; ``attempts``: how many
     providers are asked before giving up; ``hedge``: seconds after which another one is asked as well;
     ``verify``: whether blobs are hashed (manifests always are); ``verify_first``: bytes up to which a blob is held
-    until it is verified, for at most ``hold`` seconds."""
+    until it is verified, for at most ``hold`` seconds; ``follow``: whether content that no node has is read from a
+    node that is downloading it."""
 
     resolve_timeout: float = 0.2
     attempts: int = 3
@@ -59,10 +62,18 @@ class MirrorSettings:
     verify: bool = True
     verify_first: int = VERIFY_FIRST
     hold: float = 10.0
+    follow: bool = False
+
+
+class WrongBytes(PeerError):
+    """The body does not have the digest."""
 
 
 class MirrorPeers:
-    """The peers that ``router`` names, asked through ``client``; ``spool_space`` is for bodies that are held."""
+    """The peers that ``router`` names, asked through ``client``; ``spool_space`` is for bodies that are held.
+
+    ``store``: where this node's downloads are seen, for ``settings.follow``; ``behind``: the followers that lag.
+    """
 
     def __init__(
         self,
@@ -73,6 +84,8 @@ class MirrorPeers:
         credentials: Credentials | None = None,
         permits: Permits = any_node,
         spool_space: SpoolSpace | None = None,
+        store: Store | None = None,
+        behind: Behind = nobody_is_behind,
     ) -> None:
         self.spool_space = spool_space or SpoolSpace(None)
         self.permits = permits
@@ -85,9 +98,20 @@ class MirrorPeers:
         self.sizes = Sizes()
         self.held_bodies = HeldBodies()
         self.suspects = Suspects()
+        self.follows = (
+            Follows(router, store, metrics, self.may_ask, behind)
+            if self.settings.follow and store is not None
+            else None
+        )
         self._metrics = metrics
         self._disk = trio.CapacityLimiter(2)  # a disk may hang
         self.on_resolved: Callable[[float], None] = metrics.resolve_duration.labels("libp2p").observe
+
+    def learn(self, digest: Digest, manifest: bytes) -> None:
+        """Remember what a manifest says about other content: sizes, and their group."""
+        self.sizes.learn(manifest)
+        if self.follows is not None:
+            self.follows.groups.learn(digest, manifest)
 
     def may_ask(self, provider: Provider) -> bool:
         """Whether the policy permits the provider and no penalty bars it."""
@@ -99,13 +123,16 @@ class MirrorPeers:
         self.penalties.lied(provider)
         log.warning("peer sent wrong bytes", peer=provider.peer_id, registry=provider.registry[0], digest=digest)
 
-    def mismatched(self, digest: Digest, senders: Sequence[Provider]) -> None:
-        """Blame ``senders``, which sent one body one after the other, because it does not have its digest."""
-        if len(senders) == 1:
+    def mismatched(self, digest: Digest, senders: Sequence[Provider], passed_on: Collection[Address] = ()) -> None:
+        """Blame ``senders``, which sent one body one after the other, because it does not have its digest.
+
+        The senders in ``passed_on`` could not verify it, because they were still downloading it, and are not blamed.
+        """
+        if len(senders) == 1 and senders[0].registry not in passed_on:
             self.on_mismatch(senders[0], digest)
             return
         self._metrics.verification_failures.inc()
-        self.suspects.add(digest, senders)
+        self.suspects.add(digest, senders, passed_on)
         log.warning("peers together sent wrong bytes", digest=digest, registries=[each.registry[0] for each in senders])
 
     def verified(self, digest: Digest, senders: Sequence[Provider]) -> None:
@@ -114,17 +141,20 @@ class MirrorPeers:
             self.penalties.slow(provider)
 
     def question(
-        self, request: ContentRequest, range_header: str | None, trace_headers: TraceHeaders
+        self, request: ContentRequest, range_header: str | None, trace_headers: TraceHeaders, *, follow: bool = False
     ) -> tuple[str, list[tuple[str, str]]]:
         """Return the target and the header fields of a request to a peer.
 
-        The client's reference, range and trace headers are passed on, and no other part of its request.
+        The client's reference, range and trace headers are passed on, and no other part of its request. ``follow``:
+        ask for content that the peer may still be downloading.
         """
         reference = request.reference
         name = urllib.parse.quote(reference.digest or reference.tag or "", safe=":")
         namespace = urllib.parse.quote(reference.namespace, safe="")
         target = f"/v2/{reference.repository}/{request.kind.value}/{name}?ns={namespace}"
         headers = [(MIRRORED_HEADER.decode(), "true"), ("accept", "*/*")]
+        if follow and self.follows is not None:
+            headers.append((FOLLOW_HEADER.decode(), self.follows.me))
         if self._credentials is not None:
             headers.append(("authorization", self._credentials.own))
         if range_header is not None:
@@ -136,8 +166,13 @@ class MirrorPeers:
         """Whether the content is verified, and small enough to be read into memory before the first byte is sent."""
         return self.settings.verify and not head.partial and head.size <= SMALL
 
-    async def read(self, response: PeerResponse, head: Head, provider: Provider, method: str) -> bytes:
-        """Return a small body, complete and verified. Raises PeerError, also if the whole body takes too long."""
+    async def read(
+        self, response: PeerResponse, head: Head, provider: Provider, method: str, *, blame: bool = True
+    ) -> bytes:
+        """Return a small body, complete and verified. Raises PeerError, also if the whole body takes too long.
+
+        ``blame``: whether the provider is penalized for wrong bytes.
+        """
         if method == "GET" and head.size > MAX_MANIFEST_SIZE:
             raise PeerError(f"has a manifest of {head.size} bytes, more than {MAX_MANIFEST_SIZE}")
         body, stall = b"", self.client.limits.stall
@@ -147,8 +182,8 @@ class MirrorPeers:
         if reading.cancelled_caught:
             raise PeerError(f"did not send {head.size} bytes within {stall:g} s", hung=True)
         if method == "GET" and not head.digest.fits(body):
-            self.on_mismatch(provider, head.digest)
-            raise PeerError("sent bytes that do not have the digest")
+            self.mismatched(head.digest, [provider], () if blame else (provider.registry,))
+            raise WrongBytes("sent bytes that do not have the digest")
         return body
 
     def holds(self, head: Head) -> bool:

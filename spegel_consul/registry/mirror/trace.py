@@ -67,6 +67,10 @@ class Trace:
     client = ""
     """The address of a client on another machine, else ""."""
     looked_up = 0.0
+    claimed = 0.0
+    """The time at which the keeper's verdict about the content was there."""
+    followed = ""
+    """``host:port`` of the registry that sent the body, or a part of it, while it was still downloading it."""
     asked = 0.0
     connected = 0.0
     first_byte = 0.0
@@ -137,6 +141,7 @@ class Trace:
             "peer": self.peer or None,
             "request_id": self.request_id or None,
             "lookup_ms": self._since(self.looked_up),
+            "claimed_ms": self._since(self.claimed),
             "asked_ms": self._since(self.asked),
             "connect_ms": self._since(self.connected),
             "first_byte_ms": self._since(self.first_byte),
@@ -147,6 +152,7 @@ class Trace:
             "bytes": received,
             "bytes_per_second": round(received / streamed) if streamed > 0 else None,
             "resumed": self.resumed,
+            "followed": self.followed or None,
             "outcome": self.outcome or None,
             "error": self.error or None,
         }

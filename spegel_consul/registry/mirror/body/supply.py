@@ -15,15 +15,17 @@ from contextlib import AsyncExitStack, aclosing
 
 import structlog
 
-from spegel_consul.http.peer_client import PeerError
+from spegel_consul.http.peer_client import PeerError, PeerResponse
 from spegel_consul.oci.path import ContentRequest
 from spegel_consul.peers import Provider, host_port
 from spegel_consul.registry.mirror.fetch import Fetch, TransferCut, race
+from spegel_consul.registry.mirror.following.group_claim import Follow
 from spegel_consul.registry.mirror.held_bodies import Feed
 from spegel_consul.registry.mirror.mirror_peers import MirrorPeers
 from spegel_consul.registry.mirror.trace import Trace
+from spegel_consul.ring.dht.claims import Why
 from spegel_consul.zerocopy.relay import Passage, Relay
-from spegel_consul.zerocopy.source import SourceFailed, SourceSlow
+from spegel_consul.zerocopy.source import SourceFailed, SourceLeft, SourceSlow
 from spegel_consul.zerocopy.spool import Spool
 
 log = structlog.get_logger(__name__)
@@ -65,6 +67,7 @@ class Supply:
             if body is None:
                 await self.change(feed, skip_slow=False)
                 continue
+            follow = feed.follow
             try:
                 if isinstance(into, Passage) or self._peers.client.encrypts:
                     async with aclosing(body.chunks(feed.throughput)) as pieces:
@@ -84,8 +87,16 @@ class Supply:
                 return
             except SourceSlow as exc:
                 await self._prefer_another(feed, exc, alone=alone)
+            except SourceLeft:
+                log.info("source is left", digest=feed.head.digest, at=feed.reached, registry=feed.provider.registry[0])
+                feed.discard()
+                if alone:
+                    raise TransferCut(f"at byte {feed.reached} of {feed.head.size}: the source changed") from None
             except (PeerError, SourceFailed) as exc:
-                self._has_failed(feed, exc)
+                if follow is not None:
+                    self._source_failed(feed, follow, exc)
+                else:
+                    self._has_failed(feed, exc)
                 if alone:
                     raise TransferCut(f"at byte {feed.reached} of {feed.head.size}: {exc}") from None
 
@@ -97,6 +108,12 @@ class Supply:
         self.failed.append(feed.provider)
         if self._fetch is not None:
             self._fetch.exclude(feed.provider)
+        feed.discard()
+
+    def _source_failed(self, feed: Feed, follow: Follow, why: PeerError | SourceFailed) -> None:
+        """Report the failure. The source gets no penalty, because its own source may be the one that failed."""
+        log.info("source failed in mid-body", digest=feed.head.digest, at=feed.reached, error=str(why))
+        follow.lost(Why.CUT)
         feed.discard()
 
     async def _prefer_another(self, feed: Feed, why: SourceSlow, *, alone: bool) -> None:
@@ -122,10 +139,11 @@ class Supply:
         fetch = self._fetch
         if fetch is None:
             fetch = await self.open_fetch([*self.failed, *([feed.provider] if feed.body is not None else [])])
-        body, provider = await fetch.resume(feed.head, feed.reached, skip_slow=skip_slow)
-        feed.change(provider, body)
+        answer = await fetch.resume(feed.head, feed.reached, skip_slow=skip_slow)
+        assert isinstance(answer.body, PeerResponse)
+        feed.change(answer.provider, answer.body, answer.follow)
         self._trace.resumed += 1
-        self._trace.peer = served_by(provider)
+        self._trace.peer = served_by(answer.provider)
 
     async def open_fetch(self, without: Sequence[Provider]) -> Fetch:
         """Open a fetch that asks no provider in ``without``."""

@@ -36,10 +36,12 @@ from spegel_consul.http.peer_client import PeerResponse
 from spegel_consul.oci.errors import OCIError
 from spegel_consul.oci.path import ContentRequest, unknown
 from spegel_consul.registry.mirror.body.supply import Supply, served_by
-from spegel_consul.registry.mirror.fetch import Answer, Fetch, TransferCut
+from spegel_consul.registry.mirror.fetch import Fetch, TransferCut
 from spegel_consul.registry.mirror.held_bodies import Feed, HeldBody
 from spegel_consul.registry.mirror.mirror_peers import MirrorPeers
+from spegel_consul.registry.mirror.questions.peer_answer import Answer
 from spegel_consul.registry.mirror.trace import Trace
+from spegel_consul.ring.dht.claims import Why
 from spegel_consul.zerocopy.outlet import Outlet
 from spegel_consul.zerocopy.position import Position
 from spegel_consul.zerocopy.relay import Passage
@@ -97,9 +99,16 @@ class Transfer:
         head, limits = answer.head, self._peers.client.limits
         assert isinstance(answer.body, PeerResponse)
         position = Position(head.stop - head.start)
-        feed = Feed(head, answer.provider, answer.body, position, Throughput(limits.stall, limits.rate))
-        feed.throughput.begin(position.total)
+        throughput = Throughput(limits.stall, limits.rate)
+        feed = Feed(head, answer.provider, answer.body, position, throughput, follow=answer.follow)
+        feed.begin()
         return feed
+
+    def _mismatched(self, feed: Feed) -> None:
+        """Blame the senders of wrong bytes, and report a source that sent all of them."""
+        self._peers.mismatched(feed.head.digest, feed.senders, feed.passed_on)
+        if feed.follow is not None and len(feed.senders) == 1:
+            feed.follow.lost(Why.WRONG)
 
     def _is_known(self, content: bytes) -> None:
         self._content = content
@@ -235,6 +244,7 @@ class Transfer:
             self._end(holding, "full" if spool.full else "late")
         elif holding.hasher.hexdigest() == feed.head.digest.encoded:
             holding.provider = feed.provider
+            feed.end_follow()
             self._peers.verified(feed.head.digest, feed.senders)
             self._end(holding, "verified")
         else:
@@ -242,7 +252,7 @@ class Transfer:
                 # peers that failed in mid-body are asked again, alone, because their bytes may be right
                 holding.failed.clear()
                 self._supply.failed.clear()
-            self._peers.mismatched(feed.head.digest, feed.senders)
+            self._mismatched(feed)
             holding.anew()
 
     async def _begin_anew(self, holding: HeldBody) -> None:
@@ -343,7 +353,7 @@ class Transfer:
                 raise TransferCut("this node could not hash the bytes")
             if self._hasher is not None:
                 if self._hasher.hexdigest() != self.head.digest.encoded:
-                    self._peers.mismatched(self.head.digest, feed.senders)
+                    self._mismatched(feed)
                     raise TransferCut(
                         f"the bytes from {feed.provider.registry[0]} do not have digest {self.head.digest}"
                     )

@@ -90,6 +90,15 @@ class Race:
         self._asked.discard(provider.registry)
         self._waiting.append(provider)
 
+    @property
+    def knows_nobody(self) -> bool:
+        """Whether no provider is being asked or waits to be asked."""
+        return not self._open and not self._waiting
+
+    def lookup_begun(self) -> None:
+        """Note that a lookup may yield further providers."""
+        self._ended = False
+
     def lookup_ended(self) -> None:
         """Note that the lookup yields no further provider."""
         self._ended = True

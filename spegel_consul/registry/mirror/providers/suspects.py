@@ -11,7 +11,7 @@ A new rule about the conditions or the duration of suspicion belongs here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import trio
 
@@ -26,21 +26,25 @@ _MOST = 1024
 
 Address = tuple[str, int]
 
-_NONE: dict[Address, Provider] = {}
+_NONE: dict[Address, Provider | None] = {}
 
 
 class Suspects:
     """Suspects by digest; the latest digests are remembered."""
 
     def __init__(self) -> None:
-        self._suspects: BoundedDict[str, tuple[float, dict[Address, Provider]]] = BoundedDict(_MOST)
+        self._suspects: BoundedDict[str, tuple[float, dict[Address, Provider | None]]] = BoundedDict(_MOST)
 
-    def add(self, digest: Digest, suspects: Iterable[Provider]) -> None:
-        """Add the senders of a wrong body as suspects."""
-        known = self.of(digest)
-        self._suspects[digest] = trio.current_time() + DOUBT, {**known, **{each.registry: each for each in suspects}}
+    def add(self, digest: Digest, suspects: Iterable[Provider], passed_on: Collection[Address] = ()) -> None:
+        """Add the senders of a wrong body as suspects.
 
-    def of(self, digest: str | None) -> Mapping[Address, Provider]:
+        A sender in ``passed_on`` could not verify the body, because it was still downloading it. So it is no suspect
+        after others have sent a right one.
+        """
+        new = {each.registry: None if each.registry in passed_on else each for each in suspects}
+        self._suspects[digest] = trio.current_time() + DOUBT, {**self.of(digest), **new}
+
+    def of(self, digest: str | None) -> Mapping[Address, Provider | None]:
         """Return the suspects of ``digest`` by address; none if it is not in doubt."""
         if not self._suspects or digest is None:
             return _NONE
@@ -51,4 +55,4 @@ class Suspects:
         """Clear the suspects of a digest, because ``senders`` have sent it right, and return the others."""
         suspects, right = self.of(digest), {each.registry for each in senders}
         self._suspects.pop(digest, None)
-        return [each for address, each in suspects.items() if address not in right]
+        return [each for address, each in suspects.items() if each is not None and address not in right]

@@ -1,0 +1,192 @@
+"""The groups that this node is at work on, each with a task that reports to the group's keeper.
+
+A request that needs a group begins its claim, or finds it, and waits for a verdict. The task of the claim sends the
+reports that :mod:`spegel_consul.registry.mirror.following.group_claim` asks for, and ends with the work on the group.
+An error of one report is the failure of that report and of nothing else.
+
+A new rule about the number of claims, or about what a report is made from, belongs here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import structlog
+import trio
+
+from spegel_consul.metrics.sidecar_metrics import Metrics
+from spegel_consul.oci.path import ContentRequest
+from spegel_consul.peers import Provider, RingError
+from spegel_consul.registry.mirror.following.group_claim import CLAIM_WITHIN, GroupClaim, Work
+from spegel_consul.registry.mirror.following.group_work import GroupWork
+from spegel_consul.registry.mirror.groups import Groups
+from spegel_consul.ring import Router
+from spegel_consul.ring.dht.claims import What, Why
+from spegel_consul.store import Store
+
+log = structlog.get_logger(__name__)
+
+MOST = 256
+"""Groups at work at the same time; requests of further groups go upstream as if there were no keepers."""
+
+_REPORT_WITHIN = 2 * CLAIM_WITHIN + 1.0  # seconds; a router asks two keepers at most
+
+Behind = Callable[[float], tuple[str, ...]]
+"""Returns the peer ids of this node's followers that lag, at the time ``now``."""
+
+
+def nobody_is_behind(now: float) -> tuple[str, ...]:
+    """The lagging followers of a node that has none."""
+    return ()
+
+
+class Follows:
+    """The claims of this node. They are made while :meth:`run` runs; before and after, no request follows."""
+
+    def __init__(
+        self,
+        router: Router,
+        store: Store,
+        metrics: Metrics,
+        may_ask: Callable[[Provider], bool],
+        behind: Behind = nobody_is_behind,
+    ) -> None:
+        self.groups = Groups(store)
+        self._router = router
+        self._store = store
+        self._metrics = metrics
+        self._may_ask = may_ask
+        self._behind = behind
+        self._nursery: trio.Nursery | None = None
+        self._active: dict[str, ActiveGroup] = {}
+
+    @property
+    def me(self) -> str:
+        """The peer id of this node."""
+        return self._router.me.id or ""
+
+    @property
+    def active(self) -> tuple[ActiveGroup, ...]:
+        """The groups that this node is at work on."""
+        return tuple(self._active.values())
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Report until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            try:
+                task_status.started()
+                await trio.sleep_forever()
+            finally:
+                self._nursery = None
+
+    async def begin(self, request: ContentRequest) -> ActiveGroup | None:
+        """Return the group of ``request``, which names a digest, at work; None if this node is at too many."""
+        if self._nursery is None or request.reference.digest is None:
+            return None
+        group = await self.groups.of(request)
+        found = self._active.get(group)
+        if found is None:
+            if self._nursery is None or len(self._active) >= MOST:
+                return None
+            found = self._active[group] = ActiveGroup(self, group)
+            self._nursery.start_soon(self._keep, found)
+        found.claim.ask(request.reference.digest)
+        return found
+
+    async def _keep(self, active: ActiveGroup) -> None:
+        try:
+            await active.run()
+        except Exception:
+            log.exception("the reports of a group ended", group=active.claim.group)
+        finally:
+            del self._active[active.claim.group]
+
+    def usable(self, provider: Provider) -> bool:
+        """Whether the provider may be followed: another node, which may be asked."""
+        return provider.peer_id != self.me and self._may_ask(provider)
+
+    def count_failure(self, why: Why) -> None:
+        self._metrics.follow_failures.labels(why.name.lower()).inc()
+
+    def count_received(self, count: int) -> None:
+        self._metrics.followed_bytes.inc(count)
+
+    async def look(self, active: ActiveGroup, *, quick: bool) -> Work:
+        """Return what this node has of the group."""
+        return await active.work.look(self.groups.contents(active.claim.group), active.claim.asked, quick=quick)
+
+    async def report(self, active: ActiveGroup) -> None:
+        """Send the report that is due, and give the verdict to the claim."""
+        claim, before = active.claim, active.claim.what
+        work = await self.look(active, quick=before is None)
+        while True:
+            report = claim.report(work, self._behind(trio.current_time()))
+            verdict, began = None, time.perf_counter()
+            with trio.move_on_after(_REPORT_WITHIN):
+                try:
+                    verdict = await self._router.claim(claim.group, report)
+                except RingError as exc:
+                    log.debug("no keeper answers", group=claim.group, error=str(exc))
+                except Exception:
+                    log.exception("report failed", group=claim.group)
+            if verdict is None:
+                self._metrics.claims.labels("none").inc()
+                claim.unanswered()
+                return
+            self._metrics.claim_seconds.observe(time.perf_counter() - began)
+            self._metrics.claims.labels(verdict.what.name.lower()).inc()
+            if verdict.what is What.ALONE and not work.serves and await self._store.at_work() is not None:
+                # a runtime may begin the download a moment after it has asked the mirror
+                work = await self.look(active, quick=True)
+                if work.serves:
+                    continue
+            claim.answer(verdict)
+            if before is What.FOLLOW and claim.what is What.CLAIM:
+                self._metrics.takeovers.inc()
+            return
+
+
+class ActiveGroup:
+    """A group at work: its claim, and the task that reports."""
+
+    def __init__(self, follows: Follows, group: str) -> None:
+        self._follows = follows
+        self._due = trio.Event()
+        self._answered = trio.Event()
+        self.work = GroupWork(follows._store)
+        self.claim = GroupClaim(
+            group,
+            follows.usable,
+            trio.current_time,
+            lambda: self._due.set(),
+            follows.count_failure,
+            follows.count_received,
+        )
+
+    async def verdict(self) -> Provider | None:
+        """Wait for a verdict if one is due. Return the source to follow, or None to go upstream."""
+        claim = self.claim
+        claim.waiting += 1
+        try:
+            with trio.move_on_after(CLAIM_WITHIN) as waiting:
+                while not claim.answered:
+                    await self._answered.wait()
+            if waiting.cancelled_caught:
+                claim.missed()
+        finally:
+            claim.waiting -= 1
+        return claim.to_follow
+
+    async def run(self) -> None:
+        """Report until the work on the group has ended."""
+        while not self.claim.ended:
+            if trio.current_time() < self.claim.due:
+                with trio.move_on_at(self.claim.due):
+                    await self._due.wait()
+                self._due = trio.Event()
+                continue
+            await self._follows.report(self)
+            self._answered.set()
+            self._answered = trio.Event()

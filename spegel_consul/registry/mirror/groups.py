@@ -1,0 +1,108 @@
+"""Groups: the content of one image, which one node downloads and the others follow.
+
+A group is named by the digest of a manifest, because the blobs of one image must come along one way: claims for single
+blobs make nodes wait for each other. A config or a layer belongs to the group of the manifest that names it; of several
+manifests the one that was learnt last counts, because it is the one that is being pulled. An index is a group of its
+own, and so is a blob of no known manifest.
+
+A manifest is learnt when it passes through the mirror. If no peer has it, the runtime takes it from upstream, and the
+store has it before the runtime asks for the first blob. So the mirror remembers for which manifests the runtime has
+just asked, and reads them from the store at the next request for a blob.
+
+A new rule about what belongs to a group belongs here; what a node does for a group belongs to
+:mod:`spegel_consul.registry.mirror.following`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+
+import trio
+
+from spegel_consul.bounded_dict import BoundedDict
+from spegel_consul.oci.descriptor import Descriptor
+from spegel_consul.oci.digest import Digest
+from spegel_consul.oci.errors import BlobUnknown
+from spegel_consul.oci.media import MAX_MANIFEST_SIZE, OCTET_STREAM
+from spegel_consul.oci.path import ContentRequest, Kind
+from spegel_consul.registry.mirror.expected_sizes import named_blobs
+from spegel_consul.store import Store
+from spegel_consul.store.blob_files import FileBlob
+
+_MOST = 8192
+_MOST_GROUPS = 512
+_MOST_EXPECTED = 32
+_EXPECTED_FOR = 60.0  # seconds after the request for a manifest in which its blobs are asked for
+_READ = 0.5  # seconds that reading the expected manifests may take
+
+
+class Groups:
+    """The groups of digests; manifests that the runtime took from upstream are read from ``store``."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._group_of: BoundedDict[str, str] = BoundedDict(_MOST)
+        self._contents: BoundedDict[str, dict[str, int]] = BoundedDict(_MOST_GROUPS)
+        self._expected: BoundedDict[Digest, float] = BoundedDict(_MOST_EXPECTED)
+        self._reading = trio.Lock()
+        self._disk = trio.CapacityLimiter(2)  # a disk may hang
+
+    def learn(self, digest: str, manifest: bytes) -> None:
+        """Learn the group of ``manifest``, which has this digest. Bytes that are no JSON object are ignored."""
+        try:
+            contents = dict(named_blobs(manifest))
+        except (ValueError, RecursionError, AttributeError):
+            return
+        self._expected.pop(Digest(digest), None)
+        self._contents[digest] = {digest: len(manifest), **contents}
+        for each in contents:
+            self._group_of[each] = digest
+
+    def expect(self, digest: Digest) -> None:
+        """Note that the runtime asks for a manifest, which it may take from upstream."""
+        self._expected[digest] = trio.current_time() + _EXPECTED_FOR
+
+    def contents(self, group: str) -> Mapping[str, int]:
+        """Return the digests of the group with their sizes; the group's own digest with size 0 if it is not known."""
+        return self._contents.get(group, {group: 0})
+
+    async def of(self, request: ContentRequest) -> str:
+        """Return the group of the request, which names a digest."""
+        digest = request.reference.digest
+        assert digest is not None
+        if request.kind is Kind.MANIFEST:
+            self.expect(digest)
+            return digest
+        if self._expected:
+            async with self._reading:  # of several requests for blobs of one image, one reads
+                with trio.move_on_after(_READ):
+                    await self._read_expected()
+        return self._group_of.get(digest, digest)
+
+    async def _read_expected(self) -> None:
+        for digest, until in list(self._expected.items()):
+            if until <= trio.current_time():
+                self._expected.pop(digest, None)
+            elif (manifest := await self._manifest(digest)) is not None:
+                self._expected.pop(digest, None)
+                if digest.fits(manifest):
+                    self.learn(digest, manifest)
+
+    async def _manifest(self, digest: Digest) -> bytes | None:
+        """Return the bytes under ``digest`` if the store has them, and they are not too many for a manifest."""
+        content = self._store.describe(digest)
+        if content is not None and content.size <= MAX_MANIFEST_SIZE:
+            with suppress(BlobUnknown):
+                async with self._store.open(digest) as blob:
+                    return b"".join([piece async for piece in blob.chunks(0, content.size)])
+        growing = await self._store.downloading(digest)
+        if growing is None:
+            return None
+        with growing, suppress(BlobUnknown, OSError):  # the file system may lose a file
+            size = growing.size()
+            if not growing.complete or size > MAX_MANIFEST_SIZE:
+                return None
+            file = FileBlob(Descriptor(digest, size, OCTET_STREAM), growing.fd, self._disk)
+            return b"".join([piece async for piece in file.chunks(0, size)])
+        return None

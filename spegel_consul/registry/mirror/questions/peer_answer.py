@@ -1,0 +1,87 @@
+"""One question to one peer, and its acceptable answer.
+
+A manifest or a small blob is read and verified before the answer is there. A new rule belongs here if it concerns the
+exchange with one peer. The acceptance of a head is in :mod:`spegel_consul.registry.mirror.validate`, and the choice
+among several answers in :mod:`spegel_consul.registry.mirror.fetch`.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+
+from spegel_consul.http.peer_client import PeerResponse
+from spegel_consul.oci.path import ContentRequest, Kind
+from spegel_consul.peers import Provider
+from spegel_consul.registry.mirror.following.group_claim import Follow
+from spegel_consul.registry.mirror.mirror_peers import MirrorPeers
+from spegel_consul.registry.mirror.trace import Trace
+from spegel_consul.registry.mirror.validate import Head, judge, type_of
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An acceptable answer of ``provider``. ``body`` is complete and verified if it is bytes."""
+
+    provider: Provider
+    head: Head
+    body: bytes | PeerResponse
+    times: tuple[float, float, float]
+    """Times of the question, of the new connection (0 for an idle one), and of the first byte."""
+    follow: Follow | None = None
+    """If the provider is still downloading the content itself."""
+
+    def discard(self) -> None:
+        """Give up the body."""
+        if isinstance(self.body, PeerResponse):
+            self.body.discard()
+        if self.follow is not None:
+            self.follow.close()
+
+
+class Question:
+    """Asks peers for the content of ``request``, one at a time."""
+
+    def __init__(self, peers: MirrorPeers, request: ContentRequest, method: str, trace: Trace) -> None:
+        self._peers = peers
+        self._request = request
+        # HEAD of a manifest becomes GET, because the media type in the answer is read from the manifest itself
+        self.method = "GET" if request.kind is Kind.MANIFEST else method
+        self._trace = trace
+
+    async def ask(
+        self,
+        provider: Provider,
+        range_header: str | None,
+        expected: Head | None,
+        follow: Follow | None = None,
+        first_byte: float | None = None,
+    ) -> Answer:
+        """Return the answer of ``provider``. Raises PeerError if it is not acceptable, and RangeInvalid.
+
+        ``expected``: the required head, if any; ``follow``: if the peer may still be downloading the content;
+        ``first_byte``: seconds to the head, if not those of the client's limits.
+        """
+        peers, request, follows = self._peers, self._request, follow is not None
+        target, headers = peers.question(request, range_header, self._trace.trace_headers, follow=follows)
+        asked = time.perf_counter()
+        if first_byte is None:
+            response = await peers.client.request(provider.registry, self.method, target, headers)
+        else:
+            response = await peers.client.request(
+                provider.registry, self.method, target, headers, first_byte=first_byte
+            )
+        times = asked, response.connected, time.perf_counter()
+        try:
+            head = judge(response, request, range_header, expected)
+            body: bytes | PeerResponse = response
+            if request.kind is Kind.MANIFEST:
+                body = await peers.read(response, head, provider, "GET", blame=not follows)
+                head = replace(head, media_type=type_of(body, head.media_type))
+                peers.learn(head.digest, body)
+            elif self.method == "HEAD" or peers.is_small(head):
+                body = await peers.read(response, head, provider, self.method, blame=not follows)
+        except BaseException:
+            response.discard()
+            raise
+        return Answer(provider, head, body, times, follow)
