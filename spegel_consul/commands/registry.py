@@ -128,6 +128,13 @@ from spegel_consul.signals import stop_signals
     " has it. 0 for none.",
 )
 @option(
+    "--follow",
+    type=click.Choice(["on", "off"]),
+    default="off",
+    help="Whether content that no node has yet is read from a node that is downloading it, so that a cold cluster asks"
+    " the upstream registry once.",
+)
+@option(
     "--tls-cert-file",
     type=FILE,
     default=None,
@@ -245,6 +252,7 @@ def _settings(given: dict[str, Any]) -> Settings:
             attempts=given["mirror_resolve_retries"],
             verify=given["verify"] == "on",
             verify_first=given["verify_first"],
+            follow=given["follow"] == "on",
         ),
         peer_limits=PeerLimits(rate=given["peer_min_rate"]),
         tls=_tls(given),

@@ -87,7 +87,10 @@ async def start_content(
     resources.callback(peers.close)
     registries = CatalogRegistries()
     permits = one_of(registries.known) if settings.peer_policy is PeerPolicy.CATALOG else any_node
-    mirror = Mirror(router, peers, metrics, settings.mirror, node.credentials, permits, SpoolSpace(settings.data_dir))
+    mirror = Mirror(
+        router, peers, metrics, settings.mirror, node.credentials, permits, SpoolSpace(settings.data_dir), store
+    )
+    await stages.start("follows", mirror.run)
     view = Node(
         name=settings.node_name,
         registry=(node.address, node.registry_port),
@@ -122,7 +125,7 @@ def _router_maker(node: PreparedNode) -> Callable[[KadRouter | None], KadRouter]
 async def _serve(settings: Settings, node: PreparedNode, stages: Stages, view: Node, mirror: Mirror) -> None:
     """Serve the registry and the web port."""
     store, metrics, router = view.store, view.metrics, view.ring
-    planner = Planner(store, settings.images, node.credentials)
+    planner = Planner(store, settings.images, node.credentials, shows_downloads=settings.mirror.follow)
     fast_path = FastPath(planner, store, mirror, ByteCache(), metrics)
     others = build_app(view.problem, view.warnings)
     dial_back.add_to(others)
@@ -139,6 +142,7 @@ async def _serve(settings: Settings, node: PreparedNode, stages: Stages, view: N
             for handler, count in content.inflight.items()
         }
     )
+    metrics.followers.set_function(lambda: {(): float(len(mirror.followers))})
     metrics.open_connections.set_function(
         lambda: {
             ("registry",): float(standing[node.registry_port]),
