@@ -77,6 +77,15 @@ class Registry:
         """Like ``requests``, each with the status of its answer."""
         return [(match["request"], int(match["status"])) for match in self._accesses()]
 
+    def blob_requests(self) -> list[tuple[str, str]]:
+        """The address of the client and the digest, for each GET of a blob."""
+        found = ((match["client"].rpartition(":")[0], match["request"]) for match in self._accesses())
+        return [
+            (client, request.partition("?")[0].rpartition("/")[2])
+            for client, request in found
+            if request.startswith("GET ") and "/blobs/" in request
+        ]
+
     def forget(self) -> None:
         self._seen = len(self._text())
 
