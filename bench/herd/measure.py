@@ -77,9 +77,8 @@ def rounds(plan: Plan, say: Callable[[str], None]) -> Iterator[Round]:
             yield _round(cold, plan, mirror, follow, say)
 
 
-def _round(
-    cold: ColdStart, plan: Plan, mirror: str, flags: dict[str, Flag] | None, say: Callable[[str], None]
-) -> Round:
+def _round(cold: ColdStart, plan: Plan, mirror: str, follow: bool, say: Callable[[str], None]) -> Round:
+    flags = _flags(mirror, follow)
     image = cold.image(plan.layers)
     line = cold.line_seconds(image)
     sidecars: list[Node] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Callable
 
 MIB = 1 << 20
 MIRRORS = ("none", "off", "on")
@@ -31,7 +32,7 @@ def layers(text: str) -> list[int]:
     return sizes
 
 
-def one_of(*names: str) -> object:
+def one_of(*names: str) -> Callable[[str], list[str]]:
     """A type for some of ``names``, separated by commas."""
 
     def parse(text: str) -> list[str]:

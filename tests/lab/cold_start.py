@@ -94,14 +94,14 @@ class ColdStart:
         self.lab = Cluster(len(runtimes) + 1, consul=False, containerd=None)
         self.nodes = self.lab.nodes[1:]
         self.upstream_mbit = upstream_mbit
-        self._runtimes = runtimes
+        self.runtimes = runtimes
         self._link_mbit = link_mbit
         self._images = 0
 
     def __enter__(self) -> ColdStart:
         self.lab.__enter__()
         try:
-            started = [_ADD[name](node) for node, name in zip(self.nodes, self._runtimes, strict=True)]
+            started = [_ADD[name](node) for node, name in zip(self.nodes, self.runtimes, strict=True)]
             self.upstream: Registry = self.lab.start_registry(0)
             for runtime in started:
                 runtime.await_ready()
@@ -249,6 +249,15 @@ class Pulls:
 
         until(happened, timeout=self.timeout, what=f"{what}, {least >> 20} MiB")
         return found[0]
+
+    def await_others(self, *nodes: Node) -> None:
+        """Wait until the pulls on all but ``nodes`` have ended."""
+        others = {node.name for node in self.nodes if node not in nodes}
+        until(
+            lambda: others <= {node.name for node, _, _ in self._done},
+            timeout=self.attempts * (self.timeout + 20),
+            what="the pulls on the other nodes have ended",
+        )
 
     def outcome(self) -> Outcome:
         """Wait until all have ended, and look at what they left."""

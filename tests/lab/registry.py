@@ -59,7 +59,7 @@ class Registry:
         return self.process
 
     def await_ready(self, timeout: float = 20) -> None:
-        self.running().until(self._answers, timeout=timeout, what=f"{self._name} answers")
+        self.running().until(self.answers_requests, timeout=timeout, what=f"{self._name} answers")
         self.forget()
 
     def push(self, image: Image, timeout: float = 60) -> None:
@@ -95,7 +95,8 @@ class Registry:
     def _text(self) -> str:
         return self._log_path.read_text(errors="replace")
 
-    def _answers(self) -> bool:
+    def answers_requests(self) -> bool:
+        """Whether it is up."""
         try:
             # with TLS it answers 400 to those who come without
             return self.netns.request("GET", *self._address, "/v2/").status in (200, 400)
