@@ -17,18 +17,8 @@ ROOT = Path(__file__).parents[2]
 
 def test_two_nodes_without_help_take_two_copies(tmp_path: Path) -> None:
     file = tmp_path / "herd.json"
-    options = [
-        "--nodes",
-        "2",
-        "--runtime",
-        "1.7,docker28",
-        "--upstream",
-        "100mbit",
-        "--mirror",
-        "none,off",
-        "--image",
-        "2x2MiB,300KiB",
-    ]
+    nodes = ["--nodes", "2", "--runtime", "1.7,docker28"]
+    options = [*nodes, "--upstream", "100mbit", "--mirror", "none,off", "--image", "2x2MiB,300KiB"]
     done = subprocess.run(
         [sys.executable, "-m", "bench.herd", *options, "--json", file],
         cwd=ROOT,
