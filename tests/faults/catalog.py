@@ -1,4 +1,4 @@
-# All faults are tests of one module, so that they share one cluster however tests are spread over processes, and so
+# All faults of a cluster are tests of one module, so that they share it however tests are spread over processes, and so
 # that it goes away after the last of them.  What they do is written down in several.
 
 """The list of faults."""
@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
-from tests.faults.scene import Scene
+Do = Callable[[Any], None]
+"""Takes the scene: a Scene, or a ColdScene for those in COLD_STARTS."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,18 +19,25 @@ class Fault:
     """Something that ``do`` does to a cluster under load, with all the accounts that it opens."""
 
     name: str
-    do: Callable[[Scene], None]
+    do: Do
     takes_minutes: bool
 
 
 FAULTS: list[Fault] = []
+"""Of a cluster under load."""
+
+COLD_STARTS: list[Fault] = []
+"""Of nodes that pull one new image at the same time."""
 
 
-def fault(name: str, *, takes_minutes: bool = False) -> Callable[[Callable[[Scene], None]], Callable[[Scene], None]]:
+def fault(name: str, *, takes_minutes: bool = False, among: list[Fault] = FAULTS) -> Callable[[Do], Do]:
     """List what is decorated. ``takes_minutes``: it is done by ``make faults`` only."""
 
-    def listed(do: Callable[[Scene], None]) -> Callable[[Scene], None]:
-        FAULTS.append(Fault(name, do, takes_minutes))
+    def listed(do: Do) -> Do:
+        among.append(Fault(name, do, takes_minutes))
         return do
 
     return listed
+
+
+cold_start = partial(fault, among=COLD_STARTS)

@@ -9,9 +9,8 @@ import pytest
 from lab import run_dir as run_dirs
 from lab.process import tail
 
-pytest.register_assert_rewrite(
-    *(f"tests.faults.{name}" for name in ("consul", "crowds", "machine", "network", "runtimes", "scene", "sidecars"))
-)
+_MODULES = ("cold_scene", "cold_starts", "consul", "crowds", "machine", "network", "runtimes", "scene", "sidecars")
+pytest.register_assert_rewrite(*(f"tests.faults.{name}" for name in _MODULES))
 
 HERE = Path(__file__).parent
 
@@ -32,4 +31,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     reports = [report for kind in terminalreporter.stats.values() for report in kind if hasattr(report, "start")]
     reports.sort(key=lambda report: report.start)
     told = [value for report in reports if report.when == "teardown" for name, value in report.user_properties]
-    table.write([value[2] for value in told if value[0] == table.TITLE])
+    for each in table.TABLES:
+        table.write(each, [value[2] for value in told if value[0] == each.title])

@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import itertools
 import json
@@ -19,13 +18,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 
 from lab import cri
 from lab.cluster import Node
 from lab.containerd import PullError
-from lab.image import Image
+from lab.image import Image, is_whole
 from lab.process import Failed
 from lab.sidecar import METRICS_PORT
 
@@ -231,11 +229,3 @@ def discard(node: Node, image: Image) -> None:
         name.endswith(image.repository.removeprefix("library/") + f":{image.tag}") for name in node.docker.images()
     ):
         node.docker.docker("image", "rm", "--force", image.name)
-
-
-def is_whole(content: Path, digest: str) -> bool:
-    file = content / "blobs" / digest.replace(":", "/")
-    try:
-        return hashlib.sha256(file.read_bytes()).hexdigest() == digest.partition(":")[2]
-    except FileNotFoundError:
-        return False

@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 
 from lab import cri
-from lab.image import MIB, build
+from lab.image import MIB, build, is_whole
 
 from tests.faults.catalog import fault
-from tests.faults.load import is_whole
 from tests.faults.scene import RUNTIMES, Scene
 
 

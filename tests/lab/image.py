@@ -98,6 +98,16 @@ def build(directory: Path, name: str, layers: Sequence[int] = (MIB,), seed: int 
     return Image(name, digest, amd64, arm64, layout.path, tar)
 
 
+def is_whole(content: Path, digest: str) -> bool:
+    """Whether a content store has the right bytes of ``digest``."""
+    file = content / "blobs" / digest.replace(":", "/")
+    try:
+        with file.open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest() == digest.partition(":")[2]
+    except FileNotFoundError:
+        return False
+
+
 class _Layout:
     def __init__(self, path: Path) -> None:
         self.path = path

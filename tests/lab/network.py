@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from types import TracebackType
 
@@ -99,6 +100,19 @@ class Port:
             self.netns.run(*f"tc qdisc replace dev eth0 root tbf rate {mbit}mbit burst 256kb latency 50ms".split())
         else:
             self.netns.run("tc", "qdisc", "del", "dev", "eth0", "root")
+
+    def limit_incoming_rate(self, mbit: int) -> None:
+        """Receive no faster than this, as behind a slow line; 0 lifts the limit."""
+        if mbit:
+            limit = f"tc qdisc replace dev {self._cable} root tbf rate {mbit}mbit burst 64kb latency 50ms"
+            self._switch.run(*limit.split())
+        else:
+            self._switch.run("tc", "qdisc", "del", "dev", self._cable, "root")
+
+    def sent_bytes(self) -> int:
+        """Bytes that left by the cable since it was plugged in."""
+        (link,) = json.loads(self.netns.ip("-json", "-statistics", "link", "show", "eth0"))
+        return int(link["stats64"]["tx"]["bytes"])
 
     def heal(self) -> None:
         """Undo drop, deafen, drop_port, reset_port and lose."""

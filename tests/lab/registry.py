@@ -59,7 +59,7 @@ class Registry:
         return self.process
 
     def await_ready(self, timeout: float = 20) -> None:
-        self.running().until(self._answers, timeout=timeout, what=f"{self._name} answers")
+        self.running().until(self.answers_requests, timeout=timeout, what=f"{self._name} answers")
         self.forget()
 
     def push(self, image: Image, timeout: float = 60) -> None:
@@ -77,6 +77,15 @@ class Registry:
         """Like ``requests``, each with the status of its answer."""
         return [(match["request"], int(match["status"])) for match in self._accesses()]
 
+    def blob_requests(self) -> list[tuple[str, str]]:
+        """The address of the client and the digest, for each GET of a blob."""
+        found = ((match["client"].rpartition(":")[0], match["request"]) for match in self._accesses())
+        return [
+            (client, request.partition("?")[0].rpartition("/")[2])
+            for client, request in found
+            if request.startswith("GET ") and "/blobs/" in request
+        ]
+
     def forget(self) -> None:
         self._seen = len(self._text())
 
@@ -86,7 +95,8 @@ class Registry:
     def _text(self) -> str:
         return self._log_path.read_text(errors="replace")
 
-    def _answers(self) -> bool:
+    def answers_requests(self) -> bool:
+        """Whether it is up."""
         try:
             # with TLS it answers 400 to those who come without
             return self.netns.request("GET", *self._address, "/v2/").status in (200, 400)

@@ -1,0 +1,40 @@
+"""Each fault of a cold start is a test, and all of them happen to the same nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from lab import parts
+
+from tests.faults import cold_starts
+from tests.faults.catalog import COLD_STARTS, Fault
+from tests.faults.cold_scene import ColdScene
+from tests.faults.scene import ALL
+from tests.faults.table import cold_row_of
+
+pytestmark = pytest.mark.real
+
+assert cold_starts  # it has listed its own
+
+
+@pytest.fixture(scope="module")
+def scene() -> Iterator[ColdScene]:
+    parts.check()
+    with ColdScene() as scene:
+        yield scene
+
+
+@pytest.mark.parametrize(
+    "fault", [pytest.param(fault, id=fault.name) for fault in COLD_STARTS if ALL or not fault.takes_minutes]
+)
+def test_no_pull_fails(scene: ColdScene, fault: Fault, record_property) -> None:
+    told = len(scene.rows)
+    try:
+        fault.do(scene)
+    except BaseException:
+        scene.mend()
+        raise
+    finally:
+        for row in scene.rows[told:]:
+            record_property("table", cold_row_of(row))
