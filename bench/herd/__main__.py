@@ -5,7 +5,7 @@ root, the parts of .ci/install-real-parts, and disk for twice the image on each 
 
 How to read the table:
 
-  mirror     none: runtimes ask the upstream; off: sidecars with --no-follow; on: sidecars with --follow.
+  mirror     none: runtimes ask the upstream; off: sidecars with --follow=off; on: sidecars with --follow=on.
   upstream   bytes that left the upstream's interface, and how many times the image that is. At best 1.00 x.
   ready      seconds from the first start until the first and the last node had the image.
   line       seconds that the upstream's line takes for one copy: the last node can't be ready earlier.

@@ -109,5 +109,5 @@ def _flags(mirror: str, follow: bool) -> dict[str, Flag] | None:
     if mirror == "none":
         return None
     if mirror == "on":
-        return {"follow": True}
-    return {"no_follow": True} if follow else {}
+        return {"follow": "on"}
+    return {"follow": "off"} if follow else {}

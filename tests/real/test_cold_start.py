@@ -15,7 +15,7 @@ from lab.image import MIB, Image
 pytestmark = pytest.mark.real
 
 LAYERS = [10 * MIB, 9 * MIB, 6 * MIB]
-FLAGS = {"follow": True, "verify_first": "8MiB"}  # so the first two layers pass as they grow, and the last one is held
+FLAGS = {"follow": "on", "verify_first": "8MiB"}  # so the first two layers pass as they grow, and the last one is held
 COPIES = 1.2
 UPSTREAM = 100  # Mbit/s: 2 s for one copy
 
@@ -40,7 +40,7 @@ def test_one_copy_leaves_the_upstream(cold: ColdStart, apart: float) -> None:
 def test_more_layers_than_slots_of_containerd_2_1() -> None:
     """Its limiter counts requests and not layers: held requests must not take the slots of those that download."""
     with ColdStart(["2.1"] * 4, upstream_mbit=UPSTREAM // 2) as cold:
-        cold.start_sidecars(follow=True, verify_first="1MiB")
+        cold.start_sidecars(follow="on", verify_first="1MiB")
         image = cold.image([2 * MIB] * 12)
         assert_one_copy(cold.pull(image), image)
         assert_no_traceback(cold)
@@ -70,7 +70,7 @@ def test_a_mixed_ring() -> None:
 
 def test_without_the_setting_all_is_as_before() -> None:
     with ColdStart(["2.1"] * 2, upstream_mbit=UPSTREAM) as cold:
-        cold.start_sidecars(no_follow=True)
+        cold.start_sidecars(no_follow="on")
         image = cold.image([4 * MIB])
         outcome = cold.pull(image)
         assert not outcome.failures
