@@ -14,6 +14,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import structlog
 from lab import clock
@@ -25,6 +26,10 @@ _tables: dict[str, list[list[str]]] = {}
 
 def pytest_configure() -> None:
     os.environ.pop("COLUMNS", None)  # the width of a worker's terminal, which is none
+    # no limit on the wall clock, because a busy machine may stop any process for half a second
+    unhurried = [hypothesis.HealthCheck.too_slow]
+    hypothesis.settings.register_profile("any machine", deadline=None, suppress_health_check=unhurried)
+    hypothesis.settings.load_profile("any machine")
     configure = structlog.configure
 
     def configure_for_now(**settings: Any) -> None:

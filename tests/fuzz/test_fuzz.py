@@ -26,7 +26,7 @@ def test_the_corpus(target: str) -> None:
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_inputs_that_nobody_has_seen(target: str) -> None:
-    @settings(max_examples=_FEW.get(target, 250), deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @settings(max_examples=_FEW.get(target, 250), suppress_health_check=list(HealthCheck), database=None)
     @given(st.integers(0, 1 << 62))
     def one(number: int) -> None:
         used = time.process_time()

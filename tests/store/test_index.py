@@ -243,7 +243,7 @@ DIGESTS = sorted(BODIES)
 SOURCES: list[tuple[str, ...]] = [(), ("docker.io/library/base",), ("registry.example/refused",)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.randoms(use_true_random=False))
 def test_steps_lead_to_what_a_fresh_index_says(choose: random.Random) -> None:
     def accept(name: str) -> bool:

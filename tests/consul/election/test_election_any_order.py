@@ -115,5 +115,5 @@ class AnyOrder(RuleBasedStateMachine):
             assert self.now < self.lease_end
 
 
-AnyOrder.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+AnyOrder.TestCase.settings = settings(max_examples=80, stateful_step_count=40)
 TestAnyOrder = AnyOrder.TestCase

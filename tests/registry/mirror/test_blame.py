@@ -174,7 +174,7 @@ peers = st.builds(
 )
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(peers=st.lists(peers, min_size=1, max_size=6), held=st.booleans())
 def test_no_honest_peer_is_ever_barred_and_a_proven_liar_is(peers: list[SimulatedPeer], held: bool) -> None:
     before, mirror_peers.SMALL = mirror_peers.SMALL, 0
