@@ -19,6 +19,7 @@ from spegel_consul.consul.api.backoff import Backoff, BlockingIndex
 from spegel_consul.consul.api.client import ConsulClient, HealthyService
 from spegel_consul.consul.api.consul_errors import ConsulError
 from spegel_consul.log import ProblemReport
+from spegel_consul.observable import Observable
 
 log = structlog.get_logger(__name__)
 
@@ -37,14 +38,13 @@ class CatalogWatch:
         self._client = client
         self._wait = wait
         self._rng = rng or random.Random()
-        self._members: tuple[HealthyService, ...] = ()
+        self._members = Observable[tuple[HealthyService, ...]](())
         self._report = ProblemReport(log, "catalog hindered", "catalog unhindered", service=name)
-        self._changed = trio.Event()
 
     @property
     def members(self) -> tuple[HealthyService, ...]:
         """The instances of the last answer that had any, sorted by id; this node among them."""
-        return self._members
+        return self._members.value
 
     @property
     def problem(self) -> str | None:
@@ -53,9 +53,7 @@ class CatalogWatch:
 
     async def changed(self, since: tuple[HealthyService, ...]) -> tuple[HealthyService, ...]:
         """The members, once they are not ``since``."""
-        while self._members == since:
-            await self._changed.wait()
-        return self._members
+        return await self._members.changed(since)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep the answer fresh until cancelled; ``started()`` at once. Never fails because Consul is away."""
@@ -74,7 +72,7 @@ class CatalogWatch:
             backoff.reset()
             index.advance(answered)
             self._take(members)
-            spread = _SPACING_EACH * len(self._members) * self._rng.uniform(0.75, 1.25)
+            spread = _SPACING_EACH * len(self.members) * self._rng.uniform(0.75, 1.25)
             await trio.sleep_until(began + max(_SPACING, spread))
 
     def _take(self, members: tuple[HealthyService, ...]) -> None:
@@ -82,12 +80,8 @@ class CatalogWatch:
             # the first node of a cluster sees nobody before its own registration has passed its check
             self._report.tell(
                 f"no healthy {self.name} in the catalog (or no right to read it)",
-                expected=None if self._members else "catalog empty",
+                expected=None if self.members else "catalog empty",
             )
             return
         self._report.tell(None)
-        members = tuple(sorted(members, key=lambda member: (member.id, member.node)))
-        if members != self._members:
-            self._members = members
-            self._changed.set()
-            self._changed = trio.Event()
+        self._members.set(tuple(sorted(members, key=lambda member: (member.id, member.node))))

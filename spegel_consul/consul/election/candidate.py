@@ -42,6 +42,7 @@ from spegel_consul.consul.election.election_view import ElectionSettings, State,
 from spegel_consul.consul.election.leader_record import FLAGS, LeaderRecord, vacant
 from spegel_consul.consul.election.state_machine import Election
 from spegel_consul.log import ProblemReport
+from spegel_consul.observable import Observable
 
 log = structlog.get_logger(__name__)
 
@@ -79,20 +80,19 @@ class Candidate:
         self._election = Election(self.settings, me, self._rng)
         self._nursery: trio.Nursery | None = None
         self._reading = trio.CancelScope()  # of the read in flight, if any
-        self._view = self._election.view
+        self._view = Observable(self._election.view)
         self._problem: str | None = None
         self._report = ProblemReport(log, "election hindered", "election unhindered")
         self._denied: str | None = None
         self._ttl = self.settings.ttl
         self._dark = False  # this token may not register the beacon
         self._bound = False  # the last session to the beacon's check
-        self._view_changed = trio.Event()
         self._rescheduled = trio.Event()
 
     @property
     def view(self) -> View:
         """What is known of the election now."""
-        return self._view
+        return self._view.value
 
     @property
     def problem(self) -> str | None:
@@ -101,9 +101,7 @@ class Candidate:
 
     async def changed(self, since: View) -> View:
         """The view, once it is not ``since``. Views that lasted only for an instant may be left out."""
-        while self._view == since:
-            await self._view_changed.wait()
-        return self._view
+        return await self._view.changed(since)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Take part until cancelled, then resign within 3 s; ``started()`` at once. May be run again."""
@@ -249,11 +247,8 @@ class Candidate:
             log.warning("could not resign in time; the lock ends with its session", seconds=RESIGN_WITHIN)
 
     def _publish(self) -> None:
-        old, new = self._view, self._election.view
-        if new != old:
-            self._view = new
-            self._view_changed.set()
-            self._view_changed = trio.Event()
+        old, new = self.view, self._election.view
+        if self._view.set(new):
             if replace(new, epoch=0, session=None) != replace(old, epoch=0, session=None):
                 log.info(
                     "election",
