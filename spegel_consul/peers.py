@@ -15,6 +15,19 @@ class RingError(Exception):
     """The ring could not do what was asked; the message says why, for people."""
 
 
+class PeerError(Exception):
+    """A peer gave no acceptable answer, or failed in the middle of a body; the message has the reason.
+
+    ``hung``: the peer missed a deadline, and would probably miss the next one too; ``broken``: its bytes are no answer
+    to the question, or more than it promised, and no node refuses content in this way.
+    """
+
+    def __init__(self, message: str, *, hung: bool = False, broken: bool = False) -> None:
+        super().__init__(message)
+        self.hung = hung
+        self.broken = broken
+
+
 MAX_PEER_ID = 64
 """Longest binary peer id that is taken from others, in bytes; real ones have 34 to 42."""
 

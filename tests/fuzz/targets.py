@@ -27,7 +27,7 @@ from spegel_consul.consul.api.client import ConsulClient
 from spegel_consul.consul.api.consul_errors import ConsulError
 from spegel_consul.consul.api.consul_settings import ConsulSettings
 from spegel_consul.consul.election.leader_record import LeaderRecord
-from spegel_consul.http.peer_client import PeerClient, PeerError, PeerResponse
+from spegel_consul.http.peer_client import PeerClient, PeerResponse
 from spegel_consul.http.response_head import Reply, ReplyError, parse_reply
 from spegel_consul.http.server.request_head import parse_simple
 from spegel_consul.join.catalog_routers import to_peer
@@ -43,7 +43,7 @@ from spegel_consul.oci.media import INDEXES, MANIFESTS
 from spegel_consul.oci.path import parse_content_path
 from spegel_consul.oci.ranges import ByteRange, parse_ranges
 from spegel_consul.oci.reference import Reference
-from spegel_consul.peers import PeerInfo, RingError
+from spegel_consul.peers import PeerError, PeerInfo, RingError
 from spegel_consul.preflight.containerd_config import CriSettings, Unreadable, judge, load
 from spegel_consul.registry.mirror import validate as heads
 from spegel_consul.registry.mirror.body.multipart import Multipart

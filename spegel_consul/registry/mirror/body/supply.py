@@ -15,15 +15,14 @@ from contextlib import AsyncExitStack, aclosing
 
 import structlog
 
-from spegel_consul.http.peer_client import PeerError
 from spegel_consul.oci.path import ContentRequest
-from spegel_consul.peers import Provider, host_port
+from spegel_consul.peers import PeerError, Provider, host_port
 from spegel_consul.registry.mirror.fetch import Fetch, TransferCut, race
 from spegel_consul.registry.mirror.held_bodies import Feed
 from spegel_consul.registry.mirror.mirror_peers import MirrorPeers
 from spegel_consul.registry.mirror.trace import Trace
 from spegel_consul.zerocopy.relay import Passage, Relay
-from spegel_consul.zerocopy.source import SourceFailed, SourceSlow
+from spegel_consul.zerocopy.source import SourceSlow
 from spegel_consul.zerocopy.spool import Spool
 
 log = structlog.get_logger(__name__)
@@ -84,12 +83,12 @@ class Supply:
                 return
             except SourceSlow as exc:
                 await self._prefer_another(feed, exc, alone=alone)
-            except (PeerError, SourceFailed) as exc:
+            except PeerError as exc:
                 self._has_failed(feed, exc)
                 if alone:
                     raise TransferCut(f"at byte {feed.reached} of {feed.head.size}: {exc}") from None
 
-    def _has_failed(self, feed: Feed, why: PeerError | SourceFailed) -> None:
+    def _has_failed(self, feed: Feed, why: PeerError) -> None:
         peers, head = self._peers, feed.head
         log.info("peer failed in mid-body", digest=head.digest, at=feed.reached, size=head.size, error=str(why))
         peers.penalties.failed(feed.provider, hung=why.hung, broken=why.broken)
