@@ -86,6 +86,15 @@ def peer_id_from_text(text: str) -> bytes:
     return bytes(zeros) + number.to_bytes((number.bit_length() + 7) // 8, "big")
 
 
+def is_peer_id(text: str) -> bool:
+    """Whether ``text`` is the base58 form of a multihash (code and length of one byte each, then the digest)."""
+    try:
+        raw = peer_id_from_text(text)
+    except RingError:
+        return False
+    return len(raw) > 2 and raw[1] == len(raw) - 2
+
+
 @dataclass(frozen=True, slots=True)
 class PeerInfo:
     """How a peer's router is reached.

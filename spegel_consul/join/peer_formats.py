@@ -5,15 +5,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import re
 from collections.abc import Iterable
 from typing import Any
 
-from multiaddr import Multiaddr
-
-from spegel_consul.peers import PeerInfo, RingError, peer_id_from_text
+from spegel_consul.multiaddrs import Address, parse, split_peer_id
+from spegel_consul.peers import PeerInfo, is_peer_id
 
 MAX_BYTES = 64 << 10
 """Longest document that is read, in bytes; three peers need about one thousand."""
@@ -21,31 +19,19 @@ MAX_BYTES = 64 << 10
 FIRST = 3
 """How many peers of an answer are used (as Spegel does); one that answers is enough."""
 
-_MULTIADDR = re.compile(r"(/(?:ip4|ip6|dns|dns4|dns6)/[^/]+/tcp/[0-9]+)(?:/p2p/([^/]+))?")
 _HOST_PORT = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([^\s:/\[\]]+)):([0-9]+)")
-
-
-def router_addr(host: str, port: int) -> str:
-    """The multiaddr of a router at an IP address or a name."""
-    try:
-        kind = f"ip{ipaddress.ip_address(host).version}"
-    except ValueError:
-        kind = "dns"
-    return f"/{kind}/{host}/tcp/{port}"
 
 
 def parse_peer(text: str) -> tuple[str | None, str]:
     """The peer id, if there is one, and the router's multiaddr without it. Raises ValueError."""
     text = text.strip()
-    address = text if text.startswith("/") else _from_host_port(text)
-    shape = _MULTIADDR.fullmatch(address)
-    if shape is None:
-        raise ValueError(f"bootstrap peer {address!r}: not /ip4/<address>/tcp/<port>[/p2p/<id>] or <host>:<port>")
-    try:
-        Multiaddr(address)
-    except ValueError as why:
-        raise ValueError(f"bootstrap peer {address!r}: {why}") from None
-    return shape[2], shape[1]
+    router, peer_id = split_peer_id(text if text.startswith("/") else _from_host_port(text))
+    address = parse(router)
+    if address is None or address.http:
+        raise ValueError(f"bootstrap peer {text!r}: not /ip4/<address>/tcp/<port>[/p2p/<id>] or <host>:<port>")
+    if peer_id is not None and not is_peer_id(peer_id):
+        raise ValueError(f"bootstrap peer {text!r}: {peer_id!r} is not a peer id in base58, such as 12D3KooW…")
+    return peer_id, router
 
 
 def parse_peers(texts: Iterable[str]) -> tuple[PeerInfo, ...]:
@@ -111,20 +97,14 @@ def _from_entry(entry: Any) -> PeerInfo | None:
 
 def _id(text: object) -> str | None:
     """A peer id that can be one; without it the peer is dialled by its address, and its id learnt."""
-    if isinstance(text, str) and text:
-        try:
-            peer_id_from_text(text)
-        except RingError:
-            return None
-        return text
-    return None
+    return text if isinstance(text, str) and is_peer_id(text) else None
 
 
 def _from_host_port(text: str) -> str:
     shape = _HOST_PORT.fullmatch(text)
     if shape is None:
         raise ValueError(f"bootstrap peer {text!r}: not <host>:<port> (IPv6 in brackets) or a multiaddr")
-    return router_addr(shape[1] or shape[2], int(shape[3]))
+    return str(Address(shape[1] or shape[2], int(shape[3])))
 
 
 def one_line(text: str, limit: int = 120) -> str:

@@ -37,6 +37,9 @@ from spegel_consul.join.remembered_members import PEERS_FILE, Remembered
 from spegel_consul.join.sources.nomad_api import NomadClient, NomadSettings
 from spegel_consul.join.sources.nomad_service import NomadServiceSource
 from spegel_consul.join.sources.nomad_variable import NomadVarBootstrap
+from spegel_consul.multiaddrs import Address, contact
+from spegel_consul.multiaddrs import decode as decode_address
+from spegel_consul.multiaddrs import parse as parse_address
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import OCIError, RangeInvalid
 from spegel_consul.oci.media import INDEXES, MANIFESTS
@@ -48,9 +51,6 @@ from spegel_consul.preflight.containerd_config import CriSettings, Unreadable, j
 from spegel_consul.registry.mirror import validate as heads
 from spegel_consul.registry.mirror.body.multipart import Multipart
 from spegel_consul.ring.dht.messages import Frames, WireError, decode, decode_members, decode_withdrawal
-from spegel_consul.ring.dht.multiaddrs import Address, contact
-from spegel_consul.ring.dht.multiaddrs import decode as decode_address
-from spegel_consul.ring.dht.multiaddrs import parse as parse_address
 from spegel_consul.ring.members.table import Members
 from spegel_consul.ring.net.libp2p.layers import read_description
 from spegel_consul.runtimes.backup_record import Record
@@ -287,7 +287,6 @@ def nomad_answer(data: bytes) -> None:
 
 def dns_answer(data: bytes) -> None:
     """What dnspython makes of an answer, and the router addresses that we make of that."""
-    from spegel_consul.join.peer_formats import router_addr
     from spegel_consul.join.sources.dns import _choose
 
     try:
@@ -302,7 +301,7 @@ def dns_answer(data: bytes) -> None:
             elif hasattr(record, "target") and hasattr(record, "port"):
                 record.target.to_text()
     for host, port in _choose(endpoints):
-        assert parse_address(router_addr(host, port)) is not None
+        assert parse_address(str(Address(host, port))) is not None
 
 
 def hosts_toml(data: bytes) -> None:

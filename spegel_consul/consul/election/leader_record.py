@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, replace
 
+from spegel_consul.multiaddrs import parse, split_peer_id
 from spegel_consul.peers import PeerInfo
 
 SCHEMA = 1
@@ -52,8 +53,7 @@ class LeaderRecord:
 
     def to_peer(self) -> PeerInfo:
         """How its router is reached."""
-        suffix = f"/p2p/{self.peer_id}"
-        return PeerInfo(self.peer_id, tuple(addr.removesuffix(suffix) for addr in self.addrs))
+        return PeerInfo(self.peer_id, tuple(split_peer_id(addr)[0] for addr in self.addrs))
 
     @classmethod
     def parse(cls, value: bytes) -> LeaderRecord | None:
@@ -63,7 +63,7 @@ class LeaderRecord:
             peer_id, addrs = fields["peer_id"], fields["addrs"]
             if fields.get("state", "held") != "held" or not isinstance(peer_id, str) or not peer_id:
                 return None
-            usable = tuple(addr for addr in addrs if isinstance(addr, str) and addr.startswith("/"))
+            usable = tuple(addr for addr in addrs if isinstance(addr, str) and parse(addr) is not None)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
         if not usable:

@@ -15,8 +15,9 @@ from typing import Any
 
 import trio
 
-from spegel_consul.join.peer_formats import FIRST, one_line, router_addr
+from spegel_consul.join.peer_formats import FIRST, one_line
 from spegel_consul.join.polled import SourceError
+from spegel_consul.multiaddrs import Address
 from spegel_consul.peers import PeerInfo
 
 _QUESTION_WITHIN = 3.0
@@ -43,7 +44,7 @@ class DnsSource:
         endpoints = await self._services()
         if not endpoints:
             endpoints = {(address, self._port) for address in await self._addresses(self._domain)}
-        return [PeerInfo(None, (router_addr(host, port),)) for host, port in _choose(endpoints)]
+        return [PeerInfo(None, (str(Address(host, port)),)) for host, port in _choose(endpoints)]
 
     async def _services(self) -> set[tuple[str, int]]:
         answer = await self._records(self._domain, "SRV")

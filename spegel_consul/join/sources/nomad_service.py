@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from spegel_consul.join.peer_formats import router_addr
 from spegel_consul.join.sources.consul_catalog import rendezvous
 from spegel_consul.join.sources.nomad_api import NomadClient, NomadError
+from spegel_consul.multiaddrs import Address
 from spegel_consul.peers import PeerInfo
 
 
@@ -39,7 +39,7 @@ class NomadServiceSource:
                 continue
             address, port = entry.get("Address"), entry.get("Port")
             if isinstance(address, str) and address and isinstance(port, int) and 0 < port < 65536:
-                router = router_addr(address, port)
+                router = str(Address(address, port))
                 if router not in self._me.addrs:
                     routers[router] = router
         return [PeerInfo(None, (router,)) for router in rendezvous(list(routers), self._me.id or "")]

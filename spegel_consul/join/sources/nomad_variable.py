@@ -25,6 +25,7 @@ from spegel_consul.consul.api.backoff import Backoff, BlockingIndex
 from spegel_consul.consul.election.leader_record import LeaderRecord
 from spegel_consul.join.observed_peers import ObservedPeers
 from spegel_consul.join.sources.nomad_api import NomadClient, NomadError, variable_path
+from spegel_consul.multiaddrs import parse
 from spegel_consul.peers import PeerInfo
 
 log = structlog.get_logger(__name__)
@@ -172,7 +173,7 @@ class NomadVarBootstrap:
         if items.get("state", "held") != "held":
             return True
         if isinstance(peer_id, str) and isinstance(addrs, str):
-            routers = tuple(addr for addr in addrs.split() if addr.startswith("/"))
+            routers = tuple(addr for addr in addrs.split() if parse(addr) is not None)
             if peer_id and routers:
                 self._observed.set_peers([LeaderRecord(peer_id, routers).to_peer()])
         return False

@@ -12,9 +12,9 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 
+from spegel_consul.multiaddrs import Address
 from spegel_consul.peers import RingError, peer_id_to_text
 from spegel_consul.ring.dht.messages import Frames, Message, WireError, decode
-from spegel_consul.ring.dht.multiaddrs import Address
 from spegel_consul.ring.net.host import Host, Stream, StreamClosed
 from spegel_consul.ring.net.shared_result import Result
 

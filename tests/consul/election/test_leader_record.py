@@ -65,8 +65,8 @@ def test_junk_is_nobody(value: bytes) -> None:
 
 
 def test_unknown_and_mistyped_fields_are_left_out() -> None:
-    value = b'{"schema": 9, "peer_id": "a", "addrs": ["/x", 7], "http": 7, "new": {}}'
-    assert LeaderRecord.parse(value) == LeaderRecord("a", ("/x",))
+    value = b'{"schema": 9, "peer_id": "a", "addrs": ["/x", "/ip4/1.2.3.4/tcp/1", 7], "http": 7, "new": {}}'
+    assert LeaderRecord.parse(value) == LeaderRecord("a", ("/ip4/1.2.3.4/tcp/1",))
 
 
 _json = st.recursive(
