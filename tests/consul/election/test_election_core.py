@@ -58,12 +58,12 @@ def test_a_released_key_is_tried_soon() -> None:
     assert election.handle(KeyRead(3, 30, free()), 100.3) == (CreateSession(15),)
 
 
-@pytest.mark.parametrize(("crowd", "longest"), [(3, 0.12), (50, 2.0), (1000, 4.0)])
-def test_the_larger_the_crowd_the_further_it_spreads(crowd: int, longest: float) -> None:
+@pytest.mark.parametrize(("cluster_size", "longest"), [(3, 0.12), (50, 2.0), (1000, 4.0)])
+def test_the_larger_the_crowd_the_further_it_spreads(cluster_size: int, longest: float) -> None:
     waits = []
     for seed in range(200):
         election = Election(ElectionSettings(), ME, random.Random(seed))
-        election.crowd = crowd
+        election.cluster_size = cluster_size
         election.handle(Started(), 0)
         election.handle(KeyRead(1, 20, held("x")), 0)
         [read] = election.handle(KeyRead(2, 30, free()), 100)
