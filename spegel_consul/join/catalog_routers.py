@@ -1,7 +1,9 @@
-"""The routers of a Consul catalog, as peers.
+"""``CatalogRouters``: the routers of a Consul catalog, as peers.
 
-Each router announces its id and addresses in the meta of its instance (peer_id, router, also).  An instance that
+Each router announces its id and addresses in the metadata of its instance (peer_id, router, also).  An instance that
 another program registered, such as Nomad, has only an address; its id is learnt when it is dialled.
+
+A new field of the metadata that names an address of a router belongs here.
 """
 
 from __future__ import annotations

@@ -1,7 +1,10 @@
-# Peers are named by people, by templates and by other programs, so what is read here is read leniently in its
-# form and strictly in its content: what can't be dialled is named in an error or left out, never passed on.
+"""Peers from text: multiaddrs, ``host:port``, Spegel's JSON, a leader's record.
 
-"""Peers from text: multiaddrs, ``host:port``, Spegel's JSON, a leader's record."""
+People, templates and other programs name peers.  So the form of the text may vary, and its content is checked strictly:
+an address that can't be dialled is named in an error or left out, never passed on.
+
+A new form of a list of peers belongs here.  The form of an address belongs to ``spegel_consul.multiaddrs``.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +17,16 @@ from spegel_consul.multiaddrs import Address, parse, split_peer_id
 from spegel_consul.peers import PeerInfo, is_peer_id
 
 MAX_BYTES = 64 << 10
-"""Longest document that is read, in bytes; three peers need about one thousand."""
+"""Longest document in bytes; three peers need about one thousand."""
 
 FIRST = 3
-"""How many peers of an answer are used (as Spegel does); one that answers is enough."""
+"""Number of peers of an answer that are used, as in Spegel; one that answers is enough."""
 
 _HOST_PORT = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([^\s:/\[\]]+)):([0-9]+)")
 
 
 def parse_peer(text: str) -> tuple[str | None, str]:
-    """The peer id, if there is one, and the router's multiaddr without it. Raises ValueError."""
+    """The peer id or None, and the router's multiaddr without the id. Raises ValueError."""
     text = text.strip()
     router, peer_id = split_peer_id(text if text.startswith("/") else _from_host_port(text))
     address = parse(router)
@@ -35,7 +38,7 @@ def parse_peer(text: str) -> tuple[str | None, str]:
 
 
 def parse_peers(texts: Iterable[str]) -> tuple[PeerInfo, ...]:
-    """One peer for each id, after those without one. Raises ValueError for the first that can't be read."""
+    """The peers without an id, then one peer per id. Raises ValueError for the first text that can't be read."""
     known: dict[str, list[str]] = {}
     peers: list[PeerInfo] = []
     for text in texts:
@@ -50,9 +53,9 @@ def parse_peers(texts: Iterable[str]) -> tuple[PeerInfo, ...]:
 def parse_document(body: bytes) -> tuple[PeerInfo, ...]:
     """The first three peers of a document; empty if it is an empty list or has no line.
 
-    Read are JSON, as Spegel's ``/id`` serves it (``[{"ID": "12D3…", "Addrs": ["/ip4/…"]}]``, ``ID`` may be missing)
-    or as the leader key holds it (``{"peer_id": …, "addrs": […]}``), and lines of multiaddrs or ``host:port``, with
-    ``#`` before remarks. Raises ValueError for everything else.
+    A document is JSON of Spegel's ``/id`` (``[{"ID": "12D3…", "Addrs": ["/ip4/…"]}]``, ``ID`` may be missing), JSON of
+    the leader key (``{"peer_id": …, "addrs": […]}``), or lines of multiaddrs or ``host:port``, with ``#`` before
+    remarks. Raises ValueError for other documents.
     """
     if len(body) > MAX_BYTES:
         raise ValueError(f"longer than {MAX_BYTES >> 10} KiB: not a list of peers")
@@ -96,7 +99,7 @@ def _from_entry(entry: Any) -> PeerInfo | None:
 
 
 def _id(text: object) -> str | None:
-    """A peer id that can be one; without it the peer is dialled by its address, and its id learnt."""
+    """``text`` if it is a peer id; else None, so that the peer is dialled by its address and its id is learnt."""
     return text if isinstance(text, str) and is_peer_id(text) else None
 
 
@@ -108,6 +111,6 @@ def _from_host_port(text: str) -> str:
 
 
 def one_line(text: str, limit: int = 120) -> str:
-    """``text`` fit for a log line."""
+    """``text`` as one line for people, cut to ``limit`` characters."""
     line = " ".join(text.split())
     return line if len(line) <= limit else line[: limit - 3] + "..."

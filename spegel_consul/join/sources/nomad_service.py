@@ -1,9 +1,11 @@
-# Nomad's own catalog, for clusters without Consul.  Nomad can choose for the caller (?choose=1|key), but then all
-# instances must be its candidates alike and one that is unreachable can't be passed over; so the list is read
-# whole and three are chosen here, by the same hash as from Consul's catalog.  The name must be that of the router's
-# service alone, with one port.
+"""``NomadServiceSource``: some of the routers in Nomad's catalog, for clusters without Consul.
 
-"""``NomadServiceSource``: some of the routers in Nomad's catalog."""
+Nomad can choose for the caller (?choose=1|key), but then all instances must be candidates for it, and an unreachable
+one can't be passed over.  So the whole list is read, and three are chosen here by the same hash as from Consul's
+catalog.  The service must be the router's alone, with one port.
+
+A new rule about the instances of a Nomad service belongs here.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from spegel_consul.peers import PeerInfo
 
 
 class NomadServiceSource:
-    """Asks for the instances of service ``service``. ``me`` is this peer, and ``alloc_id`` its allocation if known."""
+    """Asks for the instances of ``service``. ``me`` is this node, and ``alloc_id`` its allocation if known."""
 
     def __init__(self, client: NomadClient, service: str, me: PeerInfo, alloc_id: str | None = None) -> None:
         self._client = client
