@@ -1,4 +1,4 @@
-# Registration and the watch in virtual time.
+"""Registration and the catalog watch in virtual time."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_nothing_to_do_when_all_is_there() -> None:
         assert compare(wanted, altered) == Changes(register=wanted[:1])
 
 
-def test_left_overs_of_this_node_are_removed_and_nobody_elses() -> None:
+def test_former_registrations_of_this_node_alone_are_removed() -> None:
     wanted = services()
     present = {
         found.id: found
@@ -179,7 +179,7 @@ async def test_nomad_that_registers_nothing_and_later_does(autojump_clock: trio.
 
 
 async def test_nomad_that_withdraws_is_about_to_stop_the_task(autojump_clock: trio.testing.MockClock) -> None:
-    """So nothing comes back within NOMAD_GRACE; after that it does, because somebody else may have removed it."""
+    """No service returns within NOMAD_GRACE; after it they do, because another program may have removed them."""
     async with trio.open_nursery() as nursery:
         consul = FakeConsul(nursery)
         client = consul.client("n1")
@@ -214,7 +214,7 @@ async def test_registered_again_and_deregistered(autojump_clock: trio.testing.Mo
             assert consul.calls["PUT agent/service"] == before == 3
             consul.forget_services()
             assert await until(lambda: len(consul.services) == 3) <= 14.4
-            consul.services["spegel:n1"]["Port"] = 1  # somebody else's, under our id
+            consul.services["spegel:n1"]["Port"] = 1  # of another program, with our id
             assert await until(lambda: consul.services["spegel:n1"]["Port"] == 5000) <= 14.4
             assert consul.calls["PUT agent/service"] == 7
             running.cancel_scope.cancel()

@@ -1,4 +1,4 @@
-# What becomes of the lead, and of what is known of it, while Consul does not answer as it should; without a clock.
+"""The lead and the view of it while Consul answers wrongly or not at all, without a clock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-# Elections at a real agent.
+"""Elections with a real agent."""
 
 from __future__ import annotations
 
