@@ -1,8 +1,11 @@
-# A peer id is the multihash of a peer's public key (libp2p peer-ids spec).  For Ed25519 the key is short
-# enough to be kept as it is, under the "identity" hash, so an id of ours is always the same 38 bytes around
-# the key.  Inside the ring ids are these bytes; text in base58 is for people and for PeerInfo.
+"""Peers: their ids, addresses and errors, and the providers of content.
 
-"""Peer ids: bytes inside, base58 outside."""
+A peer id is the multihash of a peer's public key (libp2p peer-ids spec).  An Ed25519 key is short enough to be kept as
+it is, under the "identity" hash, so an id of this program is always the same 38 bytes around the key.  Inside the ring
+ids are these bytes; text in base58 is for people and for PeerInfo.
+
+A fact about a peer that several packages need belongs here.
+"""
 
 from __future__ import annotations
 

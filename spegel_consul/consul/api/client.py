@@ -156,7 +156,7 @@ class ConsulClient(AbstractAsyncContextManager["ConsulClient"]):
             return str(answer["ID"])
 
     async def session_renew(self, session: str, within: float | None = None) -> None:
-        """Renew the session for another TTL. Raises NotFound, with a text that names the session if Consul sent it."""
+        """Renew the session for a TTL, in ``within`` seconds. Raises NotFound; Consul's text names the session."""
         try:
             answer = await self._http.request("PUT", answered_json, f"/v1/session/renew/{session}", within=within)
             with _Shape("session"):
