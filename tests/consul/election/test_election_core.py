@@ -59,7 +59,7 @@ def test_a_released_key_is_tried_soon() -> None:
 
 
 @pytest.mark.parametrize(("cluster_size", "longest"), [(3, 0.12), (50, 2.0), (1000, 4.0)])
-def test_the_larger_the_crowd_the_further_it_spreads(cluster_size: int, longest: float) -> None:
+def test_the_larger_the_cluster_the_further_it_spreads(cluster_size: int, longest: float) -> None:
     waits = []
     for seed in range(200):
         election = Election(ElectionSettings(), ME, random.Random(seed))
