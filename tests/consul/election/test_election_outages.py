@@ -70,7 +70,7 @@ def test_a_probe_after_failures_abandons_the_read() -> None:
 
 
 @pytest.mark.parametrize(("cluster_size", "pause", "spread"), [(3, 0.7, 0.12), (50, 2, 2), (1000, 5, 4)])
-def test_a_crowd_probes_seldom_in_an_outage_and_does_not_come_back_at_once(
+def test_a_large_cluster_probes_seldom_in_an_outage_and_does_not_come_back_at_once(
     cluster_size: int, pause: float, spread: float
 ) -> None:
     election = begin()
