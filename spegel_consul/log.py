@@ -20,6 +20,8 @@ from typing import Any
 import structlog
 import trio
 
+from spegel_consul.observable import Observable
+
 LEVELS = ("debug", "info", "warning", "error")
 KEPT = 1000
 _METHODS = (
@@ -53,21 +55,19 @@ class Level:
 
 
 class Events:
-    """The last events, numbered from 1. ``changed`` is set at the next one."""
+    """The last events, numbered from 1."""
 
     def __init__(self) -> None:
         self._kept: deque[dict[str, object]] = deque(maxlen=KEPT)
         self.last = 0
-        self._changed = trio.Event()
+        self._told = Observable(0)
 
     def __call__(self, logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         """A processor of structlog: keeps the event and passes it on."""
         self.last += 1
         self._kept.append({**{name: _plain(value) for name, value in event.items()}, "number": self.last})
-        # grpc's threads log too, and setting an event from another thread is not Trio's way: they are seen by the next
-        if self._changed.statistics().tasks_waiting and _in_trio():
-            self._changed.set()
-            self._changed = trio.Event()
+        if _in_trio():  # because grpc's threads log too; a waiter gets their events with the next one of Trio's thread
+            self._told.set(self.last)
         return event
 
     def since(self, number: int) -> list[dict[str, object]]:
@@ -81,7 +81,7 @@ class Events:
         found = self.since(number)
         if not found:
             with trio.move_on_after(seconds):
-                await self._changed.wait()
+                await self._told.changed(self._told.value)
             found = self.since(number)
         return found
 

@@ -1,8 +1,11 @@
-# A peer id is the multihash of a peer's public key (libp2p peer-ids spec).  For Ed25519 the key is short
-# enough to be kept as it is, under the "identity" hash, so an id of ours is always the same 38 bytes around
-# the key.  Inside the ring ids are these bytes; text in base58 is for people and for PeerInfo.
+"""Peers: their ids, addresses and errors, and the providers of content.
 
-"""Peer ids: bytes inside, base58 outside."""
+A peer id is the multihash of a peer's public key (libp2p peer-ids spec).  An Ed25519 key is short enough to be kept as
+it is, under the "identity" hash, so an id of this program is always the same 38 bytes around the key.  Inside the ring
+ids are these bytes; text in base58 is for people and for PeerInfo.
+
+A fact about a peer that several packages need belongs here.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,19 @@ from ipaddress import IPv4Address, IPv6Address
 
 class RingError(Exception):
     """The ring could not do what was asked; the message says why, for people."""
+
+
+class PeerError(Exception):
+    """A peer gave no acceptable answer, or failed in the middle of a body; the message has the reason.
+
+    ``hung``: the peer missed a deadline, and would probably miss the next one too; ``broken``: its bytes are no answer
+    to the question, or more than it promised, and no node refuses content in this way.
+    """
+
+    def __init__(self, message: str, *, hung: bool = False, broken: bool = False) -> None:
+        super().__init__(message)
+        self.hung = hung
+        self.broken = broken
 
 
 MAX_PEER_ID = 64
@@ -71,6 +87,15 @@ def peer_id_from_text(text: str) -> bytes:
         number = number * 58 + _DIGIT[character]
     zeros = len(text) - len(text.lstrip("1"))
     return bytes(zeros) + number.to_bytes((number.bit_length() + 7) // 8, "big")
+
+
+def is_peer_id(text: str) -> bool:
+    """Whether ``text`` is the base58 form of a multihash (code and length of one byte each, then the digest)."""
+    try:
+        raw = peer_id_from_text(text)
+    except RingError:
+        return False
+    return len(raw) > 2 and raw[1] == len(raw) - 2
 
 
 @dataclass(frozen=True, slots=True)

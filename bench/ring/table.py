@@ -18,11 +18,11 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.proc import rss
+from spegel_consul.multiaddrs import Address, Contact
 from spegel_consul.peers import peer_id_of_ed25519
 from spegel_consul.ring.dht.announcements import BATCH
 from spegel_consul.ring.dht.keys import dht_key, position
 from spegel_consul.ring.dht.messages import Message, MessageType, WirePeer, decode, encode, uvarint
-from spegel_consul.ring.dht.multiaddrs import Address, Contact
 from spegel_consul.ring.dht.placement import REPLICAS
 from spegel_consul.ring.net.libp2p_host import Libp2pHost
 from spegel_consul.ring.net.node_key import load_or_create

@@ -1,1 +1,1 @@
-"""Who is in and who leads: Consul's HTTP API on Trio, the election of the bootstrap peer, the catalog."""
+"""Consul: its API on Trio (``api``), the members of the cluster (``catalog``), the elected leader (``election``)."""

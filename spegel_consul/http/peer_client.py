@@ -21,25 +21,12 @@ import trio
 
 from spegel_consul.http.response_head import MAX_HEAD, Reply, ReplyError, parse_reply
 from spegel_consul.http.tls import Tls
-from spegel_consul.peers import host_port
+from spegel_consul.peers import PeerError, host_port
 from spegel_consul.zerocopy.send import send_bytes
 from spegel_consul.zerocopy.source import Throughput
 
 _RECEIVE = 1 << 18
 _RECEIVE_HEAD = 1 << 12  # not more, because bytes of the body that come with the head can't be spliced
-
-
-class PeerError(Exception):
-    """The peer gave no acceptable answer; the message has the reason.
-
-    ``hung``: the peer missed a deadline, and would probably miss the next one too; ``broken``: its bytes are no answer
-    to the question, and no node refuses content in this way.
-    """
-
-    def __init__(self, message: str, *, hung: bool = False, broken: bool = False) -> None:
-        super().__init__(message)
-        self.hung = hung
-        self.broken = broken
 
 
 class Unreachable(PeerError):

@@ -1,4 +1,9 @@
-"""Assembles one bootstrap from the settings."""
+"""Assembles one bootstrap from the settings.
+
+Each kind of bootstrap is one case here; more than one kind becomes ``SeveralBootstraps``, in the order of preference.
+
+A new kind of bootstrap needs a case here (see ``spegel_consul.join``).
+"""
 
 from __future__ import annotations
 

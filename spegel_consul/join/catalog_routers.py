@@ -1,7 +1,9 @@
-"""The routers of a Consul catalog, as peers.
+"""``CatalogRouters``: the routers of a Consul catalog, as peers.
 
-Each router announces its id and addresses in the meta of its instance (peer_id, router, also).  An instance that
+Each router announces its id and addresses in the metadata of its instance (peer_id, router, also).  An instance that
 another program registered, such as Nomad, has only an address; its id is learnt when it is dialled.
+
+A new field of the metadata that names an address of a router belongs here.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from collections.abc import Sequence
 
 from spegel_consul.consul.api.client import HealthyService
 from spegel_consul.consul.catalog.catalog_watch import CatalogWatch
-from spegel_consul.join.peer_formats import router_addr
+from spegel_consul.multiaddrs import Address, parse, split_peer_id
 from spegel_consul.peers import PeerInfo
 
 
@@ -34,10 +36,10 @@ class CatalogRouters:
 def to_peer(service: HealthyService) -> PeerInfo | None:
     """The router of an instance; None if the instance has no address."""
     peer_id, router = service.meta.get("peer_id") or None, service.meta.get("router", "")
-    if peer_id is not None and router.startswith("/"):
+    if peer_id is not None and parse(router) is not None:
         secondary = service.meta.get("also")
-        others = (router_addr(secondary, service.port),) if secondary and 0 < service.port < 65536 else ()
-        return PeerInfo(peer_id, (router.removesuffix(f"/p2p/{peer_id}"), *others))
+        others = (str(Address(secondary, service.port)),) if secondary and 0 < service.port < 65536 else ()
+        return PeerInfo(peer_id, (split_peer_id(router)[0], *others))
     if not service.address or not 0 < service.port < 65536:
         return None
-    return PeerInfo(None, (router_addr(service.address, service.port),))
+    return PeerInfo(None, (str(Address(service.address, service.port)),))

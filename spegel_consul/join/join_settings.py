@@ -1,4 +1,8 @@
-"""Which ways to find the ring are used, and what each of them needs."""
+"""The settings of the bootstraps: which kinds are used, and the settings of each kind.
+
+:meth:`BootstrapSettings.check` finds missing and unusable settings before the start.  A new setting of a bootstrap
+belongs here, with its check.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ from spegel_consul.join.sources.nomad_api import NomadSettings, variable_path
 
 
 class BootstrapKind(Enum):
-    """How the ring is found."""
+    """A kind of bootstrap; the values are those of ``--bootstrap-kind``."""
 
     CONSUL = "consul"
     CATALOG = "catalog"
@@ -31,7 +35,7 @@ NOMAD_KINDS = frozenset({BootstrapKind.NOMAD_VAR, BootstrapKind.NOMAD_SERVICE})
 
 @dataclass(frozen=True, slots=True)
 class BootstrapSettings:
-    """``kinds`` in order of preference; the rest is for one kind each. See the command's help."""
+    """``kinds`` in order of preference; each other field is for one kind. The help of ``registry`` explains them."""
 
     kinds: tuple[BootstrapKind, ...]
     static_peers: tuple[str, ...] = ()
@@ -49,7 +53,7 @@ class BootstrapSettings:
         return bool(CONSUL_KINDS.intersection(self.kinds))
 
     def check(self) -> None:
-        """Raises ValueError for what is missing or can't be used."""
+        """Raises ValueError for a setting that is missing or can't be used."""
         given: Mapping[BootstrapKind, tuple[object, str]] = {
             BootstrapKind.STATIC: (self.static_peers, "--static-bootstrap-peers"),
             BootstrapKind.HTTP: (self.http_urls, "--http-bootstrap-url"),

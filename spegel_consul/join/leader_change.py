@@ -1,4 +1,7 @@
-"""The policy for a new leader (``--on-leader-change``)."""
+"""The policy for a new leader (``--on-leader-change``).
+
+``keeper`` carries it out.  A new policy belongs here, and a case in the keeper.
+"""
 
 from __future__ import annotations
 

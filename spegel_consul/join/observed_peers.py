@@ -1,8 +1,10 @@
 """``ObservedPeers``: the current answer of a bootstrap, which tasks can await to change.
 
-It keeps the last peers that were named, the problem because of which they may be stale, and the event for waiters.
+It keeps the last peers that were named, and the problem because of which they may be stale.
 Only ids and addresses count: the order of an answer, or a repeated answer, wakes no waiter.  A problem is logged when
 it begins and when it ends, not with every attempt.
+
+A new rule about which change of an answer counts belongs here.
 """
 
 from __future__ import annotations
@@ -10,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import structlog
-import trio
 
 from spegel_consul.log import ProblemReport
+from spegel_consul.observable import Observable
 from spegel_consul.peers import PeerInfo
 
 log = structlog.get_logger(__name__)
@@ -27,9 +29,13 @@ class ObservedPeers:
     """The current answer of the bootstrap called ``name``."""
 
     def __init__(self, name: str) -> None:
-        self.peers: tuple[PeerInfo, ...] = ()
+        self._peers = Observable[Sequence[PeerInfo]]((), ids_and_addresses)
         self._report = ProblemReport(log, "bootstrap hindered", "bootstrap unhindered", way=name)
-        self._changed = trio.Event()
+
+    @property
+    def peers(self) -> Sequence[PeerInfo]:
+        """The last peers that were named."""
+        return self._peers.value
 
     @property
     def problem(self) -> str | None:
@@ -38,11 +44,7 @@ class ObservedPeers:
 
     def set_peers(self, peers: Sequence[PeerInfo]) -> None:
         """Replace the peers."""
-        changed = ids_and_addresses(peers) != ids_and_addresses(self.peers)
-        if changed:
-            self.peers = tuple(peers)
-            self._changed.set()
-            self._changed = trio.Event()
+        self._peers.set(tuple(peers))
 
     def set_problem(self, problem: str | None) -> None:
         """Set the reason why there is no new answer; None if there is no problem."""
@@ -50,6 +52,4 @@ class ObservedPeers:
 
     async def changed(self, since: Sequence[PeerInfo]) -> None:
         """Return when the peers differ from ``since`` in ids or addresses."""
-        await trio.lowlevel.checkpoint()
-        while ids_and_addresses(self.peers) == ids_and_addresses(since):
-            await self._changed.wait()
+        await self._peers.changed(since)

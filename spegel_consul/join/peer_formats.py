@@ -1,55 +1,44 @@
-# Peers are named by people, by templates and by other programs, so what is read here is read leniently in its
-# form and strictly in its content: what can't be dialled is named in an error or left out, never passed on.
+"""Peers from text: multiaddrs, ``host:port``, Spegel's JSON, a leader's record.
 
-"""Peers from text: multiaddrs, ``host:port``, Spegel's JSON, a leader's record."""
+People, templates and other programs name peers.  So the form of the text may vary, and its content is checked strictly:
+an address that can't be dialled is named in an error or left out, never passed on.
+
+A new form of a list of peers belongs here.  The form of an address belongs to ``spegel_consul.multiaddrs``.
+"""
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import re
 from collections.abc import Iterable
 from typing import Any
 
-from multiaddr import Multiaddr
-
-from spegel_consul.peers import PeerInfo, RingError, peer_id_from_text
+from spegel_consul.multiaddrs import Address, parse, split_peer_id
+from spegel_consul.peers import PeerInfo, is_peer_id
 
 MAX_BYTES = 64 << 10
-"""Longest document that is read, in bytes; three peers need about one thousand."""
+"""Longest document in bytes; three peers need about one thousand."""
 
 FIRST = 3
-"""How many peers of an answer are used (as Spegel does); one that answers is enough."""
+"""Number of peers of an answer that are used, as in Spegel; one that answers is enough."""
 
-_MULTIADDR = re.compile(r"(/(?:ip4|ip6|dns|dns4|dns6)/[^/]+/tcp/[0-9]+)(?:/p2p/([^/]+))?")
 _HOST_PORT = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([^\s:/\[\]]+)):([0-9]+)")
 
 
-def router_addr(host: str, port: int) -> str:
-    """The multiaddr of a router at an IP address or a name."""
-    try:
-        kind = f"ip{ipaddress.ip_address(host).version}"
-    except ValueError:
-        kind = "dns"
-    return f"/{kind}/{host}/tcp/{port}"
-
-
 def parse_peer(text: str) -> tuple[str | None, str]:
-    """The peer id, if there is one, and the router's multiaddr without it. Raises ValueError."""
+    """The peer id or None, and the router's multiaddr without the id. Raises ValueError."""
     text = text.strip()
-    address = text if text.startswith("/") else _from_host_port(text)
-    shape = _MULTIADDR.fullmatch(address)
-    if shape is None:
-        raise ValueError(f"bootstrap peer {address!r}: not /ip4/<address>/tcp/<port>[/p2p/<id>] or <host>:<port>")
-    try:
-        Multiaddr(address)
-    except ValueError as why:
-        raise ValueError(f"bootstrap peer {address!r}: {why}") from None
-    return shape[2], shape[1]
+    router, peer_id = split_peer_id(text if text.startswith("/") else _from_host_port(text))
+    address = parse(router)
+    if address is None or address.http:
+        raise ValueError(f"bootstrap peer {text!r}: not /ip4/<address>/tcp/<port>[/p2p/<id>] or <host>:<port>")
+    if peer_id is not None and not is_peer_id(peer_id):
+        raise ValueError(f"bootstrap peer {text!r}: {peer_id!r} is not a peer id in base58, such as 12D3KooW…")
+    return peer_id, router
 
 
 def parse_peers(texts: Iterable[str]) -> tuple[PeerInfo, ...]:
-    """One peer for each id, after those without one. Raises ValueError for the first that can't be read."""
+    """The peers without an id, then one peer per id. Raises ValueError for the first text that can't be read."""
     known: dict[str, list[str]] = {}
     peers: list[PeerInfo] = []
     for text in texts:
@@ -64,9 +53,9 @@ def parse_peers(texts: Iterable[str]) -> tuple[PeerInfo, ...]:
 def parse_document(body: bytes) -> tuple[PeerInfo, ...]:
     """The first three peers of a document; empty if it is an empty list or has no line.
 
-    Read are JSON, as Spegel's ``/id`` serves it (``[{"ID": "12D3…", "Addrs": ["/ip4/…"]}]``, ``ID`` may be missing)
-    or as the leader key holds it (``{"peer_id": …, "addrs": […]}``), and lines of multiaddrs or ``host:port``, with
-    ``#`` before remarks. Raises ValueError for everything else.
+    A document is JSON of Spegel's ``/id`` (``[{"ID": "12D3…", "Addrs": ["/ip4/…"]}]``, ``ID`` may be missing), JSON of
+    the leader key (``{"peer_id": …, "addrs": […]}``), or lines of multiaddrs or ``host:port``, with ``#`` before
+    remarks. Raises ValueError for other documents.
     """
     if len(body) > MAX_BYTES:
         raise ValueError(f"longer than {MAX_BYTES >> 10} KiB: not a list of peers")
@@ -110,24 +99,18 @@ def _from_entry(entry: Any) -> PeerInfo | None:
 
 
 def _id(text: object) -> str | None:
-    """A peer id that can be one; without it the peer is dialled by its address, and its id learnt."""
-    if isinstance(text, str) and text:
-        try:
-            peer_id_from_text(text)
-        except RingError:
-            return None
-        return text
-    return None
+    """``text`` if it is a peer id; else None, so that the peer is dialled by its address and its id is learnt."""
+    return text if isinstance(text, str) and is_peer_id(text) else None
 
 
 def _from_host_port(text: str) -> str:
     shape = _HOST_PORT.fullmatch(text)
     if shape is None:
         raise ValueError(f"bootstrap peer {text!r}: not <host>:<port> (IPv6 in brackets) or a multiaddr")
-    return router_addr(shape[1] or shape[2], int(shape[3]))
+    return str(Address(shape[1] or shape[2], int(shape[3])))
 
 
 def one_line(text: str, limit: int = 120) -> str:
-    """``text`` fit for a log line."""
+    """``text`` as one line for people, cut to ``limit`` characters."""
     line = " ".join(text.split())
     return line if len(line) <= limit else line[: limit - 3] + "..."

@@ -1,8 +1,10 @@
-# The members of the last run, in a file beside the identity: when Consul is away and this node starts, they are
-# a way back into the ring.  Nothing depends on the file: one that is missing, damaged or can't be written costs
-# that way in, and one line in the log.
+"""``Remembered``: the last known members of the ring, kept over restarts.
 
-"""The last known members of the ring, kept over restarts."""
+They are in a file beside the identity.  If Consul is unavailable when this node starts, it joins through them.  Nothing
+depends on the file: if it is missing, damaged or can't be written, that way to join is lost, and one line is logged.
+
+A new rule about the members that are kept belongs here.  The time at which they are used belongs to ``keeper``.
+"""
 
 from __future__ import annotations
 
@@ -23,40 +25,40 @@ log = structlog.get_logger(__name__)
 
 PEERS_FILE = "peers.json"
 MAX_PEERS = 256
-"""How many members are kept; any few of them are enough."""
+"""Largest number of members in the file; any few of them are enough to join."""
 
 _MAX_BYTES = 1 << 20
-_WITHIN = 1.0  # seconds that the disk may take
+_WITHIN = 1.0  # seconds for a call to the disk
 
 
 class Remembered:
-    """Members in ``data_dir``; None for a node that keeps nothing."""
+    """The members in a file in ``data_dir``; None for a node that keeps no data."""
 
     def __init__(self, data_dir: Path | None) -> None:
         self._path = data_dir / PEERS_FILE if data_dir is not None else None
         self._written: frozenset[PeerInfo] = frozenset()
-        self._told = False
+        self._logged = False
         self.peers: tuple[PeerInfo, ...] = ()
         """The members of the last run."""
 
     async def load(self) -> None:
-        """Read :attr:`peers`."""
+        """Read :attr:`peers` from the file; takes at most a second."""
         if self._path is not None:
             with trio.move_on_after(_WITHIN) as limit:
                 self.peers = await in_thread(partial(self._load, self._path))
             if limit.cancelled_caught:
-                self._complain(f"{self._path} can't be read: the disk does not answer")
+                self._log_once(f"cannot read {self._path}: the disk does not answer")
 
     async def save(self, members: Sequence[PeerInfo]) -> None:
-        """Keep ``members``, unless there are none: to have lost all of them is the case that this is for."""
-        if self._is_news(members):
+        """Write ``members``. An empty list is not written, because the file serves nodes that have lost all members."""
+        if self._differs(members):
             with trio.move_on_after(_WITHIN) as limit:
                 await in_thread(partial(self._save, members))
             if limit.cancelled_caught:
-                self._complain(f"cannot write {self._path}: the disk does not answer")
+                self._log_once(f"cannot write {self._path}: the disk does not answer")
 
     async def save_last(self, members: Sequence[PeerInfo]) -> None:
-        """The same, when the node stops and nothing else may wait any more."""
+        """Write ``members`` when the node stops, although its tasks are cancelled."""
         with trio.move_on_after(_WITHIN, shield=True):
             await self.save(members)
 
@@ -69,11 +71,11 @@ class Remembered:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             foreign_files.write(self._path, text.encode())
         except OSError as exc:
-            self._complain(f"cannot write {self._path}: {exc.strerror or exc}")
+            self._log_once(f"cannot write {self._path}: {exc.strerror or exc}")
         else:
             self._written = frozenset(members)
 
-    def _is_news(self, members: Sequence[PeerInfo]) -> bool:
+    def _differs(self, members: Sequence[PeerInfo]) -> bool:
         return self._path is not None and bool(members) and frozenset(members) != self._written
 
     def _load(self, path: Path) -> tuple[PeerInfo, ...]:
@@ -83,12 +85,12 @@ class Remembered:
         except FileNotFoundError:
             return ()
         except OSError as exc:
-            self._complain(f"cannot read {path}: {exc.strerror or exc}")
+            self._log_once(f"cannot read {path}: {exc.strerror or exc}")
         except (ValueError, TypeError, KeyError, RecursionError):
-            self._complain(f"{path} is damaged; it is written anew")
+            self._log_once(f"{path} is damaged and will be replaced")
         return ()
 
-    def _complain(self, problem: str) -> None:
-        if not self._told:
-            self._told = True
+    def _log_once(self, problem: str) -> None:
+        if not self._logged:
+            self._logged = True
             log.warning("members_not_remembered", problem=problem)

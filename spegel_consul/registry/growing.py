@@ -27,6 +27,7 @@ from spegel_consul.disk.threads import in_thread
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.media import MAX_MANIFEST_SIZE, OCTET_STREAM, manifest_media_type
 from spegel_consul.oci.path import Kind, unknown
+from spegel_consul.peers import PeerError
 from spegel_consul.registry.mirror.fetch import TransferCut
 from spegel_consul.registry.mirror.followers import FollowedSend
 from spegel_consul.registry.mirror.mirror import Mirror
@@ -38,7 +39,6 @@ from spegel_consul.zerocopy.outlet import Outlet
 from spegel_consul.zerocopy.position import Position
 from spegel_consul.zerocopy.send import Truncated
 from spegel_consul.zerocopy.send_growing import POLL, send_growing
-from spegel_consul.zerocopy.source import SourceFailed
 
 WAIT = 30.0
 """Seconds that a request is held while the runtime is at work."""
@@ -96,7 +96,7 @@ class Followed:
 
         try:
             await send_growing(outlet, self._file, head.start, position, gave, self._check_client)
-        except SourceFailed as exc:
+        except PeerError as exc:
             raise TransferCut(f"the download of {head.digest} {exc}") from None
         except Truncated:
             raise TransferCut(f"the download of {head.digest} was begun anew") from None

@@ -25,6 +25,7 @@ from contextlib import asynccontextmanager, suppress
 
 import trio
 
+from spegel_consul.multiaddrs import Address, Contact
 from spegel_consul.peers import PeerInfo, Provider, RingError, peer_id_to_text
 from spegel_consul.ring.claiming import Claiming
 from spegel_consul.ring.dht.announcements import Announcements, Batch
@@ -32,7 +33,6 @@ from spegel_consul.ring.dht.claims import ClaimReport, Verdict
 from spegel_consul.ring.dht.iterative_lookup import AnswerTimes, Lookup
 from spegel_consul.ring.dht.keys import dht_key, position
 from spegel_consul.ring.dht.messages import Message, MessageType, encode
-from spegel_consul.ring.dht.multiaddrs import Address, Contact
 from spegel_consul.ring.dht.placement import REPLICAS
 from spegel_consul.ring.dht.records import Records
 from spegel_consul.ring.member_view import CIRCLE, MemberView, view

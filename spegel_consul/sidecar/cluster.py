@@ -123,7 +123,7 @@ async def _enter_consul(
         client,
         me,
         settings.election,
-        crowd=lambda: len(catalog.members) if catalog is not None else 0,
+        cluster_size=lambda: len(catalog.members) if catalog is not None else 0,
         leader_service=LeaderService(client, services.leader) if mode is not ServiceMode.OFF else None,
     )
     view.consul = Consul(client, candidate, catalog, registration, registries.watch)

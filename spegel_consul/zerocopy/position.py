@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from spegel_consul.zerocopy.source import SourceFailed
+from spegel_consul.peers import PeerError
 
 
 @dataclass(slots=True)
@@ -32,9 +32,9 @@ class Position:
         return self.sent == self.total
 
     def took(self, count: int) -> None:
-        """Add ``count`` bytes from a source. Raises SourceFailed if the total is exceeded."""
+        """Add ``count`` bytes from a source. Raises PeerError if the total is exceeded."""
         if count > self.left:
-            raise SourceFailed("sent more bytes than it promised", broken=True)
+            raise PeerError("sent more bytes than it promised", broken=True)
         self.taken += count
 
     def gave(self, count: int) -> None:

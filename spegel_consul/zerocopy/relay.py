@@ -25,10 +25,11 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from spegel_consul.peers import PeerError
 from spegel_consul.zerocopy.hash_tap import FLAGS, PIPE_SIZE, Tap
 from spegel_consul.zerocopy.position import Position
 from spegel_consul.zerocopy.send import STALL, send_bytes
-from spegel_consul.zerocopy.source import Source, SourceFailed, Throughput
+from spegel_consul.zerocopy.source import Source, Throughput
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -98,7 +99,7 @@ class Relay:
     async def pull(self, source: Source, throughput: Throughput) -> None:
         """Carry all remaining bytes from ``source``.
 
-        Raises SourceFailed, SourceSlow or SourceLeft; then another source can continue from the position.
+        Raises PeerError, SourceSlow or SourceLeft; then another source can continue from the position.
         """
         inlet, origin, position, budget = self._pipe[1], source.fileno(), self._position, _YIELD_AFTER
         while left := position.left:
@@ -109,9 +110,9 @@ class Relay:
                 await throughput.readable(origin, left)
                 continue
             except OSError as exc:
-                raise SourceFailed(exc.strerror or repr(exc)) from None
+                raise PeerError(exc.strerror or repr(exc)) from None
             if taken == 0:
-                raise SourceFailed("closed the connection")
+                raise PeerError("closed the connection")
             position.took(taken)
             self._inside = taken
             if self._tap is None:

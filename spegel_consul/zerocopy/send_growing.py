@@ -7,7 +7,7 @@ but containerd writes a MiB at a time, so a poll adds little to the wait and nee
 A piece is larger than a MiB where the file is far ahead, because :mod:`spegel_consul.zerocopy.send` tests only such
 pieces for pages that are not in memory; bytes that were written a moment ago are.
 
-The file may never become complete. Sending ends with SourceFailed if the file does not grow for 7 s, if its last link
+The file may never become complete. Sending ends with PeerError if the file does not grow for 7 s, if its last link
 was removed before it was complete, or if it becomes larger than its promised size. Never more bytes than promised are
 sent. A new rule about the end of such a file belongs here.
 """
@@ -18,10 +18,10 @@ from collections.abc import Callable
 
 import trio
 
+from spegel_consul.peers import PeerError
 from spegel_consul.zerocopy.growing_file import GrowingFile
 from spegel_consul.zerocopy.outlet import Outlet
 from spegel_consul.zerocopy.position import Position
-from spegel_consul.zerocopy.source import SourceFailed
 
 POLL = 0.01
 """Seconds between two looks at the size."""
@@ -45,7 +45,7 @@ async def send_growing(
 
     ``count`` is called with the number of bytes of each piece that was sent, also of a piece that failed.
     ``check_client`` raises OSError if the client has left.
-    Raises SourceFailed, Truncated if the file became shorter, or what the outlet raises.
+    Raises PeerError, Truncated if the file became shorter, or what the outlet raises.
     """
 
     def gave(sent: int) -> None:
@@ -57,9 +57,9 @@ async def send_growing(
         try:
             size, abandoned = file.size(), file.abandoned()
         except OSError as exc:  # the file system has lost the file
-            raise SourceFailed(f"can't be read: {exc.strerror}") from None
+            raise PeerError(f"can't be read: {exc.strerror}") from None
         if file.total is not None and size > file.total:
-            raise SourceFailed(f"has more than its {file.total} bytes", broken=True)
+            raise PeerError(f"has more than its {file.total} bytes", broken=True)
         there = min(size - start, position.total)
         if there > position.taken:
             position.took(there - position.taken)
@@ -70,9 +70,9 @@ async def send_growing(
             continue
         now = trio.current_time()
         if abandoned:
-            raise SourceFailed(f"was given up by its writer after {size} bytes")
+            raise PeerError(f"was given up by its writer after {size} bytes")
         if now - since >= STALL:
-            raise SourceFailed(f"did not grow for {STALL:g} s", hung=True)
+            raise PeerError(f"did not grow for {STALL:g} s", hung=True)
         if now - checked >= _CHECK_CLIENT:
             check_client()
             checked = now

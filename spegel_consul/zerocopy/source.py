@@ -18,6 +18,8 @@ from typing import Protocol
 
 import trio
 
+from spegel_consul.peers import PeerError
+
 DRIP = 16 << 10
 """Bytes per second below which a source counts as silent."""
 
@@ -25,15 +27,6 @@ SLOW_AFTER = 2.0
 """Seconds of waiting after which a source can be called slow."""
 
 _WORTH = 1.0  # seconds that the rest must take at this rate before another source is tried
-
-
-class SourceFailed(Exception):
-    """The source failed. ``hung``: it sent next to nothing for too long; ``broken``: it sent too many bytes."""
-
-    def __init__(self, message: str, *, hung: bool = False, broken: bool = False) -> None:
-        super().__init__(message)
-        self.hung = hung
-        self.broken = broken
 
 
 class SourceSlow(Exception):
@@ -116,19 +109,19 @@ class Throughput:
             raise SourceLeft
 
     async def readable(self, fd: int, left: int) -> None:
-        """Wait until ``fd`` is readable. Raises SourceFailed, SourceSlow or SourceLeft."""
+        """Wait until ``fd`` is readable. Raises PeerError, SourceSlow or SourceLeft."""
         began = trio.current_time()
         with self.waiting(began + self.stall) as waiting:
             await trio.lowlevel.wait_readable(fd)
         if waiting.cancelled_caught:
-            raise SourceFailed(f"sent nothing for {self.stall:g} s", hung=True)
+            raise PeerError(f"sent nothing for {self.stall:g} s", hung=True)
         self.waited(trio.current_time() - began, left)
 
     def waited(self, seconds: float, left: int) -> None:
-        """Add a wait for the source, which has ``left`` bytes to give. Raises SourceFailed or SourceSlow."""
+        """Add a wait for the source, which has ``left`` bytes to give. Raises PeerError or SourceSlow."""
         rate = self._silent.rate(seconds, left)
         if rate is not None and rate < DRIP:
-            raise SourceFailed(f"sent {rate:.0f} bytes per second for {self.stall:g} s", hung=True)
+            raise PeerError(f"sent {rate:.0f} bytes per second for {self.stall:g} s", hung=True)
         rate = self._slow.rate(seconds, left)
         if rate is not None and rate < self._least and left > rate * _WORTH and not self._growing:
             self._least = 0

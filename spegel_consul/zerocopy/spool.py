@@ -33,9 +33,10 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from spegel_consul.peers import PeerError
 from spegel_consul.zerocopy.hash_tap import FLAGS, PIPE_SIZE, Tap
 from spegel_consul.zerocopy.position import Position
-from spegel_consul.zerocopy.source import Source, SourceFailed, Throughput
+from spegel_consul.zerocopy.source import Source, Throughput
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -167,7 +168,7 @@ class Spool:
         self._client, self._charged = client, total
 
     async def put(self, data: bytes) -> None:
-        """Take bytes that have been read from the source already. Raises SourceFailed."""
+        """Take bytes that have been read from the source already. Raises PeerError."""
         self._position.took(len(data))
         self._unwritten = memoryview(bytes(self._unwritten) + data)
         await self._flush()
@@ -185,7 +186,7 @@ class Spool:
     async def pull(self, source: Source, throughput: Throughput) -> None:
         """Take all remaining bytes from ``source``. Bytes taken before a failure are kept.
 
-        Raises SourceFailed, SourceSlow or SourceLeft.
+        Raises PeerError, SourceSlow or SourceLeft.
         """
         origin, inlet, position, budget = source.fileno(), self._tap.inlet, self._position, _YIELD_AFTER
         await self._flush()
@@ -202,16 +203,16 @@ class Spool:
                     began = trio.current_time()
                     arrived = await self._arrival(origin, throughput)
                     if not arrived and not self.ended:
-                        raise SourceFailed(f"sent nothing for {throughput.stall:g} s", hung=True) from None
+                        raise PeerError(f"sent nothing for {throughput.stall:g} s", hung=True) from None
                     throughput.waited(trio.current_time() - began, position.left)
                 continue
             except BrokenPipeError:  # the thread is gone, which is not a failure of the source
                 self.full = True
                 return
             except OSError as exc:
-                raise SourceFailed(exc.strerror or repr(exc)) from None
+                raise PeerError(exc.strerror or repr(exc)) from None
             if taken == 0:
-                raise SourceFailed("closed the connection")
+                raise PeerError("closed the connection")
             arrived = False
             position.took(taken)
             budget -= taken

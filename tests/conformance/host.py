@@ -12,7 +12,7 @@ import pytest
 import trio
 from conformance.router import eventually
 
-from spegel_consul.ring.dht.multiaddrs import Address
+from spegel_consul.multiaddrs import Address
 from spegel_consul.ring.net.host import (
     DialledSelf,
     Handler,

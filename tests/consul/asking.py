@@ -1,4 +1,4 @@
-"""Requests of tests that the product never makes, with the product's client."""
+"""Requests that tests make with the product's client and the product itself never makes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-# Elections in the states that tests begin with.
+"""Elections in the states in which tests begin."""
 
 from __future__ import annotations
 

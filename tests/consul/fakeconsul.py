@@ -1,9 +1,10 @@
-# An agent and the servers behind it, in this process, behind httpx's mock transport: no sockets, so that a test
-# with trio's autojump clock runs through minutes of failover in milliseconds.  What it does follows measurements
-# of Consul 1.8: sessions end two TTLs after the last renewal, invalidation starts the lock-delay, release
-# doesn't, a missing key's index is the table's, and blocking queries may be woken without a change.
+"""``FakeConsul``: sessions, locks, blocking queries, agent services, and links that fail in chosen ways.
 
-"""``FakeConsul``: sessions, locks, blocking queries, agent services, and links that fail in chosen ways."""
+An agent and the servers behind it run in this process, behind httpx's mock transport.  Without sockets a test with
+trio's autojump clock runs through minutes of failover in milliseconds.  The behaviour follows measurements of Consul
+1.8: a session ends two TTLs after the last renewal, invalidation starts the lock-delay and release does not, the index
+of a missing key is that of the table, and a blocking query may return without a change.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-# A real agent for a test: `consul agent -dev` on free ports of 127.0.0.1, stopped by its process id.
-
-"""``ConsulAgent``: one real development agent, server and client in one."""
+"""``ConsulAgent``: a real ``consul agent -dev`` on free ports of 127.0.0.1, stopped by its process id."""
 
 from __future__ import annotations
 

@@ -13,8 +13,8 @@ from functools import partial
 from lab.cluster import Node
 from lab.cold_start import runtime
 from lab.image import MIB, Image
-from spegel_consul.ring.claiming import group_key
 
+from spegel_consul.ring.claiming import group_key
 from spegel_consul.ring.dht.keys import position
 from spegel_consul.ring.net.node_key import load_or_create, peer_id
 from tests.faults.catalog import cold_start

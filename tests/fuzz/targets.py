@@ -27,7 +27,7 @@ from spegel_consul.consul.api.client import ConsulClient
 from spegel_consul.consul.api.consul_errors import ConsulError
 from spegel_consul.consul.api.consul_settings import ConsulSettings
 from spegel_consul.consul.election.leader_record import LeaderRecord
-from spegel_consul.http.peer_client import PeerClient, PeerError, PeerResponse
+from spegel_consul.http.peer_client import PeerClient, PeerResponse
 from spegel_consul.http.response_head import Reply, ReplyError, parse_reply
 from spegel_consul.http.server.request_head import parse_simple
 from spegel_consul.join.catalog_routers import to_peer
@@ -37,21 +37,21 @@ from spegel_consul.join.remembered_members import PEERS_FILE, Remembered
 from spegel_consul.join.sources.nomad_api import NomadClient, NomadSettings
 from spegel_consul.join.sources.nomad_service import NomadServiceSource
 from spegel_consul.join.sources.nomad_variable import NomadVarBootstrap
+from spegel_consul.multiaddrs import Address, contact
+from spegel_consul.multiaddrs import decode as decode_address
+from spegel_consul.multiaddrs import parse as parse_address
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import OCIError, RangeInvalid
 from spegel_consul.oci.media import INDEXES, MANIFESTS
 from spegel_consul.oci.path import parse_content_path
 from spegel_consul.oci.ranges import ByteRange, parse_ranges
 from spegel_consul.oci.reference import Reference
-from spegel_consul.peers import PeerInfo, RingError
+from spegel_consul.peers import PeerError, PeerInfo, RingError
 from spegel_consul.preflight.containerd_config import CriSettings, Unreadable, judge, load
 from spegel_consul.registry.mirror import validate as heads
 from spegel_consul.registry.mirror.body.multipart import Multipart
 from spegel_consul.ring.dht.claim_messages import MAX_CLAIM_MESSAGE, decode_claim, decode_verdict, encode_claim
 from spegel_consul.ring.dht.messages import Frames, WireError, decode, decode_members, decode_withdrawal
-from spegel_consul.ring.dht.multiaddrs import Address, contact
-from spegel_consul.ring.dht.multiaddrs import decode as decode_address
-from spegel_consul.ring.dht.multiaddrs import parse as parse_address
 from spegel_consul.ring.members.table import Members
 from spegel_consul.ring.net.libp2p.layers import read_description
 from spegel_consul.runtimes.backup_record import Record
@@ -298,7 +298,6 @@ def nomad_answer(data: bytes) -> None:
 
 def dns_answer(data: bytes) -> None:
     """What dnspython makes of an answer, and the router addresses that we make of that."""
-    from spegel_consul.join.peer_formats import router_addr
     from spegel_consul.join.sources.dns import _choose
 
     try:
@@ -313,7 +312,7 @@ def dns_answer(data: bytes) -> None:
             elif hasattr(record, "target") and hasattr(record, "port"):
                 record.target.to_text()
     for host, port in _choose(endpoints):
-        assert parse_address(router_addr(host, port)) is not None
+        assert parse_address(str(Address(host, port))) is not None
 
 
 def hosts_toml(data: bytes) -> None:

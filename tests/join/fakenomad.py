@@ -1,8 +1,9 @@
-# Variables with locks, and services, as Nomad's servers keep them (nomad/variables_endpoint.go, nomad/locks.go): a
-# lock ends two TTLs after the last renewal, is then kept for the lock-delay, and its value stays; a conflict is
-# answered with the variable; nobody but its holder sees the lock.  Behind httpx's mock transport, for virtual time.
+"""``FakeNomad``: the part of Nomad's API that the bootstraps use.
 
-"""``FakeNomad``: what of Nomad the bootstraps use."""
+It keeps variables with locks, and services, as Nomad's servers do (nomad/variables_endpoint.go, nomad/locks.go): a lock
+ends two TTLs after the last renewal, is then kept for the lock-delay, and its value stays; a conflict is answered with
+the variable; only its holder sees the lock.  It stands behind httpx's mock transport, for virtual time.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +53,7 @@ class FakeNomad:
         variable["Items"], variable["ModifyIndex"] = items, self._bump()
 
     def holder(self, path: str = "nomad/jobs/spegel/leader") -> str | None:
-        """The peer id of who holds the lock."""
+        """The peer id of the holder of the lock."""
         variable = self.variables.get(path)
         return variable["Items"].get("peer_id") if variable and self._locked(variable) else None
 

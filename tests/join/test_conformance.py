@@ -1,4 +1,4 @@
-# Every way to find the ring, by one suite.  Files, HTTP, DNS and Consul are real; Nomad's API is played by a fake.
+"""Every kind of bootstrap in one suite. Files, HTTP, DNS and Consul are real; Nomad's API is a fake."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ class HttpPlace:
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
-        self.server.handle_error = lambda *_: None  # whoever hangs up early
+        self.server.handle_error = lambda *_: None  # because clients hang up early
         self._thread = threading.Thread(target=self.server.serve_forever, args=(0.02,))
         self._thread.start()
         self.url = f"http://127.0.0.1:{self.server.server_port}/id"

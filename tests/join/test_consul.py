@@ -1,4 +1,4 @@
-# What the ring is told to join through, in virtual time.
+"""The peers that the Consul bootstraps name, in virtual time."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ async def test_keeps_the_leader_while_consul_is_away_or_the_value_is_junk(
     assert "No cluster leader" in bootstrap.problem
 
 
-async def test_offers_the_catalog_while_nobody_leads(
+async def test_offers_the_catalog_while_there_is_no_leader(
     autojump_clock: trio.testing.MockClock, consul: FakeConsul, nursery: trio.Nursery
 ) -> None:
     await register(consul, "me", "a", "b", "c", "d", "e")
@@ -149,7 +149,7 @@ async def test_the_catalog_is_left_alone_when_another_leads(
     assert [peer.id for peer in bootstrap.peers()] == ["first"]
 
 
-async def test_members_that_somebody_else_registered_have_no_id(
+async def test_members_that_another_program_registered_have_no_id(
     autojump_clock: trio.testing.MockClock, consul: FakeConsul, nursery: trio.Nursery
 ) -> None:
     client = consul.client("x")

@@ -106,7 +106,7 @@ async def test_a_single_node_is_no_failure(nursery: trio.Nursery, autojump_clock
     assert keeper.last_error is None
 
 
-async def test_it_tries_until_somebody_answers(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+async def test_it_tries_until_a_peer_answers(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
     ring = MemoryRing()
     router, late = Recorder(ring), MemoryRouter(ring, registry=("127.0.0.1", 2))
     bootstrap = Named(late.me)
@@ -143,7 +143,7 @@ async def test_a_change_is_joined_soon_but_not_at_once(nursery: trio.Nursery, au
     assert set(router.members()) == {first.me, second.me}
 
 
-async def test_an_empty_answer_makes_nobody_forget(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+async def test_an_empty_answer_removes_no_member(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
     ring = MemoryRing()
     router, friend = Recorder(ring), await other(nursery, ring)
     bootstrap = Named(friend.me)
@@ -257,7 +257,7 @@ async def test_a_split_that_stays_is_told_once(nursery: trio.Nursery, autojump_c
     assert keeper.missing == 0
 
 
-async def test_a_catalog_that_is_empty_filtered_or_old_drops_nobody(
+async def test_a_catalog_that_is_empty_filtered_or_old_removes_no_member(
     nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     ring = MemoryRing()
@@ -308,7 +308,7 @@ async def test_a_leader_that_flaps_is_left_alone_for_a_while(nursery: trio.Nurse
     assert len(router.times) == 1 + 3 + 1, "the last of them is followed in the end"
 
 
-async def test_ignore_follows_nobody_but_is_not_left_alone(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+async def test_ignore_follows_no_leader_but_is_not_left_alone(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
     ring = MemoryRing()
     first, second = await other(nursery, ring), await other(nursery, ring)
     router = Recorder(ring)

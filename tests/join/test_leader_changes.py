@@ -1,5 +1,8 @@
-# Leaders change, and pulls go on: a ring over real connections whose bootstrap names another leader again and
-# again, while all nodes look up what all the others have.
+"""Leaders change, and pulls go on.
+
+A ring over real connections has a bootstrap that names another leader again and again, while all nodes look up the
+content of all others.
+"""
 
 from __future__ import annotations
 

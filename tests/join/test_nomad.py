@@ -1,4 +1,4 @@
-# The election on a Nomad variable, with a clock that jumps; and where Nomad is found.
+"""The election on a Nomad variable in virtual time, and the address of Nomad."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ async def test_a_holder_that_vanishes_is_replaced_after_its_ttl_and_the_lock_del
     took = await until(lambda: agree(*nodes.values()) not in (None, old), 200)
     assert 30 < took < 140
     assert not leads(leader)
-    assert leader.peers()  # it still names somebody
+    assert leader.peers()  # it still names a peer
     del nomad.links[old]
     await until(lambda: leader.problem is None and agree(*nodes.values(), leader), 60)
 
@@ -138,7 +138,7 @@ async def test_a_short_outage_ends_no_lead(
     assert nomad.calls["lock-acquire"] == 1
 
 
-async def test_without_the_right_to_write_it_follows_and_says_what_to_do(
+async def test_without_the_right_to_write_it_follows_and_names_the_missing_right(
     autojump_clock: trio.testing.MockClock, nomad: FakeNomad, cluster: Cluster
 ) -> None:
     nomad.links["bb"] = "read-only"
@@ -190,7 +190,7 @@ def test_paths_of_variables() -> None:
             variable_path(bad)
 
 
-async def test_nobody_listens(tmp_path: Path) -> None:
+async def test_no_process_listens(tmp_path: Path) -> None:
     for settings in (
         NomadSettings("http://127.0.0.1:1"),
         NomadSettings("http://localhost", str(tmp_path / "api.sock")),

@@ -20,7 +20,7 @@ async def read(directory: Path | None) -> tuple[PeerInfo, ...]:
     return remembered.peers
 
 
-async def test_what_is_saved_is_there_in_the_next_run(tmp_path: Path) -> None:
+async def test_saved_members_are_there_in_the_next_run(tmp_path: Path) -> None:
     directory = tmp_path / "new"
     assert await read(directory) == ()
     await Remembered(directory).save(MEMBERS)

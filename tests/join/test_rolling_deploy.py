@@ -1,5 +1,7 @@
-# A rolling deploy replaces each node by one with a new address, and the records of a service discovery change with it.
-# Which of them comes first in an answer means nothing: only an election says that the leader changed.
+"""A rolling deploy replaces each node by one with a new address, and the records of a service discovery change.
+
+The first record of an answer has no meaning: only an election says that the leader has changed.
+"""
 
 from __future__ import annotations
 

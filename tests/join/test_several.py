@@ -1,4 +1,4 @@
-# Fall-backs, with a clock that jumps.
+"""Several bootstraps in order of preference, in virtual time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def where(bootstrap: SeveralBootstraps) -> list[str]:
     return [addr.split("/")[2] for peer in bootstrap.peers() for addr in peer.addrs]
 
 
-async def test_the_next_is_listened_to_while_nobody_can_be_reached(autojump_clock: trio.testing.MockClock) -> None:
+async def test_the_next_bootstrap_is_used_while_no_peer_can_be_reached(autojump_clock: trio.testing.MockClock) -> None:
     lonely = True
     ways = [(text, StaticBootstrap([text])) for text in (CORPSE, SECOND, THIRD)]
     bootstrap = SeveralBootstraps(ways, ME, lambda: lonely)
@@ -44,7 +44,7 @@ class Elected(StaticBootstrap):
         return self.peers()[0] if self.peers() else None
 
 
-async def test_only_an_election_that_counts_says_who_leads(autojump_clock: trio.testing.MockClock) -> None:
+async def test_only_the_election_of_a_bootstrap_in_use_names_the_leader(autojump_clock: trio.testing.MockClock) -> None:
     election, of_me, list_ = Elected([SECOND]), Elected(["10.0.0.9:5001"]), StaticBootstrap([THIRD])
     nobody_yet = Elected([])
     for ways, expected in (
@@ -62,7 +62,7 @@ async def test_only_an_election_that_counts_says_who_leads(autojump_clock: trio.
             nursery.cancel_scope.cancel()
 
 
-async def test_a_fallback_that_is_listened_to_says_who_leads(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_fallback_in_use_names_the_leader(autojump_clock: trio.testing.MockClock) -> None:
     election = Elected([SECOND])
     ways = [("list", StaticBootstrap([CORPSE])), ("election", election)]
     bootstrap = SeveralBootstraps(ways, ME, lambda: True)
@@ -74,7 +74,7 @@ async def test_a_fallback_that_is_listened_to_says_who_leads(autojump_clock: tri
         nursery.cancel_scope.cancel()
 
 
-async def test_who_names_only_this_node_is_passed_over(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_bootstrap_that_names_only_this_node_is_passed_over(autojump_clock: trio.testing.MockClock) -> None:
     ways = [("self", StaticBootstrap(["10.0.0.9:5001"])), ("list", StaticBootstrap([SECOND]))]
     bootstrap = SeveralBootstraps(ways, ME, lambda: False)
     async with trio.open_nursery() as nursery:

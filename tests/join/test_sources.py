@@ -1,4 +1,4 @@
-# What real places answer when they are not well, one question at a time.
+"""Answers of sources that do not work as they should, one question at a time."""
 
 from __future__ import annotations
 

@@ -42,6 +42,9 @@ def test_addresses(address: str, peer: PeerInfo) -> None:
         "/ip4/10.0.0.7/udp/1",
         "/ip4/10.0.0.7/tcp/70000",
         "/ip4/10.0.0.7/tcp/1/p2p/12D3KooWBad",
+        "/ip4/10.0.0.7/tcp/1/p2p/",
+        "/ip4/10.0.0.7/tcp/1/p2p",
+        f"/ip4/10.0.0.7/tcp/1/p2p/{ID}/p2p-circuit",
         "/ip4/10.0.0.7/tcp/1/http",
     ],
 )

@@ -6,10 +6,10 @@ from __future__ import annotations
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from spegel_consul.multiaddrs import parse
 from spegel_consul.peers import peer_id_to_text
 from spegel_consul.ring.dht.keys import dht_key, position
 from spegel_consul.ring.dht.messages import Frames, Message, MessageType, WirePeer, decode, encode
-from spegel_consul.ring.dht.multiaddrs import parse
 from spegel_consul.ring.net import node_key
 
 KEY = "sha256:abababababababababababababababababababababababababababababababab"

@@ -6,9 +6,9 @@ import pytest
 import trio
 from conformance.router import Rig, RouterSuite, eventually, eventually_finds, find, ring_of
 
+from spegel_consul.multiaddrs import Address
 from spegel_consul.peers import PeerInfo, RingError
 from spegel_consul.ring import Router
-from spegel_consul.ring.dht.multiaddrs import Address
 from spegel_consul.ring.dht.protocol_ids import WITHDRAW
 from spegel_consul.ring.net.host import Stream, Unreachable
 from spegel_consul.ring.net.libp2p_host import Libp2pHost

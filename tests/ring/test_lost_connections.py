@@ -7,8 +7,8 @@ import trio.testing
 from libp2p.io.exceptions import IncompleteReadError
 from libp2p.stream_muxer.yamux.yamux import Yamux
 
+from spegel_consul.multiaddrs import Address
 from spegel_consul.ring.dht.messages import Frames, Message, MessageType, decode, encode
-from spegel_consul.ring.dht.multiaddrs import Address
 from spegel_consul.ring.members.pipeline import Pipeline
 from spegel_consul.ring.net.host import Replaced, Stream, StreamClosed, Unreachable
 from spegel_consul.ring.net.libp2p_host import Libp2pHost

@@ -73,7 +73,7 @@ class Sidecar:
     wake: float = math.inf
     reading: int = 0
     passed: float = -math.inf
-    """When the agent last heard of its beacon."""
+    """Time of the last report for its check of spegel-leader."""
 
 
 class Simulation:
@@ -128,7 +128,7 @@ class Simulation:
     def _sidecar(self, number: int) -> Sidecar:
         me = LeaderRecord(f"p{number}", (f"/ip4/10.0.0.{number}/tcp/1/p2p/p{number}",), node=f"n{number}")
         election = Election(self.settings, me, random.Random(self.rng.random()))
-        election.crowd = 3
+        election.cluster_size = 3
         sidecar = Sidecar(number, election)
         self.at(self.now, lambda: self._feed(sidecar, Started()))
         return sidecar
@@ -309,7 +309,7 @@ class Simulation:
 
         self.at(self.sessions[session].ends, due)
 
-    # -- the beacon: its check at the sidecar's own agent
+    # -- spegel-leader: its check at the sidecar's own agent
 
     def _beat(self, sidecar: Sidecar, session: str) -> None:
         if sidecar.alive and session in self.sessions:

@@ -40,8 +40,8 @@ class World:
         election, rng = ElectionSettings(**settings), random.Random(number)
         client = self.consul.client(name)
         service = ServiceDefinition(f"spegel-leader:{name}", "spegel-leader", "10.0.0.1", 5001, (TtlCheck(3.0),))
-        light = LeaderService(client, service) if leader_service else None
-        candidate = Candidate(client, me, election, leader_service=light, rng=rng)
+        leader = LeaderService(client, service) if leader_service else None
+        candidate = Candidate(client, me, election, leader_service=leader, rng=rng)
         scope = trio.CancelScope()
 
         async def run(task_status: trio.TaskStatus[None]) -> None:

@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 
 import trio
 
+from spegel_consul.multiaddrs import Address
 from spegel_consul.peers import peer_id_of_ed25519
-from spegel_consul.ring.dht.multiaddrs import Address
 from spegel_consul.ring.net.host import (
     DialledSelf,
     Handler,

@@ -137,7 +137,7 @@ class SimNode:
         self.candidate = Candidate(
             self._client,
             record,
-            crowd=lambda: len(catalog.members),
+            cluster_size=lambda: len(catalog.members),
             leader_service=LeaderService(self._client, services.leader),
             rng=rng(),
         )

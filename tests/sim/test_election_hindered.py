@@ -196,7 +196,9 @@ async def test_the_lock_ends_soon_after_a_process_that_hangs(autojump_clock: tri
         assert other.view == before
 
 
-async def test_who_may_not_register_leads_without_a_beacon(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_node_that_may_not_register_leads_without_a_leader_service(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     async with world() as w:
         w.consul.links["n0"] = "no-service"
         with capture_logs() as logs:
@@ -208,8 +210,10 @@ async def test_who_may_not_register_leads_without_a_beacon(autojump_clock: trio.
         ]
 
 
-async def test_a_beacon_that_is_denied_on_the_second_try_is_put_out(autojump_clock: trio.testing.MockClock) -> None:
-    """And is lit again in the next candidacy, when the token may."""
+async def test_a_leader_service_that_is_denied_on_the_second_try_is_deregistered(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """It is registered again in the next candidacy, when the token may."""
     async with world(1) as w:
         first = await w.leader()
         candidate = await w.add(leader_service=True)

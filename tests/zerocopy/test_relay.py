@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 import trio
 
+from spegel_consul.peers import PeerError
 from spegel_consul.zerocopy.hash_tap import Tap
 from spegel_consul.zerocopy.position import Position
 from spegel_consul.zerocopy.relay import Passage, Relay
-from spegel_consul.zerocopy.source import SourceFailed, Throughput
+from spegel_consul.zerocopy.source import Throughput
 from spegel_consul.zerocopy.spool import OWN, Spool, SpoolSpace
 
 DATA = random.Random(15).randbytes(3_000_001)
@@ -112,7 +113,7 @@ async def test_a_body_in_any_parts_from_any_number_of_sources(seed: int, hashed:
                 if stop == size:
                     await relay.pull(peer, Throughput(5.0))
                 else:
-                    with pytest.raises(SourceFailed, match="closed the connection"):
+                    with pytest.raises(PeerError, match="closed the connection"):
                         await relay.pull(peer, Throughput(5.0))
             assert position.taken == stop
         if hashed:
@@ -134,7 +135,7 @@ async def test_more_than_was_promised_is_refused_before_it_is_sent(kind: str) ->
         position = Position(10)
         into = carrier(kind, client, position, None)
         await into.put(b"12345678")
-        with pytest.raises(SourceFailed) as failed:
+        with pytest.raises(PeerError) as failed:
             await into.put(b"9abc")
         assert failed.value.broken
         into.close()
@@ -277,7 +278,7 @@ async def test_a_source_that_closes_mid_pipe_says_where_the_next_one_begins() ->
     async with trio.open_nursery() as nursery:
         client = Client(nursery)
         relay = Relay(client.sink, position, None)
-        with source, pytest.raises(SourceFailed, match="closed"):
+        with source, pytest.raises(PeerError, match="closed"):
             await relay.pull(source, Throughput(1.0))
         relay.close()
         assert await client.end() == DATA[:5000]

@@ -7,9 +7,10 @@ import socket
 import pytest
 import trio
 
+from spegel_consul.peers import PeerError
 from spegel_consul.zerocopy.position import Position
 from spegel_consul.zerocopy.relay import Relay
-from spegel_consul.zerocopy.source import SourceFailed, SourceSlow, Throughput
+from spegel_consul.zerocopy.source import SourceSlow, Throughput
 
 MIB = 1 << 20
 
@@ -43,7 +44,7 @@ def test_a_drip_is_a_silence(least: int) -> None:
     if least:
         with pytest.raises(SourceSlow):
             gives(throughput, 1.0, MIB, wait=1.0)
-    with pytest.raises(SourceFailed, match="1 bytes per second for 5 s") as failed:
+    with pytest.raises(PeerError, match="1 bytes per second for 5 s") as failed:
         gives(throughput, 1.0, MIB, wait=1.0)
     assert failed.value.hung
 

@@ -1,7 +1,10 @@
-# Two small cores that everything which polls Consul shares: when to ask again after a failure, and from which
-# index to wait.  The index rules are those of "Blocking Queries: implementation details" in Consul's manual.
+"""The pause after a failed question to Consul, and the index from which the next one waits.
 
-"""How fast, and from where, Consul is asked again."""
+All tasks that poll Consul share these two objects, which have no I/O.  The rules of the index are those of "Blocking
+Queries: implementation details" in Consul's manual.
+
+A new rule about the time or the index of a repeated question belongs here.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +12,19 @@ import random
 
 
 class Backoff:
-    """Growing random delays, so that nodes that failed together don't return together."""
+    """Random pauses that grow, so that nodes that failed at the same moment do not return at the same moment."""
 
     def __init__(self, first: float, cap: float, rng: random.Random) -> None:
         self._first, self.cap, self._rng = first, cap, rng
         self._failures = 0
 
     def next(self) -> float:
-        """Seconds to wait after one more failure: up to twice as long each time, never above ``cap``."""
+        """Seconds to wait after one more failure: up to twice as long each time, at most ``cap``."""
         self._failures = min(self._failures + 1, 30)
         return self._rng.uniform(self._first / 2, min(self.cap, self._first * 2**self._failures))
 
     def reset(self) -> None:
-        """It worked."""
+        """A question was answered; the next pause is a first one."""
         self._failures = 0
 
 
@@ -32,12 +35,12 @@ class BlockingIndex:
         self.value = 0
 
     def advance(self, answered: int) -> None:
-        """Note the index of an answer; ``answered`` 0 means that it carried none."""
+        """Note the index of an answer; 0 stands for an answer without an index."""
         if 0 < answered < self.value:
-            self.value = 0  # the servers were restored from a snapshot, or the entry was collected
+            self.value = 0  # because the servers were restored from a snapshot, or the entry was collected
         else:
-            self.value = max(answered, self.value, 1)  # 0 would not block
+            self.value = max(answered, self.value, 1)  # because a query with index 0 does not block
 
     def reset(self) -> None:
-        """Ask from the beginning: after every failure, because the agent may be another one."""
+        """Ask for an answer at once; needed after each failure, because another agent may answer next."""
         self.value = 0

@@ -1,11 +1,12 @@
-# The typed face of Consul: what the rooms of this program ask, and nothing else.
-#
-# Requests that the library makes well go through it (KV, session.destroy, agent, status).  It can't create a
-# session that is bound to service checks or has a TTL below 10 s, it can't register a service with its own
-# check id or replace-existing-checks, and health queries can't be stale: these are our own JSON on the same
-# transport.  Every answer is checked for its type here, so that nothing untyped leaves this file.
+"""``ConsulClient``: typed, awaitable, cancellable calls to one Consul agent.
 
-"""``ConsulClient``: typed, awaitable, cancellable calls to one Consul agent."""
+Requests that the library makes well use the library (KV, session.destroy, agent, status).  The library can't bind a
+session to service checks or give it a TTL below 10 s, can't register a service with its own check id or with
+replace-existing-checks, and can't ask for stale health.  Those requests are JSON of this module on the same transport.
+Each answer is checked for its type here, so that no untyped value leaves this module.
+
+A new request to Consul belongs here.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ from spegel_consul.consul.api.transport import TrioConsul, TrioHTTPClient, answe
 
 @dataclass(frozen=True, slots=True)
 class KVEntry:
-    """One key. ``session`` holds its lock, None if it is free; the indexes are Raft indexes."""
+    """A key. ``session`` is the holder of its lock, None if the lock is free; the indexes are Raft indexes."""
 
     key: str
     value: bytes
@@ -38,7 +39,7 @@ class KVEntry:
 
 @dataclass(frozen=True, slots=True)
 class AgentService:
-    """A service as the local agent has it; ``weights`` for an instance that passes and for one that warns."""
+    """A service of the local agent. ``weights``: of an instance that passes, and of one that warns."""
 
     id: str
     name: str
@@ -51,7 +52,7 @@ class AgentService:
 
 @dataclass(frozen=True, slots=True)
 class HealthyService:
-    """An instance of a service in the catalog. ``address`` is the node's where the service has none."""
+    """An instance of a service in the catalog. ``address`` is the node's address if the service has none."""
 
     id: str
     name: str
@@ -65,8 +66,8 @@ class HealthyService:
 class ConsulClient(AbstractAsyncContextManager["ConsulClient"]):
     """Calls to the agent of ``settings``. Use as ``async with``; all methods raise ConsulError.
 
-    ``transport`` replaces the network, for tests. Constructing raises ValueError for TLS files that can't be
-    used. An agent named by a host name costs one worker thread per look-up; addresses and sockets cost none.
+    ``transport`` replaces the network in tests. The constructor raises ValueError for TLS files that can't be used. An
+    agent that is named by a host name costs one worker thread per look-up; addresses and sockets cost none.
     """
 
     def __init__(self, settings: ConsulSettings, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
@@ -74,7 +75,7 @@ class ConsulClient(AbstractAsyncContextManager["ConsulClient"]):
         self._http = TrioHTTPClient(settings, transport)
         self._api = TrioConsul(self._http)
         self.renewals = {"ok": 0, "failed": 0}
-        """How many renewals of sessions worked and did not."""
+        """Numbers of session renewals that succeeded and failed."""
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -84,11 +85,11 @@ class ConsulClient(AbstractAsyncContextManager["ConsulClient"]):
 
     @property
     def answered_at(self) -> float | None:
-        """When Consul last did what was asked (Trio clock); None before the first time."""
+        """Trio time of the last request that succeeded; None before the first one."""
         return self._http.answered_at
 
     async def token(self) -> str | None:
-        """The ACL token that the next request carries; it changes when the token file does."""
+        """The ACL token of the next request; it changes with the token file."""
         return await self._http.tokens.current()
 
     # -- keys and locks
@@ -96,9 +97,9 @@ class ConsulClient(AbstractAsyncContextManager["ConsulClient"]):
     async def kv_get(
         self, key: str, index: int = 0, wait: float = 60.0, *, consistent: bool = False
     ) -> tuple[int, KVEntry | None]:
-        """The key and the index to wait on; with ``index`` returns at a change or after ``wait`` seconds.
+        """The index to wait on, and the key; with ``index`` returns at a change or after ``wait`` seconds.
 
-        ``consistent`` costs the servers one round among them and is answered by none that has not caught up.
+        ``consistent`` costs the servers a round of messages; a server that has not caught up does not answer then.
         """
         raw, item = await self._api.kv.get(
             key,
@@ -119,11 +120,11 @@ class ConsulClient(AbstractAsyncContextManager["ConsulClient"]):
         return _index(raw), entry
 
     async def kv_acquire(self, key: str, session: str, value: bytes, flags: int = 0) -> bool:
-        """Lock ``key`` for ``session`` and write it; False if it is held or in lock-delay. InvalidSession."""
+        """Lock ``key`` for ``session`` and write it; False if it is held or in lock-delay. Raises InvalidSession."""
         return _true(await self._api.kv.put(key, value, acquire=session, flags=flags), "acquire")
 
     async def kv_release(self, key: str, session: str, value: bytes, flags: int = 0) -> bool:
-        """Write ``key`` and give up its lock, without lock-delay; False if ``session`` does not hold it."""
+        """Write ``key`` and release its lock, without a lock-delay; False if ``session`` does not hold it."""
         return _true(await self._api.kv.put(key, value, release=session, flags=flags), "release")
 
     # -- sessions
@@ -148,14 +149,14 @@ class ConsulClient(AbstractAsyncContextManager["ConsulClient"]):
             "Behavior": behavior,
         }
         if service_checks:
-            body["NodeChecks"] = ["serfHealth"]  # the default, which naming any check would replace
+            body["NodeChecks"] = ["serfHealth"]  # the default, which the list of service checks would replace
             body["ServiceChecks"] = [{"ID": check} for check in service_checks]
         answer = await self._http.request("PUT", answered_json, "/v1/session/create", data=json.dumps(body))
         with _Shape("session"):
             return str(answer["ID"])
 
     async def session_renew(self, session: str, within: float | None = None) -> None:
-        """Give the session another TTL; ``within`` seconds. NotFound: it is gone, or a proxy says so (see text)."""
+        """Renew the session for a TTL, in ``within`` seconds. Raises NotFound; Consul's text names the session."""
         try:
             answer = await self._http.request("PUT", answered_json, f"/v1/session/renew/{session}", within=within)
             with _Shape("session"):
@@ -167,7 +168,7 @@ class ConsulClient(AbstractAsyncContextManager["ConsulClient"]):
         self.renewals["ok"] += 1
 
     async def session_destroy(self, session: str) -> None:
-        """End the session; a lock that it still holds goes into lock-delay. Unknown sessions are no error."""
+        """End the session; a lock that it holds goes into lock-delay. An unknown session is no error."""
         await self._api.session.destroy(session)
 
     # -- this agent
@@ -190,7 +191,7 @@ class ConsulClient(AbstractAsyncContextManager["ConsulClient"]):
             }
 
     async def register_service(self, definition: Mapping[str, object]) -> None:
-        """Register with this agent in place of what it has under that id, checks included."""
+        """Register a service with this agent, in place of the service and checks with the same id."""
         await self._http.request(
             "PUT",
             answered_ok,
@@ -200,13 +201,13 @@ class ConsulClient(AbstractAsyncContextManager["ConsulClient"]):
         )
 
     async def deregister_service(self, service_id: str) -> None:
-        """Remove from this agent; an unknown id is no error, whichever way this Consul says so."""
+        """Remove a service from this agent; an unknown id is no error."""
         path = f"/v1/agent/service/deregister/{service_id}"
         with suppress(NotFound):
             await self._http.request("PUT", answered_ok, path)
 
     async def check_pass(self, check_id: str, within: float | None = None) -> None:
-        """Say that a TTL check passes. ServerError or NotFound: the agent has no such check."""
+        """Report that a TTL check passes. Raises ServerError or NotFound if the agent has no such check."""
         await self._http.request("PUT", answered_ok, f"/v1/agent/check/pass/{check_id}", within=within)
 
     # -- the catalog and the servers
@@ -220,7 +221,7 @@ class ConsulClient(AbstractAsyncContextManager["ConsulClient"]):
         near: str | None = None,
         stale: bool = False,
     ) -> tuple[int, tuple[HealthyService, ...]]:
-        """Passing instances of a service, and the index to wait on; none without the right to read."""
+        """The index to wait on, and the passing instances of a service; empty without the right to read."""
         params: list[tuple[str, Any]] = [("passing", "1")]
         if index:
             params += [("index", index), ("wait", format_duration(wait))]
@@ -234,7 +235,7 @@ class ConsulClient(AbstractAsyncContextManager["ConsulClient"]):
         return found
 
     async def status_leader(self, within: float | None = None) -> str:
-        """``ip:port`` of the servers' Raft leader, empty while they have none; asked for ``within`` seconds."""
+        """``ip:port`` of the servers' Raft leader, empty while they have none; waits at most ``within`` seconds."""
         answer = await self._http.request("GET", answered_json, "/v1/status/leader", within=within)
         if not isinstance(answer, str):
             raise UnexpectedAnswer(f"the Raft leader's address is {answer!r}")
@@ -242,7 +243,7 @@ class ConsulClient(AbstractAsyncContextManager["ConsulClient"]):
 
 
 class _Shape:
-    """Turns what indexing into a wrongly shaped answer raises into UnexpectedAnswer."""
+    """Converts exceptions of indexing into an answer of the wrong shape to UnexpectedAnswer."""
 
     def __init__(self, what: str) -> None:
         self._what = what
@@ -251,7 +252,7 @@ class _Shape:
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        # whatever indexing into strangers' JSON comes to: a number may be infinite, a list nested without end
+        # any exception, because in untrusted JSON a number may be infinite and a list nested without end
         if isinstance(error, Exception) and not isinstance(error, ConsulError):
             raise UnexpectedAnswer(f"{self._what}: not an answer of Consul's") from error
 
@@ -261,7 +262,7 @@ def _instances(response: Any) -> tuple[int, tuple[HealthyService, ...]]:
 
 
 def _index(raw: object) -> int:
-    """The header is text, and may be missing; 0 then, which asks for an answer at once."""
+    """The index in a header; 0, which asks for an answer at once, if the header is missing or no number."""
     try:
         return max(0, int(str(raw)))
     except ValueError:
@@ -269,7 +270,7 @@ def _index(raw: object) -> int:
 
 
 def _true(answer: object, what: str) -> bool:
-    if not isinstance(answer, bool):  # truth is not enough: the library turns a 404 into a tuple
+    if not isinstance(answer, bool):  # a true value is not enough, because the library turns a 404 into a tuple
         raise UnexpectedAnswer(f"{what}: {answer!r} is neither true nor false")
     return answer
 

@@ -1,10 +1,14 @@
-# Something else renews certificates on the disk of a running process (Vault, consul-template, Nomad), so the files are
-# looked at before a request, once a second at most, in a thread; a disk that hangs holds up a request for a second.
-# The context stays the same object, which the pool of connections holds: connections that are made from now on show the
-# new certificate, those that stand keep the old one.  New authorities count besides the old ones; one that was taken
-# away counts until the next start.
+"""``FollowedContext``: the TLS context for Consul, which follows its files.
 
-"""``FollowedContext``: the client's side of TLS, which follows its files."""
+Vault, consul-template and Nomad replace certificates on the disk while this process runs.  So the files are examined
+before a request, at most once a second, in a thread; a disk that hangs delays a request by at most one second.
+
+The pool of connections holds the context, so the context stays the same object.  New connections show the new
+certificate, and open ones keep the old one.  New authorities are trusted in addition to the old ones; a removed
+authority is trusted until the next start, because a context can't forget one.
+
+A new rule about the time at which TLS files are read again belongs here.  Their contents belong to ``consul_settings``.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +25,7 @@ from spegel_consul.log import ProblemReport
 log = structlog.get_logger(__name__)
 
 _LOOK_EVERY = 1.0
-_WITHIN = 1.0  # seconds that a look may hold up a request, such as a renewal
+_WITHIN = 1.0  # seconds by which the disk may delay a request, such as a renewal
 
 
 class FollowedContext:
@@ -35,13 +39,13 @@ class FollowedContext:
         self._report = ProblemReport(log, "new TLS files are not used", field="error")
 
     async def look(self, now: float) -> None:
-        """Take in what has changed; files that are wrong, or half replaced, leave the old ones in use."""
+        """Load files that have changed. While they are wrong or half replaced, the old certificates stay in use."""
         if now < self._next_look:
             return
         self._next_look = now + _LOOK_EVERY
         if (new := await self._files.look()) is not None:
             _, load = new
-            load(self.context)  # not in the thread, because a context must not change while a handshake begins
+            load(self.context)  # not in the thread, because the context must not change during a handshake
         self._report.tell(self._files.problem)
 
     def _paths(self) -> list[Path]:

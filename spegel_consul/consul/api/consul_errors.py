@@ -1,10 +1,11 @@
-# What can go wrong between us and an agent, as far as callers act differently on it.
-#
-# The client library has one exception for every 5xx, lets its HTTP client's exceptions leak and returns
-# truthy or falsy values for a 404.  Everything is sorted here instead, once, from the status and the text
-# of the answer; the texts are those of Consul 1.8 to 1.22.
+"""Typed errors of Consul's HTTP API. All derive from :class:`ConsulError`; ``str()`` is one line for people.
 
-"""Typed errors of Consul's HTTP API. All derive from :class:`ConsulError`; ``str()`` is one line for people."""
+There is one class per reaction of the callers.  The client library has one exception for every 5xx, passes on the
+exceptions of its HTTP client, and returns true or false values for a 404.  So each answer is classified here once, by
+its status and its text; the texts are those of Consul 1.8 to 1.22.
+
+A new reaction to an answer of Consul needs a class here, and a case in :func:`error_for`.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +13,8 @@ import re
 
 from spegel_consul.consul.api.duration import parse_duration
 
-_LOOKED_AT = 1024
-"""Characters of an answer's text that are looked at, because patterns are matched against them."""
+_EXAMINED = 1024
+"""Characters of an answer's text that patterns are matched against."""
 
 
 class ConsulError(Exception):
@@ -33,7 +34,7 @@ class AccessDenied(ConsulError):
 
 
 class NotFound(ConsulError):
-    """404 from an endpoint on which it is not a regular answer."""
+    """404 from an endpoint whose regular answers do not include it."""
 
 
 class RequestRefused(ConsulError):
@@ -57,7 +58,7 @@ class InvalidSession(ServerError):
 
 
 class InvalidSessionTTL(ServerError):
-    """The TTL is outside the servers' limits: ``shortest`` and ``longest`` in seconds, None if not told."""
+    """The TTL is outside the servers' limits: ``shortest`` and ``longest`` in seconds, None if the answer has none."""
 
     def __init__(self, message: str, shortest: float | None = None, longest: float | None = None) -> None:
         super().__init__(message)
@@ -69,18 +70,18 @@ class InvalidSessionTTL(ServerError):
 
 
 class CheckNotPassing(ServerError):
-    """A check to which a session shall be bound is unknown or critical."""
+    """The servers do not know a check of the new session, or it is critical."""
 
 
 class UnexpectedAnswer(ConsulError):
-    """An answer that Consul does not give: a proxy's page, a wrong path, a missing header."""
+    """The answer is not one of Consul's: a proxy's page, a wrong path, a missing header."""
 
 
 def error_for(status: int, text: str) -> ConsulError | None:
     """The error that an answer stands for; None for 2xx."""
     if 200 <= status < 300:
         return None
-    text = text[:_LOOKED_AT]
+    text = text[:_EXAMINED]
     line = " ".join(text.split())
     if len(line) > 160:
         line = line[:157] + "..."
@@ -98,7 +99,7 @@ def error_for(status: int, text: str) -> ConsulError | None:
     if status < 500:
         return UnexpectedAnswer(message)
     if "ermission denied" in text or "ACL not found" in text:
-        return AccessDenied(message)  # servers before 1.5 wrap it in a 500 when an agent forwards
+        return AccessDenied(message)  # because servers before 1.5 wrap it in a 500 if an agent forwards the request
     if "invalid session" in text:
         return InvalidSession(message)
     if "Missing check" in text or "is in critical state" in text:

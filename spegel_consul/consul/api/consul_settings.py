@@ -1,8 +1,11 @@
-# The rules are those of Consul's own Go client (api.NewClient), because operators and Nomad set these
-# variables for it: one environment must mean the same to `consul kv get` and to us.  Two differences,
-# both on purpose: the token file is read again when it changes, and a bad value is named.
+"""``ConsulSettings``: the address, credentials and TLS files of the agent, from Consul's environment variables.
 
-"""Where the Consul agent is and how to speak to it, from Consul's standard environment variables."""
+The rules are those of Consul's Go client (api.NewClient), because operators and Nomad set these variables for it: one
+environment must mean the same to ``consul kv get`` and to this program.  There are two intended differences: the token
+file is read again when it changes, and the error for a bad value names its variable.
+
+A new environment variable of Consul, or a rule about one, belongs here.
+"""
 
 from __future__ import annotations
 
@@ -37,11 +40,11 @@ class ConsulSettings:
     scheme: str = "http"
     host: str = "127.0.0.1"
     port: int | None = 8500
-    """None: the scheme's own port."""
+    """None for the default port of the scheme."""
     uds: str | None = None
-    """Path of a unix socket; ``host`` and ``port`` are then only for the Host header."""
+    """Path of a unix socket; then ``host`` and ``port`` are used only for the Host header."""
     path_prefix: str = ""
-    """``/consul`` for an agent behind a reverse proxy's path."""
+    """Path of the agent behind a reverse proxy, such as ``/consul``."""
     token: str | None = field(default=None, repr=False)
     token_file: str | None = None
     basic_auth: tuple[str, str] | None = field(default=None, repr=False)
@@ -58,7 +61,7 @@ class ConsulSettings:
     def from_address(cls, address: str, *, tls: bool = False) -> ConsulSettings:
         """``host``, ``host:port``, ``[v6]:port``, ``http(s)://host[:port][/prefix]`` or ``unix:///path``.
 
-        ``tls`` asks for HTTPS where the address has no scheme; an address with ``http://`` doesn't lower it.
+        ``tls`` asks for HTTPS if the address does not begin with ``https://``.
         Raises ValueError.
         """
         scheme, separator, rest = address.partition("://")
@@ -107,7 +110,7 @@ class ConsulSettings:
 
     @property
     def trusted(self) -> str:
-        """Whose signatures count, in words: CONSUL_CACERT wins over CONSUL_CAPATH, either over the system's."""
+        """The authorities, for people: CONSUL_CACERT replaces CONSUL_CAPATH, and either replaces the system's."""
         if self.cafile:
             return f"CONSUL_CACERT, {self.cafile}"
         if self.capath:
@@ -119,9 +122,9 @@ class ConsulSettings:
         return self.tls_files()[0]
 
     def tls_files(self) -> tuple[ssl.SSLContext, Callable[[ssl.SSLContext], None]]:
-        """Such a context, and what puts the same certificates into another one, besides those that it has.
+        """A new context, and a function that adds the same certificates to another context.
 
-        Only this reads files, so that a context that is in use is changed by the task that uses it, without waiting.
+        All files are read here. So the task that uses a context can change it with the function, without waiting.
         """
         authorities = self._authorities()
         context = ssl.create_default_context(cadata=authorities)
@@ -145,7 +148,7 @@ class ConsulSettings:
         return context, load
 
     def _authorities(self) -> str | None:
-        """The PEM text of the file, or of all files below the directory; Go reads them all, whatever their names."""
+        """The PEM text of the file, or of all files below the directory, because Go reads files of any name."""
         if self.cafile:
             return _certificates("CONSUL_CACERT", Path(self.cafile))
         if not self.capath:
@@ -162,7 +165,7 @@ class ConsulSettings:
 
 def _certificates(variable: str, path: Path) -> str:
     try:
-        text = foreign_files.read(path, pem.SIZE).decode("ascii", "ignore")  # bundles have comments
+        text = foreign_files.read(path, pem.SIZE).decode("ascii", "ignore")  # ignore, because of comments
         ssl.create_default_context(cadata=text)
     except (ssl.SSLError, ValueError) as why:
         raise ValueError(f"{variable}: {path}: no certificates in PEM form") from why
@@ -172,7 +175,7 @@ def _certificates(variable: str, path: Path) -> str:
 
 
 def _flag(env: Mapping[str, str], variable: str, default: bool) -> bool:
-    """Go's strconv.ParseBool, and nothing more lenient: both clients must read one value alike."""
+    """Go's strconv.ParseBool, not more lenient, because both clients must read a value alike."""
     text = env.get(variable)
     if not text:
         return default

@@ -1,4 +1,4 @@
-"""Durations as Go writes them: ``1m30s``, ``250ms``."""
+"""Durations in Go's notation: ``1m30s``, ``250ms``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _PART = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)")
 
 def parse_duration(text: str) -> float:
     """Seconds; ValueError if ``text`` is not a Go duration with at least one unit."""
-    if text == "0":  # as in Go, nothing needs no unit
+    if text == "0":  # because Go accepts a zero without a unit
         return 0.0
     total, end = 0.0, 0
     for part in _PART.finditer(text):
@@ -24,5 +24,5 @@ def parse_duration(text: str) -> float:
 
 
 def format_duration(seconds: float) -> str:
-    """Whole milliseconds, at least one: Consul reads a wait of zero as its default of five minutes."""
+    """Whole milliseconds, at least one, because Consul takes a wait of zero for its default of five minutes."""
     return f"{max(1, round(seconds * 1000))}ms"

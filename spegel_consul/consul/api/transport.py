@@ -1,20 +1,21 @@
-# The client library, made to run on Trio and kept behind a fence.
-#
-# python-consul2's endpoint classes only build paths, parameters and a callback, and return whatever the HTTP
-# client under them returns.  So an HTTP client with `async` methods makes the whole API awaitable: no threads,
-# and a cancelled call closes its socket.  What the library gets wrong is fenced here:
-#
-#   * its constructor lets the environment beat its arguments and understands neither unix sockets nor IPv6
-#     nor a path prefix, and it warns about an endpoint that we never call: TrioConsul builds the endpoints itself
-#   * a 404 becomes `(None, None)`, which is true, or False: a 404 raises here, unless it is the regular answer
-#     of a missing key, which carries an index
-#   * statuses are told apart only roughly, HTML makes a JSONDecodeError, a missing header a KeyError: sorted
-#     by errors.error_for() before, and caught behind, the library's callback
-#   * some endpoints forget the token: it is added to every request here
-#   * there is no limit: each call has one in time - a blocking query its wait plus what Consul adds to it - and one
-#     in bytes by its kind, see bounded.py
+"""The Trio transport under python-consul2.
 
-"""The Trio transport under python-consul2."""
+The endpoint classes of the library only build paths, parameters and a callback, and return the result of the HTTP
+client under them.  So an HTTP client with coroutine methods makes the whole API awaitable: it needs no threads, and a
+cancelled call closes its socket.  Faults of the library end here:
+
+* Its constructor prefers the environment to its arguments, understands neither unix sockets nor IPv6 nor a path
+  prefix, and warns about an endpoint that is never called.  So ``TrioConsul`` builds the endpoints itself.
+* It turns a 404 into ``(None, None)``, which is true, or into False.  So a 404 is an exception here, unless it is the
+  regular answer for a missing key, which carries an index.
+* It classifies statuses only roughly; HTML raises JSONDecodeError, and a missing header KeyError.  So statuses are
+  classified by ``error_for`` before its callback, and exceptions of the callback are converted.
+* Some of its endpoints forget the token.  So the token is added to each request here.
+* It has no limits.  Here each call has a limit of time (a blocking query its wait, plus the time that Consul may add)
+  and a limit of bytes.
+
+A rule that holds for every request to Consul belongs here; a new request belongs to ``client``.
+"""
 
 from __future__ import annotations
 
@@ -47,19 +48,19 @@ CONNECT_TIMEOUT = 3.0
 CALL_TIMEOUT = 10.0
 _SLACK = 2.0
 ANSWER_SIZE = 1 << 20
-"""Longest answer that is taken, in bytes: a value of 512 KiB, which is Consul's limit, has 700 kB in base64."""
+"""Longest answer in bytes: a value of 512 KiB, which is Consul's limit, has 700 kB in base64."""
 LIST_SIZE = 32 << 20
-"""The same for lists of services: an instance takes 1 to 3 kB, so these are more than ten thousand."""
+"""Longest list of services in bytes: an instance takes 1 to 3 kB, so more than ten thousand fit."""
 _LISTS = ("/v1/health/", "/v1/agent/services")
 _LARGE = 1 << 18
-"""Bytes of an answer above which it is decoded in a thread: the catalog of a thousand nodes takes 30 ms and more."""
+"""Bytes of an answer above which it is decoded in a thread; the catalog of a thousand nodes takes at least 30 ms."""
 _KEEPALIVE = [
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10),
     (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
 ]
-"""A long poll whose other end is gone ends after 25 s; without this it would end only with its time limit."""
+"""With these a long poll ends 25 s after its other end is gone; without them it ends with its time limit."""
 
 
 class TrioHTTPClient(HTTPClient):  # type: ignore[misc]  # the library has no types
@@ -70,14 +71,14 @@ class TrioHTTPClient(HTTPClient):  # type: ignore[misc]  # the library has no ty
         self.base_uri = settings.base_url
         self.tokens = TokenSource(settings.token, settings.token_file)
         self.answered_at: float | None = None
-        """When Consul last did what was asked (Trio clock)."""
+        """Trio time of the last request that succeeded; None before the first one."""
         self._scope = [
             (name, value) for name, value in (("ns", settings.namespace), ("partition", settings.partition)) if value
         ]
         self._trusted = settings.trusted
         self._extensions = {"sni_hostname": settings.tls_server_name} if settings.tls_server_name else {}
         self._tls = FollowedContext(settings) if settings.scheme == "https" else None
-        # The pool is far larger than the number of long polls, so that a renewal never queues behind one.
+        # the pool is far larger than the number of long polls, so that a renewal never queues behind one
         self._client = bounded_client.client(
             transport=transport
             or httpx.AsyncHTTPTransport(
@@ -99,10 +100,10 @@ class TrioHTTPClient(HTTPClient):  # type: ignore[misc]  # the library has no ty
         data: str | bytes = b"",
         within: float | None = None,
     ) -> Any:
-        """One request; what ``callback``, a pure function, makes of the answer. Raises ConsulError.
+        """The result of ``callback``, a pure function, for the answer to one request. Raises ConsulError.
 
-        ``within`` (seconds) is for the answer, after a connection that has at most 3 s; None means 10 s, or
-        for a blocking query its wait and what the server may add.
+        ``within`` is the limit for the answer in seconds, after at most 3 s for the connection. None means 10 s, or for
+        a blocking query its wait and the time that the server may add.
         """
         query = [*(params or ()), *self._scope]
         budget = within or _budget(dict(query))
@@ -126,10 +127,10 @@ class TrioHTTPClient(HTTPClient):  # type: ignore[misc]  # the library has no ty
         except bounded_client.AnswerRefused as why:
             raise UnexpectedAnswer(f"{method} {path}: {why}: not an answer of Consul's") from None
         except httpx.LocalProtocolError as why:
-            raise ConsulUnavailable(f"{self.base_uri}: {root_cause(why)}") from None  # not even in a traceback
+            raise ConsulUnavailable(f"{self.base_uri}: {root_cause(why)}") from None  # its text has the token
         except (httpx.HTTPError, httpx.InvalidURL) as why:
             raise ConsulUnavailable(f"{self.base_uri}: {root_cause(why)}{self._hint(why)}") from why
-        except Exception as why:  # the client is closed, or a fault of a library: never the end of a task
+        except Exception as why:  # because a closed client, or a fault of a library, must not end a task
             raise ConsulUnavailable(f"{self.base_uri}: {type(why).__name__}: {root_cause(why)}") from why
         missing_key = answer.status == 404 and "X-Consul-Index" in answer.headers
         if not missing_key and (error := error_for(answer.status, answer.text)) is not None:
@@ -144,14 +145,14 @@ class TrioHTTPClient(HTTPClient):  # type: ignore[misc]  # the library has no ty
             return await in_thread(partial(callback, response))
         except ConsulError:
             raise
-        except Exception as why:  # whatever a decoder makes of bytes that others chose; MemoryError is one
+        except Exception as why:  # because a decoder of untrusted bytes may raise anything, even MemoryError
             reason = " ".join(str(why).split())[:100]
             raise UnexpectedAnswer(
                 f"{method} {path}: not an answer of Consul's ({type(why).__name__}: {reason})"
             ) from why
 
     def _hint(self, error: BaseException) -> str:
-        """Which settings a failed verification has to do with."""
+        """The setting to change after a failed verification, for people."""
         text = root_cause(error)
         if "CERTIFICATE_VERIFY_FAILED" not in text and "certificate verify failed" not in text:
             return ""
@@ -159,7 +160,7 @@ class TrioHTTPClient(HTTPClient):  # type: ignore[misc]  # the library has no ty
             return " (CONSUL_TLS_SERVER_NAME is the name that its certificate must have)"
         return f" (its certificate is not signed by {self._trusted})"
 
-    # The library's interface. It passes headers only for the token, which request() adds.
+    # The interface of the library, which passes headers only for the token; request() adds that.
     async def get(self, callback: Any, path: str, params: Any = None, headers: Any = None, **_: Any) -> Any:
         return await self.request("GET", callback, path, params)
 
@@ -182,7 +183,7 @@ class TrioConsul(Consul):  # type: ignore[misc]  # the library has no types
 
     def __init__(self, http: TrioHTTPClient) -> None:
         self.http = http
-        self.token = None  # added below, to every request
+        self.token = None  # because TrioHTTPClient.request adds it to every request
         self.dc = None
         self.consistency = "default"
         self.agent = Consul.Agent(self)
@@ -193,14 +194,14 @@ class TrioConsul(Consul):  # type: ignore[misc]  # the library has no types
 
 
 def answered_json(response: Any) -> Any:
-    """A callback for our own requests: the decoded body; NotFound for a 404, whatever its headers."""
+    """A callback for requests that do not use the library: the decoded body. Raises NotFound for each 404."""
     if response.code == 404:
         raise NotFound(response.body)
     return CB.json()(response)
 
 
 def answered_ok(response: Any) -> None:
-    """A callback for requests whose answer has no content worth reading, unless it is a page of somebody else's."""
+    """A callback for requests whose answer has no content. Raises UnexpectedAnswer for HTML, which a proxy sent."""
     if response.code == 404:
         raise NotFound(response.body)
     if response.body.lstrip().startswith("<"):
@@ -211,13 +212,13 @@ def _budget(query: dict[str, Any]) -> float:
     if not query.get("index"):
         return CALL_TIMEOUT
     wait = parse_duration(query["wait"]) if query.get("wait") else 300.0
-    return wait + wait / 16 + _SLACK  # the server adds up to a sixteenth, to spread its clients
+    return wait + wait / 16 + _SLACK  # because the server adds up to a sixteenth, to spread its clients
 
 
 def root_cause(error: BaseException) -> str:
-    """httpx often has an empty text; the reason (refused, certificate) is further down."""
+    """The reason (refused, certificate) in a chain of exceptions; the first one of httpx often has an empty text."""
     if isinstance(error, httpx.LocalProtocolError):
-        return "the request has a header that HTTP does not allow"  # its own text shows the header, so the token
+        return "the request has a header that HTTP does not allow"  # its own text shows the token
     best, seen, at = str(error), set(), error
     while id(at) not in seen:
         seen.add(id(at))

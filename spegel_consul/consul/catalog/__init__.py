@@ -1,1 +1,1 @@
-"""Who is in? This node's services in Consul's catalog, and the healthy instances of others."""
+"""Which nodes are in? This node's services in Consul's catalog, and the healthy instances of others."""

@@ -1,8 +1,11 @@
-# A password goes to the process that listens at an address and port, so an entry is compared with both.  An entry that
-# a sidecar made names its peer id too.  One that Nomad's job or the agent's configuration made has no metadata: it
-# names a process just as exactly, by its address and port, and says nothing of the id, which nobody proves over HTTP.
+"""``CatalogRegistries``: the registries that Consul's catalog names.
 
-"""The registries that Consul's catalog names."""
+A password goes to the process that listens at an address and port, so a registry is compared by both.  The entry of a
+sidecar names its peer id too.  The entry of a Nomad job or of the agent's configuration has no metadata: it names a
+process just as exactly by its address and port, and has no id, which no registry proves over HTTP.
+
+A new rule about the entries that count as a registry belongs here.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from spegel_consul.consul.catalog.catalog_watch import CatalogWatch
 
 
 class CatalogRegistries:
-    """The healthy instances of ``spegel`` as ``watch`` has them; none before there is one, or before its answer."""
+    """The healthy instances of ``spegel`` in ``watch``; empty before the watch is set, and before its first answer."""
 
     def __init__(self) -> None:
         self.watch: CatalogWatch | None = None
@@ -22,7 +25,7 @@ class CatalogRegistries:
         self._known: Mapping[tuple[str, int], frozenset[str]] = {}
 
     def known(self) -> Mapping[tuple[str, int], frozenset[str]]:
-        """The peer ids that entries name by ``(IP address, port)``; none where no entry for that address names one."""
+        """The peer ids of the entries, by ``(IP address, port)``; an empty set if no entry of that address has one."""
         if self.watch is not None and self.watch.members is not self._of:
             self._of = self.watch.members
             self._known = registries(self._of)
@@ -30,9 +33,9 @@ class CatalogRegistries:
 
 
 def registries(services: Iterable[HealthyService]) -> dict[tuple[str, int], frozenset[str]]:
-    """See :meth:`CatalogRegistries.known`. A secondary address (``also`` in the metadata) has the same port.
+    """As :meth:`CatalogRegistries.known`. A secondary address (``also`` in the metadata) has the same port.
 
-    Entries without an IP address or a port are left out, because a provider record names both.
+    Entries without an IP address or a port are left out, because a provider record has both.
     """
     found: dict[tuple[str, int], frozenset[str]] = {}
     for service in services:
@@ -40,7 +43,7 @@ def registries(services: Iterable[HealthyService]) -> dict[tuple[str, int], froz
         for address in (service.address, service.meta.get("also")):
             if address and 0 < service.port < 65536:
                 try:
-                    # one address has many texts in IPv6, and a provider record has the canonical one
+                    # the canonical text, as in a provider record, because an IPv6 address has many
                     key = str(ipaddress.ip_address(address)), service.port
                 except ValueError:
                     continue

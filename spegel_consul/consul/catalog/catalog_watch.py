@@ -1,12 +1,14 @@
-# Who is in?  A blocking query on one service of the catalog.
-#
-# An answer is evidence, its absence is not: without the right to read, Consul answers 200 with an empty list, and
-# an agent that has just started knows nobody.  So a failed query and an empty answer both keep what was known.
-# The index may move without a change of what is watched, and on a busy datacenter it moves often: only a changed
-# list counts, and answers that come at once are spaced out: the further the more instances there are, because each of
-# them asks, and each answer has all of them.
+"""``CatalogWatch``: the healthy instances of a service, kept fresh by a blocking query.
 
-"""``CatalogWatch``: the healthy instances of a service, kept fresh."""
+An answer is evidence, and its absence is not: without the right to read, Consul answers 200 with an empty list, and an
+agent that has just started knows no instance.  So after a failed query or an empty answer the last list stays.
+
+The index may move without a change of the watched service, and in a busy datacenter it moves often.  So only a changed
+list counts as a change, and queries have a least spacing.  It grows with the number of instances, because each of them
+asks, and each answer lists them all.
+
+A new rule about the freshness of the list belongs here.  A rule about the use of an instance belongs to ``join``.
+"""
 
 from __future__ import annotations
 
@@ -19,16 +21,17 @@ from spegel_consul.consul.api.backoff import Backoff, BlockingIndex
 from spegel_consul.consul.api.client import ConsulClient, HealthyService
 from spegel_consul.consul.api.consul_errors import ConsulError
 from spegel_consul.log import ProblemReport
+from spegel_consul.observable import Observable
 
 log = structlog.get_logger(__name__)
 
 _SPACING = 0.5
 _SPACING_EACH = 0.01
-"""Seconds between two queries, at least and for each instance."""
+"""Least seconds between two queries: at all, and per instance."""
 
 
 class CatalogWatch:
-    """Watches the passing instances of service ``name``; ``wait`` is how long a query may block, in seconds."""
+    """Watches the passing instances of service ``name``; a query blocks for at most ``wait`` seconds."""
 
     def __init__(
         self, client: ConsulClient, name: str, *, wait: float = 60.0, rng: random.Random | None = None
@@ -37,34 +40,31 @@ class CatalogWatch:
         self._client = client
         self._wait = wait
         self._rng = rng or random.Random()
-        self._members: tuple[HealthyService, ...] = ()
+        self._members = Observable[tuple[HealthyService, ...]](())
         self._report = ProblemReport(log, "catalog hindered", "catalog unhindered", service=name)
-        self._changed = trio.Event()
 
     @property
     def members(self) -> tuple[HealthyService, ...]:
-        """The instances of the last answer that had any, sorted by id; this node among them."""
-        return self._members
+        """The instances of the last answer that was not empty, sorted by id; this node is one of them."""
+        return self._members.value
 
     @property
     def problem(self) -> str | None:
-        """Why :attr:`members` may be stale, in one line for people; None when all is well."""
+        """One line for people that says why :attr:`members` may be stale; None if there is no problem."""
         return self._report.problem
 
     async def changed(self, since: tuple[HealthyService, ...]) -> tuple[HealthyService, ...]:
-        """The members, once they are not ``since``."""
-        while self._members == since:
-            await self._changed.wait()
-        return self._members
+        """Return the members as soon as they differ from ``since``."""
+        return await self._members.changed(since)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep the answer fresh until cancelled; ``started()`` at once. Never fails because Consul is away."""
+        """Keep the list fresh until cancelled; calls ``started()`` at once. Does not raise if Consul is unavailable."""
         index, backoff = BlockingIndex(), Backoff(0.5, 15.0, self._rng)
         task_status.started()
         while True:
             began = trio.current_time()
             try:
-                # any server may answer: a list that is seconds old costs the leader nothing
+                # stale, because any server may answer then, and a list may be seconds old
                 answered, members = await self._client.health_service(self.name, index.value, self._wait, stale=True)
             except ConsulError as why:
                 index.reset()
@@ -74,20 +74,16 @@ class CatalogWatch:
             backoff.reset()
             index.advance(answered)
             self._take(members)
-            spread = _SPACING_EACH * len(self._members) * self._rng.uniform(0.75, 1.25)
+            spread = _SPACING_EACH * len(self.members) * self._rng.uniform(0.75, 1.25)
             await trio.sleep_until(began + max(_SPACING, spread))
 
     def _take(self, members: tuple[HealthyService, ...]) -> None:
         if not members:
-            # the first node of a cluster sees nobody before its own registration has passed its check
+            # expected, because the first node of a cluster finds no instance before its own has passed its check
             self._report.tell(
                 f"no healthy {self.name} in the catalog (or no right to read it)",
-                expected=None if self._members else "catalog empty",
+                expected=None if self.members else "catalog empty",
             )
             return
         self._report.tell(None)
-        members = tuple(sorted(members, key=lambda member: (member.id, member.node)))
-        if members != self._members:
-            self._members = members
-            self._changed.set()
-            self._changed = trio.Event()
+        self._members.set(tuple(sorted(members, key=lambda member: (member.id, member.node))))

@@ -1,14 +1,18 @@
-# The node that has the lock, or is about to ask for it, registers one more service: `spegel-leader`, with a check that
-# passes only as long as we say so.  The lock's session is bound to that check.  So a leader whose process was killed or
-# hangs is replaced within seconds, where the session's TTL alone would take twice its length; and it is a DNS name.
-#
-# It is a TTL check because of agents that restart: they begin with all checks failed, which would end the session,
-# except for those, whose state they keep on disk.  A tick is one request to the agent on this node; the servers
-# don't hear of it.  But an agent that has something to tell them, and waits for them, takes no tick meanwhile (it holds
-# its state's lock during the call; local/state.go, SyncChanges).  So when the servers lose their quorum while a check
-# of the leader's node is changing, the lock may be lost the moment they are back, and somebody has it within a second.
+"""``LeaderService``: the service ``spegel-leader`` of this node.
 
-"""``LeaderService``: the service ``spegel-leader`` of this node."""
+The node that holds the lock, or is about to acquire it, registers one more service: ``spegel-leader``, with a TTL check
+that passes only while this process reports it.  The session of the lock is bound to that check.  So a leader whose
+process was killed or hangs is replaced within seconds; by the session's TTL alone it would take twice the TTL.  The
+leader also has a DNS name by it.
+
+It is a TTL check because of agents that restart: all other checks begin as failed, which would end the session, but the
+state of a TTL check is kept on disk.  A report is one request to the agent of this node, and none to the servers.  An
+agent that waits for the servers while it synchronises a change takes no report meanwhile (it holds the lock of its
+state; local/state.go, SyncChanges).  So if the servers lose their quorum while a check of the leader's node changes,
+the lock may be lost at the moment of their return, and another node has it within a second.
+
+A new rule about the check of the lock belongs here.
+"""
 
 from __future__ import annotations
 
@@ -24,37 +28,37 @@ from spegel_consul.consul.catalog.service_definitions import LEADER_CHECK_TTL, S
 
 log = structlog.get_logger(__name__)
 
-_TICK = LEADER_CHECK_TTL / 6
-_OUT_WITHIN = 3.0
+_REPORT_EVERY = LEADER_CHECK_TTL / 6
+_DEREGISTER_WITHIN = 3.0
 
 
 class LeaderService:
-    """Registers ``service``, which has one TTL check, between :meth:`light` and :meth:`out`."""
+    """Keeps ``service``, which has one TTL check, registered between :meth:`register` and :meth:`deregister`."""
 
     def __init__(self, client: ConsulClient, service: ServiceDefinition) -> None:
         self.check_id = service.check_id("ttl")
         self.alive_until = math.inf
-        """Not before then the check fails."""
+        """The check does not fail before this Trio time."""
         self._client = client
         self._service = service
-        self._acquisition = trio.Lock()  # what was asked for last is done last
-        self._lit = trio.Event()
+        self._order = trio.Lock()  # so that the last call wins
+        self._wanted = trio.Event()
         self._registered = True  # perhaps, by a former process
 
-    async def light(self) -> None:
-        """Register it as passing; :meth:`run` keeps it so. Raises ConsulError."""
-        async with self._acquisition:
+    async def register(self) -> None:
+        """Register the service as passing; :meth:`run` keeps it so. Raises ConsulError."""
+        async with self._order:
             self._registered = True
             await self._client.register_service(self._service.to_json())
-            await self._pass()  # it keeps the state that a former process left
-            self._lit.set()
+            await self._pass()  # because the agent keeps the state that a former process left
+            self._wanted.set()
 
-    async def out(self) -> None:
-        """Deregister it, if it may be registered; takes at most 3 s and never fails."""
-        with trio.move_on_after(_OUT_WITHIN, shield=True) as limit:
-            async with self._acquisition:
-                if self._lit.is_set():
-                    self._lit = trio.Event()
+    async def deregister(self) -> None:
+        """Deregister the service, if it may be registered; takes at most 3 s. Raises nothing."""
+        with trio.move_on_after(_DEREGISTER_WITHIN, shield=True) as limit:
+            async with self._order:
+                if self._wanted.is_set():
+                    self._wanted = trio.Event()
                 if self._registered:
                     try:
                         await self._client.deregister_service(self._service.id)
@@ -65,28 +69,28 @@ class LeaderService:
             log.debug("could not deregister in time", service=self._service.id)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Say that it passes while it is lit, until cancelled; ``started()`` at once."""
+        """Keep the check passing while the service is registered, until cancelled; calls ``started()`` at once."""
         task_status.started()
         while True:
-            await self._lit.wait()
+            await self._wanted.wait()
             try:
                 await self._pass()
             except ConsulUnavailable:
-                await trio.sleep(_TICK / 3)  # an agent that comes back should find us there
+                await trio.sleep(_REPORT_EVERY / 3)  # so that an agent that returns gets a report early
                 continue
             except ConsulError as why:
-                await self._again(why)
-            await trio.sleep(_TICK)
+                await self._register_again(why)
+            await trio.sleep(_REPORT_EVERY)
 
     async def _pass(self) -> None:
         began = trio.current_time()
         await self._client.check_pass(self.check_id, within=LEADER_CHECK_TTL / 2)
         self.alive_until = began + LEADER_CHECK_TTL
 
-    async def _again(self, why: ConsulError) -> None:
-        """The agent has forgotten the check."""
-        async with self._acquisition:
-            if self._lit.is_set():
+    async def _register_again(self, why: ConsulError) -> None:
+        """Register the service again, because the agent has forgotten its check."""
+        async with self._order:
+            if self._wanted.is_set():
                 log.info("the agent forgot spegel-leader", error=str(why))
                 with suppress(ConsulError):
                     await self._client.register_service(self._service.to_json())

@@ -1,17 +1,19 @@
-# Keeps the agent's list of services right while we run, whoever else changes it.
-#
-# Agents forget (a new data directory) and operators deregister, so the agent is looked at every few seconds and what
-# is missing or altered is registered again; so it is when our token changes, because the agent syncs a service with
-# the token that registered it.  Ids that a former configuration of this node left behind (another name, another port)
-# are removed: they carry this node's peer id, or claim an address and port at which only we can listen.
-#
-# Under Nomad a job may register the services instead.  Both would live side by side, and everybody would count two
-# instances, so in mode "auto" a service that Nomad has registered for this allocation is left to it, and withdrawn if
-# we were first.  Nomad registers after it has started the task, so it is given PATIENCE to do so.  So it is when one
-# of its services vanishes: Nomad withdraws them `shutdown_delay` before it stops the task, and who is about to stop
-# must not come back into DNS.  In mode "external" all of them are left to somebody else, whatever there is.
+"""``Registration``: keeps this node's services registered with its Consul agent.
 
-"""Registration of this node's services with its Consul agent."""
+Agents forget services (with a new data directory), and operators deregister them.  So the services of the agent are
+read every few seconds, and missing or altered ones are registered again.  All are registered again when the token
+changes, because the agent synchronises a service with the token that registered it.  Ids that a former configuration
+of this node left behind (another name, another port) are removed: they have this node's peer id, or an address and port
+at which only this process can listen.
+
+Under Nomad a job may register the services instead.  Two registrations would count as two instances.  So in the mode
+"auto" a service that Nomad has registered for this allocation is left to Nomad, and withdrawn here.  Nomad registers
+after it has started the task, so it gets NOMAD_GRACE seconds for that.  The same grace begins if a service of Nomad's
+vanishes: Nomad withdraws services ``shutdown_delay`` before it stops the task, and a node that is about to stop must
+not return into DNS.  In the mode "external" all services are left to others.
+
+A new rule about the registration or removal of services belongs here.  Their fields belong to ``service_definitions``.
+"""
 
 from __future__ import annotations
 
@@ -33,13 +35,13 @@ from spegel_consul.log import ProblemReport
 log = structlog.get_logger(__name__)
 
 DEREGISTER_WITHIN = 3.0
-"""Seconds that deregistration may delay a shutdown."""
-PATIENCE = 10.0
-"""Seconds for which a service is left to Nomad before we register it."""
+"""Seconds by which deregistration may delay a shutdown."""
+NOMAD_GRACE = 10.0
+"""Seconds for which a service is left to Nomad before it is registered here."""
 
 
 class ServiceMode(enum.Enum):
-    """Who registers the services: Nomad's job or else we, we, somebody else, nobody."""
+    """The registrant: Nomad's job or else this process, this process, another program, none."""
 
     AUTO = "auto"
     SELF = "self"
@@ -49,12 +51,12 @@ class ServiceMode(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What to do at the agent: ids to remove first, then services to register."""
+    """The changes at the agent: first ids to remove, then services to register."""
 
     remove: tuple[str, ...] = ()
     register: tuple[ServiceDefinition, ...] = ()
     left: tuple[str, ...] = ()
-    """Names that are left to somebody else."""
+    """Names of services that are left to others."""
 
 
 def compare(
@@ -63,12 +65,12 @@ def compare(
     *,
     external: bool = False,
     alloc_id: str | None = None,
-    anew: bool = False,
+    register_all: bool = False,
 ) -> Changes:
-    """What is between ``present`` and ``wanted``.
+    """The changes that lead from ``present`` to ``wanted``.
 
-    ``external`` leaves all services to somebody else, ``alloc_id`` to Nomad those that it registered for that
-    allocation. ``anew`` registers what is there as well.
+    ``external`` leaves all services to others, and ``alloc_id`` leaves to Nomad the services that it registered for
+    that allocation. ``register_all`` also registers services that are present already.
     """
     left = {
         service.name for service in wanted if external or (alloc_id and _nomad_has(present, alloc_id, service.name))
@@ -77,7 +79,7 @@ def compare(
     keep = {service.id for service in ours}
     return Changes(
         remove=tuple(found.id for found in present.values() if found.id not in keep and _left_over(found, wanted)),
-        register=tuple(service for service in ours if anew or not service.matches(present.get(service.id))),
+        register=tuple(service for service in ours if register_all or not service.matches(present.get(service.id))),
         left=tuple(sorted(left)),
     )
 
@@ -87,7 +89,7 @@ def _nomad_has(present: Mapping[str, AgentService], alloc_id: str, name: str) ->
 
 
 def _left_over(found: AgentService, wanted: Sequence[ServiceDefinition]) -> bool:
-    """Whether ``found`` is a former or superfluous registration of this node's own."""
+    """Whether ``found`` is a former or superfluous registration of this node."""
     if found.name not in (REGISTRY, ROUTER, METRICS) or not found.id.startswith(f"{found.name}:"):
         return False
     return any(
@@ -101,9 +103,9 @@ def _left_over(found: AgentService, wanted: Sequence[ServiceDefinition]) -> bool
 class Registration:
     """Keeps ``services`` registered with the agent while it runs, and deregisters them at the end.
 
-    Never fails because the agent is away or refuses: see :attr:`problem`. With ``external`` it only removes what a
-    former run registered; ``alloc_id`` is that of the Nomad allocation whose job may register them instead. ``poll``
-    is how often the agent is looked at, in seconds.
+    Does not raise if the agent is unavailable or refuses: see :attr:`problem`. With ``external`` it only removes
+    registrations of a former run. ``alloc_id`` is the Nomad allocation for which a job may register the services
+    instead. ``poll``: seconds between two readings of the agent's services.
     """
 
     def __init__(
@@ -123,21 +125,21 @@ class Registration:
         self._token: str | None = None
         self._fresh = True
         self._left: frozenset[str] = frozenset()
-        self._patient_until = -math.inf
+        self._grace_until = -math.inf
         names = frozenset(service.name for service in services)
         self._own: frozenset[str] = frozenset() if external or alloc_id else names
         self._report = ProblemReport(log, "registration hindered", "registration unhindered")
 
     @property
     def problem(self) -> str | None:
-        """Why the services may be missing from the catalog, in one line; None when all is well."""
+        """One line for people that says why services may be missing from the catalog; None if there is no problem."""
         return self._report.problem
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep them registered until cancelled, then deregister within 3 s; ``started()`` at once."""
+        """Keep the services registered until cancelled, then deregister within 3 s; calls ``started()`` at once."""
         backoff = Backoff(0.25, self._poll, self._rng)
         if self._alloc_id:
-            self._patient_until = trio.current_time() + PATIENCE
+            self._grace_until = trio.current_time() + NOMAD_GRACE
         task_status.started()
         try:
             while True:
@@ -155,7 +157,7 @@ class Registration:
             await self._deregister()
 
     async def _reconcile(self) -> bool:
-        """True unless something is still left open for Nomad to register."""
+        """Carry out the changes. False if nothing was changed because Nomad may still register a service."""
         token = await self._client.token()
         present = await self._client.agent_services()
         changes = compare(
@@ -163,14 +165,14 @@ class Registration:
             present,
             external=self._external,
             alloc_id=self._alloc_id,
-            anew=self._fresh or token != self._token,
+            register_all=self._fresh or token != self._token,
         )
         left, now = frozenset(changes.left), trio.current_time()
         if self._left - left:
-            self._patient_until = now + PATIENCE
+            self._grace_until = now + NOMAD_GRACE
         self._left = left
         own = {service.name for service in self.services} - left
-        if own and now < self._patient_until:
+        if own and now < self._grace_until:
             return False
         self._own = frozenset(own)
         for service_id in changes.remove:

@@ -1,13 +1,15 @@
-# What this node says of itself in the catalog.
-#
-# Three services, one port each, because DNS answers a name with all its instances: `spegel` is the registry and
-# only the registry, so that `spegel.service.consul:5000` is right for every answer.  The agent runs the checks; a node
-# that stops answering leaves DNS after one interval.  The router has two: a process that hangs still has an open port.
-# A fourth, `spegel-leader`, is registered only by the node that has the lock (see beacon.py).
-#
-# Ids are stable over restarts (`spegel:<node>`), so that a restart replaces and never doubles an instance.
+"""This node's services, as they are registered in the catalog.
 
-"""This node's services, as they are registered."""
+There are three services with one port each, because DNS answers a name with all its instances: ``spegel`` is the
+registry and only the registry, so that ``spegel.service.consul:5000`` is right for every answer.  The agent runs the
+checks, so a node that stops answering leaves DNS after one interval.  The router has two checks, because a process that
+hangs still has an open port.  A fourth service, ``spegel-leader``, is registered only by the node that has the lock
+(``leader_service``).
+
+Ids are stable over restarts (``spegel:<node>``), so that a restart replaces an instance and never adds a second one.
+
+A new service, check or field of the metadata belongs here.
+"""
 
 from __future__ import annotations
 
@@ -22,18 +24,18 @@ from spegel_consul.peers import host_port
 REGISTRY, ROUTER, METRICS, LEADER = "spegel", "spegel-router", "spegel-metrics", "spegel-leader"
 DEFAULT_REGISTRY_PORT = 5000
 LEADER_CHECK_TTL = 3.0
-"""Seconds after which a leader whose process hangs or was killed is noticed.
+"""Seconds after which the check of a leader that hangs or was killed fails.
 
-With the lock-delay of half a second another node leads within four.  Not shorter, because an agent that restarts
-keeps the check's state only for that long, less what it cuts off in rounding to whole seconds.
+With the lock-delay of half a second another node leads within four seconds.  It is not shorter, because an agent that
+restarts keeps the state of the check only for that time, rounded down to whole seconds.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class HttpCheck:
-    """The agent gets ``url`` every ``interval`` seconds; 2xx passes, 429 warns. Certificates are not verified.
+    """The agent asks for ``url`` every ``interval`` seconds; 2xx passes, 429 warns. Certificates are not verified.
 
-    ``passing`` is what it counts as before the first time.
+    ``passing``: whether the check passes before the first answer.
     """
 
     url: str
@@ -50,7 +52,7 @@ class HttpCheck:
 class TcpCheck:
     """The agent connects to ``address`` (``host:port``, IPv6 in brackets) every ``interval`` seconds.
 
-    It counts as passing before the first time, because a port is open before it is registered.
+    The check passes before the first connection, because a port is open before it is registered.
     """
 
     address: str
@@ -65,7 +67,7 @@ class TcpCheck:
 
 @dataclass(frozen=True, slots=True)
 class TtlCheck:
-    """Passes for ``ttl`` seconds each time we say so. An agent that restarts within that time remembers it."""
+    """Passes for ``ttl`` seconds after each report. An agent that restarts within that time keeps its state."""
 
     ttl: float
     passing: bool = True
@@ -82,10 +84,10 @@ def _times(interval: float) -> dict[str, object]:
 
 @dataclass(frozen=True, slots=True)
 class ServiceDefinition:
-    """One service of this node. ``address`` is an IP address: a name would become a CNAME in DNS.
+    """One service of this node. ``address`` is an IP address, because a name would become a CNAME in DNS.
 
-    ``weights`` are those of DNS SRV answers, for an instance that passes and for one that warns. At most one check
-    of each kind.
+    ``weights``: the weights of SRV answers for an instance that passes, and for one that warns. There is at most one
+    check of each kind.
     """
 
     id: str
@@ -98,7 +100,7 @@ class ServiceDefinition:
     weights: tuple[int, int] = (10, 1)
 
     def check_id(self, kind: str) -> str:
-        """The id of its check of this kind, for sessions that shall end with it."""
+        """The id of the check of this kind, for sessions that are bound to it."""
         return f"{self.id}:{kind}"
 
     def to_json(self) -> dict[str, object]:
@@ -130,14 +132,14 @@ class ServiceDefinition:
         return {
             "CheckID": self.check_id(check.kind),
             "Name": f"{self.name} answers {check.kind.upper()}",
-            # what a node that never came back leaves behind; a live one is registered again
+            # removes the entry of a node that never returns; a live node registers again
             "DeregisterCriticalServiceAfter": "5m",
             **({"Status": "passing"} if check.passing else {}),
             **check.to_json(),
         }
 
     def matches(self, present: AgentService | None) -> bool:
-        """True if the agent has this service as it is described here."""
+        """Whether the agent's service ``present`` has the fields of this definition."""
         return present is not None and (
             (present.name, present.address, present.port, set(present.tags), dict(present.meta), present.weights)
             == (self.name, self.address, self.port, set(self.tags), dict(self.meta), self.weights)
@@ -146,7 +148,7 @@ class ServiceDefinition:
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What one node registers: ``always``, and ``leader`` while it leads."""
+    """The services of one node: ``always``, and ``leader`` while it leads."""
 
     always: tuple[ServiceDefinition, ...]
     leader: ServiceDefinition
@@ -171,14 +173,14 @@ def spegel_services(
     secondary: str | None = None,
     metrics_bound: str = "",
 ) -> Services:
-    """The registry, router and metrics services of one node, in this order, and that of the leader.
+    """The registry, router and metrics services of one node, in this order, and the service of the leader.
 
-    ``node`` must be stable and unique among the sidecars of one agent, apart from the registry port: another
-    than 5000 becomes part of the ids. ``address`` is the advertised IP address, ``router_addr`` the router's
-    multiaddr with its ``/p2p`` part, ``scheme`` the registry's and ``interval`` that of the checks in seconds.
-    ``secondary`` is the node's address of the other family, if any. ``metrics_bound`` is the host that the metrics
-    port is bound to, where the agent of this machine asks for it; empty or unspecified for all of the machine's.
-    A registry that ``verifies_clients`` can't be asked by the agent, which shows no certificate: its port is checked.
+    ``node`` must be stable, and unique among the sidecars of one agent with the same registry port; a port other than
+    5000 becomes part of the ids. ``address`` is the advertised IP address, ``router_addr`` the router's multiaddr with
+    its ``/p2p`` part, ``scheme`` the scheme of the registry, and ``interval`` the seconds between two checks.
+    ``secondary`` is the node's address of the other family, if any. ``metrics_bound`` is the host that the metrics port
+    is bound to, at which the agent of this machine asks; empty or unspecified for all addresses. If the registry
+    ``verifies_clients``, only its port is checked, because the agent has no client certificate.
     """
     suffix = node if registry_port == DEFAULT_REGISTRY_PORT else f"{node}:{registry_port}"
     metrics_host = address if metrics_bound in _ALL else metrics_bound

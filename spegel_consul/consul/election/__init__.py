@@ -1,1 +1,1 @@
-"""Who leads? The election of the bootstrap peer by a session lock. Nothing here knows libp2p."""
+"""Which node leads? The election of the bootstrap peer by a session lock. Nothing here knows libp2p."""

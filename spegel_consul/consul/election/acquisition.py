@@ -1,8 +1,13 @@
-# A key that became free without a "vacant" mark belonged to a session that ended; the servers refuse everybody for
-# the lock-delay, so asking sooner is pure load.  How long nodes spread out depends on how many there are: with one
-# in each SPACING the first one asks soon and has the lock before most others wake up, in a crowd of any size.
+"""``Acquisition``: the time at which this node tries to acquire a free lock.
 
-"""``Acquisition``: when this node asks for a free lock."""
+A key that became free without a "vacant" mark belonged to a session that ended.  Then the servers refuse every attempt
+for the lock-delay, so an earlier attempt is only load.
+
+The time over which nodes spread their attempts grows with their number.  With one node per SPACING the first node tries
+soon, and has the lock before most others wake up, in a cluster of any size.
+
+A new rule about the time of an attempt belongs here.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +19,17 @@ from spegel_consul.consul.election.election_view import ElectionSettings
 from spegel_consul.consul.election.leader_record import LeaderRecord
 
 SPACING = 0.04
-"""Seconds between one node's attempt and the next one's, on average."""
+"""Mean seconds between the attempts of two nodes."""
 FREE_SPACING = 0.2
-"""Least seconds between two reads of a free key: its index may move without it, as often as others write."""
-_CROWD_UNKNOWN = 0.3
+"""Least seconds between two reads of a free key, because its index may move with each write to another key."""
+_SIZE_UNKNOWN = 0.3
 
 
 class Acquisition:
-    """One node's turn. ``crowd``: how many nodes take part, 0 for not known. All times are of one clock."""
+    """The attempts of one node. ``cluster_size``: number of nodes in the election, 0 for unknown."""
 
     def __init__(self, settings: ElectionSettings, rng: random.Random) -> None:
-        self.crowd = 0
+        self.cluster_size = 0
         self._settings = settings
         self._rng = rng
         self._vacancy: tuple[int, int] | None = None
@@ -34,26 +39,26 @@ class Acquisition:
 
     @property
     def at(self) -> float:
-        """Not before then this node asks."""
+        """The time of the next attempt."""
         return max(self._at, self._denied_until)
 
     @property
-    def together(self) -> float:
-        """Seconds within which one request of every node is no burden."""
-        return SPACING * self.crowd
+    def spread_time(self) -> float:
+        """Seconds over which one request of each node is a small load."""
+        return SPACING * self.cluster_size
 
     def spread(self, most: float = math.inf) -> float:
-        """Seconds to wait where all nodes would act at the same moment."""
-        return self._rng.uniform(0, min(self._settings.jitter, self.together or _CROWD_UNKNOWN, most))
+        """Random seconds to wait before a request that all nodes would send at the same moment."""
+        return self._rng.uniform(0, min(self._settings.jitter, self.spread_time or _SIZE_UNKNOWN, most))
 
-    def soon(self, answered_in: float) -> float:
-        """The few that have come as far as a session spread once more, the further the slower the answers are."""
+    def spread_again(self, answered_in: float) -> float:
+        """The same for the few nodes that have made a session; it grows with the time that an answer takes."""
         return self.spread(max(4 * SPACING, 8 * answered_in)) / 2
 
     def vacant(self, entry: KVEntry | None, now: float, *, starting: bool) -> None:
-        """The key is free; a new vacancy is a new turn.
+        """The key is free; set the time of the attempt if it is another vacancy than before.
 
-        Who is ``starting`` doesn't know how the key became free, and finds out by trying.
+        A node that is ``starting`` does not know how the key became free, so it does not wait for the lock-delay.
         """
         vacancy = (entry.modify_index, entry.lock_index) if entry else (0, 0)
         if vacancy != self._vacancy:
@@ -62,34 +67,34 @@ class Acquisition:
             self._at = now + delay + self.spread()
 
     def taken(self) -> None:
-        """Somebody has the lock."""
+        """A node has the lock."""
         self._vacancy = None
 
     def refused(self, now: float) -> None:
-        """Lost the race, or a lock-delay longer than ours: the key itself may not change for a while."""
+        """The attempt failed: another node was faster, or the lock-delay is longer than in the settings."""
         self._at = now + self._settings.retry * self._rng.uniform(0.75, 1.25)
 
     def denied(self, now: float) -> float:
-        """The token may not lead. Seconds until it is tried again, because tokens are replaced."""
+        """The token may not lead. Returns the seconds until the next attempt, because tokens are replaced."""
         wait = self._settings.denied_retry * self._rng.uniform(0.75, 1.25)
         self._denied_until = now + wait
         return wait
 
     def wait(self, now: float, seconds: float) -> None:
-        """Not again for ``seconds``."""
+        """Make no attempt for ``seconds``."""
         self._at = now + seconds
 
     def read(self, now: float) -> None:
-        """The free key is read."""
+        """The free key is read at ``now``."""
         self._read_at = now
 
     @property
     def read_again(self) -> float:
-        """Not before then the free key is read again."""
+        """The time of the next read of the free key."""
         return min(self._read_at + FREE_SPACING, self.at)
 
     def _released(self, entry: KVEntry | None) -> bool:
-        """Whether the lock was given up, so that no lock-delay is running."""
+        """Whether the lock was released, so that there is no lock-delay."""
         if entry is None:
             return self._settings.behavior != "delete"
         return LeaderRecord.parse(entry.value) is None

@@ -1,7 +1,10 @@
-# Carries out what the election decides.  Each action is a task that sends one request and feeds the answer back;
-# one more task waits for the deadline.  Nothing is decided here, and nothing but cancellation ends it.
+"""``Candidate``: this node's part in the election, as a Trio task.
 
-"""``Candidate``: this node's part in the election, as a Trio task."""
+It carries out the actions of ``state_machine``.  Each action is a task that sends one request and passes the answer
+back as an event; one more task waits for the deadline.  Nothing is decided here, and only cancellation ends it.
+
+A new kind of request, or of log event about the election, belongs here; a new decision belongs to ``state_machine``.
+"""
 
 from __future__ import annotations
 
@@ -42,13 +45,14 @@ from spegel_consul.consul.election.election_view import ElectionSettings, State,
 from spegel_consul.consul.election.leader_record import FLAGS, LeaderRecord, vacant
 from spegel_consul.consul.election.state_machine import Election
 from spegel_consul.log import ProblemReport
+from spegel_consul.observable import Observable
 
 log = structlog.get_logger(__name__)
 
 RESIGN_WITHIN = 3.0
-"""Seconds that giving up the lock may delay a shutdown."""
+"""Seconds by which the release of the lock may delay a shutdown."""
 CHECK_WITHIN = 2.0
-"""Seconds after which a session is made without the check that the servers don't know."""
+"""Seconds after which a session is made without a check that the servers do not know."""
 
 _LONGEST_PAUSE = 0.32
 
@@ -56,9 +60,9 @@ _LONGEST_PAUSE = 0.32
 class Candidate:
     """Takes part in the election of the bootstrap peer with ``me`` as the record to publish.
 
-    ``crowd`` says how many nodes take part, as far as known; the more, the further they spread their attempts.
-    With a ``leader_service`` the lock ends soon after this process, and without one after two TTLs.
-    Never fails because Consul is away or refuses: see :attr:`view` and :attr:`problem`.
+    ``cluster_size`` returns the known number of nodes in the election, 0 for unknown; their attempts spread with it.
+    With a ``leader_service`` the lock ends soon after this process, without one after two TTLs.
+    Does not raise if Consul is unavailable or refuses: see :attr:`view` and :attr:`problem`.
     """
 
     def __init__(
@@ -67,46 +71,43 @@ class Candidate:
         me: LeaderRecord,
         settings: ElectionSettings | None = None,
         *,
-        crowd: Callable[[], int] = lambda: 0,
+        cluster_size: Callable[[], int] = lambda: 0,
         leader_service: LeaderService | None = None,
         rng: random.Random | None = None,
     ) -> None:
         self.me = me
         self.settings = settings or ElectionSettings()
         self._client = client
-        self._crowd, self._leader_service = crowd, leader_service
+        self._crowd, self._leader_service = cluster_size, leader_service
         self._rng = rng or random.Random()
         self._election = Election(self.settings, me, self._rng)
         self._nursery: trio.Nursery | None = None
         self._reading = trio.CancelScope()  # of the read in flight, if any
-        self._view = self._election.view
+        self._view = Observable(self._election.view)
         self._problem: str | None = None
         self._report = ProblemReport(log, "election hindered", "election unhindered")
         self._denied: str | None = None
         self._ttl = self.settings.ttl
-        self._dark = False  # this token may not register the beacon
-        self._bound = False  # the last session to the beacon's check
-        self._view_changed = trio.Event()
+        self._register_denied = False  # this token may not register spegel-leader
+        self._bound = False  # the last session is bound to the check of spegel-leader
         self._rescheduled = trio.Event()
 
     @property
     def view(self) -> View:
-        """What is known of the election now."""
-        return self._view
+        """The current view of the election."""
+        return self._view.value
 
     @property
     def problem(self) -> str | None:
-        """What does not work at the moment, in one line for people; None when all is well."""
+        """One line for people that says what does not work; None if there is no problem."""
         return self._problem
 
     async def changed(self, since: View) -> View:
-        """The view, once it is not ``since``. Views that lasted only for an instant may be left out."""
-        while self._view == since:
-            await self._view_changed.wait()
-        return self._view
+        """Return the view as soon as it differs from ``since``. Views that lasted for an instant may be left out."""
+        return await self._view.changed(since)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Take part until cancelled, then resign within 3 s; ``started()`` at once. May be run again."""
+        """Take part until cancelled, then resign within 3 s; calls ``started()`` at once. Can be run again."""
         if self._election.view.state is State.STOPPED:
             self._election = Election(self.settings, self.me, self._rng)
         try:
@@ -127,20 +128,20 @@ class Candidate:
             for action in self._feed(Stopped()):
                 if isinstance(action, Resign):
                     await self._resign(action)
-            await self._put_out()
+            await self._deregister_leader_service()
 
     def _deadline(self) -> float:
-        self._look_around()
+        self._update_inputs()
         return self._election.deadline
 
-    def _look_around(self) -> None:
-        self._election.crowd = self._crowd()
+    def _update_inputs(self) -> None:
+        self._election.cluster_size = self._crowd()
         self._election.alive_until = (
             self._leader_service.alive_until if self._bound and self._leader_service else math.inf
         )
 
     def _feed(self, event: Event) -> tuple[Action, ...]:
-        self._look_around()
+        self._update_inputs()
         actions = self._election.handle(event, trio.current_time())
         if self._nursery is not None:
             for action in actions:
@@ -182,7 +183,7 @@ class Candidate:
                     raise NoClusterLeader("the servers have no leader")
                 return Probed(action)
             case Destroy(session):
-                await self._put_out()
+                await self._deregister_leader_service()
                 with suppress(ConsulError):
                     await self._client.session_destroy(session)
             case Resign():
@@ -190,27 +191,27 @@ class Candidate:
                 await self._resign(action)
         return None
 
-    async def _put_out(self) -> None:
+    async def _deregister_leader_service(self) -> None:
         if self._leader_service is not None:
-            await self._leader_service.out()
+            await self._leader_service.deregister()
 
-    async def _light(self, leader_service: LeaderService) -> bool:
-        """Whether the lock can be bound to its check; if this token may not, then this time it isn't."""
+    async def _register(self, leader_service: LeaderService) -> bool:
+        """Register ``leader_service``. False if the token may not, so that the lock can't be bound to its check."""
         try:
-            await leader_service.light()
+            await leader_service.register()
         except AccessDenied as why:
-            if not self._dark:
+            if not self._register_denied:
                 log.warning("the lock does not end with this process: may not register spegel-leader", error=str(why))
-            self._dark = True
-            await leader_service.out()  # it may still be lit from an attempt that failed after that
+            self._register_denied = True
+            await leader_service.deregister()  # because an earlier candidacy may have registered it
         else:
-            self._dark = False
-        return not self._dark
+            self._register_denied = False
+        return not self._register_denied
 
     async def _create_session(self, ttl: float) -> SessionCreated:
         checks = (
             (self._leader_service.check_id,)
-            if self._leader_service is not None and await self._light(self._leader_service)
+            if self._leader_service is not None and await self._register(self._leader_service)
             else ()
         )
         give_up, pause = trio.current_time() + CHECK_WITHIN, 0.02
@@ -225,9 +226,9 @@ class Candidate:
                     service_checks=checks,
                 )
             except CheckNotPassing:
-                # the agent tells the servers of a check soon after it took it; if never, any leader is better than none
                 if not checks:
-                    raise  # the node's own
+                    raise  # because the node's own check fails
+                # the agent sends a new check to the servers soon; if it does not, any leader is better than none
                 if began >= give_up:
                     checks = ()
                 else:
@@ -249,11 +250,8 @@ class Candidate:
             log.warning("could not resign in time; the lock ends with its session", seconds=RESIGN_WITHIN)
 
     def _publish(self) -> None:
-        old, new = self._view, self._election.view
-        if new != old:
-            self._view = new
-            self._view_changed.set()
-            self._view_changed = trio.Event()
+        old, new = self.view, self._election.view
+        if self._view.set(new):
             if replace(new, epoch=0, session=None) != replace(old, epoch=0, session=None):
                 log.info(
                     "election",
@@ -264,11 +262,11 @@ class Candidate:
                 )
             others = new.leader is None or new.leader.identity != self.me.identity
             if new.state is State.FOLLOWER and others and self._nursery is not None:
-                self._nursery.start_soon(self._put_out)
-        self._tell(None if new.state is State.STOPPED else self._election.problem)
+                self._nursery.start_soon(self._deregister_leader_service)
+        self._report_problem(None if new.state is State.STOPPED else self._election.problem)
 
-    def _tell(self, problem: str | None) -> None:
-        """Log what is wrong when it begins and when it ends."""
+    def _report_problem(self, problem: str | None) -> None:
+        """Log a problem when it begins and when it ends."""
         denied, ttl = self._election.denied, self._election.ttl
         if ttl != self._ttl:
             log.warning("session TTL adjusted to the servers' limits", asked=self._ttl, used=ttl)

@@ -1,6 +1,10 @@
-# The vocabulary between the election's core and its shell: small frozen messages, nothing else.
+"""The events that go into the election's state machine, and the actions that come out.
 
-"""What goes into the election (events) and what comes out (actions)."""
+They are small frozen messages between ``state_machine`` and ``candidate``.  Each action is answered by one event,
+except Destroy, Resign, and a ReadKey that a later one replaced.  ``began`` is the time at which a request was sent.
+
+A new message between the two belongs here.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +13,10 @@ from dataclasses import dataclass
 from spegel_consul.consul.api.client import KVEntry
 from spegel_consul.consul.api.consul_errors import ConsulError
 
-# Events.  ``began`` is when the request was sent.
-
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """Begin."""
+    """Take part in the election."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,7 @@ class SessionCreated:
 
 @dataclass(frozen=True, slots=True)
 class Acquired:
-    """The answer to :class:`Acquire`: True if the servers gave the lock."""
+    """The answer to :class:`Acquire`; ``won`` if this session has the lock."""
 
     won: bool
 
@@ -57,7 +59,7 @@ class Probed:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """``action`` did not work."""
+    """The request of ``action`` failed."""
 
     action: Action
     error: ConsulError
@@ -65,20 +67,17 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Stopped:
-    """End; all requests in flight were abandoned."""
+    """Leave the election; all requests in flight were abandoned."""
 
 
 Event = Started | Ticked | KeyRead | SessionCreated | Acquired | Renewed | Probed | Failed | Stopped
 
 
-# Actions.  Each is answered by one event, except Destroy and Resign, and except a ReadKey that a later one replaced.
-
-
 @dataclass(frozen=True, slots=True)
 class ReadKey:
-    """Read the key, abandoning the read in flight if there is one; ``index`` 0: don't wait.
+    """Read the key, and abandon a read in flight; ``index`` 0 asks for an answer at once.
 
-    ``consistent``: only servers that have confirmed who leads them, and have caught up, may answer.
+    ``consistent``: only servers that have confirmed their Raft leader and have caught up may answer.
     """
 
     number: int
@@ -105,21 +104,21 @@ class Renew:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Ask whether the servers have a leader; NoClusterLeader if not."""
+    """Ask whether the servers have a Raft leader; fails with NoClusterLeader if they have none."""
 
     within: float
 
 
 @dataclass(frozen=True, slots=True)
 class Destroy:
-    """End a session that lost the race; if that fails, its TTL does it."""
+    """End a session that did not get the lock; if the request fails, the session ends by its TTL."""
 
     session: str
 
 
 @dataclass(frozen=True, slots=True)
 class Resign:
-    """Release the key with a vacant mark, then destroy the session. In this order: see lock-delay."""
+    """Release the key with a vacant mark, then destroy the session. The reverse order would start the lock-delay."""
 
     session: str
 

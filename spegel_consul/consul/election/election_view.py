@@ -1,4 +1,8 @@
-"""What is known of an election, and how its lock is held: the words between the election and everybody else."""
+"""The view of an election, and its settings: the types between the election and its users.
+
+A new fact about the election that other packages need belongs into ``View``.  A new setting belongs into
+``ElectionSettings``, with its check.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from spegel_consul.consul.election.leader_record import LeaderRecord
 
 
 class State(enum.Enum):
-    """What this node is. ``SUSPENDED``: Consul was not heard for too long; the last leader stays known."""
+    """The role of this node. ``SUSPENDED``: no answer from Consul for too long; the last leader stays known."""
 
     STARTING = "starting"
     FOLLOWER = "follower"
@@ -21,11 +25,11 @@ class State(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What is known of the election now.
+    """A view of the election.
 
-    ``leader`` is the last one known, also while nobody holds the key; None before the first and while the
-    holder's value can't be read. ``epoch`` is the key's ModifyIndex, which grows with each leader. ``session``
-    holds the lock. ``fresh`` is False while Consul can't be asked.
+    ``leader`` is the last known leader, also while no node holds the lock; None before the first one, and while the
+    value of the key has no record. ``epoch`` is the key's ModifyIndex, which grows with each leader. ``session`` holds
+    the lock. ``fresh`` is False while Consul does not answer.
     """
 
     state: State = State.STARTING
@@ -37,19 +41,19 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class ElectionSettings:
-    """One lock. Times in seconds; all nodes of a cluster must use the same key, ``lock_delay`` and ``behavior``."""
+    """The lock; times in seconds. All nodes of a cluster need the same ``key``, ``lock_delay`` and ``behavior``."""
 
     key: str = "spegel/leader"
     ttl: float = 15.0
     lock_delay: float = 0.5
-    """How long the lock of a session that ended stays refused; also sets how often the leader renews."""
+    """Time for which the lock of a session that ended is refused; the leader's renewals depend on it too."""
     behavior: str = "release"
     wait: float = 60.0
     jitter: float = 4.0
     """The longest time over which nodes spread their attempts."""
     retry: float = 1.0
     denied_retry: float = 20.0
-    """How long a node whose token may not lead waits before it tries again."""
+    """Time between two attempts of a node whose token may not lead."""
 
     def __post_init__(self) -> None:
         """Raises ValueError."""

@@ -1,28 +1,32 @@
-# The value of the leader key is read by people (`consul kv get`), by `jq` and templates, and by other
-# versions of this program: JSON, indented, ends with a newline, fields are only ever added.  It is written by
-# anybody with a token, so reading it never raises.  A released lock keeps a value that says "vacant": whoever
-# sees it knows that no lock-delay is running and takes the lock at once.
+"""``LeaderRecord``: the value of the leader key.
 
-"""What the leader key holds."""
+People read it (``consul kv get``), and so do ``jq``, templates and other versions of this program.  So it is JSON,
+indented, with a newline at its end, and fields are only ever added.  Any program with a token may write it, so reading
+it never raises.  A released lock keeps a value with the state "vacant": it means that there is no lock-delay, so the
+lock can be acquired at once.
+
+A new field that a leader publishes belongs here.
+"""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, replace
 
+from spegel_consul.multiaddrs import parse, split_peer_id
 from spegel_consul.peers import PeerInfo
 
 SCHEMA = 1
 FLAGS = 0x2DDCCBC058A50C18
-"""The mark that Consul's Go lock puts on its keys, so that such tools refuse to overwrite one of ours."""
+"""The flags that Consul's Go lock sets on its keys; such tools then refuse to overwrite this key."""
 
 
 @dataclass(frozen=True, slots=True)
 class LeaderRecord:
-    """The elected bootstrap peer, as it describes itself.
+    """The record of the elected bootstrap peer, published by itself.
 
-    ``addrs`` are multiaddrs of its router that end in ``/p2p/<peer_id>``; ``http`` is the URL at which it
-    serves its peer info, ``registry`` that of its registry; ``since`` is UTC, ``2026-11-23T16:34:43Z``.
+    ``addrs`` are multiaddrs of its router that end in ``/p2p/<peer_id>``; ``http`` is the URL of its peer info, and
+    ``registry`` the URL of its registry; ``since`` is UTC, ``2026-11-23T16:34:43Z``.
     """
 
     peer_id: str
@@ -37,11 +41,11 @@ class LeaderRecord:
 
     @property
     def identity(self) -> tuple[str, frozenset[str]]:
-        """Who and where; all that a router has to react to."""
+        """The peer id and the addresses: the part whose change a router reacts to."""
         return self.peer_id, frozenset(self.addrs)
 
     def to_json(self, *, session: str, since: str) -> bytes:
-        """The value to write when the lock is taken."""
+        """The value to write with the acquisition of the lock."""
         held = asdict(replace(self, session=session, since=since))
         return _dump({"schema": SCHEMA, "state": "held", **held})
 
@@ -51,19 +55,18 @@ class LeaderRecord:
         return {name: value for name, value in fields.items() if value is not None}
 
     def to_peer(self) -> PeerInfo:
-        """How its router is reached."""
-        suffix = f"/p2p/{self.peer_id}"
-        return PeerInfo(self.peer_id, tuple(addr.removesuffix(suffix) for addr in self.addrs))
+        """The router of the leader."""
+        return PeerInfo(self.peer_id, tuple(split_peer_id(addr)[0] for addr in self.addrs))
 
     @classmethod
     def parse(cls, value: bytes) -> LeaderRecord | None:
-        """None for a vacant mark, for what isn't a record and for one without a usable peer."""
+        """The record in ``value``; None for a vacant mark, for other data, and without a usable multiaddr."""
         try:
             fields = json.loads(value)
             peer_id, addrs = fields["peer_id"], fields["addrs"]
             if fields.get("state", "held") != "held" or not isinstance(peer_id, str) or not peer_id:
                 return None
-            usable = tuple(addr for addr in addrs if isinstance(addr, str) and addr.startswith("/"))
+            usable = tuple(addr for addr in addrs if isinstance(addr, str) and parse(addr) is not None)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
         if not usable:
@@ -74,7 +77,7 @@ class LeaderRecord:
 
 
 def vacant(*, released_by: str | None, at: str) -> bytes:
-    """The value to leave when the lock is given up."""
+    """The value to write with the release of the lock."""
     return _dump({"schema": SCHEMA, "state": "vacant", "released_by": released_by, "at": at})
 
 

@@ -1,20 +1,21 @@
-# The second lane of the election: is Consul there, and how long may a lead be trusted?
-#
-# A node with a session renews it; a node without one asks who leads the servers, which any server answers from
-# memory.  Either answer proves that Consul is there, and one that works after others failed tells the first lane
-# to abandon its long poll, whose connection may be half dead for a minute.
-#
-# Few renew, and repeat it fast while the lease lasts.  All others probe, so a failed probe is repeated the later
-# the more nodes there are: in a small cluster all are back within a second.
-#
-# The lease is local arithmetic.  Consul can't end a session by its TTL sooner than one TTL after it *got* a renewal.
-# It ends one sooner when gossip declares the node dead, which takes GOSSIP or longer, and then refuses the lock to
-# everybody for the lock-delay.  So nobody else leads before the smaller of both has passed since the last successful
-# renewal was sent: that long a leader calls itself one (and less, if its beacon's check may have failed).  This is the
-# rule "lock-delay of TTL - 5 s or more", solved for the leader's side, so that a short lock-delay costs more renewals
-# of one node and no second leader.
+"""``Heartbeat``: the session, the lease that it gives, and the time of the next request to Consul.
 
-"""``Heartbeat``: the session, the lease it gives, and when Consul is asked next."""
+It is the heartbeat lane of ``state_machine``.  A node with a session renews it.  A node without a session asks for the
+servers' Raft leader, which any server answers from memory.  Either answer proves that Consul is available.  If it comes
+after a failure, the main lane abandons its long poll, whose connection may be half dead for a minute.
+
+Few nodes renew, and they repeat a failed renewal fast while the lease lasts.  All others probe.  So the pause after a
+failed probe grows with the number of nodes; in a small cluster all are back within a second.
+
+The lease is local arithmetic.  Consul does not end a session by its TTL sooner than one TTL after it got a renewal.  It
+ends a session sooner if gossip declares the node dead, which takes at least GOSSIP, and then refuses the lock to every
+node for the lock-delay.  So no other node leads before the smaller of both times has passed since the last successful
+renewal was sent.  For that time a leader stays leader, or less if its check of ``spegel-leader`` may have failed.  This
+is the rule "lock-delay of TTL - 5 s or more", solved for the leader's side: a short lock-delay costs more renewals of
+one node, and no second leader.
+
+A new rule about the lease, or about the time of a renewal or a probe, belongs here.
+"""
 
 from __future__ import annotations
 
@@ -25,15 +26,15 @@ from spegel_consul.consul.api.backoff import Backoff
 from spegel_consul.consul.election.election_events import Probe, Renew
 
 GOSSIP = 5.0
-"""Least seconds in which agents with Consul's default gossip declare a lost node dead (measured: 6.5)."""
+"""Least seconds after which agents with Consul's default gossip declare a lost node dead (measured: 6.5)."""
 RENEW_AGAIN = 0.8
-"""The longest pause in seconds after a renewal that failed."""
+"""The longest pause in seconds after a failed renewal."""
 PROBE_AGAIN = (0.7, 5.0)
-"""The same after a probe: in a small cluster, and in a large one."""
+"""The longest pause after a failed probe, in a small cluster and in a large one."""
 
 
 class Heartbeat:
-    """One request at a time: a renewal while there is a session, else a probe. All times are of one clock."""
+    """Sends one request at a time: a renewal while there is a session, else a probe. One clock for all times."""
 
     def __init__(self, ttl: float, lock_delay: float, rng: random.Random) -> None:
         self.ttl = ttl
@@ -41,36 +42,36 @@ class Heartbeat:
         self.failing = False
         self.lease_end = -math.inf
         self.session_end = -math.inf
-        """Not before then Consul ends the session by its TTL."""
+        """Consul does not end the session by its TTL before this time."""
         self._lock_delay = lock_delay
         self._rng = rng
         self._next = math.inf
-        self._flight: Renew | Probe | None = None
+        self._in_flight: Renew | Probe | None = None
         self._backoff = Backoff(0.1, RENEW_AGAIN, rng)
 
     @property
     def lease(self) -> float:
-        """Seconds that a renewal is good for."""
+        """Seconds of leadership per renewal."""
         return min(self.ttl, self._lock_delay + GOSSIP)
 
     @property
     def deadline(self) -> float:
-        """When :meth:`beat` is due."""
-        return math.inf if self._flight is not None else self._next
+        """The time at which :meth:`beat` is due."""
+        return math.inf if self._in_flight is not None else self._next
 
     def watch(self, now: float) -> None:
-        """Begin to probe, unless it has begun."""
-        if self.session is None and self._flight is None and self._next == math.inf:
+        """Begin to probe, unless probes or renewals have begun."""
+        if self.session is None and self._in_flight is None and self._next == math.inf:
             self._schedule(now)
 
     def hold(self, session: str, began: float) -> None:
-        """There is a session now; ``began`` is when it was asked for."""
+        """Renew ``session`` from now on; ``began`` is the time at which its creation was sent."""
         self.session = session
         self.lease_end, self.session_end = began + self.lease, began + self.ttl
         self._start_over(began)
 
     def drop(self, now: float) -> str | None:
-        """There is none any more. What it was."""
+        """Give up the session, and probe from now on. Returns the session, or None if there was none."""
         dropped, self.session = self.session, None
         self.lease_end = self.session_end = -math.inf
         if dropped is not None:
@@ -82,12 +83,12 @@ class Heartbeat:
         if now < self.deadline:
             return ()
         within = max(min(self.lease, self.ttl) / 3, 1.0)
-        self._flight = Probe(within) if self.session is None else Renew(self.session, within)
-        return (self._flight,)
+        self._in_flight = Probe(within) if self.session is None else Renew(self.session, within)
+        return (self._in_flight,)
 
     def answered(self, action: Renew | Probe, began: float, now: float) -> bool:
-        """``action``, sent at ``began``, has worked. True if others had failed before."""
-        if action != self._flight:
+        """``action``, sent at ``began``, succeeded. True if requests before it had failed."""
+        if action != self._in_flight:
             return False
         if isinstance(action, Renew):
             self.lease_end, self.session_end = began + self.lease, began + self.ttl
@@ -96,20 +97,20 @@ class Heartbeat:
         return recovered
 
     def failed(self, action: Renew | Probe, now: float, spread: float) -> bool:
-        """``action`` did not work. False if it was of a session that is no longer held.
+        """``action`` failed. False if it belongs to a session that was given up.
 
-        ``spread``: seconds within which the probes of all nodes together are no burden.
+        ``spread``: seconds over which one probe of each node is a small load.
         """
-        if action != self._flight:
+        if action != self._in_flight:
             return False
-        self._flight, self.failing = None, True
+        self._in_flight, self.failing = None, True
         least, most = PROBE_AGAIN
         self._backoff.cap = RENEW_AGAIN if isinstance(action, Renew) else min(max(spread, least), most)
         self._next = now + self._backoff.next()
         return True
 
     def _start_over(self, began: float) -> None:
-        self._flight, self.failing = None, False
+        self._in_flight, self.failing = None, False
         self._backoff.reset()
         self._schedule(began)
 

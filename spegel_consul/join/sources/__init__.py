@@ -1,1 +1,1 @@
-"""The places that name peers to join through, one module each."""
+"""The kinds of bootstrap, one module each."""

@@ -1,11 +1,14 @@
-# Joins through the catalog alone: no lock, no session, no right to write anything.  Three of the healthy routers,
-# chosen by a hash of both ends, so that every node names others, and the same ones as long as they are there: the
-# choices of all nodes together connect them all.
-#
-# Where this program registered the service, it says its peer id and multiaddr in the metadata.  Where a Nomad job
-# did, there is only an address and a port; the id is learnt when the connection is made.
+"""``CatalogBootstrap``: some of the healthy routers in Consul's catalog.
 
-"""``CatalogBootstrap``: some of the healthy routers in Consul's catalog."""
+It needs no lock, no session and no right to write.  It names three of the healthy routers, chosen by a hash of both
+ends (rendezvous hashing).  So each node names others, and the same ones as long as they are there; the choices of all
+nodes together connect them all.
+
+A sidecar registers its peer id and multiaddr in the metadata of its service.  A Nomad job registers only an address and
+a port; then the id is learnt when the connection is made.
+
+A new rule about the choice among routers belongs here.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ from spegel_consul.peers import PeerInfo
 
 
 class CatalogBootstrap:
-    """Names members of ``catalog`` (of ``spegel-router``), whose own task runs elsewhere. ``me`` is this peer's id."""
+    """Names members of ``catalog`` (of ``spegel-router``); another task runs the watch. ``me`` is this node."""
 
     leader = None
 
@@ -34,19 +37,19 @@ class CatalogBootstrap:
 
     @property
     def problem(self) -> str | None:
-        """The catalog's problem."""
+        """The problem of the catalog."""
         return self._catalog.problem
 
     def peers(self) -> Sequence[PeerInfo]:
-        """Up to three others; empty before anything is known."""
+        """Up to three other nodes; empty before the first answer."""
         return self._observed.peers
 
     async def changed(self, since: Sequence[PeerInfo]) -> None:
-        """Return when :meth:`peers` differs from ``since`` in who or where they are."""
+        """Return when :meth:`peers` differs from ``since`` in ids or addresses."""
         await self._observed.changed(since)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Follow the catalog until cancelled; ``started()`` at once."""
+        """Follow the catalog until cancelled; calls ``started()`` at once."""
         task_status.started()
         while True:
             members = self._catalog.members
@@ -56,7 +59,7 @@ class CatalogBootstrap:
 
 
 def choose(members: Sequence[HealthyService], me: PeerInfo) -> tuple[PeerInfo, ...]:
-    """Three of ``members`` without this node."""
+    """Up to three of ``members``, without this node."""
     found: dict[str, PeerInfo] = {}
     for peer in map(to_peer, members):
         if peer is not None and peer.id != me.id and not set(peer.addrs) & set(me.addrs):
@@ -65,7 +68,7 @@ def choose(members: Sequence[HealthyService], me: PeerInfo) -> tuple[PeerInfo, .
 
 
 def rendezvous(names: Sequence[str] | dict[str, PeerInfo], me: str) -> list[str]:
-    """Three of ``names``: those nearest to ``me`` by hash, stable while they are there."""
+    """The up to three of ``names`` that come first in an order by hash, which is another one for each ``me``."""
     return sorted(names, key=lambda name: hashlib.sha256(f"{me} {name}".encode("utf-8", "surrogatepass")).digest())[
         :FIRST
     ]

@@ -1,11 +1,11 @@
-# Joins through the elected leader.
-#
-# The leader is a rendezvous, not an owner: it stays the answer while Consul is away, between leaders, and when
-# its session changes.  Two cases have no other node to name, a cluster without a leader yet and a leader that
-# is this node itself (perhaps a new one, elected into an old ring): then up to three healthy routers of the
-# catalog are offered in addition.
+"""``ConsulBootstrap``: the elected leader, and some routers of the catalog while the leader is of no use.
 
-"""``ConsulBootstrap``: the elected leader, or some of the catalog while it can't help."""
+The leader is a rendezvous, not an owner: it stays the answer while Consul is unavailable, between two leaders, and when
+its session changes.  In two cases it names no other node: in a cluster without a leader yet, and on the leader itself
+(perhaps a new one, elected into an old ring).  Then up to three healthy routers of the catalog are named in addition.
+
+A new rule about the use of the election for joins belongs here.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from spegel_consul.peers import PeerInfo
 class ConsulBootstrap:
     """Names the leader of ``candidate``'s election, and members of ``catalog`` (of ``spegel-router``) if needed.
 
-    Runs neither of them: their own tasks do.
+    Other tasks run the candidate and the watch of the catalog.
     """
 
     def __init__(self, candidate: Candidate, catalog: CatalogWatch | None = None) -> None:
@@ -35,26 +35,26 @@ class ConsulBootstrap:
 
     @property
     def problem(self) -> str | None:
-        """The election's problem, or the catalog's while it is needed."""
-        if self._candidate.problem is not None or self._catalog is None or not self._alone():
+        """The problem of the election, or of the catalog while it is needed."""
+        if self._candidate.problem is not None or self._catalog is None or not self._names_no_other():
             return self._candidate.problem
         return self._catalog.problem
 
     @property
     def leader(self) -> PeerInfo | None:
-        """The last known leader; None before anybody is known to lead."""
+        """The last known leader; None before the first one."""
         return self._leader.to_peer() if self._leader is not None else None
 
     def peers(self) -> Sequence[PeerInfo]:
-        """The last known leader first, even if it is this node; empty before anything is known."""
+        """The last known leader first, even if it is this node; empty before the first answer."""
         return self._observed.peers
 
     async def changed(self, since: Sequence[PeerInfo]) -> None:
-        """Return when :meth:`peers` differs from ``since`` in who or where they are."""
+        """Return when :meth:`peers` differs from ``since`` in ids or addresses."""
         await self._observed.changed(since)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Follow the election and the catalog until cancelled; ``started()`` at once."""
+        """Follow the election and the catalog until cancelled; calls ``started()`` at once."""
         self._update()
         task_status.started()
         async with trio.open_nursery() as nursery:
@@ -77,9 +77,9 @@ class ConsulBootstrap:
     def _update(self) -> None:
         self._leader = self._candidate.view.leader or self._leader
         peers: tuple[PeerInfo, ...] = (self._leader.to_peer(),) if self._leader is not None else ()
-        if self._catalog is not None and self._alone():
+        if self._catalog is not None and self._names_no_other():
             peers += choose(self._catalog.members, self._candidate.me.to_peer())
         self._observed.set_peers(peers)
 
-    def _alone(self) -> bool:
+    def _names_no_other(self) -> bool:
         return self._leader is None or self._leader.peer_id == self._candidate.me.peer_id

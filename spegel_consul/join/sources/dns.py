@@ -1,11 +1,14 @@
-# SRV records carry the port, address records don't: of a name that has SRV records these are used, of others the
-# addresses with the port that this node's own router has.
-#
-# TCP first.  Consul answers UDP without EDNS with three random records of many, and every node would join through
-# others; over TCP it gives all.  Sorted, the first three are the same for everybody, which is what makes one ring
-# of nodes that start together.  A resolver that has no TCP is asked over UDP with EDNS.
+"""``DnsSource``: peers from DNS.
 
-"""``DnsSource``: peers from DNS."""
+A name with SRV records gives addresses and ports.  Another name gives addresses, which are used with the port of this
+node's own router.
+
+TCP is used first.  Over UDP without EDNS, Consul answers with three random records of many, so each node would join
+through others; over TCP it answers with all.  The first three in sorted order are the same for all nodes, which makes
+one ring of nodes that start together.  A resolver without TCP is asked over UDP with EDNS.
+
+A new rule about records or resolvers belongs here.
+"""
 
 from __future__ import annotations
 
@@ -15,18 +18,19 @@ from typing import Any
 
 import trio
 
-from spegel_consul.join.peer_formats import FIRST, one_line, router_addr
+from spegel_consul.join.peer_formats import FIRST, one_line
 from spegel_consul.join.polled import SourceError
+from spegel_consul.multiaddrs import Address
 from spegel_consul.peers import PeerInfo
 
 _QUESTION_WITHIN = 3.0
-_EDNS_PAYLOAD = 1232  # what passes everywhere without fragments (DNS flag day 2020)
+_EDNS_PAYLOAD = 1232  # bytes that pass everywhere without fragments (DNS flag day 2020)
 
 
 class DnsSource:
-    """Asks for the records of ``domain``; ``port`` is that of routers found by address.
+    """Asks for the records of ``domain``; ``port`` is the port of routers that are found by address.
 
-    ``server`` is ``(IP address, port)``, None for those in /etc/resolv.conf.
+    ``server`` is ``(IP address, port)`` of a resolver, None for the resolvers in /etc/resolv.conf.
     """
 
     def __init__(self, domain: str, port: int, server: tuple[str, int] | None = None) -> None:
@@ -43,7 +47,7 @@ class DnsSource:
         endpoints = await self._services()
         if not endpoints:
             endpoints = {(address, self._port) for address in await self._addresses(self._domain)}
-        return [PeerInfo(None, (router_addr(host, port),)) for host, port in _choose(endpoints)]
+        return [PeerInfo(None, (str(Address(host, port)),)) for host, port in _choose(endpoints)]
 
     async def _services(self) -> set[tuple[str, int]]:
         answer = await self._records(self._domain, "SRV")
@@ -51,7 +55,7 @@ class DnsSource:
         given: dict[str, set[str]] = {}
         for rrset in answer.response.additional if answer else ():
             for record in rrset:
-                if isinstance(getattr(record, "address", None), str):  # NSAP has one that is none of ours
+                if isinstance(getattr(record, "address", None), str):  # in NSAP records it is another type
                     given.setdefault(rrset.name.to_text(), set()).add(record.address)
         endpoints = set()
         asked = 0
@@ -81,8 +85,8 @@ class DnsSource:
         return found
 
     async def _records(self, name: str, kind: str) -> Any:
-        """dnspython's answer; None if the name has no such record. Raises SourceError."""
-        # imported here: who does not use DNS does not pay for it
+        """The answer of dnspython; None if the name has no such record. Raises SourceError."""
+        # imported here, because nodes without this kind of bootstrap do not need the library
         import dns.asyncresolver
         import dns.exception
         import dns.resolver

@@ -1,9 +1,12 @@
-# Any node's metrics port serves /id, and its registry's port too, with TLS if that has it.  Spegel's nodes do, and so
-# can a file behind a web server or a load balancer that picks one of the nodes.  Half of what such URLs answer in
-# practice is something else - an error page, a login form, a redirect - so the answer is bounded in size and time
-# before anybody looks at it.
+"""``HttpSource``: peers from a URL.
 
-"""``HttpSource``: peers from a URL."""
+The metrics port of each node serves /id, and so does the port of its registry, with TLS if the registry has it.  A node
+of Spegel serves it too, and so can a file behind a web server, or a load balancer in front of the nodes.  In practice
+such URLs often answer something else: an error page, a login form, a redirect.  So the answer is limited in size and
+time before it is parsed.
+
+A new rule about the request belongs here.  The forms of a document belong to ``peer_formats``.
+"""
 
 from __future__ import annotations
 
@@ -24,15 +27,15 @@ from spegel_consul.join.polled import SourceError
 from spegel_consul.peers import PeerInfo
 
 ANSWER_WITHIN, CONNECT_WITHIN = 5.0, 3.0
-"""Seconds that an answer and a connection may take."""
+"""Limits in seconds for an answer and for a connection."""
 
 
 class HttpSource:
-    """Asks ``url`` for a document as ``reading.parse_document`` takes it.
+    """Asks ``url`` for a document in a form of ``peer_formats.parse_document``.
 
-    ``cert_dir`` has ``ca.crt`` and, for mutual TLS, ``tls.crt`` and ``tls.key``, which are read anew for every
-    question. Without it ``trust`` makes the contexts for https, and without that the system's authorities count.
-    Raises ValueError for a URL or a directory that can't be used.
+    ``cert_dir`` has ``ca.crt`` and, for mutual TLS, ``tls.crt`` and ``tls.key``, which are read again for each
+    question. Without ``cert_dir``, ``trust`` makes the contexts for https; without ``trust``, the system's authorities
+    are trusted. Raises ValueError for a URL or a directory that can't be used.
     """
 
     def __init__(
@@ -44,7 +47,7 @@ class HttpSource:
         if cert_dir is not None and parts.scheme != "https":
             raise ValueError(f"{url!r} is not https, so the certificates in {cert_dir} would not be used")
         self._url = url
-        self._name = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()  # without a password
+        self._name = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()  # no password: it is logged
         self._cert_dir = cert_dir
         self._files = foreign_files.FileCalls()
         self._context: Callable[[], ssl.SSLContext | bool] = trust or (lambda: True)
@@ -59,7 +62,7 @@ class HttpSource:
         return self._name
 
     async def ask(self) -> Sequence[PeerInfo]:
-        """The first three peers that it names. Raises SourceError."""
+        """The first three peers of the document. Raises SourceError."""
         try:
             context = self._context() if self._cert_dir is None else await self._files.run(self._context)
             headers = {"Accept": "application/json, text/plain"}
@@ -83,7 +86,7 @@ class HttpSource:
 
 
 def _tls(cert_dir: Path) -> ssl.SSLContext:
-    """Raises ValueError."""
+    """The TLS context with the files of ``cert_dir``. Raises ValueError."""
     ca, cert, key = (cert_dir / name for name in ("ca.crt", "tls.crt", "tls.key"))
     if not (ca.exists() or cert.exists()):
         raise ValueError(f"{cert_dir} has neither ca.crt nor tls.crt")

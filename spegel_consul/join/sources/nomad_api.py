@@ -1,12 +1,14 @@
-# The little of Nomad's HTTP API that is needed to find the ring without Consul: variables, their locks, services.
-#
-# A task reaches Nomad without knowing any address: through the socket of the task API, which Nomad puts into the
-# task's secrets directory and names in NOMAD_UNIX_ADDR, with the token of its workload identity in NOMAD_TOKEN.
-# NOMAD_ADDR wins over it, as whoever sets that means it.  The other variables are those of `nomad` itself.
-#
-# Sources: Nomad's command/agent/variable_endpoint.go, nomad/variables_endpoint.go, api/api.go.
+"""``NomadClient``: variables, their locks and services of Nomad's HTTP API, on Trio.
 
-"""``NomadClient``: variables and services of Nomad, on Trio."""
+A task reaches Nomad without any configured address, through the socket of the task API.  Nomad puts the socket into the
+secrets directory of the task and names it in NOMAD_UNIX_ADDR; the token of the workload identity is in NOMAD_TOKEN.
+NOMAD_ADDR replaces that socket, because an operator sets it on purpose.  The other variables are those of the ``nomad``
+command.
+
+Sources: Nomad's command/agent/variable_endpoint.go, nomad/variables_endpoint.go, api/api.go.
+
+A rule that holds for every request to Nomad belongs here.
+"""
 
 from __future__ import annotations
 
@@ -33,11 +35,11 @@ from spegel_consul.join.polled import SourceError
 DEFAULT_ADDRESS = "http://127.0.0.1:4646"
 _CONNECT_WITHIN = 3.0
 _CALL_WITHIN = 10.0
-_MAX_BYTES = 4 << 20  # of an answer: a variable has 64 KiB at most, an instance of a service some 500 bytes
+_MAX_BYTES = 4 << 20  # of an answer; a variable has at most 64 KiB, an instance of a service about 500 bytes
 
 
 class NomadError(SourceError):
-    """Nomad could not be asked, or refused. ``status`` is that of HTTP, 0 without an answer."""
+    """Nomad could not be asked, or refused. ``status`` is the HTTP status, 0 without an answer."""
 
     def __init__(self, message: str, status: int = 0, document: Any = None) -> None:
         super().__init__(message)
@@ -47,11 +49,11 @@ class NomadError(SourceError):
 
 @dataclass(frozen=True, slots=True)
 class NomadSettings:
-    """Where Nomad is and how to speak to it."""
+    """The address, credentials and TLS files of the Nomad agent."""
 
     address: str = DEFAULT_ADDRESS
     uds: str | None = None
-    """Path of a unix socket; ``address`` is then only for the Host header."""
+    """Path of a unix socket; then ``address`` is used only for the Host header."""
     token: str | None = field(default=None, repr=False)
     token_file: str | None = None
     region: str | None = None
@@ -64,7 +66,7 @@ class NomadSettings:
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> NomadSettings:
-        """From ``NOMAD_*``; empty means unset. ValueError names the variable that can't be used."""
+        """From ``NOMAD_*``; empty means unset. Raises ValueError that names the variable that can't be used."""
         variable = "NOMAD_ADDR" if env.get("NOMAD_ADDR") else "NOMAD_UNIX_ADDR"
         address, uds = env.get(variable) or DEFAULT_ADDRESS, None
         parts = urlsplit(address)
@@ -94,7 +96,7 @@ class NomadSettings:
         )
 
     def ssl_context(self) -> ssl.SSLContext:
-        """The client side of TLS. Raises ValueError."""
+        """The TLS context of a client. Raises ValueError."""
         try:
             context = pem.client_context(self.cafile)
             if self.client_cert and self.client_key:
@@ -139,7 +141,7 @@ class NomadClient(AbstractAsyncContextManager["NomadClient"]):
         body: object = None,
         wait: float = 0.0,
     ) -> tuple[int, Any]:
-        """The index and the document of an answer; ``wait`` is how long the server may hold it, in seconds."""
+        """The index and the document of an answer; the server may hold the answer for ``wait`` seconds."""
         token = await self._tokens.current()
         query = {"namespace": self._settings.namespace, **(params or {})}
         if self._settings.region:
@@ -162,12 +164,12 @@ class NomadClient(AbstractAsyncContextManager["NomadClient"]):
             raise NomadError(f"{self._where}: no answer within {budget:g} s") from None
         except bounded_client.AnswerRefused as why:
             raise NomadError(f"{self._where}: {why}: not an answer of Nomad's") from None
-        except Exception as why:  # the client is closed, or a fault of a library: never the end of a task
+        except Exception as why:  # because a closed client, or a fault of a library, must not end a task
             raise NomadError(f"{self._where}: {one_line(root_cause(why))}") from None
         document, fault = None, ""
         try:
             document = json.loads(answer.body) if answer.body else None
-        except Exception as why:  # whatever a decoder makes of bytes that others chose; MemoryError is one
+        except Exception as why:  # because a decoder of untrusted bytes may raise anything, even MemoryError
             fault = f"not an answer of Nomad's ({type(why).__name__})"
         if answer.status != 200:
             says = f"{method} {path}: {answer.status} {one_line(answer.text[:400])}".rstrip()
@@ -181,7 +183,7 @@ class NomadClient(AbstractAsyncContextManager["NomadClient"]):
 
 
 def variable_path(path: str) -> str:
-    """The URL's path of a variable. Raises ValueError for one that Nomad does not allow."""
+    """The path of a variable in Nomad's API. Raises ValueError for a path that Nomad does not allow."""
     bare = path.strip("/ ")
     if not bare or len(bare) > 128 or any(not (char.isalnum() or char in "-_~/") for char in bare):
         raise ValueError(f"{path!r} is not the path of a Nomad variable (letters, digits, -, _, ~ and /)")

@@ -1,22 +1,24 @@
-# Nomad's own catalog, for clusters without Consul.  Nomad can choose for the caller (?choose=1|key), but then all
-# instances must be its candidates alike and one that is unreachable can't be passed over; so the list is read
-# whole and three are chosen here, by the same hash as from Consul's catalog.  The name must be that of the router's
-# service alone, with one port.
+"""``NomadServiceSource``: some of the routers in Nomad's catalog, for clusters without Consul.
 
-"""``NomadServiceSource``: some of the routers in Nomad's catalog."""
+Nomad can choose for the caller (?choose=1|key), but then all instances must be candidates for it, and an unreachable
+one can't be passed over.  So the whole list is read, and three are chosen here by the same hash as from Consul's
+catalog.  The service must be the router's alone, with one port.
+
+A new rule about the instances of a Nomad service belongs here.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from spegel_consul.join.peer_formats import router_addr
 from spegel_consul.join.sources.consul_catalog import rendezvous
 from spegel_consul.join.sources.nomad_api import NomadClient, NomadError
+from spegel_consul.multiaddrs import Address
 from spegel_consul.peers import PeerInfo
 
 
 class NomadServiceSource:
-    """Asks for the instances of service ``service``. ``me`` is this peer, and ``alloc_id`` its allocation if known."""
+    """Asks for the instances of ``service``. ``me`` is this node, and ``alloc_id`` its allocation if known."""
 
     def __init__(self, client: NomadClient, service: str, me: PeerInfo, alloc_id: str | None = None) -> None:
         self._client = client
@@ -39,7 +41,7 @@ class NomadServiceSource:
                 continue
             address, port = entry.get("Address"), entry.get("Port")
             if isinstance(address, str) and address and isinstance(port, int) and 0 < port < 65536:
-                router = router_addr(address, port)
+                router = str(Address(address, port))
                 if router not in self._me.addrs:
                     routers[router] = router
         return [PeerInfo(None, (router,)) for router in rendezvous(list(routers), self._me.id or "")]

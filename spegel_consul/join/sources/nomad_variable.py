@@ -1,15 +1,18 @@
-# Elects a bootstrap peer with a lock on a Nomad variable, for clusters without Consul (Nomad 1.7 or newer).
-#
-# What differs from Consul's sessions: every attempt to acquire is a write to the servers' log, even one that loses;
-# a task's token can't see whether the variable is locked; and a lock whose holder died stays for twice its TTL and
-# then for the lock-delay.  So followers watch the variable's value with a blocking query and try to acquire it only
-# when it says "vacant", when it does not exist, and else about once a minute.  The rest is as in Consul's election:
-# the holder is a rendezvous and owns nothing, nobody stops while there is none, a failed question changes nothing,
-# and only a renewal that is answered with 409 or 404, or the end of the lease, ends a lead.
-#
-# Whoever may read the variable but not write it follows without taking part.
+"""``NomadVarBootstrap``: the holder of the lock on a Nomad variable, for clusters without Consul (Nomad 1.7 or newer).
 
-"""``NomadVarBootstrap``: the holder of the lock on a Nomad variable."""
+It elects a bootstrap peer with the lock.  Three things differ from Consul's sessions.  Each attempt to acquire the lock
+is a write to the servers' log, even a failed one.  The token of a task can't see whether the variable is locked.  The
+lock of a holder that died stays for twice its TTL, and then for the lock-delay.  So followers watch the value of the
+variable with a blocking query.  They try to acquire the lock if the value says "vacant", if the variable does not
+exist, and otherwise about once a minute.
+
+The rest is as in Consul's election: the holder owns nothing, no node stops while there is no holder, and a failed
+question changes nothing.  A lead ends only by a renewal that is answered with 409 or 404, or with the lease.
+
+A node that may read the variable and not write it follows without taking part.
+
+A new rule about this lock belongs here.
+"""
 
 from __future__ import annotations
 
@@ -25,19 +28,20 @@ from spegel_consul.consul.api.backoff import Backoff, BlockingIndex
 from spegel_consul.consul.election.leader_record import LeaderRecord
 from spegel_consul.join.observed_peers import ObservedPeers
 from spegel_consul.join.sources.nomad_api import NomadClient, NomadError, variable_path
+from spegel_consul.multiaddrs import parse
 from spegel_consul.peers import PeerInfo
 
 log = structlog.get_logger(__name__)
 
 TTL, LOCK_DELAY = 15.0, 10.0
-"""Seconds; Nomad allows a TTL of 10 s and more, and expires a lock at twice its TTL."""
+"""Seconds; Nomad allows a TTL of 10 s or more, and ends a lock after twice its TTL."""
 
 TRY_EVERY = 60.0
 """Seconds between attempts to acquire a lock that seems to be held."""
 
-_HERD = 1.0  # seconds over which the attempts for a free lock are spread
+_SPREAD = 1.0  # seconds over which the attempts for a free lock are spread
 _RELEASE_WITHIN = 3.0
-_DENIED_PAUSE = 10.0  # rights change when somebody changes them
+_DENIED_PAUSE = 10.0  # seconds, because only an operator changes rights
 
 
 class NomadVarBootstrap:
@@ -64,24 +68,24 @@ class NomadVarBootstrap:
 
     @property
     def problem(self) -> str | None:
-        """What does not work at the moment."""
+        """One line for people that says what does not work; None if there is no problem."""
         return self._observed.problem
 
     @property
     def leader(self) -> PeerInfo | None:
-        """The last known holder of the lock; None before anybody is known to hold it."""
+        """The last known holder of the lock; None before the first one."""
         return self._observed.peers[0] if self._observed.peers else None
 
     def peers(self) -> Sequence[PeerInfo]:
-        """The last known leader, even if it is this node."""
+        """The last known leader, even if it is this node; empty before the first one."""
         return self._observed.peers
 
     async def changed(self, since: Sequence[PeerInfo]) -> None:
-        """Return when another leads."""
+        """Return when :meth:`peers` differs from ``since`` in ids or addresses."""
         await self._observed.changed(since)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Take part until cancelled, then release the lock within 3 s; ``started()`` at once."""
+        """Take part until cancelled, then release the lock within 3 s; calls ``started()`` at once."""
         task_status.started()
         try:
             while True:
@@ -91,7 +95,7 @@ class NomadVarBootstrap:
             await self._release()
 
     async def _follow(self) -> None:
-        """Return when this node has the lock."""
+        """Follow the holder; return when this node has the lock."""
         index, backoff = BlockingIndex(), Backoff(0.5, 15.0, self._rng)
         contended = Backoff(1.0, 30.0, self._rng)
         next_try = trio.current_time() + self._try_every * self._rng.uniform(0.5, 1.5)
@@ -107,7 +111,7 @@ class NomadVarBootstrap:
                     await trio.sleep_until(began + 0.5)
                     continue
                 if free:
-                    await trio.sleep(self._rng.uniform(0.0, _HERD))
+                    await trio.sleep(self._rng.uniform(0.0, _SPREAD))
                     index.reset()
                 next_try = trio.current_time() + self._try_every * self._rng.uniform(0.5, 1.5)
                 if await self._acquire():
@@ -115,7 +119,7 @@ class NomadVarBootstrap:
                     return
                 self._observed.set_problem(None)
                 if free:
-                    # it says that nobody leads, and somebody holds it: who died in between, or has just won
+                    # the value says "vacant" and the lock is held: its holder died before it wrote, or has just won
                     await trio.sleep(contended.next())
                 else:
                     contended.reset()
@@ -151,7 +155,7 @@ class NomadVarBootstrap:
                 backoff.reset()
 
     async def _read(self, index: int, wait: float) -> tuple[int, bool]:
-        """The index to wait on, and whether the lock is known to be free."""
+        """The index to wait on, and whether the value says that the lock is free."""
         params = {"stale": ""} | ({"index": str(index), "wait": f"{wait * 1000:.0f}ms"} if index else {})
         try:
             answered, variable = await self._client.request(
@@ -164,7 +168,7 @@ class NomadVarBootstrap:
         return answered, self._take(variable)
 
     def _take(self, variable: Any) -> bool:
-        """Note who leads; True if the value says that nobody does."""
+        """Store the holder that the value names. True if the value says that the lock is free."""
         items = variable.get("Items") if isinstance(variable, dict) else None
         if not isinstance(items, dict):
             return False
@@ -172,7 +176,7 @@ class NomadVarBootstrap:
         if items.get("state", "held") != "held":
             return True
         if isinstance(peer_id, str) and isinstance(addrs, str):
-            routers = tuple(addr for addr in addrs.split() if addr.startswith("/"))
+            routers = tuple(addr for addr in addrs.split() if parse(addr) is not None)
             if peer_id and routers:
                 self._observed.set_peers([LeaderRecord(peer_id, routers).to_peer()])
         return False
@@ -185,7 +189,7 @@ class NomadVarBootstrap:
                 "lock-acquire", {"Path": self._name, "Items": self._items("held"), "Lock": lock}
             )
         except NomadError as why:
-            if why.status == 409:  # the answer is the variable as it is
+            if why.status == 409:  # the answer has the current variable
                 self._take(why.document)
                 return False
             raise
@@ -198,7 +202,7 @@ class NomadVarBootstrap:
         return True
 
     async def _release(self) -> None:
-        """Say "vacant", then give up the lock: its value stays behind, and says that nobody need wait."""
+        """Write "vacant", then release the lock; the value stays and tells other nodes not to wait."""
         if self._lock is None:
             return
         with trio.move_on_after(_RELEASE_WITHIN, shield=True) as limit:
@@ -217,7 +221,7 @@ class NomadVarBootstrap:
         return (await self._client.request("PUT", self._path, params=params, body=body))[1]
 
     def _items(self, state: str) -> dict[str, str]:
-        """A variable's values are texts, so the addresses are separated by spaces."""
+        """The items of the variable. Its values are texts, so the addresses are separated by spaces."""
         me = self._me
         texts = {
             "state": state,

@@ -1,8 +1,11 @@
-# A file that somebody else writes: a template that Nomad renders, a list from configuration management.  It may be
-# replaced at any time and is sometimes read half written; then it can't be parsed, and the last answer stays.  It is
-# looked at once a second, which is one system call, in a thread, and works on every file system.
+"""``FileSource``: peers from a file that another program writes.
 
-"""``FileSource``: peers from a file that is written by others."""
+The file is a template of Nomad, or a list of the configuration management.  It may be replaced at any time, and is
+sometimes read half written; then it can't be parsed, and the last answer stays.  Its stamp is read once a second, in a
+thread.  That is one system call, and works on every file system.
+
+A new rule about the file belongs here.  The forms of a document belong to ``peer_formats``.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,11 @@ from spegel_consul.join.polled import SourceError
 from spegel_consul.peers import PeerInfo
 
 LOOK_EVERY = 1.0
-"""Seconds between two looks."""
+"""Seconds between two readings of the file's stamp."""
 
 
 class FileSource:
-    """Reads ``path``, a document as ``reading.parse_document`` takes it, whenever it has changed."""
+    """Reads ``path``, a document in a form of ``peer_formats.parse_document``, when it has changed."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -33,7 +36,7 @@ class FileSource:
         return str(self._path)
 
     async def ask(self) -> Sequence[PeerInfo]:
-        """Its first three peers. Raises SourceError."""
+        """The first three peers of the document. Raises SourceError."""
         if (peers := await self._file.look()) is not None:
             self._peers = peers
         if self._file.problem is not None:

@@ -1,6 +1,7 @@
-# A list of peers from the configuration.  It never changes; one reachable peer on it is enough.
+"""``StaticBootstrap``: a list of peers from the configuration.
 
-"""``StaticBootstrap``: the peers that the operator named."""
+The list never changes; one reachable peer is enough.  The forms of an address belong to ``peer_formats``.
+"""
 
 from __future__ import annotations
 
@@ -31,10 +32,10 @@ class StaticBootstrap:
         return self._observed.peers
 
     async def changed(self, since: Sequence[PeerInfo]) -> None:
-        """Return if ``since`` are others than :meth:`peers`, else never."""
+        """Return if :meth:`peers` differs from ``since``, else wait for ever, because the list is fixed."""
         await self._observed.changed(since)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Nothing to keep fresh; sleeps until cancelled."""
+        """Sleep until cancelled, because the list is fixed; calls ``started()`` at once."""
         task_status.started()
         await trio.sleep_forever()

@@ -19,10 +19,10 @@ from dataclasses import replace
 import structlog
 import trio
 
-from spegel_consul.http.peer_client import PeerError, PeerResponse, Unreachable
+from spegel_consul.http.peer_client import PeerResponse, Unreachable
 from spegel_consul.oci.errors import OCIError, RangeInvalid
 from spegel_consul.oci.path import ContentRequest, Kind, unknown
-from spegel_consul.peers import Provider, RingError
+from spegel_consul.peers import PeerError, Provider, RingError
 from spegel_consul.registry.mirror.mirror_peers import MirrorPeers
 from spegel_consul.registry.mirror.providers.hedging import Ask, Exhausted, Race, Wait
 from spegel_consul.registry.mirror.questions.peer_answer import Answer, Question

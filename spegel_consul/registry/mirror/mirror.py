@@ -22,12 +22,12 @@ import structlog
 import trio
 
 from spegel_consul.http.basic_auth import Credentials
-from spegel_consul.http.peer_client import PeerClient, PeerError, PeerResponse
+from spegel_consul.http.peer_client import PeerClient, PeerResponse
 from spegel_consul.metrics.counter import Count
 from spegel_consul.metrics.sidecar_metrics import Metrics
 from spegel_consul.oci.errors import BlobUnknown, ManifestUnknown, RangeInvalid
 from spegel_consul.oci.path import ContentRequest, Kind
-from spegel_consul.peers import Provider
+from spegel_consul.peers import PeerError, Provider
 from spegel_consul.registry.mirror.body.transfer import Transfer
 from spegel_consul.registry.mirror.fetch import race
 from spegel_consul.registry.mirror.followers import Followers

@@ -17,12 +17,12 @@ import trio
 
 from spegel_consul.disk.threads import in_thread
 from spegel_consul.http.basic_auth import Credentials
-from spegel_consul.http.peer_client import PeerClient, PeerError, PeerResponse
+from spegel_consul.http.peer_client import PeerClient, PeerResponse
 from spegel_consul.metrics.sidecar_metrics import Metrics
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.media import MAX_MANIFEST_SIZE
 from spegel_consul.oci.path import FOLLOW_HEADER, MIRRORED_HEADER, ContentRequest
-from spegel_consul.peers import Provider
+from spegel_consul.peers import PeerError, Provider
 from spegel_consul.registry.mirror.expected_sizes import Sizes
 from spegel_consul.registry.mirror.following.follows import Behind, Follows, nobody_is_behind
 from spegel_consul.registry.mirror.held_bodies import HeldBodies

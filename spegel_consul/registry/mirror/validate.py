@@ -14,12 +14,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field, replace
 
-from spegel_consul.http.peer_client import PeerError, PeerResponse
+from spegel_consul.http.peer_client import PeerResponse
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import DigestInvalid, RangeInvalid
 from spegel_consul.oci.media import OCTET_STREAM, header_safe, manifest_media_type
 from spegel_consul.oci.path import ContentRequest
 from spegel_consul.oci.ranges import parse_ranges
+from spegel_consul.peers import PeerError
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})\Z", re.ASCII)
 _UNSATISFIED = re.compile(r"bytes \*/(\d{1,19})\Z", re.ASCII)

@@ -16,6 +16,7 @@ from typing import Protocol
 
 import trio
 
+from spegel_consul.multiaddrs import Contact
 from spegel_consul.peers import RingError
 from spegel_consul.ring.dht.messages import (
     Frames,
@@ -27,7 +28,6 @@ from spegel_consul.ring.dht.messages import (
     encode,
     encode_members,
 )
-from spegel_consul.ring.dht.multiaddrs import Contact
 from spegel_consul.ring.dht.protocol_ids import KAD, MEMBERS
 from spegel_consul.ring.members.background import Background
 from spegel_consul.ring.members.rate_limit import RateLimit

@@ -18,9 +18,9 @@ from dataclasses import replace
 import structlog
 import trio
 
+from spegel_consul.multiaddrs import Address, Contact, contact, parse
 from spegel_consul.peers import PeerInfo, RingError, peer_id_from_text, peer_id_to_text
 from spegel_consul.ring.dht.messages import Message, MessageType, WirePeer, decode, encode, encode_withdrawal
-from spegel_consul.ring.dht.multiaddrs import Address, Contact, contact, parse
 from spegel_consul.ring.dht.placement import REPLICAS
 from spegel_consul.ring.dht.protocol_ids import KAD, WITHDRAW
 from spegel_consul.ring.members.background import Background

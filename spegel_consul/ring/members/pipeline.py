@@ -13,9 +13,9 @@ from typing import Generic, TypeVar
 
 import structlog
 
+from spegel_consul.multiaddrs import Address
 from spegel_consul.peers import RingError, peer_id_to_text
 from spegel_consul.ring.dht.messages import MAX_MESSAGE, Frames, WireError
-from spegel_consul.ring.dht.multiaddrs import Address
 from spegel_consul.ring.net.host import Host, Stream, StreamClosed
 from spegel_consul.ring.net.shared_result import Result
 

@@ -25,10 +25,10 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
+from spegel_consul.multiaddrs import Address, Contact
 from spegel_consul.peers import PeerInfo, peer_id_to_text
 from spegel_consul.ring.dht.keys import position
 from spegel_consul.ring.dht.messages import WirePeer
-from spegel_consul.ring.dht.multiaddrs import Address, Contact
 from spegel_consul.ring.dht.placement import REPLICAS, Placement
 from spegel_consul.ring.members.timer_heap import TimerHeap
 

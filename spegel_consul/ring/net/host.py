@@ -17,8 +17,8 @@ from typing import Protocol
 
 import trio
 
+from spegel_consul.multiaddrs import Address
 from spegel_consul.peers import RingError
-from spegel_consul.ring.dht.multiaddrs import Address
 
 
 class Unreachable(RingError):

@@ -27,9 +27,9 @@ import structlog
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from spegel_consul.multiaddrs import Address
 from spegel_consul.peers import RingError, peer_id_to_text
 from spegel_consul.ring.dht.messages import Frames, frame
-from spegel_consul.ring.dht.multiaddrs import Address
 from spegel_consul.ring.net import node_key
 from spegel_consul.ring.net.dialler import Dialler
 from spegel_consul.ring.net.host import DialledSelf, Handler, Identity, Replaced, Stream, Unreachable

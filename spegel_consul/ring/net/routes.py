@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 
-from spegel_consul.ring.dht.multiaddrs import Address
+from spegel_consul.multiaddrs import Address
 
 
 def has_route(address: Address) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import structlog
 import trio
 
+from spegel_consul.observable import Observable
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import DigestInvalid, OCIError
 from spegel_consul.oci.reference import Reference
@@ -75,7 +76,7 @@ async def lookup(node: Node, key: str, *, within: float = LOOKUP_TIMEOUT) -> Doc
 
 
 class Measurement:
-    """An image that is being measured, or was. ``changed`` is set whenever there is something new to tell."""
+    """An image that is being measured, or was. :meth:`changed` returns when there is something new to tell."""
 
     def __init__(self, reference: Reference) -> None:
         self.image = str(reference)
@@ -85,7 +86,7 @@ class Measurement:
         self.missing = False
         self.took = 0.0
         self.done = False
-        self._changed = trio.Event()
+        self._revision = Observable(0)
 
     @property
     def size(self) -> int:
@@ -97,12 +98,10 @@ class Measurement:
         self.touch()
 
     def touch(self) -> None:
-        if self._changed.statistics().tasks_waiting:
-            self._changed.set()
-            self._changed = trio.Event()
+        self._revision.set(self._revision.value + 1)
 
     async def changed(self) -> None:
-        await self._changed.wait()
+        await self._revision.changed(self._revision.value)
 
     def to_json(self) -> Document:
         return {

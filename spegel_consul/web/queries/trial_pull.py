@@ -18,12 +18,13 @@ from typing import Any
 
 import trio
 
-from spegel_consul.http.peer_client import PeerClient, PeerError, PeerLimits, PeerResponse
+from spegel_consul.http.peer_client import PeerClient, PeerLimits, PeerResponse
 from spegel_consul.http.tls import Tls
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import DigestInvalid
 from spegel_consul.oci.media import INDEXES, MANIFESTS, MAX_MANIFEST_SIZE, entries
 from spegel_consul.oci.reference import Reference
+from spegel_consul.peers import PeerError
 from spegel_consul.web.node_views import Document
 
 PARALLEL = 3

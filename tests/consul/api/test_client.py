@@ -1,4 +1,4 @@
-# The fence around the client library: what reaches callers for answers good and bad.
+"""The client of Consul: the results and errors of its callers for good and bad answers."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ async def test_time_limits(autojump_clock: trio.testing.MockClock) -> None:
         assert await lasts(client.session_renew("s", within=5)) == 5 + 3
 
 
-async def test_what_is_sent() -> None:
+async def test_requests() -> None:
     seen: list[httpx.Request] = []
     async with answering(
         httpx.Response(200, json=True),

@@ -1,4 +1,4 @@
-"""TLS towards Consul follows its files: new ones count for the next connection, wrong ones never."""
+"""The TLS context for Consul follows its files: the next connection uses new ones, and wrong ones are never used."""
 
 from __future__ import annotations
 

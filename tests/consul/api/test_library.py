@@ -1,6 +1,4 @@
-# What is known to be wrong with python-consul2 0.1.5, one by one, and what our callers see instead.
-
-"""The fence around the client library: each of its bugs, and that nothing of it comes through."""
+"""The known faults of python-consul2 0.1.5, one by one, and the results of our callers in spite of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-# Registration and the watch in virtual time.
+"""Registration and the catalog watch in virtual time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 from spegel_consul.consul.api.client import AgentService
 from spegel_consul.consul.api.consul_settings import ConsulSettings
 from spegel_consul.consul.catalog.catalog_watch import CatalogWatch
-from spegel_consul.consul.catalog.registration import PATIENCE, Changes, Registration, compare
+from spegel_consul.consul.catalog.registration import NOMAD_GRACE, Changes, Registration, compare
 from spegel_consul.consul.catalog.service_definitions import ServiceDefinition, spegel_services
 from spegel_consul.disk.foreign_files import FileCalls
 from tests.consul.fakeconsul import FakeConsul
@@ -111,13 +111,13 @@ def test_nothing_to_do_when_all_is_there() -> None:
     wanted = services()
     present = {service.id: as_present(service) for service in wanted}
     assert compare(wanted, present) == Changes()
-    assert compare(wanted, present, anew=True) == Changes(register=wanted)
+    assert compare(wanted, present, register_all=True) == Changes(register=wanted)
     for changes in ({"port": 1}, {"meta": {}}, {"weights": (1, 1)}, {"tags": ("x",)}, {"address": "10.0.0.8"}):
         altered = {**present, "spegel:n1": as_present(wanted[0], **changes)}
         assert compare(wanted, altered) == Changes(register=wanted[:1])
 
 
-def test_left_overs_of_this_node_are_removed_and_nobody_elses() -> None:
+def test_former_registrations_of_this_node_alone_are_removed() -> None:
     wanted = services()
     present = {
         found.id: found
@@ -170,7 +170,7 @@ async def test_nomad_that_registers_nothing_and_later_does(autojump_clock: trio.
         client = consul.client("n1")
         registration = Registration(client, services(), alloc_id="7b1c")
         await nursery.start(registration.run)
-        assert PATIENCE <= await until(lambda: len(consul.services) == 3) <= PATIENCE + 1
+        assert NOMAD_GRACE <= await until(lambda: len(consul.services) == 3) <= NOMAD_GRACE + 1
         for service in services():
             await client.register_service({**service.to_json(), "ID": f"_nomad-task-7b1c-{service.name}"})
         await until(lambda: len(consul.services) == 3, 15)
@@ -179,7 +179,7 @@ async def test_nomad_that_registers_nothing_and_later_does(autojump_clock: trio.
 
 
 async def test_nomad_that_withdraws_is_about_to_stop_the_task(autojump_clock: trio.testing.MockClock) -> None:
-    """So nothing comes back within PATIENCE; after that it does, because somebody else may have removed it."""
+    """No service returns within NOMAD_GRACE; after it they do, because another program may have removed them."""
     async with trio.open_nursery() as nursery:
         consul = FakeConsul(nursery)
         client = consul.client("n1")
@@ -191,13 +191,13 @@ async def test_nomad_that_withdraws_is_about_to_stop_the_task(autojump_clock: tr
         await trio.sleep(30)
         consul.forget_services()
         took = await until(lambda: len(consul.services) == 3, 30)
-        assert PATIENCE <= took <= 14.4 + PATIENCE + 1
+        assert NOMAD_GRACE <= took <= 14.4 + NOMAD_GRACE + 1
         for body in nomads:
             await client.register_service(body)
         await until(lambda: len(consul.services) == 3, 15)
         # and each time anew, also when only one vanishes
         await client.deregister_service(nomads[0]["ID"])
-        assert await until(lambda: "spegel:n1" in consul.services, 30) >= PATIENCE
+        assert await until(lambda: "spegel:n1" in consul.services, 30) >= NOMAD_GRACE
         nursery.cancel_scope.cancel()
 
 
@@ -214,7 +214,7 @@ async def test_registered_again_and_deregistered(autojump_clock: trio.testing.Mo
             assert consul.calls["PUT agent/service"] == before == 3
             consul.forget_services()
             assert await until(lambda: len(consul.services) == 3) <= 14.4
-            consul.services["spegel:n1"]["Port"] = 1  # somebody else's, under our id
+            consul.services["spegel:n1"]["Port"] = 1  # of another program, with our id
             assert await until(lambda: consul.services["spegel:n1"]["Port"] == 5000) <= 14.4
             assert consul.calls["PUT agent/service"] == 7
             running.cancel_scope.cancel()

@@ -1,4 +1,4 @@
-"""The registries that the catalog names, by address and port, and the peer ids that are theirs."""
+"""The registries of the catalog by address and port, and their peer ids."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ def test_the_address_of_the_other_family_has_the_same_port() -> None:
     }
 
 
-def test_what_no_provider_record_could_name_is_left_out() -> None:
+def test_entries_that_no_provider_record_can_have_are_left_out() -> None:
     assert known(entry("node7.internal"), entry(""), entry("10.0.0.7", 0), entry("10.0.0.7", 70000)) == {}
     assert known(entry("10.0.0.7", also="nonsense")) == {("10.0.0.7", 5000): set()}
 
 
-async def test_what_a_sidecar_registers_is_what_is_asked(autojump_clock: trio.testing.MockClock) -> None:
+async def test_the_entry_of_a_sidecar_is_found(autojump_clock: trio.testing.MockClock) -> None:
     """As the catalog changes; its last answer stays while Consul is away."""
     async with trio.open_nursery() as nursery:
         consul, catalog = FakeConsul(nursery), CatalogRegistries()

@@ -1,4 +1,4 @@
-# Registration, access and transport at real agents.
+"""Registration, access rights and transport with real agents."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ async def test_the_shipped_policy_is_sufficient_and_no_token_is_not(tmp_path: Pa
         async with ConsulClient(agent.settings()) as nobody:
             with pytest.raises(AccessDenied):
                 await nobody.kv_get("spegel/leader")
-            assert (await nobody.health_service(REGISTRY))[1] == ()  # 200 and empty: why absence proves nothing
+            assert (await nobody.health_service(REGISTRY))[1] == ()  # 200 and empty, so absence proves nothing
 
 
 WRITES = ("session", "renew", "acquire", "release", "destroy", "register", "pass", "deregister")
@@ -399,7 +399,7 @@ async def test_mutual_tls(tmp_path: Path) -> None:
                 await client.status_leader()
 
 
-async def test_what_nomad_registered_is_not_doubled(client: ConsulClient) -> None:
+async def test_a_service_that_nomad_registered_is_not_doubled(client: ConsulClient) -> None:
     """As Nomad does it: after the start of the task, under an id of its own, and at the same address and port."""
     async with node() as (here, nursery):
         scope = trio.CancelScope()
@@ -426,7 +426,7 @@ async def test_what_nomad_registered_is_not_doubled(client: ConsulClient) -> Non
             await client.deregister_service(each)
 
 
-async def test_what_a_former_configuration_left_is_removed(client: ConsulClient) -> None:
+async def test_services_of_a_former_configuration_are_removed(client: ConsulClient) -> None:
     async with node() as (here, nursery):
         now = here.services()
         before = [replace(service, id=f"{service.name}:old-name") for service in now]

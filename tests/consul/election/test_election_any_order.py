@@ -1,4 +1,4 @@
-# The election under any answers in any order.
+"""The election with any answers in any order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-# The election's decisions one by one, without a clock and without a loop.
+"""The decisions of the election, one by one, without a clock and without an event loop."""
 
 from __future__ import annotations
 
@@ -58,12 +58,12 @@ def test_a_released_key_is_tried_soon() -> None:
     assert election.handle(KeyRead(3, 30, free()), 100.3) == (CreateSession(15),)
 
 
-@pytest.mark.parametrize(("crowd", "longest"), [(3, 0.12), (50, 2.0), (1000, 4.0)])
-def test_the_larger_the_crowd_the_further_it_spreads(crowd: int, longest: float) -> None:
+@pytest.mark.parametrize(("cluster_size", "longest"), [(3, 0.12), (50, 2.0), (1000, 4.0)])
+def test_the_larger_the_cluster_the_further_it_spreads(cluster_size: int, longest: float) -> None:
     waits = []
     for seed in range(200):
         election = Election(ElectionSettings(), ME, random.Random(seed))
-        election.crowd = crowd
+        election.cluster_size = cluster_size
         election.handle(Started(), 0)
         election.handle(KeyRead(1, 20, held("x")), 0)
         [read] = election.handle(KeyRead(2, 30, free()), 100)
@@ -93,7 +93,7 @@ def test_a_key_that_went_away_with_its_session_waits_too() -> None:
     assert read.wait <= 0.3  # deleted by an operator: no delay is running
 
 
-def test_who_has_just_started_does_not_wait_for_the_lock_delay() -> None:
+def test_a_node_that_has_just_started_does_not_wait_for_the_lock_delay() -> None:
     election = begin(jitter=0)
     assert election.handle(KeyRead(1, 30, free(OTHER)), 0) == (CreateSession(15),)
 
@@ -113,11 +113,11 @@ def test_a_free_key_whose_index_never_rests_is_not_read_in_a_loop(indexes: Seque
         [read] = actions
         reads += 1
         now += 0.002
-    assert 11 <= now <= 15.5  # and it has its turn all the same
+    assert 11 <= now <= 15.5  # and its attempt comes all the same
     assert reads <= (now - 1) / 0.2 + 3
 
 
-def test_who_is_too_late_does_not_even_ask() -> None:
+def test_a_node_that_is_too_late_sends_no_acquire() -> None:
     election = begin(jitter=0)
     election.handle(KeyRead(1, 5, None), 0)
     assert election.handle(SessionCreated("s", 0), 0) == (ReadKey(2, 5, 0.005, True),)  # still free?
@@ -155,7 +155,7 @@ def test_the_same_identity_elsewhere_is_not_the_former_self() -> None:
 
 
 @pytest.mark.parametrize(("lock_delay", "lease"), [(0, 5), (0.5, 5.5), (10, 15), (60, 15)])
-def test_the_lease_is_what_ttl_and_lock_delay_allow(lock_delay: float, lease: float) -> None:
+def test_the_lease_follows_from_ttl_and_lock_delay(lock_delay: float, lease: float) -> None:
     election = leading(lock_delay=lock_delay)
     renewal = election.deadline
     assert lease / 2 * 0.9 <= renewal <= lease / 2

@@ -1,4 +1,4 @@
-# What becomes of the lead, and of what is known of it, while Consul does not answer as it should; without a clock.
+"""The lead and the view of it while Consul answers wrongly or not at all, without a clock."""
 
 from __future__ import annotations
 
@@ -69,34 +69,34 @@ def test_a_probe_after_failures_abandons_the_read() -> None:
     assert (election.view.state, election.view.fresh, election.problem) == (State.FOLLOWER, True, None)
 
 
-@pytest.mark.parametrize(("crowd", "pause", "spread"), [(3, 0.7, 0.12), (50, 2, 2), (1000, 5, 4)])
-def test_a_crowd_probes_seldom_in_an_outage_and_does_not_come_back_at_once(
-    crowd: int, pause: float, spread: float
+@pytest.mark.parametrize(("cluster_size", "pause", "spread"), [(3, 0.7, 0.12), (50, 2, 2), (1000, 5, 4)])
+def test_a_large_cluster_probes_seldom_in_an_outage_and_does_not_come_back_at_once(
+    cluster_size: int, pause: float, spread: float
 ) -> None:
     election = begin()
-    election.crowd = crowd
+    election.cluster_size = cluster_size
     election.handle(KeyRead(1, 20, held("x")), 0)
     now, pauses, spreads = 7.5, [], []
     for _ in range(200):
         [probe] = election.handle(Ticked(), now)
         election.handle(Failed(probe, DOWN), now)
-        pauses.append(election._heart.deadline - now)
-        now = election._heart.deadline
+        pauses.append(election._heartbeat.deadline - now)
+        now = election._heartbeat.deadline
     assert 0.9 * pause < max(pauses) <= pause
     assert sum(pauses) / len(pauses) > 0.4 * pause
     for _ in range(200):
-        [probe] = election._heart.beat(now)
+        [probe] = election._heartbeat.beat(now)
         election.handle(Failed(probe, DOWN), now)
-        now = election._heart.deadline
-        [probe] = election._heart.beat(now)
+        now = election._heartbeat.deadline
+        [probe] = election._heartbeat.beat(now)
         election.handle(Probed(probe), now)
         spreads.append(election.deadline - now)
         now = election.deadline
         [read] = election.handle(Ticked(), now)
         election.handle(KeyRead(read.number, 20, held("x")), now)
-        now = election._heart.deadline
+        now = election._heartbeat.deadline
     assert 0.9 * spread < max(spreads) <= spread
-    assert max(pauses[10:]) + max(spreads) < 1 or crowd > 3
+    assert max(pauses[10:]) + max(spreads) < 1 or cluster_size > 3
 
 
 def test_an_old_reads_answer_takes_the_place_of_the_one_that_was_to_come() -> None:

@@ -36,7 +36,7 @@ def test_to_peer_has_no_p2p_part() -> None:
     assert ME.to_peer() == PeerInfo("12D3", ("/ip4/10.0.0.7/tcp/5001", "/ip6/fd00::7/tcp/5001"))
 
 
-def test_vacant_is_nobody() -> None:
+def test_a_vacant_mark_is_no_record() -> None:
     value = vacant(released_by="client-7", at="2026-11-23T16:34:43Z")
     assert json.loads(value)["released_by"] == "client-7"
     assert LeaderRecord.parse(value) is None
@@ -60,13 +60,13 @@ def test_vacant_is_nobody() -> None:
         b"[" * 100_000,
     ],
 )
-def test_junk_is_nobody(value: bytes) -> None:
+def test_other_data_is_no_record(value: bytes) -> None:
     assert LeaderRecord.parse(value) is None
 
 
 def test_unknown_and_mistyped_fields_are_left_out() -> None:
-    value = b'{"schema": 9, "peer_id": "a", "addrs": ["/x", 7], "http": 7, "new": {}}'
-    assert LeaderRecord.parse(value) == LeaderRecord("a", ("/x",))
+    value = b'{"schema": 9, "peer_id": "a", "addrs": ["/x", "/ip4/1.2.3.4/tcp/1", 7], "http": 7, "new": {}}'
+    assert LeaderRecord.parse(value) == LeaderRecord("a", ("/ip4/1.2.3.4/tcp/1",))
 
 
 _json = st.recursive(

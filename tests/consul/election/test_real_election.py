@@ -1,4 +1,4 @@
-# Elections at a real agent.
+"""Elections with a real agent."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ class Group:
         settings: ConsulSettings,
         election: ElectionSettings,
         service: ServiceDefinition | None = None,
-        crowd: int = 0,
+        cluster_size: int = 0,
     ) -> Candidate:
         number = len(self.candidates)
         me = LeaderRecord(f"peer{number}", (f"/ip4/10.0.0.{number}/tcp/5001/p2p/peer{number}",), node=f"n{number}")
         client = await self._stack.enter_async_context(ConsulClient(settings))
         leader_service = LeaderService(client, service) if service is not None else None
         candidate, scope = (
-            Candidate(client, me, election, leader_service=leader_service, crowd=lambda: crowd),
+            Candidate(client, me, election, leader_service=leader_service, cluster_size=lambda: cluster_size),
             trio.CancelScope(),
         )
 
@@ -206,7 +206,7 @@ async def test_a_hundred_candidates_and_two_writes_at_most(tmp_path: Path) -> No
             asked: list[str] = []
             async with group(agent.settings(), 0, ElectionSettings()) as g:
                 for _ in range(100):
-                    _count_acquires(await g.add(agent.settings(), ElectionSettings(), crowd=100), asked)
+                    _count_acquires(await g.add(agent.settings(), ElectionSettings(), cluster_size=100), asked)
                 await until(g.agreed)
                 for end in ("stopped", "destroyed", "stopped"):
                     asked.clear()
@@ -234,7 +234,7 @@ def _count_acquires(candidate: Candidate, asked: list[str]) -> None:
 
 
 async def test_the_lock_ends_soon_after_its_process(agent: ConsulAgent, client: ConsulClient) -> None:
-    """A killed or hanging process doesn't wait for its TTL: the check of its beacon frees the lock."""
+    """A killed or hanging process doesn't wait for its TTL: the check of its spegel-leader frees the lock."""
     service = ServiceDefinition("spegel-leader:old", LEADER, "127.0.0.1", 5001, (TtlCheck(3.0),))
     async with group(agent.settings(), 0, ElectionSettings()) as g:
         election = ElectionSettings(key="test/bound", ttl=100)

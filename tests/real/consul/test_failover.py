@@ -25,7 +25,7 @@ pytestmark = pytest.mark.real
 KEY = "spegel/leader"
 SERVERS, CLIENTS = range(3), range(3, 6)
 SERVICES = {"spegel": 3, "spegel-router": 3, "spegel-metrics": 3, "spegel-leader": 1}
-"""All that pass once the agents have told the servers all they know; until then see beacon.py."""
+"""All that pass once the agents have told the servers all they know; until then see leader_service.py."""
 AGENTS_SYNC = 6.5
 """An agent that has found servers tells them all it knows up to 3 s later, and once more up to 3 s after that.
 

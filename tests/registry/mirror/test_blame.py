@@ -16,12 +16,12 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spegel_consul.http.peer_client import PeerError, PeerLimits, PeerResponse
+from spegel_consul.http.peer_client import PeerLimits, PeerResponse
 from spegel_consul.metrics.sidecar_metrics import Metrics
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import OCIError
 from spegel_consul.oci.path import ContentRequest, parse_content_path
-from spegel_consul.peers import Provider
+from spegel_consul.peers import PeerError, Provider
 from spegel_consul.registry.mirror import mirror_peers
 from spegel_consul.registry.mirror.fetch import TransferCut
 from spegel_consul.registry.mirror.held_bodies import Feed

@@ -4,9 +4,9 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spegel_consul.multiaddrs import Address, Contact
 from spegel_consul.ring.dht.keys import position
 from spegel_consul.ring.dht.messages import WirePeer
-from spegel_consul.ring.dht.multiaddrs import Address, Contact
 from spegel_consul.ring.members.rate_limit import RateLimit
 from spegel_consul.ring.members.table import FORGET_AFTER, HEARSAY_AGE, QUIET_AGE, Members
 

@@ -15,6 +15,7 @@ from conformance.router import eventually, find
 from ring.net.test_libp2p_hostile import Victim, _host, _raw_stream, attacker, friend, victim
 from structlog.testing import capture_logs
 
+from spegel_consul.multiaddrs import Address, Contact
 from spegel_consul.peers import RingError
 from spegel_consul.ring.dht.keys import dht_key
 from spegel_consul.ring.dht.messages import (
@@ -27,7 +28,6 @@ from spegel_consul.ring.dht.messages import (
     frame,
     uvarint,
 )
-from spegel_consul.ring.dht.multiaddrs import Address, Contact
 from spegel_consul.ring.dht.protocol_ids import KAD, MEMBERS
 from spegel_consul.ring.dht.records import Records
 from spegel_consul.ring.members.ban_list import LIMIT

@@ -11,6 +11,7 @@ import pytest
 import trio
 from conformance.router import eventually, find
 
+from spegel_consul.multiaddrs import Address
 from spegel_consul.peers import PeerInfo, RingError
 from spegel_consul.ring.dht.keys import dht_key
 from spegel_consul.ring.dht.messages import (
@@ -23,7 +24,6 @@ from spegel_consul.ring.dht.messages import (
     frame,
     uvarint,
 )
-from spegel_consul.ring.dht.multiaddrs import Address
 from spegel_consul.ring.dht.protocol_ids import KAD, MEMBERS
 from spegel_consul.ring.net import libp2p_host
 from spegel_consul.ring.net.host import Stream

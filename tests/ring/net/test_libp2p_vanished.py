@@ -10,7 +10,7 @@ from conformance.router import eventually
 from ring.net.test_libp2p_floods import PING, WITHIN
 from ring.net.test_libp2p_hostile import Victim, attacker, friend, victim
 
-from spegel_consul.ring.dht.multiaddrs import Address, Contact
+from spegel_consul.multiaddrs import Address, Contact
 from spegel_consul.ring.net import dialler
 from spegel_consul.ring.net.libp2p_host import Libp2pHost
 from spegel_consul.ring.router import KadRouter

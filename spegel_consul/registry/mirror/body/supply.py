@@ -15,9 +15,9 @@ from contextlib import AsyncExitStack, aclosing
 
 import structlog
 
-from spegel_consul.http.peer_client import PeerError, PeerResponse
+from spegel_consul.http.peer_client import PeerResponse
 from spegel_consul.oci.path import ContentRequest
-from spegel_consul.peers import Provider, host_port
+from spegel_consul.peers import PeerError, Provider, host_port
 from spegel_consul.registry.mirror.fetch import Fetch, TransferCut, race
 from spegel_consul.registry.mirror.following.group_claim import Follow
 from spegel_consul.registry.mirror.held_bodies import Feed
@@ -25,7 +25,7 @@ from spegel_consul.registry.mirror.mirror_peers import MirrorPeers
 from spegel_consul.registry.mirror.trace import Trace
 from spegel_consul.ring.dht.claims import Why
 from spegel_consul.zerocopy.relay import Passage, Relay
-from spegel_consul.zerocopy.source import SourceFailed, SourceLeft, SourceSlow
+from spegel_consul.zerocopy.source import SourceLeft, SourceSlow
 from spegel_consul.zerocopy.spool import Spool
 
 log = structlog.get_logger(__name__)
@@ -92,7 +92,7 @@ class Supply:
                 feed.discard()
                 if alone:
                     raise TransferCut(f"at byte {feed.reached} of {feed.head.size}: the source changed") from None
-            except (PeerError, SourceFailed) as exc:
+            except PeerError as exc:
                 if follow is not None:
                     self._source_failed(feed, follow, exc)
                 else:
@@ -100,7 +100,7 @@ class Supply:
                 if alone:
                     raise TransferCut(f"at byte {feed.reached} of {feed.head.size}: {exc}") from None
 
-    def _has_failed(self, feed: Feed, why: PeerError | SourceFailed) -> None:
+    def _has_failed(self, feed: Feed, why: PeerError) -> None:
         peers, head = self._peers, feed.head
         log.info("peer failed in mid-body", digest=head.digest, at=feed.reached, size=head.size, error=str(why))
         peers.penalties.failed(feed.provider, hung=why.hung, broken=why.broken)
@@ -110,7 +110,7 @@ class Supply:
             self._fetch.exclude(feed.provider)
         feed.discard()
 
-    def _source_failed(self, feed: Feed, follow: Follow, why: PeerError | SourceFailed) -> None:
+    def _source_failed(self, feed: Feed, follow: Follow, why: PeerError | PeerError) -> None:
         """Report the failure. The source gets no penalty, because its own source may be the one that failed."""
         log.info("source failed in mid-body", digest=feed.head.digest, at=feed.reached, error=str(why))
         follow.lost(Why.CUT)

@@ -19,10 +19,10 @@ from dataclasses import replace
 import structlog
 import trio
 
-from spegel_consul.http.peer_client import PeerError, Unreachable
+from spegel_consul.http.peer_client import Unreachable
 from spegel_consul.oci.errors import RangeInvalid
 from spegel_consul.oci.path import ContentRequest, Kind
-from spegel_consul.peers import host_port
+from spegel_consul.peers import PeerError, host_port
 from spegel_consul.registry.mirror.following.follows import Follows
 from spegel_consul.registry.mirror.following.group_claim import Follow
 from spegel_consul.registry.mirror.mirror_peers import MirrorPeers, WrongBytes

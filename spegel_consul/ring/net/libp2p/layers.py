@@ -17,8 +17,8 @@ from libp2p.security.noise.transport import Transport as Noise
 from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
 from libp2p.transport.upgrader import TransportUpgrader
 
+from spegel_consul.multiaddrs import Address
 from spegel_consul.peers import RingError
-from spegel_consul.ring.dht.multiaddrs import Address
 from spegel_consul.ring.net import node_key
 from spegel_consul.ring.net.host import Identity
 from spegel_consul.ring.net.libp2p.muxer import BoundedYamux

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multiaddr import Multiaddr
 
-from spegel_consul.ring.dht.multiaddrs import Address, Contact, contact, decode, parse
+from spegel_consul.multiaddrs import Address, Contact, contact, decode, parse, split_peer_id
 
 ips = st.one_of(st.ip_addresses(v=4), st.ip_addresses(v=6)).map(str)
 addresses = st.builds(Address, ips, st.integers(1, 65535), st.booleans())
@@ -38,6 +38,8 @@ def test_any_text_is_an_address_or_none(text: str) -> None:
         ("/dns4/node-7.example/tcp/5001", Address("node-7.example", 5001)),
         ("/ip4/10.0.0.7/tcp/5000/http", Address("10.0.0.7", 5000, http=True)),
         ("/ip4/10.0.0.7/tcp/5001/p2p/12D3KooWA", Address("10.0.0.7", 5001)),
+        ("/ip4/10.0.0.7/tcp/5001/p2p/12D3KooWA/p2p-circuit", None),
+        ("/ip4/10.0.0.7/tcp/5001/p2p", None),
         ("/ip4/10.0.0.7/udp/5001/quic-v1", None),
         ("/ip4/10.0.0.7/tcp/5001/ws", None),
         ("/ip4/10.0.0.7/tcp/0", None),
@@ -51,6 +53,12 @@ def test_any_text_is_an_address_or_none(text: str) -> None:
 )
 def test_texts(text: str, expected: Address | None) -> None:
     assert parse(text) == expected
+
+
+def test_the_peer_id_is_split_off() -> None:
+    assert split_peer_id("/ip4/10.0.0.7/tcp/5001/p2p/12D3KooWA") == ("/ip4/10.0.0.7/tcp/5001", "12D3KooWA")
+    assert split_peer_id("/ip4/10.0.0.7/tcp/5001/p2p/") == ("/ip4/10.0.0.7/tcp/5001", "")
+    assert split_peer_id("/ip4/10.0.0.7/tcp/5001") == ("/ip4/10.0.0.7/tcp/5001", None)
 
 
 def test_a_p2p_part_behind_an_address_is_ignored_and_others_are_not_ours() -> None:

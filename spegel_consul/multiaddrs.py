@@ -1,8 +1,8 @@
 """Multiaddrs: the addresses of routers and registries.
 
 A multiaddr is a chain of protocols, each a number and a value.  The ring dials only TCP, and untrusted bytes must never
-surprise it, so this is not a multiaddr library: it reads the few chains that the ring can use (/ip4|ip6/…/tcp/…, with
-an optional /http and an optional /p2p/… behind) and returns None for all others.
+surprise it, so this is not a multiaddr library: it reads the few chains that the ring can use (/ip4|ip6|dns/…/tcp/…,
+with an optional /http and an optional /p2p/<peer id> behind) and returns None for all others.
 
 Every peer has two: the address of its router (/ip4/10.0.0.7/tcp/5001) and the address of its registry
 (/ip4/10.0.0.7/tcp/5000/http).  Go nodes know only the first; by their convention all registries use one port.
@@ -126,9 +126,15 @@ def parse(text: str) -> Address | None:
     http = rest[:1] == ["http"]
     if http:
         rest = rest[1:]
-    if rest and rest[0] != "p2p":
-        return None
+    if rest and (len(rest) != 2 or rest[0] != "p2p"):
+        return None  # such as /p2p/<id>/p2p-circuit, the address of a relay
     return Address(host, int(port), http)
+
+
+def split_peer_id(text: str) -> tuple[str, str | None]:
+    """The text of a multiaddr before its ``/p2p`` part, and the peer id in that part; None if it has no such part."""
+    address, separator, peer_id = text.partition("/p2p/")
+    return address, peer_id if separator else None
 
 
 @dataclass(frozen=True, slots=True)
