@@ -4,8 +4,8 @@ An answer is decoded only after it has been received within its limits. Bodies w
 encoded body is refused, because a few megabytes of gzip unpack to gigabytes. Text is always UTF-8, because a charset in
 the answer may name a codec that unpacks as well, or takes quadratic time. JSON unpacks too: the three bytes of ``{},``
 become 72 bytes of objects. So the structural characters of an answer are counted while it is received, and an answer
-whose objects would take more than four times its limit is refused before it is decoded. Redirects are not followed, and cookies are
-not kept. h11, below httpx, limits a head to 100 KiB.
+whose objects would take more than four times its limit is refused before it is decoded. Redirects are not followed, and
+cookies are not kept. h11, below httpx, limits a head to 100 KiB.
 
 A new rule belongs here if it protects from any server, whatever the server provides.
 """
@@ -22,7 +22,6 @@ import trio
 
 from spegel_consul import __version__
 from spegel_consul.disk.foreign_files import size
-
 
 OBJECTS = {b"{": 110, b"[": 60, b",": 70, b":": 20}
 """Bytes of memory that are assumed for the object that follows each structural character of JSON.
