@@ -35,8 +35,10 @@ class Router(Protocol):
     def lookup(self, key: str, *, count: int = 3) -> AbstractAsyncContextManager[AsyncIterator[Provider]]:
         """Yields providers of ``key`` as they are found, each peer once, never this node.
 
-        The iterator ends when ``count`` providers were yielded or every candidate was asked. Each question has a
-        deadline; the lookup as a whole has none. Leaving the context abandons the questions that are still open.
+        At most ``count`` are yielded, more only if the answers of several peers disagree. The iterator ends when
+        ``count`` providers are known here, when some were found and several peers have answered, or when every
+        candidate was asked. Each question has a deadline; the lookup as a whole has none. Leaving the context
+        abandons the questions that are still open.
         """
         ...
 

@@ -5,7 +5,7 @@ The answers follow the expectations of go-libp2p-kad-dht:
 * ADD_PROVIDER is never answered, because Go would take an answer for the answer to its next request;
 * a provider may only announce itself;
 * FIND_NODE for a node's own id contains the node, because Go checks that before it admits a peer to a full table;
-* dead peers are not named.
+* dead peers are not named, except those that may return if there is no other.
 
 A record is kept only if a lookup could find it here: its key is the multihash of a string, as all of Spegel's are, and
 this node is among the peers nearest to the key.
@@ -88,8 +88,9 @@ class Answers:
         return len(nearest) < NEAR or self._position ^ target <= position(nearest[-1]) ^ target
 
     def _providers(self, key: bytes) -> tuple[WirePeer, ...]:
-        known = map(self._membership.table.get, self._records.providers(key, trio.current_time()))
-        found = [member.wire for member in known if member is not None and member.alive]
+        known = [*filter(None, map(self._membership.table.get, self._records.providers(key, trio.current_time())))]
+        found = [member.wire for member in known if member.alive]
+        found = found or [member.wire for member in known if member.may_return]
         if len(found) > REPLICAS:
             found = self._rng.sample(found, REPLICAS)
         if key in self._announcements:

@@ -155,8 +155,10 @@ class KadRouter:
         )
         send, receive = trio.open_memory_channel[Provider](math.inf)
         scope = trio.CancelScope()
-        self._offer(search, map(self._known, self._records.providers(raw, trio.current_time())), send)
+        own = map(self._known, self._records.providers(raw, trio.current_time()))
+        self._offer(search, own, send, own=True)
         if search.done:
+            self._finish(search, send)
             send.close()
         else:
             # runs in the router's nursery, because a nursery around the yield would wrap the caller's exceptions
@@ -246,24 +248,43 @@ class KadRouter:
                         for provider in named[:REPLICAS]:  # so that a provider can be probed
                             self._membership.learn(provider, age=_NAMED_AGE, source=peer)
                         self._offer(search, named, send)
+            self._finish(search, send)
 
     def _known(self, peer: bytes) -> Contact:
         member = self._members.get(peer)
         return Contact(peer, member.routers, member.registry, member.secondary) if member else Contact(peer, ())
 
-    def _offer(self, search: Lookup, found: Iterable[Contact], send: trio.MemorySendChannel[Provider]) -> None:
+    def _offer(
+        self, search: Lookup, found: Iterable[Contact], send: trio.MemorySendChannel[Provider], *, own: bool = False
+    ) -> None:
         """Yield the providers that are not dead, in random order so that not all nodes fetch from the same one."""
-        contacts = {}
+        contacts, last = {}, set()
         for each in found:
             member = self._members.get(each.id)
-            if (each.registry or each.routers) and (member is None or member.alive):
+            if (each.registry or each.routers) and (member is None or member.alive or member.may_return):
                 contacts[each.id] = each
-        for peer in search.offer(self._rng.sample(list(contacts), len(contacts))):
-            self._membership.doubt(peer)
-            send.send_nowait(self._provider(contacts[peer]))
+                if member is not None and not member.alive:
+                    last.add(each.id)
+        named = {peer: self._registry(contacts[peer]) for peer in self._rng.sample(list(contacts), len(contacts))}
+        for peer in search.offer(named, last=last, own=own):
+            self._yield(contacts[peer], send)
+
+    def _finish(self, search: Lookup, send: trio.MemorySendChannel[Provider]) -> None:
+        """Yield the providers that may be gone, unless a probe has failed meanwhile."""
+        for peer in search.finish():
+            member = self._members.get(peer)
+            if member is not None and (member.alive or member.may_return):
+                self._yield(self._known(peer), send)
+
+    def _yield(self, named: Contact, send: trio.MemorySendChannel[Provider]) -> None:
+        self._membership.doubt(named.id)
+        send.send_nowait(self._provider(named))
+
+    def _registry(self, of: Contact) -> Address:
+        return of.registry or Address(of.routers[0].host, self._registry_port)
 
     def _provider(self, named: Contact) -> Provider:
-        address, secondary = named.registry or Address(named.routers[0].host, self._registry_port), named.secondary
+        address, secondary = self._registry(named), named.secondary
         if secondary is not None and not has_route(address):
             address, secondary = secondary, None
         other = (secondary.host, secondary.port) if secondary is not None else None

@@ -170,8 +170,11 @@ class RouterSuite:
             await router.announce(["popular"])
         await eventually_finds(routers[0], "popular", {router.me.id for router in routers[1:]})
         for count in (1, 2, 3):
-            found = [provider.peer_id for provider in await find(routers[0], "popular", count)]
-            assert len(found) == len(set(found)) == count
+            found: list[str | None] = []
+            with trio.fail_after(WITHIN):
+                while len(found) != count:  # more are yielded until all holders have the same records
+                    found = [provider.peer_id for provider in await find(routers[0], "popular", count)]
+                    assert len(found) == len(set(found)) >= count
 
     async def test_announcing_twice_and_withdrawing_what_is_not_there_is_harmless(self, rig: Rig) -> None:
         first, second = await ring_of(rig, 2)

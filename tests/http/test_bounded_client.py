@@ -9,7 +9,7 @@ import json
 import tracemalloc
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 
 import click
@@ -21,7 +21,9 @@ from spegel_consul.consul.api import transport
 from spegel_consul.consul.api.client import ConsulClient
 from spegel_consul.consul.api.consul_errors import ConsulError, error_for
 from spegel_consul.consul.api.consul_settings import ConsulSettings
+from spegel_consul.http import bounded_client
 from spegel_consul.join.polled import SourceError
+from spegel_consul.join.sources import nomad_api
 from spegel_consul.join.sources.http_document import HttpSource
 from spegel_consul.join.sources.nomad_api import NomadClient, NomadError, NomadSettings
 
@@ -148,6 +150,8 @@ ANSWERS: dict[str, Say] = {
     "a length beyond all": promised,
     "cut off": cut,
     "80 MiB": plain(ROW),
+    "32 MiB of empty objects": plain(b"[" + b"{}," * (10 << 20) + b"{}]"),
+    "32 MiB of empty lists": plain(b"[" + b"[]," * (10 << 20) + b"[]]"),
     "deep": plain(DEEP),
     "deep object": plain(b'{"a":' * 50_000),
     "a number without end": plain(b"1" * 100_000),
@@ -250,17 +254,107 @@ async def test_a_value_as_long_as_consul_allows_is_read() -> None:
     assert found[1].value == value
 
 
-async def test_a_list_of_ten_thousand_instances_is_read() -> None:
-    check = {"Node": "n", "CheckID": "c" * 40, "Name": "n" * 40, "Status": "passing", "Output": "o" * 300}
-    row = {
-        "Node": {"Node": "node", "Address": "10.0.0.1", "Meta": {"key": "v" * 100}},
-        "Service": {"ID": "a", "Service": "spegel", "Port": 5000, "Meta": {"peer_id": "x" * 60}},
-        "Checks": [check] * 3,
+def instance(number: int) -> object:
+    """A row of /v1/health/service with all fields of Consul 1.18: the node, a service with meta, three checks."""
+    node, ip = f"nomad-client-{number:05}", f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}"
+    service = f"spegel-registry-{node}"
+    indexes = {"CreateIndex": 100_000 + number, "ModifyIndex": 200_000 + number}
+    lan = {"lan_ipv4": ip, "wan_ipv4": ip}
+
+    def check(check_id: str, name: str, output: str, of: str = "") -> object:
+        tags = [f"node={node}", "v0.1.0"] if of else []
+        about = {"Node": node, "CheckID": check_id, "Name": name, "Status": "passing", "Notes": "", "Output": output}
+        service_of = {"ServiceID": of, "ServiceName": "spegel" if of else "", "ServiceTags": tags, "Type": "http"}
+        return {
+            **about,
+            **service_of,
+            "Interval": "10s",
+            "Timeout": "2s",
+            "ExposedPort": 0,
+            "Definition": {},
+            **indexes,
+        }
+
+    return {
+        "Node": {
+            "ID": f"40e4a748-2192-161a-0510-{number:012}",
+            "Node": node,
+            "Address": ip,
+            "Datacenter": "dc1",
+            "TaggedAddresses": {"lan": ip, "wan": ip, **lan},
+            "Meta": {"consul-network-segment": "", "consul-version": "1.18.0", "zone": "eu-1a"},
+            **indexes,
+        },
+        "Service": {
+            "ID": service,
+            "Service": "spegel",
+            "Tags": [f"node={node}", "v0.1.0"],
+            "Address": ip,
+            "TaggedAddresses": {key: {"Address": ip, "Port": 5000} for key in lan},
+            "Meta": {"peer_id": f"12D3KooW{number:044}", "version": "0.1.0", "router": f"/ip4/{ip}/tcp/5001"},
+            "Port": 5000,
+            "Weights": {"Passing": 1, "Warning": 1},
+            "EnableTagOverride": False,
+            "Proxy": {"Mode": "", "MeshGateway": {}, "Expose": {}},
+            "Connect": {},
+            "PeerName": "",
+            **indexes,
+        },
+        "Checks": [
+            check("serfHealth", "Serf Health Status", "Agent alive and reachable"),
+            check(f"service:{service}:1", "spegel is ready", f"HTTP GET http://{ip}:5000/readyz: 200 OK", service),
+            check(f"service:{service}:2", "spegel is alive", f"HTTP GET http://{ip}:5000/livez: 200 OK", service),
+        ],
     }
-    async with server(plain(json.dumps([row] * 10_000).encode())) as port:
+
+
+async def test_a_list_of_ten_thousand_instances_is_read() -> None:
+    body = json.dumps([instance(number) for number in range(10_000)], separators=(",", ":")).encode()
+    assert len(body) > 20 << 20
+    async with server(plain(body)) as port:
         found = await consul_list(port)
     assert isinstance(found, tuple)
     assert len(found[1]) == 10_000
+
+
+SHAPES = {
+    "objects": b"{},",
+    "objects of one": b'{"a":1},',
+    "objects of eleven": b"{" + b",".join(b'"%x":1' % key for key in range(11)) + b"},",
+    "objects with keys of their own": b'{"%x":1},',
+    "lists": b"[],",
+    "lists of one": b"[1],",
+    "numbers": b"1,",
+    "large numbers": b"300,",
+    "fractions": b"1.5,",
+    "strings": b'"ab",',
+    "strings beyond Latin-1": '"ĀĀ",'.encode(),
+    "strings beyond the BMP": '"\N{GRINNING FACE}",'.encode(),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+async def test_what_is_decoded_takes_a_few_times_the_limit(
+    shape: str, record_property: Callable[[str, object], None]
+) -> None:
+    row = SHAPES[shape]
+    written = [row % number if b"%" in row else row for number in range(nomad_api.MAX_BYTES // len(row))]
+    dense = bounded_client.EXPANSION * nomad_api.MAX_BYTES
+    per_row = len(row) + sum(each * row.count(mark) for mark, each in bounded_client.OBJECTS.items())
+    seen = []
+    for rows in (len(written) - 1, min(len(written), dense // per_row) - 2000):  # all that fits, and what is taken
+        body = b"[" + b"".join(written[:rows])[: nomad_api.MAX_BYTES - 100] + b"0]"
+        async with server(plain(body)) as port:
+            tracemalloc.start()
+            try:
+                with suppress(NomadError):
+                    await nomad(port)
+                seen.append(tracemalloc.get_traced_memory()[1] / nomad_api.MAX_BYTES)
+            finally:
+                tracemalloc.stop()
+    title, header = "Memory for answers, in limits of the call", ["shape", "as many as fit", "as many as are taken"]
+    record_property("table", (title, header, [shape, *(f"{ratio:.1f}" for ratio in seen)]))
+    assert max(seen) < 6
 
 
 async def test_what_memory_is_too_small_for_is_consuls_error(monkeypatch: pytest.MonkeyPatch) -> None:

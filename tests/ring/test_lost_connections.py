@@ -1,6 +1,8 @@
 # A machine that hangs keeps its connections.  Who gives it up drops the connection, and everything that waits on it has
 # to be told, or the next question goes to a stream that is no more.
 
+import socket
+
 import pytest
 import trio
 import trio.testing
@@ -10,7 +12,7 @@ from libp2p.stream_muxer.yamux.yamux import Yamux
 from spegel_consul.multiaddrs import Address
 from spegel_consul.ring.dht.messages import Frames, Message, MessageType, decode, encode
 from spegel_consul.ring.members.pipeline import Pipeline
-from spegel_consul.ring.net.host import Replaced, Stream, StreamClosed, Unreachable
+from spegel_consul.ring.net.host import Replaced, Silent, Stream, StreamClosed, Unreachable
 from spegel_consul.ring.net.libp2p_host import Libp2pHost
 from spegel_consul.ring.net.node_key import load_or_create
 
@@ -61,6 +63,14 @@ async def test_at_whose_addresses_others_are_is_told_from_who_is_not_there(host:
         with pytest.raises(Unreachable) as caught:
             await host.open(gone, addresses, ECHO)
         assert caught.type is Unreachable
+
+
+async def test_who_does_not_answer_is_told_from_who_refuses(host: Libp2pHost) -> None:
+    gone = Libp2pHost(load_or_create(None), bind=("127.0.0.1", 0)).id
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = Address("127.0.0.1", silent.getsockname()[1])
+        with pytest.raises(Silent):
+            await host.open(gone, [address, Address("127.0.0.1", 1)], ECHO)
 
 
 async def test_who_reads_is_told_that_the_connection_was_dropped(host: Libp2pHost, peer: Libp2pHost) -> None:

@@ -23,6 +23,7 @@ from spegel_consul.ring.net.host import (
     Identity,
     ProtocolRefused,
     Replaced,
+    Silent,
     Stream,
     Unreachable,
 )
@@ -203,7 +204,7 @@ class SimHost:
         hears = self._network.talk(self._address.host, host)
         if not hears or (other is not None and (other.hung or self.hung)):
             await trio.sleep(3)
-            raise Unreachable("no answer" if not hears else "no handshake")
+            raise Silent("no answer" if not hears else "no handshake")
         if other is None or other._nursery is None or self._nursery is None:
             raise Unreachable("connection refused")
         if other.refuses(self._id) or self.refuses(other.id):
@@ -225,7 +226,7 @@ class SimHost:
             raise Unreachable("the connection was lost")
         if other.hung or self.hung or not self._network.talk(self._address.host, other.address.host):
             await trio.sleep(5)
-            raise Unreachable("no stream")
+            raise Silent("no stream")
         if protocol not in other._handlers:
             raise ProtocolRefused(protocol)
         if other._serving[self._id] >= MAX_INBOUND_STREAMS:
@@ -244,15 +245,15 @@ class SimHost:
         return ours
 
     async def _dial_each(self, peer: bytes, addresses: Sequence[Address]) -> None:
-        others = 0
+        others, kind = 0, Unreachable
         for address in addresses:
             try:
                 if await self.dial(address.host, address.port) == peer:
                     return
                 others += 1
-            except Unreachable:
-                continue
-        kind = Replaced if others and others == len(addresses) else Unreachable
+            except Unreachable as exc:
+                kind = Silent if isinstance(exc, Silent) else kind
+        kind = Replaced if others and others == len(addresses) else kind
         raise kind("no address leads to the peer")
 
     def _stream(self, peer: bytes) -> SimStream:

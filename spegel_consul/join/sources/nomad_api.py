@@ -35,7 +35,7 @@ from spegel_consul.join.polled import SourceError
 DEFAULT_ADDRESS = "http://127.0.0.1:4646"
 _CONNECT_WITHIN = 3.0
 _CALL_WITHIN = 10.0
-_MAX_BYTES = 4 << 20  # of an answer; a variable has at most 64 KiB, an instance of a service about 500 bytes
+MAX_BYTES = 4 << 20  # of an answer; a variable has at most 64 KiB, an instance of a service about 500 bytes
 
 
 class NomadError(SourceError):
@@ -152,7 +152,7 @@ class NomadClient(AbstractAsyncContextManager["NomadClient"]):
                 self._client,
                 method,
                 self._settings.address + path,
-                limit=_MAX_BYTES,
+                limit=MAX_BYTES,
                 within=budget,
                 connect=_CONNECT_WITHIN,
                 params=query,

@@ -13,9 +13,17 @@ time, so a node that knows few members still converges as Kademlia does.
 
 The lookup ends when
 
-* ``count`` providers are found; or
+* this node's own records name providers at ``count`` addresses; or
 * some are found and three peers have answered (they hold the same records, so the others would add nothing); or
 * no candidate is left.
+
+The names in one answer never end a lookup, because one peer can name any number of providers that do not exist.  Each
+answer is worth ``count`` names, of which the names that were found already are the first, so honest peers that agree
+add nothing.  Of the other names those with new addresses come first, because a node may have many ids.  The three
+questions are sent together, so the wait for all their answers costs no message and does not delay the first provider.
+Once something is found, no more peers are asked than are missing to three answers.
+
+Providers that may be gone (``Member.may_return``) are yielded at the end, if fewer than ``count`` addresses were found.
 
 A rule about the choice of peers or the end of a lookup belongs here; the questions are sent by ``router``.
 """
@@ -25,7 +33,7 @@ from __future__ import annotations
 import math
 import random
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence, Set
 
 PARALLEL = 3
 """Parallel questions (alpha of Kademlia), and the number of answers that suffices once a provider was found."""
@@ -81,7 +89,10 @@ class Lookup:
         self._count = count
         self._hedge = hedge
         self._rng = rng or random.Random()
-        self._seen = {exclude}
+        self._me = exclude
+        self._found: dict[bytes, Hashable] = {}  # by provider: its address
+        self._last: dict[bytes, Hashable] = {}
+        self._own_suffice = False
         self._asked: set[bytes] = set()
         self._open: set[bytes] = set()
         self._answered: set[bytes] = set()
@@ -91,22 +102,40 @@ class Lookup:
 
     @property
     def found(self) -> int:
-        """The number of providers that were yielded."""
-        return len(self._seen) - 1
+        """The number of distinct addresses of the providers that were yielded."""
+        return len(set(self._found.values()))
 
     @property
     def wake_at(self) -> float:
         """The time at which :meth:`ask` must be called without an event; infinity if no candidate is left."""
         return math.inf if self._exhausted else self._quiet_since + self._hedge
 
-    def offer(self, providers: Iterable[bytes]) -> list[bytes]:
-        """The ``providers`` to yield: each once, and at most ``count`` in all."""
-        fresh = []
-        for provider in providers:
-            if provider not in self._seen and self.found < self._count:
-                self._seen.add(provider)
-                fresh.append(provider)
+    def offer(
+        self, providers: Mapping[bytes, Hashable], *, last: Set[bytes] = frozenset(), own: bool = False
+    ) -> list[bytes]:
+        """The providers of one answer to yield, of ``providers`` (id to address) in their order; each once.
+
+        Those in ``last`` may be gone: they are kept for the end. ``own``: the answer is this node's records.
+        """
+        wanted = self._count - len({self._found[each] for each in providers if each in self._found})
+        known = set(self._found.values())
+        new: list[bytes] = []
+        others: list[bytes] = []
+        for provider, address in providers.items():
+            if provider in last:
+                self._last[provider] = address
+            elif provider != self._me and provider not in self._found:
+                (others if address in known else new).append(provider)
+                known.add(address)
+        fresh = (new + others)[: max(0, wanted)]
+        self._found.update({provider: providers[provider] for provider in fresh})
+        self._own_suffice |= own and self.found >= self._count
         return fresh
+
+    def finish(self) -> list[bytes]:
+        """The providers to yield at the end, because fewer than ``count`` addresses were found."""
+        rest = [each for each, at in self._last.items() if each not in self._found and at not in self._found.values()]
+        return rest[: max(0, self._count - self.found)]
 
     def answered(self, peer: bytes, now: float) -> None:
         """``peer`` answered; pass its providers to :meth:`offer`."""
@@ -122,7 +151,8 @@ class Lookup:
     def ask(self, now: float) -> list[bytes]:
         """The peers to ask now; call it at the start, after each answer or failure, and at :attr:`wake_at`."""
         waiting = [peer for peer in self._closest() if peer not in self._asked]
-        free = PARALLEL + self._hedges - len(self._open)
+        answers = PARALLEL - len(self._answered) if self._any else PARALLEL
+        free = answers + self._hedges - len(self._open)
         if free <= 0 and now >= self._quiet_since + self._hedge:
             self._hedges += 1
             free = 1
@@ -140,8 +170,10 @@ class Lookup:
     @property
     def done(self) -> bool:
         """Whether the lookup has ended."""
-        if self.found >= self._count:
-            return True
-        if self.found and len(self._answered) >= PARALLEL:
+        if self._own_suffice or (self._any and len(self._answered) >= PARALLEL):
             return True
         return not self._open and all(peer in self._asked for peer in self._closest())
+
+    @property
+    def _any(self) -> bool:
+        return bool(self._found or self._last)

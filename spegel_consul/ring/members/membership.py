@@ -29,7 +29,7 @@ from spegel_consul.ring.members.gossip import Exchange
 from spegel_consul.ring.members.pipeline import Pipeline
 from spegel_consul.ring.members.table import Members
 from spegel_consul.ring.members.wakeup import WakeUp
-from spegel_consul.ring.net.host import DialledSelf, Host, ProtocolRefused, Replaced
+from spegel_consul.ring.net.host import DialledSelf, Host, ProtocolRefused, Replaced, Silent, StreamClosed, Unreachable
 from spegel_consul.ring.net.loop_time import LoopTime
 
 log = structlog.get_logger(__name__)
@@ -132,7 +132,7 @@ class Membership:
             # no failure if the question never left because its dial had to wait, or if the peer spoke meanwhile
             never_left = isinstance(exc, trio.TooSlowError) and not self._host.is_connected(peer)
             if member.spoke < start and not never_left:
-                self._failed(peer, replaced=isinstance(exc, Replaced))
+                self._failed(peer, exc, asked=start)
             return None
         self.heard(peer, trio.current_time() - start if warm else None)
         for closer in answer.closer[: 2 * REPLICAS]:
@@ -190,8 +190,10 @@ class Membership:
             log.info("ring_member_back", peer=peer_id_to_text(peer))
             self._changed()
 
-    def _failed(self, peer: bytes, *, replaced: bool = False) -> None:
-        if self.table.failed(peer, trio.current_time(), replaced=replaced):
+    def _failed(self, peer: bytes, error: Exception, *, asked: float) -> None:
+        replaced = isinstance(error, Replaced)
+        reset = isinstance(error, StreamClosed | Unreachable) and not isinstance(error, Replaced | Silent)
+        if self.table.failed(peer, trio.current_time(), asked=asked, replaced=replaced, reset=reset):
             log.info("ring_member_lost", peer=peer_id_to_text(peer))
             self._lost(peer)
             self._changed()

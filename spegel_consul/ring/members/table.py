@@ -5,7 +5,12 @@ complete, so members are learnt from every source: their own messages, the close
 
 A member is alive until a question to it fails.  From then on it is neither asked nor named as a provider, and it is
 probed with a growing back-off.  One answer makes it alive again; FORGET_AFTER consecutive failures remove it.  A lost
-connection is no failure: it only brings the next probe forward.
+connection is no failure: it only brings the next probe forward.  Questions that were open at the moment of a failure
+add no failure of their own, because one reset ends all of them.
+
+A process that restarts resets its connections and refuses new ones for some milliseconds.  So a member whose only
+failure is a reset ``may_return``: it is still named as a provider, after the others, until its first probe fails.  A
+member that did not answer in time is not named, because it may hang for long.
 
 Gossip must not revive the dead.  So each report carries its age, the time since any node heard from the member, and a
 report older than HEARSAY_AGE does not introduce a member.  If another node heard from a member after it failed to
@@ -66,6 +71,7 @@ class Member:
         "position",
         "probe_at",
         "registry",
+        "reset",
         "routers",
         "rtt",
         "secondary",
@@ -89,6 +95,7 @@ class Member:
         self.ours: bool | None = None  # whether it is a node of this program; None: not known yet
         self.failures = 0
         self.failed_at = 0.0
+        self.reset = False  # whether the last failure was a connection that was reset or refused
         self.probe_at: float | None = None
         """The time of its next probe; infinity while a probe is under way, None if none is needed."""
         self.noted = math.inf
@@ -109,6 +116,11 @@ class Member:
     def due_at(self) -> float:
         """The time at which it is due for a probe, as far as is known now."""
         return self.heard + QUIET_AGE if self.probe_at is None else self.probe_at
+
+    @property
+    def may_return(self) -> bool:
+        """Whether it is dead only because its connection was reset, and no probe of it has failed since."""
+        return not self.alive and self.reset and self.failures == 1
 
     @property
     def timeout(self) -> float:
@@ -225,15 +237,21 @@ class Members:
             self._live(member)
         return revived
 
-    def failed(self, peer: bytes, now: float, *, replaced: bool = False) -> bool:
-        """A question to ``peer`` failed; ``replaced`` if another peer has its address now.
+    def failed(
+        self, peer: bytes, now: float, *, asked: float | None = None, replaced: bool = False, reset: bool = False
+    ) -> bool:
+        """A question to ``peer``, which began at ``asked`` (default: now), failed.
 
-        True if it was alive until now. Forgets it after FORGET_AFTER failures.
+        ``replaced``: another peer has its address now. ``reset``: its connection was reset or refused. True if it was
+        alive until now. Forgets it after FORGET_AFTER failures.
         """
         member = self._members.get(peer)
         if member is None:
             return False
         died = member.alive
+        member.reset = reset and (died or member.reset)
+        if not died and not replaced and asked is not None and asked <= member.failed_at:
+            return False
         member.alive = False
         member.failures += 1
         member.failed_at = now

@@ -25,6 +25,10 @@ class Unreachable(RingError):
     """No connection to the peer could be made, or it was lost."""
 
 
+class Silent(Unreachable):
+    """No connection or stream could be made, because an address or the peer did not answer in time."""
+
+
 class DialledSelf(Unreachable):
     """The node at the address is this node itself."""
 
@@ -123,8 +127,8 @@ class Host(Protocol):
     async def open(self, peer: bytes, addresses: Sequence[Address], protocol: str) -> Stream:
         """A stream to ``peer``, after dialling ``addresses`` if there is no connection.
 
-        Raises Unreachable (Replaced if other peers have its addresses) or ProtocolRefused. Cancelling the call does
-        not cancel a dial that other callers wait for.
+        Raises Unreachable (Replaced if other peers have its addresses, Silent if a deadline passed) or
+        ProtocolRefused. Cancelling the call does not cancel a dial that other callers wait for.
         """
         ...
 

@@ -31,8 +31,8 @@ from spegel_consul.multiaddrs import Address
 from spegel_consul.peers import RingError, peer_id_to_text
 from spegel_consul.ring.dht.messages import Frames, frame
 from spegel_consul.ring.net import node_key
-from spegel_consul.ring.net.dialler import Dialler
-from spegel_consul.ring.net.host import DialledSelf, Handler, Identity, Replaced, Stream, Unreachable
+from spegel_consul.ring.net.dialler import Dialler, NoAnswer
+from spegel_consul.ring.net.host import DialledSelf, Handler, Identity, Replaced, Silent, Stream, Unreachable
 from spegel_consul.ring.net.libp2p.layers import Layers, read_description
 from spegel_consul.ring.net.libp2p.noise_transport import Wire
 from spegel_consul.ring.net.libp2p.peer_connection import Connection
@@ -209,13 +209,14 @@ class Libp2pHost:
 
     async def _dial_each(self, peer: bytes, addresses: tuple[Address, ...], result: Result[Connection]) -> None:
         reasons: list[str] = []
-        others = 0
+        others, kind = 0, Unreachable
         try:
             for address in addresses:
                 try:
                     connection = await self._dialled(address.host, address.port)
                 except Unreachable as exc:
                     reasons.append(str(exc))
+                    kind = Silent if isinstance(exc, Silent) else kind
                     continue
                 if connection.peer == peer:
                     result.set(connection)
@@ -224,7 +225,7 @@ class Libp2pHost:
                 reasons.append(f"{address} is {peer_id_to_text(connection.peer)} now")
         finally:
             self._dialling.pop(peer, None)
-            kind = Replaced if others and others == len(addresses) else Unreachable
+            kind = Replaced if others and others == len(addresses) else kind
             result.fail(kind("; ".join(reasons) or "no address of the peer is known"))
 
     async def _dial(self, nursery: trio.Nursery, host: str, port: int, named: bool, result: Result[Connection]) -> None:
@@ -232,7 +233,8 @@ class Libp2pHost:
         try:
             stream = await self._dialler.connect(host, port, named=named)
         except Exception as exc:  # getaddrinfo raises more than OSError for an impossible name
-            result.fail(Unreachable(f"can't connect to {host!a}, port {port}: {exc}"))
+            kind = Silent if isinstance(exc, NoAnswer) else Unreachable
+            result.fail(kind(f"can't connect to {host!a}, port {port}: {exc}"))
             return
         begun = False
 
@@ -270,7 +272,7 @@ class Libp2pHost:
                     muxed = await self._upgrade(wire, outbound, handshake)
                     self._half_open.pop(handshake, None)
                 except Exception as exc:  # handled here, before the nursery wraps it in a group
-                    if dialled is not None and type(exc) is Unreachable:
+                    if dialled is not None and isinstance(exc, Silent):
                         self._dialler.handshake_timed_out(*dialled)
                     result.fail(exc if isinstance(exc, Unreachable) else Unreachable(f"no handshake: {exc!r}"))
                     raise
@@ -300,7 +302,7 @@ class Libp2pHost:
             if self._layers.peer_of(secured) == self._id:
                 raise DialledSelf("this node itself has the address")
             return await self._layers.multiplex(secured)
-        raise Unreachable("the handshake timed out")
+        raise Silent("the handshake timed out")
 
     def _spawn(self, task: Callable[[], Awaitable[None]]) -> None:
         if self._nursery is not None:

@@ -34,6 +34,10 @@ check either: a leader that is killed in a cluster that has just come up may be 
 """
 
 
+OUTAGES = 3
+"""How often quorum is lost at most, until a machine with other work lets the leader pass its check each 3 s."""
+
+
 @dataclass(frozen=True)
 class Held:
     """The lock as a server has it."""
@@ -190,33 +194,53 @@ def test_the_servers_leader_is_killed(scene: Scene, table: Any) -> None:
 
 
 def test_no_quorum_for_40_seconds(scene: Scene, table: Any) -> None:
-    before = scene.settle()
-    leader = scene.leader(before)
-    scene.observer = scene.lab[2]
-    lost_at, began = time.time(), time.monotonic()
-    for index in (0, 1):
-        scene.lab[index].consul.running().kill9()
-    for index in CLIENTS:
-        node = scene.lab[index]
-        until(lambda node=node: first(node, "suspended", lost_at), timeout=25, what=f"{node} is suspended")
-    suspended = {scene.lab[index]: first(scene.lab[index], "suspended", lost_at) for index in CLIENTS}
-    time.sleep(max(0.0, began + 40 - time.monotonic()))
-    for index in (0, 1):
-        scene.lab[index].consul.start()
-    until(lambda: _has_leader(leader), timeout=20, what="the servers have a leader again")
-    back_at = time.time()
+    """The lock stays where it is; another round if Consul lost the leader itself, because the machine stood still."""
+    for _ in range(OUTAGES):
+        before = scene.settle()
+        leader = scene.leader(before)
+        watched = (leader.consul.running(), scene.lab[2].consul.running())
+        seen = [len(agent.log()) for agent in watched]
+        scene.observer = scene.lab[2]
+        lost_at, back_at, suspended = _lose_quorum(scene, leader)
+        agent, server = (agent.log()[start:] for agent, start in zip(watched, seen, strict=True))
+        lost = f"Check missed TTL, is now critical: check=spegel-leader:{leader.name}:" in agent
+        if not lost and f"EventMemberFailed: {leader.name} " not in server:
+            break
+        table.is_true("no quorum for 40 s, and the leader's node stood still", "measured again")
+    else:
+        pytest.fail(f"in each of {OUTAGES} outages Consul lost the leader: does it still pass its check meanwhile?")
     until(lambda: last_state(leader)["state"] == "leader", timeout=20, what="the leader leads again")
-    for index in CLIENTS:
-        node = scene.lab[index]
-        until(lambda node=node: last_state(node)["state"] != "suspended", timeout=20, what=f"{node} is back")
-    back = [when(last_state(scene.lab[index])) - back_at for index in CLIENTS]
     assert scene.held() == before
+    back = [when(last_state(scene.lab[index])) - back_at for index in CLIENTS]
     others = [moment for node, moment in suspended.items() if node is not leader]
     table.is_true("no quorum for 40 s", "no change")
     table.within("… until the leader calls itself suspended (its lease)", suspended[leader] - lost_at, 6)
     # the server that is left leads until its own lease of 2.5 s is over
     table.within("… until the last follower does (a TTL)", max(others) - lost_at, 15 + 3)
     table.within("… until all are back, once there is a quorum", max(back), 1)
+
+
+def _lose_quorum(scene: Scene, leader: Node) -> tuple[float, float, dict[Node, float]]:
+    """Two of three servers are down for 40 s: when, until when, and when each node called itself suspended."""
+    lost_at, began = time.time(), time.monotonic()
+    for index in (0, 1):
+        scene.lab[index].consul.running().kill9()
+    suspended: dict[Node, float] = {}
+    for index in CLIENTS:
+        node = scene.lab[index]
+        until(lambda node=node: first(node, "suspended", lost_at), timeout=25, what=f"{node} is suspended")
+        moment = first(node, "suspended", lost_at)
+        assert moment is not None
+        suspended[node] = moment
+    time.sleep(max(0.0, began + 40 - time.monotonic()))
+    for index in (0, 1):
+        scene.lab[index].consul.start()
+    until(lambda: _has_leader(leader), timeout=20, what="the servers have a leader again")
+    back_at = time.time()
+    for index in CLIENTS:
+        node = scene.lab[index]
+        until(lambda node=node: last_state(node)["state"] != "suspended", timeout=20, what=f"{node} is back")
+    return lost_at, back_at, suspended
 
 
 def _has_leader(node: Node) -> bool:

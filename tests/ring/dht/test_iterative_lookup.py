@@ -1,5 +1,9 @@
+import heapq
 import random
 from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
 
 from spegel_consul.ring.dht.iterative_lookup import HEDGE, PARALLEL, SPREAD, AnswerTimes, Lookup
 
@@ -40,12 +44,115 @@ def test_silence_brings_one_more_per_interval() -> None:
     assert 0.08 < now < 0.09
 
 
-def test_it_ends_when_enough_are_found() -> None:
+def at(*providers: bytes) -> dict[bytes, bytes]:
+    """Providers that each have an address of their own."""
+    return {provider: b"address of " + provider for provider in providers}
+
+
+def test_it_ends_without_a_question_when_enough_are_known_here() -> None:
     search = lookup(count=2)
-    search.ask(0.0)
-    assert search.offer([b"x", b"me", b"x", b"y", b"z"]) == [b"x", b"y"]
+    assert search.offer(at(b"x", b"me", b"y", b"z"), own=True) == [b"x", b"y"]
     assert search.done
-    assert search.offer([b"z"]) == []
+
+
+def test_many_ids_of_one_address_known_here_do_not_end_it() -> None:
+    search = lookup()
+    assert search.offer(dict.fromkeys([b"x", b"y", b"z"], b"one address"), own=True) == [b"x", b"y", b"z"]
+    assert search.found == 1
+    assert not search.done
+    assert search.ask(0.0) == NEAREST[:3]
+
+
+def test_of_one_answer_the_names_with_new_addresses_come_first() -> None:
+    search = lookup(count=2)
+    named = {**dict.fromkeys([b"%d" % number for number in range(20)], b"one address"), **at(b"x")}
+    assert search.offer(named) == [b"0", b"x"]
+
+
+def test_names_of_one_peer_do_not_end_it_and_leave_those_of_others_their_places() -> None:
+    search = lookup()
+    search.ask(0.0)
+    search.answered(NEAREST[0], 0.001)
+    assert search.offer(at(b"false 1", b"false 2", b"false 3", b"false 4")) == [b"false 1", b"false 2", b"false 3"]
+    assert not search.done
+    assert search.ask(0.001) == [], "the two that are asked already suffice"
+    search.answered(NEAREST[1], 0.001)
+    assert search.offer(at(b"x", b"y")) == [b"x", b"y"]
+    search.answered(NEAREST[2], 0.001)
+    assert search.offer(at(b"x", b"y")) == []
+    assert search.done
+
+
+def test_peers_that_agree_name_no_more_than_count() -> None:
+    search = lookup(count=2)
+    for peer in search.ask(0.0):
+        search.answered(peer, 0.001)
+        search.offer(at(b"x", b"y", b"z"))
+    assert search.done
+    assert search.found == 2
+
+
+def test_who_may_be_gone_is_named_at_the_end_if_there_are_too_few_others() -> None:
+    search = lookup(count=2)
+    assert search.offer(at(b"gone", b"also gone"), last={b"gone", b"also gone"}, own=True) == []
+    for peer in search.ask(0.0):
+        assert not search.done
+        search.answered(peer, 0.001)
+        search.offer(at(b"x", b"gone"), last={b"gone"})
+    assert search.done
+    assert search.finish() == [b"gone"]
+
+
+def test_for_who_may_be_gone_no_more_than_three_are_asked() -> None:
+    search = lookup()
+    search.offer(at(b"gone"), last={b"gone"}, own=True)
+    for peer in search.ask(0.0):
+        search.answered(peer, 0.001)
+        assert search.ask(0.001) == []
+    assert search.done
+    assert search.finish() == [b"gone"]
+
+
+@given(
+    liars=st.sets(st.integers(0, 19), max_size=2),
+    lies=st.integers(1, 20),
+    addresses=st.integers(1, 20),
+    silent=st.sets(st.integers(0, 19), max_size=3),
+    holders=st.integers(1, 8),
+    seed=st.integers(0, 1 << 30),
+)
+def test_liars_among_the_keepers_do_not_hide_an_honest_provider(
+    liars: set[int], lies: int, addresses: int, silent: set[int], holders: int, seed: int
+) -> None:
+    rng = random.Random(seed)
+    honest = at(*[b"honest %d" % number for number in range(holders)])
+    search = Lookup(lambda: NEAREST, count=3, exclude=b"me", hedge=0.02, rng=rng)
+    answers: list[tuple[float, bytes]] = []
+    found: list[bytes] = []
+    asked, now = 0, 0.0
+    while not search.done:
+        for peer in search.ask(now):
+            asked += 1
+            late = 0.5 if int(peer[1:]) in silent else rng.uniform(0.001, 0.01)
+            heapq.heappush(answers, (now + late, peer))
+        if not answers or search.wake_at < answers[0][0]:
+            now = search.wake_at
+            continue
+        now, peer = heapq.heappop(answers)
+        number = int(peer[1:])
+        if number in silent:
+            search.failed(peer, now)
+            continue
+        search.answered(peer, now)
+        named = honest
+        if number in liars:
+            named = {b"%d by %d" % (each, number): b"%d" % (each % addresses) for each in range(lies)}
+        order = rng.sample(list(named), len(named))
+        found += search.offer({each: named[each] for each in order})
+    assert min(3, holders) <= len(set(found) & set(honest))
+    assert len(found) == len(set(found)) <= 3 * PARALLEL
+    if not silent:
+        assert asked == PARALLEL
 
 
 def test_it_ends_when_something_is_found_and_three_have_answered() -> None:
@@ -53,7 +160,7 @@ def test_it_ends_when_something_is_found_and_three_have_answered() -> None:
     search.ask(0.0)
     for peer in NEAREST[:2]:
         search.answered(peer, 0.001)
-        search.offer([b"x"])
+        search.offer(at(b"x"))
         assert not search.done
     search.answered(NEAREST[2], 0.001)
     assert search.done

@@ -48,6 +48,29 @@ def test_hearsay_that_says_nothing_new_is_noted_and_anything_else_is_left_to_lea
     assert member.info.addrs == (str(OTHER),)
 
 
+def test_a_reset_member_may_return_until_it_fails_again_and_a_silent_one_may_not() -> None:
+    members = table()
+    member = members.learn(Contact(b"a", (ROUTER,)), 0)
+    assert member is not None
+    assert members.failed(b"a", 2, asked=1, reset=True)
+    assert not members.failed(b"a", 2.1, asked=1.5, reset=True)
+    assert (member.may_return, member.failures) == (True, 1), "one reset ended both questions"
+    assert not members.failed(b"a", 2.2, asked=1.9)
+    assert (member.may_return, member.failures) == (False, 1), "one of the questions had no answer in time"
+    assert members.answered(b"a", 3)
+    assert not member.may_return
+    assert members.failed(b"a", 4, asked=3, reset=True)
+    assert not members.failed(b"a", 5, asked=4.1, reset=True)
+    assert (member.may_return, member.failures) == (False, 2)
+    members.answered(b"a", 6)
+    members.failed(b"a", 7, asked=6.5)
+    assert not members.failed(b"a", 7.1, asked=6.5, reset=True)
+    assert not member.may_return, "its silence counts, whatever ends the other questions"
+    members.answered(b"a", 8)
+    members.failed(b"a", 9, replaced=True)
+    assert not member.may_return
+
+
 def test_a_failure_makes_dead_and_an_answer_makes_alive() -> None:
     members = table()
     members.learn(Contact(b"a", (ROUTER,)), 0)

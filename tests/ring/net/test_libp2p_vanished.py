@@ -12,6 +12,7 @@ from ring.net.test_libp2p_hostile import Victim, attacker, friend, victim
 
 from spegel_consul.multiaddrs import Address, Contact
 from spegel_consul.ring.net import dialler
+from spegel_consul.ring.net.host import Silent
 from spegel_consul.ring.net.libp2p_host import Libp2pHost
 from spegel_consul.ring.router import KadRouter
 
@@ -57,7 +58,7 @@ async def test_hosts_that_vanished_do_not_delay_the_dials_of_others(
     membership = victim.router._membership
     for number in range(300):
         membership.learn(_gone(number), source=os.urandom(8))
-        membership._failed(_gone(number).id)
+        membership._failed(_gone(number).id, Silent(), asked=trio.current_time())
     await eventually(lambda: vanished.waiting >= 16, WITHIN)
     with trio.fail_after(WITHIN):
         assert await victim.host.dial("127.0.0.1", attacker.address.port) == attacker.id

@@ -23,7 +23,7 @@ from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicat
 from libp2p.stream_muxer.exceptions import MuxedConnUnavailable
 
 from spegel_consul.peers import peer_id_to_text
-from spegel_consul.ring.net.host import Handler, ProtocolRefused, Stream, Unreachable
+from spegel_consul.ring.net.host import Handler, ProtocolRefused, Silent, Stream, Unreachable
 from spegel_consul.ring.net.libp2p.stream import MuxedStream, Negotiation
 from spegel_consul.ring.net.loop_time import LoopTime
 from spegel_consul.ring.net.shared_result import Result
@@ -126,6 +126,8 @@ class Connection:
                     raise
         except ProtocolNotSupportedError as exc:
             result.fail(ProtocolRefused(f"no stream for {protocol}: {exc}"))
+        except trio.TooSlowError:
+            result.fail(Silent(f"no stream for {protocol}: no answer in time"))
         except Exception as exc:
             result.fail(Unreachable(f"no stream for {protocol}: {exc!r}"))
         else:
