@@ -24,6 +24,7 @@ from spegel_consul.http.basic_auth import Credentials
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.filters import ImageFilter
 from spegel_consul.oci.media import OCI_MANIFEST
+from spegel_consul.oci.path import parse_content_path
 from spegel_consul.registry import growing
 from spegel_consul.registry.mirror.followers import MOST
 from spegel_consul.registry.mirror.own_requests import SHOWN_FOR
@@ -57,23 +58,22 @@ class Download:
         self._directory = root / "ingest" / hashlib.sha256(ref.encode()).hexdigest()
         self._directory.mkdir(parents=True)
         self._path = self._directory / "data"
-        self._file = self._path.open("xb", buffering=0)
+        self._path.touch()
         (self._directory / "ref").write_text(ref)
         if total is not None:
             (self._directory / "total").write_text(str(total or len(data)))
 
     def grow_to(self, size: int) -> None:
-        self._file.write(self.data[self._file.tell() : size])
+        with self._path.open("ab", buffering=0) as file:
+            file.write(self.data[file.tell() : size])
 
     def commit(self) -> None:
-        self._file.write(self.data[self._file.tell() :])
-        self._file.close()
+        self.grow_to(len(self.data))
         self._blob.parent.mkdir(parents=True, exist_ok=True)
         self._path.rename(self._blob)
         self._clear()
 
     def abort(self) -> None:
-        self._file.close()
         self._path.unlink()
         self._clear()
 
@@ -223,6 +223,7 @@ async def test_a_layer_comes_as_it_grows(autojump_clock: MockClock, node: Any) -
         assert reply.fields["docker-content-digest"] == Digest.of(LAYER)
         assert reply.fields["content-type"] == "application/octet-stream"
         assert await reply.read(MIB) == LAYER[:MIB]
+        await trio.sleep(0.1)
         [following] = node.mirror.followers.live()
         assert (following.peer, following.sent, following.total) == (PEER, MIB, len(LAYER))
         for size in (2 * MIB, 3 * MIB):
@@ -310,7 +311,9 @@ async def test_a_follower_may_come_first(autojump_clock: MockClock, start: Any) 
         for step in range(20):
             await trio.sleep(1)
             other.grow_to(step * 1000)
-        node.store.download(LAYER).commit()
+        download = node.store.download(LAYER)
+        await trio.sleep(1)
+        download.commit()
         assert await reply.head() == 200
         assert await reply.rest() == LAYER
 
@@ -341,7 +344,7 @@ async def test_how_long_a_follower_waits(autojump_clock: MockClock, start: Any, 
 
 async def test_what_the_mirror_receives_is_progress(autojump_clock: MockClock, node: Any) -> None:
     download = node.store.download(LAYER)
-    request = growing_request(node)
+    request = parse_content_path(f"/v2/library/app/blobs/{Digest.of(LAYER)}", "ns=docker.io")
     with node.mirror.begin(request, "GET") as trace:
         async with followed(node) as reply:
             for _ in range(20):  # held until it is verified, so the runtime gets nothing
@@ -349,12 +352,6 @@ async def test_what_the_mirror_receives_is_progress(autojump_clock: MockClock, n
                 trace.bytes += 100_000
             download.grow_to(MIB)
             assert await reply.head() == 200
-
-
-def growing_request(node: Any) -> Any:
-    from spegel_consul.oci.path import parse_content_path
-
-    return parse_content_path(f"/v2/library/app/blobs/{Digest.of(LAYER)}", "ns=docker.io")
 
 
 async def test_only_what_the_own_runtime_asked_for_is_shown(autojump_clock: MockClock, start: Any) -> None:
@@ -480,7 +477,7 @@ async def test_clients_that_leave_free_everything(autojump_clock: MockClock, nod
                 await reply.head()
             await trio.sleep(1)
             assert len(node.mirror.followers.live()) == 1
-        await trio.sleep(1)
+        await trio.sleep(3)
         assert not node.mirror.followers.live()
     assert open_files() <= before + 1  # the download's own
 
