@@ -408,6 +408,15 @@ async def test_other_peers_get_404_at_once(
     assert passed(began, 0)
 
 
+async def test_nothing_is_shown_if_following_is_off(autojump_clock: MockClock, start: Any) -> None:
+    node = await start(follow=False)
+    await runtime_asks(node)
+    node.store.download(LAYER).grow_to(2 * MIB)
+    began = trio.current_time()
+    assert await status(followed(node)) == 404
+    assert passed(began, 0)
+
+
 @pytest.mark.parametrize(
     ("wanted", "start_at", "stop"),
     [
