@@ -56,7 +56,7 @@ MANIFEST = 2.0
 """Seconds that a request for a manifest is held until all of it is there."""
 
 _LOOK = 0.05  # seconds between two searches for the download; the store shares its looks at the same rate
-_MOST = 1 << 50  # bytes of the largest size that is believed
+_MOST = 1 << 40  # bytes of the largest size that is believed
 
 CheckClient = Callable[[], object]
 
@@ -147,6 +147,7 @@ class _Search:
         self._plan = plan
         self.file: GrowingFile | None = None
         self._size = 0  # bytes of the file at the last look
+        self._unframed = 0.0  # time since which the runtime downloads it, and does not say how large it will be
 
     async def first_byte(self, check_client: CheckClient) -> Head:
         """Return the head of the answer as soon as the first wanted byte of :attr:`file` is there."""
@@ -166,7 +167,8 @@ class _Search:
             if found != progress:
                 progress, since = found, now
             still = NO_DOWNLOAD if at_work is None and not received else NO_PROGRESS
-            if now - since >= still or now - began >= self._longest(asked):
+            unframed = self._unframed and now - self._unframed >= NO_DOWNLOAD
+            if unframed or now - since >= still or now - began >= self._longest(asked):
                 raise self._nothing()
             check_client()
             await trio.sleep(POLL if self.file is not None else _LOOK)
@@ -184,10 +186,13 @@ class _Search:
             return
         try:
             self._size = self.file.size()
-            # a runtime that gave up may begin anew, and it writes the total a moment after it has made the file
-            lost = self.file.abandoned() or self.file.total is None
+            lost = self.file.abandoned()  # the runtime may begin anew
         except OSError:  # the file system has lost the file
             lost = True
+        if self.file.total is not None:
+            self._unframed = 0.0
+        else:  # the runtime may say it in a moment
+            lost, self._unframed = True, self._unframed or trio.current_time()
         if lost:
             self.close()
 

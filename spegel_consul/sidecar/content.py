@@ -125,7 +125,7 @@ def _router_maker(node: PreparedNode) -> Callable[[KadRouter | None], KadRouter]
 async def _serve(settings: Settings, node: PreparedNode, stages: Stages, view: Node, mirror: Mirror) -> None:
     """Serve the registry and the web port."""
     store, metrics, router = view.store, view.metrics, view.ring
-    planner = Planner(store, settings.images, node.credentials, shows_downloads=settings.mirror.follow)
+    planner = Planner(store, settings.images, node.credentials, follow=settings.mirror.follow)
     fast_path = FastPath(planner, store, mirror, ByteCache(), metrics)
     others = build_app(view.problem, view.warnings)
     dial_back.add_to(others)
@@ -136,6 +136,7 @@ async def _serve(settings: Settings, node: PreparedNode, stages: Stages, view: N
     await stages.serve("registry", content, node.registry, fast_path, node.tls, limits, called)
     # who follows events would keep a stop waiting
     await stages.serve("web", web_app.build_app(view), node.metrics, limits=limits, drain_timeout=1.0)
+    metrics.followers.set_function(lambda: len(mirror.followers))
     metrics.http_inflight.set_function(
         lambda: {
             (handler,): float(count + (fast_path.inflight if handler == CONTENT else 0))

@@ -139,12 +139,13 @@ async def start_node(nursery: trio.Nursery, request: pytest.FixtureRequest, tmp_
         permits: Permits = any_node,
         limits: ConnectionLimits | None = None,
         store: Any = None,
+        follow: bool = True,
     ) -> Node:
         metrics, router = Metrics(), ListRouter()
         store = store or FileStore(tmp_path / f"content{len(clients)}")
         clients.append(PeerClient(LIMITS, tls))
         mirror = Mirror(router, clients[-1], metrics, settings or MirrorSettings(), credentials, permits)  # type: ignore[arg-type]
-        planner = Planner(store, images or ImageFilter(), credentials)
+        planner = Planner(store, images or ImageFilter(), credentials, follow=follow)
         app = ContentApp(build_app(lambda: problem), planner, store, mirror, metrics)  # type: ignore[arg-type]
         sock = listen(ListenAddress("127.0.0.1", 0), "--registry-addr")
         fast_path = None
