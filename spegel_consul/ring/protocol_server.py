@@ -10,12 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import trio
 
 from spegel_consul.peers import RingError
+from spegel_consul.ring.claiming import Claiming
+from spegel_consul.ring.dht.claim_messages import MAX_CLAIM_MESSAGE, WireVerdict, decode_claim, encode_verdict
+from spegel_consul.ring.dht.claims import What
 from spegel_consul.ring.dht.messages import Frames, WireError, decode, decode_withdrawal, encode
-from spegel_consul.ring.dht.protocol_ids import KAD, WITHDRAW
+from spegel_consul.ring.dht.protocol_ids import CLAIMS, KAD, WITHDRAW
 from spegel_consul.ring.dht.records import Records
 from spegel_consul.ring.members.background import Background
 from spegel_consul.ring.members.membership import Membership
@@ -29,21 +33,31 @@ _MAX_REQUEST = 64 << 10
 _SLICE = 64  # messages of one peer that are answered between two checkpoints
 _SLOW = 0.02
 _LEAVE_EVERY = 10.0  # seconds, because one scans all records
+_CLAIM_EVERY, _CLAIM_BURST = 0.02, 50  # reports of one peer; further ones are answered "alone"
 
 
 class Service:
     """Answers the questions of peers and takes their announcements."""
 
     def __init__(
-        self, host: Host, background: Background, membership: Membership, records: Records, answers: Answers
+        self,
+        host: Host,
+        background: Background,
+        membership: Membership,
+        records: Records,
+        answers: Answers,
+        claiming: Claiming,
     ) -> None:
         self._background = background
         self._membership = membership
         self._records = records
         self._answers = answers
+        self._claiming = claiming
         self._inbound: dict[bytes, int] = {}
         self._leave_limit = RateLimit(every=_LEAVE_EVERY, burst=2)
+        self._claim_limit = RateLimit(every=_CLAIM_EVERY, burst=_CLAIM_BURST)
         host.serve(KAD, self._serve)
+        host.serve(CLAIMS, self._serve_claims)
         host.serve(WITHDRAW, self._serve_withdrawal)
 
     async def _serve(self, stream: Stream) -> None:
@@ -80,6 +94,38 @@ class Service:
                     if not keys and self._leave_limit.admits(stream.peer, trio.current_time()):
                         for _ in self._records.forget(stream.peer):
                             await trio.lowlevel.checkpoint()
+            stream.close()
+
+    async def _serve_claims(self, stream: Stream) -> None:
+        """Answer the reports of a peer about downloads. Junk ends the stream and does not count towards a ban."""
+        peer = stream.peer
+        with self._admitted(peer):
+            frames = Frames(MAX_CLAIM_MESSAGE)
+            while True:
+                with trio.fail_after(_IDLE_TIMEOUT):
+                    data = await stream.receive()
+                if not data:
+                    break
+                late = False
+                try:
+                    claims = list(map(decode_claim, frames.feed(data)))
+                except WireError as exc:
+                    raise RingError(f"not a claim: {exc}") from exc
+                known = self._membership.table.get(peer) is not None
+                if not known:
+                    self._background.spawn(self._membership.exchange.introduce, peer)
+                for start in range(0, len(claims), _SLICE):
+                    out = bytearray()
+                    for group, report in claims[start:][:_SLICE]:
+                        if self._claim_limit.admits(peer, trio.current_time()):
+                            # a peer without a known address can't be a source
+                            said = report if known else replace(report, serves=False, working=False)
+                            out += encode_verdict(self._claiming.decide(peer, group, said))
+                        else:
+                            late = True
+                            out += encode_verdict(WireVerdict(group, What.ALONE))
+                    stream.send(bytes(out))
+                    await trio.sleep(_SLOW if late else 0)
             stream.close()
 
     @contextmanager

@@ -8,6 +8,7 @@ go-libp2p-kad-dht under Spegel's prefix.  Plain objects take the decisions, and 
     Records         the provider records of others             <- ADD_PROVIDER
     Lookup          the peers to ask for one key, and the end  <- lookup(), one object each
     Answers         the answers to questions of others         <- Service (a shell too)
+    Claims          the groups that this node keeps            <- Claiming (a shell too), claim()
 
 ADD_PROVIDER has no answer in Kademlia, so each batch of them is followed by a PING.  Requests of one stream are
 handled in order, so the answer to the PING acknowledges the whole batch.
@@ -27,7 +28,7 @@ import trio
 from spegel_consul.peers import PeerInfo, Provider, RingError, peer_id_to_text
 from spegel_consul.ring.claiming import Claiming
 from spegel_consul.ring.dht.announcements import Announcements, Batch
-from spegel_consul.ring.dht.claims import ClaimReport, Claims, Verdict
+from spegel_consul.ring.dht.claims import ClaimReport, Verdict
 from spegel_consul.ring.dht.iterative_lookup import AnswerTimes, Lookup
 from spegel_consul.ring.dht.keys import dht_key, position
 from spegel_consul.ring.dht.messages import Message, MessageType, encode
@@ -96,15 +97,20 @@ class KadRouter:
         if successor_of is not None:
             self._announcements.add(successor_of._announcements.keys())
         self._answers = Answers(self._membership, self._records, self._announcements, rng=self._rng)
-        self._claims: Claims = successor_of._claims if successor_of else Claims()
-        self._claiming = Claiming(host.id, self._claims, self._source)
+        self._claiming: Claiming = Claiming(
+            host,
+            self._background,
+            self._membership,
+            self._provider,
+            successor_of._claiming if successor_of else None,
+        )
         self._announce_alarm = WakeUp()
         self._announces_at = math.inf
         self._rebalance = False
         self._leaving: bool = successor_of is not None and successor_of._leaving
         # peers without a connection have a limit of their own, because a dial to one that is gone takes seconds
         self._tell_limit, self._tell_cold_limit = trio.CapacityLimiter(8), trio.CapacityLimiter(32)
-        self._service = Service(host, self._background, self._membership, self._records, self._answers)
+        self._service = Service(host, self._background, self._membership, self._records, self._answers, self._claiming)
 
     @property
     def me(self) -> PeerInfo:
@@ -262,11 +268,6 @@ class KadRouter:
             address, secondary = secondary, None
         other = (secondary.host, secondary.port) if secondary is not None else None
         return Provider(peer_id_to_text(named.id), (address.host, address.port), other)
-
-    def _source(self, peer: bytes) -> Provider | None:
-        """The registry of a living member, for a verdict."""
-        known = self._known(peer)
-        return self._provider(known) if self._members.is_alive(peer) and (known.registry or known.routers) else None
 
     def _on_change(self) -> None:
         self._rebalance = True

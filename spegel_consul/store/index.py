@@ -156,6 +156,10 @@ class Index:
         content = self._content.get(digest)
         return content is not None and not content.sources and not self._holders.get(digest)
 
+    def refuses(self, digest: Digest) -> bool:
+        """Whether the content is present and known not to be for others, because the filter refuses its images."""
+        return digest in self._content and not self.is_stray(digest) and self._descriptor(digest) is None
+
     def put_image(self, record: ImageRecord) -> None:
         """Add an image record, or change the target of an existing one."""
         held = self._images.get(record.name)

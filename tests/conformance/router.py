@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
 import pytest
@@ -229,6 +230,43 @@ class RouterSuite:
         assert (await router.claim("sha256:alone", ClaimReport(serves=True, working=True))).what is What.CLAIM
         assert (await router.claim("sha256:other", ClaimReport())).what is What.ALONE
 
+    async def test_one_claims_and_the_others_follow_in_a_chain(self, rig: Rig) -> None:
+        routers = await ring_of(rig, 4)
+        report = ClaimReport(serves=True, working=True)
+        for group in ("sha256:one", "sha256:two", "sha256:three", "sha256:four"):
+            for earlier, later in [(None, routers[0]), *itertools.pairwise(routers)]:
+                with trio.fail_after(WITHIN):
+                    verdict = await later.claim(group, report)
+                assert verdict.again == 2.0
+                if earlier is None:
+                    assert verdict.what is What.CLAIM
+                else:
+                    assert verdict.what is What.FOLLOW
+                    source = verdict.sources[0]
+                    assert (source.peer_id, source.registry) == (earlier.me.id, rig.registry(earlier))
+                    assert later.me.id not in {each.peer_id for each in verdict.sources}
+
+    async def test_a_follower_replaces_the_source_that_it_lost(self, rig: Rig) -> None:
+        routers = await ring_of(rig, 3)
+        report = ClaimReport(serves=True, working=True)
+        for router in routers:
+            await router.claim("sha256:one", report)
+        lost = replace(report, lost=routers[0].me.id or "", why=Why.CUT, have=1)
+        assert (await routers[1].claim("sha256:one", lost)).what is What.CLAIM
+        assert (await routers[2].claim("sha256:one", report)).sources[0].peer_id == routers[1].me.id
+
+    async def test_claims_outlive_any_one_node(self, rig: Rig) -> None:
+        routers = await ring_of(rig, 4)
+        report = ClaimReport(serves=True, working=True)
+        for dead in (None, routers[3], routers[2]):
+            if dead is not None:
+                await rig.kill(dead)
+            for group in map(str, range(8)):
+                with trio.fail_after(WITHIN):
+                    assert (await routers[0].claim(group, report)).what is What.CLAIM
+                    verdict = await routers[1].claim(group, report)
+                assert [source.peer_id for source in verdict.sources] == [routers[0].me.id]
+
     async def test_text_that_is_no_peer_id_is_refused_at_the_door(self, rig: Rig) -> None:
         router = await rig.node()
         with pytest.raises(RingError, match="base58"):
@@ -269,4 +307,6 @@ class RouterSuite:
         with pytest.raises(RingError, match="not running"):
             async with router.lookup("key"):
                 pass
+        with pytest.raises(RingError, match="not running"):
+            await router.claim("sha256:one", ClaimReport(serves=True))
         assert await router.join([PeerInfo(None, ("/ip4/127.0.0.1/tcp/1",))]) == 0

@@ -204,6 +204,12 @@ class StoreSuite:
             async with store.open(Digest.of(b"absent")):
                 pass
 
+    async def test_content_that_is_complete_is_no_download(self, full: tuple[Store, SampleImage]) -> None:
+        store, image = full
+        for digest in (image.layers[0], Digest.of(b"absent")):
+            assert await store.downloading(digest) is None
+        assert await store.at_work() is None
+
     async def test_many_readers(self, full: tuple[Store, SampleImage]) -> None:
         store, image = full
 

@@ -47,6 +47,7 @@ from spegel_consul.peers import PeerInfo, RingError
 from spegel_consul.preflight.containerd_config import CriSettings, Unreadable, judge, load
 from spegel_consul.registry.mirror import validate as heads
 from spegel_consul.registry.mirror.body.multipart import Multipart
+from spegel_consul.ring.dht.claim_messages import MAX_CLAIM_MESSAGE, decode_claim, decode_verdict, encode_claim
 from spegel_consul.ring.dht.messages import Frames, WireError, decode, decode_members, decode_withdrawal
 from spegel_consul.ring.dht.multiaddrs import Address, contact
 from spegel_consul.ring.dht.multiaddrs import decode as decode_address
@@ -180,6 +181,16 @@ def withdrawal(data: bytes) -> None:
     with suppress(WireError):
         for body in Frames(64 << 10).feed(data):
             decode_withdrawal(body)
+
+
+def claim(data: bytes) -> None:
+    """A report to a keeper, and a verdict."""
+    with suppress(WireError):
+        for body in Frames(MAX_CLAIM_MESSAGE).feed(data):
+            with suppress(WireError):
+                assert decode_claim(Frames().feed(encode_claim(*decode_claim(body)))[0]) == decode_claim(body)
+            for source in decode_verdict(body).sources:
+                _usable(source.id, source.addresses)
 
 
 def identify(data: bytes) -> None:
@@ -354,7 +365,7 @@ def state_files(data: bytes) -> None:
 TARGETS: dict[str, Callable[[bytes], None]] = {
     target.__name__: target
     for target in (
-        reference, path, byte_range, request_head, reply, http.both_paths, kad, members, withdrawal, identify,
+        reference, path, byte_range, request_head, reply, http.both_paths, kad, members, withdrawal, claim, identify,
         multiaddr, containerd_event, manifest, leader_value, peer_document, consul_answer, kv_value, nomad_answer,
         dns_answer, hosts_toml, daemon_json, containerd_config, state_files,
     )

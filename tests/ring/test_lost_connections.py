@@ -7,7 +7,7 @@ import trio.testing
 from libp2p.io.exceptions import IncompleteReadError
 from libp2p.stream_muxer.yamux.yamux import Yamux
 
-from spegel_consul.ring.dht.messages import Frames, Message, MessageType, encode
+from spegel_consul.ring.dht.messages import Frames, Message, MessageType, decode, encode
 from spegel_consul.ring.dht.multiaddrs import Address
 from spegel_consul.ring.members.pipeline import Pipeline
 from spegel_consul.ring.net.host import Replaced, Stream, StreamClosed, Unreachable
@@ -104,7 +104,7 @@ async def test_a_connection_that_breaks_within_a_message_is_no_end_of_its_stream
 async def test_a_peer_that_hung_is_asked_over_a_new_connection(
     nursery: trio.Nursery, host: Libp2pHost, peer: Libp2pHost, moody: Moody
 ) -> None:
-    pipeline = Pipeline(host, peer.id, lambda: [peer.address], ECHO, nursery.start_soon)
+    pipeline = Pipeline(host, peer.id, lambda: [peer.address], ECHO, nursery.start_soon, decode)
     for _ in range(3):
         with trio.fail_after(5):
             await pipeline.ask(PING)

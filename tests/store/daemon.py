@@ -131,7 +131,10 @@ def layout_index(*images: SampleImage) -> bytes:
 
 
 class Upstream(http.server.ThreadingHTTPServer):
-    """A registry that serves one image under any name, at ``address``; layers only once ``gate`` is set."""
+    """A registry that serves one image under any name, at ``address``; layers only once ``gate`` is set.
+
+    ``pauses``: after how many bytes of a layer it waits for what.
+    """
 
     daemon_threads = True
 
@@ -140,7 +143,13 @@ class Upstream(http.server.ThreadingHTTPServer):
         self.image = image
         self.gate = threading.Event()
         self.gate.set()
+        self.pauses: dict[str, tuple[int, threading.Event]] = {}
         self.address = f"127.0.0.1:{self.server_port}"
+
+    def pause(self, digest: str, after: int) -> threading.Event:
+        """Send ``after`` bytes of a layer, and the rest once the event is set."""
+        self.pauses[digest] = (after, threading.Event())
+        return self.pauses[digest][1]
 
 
 class _Answer(http.server.BaseHTTPRequestHandler):
@@ -164,7 +173,10 @@ class _Answer(http.server.BaseHTTPRequestHandler):
             self.send_header("Docker-Content-Digest", digest)
         self.end_headers()
         if self.command == "GET" and body is not None:
-            self.wfile.write(body)
+            after, event = self.server.pauses.get(reference, (0, self.server.gate))
+            self.wfile.write(body[:after])
+            event.wait(20)
+            self.wfile.write(body[after:])
 
     def log_message(self, *arguments: object) -> None:
         pass

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from conformance.downloads import MIB, content, opened
 from conformance.store import SampleImage, StoreSuite, eventually, read_all, running, sample_image
 from lab.process import HANG
 from store.daemon import Containerd, Upstream
@@ -42,6 +43,10 @@ class ContainerdShelf:
         return ContainerdStore(
             lambda: self.socket(), self.namespace, self.content_path, accept, relist_interval=self.relist_interval
         )
+
+    def elsewhere(self) -> Store:
+        """A store of another namespace of the same containerd."""
+        return ContainerdStore(lambda: self.socket(), "elsewhere", self.daemon.content)
 
     async def add(self, *images: SampleImage) -> None:
         await trio.to_thread.run_sync(self.daemon.load, self.namespace, *images)
@@ -213,6 +218,43 @@ async def test_pull_under_way_is_served(shelf: ContainerdShelf, upstream: type[U
         descriptor = store.describe(image.layers[0])
         assert descriptor is not None
         assert descriptor.media_type == image.media_types[image.layers[0]]
+
+
+async def test_a_download_is_read_while_it_grows_and_announced_before_the_image(
+    shelf: ContainerdShelf, upstream: type[Upstream]
+) -> None:
+    image = sample_image(layer_sizes=(1000, 4 * MIB))
+    server = upstream(image)
+    small, large = image.layers
+    release_small, release_large = server.pause(small, 0), server.pause(large, 3 * MIB)
+    name = f"{server.address}/library/app:v1"
+    shelf.relist_interval = 100 * HANG
+    async with running(shelf.store()) as store, trio.open_nursery() as nursery:
+        await trio.sleep(1.1)  # past the listing that follows a start
+        nursery.start_soon(shelf.ctr, "content", "fetch", "--plain-http", name)
+        (await opened(store, small)).close()
+        body = image.blobs[large]
+        with await opened(store, large) as file:
+            await eventually(lambda: file.size() >= 2 * MIB)
+            assert (file.total, file.complete, file.abandoned()) == (len(body), False, False)
+            assert content(file) == body[: file.size()]
+            assert await store.at_work() == file.size()
+            release_small.set()
+            with trio.fail_after(HANG):
+                while store.describe(small) is None:
+                    await store.at_work()
+                    await trio.sleep(0.05)
+            assert store.resolve(name) is None
+            assert store.describe(large) is None
+            release_large.set()
+            await eventually(lambda: file.complete)
+            assert content(file) == body
+            await eventually(lambda: store.resolve(name) == image.root)
+            assert not file.abandoned()
+        with await opened(store, large) as file:
+            assert (file.total, file.complete, content(file)) == (len(body), True, body)
+        assert await store.at_work() is None
+        assert await shelf.elsewhere().downloading(large) is None, "another namespace has no part in it"
 
 
 async def test_pull_of_a_refused_repository_is_not_served(shelf: ContainerdShelf, upstream: type[Upstream]) -> None:

@@ -135,9 +135,9 @@ def encode(message: Message) -> bytes:
     # Go leaves the connection out of ADD_PROVIDER, because a provider announces only itself
     connection = b"" if message.type is MessageType.ADD_PROVIDER else _CONNECTED
     for peer in message.closer:
-        body += b"\x42" + frame(_encode_peer(peer, connection))
+        body += b"\x42" + frame(encode_peer(peer, connection))
     for peer in message.providers:
-        body += b"\x4a" + frame(_encode_peer(peer, connection))
+        body += b"\x4a" + frame(encode_peer(peer, connection))
     body += _CLUSTER_LEVEL
     return frame(bytes(body))
 
@@ -148,15 +148,15 @@ def decode(body: bytes) -> Message:
     key = b""
     closer: list[WirePeer] = []
     providers: list[WirePeer] = []
-    for field, value in _fields(body):
+    for field, value in fields(body):
         if field == 1 and isinstance(value, int):
             number = value
         elif field == 2 and isinstance(value, bytes):
             key = value
         elif field == 8 and isinstance(value, bytes) and len(closer) < MAX_PEERS:
-            closer.append(_decode_peer(value))
+            closer.append(decode_peer(value))
         elif field == 9 and isinstance(value, bytes) and len(providers) < MAX_PEERS:
-            providers.append(_decode_peer(value))
+            providers.append(decode_peer(value))
     try:
         kind = MessageType(number)
     except ValueError:
@@ -170,20 +170,20 @@ def encode_members(reports: Iterable[tuple[WirePeer, int]]) -> bytes:
     """A framed member exchange."""
     body = bytearray()
     for peer, age in reports:
-        body += b"\x0a" + frame(b"\x0a" + frame(_encode_peer(peer)) + b"\x10" + uvarint(age))
+        body += b"\x0a" + frame(b"\x0a" + frame(encode_peer(peer)) + b"\x10" + uvarint(age))
     return frame(bytes(body))
 
 
 def decode_members(body: bytes) -> Iterator[MemberReport]:
     """The reports of a member exchange without its length, one by one because it may be long. Raises WireError."""
     count = 0
-    for field, value in _fields(body):
+    for field, value in fields(body):
         if field != 1 or not isinstance(value, bytes) or count >= MAX_MEMBERS:
             continue
         peer, age = None, 0
-        for inner, content in _fields(value):
+        for inner, content in fields(value):
             if inner == 1 and isinstance(content, bytes):
-                peer = _decode_peer(content)
+                peer = decode_peer(content)
             elif inner == 2 and isinstance(content, int):
                 age = content
         if peer is None:
@@ -199,22 +199,24 @@ def encode_withdrawal(keys: Iterable[bytes]) -> bytes:
 
 def decode_withdrawal(body: bytes) -> list[bytes]:
     """A withdrawal without its length. Raises WireError for anything else."""
-    keys = [value for field, value in _fields(body) if field == 1 and isinstance(value, bytes)]
+    keys = [value for field, value in fields(body) if field == 1 and isinstance(value, bytes)]
     if any(len(key) > MAX_KEY for key in keys):
         raise WireError(f"a key exceeds the limit of {MAX_KEY} bytes")
     return keys
 
 
 @lru_cache(maxsize=8192)
-def _encode_peer(peer: WirePeer, connection: bytes = _CONNECTED) -> bytes:
+def encode_peer(peer: WirePeer, connection: bytes = _CONNECTED) -> bytes:
+    """A peer within a message, without its length."""
     addresses = b"".join(b"\x12" + frame(address) for address in peer.addresses)
     return b"\x0a" + frame(peer.id) + addresses + connection
 
 
-def _decode_peer(data: bytes) -> WirePeer:
+def decode_peer(data: bytes) -> WirePeer:
+    """A peer within a message. Raises WireError."""
     peer_id = b""
     addresses: list[bytes] = []
-    for field, value in _fields(data):
+    for field, value in fields(data):
         if field == 1 and isinstance(value, bytes):
             peer_id = value
         elif field == 2 and isinstance(value, bytes) and len(addresses) < _MAX_ADDRESSES:
@@ -224,8 +226,8 @@ def _decode_peer(data: bytes) -> WirePeer:
     return WirePeer(peer_id, tuple(addresses))
 
 
-def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """The fields of a protobuf message: the number, and an int or bytes."""
+def fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """The fields of a protobuf message: the number, and an int or bytes. Raises WireError."""
     at, end = 0, len(data)
     while at < end:
         tag, at = _varint(data, at)

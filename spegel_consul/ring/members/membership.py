@@ -19,7 +19,7 @@ import structlog
 import trio
 
 from spegel_consul.peers import PeerInfo, RingError, peer_id_from_text, peer_id_to_text
-from spegel_consul.ring.dht.messages import Message, MessageType, WirePeer, encode, encode_withdrawal
+from spegel_consul.ring.dht.messages import Message, MessageType, WirePeer, decode, encode, encode_withdrawal
 from spegel_consul.ring.dht.multiaddrs import Address, Contact, contact, parse
 from spegel_consul.ring.dht.placement import REPLICAS
 from spegel_consul.ring.dht.protocol_ids import KAD, WITHDRAW
@@ -76,7 +76,7 @@ class Membership:
         self._lost = lost
         self._rng = rng
         self._loopback = host.address.is_loopback
-        self._pipelines: dict[bytes, Pipeline] = {}
+        self._pipelines: dict[bytes, Pipeline[Message]] = {}
         self._probe_alarm = WakeUp()
         self._probes_at = math.inf
         self._revive_limit = trio.CapacityLimiter(_PARALLEL_REVIVALS)
@@ -120,6 +120,7 @@ class Membership:
                 lambda: (self.table.get(peer) or member).routers,
                 KAD,
                 self._background.spawn,
+                decode,
             )
         warm = self.is_in_touch(peer)
         start = trio.current_time()

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
 
 import structlog
 
 from spegel_consul.peers import RingError, peer_id_to_text
-from spegel_consul.ring.dht.messages import Frames, Message, WireError, decode
+from spegel_consul.ring.dht.messages import MAX_MESSAGE, Frames, WireError
 from spegel_consul.ring.dht.multiaddrs import Address
 from spegel_consul.ring.net.host import Host, Stream, StreamClosed
 from spegel_consul.ring.net.shared_result import Result
@@ -22,23 +23,28 @@ log = structlog.get_logger(__name__)
 
 _TRIES = 3
 
+A = TypeVar("A")
 
-class _Conversation:
+
+class _Conversation(Generic[A]):
     """A stream and its questions that are not answered yet."""
 
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
-        self.waiting: deque[Result[Message]] = deque()
+        self.waiting: deque[Result[A]] = deque()
 
-    async def ask(self, request: bytes) -> Message:
-        answer: Result[Message] = Result()
+    async def ask(self, request: bytes) -> A:
+        answer: Result[A] = Result()
         self.stream.send(request)
         self.waiting.append(answer)
         return await answer.wait()
 
 
-class Pipeline:
-    """The stream to one peer for one protocol, opened on demand."""
+class Pipeline(Generic[A]):
+    """The stream to one peer for one protocol, opened on demand.
+
+    ``decode`` reads an answer of at most ``limit`` bytes, and raises WireError.
+    """
 
     def __init__(
         self,
@@ -47,21 +53,25 @@ class Pipeline:
         addresses: Callable[[], Sequence[Address]],
         protocol: str,
         spawn: Callable[[Callable[[], Awaitable[None]]], None],
+        decode: Callable[[bytes], A],
+        limit: int = MAX_MESSAGE,
     ) -> None:
         self._host = host
         self._peer = peer
         self._addresses = addresses
         self._protocol = protocol
         self._spawn = spawn
-        self._conversation: _Conversation | None = None
-        self._opening: Result[_Conversation] | None = None
+        self._decode = decode
+        self._limit = limit
+        self._conversation: _Conversation[A] | None = None
+        self._opening: Result[_Conversation[A]] | None = None
 
     @property
     def is_open(self) -> bool:
         """Whether a question needs no new stream."""
         return self._conversation is not None
 
-    async def ask(self, request: bytes) -> Message:
+    async def ask(self, request: bytes) -> A:
         """The answer to ``request``, an encoded message or several of which the last has an answer.
 
         Sets no deadline. Raises RingError if the peer can't be reached or breaks the stream. If a stream from an
@@ -78,7 +88,7 @@ class Pipeline:
                     self._conversation = None  # the task that reads from it has not noticed yet
         return await (await self._open()).ask(request)
 
-    async def _open(self) -> _Conversation:
+    async def _open(self) -> _Conversation[A]:
         if self._conversation is not None:
             return self._conversation
         if self._opening is None:
@@ -99,13 +109,13 @@ class Pipeline:
             self._opening = None
         conversation = self._conversation = _Conversation(stream)
         opening.set(conversation)
-        frames = Frames()
+        frames = Frames(self._limit)
         try:
             while data := await stream.receive():
                 for body in frames.feed(data):
                     if not conversation.waiting:
                         raise WireError("an answer without a question")
-                    conversation.waiting.popleft().set(decode(body))
+                    conversation.waiting.popleft().set(self._decode(body))
         except RingError as exc:
             log.debug("ring_stream_ended", peer=peer_id_to_text(self._peer), error=str(exc))
         finally:

@@ -13,6 +13,9 @@
 # be served.  The next session is tried after a pause that doubles from 0.1 s to 10 s, with jitter; a session
 # must last before the pause is short again, so that a containerd that keeps crashing isn't listed without end.
 #
+# A download whose ingest is gone was committed or aborted.  Nothing else tells of it in 1.x before the image is
+# there, so containerd is asked for that digest, by the same way as for one that an event mentions.
+#
 # A namespace that does not exist is no problem but an empty one: containerd makes it with the first image.
 
 """``Store`` over a containerd: an index of its images and content that is kept fresh by its events."""
@@ -21,7 +24,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import structlog
@@ -32,12 +35,15 @@ from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import BlobUnknown
 from spegel_consul.store import Blob
 from spegel_consul.store.blob_files import blob_file
+from spegel_consul.store.containerd.awaited_content import AwaitedContent
 from spegel_consul.store.containerd.conversion import ContentChanged, Event, ImageChanged, ImageDeleted
 from spegel_consul.store.containerd.grpc_calls import ContainerdUnavailable, EventStream
 from spegel_consul.store.containerd.grpc_client import ContainerdClient
+from spegel_consul.store.containerd.ingests import Ingests
 from spegel_consul.store.containerd.reader import Reader, Unreadable
 from spegel_consul.store.index import Snapshot, everything
 from spegel_consul.store.indexed_store import IndexedStore
+from spegel_consul.zerocopy.growing_file import GrowingFile
 
 log = structlog.get_logger(__name__)
 
@@ -82,10 +88,22 @@ class ContainerdStore(IndexedStore):
         self._away = False
         self._said_empty = not expected
         self._next_listing = 0.0
+        self._ingests = Ingests(lambda: self._reader.directory, namespace, self._download_ended)
+        self._awaited = AwaitedContent()
+        self._hints: trio.MemorySendChannel[Event] | None = None
 
     def file(self, digest: Digest) -> str | None:
         directory = self._reader.directory
         return None if directory is None else blob_file(directory, digest)
+
+    async def downloading(self, digest: Digest) -> GrowingFile | None:
+        if self._index.refuses(digest):
+            await trio.lowlevel.checkpoint()
+            return None
+        return await self._ingests.open(digest)
+
+    async def at_work(self) -> int | None:
+        return await self._ingests.at_work()
 
     @asynccontextmanager
     async def open(self, digest: Digest) -> AsyncIterator[Blob]:
@@ -139,6 +157,7 @@ class ContainerdStore(IndexedStore):
             self._reader.client = client
             try:
                 send, receive = trio.open_memory_channel[Event](256)
+                self._hints = send
                 nursery.start_soon(_pump, events, send)
                 if self._content_path is None:
                     self._reader.directory = await client.content_root()
@@ -154,11 +173,12 @@ class ContainerdStore(IndexedStore):
                         await self._list(client)
             finally:
                 self._reader.client = None
+                self._hints = None
 
     async def _gather(self, receive: trio.MemoryReceiveChannel[Event]) -> list[Event]:
-        """The next events that come together, or none when it is time for a listing."""
+        """The next events that come together, or none when it is time for a listing. Awaited content is an event."""
         batch: list[Event] = []
-        with trio.move_on_at(self._next_listing):
+        with trio.move_on_at(min(self._next_listing, self._awaited.next)):
             batch.append(await receive.receive())
         if batch:
             await trio.sleep(GATHER)
@@ -167,7 +187,15 @@ class ContainerdStore(IndexedStore):
                     batch.append(receive.receive_nowait())
                 except trio.WouldBlock:
                     break
+        batch.extend(map(ContentChanged, self._awaited.due(trio.current_time())))
         return batch
+
+    def _download_ended(self, digest: Digest) -> None:
+        """Have containerd asked for the content of an ingest that is gone."""
+        self._awaited.add(digest, trio.current_time())
+        if self._hints is not None:
+            with suppress(trio.WouldBlock):
+                self._hints.send_nowait(ContentChanged(digest))
 
     async def _handle(self, client: ContainerdClient, batch: Iterable[Event]) -> None:
         """Ask containerd about all that the events mention."""
@@ -195,7 +223,12 @@ class ContainerdStore(IndexedStore):
             await self._read()
             asked |= digests
         self._publish()
-        if any(map(self._index.is_stray, asked)):
+        for digest in filter(self._awaited.__contains__, asked):
+            settled = self._index.describe(digest) is not None or self._index.refuses(digest)
+            given_up = self._awaited.answered(digest, settled, trio.current_time())
+            if given_up and not self._index.is_stray(digest):
+                self._ingests.forget(digest)  # the namespace does not have it
+        if any(self._index.is_stray(digest) for digest in asked if digest not in self._awaited):
             self._list_within(SOON)
 
     async def _look_for(self, client: ContainerdClient, digests: set[Digest]) -> None:
