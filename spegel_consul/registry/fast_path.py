@@ -295,11 +295,7 @@ class FastPath:
         async def send(part: Part) -> None:
             head = b""
             if part.first:
-                head = (
-                    self._heads.render(part.head, part.transfer.served_by, part.multipart)
-                    + self._heads.now()
-                    + b"\r\n\r\n"
-                )
+                head = self._heads.whole(part.head, part.transfer.served_by, part.multipart)
             lengths.append(len(part.before))
             await self._carry(part.transfer, head + part.before, link, trace, lengths.append)
             await send_bytes(link.sock, part.after)

@@ -146,6 +146,8 @@ class _Search:
         self._mirror = mirror
         self._plan = plan
         self.file: GrowingFile | None = None
+        self._size = 0  # bytes of the file at the last look
+        self._unframed = 0.0  # time since which the runtime downloads it, and does not say how large it will be
 
     async def first_byte(self, check_client: CheckClient) -> Head:
         """Return the head of the answer as soon as the first wanted byte of :attr:`file` is there."""
@@ -161,11 +163,12 @@ class _Search:
             if head is not None:
                 return head
             at_work, received = await self._store.at_work(), self._received()
-            found = (self.file.size() if self.file is not None else 0, received, at_work)
+            found = self._size, received, at_work
             if found != progress:
                 progress, since = found, now
             still = NO_DOWNLOAD if at_work is None and not received else NO_PROGRESS
-            if now - since >= still or now - began >= self._longest(asked):
+            unframed = self._unframed and now - self._unframed >= NO_DOWNLOAD
+            if unframed or now - since >= still or now - began >= self._longest(asked):
                 raise self._nothing()
             check_client()
             await trio.sleep(POLL if self.file is not None else _LOOK)
@@ -179,8 +182,18 @@ class _Search:
         """Search the download unless it is open; close one that was given up."""
         if self.file is None:
             self.file = await self._store.downloading(self._digest)
-        if self.file is not None and (self.file.abandoned() or self.file.total is None):
-            # the runtime may begin anew, and it writes the total a moment after it has made the file
+        if self.file is None:
+            return
+        try:
+            self._size = self.file.size()
+            lost = self.file.abandoned()  # the runtime may begin anew
+        except OSError:  # the file system has lost the file
+            lost = True
+        if self.file.total is not None:
+            self._unframed = 0.0
+        else:  # the runtime may say it in a moment
+            lost, self._unframed = True, self._unframed or trio.current_time()
+        if lost:
             self.close()
 
     def _head(self) -> Head | None:
@@ -188,7 +201,7 @@ class _Search:
         file, plan = self.file, self._plan
         if file is None or file.total is None:
             return None
-        size, total = file.size(), file.total
+        size, total = self._size, file.total
         if not 0 < total <= _MOST or size > total:
             raise self._nothing()
         head = Head(self._digest, OCTET_STREAM, 0, total, total, partial=False)
@@ -210,7 +223,7 @@ class _Search:
 
     def close(self) -> None:
         """Close the download."""
-        file, self.file = self.file, None
+        file, self.file, self._size = self.file, None, 0
         if file is not None:
             file.close()
 

@@ -54,7 +54,10 @@ async def send_growing(
 
     since = checked = trio.current_time()
     while not position.whole:
-        size = file.size()
+        try:
+            size, abandoned = file.size(), file.abandoned()
+        except OSError as exc:  # the file system has lost the file
+            raise SourceFailed(f"can't be read: {exc.strerror}") from None
         if file.total is not None and size > file.total:
             raise SourceFailed(f"has more than its {file.total} bytes", broken=True)
         there = min(size - start, position.total)
@@ -66,7 +69,7 @@ async def send_growing(
             since = checked = trio.current_time()
             continue
         now = trio.current_time()
-        if file.abandoned():
+        if abandoned:
             raise SourceFailed(f"was given up by its writer after {size} bytes")
         if now - since >= STALL:
             raise SourceFailed(f"did not grow for {STALL:g} s", hung=True)

@@ -67,7 +67,11 @@ class FollowedSend:
         """Return the number of bytes that could have been sent so far; call this on the event loop."""
         if self._file is None:
             return 0
-        return min(max(self._file.size() - self._start, 0), self.total)
+        try:
+            size = self._file.size()
+        except OSError:  # the file system has lost the file, which the sender finds too
+            return self.sent
+        return min(max(size - self._start, 0), self.total)
 
     @property
     def lag(self) -> int:
