@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -151,9 +150,7 @@ async def test_a_file_that_is_whole_needs_no_name(writer: Writer, client: Client
     await arrived(client, len(DATA))
 
 
-async def test_never_more_than_promised(
-    writer: Writer, client: Client, outlet: Outlet, nursery: trio.Nursery
-) -> None:
+async def test_never_more_than_promised(writer: Writer, client: Client, outlet: Outlet, nursery: trio.Nursery) -> None:
     async def grow() -> None:
         await arrived(client, MIB)
         writer.grow_to(len(DATA) + 1, DATA + b"more")

@@ -112,6 +112,7 @@ class Fetch:
         follows = sources is not None and sources.found
         if follows and self._looked_up:  # nodes may have completed the download since the lookup
             self._looking_up = self._looked_up = False
+            self._since = trio.current_time()
             self._race.lookup_begun()
         self._race.resumed(trio.current_time(), skip_slow=skip_slow)
         try:

@@ -13,7 +13,8 @@ import trio
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.media import OCI_MANIFEST
 from spegel_consul.peers import Provider, RingError
-from spegel_consul.registry.mirror.following.group_claim import CLAIM_WITHIN, LINGER, SKIPPED
+from spegel_consul.registry.mirror.following import group_claim
+from spegel_consul.registry.mirror.following.group_claim import CLAIM_WITHIN
 from spegel_consul.registry.mirror.mirror_peers import MirrorSettings
 from spegel_consul.ring.dht.claims import ClaimReport, Verdict, Why
 
@@ -244,6 +245,48 @@ async def test_all_transfers_of_an_image_move_when_the_verdict_changes(
     assert losses(asker) == [], "a source that is left has not failed"
 
 
+async def test_a_held_body_of_a_node_that_becomes_the_claimer_is_a_miss(
+    start_node: Any, sources: list[GrowingSource], tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    asker = await start(start_node, tmp_path, HELD)
+    keeper = asker.router.keeper = ScriptedKeeper(follow(sources[0]))
+    sources[0].shown = 300_000
+    pull = Pull(asker, LAYER)
+    nursery.start_soon(pull.run)
+    await until(lambda: sum(each.received() for each in asker.mirror.traces.live.values()) == 300_000)
+    keeper.verdict = CLAIM
+    await pull.done.wait()
+    assert (pull.status, pull.cut) == (404, False)
+    assert asker.mirror.peers.spool_space.promised == 0
+
+
+async def test_a_source_is_asked_at_its_other_address_too(
+    start_node: Any, sources: list[GrowingSource], tmp_path: Path
+) -> None:
+    asker = await start(start_node, tmp_path)
+    source = sources[0].provider
+    asker.router.keeper = ScriptedKeeper(follow(Provider(source.peer_id, ("127.0.0.1", 1), source.registry)))
+    assert (await get(asker, path(LAYER))).content == LAYER
+    assert losses(asker) == []
+
+
+async def test_a_provider_that_came_meanwhile_goes_before_the_next_source(
+    start_node: Any, sources: list[GrowingSource], tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    holder, asker = await start_node(), await start(start_node, tmp_path)
+    asker.router.keeper = ScriptedKeeper(follow(sources[0]), after_loss=follow(sources[1]))
+    sources[0].shown = 300_000
+    pull = Pull(asker, LAYER)
+    nursery.start_soon(pull.run)
+    await until(lambda: len(pull.received) == 300_000)
+    holder.store.add_content(LAYER)
+    asker.router.knows(holder)
+    sources[0].dies = True
+    await pull.done.wait()
+    assert pull.received == LAYER
+    assert sources[1].asked == []
+
+
 async def test_a_follower_that_becomes_the_claimer_cuts_its_transfers(
     start_node: Any, sources: list[GrowingSource], tmp_path: Path, nursery: trio.Nursery
 ) -> None:
@@ -332,7 +375,10 @@ async def test_a_complete_provider_is_blamed_for_wrong_bytes_as_before(
     assert asker.mirror.peers.penalties.bars(Provider("any", liar.address))
 
 
-async def test_a_keeper_that_hangs_costs_its_limit_once(start_node: Any, tmp_path: Path) -> None:
+async def test_a_keeper_that_hangs_costs_its_limit_once(
+    start_node: Any, sources: list[GrowingSource], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group_claim, "SKIPPED", 3.0)
     asker = await start(start_node, tmp_path)
 
     async def hang(group: str, report: ClaimReport) -> Verdict:
@@ -348,10 +394,15 @@ async def test_a_keeper_that_hangs_costs_its_limit_once(start_node: Any, tmp_pat
         times.append(trio.current_time() - before)
     assert CLAIM_WITHIN <= times[0] < CLAIM_WITHIN + 0.5
     assert max(times[1:]) < 0.5
-    await trio.sleep(SKIPPED - 1.0 - (trio.current_time() - began - CLAIM_WITHIN))
+    await trio.sleep(began + CLAIM_WITHIN + 2.5 - trio.current_time())
     before = trio.current_time()
     assert (await get(asker, path(LAYER))).status_code == 404
     assert trio.current_time() - before < 0.5
+    await trio.sleep(1)
+    asker.router.keeper = ScriptedKeeper(follow(sources[0]))
+    assert (await get(asker, path(LAYER))).status_code == 404, "the report that hangs is still under way"
+    await trio.sleep(3)
+    assert (await get(asker, path(LAYER))).content == LAYER
 
 
 async def test_no_keeper_is_as_before(start_node: Any, tmp_path: Path) -> None:
@@ -402,20 +453,23 @@ async def test_a_verdict_that_can_not_be_followed_is_a_miss(
 
 
 async def test_claims_end_and_leave_nothing(
-    start_node: Any, sources: list[GrowingSource], tmp_path: Path, nursery: trio.Nursery
+    start_node: Any, sources: list[GrowingSource], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(group_claim, "LINGER", 2.0)
     asker = await start(start_node, tmp_path)
-    asker.router.keeper = ScriptedKeeper(follow(sources[0]))
+    asker.router.keeper = ScriptedKeeper(follow(sources[0], again=0.5))
     assert (await get(asker, path(LAYER))).content == LAYER
     follows = asker.mirror.peers.follows
     [group] = follows.active
     assert not group.claim.follows
     asker.store.abort(LAYER)
     asker.store.abort(OTHER)
-    await trio.sleep(LINGER + 3)
+    await trio.sleep(1.5)
+    assert follows.active == (group,)
+    await trio.sleep(2)
     assert follows.active == ()
     reports = len(asker.router.reports)
-    await trio.sleep(5)
+    await trio.sleep(1)
     assert len(asker.router.reports) == reports
     # a claim that nobody counts on ends at once
     asker.router.keeper = ScriptedKeeper(ALONE)
