@@ -19,11 +19,18 @@ from itertools import islice
 
 from spegel_consul.bounded_dict import BoundedDict
 
-MAX_DEPTH = 16
-"""Chains grow to this length before a source gets a second follower."""
+MAX_DEPTH = 6
+"""Chains grow to this length before a source gets a second follower, and longer only as the logarithm of the group.
+
+A chain gives each follower the whole link of its source. But a follower holds small layers back until they are verified
+(--verify-first), which costs their whole time at each hop.
+"""
 
 KEEPS_UP = 4 << 20
 """A source that has fewer bytes than its follower by more than this makes the follower wait."""
+
+HELD_BACK = 96 << 20
+"""Bytes that a node may be behind its source because it holds three bodies of the usual --verify-first back."""
 
 SLOW_CLAIMER = float(2 << 20)
 """A claimer with a lower rate is slow, in bytes per second."""
@@ -40,9 +47,9 @@ OVERDUE = 2.0
 _LONGEST_CHAIN = 64
 _BUCKETS, _LOOKS = 4, 8
 
-Rank = tuple[bool, bool, bool, bool, bool, bool, int, int]
-"""Order of sources, the best is the least: silent, lagging, slow claimer, less content than the follower, followers
-that lag, too deep, number of followers, minus depth. The first four tell whether a move is worth its interruption.
+Rank = tuple[bool, int, bool, bool, bool, int, int]
+"""Order of sources, the best is the least: silent, badness of the link, slow claimer, less content than the follower,
+too deep, number of followers, minus depth. The first four tell whether a move is worth its interruption.
 """
 
 
@@ -109,10 +116,25 @@ class Entry:
     def lags(self, now: float) -> bool:
         return now < self.lagging_until
 
-    def is_starved(self, root: Entry, now: float) -> bool:
-        """Whether it gets its content at less than half the rate of its claimer ``root``, and slowly."""
-        rate, best = self.rate(now), root.rate(now)
-        return rate is not None and rate < (SLOW_CLAIMER if best is None else min(SLOW_CLAIMER, best / 2))
+    def is_starved(self, now: float) -> bool:
+        """Whether it falls behind its source by more than held bodies explain, at less than half the rate."""
+        source = self.source
+        if source is None or source.have - self.have < HELD_BACK:
+            return False
+        rate, best = self.rate(now), source.rate(now)
+        return rate is not None and rate < (SLOW_CLAIMER if best is None else best / 2)
+
+    def badness(self, now: float, follower: Entry) -> int:
+        """How much its link would slow ``follower``.
+
+        0: not at all; 1: its only other follower lags, because of its link or of the follower's; 2: it lags itself;
+        3: it can't serve two.
+        """
+        others = [child for child in islice(self.children, _LOOKS) if child is not follower]
+        lagging = any(child.lags(now) for child in others)
+        if others and (now < self.narrow_until or (lagging and len(others) > 1)):
+            return 3
+        return 2 if self.lags(now) or self.is_starved(now) else int(lagging)
 
 
 class Forest:
@@ -203,17 +225,13 @@ class Forest:
         if chain is None or not (source.serves or source.presumed) or self.has_failed(source.peer, now):
             return None
         depth = len(chain) - 1
-        others = len(source.children) - (follower.source is source)
-        lagging = any(child.lags(now) for child in islice(source.children, _LOOKS) if child is not follower)
-        narrow = now < source.narrow_until and others > 0
         return (
             source.is_silent(now),
-            source.lags(now) or narrow or source.is_starved(chain[-1], now),
+            source.badness(now, follower),
             chain[-1].is_slow(now),
             source.have + KEEPS_UP < follower.have,
-            lagging,
-            depth >= MAX_DEPTH,
-            others,
+            depth >= max(MAX_DEPTH, len(self.entries).bit_length()),
+            len(source.children) - (follower.source is source),
             -depth,
         )
 
@@ -227,7 +245,7 @@ class Forest:
                 rank = self.rank(source, follower, now)
                 if rank is not None and (best is None or rank < best[0]):
                     best = rank, source
-            if best is not None and not any(best[0][:6]):
+            if best is not None and not any(best[0][:5]):
                 break
         return best
 

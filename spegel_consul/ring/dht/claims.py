@@ -313,7 +313,8 @@ class Claims:
         if group.has_failed(mine.peer, now):
             return False
         group.takeover_at, mine.tried = now, True
-        slow.restart()
+        slow.restart()  # the rates of the two are compared over the same time
+        slow.slow_until = now + SLOW_FOR
         return True
 
     @staticmethod
@@ -325,9 +326,10 @@ class Claims:
         if mine.lags(now):
             siblings = [each for each in source.children if each is not mine and each.lags(now) and each.serves]
             ahead = [each for each in siblings if (each.have, each.peer) > (mine.have, mine.peer)]
-            if ahead:
+            least = min(ahead, key=lambda each: (len(each.children), -each.have), default=None)
+            if least is not None and len(least.children) < len(source.children):
                 source.narrow_until = now + NARROW_FOR
-                group.follow(mine, max(ahead, key=lambda each: (each.have, each.peer)), now)
+                group.follow(mine, least, now)
                 return
         present = group.rank(source, mine, now)
         if present is not None and any(present[:4]):
