@@ -286,11 +286,11 @@ class Claims:
     @staticmethod
     def _must_yield(group: _Group, mine: Entry, now: float) -> bool:
         """Whether another claimer makes this one superfluous: of two, the older stays unless it is half as fast."""
-        rate = mine.rate(now)
+        rate = mine.rate()
         for other in group.claimers:
             if other is mine or other.presumed or not other.working or other.is_silent(now):
                 continue
-            theirs = other.rate(now)
+            theirs = other.rate()
             if min(now - mine.since, now - other.since) < GRACE or rate is None or theirs is None:
                 continue
             older = (other.since, other.peer) < (mine.since, mine.peer)
@@ -332,9 +332,9 @@ class Claims:
                 group.follow(mine, least, now)
                 return
         present = group.rank(source, mine, now)
-        if present is not None and any(present[:4]):
+        if present is not None and any(present[:3]):
             chosen = group.choose(mine, now)
-            if chosen is not None and chosen[0][:4] < present[:4]:
+            if chosen is not None and chosen[0][:3] < present[:3]:
                 group.follow(mine, chosen[1], now)
 
     def _admit(self, group: _Group, peer: bytes, now: float) -> Entry | None:
