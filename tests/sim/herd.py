@@ -44,6 +44,10 @@ class Scene:
     slow_middle: float = 0.0
     """The downlink of a node in the middle, if it is slow."""
     keeper_dies: bool = False
+    patient: bool = True
+    """Whether a source that waits for its own source keeps its followers waiting, up to FIRST_BYTE."""
+    providers_first: bool = True
+    """Whether a layer is asked of complete nodes before the source of the verdict."""
     seed: int = 0
 
     @property
@@ -167,12 +171,12 @@ class Herd:
         slow = {0} if self.scene.slow_claimer else {self.scene.nodes // 2} if self.scene.slow_middle else set()
         return Outcome(
             factor=sum(node.from_upstream for node in self.nodes) / self.scene.image,
-            last=max(node.finished - node.starts for node in done),
+            last=max((node.finished - node.starts for node in done), default=math.inf),
             longest=max(node.longest for node in lasting),
             claims=len(self.claimed),
             alone=len(self.alone),
             unfinished=sum(node.finished == math.inf for node in lasting),
-            last_fast=max(node.finished - node.starts for node in done if node.number not in slow),
+            last_fast=max((node.finished - node.starts for node in done if node.number not in slow), default=math.inf),
         )
 
     # -- a node
@@ -192,7 +196,7 @@ class Herd:
 
     def _begin(self, node: Node, layer: int) -> None:
         source = node.source if node.what is What.FOLLOW else None
-        if node.what is not What.CLAIM and node.got[layer] == 0:
+        if node.what is not What.CLAIM and node.got[layer] == 0 and (self.scene.providers_first or source is None):
             providers = [each for each in self._complete if each.lives(self.now)]
             if providers:
                 source = self._rng.choice(providers)
@@ -211,9 +215,7 @@ class Herd:
                 why = Why.CUT
             elif dead and still > STALL:
                 why = Why.UNREACHABLE
-            elif (
-                source.finished == math.inf and self.now - source.moved > NO_PROGRESS and still > NO_PROGRESS
-            ) or still > FIRST_BYTE:
+            elif still > (NO_PROGRESS if self._is_idle(source) else FIRST_BYTE):
                 why = Why.REFUSED
             else:
                 continue
@@ -222,6 +224,11 @@ class Herd:
             else:
                 transfer.source, transfer.began = node.source, self.now
             return
+
+    def _is_idle(self, source: Node) -> bool:
+        """Whether a source gets nothing and does not wait for another node either."""
+        waits = self.scene.patient and source.what is What.FOLLOW
+        return source.finished == math.inf and self.now - source.moved > NO_PROGRESS and not waits
 
     def _report(self, node: Node, lost: Node | None = None, why: Why = Why.NONE) -> None:
         pace = node.recent / max(STEP, self.now - node.reported)
@@ -295,8 +302,8 @@ class Herd:
                 if ready > 0:
                     wanted.append((node, transfer, ready))
         amounts = [amount for _, _, amount in wanted]
-        _share(amounts, [transfer.source.number if transfer.source else -1 for _, transfer, _ in wanted], self._out)
         _share(amounts, [node.number if not transfer.source else -1 for node, transfer, _ in wanted], self._own_line)
+        _share(amounts, [transfer.source.number if transfer.source else -1 for _, transfer, _ in wanted], self._out)
         _share(amounts, [node.number for node, _, _ in wanted], lambda number: self.nodes[number].down)
         for (node, transfer, _), amount in zip(wanted, amounts, strict=True):
             if amount <= 0:
@@ -342,6 +349,8 @@ def main() -> None:
     asked.add_argument("--slow-claimer", type=float, default=0.0, help="Mbit/s of the first node's upstream")
     asked.add_argument("--slow-middle", type=float, default=0.0, help="Mbit/s of a node's downlink")
     asked.add_argument("--keeper-dies", action="store_true")
+    asked.add_argument("--source-first", action="store_true", help="ask complete nodes after the source")
+    asked.add_argument("--impatient", action="store_true", help="a source without bytes refuses after 6 s")
     asked.add_argument("--small-layers", action="store_true", help="9 layers of 30 MiB, which are kept back")
     asked.add_argument("--seeds", type=int, default=3)
     options = asked.parse_args()
@@ -356,6 +365,8 @@ def main() -> None:
             slow_claimer=mbit(options.slow_claimer),
             slow_middle=mbit(options.slow_middle),
             keeper_dies=options.keeper_dies,
+            patient=not options.impatient,
+            providers_first=not options.source_first,
             seed=seed,
         )
         print(
