@@ -105,8 +105,8 @@ async def test_content_is_read_as_it_grows(
     pull = Pull(asker, LAYER)
     nursery.start_soon(pull.run)
     await until(lambda: sum(each.received() for each in asker.mirror.traces.live.values()) == 400_000)
-    assert pull.received == (b"" if settings is HELD else LAYER[:400_000])
     await trio.sleep(1.5)  # longer than a peer with complete content may be silent here
+    assert pull.received == (b"" if settings is HELD else LAYER[:400_000])
     sources[0].shown = 1 << 40
     await pull.done.wait()
     assert pull.received == LAYER
@@ -387,21 +387,15 @@ async def test_a_keeper_that_hangs_costs_its_limit_once(
 
     asker.router.keeper = hang
     times = []
-    began = trio.current_time()
     for content in (LAYER, OTHER, LAYER, CONFIG):
         before = trio.current_time()
         assert (await get(asker, path(content))).status_code == 404
         times.append(trio.current_time() - before)
     assert CLAIM_WITHIN <= times[0] < CLAIM_WITHIN + 0.5
     assert max(times[1:]) < 0.5
-    await trio.sleep(began + CLAIM_WITHIN + 2.5 - trio.current_time())
-    before = trio.current_time()
-    assert (await get(asker, path(LAYER))).status_code == 404
-    assert trio.current_time() - before < 0.5
-    await trio.sleep(1)
     asker.router.keeper = ScriptedKeeper(follow(sources[0]))
     assert (await get(asker, path(LAYER))).status_code == 404, "the report that hangs is still under way"
-    await trio.sleep(3)
+    await until(lambda: len(asker.router.reports) > 1)
     assert (await get(asker, path(LAYER))).content == LAYER
 
 
