@@ -56,7 +56,7 @@ MANIFEST = 2.0
 """Seconds that a request for a manifest is held until all of it is there."""
 
 _LOOK = 0.05  # seconds between two searches for the download; the store shares its looks at the same rate
-_MOST = 1 << 50  # bytes of the largest size that is believed
+_MOST = 1 << 40  # bytes of the largest size that is believed
 
 CheckClient = Callable[[], object]
 

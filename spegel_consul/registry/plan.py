@@ -73,12 +73,18 @@ class Growing:
 
 
 class Planner:
-    """Plans with the index of ``store`` and the filter ``images``. ``credentials``, if any, are required of clients."""
+    """Plans with the index of ``store`` and the filter ``images``. ``credentials``, if any, are required of clients.
 
-    def __init__(self, store: Store, images: ImageFilter, credentials: Credentials | None = None) -> None:
+    ``follow``: whether peers may be sent content that this node still downloads.
+    """
+
+    def __init__(
+        self, store: Store, images: ImageFilter, credentials: Credentials | None = None, *, follow: bool = False
+    ) -> None:
         self._store = store
         self._images = images
         self._credentials = credentials
+        self._follow = follow
         # parsed paths are cached, because runtimes repeat a few and parsing costs more than the rest of a plan
         self._parse = lru_cache(_REMEMBERED)(self._parse_accepted)
 
@@ -131,7 +137,7 @@ class Planner:
             return own
         if from_peer:
             follower = _peer_id(headers.get(FOLLOW_HEADER, b""))
-            if follower and method == "GET" and reference.digest is not None:
+            if self._follow and follower and method == "GET" and reference.digest is not None:
                 if wanted is not None and wanted.several:
                     raise TooManyRanges("a download in progress is sent one range at a time: ask for one range")
                 return Growing(request, wanted, follower)

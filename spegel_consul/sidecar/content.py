@@ -133,6 +133,7 @@ async def _serve(settings: Settings, node: PreparedNode, stages: Stages, view: N
     await stages.serve("registry", content, node.registry, fast_path, node.tls, limits, called)
     # who follows events would keep a stop waiting
     await stages.serve("web", web_app.build_app(view), node.metrics, limits=limits, drain_timeout=1.0)
+    metrics.followers.set_function(lambda: len(mirror.followers))
     metrics.http_inflight.set_function(
         lambda: {
             (handler,): float(count + (fast_path.inflight if handler == CONTENT else 0))

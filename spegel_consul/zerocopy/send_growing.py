@@ -53,6 +53,7 @@ async def send_growing(
         count(sent)
 
     since = checked = trio.current_time()
+    seen = -1
     while not position.whole:
         try:
             size, abandoned = file.size(), file.abandoned()
@@ -69,6 +70,8 @@ async def send_growing(
             since = checked = trio.current_time()
             continue
         now = trio.current_time()
+        if size != seen:
+            seen, since = size, now
         if abandoned:
             raise SourceFailed(f"was given up by its writer after {size} bytes")
         if now - since >= STALL:

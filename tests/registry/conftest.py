@@ -159,6 +159,7 @@ async def start_node(nursery: trio.Nursery, request: pytest.FixtureRequest, tmp_
         limits: ConnectionLimits | None = None,
         store: Any = None,
         router: Any = None,
+        follow: bool = True,
     ) -> Node:
         metrics, router = Metrics(), router or ListRouter()
         store = store or FileStore(tmp_path / f"content{len(clients)}")
@@ -166,7 +167,7 @@ async def start_node(nursery: trio.Nursery, request: pytest.FixtureRequest, tmp_
         mirror = Mirror(router, clients[-1], metrics, settings or MirrorSettings(), credentials, permits, store=store)  # type: ignore[arg-type]
         if mirror.peers.follows is not None:
             await nursery.start(mirror.run)
-        planner = Planner(store, images or ImageFilter(), credentials)
+        planner = Planner(store, images or ImageFilter(), credentials, follow=follow)
         app = ContentApp(build_app(lambda: problem), planner, store, mirror, metrics)  # type: ignore[arg-type]
         sock = listen(ListenAddress("127.0.0.1", 0), "--registry-addr")
         fast_path = None

@@ -73,7 +73,7 @@ def writer(tmp_path: Path) -> Iterator[Writer]:
 
 
 @pytest.fixture
-async def client(nursery: trio.Nursery, autojump_clock: MockClock) -> AsyncIterator[Client]:
+async def client(nursery: trio.Nursery) -> AsyncIterator[Client]:
     made = Client()
     await nursery.start(made.read)
     yield made
@@ -101,7 +101,13 @@ async def arrived(client: Client, size: int) -> None:
 
 @pytest.mark.parametrize(("start", "stop"), [(0, len(DATA)), (1, len(DATA) - 1), (2 * MIB, 2 * MIB + 5), (7, 7)])
 async def test_all_bytes_come_as_the_file_grows(
-    writer: Writer, client: Client, outlet: Outlet, nursery: trio.Nursery, start: int, stop: int
+    autojump_clock: MockClock,
+    writer: Writer,
+    client: Client,
+    outlet: Outlet,
+    nursery: trio.Nursery,
+    start: int,
+    stop: int,
 ) -> None:
     position, counted = Position(stop - start), list[int]()
     nursery.start_soon(send_growing, outlet, writer.file, start, position, counted.append)
@@ -114,7 +120,9 @@ async def test_all_bytes_come_as_the_file_grows(
     assert sum(counted) == stop - start
 
 
-async def test_a_late_follower_gets_pieces(writer: Writer, client: Client, outlet: Outlet) -> None:
+async def test_a_late_follower_gets_pieces(
+    autojump_clock: MockClock, writer: Writer, client: Client, outlet: Outlet
+) -> None:
     writer.grow_to(len(DATA))
     position, seen = Position(len(DATA)), list[int]()
     await send_growing(outlet, writer.file, 0, position, lambda _: seen.append(position.sent))
@@ -123,7 +131,9 @@ async def test_a_late_follower_gets_pieces(writer: Writer, client: Client, outle
     assert len(seen) >= 3  # so its lag is known meanwhile
 
 
-async def test_a_file_that_stands_still_is_given_up(writer: Writer, client: Client, outlet: Outlet) -> None:
+async def test_a_file_that_stands_still_is_given_up(
+    autojump_clock: MockClock, writer: Writer, client: Client, outlet: Outlet
+) -> None:
     writer.grow_to(MIB)
     began = trio.current_time()
     with pytest.raises(SourceFailed, match="did not grow for 7 s") as failed:
@@ -133,7 +143,9 @@ async def test_a_file_that_stands_still_is_given_up(writer: Writer, client: Clie
     await arrived(client, MIB)
 
 
-async def test_what_is_there_is_sent_before_the_end(writer: Writer, client: Client, outlet: Outlet) -> None:
+async def test_what_is_there_is_sent_before_the_end(
+    autojump_clock: MockClock, writer: Writer, client: Client, outlet: Outlet
+) -> None:
     writer.grow_to(3 * MIB)
     writer.path.unlink()
     began = trio.current_time()
@@ -143,14 +155,18 @@ async def test_what_is_there_is_sent_before_the_end(writer: Writer, client: Clie
     await arrived(client, 3 * MIB)
 
 
-async def test_a_file_that_is_whole_needs_no_name(writer: Writer, client: Client, outlet: Outlet) -> None:
+async def test_a_file_that_is_whole_needs_no_name(
+    autojump_clock: MockClock, writer: Writer, client: Client, outlet: Outlet
+) -> None:
     writer.grow_to(len(DATA))
     writer.path.unlink()
     await send_growing(outlet, writer.file, 0, Position(len(DATA)), lambda _: None)
     await arrived(client, len(DATA))
 
 
-async def test_never_more_than_promised(writer: Writer, client: Client, outlet: Outlet, nursery: trio.Nursery) -> None:
+async def test_never_more_than_promised(
+    autojump_clock: MockClock, writer: Writer, client: Client, outlet: Outlet, nursery: trio.Nursery
+) -> None:
     async def grow() -> None:
         await arrived(client, MIB)
         writer.grow_to(len(DATA) + 1, DATA + b"more")
@@ -164,7 +180,7 @@ async def test_never_more_than_promised(writer: Writer, client: Client, outlet: 
 
 
 async def test_a_download_that_begins_anew(
-    writer: Writer, client: Client, outlet: Outlet, nursery: trio.Nursery
+    autojump_clock: MockClock, writer: Writer, client: Client, outlet: Outlet, nursery: trio.Nursery
 ) -> None:
     position = Position(len(DATA))
     writer.grow_to(3 * MIB)
@@ -181,7 +197,7 @@ async def test_a_download_that_begins_anew(
 
 
 async def test_a_file_that_becomes_shorter_in_the_midst_of_a_piece(
-    writer: Writer, client: Client, outlet: Outlet, monkeypatch: pytest.MonkeyPatch
+    autojump_clock: MockClock, writer: Writer, client: Client, outlet: Outlet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writer.grow_to(MIB)
     monkeypatch.setattr(writer.file, "size", lambda: 2 * MIB)
@@ -192,14 +208,16 @@ async def test_a_file_that_becomes_shorter_in_the_midst_of_a_piece(
     await arrived(client, MIB)
 
 
-async def test_a_file_that_the_disk_lost(writer: Writer, outlet: Outlet) -> None:
+async def test_a_file_that_the_disk_lost(autojump_clock: MockClock, writer: Writer, outlet: Outlet) -> None:
     os.close(writer.file.fd)
     writer.file.fd = -1
     with pytest.raises(SourceFailed, match="can't be read"):
         await send_growing(outlet, writer.file, 0, Position(len(DATA)), lambda _: None)
 
 
-async def test_a_client_that_leaves_while_nothing_comes(writer: Writer, outlet: Outlet) -> None:
+async def test_a_client_that_leaves_while_nothing_comes(
+    autojump_clock: MockClock, writer: Writer, outlet: Outlet
+) -> None:
     def check() -> None:
         if trio.current_time() > began + 2:
             raise ConnectionResetError
@@ -211,7 +229,7 @@ async def test_a_client_that_leaves_while_nothing_comes(writer: Writer, outlet: 
 
 
 async def test_time_of_a_slow_client_is_not_the_files(
-    writer: Writer, client: Client, outlet: Outlet, nursery: trio.Nursery
+    autojump_clock: MockClock, writer: Writer, client: Client, outlet: Outlet, nursery: trio.Nursery
 ) -> None:
     position = Position(len(DATA))
     client.reading = trio.Event()

@@ -97,8 +97,8 @@ def test_the_slowest_are_reported_once_each(file: File) -> None:
         for number in range(40):
             send = stack.enter_context(followers.one(f"n{number // 2}", REQUEST))
             position = Position(TOTAL)
-            send.begin(file.file, 0, position, 0)
             move(position, number * MIB)
+            send.begin(file.file, 0, position, 0)
         found = followers.behind(2)
         assert found == tuple(f"n{number}" for number in range(MOST_BEHIND))
 

@@ -110,6 +110,7 @@ async def test_content_is_read_as_it_grows(
     sources[0].shown = 1 << 40
     await pull.done.wait()
     assert pull.received == LAYER
+    await until(lambda: asker.mirror.traces.over)
     assert [(each.digest, each.start, each.follower) for each in sources[0].asked] == [(Digest.of(LAYER), None, ASKER)]
     trace = asker.mirror.traces.over[-1].to_json()
     assert (trace["followed"], trace["outcome"]) == (f"127.0.0.1:{sources[0].address[1]}", "hit")
