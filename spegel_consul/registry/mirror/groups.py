@@ -86,8 +86,8 @@ class Groups:
             self.expect(digest)
             return digest
         if self._expected:
-            async with self._reading:  # of several requests for blobs of one image, one reads
-                with trio.move_on_after(_READ):
+            with trio.move_on_after(_READ):
+                async with self._reading:  # of several requests for blobs of one image, one reads
                     await self._read_expected()
         return self._group_of.get(digest, digest)
 
