@@ -1,8 +1,9 @@
 """Sending a file that somebody else still writes, as it grows.
 
 The bytes that are there go out like those of any file, by the outlet, in pieces of at most 2 MiB. Then the size is
-asked every 10 ms, which costs one fstat(2). A notification of the kernel (inotify) would come 0.35 ms after the write,
-but containerd writes a MiB at a time, so a poll adds little to the wait and needs no watch that can be lost.
+asked every 10 ms, and every 50 ms while the file does not grow, which costs one fstat(2). A notification of the kernel
+(inotify) would come 0.35 ms after the write, but containerd writes a MiB at a time, so a poll adds little to the wait
+and needs no watch that can be lost.
 
 A piece is larger than a MiB where the file is far ahead, because :mod:`spegel_consul.zerocopy.send` tests only such
 pieces for pages that are not in memory; bytes that were written a moment ago are.
@@ -26,11 +27,13 @@ from spegel_consul.zerocopy.source import SourceFailed
 POLL = 0.01
 """Seconds between two looks at the size."""
 
+_SLOW_POLL = 0.05  # the same, after a second without growth
+
 STALL = 7.0
 """Seconds without growth after which the file is given up; an upstream of 150 KiB/s fills a MiB in this time."""
 
 _PIECE = 2 << 20
-_CHECK_CLIENT = 0.25  # seconds between two checks of the client while nothing is sent to it
+_CHECK = 0.25  # seconds between two looks at the client and at the file's links while nothing is sent
 
 
 async def send_growing(
@@ -56,7 +59,7 @@ async def send_growing(
     seen = -1
     while not position.whole:
         try:
-            size, abandoned = file.size(), file.abandoned()
+            size = file.size()
         except OSError as exc:  # the file system has lost the file
             raise SourceFailed(f"can't be read: {exc.strerror}") from None
         if file.total is not None and size > file.total:
@@ -72,11 +75,18 @@ async def send_growing(
         now = trio.current_time()
         if size != seen:
             seen, since = size, now
-        if abandoned:
-            raise SourceFailed(f"was given up by its writer after {size} bytes")
         if now - since >= STALL:
             raise SourceFailed(f"did not grow for {STALL:g} s", hung=True)
-        if now - checked >= _CHECK_CLIENT:
-            check_client()
+        if now - checked >= _CHECK:
             checked = now
-        await trio.sleep(POLL)
+            check_client()
+            if _abandoned(file):
+                raise SourceFailed(f"was given up by its writer after {size} bytes")
+        await trio.sleep(POLL if now - since < 1 else _SLOW_POLL)
+
+
+def _abandoned(file: GrowingFile) -> bool:
+    try:
+        return file.abandoned()
+    except OSError:
+        return True

@@ -270,7 +270,7 @@ async def test_an_aborted_download_is_cut(autojump_clock: MockClock, node: Any) 
         download.grow_to(2 * MIB)
         download.abort()
         assert await reply.rest() == LAYER[MIB : 2 * MIB]
-        assert passed(began, 0)
+        assert trio.current_time() - began < 1
 
 
 async def test_more_bytes_than_promised_are_cut(autojump_clock: MockClock, node: Any) -> None:
