@@ -143,7 +143,6 @@ async def _serve(settings: Settings, node: PreparedNode, stages: Stages, view: N
             for handler, count in content.inflight.items()
         }
     )
-    metrics.followers.set_function(lambda: {(): float(len(mirror.followers))})
     metrics.open_connections.set_function(
         lambda: {
             ("registry",): float(standing[node.registry_port]),

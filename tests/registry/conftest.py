@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import chain
@@ -21,7 +21,7 @@ from spegel_consul.http.tls import Tls
 from spegel_consul.metrics.sidecar_metrics import Metrics
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.filters import ImageFilter
-from spegel_consul.peers import Provider
+from spegel_consul.peers import PeerInfo, Provider, peer_id_of_ed25519, peer_id_to_text
 from spegel_consul.registry.asgi_path import ContentApp
 from spegel_consul.registry.content_cache import ByteCache
 from spegel_consul.registry.fast_path import FastPath
@@ -30,6 +30,7 @@ from spegel_consul.registry.mirror.mirror_peers import MirrorSettings
 from spegel_consul.registry.mirror.providers.provider_policy import Permits, any_node
 from spegel_consul.registry.plan import Planner
 from spegel_consul.registry.registry_app import build_app
+from spegel_consul.ring.dht.claims import ClaimReport, Verdict, What
 
 from .image import LAYER, MANIFEST
 
@@ -70,6 +71,13 @@ class CountedFastPath:
         return taken
 
 
+ASKER = peer_id_to_text(peer_id_of_ed25519(bytes(32)))
+
+
+async def alone(group: str, report: ClaimReport) -> Verdict:
+    return Verdict(What.ALONE)
+
+
 class ListRouter:
     """Yields the providers that a test put in, after ``delay`` seconds each; ``None`` never ends."""
 
@@ -77,6 +85,8 @@ class ListRouter:
         self.providers: list[Provider | None] = []
         self.delay = 0.0
         self.asked: list[str] = []
+        self.reports: list[tuple[str, ClaimReport]] = []
+        self.keeper: Callable[[str, ClaimReport], Awaitable[Verdict]] = alone
 
     @asynccontextmanager
     async def lookup(self, key: str, *, count: int = 3) -> AsyncIterator[AsyncIterator[Provider]]:
@@ -91,6 +101,15 @@ class ListRouter:
                     yield provider
 
         yield found()
+
+    @property
+    def me(self) -> PeerInfo:
+        return PeerInfo(ASKER, ())
+
+    async def claim(self, group: str, report: ClaimReport) -> Verdict:
+        """The verdict of ``keeper``, which a test may replace."""
+        self.reports.append((group, report))
+        return await self.keeper(group, report)
 
     def knows(self, *nodes: Node | tuple[str, int], secondary: tuple[str, int] | None = None) -> None:
         self.providers = [
@@ -139,12 +158,15 @@ async def start_node(nursery: trio.Nursery, request: pytest.FixtureRequest, tmp_
         permits: Permits = any_node,
         limits: ConnectionLimits | None = None,
         store: Any = None,
+        router: Any = None,
         follow: bool = True,
     ) -> Node:
-        metrics, router = Metrics(), ListRouter()
+        metrics, router = Metrics(), router or ListRouter()
         store = store or FileStore(tmp_path / f"content{len(clients)}")
         clients.append(PeerClient(LIMITS, tls))
-        mirror = Mirror(router, clients[-1], metrics, settings or MirrorSettings(), credentials, permits)  # type: ignore[arg-type]
+        mirror = Mirror(router, clients[-1], metrics, settings or MirrorSettings(), credentials, permits, store=store)  # type: ignore[arg-type]
+        if mirror.peers.follows is not None:
+            await nursery.start(mirror.run)
         planner = Planner(store, images or ImageFilter(), credentials, follow=follow)
         app = ContentApp(build_app(lambda: problem), planner, store, mirror, metrics)  # type: ignore[arg-type]
         sock = listen(ListenAddress("127.0.0.1", 0), "--registry-addr")

@@ -10,7 +10,7 @@ import trio
 from spegel_consul.peers import PeerError
 from spegel_consul.zerocopy.position import Position
 from spegel_consul.zerocopy.relay import Relay
-from spegel_consul.zerocopy.source import SourceSlow, Throughput
+from spegel_consul.zerocopy.source import SourceLeft, SourceSlow, Throughput
 
 MIB = 1 << 20
 
@@ -89,3 +89,37 @@ async def test_nobody_waits_for_a_source_while_the_client_is_what_is_slow() -> N
         relay.close()
     assert received == data
     assert waits == []
+
+
+async def test_a_transfer_leaves_its_source_where_it_waits() -> None:
+    source, far = socket.socketpair()
+    throughput = Throughput(60.0)
+    throughput.begin(MIB)
+    with source, far:
+        async with trio.open_nursery() as nursery:
+
+            async def wait() -> None:
+                with pytest.raises(SourceLeft):
+                    await throughput.readable(source.fileno(), MIB)
+
+            nursery.start_soon(wait)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            throughput.leave()
+        with pytest.raises(SourceLeft):  # also one that did not wait when it was told
+            await throughput.readable(source.fileno(), MIB)
+        throughput.begin(MIB)
+        far.sendall(b"x")
+        await throughput.readable(source.fileno(), MIB)
+
+
+def test_a_source_that_grows_may_be_slow_and_silent_for_longer() -> None:
+    throughput = Throughput(5.0, 2 * MIB)
+    throughput.begin(100 * MIB, growing_stall=8.0)
+    assert throughput.stall == 8.0
+    throughput.waited(7.9, 100 * MIB)
+    with pytest.raises(PeerError):
+        throughput.waited(0.2, 100 * MIB)
+    throughput.begin(100 * MIB)
+    assert throughput.stall == 5.0
+    with pytest.raises(SourceSlow):
+        gives(throughput, MIB, 100 * MIB)

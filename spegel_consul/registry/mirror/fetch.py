@@ -2,7 +2,9 @@
 
 The lookup and the questions are tasks of one nursery. Each task reports events to the :class:`Race` of
 :mod:`spegel_consul.registry.mirror.providers.hedging`, which decides the next question. A fetch outlives its first
-accepted answer, because that peer may fail in mid-body, and then the race goes on for the rest of the bytes.
+accepted answer, because that peer may fail in mid-body, and then the race goes on for the rest of the bytes. If no
+provider is left, a node that is still downloading the content is asked
+(:mod:`spegel_consul.registry.mirror.questions.source_search`).
 
 A new rule belongs here if it decides which of several answers is used. The order of questions belongs to hedging, and
 the rules for one answer belong to :mod:`spegel_consul.registry.mirror.validate`.
@@ -112,6 +114,7 @@ class Fetch:
         follows = sources is not None and sources.found
         if follows and self._looked_up:  # nodes may have completed the download since the lookup
             self._looking_up = self._looked_up = False
+            self._since = trio.current_time()
             self._race.lookup_begun()
         self._race.resumed(trio.current_time(), skip_slow=skip_slow)
         try:

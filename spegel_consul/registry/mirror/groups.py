@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 
 import trio
 
@@ -34,7 +35,17 @@ _MOST = 8192
 _MOST_GROUPS = 512
 _MOST_EXPECTED = 32
 _EXPECTED_FOR = 60.0  # seconds after the request for a manifest in which its blobs are asked for
+_TRIES, _TRY_EVERY = 8, 0.05  # to read one manifest, and seconds between them: it may never come to this store
 _READ = 0.5  # seconds that reading the expected manifests may take
+
+
+@dataclass(slots=True)
+class _Expected:
+    """A manifest that the runtime asked for, and when it is looked for in the store."""
+
+    until: float
+    next_try: float = 0.0
+    tries: int = 0
 
 
 class Groups:
@@ -44,7 +55,7 @@ class Groups:
         self._store = store
         self._group_of: BoundedDict[str, str] = BoundedDict(_MOST)
         self._contents: BoundedDict[str, dict[str, int]] = BoundedDict(_MOST_GROUPS)
-        self._expected: BoundedDict[Digest, float] = BoundedDict(_MOST_EXPECTED)
+        self._expected: BoundedDict[Digest, _Expected] = BoundedDict(_MOST_EXPECTED)
         self._reading = trio.Lock()
         self._disk = trio.CapacityLimiter(2)  # a disk may hang
 
@@ -61,7 +72,7 @@ class Groups:
 
     def expect(self, digest: Digest) -> None:
         """Note that the runtime asks for a manifest, which it may take from upstream."""
-        self._expected[digest] = trio.current_time() + _EXPECTED_FOR
+        self._expected[digest] = _Expected(trio.current_time() + _EXPECTED_FOR)
 
     def contents(self, group: str) -> Mapping[str, int]:
         """Return the digests of the group with their sizes; the group's own digest with size 0 if it is not known."""
@@ -75,19 +86,23 @@ class Groups:
             self.expect(digest)
             return digest
         if self._expected:
-            async with self._reading:  # of several requests for blobs of one image, one reads
-                with trio.move_on_after(_READ):
+            with trio.move_on_after(_READ):
+                async with self._reading:  # of several requests for blobs of one image, one reads
                     await self._read_expected()
         return self._group_of.get(digest, digest)
 
     async def _read_expected(self) -> None:
-        for digest, until in list(self._expected.items()):
-            if until <= trio.current_time():
+        for digest, expected in list(self._expected.items()):
+            now = trio.current_time()
+            if expected.until <= now or expected.tries >= _TRIES:
                 self._expected.pop(digest, None)
-            elif (manifest := await self._manifest(digest)) is not None:
-                self._expected.pop(digest, None)
-                if digest.fits(manifest):
-                    self.learn(digest, manifest)
+            elif now >= expected.next_try:
+                expected.tries, expected.next_try = expected.tries + 1, now + _TRY_EVERY
+                manifest = await self._manifest(digest)
+                if manifest is not None:
+                    self._expected.pop(digest, None)
+                    if digest.fits(manifest):
+                        self.learn(digest, manifest)
 
     async def _manifest(self, digest: Digest) -> bytes | None:
         """Return the bytes under ``digest`` if the store has them, and they are not too many for a manifest."""

@@ -19,16 +19,22 @@ from itertools import islice
 
 from spegel_consul.bounded_dict import BoundedDict
 
-MAX_DEPTH = 16
-"""Chains grow to this length before a source gets a second follower."""
+MAX_DEPTH = 6
+"""Chains grow to this length before a source gets a second follower, and longer only as the logarithm of the group.
 
-KEEPS_UP = 4 << 20
-"""A source that has fewer bytes than its follower by more than this makes the follower wait."""
+A chain gives each follower the whole link of its source. But a follower holds small layers back until they are verified
+(--verify-first), which costs their whole time at each hop.
+"""
+
+HELD_BACK = 96 << 20
+"""Bytes that a node may seem behind another: it holds three bodies of the usual --verify-first back, and the reports of
+the two are some seconds apart.
+"""
 
 SLOW_CLAIMER = float(2 << 20)
 """A claimer with a lower rate is slow, in bytes per second."""
 
-GRACE = 5.0
+GRACE = 4.0
 """Seconds for which a new claimer is not called slow."""
 
 RATE_WINDOW = 3.0
@@ -40,9 +46,9 @@ OVERDUE = 2.0
 _LONGEST_CHAIN = 64
 _BUCKETS, _LOOKS = 4, 8
 
-Rank = tuple[bool, bool, bool, bool, bool, bool, int, int]
-"""Order of sources, the best is the least: silent, lagging, slow claimer, less content than the follower, followers
-that lag, too deep, number of followers, minus depth. The first four tell whether a move is worth its interruption.
+Rank = tuple[bool, int, bool, bool, bool, int, int]
+"""Order of sources, the best is the least: silent, badness of the link, slow claimer, less content than the follower,
+too deep, number of followers, minus depth. The first three tell whether a move is worth its interruption.
 """
 
 
@@ -73,12 +79,13 @@ class Entry:
     """It could not serve two followers at once until shortly before."""
     slow_until: float = -math.inf
     losses: list[float] = field(default_factory=list)
+    _reported: float = 0.0
     _mark: tuple[float, int] | None = None
     _older: tuple[float, int] | None = None
 
     def measure(self, have: int, working: bool, now: float) -> None:
         """Note the bytes that the node has, for its rate."""
-        self.have, self.working = have, working
+        self.have, self.working, self._reported = have, working, now
         if not working:
             self.restart()
         elif self._mark is None:
@@ -90,11 +97,11 @@ class Entry:
         """Measure the rate anew."""
         self._mark = self._older = None
 
-    def rate(self, now: float) -> float | None:
-        """Bytes per second over the last seconds; None if it is not at work or was measured too briefly."""
-        if self._older is None or now - self._older[0] < RATE_WINDOW:
+    def rate(self) -> float | None:
+        """Bytes per second before its last report; None if it is not at work or was measured too briefly."""
+        if self._older is None or self._reported - self._older[0] < RATE_WINDOW:
             return None
-        return max(0.0, (self.have - self._older[1]) / (now - self._older[0]))
+        return max(0.0, (self.have - self._older[1]) / (self._reported - self._older[0]))
 
     def is_silent(self, now: float) -> bool:
         return self.working and now > self.due + OVERDUE
@@ -103,16 +110,31 @@ class Entry:
         """Whether it is a claimer that is slower than a usual line."""
         if not self.claimer or not self.working or now - self.since < GRACE:
             return False
-        rate = self.rate(now)
+        rate = self.rate()
         return now < self.slow_until or (rate is not None and rate < SLOW_CLAIMER)
 
     def lags(self, now: float) -> bool:
         return now < self.lagging_until
 
-    def is_starved(self, root: Entry, now: float) -> bool:
-        """Whether it gets its content at less than half the rate of its claimer ``root``, and slowly."""
-        rate, best = self.rate(now), root.rate(now)
-        return rate is not None and rate < (SLOW_CLAIMER if best is None else min(SLOW_CLAIMER, best / 2))
+    def is_starved(self) -> bool:
+        """Whether it falls behind its source by more than held bodies explain, at less than half the rate."""
+        source = self.source
+        if source is None or source.have - self.have < HELD_BACK:
+            return False
+        rate, best = self.rate(), source.rate()
+        return rate is not None and rate < (SLOW_CLAIMER if best is None else best / 2)
+
+    def badness(self, now: float, follower: Entry) -> int:
+        """How much its link would slow ``follower``.
+
+        0: not at all; 1: its only other follower lags, because of its link or of the follower's; 2: it lags itself;
+        3: it can't serve two.
+        """
+        others = [child for child in islice(self.children, _LOOKS) if child is not follower]
+        lagging = any(child.lags(now) for child in others)
+        if others and (now < self.narrow_until or (lagging and len(others) > 1)):
+            return 3
+        return 2 if self.lags(now) or self.is_starved() else int(lagging)
 
 
 class Forest:
@@ -203,17 +225,13 @@ class Forest:
         if chain is None or not (source.serves or source.presumed) or self.has_failed(source.peer, now):
             return None
         depth = len(chain) - 1
-        others = len(source.children) - (follower.source is source)
-        lagging = any(child.lags(now) for child in islice(source.children, _LOOKS) if child is not follower)
-        narrow = now < source.narrow_until and others > 0
         return (
             source.is_silent(now),
-            source.lags(now) or narrow or source.is_starved(chain[-1], now),
+            source.badness(now, follower),
             chain[-1].is_slow(now),
-            source.have + KEEPS_UP < follower.have,
-            lagging,
-            depth >= MAX_DEPTH,
-            others,
+            source.have + HELD_BACK < follower.have,
+            depth >= max(MAX_DEPTH, len(self.entries).bit_length()),
+            len(source.children) - (follower.source is source),
             -depth,
         )
 
@@ -227,7 +245,7 @@ class Forest:
                 rank = self.rank(source, follower, now)
                 if rank is not None and (best is None or rank < best[0]):
                     best = rank, source
-            if best is not None and not any(best[0][:6]):
+            if best is not None and not any(best[0][:5]):
                 break
         return best
 

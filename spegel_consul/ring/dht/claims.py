@@ -286,11 +286,11 @@ class Claims:
     @staticmethod
     def _must_yield(group: _Group, mine: Entry, now: float) -> bool:
         """Whether another claimer makes this one superfluous: of two, the older stays unless it is half as fast."""
-        rate = mine.rate(now)
+        rate = mine.rate()
         for other in group.claimers:
             if other is mine or other.presumed or not other.working or other.is_silent(now):
                 continue
-            theirs = other.rate(now)
+            theirs = other.rate()
             if min(now - mine.since, now - other.since) < GRACE or rate is None or theirs is None:
                 continue
             older = (other.since, other.peer) < (mine.since, mine.peer)
@@ -313,7 +313,8 @@ class Claims:
         if group.has_failed(mine.peer, now):
             return False
         group.takeover_at, mine.tried = now, True
-        slow.restart()
+        slow.restart()  # the rates of the two are compared over the same time
+        slow.slow_until = now + SLOW_FOR
         return True
 
     @staticmethod
@@ -325,14 +326,15 @@ class Claims:
         if mine.lags(now):
             siblings = [each for each in source.children if each is not mine and each.lags(now) and each.serves]
             ahead = [each for each in siblings if (each.have, each.peer) > (mine.have, mine.peer)]
-            if ahead:
+            least = min(ahead, key=lambda each: (len(each.children), -each.have), default=None)
+            if least is not None and len(least.children) < len(source.children):
                 source.narrow_until = now + NARROW_FOR
-                group.follow(mine, max(ahead, key=lambda each: (each.have, each.peer)), now)
+                group.follow(mine, least, now)
                 return
         present = group.rank(source, mine, now)
-        if present is not None and any(present[:4]):
+        if present is not None and any(present[:3]):
             chosen = group.choose(mine, now)
-            if chosen is not None and chosen[0][:4] < present[:4]:
+            if chosen is not None and chosen[0][:3] < present[:3]:
                 group.follow(mine, chosen[1], now)
 
     def _admit(self, group: _Group, peer: bytes, now: float) -> Entry | None:

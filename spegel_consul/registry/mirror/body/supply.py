@@ -4,6 +4,9 @@ If a peer fails or is slow, another peer continues from the byte reached. The ca
 peers may be mixed. If they may, the body continues where it stands. If the body has to prove its sender, it ends when
 its peer fails.
 
+A peer that is still downloading the body itself is left, too, when the keeper names another one. If it fails, that is
+reported to the keeper, and the peer gets no penalty.
+
 Rules for leaving a peer in mid-body, and for the choice of the next one, belong here. Verification of the bytes belongs
 to :mod:`spegel_consul.registry.mirror.body.transfer`.
 """

@@ -1,0 +1,119 @@
+"""The group of a digest: the manifest that names it, as far as this node knows it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import trio
+
+from spegel_consul.oci.digest import Digest
+from spegel_consul.oci.path import ContentRequest, parse_content_path
+from spegel_consul.registry.mirror.following.group_work import GroupWork
+from spegel_consul.registry.mirror.groups import Groups
+
+from .growing_source import DownloadingStore
+
+BASE, TOP = b"base" * 100, b"top" * 100
+
+
+def manifest(*layers: bytes, **fields: object) -> bytes:
+    return json.dumps(
+        {"layers": [{"digest": Digest.of(each), "size": len(each)} for each in layers], **fields}
+    ).encode()
+
+
+FIRST, SECOND = manifest(BASE), manifest(BASE, TOP)
+
+
+def blob(content: bytes) -> ContentRequest:
+    return parse_content_path(f"/v2/library/app/blobs/{Digest.of(content)}", "ns=docker.io")
+
+
+def of_manifest(content: bytes) -> ContentRequest:
+    return parse_content_path(f"/v2/library/app/manifests/{Digest.of(content)}", "ns=docker.io")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> DownloadingStore:
+    return DownloadingStore(tmp_path / "store")
+
+
+async def test_a_layer_belongs_to_the_manifest_that_was_learnt_last(store: DownloadingStore) -> None:
+    groups = Groups(store)
+    assert await groups.of(blob(BASE)) == Digest.of(BASE), "a blob of no known manifest is its own group"
+    for each in (FIRST, SECOND):
+        groups.learn(Digest.of(each), each)
+        assert await groups.of(blob(BASE)) == Digest.of(each)
+    assert await groups.of(of_manifest(FIRST)) == Digest.of(FIRST)
+    assert groups.contents(Digest.of(SECOND)) == {
+        Digest.of(SECOND): len(SECOND),
+        Digest.of(BASE): len(BASE),
+        Digest.of(TOP): len(TOP),
+    }
+    assert groups.contents(Digest.of(TOP)) == {Digest.of(TOP): 0}
+
+
+@pytest.mark.parametrize("junk", [b"", b"[]", b"{", b"\xff", b"7", b'{"layers": 7}', b"[" * 100_000])
+async def test_what_is_no_manifest_groups_nothing(store: DownloadingStore, junk: bytes) -> None:
+    groups = Groups(store)
+    groups.learn(Digest.of(junk), junk)
+    assert await groups.of(blob(BASE)) == Digest.of(BASE)
+
+
+@pytest.mark.parametrize("where", ["in the index", "committed a moment ago"])
+async def test_a_manifest_that_came_from_upstream_is_read(store: DownloadingStore, where: str) -> None:
+    groups = Groups(store)
+    groups.learn(Digest.of(FIRST), FIRST)
+    await groups.of(of_manifest(SECOND))
+    if where == "in the index":
+        store.add_content(SECOND)
+    else:
+        store.download(SECOND, len(SECOND))
+    assert await groups.of(blob(BASE)) == Digest.of(SECOND)
+    looks = store.looks
+    await groups.of(blob(TOP))
+    assert store.looks == looks, "it is read once"
+
+
+async def test_a_manifest_that_is_not_complete_or_wrong_is_not_believed(store: DownloadingStore) -> None:
+    groups = Groups(store)
+    await groups.of(of_manifest(SECOND))
+    path = store.download(SECOND, len(SECOND) - 1)
+    assert await groups.of(blob(TOP)) == Digest.of(TOP)
+    path.write_bytes(manifest(TOP).ljust(len(SECOND)))
+    await trio.sleep(0.1)
+    assert await groups.of(blob(TOP)) == Digest.of(TOP)
+
+
+async def test_a_manifest_that_never_comes_is_not_looked_for_all_the_time(store: DownloadingStore) -> None:
+    groups = Groups(store)
+    await groups.of(of_manifest(SECOND))
+    for _ in range(20):
+        await groups.of(blob(BASE))
+    assert store.looks <= 2
+    for _ in range(12):
+        await trio.sleep(0.06)
+        await groups.of(blob(BASE))
+    assert store.looks == 8
+
+
+async def test_the_work_on_a_group(store: DownloadingStore) -> None:
+    work, contents = GroupWork(store), {"junk": 5, **{str(Digest.of(each)): len(each) for each in (SECOND, BASE, TOP)}}
+    store.add_content(SECOND)
+    nothing = await work.look(contents, [Digest.of(TOP)])
+    assert (nothing.serves, nothing.have, nothing.working) == (False, len(SECOND), False)
+    path = store.download(TOP, 100)
+    store.download(BASE, len(BASE))
+    quick = await work.look(contents, [Digest.of(TOP)], quick=True)
+    assert (quick.serves, quick.have, quick.working) == (True, len(SECOND) + 100, True)
+    full = await work.look(contents, [Digest.of(TOP)])
+    assert full.have == len(SECOND) + len(BASE) + 100
+    # a download that ends without its bytes is none; what was committed stays known without another look
+    path.unlink()
+    path.touch()
+    store.abort(TOP)
+    store.abort(BASE)
+    ended = await work.look(contents, [Digest.of(TOP)])
+    assert (ended.serves, ended.have, ended.working) == (False, len(SECOND) + len(BASE), False)

@@ -1,0 +1,378 @@
+"""Many nodes that pull one image at once, with bandwidths: ``python -m tests.sim.herd --nodes 200 --deaths 0.3``.
+
+The keeper is the product's ``Claims``; runtimes, mirrors and links are modelled in steps of 50 ms, which is about what
+a hop adds (a runtime writes by the MiB, a source looks every 10 ms).  A runtime downloads three layers at a time, in
+order.  A follower keeps a layer of up to 32 MiB back until it has all of it (--verify-first).  Nodes that are complete
+are found by lookup.  A dead node is cut off at once (a process that is killed) or stands still (a machine that is).
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from spegel_consul.ring.dht.claims import Claims, Report, What, Why
+
+STEP = 0.05
+MIB = 1 << 20
+SLOTS = 3
+VERIFY_FIRST = 32 * MIB
+FIRST_BYTE, NO_PROGRESS, STALL, SLOW = 30.0, 6.0, 8.0, 512 << 10
+LAG, LAG_FOR = 4 * MIB, 1.0
+
+
+def mbit(number: float) -> float:
+    """Bytes per second."""
+    return number * 1e6 / 8
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One run; rates are bytes per second."""
+
+    nodes: int = 6
+    layers: tuple[int, ...] = (64 * MIB,) * 4 + (2 * MIB,)
+    line: float = mbit(200)
+    link: float = mbit(1000)
+    deaths: float = 0.0
+    apart: float = 0.0
+    slow_claimer: float = 0.0
+    """The upstream rate of the first node, if it is slow."""
+    slow_middle: float = 0.0
+    """The downlink of a node in the middle, if it is slow."""
+    keeper_dies: bool = False
+    patient: bool = True
+    """Whether a source that waits for its own source keeps its followers waiting, up to FIRST_BYTE."""
+    providers_first: bool = True
+    """Whether a layer is asked of complete nodes before the source of the verdict."""
+    seed: int = 0
+
+    @property
+    def image(self) -> int:
+        return sum(self.layers)
+
+
+@dataclass(eq=False)
+class Transfer:
+    """A layer on its way to a node; without ``source`` from upstream."""
+
+    layer: int
+    source: Node | None
+    began: float
+    moved: float
+    kept: bool = False
+    lagging_since: float = math.inf
+
+
+@dataclass(eq=False)
+class Node:
+    number: int
+    starts: float
+    dies: float
+    hangs: bool
+    up: float
+    down: float
+    upstream: float
+    got: list[float]
+    shown: list[float]
+    transfers: dict[int, Transfer] = field(default_factory=dict)
+    what: What | None = None
+    source: Node | None = None
+    due: float = 0.0
+    finished: float = math.inf
+    moved: float = math.inf
+    """The moment of its last progress."""
+    longest: float = 0.0
+    recent: float = 0.0
+    from_upstream: float = 0.0
+    reported: float = 0.0
+
+    @property
+    def id(self) -> bytes:
+        return b"%d" % self.number
+
+    def lives(self, now: float) -> bool:
+        return self.starts <= now < self.dies
+
+    def has(self) -> int:
+        return int(sum(self.shown)) // MIB * MIB
+
+
+@dataclass
+class Outcome:
+    """What a run has shown; seconds, and upstream bytes by the size of the image."""
+
+    factor: float
+    last: float
+    longest: float
+    claims: int
+    alone: int
+    unfinished: int
+    last_fast: float
+    """The last node whose own line is not slow."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.factor:.2f} x upstream, last node {self.last:.1f} s (of fast lines {self.last_fast:.1f} s), "
+            f"longest wait {self.longest:.1f} s, {self.claims} claims, {self.alone} alone, {self.unfinished} unfinished"
+        )
+
+
+class Herd:
+    """One run of a scene."""
+
+    def __init__(self, scene: Scene) -> None:
+        self.scene = scene
+        self.now = 0.0
+        self.claims = Claims()
+        self._following: dict[int, list[Node]] = {}
+        rng = random.Random(scene.seed)
+        once = scene.image / scene.line
+        self._rng = rng
+        dead = set(rng.sample(range(scene.nodes), round(scene.deaths * scene.nodes)))
+        self.nodes = [
+            Node(
+                number,
+                starts=number * scene.apart + (rng.uniform(0, 0.3) if number else 0.0),
+                dies=rng.uniform(0.1, once) + number * scene.apart if number in dead else math.inf,
+                hangs=rng.random() < 0.5,
+                up=scene.link,
+                down=scene.slow_middle if scene.slow_middle and number == scene.nodes // 2 else scene.link,
+                upstream=scene.slow_claimer if scene.slow_claimer and number == 0 else math.inf,
+                got=[0.0] * len(scene.layers),
+                shown=[0.0] * len(scene.layers),
+            )
+            for number in range(scene.nodes)
+        ]
+        self.claimed: set[int] = set()
+        self.alone: set[int] = set()
+        self._complete: list[Node] = []
+        self._keeper_dies = once / 2 if scene.keeper_dies else math.inf
+
+    def run(self, limit: float = 900.0) -> Outcome:
+        """Run until each living node is complete, at most ``limit`` seconds."""
+        while self.now < limit:
+            self.now += STEP
+            if self.now >= self._keeper_dies:
+                self._keeper_dies, self.claims = math.inf, Claims()
+            active = [each for each in self.nodes if each.lives(self.now) and each.finished == math.inf]
+            for node in active:
+                self._act(node)
+            self._carry(active)
+            for node in active:
+                self._finish_layers(node)
+            if all(node.finished < math.inf or self.now >= node.dies for node in self.nodes):
+                break
+        done = [node for node in self.nodes if node.finished < math.inf]
+        lasting = [node for node in self.nodes if node.dies == math.inf]
+        slow = {0} if self.scene.slow_claimer else {self.scene.nodes // 2} if self.scene.slow_middle else set()
+        return Outcome(
+            factor=sum(node.from_upstream for node in self.nodes) / self.scene.image,
+            last=max((node.finished - node.starts for node in done), default=math.inf),
+            longest=max(node.longest for node in lasting),
+            claims=len(self.claimed),
+            alone=len(self.alone),
+            unfinished=sum(node.finished == math.inf for node in lasting),
+            last_fast=max((node.finished - node.starts for node in done if node.number not in slow), default=math.inf),
+        )
+
+    # -- a node
+
+    def _act(self, node: Node) -> None:
+        if node.moved == math.inf:
+            node.moved = self.now
+        if node.what is None or self.now >= node.due:
+            self._report(node)
+        for layer, size in enumerate(self.scene.layers):
+            if len(node.transfers) >= SLOTS:
+                break
+            if node.got[layer] < size and layer not in node.transfers:
+                self._begin(node, layer)
+        if node.what is What.FOLLOW:
+            self._watch(node)
+
+    def _begin(self, node: Node, layer: int) -> None:
+        source = node.source if node.what is What.FOLLOW else None
+        if node.what is not What.CLAIM and node.got[layer] == 0 and (self.scene.providers_first or source is None):
+            providers = [each for each in self._complete if each.lives(self.now)]
+            if providers:
+                source = self._rng.choice(providers)
+        kept = source is not None and self.scene.layers[layer] <= VERIFY_FIRST
+        node.transfers[layer] = Transfer(layer, source, self.now, self.now, kept)
+
+    def _watch(self, node: Node) -> None:
+        """Notice a source that is gone, refuses or stands still."""
+        for transfer in list(node.transfers.values()):
+            source = transfer.source
+            if source is None:
+                continue
+            still = self.now - max(transfer.moved, transfer.began)
+            dead = not source.lives(self.now)
+            if dead and not source.hangs:
+                why = Why.CUT
+            elif dead and still > STALL:
+                why = Why.UNREACHABLE
+            elif still > (NO_PROGRESS if self._is_idle(source) else FIRST_BYTE):
+                why = Why.REFUSED
+            else:
+                continue
+            if source is node.source:
+                self._report(node, source, why)
+            else:
+                transfer.source, transfer.began = node.source, self.now
+            return
+
+    def _is_idle(self, source: Node) -> bool:
+        """Whether a source gets nothing and does not wait for another node either."""
+        waits = self.scene.patient and source.what is What.FOLLOW
+        return source.finished == math.inf and self.now - source.moved > NO_PROGRESS and not waits
+
+    def _report(self, node: Node, lost: Node | None = None, why: Why = Why.NONE) -> None:
+        pace = node.recent / max(STEP, self.now - node.reported)
+        node.recent, node.reported = 0.0, self.now
+        if lost is None and node.source is not None and pace < SLOW and self.now - node.starts > 2.0:
+            lost, why = node.source, Why.SLOW
+        report = Report(
+            lost.id if lost is not None else b"",
+            why,
+            serves=True,
+            have=node.has(),
+            working=True,
+            behind=tuple(self._behind(node))[:16],
+            held=b"" if node.what is None or node.what is What.ALONE else (node.source or node).id,
+        )
+        decision = self.claims.report(b"group", node.id, report, self.now)
+        node.due = self.now + decision.again
+        source = self.nodes[int(decision.sources[0])] if decision.sources else None
+        for transfer in node.transfers.values():
+            if decision.what is not What.FOLLOW and transfer.source is not None:
+                if transfer.source.finished == math.inf or not transfer.source.lives(self.now):
+                    transfer.source, transfer.kept = None, False  # the runtime resumes upstream
+                    node.shown[transfer.layer] = node.got[transfer.layer]
+            elif transfer.source is not None and transfer.source is node.source and source is not node.source:
+                transfer.source, transfer.began, transfer.lagging_since = source, self.now, math.inf
+        node.what, node.source = decision.what, source
+        if node.what is What.CLAIM:
+            self.claimed.add(node.number)
+        elif node.what is What.ALONE:
+            self.alone.add(node.number)
+
+    def _behind(self, node: Node) -> Iterable[bytes]:
+        for other in self._following.get(node.number, ()):
+            for transfer in other.transfers.values():
+                if transfer.source is node and self.now - transfer.lagging_since > LAG_FOR:
+                    yield other.id
+                    break
+
+    def _finish_layers(self, node: Node) -> None:
+        node.longest = max(node.longest, self.now - node.moved)
+        for layer in [layer for layer in node.transfers if node.got[layer] >= self.scene.layers[layer] - 1]:
+            node.got[layer] = node.shown[layer] = self.scene.layers[layer]
+            del node.transfers[layer]
+        if all(got == size for got, size in zip(node.got, self.scene.layers, strict=True)):
+            node.finished = self.now
+            self._complete.append(node)
+            report = Report(serves=True, have=node.has(), working=False, behind=tuple(self._behind(node))[:16])
+            self.claims.report(b"group", node.id, report, self.now)
+
+    # -- links
+
+    def _carry(self, active: list[Node]) -> None:
+        """Move what the links allow in one step."""
+        wanted: list[tuple[Node, Transfer, float]] = []
+        self._following = {}
+        for node in active:
+            for transfer in node.transfers.values():
+                missing = self.scene.layers[transfer.layer] - node.got[transfer.layer]
+                source = transfer.source
+                if source is None:
+                    wanted.append((node, transfer, missing))
+                    continue
+                self._following.setdefault(source.number, []).append(node)
+                if not source.lives(self.now):
+                    continue
+                ready = source.shown[transfer.layer] - node.got[transfer.layer]
+                if ready <= LAG:
+                    transfer.lagging_since = math.inf
+                elif transfer.lagging_since == math.inf:
+                    transfer.lagging_since = self.now
+                if ready > 0:
+                    wanted.append((node, transfer, ready))
+        amounts = [amount for _, _, amount in wanted]
+        _share(amounts, [node.number if not transfer.source else -1 for node, transfer, _ in wanted], self._own_line)
+        _share(amounts, [transfer.source.number if transfer.source else -1 for _, transfer, _ in wanted], self._out)
+        _share(amounts, [node.number for node, _, _ in wanted], lambda number: self.nodes[number].down)
+        for (node, transfer, _), amount in zip(wanted, amounts, strict=True):
+            if amount <= 0:
+                continue
+            node.got[transfer.layer] += amount
+            node.recent += amount
+            node.moved = transfer.moved = self.now
+            if transfer.source is None:
+                node.from_upstream += amount
+        for node, transfer, _ in wanted:
+            if not transfer.kept:
+                node.shown[transfer.layer] = max(node.shown[transfer.layer], node.got[transfer.layer])
+
+    def _out(self, number: int) -> float:
+        return self.scene.line if number < 0 else self.nodes[number].up
+
+    def _own_line(self, number: int) -> float:
+        return math.inf if number < 0 else self.nodes[number].upstream
+
+
+def _share(amounts: list[float], keys: list[int], rate: Callable[[int], float]) -> None:
+    """Cut ``amounts`` to the links' rates, max-min fair among those with the same key."""
+    groups: dict[int, list[int]] = {}
+    for index, key in enumerate(keys):
+        groups.setdefault(key, []).append(index)
+    for key, members in groups.items():
+        room = rate(key) * STEP
+        if sum(amounts[index] for index in members) <= room:
+            continue
+        members.sort(key=amounts.__getitem__)
+        for place, index in enumerate(members):
+            amounts[index] = min(amounts[index], room / (len(members) - place))
+            room -= amounts[index]
+
+
+def main() -> None:
+    asked = argparse.ArgumentParser(prog="python -m tests.sim.herd", description="Nodes that pull one image at once.")
+    asked.add_argument("--nodes", type=int, default=200)
+    asked.add_argument("--deaths", type=float, default=0.0, help="share of the nodes that die")
+    asked.add_argument("--link", type=float, default=1000, help="Mbit/s of each node, each way")
+    asked.add_argument("--line", type=float, default=200, help="Mbit/s of the upstream")
+    asked.add_argument("--apart", type=float, default=0.0, help="seconds between two starts")
+    asked.add_argument("--slow-claimer", type=float, default=0.0, help="Mbit/s of the first node's upstream")
+    asked.add_argument("--slow-middle", type=float, default=0.0, help="Mbit/s of a node's downlink")
+    asked.add_argument("--keeper-dies", action="store_true")
+    asked.add_argument("--source-first", action="store_true", help="ask complete nodes after the source")
+    asked.add_argument("--impatient", action="store_true", help="a source without bytes refuses after 6 s")
+    asked.add_argument("--small-layers", action="store_true", help="9 layers of 30 MiB, which are kept back")
+    asked.add_argument("--seeds", type=int, default=3)
+    options = asked.parse_args()
+    for seed in range(options.seeds):
+        scene = Scene(
+            nodes=options.nodes,
+            layers=(30 * MIB,) * 9 if options.small_layers else Scene.layers,
+            line=mbit(options.line),
+            link=mbit(options.link),
+            deaths=options.deaths,
+            apart=options.apart,
+            slow_claimer=mbit(options.slow_claimer),
+            slow_middle=mbit(options.slow_middle),
+            keeper_dies=options.keeper_dies,
+            patient=not options.impatient,
+            providers_first=not options.source_first,
+            seed=seed,
+        )
+        print(
+            f"seed {seed}: {Herd(scene).run()}; one copy through the line {scene.image / scene.line:.1f} s", flush=True
+        )
+
+
+if __name__ == "__main__":
+    main()
