@@ -161,7 +161,8 @@ def a_node_is_slow(scene: ColdScene, place: int, what: str) -> None:
         slow.port.limit_incoming_rate(0)
     assert run.outcome is not None
     assert not run.outcome.failures, "the slow node has the image too, though late"
-    without = (len(scene.nodes) - 1) * scene.cold.line_seconds(run.image)
+    share = scene.cold.upstream_mbit / (scene.cold.upstream_mbit - SLOW)  # the slow node has the rest of the line
+    without = (len(scene.nodes) - 1) * share * scene.cold.line_seconds(run.image)
     took = run.last_ready()
     assert took <= MARGIN * without, f"{took:.1f} s, and {without:.1f} s for copies of their own"
 
