@@ -172,7 +172,7 @@ class ColdScene:
 
     def _start(self, nodes: Sequence[Node]) -> None:
         if nodes:
-            flags = {"hang_timeout": f"{HANG_TIMEOUT:g}s", "verify_first": VERIFY_FIRST, "log_level": "info"}
+            flags = {"hang_timeout": f"{HANG_TIMEOUT:g}s", "verify_first": VERIFY_FIRST}
             self.cold.start_sidecars(nodes, follow="on", **flags)
 
     def _listens(self, address: str) -> bool:

@@ -14,6 +14,7 @@ from lab.cluster import Node
 from lab.cold_start import runtime
 from lab.image import MIB, Image
 
+from spegel_consul.peers import peer_id_to_text
 from spegel_consul.ring.claiming import group_key
 from spegel_consul.ring.dht.keys import position
 from spegel_consul.ring.net.node_key import load_or_create, peer_id
@@ -81,6 +82,10 @@ def the_keeper_fails(scene: ColdScene, what: str) -> None:
             keeper.sidecar.kill9()
         else:
             hang(keeper)
+    if what != "kill -9":  # of one that is killed the ring may know before it is asked
+        name = peer_id_to_text(peer_id_of(keeper))
+        lines = [line for node in others for line in node.sidecar.log().splitlines() if "ring_claim_failed" in line]
+        assert any(name in line for line in lines), f"{keeper} was not the keeper"
 
 
 for what in ("kill -9", "SIGSTOP for good"):
@@ -156,7 +161,8 @@ def a_node_is_slow(scene: ColdScene, place: int, what: str) -> None:
         slow.port.limit_incoming_rate(0)
     assert run.outcome is not None
     assert not run.outcome.failures, "the slow node has the image too, though late"
-    without = (len(scene.nodes) - 1) * scene.cold.line_seconds(run.image)
+    share = scene.cold.upstream_mbit / (scene.cold.upstream_mbit - SLOW)  # the slow node has the rest of the line
+    without = (len(scene.nodes) - 1) * share * scene.cold.line_seconds(run.image)
     took = run.last_ready()
     assert took <= MARGIN * without, f"{took:.1f} s, and {without:.1f} s for copies of their own"
 
@@ -181,8 +187,12 @@ def hang(node: Node) -> None:
 
 def keeper_of(nodes: Sequence[Node], image: Image) -> Node:
     """The node whose place in the ring is nearest to the key of the image's group."""
-    key = position(group_key(image.amd64.manifest))
-    return min(nodes, key=lambda node: key ^ position(peer_id(load_or_create(node.dir / "spegel"))))
+    key = int.from_bytes(group_key(image.amd64.manifest), "big")
+    return min(nodes, key=lambda node: key ^ position(peer_id_of(node)))
+
+
+def peer_id_of(node: Node) -> bytes:
+    return peer_id(load_or_create(node.dir / "spegel"))
 
 
 def assert_is_asked(scene: ColdScene, giver: Node) -> None:

@@ -44,7 +44,7 @@ RUNTIMES = tuple(_ADD)
 
 _RETRY_AFTER = 1.0  # seconds; kubelet waits for ten
 _RING_TIMEOUT = 30.0
-_DELIVERED = re.compile(r" (?P<client>[\d.]+):\d+ .*?bytes_acked:(?P<bytes>\d+)")
+_DELIVERED = re.compile(r"\S+:\d+ +(?P<client>[\d.]+):\d+ .*?bytes_acked:(?P<bytes>\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +245,8 @@ class Pulls:
             most = max(self.nodes, key=lambda node: amounts.get(node.ip, 0))
             if amounts.get(most.ip, 0) >= least:
                 found.append(most)
+            elif len(self._done) == len(self._threads):
+                raise Failed(f"the pulls ended before: {what}")
             return bool(found)
 
         until(happened, timeout=self.timeout, what=f"{what}, {least >> 20} MiB")

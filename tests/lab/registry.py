@@ -79,7 +79,7 @@ class Registry:
 
     def blob_requests(self) -> list[tuple[str, str]]:
         """The address of the client and the digest, for each GET of a blob."""
-        found = ((match["client"].rpartition(":")[0], match["request"]) for match in self._accesses())
+        found = ((match["client"].partition(":")[0], match["request"]) for match in self._accesses())
         return [
             (client, request.partition("?")[0].rpartition("/")[2])
             for client, request in found
