@@ -70,7 +70,7 @@ def test_a_mixed_ring() -> None:
 
 def test_without_the_setting_all_is_as_before() -> None:
     with ColdStart(["2.1"] * 2, upstream_mbit=UPSTREAM) as cold:
-        cold.start_sidecars(no_follow="on")
+        cold.start_sidecars(follow="off")
         image = cold.image([4 * MIB])
         outcome = cold.pull(image)
         assert not outcome.failures
