@@ -104,8 +104,9 @@ async def test_a_pull_is_seen_while_it_lasts(machine: Machine) -> None:
             announced = False
             with trio.fail_after(60):
                 while not file.complete:
-                    hasher.update(os.pread(file.fd, file.size() - max(sizes), max(sizes)))
-                    sizes.add(file.size())
+                    size = file.size()
+                    hasher.update(os.pread(file.fd, size - max(sizes), max(sizes)))
+                    sizes.add(size)
                     works.add(await store.at_work())
                     if not announced and store.describe(small) is not None:
                         announced = True
@@ -130,9 +131,9 @@ async def test_a_pull_is_seen_while_it_lasts(machine: Machine) -> None:
 
 async def test_an_aborted_pull_is_noticed_or_goes_on(machine: Machine) -> None:
     large = Digest(machine.app.amd64.layers[-1])
-    machine.limit_rate(10)
+    machine.limit_rate(20)
     async with running(machine.store()) as store, trio.open_nursery() as nursery:
-        nursery.start_soon(trio.to_thread.run_sync, machine.pull, 4)
+        nursery.start_soon(trio.to_thread.run_sync, machine.pull, 6)
         with await opened(store, large) as file:
             await eventually(lambda: file.size() >= MIB)
             if machine.is_docker:
@@ -154,9 +155,8 @@ async def test_an_aborted_pull_is_noticed_or_goes_on(machine: Machine) -> None:
         assert await trio.to_thread.run_sync(machine.pull)
         with await opened(store, large) as file:
             assert os.pread(file.fd, 64 * MIB, 0) == machine.app.blob(large).read_bytes()
-        assert machine.is_docker == (
-            {status for asked, status in machine.upstream.answers() if large in asked} == {206}
-        )
+        if machine.is_docker:
+            assert {status for asked, status in machine.upstream.answers() if large in asked} == {206}
 
 
 async def _holds(condition: Callable[[], bool]) -> None:
@@ -166,7 +166,7 @@ async def _holds(condition: Callable[[], bool]) -> None:
 
 
 async def _stands_still(file: GrowingFile) -> None:
-    """Wait until the file has not grown for three seconds, a third more than a MiB takes."""
+    """Wait until the file has not grown for three seconds, in which it gets two MiB at the least."""
     with trio.fail_after(2 * ABORTED_WITHIN):
         size, since = file.size(), trio.current_time()
         while trio.current_time() - since < 3:
