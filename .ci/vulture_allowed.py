@@ -14,6 +14,10 @@ _.consistency
 # users name it by its value: --consul-service=self
 _.SELF
 
+# the wire names them by value: Why of a claim
+_.UNREACHABLE
+_.WRONG
+
 # hypercorn reads them: its connection, its protocol and its configuration
 _.idle_task
 _._task_group

@@ -46,7 +46,7 @@ class Scene:
     keeper_dies: bool = False
     patient: bool = True
     """Whether a source that waits for its own source keeps its followers waiting, up to FIRST_BYTE."""
-    providers_first: bool = True
+    providers_first: bool = False
     """Whether a layer is asked of complete nodes before the source of the verdict."""
     seed: int = 0
 
@@ -89,6 +89,8 @@ class Node:
     recent: float = 0.0
     from_upstream: float = 0.0
     reported: float = 0.0
+    turned: float = 0.0
+    """The moment of its last new verdict."""
 
     @property
     def id(self) -> bytes:
@@ -228,12 +230,12 @@ class Herd:
     def _is_idle(self, source: Node) -> bool:
         """Whether a source gets nothing and does not wait for another node either."""
         waits = self.scene.patient and source.what is What.FOLLOW
-        return source.finished == math.inf and self.now - source.moved > NO_PROGRESS and not waits
+        return source.finished == math.inf and self.now - max(source.moved, source.turned) > NO_PROGRESS and not waits
 
     def _report(self, node: Node, lost: Node | None = None, why: Why = Why.NONE) -> None:
         pace = node.recent / max(STEP, self.now - node.reported)
         node.recent, node.reported = 0.0, self.now
-        if lost is None and node.source is not None and pace < SLOW and self.now - node.starts > 2.0:
+        if lost is None and node.source is not None and 0 < pace < SLOW and self.now - node.starts > 2.0:
             lost, why = node.source, Why.SLOW
         report = Report(
             lost.id if lost is not None else b"",
@@ -254,6 +256,8 @@ class Herd:
                     node.shown[transfer.layer] = node.got[transfer.layer]
             elif transfer.source is not None and transfer.source is node.source and source is not node.source:
                 transfer.source, transfer.began, transfer.lagging_since = source, self.now, math.inf
+        if node.what is not decision.what:
+            node.turned = self.now
         node.what, node.source = decision.what, source
         if node.what is What.CLAIM:
             self.claimed.add(node.number)
@@ -349,7 +353,7 @@ def main() -> None:
     asked.add_argument("--slow-claimer", type=float, default=0.0, help="Mbit/s of the first node's upstream")
     asked.add_argument("--slow-middle", type=float, default=0.0, help="Mbit/s of a node's downlink")
     asked.add_argument("--keeper-dies", action="store_true")
-    asked.add_argument("--source-first", action="store_true", help="ask complete nodes after the source")
+    asked.add_argument("--providers-first", action="store_true", help="ask complete nodes before the source")
     asked.add_argument("--impatient", action="store_true", help="a source without bytes refuses after 6 s")
     asked.add_argument("--small-layers", action="store_true", help="9 layers of 30 MiB, which are kept back")
     asked.add_argument("--seeds", type=int, default=3)
@@ -366,7 +370,7 @@ def main() -> None:
             slow_middle=mbit(options.slow_middle),
             keeper_dies=options.keeper_dies,
             patient=not options.impatient,
-            providers_first=not options.source_first,
+            providers_first=options.providers_first,
             seed=seed,
         )
         print(

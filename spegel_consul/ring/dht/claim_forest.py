@@ -26,6 +26,9 @@ A chain gives each follower the whole link of its source. But a follower holds s
 (--verify-first), which costs their whole time at each hop.
 """
 
+KEEPS_UP = 4 << 20
+"""Bytes by which a follower may be behind its source before its source counts as the cause."""
+
 HELD_BACK = 96 << 20
 """Bytes that a node may seem behind another: it holds three bodies of the usual --verify-first back, and the reports of
 the two are some seconds apart.
@@ -78,7 +81,11 @@ class Entry:
     narrow_until: float = -math.inf
     """It could not serve two followers at once until shortly before."""
     slow_until: float = -math.inf
+    accused_until: float = -math.inf
+    """One of its followers lost it, the others did not yet."""
     losses: list[float] = field(default_factory=list)
+    shuns: dict[bytes, float] = field(default_factory=dict)
+    """Sources that it lost although others follow them, and until when."""
     _reported: float = 0.0
     _mark: tuple[float, int] | None = None
     _older: tuple[float, int] | None = None
@@ -191,7 +198,8 @@ class Forest:
         """Make ``entry`` a claimer."""
         self.release(entry)
         self.claimers[entry] = None
-        entry.claimer, entry.since, entry.slow_until = True, now, -math.inf
+        entry.claimer, entry.since, entry.have_at_start = True, now, entry.have
+        entry.slow_until = -math.inf
         entry.lagging_until = -math.inf
         entry.restart()
 
@@ -223,6 +231,8 @@ class Forest:
         """The rank of ``source`` for ``follower``; None if it can't be its source."""
         chain = self.chain(source, now, avoid=follower)
         if chain is None or not (source.serves or source.presumed) or self.has_failed(source.peer, now):
+            return None
+        if follower.shuns.get(source.peer, -math.inf) > now:
             return None
         depth = len(chain) - 1
         return (

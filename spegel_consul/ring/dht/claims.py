@@ -10,7 +10,7 @@ this source while it downloads) or "alone" (download from upstream; no node coun
 
 A node is believed about its own state, about its assigned source and about its assigned followers, and about nothing
 else.  Failures end in "alone", which is the download without this module: of a follower that lost MAX_LOSSES sources,
-and of the whole group when STRIKES followers lost a claimer that had given them nothing.
+and of the whole group when STRIKES followers each lost a claimer that had got nothing.
 
 A slow claimer costs one more copy: a follower takes over, and after a few seconds the claimer that is not clearly
 faster becomes a follower.  A new keeper starts without entries, so reports say which source their node holds.
@@ -29,10 +29,13 @@ from enum import IntEnum
 
 from spegel_consul.bounded_dict import BoundedDict
 from spegel_consul.peers import Provider
-from spegel_consul.ring.dht.claim_forest import GRACE, Entry, Forest
+from spegel_consul.ring.dht.claim_forest import GRACE, KEEPS_UP, Entry, Forest
 
 REPORT_EVERY = 2.0
 """Seconds between two reports of a node in a small group."""
+
+CLAIMER_REPORTS_EVERY = 1.0
+"""Seconds between two reports of a claimer, whose rate must be known soon, and of its followers, which take over."""
 
 REPORTS_PER_SECOND = 50.0
 """Reports that a large group sends to its keeper; a node then reports less often, to LONGEST_PAUSE."""
@@ -50,6 +53,9 @@ FAILED_FOR = 60.0
 
 TAKEOVER_EVERY = 60.0
 """Least seconds between two takeovers of one group."""
+
+NO_TAKEOVER_FOR = 600.0
+"""Seconds without a takeover after one that did not help."""
 
 MOVE_EVERY = 5.0
 """Least seconds between two moves of one follower, except away from a lost source."""
@@ -152,12 +158,13 @@ class _Group(Forest):
     def __init__(self, now: float) -> None:
         super().__init__()
         self.born = self.touched = now
-        self.strikes: BoundedDict[bytes, float] = BoundedDict(STRIKES)  # by follower, because one may be mistaken
+        self.strikes: BoundedDict[bytes, tuple[float, bytes]] = BoundedDict(16)  # by claimer: when, by which follower
         self.alone: BoundedDict[bytes, float] = BoundedDict(256)
-        self.takeover_at = -math.inf
+        self.takeover_from = -math.inf
 
     def is_struck(self, now: float) -> bool:
-        return sum(at > now - STRUCK_FOR for at in self.strikes.values()) >= STRIKES
+        # of as many followers, because one may be mistaken
+        return len({follower for at, follower in self.strikes.values() if at > now - STRUCK_FOR}) >= STRIKES
 
 
 class Claims:
@@ -188,8 +195,8 @@ class Claims:
             self._note(found, mine, report, pause, now)
             self._decide(found, mine, report, now)
             if mine.claimer or mine.source is not None:
-                if mine.claimer or mine.source is None or mine.source.claimer:
-                    pause = REPORT_EVERY  # these few reports decide about the claimer
+                if mine.source is None or mine.source.claimer:
+                    pause = CLAIMER_REPORTS_EVERY
                 mine.due = now + pause
                 return self._decision(mine, pause)
             self._drop(found, mine)
@@ -247,7 +254,7 @@ class Claims:
             if report.why is Why.SLOW:
                 if source.claimer:
                     source.slow_until = now + SLOW_FOR
-                else:
+                elif source.have > report.have + KEEPS_UP:  # otherwise the source waits as well
                     source.lagging_until = max(source.lagging_until, now + 2 * REPORT_EVERY)
             else:
                 self._lose(group, mine, source, report, now)
@@ -278,8 +285,14 @@ class Claims:
         mine.losses = [*(at for at in mine.losses if at > now - STRUCK_FOR), now]
         if len(mine.losses) >= MAX_LOSSES:
             group.alone[mine.peer] = now + STRUCK_FOR
-        if source.claimer and report.have <= mine.have_at_start:
-            group.strikes[mine.peer] = now
+        gained = report.have > mine.have_at_start or source.have > source.have_at_start
+        if source.claimer and not source.presumed and not gained:
+            group.strikes[source.peer] = (now, mine.peer)
+        others = any(child is not mine for child in source.children)
+        if others and source.accused_until <= now:  # the cause may be this follower, if the others are content
+            source.accused_until = mine.shuns[source.peer] = now + FAILED_FOR
+            group.release(mine)
+            return
         group.failed[source.peer] = now + FAILED_FOR
         self._drop(group, source)
 
@@ -294,14 +307,17 @@ class Claims:
             if min(now - mine.since, now - other.since) < GRACE or rate is None or theirs is None:
                 continue
             older = (other.since, other.peer) < (mine.since, mine.peer)
-            if (rate < 2 * theirs) if older else (2 * rate <= theirs and theirs > 0):
+            if older and rate < 2 * theirs:
+                group.takeover_from = now + NO_TAKEOVER_FOR  # the upstream is slow for both
+                return True
+            if not older and 2 * rate <= theirs and theirs > 0:
                 return True
         return False
 
     @staticmethod
     def _takes_over(group: _Group, mine: Entry, now: float) -> bool:
         """Whether ``mine`` is to download from upstream because its claimer is slow."""
-        if not mine.serves or mine.tried or now - group.takeover_at < TAKEOVER_EVERY:
+        if not mine.serves or mine.tried or now < group.takeover_from:
             return False
         chain = group.chain(mine, now)
         if chain is None or not chain[-1].is_slow(now) or sum(not each.presumed for each in group.claimers) > 1:
@@ -312,7 +328,7 @@ class Claims:
             return False
         if group.has_failed(mine.peer, now):
             return False
-        group.takeover_at, mine.tried = now, True
+        group.takeover_from, mine.tried = now + TAKEOVER_EVERY, True
         slow.restart()  # the rates of the two are compared over the same time
         slow.slow_until = now + SLOW_FOR
         return True

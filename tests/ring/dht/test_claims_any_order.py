@@ -85,7 +85,7 @@ def test_nothing_makes_a_cycle_or_names_a_descendant(some: list[tuple[bytes, byt
         assert len(decision.sources) == len(set(decision.sources)) <= rules.MAX_SOURCES
         assert peer not in decision.sources
         assert not passes(claims, group, decision, peer)
-        assert rules.REPORT_EVERY <= decision.again <= rules.LONGEST_PAUSE
+        assert rules.CLAIMER_REPORTS_EVERY <= decision.again <= rules.LONGEST_PAUSE
 
 
 @settings(max_examples=100, deadline=None)

@@ -1,0 +1,58 @@
+# Nodes that pull one image together, see herd.py.  `python -m tests.sim.herd` runs larger herds.
+
+from dataclasses import replace
+
+import pytest
+
+from tests.sim.herd import MIB, Herd, Outcome, Scene, mbit
+
+ONE_COPY = Scene().image / Scene().line
+SMALL_LAYERS = (30 * MIB,) * 9
+
+
+def outcomes(scene: Scene, seeds: int = 3) -> list[Outcome]:
+    return [Herd(replace(scene, seed=seed)).run(limit=120) for seed in range(seeds)]
+
+
+def check(found: list[Outcome], *, factor: float, last: float, longest: float = 30.0) -> None:
+    for outcome in found:
+        assert not outcome.unfinished, outcome
+        assert outcome.factor <= factor, outcome
+        assert outcome.last_fast <= last, outcome
+        assert outcome.longest <= longest, outcome
+
+
+@pytest.mark.parametrize("nodes", [6, 50])
+def test_a_herd_asks_upstream_once(nodes: int) -> None:
+    check(outcomes(Scene(nodes=nodes)), factor=1.0, last=1.1 * ONE_COPY)
+
+
+@pytest.mark.parametrize("deaths", [0.1, 0.3])
+@pytest.mark.parametrize("nodes", [6, 50])
+def test_deaths_cost_seconds_and_hardly_a_byte(nodes: int, deaths: float) -> None:
+    check(outcomes(Scene(nodes=nodes, deaths=deaths), seeds=6), factor=1.2, last=2 * ONE_COPY)
+
+
+@pytest.mark.parametrize("nodes", [6, 50])
+def test_a_slow_claimer_does_not_hold_the_others(nodes: int) -> None:
+    found = outcomes(replace(Scene(nodes=nodes), slow_claimer=mbit(100 / 10)), seeds=1)
+    assert found[0].last_fast <= 1.5 * ONE_COPY
+
+
+@pytest.mark.parametrize("nodes", [6, 50])
+def test_a_slow_node_in_the_middle_holds_nobody(nodes: int) -> None:
+    herd = Herd(Scene(nodes=nodes, slow_middle=mbit(50)))
+    check([herd.run(limit=120)], factor=1.0, last=1.2 * ONE_COPY)
+
+
+def test_narrow_links_are_not_divided_by_many() -> None:
+    check(outcomes(Scene(nodes=6, link=mbit(250))), factor=1.0, last=1.2 * ONE_COPY)
+    check(outcomes(Scene(nodes=50, link=mbit(250)), seeds=1), factor=1.0, last=2 * ONE_COPY)
+
+
+def test_small_layers_that_each_hop_holds_back() -> None:
+    check(outcomes(Scene(nodes=50, layers=SMALL_LAYERS), seeds=2), factor=1.0, last=2.5 * ONE_COPY)
+
+
+def test_a_keeper_that_dies_leaves_the_forest_standing() -> None:
+    check(outcomes(Scene(nodes=50, keeper_dies=True)), factor=1.0, last=1.1 * ONE_COPY)
