@@ -18,9 +18,9 @@ from spegel_consul.peers import host_port
 from spegel_consul.preflight.node_address import NoAddress, route_out
 from spegel_consul.runtimes import docker
 from spegel_consul.runtimes.atomic_files import DiskError
-from spegel_consul.runtimes.backup import Place
+from spegel_consul.runtimes.backup import ConfigDirectory
 from spegel_consul.runtimes.cleanup_status import serve_cleaned, wait_cleaned
-from spegel_consul.runtimes.configure import Plan, daemon_place, plan_daemon, plan_hosts
+from spegel_consul.runtimes.configure import Plan, daemon_directory, plan_daemon, plan_hosts
 from spegel_consul.runtimes.hosts_toml import Mirroring
 from spegel_consul.runtimes.mirror_targets import parse_registries, parse_targets
 
@@ -135,7 +135,7 @@ def configuration(dry_run: bool, **given: Any) -> None:
             base = given["docker_certs_path"].absolute()
             plans.append(plan_hosts(base, registries, mirroring, keep_existing=keep))
         for plan in plans:
-            for line in plan.diff() if dry_run else plan.place.write(plan.files):
+            for line in plan.diff() if dry_run else plan.directory.write(plan.files):
                 click.echo(line)
                 changed = True
             notes += plan.notes
@@ -153,16 +153,16 @@ def configuration(dry_run: bool, **given: Any) -> None:
 def cleanup(addr: Any, **given: Any) -> None:
     """Bring back the configuration that the runtimes had before, exactly."""
     # in the reverse order of making: the directory of daemon.json may hold the other one
-    places = [
-        Place(given["docker_certs_path"].absolute()),
-        daemon_place(given["docker_daemon_config"].absolute()),
-        Place(given["containerd_registry_config_path"].absolute()),
+    directories = [
+        ConfigDirectory(given["docker_certs_path"].absolute()),
+        daemon_directory(given["docker_daemon_config"].absolute()),
+        ConfigDirectory(given["containerd_registry_config_path"].absolute()),
     ]
     done = False
     problems: list[str] = []
-    for place in places:
+    for directory in directories:
         try:
-            for line in place.restore():
+            for line in directory.restore():
                 click.echo(line)
                 done = True
         except DiskError as exc:
