@@ -15,7 +15,7 @@ from spegel_consul.disk import foreign_files
 from spegel_consul.http.basic_auth import Credentials, CredentialsError
 from spegel_consul.http.server.listen import ListenError
 from spegel_consul.peers import host_port
-from spegel_consul.preflight.node_address import NoAddress, route_out
+from spegel_consul.preflight.node_address import NoAddress, default_route_source
 from spegel_consul.runtimes import docker
 from spegel_consul.runtimes.atomic_files import DiskError
 from spegel_consul.runtimes.backup import ConfigDirectory
@@ -191,9 +191,9 @@ def cleanup_wait(probe_endpoint: Any, threshold: int, period: float, timeout: fl
 
 def _own() -> str:
     try:
-        address = route_out()
+        address = default_route_source()
     except NoAddress:
-        raise ValueError("this machine has no route out, so its address is not known: give --mirror-targets") from None
+        raise ValueError("this machine has no default route: give --mirror-targets") from None
     return f"http://{host_port(address, REGISTRY_PORT)}"
 
 

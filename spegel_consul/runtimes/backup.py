@@ -161,12 +161,8 @@ class ConfigDirectory:
 
     def _adopt_edit(self, path: str, record: Record) -> Record:
         """Make an edited file without our part the original, because a restore must not bring back an older one."""
-        target, saved, recorded, content = (
-            self.base / path,
-            self._backup / path,
-            record.files.get(path),
-            self.current(path),
-        )
+        target, saved = self.base / path, self._backup / path
+        recorded, content = record.files.get(path), self.current(path)
         if self._undo is None or recorded is None or content is None or not self._edited(path, content, recorded):
             return record
         without_ours = self._undo(content, recorded.note)
