@@ -31,7 +31,7 @@ from spegel_consul.runtimes.mirror_targets import parse_registries, parse_target
 REGISTRY_PORT = 5000
 
 
-class Reads(Enum):
+class ConfigKind(Enum):
     """Values of ``--runtime``: the kinds of configuration that runtimes read."""
 
     AUTO = "auto"
@@ -71,7 +71,7 @@ def _with_directories(command: Any) -> Any:
 @click.command()
 @option(
     "--runtime",
-    type=click.Choice([kind.value for kind in Reads]),
+    type=click.Choice([kind.value for kind in ConfigKind]),
     multiple=True,
     default=["auto"],
     help="Runtimes to configure: containerd and docker (28 and later) read hosts.toml, docker-daemon is daemon.json for"
@@ -119,7 +119,7 @@ def configuration(dry_run: bool, **given: Any) -> None:
     try:
         registries = parse_registries(item for items in given["mirrored_registries"] for item in items)
         targets = parse_targets(item for items in given["mirror_targets"] for item in items)
-        targets = targets or parse_targets([_own()])
+        targets = targets or parse_targets([_own_mirror()])
         authorization = _authorization(given["basic_auth_file"])
     except ValueError as exc:
         raise click.UsageError(str(exc)) from None
@@ -129,13 +129,13 @@ def configuration(dry_run: bool, **given: Any) -> None:
     plans: list[Plan] = []
     changed = False
     try:
-        if Reads.CONTAINERD in runtimes:
+        if ConfigKind.CONTAINERD in runtimes:
             base = given["containerd_registry_config_path"].absolute()
             plans.append(plan_hosts(base, registries, mirroring, keep_existing=keep))
-        if Reads.DAEMON in runtimes:
+        if ConfigKind.DAEMON in runtimes:
             path = given["docker_daemon_config"].absolute()
             plans.append(plan_daemon(path, mirroring, snapshotter=given["containerd_snapshotter"]))
-        if Reads.DOCKER in runtimes:
+        if ConfigKind.DOCKER in runtimes:
             base = given["docker_certs_path"].absolute()
             plans.append(plan_hosts(base, registries, mirroring, keep_existing=keep))
         for plan in plans:
@@ -208,7 +208,7 @@ def cleanup_wait(probe_endpoint: Any, threshold: int, period: float, timeout: fl
         raise click.ClickException(problem)
 
 
-def _own() -> str:
+def _own_mirror() -> str:
     try:
         address = default_route_source()
     except NoAddress:
@@ -236,26 +236,26 @@ def _authorization(path: Path | None) -> str | None:
     return "Basic " + base64.b64encode(pair.encode()).decode()
 
 
-def _runtimes(given: dict[str, Any]) -> tuple[set[Reads], list[str]]:
+def _runtimes(given: dict[str, Any]) -> tuple[set[ConfigKind], list[str]]:
     """The kinds of files to write, and notes for the user. Raises click.ClickException without a runtime."""
-    chosen = set(map(Reads, given["runtime"]))
-    if Reads.AUTO not in chosen:
+    chosen = set(map(ConfigKind, given["runtime"]))
+    if ConfigKind.AUTO not in chosen:
         return chosen, []
-    chosen.remove(Reads.AUTO)
+    chosen.remove(ConfigKind.AUTO)
     notes: list[str] = []
     if given["containerd_registry_config_path"].parent.is_dir() or Path("/run/containerd/containerd.sock").exists():
-        chosen.add(Reads.CONTAINERD)
+        chosen.add(ConfigKind.CONTAINERD)
     try:
         found = docker.ask(given["docker_sock"])
     except docker.NoDocker as exc:
         if given["docker_certs_path"].parent.is_dir():
-            chosen.add(Reads.DOCKER)
+            chosen.add(ConfigKind.DOCKER)
             notes.append(f"{exc}; hosts.toml is read by Docker 28 and later, use --runtime=docker-daemon for others")
     else:
         if found.is_new_enough:
-            chosen.add(Reads.DOCKER)
+            chosen.add(ConfigKind.DOCKER)
         if not found.reads_hosts:
-            chosen.add(Reads.DAEMON)
+            chosen.add(ConfigKind.DAEMON)
             notes.append(
                 f"Docker {found.version} {'with' if found.image_store else 'without'} the containerd image store"
                 " uses mirrors for docker.io only"

@@ -20,7 +20,7 @@ from spegel_consul.http.server.listen import ListenAddress, listen
 _PROBE_TIMEOUT = 1.0
 
 
-class _Done(BaseHTTPRequestHandler):
+class _StatusHandler(BaseHTTPRequestHandler):
     timeout = 10
 
     def do_GET(self) -> None:
@@ -45,7 +45,7 @@ def serve_cleaned(address: ListenAddress) -> None:
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, stop)
-    server = ThreadingHTTPServer(sock.getsockname()[:2], _Done, bind_and_activate=False)
+    server = ThreadingHTTPServer(sock.getsockname()[:2], _StatusHandler, bind_and_activate=False)
     server.daemon_threads = True
     server.socket.close()
     server.socket = sock

@@ -96,7 +96,7 @@ class ClusterMembers:
         found = [me, *(self._member(member, versions.get(member.id)) for member in self.view)]
         known = {peer["id"] for peer in found}
         # a service with the id of a known member is that member, which is dead
-        found += [self._missed(service) for service in self._absent if self._identified.get(service) not in known]
+        found += [self._missing_peer(service) for service in self._absent if self._identified.get(service) not in known]
         return sorted(found, key=lambda peer: (str(peer["node"] or "~"), str(peer["id"])))
 
     def _member(self, member: MemberView, version: str | None) -> dict[str, Any]:
@@ -114,7 +114,7 @@ class ClusterMembers:
             "leader": self._leader == member.id,
         }
 
-    def _missed(self, service: HealthyService) -> dict[str, Any]:
+    def _missing_peer(self, service: HealthyService) -> dict[str, Any]:
         peer_id = self._identified.get(service)
         return {
             "node": _node_of(service),
