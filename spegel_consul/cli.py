@@ -1,6 +1,8 @@
-# What is wrong with a value is said in one line: these lines are read in an allocation's log, not on a terminal.
+"""The command line: the group of all commands, and the one-line form of their errors.
 
-"""The command line."""
+An error is one line on standard error, because it is read in an allocation's log more often than on a terminal. A new
+command is registered here.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,7 @@ for command in (status, peers, lookup, pull, events, completion):
 
 
 def main() -> None:
-    """The console script. What went wrong is one line; the exit codes are told in docs/cli.md."""
+    """The console script. An error is one line; docs/cli.md has the exit codes."""
     try:
         code = cli.main(standalone_mode=False, prog_name="spegel-consul")
     except click.exceptions.NoArgsIsHelpError as exc:

@@ -1,12 +1,15 @@
-# structlog, set up once: one JSON object or one coloured line per event, on standard error.
-#
-# The level can change while the process runs.  structlog bakes it into the class of the loggers, which are made once
-# and kept, because an event below the level must cost next to nothing.  So the methods of that one class are exchanged:
-# every logger that exists follows, and an event below the level costs what it did before.
-#
-# The last events are kept in memory as well, for those who look at the node from outside (`spegel-consul events`).
+"""The log: configuration of structlog, the level, the last events, and reports of recurring problems.
 
-"""Events: where they go, from which level on, and the last ones."""
+structlog is configured once: it writes one JSON object or one coloured line per event to standard error.
+
+The level can change while the process runs. structlog makes it a part of the loggers' class, and loggers are made once
+and kept, because an event below the level must cost almost nothing. So a change replaces the methods of that one class:
+all existing loggers follow, and an event below the level costs no more than before.
+
+The last events are also kept in memory, for ``spegel-consul events``.
+
+A rule about all events belongs here. An event of one module, and its fields, belong to that module.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,7 @@ from spegel_consul.observable import Observable
 
 LEVELS = ("debug", "info", "warning", "error")
 KEPT = 1000
+"""Number of events that are kept."""
 _METHODS = (
     *("debug", "info", "warning", "warn", "error", "exception", "critical", "fatal", "log", "msg"),
     *("is_enabled_for", "get_effective_level"),
@@ -31,7 +35,7 @@ _METHODS = (
 
 
 class Level:
-    """The least level of events that are logged: the one that was configured, or another one for a while."""
+    """The least level of logged events: the configured one, or another one that was set since."""
 
     def __init__(self) -> None:
         self.configured = "info"
@@ -39,7 +43,7 @@ class Level:
         self.logger: Any = type("Logger", (structlog.make_filtering_bound_logger(logging.DEBUG),), {})
 
     def set(self, name: str) -> None:
-        """From now on ``name`` and above. Raises ValueError."""
+        """Log events of level ``name`` and above from now on. Raises ValueError."""
         if name not in LEVELS:
             raise ValueError(f"level must be one of {', '.join(LEVELS)}")
         source = structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[name.upper()])
@@ -50,7 +54,7 @@ class Level:
         logging.getLogger().setLevel(max(logging.getLevelNamesMapping()[name.upper()], logging.WARNING))
 
     def toggle(self) -> None:
-        """To debug, or back to what was configured."""
+        """Switch to debug, or back to the configured level."""
         self.set(self.configured if self.current == "debug" else "debug")
 
 
@@ -71,13 +75,13 @@ class Events:
         return event
 
     def since(self, number: int) -> list[dict[str, object]]:
-        """Those after ``number`` that are still kept, the oldest first; all of them if it is from another life."""
+        """Kept events after ``number``, the oldest first; all if ``number`` is from an earlier process."""
         if number > self.last:
             number = 0
         return [event for event in list(self._kept) if int(str(event["number"])) > number]
 
     async def wait(self, number: int, seconds: float) -> list[dict[str, object]]:
-        """As :meth:`since`, but wait up to ``seconds`` for a first one."""
+        """Like :meth:`since`, but wait up to ``seconds`` for a first event."""
         found = self.since(number)
         if not found:
             with trio.move_on_after(seconds):
@@ -89,8 +93,8 @@ class Events:
 class ProblemReport:
     """Logs a problem once: when it begins, when it becomes another one and, with ``over``, when it has ended.
 
-    A task that tries again and again tells it the outcome of each attempt. ``fields`` are added to each event, and
-    ``field`` is the name under which the problem is logged.
+    A task with repeated attempts passes each outcome to :meth:`tell`. ``fields`` are added to each event, and ``field``
+    is the name of the problem's field.
     """
 
     def __init__(
@@ -98,11 +102,13 @@ class ProblemReport:
     ) -> None:
         self._logger, self._event, self._over, self._field, self._fields = logger, event, over, field, fields
         self.problem: str | None = None
-        """What the last attempt met with; None when all is well."""
+        """The problem of the last attempt; None after a success."""
 
     def tell(self, problem: str | None, *, expected: str | None = None) -> None:
-        """The last attempt met with ``problem``, or with none. An ``expected`` one is an event of its own, not a
-        warning."""
+        """Take the outcome of an attempt: a problem, or None.
+
+        ``expected``: an event of level info, logged instead of the warning.
+        """
         if problem == self.problem:
             return
         self.problem = problem
@@ -128,7 +134,7 @@ def configure(name: str = "info", fmt: str = "json") -> None:
     if fmt == "json":
         renderer = structlog.processors.JSONRenderer()
     else:
-        # the richer formats print local variables, and a token may be among them
+        # no rich tracebacks, because they print local variables, which may hold a token
         renderer = structlog.dev.ConsoleRenderer(
             colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
         )
@@ -157,16 +163,16 @@ def configure(name: str = "info", fmt: str = "json") -> None:
     root.handlers[:] = [handler]
     level.configured = name
     level.set(name)
-    # when the process is out of file numbers, Trio says so ten times a second; the line is enough
+    # without file descriptors, Trio logs this ten times a second, so the traceback is left out
     logging.getLogger("trio.serve_listeners").addFilter(_without_traceback)
-    # py-libp2p logs seven lines for each stream that a peer resets; our own adapter says what matters
+    # py-libp2p logs seven lines for each stream that a peer resets; the adapter logs one event instead
     logging.getLogger("libp2p").setLevel(logging.CRITICAL)
 
 
 async def follow_signal(
     told: Callable[[str], None], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
-    """SIGUSR1 turns debug on and off; ``told`` hears the new level."""
+    """Toggle debug at each SIGUSR1, and call ``told`` with the new level."""
     with trio.open_signal_receiver(signal.SIGUSR1) as signals:
         task_status.started()
         async for _ in signals:
@@ -184,7 +190,7 @@ def _in_trio() -> bool:
 
 
 def _plain(value: object) -> object:
-    """What JSON can carry of a value that an event came with."""
+    """The value of an event's field, as JSON can represent it."""
     if value is None or isinstance(value, bool | int | float):
         return value
     if isinstance(value, str):

@@ -15,7 +15,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 
 class RingError(Exception):
-    """The ring could not do what was asked; the message says why, for people."""
+    """An operation of the ring failed; the message says why, for people."""
 
 
 class PeerError(Exception):
@@ -32,7 +32,7 @@ class PeerError(Exception):
 
 
 MAX_PEER_ID = 64
-"""Longest binary peer id that is taken from others, in bytes; real ones have 34 to 42."""
+"""Size limit of a binary peer id from other peers, in bytes; real ones have 34 to 42."""
 
 _ALPHABET = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 _DIGIT = {character: number for number, character in enumerate(_ALPHABET)}
@@ -40,7 +40,7 @@ _ED25519_IDENTITY = b"\x00\x24\x08\x01\x12\x20"
 
 
 def in_url(host: str) -> str:
-    """``host`` as it stands in a URL and before a port: IPv6 in brackets (RFC 3986, 3.2.2)."""
+    """``host`` in the form for a URL or before a port: IPv6 in brackets (RFC 3986, 3.2.2)."""
     return f"[{host}]" if ":" in host else host
 
 
@@ -50,12 +50,12 @@ def host_port(host: str, port: int) -> str:
 
 
 def unmapped(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
-    """The IPv4 address in an IPv4-mapped IPv6 one (RFC 4291, 2.5.5.2), which is how an IPv6 socket shows it."""
+    """The IPv4 address in an IPv4-mapped IPv6 one (RFC 4291, 2.5.5.2), the form of IPv4 clients at an IPv6 socket."""
     return getattr(address, "ipv4_mapped", None) or address
 
 
 def is_mapped(address: IPv4Address | IPv6Address) -> bool:
-    """Whether it is an IPv4 address in the form of an IPv6 one: it is dialled as IPv4, and passes checks of neither."""
+    """Whether it is IPv4-mapped: it is dialled as IPv4, but checks for IPv4 and for IPv6 addresses miss it."""
     return unmapped(address) is not address
 
 
@@ -100,11 +100,11 @@ def is_peer_id(text: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class PeerInfo:
-    """How a peer's router is reached.
+    """A peer's id and the addresses of its router.
 
-    ``id`` is the base58 peer id, or None while unknown (it is learnt when the connection is made).
+    ``id`` is the base58 peer id, or None if unknown (the connection then tells it).
     ``addrs`` are multiaddrs of its router without the ``/p2p`` part: ``/ip4/10.0.0.7/tcp/5001``.
-    With ``proven`` it is joined only if it still has this id: an address may be another cluster's by now.
+    With ``proven`` it is joined only if it still has this id, because another cluster may have the address now.
     """
 
     id: str | None
@@ -114,10 +114,10 @@ class PeerInfo:
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """A peer that announced a key, and where its registry listens.
+    """A peer that announced a key, and the address of its registry.
 
-    ``registry`` is ``(host, port)``; the host is an IP address without brackets. ``secondary`` is the address of the
-    other family that the same registry told. It is tried if the registry is not reached at the first one.
+    ``registry`` is ``(host, port)``; the host is an IP address without brackets. ``secondary`` is the registry's
+    address of the other IP family. It is dialled if the first address does not answer.
     """
 
     peer_id: str
@@ -126,5 +126,5 @@ class Provider:
 
     @property
     def by_secondary(self) -> Provider | None:
-        """The same peer, its other address first."""
+        """The same peer with its secondary address first; None if it has none."""
         return Provider(self.peer_id, self.secondary, self.registry) if self.secondary is not None else None

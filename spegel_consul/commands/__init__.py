@@ -1,1 +1,1 @@
-"""The commands, one file for each group of them; ``cli.py`` gathers them."""
+"""The commands, one file for each group; ``cli.py`` registers them. A command imports its dependencies when it runs."""

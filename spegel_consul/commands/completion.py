@@ -1,4 +1,4 @@
-"""``spegel-consul completion``: let the shell complete commands and options."""
+"""``spegel-consul completion``: print a script for the completion of commands and flags in a shell."""
 
 from __future__ import annotations
 

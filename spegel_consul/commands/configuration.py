@@ -1,4 +1,8 @@
-"""``spegel-consul configuration``, ``cleanup`` and ``cleanup-wait``: the runtimes' files, written and undone."""
+"""``spegel-consul configuration``, ``cleanup`` and ``cleanup-wait``: write and restore the runtimes' files.
+
+The commands parse flags, choose the runtimes and print the changes; the files belong to :mod:`spegel_consul.runtimes`.
+A rule about the choice of runtimes belongs here.
+"""
 
 from __future__ import annotations
 
@@ -15,20 +19,20 @@ from spegel_consul.disk import foreign_files
 from spegel_consul.http.basic_auth import Credentials, CredentialsError
 from spegel_consul.http.server.listen import ListenError
 from spegel_consul.peers import host_port
-from spegel_consul.preflight.node_address import NoAddress, route_out
+from spegel_consul.preflight.node_address import NoAddress, default_route_source
 from spegel_consul.runtimes import docker
 from spegel_consul.runtimes.atomic_files import DiskError
-from spegel_consul.runtimes.backup import Place
+from spegel_consul.runtimes.backup import ConfigDirectory
 from spegel_consul.runtimes.cleanup_status import serve_cleaned, wait_cleaned
-from spegel_consul.runtimes.configure import Plan, daemon_place, plan_daemon, plan_hosts
+from spegel_consul.runtimes.configure import Plan, daemon_directory, plan_daemon, plan_hosts
 from spegel_consul.runtimes.hosts_toml import Mirroring
 from spegel_consul.runtimes.mirror_targets import parse_registries, parse_targets
 
 REGISTRY_PORT = 5000
 
 
-class Reads(Enum):
-    """The kinds of configuration that runtimes read."""
+class ConfigKind(Enum):
+    """Values of ``--runtime``: the kinds of configuration that runtimes read."""
 
     AUTO = "auto"
     CONTAINERD = "containerd"
@@ -67,11 +71,11 @@ def _with_directories(command: Any) -> Any:
 @click.command()
 @option(
     "--runtime",
-    type=click.Choice([kind.value for kind in Reads]),
+    type=click.Choice([kind.value for kind in ConfigKind]),
     multiple=True,
     default=["auto"],
-    help="Whose files: containerd and docker (28 and later) read hosts.toml, docker-daemon is daemon.json for the"
-    " others; auto looks what is here. May be repeated.",
+    help="Runtimes to configure: containerd and docker (28 and later) read hosts.toml, docker-daemon is daemon.json for"
+    " the others; auto detects them. May be repeated.",
 )
 @_with_directories
 @option("--docker-sock", type=click.Path(path_type=Path), default=Path("/run/docker.sock"), help="Asked by auto.")
@@ -94,28 +98,28 @@ def _with_directories(command: Any) -> Any:
     is_flag=False,
     flag_value=True,
     default=False,
-    help="Put the mirrors before what is configured already, instead of in its place.",
+    help="Put the mirrors before the configured hosts, instead of replacing them.",
 )
 @option(
     "--basic-auth-file",
     type=click.Path(path_type=Path),
     default=None,
-    help="File with name:password lines, of which the mirrors are shown the first; or a directory with the files"
+    help="File with name:password lines, the first of which is sent to the mirrors; or a directory with the files"
     " username and password.",
 )
 @option(
     "--containerd-snapshotter",
     type=bool,
     default=True,
-    help="Whether daemon.json switches the containerd image store on: only with it a Docker node has layers to share.",
+    help="Whether daemon.json switches on the containerd image store, which a Docker node needs to share layers.",
 )
 @click.option("--dry-run", is_flag=True, help="Show what would change, and change nothing.")
 def configuration(dry_run: bool, **given: Any) -> None:
-    """Point this node's containerd and Docker at the mirrors. What was there before comes back with cleanup."""
+    """Point this node's containerd and Docker at the mirrors. The command cleanup restores the old configuration."""
     try:
         registries = parse_registries(item for items in given["mirrored_registries"] for item in items)
         targets = parse_targets(item for items in given["mirror_targets"] for item in items)
-        targets = targets or parse_targets([_own()])
+        targets = targets or parse_targets([_own_mirror()])
         authorization = _authorization(given["basic_auth_file"])
     except ValueError as exc:
         raise click.UsageError(str(exc)) from None
@@ -125,17 +129,17 @@ def configuration(dry_run: bool, **given: Any) -> None:
     plans: list[Plan] = []
     changed = False
     try:
-        if Reads.CONTAINERD in runtimes:
+        if ConfigKind.CONTAINERD in runtimes:
             base = given["containerd_registry_config_path"].absolute()
             plans.append(plan_hosts(base, registries, mirroring, keep_existing=keep))
-        if Reads.DAEMON in runtimes:
+        if ConfigKind.DAEMON in runtimes:
             path = given["docker_daemon_config"].absolute()
             plans.append(plan_daemon(path, mirroring, snapshotter=given["containerd_snapshotter"]))
-        if Reads.DOCKER in runtimes:
+        if ConfigKind.DOCKER in runtimes:
             base = given["docker_certs_path"].absolute()
             plans.append(plan_hosts(base, registries, mirroring, keep_existing=keep))
         for plan in plans:
-            for line in plan.diff() if dry_run else plan.place.write(plan.files):
+            for line in plan.diff() if dry_run else plan.directory.write(plan.files):
                 click.echo(line)
                 changed = True
             notes += plan.notes
@@ -149,20 +153,25 @@ def configuration(dry_run: bool, **given: Any) -> None:
 
 @click.command()
 @_with_directories
-@option("--addr", type=ADDRESS, default=None, help="Stay, and say at /readyz that it is done (for cleanup-wait).")
+@option(
+    "--addr",
+    type=ADDRESS,
+    default=None,
+    help="Keep running and answer at /readyz that the cleanup is done (for cleanup-wait).",
+)
 def cleanup(addr: Any, **given: Any) -> None:
-    """Bring back the configuration that the runtimes had before, exactly."""
-    # in the reverse order of making: the directory of daemon.json may hold the other one
-    places = [
-        Place(given["docker_certs_path"].absolute()),
-        daemon_place(given["docker_daemon_config"].absolute()),
-        Place(given["containerd_registry_config_path"].absolute()),
+    """Restore the runtimes' configuration exactly as it was before."""
+    # in the reverse order of writing, because the directory of daemon.json may contain that of the hosts.toml files
+    directories = [
+        ConfigDirectory(given["docker_certs_path"].absolute()),
+        daemon_directory(given["docker_daemon_config"].absolute()),
+        ConfigDirectory(given["containerd_registry_config_path"].absolute()),
     ]
     done = False
     problems: list[str] = []
-    for place in places:
+    for directory in directories:
         try:
-            for line in place.restore():
+            for line in directory.restore():
                 click.echo(line)
                 done = True
         except DiskError as exc:
@@ -179,9 +188,19 @@ def cleanup(addr: Any, **given: Any) -> None:
 
 
 @click.command("cleanup-wait")
-@option("--probe-endpoint", required=True, type=ADDRESS, help="host:port of the cleanups: all addresses of the name.")
-@option("--threshold", type=click.IntRange(1), default=3, help="How many times in a row all of them must be done.")
-@option("--period", type=DURATION, default="2s", help="Time between two looks.")
+@option(
+    "--probe-endpoint",
+    required=True,
+    type=ADDRESS,
+    help="host:port of the cleanups; all addresses of the name are asked.",
+)
+@option(
+    "--threshold",
+    type=click.IntRange(1),
+    default=3,
+    help="How many times in a row all of them must answer that they are done.",
+)
+@option("--period", type=DURATION, default="2s", help="Time between two rounds.")
 @option("--timeout", type=DURATION, default="10m", help="Longest wait; then the exit status is 1.")
 def cleanup_wait(probe_endpoint: Any, threshold: int, period: float, timeout: float) -> None:
     """Wait until the cleanup has been done on all nodes."""
@@ -189,16 +208,16 @@ def cleanup_wait(probe_endpoint: Any, threshold: int, period: float, timeout: fl
         raise click.ClickException(problem)
 
 
-def _own() -> str:
+def _own_mirror() -> str:
     try:
-        address = route_out()
+        address = default_route_source()
     except NoAddress:
-        raise ValueError("this machine has no route out, so its address is not known: give --mirror-targets") from None
+        raise ValueError("this machine has no default route: give --mirror-targets") from None
     return f"http://{host_port(address, REGISTRY_PORT)}"
 
 
 def _authorization(path: Path | None) -> str | None:
-    """The value of the header. Raises ValueError with a clear message."""
+    """The value of the Authorization header. Raises ValueError with a clear message."""
     if path is None:
         return None
     try:
@@ -207,7 +226,7 @@ def _authorization(path: Path | None) -> str | None:
                 foreign_files.read(path / name, 4096).decode().rstrip("\r\n") for name in ("username", "password")
             )
         else:
-            return Credentials(path).own  # as the registry reads it: the first line is what is shown
+            return Credentials(path).own  # the first line, as in the registry
     except (OSError, UnicodeDecodeError) as exc:
         raise ValueError(f"--basic-auth-file {path} can't be read: {exc}") from None
     except CredentialsError as exc:
@@ -217,29 +236,29 @@ def _authorization(path: Path | None) -> str | None:
     return "Basic " + base64.b64encode(pair.encode()).decode()
 
 
-def _runtimes(given: dict[str, Any]) -> tuple[set[Reads], list[str]]:
-    """Whose files are written, and notes about it. Raises click.ClickException if nothing is found."""
-    chosen = set(map(Reads, given["runtime"]))
-    if Reads.AUTO not in chosen:
+def _runtimes(given: dict[str, Any]) -> tuple[set[ConfigKind], list[str]]:
+    """The kinds of files to write, and notes for the user. Raises click.ClickException without a runtime."""
+    chosen = set(map(ConfigKind, given["runtime"]))
+    if ConfigKind.AUTO not in chosen:
         return chosen, []
-    chosen.remove(Reads.AUTO)
+    chosen.remove(ConfigKind.AUTO)
     notes: list[str] = []
     if given["containerd_registry_config_path"].parent.is_dir() or Path("/run/containerd/containerd.sock").exists():
-        chosen.add(Reads.CONTAINERD)
+        chosen.add(ConfigKind.CONTAINERD)
     try:
         found = docker.ask(given["docker_sock"])
     except docker.NoDocker as exc:
         if given["docker_certs_path"].parent.is_dir():
-            chosen.add(Reads.DOCKER)
+            chosen.add(ConfigKind.DOCKER)
             notes.append(f"{exc}; hosts.toml is read by Docker 28 and later, use --runtime=docker-daemon for others")
     else:
         if found.is_new_enough:
-            chosen.add(Reads.DOCKER)
+            chosen.add(ConfigKind.DOCKER)
         if not found.reads_hosts:
-            chosen.add(Reads.DAEMON)
+            chosen.add(ConfigKind.DAEMON)
             notes.append(
                 f"Docker {found.version} {'with' if found.image_store else 'without'} the containerd image store"
-                " knows mirrors of docker.io only"
+                " uses mirrors for docker.io only"
             )
     if not chosen:
         raise click.ClickException("neither containerd nor Docker was found on this machine: give --runtime")

@@ -1,6 +1,8 @@
-# Only how Consul is used is a flag here.  Where it is and who we are there are the variables of Consul's own tools.
+"""Flags about Consul that commands share.
 
-"""Flags about Consul that commands share."""
+A flag sets how Consul is used. The address and the credentials are the environment variables of Consul's own tools, so
+they get no flags.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +31,8 @@ def consul_options(command: F) -> F:
             "--consul-service",
             type=click.Choice([mode.value for mode in ServiceMode]),
             default=ServiceMode.AUTO.value,
-            help="Who registers the services: auto leaves to Nomad what its job registers, self does it always, "
-            "external never, off also looks nobody up.",
+            help="Registration of the services: auto registers those that the Nomad job does not, self all of them, "
+            "external none; off also reads no catalog.",
         ),
         leader_key,
         option("--consul-session-ttl", type=DURATION, default=f"{_DEFAULTS.ttl:g}s", help="TTL of the lock's session."),
@@ -38,7 +40,7 @@ def consul_options(command: F) -> F:
             "--consul-lock-delay",
             type=DURATION,
             default=f"{_DEFAULTS.lock_delay:g}s",
-            help="How long Consul refuses the lock of a session that ended; the same on all nodes.",
+            help="How long Consul refuses a lock after its session has ended; the same on all nodes.",
         ),
     ]
     for flag in reversed(flags):

@@ -7,11 +7,11 @@ import trio
 
 
 @click.command()
-@click.option("--once", is_flag=True, help="Exit after the pull: 0 only if every layer came from a neighbour.")
+@click.option("--once", is_flag=True, help="Exit after the pull, with 0 only if every layer came from a peer.")
 @click.option("--port", type=click.IntRange(1024, 65000), default=5050, show_default=True, help="First port to use.")
 @click.option("--size", type=click.IntRange(1, 4096), default=16, show_default=True, help="Size of the image in MiB.")
 def dev(once: bool, port: int, size: int) -> None:
-    """Show it working: three nodes on this machine, and an image that goes from one to another."""
+    """Run a demonstration: three nodes on this machine, and a pull from one through another."""
     from spegel_consul import dev as demonstration
 
     raise SystemExit(trio.run(demonstration.run, once, port, size))

@@ -1,6 +1,8 @@
-# Reads the key once and says what it holds.  A lock without a readable record is told as it is: somebody wrote over it.
+"""``spegel-consul leader``: print the elected bootstrap peer.
 
-"""``spegel-consul leader``: who is the bootstrap peer."""
+The command reads the key once. A lock without a readable record is printed with its problem, because another program
+has overwritten the record.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +28,9 @@ EXIT_VACANT = 3
 @leader_key
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def leader(consul_leader_key: str, as_json: bool) -> None:
-    """Print the elected bootstrap peer. Exits 3 if nobody holds the lock, 1 if Consul can't be asked.
+    """Print the elected bootstrap peer. Exits 3 if no session holds the lock, 1 if Consul does not answer.
 
-    Consul is reached as CONSUL_HTTP_ADDR, CONSUL_HTTP_TOKEN and the other variables of Consul's own tools say.
+    Consul's address and credentials come from CONSUL_HTTP_ADDR, CONSUL_HTTP_TOKEN and the other variables of its tools.
     """
     try:
         entry = trio.run(_read, ConsulSettings.from_env(os.environ), consul_leader_key)
@@ -61,7 +63,7 @@ def _describe(key: str, entry: KVEntry | None) -> dict[str, Any]:
 
 def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if found["state"] == "vacant":
-        yield "", f"vacant: nobody holds {found['key']}"
+        yield "", f"vacant: no session holds {found['key']}"
         return
     yield "", str(found.get("node") or found.get("peer_id") or found["problem"])
     for name in ("peer_id", "addrs", "registry", "http", "version", "since", "alloc_id", "session", "epoch", "key"):

@@ -1,4 +1,4 @@
-"""``spegel-consul lookup``: who has it?"""
+"""``spegel-consul lookup``: the nodes that have an image or a digest, as a table."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from spegel_consul.web import formatting
 @click.argument("key", metavar="REF|DIGEST")
 @sidecar_client.asks
 def lookup(key: str, node: str, as_json: bool) -> None:
-    """Ask the ring who has an image or a digest, and how long it took to find out.
+    """List the nodes that have an image or a digest, and the time until each was found.
 
-    Exits 4 if nobody has it.
+    Exits 4 if no node has it.
     """
     found = sidecar_client.get(node, "/api/lookup", key=key)
     if as_json:
@@ -36,4 +36,5 @@ def lookup(key: str, node: str, as_json: bool) -> None:
         if found["problem"]:
             console.print(f"[yellow]{shown(found['problem'])}[/]")
     if not found["own"] and not found["providers"]:
-        raise sidecar_client.NotFound(f"nobody has {found['key']} (asked for {formatting.milliseconds(found['ms'])})")
+        took = formatting.milliseconds(found["ms"])
+        raise sidecar_client.NotFound(f"no node has {found['key']} (the lookup took {took})")

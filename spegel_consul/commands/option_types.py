@@ -1,7 +1,8 @@
-# Every flag is also an environment variable, because a Nomad job sets variables more easily than arguments.
-# Flags and variables are Spegel's where the meaning is Spegel's.
+"""Types of flag values, and flags with an environment variable of the same name.
 
-"""Kinds of values that flags take, and flags with an environment variable of the same name."""
+Every flag is also an environment variable, because a Nomad job sets variables more easily than arguments. Flags and
+variables have Spegel's names if they have Spegel's meaning. A new type of value belongs here.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ T = TypeVar("T")
 
 
 class Parsed(click.ParamType[Any]):
-    """A parameter that a function parses; its ValueError is what the user reads."""
+    """A parameter that a function parses; the user reads the message of its ValueError."""
 
     def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
         self.name = name
@@ -49,7 +50,7 @@ def _size(text: str) -> int:
     if text.strip() == "all":
         return sys.maxsize
     if found is None:
-        raise ValueError(f"{text!r} is not a size: write bytes, or 512KiB, 32MiB, 1GiB, or all")
+        raise ValueError(f"{text!r} is not a size: give a number of bytes, 512KiB, 32MiB, 1GiB, or all")
     return int(found[1]) << _UNITS[(found[2] or "").upper()]
 
 
@@ -68,12 +69,12 @@ HOSTS = Parsed("list", lambda text: tuple(map(allowed_host, _list(text))))
 
 
 def flat(lists: tuple[tuple[str, ...], ...]) -> tuple[str, ...]:
-    """What a repeated flag of type LIST was given, in order."""
+    """All values of a repeated flag of type LIST, in order."""
     return tuple(item for each in lists for item in each)
 
 
 def option(flag: str, **kwargs: Any) -> Callable[[T], T]:
-    """A flag and the environment variable of the same name; of ``--flag/--no-flag`` that is the name of the first."""
+    """A flag with the environment variable of the same name; ``--flag/--no-flag`` has that of ``--flag``."""
     variable = flag.partition("/")[0].removeprefix("--").replace("-", "_").upper()
     kwargs.setdefault("show_default", True)
     return click.option(flag, envvar=variable, show_envvar=True, **kwargs)  # type: ignore[return-value]

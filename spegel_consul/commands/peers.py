@@ -1,4 +1,4 @@
-"""``spegel-consul peers``: who is in the ring."""
+"""``spegel-consul peers``: the members of the ring, as a table."""
 
 from __future__ import annotations
 

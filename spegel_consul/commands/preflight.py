@@ -1,4 +1,8 @@
-"""``spegel-consul preflight``: is this node set up?"""
+"""``spegel-consul preflight``: check this node's set-up.
+
+The command collects the settings and prints the findings; the checks belong to
+:mod:`spegel_consul.preflight.node_checks`.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +23,13 @@ from spegel_consul.preflight.node_address import NoAddress, advertised
 
 
 @click.command()
-@option("--registry-addr", type=ADDRESS, default=":5000", help="Where the sidecar listens.")
-@option("--advertise-addr", type=REACHABLE, default=(), help="Address that peers and Consul are told.")
+@option("--registry-addr", type=ADDRESS, default=":5000", help="Address on which the sidecar listens.")
+@option("--advertise-addr", type=REACHABLE, default=(), help="As for registry.")
 @option(
     "--containerd-sock",
     type=click.Path(path_type=Path),
     default=None,
-    help="containerd's socket.  [default: the first of the known places]",
+    help="containerd's socket.  [default: as for registry]",
 )
 @option("--containerd-namespace", type=LIST, multiple=True, default=["auto"], help="As for registry; may be repeated.")
 @option("--containerd-content-path", type=click.Path(path_type=Path), default=None, help="As for registry.")
@@ -48,17 +52,23 @@ from spegel_consul.preflight.node_address import NoAddress, advertised
     help="The same for Docker.",
 )
 @option("--docker-sock", type=click.Path(path_type=Path), default=Path("/run/docker.sock"), help="Docker's socket.")
-@option(
-    "--bootstrap-kind", default="consul", help="As for registry; with another one than consul, Consul is not asked."
-)
+@option("--bootstrap-kind", default="consul", help="As for registry; Consul is checked only with consul.")
 @option("--consul-leader-key", default=ElectionSettings().key, help="As for registry.")
-@option("--tls-cert-file", type=click.Path(path_type=Path), default=None, help="As for registry: peers have TLS too.")
-@click.option(
-    "--peer", type=ADDRESS, default=None, help="Registry of another node, to dial back.  [default: of Consul]"
+@option(
+    "--tls-cert-file",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="As for registry; the peers then have TLS too.",
 )
-@click.option("--json", "as_json", is_flag=True, help="For machines.")
+@click.option(
+    "--peer",
+    type=ADDRESS,
+    default=None,
+    help="Registry of another node, to dial back.  [default: one in Consul's catalog]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 def preflight(as_json: bool, peer: Any, **given: Any) -> None:
-    """Check what a mirror needs on this node, and say what to change. Exits 1 if anything fails."""
+    """Check this node's set-up for a mirror, and print the lines to change. Exits 1 if a check fails."""
     from spegel_consul.commands.sidecar_client import print_hanging
     from spegel_consul.preflight.node_checks import Subject, run
     from spegel_consul.runtimes.containerd_sockets import find_socket, namespaces

@@ -1,4 +1,4 @@
-"""``spegel-consul pull``: try a pull through the mirror, and keep nothing of it."""
+"""``spegel-consul pull``: a trial pull through the mirror, which keeps nothing."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from spegel_consul.commands.sidecar_client import shown
 from spegel_consul.web import formatting
 
 _NARROW = 70
-_PATIENCE = 20.0
-"""Seconds between two lines; the node tells of a pull every second, and of one that stalls too."""
+_LINE_TIMEOUT = 20.0
+"""Longest time between two lines, in seconds; the node sends one each second, also of a pull that stalls."""
 
 
 @click.command()
@@ -26,8 +26,8 @@ _PATIENCE = 20.0
 def pull(reference: str, node: str, as_json: bool) -> None:
     """Pull an image through a node's mirror, verify every digest, and keep nothing.
 
-    Shows for each part where it came from and how fast. Exits 0 if the whole image came, 4 if no node has it,
-    1 if it broke off.
+    Shows the source and the speed of each part. Exits 0 if the image is whole, 4 if no node has it, 1 if the pull
+    broke off.
     """
     last: dict[str, Any] = {}
     lines = _lines(node, reference)
@@ -37,7 +37,7 @@ def pull(reference: str, node: str, as_json: bool) -> None:
     else:
         last = _watch(lines)
     if not last or not last["done"]:
-        raise click.ClickException("the node went away before the pull had ended")
+        raise click.ClickException("the node ended the connection before the pull was over")
     if last["problem"]:
         raise (sidecar_client.NotFound if last["missing"] else click.ClickException)(
             sidecar_client.printable(last["problem"])
@@ -45,14 +45,14 @@ def pull(reference: str, node: str, as_json: bool) -> None:
 
 
 def _lines(node: str, reference: str) -> Iterator[dict[str, Any]]:
-    """What the node tells of the pull as it goes on."""
+    """The node's reports of the pull, as they arrive."""
     try:
         with httpx.stream(
             "POST",
             f"{node}/api/measure",
             params={"image": reference},
             headers={"accept": "application/x-ndjson", "accept-encoding": "identity"},
-            timeout=_PATIENCE,
+            timeout=_LINE_TIMEOUT,
             trust_env=False,
         ) as answer:
             if answer.status_code != 200:
@@ -62,7 +62,7 @@ def _lines(node: str, reference: str) -> Iterator[dict[str, Any]]:
     except (ValueError, RecursionError):
         sidecar_client.not_ours(node, answer.status_code)
     except httpx.ReadTimeout:
-        sidecar_client.hangs(node, _PATIENCE)
+        sidecar_client.hangs(node, _LINE_TIMEOUT)
     except httpx.HTTPError as exc:
         sidecar_client.unreachable(node, exc)
 

@@ -1,4 +1,8 @@
-"""``spegel-consul registry``: the sidecar."""
+"""``spegel-consul registry``: the sidecar.
+
+The command parses flags into :class:`Settings`, forks the guard, and runs the lifecycle. A new flag belongs here, with
+a field in the settings; the check of one value belongs to its type, and a check of several values to ``_settings``.
+"""
 
 from __future__ import annotations
 
@@ -39,9 +43,11 @@ from spegel_consul.signals import stop_signals
 
 
 @click.command()
-@option("--registry-addr", type=ADDRESS, default=":5000", help="Where clients and peers ask for content.")
-@option("--router-addr", type=ADDRESS, default=":5001", help="Where other routers connect.")
-@option("--metrics-addr", type=ADDRESS, default=":9090", help="Where metrics are read.")
+@option("--registry-addr", type=ADDRESS, default=":5000", help="Address for clients and peers that ask for content.")
+@option("--router-addr", type=ADDRESS, default=":5001", help="Address for the routers of other nodes.")
+@option(
+    "--metrics-addr", type=ADDRESS, default=":9090", help="Address for metrics, health, the API and the status page."
+)
 @option(
     "--web-allowed-hosts",
     type=HOSTS,
@@ -53,42 +59,42 @@ from spegel_consul.signals import stop_signals
     "--advertise-addr",
     type=REACHABLE,
     default=(),
-    help="Address that peers and Consul are told: an IP address, an interface (eth0), a network (10.0.0.0/8) or "
+    help="Address to advertise to peers and Consul: an IP address, an interface (eth0), a network (10.0.0.0/8) or "
     "'{{ GetPrivateIP }}'; or one of each family with a comma, the preferred one first: 10.0.0.0/8,fd00::/8."
-    "  [default: the one bound to, else that of the route out]",
+    "  [default: the bound address, else that of the default route]",
 )
 @option("--node-name", default=socket.gethostname, show_default="host name", help="Name of this node for people.")
 @option(
     "--data-dir",
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("/var/lib/spegel"),
-    help="Keeps this node's identity across restarts; nothing else is stored.",
+    help="Directory for this node's identity and its last members, and for blobs while they are verified.",
 )
 @option(
     "--containerd-sock",
     type=click.Path(path_type=Path),
     default=None,
     help="containerd's socket; also that of a Docker with the containerd image store."
-    "  [default: the first that answers of the places of containerd, Docker, k3s, k0s and MicroK8s]",
+    "  [default: the first that answers of the sockets of containerd, Docker, k3s, k0s and MicroK8s]",
 )
 @option(
     "--containerd-namespace",
     type=LIST,
     multiple=True,
     default=["auto"],
-    help="Docker: moby. Kubernetes: k8s.io. ctr, nerdctl: default. Several with commas; auto is all that are known.",
+    help="Docker: moby. Kubernetes: k8s.io. ctr, nerdctl: default. Several with commas; auto: all these and nomad.",
 )
 @option(
     "--containerd-content-path",
     type=click.Path(path_type=Path),
     default=None,
-    help="containerd's content directory.  [default: what containerd says]",
+    help="containerd's content directory.  [default: the one that containerd reports]",
 )
 @option(
     "--layout-path",
     type=click.Path(path_type=Path),
     default=None,
-    help="OCI image layout that is served in place of a containerd.",
+    help="OCI image layout to serve instead of containerd's content.",
 )
 @option(
     "--mirrored-registries",
@@ -99,7 +105,7 @@ from spegel_consul.signals import stop_signals
 @option(
     "--registry-filters",
     multiple=True,
-    help="Regular expression of image names to leave alone, such as ':latest$'; may be repeated.",
+    help="Regular expression of image names to ignore, such as ':latest$'; may be repeated.",
 )
 @option(
     "--mirror-resolve-timeout", type=DURATION, default="200ms", help="Longest wait for a first peer that has the key."
@@ -124,8 +130,7 @@ from spegel_consul.signals import stop_signals
     "--peer-min-rate",
     type=SIZE,
     default="2MiB",
-    help="What a peer should send in a second; of one that sends less, the rest of a blob comes from another peer that"
-    " has it. 0 for none.",
+    help="Least bytes per second of a peer; if it sends less, another peer with the blob sends the rest. 0 for none.",
 )
 @option(
     "--follow",
@@ -146,7 +151,7 @@ from spegel_consul.signals import stop_signals
 @option(
     "--tls-verify-clients/--no-tls-verify-clients",
     default=False,
-    help="Serve only those who show a certificate of these authorities; the runtime does by client= in hosts.toml.",
+    help="Serve only clients with a certificate of these authorities; a runtime gets its own by client= in hosts.toml.",
 )
 @option(
     "--peer-policy",
@@ -159,46 +164,56 @@ from spegel_consul.signals import stop_signals
     "--basic-auth-file",
     type=FILE,
     default=None,
-    help="File with name:password lines, one of which is asked of runtimes and peers; the first is shown to peers.",
+    help="File with name:password lines: runtimes and peers must send one of them; this node sends the first to peers.",
 )
 @finding_options
 @option(
     "--on-leader-change",
     type=click.Choice([policy.value for policy in OnLeaderChange]),
     default="rejoin",
-    help="What the router does: join through the new leader too; make itself anew, then let go of the old; nothing. "
-    "Only consul and nomad-var have a leader.",
+    help="Reaction of the router to a new leader: join through it too; start a second router, then stop the first; "
+    "nothing. Only consul and nomad-var have a leader.",
 )
 @consul_options
 @option(
     "--hang-timeout",
     type=DURATION,
     default="10s",
-    help="End the sidecar when it has hung for so long, with a second, small process that watches it; 0 for none.",
+    help="End the sidecar after it has hung for this time, by a second, small process; 0 for none.",
 )
 @option(
     "--skip-preflight",
     is_flag=True,
     show_default=False,
-    help="Start even if nobody could reach this node, and say nothing about its set-up.",
+    help="Start even if peers can't reach this node, and log no findings about its set-up.",
 )
-@option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", help="Least level.")
-@option("--log-format", type=click.Choice(["json", "console"]), default="json", help="For machines or for people.")
+@option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    help="Least level of events that are logged.",
+)
+@option(
+    "--log-format",
+    type=click.Choice(["json", "console"]),
+    default="json",
+    help="Format of the log: for machines or for people.",
+)
 def registry(**given: Any) -> None:
-    """Run the sidecar: serve what this node has, find the rest at other nodes.
+    """Run the sidecar: serve this node's content, and mirror other content from peers.
 
-    Consul is reached as CONSUL_HTTP_ADDR, CONSUL_HTTP_TOKEN and the other variables of Consul's own tools say.
+    Consul's address and credentials come from CONSUL_HTTP_ADDR, CONSUL_HTTP_TOKEN and the other variables of its tools.
     """
     settings = _settings(given)
     if settings.hang_timeout:
         from spegel_consul.sidecar.watchdog import become_guarded
 
         settings = replace(settings, heartbeat=become_guarded(settings.hang_timeout))
-    # before the sidecar listens for them there is nothing to bring in order, and nothing after
+    # exit at once, because before the sidecar handles these signals there is nothing to stop in order
     stopping = stop_signals()
     for each in stopping:
         signal.signal(each, lambda *_: os._exit(0))
-    # only the sidecar itself needs the rest
+    # imported after the fork, because the guard does not need them
     from spegel_consul import log
     from spegel_consul.sidecar import lifecycle
     from spegel_consul.sidecar.prepare import StartError
@@ -209,8 +224,8 @@ def registry(**given: Any) -> None:
         try:
             await lifecycle.run(settings)
         finally:
-            # A signal from here on would be reported as one that trio's closed file descriptor did not take, and, once
-            # the interpreter has dropped the handlers, as the one that ended the process.
+            # Ignored from here on, because a signal would be logged as an error of trio's closed file descriptor, or
+            # would end the process once the interpreter has dropped the handlers.
             for each in stopping:
                 signal.signal(each, signal.SIG_IGN)
 
@@ -232,7 +247,7 @@ def _settings(given: dict[str, Any]) -> Settings:
     policy = PeerPolicy(given["peer_policy"])
     if policy is PeerPolicy.CATALOG and (consul is None or given["consul_service"] == ServiceMode.OFF.value):
         raise click.UsageError(
-            "--peer-policy=catalog needs Consul's catalog: --bootstrap-kind=consul, not without services"
+            "--peer-policy=catalog needs Consul's catalog: give --bootstrap-kind=consul, and not --consul-service=off"
         )
     return Settings(
         registry_addr=given["registry_addr"],
@@ -272,11 +287,13 @@ def _settings(given: dict[str, Any]) -> Settings:
 def _tls(given: dict[str, Any]) -> TlsFiles | None:
     cert, key, ca = given["tls_cert_file"], given["tls_key_file"], given["tls_ca_file"]
     if (cert is None) != (key is None):
-        raise click.UsageError("--tls-cert-file and --tls-key-file are given together or not at all")
+        raise click.UsageError("--tls-cert-file and --tls-key-file must be given together")
     if cert is None:
         if ca is not None or given["tls_verify_clients"]:
             raise click.UsageError("--tls-ca-file and --tls-verify-clients need --tls-cert-file and --tls-key-file")
         return None
     if ca is None and given["tls_verify_clients"]:
-        raise click.UsageError("--tls-verify-clients needs --tls-ca-file: the system's authorities vouch for anybody")
+        raise click.UsageError(
+            "--tls-verify-clients needs --tls-ca-file, because the system's authorities sign for anybody"
+        )
     return TlsFiles(cert, key, ca, given["tls_verify_clients"])

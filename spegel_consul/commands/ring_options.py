@@ -1,4 +1,4 @@
-"""The options that say how the ring is found."""
+"""Flags about the bootstrap, and the settings that they make. A flag of a new bootstrap source belongs here."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _kinds(text: str) -> tuple[BootstrapKind, ...]:
 def _server(text: str) -> tuple[str, int]:
     address = ListenAddress.parse(text if ":" in text.rpartition("]")[2] or text.endswith("]") else f"{text}:53")
     if not address.host:
-        raise ValueError(f"{text!r} is not a DNS server: expected an IP address, with a port unless it is 53")
+        raise ValueError(f"{text!r} is not a DNS server: expected an IP address, with :port if it is not 53")
     return address.host, address.port
 
 
@@ -41,8 +41,8 @@ _OPTIONS = (
         multiple=True,
         default=("consul",),
         show_default="consul",
-        help=f"How the ring is found: {_KINDS}. Several with commas: the first that yields peers is used, the others "
-        "are fall-backs.",
+        help=f"Sources of bootstrap peers: {_KINDS}. Several with commas: the first that yields peers is used, the "
+        "others are fall-backs.",
     ),
     option(
         "--static-bootstrap-peers",
@@ -81,20 +81,20 @@ _OPTIONS = (
         "--bootstrap-file",
         type=click.Path(path_type=Path, dir_okay=False),
         default=None,
-        help="file: list of peers that something else keeps up to date, such as a rendered template.",
+        help="file: list of peers that another program maintains, such as a rendered template.",
     ),
 )
 
 
 def finding_options(command: T) -> T:
-    """Add them to ``command``."""
+    """Add the flags to ``command``."""
     for add in reversed(_OPTIONS):
         command = add(command)
     return command
 
 
 def bootstrap_settings(given: Mapping[str, Any], env: Mapping[str, str]) -> BootstrapSettings:
-    """From the values of the options. Raises ValueError for what is missing or can't be used."""
+    """Settings from the values of the flags. Raises ValueError for a missing or unusable value."""
     kinds = tuple(dict.fromkeys(kind for each in given["bootstrap_kind"] for kind in each))
     if not kinds:
         raise ValueError(f"--bootstrap-kind: none given, expected one of {_KINDS}")

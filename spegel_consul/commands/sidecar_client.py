@@ -1,7 +1,9 @@
-# The commands for people ask a sidecar's metrics port and show what it says: tables and bars on a terminal, plain lines
-# in a pipe, the document itself with --json.  One exit code for each thing that a script would want to tell apart.
+"""The client of the commands that ask a running sidecar, and their output.
 
-"""What the commands that ask a running sidecar have in common."""
+The commands request documents from a sidecar's metrics port and print them: as tables and bars on a terminal, as plain
+lines in a pipe, or unchanged with --json. Each outcome that a script must distinguish has its own exit code. A new exit
+code, a rule about the requests and a rule about the output of all these commands belong here.
+"""
 
 from __future__ import annotations
 
@@ -43,13 +45,13 @@ class Unreachable(click.ClickException):
 
 
 class NotFound(click.ClickException):
-    """Nobody has what was asked for."""
+    """No node has the requested content."""
 
     exit_code = EXIT_NOT_FOUND
 
 
 def base_url(text: str) -> str:
-    """Where a sidecar's metrics port is: ``host``, ``host:port``, ``[ipv6]:port`` or a URL. Raises ValueError."""
+    """The URL of a metrics port, from ``host``, ``host:port``, ``[ipv6]:port`` or a URL. Raises ValueError."""
     text = text.strip().rstrip("/")
     if "://" not in text:
         if text.count(":") > 1 and not text.startswith("["):
@@ -73,15 +75,15 @@ def _node(ctx: click.Context, param: click.Parameter, value: str) -> str:
 
 
 def asks(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds ``--node`` and ``--json``, and says in one line that an answer is not what this version expects."""
+    """Add ``--node`` and ``--json``, and turn an answer with missing fields into a one-line error."""
 
     @functools.wraps(command)
     def asking(node: str, **given: Any) -> Any:
         try:
             return command(node=node, **given)
-        except (KeyError, TypeError, AttributeError, IndexError):  # fields are only ever added: it is an older one
+        except (KeyError, TypeError, AttributeError, IndexError):  # versions only add fields, so the node is older
             raise Unreachable(
-                f"what answers at {node} says less than version {__version__} expects: upgrade it, or see --json"
+                f"the answer of {node} lacks fields that version {__version__} expects: upgrade the node, or use --json"
             ) from None
 
     made = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(asking)
@@ -97,9 +99,9 @@ def asks(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def get(node: str, path: str, *, timeout: float = TIMEOUT, **query: str) -> Any:
-    """The document at ``path`` of a sidecar. Raises Unreachable, or click.ClickException with what it says is wrong.
+    """The document at ``path`` of a sidecar. Raises Unreachable, or click.ClickException with the answer's error.
 
-    ``timeout`` (seconds) is for the whole answer: one that drips is given up too.
+    ``timeout`` (seconds) is for the whole answer, so a slow drip ends too.
     """
 
     async def asked() -> bounded_client.Received:
@@ -120,14 +122,14 @@ def get(node: str, path: str, *, timeout: float = TIMEOUT, **query: str) -> Any:
     except (httpx.ReadTimeout, trio.TooSlowError):
         hangs(node, timeout)
     except bounded_client.AnswerRefused as exc:
-        raise Unreachable(f"what answers at {node} is no spegel-consul: {exc}") from None
+        raise Unreachable(f"the server at {node} is no spegel-consul: {exc}") from None
     except httpx.HTTPError as exc:
         unreachable(node, exc)
     return document(node, answer.status, answer.body)
 
 
 def lines(node: str, answer: httpx.Response) -> Iterator[bytes]:
-    """The lines of an answer that was asked for without encoding, as they come. Raises Unreachable for a long one."""
+    """The lines of an answer without content encoding, as they arrive. Raises Unreachable for a line over 1 MiB."""
     begun = b""
     for piece in answer.iter_raw():
         *whole, begun = (begun + piece).split(b"\n")
@@ -139,7 +141,7 @@ def lines(node: str, answer: httpx.Response) -> Iterator[bytes]:
 
 
 def document(node: str, status: int, body: bytes) -> Any:
-    """What a sidecar answered. Raises as :func:`get`."""
+    """Parse a sidecar's answer. Raises like :func:`get`."""
     try:
         found = json.loads(body)
     except (ValueError, RecursionError, MemoryError):
@@ -153,20 +155,20 @@ def document(node: str, status: int, body: bytes) -> Any:
 
 
 def not_ours(node: str, status: int) -> NoReturn:
-    raise Unreachable(f"what answers at {node} is no spegel-consul, or one without this command (status {status})")
+    raise Unreachable(f"the server at {node} is no spegel-consul, or one without this command (status {status})")
 
 
 def hangs(node: str, seconds: float) -> NoReturn:
-    raise Unreachable(f"the sidecar at {node} took the connection and did not answer within {seconds:g} s: it hangs")
+    raise Unreachable(f"the sidecar at {node} accepted the connection but did not answer in {seconds:g} s: it hangs")
 
 
 def printable(text: str) -> str:
-    """``text`` without what a terminal would act on: peers choose their names."""
+    """``text`` without control characters for a terminal, because peers choose their names."""
     return "".join(each if each.isprintable() else "\ufffd" for each in text)
 
 
 def shown(text: str) -> str:
-    """The same for a console, which takes markup."""
+    """``printable`` text, escaped for rich's markup."""
     return escape(printable(text))
 
 
@@ -181,7 +183,7 @@ def print_json(found: Any) -> None:
 
 
 def console() -> Console:
-    """Of standard output. Without a terminal nothing is cut off, since nobody can widen a pipe."""
+    """A console for standard output. Without a terminal no line is cut, because a pipe has no width."""
     if sys.stdout.isatty():
         return Console(highlight=False)
     width = int(os.environ["COLUMNS"]) if os.environ.get("COLUMNS", "").isdigit() else 10_000
@@ -189,7 +191,7 @@ def console() -> Console:
 
 
 def print_hanging(lines: Iterable[tuple[str, str]]) -> None:
-    """A lead and a text on each line; on a terminal, what is too long for it goes on below the text, not the lead."""
+    """Print lines of a lead and a text; a terminal wraps a long text below the text, not below the lead."""
     if not sys.stdout.isatty():
         for lead, text in lines:
             click.echo(printable(lead + text))

@@ -1,4 +1,4 @@
-"""``spegel-consul status``: one node at a glance."""
+"""``spegel-consul status``: a summary of one node."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from spegel_consul.web import formatting
 @click.command()
 @sidecar_client.asks
 def status(node: str, as_json: bool) -> None:
-    """Show how a node is: the ring, what it has, how well it mirrors, and what is wrong.
+    """Show a summary of a node: the ring, its content, its hit ratio, and its problems.
 
     Exits 0 if the node is ready, 5 if not, 3 if no sidecar answers.
     """
@@ -41,7 +41,7 @@ def _show(found: dict[str, Any]) -> None:
     for warning in found["warnings"]:
         console.print(f"[yellow]warning:[/] {shown(warning)}")
     for each in found["transfers"]:
-        peer = each["peer_node"] or each["peer"] or "nobody yet"
+        peer = each["peer_node"] or each["peer"] or "no peer yet"
         done = f"{formatting.size(each['bytes'])} of {formatting.size(each['size'])}"
         speed = formatting.speed(each["bytes_per_second"])
         console.print(f"transfer: {shown(formatting.image(each['reference']))}, {done} from {shown(peer)}, {speed}")

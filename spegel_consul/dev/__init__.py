@@ -1,10 +1,10 @@
-# A cluster on one machine, for people who want to see the thing work before they install it.
-#
-# The nodes are the real sidecar in processes of its own, and Consul, if there is one on PATH, is a real
-# agent; only the store is an OCI layout instead of a containerd.  The first node has an image that this
-# module made; it is pulled through the second, which can have got it from a neighbour only.
+"""``spegel-consul dev``: a demonstration with three nodes on loopback, and a pull from one through another.
 
-"""``spegel-consul dev``: three nodes on loopback, and a pull from one to another."""
+The nodes are real sidecars in processes of their own, and Consul is a real agent if there is one on PATH. Only the
+store is an OCI image layout instead of containerd. The first node has a sample image. It is pulled through the second
+node, which can get it only from a peer. The demonstration's steps and output belong here, its processes to
+:mod:`spegel_consul.dev.processes`.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NODES = 3
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """One thing that was pulled, and who served it; ``seconds`` is the time from request to last byte."""
+    """One pulled manifest or blob; ``seconds``: the time from the request to the last byte."""
 
     what: str
     digest: Digest
@@ -43,7 +43,7 @@ class _Piece:
 
 
 async def run(once: bool, port: int, size: int) -> int:
-    """Show it; returns the exit status. ``port`` is the first of the ports used, ``size`` MiB of layers."""
+    """Run the demonstration and return the exit status. ``port``: the first of the ports; ``size``: MiB of layers."""
     console = Console(stderr=False, highlight=False, soft_wrap=True)
     home = Path(tempfile.mkdtemp(prefix="spegel-dev-"))
     try:

@@ -1,7 +1,8 @@
-# Each sidecar has a session of its own, so that Ctrl-C reaches the demonstration alone, which stops them in order.  One
-# that ends before it should ends the demonstration, with the last lines of its log.
+"""The processes of the demonstration: sidecars, and a Consul agent if ``consul`` is on PATH.
 
-"""The processes of the demonstration: sidecars, and a Consul agent if there is one."""
+Each process has a session of its own, so that Ctrl-C reaches only the demonstration, which stops them in order. If a
+sidecar ends early, the demonstration fails with the last lines of its log.
+"""
 
 from __future__ import annotations
 
@@ -102,7 +103,7 @@ async def _start(command: Sequence[str], log: Path, consul: str | None) -> trio.
     environment = dict(os.environ)
     if consul is not None:
         environment["CONSUL_HTTP_ADDR"] = consul
-    # a session of its own, lest it hears Ctrl-C
+    # in a session of its own, because Ctrl-C goes to the whole session of the terminal
     with log.open("wb") as out:
         return await trio.lowlevel.open_process(
             list(command), stdout=out, stderr=subprocess.STDOUT, env=environment, start_new_session=True
@@ -125,7 +126,7 @@ async def _stop(processes: Sequence[trio.Process]) -> None:
 
 @asynccontextmanager
 async def own_consul(console: Console, home: Path) -> AsyncIterator[str | None]:
-    """The HTTP address of an agent of our own, or None if there is no ``consul`` on PATH."""
+    """Run a Consul agent; its HTTP address, or None if there is no ``consul`` on PATH."""
     binary = shutil.which("consul")
     if binary is None:
         console.print("no consul on PATH: the nodes find each other through node 1 (static bootstrap)")

@@ -1,4 +1,4 @@
-"""The image that the demonstration pulls, in an OCI layout."""
+"""The sample image of the demonstration, written as an OCI image layout."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TAR = "application/vnd.oci.image.layer.v1.tar"
 
 
 def write_image(layout: Path, size: int) -> None:
-    """An image of three layers, ``size`` bytes together, that do not compress."""
+    """Write an image of three random layers, ``size`` bytes together."""
     layers = []
     for number, share in enumerate((0.1, 0.3, 0.6)):
         data = os.urandom(int(size * share))

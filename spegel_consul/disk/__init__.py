@@ -1,4 +1,4 @@
-"""Files that somebody else writes, files of our own, and calls that may hang on a disk.
+"""Files of other programs, files of this program, and calls that may hang on a disk.
 
-Nothing here knows what is in the files.
+Modules here do not know the content of the files.
 """

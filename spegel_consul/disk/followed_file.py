@@ -1,18 +1,18 @@
-"""``FollowedFile``: what files say, read again when somebody has replaced them.
+"""``FollowedFile``: the value of files, read again when they have changed.
 
 Tokens, certificates, passwords and lists of peers are replaced under a running process by Nomad, Vault, cert-manager or
-an editor.  The stamps of the files (:func:`stamps`) tell of a change and cost one system call each; the files are read
-and parsed only when the stamps differ from those of the value in use.
+an editor. The stamps of the files (:func:`stamps`) show a change and cost one system call each. The files are read and
+parsed only when the stamps differ from those of the value in use.
 
-* All of it happens in a thread with a time limit, because the disk may hang (``FileCalls``).
+* Stamps and files are read in a thread with a time limit, because the disk may hang (``FileCalls``).
 * The stamps are taken before the files are read, so that a write in between is the next change.
-* Files that can't be used leave the last value in use.  They are read again at each look until they can be used,
-  because a repair need not change a stamp.
+* Unusable files leave the last value in use. They are read again at each look until they are usable, because a repair
+  need not change a stamp.
 * With ``twice``, a change counts when two looks in a row see the same stamps, because a file that is written in place
-  is complete only when its writer rests.
+  may be incomplete while its writer is active.
 
-How often to look, and what to do with a new value or with a problem, belongs to the user of this class.  A new rule
-belongs here if it is about noticing that files have changed.
+The period of the looks and the reaction to a new value or a problem belong to the user of this class. A new rule about
+the detection of changes belongs here.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 def stamps(paths: Iterable[Path]) -> tuple[object, ...]:
-    """The stamp of each of ``paths``; None for a file that is not there or can't be seen."""
+    """The stamp of each of ``paths``; None for a file that does not exist or can't be read."""
     found: list[object] = []
     for path in paths:
         try:
@@ -59,7 +59,7 @@ class FollowedFile(Generic[T]):
         self._seen: object = None  # the stamp of the last look
         self._new: deque[T] = deque(maxlen=1)
         self.failure: OSError | ValueError | None = None
-        """Why the last look did not get the files' value; None when it did, or when nothing has changed."""
+        """The failure of the last look; None if it succeeded or if the files have not changed."""
 
     @property
     def problem(self) -> str | None:
@@ -67,7 +67,7 @@ class FollowedFile(Generic[T]):
         return None if self.failure is None else getattr(self.failure, "strerror", None) or str(self.failure)
 
     def load(self) -> T:
-        """The value now, read without a thread, for a start that needs one. Raises what ``read`` raises."""
+        """The value now, read without a thread, for the start-up. Raises the exceptions of ``read``."""
         stamp: object = None
         with suppress(OSError):
             stamp = self._stamp()
@@ -85,10 +85,10 @@ class FollowedFile(Generic[T]):
         return self._new.pop() if self._new else None
 
     def _find(self) -> bool:
-        """Read the files if they have changed. Whether the value in use, or the new one, is theirs. Called in a thread.
+        """Read the files if they have changed, in a thread. Returns whether the last value read is current.
 
-        One thread at a time does this, and what it finds too late for its look is for the next one. A disk that always
-        takes too long for a request would keep the value out of use for good otherwise.
+        One thread at a time does this. A value that arrives after the time limit is returned by the next look, because
+        otherwise a disk that is always late would keep the new value from use.
         """
         stamp, last = self._stamp(), self._seen
         self._seen = stamp

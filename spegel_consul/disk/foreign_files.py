@@ -1,18 +1,18 @@
-"""Reading files that somebody else writes, and replacing files of our own.
+"""Reads files that other programs write, and replaces files of this program.
 
-What lies at a path is not always what its name promises: a FIFO makes open(2) wait for a writer, a device may act when
-it is opened, a link leads to a file that nobody meant to show, a sparse file of 10 GB fills the memory, and a network
-file system that is away answers nothing at all.  So every file that others write is opened here:
+A path may name something else than the expected file: open(2) of a FIFO waits for a writer, a device may act when it is
+opened, a symbolic link may lead to a private file, a sparse file of 10 GB fills the memory, and a network file system
+without its server does not answer. So every file of another program is opened here:
 
-* only a regular file is opened, and read up to a limit; all else is an OSError whose text says what it is
-* links are followed where operators use them (hosts.toml, tokens and certificates, which Kubernetes, Nomad and certbot
-  replace by moving a link), and refused where nobody has a reason for one (state, backups, blobs)
-* on the event loop the call is made by ``FileCalls``: in a thread, with a time limit, and given up by a stop
+* Only a regular file is opened, and it is read up to a limit. Anything else is an OSError whose text names its kind.
+* Symbolic links are followed where operators use them (hosts.toml, tokens and certificates, which Kubernetes, Nomad and
+  certbot replace by moving a link). They are refused where no program makes one (state, backups, blobs).
+* On the event loop, ``FileCalls`` makes the call: in a thread, with a time limit, and abandoned by a stop.
 
-A file of our own is replaced in one step from a temporary one, which is always a new file.
+A file of this program is replaced by a rename of a temporary file, which is always a new file.
 
-A new rule belongs here if it holds for files whatever is in them.  Kernel files (/proc) and files of this package are
-read without it; the content directory of containerd is opened by ``store.file``, with the same rules and at less cost.
+A new rule belongs here if it is independent of the content of files. Kernel files (/proc) and files of this package are
+read directly. ``store.blob_files`` opens containerd's content directory, with the same rules and at less cost.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from spegel_consul.disk.threads import in_thread
 T = TypeVar("T")
 
 WITHIN = 5.0
-"""Seconds that a call on files may take on the event loop."""
+"""Time limit of a call on files for the event loop, in seconds."""
 
 CONFIG_SIZE = 4 << 20
-"""Longest file of configuration that is read, in bytes; those of runtimes have a few thousand."""
+"""Size limit of a configuration file, in bytes; those of runtimes have a few thousand."""
 
 _PIECE = 1 << 20
 _KINDS = (
@@ -78,13 +78,13 @@ def read(path: str | Path, limit: int, *, follow: bool = True) -> bytes:
                 content += piece
     finally:
         os.close(fd)
-    raise OSError(errno.EFBIG, f"has more than {size(limit)}, which is too long for what it should be", str(path))
+    raise OSError(errno.EFBIG, f"has more than {size(limit)}, the limit for this kind of file", str(path))
 
 
 def stamp(path: str | Path) -> tuple[int, int, int, int]:
-    """What changes when the file at ``path`` is replaced, written or given other rights. Raises OSError."""
+    """A value that changes when the file is replaced, written or given another mode. Raises OSError."""
     status = Path(path).stat()
-    # the time of modification can be set by anybody (cp -p, rsync -t), the time of change only by the kernel
+    # programs can set the time of modification (cp -p, rsync -t), but only the kernel sets the time of change
     return status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_size
 
 
@@ -96,10 +96,10 @@ def write(
     temporary: Path | None = None,
     prepare: Callable[[int], None] | None = None,
 ) -> None:
-    """Put a file with ``content`` at ``path`` in one step, on the disk when this returns. Raises OSError.
+    """Replace ``path`` by a file with ``content``, which is synced to the disk. Raises OSError.
 
-    ``temporary``: the name under which it is made ready, in the same directory. ``prepare`` is called with the
-    descriptor before the file takes its place, and may set the mode.
+    ``temporary``: the temporary name, in the same directory. ``prepare`` is called with the descriptor before the
+    rename, and may set the mode.
     """
     ready = temporary or path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -123,9 +123,9 @@ def write(
 
 
 def create(path: Path) -> int:
-    """A descriptor of a new, empty file that only its owner may read. What had the name before is removed.
+    """A descriptor of a new, empty file that only its owner may read. An older file of that name is removed.
 
-    Raises OSError. A link that waits there is never written through, because the file is made exclusively.
+    Raises OSError. A symbolic link of that name is never followed, because the file is created exclusively.
     """
     with suppress(FileNotFoundError):
         os.unlink(path)  # noqa: PTH108
@@ -133,7 +133,7 @@ def create(path: Path) -> int:
 
 
 def sync_directory(directory: Path) -> None:
-    """Bring the names in ``directory`` to the disk. Raises OSError."""
+    """Sync the names in ``directory`` to the disk. Raises OSError."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -144,7 +144,8 @@ def sync_directory(directory: Path) -> None:
 class FileCalls:
     """Makes calls that touch files in a thread, one at a time, each within ``within`` seconds.
 
-    One object for each thing that is read, so that a file system that hangs costs one thread and holds up nothing else.
+    Each followed file or directory has its own object, so that a file system that hangs blocks one thread and no other
+    files.
     """
 
     def __init__(self, within: float = WITHIN) -> None:
@@ -153,10 +154,10 @@ class FileCalls:
         self._late = False
 
     async def run(self, call: Callable[[], T]) -> T:
-        """What ``call`` returns or raises. Raises OSError (ETIMEDOUT) if it takes too long.
+        """The result of ``call``. Raises its exception, or OSError (ETIMEDOUT) after the time limit.
 
-        While a call that was late still hangs, the next ones raise at once. A cancelled call goes on in its thread and
-        its result is dropped, so ``call`` must return nothing that has to be closed.
+        While a late call still hangs, the next ones raise immediately. A cancelled call goes on in its thread and its
+        result is dropped, so the result must not need to be closed.
         """
         if not (self._late and self._limiter.borrowed_tokens):
             self._late = False
@@ -164,11 +165,11 @@ class FileCalls:
                 return await in_thread(call, self._limiter)
             self._late = True
         await trio.lowlevel.checkpoint()
-        raise TimeoutError(errno.ETIMEDOUT, f"no answer within {self._within:g} s: is its file system there?")
+        raise TimeoutError(errno.ETIMEDOUT, f"no answer within {self._within:g} s: check its file system")
 
 
 def size(limit: int) -> str:
-    """A number of bytes as people write it."""
+    """A number of bytes for people: ``4 MiB``."""
     for unit, name in ((1 << 20, "MiB"), (1 << 10, "KiB")):
         if limit >= unit:
             return f"{limit / unit:g} {name}"

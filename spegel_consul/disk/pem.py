@@ -1,9 +1,10 @@
 """Certificates and keys from files into TLS contexts.
 
-OpenSSL opens files itself and would wait for a FIFO for ever, and asks for the pass phrase of a key on the terminal.
-So files are read by ``files.read``, and OpenSSL is given a file in memory that holds these bytes.  That needs /proc.
+OpenSSL opens files itself, so it would wait for a FIFO for ever, and it asks for the pass phrase of a key on the
+terminal. So ``foreign_files.read`` reads the files, and OpenSSL gets a file in memory with these bytes. That needs
+/proc.
 
-A new rule belongs here if it is about PEM files in general; which of them are needed is for their users to say.
+A new rule about PEM files in general belongs here; the choice of the files belongs to the users of this module.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 from spegel_consul.disk import foreign_files
 
 SIZE = 8 << 20
-"""Longest file that is read, in bytes; all authorities of a Linux distribution take 250 kB."""
+"""Size limit of a file, in bytes; all authorities of a Linux distribution take 250 kB."""
 
 
 @contextmanager
@@ -38,7 +39,7 @@ def client_context(authorities: str | Path | None) -> ssl.SSLContext:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """The content of a certificate's file, with its chain, and of its key's."""
+    """The contents of a certificate file, with its chain, and of the key file."""
 
     cert: bytes
     key: bytes = field(repr=False)
@@ -49,7 +50,7 @@ class Pair:
         return cls(foreign_files.read(cert, SIZE), foreign_files.read(key, SIZE))
 
     def load(self, context: ssl.SSLContext) -> None:
-        """Have ``context`` show it. Reads no disk, so that a context in use can be changed by the task that uses it.
+        """Load the pair into ``context``. Reads no disk, so the event loop may change a context that is in use.
 
         Raises ssl.SSLError, and ValueError for a key with a pass phrase.
         """
@@ -58,7 +59,7 @@ class Pair:
 
 
 def load_pair(context: ssl.SSLContext, cert: str | Path, key: str | Path) -> None:
-    """Have ``context`` show the chain in ``cert`` with the key in ``key``.
+    """Load the chain in ``cert`` and the key in ``key`` into ``context``.
 
     Raises OSError (ssl.SSLError is one) and ValueError for a key with a pass phrase.
     """
@@ -78,4 +79,4 @@ def _in_memory(content: bytes) -> Iterator[str]:
 
 
 def _no_pass_phrase() -> str:
-    raise ValueError("the key has a pass phrase, and nobody is there to give it: use one without")
+    raise ValueError("the key has a pass phrase: give a key without one")

@@ -1,12 +1,12 @@
-"""Calls that wait for a disk or another device, in threads that a stop leaves behind.
+"""Calls that wait for a disk or another device, in threads that a stop abandons.
 
-A call into a file system whose disk is dead or whose server is away does not return, and nothing can end it. Trio waits
-for the thread of a call that is cancelled unless it is told to abandon it, so one such call would keep the sidecar from
-stopping. Its thread also keeps a place in a limiter: the default one is everybody's, so calls here have another.
-Trio's threads are daemons: the interpreter does not wait for them when it exits.
+A call into a file system with a dead disk or without its server does not return and can't be ended. Trio waits for the
+thread of a cancelled call unless the call is abandoned, so one such call would keep the sidecar from stopping. Its
+thread also keeps a token of its limiter. All other threads share the default limiter, so calls here have another one.
+Trio's threads are daemons, so the interpreter does not wait for them when it exits.
 
-Each call that may wait for a device belongs here. An abandoned call may still end later, so it must not use what its
-caller closes meanwhile; for a call that opens a file there is :func:`open_in_thread`.
+Each call that may wait for a device belongs here. An abandoned call may still end later, so it must not use an object
+that its caller closes meanwhile; a call that opens a file uses :func:`open_in_thread`.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ import trio
 T = TypeVar("T")
 
 MOST = 32
-"""Calls at a time that have no limiter of their own."""
+"""Limit of concurrent calls without a limiter of their own."""
 
 _threads = trio.CapacityLimiter(MOST)
 
 
 async def in_thread(call: Callable[[], T], limiter: trio.CapacityLimiter | None = None) -> T:
-    """What ``call()`` returns or raises; it runs in a thread that is left behind when the caller is cancelled."""
+    """The result or exception of ``call()``, in a thread that is abandoned when the caller is cancelled."""
     return await trio.to_thread.run_sync(call, limiter=limiter or _threads, abandon_on_cancel=True)
 
 

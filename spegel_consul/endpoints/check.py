@@ -1,7 +1,9 @@
-# A check says what was seen, what that means for people who wait for a pull, and the lines to add.  Whether the sidecar
-# may start in spite of it is a part of the check: most faults cost speed, few make a node a trap for others.
+"""``Check``: one finding about a node, as preflight, the start and dial-back report it.
 
-"""What is found out about a node before it is relied upon."""
+A check tells the finding, its effect on pulls, and the lines to add. It also tells whether the sidecar may start: most
+faults only cost speed, but a few make peers wait for a node that they can't reach. A new field of a finding belongs
+here; the checks themselves belong to :mod:`spegel_consul.preflight`.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ class Status(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One finding. ``fix``: the exact lines or command; ``fatal``: the sidecar must not start like this."""
+    """One finding. ``fix``: the exact lines or command; ``fatal``: the sidecar must not start."""
 
     name: str
     status: Status
@@ -30,7 +32,7 @@ class Check:
         return {**asdict(self), "status": self.status.value}
 
     def lines(self) -> Iterable[tuple[str, str]]:
-        """For people: lead and text of each line; a text that is wrapped goes on below itself."""
+        """Lines for people, each a lead and a text; a wrapped text continues below the text."""
         yield f"{self.status.value:>4}  ", f"{self.name}: {self.says}"
         yield from (("      | ", line) for line in self.fix.splitlines())
 

@@ -1,9 +1,12 @@
-# Whether peers can reach an address can't be found out from inside.  So a node asks a peer to try, and the peer tries:
-# it opens a connection and closes it, to nobody but the address from which it was asked, which the asker can't forge
-# over TCP.  Nothing is sent to that port and nothing is read from it, so all that an asker can learn is whether a port
-# of his own machine is open.  A peer on the same machine would say nothing about the way, so loopback is refused.
+"""Dial-back: a peer tests whether it can connect to the node that asks.
 
-"""A peer tries whether it can connect to the node that asks."""
+A node can't test from inside whether peers reach its address. So it asks a peer, which opens a connection to the
+address of the request, and closes it. The peer dials only that address, because a client can't forge it over TCP. The
+peer sends and reads nothing on that connection, so a client learns only whether a port of its own machine is open.
+Loopback is refused, because a connection within one machine does not test the network.
+
+A rule about the addresses and ports that may be dialled belongs here.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +27,12 @@ from spegel_consul.peers import host_port, unmapped
 PATH = "/dial-back"
 _CONNECT_TIMEOUT = 1.0
 _ASK_TIMEOUT = 3.0
-_AT_ONCE = 4
+_MOST_DIALS = 4  # concurrent
 
 
 def add_to(app: QuartTrio) -> None:
     """Answer ``GET /dial-back?port=5000`` with ``{"address", "port", "reached", "error"}``."""
-    limiter = trio.Semaphore(_AT_ONCE)
+    limiter = trio.Semaphore(_MOST_DIALS)
 
     @app.route(PATH)
     async def dial_back() -> Response:
@@ -38,7 +41,7 @@ def add_to(app: QuartTrio) -> None:
         if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
             return _json(400, {"error": "give your port, as in ?port=5000"})
         if host is None or host.is_loopback:
-            return _json(400, {"error": "ask from another machine: the way from here to here says nothing"})
+            return _json(400, {"error": "ask from another machine: loopback does not test the network"})
         try:
             limiter.acquire_nowait()
         except trio.WouldBlock:
@@ -52,7 +55,7 @@ def add_to(app: QuartTrio) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Where another node's registry is."""
+    """The address of another node's registry."""
 
     host: str
     port: int
@@ -60,7 +63,7 @@ class Peer:
 
 
 def ask(peer: Peer, address: str, port: int) -> Check:
-    """Have ``peer`` dial the registry that is told to others as ``address`` and ``port``. Waits 3 s at most."""
+    """Let ``peer`` dial the registry that is advertised as ``address`` and ``port``. Each request may take 3 s."""
     name = "dial-back"
     try:
         seen, reached, error = _asked(peer, address, port)
@@ -69,14 +72,14 @@ def ask(peer: Peer, address: str, port: int) -> Check:
     if seen != address:
         return warn(
             name,
-            f"{peer.host} sees this node as {seen}, but others are told {address}",
+            f"{peer.host} sees this node as {seen}, but the advertised address is {address}",
             f"--advertise-addr {seen}   # or network_mode = host, if this runs in a container",
         )
     if not reached:
         return fail(
             name,
             f"{peer.host} can't connect to {host_port(address, port)} ({error}),"
-            " so nobody gets anything from this node",
+            " so peers get no content from this node",
             f"let TCP port {port} in on {address}; 5001 is needed as well",
         )
     return ok(name, f"{peer.host} can connect to {host_port(address, port)}")
@@ -87,7 +90,7 @@ def _asked(peer: Peer, address: str, port: int) -> tuple[str, bool, object]:
     for _ in range(2):
         connection: http.client.HTTPConnection
         if peer.tls:
-            # nothing secret is sent; who answers with what certificate is of no interest here
+            # unverified, because the request has no secrets and the answer is only advice
             context = ssl._create_unverified_context()  # noqa: S323
             connection = http.client.HTTPSConnection(
                 peer.host, peer.port, timeout=_ASK_TIMEOUT, source_address=source, context=context
@@ -105,14 +108,14 @@ def _asked(peer: Peer, address: str, port: int) -> tuple[str, bool, object]:
         except OSError:
             if source is None:
                 raise
-            source = None  # the address is not one of this machine's: it is somebody's who translates
+            source = None  # this machine does not have the address, as behind address translation
         finally:
             connection.close()
     raise AssertionError("not reached")
 
 
 async def _dial(host: str, port: int) -> str | None:
-    """None if it can be connected to, else why not."""
+    """None if a connection succeeds, else the reason."""
     try:
         with trio.fail_after(_CONNECT_TIMEOUT):
             stream = await trio.open_tcp_stream(host, port)
@@ -126,7 +129,7 @@ async def _dial(host: str, port: int) -> str | None:
 
 
 def _plain_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """IPv4 as itself also where it came in on an IPv6 socket."""
+    """The address, IPv4 also if it arrived at an IPv6 socket; None if it is not an IP address."""
     try:
         return unmapped(ipaddress.ip_address(text))
     except ValueError:

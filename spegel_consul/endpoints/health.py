@@ -1,4 +1,4 @@
-"""``/livez`` and ``/readyz``, in one line for people or in JSON for those who ask for it."""
+"""``/livez`` and ``/readyz``: one line of text, or JSON if the client asks for it. A new health answer belongs here."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ Warnings = Callable[[], Sequence[str]]
 
 
 def alive() -> Response:
-    """The process answers."""
+    """The answer of a process that runs."""
     if _wants_json():
         return _json(200, {"alive": True})
     return _plain(200, "ok")
 
 
 def ready(problem: Problem, warnings: Warnings) -> Response:
-    """200 if the node can serve what it has, else 503 and the reason. Warnings change nothing about it."""
+    """200 if the node can serve its content, else 503 and the reason. Warnings do not change the status."""
     reason = problem()
     status = 200 if reason is None else 503
     if _wants_json():

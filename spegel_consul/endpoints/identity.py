@@ -1,7 +1,8 @@
-# Both ports answer /id: that of the metrics for whoever asks, that of the registry for those who want to know whom they
-# ask, because it is the one that has TLS, and mutual TLS if the operator wants it.
+"""``/id``: the peer id and addresses of this node's router, for nodes that join through it.
 
-"""``/id``: how to join through this node."""
+Both ports answer it. The metrics port answers any client in clear text. The registry's port answers with TLS, and with
+mutual TLS if it is configured, for nodes that must authenticate their bootstrap peers.
+"""
 
 from __future__ import annotations
 

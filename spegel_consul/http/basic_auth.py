@@ -1,9 +1,9 @@
-# Names and passwords that the registry asks for, from a file with `name:password` lines.
-#
-# Any line opens the registry; the first one is what this node shows to its peers.  So a password is changed without a
-# moment of refusal: the new line is put behind the old one on all nodes, then in front of it, then the old one goes.
+"""Basic authentication (RFC 7617) of peers and runtimes, from a file with ``name:password`` lines.
 
-"""Basic authentication between nodes, and of the runtimes on them (RFC 7617)."""
+The registry accepts each line of the file, and this node sends the first line to its peers. So a password is replaced
+without a refused request: the new line is added after the old one on all nodes, then moved before it, then the old one
+is removed. The file is followed while the sidecar runs. A new rule about accepted credentials belongs here.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from spegel_consul.log import ProblemReport
 
 log = structlog.get_logger(__name__)
 
-_LOOK_EVERY = 2.0
-_MOST = 64 << 10
+_LOOK_EVERY = 2.0  # seconds
+_SIZE_LIMIT = 64 << 10  # bytes
 
 
 class CredentialsError(ValueError):
@@ -30,9 +30,9 @@ class CredentialsError(ValueError):
 
 
 class Credentials:
-    """What ``path`` says now. Raises CredentialsError if it can't be used at the start; :meth:`run` follows it.
+    """The credentials in ``path``, which :meth:`run` follows. Raises CredentialsError if the first load fails.
 
-    A change counts when it is seen twice, lest a file that is being written be read half-way.
+    A change counts when it is seen twice, because a file that is being written may be incomplete.
     """
 
     def __init__(self, path: Path) -> None:
@@ -43,20 +43,20 @@ class Credentials:
 
     @property
     def own(self) -> str:
-        """The value of the Authorization field that this node sends to its peers."""
+        """The value of the Authorization header that this node sends to its peers."""
         return self._known[0].decode()
 
     def accept(self, header: bytes | None) -> bool:
-        """Whether ``header``, the value of an Authorization field, is one of those in the file."""
+        """Whether ``header``, the value of an Authorization header, matches a line of the file."""
         if header is None:
             return False
         scheme, _, token = header.partition(b" ")
         shown = b"Basic " + token.strip() if scheme.lower() == b"basic" else b""
-        # all are compared, in constant time each, so that the time says nothing
+        # compared with all lines, each in constant time, so that the time reveals nothing
         return sum(hmac.compare_digest(shown, each) for each in self._known) > 0
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Follow the file until cancelled. A file that has become unusable leaves the old lines in force."""
+        """Follow the file until cancelled. If it becomes unusable, the old lines stay in force."""
         task_status.started()
         report = ProblemReport(log, "basic auth file is not used", field="error")
         while True:
@@ -68,9 +68,9 @@ class Credentials:
             report.tell(self._file.problem)
 
     def _read(self) -> tuple[bytes, ...]:
-        """The value of the Authorization field for each line. Raises CredentialsError."""
+        """The value of the Authorization header for each line. Raises CredentialsError."""
         try:
-            text = foreign_files.read(self._path, _MOST)
+            text = foreign_files.read(self._path, _SIZE_LIMIT)
         except OSError as exc:
             raise CredentialsError(f"{self._path} can't be read: {exc.strerror}") from None
         known = []

@@ -1,8 +1,9 @@
-# Certificates come from files that something else renews (Vault, cert-manager, a cron job), so a task looks at them
-# once a second, in a thread.  Files that are being replaced, or wrong, or on a disk that hangs, leave the old ones in
-# use.
+"""TLS contexts for the registry's port and for peers, which follow their files.
 
-"""TLS contexts that follow their files."""
+Other programs renew the files (Vault, cert-manager, a cron job). So a task checks them once a second, in a thread. If
+the files are incomplete, invalid or on a disk that hangs, the old contexts stay in use. A new rule about the TLS
+between nodes belongs here.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ from spegel_consul.log import ProblemReport
 
 log = structlog.get_logger(__name__)
 
-_LOOK_EVERY = 1.0
+_LOOK_EVERY = 1.0  # seconds
 
 
 class TlsError(ValueError):
@@ -29,9 +30,9 @@ class TlsError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """PEM files: this node's certificate with its chain, its key, and the authorities that peers' must come from.
+    """PEM files: this node's certificate with its chain, its key, and the authorities of peers' certificates.
 
-    Without ``ca`` the system's authorities count. ``verify_clients``: serve only those who show a certificate.
+    Without ``ca`` the system's authorities are used. ``verify_clients``: refuse clients without a certificate.
     """
 
     cert: Path
@@ -41,7 +42,7 @@ class TlsFiles:
 
 
 class Tls:
-    """Contexts made from ``files``. Raises TlsError if they can't be used at the start; :meth:`run` follows them."""
+    """Contexts made from ``files``, which :meth:`run` follows. Raises TlsError if the first load fails."""
 
     def __init__(self, files: TlsFiles) -> None:
         self._files = files
@@ -57,11 +58,11 @@ class Tls:
         return self._files.verify_clients
 
     def server(self) -> ssl.SSLContext:
-        """For a connection that was accepted; offers HTTP/1.1."""
+        """The context for an accepted connection; it offers HTTP/1.1."""
         return self._contexts[0]
 
     def client(self) -> ssl.SSLContext:
-        """For a connection to a peer, whose certificate must name the address that is dialled."""
+        """The context for a connection to a peer, whose certificate must name the dialled address."""
         return self._contexts[1]
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

@@ -1,1 +1,1 @@
-"""What is counted: Prometheus metrics of one sidecar."""
+"""Prometheus metrics of one sidecar."""

@@ -1,8 +1,7 @@
 """Counters and times that the status page shows as well as Prometheus.
 
-prometheus_client's counters can only be read by a scrape, so a figure of both is kept here and read by both. They are
-fed by the event loop's thread alone and take no lock. A metric that only Prometheus shows can be prometheus_client's
-own.
+prometheus_client's counters can only be read by a scrape, so a value that both show is kept here. Only the event loop's
+thread updates it, so there is no lock. A metric that only Prometheus shows can be prometheus_client's own.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ class Count:
 
 
 class LabelledCounter:
-    """A counter with labels; the name that is scraped ends in ``_total``."""
+    """A counter with labels; the scraped name ends in ``_total``."""
 
     def __init__(self, name: str, about: str, label_names: Sequence[str]) -> None:
         self.name, self.about, self.label_names = name, about, tuple(label_names)
@@ -35,14 +34,14 @@ class LabelledCounter:
         """By the values of the labels."""
 
     def labels(self, *values: str) -> Count:
-        """The one with these values of the labels; keep it, where it is used often."""
+        """The counter of these label values; callers on the hot path keep it."""
         child = self.children.get(values)
         if child is None:
             child = self.children[values] = Count()
         return child
 
     def family(self) -> CounterMetricFamily:
-        """What is scraped."""
+        """The metric for the scrape."""
         family = CounterMetricFamily(self.name, self.about, labels=self.label_names)
         for values, child in self.children.items():
             family.add_metric(values, child.value)
@@ -50,7 +49,7 @@ class LabelledCounter:
 
 
 class LastTime:
-    """When something happened last, as Unix time; 0 while it has not."""
+    """The Unix time of the last event of a kind; 0 before the first."""
 
     __slots__ = ("value",)
 
@@ -58,5 +57,5 @@ class LastTime:
         self.value = 0.0
 
     def set_to_current_time(self) -> None:
-        """It happens now."""
+        """Record the event now."""
         self.value = time.time()

@@ -1,7 +1,9 @@
-# prometheus_client's histogram takes a lock for each of its values and tries the buckets one after the other.  Answers
-# are counted by one thread, so two list operations do: a fifth of the time, on the path where it matters most.
+"""Histograms for the hot path, which only the event loop's thread updates.
 
-"""Histograms for the hot path: to be fed by the event loop's thread alone."""
+prometheus_client's histogram takes a lock for each value and tests the buckets one after the other. One thread counts
+all answers, so a bisection without a lock is enough and takes a fifth of the time. A metric that is not on the hot path
+can be prometheus_client's own.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,7 @@ class LabelledHistogram:
         self._children: dict[tuple[str, ...], HistogramCounts] = {}
 
     def labels(self, *values: object) -> HistogramCounts:
-        """The one with these values of the labels; keep it, where it is used often."""
+        """The histogram of these label values; callers on the hot path keep it."""
         key = tuple(map(str, values))
         child = self._children.get(key)
         if child is None:
@@ -45,7 +47,7 @@ class LabelledHistogram:
         return child
 
     def family(self) -> HistogramMetricFamily:
-        """What is scraped. Children that have counted nothing yet are left out."""
+        """The metric for the scrape, without children that have counted nothing yet."""
         family = HistogramMetricFamily(self.name, self.about, labels=self.label_names)
         names = [*map(floatToGoString, self._bounds), "+Inf"]
         for values, child in list(self._children.items()):

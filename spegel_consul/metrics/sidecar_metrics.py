@@ -1,10 +1,13 @@
-# Names and labels are Spegel's where the meaning is Spegel's, so that its dashboards keep working (pkg/metrics and
-# pkg/httpx there).  Children of labelled metrics are looked up once and kept: labels() costs more than the increment.
-#
-# What some object of ours counts anyway is not counted twice: a Reading asks it when somebody scrapes.  So the hot path
-# pays for nothing but the two histograms and the counters of an answer, and a scrape shows what is true at that moment.
+"""Prometheus metrics of one sidecar, in a registry of their own.
 
-"""Prometheus metrics of one sidecar, in a registry of their own."""
+Names and labels are Spegel's if the meaning is Spegel's, so that its dashboards keep working (pkg/metrics and pkg/httpx
+there). Callers keep the children of labelled metrics, because labels() costs more than the increment.
+
+A value that another object counts already is not counted twice: a ``Reading`` reads it at the scrape. So the hot path
+updates only the two histograms and the counters of an answer, and a scrape shows the current values.
+
+A new metric belongs here; the object that a reading reads is connected in :mod:`spegel_consul.web.metric_readings`.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from spegel_consul import __version__
 from spegel_consul.metrics.counter import LabelledCounter, LastTime
 from spegel_consul.metrics.histogram import LabelledHistogram
 
-disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each counter and histogram, of which nobody makes use
+disable_created_metrics()  # type: ignore[no-untyped-call]  # they double the series and no dashboard uses them
 
 Labels = tuple[str, ...]
 CONTENT = "/v2/*"
@@ -29,9 +32,9 @@ _DURATIONS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1
 
 
 class Reading:
-    """A figure that is kept elsewhere, and read when it is scraped.
+    """A metric whose value another object keeps, and which is read at the scrape.
 
-    ``counter``: whether it only ever grows; then the name that is scraped ends in ``_total``.
+    ``counter``: whether the value only grows; the scraped name then ends in ``_total``.
     """
 
     def __init__(self, name: str, about: str, labels: Sequence[str] = (), *, counter: bool = False) -> None:
@@ -41,15 +44,15 @@ class Reading:
 
     @property
     def scraped(self) -> str:
-        """The name as it is scraped."""
+        """The scraped name."""
         return f"{self.name}_total" if self._family is CounterMetricFamily else self.name
 
     def set_function(self, read: Callable[[], float | Mapping[Labels, float] | None]) -> None:
-        """``read()`` gives the value, or one for each tuple of labels' values; None: there is none now."""
+        """``read()`` returns the value, or one for each tuple of label values; None: there is no value now."""
         self._read = read
 
     def family(self) -> Metric:
-        """The metric as it is now."""
+        """The metric with its current values."""
         family = self._family(self.name, self.about, labels=self.labels)
         found = self._read()
         if found is not None:
@@ -62,7 +65,7 @@ _Collected = Reading | LabelledCounter | LabelledHistogram
 
 
 class _Readings:
-    """prometheus_client's collector protocol over many of them."""
+    """A collector of prometheus_client for all readings."""
 
     def __init__(self, readings: Sequence[_Collected]) -> None:
         self._readings = readings
@@ -73,7 +76,7 @@ class _Readings:
 
 
 class Metrics:
-    """One instance per sidecar; several sidecars in one process do not mix their figures."""
+    """One instance per sidecar, so that several sidecars in one process do not share values."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -88,7 +91,7 @@ class Metrics:
         self.registry.register(_Readings(self._readings))
 
     def labels(self) -> dict[str, Labels]:
-        """The labels of each metric of ours, by the name that is scraped."""
+        """The labels of each metric of this module, by its scraped name."""
         found = {each.name: each.label_names for each in self._readings if isinstance(each, LabelledHistogram)}
         found |= {each.scraped: each.labels for each in self._readings if isinstance(each, Reading)}
         found |= {
@@ -119,11 +122,11 @@ class Metrics:
         )
         self.verification_failures = self._counter(
             "spegel_verification_failures",
-            "Answers of peers whose bytes did not have the digest that was asked for.",
+            "Answers of peers whose bytes did not have the requested digest.",
         ).labels()
         self.verify_first = self._counter(
             "spegel_verify_first",
-            "Blobs of peers that were to be verified before their first byte is sent, by what became of that.",
+            "Blobs of peers to be verified before their first byte is sent, by result.",
             ["result"],
         )
         self.transfers_cut = self._counter(
@@ -153,7 +156,7 @@ class Metrics:
         )
         self.open_connections = self._reading(
             "spegel_open_connections",
-            "Connections that stand, by the port they came to.",
+            "Open connections, by port.",
             ["port"],
         )
 
@@ -206,9 +209,11 @@ class Metrics:
             "spegel_ring_split", "1 while at least one healthy router of the catalog is missing in the ring."
         )
         self.ring_rejoins = self._reading(
-            "spegel_ring_rejoins", "How often the ring was joined again, by a node that had been in it.", counter=True
+            "spegel_ring_rejoins", "How often this node joined the ring again.", counter=True
         )
-        self.ring_restarts = self._reading("spegel_ring_restarts", "How often the router was made anew.", counter=True)
+        self.ring_restarts = self._reading(
+            "spegel_ring_restarts", "How often the router was replaced by a new one.", counter=True
+        )
         self.ring_splits = self._reading(
             "spegel_ring_splits",
             "How often parts of the ring were found that did not know each other; they are joined then.",
@@ -217,7 +222,7 @@ class Metrics:
         self.unannounced = self._reading(
             "spegel_unannounced_records", "Announcements that wait for the acknowledgement of a peer."
         )
-        self.records = self._reading("spegel_provider_records", "Announcements of others that are kept here.")
+        self.records = self._reading("spegel_provider_records", "Announcements of other nodes that this node stores.")
 
     def _of_consul(self) -> None:
         self.leader = self._reading("spegel_leader", "1 while this node holds the lock of the bootstrap peer.")
@@ -240,11 +245,11 @@ class Metrics:
         )
 
     def _of_the_process(self) -> None:
-        Info("spegel_build", "The version that runs.", registry=self.registry).info({"version": __version__})
-        self.ready = self._reading("spegel_ready", "1 while this node can serve what it has (as /readyz says).")
+        Info("spegel_build", "The running version.", registry=self.registry).info({"version": __version__})
+        self.ready = self._reading("spegel_ready", "1 while this node can serve its content (as in /readyz).")
         self.loop_lateness = Histogram(
             "spegel_loop_lateness_seconds",
-            "How late a timer of the event loop was; long ones mean that something held everybody up.",
+            "How late a timer of the event loop was; a long time means that one task delayed all others.",
             buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2),
             registry=self.registry,
         )

@@ -1,1 +1,1 @@
-"""Is this node right? Checks, with the lines to add where it is not."""
+"""Checks of this node's set-up, each with the lines to add if it fails."""

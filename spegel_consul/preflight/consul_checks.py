@@ -1,6 +1,8 @@
-# Consul itself says which rights a token has, as it says it to its own web interface. Asking changes nothing.
+"""Checks of Consul: its answer, its leader, its clock and the rights of the token.
 
-"""What preflight asks of Consul."""
+Consul itself tells which rights a token has, through the endpoint of its own web interface. The request changes
+nothing. A new right that the sidecar needs belongs here.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from spegel_consul.consul.election.election_view import ElectionSettings
 from spegel_consul.endpoints.check import Check, fail, ok, warn
 
 LEADER_KEY = ElectionSettings().key
-_CLOCK = 2.0
+_CLOCK_TOLERANCE = 2.0  # seconds
 _RIGHTS = (
     ("session", "", "write", 'session_prefix "" { policy = "write" }'),
     ("service", "spegel", "write", 'service_prefix "spegel" { policy = "write" }'),
@@ -28,7 +30,7 @@ def _rights(key: str) -> tuple[tuple[str, str, str, str], ...]:
 
 
 async def checks_of(consul: ConsulSettings | None, leader_key: str) -> list[Check]:
-    """Whether it answers, has a leader and the right time, and gives the token every right; nothing without one."""
+    """Checks of the answer, leader, clock and token's rights; none without ``consul``. Takes 10 s at most."""
     if consul is None:
         return []
     question = json.dumps(
@@ -63,7 +65,7 @@ async def checks_of(consul: ConsulSettings | None, leader_key: str) -> list[Chec
 
 
 def _without_rights(exc: ConsulError) -> Check:
-    """What it means that Consul did not say which rights the token has."""
+    """The check if Consul did not tell the rights of the token."""
     if "ACL support disabled" in str(exc):
         return ok("acl", "ACLs are disabled")
     if isinstance(exc, AccessDenied):
@@ -72,7 +74,7 @@ def _without_rights(exc: ConsulError) -> Check:
 
 
 def rights_check(allowed: list[bool], key: str = LEADER_KEY) -> Check:
-    """From what Consul allows, in the order of the rights that are needed."""
+    """The check of the rights; ``allowed`` is Consul's answer, in the order of the needed rights."""
     missing = [right for right, has in zip(_rights(key), allowed, strict=False) if not has]
     if not missing:
         return ok("acl", "the token has every right that is needed")
@@ -81,12 +83,15 @@ def rights_check(allowed: list[bool], key: str = LEADER_KEY) -> Check:
 
 
 def clock_check(date: str | None, before: float, after: float) -> Check:
-    """From the Date of an answer that came between ``before`` and ``after``, seconds of this machine's clock."""
+    """The check of the clock, by the Date header of an answer.
+
+    The answer came between ``before`` and ``after``, seconds of this machine's clock.
+    """
     if not date:
-        return warn("clock", "Consul does not tell its time")
+        return warn("clock", "Consul's answer has no Date header")
     theirs = parsedate_to_datetime(date).timestamp()
-    # the header has whole seconds, cut off
+    # the header has whole seconds, rounded down
     off = before - (theirs + 1) if before > theirs + 1 else min(0.0, after - theirs)
-    if abs(off) > _CLOCK:
+    if abs(off) > _CLOCK_TOLERANCE:
         return fail("clock", f"this machine is {off:+.0f} s off its Consul agent", "chronyc makestep")
     return ok("clock", "within 2 s of the Consul agent")

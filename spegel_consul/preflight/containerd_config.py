@@ -1,12 +1,15 @@
-# containerd does not tell its configuration, so its file is read, with those that it imports.  The same setting has
-# three places, by version of the file: in 1.x and 2.0 `plugins."io.containerd.grpc.v1.cri"`, in version 3
-# `plugins."io.containerd.cri.v1.images"`.
-#
-# From 2.1 on the CRI has images pulled by the transfer service, which takes config_path for one directory, while the
-# older way takes it for a list with colons.  A list, which some distributions ship, then makes containerd ignore every
-# hosts.toml without a word (containerd issue 12415, Spegel issue 1272).
+"""Checks of containerd's configuration. No I/O except in ``load``.
 
-"""What containerd's configuration means for a mirror. No I/O but in ``load``."""
+containerd does not report its configuration, so its file is read, with the files that it imports. The table of a
+setting depends on the version of the file: ``plugins."io.containerd.grpc.v1.cri"`` up to version 2,
+``plugins."io.containerd.cri.v1.images"`` in version 3.
+
+From containerd 2.1 on, the CRI pulls images through the transfer service. It reads config_path as one directory, while
+the older client reads it as a list with colons. Some distributions ship a list, and then containerd ignores every
+hosts.toml without a message (containerd issue 12415, Spegel issue 1272).
+
+A check of a new setting belongs here, as a field of ``CriSettings`` and a rule in ``checks_of``.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +28,12 @@ _MOST_IMPORTS = 64
 
 
 class Unreadable(Exception):
-    """The configuration can't be read; one line that says why."""
+    """The configuration can't be read; the message is one line that says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class CriSettings:
-    """The settings that matter. ``config_path`` is None where it is not set, ``table`` is where it belongs."""
+    """The settings that are checked. ``config_path``: None if it is not set; ``table``: the plugin's table for it."""
 
     enabled: bool = True
     config_path: str | None = None
@@ -41,7 +44,7 @@ class CriSettings:
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> CriSettings:
-        """From a parsed file, whatever is in it."""
+        """From a parsed file; values of the wrong type count as not set."""
         table = _IMAGES if document.get("version") == 3 else _CRI
         plugins = _table(document, "plugins")
         images = _table(plugins, table)
@@ -60,7 +63,7 @@ class CriSettings:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The file and its imports, merged. Empty if there is none, as for containerd. Raises Unreadable."""
+    """The file and its imports, merged; empty without a file, as in containerd. Raises Unreadable."""
     merged: dict[str, Any] = {}
     todo, seen = [path], set[Path]()
     while todo and len(seen) < _MOST_IMPORTS:
@@ -81,16 +84,16 @@ def load(path: Path) -> dict[str, Any]:
     return merged
 
 
-def judge(settings: CriSettings, version: str, hosts: Path, file: Path) -> Iterator[Check]:
-    """``hosts``: the directory that we write; ``version``: of the daemon, empty if it is not known."""
+def checks_of(settings: CriSettings, version: str, hosts: Path, file: Path) -> Iterator[Check]:
+    """``hosts``: the directory with the hosts.toml files; ``version``: of the daemon, empty if it is not known."""
     if not settings.enabled:
-        yield ok("containerd-config", f"the CRI is disabled in {file}: nothing there reads hosts.toml")
+        yield ok("containerd-config", f"the CRI is disabled in {file}, so containerd reads no hosts.toml")
         return
     yield from _config_path(settings, version, hosts, file)
     if settings.discard:
         yield fail(
             "discard-unpacked-layers",
-            "containerd throws layers away once they are unpacked, so this node has nothing to give to others",
+            "containerd discards layers once they are unpacked, so this node has no layers for its peers",
             f"# {file}\n{_header(settings, 'containerd')}\n  discard_unpacked_layers = false",
         )
     else:
@@ -105,7 +108,7 @@ def _config_path(settings: CriSettings, version: str, hosts: Path, file: Path) -
     if path is None and settings.inline_mirrors:
         yield fail(name, f"{file} has registry.mirrors, which exclude config_path: move them to {hosts}", fix)
     elif path is None and lists_by_default:
-        yield warn(name, "config_path is left at containerd's default, a list that its transfer service misreads", fix)
+        yield warn(name, "config_path has its default, a list, which containerd's transfer service misreads", fix)
     elif path is None:
         yield fail(name, "config_path is not set, so the CRI reads no hosts.toml and never asks a mirror", fix)
     elif str(hosts) not in path.split(":"):

@@ -1,4 +1,7 @@
-"""Which interface an address belongs to, and whether this is a container."""
+"""The interface of an address, and whether this process runs in a container.
+
+Interfaces are asked of the kernel, and a container is recognized by a marker file. A new marker belongs here.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import struct
 from pathlib import Path
 
 _SIOCGIFADDR = 0x8915
-_SIGNS = (Path("/.dockerenv"), Path("/run/.containerenv"))
+_CONTAINER_MARKERS = (Path("/.dockerenv"), Path("/run/.containerenv"))
 
 
 def interface_of(address: str) -> str | None:
@@ -38,5 +41,5 @@ def interface_of(address: str) -> str | None:
 
 
 def in_container() -> bool:
-    """Whether Docker or Podman left its sign here."""
-    return any(sign.exists() for sign in _SIGNS)
+    """Whether the marker file of Docker or Podman exists."""
+    return any(marker.exists() for marker in _CONTAINER_MARKERS)

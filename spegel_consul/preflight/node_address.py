@@ -1,13 +1,16 @@
-# Peers and Consul must be told an address that they can reach.  The kernel knows which one it would use to
-# leave this machine; a connected UDP socket makes it choose without sending a packet.  Loopback is told only
-# to those who bound to it, because a loopback address in somebody else's hands points at himself.
-#
-# One job runs on all nodes, so an operator rather says which address than what it is: by interface, by network, or in
-# the words of Consul's and Nomad's own bind and advertise settings (go-sockaddr templates), of which the four that
-# choose one address are understood.  An address that is not on this machine is taken as it is: behind a bridge
-# network's port mapping it is the host's.
+"""The advertised address: the address at which peers and Consul reach this node.
 
-"""The address under which this node is reached."""
+Without a setting it is the source address of the default route. The kernel chooses it for a connected UDP socket,
+without sending a packet. Loopback is advertised only if the registry is bound to it, because on another machine a
+loopback address is that machine itself.
+
+One job runs on all nodes, so an operator selects the address by interface, by network, or by a template of Consul's and
+Nomad's own bind and advertise settings (go-sockaddr); the four templates that select one address are supported. An
+address that this machine does not have is taken unchecked, because behind a bridge network's port mapping it is the
+host's.
+
+A new form of ``--advertise-addr`` belongs here.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +24,8 @@ import ifaddr
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-# documentation prefixes (RFC 5737, RFC 3849): never a neighbour, so the default route decides
-_FAR_AWAY = ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1"))
+# documentation prefixes (RFC 5737, RFC 3849): on no local network, so the default route decides
+_REMOTE_ADDRESSES = ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1"))
 
 _TEMPLATE = re.compile(
     r"""\{\{ \s* (?:
@@ -36,7 +39,7 @@ _TEMPLATES = '{{ GetPrivateIP }}, {{ GetPublicIP }} and {{ GetInterfaceIP "eth0"
 
 
 class NoAddress(Exception):
-    """No address can be told to peers; the message says how to give one."""
+    """This node has no address to advertise; the message says how to set one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +59,10 @@ class LocalAddress:
 
 
 def advertised(given: tuple[str, ...], bound: str) -> str:
-    """The address to tell others: the first ``given``, else the one bound to, else that of the route out.
+    """The advertised address: the first of ``given``, else ``bound``, else the source address of the default route.
 
     ``bound`` is the host of a listening address, empty or unspecified for all interfaces.
-    Raises NoAddress if the machine has no route out.
+    Raises NoAddress if the machine has no default route.
     """
     if given:
         return given[0]
@@ -70,20 +73,20 @@ def advertised(given: tuple[str, ...], bound: str) -> str:
             return _resolved(bound)
         if not address.is_unspecified:
             return str(address)
-    return route_out()
+    return default_route_source()
 
 
-def route_out() -> str:
+def default_route_source() -> str:
     """The source address of the default route, IPv4 before IPv6. Raises NoAddress."""
-    for address in _routes_out():
+    for address in _default_route_sources():
         return address
-    raise NoAddress("this machine has no route out, so its address is not known: set --advertise-addr")
+    raise NoAddress("this machine has no default route, so its address is not known: set --advertise-addr")
 
 
 def named(text: str) -> str:
-    """The IP address that ``text`` names, see the command's help.
+    """The IP address that ``text`` selects; the help of ``--advertise-addr`` has the forms.
 
-    Raises ValueError with one line that says which addresses there are.
+    Raises ValueError with one line that lists the addresses of this machine.
     """
     bare = text.strip().removeprefix("[").removesuffix("]")
     try:
@@ -96,7 +99,7 @@ def named(text: str) -> str:
 
 
 def one_or_two(text: str) -> tuple[str, ...]:
-    """The IP addresses that ``text`` names, one or, with a comma, one of each family. Raises ValueError."""
+    """The IP addresses that ``text`` selects: one or, with a comma, one of each IP family. Raises ValueError."""
     addresses = tuple(named(part) for part in text.split(","))
     if len(addresses) > 2 or len({":" in address for address in addresses}) < len(addresses):
         raise ValueError(
@@ -121,18 +124,18 @@ def _choose(text: str, locals_: tuple[LocalAddress, ...]) -> IPAddress:
     if text.startswith("{{"):
         shape = _TEMPLATE.fullmatch(text)
         if shape is None:
-            raise ValueError(f"{text!r} is not understood; of go-sockaddr's templates these are: {_TEMPLATES}")
+            raise ValueError(f"{text!r} is not supported; the supported templates of go-sockaddr are {_TEMPLATES}")
         if shape["interface"]:
             return _of_interface(shape["interface"], locals_, usable)
         if shape["network"]:
             return _of_network(shape["network"], usable)
         private = shape["kind"] == "GetPrivateIP"
-        routed = {local.interface for local in usable if str(local.ip) in set(_routes_out())}
+        routed = {local.interface for local in usable if str(local.ip) in set(_default_route_sources())}
         for local in sorted(usable, key=lambda each: each.ip.version):
             if local.interface in routed and local.ip.is_private is private:
                 return local.ip
         what = "private" if private else "public"
-        raise _nothing(f"no interface with a default route has a {what} address", usable)
+        raise _no_match(f"no interface with a default route has a {what} address", usable)
     if "/" in text:
         return _of_network(text, usable)
     return _of_interface(text, locals_, usable)
@@ -142,7 +145,7 @@ def _of_interface(name: str, locals_: tuple[LocalAddress, ...], usable: list[Loc
     for local in [*usable, *(each for each in locals_ if each.ip.is_loopback)]:
         if local.interface == name:
             return local.ip
-    raise _nothing(f"{name!r} is neither an IP address nor an interface that has one", usable)
+    raise _no_match(f"{name!r} is neither an IP address nor an interface that has one", usable)
 
 
 def _of_network(text: str, usable: list[LocalAddress]) -> IPAddress:
@@ -153,19 +156,19 @@ def _of_network(text: str, usable: list[LocalAddress]) -> IPAddress:
     for local in usable:
         if local.ip.version == network.version and local.ip in network:
             return local.ip
-    raise _nothing(f"no address in {text}", usable)
+    raise _no_match(f"no address in {text}", usable)
 
 
-def _nothing(problem: str, usable: Iterable[LocalAddress]) -> ValueError:
+def _no_match(problem: str, usable: Iterable[LocalAddress]) -> ValueError:
     return ValueError(f"{problem}; this machine has {', '.join(map(str, usable)) or 'no address but loopback'}")
 
 
-def _routes_out() -> list[str]:
+def _default_route_sources() -> list[str]:
     found = []
-    for family, far_away in _FAR_AWAY:
+    for family, remote in _REMOTE_ADDRESSES:
         try:
             with socket.socket(family, socket.SOCK_DGRAM) as probe:
-                probe.connect((far_away, 9))
+                probe.connect((remote, 9))
                 address = str(probe.getsockname()[0])
         except OSError:
             continue

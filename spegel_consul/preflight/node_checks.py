@@ -1,7 +1,9 @@
-# Each group of checks asks one thing of the machine, in a thread where that may block, and judges what it got.  Groups
-# run at the same time and can't take each other down: what goes wrong unexpectedly is a finding like any other.
+"""The checks of preflight: whether this node is set up for a mirror.
 
-"""Is this node set up so that a mirror is of use on it?"""
+Each group of checks asks one part of the machine, in a thread if the call may block. Groups run at the same time, and
+an unexpected failure of a group becomes a warning of that group alone. A new check belongs here, in the group of its
+part, or as a new group in ``run``.
+"""
 
 from __future__ import annotations
 
@@ -33,14 +35,14 @@ from spegel_consul.store.containerd.grpc_calls import ContainerdUnavailable
 from spegel_consul.store.containerd.grpc_client import ContainerdClient
 
 _PROBE_TIMEOUT = 2.0
-# the names that Docker gives; people call bridges br-lan and the like through which the machine is reached
-_DOCKERS_BRIDGE = re.compile(r"docker0|br-[0-9a-f]{12}")
+# only the names that Docker generates, because administrators name bridges of real networks br-lan and the like
+_DOCKER_BRIDGE = re.compile(r"docker0|br-[0-9a-f]{12}")
 _OTHER_BRIDGES = ("docker", "virbr", "cni", "nomad", "podman")
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is to be checked. None leaves a part out."""
+    """The parts to check; None leaves a part out."""
 
     address: str
     registry_port: int
@@ -60,7 +62,7 @@ class Subject:
 
 
 async def run(subject: Subject) -> list[Check]:
-    """All checks, in the order in which people should read them. Takes some seconds at most."""
+    """Run all checks. Returns them in a fixed order, the address first. Takes some seconds at most."""
     groups: list[tuple[str, Callable[[Subject], Awaitable[list[Check]]]]] = [
         ("address", _address),
         ("containerd", _containerd),
@@ -84,7 +86,7 @@ async def run(subject: Subject) -> list[Check]:
 
 
 def address_check(address: str, bound: str) -> Check:
-    """Whether peers can do anything with ``address``. ``bound``: the host that the registry listens on."""
+    """Whether peers can reach ``address``. ``bound``: the host that the registry listens on."""
     name = "address"
     parsed = ipaddress.ip_address(address)
     fix = "--advertise-addr <this machine's address in the cluster>"
@@ -93,11 +95,11 @@ def address_check(address: str, bound: str) -> Check:
             return warn(name, f"{address} is loopback: only nodes on this very machine can use it", fix)
         return fail(name, f"{address} is loopback: to another node it means itself", fix, fatal=True)
     interface = interface_of(address)
-    if interface is not None and _DOCKERS_BRIDGE.fullmatch(interface):
-        says = f"{address} belongs to {interface}, a bridge for this machine's containers: nobody else can reach it"
+    if interface is not None and _DOCKER_BRIDGE.fullmatch(interface):
+        says = f"{address} belongs to {interface}, a bridge of this machine's containers: no other machine reaches it"
         return fail(name, says, fix, fatal=True)
     if interface is not None and interface.startswith(_OTHER_BRIDGES):
-        says = f"{address} belongs to {interface}: if that is a bridge for this machine alone, nobody else can reach it"
+        says = f"{address} belongs to {interface}: no other machine reaches it if that is a bridge of this machine"
         return warn(name, says, fix)
     if in_container() and parsed in ipaddress.ip_network("172.17.0.0/16"):
         says = f"{address} is an address of Docker's bridge network: nodes on other machines can't reach it"
@@ -128,14 +130,14 @@ async def _containerd(subject: Subject) -> list[Check]:
         checks.append(await in_thread(lambda: _content(root)))
     if subject.containerd_config is not None and subject.containerd_hosts is not None:
         if not await trio.Path(subject.containerd_config).exists():
-            says = f"{subject.containerd_config} is not here, so what the CRI reads is not known"
-            return [*checks, warn("config-path", says, "# say where it is\n--containerd-config /path/config.toml")]
+            says = f"{subject.containerd_config} does not exist, so the config_path of the CRI is not known"
+            return [*checks, warn("config-path", says, "# give its path\n--containerd-config /path/config.toml")]
         try:
             document = await in_thread(partial(containerd_config.load, subject.containerd_config))
         except containerd_config.Unreadable as exc:
             return [*checks, fail("containerd-config", str(exc))]
         settings = CriSettings.of(document)
-        checks += containerd_config.judge(settings, version, subject.containerd_hosts, subject.containerd_config)
+        checks += containerd_config.checks_of(settings, version, subject.containerd_hosts, subject.containerd_config)
         if settings.enabled:
             checks.append(await in_thread(partial(_hosts, "containerd", subject.containerd_hosts)))
     return checks
@@ -156,13 +158,13 @@ def _namespaces(wanted: tuple[str, ...], existing: tuple[str, ...]) -> Check:
 def _content(root: Path | None) -> Check:
     name = "content"
     if root is None:
-        return warn(name, "containerd does not say where its content is: blobs are read through it, which is slower")
+        return warn(name, "containerd does not tell its content path: blobs are read through its API, which is slower")
     try:
         next((root / "blobs").iterdir(), None)
     except OSError as exc:
         return warn(
             name,
-            f"{root} can't be read ({exc.strerror}): blobs are read through containerd, which is slower",
+            f"{root} can't be read ({exc.strerror}): blobs are read through its API, which is slower",
             f"mount {root} read-only at the same place, or give --containerd-content-path",
         )
     return ok(name, f"{root} can be read")
@@ -190,7 +192,7 @@ def _image_store(found: docker.Docker) -> Check:
     if not found.image_store:
         return fail(
             "docker",
-            f"Docker {found.version} keeps images in its old store: this node can pull from others, but gives nothing",
+            f"Docker {found.version} keeps images in its old store: this node pulls from peers but serves none",
             '# /etc/docker/daemon.json, then restart Docker\n"features": {"containerd-snapshotter": true}',
         )
     if found.reads_hosts:
@@ -199,12 +201,12 @@ def _image_store(found: docker.Docker) -> Check:
 
 
 def _hosts(runtime: str, base: Path) -> Check:
-    """Whether a runtime is told of a mirror that is alive."""
+    """Whether the hosts.toml files of a runtime name a mirror that answers."""
     name = f"{runtime}-hosts"
     fix = f"spegel-consul configuration --runtime {runtime}"
     found = sorted(base.glob("*/hosts.toml")) if base.is_dir() else []
     found = [file for file in found if file.parent.name != "_backup"]
-    # _default counts most; without it, whatever registry has a file
+    # _default first, because it is for most registries
     for file in sorted(found, key=lambda file: (file.parent.name != "_default", file)):
         try:
             hosts = list(tomllib.loads(foreign_files.read(file, foreign_files.CONFIG_SIZE).decode()).get("host", {}))
@@ -220,7 +222,7 @@ def _probed(name: str, url: str, registry: str) -> Check:
     if not url.startswith(("http://", "https://")):
         return fail(name, f"the mirror {url!r} of {of} is not a URL")
     try:
-        # whether its certificate is right is for the runtime, which has authorities of its own for it
+        # unverified, because the runtime has authorities of its own for the mirror's certificate
         context = ssl._create_unverified_context()  # noqa: S323
         probe = f"{url.rstrip('/')}/livez"  # http or https, see above
         with urllib.request.urlopen(probe, timeout=_PROBE_TIMEOUT, context=context) as answer:  # noqa: S310
@@ -239,10 +241,10 @@ async def _dial_back(subject: Subject) -> list[Check]:
             async with ConsulClient(subject.consul) as client:
                 _, instances = await client.health_service("spegel", near="_agent")
         except (ConsulError, ValueError):
-            return []  # said by the check of Consul
+            return []  # the check of Consul reports it
         others = [one for one in instances if (one.address, one.port) != (subject.address, subject.registry_port)]
         if others:
             peer = dial_back.Peer(others[0].address, others[0].port, subject.tls)
     if peer is None:
-        return [ok("dial-back", "not asked: no other node is known yet")]
+        return [ok("dial-back", "not checked: no other node is known yet")]
     return [await in_thread(partial(dial_back.ask, peer, subject.address, subject.registry_port))]

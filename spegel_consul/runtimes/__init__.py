@@ -1,1 +1,1 @@
-"""What is written on the host: hosts.toml and daemon.json, their backup and its undoing."""
+"""The runtimes' configuration on the host: hosts.toml and daemon.json, their backup and the restore."""

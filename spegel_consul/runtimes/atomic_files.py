@@ -1,8 +1,12 @@
-# A file is never written in place: a new one is made beside it, brought to the disk, and takes its name in one step.
-# Whoever reads meanwhile reads the old one or the new one, whole; so does whoever comes after a crash or after the disk
-# was full.  What a crash leaves are files under names that only we use, always the same, so that they can be found.
+"""Changes of files and directories that can be interrupted at any point.
 
-"""Changes of files and directories that can be interrupted at any point."""
+A file is never written in place. A new file is written beside it, synced to the disk and renamed. A reader sees the
+complete old file or the complete new one, also after a crash and after the disk was full. A crash may leave temporary
+files; their names are fixed and used by no other program, so :func:`sweep` finds them.
+
+A new kind of change to a configuration file belongs here; the order of changes belongs to
+:mod:`spegel_consul.runtimes.backup`.
+"""
 
 from __future__ import annotations
 
@@ -20,16 +24,16 @@ from pathlib import Path
 from spegel_consul.disk import foreign_files
 
 _SUFFIX = ".spegel-consul"
-_PATIENCE = 10.0
+_LOCK_TIMEOUT = 10.0  # seconds
 
 
 class DiskError(Exception):
-    """A file or directory can't be read or changed; one line that names it and says what to do."""
+    """A file or directory can't be read or changed; the message is one line that names it and says what to do."""
 
 
 @contextmanager
 def explained(path: Path, doing: str) -> Iterator[None]:
-    """OSError as DiskError: ``doing`` is what was tried with ``path``."""
+    """Raises OSError as DiskError; ``doing`` is the verb of the message: ``can't <doing> <path>``."""
     try:
         yield
     except OSError as exc:
@@ -38,14 +42,14 @@ def explained(path: Path, doing: str) -> Iterator[None]:
             errno.EPERM: ": run as root",
             errno.EROFS: ": mount it so that it can be written",
             errno.EBUSY: ": it is mounted as a single file; mount its directory instead",
-            errno.ENOSPC: ": nothing was changed in it; make room",
+            errno.ENOSPC: ": nothing was changed in it; free some disk space",
             errno.ENOTDIR: ": a part of the path is a file",
         }
         raise DiskError(f"can't {doing} {path}: {exc.strerror or exc}{hints.get(exc.errno or 0, '')}") from None
 
 
 def temporary(path: Path) -> Path:
-    """The name under which ``path`` is made ready."""
+    """The temporary name of ``path``."""
     return path.with_name(f".{path.name}{_SUFFIX}")
 
 
@@ -59,9 +63,9 @@ def read(path: Path, *, follow: bool = True) -> bytes | None:
 
 
 def write(path: Path, content: bytes, *, private: bool = False) -> None:
-    """Put a file with ``content`` at ``path``: mode, owner and attributes of the one that is there, else 0644.
+    """Replace ``path`` by a file with ``content`` and the mode, owner and attributes of the old one, else mode 0644.
 
-    ``private``: nobody but the owner may read it. Raises DiskError; then the file is what it was.
+    ``private``: only the owner may read it. Raises DiskError; the file is unchanged then.
     """
     with explained(path, "write"):
         before = os.stat(path) if os.path.exists(path) else None  # noqa: PTH110, PTH116
@@ -78,7 +82,7 @@ def write(path: Path, content: bytes, *, private: bool = False) -> None:
 
 
 def keep(path: Path, at: Path) -> None:
-    """Give the file ``path`` a second name ``at``, so that it survives when another one takes its place."""
+    """Hard-link the file ``path`` to ``at``, so that it survives its replacement. Raises DiskError."""
     with explained(at, "make"):
         with suppress(FileNotFoundError):
             os.unlink(at)  # noqa: PTH108
@@ -92,7 +96,7 @@ def keep(path: Path, at: Path) -> None:
 
 
 def move(path: Path, to: Path) -> None:
-    """Let ``path`` take the place of ``to``."""
+    """Rename ``path`` to ``to``, also across file systems. Raises DiskError."""
     with explained(to, "write"):
         if os.path.lexists(to) and os.path.samestat(os.lstat(path), os.lstat(to)):
             os.unlink(path)  # noqa: PTH108  # two names of one file: rename(2) would keep both
@@ -109,19 +113,19 @@ def move(path: Path, to: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, if it is there."""
+    """Remove a file, if it exists. Raises DiskError."""
     with explained(path, "remove"), suppress(FileNotFoundError):
         os.unlink(path)  # noqa: PTH108
 
 
 def make_directory(path: Path) -> None:
-    """Make one directory, unless it is there."""
+    """Make one directory, unless it exists. Raises DiskError."""
     with explained(path, "make"), suppress(FileExistsError):
         os.mkdir(path, 0o755)  # noqa: PTH102
 
 
 def remove_empty(path: Path) -> bool:
-    """Remove a directory if it is empty; whether it is gone."""
+    """Remove a directory if it is empty. Returns whether it does not exist any more. Raises DiskError."""
     with explained(path, "remove"):
         try:
             os.rmdir(path)  # noqa: PTH106
@@ -134,27 +138,27 @@ def remove_empty(path: Path) -> bool:
     return True
 
 
-def keep_edited(place: Path) -> str:
-    """Give an edited file a name beside its own that outlives us; says which."""
-    content = read(place)
-    names = (f"{place.name}.edited{f'.{number}' if number else ''}" for number in itertools.count())
-    for beside in map(place.with_name, names):
+def keep_edited(path: Path) -> str:
+    """Keep an edited file as NAME.edited, NAME.edited.1 and so on. Returns a line that says which. Raises DiskError."""
+    content = read(path)
+    names = (f"{path.name}.edited{f'.{number}' if number else ''}" for number in itertools.count())
+    for beside in map(path.with_name, names):
         if not os.path.lexists(beside):
-            keep(place, beside)
+            keep(path, beside)
             break
         if beside.is_file() and read(beside) == content:
-            break  # the same edit, or the same file when this is done once more
-    return f"{place} was edited since it was written: that is kept as {beside}"
+            break  # the same edit, or the same file if an interrupted change is repeated
+    return f"{path} was edited since it was written: that is kept as {beside}"
 
 
 def sweep(base: Path) -> None:
-    """Remove what was made ready for ``base`` and never took its place, or was already on its way out."""
+    """Remove the temporary files of ``base`` and its parents that an interrupted change has left."""
     for path in (base, *base.parents[:-1]):
         clear(temporary(path))
 
 
 def clear(path: Path) -> None:
-    """Remove a directory with all that is in it, or a link in its place without what it leads to."""
+    """Remove a directory with its content, or a symbolic link without its target."""
     with explained(path, "remove"):
         if path.is_symlink():
             path.unlink()
@@ -163,25 +167,26 @@ def clear(path: Path) -> None:
 
 
 def refuse_link(directory: Path) -> None:
-    """Raises DiskError for a directory of our own that is a link, so that nothing is written where it leads."""
+    """Raises DiskError if our own directory is a symbolic link, so that nothing is written to its target."""
     if directory.is_symlink():
-        raise DiskError(f"{directory} is a symbolic link, and nobody but an intruder makes one there: remove it")
+        raise DiskError(f"{directory} is a symbolic link, which only an intruder would make there: remove it")
 
 
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """One at a time works in a directory; who waits longer than a moment is told. Raises DiskError."""
+    """Lock a directory against other processes of this program. Raises DiskError after 10 s."""
     with explained(directory, "open"):
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + _LOCK_TIMEOUT
         while True:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise DiskError(f"another spegel-consul has been at work in {directory} for long") from None
+                    message = f"another spegel-consul holds the lock of {directory}: try again when it has ended"
+                    raise DiskError(message) from None
                 time.sleep(0.05)
         yield
     finally:
@@ -189,7 +194,7 @@ def locked(directory: Path) -> Iterator[None]:
 
 
 def _copied(path: Path, at: Path) -> Path:
-    """A copy of ``path`` under the temporary name of ``at``, on the disk: with its mode, owner, times, attributes."""
+    """Copy ``path`` to the temporary name of ``at`` and sync it: with its mode, owner, times and attributes."""
     ready = temporary(at)
     with suppress(FileNotFoundError):
         os.unlink(ready)  # noqa: PTH108
@@ -220,7 +225,7 @@ def _copied(path: Path, at: Path) -> Path:
 
 
 def _copy_attributes(path: Path, fd: int) -> None:
-    """Extended attributes, such as the label of SELinux; as far as the file system has them."""
+    """Copy extended attributes, such as the label of SELinux, as far as the file system supports them."""
     with suppress(OSError):
         for name in os.listxattr(path):
             with suppress(OSError):

@@ -1,19 +1,23 @@
-# A directory of configuration that we take a part in has one place of ours, `_backup`, with a record of every file
-# that we write and of every directory that we make, and with the originals under their own names.
-#
-#   1. the record is written first, so whatever comes after can be undone;
-#   2. an original gets its second name in `_backup` before another file takes its place: it is the same file as
-#      before, with its mode, owner, times and attributes;
-#   3. the new file takes its place in one step.
-#
-# Undoing goes the same way back, and the record is the last thing to go.  Where the directory itself was missing, it is
-# made ready under another name, with its record in it, and goes the same way.  So at each point in between, doing it
-# again ends where doing it once would have, and undoing it ends where it all began.
-#
-# A file that is neither the original nor what we wrote was edited by somebody; it is kept beside, as NAME.edited,
-# NAME.edited.1 and so on. Where our part can be taken out of it, what is left is the original from then on.
+"""One configuration directory in which our files replace others, with the backup that restores the originals.
 
-"""One directory in which files of ours replace others, and can be taken out again."""
+The directory gets one directory of ours, ``_backup``. It holds a record of each file that we write and of each
+directory that we make, and the originals under their own names.
+
+1. The record is written first, as a write-ahead log, so each later step can be undone.
+2. An original is hard-linked into ``_backup`` before it is replaced. So it stays the same file, with its mode, owner,
+   times and attributes.
+3. The new file is renamed over the original.
+
+The restore takes these steps backwards and removes the record last. If the configuration directory itself is missing,
+it is made under a temporary name with the record in it and then renamed. So after an interruption at any point, a
+repeated write ends as one write does, and a restore ends at the original state.
+
+A file that is neither the original nor ours was edited; it is kept as NAME.edited, NAME.edited.1 and so on. If our part
+can be taken out of it, the rest becomes the original.
+
+A rule about the order of steps or about edited files belongs here; the content of the files belongs to
+:mod:`spegel_consul.runtimes.configure`, and one step on the disk to :mod:`spegel_consul.runtimes.atomic_files`.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +30,7 @@ from pathlib import Path
 
 from spegel_consul.runtimes import atomic_files
 from spegel_consul.runtimes.atomic_files import DiskError, explained, temporary
-from spegel_consul.runtimes.backup_record import Kept, Record
+from spegel_consul.runtimes.backup_record import FileRecord, Record
 
 BACKUP = "_backup"
 _RECORD = "spegel-consul.json"
@@ -34,7 +38,7 @@ _RECORD = "spegel-consul.json"
 
 @dataclass(frozen=True, slots=True)
 class New:
-    """A file that is to be written."""
+    """A file to write. ``private``: only its owner may read it; ``note``: kept in the record for ``Undo``."""
 
     content: bytes
     private: bool = False
@@ -42,11 +46,11 @@ class New:
 
 
 Undo = Callable[[bytes, Mapping[str, object]], bytes | None]
-"""From content and note of a file that was edited since to what it is without us; None if that can't be told."""
+"""From the content and the note of an edited file to its content without our part; None if that is not possible."""
 
 
-class Place:
-    """The directory ``base``. With ``undo`` our part is taken out of edited files, which else are kept beside."""
+class ConfigDirectory:
+    """The directory ``base``. ``undo`` takes our part out of edited files; without it they are kept as NAME.edited."""
 
     def __init__(self, base: Path, undo: Undo | None = None) -> None:
         self.base = base
@@ -54,7 +58,7 @@ class Place:
         self._backup = base / BACKUP
 
     def record(self) -> Record | None:
-        """What we did here, or None. Raises DiskError."""
+        """The record in this directory, or None without one. Raises DiskError."""
         path = self._backup / _RECORD
         atomic_files.refuse_link(self._backup)
         content = atomic_files.read(path, follow=False)
@@ -75,53 +79,54 @@ class Place:
         return atomic_files.read(self.base / path)
 
     def original(self, path: str, record: Record | None) -> bytes | None:
-        """Content of the file as it was before us, as far as it still can be told."""
-        kept = record.files.get(path) if record is not None else None
-        if kept is None:
+        """Content of the original, as far as it is still known; None if there was no file. Raises DiskError."""
+        recorded = record.files.get(path) if record is not None else None
+        if recorded is None:
             return self.current(path)
-        if not kept.existed:
+        if not recorded.existed:
             return None
         return self._saved(path) if os.path.lexists(self._backup / path) else self.current(path)
 
     def is_edited(self, path: str, record: Record | None) -> bool:
-        """Whether somebody else changed a file since we wrote it."""
-        kept = record.files.get(path) if record is not None else None
+        """Whether a file was changed since we wrote it. Raises DiskError."""
+        recorded = record.files.get(path) if record is not None else None
         content = self.current(path)
-        return kept is not None and content is not None and self._edited(path, content, kept)
+        return recorded is not None and content is not None and self._edited(path, content, recorded)
 
-    def _edited(self, path: str, content: bytes, kept: Kept) -> bool:
-        if _digest(content) in kept.written:
+    def _edited(self, path: str, content: bytes, recorded: FileRecord) -> bool:
+        if _digest(content) in recorded.written:
             return False
-        if not kept.existed:
+        if not recorded.existed:
             return True
-        # an original that has its second name, or has not even that, was not replaced yet
+        # without its link in the backup, or with the same content as there, the original was not replaced yet
         return os.path.lexists(self._backup / path) and content != self._saved(path)
 
     def _saved(self, path: str) -> bytes | None:
-        """Content of an original in the backup, which may be a link that leads on from the place where it was."""
+        """Content of an original in the backup; a symbolic link is followed from the directory where it was."""
         saved = self._backup / path
         atomic_files.refuse_link(saved.parent)
         return atomic_files.read((self.base / path).parent / saved.readlink() if saved.is_symlink() else saved)
 
     def write(self, files: Mapping[str, New]) -> Iterator[str]:
-        """Make ``files`` the ones that we have here, restore all others; tells what happens. Raises DiskError."""
+        """Write ``files`` and restore all others of the record. Yields one line for each change. Raises DiskError."""
         self._make()
         with atomic_files.locked(self.base):
             record = self.record() or Record()
             for path in files:
-                record = self._adopt(path, record)
-            record = self._announce(record, files)
+                record = self._adopt_edit(path, record)
+            record = self._write_ahead(record, files)
             for path in sorted(record.files.keys() - files.keys()):
                 yield from self._restore(path, record.files[path])
             for path, new in files.items():
                 yield from self._put(path, new, record.files[path])
             settled = {
-                path: Kept(record.files[path].existed, (_digest(new.content),), new.note) for path, new in files.items()
+                path: FileRecord(record.files[path].existed, (_digest(new.content),), new.note)
+                for path, new in files.items()
             }
             self._save(self._without_gone(replace(record, files=settled)))
 
     def restore(self) -> Iterator[str]:
-        """Bring back what was here before us; tells what happens. Raises DiskError."""
+        """Restore the originals. Yields one line for each change. Raises DiskError."""
         atomic_files.sweep(self.base)
         if not self.base.is_dir():
             return
@@ -132,17 +137,17 @@ class Place:
                     atomic_files.remove(temporary(self._backup / _RECORD))
                     atomic_files.remove_empty(self._backup)
                 return
-            left: dict[str, Kept] = {}
+            left: dict[str, FileRecord] = {}
             problems: list[str] = []
-            for path, kept in sorted(record.files.items()):
+            for path, recorded in sorted(record.files.items()):
                 try:
-                    yield from self._restore(path, kept)
+                    yield from self._restore(path, recorded)
                 except DiskError as exc:
-                    left[path] = kept
+                    left[path] = recorded
                     problems.append(str(exc))
             if problems:
                 try:
-                    self._save(replace(record, files=left))  # the others are no more ours
+                    self._save(replace(record, files=left))  # all others are restored
                 except DiskError as exc:
                     problems.append(str(exc))
                 raise DiskError("; ".join(problems))
@@ -150,41 +155,42 @@ class Place:
                 directory = self.base / name
                 if self.base in directory.parents and directory.is_dir() and atomic_files.remove_empty(directory):
                     yield f"removed {directory}"
-            yield from self._leave(record)
+            yield from self._remove_backup(record)
 
     # Steps of writing
 
-    def _adopt(self, path: str, record: Record) -> Record:
-        """An edited file without our part becomes the original, so that undoing never brings back an older one."""
-        place, saved, kept, content = self.base / path, self._backup / path, record.files.get(path), self.current(path)
-        if self._undo is None or kept is None or content is None or not self._edited(path, content, kept):
+    def _adopt_edit(self, path: str, record: Record) -> Record:
+        """Make an edited file without our part the original, because a restore must not bring back an older one."""
+        target, saved = self.base / path, self._backup / path
+        recorded, content = record.files.get(path), self.current(path)
+        if self._undo is None or recorded is None or content is None or not self._edited(path, content, recorded):
             return record
-        mended = self._undo(content, kept.note)
-        if mended is None:
+        without_ours = self._undo(content, recorded.note)
+        if without_ours is None:
             return record
-        if mended != content:
-            atomic_files.write(place, mended)
+        if without_ours != content:
+            atomic_files.write(target, without_ours)
         atomic_files.make_directory(saved.parent)
-        atomic_files.keep(place, saved)
-        adopted = replace(record, files={**record.files, path: replace(kept, existed=True)})
+        atomic_files.keep(target, saved)
+        adopted = replace(record, files={**record.files, path: replace(recorded, existed=True)})
         self._save(adopted)
         return adopted
 
-    def _announce(self, record: Record, files: Mapping[str, New]) -> Record:
-        """The record with what is about to happen, on the disk."""
+    def _write_ahead(self, record: Record, files: Mapping[str, New]) -> Record:
+        """Add the planned changes to the record and save it, before they are made."""
         known = dict(record.files)
         made = list(record.made)
         for path, new in files.items():
-            kept = known.get(path) or Kept(os.path.lexists(self.base / path))
+            recorded = known.get(path) or FileRecord(os.path.lexists(self.base / path))
             digest = _digest(new.content)
-            written = kept.written if digest in kept.written else (*kept.written, digest)
-            known[path] = Kept(kept.existed, written, new.note)
+            written = recorded.written if digest in recorded.written else (*recorded.written, digest)
+            known[path] = FileRecord(recorded.existed, written, new.note)
             parent = Path(path).parent
             if parent != Path() and not (self.base / parent).is_dir() and str(parent) not in made:
                 made.append(str(parent))
-        announced = Record(tuple(made), known)
-        self._save(announced)
-        return announced
+        planned = Record(tuple(made), known)
+        self._save(planned)
+        return planned
 
     def _save(self, record: Record) -> None:
         path = self._backup / _RECORD
@@ -193,25 +199,25 @@ class Place:
             atomic_files.make_directory(self._backup)
             atomic_files.write(path, record.dump())
 
-    def _put(self, path: str, new: New, kept: Kept) -> Iterator[str]:
-        place, saved = self.base / path, self._backup / path
+    def _put(self, path: str, new: New, recorded: FileRecord) -> Iterator[str]:
+        target, saved = self.base / path, self._backup / path
         atomic_files.refuse_link(saved.parent)
-        content = atomic_files.read(place)
-        atomic_files.remove(temporary(place))
+        content = atomic_files.read(target)
+        atomic_files.remove(temporary(target))
         if content == new.content:
             return
-        atomic_files.make_directory(place.parent)
-        if kept.existed and not os.path.lexists(saved):
-            if os.path.lexists(place):
+        atomic_files.make_directory(target.parent)
+        if recorded.existed and not os.path.lexists(saved):
+            if os.path.lexists(target):
                 atomic_files.make_directory(saved.parent)
-                atomic_files.keep(place, saved)
-        elif content is not None and self._undo is None and self._edited(path, content, kept):
-            yield atomic_files.keep_edited(place)
-        atomic_files.write(place, new.content, private=new.private)
-        yield f"wrote {place}"
+                atomic_files.keep(target, saved)
+        elif content is not None and self._undo is None and self._edited(path, content, recorded):
+            yield atomic_files.keep_edited(target)
+        atomic_files.write(target, new.content, private=new.private)
+        yield f"wrote {target}"
 
     def _make(self) -> None:
-        """Make the directory, with its record in it from the first moment on."""
+        """Make the directory together with its record, in one rename."""
         missing = [path for path in (self.base, *self.base.parents) if not path.is_dir()]
         if not missing:
             return
@@ -225,48 +231,48 @@ class Place:
             try:
                 os.rename(ready, outermost)  # noqa: PTH104
             except OSError:
-                if not self.base.is_dir():  # else somebody else was faster
+                if not self.base.is_dir():  # else another program has made it meanwhile
                     raise
 
     # Steps of undoing
 
-    def _restore(self, path: str, kept: Kept) -> Iterator[str]:
-        place, saved = self.base / path, self._backup / path
+    def _restore(self, path: str, recorded: FileRecord) -> Iterator[str]:
+        target, saved = self.base / path, self._backup / path
         atomic_files.refuse_link(saved.parent)
-        atomic_files.remove(temporary(place))
-        content = atomic_files.read(place)
-        is_replaced = os.path.lexists(saved) or not kept.existed
-        if content is not None and self._edited(path, content, kept):
-            mended = self._undo(content, kept.note) if self._undo is not None else None
-            if mended is not None:
-                if mended != content:
-                    atomic_files.write(place, mended)
-                    yield f"took our part out of {place}, which was edited since it was written"
+        atomic_files.remove(temporary(target))
+        content = atomic_files.read(target)
+        is_replaced = os.path.lexists(saved) or not recorded.existed
+        if content is not None and self._edited(path, content, recorded):
+            without_ours = self._undo(content, recorded.note) if self._undo is not None else None
+            if without_ours is not None:
+                if without_ours != content:
+                    atomic_files.write(target, without_ours)
+                    yield f"took our part out of {target}, which was edited since it was written"
                 atomic_files.remove(saved)
                 is_replaced = False
             else:
-                yield atomic_files.keep_edited(place)
-        if is_replaced and kept.existed:
-            atomic_files.make_directory(place.parent)
-            atomic_files.move(saved, place)
-            yield f"restored {place}"
+                yield atomic_files.keep_edited(target)
+        if is_replaced and recorded.existed:
+            atomic_files.make_directory(target.parent)
+            atomic_files.move(saved, target)
+            yield f"restored {target}"
         elif is_replaced and content is not None:
-            atomic_files.remove(place)
-            yield f"removed {place}"
+            atomic_files.remove(target)
+            yield f"removed {target}"
         if saved.parent != self._backup and saved.parent.is_dir():
             atomic_files.remove(temporary(saved))
             atomic_files.remove_empty(saved.parent)
 
     def _without_gone(self, record: Record) -> Record:
-        """Directories that we made and that hold nothing any more are removed and forgotten."""
+        """Remove directories that we made and that are empty now, also from the record."""
         needed = {str(Path(path).parent) for path in record.files}
         made = [name for name in record.made if Path(name).is_absolute() or name in needed]
         for name in set(record.made).difference(made):
             atomic_files.remove_empty(self.base / name)
         return replace(record, made=tuple(made))
 
-    def _leave(self, record: Record) -> Iterator[str]:
-        """Give up `_backup`, and the directory with it if we made that and nobody else has put anything in it."""
+    def _remove_backup(self, record: Record) -> Iterator[str]:
+        """Remove ``_backup``, and the directory itself if we made it and it holds nothing else."""
         made = [Path(name) for name in record.made if Path(name).is_absolute()]
         mine = [path for path in made if path == self.base or path in self.base.parents]
         for outermost in mine:
@@ -283,7 +289,7 @@ class Place:
 
     @staticmethod
     def _holds_only(path: Path, base: Path) -> bool:
-        """Whether a directory on the way to ``base`` holds nothing but the way, and ``base`` nothing but `_backup`."""
+        """Whether a parent of ``base`` holds only the next directory towards it, or ``base`` holds only ``_backup``."""
         expected = BACKUP if path == base else base.relative_to(path).parts[0]
         with explained(path, "read"):
             return [entry.name for entry in path.iterdir()] == [expected]

@@ -1,7 +1,8 @@
-# What stands in the record must be understood by the version that undoes, which may be a later one; so it has a number,
-# and one that is not known is left alone rather than guessed at.
+"""The record of the files written into a configuration directory, and of the originals. No I/O.
 
-"""The record of what was written into a directory of configuration, and what was there before. No I/O."""
+A later version of this program may have to restore from the record. So the record has a format version, and a record of
+an unknown version is refused. A new fact that the restore needs belongs here.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +13,10 @@ from pathlib import PurePath
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """What is known of one file: whether there was one before us, and digests of what we wrote in its place.
+class FileRecord:
+    """One file: whether an original existed, and the digests of the contents that we wrote.
 
-    ``note``: whatever the writer wants to know when it is to be undone.
+    ``note``: facts of the writer for the restore.
     """
 
     existed: bool
@@ -25,13 +26,13 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """``made``: directories that were not there, the outermost first; ``files``: by path in the directory."""
+    """``made``: directories that we made, the outermost first; ``files``: by path in the configuration directory."""
 
     made: tuple[str, ...] = ()
-    files: Mapping[str, Kept] = field(default_factory=dict)
+    files: Mapping[str, FileRecord] = field(default_factory=dict)
 
     def dump(self) -> bytes:
-        files = {path: asdict(kept) for path, kept in sorted(self.files.items())}
+        files = {path: asdict(recorded) for path, recorded in sorted(self.files.items())}
         return (json.dumps({"version": 1, "made": self.made, "files": files}, indent=2) + "\n").encode()
 
     @classmethod
@@ -40,18 +41,18 @@ class Record:
         try:
             document = json.loads(content)
             if document["version"] != 1:
-                raise ValueError("it is of a later version")
+                raise ValueError("it is of a later version of spegel-consul")
             files = {
-                str(path): Kept(bool(entry["existed"]), tuple(entry["written"]), dict(entry["note"]))
+                str(path): FileRecord(bool(entry["existed"]), tuple(entry["written"]), dict(entry["note"]))
                 for path, entry in document["files"].items()
             }
             made = tuple(map(str, document["made"]))
-            # else undoing would remove or replace files anywhere
+            # a forged path would let the restore remove or replace files elsewhere
             for path in (*made, *files):
                 if not PurePath(path).parts or ".." in PurePath(path).parts or "\0" in path:
                     raise ValueError(f"it names {path!r}")
             if any(PurePath(path).is_absolute() for path in files):
-                raise ValueError("it names files elsewhere")
+                raise ValueError("it names files outside of the directory")
             return cls(made, files)
         except (KeyError, TypeError, AttributeError, RecursionError) as exc:
             raise ValueError(f"it is damaged ({exc!r})") from None

@@ -1,7 +1,9 @@
-# A cleanup runs on every node as a job of its own, and whoever started it wants to know when the last one is done
-# before it takes the job away.  So a cleanup stays and answers at /readyz, and one asks all addresses of its name.
+"""Status of a cleanup: each node serves it, and ``cleanup-wait`` polls it on all nodes.
 
-"""Telling that a node is cleaned up, and waiting until all are."""
+A cleanup runs on every node as a job of its own, and the operator must know when the last node is done before the job
+is stopped. So a cleanup that is done answers at /readyz, and ``cleanup-wait`` asks all addresses of a name. A rule
+about the end of a cleanup belongs here; the restore belongs to :mod:`spegel_consul.runtimes.backup`.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ from spegel_consul.http.server.listen import ListenAddress, listen
 _PROBE_TIMEOUT = 1.0
 
 
-class _Done(BaseHTTPRequestHandler):
+class _StatusHandler(BaseHTTPRequestHandler):
     timeout = 10
 
     def do_GET(self) -> None:
@@ -43,7 +45,7 @@ def serve_cleaned(address: ListenAddress) -> None:
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, stop)
-    server = ThreadingHTTPServer(sock.getsockname()[:2], _Done, bind_and_activate=False)
+    server = ThreadingHTTPServer(sock.getsockname()[:2], _StatusHandler, bind_and_activate=False)
     server.daemon_threads = True
     server.socket.close()
     server.socket = sock
@@ -59,7 +61,7 @@ def serve_cleaned(address: ListenAddress) -> None:
 def wait_cleaned(endpoint: ListenAddress, threshold: int, period: float, timeout: float) -> str | None:
     """Wait until all addresses of ``endpoint`` have answered ``threshold`` times in a row, ``period`` seconds apart.
 
-    None, or why not when ``timeout`` seconds are over.
+    Returns None, or the reason as one line after ``timeout`` seconds.
     """
     deadline = time.monotonic() + timeout
     in_a_row = 0
@@ -69,7 +71,8 @@ def wait_cleaned(endpoint: ListenAddress, threshold: int, period: float, timeout
         if in_a_row >= threshold:
             return None
         if time.monotonic() + period > deadline:
-            return f"not cleaned up on all nodes after {timeout:g} s: {problem or 'not long enough in a row'}"
+            problem = problem or f"only {in_a_row} of {threshold} times in a row"
+            return f"not cleaned up on all nodes after {timeout:g} s: {problem}"
         time.sleep(period)
 
 

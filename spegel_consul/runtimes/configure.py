@@ -1,8 +1,10 @@
-# Everything is read and worked out for all places before anything is written, so a file that can't be used stops the
-# whole and leaves all others as they are.  The starting point is always the original: doing it again, with the same
-# mirrors or with others, gives the same as doing it for the first time.
+"""Plans of the runtimes' configuration: the new content of each file, worked out before any file is written.
 
-"""What shall be in the configuration of the runtimes of this node: planned first, then written."""
+All files are read and planned first, so a file that can't be used stops the command before it has changed anything. A
+plan always starts from the original. So a second run, with the same mirrors or with others, gives the same files as a
+first run. A new kind of configuration file belongs here as a ``plan_…`` function; its syntax belongs to a module of its
+own, such as :mod:`spegel_consul.runtimes.hosts_toml`.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from pathlib import Path
 
 from spegel_consul.runtimes import daemon_json, hosts_toml, redaction
 from spegel_consul.runtimes.atomic_files import DiskError, explained
-from spegel_consul.runtimes.backup import BACKUP, New, Place
+from spegel_consul.runtimes.backup import BACKUP, ConfigDirectory, New
 from spegel_consul.runtimes.backup_record import Record
 from spegel_consul.runtimes.daemon_json import Added
 from spegel_consul.runtimes.hosts_toml import Mirroring, Unusable
@@ -23,14 +25,14 @@ _CERTIFICATES = (".crt", ".cert", ".key")
 
 
 class Refused(DiskError):
-    """A file of the user can't be changed as it is; one line that names it and says why."""
+    """A file of the user can't be changed; the message is one line that names it and says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What one place shall hold. ``before``: what is there now; ``notes``: what the user should know."""
+    """New files of one directory. ``before``: the current contents; ``notes``: lines for the user."""
 
-    place: Place
+    directory: ConfigDirectory
     files: Mapping[str, New]
     before: Mapping[str, bytes | None]
     notes: tuple[str, ...] = ()
@@ -40,9 +42,9 @@ class Plan:
         return any(self.before[path] != new.content for path, new in self.files.items())
 
     def diff(self) -> Iterator[str]:
-        """Lines of a unified diff, without secrets."""
+        """Lines of a unified diff, with secrets redacted."""
         for path, new in self.files.items():
-            name = str(self.place.base / path)
+            name = str(self.directory.base / path)
             before = self.before[path]
             diff = difflib.unified_diff(
                 [] if before is None else _lines(path, before),
@@ -56,14 +58,14 @@ class Plan:
 
 
 def plan_hosts(base: Path, registries: Sequence[Registry], mirroring: Mirroring, *, keep_existing: bool) -> Plan:
-    """hosts.toml of ``registries`` below ``base``. Raises Refused or DiskError."""
-    place = Place(base)
-    record = place.record()
+    """Plan the hosts.toml of ``registries`` below ``base``. Raises Refused or DiskError."""
+    directory = ConfigDirectory(base)
+    record = directory.record()
     files: dict[str, New] = {}
     for registry in registries:
         names = [name for name in registry.directories if (base / name).is_dir()]
         path = f"{(names or registry.directories[-1:])[0]}/{hosts_toml.NAME}"
-        existing = place.original(path, record)
+        existing = directory.original(path, record)
         try:
             if existing is None:
                 text = hosts_toml.fresh(registry, mirroring, _certificates((base / path).parent))
@@ -75,36 +77,38 @@ def plan_hosts(base: Path, registries: Sequence[Registry], mirroring: Mirroring,
             raise Refused(f"{base / path} was left alone, and so was all else: {exc}") from None
         files[path] = New(text.encode(), private=mirroring.authorization is not None)
     notes = _shadowing(base, files, record) if any(registry.host == DEFAULT for registry in registries) else ()
-    return Plan(place, files, {path: place.current(path) for path in files}, notes)
+    return Plan(directory, files, {path: directory.current(path) for path in files}, notes)
 
 
 def plan_daemon(path: Path, mirroring: Mirroring, *, snapshotter: bool) -> Plan:
-    """Docker's daemon.json at ``path``. Raises Refused or DiskError."""
-    place = daemon_place(path)
-    record = place.record()
-    content = place.original(path.name, record)
+    """Plan Docker's daemon.json at ``path``. Raises Refused or DiskError."""
+    directory = daemon_directory(path)
+    record = directory.record()
+    content = directory.original(path.name, record)
     try:
-        if record is not None and place.is_edited(path.name, record):
-            content = take_out(place.current(path.name) or b"", record.files[path.name].note)
+        if record is not None and directory.is_edited(path.name, record):
+            content = take_out(directory.current(path.name) or b"", record.files[path.name].note)
         existing = _text(content) if content is not None else ""
         text, what = daemon_json.added(existing, mirroring.targets, snapshotter=snapshotter)
     except Unusable as exc:
         raise Refused(f"{path} was left alone, and so was all else: {exc}") from None
     notes = []
     if mirroring.authorization is not None:
-        notes.append(f"{path} has no place for the mirror's password: Docker asks without it")
-    plan = Plan(place, {path.name: New(text.encode(), note=asdict(what))}, {path.name: place.current(path.name)})
+        notes.append(f"{path} can't hold the mirror's password: Docker asks without it")
+    plan = Plan(
+        directory, {path.name: New(text.encode(), note=asdict(what))}, {path.name: directory.current(path.name)}
+    )
     if plan.changes:
         notes.append("restart Docker to make it read daemon.json: a reload is enough for mirrors only")
     if what.snapshotter:
         notes.append(
             "that restart switches the containerd image store on: images of the old store are not seen while it is on"
         )
-    return Plan(place, plan.files, plan.before, tuple(notes))
+    return Plan(directory, plan.files, plan.before, tuple(notes))
 
 
-def daemon_place(path: Path) -> Place:
-    """The place of a daemon.json; a file that was edited since gets our part taken out."""
+def daemon_directory(path: Path) -> ConfigDirectory:
+    """The directory of a daemon.json; our part is taken out of a file that was edited."""
 
     def undo(content: bytes, note: Mapping[str, object]) -> bytes | None:
         try:
@@ -112,11 +116,11 @@ def daemon_place(path: Path) -> Place:
         except Unusable:
             return None
 
-    return Place(path.parent, undo)
+    return ConfigDirectory(path.parent, undo)
 
 
 def take_out(content: bytes, note: Mapping[str, object]) -> bytes:
-    """A daemon.json without what ``note`` says that we added. Raises Unusable."""
+    """A daemon.json without the entries that we added, which ``note`` lists. Raises Unusable."""
     mirrors, insecure = note.get("mirrors", ()), note.get("insecure", ())
     assert isinstance(mirrors, list | tuple)
     assert isinstance(insecure, list | tuple)
@@ -133,7 +137,7 @@ def _text(content: bytes) -> str:
 
 
 def _lines(path: str, content: bytes) -> list[str]:
-    """Each line as it is, and behind a NUL as it may be shown: a secret that changes is a change too."""
+    """Each line, and behind a NUL its redacted form; the diff compares both, because a new secret is a change too."""
     text = content.decode(errors="replace").replace("\0", "\ufffd")
     shown = redaction.lines(text, is_json=path.endswith(".json"))
     return [f"{line}\0{as_shown}" for line, as_shown in zip(text.splitlines(), shown, strict=True)]
@@ -147,7 +151,7 @@ def _certificates(directory: Path) -> list[str]:
 
 
 def _shadowing(base: Path, files: Mapping[str, New], record: Record | None) -> tuple[str, ...]:
-    """Registries with a directory of their own, for which the runtime does not look into ``_default``."""
+    """A note on registries with a directory of their own, for which the runtime does not read ``_default``."""
     with explained(base, "read"):
         names = [path.name for path in base.iterdir() if path.is_dir()] if base.is_dir() else []
     ours = {Path(path).parts[0] for path in files}.union(record.made if record is not None else ())
@@ -155,6 +159,6 @@ def _shadowing(base: Path, files: Mapping[str, New], record: Record | None) -> t
     if not others:
         return ()
     return (
-        f"{base} has directories for {', '.join(others)}, so _default does not count for them:"
+        f"{base} has directories for {', '.join(others)}, so runtimes do not read _default for them:"
         " name them in --mirrored-registries to have them mirrored too",
     )

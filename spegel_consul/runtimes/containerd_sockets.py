@@ -1,8 +1,9 @@
-# Where distributions put containerd's socket.  The first that exists is taken, and the first of all if none does: the
-# messages name it, and the sidecar waits for it.  It goes on looking at all of them until somebody listens at one, and
-# then stays there, whatever else is started later.
+"""Known paths of containerd's socket, and the known namespaces.
 
-"""Known places of containerd's socket, and the namespaces that are served."""
+The paths are those of the distributions. The first one with a listener is used, else the first one that exists, else
+the first one, which messages then name. The sidecar repeats the search until a path has a listener, and then stays with
+it. A new distribution's path or namespace belongs here.
+"""
 
 from __future__ import annotations
 
@@ -27,14 +28,14 @@ NAMESPACES = ("moby", "k8s.io", "default", "nomad")
 
 
 def find_socket(candidates: Iterable[Path] = SOCKETS) -> Path:
-    """The first socket that somebody listens on, else the first that exists, else the first."""
+    """The first path with a listener, else the first that exists, else the first. Waits 1 s at most for each."""
     candidates = tuple(candidates)
     existing = [path for path in candidates if path.is_socket()]
     return next(filter(_is_served, existing), (existing or candidates)[0])
 
 
 class SocketSearch:
-    """Looks for containerd's socket until there is one; all who ask in their threads are told the same."""
+    """Searches for containerd's socket until it is found; threads may share one search and get the same answer."""
 
     def __init__(self, candidates: Iterable[Path] = SOCKETS) -> None:
         self._candidates = tuple(candidates)
@@ -42,7 +43,7 @@ class SocketSearch:
         self._lock = threading.Lock()
 
     def look(self) -> Path:
-        """The one that was found, else what ``find_socket`` says now. Waits some seconds at most."""
+        """The path that was found, else the result of ``find_socket`` now. Waits some seconds at most."""
         with self._lock:
             if self._found is not None:
                 return self._found

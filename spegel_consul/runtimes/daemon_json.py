@@ -1,10 +1,12 @@
-# Docker's daemon.json belongs to people and to their configuration management, so it is edited as text: the places of
-# its top-level members are found, a few characters are put in, and all others stay as they are.  dockerd reads plain
-# JSON without comments and trailing commas; a file that it would refuse is refused here as well.
-#
-# What was added is remembered by the caller.  So it can be taken out again from a file that was edited meanwhile.
+"""Edits of Docker's daemon.json: mirrors are added and taken out. No I/O.
 
-"""From Docker's daemon.json, or none, to one that knows our mirrors, and back. No I/O."""
+The file belongs to people and to their configuration management. So it is edited as text: the positions of its
+top-level members are found, a few characters are inserted, and all others stay. dockerd reads JSON without comments and
+trailing commas; a file that dockerd would refuse is refused here too.
+
+The caller keeps ``Added``, the list of the additions. So they can be taken out of a file that was edited meanwhile. A
+new key of daemon.json belongs here, with its removal.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +27,9 @@ _SPACE = " \t\r\n"
 
 @dataclass(frozen=True, slots=True)
 class Added:
-    """What a file has because of us.
+    """The additions to a file.
 
-    ``snapshotter`` is whether the feature was not on before, ``was_off`` whether that stood there in so many words.
+    ``snapshotter``: whether the feature was switched on; ``was_off``: whether the file said ``false`` before.
     """
 
     mirrors: tuple[str, ...] = ()
@@ -37,10 +39,10 @@ class Added:
 
 
 def added(existing: str, targets: Iterable[Target], *, snapshotter: bool) -> tuple[str, Added]:
-    """``existing`` with ``targets`` as the first mirrors of docker.io, and what of that is new. Raises Unusable.
+    """``existing`` with ``targets`` as the first mirrors of docker.io, and the additions. Raises Unusable.
 
-    A mirror without TLS that is not on loopback must also be in insecure-registries (Docker 26 and before). With
-    ``snapshotter`` the containerd image store is switched on: without it a node has nothing that others could pull.
+    A mirror without TLS that is not on loopback must also be in insecure-registries (Docker 26 and before).
+    ``snapshotter`` switches the containerd image store on, because without it a node has no content for peers.
     """
     text = existing if existing.strip() else "{}\n"
     document = _parsed(text)
@@ -65,7 +67,7 @@ def added(existing: str, targets: Iterable[Target], *, snapshotter: bool) -> tup
 
 
 def taken_out(text: str, before: Added) -> str:
-    """``text`` without what was added to it. Raises Unusable."""
+    """``text`` without the additions ``before``. Raises Unusable."""
     document = _parsed(text)
     for key, items in ((MIRRORS, before.mirrors), (INSECURE, before.insecure)):
         listed = _list(document, key)
@@ -86,7 +88,7 @@ def _parsed(text: str) -> dict[str, Any]:
     def members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
-            raise Unusable("a name stands in it twice")
+            raise Unusable("it has the same name twice")
         return found
 
     try:
@@ -112,7 +114,7 @@ def _list(document: dict[str, Any], key: str) -> list[Any]:
 
 @dataclass(frozen=True, slots=True)
 class _Member:
-    """A member of an object: where its name begins, and where its value begins and ends."""
+    """A member of an object: the offsets of its name's start, its value's start and its value's end."""
 
     start: int
     value: int
@@ -120,7 +122,7 @@ class _Member:
 
 
 def _members(text: str, at: int = 0) -> tuple[dict[str, _Member], int, int]:
-    """The members of the object that begins at or after ``at``, and the places of its braces. ``text`` is valid."""
+    """The members of the object that begins at or after ``at``, and the offsets of its braces. ``text`` is valid."""
     opening = at = text.index("{", at)
     found: dict[str, _Member] = {}
     at = _after_space(text, at + 1)
@@ -143,7 +145,7 @@ def _after_space(text: str, at: int) -> int:
 
 
 def _with_items(text: str, key: str, items: tuple[str, ...]) -> str:
-    """``items`` put before those of the list ``key``."""
+    """``text`` with ``items`` before those of the list ``key``."""
     if not items:
         return text
     members, _, _ = _members(text)
@@ -169,7 +171,7 @@ def _with_feature(text: str, *, on: bool = True) -> str:
 
 
 def _with_member(text: str, key: str, value: str, at: int = 0) -> str:
-    """A member put behind the last one of the object at ``at``, spaced like that one."""
+    """``text`` with a new last member in the object at ``at``, spaced like the member before it."""
     members, opening, closing = _members(text, at)
     member = f"{json.dumps(key)}: {value}"
     if not members:
@@ -177,7 +179,7 @@ def _with_member(text: str, key: str, value: str, at: int = 0) -> str:
         return text[: opening + 1] + inside + text[closing:]
     places = list(members.values())
     before = places[-2].end if len(places) > 1 else opening
-    gap = text[before : places[-1].start].lstrip(_SPACE)[1:]  # what follows the brace or comma
+    gap = text[before : places[-1].start].lstrip(_SPACE)[1:]  # the spaces after the brace or comma
     return text[: places[-1].end] + "," + (gap or " ") + member + text[places[-1].end :]
 
 

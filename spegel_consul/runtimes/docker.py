@@ -1,10 +1,13 @@
-# Two requests over Docker's socket say all that is to be known: which version, which image store, and which containerd
-# it uses.  That decides what Docker reads:
-#
-#   containerd image store, 28 or later   /etc/docker/certs.d/<registry>/hosts.toml, and _default, for all registries
-#   all others                            registry-mirrors in daemon.json, for docker.io only
+"""The version and image store of this node's Docker, asked over its socket.
 
-"""What the Docker of this node is and what it reads."""
+They decide which configuration Docker reads:
+
+* with the containerd image store, 28 or later: /etc/docker/certs.d/<registry>/hosts.toml, and _default, for all
+  registries;
+* all others: registry-mirrors in daemon.json, for docker.io only.
+
+A new fact about Docker belongs here; the check of it belongs to :mod:`spegel_consul.preflight.node_checks`.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +23,12 @@ _FIRST_WITH_HOSTS = 28
 
 
 class NoDocker(Exception):
-    """Docker does not answer; one line that says why."""
+    """Docker does not answer; the message is one line that says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Docker:
-    """What a Docker daemon says of itself; ``mirrors``: those of docker.io."""
+    """Answer of a Docker daemon; ``mirrors``: the URLs of the mirrors of docker.io."""
 
     version: str
     image_store: bool
@@ -79,5 +82,5 @@ def _get(sock: Path, path: str) -> dict[str, Any]:
     finally:
         connection.close()
     if not isinstance(document, dict):
-        raise NoDocker(f"what listens at {sock} does not answer as Docker does")
+        raise NoDocker(f"the process that listens at {sock} does not answer as Docker does")
     return document

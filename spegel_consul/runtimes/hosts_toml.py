@@ -1,14 +1,17 @@
-# The order of hosts in the file is the order in which the runtime asks them, and what stands before the first table
-# belongs to the registry itself.  So our hosts go between the two: the text is cut there and nothing else of it is
-# touched.  tomlkit says where; a second parser then compares what the result means with what was meant, because a
-# file may be written in ways that can't be extended (an inline table, dotted keys).
-#
-# A directory without hosts.toml may hold certificates for the registry.  The runtime loads them from there only as
-# long as there is no hosts.toml, so the one that we write has to name them.
-#
-# A file without any host but with `server` is ignored by containerd 1.7: there is always a host in ours.
+"""Edits of a registry's hosts.toml: the mirrors are put before the other hosts. No I/O.
 
-"""From a registry's hosts.toml, or none, to one that asks our mirrors first. No I/O."""
+The runtime asks hosts in the order of the file, and the keys before the first table belong to the registry itself. So
+our hosts are inserted between the two, and the rest of the text stays. tomlkit finds the position. Then tomllib parses
+the result and compares it with the expected document, because some forms of TOML can't be extended (an inline table,
+dotted keys).
+
+A directory without hosts.toml may hold certificates for the registry. The runtime loads them only while there is no
+hosts.toml, so a new hosts.toml names them.
+
+containerd 1.7 ignores a file with ``server`` and without a host, so a new file always has a host.
+
+A new key of hosts.toml belongs here.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ class Unusable(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Mirroring:
-    """What the files shall say. ``authorization``: value of the header of that name, for the mirrors."""
+    """The mirrors to write. ``authorization``: value of the Authorization header that mirrors are sent."""
 
     targets: tuple[Target, ...]
     resolve_tags: bool = True
@@ -43,14 +46,14 @@ class Mirroring:
 
 
 def fresh(registry: Registry, mirroring: Mirroring, certificates: Iterable[str] = ()) -> str:
-    """A whole file. ``certificates``: names of files in its directory."""
+    """A new file. ``certificates``: names of files in its directory."""
     top = [f"server = {_quoted(registry.server)}\n"] if registry.server else []
     return _HEADER + "".join([*top, *_certificate_lines(certificates)]) + "\n" + _hosts(mirroring)
 
 
 @contextmanager
 def _shallow() -> Iterator[None]:
-    """Both parsers recurse, to different depths. Raises Unusable."""
+    """Raises RecursionError of either parser as Unusable."""
     try:
         yield
     except RecursionError:
@@ -76,7 +79,7 @@ def prepended(existing: str, registry: Registry, mirroring: Mirroring) -> str:
                 del hosts[url]
             existing = tomlkit.dumps(document)
             document = tomlkit.parse(existing)
-        except (AttributeError, TOMLKitError):  # tables of other things between those of hosts
+        except (AttributeError, TOMLKitError):  # other tables between those of hosts
             raise Unusable("its [host.…] tables do not follow one another, so a mirror can't be moved") from None
     at = _before_tables(document)
     head, tail = existing[:at], existing[at:]
@@ -93,7 +96,7 @@ def prepended(existing: str, registry: Registry, mirroring: Mirroring) -> str:
 
 @_shallow()
 def replaced(existing: str, registry: Registry, mirroring: Mirroring) -> str:
-    """``existing`` with our hosts in place of its own; all else in it is kept, without remarks. Raises Unusable."""
+    """``existing`` with our hosts instead of its own; other keys stay, comments do not. Raises Unusable."""
     kept = {key: value for key, value in _parsed(existing).items() if key != "host"}
     return prepended(tomlkit.dumps(kept), registry, mirroring)
 
@@ -106,7 +109,7 @@ def _parsed(text: str) -> dict[str, object]:
 
 
 def _before_tables(document: tomlkit.TOMLDocument) -> int:
-    """Where the first table begins, with the comment that belongs to it."""
+    """Offset of the first table, or of the comment directly above it."""
     at = 0
     attached = 0  # length of the comment lines that end here
     for key, item in document.body:
@@ -150,7 +153,7 @@ def _hosts(mirroring: Mirroring) -> str:
 
 
 def _certificate_lines(names: Iterable[str]) -> list[str]:
-    """As the runtime itself pairs them: NAME.crt is an authority, NAME.cert with NAME.key identifies the client."""
+    """The runtime's own pairing: NAME.crt is an authority, NAME.cert with NAME.key identifies the client."""
     names = sorted(names)
     authorities = [name for name in names if name.endswith(".crt")]
     pairs = [
@@ -161,5 +164,5 @@ def _certificate_lines(names: Iterable[str]) -> list[str]:
 
 
 def _quoted(text: str) -> str:
-    # JSON's strings are TOML's basic strings, as long as nothing but ASCII is in them
+    # a JSON string of ASCII characters is a TOML basic string
     return json.dumps(text)

@@ -1,7 +1,9 @@
-# What users write is forgiving (a scheme or none, a port, capitals, another name of Docker Hub), what runtimes match is
-# not: they take the host of the image's name, letter for letter, as the name of a directory.
+"""Registries to mirror and mirrors to ask, parsed from the command line.
 
-"""Registries to mirror and mirrors to ask, from the texts of the command line."""
+Users write a registry in many forms (with or without scheme, with a port, in capitals, by another name of Docker Hub).
+Runtimes take the host of the image's name, letter for letter, as the name of a directory. So the forms are normalized
+here, and a new accepted form belongs here.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +17,12 @@ from spegel_consul.oci.filters import registry_host
 from spegel_consul.oci.reference import check_registry
 
 DEFAULT = "_default"
-"""The directory that runtimes read for registries that have none of their own (containerd docs/hosts.md)."""
+"""The directory that runtimes read for registries without a directory of their own (containerd docs/hosts.md)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Registry:
-    """A registry, or all of them as ``_default``. ``server``: its URL, where the runtime could not tell."""
+    """A registry, or all of them as ``_default``. ``server``: its URL, if the runtime can't derive it from the host."""
 
     host: str
     server: str | None = None
@@ -74,7 +76,7 @@ class Target:
         except (NameInvalid, ValueError):
             raise ValueError(f"mirror target {text!r} {example}; IPv6 goes in brackets") from None
         if port == 0:
-            raise ValueError(f"mirror target {text!r} has port 0, which nobody can connect to")
+            raise ValueError(f"mirror target {text!r} has port 0, which no client can connect to")
         return cls(f"{scheme.lower()}://{rest.lower()}")
 
 

@@ -1,9 +1,11 @@
-# A dry run is read over shoulders and kept in logs, so no line of a diff may tell a password; not even one that stays
-# as it is.  The file is parsed to learn what is secret, and each line with a piece of that is cut behind its key.  What
-# can hide from this (an escape, a remark beside a header, a file that is not understood) is cut as well: rather too
-# much than too little.
+"""Redaction of secrets in lines of configuration files. No I/O.
 
-"""Lines of configuration files as they may be shown. No I/O."""
+A dry run is printed on screens and kept in logs, so no line of its diff may contain a password, not even an unchanged
+line. The file is parsed to find the secrets, and each line with a part of one is cut after its key. Lines that could
+hide a secret from this (an escape, a comment beside a header, a file that can't be parsed) are cut too.
+
+A new table with secrets belongs here.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ _USER = re.compile(r"""(:\\?/\\?/)[^\s"]*@""")
 
 
 def lines(text: str, *, is_json: bool = False) -> list[str]:
-    """The lines of a hosts.toml or daemon.json without what headers, proxies, log drivers and users of URLs say."""
+    """Lines of a hosts.toml or daemon.json, without values of headers, proxies, log drivers and users in URLs."""
     raw = text.splitlines()
     try:
         secrets = set(_secrets(json.loads(text) if is_json else tomllib.loads(text), inside=False))
@@ -49,7 +51,7 @@ def _cut(line: str, secrets: set[str] | tuple[()]) -> str:
 
 
 def _secrets(value: Any, *, inside: bool) -> Iterator[str]:
-    """Pieces, each within one line, of all that stands below a table of secrets."""
+    """Parts, each within one line, of all values below a table of secrets."""
     if isinstance(value, dict):
         for name, below in value.items():
             yield from _secrets(below, inside=inside or name.lower() in _SECRET_TABLES)

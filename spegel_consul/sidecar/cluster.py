@@ -1,7 +1,7 @@
 """Cluster: registration, catalog and election in Consul, and the way into the ring.
 
-These stages start last, because they lead others to this node, and they stop first, so that others stop coming before
-the registry refuses them. Without Consul's address only the join is left. A new kind of registration or watch belongs
+These stages start last, because they lead peers to this node, and they stop first, so that peers stop asking before the
+registry refuses them. Without Consul's address only the join is left. A new kind of registration or watch belongs
 here; a new source of bootstrap peers belongs to :mod:`spegel_consul.join.sources`.
 """
 
@@ -63,7 +63,7 @@ async def start_cluster(
 
 
 def _record(settings: Settings, node: PreparedNode, router: Router) -> LeaderRecord:
-    """What this node says of itself when it leads."""
+    """The record that this node writes when it leads."""
     me = router.me
     assert me.id is not None
     return LeaderRecord(

@@ -1,7 +1,7 @@
 """Content: the store, the ring's router, the registry and the web port, started from the inside out.
 
-The registry answers before the ring's members or Consul can name this node, because a peer that asks a registry which
-does not listen yet takes the node for dead. The ring is told of a stop at once, beside the stages that stop in reverse,
+The registry answers before the ring's members or Consul can name this node, because a peer that asks a registry before
+it listens takes the node for dead. The ring is told of a stop at once, beside the stages that stop in reverse,
 so that peers look elsewhere while the transfers in flight end. A new part that reads or serves content belongs here;
 :mod:`spegel_consul.sidecar.cluster` has the parts that talk to Consul and find members.
 """
@@ -50,12 +50,12 @@ from spegel_consul.zerocopy.spool import SpoolSpace
 
 log = structlog.get_logger(__name__)
 
-_FAREWELL = 1.0  # seconds; a farewell delays only the very end
+_FAREWELL = 1.0  # seconds; the ring's farewell runs beside the stop and delays only its end
 
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """The parts that the cluster's stages are connected to. ``registries`` are those that the catalog permits."""
+    """The parts that the cluster's stages connect to. ``registries``: the registries that the catalog permits."""
 
     router: ReplaceableRouter
     registries: CatalogRegistries
@@ -134,7 +134,7 @@ async def _serve(settings: Settings, node: PreparedNode, stages: Stages, view: N
     called = frozenset({node.address, node.secondary or node.address})
     limits = ConnectionLimits(raise_limit())
     await stages.serve("registry", content, node.registry, fast_path, node.tls, limits, called)
-    # who follows events would keep a stop waiting
+    # a short drain, because a client that follows events never ends its request
     await stages.serve("web", web_app.build_app(view), node.metrics, limits=limits, drain_timeout=1.0)
     metrics.followers.set_function(lambda: len(mirror.followers))
     metrics.http_inflight.set_function(
@@ -169,12 +169,12 @@ def _store(settings: Settings) -> CountedStore:
 
 
 def _containerd_socket(told: Path | None) -> Callable[[], Path]:
-    """One search for all namespaces, so that they are those of one containerd."""
+    """One search for all namespaces, so that all stores read the same containerd."""
     return SocketSearch().look if told is None else lambda: told
 
 
 def _announcer(store: Store, router: Router) -> Runnable:
-    """Tells the ring what the store can serve."""
+    """A task that announces the store's content to the ring."""
 
     async def announce(*, task_status: trio.TaskStatus[None]) -> None:
         async with store.watch() as changes:
@@ -186,7 +186,7 @@ def _announcer(store: Store, router: Router) -> Runnable:
 
 
 def _farewell(router: Router, stopping: trio.Event) -> Runnable:
-    """Tells the ring, as soon as this node is to stop, that it has nothing any more."""
+    """A task that withdraws all announcements from the ring as soon as the stop begins."""
 
     async def say(*, task_status: trio.TaskStatus[None]) -> None:
         task_status.started()
@@ -198,7 +198,7 @@ def _farewell(router: Router, stopping: trio.Event) -> Runnable:
 
 
 def _log_trace(trace: Trace) -> None:
-    """Log one line for a mirrored request; at levels other than debug it is not even made, because it costs time."""
+    """Log one line for a mirrored request; only at level debug, because making the line costs time."""
     if log_level.level.current == "debug":
         facts = {name: value for name, value in trace.to_json().items() if value is not None and name != "number"}
         log.debug("mirrored", **{**facts, **as_fields(trace.trace_headers)})

@@ -1,18 +1,22 @@
-# Started by watchdog.py in place of the process that a supervisor knows, with the sidecar as its child:
-#
-#   python -I -S guard.py PID FD SILENCE
-#
-# It imports next to nothing, so that it needs 10 MiB, less than half of them its own.  Until a signal or a step's end
-# it sleeps; all signals that can be passed on are blocked since before the sidecar was made, and fetched here, so none
-# is lost, not even by pid 1, and no handler can come at a bad moment.
-#
-# Only a sidecar that could have beaten and did not is ended.  So what counts is not what a clock says but steps that
-# the guard has slept through itself: a machine that was suspended, or a container that was frozen, costs one step.  And
-# of a step counts only what the sidecar's event loop had of it: all, if it waits for something or was stopped;
-# the CPU time that it got, if it wants to run, which on a busy machine may be little; nothing, if it waits for the disk
-# or for memory, which no signal would end anyway.
+"""The guard: ends the sidecar when its event loop hangs, and passes signals and the exit status on.
 
-"""Ends the sidecar when its event loop does not turn any more, and passes signals and the exit status on."""
+:mod:`spegel_consul.sidecar.watchdog` executes this file in the process that a supervisor knows, with the sidecar as its
+child::
+
+    python -I -S guard.py PID FD SILENCE
+
+The file imports almost nothing, so the guard needs 10 MiB, less than half of them private. It sleeps until a signal
+arrives or a step ends. All signals that can be passed on are blocked since before the fork and fetched here. So no
+signal is lost, even by pid 1, and no handler interrupts the guard.
+
+The guard ends a sidecar only if the sidecar could have sent a heartbeat. So the guard does not read a clock; it counts
+steps that it has slept through itself, and a suspended machine or a frozen container costs one step. The part of a step
+that counts depends on the state of the event loop's thread: all of it if the thread waits or was stopped; its CPU time
+if the thread wants to run, because a busy machine may give it little; nothing if the thread waits for the disk or for
+memory, because no signal would end it then.
+
+A new rule about the detection of a hang belongs in ``Silence``. New imports do not belong here.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +30,7 @@ if TYPE_CHECKING:
     from typing import NoReturn  # which would cost a megabyte
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD)
-"""Blocked by whoever starts the guard."""
+"""Blocked by the process that starts the guard."""
 
 EXIT_HUNG = 1
 _STEPS = 20
@@ -34,7 +38,7 @@ _LAST_WORDS = 1.0  # seconds
 
 
 class Silence:
-    """How long the sidecar has been silent, counted in steps of ``step`` seconds; ``silence`` seconds are too long."""
+    """The time without heartbeat, counted in steps of ``step`` seconds; more than ``silence`` seconds is a hang."""
 
     def __init__(self, silence: float) -> None:
         self.step = silence / _STEPS
@@ -44,7 +48,10 @@ class Silence:
         self._cpu = 0.0
 
     def ends(self, beaten: bool, state: str, cpu: float) -> bool:
-        """After each step; ``state`` and ``cpu`` (seconds in all) are those of the event loop's thread."""
+        """Whether the sidecar hangs; called once after each step.
+
+        ``state`` and ``cpu``, the state of proc(5) and the CPU seconds so far, are those of the event loop's thread.
+        """
         used, self._cpu = cpu - self._cpu, cpu
         if beaten:
             self._started, self._silent = True, 0.0
@@ -56,9 +63,9 @@ class Silence:
 
 
 def watch(pid: int, beats: int, silence: float) -> NoReturn:
-    """Wait for ``pid``, a child, and exit as it does; kill it when ``beats``, a pipe, is silent for too long.
+    """Wait for the child ``pid`` and exit with its status; kill it if the pipe ``beats`` is silent for too long.
 
-    ``silence``: seconds, counted from the first beat; the pipe's end ends the counting.
+    ``silence``: seconds, counted from the first heartbeat; the pipe's end ends the counting.
     """
     os.set_blocking(beats, False)
     watched, ending = Silence(silence), False
@@ -79,7 +86,7 @@ def watch(pid: int, beats: int, silence: float) -> NoReturn:
 
 
 def _look(pid: int) -> tuple[str, float]:
-    """State and CPU seconds of the event loop's thread, from proc(5); as if it slept if that can't be read."""
+    """State and CPU seconds of the event loop's thread, from proc(5); sleeping (S) if the file can't be read."""
     try:
         with open(f"/proc/{pid}/task/{pid}/stat", encoding="utf-8", errors="replace") as file:  # noqa: PTH123
             words = file.read().rpartition(")")[2].split()
@@ -89,7 +96,7 @@ def _look(pid: int) -> tuple[str, float]:
 
 
 def _reap(pid: int) -> None:
-    """Also others' children, which pid 1 is given; with the sidecar the guard ends."""
+    """Reap all children, because pid 1 inherits orphans too; exit when the sidecar has ended."""
     while True:
         ended, status = os.waitpid(-1, os.WNOHANG)
         if ended == pid:
@@ -102,7 +109,7 @@ def _reap(pid: int) -> None:
 def _end(pid: int, silence: float) -> NoReturn:
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
-    # it may have hung because nobody reads what it says, and then nobody reads this
+    # if the sidecar hung because its log is not read, this line would not be read either: wait for it only a moment
     if select.select([], [2], [], _LAST_WORDS)[1]:
         said = f"spegel-consul: the sidecar has not moved for {silence:g} s: ended, so that runtimes go on without it\n"
         os.write(2, said.encode())

@@ -1,10 +1,10 @@
 """The lifecycle: the stages are started from the inside out and stopped in reverse.
 
-:mod:`prepare` finds out what can be wrong, then :mod:`content` starts the store, the ring and the ports, and
-:mod:`cluster` Consul and the join. So nobody is told of this node before it can answer. The stop goes backwards: the
-catalog forgets the node, the lock is given up, and then the transfers in flight have their time to end. Only the ring
-is told at once, beside all of that. Signals and the order of these three belong here; a new part belongs to one of
-them.
+:mod:`prepare` checks the settings and the machine. Then :mod:`content` starts the store, the ring and the ports, and
+:mod:`cluster` starts Consul and the join. So no peer and no catalog learns of this node before it can answer. The stop
+goes backwards: the catalog removes the node, the lock is released, and then the transfers in flight have their time to
+end. Only the ring is told at once, beside all of that. Signals and the order of these three modules belong here; a new
+part belongs to one of them.
 """
 
 from __future__ import annotations
@@ -88,9 +88,10 @@ async def _cancel_at(event: trio.Event, scope: trio.CancelScope) -> None:
 
 
 async def _on_signal(signals: AsyncIterator[int], stopping: trio.Event, everything: trio.CancelScope) -> None:
-    """The first signal asks for an orderly stop, a later one for a quick one.
+    """The first signal asks for an orderly stop, a later one for an immediate stop.
 
-    What follows at once is the same one: systemd and terminals signal the guard and us, and the guard passes it on.
+    A signal that follows within a second is the same one: systemd and terminals send it to the guard and to the
+    sidecar, and the guard passes it on.
     """
     asked_at = -math.inf
     async for _ in signals:

@@ -1,4 +1,4 @@
-"""Preparation: all that can be wrong with the settings or the machine is found out before anything starts.
+"""Preparation: the settings and the machine are checked before anything starts.
 
 Sockets are bound, the identity is read, addresses are worked out and files of secrets are parsed, so a wrong setting
 ends the start with one line instead of a task's failure later. No task runs yet. A setting that can be wrong on its own
@@ -36,7 +36,7 @@ class StartError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class PreparedNode:
-    """The facts of this node, with its open sockets and its clients, which have connected to nothing yet."""
+    """The facts of this node, with its open sockets and its clients, which have not connected yet."""
 
     identity: Ed25519PrivateKey
     registry: socket.socket
@@ -44,7 +44,7 @@ class PreparedNode:
     metrics: socket.socket
     address: str
     secondary: str | None
-    """Its address of the other family, if it has both."""
+    """Its address of the other IP family, if it has both."""
     router_address: str
     consul: ConsulClient | None
     nomad: NomadClient | None
@@ -77,7 +77,7 @@ class PreparedNode:
 
 
 def prepare(settings: Settings) -> PreparedNode:
-    """Find out all that can be known before the start. Raises StartError."""
+    """Check the settings and the machine, and open the sockets. Raises StartError."""
     try:
         node = _prepare(settings)
         finding = node_checks.address_check(node.address, settings.registry_addr.host)
@@ -105,7 +105,7 @@ def _prepare(settings: Settings) -> PreparedNode:
 
 
 async def log_findings(settings: Settings, node: PreparedNode) -> None:
-    """Log the findings of preflight about this node. The runtimes' files are left to the command ``preflight``."""
+    """Log the findings of preflight about this node. The command ``preflight`` checks the runtimes' files."""
     sock = settings.containerd_sock or await in_thread(find_socket)
     subject = node_checks.Subject(
         address=node.address,

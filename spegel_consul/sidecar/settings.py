@@ -1,4 +1,4 @@
-"""What a sidecar is told to do: one frozen object, checked before anything starts."""
+"""Settings of a sidecar: one frozen object, checked before anything starts. A new flag of ``registry`` belongs here."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class Settings:
     node_name: str
     data_dir: Path | None
     containerd_sock: Path | None
-    """None: wherever one is found."""
+    """None: the socket is searched for at the known places."""
     containerd_namespaces: tuple[str, ...]
     containerd_content_path: Path | None
     layout_path: Path | None
-    """What is served; None: the content of containerd."""
+    """An OCI image layout to serve; None: the content of containerd is served."""
     images: ImageFilter
     mirror: MirrorSettings
     peer_limits: PeerLimits

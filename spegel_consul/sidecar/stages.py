@@ -1,10 +1,15 @@
-# The stage that was started last is stopped first, and is over before the next one is asked to stop.
-#
-# Nothing but a stop ends a stage.  A task that fails after it has started, or returns, is a fault of ours: it is logged
-# and the task is started again after a pause, because the other stages, and above all the transfers in flight, do not
-# depend on it.  So what a stage runs can be run again; a task that fails before it has started ends the start.
+"""Stages of the sidecar's life: tasks that are started in order and stopped in reverse.
 
-"""Stages of the sidecar's life: tasks that are started in order and stopped in reverse."""
+The stage that was started last is stopped first, and it has ended before the next one is asked to stop.
+
+Only a stop ends a stage. A task that fails or returns after it has started is a defect of the sidecar: the failure is
+logged and the task is started again after a pause, because the other stages, and above all the transfers in flight, do
+not depend on it. So the task of a stage must be able to run again. A task that fails before it has started ends the
+start-up.
+
+A new rule about starting, restarting and stopping tasks belongs here; the choice of the tasks belongs to
+:mod:`spegel_consul.sidecar.content` and :mod:`spegel_consul.sidecar.cluster`.
+"""
 
 from __future__ import annotations
 
@@ -82,10 +87,10 @@ class Stages:
 
         async def stop() -> None:
             await drain.wait()
-            sock.close()  # the original too, so that clients are refused and do not wait for nobody
+            sock.close()  # the original too, so that the kernel refuses new clients instead of queueing them
 
         async def run(*, task_status: trio.TaskStatus[None]) -> None:
-            # on a copy of the socket, so that clients that come before it is started again wait in the kernel
+            # on a copy of the socket, so that clients wait in the kernel until a stage that failed is started again
             await serve(
                 app,
                 sock.dup(),
@@ -145,14 +150,14 @@ async def _keep(name: str, run: Runnable, stopping: trio.Event, task_status: tri
 
 
 def _split(error: BaseException) -> tuple[Exception | None, BaseException | None]:
-    """A failure, and what is none: a cancellation, an interrupt."""
+    """The failure in ``error``, and the rest: a cancellation or an interrupt."""
     if isinstance(error, BaseExceptionGroup):
         return error.split(Exception)
     return (error, None) if isinstance(error, Exception) else (None, error)
 
 
 class _Status:
-    """Passes on that a task has started."""
+    """Remembers that a task has started, and passes it on."""
 
     def __init__(self, told: trio.TaskStatus[None]) -> None:
         self._told = told

@@ -1,12 +1,16 @@
-# A runtime waits for a mirror that accepts its connection and says nothing: more than a minute was measured with each
-# of them, and no setting of hosts.toml changes that.  A mirror that is dead costs nothing, because the kernel refuses
-# the connection.  So a mirror that hangs has to die, and it can't be the one to see it.
-#
-# The process that was started makes another one, which becomes the sidecar, and turns into the guard itself (guard.py).
-# So whoever started it has the guard's pid, whose end is the sidecar's, and starts both again.  In a container the
-# guard is pid 1, which nobody in there could kill.  What stops both, such as a frozen container, is beyond it.
+"""The sidecar's side of its guard: starts the guard and sends it heartbeats from the event loop.
 
-"""The sidecar's side of its guard: starts it, and lets it know that the event loop turns."""
+A runtime waits for a mirror that accepts its connection and does not answer: more than a minute was measured with each
+runtime, and no setting of hosts.toml changes that. A dead mirror costs nothing, because the kernel refuses the
+connection. So a sidecar that hangs must be ended, and another process must do it.
+
+The process that was started forks. The child becomes the sidecar, and the parent executes the guard
+(:mod:`spegel_consul.sidecar.guard`). So the supervisor has the guard's pid; the guard exits with the sidecar, and the
+supervisor restarts both. In a container the guard is pid 1, which no process in the container can kill. The guard can
+do nothing where both processes are stopped, as in a frozen container.
+
+A new rule about the heartbeat's sender belongs here; a rule about its absence belongs to the guard.
+"""
 
 from __future__ import annotations
 
@@ -25,25 +29,25 @@ _BEATS = 4
 
 
 def become_guarded(silence: float) -> int:
-    """Fork. In the sidecar returns the descriptor to beat on; the caller's own process never returns.
+    """Fork. Returns in the sidecar, with the descriptor for ``beat``; the caller's own process never returns.
 
-    ``silence``: seconds without a beat that are too many, counted from the first beat.
+    ``silence``: seconds without a heartbeat until the guard ends the sidecar, counted from the first heartbeat.
     """
     reading, writing = os.pipe()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, guard.SIGNALS)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, as some leave it, it would hide the sidecar's end
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, as some supervisors leave it, it hides the sidecar's end
     guard_pid = os.getpid()
     pid = os.fork()
     if pid:
         os.close(writing)
         os.set_inheritable(reading, True)
-        # where nothing may be executed it stays as large as it is
+        # if execution is forbidden, the parent becomes the guard without it, and keeps its memory
         with suppress(OSError):
             words = [sys.executable, "-I", "-S", guard.__file__, str(pid), str(reading), str(silence)]
             os.execv(sys.executable, words)  # noqa: S606
         guard.watch(pid, reading, silence)
     os.close(reading)
-    # the sidecar shall not outlive the guard, even if that is killed
+    # the kernel ends the sidecar with the guard, because without a guard nothing would end a sidecar that hangs
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != guard_pid:
         os._exit(guard.EXIT_HUNG)
@@ -53,13 +57,13 @@ def become_guarded(silence: float) -> int:
 
 
 async def beat(fd: int, silence: float) -> None:
-    """Tell the guard that the event loop turns, until cancelled."""
+    """Send heartbeats to the guard until cancelled. ``fd`` is from ``become_guarded``; ``silence`` is in seconds."""
     try:
         while True:
-            # a guard that does not read was stopped itself; one that is gone takes us along
+            # a guard that does not read is stopped itself; the end of a guard ends this process too
             with suppress(BlockingIOError, BrokenPipeError):
                 os.write(fd, b".")
             await trio.sleep(silence / _BEATS)
     finally:
-        # the ports are closed by now, so nobody waits for what is left, which takes long where CPUs are short
+        # the ports are closed by now, so no client waits for the rest of the stop, which is slow on a busy machine
         os.close(fd)

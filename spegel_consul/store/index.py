@@ -166,7 +166,7 @@ class Index:
         if held is not None and held.record == record:
             return
         if held is None:
-            held = self._judge(record)
+            held = self._classify(record)
             self._images[record.name] = held
             if held.announces is not None:
                 self._records[held.announces].add(record.name)
@@ -270,7 +270,7 @@ class Index:
         self._unsettled_names.clear()
         return Changed(frozenset(added), frozenset(removed))
 
-    def _judge(self, record: ImageRecord) -> _Held:
+    def _classify(self, record: ImageRecord) -> _Held:
         name = record.name
         if name == record.target.digest:
             return _Held(record, named=False, accepted=True, announces=None)

@@ -1,13 +1,16 @@
-# An OCI image layout is a directory: index.json lists what is in it, blobs/<algorithm>/<hex> are the contents.
-# Nothing tells of changes, so once in an interval we compare the stamps of index.json and of the directories of
-# blobs, and read everything again if one differs.  Whoever writes a layout may be half-way: an index.json that
-# can't be parsed leaves the last good one in force.
-#
-# Entries of index.json have names in annotations: containerd writes the full one to io.containerd.image.name,
-# others write it (or only the tag, which names nothing) to org.opencontainers.image.ref.name.  An entry without
-# a full name is served by digest: it was put here on purpose, and there is no name to hold against it.
+"""``Store`` over an OCI image layout: a directory with index.json and blobs/<algorithm>/<hex>.
 
-"""``Store`` over an OCI image-layout directory."""
+A layout sends no events. So in each interval the store compares the stamps of index.json and of the blob directories,
+and reads everything again if one differs. A writer may be in the middle of a change, so an index.json that can't be
+parsed leaves the last valid one in force.
+
+Names are in the annotations of index.json's entries. containerd writes the full name to io.containerd.image.name. Other
+tools write it to org.opencontainers.image.ref.name, or only the tag, which is no full name. An entry without a full
+name is served by digest, because it was put here on purpose and has no name to filter.
+
+A new rule about the files of a layout belongs here; the rule which content is served belongs to
+:mod:`spegel_consul.store.index`.
+"""
 
 from __future__ import annotations
 
@@ -39,30 +42,30 @@ from spegel_consul.store.indexed_store import IndexedStore
 log = structlog.get_logger(__name__)
 
 NAME_ANNOTATIONS = ("io.containerd.image.name", "org.opencontainers.image.ref.name")
-"""Where names are looked for, the best first."""
+"""Annotations with names, the preferred one first."""
 
 MAX_INDEX_SIZE = 32 << 20
-"""Bytes of index.json that are read at most."""
+"""Size limit of index.json, in bytes."""
 
-_LOOK_WITHIN = 60.0  # seconds; a disk that turns lists a hundred thousand blobs in less
+_LOOK_WITHIN = 60.0  # seconds; a hard disk lists a hundred thousand blobs in less
 
 Stamp = tuple[tuple[int, int, int], ...]
 
 
 class LayoutInvalid(ValueError):
-    """index.json is not (yet) one; the message says what is wrong."""
+    """index.json is invalid, or not yet complete; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """What a look at the directory found; ``snapshot`` is None if nothing has changed."""
+    """Result of a look at the directory; ``snapshot`` is None if nothing has changed."""
 
     stamp: Stamp
     snapshot: Snapshot | None
 
 
 class LayoutStore(IndexedStore):
-    """Images in the layout at ``path``; looked at again every ``interval`` seconds."""
+    """Images in the layout at ``path``, which is checked every ``interval`` seconds."""
 
     def __init__(self, path: Path, accept: Callable[[str], bool] = everything, *, interval: float = 1.0) -> None:
         super().__init__(accept)
@@ -108,11 +111,11 @@ class LayoutStore(IndexedStore):
             self._trouble(f"image layout {self._path} does not exist: make it (index.json and blobs), or mount it")
         except OSError as exc:
             if exc.errno == errno.ELOOP:
-                self._empty()  # what a link leads to is nobody's to serve
+                self._empty()  # the target of a symbolic link must not be served
             self._stamp = None
             self._trouble(f"image layout {self._path} can't be read: {exc.strerror or exc}")
         except LayoutInvalid as exc:
-            # the last good one stays in force; the stamp too, so that the next look tries again
+            # the last valid snapshot and its stamp stay, so that the next look tries again
             self._trouble(f"index.json of image layout {self._path} is not valid: {exc}", keeps=self._stamp is not None)
         else:
             if seen.snapshot is not None:
@@ -141,7 +144,7 @@ class LayoutStore(IndexedStore):
         self._publish()
 
     def _trouble(self, reason: str, *, keeps: bool = False) -> None:
-        """Say once what is wrong; with a last good index in force it is no problem of the store."""
+        """Log a problem once. With ``keeps``, the last valid index is in force, and the store has no problem."""
         if not self._in_trouble:
             log.warning("image layout", reason=reason)
         self._in_trouble = True
@@ -158,7 +161,7 @@ def look(path: Path, known: Stamp | None) -> _Seen:
 
 
 def images(index: bytes) -> Iterator[ImageRecord]:
-    """The images that an index.json lists; odd entries are left out. Raises LayoutInvalid."""
+    """The images that an index.json lists, without invalid entries. Raises LayoutInvalid."""
     try:
         document = json.loads(index)
     except (ValueError, RecursionError) as exc:
@@ -196,7 +199,7 @@ def _stamp(path: Path) -> Stamp:
     status = (path / "index.json").lstat()
     stamps = [(status.st_mtime_ns, status.st_size, status.st_ino)]
     blobs = path / "blobs"
-    # a directory's own time changes when something appears in it or goes from it
+    # a directory's time of modification changes when a name is added or removed
     for directory in _directories(blobs):
         status = directory.stat()
         stamps.append((status.st_mtime_ns, 0, status.st_ino))
@@ -204,7 +207,7 @@ def _stamp(path: Path) -> Stamp:
 
 
 def _directories(blobs: Path) -> list[Path]:
-    """Where blobs are. Raises OSError for a link, as for all links in a layout: who fills it has no say elsewhere."""
+    """The blob directories. Raises OSError for a symbolic link, because a layout must not publish other directories."""
     for path in (blobs, *(found := sorted(blobs.iterdir()) if blobs.is_dir() else [])):
         if path.is_symlink():
             raise OSError(errno.ELOOP, f"{path} is a symbolic link: put the files themselves there", str(path))

@@ -1,8 +1,9 @@
-# What the commands of the command line and the page are made of, for programs.  Everything is JSON, fields are only
-# ever added, errors are {"error": "one line"}.  All of it can be read by everybody who reaches the port, and nothing
-# can be changed, except the level of the log by those who are on this machine.
+"""``/api/…``: the node's facts in JSON, for the command line and other programs.
 
-"""``/api/…``: the node's facts in JSON."""
+Answers are JSON, errors are ``{"error": "one line"}``, and a new version only adds fields. Each client that reaches the
+port may read everything. Only the log's level can be changed, by requests from this machine. A new route belongs here;
+its document belongs to :mod:`spegel_consul.web.node_views` or :mod:`spegel_consul.web.queries`.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +21,10 @@ from spegel_consul.web.queries.questions import BadQuestion, Busy, Measurement, 
 
 LONGEST_WAIT = 60.0
 MOST_LOOKUPS = 8
-"""Lookups that are answered at a time; each may ask many members."""
+"""Limit of concurrent lookups, because each one may ask many members."""
 
 STREAM = "application/x-ndjson"
-_TICK = 0.1  # seconds between two lines about a measurement
+_LINE_PERIOD = 0.1  # seconds between two lines about a measurement
 
 
 def blueprint(node: Node, measurer: Measurer) -> Blueprint:
@@ -68,12 +69,12 @@ def blueprint(node: Node, measurer: Measurer) -> Blueprint:
 
     @api.get("/measure")
     async def only_by_post() -> Response:
-        return error(405, "a measurement makes work for others: ask for it with POST")
+        return error(405, "a measurement costs other nodes work: ask for it with POST")
 
     @api.post("/measure")
     async def measure() -> Response:
         if request_origin.from_another_site():
-            return error(403, "a page of another site asked for this")
+            return error(403, "a page of another site asked for this measurement")
         try:
             measurement = measurer.prepare(request.args.get("image", ""))
             if STREAM not in request.headers.get("accept", ""):
@@ -88,15 +89,15 @@ def blueprint(node: Node, measurer: Measurer) -> Blueprint:
 
     @api.get("/events")
     async def events() -> Response:
-        """Events after number ``since``; ``wait`` is how many seconds to wait for a first one.
+        """Events after number ``since``; without one, wait for the first one up to ``wait`` seconds.
 
-        ``life`` is what an earlier answer said: numbers begin anew when the process does.
+        ``life``: from an earlier answer; it identifies the process, because the numbers restart with it.
         """
         try:
             since = int(request.args.get("since", "0"))
             wait = min(LONGEST_WAIT, max(0.0, float(request.args.get("wait", "0"))))
         except ValueError:
-            return error(400, "since and wait are numbers")
+            return error(400, "since and wait must be numbers")
         life = f"{node.started:.6f}"
         if request.args.get("life") not in (None, "", life):
             since = 0
@@ -110,7 +111,7 @@ def blueprint(node: Node, measurer: Measurer) -> Blueprint:
     @api.put("/log-level")
     async def set_log_level() -> Response:
         if not request_origin.from_this_machine() or request_origin.from_another_site():
-            return error(403, "the level can only be changed from the machine itself")
+            return error(403, "the level can only be changed by requests from this machine")
         body = await request.get_data()
         try:
             log.level.set((body if isinstance(body, str) else body.decode("utf-8", "replace")).strip().lower()[:20])
@@ -122,14 +123,14 @@ def blueprint(node: Node, measurer: Measurer) -> Blueprint:
 
 
 async def _follow(measurer: Measurer, measurement: Measurement, nursery: trio.Nursery) -> AsyncIterator[bytes]:
-    """The state of the measurement, a line each time that it has changed; it ends when its reader goes."""
+    """One line for each change of the measurement, which is cancelled when the client leaves."""
     scope = trio.CancelScope()
 
     async def run() -> None:
         with scope:
             try:
                 await measurer.run(measurement)
-            except Exception as exc:  # one measurement must not end the nursery that all share
+            except Exception as exc:  # a failed measurement must not end the shared nursery
                 measurement.problem, measurement.done = str(exc), True
                 measurement.touch()
 
@@ -138,10 +139,10 @@ async def _follow(measurer: Measurer, measurement: Measurement, nursery: trio.Nu
         while not measurement.done:
             with trio.move_on_after(1.0):
                 await measurement.changed()
-            await trio.sleep(_TICK)
+            await trio.sleep(_LINE_PERIOD)
             if not measurement.done:
                 yield (json.dumps(measurement.to_json()) + "\n").encode()
-        # always told, also to a reader who took so long over the line before that it ended meanwhile
+        # the last line is always sent, also if the measurement ended while the client read the line before
         yield (json.dumps(measurement.to_json()) + "\n").encode()
     finally:
         scope.cancel()

@@ -1,11 +1,12 @@
-# The ring and the catalog are two views of the same cluster.  A member that the catalog calls healthy and the ring does
-# not know is the sign of a split; the other way round is a node that has just started or that Consul can't reach.
-# Where a Nomad job registers the services they carry no peer id, so they are told apart by their addresses, as the ring
-# keeper does it.
-#
-# Counting takes milliseconds where there are a thousand nodes, so it is done once for each document.
+"""The members of the cluster: the ring's view and the catalog's view of one moment, compared.
 
-"""The members of the cluster, as the ring and the catalog have them at one moment."""
+A router that is healthy in the catalog and missing in the ring is the sign of a split. A member of the ring that is
+missing in the catalog has just started, or Consul can't reach it. Services that a Nomad job registers have no peer id,
+so they are matched by their addresses, as the ring keeper does.
+
+The comparison takes milliseconds with a thousand nodes, so each document makes one. A rule about the match of ring and
+catalog for people belongs here.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ from spegel_consul.ring.member_view import MemberView
 
 
 class ClusterMembers:
-    """``services`` are the healthy routers of the catalog, ``leader`` the last one known, ``registry`` our own."""
+    """``services``: the healthy routers of the catalog; ``leader``: the last known; ``registry``: this node's."""
 
     def __init__(
         self,
@@ -37,7 +38,7 @@ class ClusterMembers:
         self._name, self._me, self._registry = name, me, registry
         self.view = view
         self.catalog = len(services)
-        """How many healthy routers the catalog has, this one among them; 0 if it is not known."""
+        """Number of healthy routers in the catalog, with this node; 0 if unknown."""
         self._leader = leader.peer_id if leader is not None else None
 
         peers = {service: peer for service in services if (peer := to_peer(service)) is not None}
@@ -50,13 +51,13 @@ class ClusterMembers:
         self._identified: dict[HealthyService, str] = {}
         for service in services:
             addrs = peers[service].addrs if service in peers else ()
-            # what it says of itself, or who is at its address
+            # its own peer id, or that of the member at its address
             peer_id = service.meta.get("peer_id") or next((ids[addr] for addr in addrs if addr in ids), None)
             if peer_id is not None:
                 self._identified[service] = peer_id
 
         self.names = {str(me.id): name}
-        """The names of nodes by their peer ids, as far as they are known."""
+        """Names of nodes by peer id, as far as known."""
         for service, peer_id in self._identified.items():
             self.names.setdefault(peer_id, _node_of(service))
         if leader is not None and leader.node:
@@ -68,13 +69,16 @@ class ClusterMembers:
         return [_node_of(service) for service in self._absent]
 
     def registries(self) -> dict[str, str]:
-        """The names of nodes by ``host:port`` of their registries."""
+        """Names of nodes by ``host:port`` of their registries."""
         known = {member.registry: self.names.get(member.id) or member.id[-8:] for member in self.view}
         known[self._registry] = self._name
         return {registry: name for registry, name in known.items() if registry is not None}
 
     def peers(self, at: float, keys: int) -> list[dict[str, Any]]:
-        """This node, which is ``at`` on the circle and announces ``keys``, and all others, by name."""
+        """This node and all others, in order of names.
+
+        ``at`` (0 to 1) is this node's position in the ring, ``keys`` the number of keys that it announces.
+        """
         versions = {peer_id: service.meta.get("version", "") for service, peer_id in self._identified.items()}
         me = {
             "node": self._name,
@@ -91,8 +95,8 @@ class ClusterMembers:
         }
         found = [me, *(self._member(member, versions.get(member.id)) for member in self.view)]
         known = {peer["id"] for peer in found}
-        # one that is known by its id is shown as dead
-        found += [self._missed(service) for service in self._absent if self._identified.get(service) not in known]
+        # a service with the id of a known member is that member, which is dead
+        found += [self._missing_peer(service) for service in self._absent if self._identified.get(service) not in known]
         return sorted(found, key=lambda peer: (str(peer["node"] or "~"), str(peer["id"])))
 
     def _member(self, member: MemberView, version: str | None) -> dict[str, Any]:
@@ -110,7 +114,7 @@ class ClusterMembers:
             "leader": self._leader == member.id,
         }
 
-    def _missed(self, service: HealthyService) -> dict[str, Any]:
+    def _missing_peer(self, service: HealthyService) -> dict[str, Any]:
         peer_id = self._identified.get(service)
         return {
             "node": _node_of(service),
@@ -128,6 +132,6 @@ class ClusterMembers:
 
 
 def _node_of(service: HealthyService) -> str:
-    """The name that a sidecar has, rather than its agent's: several sidecars may share an agent."""
+    """The sidecar's name, not the agent's, because several sidecars may share an agent."""
     name = service.id.removeprefix(f"{ROUTER}:")
     return name if name != service.id else service.node

@@ -1,4 +1,8 @@
-"""``/debug/tasks``: what the process is doing. Walking all tasks costs time, so only the machine itself may ask."""
+"""``/debug/tasks``: the tree of Trio's tasks, with the line at which each one waits.
+
+Walking all tasks costs time, so only requests from this machine are answered. A new debug route that is not a page
+belongs here.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +26,11 @@ def blueprint() -> Blueprint:
     async def only_from_here() -> Response | None:
         if request_origin.from_this_machine() and not request_origin.from_another_site():
             return None
-        return text(403, "this is for requests from the machine itself")
+        return text(403, "only requests from this machine are answered here")
 
     @debug.get("/tasks")
     async def tasks() -> Response:
-        """The tree of Trio's tasks, and where each of them waits."""
+        """The tree of Trio's tasks, and the line at which each one waits."""
         root = trio.lowlevel.current_root_task()
         return text(200, "\n".join(_tree(root, 0)) if root is not None else "")
 

@@ -1,7 +1,7 @@
-# Geometry of the two drawings of the status page: the ring, and what a request spent its time on.  Only numbers and
-# texts come out; templates make SVG of them, and escape.
+"""Geometry of the two drawings of the status page: the ring, and the phases of a request.
 
-"""Where things are drawn."""
+The results are numbers and texts; the templates escape them and render SVG. A new drawing belongs here.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from spegel_consul.web.node_views import Document
 
 RADIUS = 100.0
 MOST_DOTS = 24
-"""Members up to which each has a dot and a name; beyond, they are counted by sectors of the circle."""
+"""Up to this number, each member has a dot and a name; more members are counted by sectors of the circle."""
 
 SECTORS = 60
-_TALLEST = 18.0  # of a sector's bar
-_SENDERS = _DEAD = 5  # how many of each keep their dots in a crowd
+_TALLEST = 18.0  # height of the fullest sector's bar
+_SENDERS = _DEAD = 5  # members of each kind that have dots in a ring of sectors
 _LABEL_GAP = 17.0
 _LABEL_AT = RADIUS + 26
 _LABEL_LENGTH = 14
@@ -26,7 +26,7 @@ _LABEL_LENGTH = 14
 
 @dataclass(frozen=True, slots=True)
 class Dot:
-    """A member on the circle, centre 0, radius 100. ``label`` is where its name stands, None without one.
+    """A member on the circle, centre 0, radius 100. ``label``: the position of its name, None without one.
 
     ``flow`` (0 to 1) is its share of the bytes that came from peers.
     """
@@ -43,13 +43,13 @@ class Dot:
 
     @property
     def short(self) -> str:
-        """The name as far as there is room for it: the ends of names are what tells nodes apart."""
+        """The name, elided to the width of a label."""
         return formatting.elided(self.name, _LABEL_LENGTH)
 
 
 @dataclass(frozen=True, slots=True)
 class Sector:
-    """Members that stand close to each other, as two bars outside of the circle: corners of polygons, "" for none."""
+    """The members of one sector, as two bars outside of the circle: corners of polygons, "" for none."""
 
     alive: str
     dead: str
@@ -58,7 +58,7 @@ class Sector:
 
 @dataclass(frozen=True, slots=True)
 class Ring:
-    """What is drawn of the ring; ``title`` says it in words. ``trouble``: how many are dead or missing."""
+    """The drawing of the ring. ``title``: its text alternative; ``trouble``: number of dead or missing members."""
 
     dots: Sequence[Dot]
     sectors: Sequence[Sector]
@@ -78,7 +78,7 @@ def ring(peers: Sequence[Document], received: Mapping[str, int]) -> Ring:
         leader = next((f", {dot.name} leads" for dot in dots if dot.leader), "")
         title = f"{alive} members alive, {trouble} dead or missing{leader}"
         return Ring(_labelled(_notable(dots), _LABEL_AT + 6), _sectors(placed), alive, trouble, title)
-    # members that the catalog alone knows have no place that we know of: they wait above the circle's top
+    # a member that only the catalog has, has no known position: it is drawn above the circle's top
     unplaced = [peer for peer in peers if peer["at"] is None]
     dots += [
         _dot(peer, (number - (len(unplaced) - 1) / 2) * 0.03, RADIUS + 14, received, all_bytes)
@@ -97,7 +97,7 @@ def _dot(peer: Document, at: float, radius: float, received: Mapping[str, int], 
 
 
 def _notable(dots: Sequence[Dot]) -> list[Dot]:
-    """Of a crowd: this node, the leader, who sent most, and some of the dead."""
+    """The dots in a ring of sectors: this node, the leader, the largest senders and some dead members."""
     senders = sorted((dot for dot in dots if dot.flow), key=lambda dot: -dot.flow)[:_SENDERS]
     dead = [dot for dot in dots if dot.state == "dead"][:_DEAD]
     always = [dot for dot in dots if dot.leader or dot.state == "self"]
@@ -127,13 +127,13 @@ def _bar(number: int, foot: float, top: float) -> str:
 
 
 def _point(at: float, radius: float) -> tuple[float, float]:
-    """Where ``at`` (0 to 1, clockwise from the top) is at a distance from the centre."""
+    """The point at ``at`` (0 to 1, clockwise from the top) at a distance from the centre."""
     angle = 2 * math.pi * at
     return round(radius * math.sin(angle), 1), round(-radius * math.cos(angle), 1)
 
 
 def _labelled(dots: Sequence[Dot], distance: float) -> list[Dot]:
-    """Names beside the circle, on the side of their dots, none upon another."""
+    """The dots with labels beside the circle, on the side of their dots, without overlap."""
     found = []
     for side, anchor in ((1, "start"), (-1, "end")):
         here = sorted((dot for dot in dots if (dot.x >= 0) == (side == 1)), key=lambda dot: dot.y)
@@ -144,8 +144,8 @@ def _labelled(dots: Sequence[Dot], distance: float) -> list[Dot]:
 
 
 def _spread(wanted: Sequence[float], gap: float) -> list[float]:
-    """Sorted heights, moved as little as is needed for ``gap`` between them, about where they were."""
-    # groups of neighbours that touch are kept around the mean of what they wanted
+    """Sorted heights, moved by the smallest distances that give ``gap`` between them."""
+    # labels that would overlap form a group around the mean of their wanted heights
     groups: list[tuple[list[float], float]] = []
     for height in wanted:
         members, centre = [height], height
@@ -160,13 +160,13 @@ def _spread(wanted: Sequence[float], gap: float) -> list[float]:
 
 
 PHASES = ("lookup", "connect", "wait", "hold", "stream")
-"""What a mirrored request spends its time on: finding a peer, reaching it, waiting for its first byte, holding
-its bytes until they are verified, sending them."""
+"""The phases of a mirrored request: the lookup of a peer, the connection, the wait for the first byte, the hold of the
+bytes until they are verified, and the stream to the client."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One phase: from ``x`` on, ``width`` wide, both in per cent of the widest row; ``ms`` is how long it was."""
+    """One phase: ``x`` and ``width`` are in per cent of the widest row, ``ms`` is its duration."""
 
     phase: str
     x: float
@@ -175,9 +175,9 @@ class Bar:
 
 
 def waterfall(request: Document, widest: float) -> list[Bar]:
-    """The phases of one request of ``/api/requests``; ``widest`` is the time in ms that fills the row."""
+    """The phases of one request of ``/api/requests``; ``widest``: the time in ms that fills the row."""
     end = float(request["done_ms"] or request["elapsed_ms"])
-    # what did not happen on the way (a peer that was known, a connection that stood) takes no time
+    # a phase that was skipped (the peer was known, the connection was open) takes no time
     marks = [request["asked_ms"] or request["lookup_ms"], request["connect_ms"], request["first_byte_ms"]]
     marks.append(request["verified_ms"])
     if not any(marks):

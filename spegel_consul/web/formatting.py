@@ -1,4 +1,4 @@
-"""Numbers as people read them; the command line and the status page write them the same way."""
+"""Formats of numbers and names for people, the same on the command line and on the status page."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def short(digest: str) -> str:
 
 
 def image(name: str, most: int = 60) -> str:
-    """A name without what goes without saying, and with a short digest; of a long one both ends stay."""
+    """An image name without the default registry, with a short digest, and elided to ``most`` characters or so."""
     name, at, digest = name.partition("@")
     name = name.removeprefix("docker.io/library/").removeprefix("docker.io/")
     end = f"@{short(digest)}"[:40] if at else ""
@@ -72,7 +72,7 @@ def image(name: str, most: int = 60) -> str:
 
 
 def elided(name: str, most: int) -> str:
-    """A name in ``most`` characters; of one that is longer both ends stay, for they tell names apart."""
+    """A name in ``most`` characters; a longer one is cut in the middle, because its ends distinguish it."""
     head = most // 3
     return name if len(name) <= most else f"{name[:head]}…{name[head + 1 - most :]}"
 

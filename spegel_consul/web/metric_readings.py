@@ -1,4 +1,8 @@
-"""Connects the figures that a node has anyway with the metrics that show them."""
+"""Connects the readings of :class:`Metrics` with the objects of a node that have the values.
+
+A value that an object already keeps is read at each scrape and not counted a second time. A new reading belongs here;
+its name and help belong to :mod:`spegel_consul.metrics.sidecar_metrics`.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +15,12 @@ from spegel_consul.consul.election.election_view import State
 from spegel_consul.metrics.sidecar_metrics import Labels, Metrics
 from spegel_consul.web.node_views import Consul, Node
 
-PULSE = 0.25
-"""Seconds between two looks at how late the event loop is."""
+LATENESS_PERIOD = 0.25
+"""Seconds between two measurements of the event loop's lateness."""
 
 
 def connect(node: Node) -> None:
-    """Let the metrics of ``node`` read what it knows."""
+    """Let the metrics of ``node`` read the values of its parts."""
     metrics, ring, store = node.metrics, node.ring, node.store
     metrics.ready.set_function(lambda: node.problem() is None)
     metrics.peer_stalls.set_function(lambda: node.penalties.stalls)
@@ -36,7 +40,7 @@ def connect(node: Node) -> None:
 
 
 def _connect_consul(node: Node, metrics: Metrics) -> None:
-    """Consul is put in when it starts, so each reading looks for it when it is scraped."""
+    """``node.consul`` is set when Consul's stages start, so each reading looks it up at the scrape."""
 
     def read(what: Callable[[Consul], float | Mapping[Labels, float] | None]) -> Callable[[], Any]:
         return lambda: what(node.consul) if node.consul is not None else None
@@ -56,10 +60,10 @@ def _connect_consul(node: Node, metrics: Metrics) -> None:
 
 
 async def watch_the_loop(metrics: Metrics, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-    """Measure how late timers are until cancelled."""
+    """Measure the lateness of timers until cancelled."""
     task_status.started()
     while True:
-        due = trio.current_time() + PULSE
+        due = trio.current_time() + LATENESS_PERIOD
         await trio.sleep_until(due)
         metrics.loop_lateness.observe(trio.current_time() - due)
 

@@ -1,7 +1,9 @@
-# The status page, the API and the metrics show the same facts; here they are worked out, once.  Nothing waits: all of
-# it is in memory, and a question to other nodes (lookup, measure) is another file's.
+"""``Node``: the views of one sidecar for people and programs.
 
-"""``Node``: the views of one sidecar that people and programs are shown."""
+The status page, the API and the metrics show the same facts, which are worked out here once. Nothing waits, because all
+facts are in memory. A new fact about this node belongs here; a query to other nodes (lookup, measurement) belongs to
+:mod:`spegel_consul.web.queries`.
+"""
 
 from __future__ import annotations
 
@@ -33,11 +35,11 @@ from spegel_consul.store.inventory import CountedStore
 from spegel_consul.web.cluster_members import ClusterMembers
 
 Document = dict[str, Any]
-"""What is sent as JSON."""
+"""A JSON object of the API."""
 
 
 class Ring(Protocol):
-    """A router, as far as it is shown."""
+    """The part of a router that the views read."""
 
     @property
     def me(self) -> PeerInfo: ...
@@ -53,7 +55,7 @@ class Ring(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Consul:
-    """What takes part for this node in Consul; None for what the settings leave out."""
+    """This node's parts in Consul; None for a part that the settings leave out."""
 
     client: ConsulClient
     candidate: Candidate | None
@@ -63,11 +65,11 @@ class Consul:
 
     @property
     def members(self) -> tuple[HealthyService, ...]:
-        """The healthy routers in the catalog, as far as it is watched."""
+        """The healthy routers in the catalog; empty if the catalog is not watched."""
         return self.catalog.members if self.catalog is not None else ()
 
     def problems(self) -> list[str]:
-        """What does not work, each once."""
+        """Problems of the parts, each once."""
         parts = (self.candidate, self.catalog, self.registration, self.registries)
         found = [part.problem for part in parts if part is not None and part.problem is not None]
         return list(dict.fromkeys(found))
@@ -75,9 +77,9 @@ class Consul:
 
 @dataclass(slots=True)
 class Node:
-    """``registry`` and ``metrics_address`` are ``(IP address, port)`` as others reach them.
+    """``registry`` and ``metrics_address`` are the advertised ``(IP address, port)``.
 
-    ``keeper`` and ``consul`` are put in when they start; until then there is nothing to show of them.
+    ``keeper`` and ``consul`` are set when they start, and are None until then.
     """
 
     name: str
@@ -98,18 +100,18 @@ class Node:
     started: float = field(default_factory=time.time)
 
     def catalog_names(self) -> set[str]:
-        """The names that the nodes in the catalog have there."""
+        """Names of the nodes in the catalog."""
         return {service.node for service in self.consul.members} if self.consul is not None else set()
 
     def problem(self) -> str | None:
-        """Why this node can't serve what it has, in one line; None when it can.
+        """The reason why this node can't serve its content, in one line; None if it can.
 
-        What is at the runtime's side alone decides: neither Consul nor a peer is needed to serve.
+        The store alone decides, because serving needs neither Consul nor a peer.
         """
         return self.store.problem
 
     def warnings(self, cluster_members: ClusterMembers | None = None) -> tuple[str, ...]:
-        """What an operator should look at, though this node serves; one line each."""
+        """Problems for an operator that do not keep this node from serving; one line each."""
         found = list(self.store.warnings)
         if self.keeper is not None and self.keeper.last_error is not None:
             found.append(f"alone in the ring: {self.keeper.last_error}")
@@ -127,14 +129,14 @@ class Node:
         return tuple(found)
 
     def cluster_members(self) -> ClusterMembers:
-        """The members of the cluster as they are known now; what takes one makes its own if it is given none."""
+        """The members of the cluster as known now. Methods that take one make their own without it."""
         consul = self.consul
         leader = consul.candidate.view.leader if consul is not None and consul.candidate is not None else None
         services = consul.members if consul is not None else ()
         return ClusterMembers(self.name, self.ring.me, host_port(*self.registry), self.ring.view(), services, leader)
 
     def status(self, cluster_members: ClusterMembers | None = None) -> Document:
-        """This node at a glance; times in seconds, unless their names end otherwise."""
+        """A summary of this node; times in seconds, unless their names end otherwise."""
         problem, cluster_members = self.problem(), cluster_members or self.cluster_members()
         return {
             "node": {
@@ -161,7 +163,7 @@ class Node:
         }
 
     def leader(self) -> Document | None:
-        """Who leads by Consul's lock, as far as is known; None where the ring is not found through it."""
+        """The leader by Consul's lock, as far as known; None without an election."""
         if self.consul is None or self.consul.candidate is None:
             return None
         view = self.consul.candidate.view
@@ -177,11 +179,11 @@ class Node:
         }
 
     def peers(self, cluster_members: ClusterMembers | None = None) -> list[Document]:
-        """This node and all others that the ring or the catalog knows, by name."""
+        """This node and all others in the ring or the catalog, in order of names."""
         return (cluster_members or self.cluster_members()).peers(self.ring.at, len(self.store.keys()))
 
     def images(self) -> list[Document]:
-        """The images that this node has whole."""
+        """The images of which this node has all content."""
         return [
             {
                 "name": stored.image.name,

@@ -1,9 +1,13 @@
-# The status page.  It is whole when it leaves the server: without JavaScript it shows the same, and a link reloads it.
-# With JavaScript the page fetches itself every two seconds and exchanges the parts that have changed, so there is no
-# second way in which anything is rendered.  Names come from other nodes and from clients: the templates escape all of
-# it, and the policy that goes with each answer lets no other host and no inline script or style in.
+"""``/debug/web/``: the status page.
 
-"""``/debug/web/``: the status page."""
+The server renders the complete page. Without JavaScript a link reloads it. With JavaScript the page fetches itself
+every two seconds and replaces the parts that have changed, so there is only one renderer.
+
+Names come from other nodes and from clients. So the templates escape them, and the content security policy of each
+answer permits no other host and no inline script or style.
+
+A new part of the page belongs here and in the templates; its facts belong to :mod:`spegel_consul.web.node_views`.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +28,7 @@ from spegel_consul.web.queries.questions import BadQuestion, Busy, Measurer
 
 ROOT = "/debug/web/"
 MOST_ROWS = 25
-"""Peers and images that are listed; who looks for another one finds it by its name."""
+"""Peers and images that are listed; the search finds all others by name."""
 
 _STATIC = Path(__file__).with_name("static")
 _TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
@@ -35,7 +39,7 @@ _POLICY = (
 _HEADERS = {
     "content-security-policy": _POLICY,
     "x-content-type-options": "nosniff",
-    "referrer-policy": "same-origin",  # without one, forms would be sent with an Origin of null
+    "referrer-policy": "same-origin",  # with no-referrer, forms would be sent with "Origin: null"
     "cache-control": "no-store",
 }
 
@@ -77,7 +81,7 @@ def blueprint(node: Node, measurer: Measurer) -> Blueprint:
             "problem": None,
             **measured,
         }
-        # a hundred requests take tens of milliseconds, for which nobody else's should have to wait
+        # in a thread, because a hundred requests take tens of milliseconds, which would delay all transfers
         text = await trio.to_thread.run_sync(templates.get_template("page.html").render, facts, limiter=threads)
         return Response(text, status=status, content_type="text/html; charset=utf-8", headers=_HEADERS)
 
@@ -87,7 +91,7 @@ def blueprint(node: Node, measurer: Measurer) -> Blueprint:
 
     @pages.get("/measure")
     async def ask() -> Response:
-        """The form, filled in: a link measures nothing."""
+        """The filled-in form, without a measurement, because a link must not start one."""
         return await page(asked=request.args.get("image", "")[:200])
 
     @pages.post("/measure")
@@ -147,7 +151,7 @@ def _found(text: str, rows: list[Document], fields: tuple[str, ...]) -> list[Doc
 
 
 def _by_interest(peers: list[Document], received: Counter[str]) -> list[Document]:
-    """By name while all are shown; else this node, the leader, who is away, and who sent most come first."""
+    """In order of names if all are shown; else this node, the leader, absent peers and the largest senders first."""
     if len(peers) <= MOST_ROWS:
         return peers
     return sorted(
@@ -171,7 +175,7 @@ def _received(requests: list[Document]) -> Counter[str]:
 
 
 def _widest(requests: list[Document]) -> float:
-    """The time in ms that fills a row of the waterfall. A few that took very long do not squeeze all others."""
+    """The time in ms that fills a row of the waterfall: the 95th percentile, so that outliers do not shrink others."""
     times = sorted(float(each["elapsed_ms"]) for each in requests)
     if not times:
         return 1.0

@@ -1,4 +1,4 @@
-"""The quart application of the metrics port."""
+"""The quart application of the metrics port: it assembles the routes, which belong to the modules that it imports."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from spegel_consul.web.node_views import Node
 from spegel_consul.web.queries.questions import Measurer
 
 LONGEST_BODY = 64 << 10
-"""Bytes; nothing longer than a name or a level is sent here."""
+"""Bytes; a request's body is at most a name or a log level."""
 
 
 def build_app(node: Node) -> QuartTrio:
     """Metrics, health, the router's id, the API and the status page of ``node``."""
     app = QuartTrio("spegel_consul.web", static_folder=None)
-    app.config["RESPONSE_TIMEOUT"] = None  # events are waited for
+    app.config["RESPONSE_TIMEOUT"] = None  # /api/events waits for events
     app.config["MAX_CONTENT_LENGTH"] = LONGEST_BODY
     names = OwnNames(node.name, node.catalog_names, node.allowed_hosts)
     metric_readings.connect(node)
@@ -42,13 +42,13 @@ def build_app(node: Node) -> QuartTrio:
 
     @app.get("/livez")
     async def alive() -> Response:
-        """The process answers."""
+        """Liveness: the process answers."""
         return health.alive()
 
     @app.get("/readyz")
     async def ready() -> Response:
-        """The node can serve what it has; the reason if not."""
-        # warnings name other nodes, which is nothing for a page that has pointed its name here
+        """Readiness: the node can serve its content; the reason if not."""
+        # warnings name other nodes, which a site with a rebound name must not read
         named = names.have(request.headers.get("host", ""))
         return health.ready(node.problem, node.warnings if named else tuple)
 

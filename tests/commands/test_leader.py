@@ -81,7 +81,7 @@ def test_vacant_is_exit_3(lock: Lock) -> None:
         if key == "by/hand":
             lock.agent.command("kv", "put", key, ME.to_json(session="old", since="").decode())
         done = ask(lock, "--consul-leader-key", key)
-        assert (done.exit_code, done.output) == (3, f"vacant: nobody holds {key}\n")
+        assert (done.exit_code, done.output) == (3, f"vacant: no session holds {key}\n")
         done = ask(lock, "--json", CONSUL_LEADER_KEY=key)
         assert (done.exit_code, json.loads(done.output)) == (3, {"state": "vacant", "key": key})
 

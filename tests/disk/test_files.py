@@ -14,7 +14,7 @@ import trio.testing
 from spegel_consul.disk import foreign_files
 from spegel_consul.runtimes import atomic_files
 from spegel_consul.runtimes.atomic_files import DiskError
-from spegel_consul.runtimes.backup import BACKUP, New, Place
+from spegel_consul.runtimes.backup import BACKUP, ConfigDirectory, New
 
 
 def test_a_link_is_refused_where_nobody_has_a_reason_for_one(tmp_path: Path) -> None:
@@ -60,11 +60,11 @@ def test_a_temporary_directory_that_is_a_link_is_not_followed(tmp_path: Path) ->
     victim.mkdir()
     (victim / "precious").write_text("content")
     atomic_files.temporary(base).symlink_to(victim)
-    list(Place(base).write({"docker.io/hosts.toml": New(b"x")}))
+    list(ConfigDirectory(base).write({"docker.io/hosts.toml": New(b"x")}))
     assert sorted(path.name for path in victim.iterdir()) == ["precious"]
     assert (base / "docker.io" / "hosts.toml").read_bytes() == b"x"
     atomic_files.temporary(base).symlink_to(victim)
-    list(Place(base).restore())
+    list(ConfigDirectory(base).restore())
     assert (victim / "precious").read_text() == "content"
 
 
@@ -73,15 +73,15 @@ def test_a_backup_with_links_of_others_is_refused(tmp_path: Path, what: str) -> 
     base, victim = tmp_path / "certs.d", tmp_path / "victim"
     (base / "docker.io").mkdir(parents=True)
     (base / "docker.io" / "hosts.toml").write_text("original")
-    place = Place(base)
-    list(place.write({"docker.io/hosts.toml": New(b"ours")}))
+    directory = ConfigDirectory(base)
+    list(directory.write({"docker.io/hosts.toml": New(b"ours")}))
     moved = {"_backup": base / BACKUP, "a directory in it": base / BACKUP / "docker.io"}.get(
         what, base / BACKUP / "spegel-consul.json"
     )
     moved.rename(victim)
     moved.symlink_to(victim)
     before = sorted(str(path) for path in tmp_path.rglob("*"))
-    for change in (place.restore, lambda: place.write({"docker.io/hosts.toml": New(b"other")})):
+    for change in (directory.restore, lambda: directory.write({"docker.io/hosts.toml": New(b"other")})):
         with pytest.raises(DiskError, match="symbolic link") as caught:
             list(change())
         assert str(moved) in str(caught.value)
@@ -95,8 +95,8 @@ def test_an_original_that_is_a_link_is_still_kept_and_brought_back(tmp_path: Pat
     (base / "docker.io").mkdir(parents=True)
     (base / "shared.toml").write_text("original")
     (base / "docker.io" / "hosts.toml").symlink_to("../shared.toml")
-    list(Place(base).write({"docker.io/hosts.toml": New(b"ours")}))
-    list(Place(base).restore())
+    list(ConfigDirectory(base).write({"docker.io/hosts.toml": New(b"ours")}))
+    list(ConfigDirectory(base).restore())
     assert (base / "docker.io" / "hosts.toml").readlink() == Path("../shared.toml")
 
 
@@ -113,7 +113,7 @@ def test_a_record_that_leads_elsewhere_is_refused(tmp_path: Path, path: str, whe
     (tmp_path / "certs.d" / BACKUP / "spegel-consul.json").write_text(json.dumps(found))
     (tmp_path / "victim").write_text("precious")
     with pytest.raises(DiskError, match="can't be understood"):
-        list(Place(tmp_path / "certs.d").restore())
+        list(ConfigDirectory(tmp_path / "certs.d").restore())
     assert (tmp_path / "victim").read_text() == "precious"
 
 

@@ -31,7 +31,7 @@ from spegel_consul.peers import RingError
 from spegel_consul.preflight import containerd_config, node_checks
 from spegel_consul.ring.net.node_key import load_or_create
 from spegel_consul.runtimes.atomic_files import DiskError
-from spegel_consul.runtimes.backup import Place
+from spegel_consul.runtimes.backup import ConfigDirectory
 from spegel_consul.runtimes.configure import plan_daemon, plan_hosts
 from spegel_consul.runtimes.hosts_toml import Mirroring
 from spegel_consul.runtimes.mirror_targets import parse_registries, parse_targets
@@ -104,7 +104,7 @@ async def daemon_json(home: Path, make: Callable[[Path], None]) -> str:
 
 async def record(home: Path, make: Callable[[Path], None]) -> str:
     at(home / "_backup" / "spegel-consul.json", make)
-    return raised(DiskError, lambda: Place(home).record())
+    return raised(DiskError, lambda: ConfigDirectory(home).record())
 
 
 async def containerd_toml(home: Path, make: Callable[[Path], None]) -> str:

@@ -1,4 +1,7 @@
-"""Every kind of bootstrap in one suite. Files, HTTP, DNS and Consul are real; Nomad's API is a fake."""
+"""The bootstraps, by one suite: files, HTTP and DNS are real, and a fake plays Nomad's API.
+
+Those of Consul are in ``test_consul_conformance``.
+"""
 
 from __future__ import annotations
 
@@ -8,25 +11,19 @@ import signal
 import socket
 import subprocess
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-import trio
-from conformance.bootstrap import BootstrapSuite, NamingSuite, Place, SeveralPeersSuite, router
+from conformance.bootstrap import BootstrapSuite, NamingSuite, SeveralPeersSuite, router
 from lab.process import HANG, ending, until
 
-from spegel_consul.consul.api.client import ConsulClient
-from spegel_consul.consul.catalog.catalog_watch import CatalogWatch
-from spegel_consul.consul.election.candidate import Candidate
 from spegel_consul.consul.election.leader_record import LeaderRecord
 from spegel_consul.join import Bootstrap
 from spegel_consul.join.fallback import SeveralBootstraps
 from spegel_consul.join.polled import PolledBootstrap, Source
 from spegel_consul.join.sources import dns, nomad_variable
-from spegel_consul.join.sources.consul_catalog import CatalogBootstrap
-from spegel_consul.join.sources.consul_leader import ConsulBootstrap
 from spegel_consul.join.sources.dns import DnsSource
 from spegel_consul.join.sources.http_document import HttpSource
 from spegel_consul.join.sources.nomad_service import NomadServiceSource
@@ -34,8 +31,6 @@ from spegel_consul.join.sources.nomad_variable import NomadVarBootstrap
 from spegel_consul.join.sources.peer_file import FileSource
 from spegel_consul.join.sources.static import StaticBootstrap
 from spegel_consul.peers import PeerInfo
-from tests.consul.asking import put_key
-from tests.consul.realconsul import ConsulAgent
 from tests.join.fakenomad import FakeNomad
 
 ME = PeerInfo("me", ("/ip4/10.9.9.9/tcp/5001",))
@@ -127,7 +122,7 @@ class HttpPlace:
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
-        self.server.handle_error = lambda *_: None  # because clients hang up early
+        self.server.handle_error = lambda *_: None  # whoever hangs up early
         self._thread = threading.Thread(target=self.server.serve_forever, args=(0.02,))
         self._thread.start()
         self.url = f"http://127.0.0.1:{self.server.server_port}/id"
@@ -242,101 +237,6 @@ class TestDns(BootstrapSuite, SeveralPeersSuite):
     def place(self, dnsmasq: Dnsmasq, monkeypatch: pytest.MonkeyPatch) -> DnsPlace:
         monkeypatch.setattr(dns, "_QUESTION_WITHIN", 0.4)
         return DnsPlace(dnsmasq)
-
-
-# -- Consul, a real one
-
-
-class ConsulPlace:
-    """Routers that are registered at an agent by a job, so without metadata."""
-
-    def __init__(self, agent: ConsulAgent, client: ConsulClient, nursery: trio.Nursery) -> None:
-        self._agent = agent
-        self._client = client
-        self._nursery = nursery
-        self._named: tuple[Peer, ...] = ()
-        self._up = True
-
-    async def bootstrap(self) -> Bootstrap:
-        watch = CatalogWatch(self._client, "spegel-router", wait=1.0, rng=random.Random(1))
-        await self._nursery.start(watch.run)
-        return CatalogBootstrap(watch, ME)
-
-    async def name(self, *peers: Peer) -> None:
-        gone = set(self._named) - set(peers)
-        self._named = peers
-        if self._up:
-            await self._agent.ready(self._client)
-            for host, port in peers:
-                await self._client.register_service(
-                    {"ID": host, "Name": "spegel-router", "Address": host, "Port": port}
-                )
-            for host, _ in gone:
-                await self._client.deregister_service(host)
-
-    async def fail(self) -> None:
-        self._up = False
-        self._agent.stop(signal.SIGKILL)
-
-    async def recover(self) -> None:
-        self._up = True
-        self._agent.start()
-        await self.name(*self._named)
-
-
-class LeaderPlace(ConsulPlace):
-    """A leader in the key, which outlasts the agent; this node follows."""
-
-    async def bootstrap(self) -> Bootstrap:
-        candidate = Candidate(self._client, RECORD, rng=random.Random(1))
-        await self._nursery.start(candidate.run)
-        return ConsulBootstrap(candidate)
-
-    async def name(self, *peers: Peer) -> None:
-        self._named = peers
-        if self._up:
-            await self._agent.ready(self._client)
-            _, held = await self._client.kv_get("spegel/leader")
-            record = LeaderRecord(f"peer{peers[0][0]}", (router(peers[0]),))
-            if held is not None and held.session:  # the same holder says something else
-                assert await put_key(self._client, "spegel/leader", record.to_json(session=held.session, since=""))
-            else:
-                session = await self._client.session_create("holder", ttl=60, lock_delay=0)
-                value = record.to_json(session=session, since="")
-                assert await self._client.kv_acquire("spegel/leader", session, value)
-
-
-@pytest.fixture
-async def durable_consul(tmp_path: Path) -> AsyncIterator[tuple[ConsulAgent, ConsulClient, trio.Nursery]]:
-    config = {"performance": {"raft_multiplier": 1}}
-    with ConsulAgent(tmp_path, config, durable=True) as agent:
-        async with ConsulClient(agent.settings()) as client, trio.open_nursery() as nursery:
-            yield agent, client, nursery
-            nursery.cancel_scope.cancel()
-
-
-@pytest.fixture
-async def consul(tmp_path: Path) -> AsyncIterator[tuple[ConsulAgent, ConsulClient, trio.Nursery]]:
-    with ConsulAgent(tmp_path) as agent:
-        async with ConsulClient(agent.settings()) as client, trio.open_nursery() as nursery:
-            yield agent, client, nursery
-            nursery.cancel_scope.cancel()
-
-
-@pytest.mark.real
-class TestCatalog(BootstrapSuite, SeveralPeersSuite):
-    @pytest.fixture
-    def place(self, consul: tuple[ConsulAgent, ConsulClient, trio.Nursery]) -> Place:
-        return ConsulPlace(*consul)
-
-
-@pytest.mark.real
-class TestConsul(BootstrapSuite):
-    elects = True
-
-    @pytest.fixture
-    def place(self, durable_consul: tuple[ConsulAgent, ConsulClient, trio.Nursery]) -> Place:
-        return LeaderPlace(*durable_consul)
 
 
 # -- Nomad

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from spegel_consul.endpoints.check import Check, Status
-from spegel_consul.preflight.containerd_config import CriSettings, Unreadable, judge, load
+from spegel_consul.preflight.containerd_config import CriSettings, Unreadable, checks_of, load
 
 HOSTS, FILE = Path("/etc/containerd/certs.d"), Path("/etc/containerd/config.toml")
 
@@ -28,7 +28,7 @@ version = 3
 def judged(tmp_path: Path, text: str, version: str) -> dict[str, Check]:
     (tmp_path / "config.toml").write_text(text)
     settings = CriSettings.of(load(tmp_path / "config.toml"))
-    return {check.name: check for check in judge(settings, version, HOSTS, FILE)}
+    return {check.name: check for check in checks_of(settings, version, HOSTS, FILE)}
 
 
 @pytest.mark.parametrize(

@@ -15,21 +15,21 @@ def test_what_is_given_wins_over_what_is_bound() -> None:
 
 
 @pytest.mark.parametrize("bound", ["", "0.0.0.0", "::"])
-def test_all_interfaces_mean_the_route_out(bound: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(node_address, "route_out", lambda: "198.51.100.7")
+def test_all_interfaces_mean_the_default_route(bound: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node_address, "default_route_source", lambda: "198.51.100.7")
     assert advertised((), bound) == "198.51.100.7"
 
 
-def test_the_route_out_is_never_loopback() -> None:
+def test_the_default_route_is_never_loopback() -> None:
     try:
-        found = node_address.route_out()
+        found = node_address.default_route_source()
     except NoAddress as exc:
         assert "--advertise-addr" in str(exc)
     else:
         assert not ipaddress.ip_address(found).is_loopback
 
 
-def test_no_route_out_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_default_route_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(self: socket.socket, target: object) -> None:
         raise OSError(101, "Network is unreachable")
 
@@ -61,7 +61,7 @@ MACHINE = tuple(
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(node_address, "local_addresses", lambda: MACHINE)
-    monkeypatch.setattr(node_address, "_routes_out", lambda: ["10.0.0.7", "9.9.9.9"])
+    monkeypatch.setattr(node_address, "_default_route_sources", lambda: ["10.0.0.7", "9.9.9.9"])
 
 
 @pytest.mark.usefixtures("machine")
@@ -102,7 +102,7 @@ def test_an_address_is_named_in_many_ways(text: str, expected: str) -> None:
         ("10.0.0.0/99", "is not a network"),
         ("0.0.0.0", "is not an address that a peer can connect to"),
         ("224.0.0.1", "is not an address that a peer can connect to"),
-        ("{{ GetPrivateIPs }}", "is not understood; of go-sockaddr's templates these are: {{ GetPrivateIP }}"),
+        ("{{ GetPrivateIPs }}", "is not supported; the supported templates of go-sockaddr are {{ GetPrivateIP }}"),
         ('{{ GetInterfaceIP "eth9" }}', "this machine has"),
         ("", "neither an IP address nor an interface"),
     ],
@@ -115,7 +115,7 @@ def test_a_wrong_one_says_what_there_is(text: str, expected: str) -> None:
 
 def test_a_machine_without_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(node_address, "local_addresses", lambda: MACHINE[:2])
-    monkeypatch.setattr(node_address, "_routes_out", list)
+    monkeypatch.setattr(node_address, "_default_route_sources", list)
     with pytest.raises(ValueError, match="this machine has no address but loopback"):
         named("{{ GetPrivateIP }}")
 

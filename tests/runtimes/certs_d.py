@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from spegel_consul.runtimes.backup import BACKUP, Place
+from spegel_consul.runtimes.backup import BACKUP, ConfigDirectory
 from spegel_consul.runtimes.configure import plan_hosts
 from spegel_consul.runtimes.hosts_toml import Mirroring
 from spegel_consul.runtimes.mirror_targets import Registry, Target
@@ -55,11 +55,11 @@ def before_us(root: Path) -> Path:
 
 def configure(base: Path, mirroring: Mirroring = MIRRORING, registries: list[Registry] = REGISTRIES) -> list[str]:
     plan = plan_hosts(base, registries, mirroring, keep_existing=True)
-    return list(plan.place.write(plan.files))
+    return list(plan.directory.write(plan.files))
 
 
 def cleanup(base: Path) -> list[str]:
-    return list(Place(base).restore())
+    return list(ConfigDirectory(base).restore())
 
 
 def written(base: Path) -> dict[str, str]:

@@ -48,7 +48,7 @@ def test_a_full_disk_leaves_the_old_file_whole(small_disk: Path) -> None:
             while True:
                 file.write(b"x" * 4096)
     content = tree(base)
-    with pytest.raises(DiskError, match="No space left on device: nothing was changed in it; make room"):
+    with pytest.raises(DiskError, match="No space left on device: nothing was changed in it; free some disk space"):
         configure(base)
     assert written(base) == before
     # room for the record and no more

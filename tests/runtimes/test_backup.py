@@ -12,8 +12,8 @@ from runtimes.killed import each_death, killed_at
 
 from spegel_consul.runtimes import atomic_files
 from spegel_consul.runtimes.atomic_files import DiskError
-from spegel_consul.runtimes.backup import BACKUP, Place
-from spegel_consul.runtimes.configure import Refused, daemon_place, plan_daemon, plan_hosts
+from spegel_consul.runtimes.backup import BACKUP, ConfigDirectory
+from spegel_consul.runtimes.configure import Refused, daemon_directory, plan_daemon, plan_hosts
 from spegel_consul.runtimes.hosts_toml import Mirroring
 from spegel_consul.runtimes.mirror_targets import Registry
 
@@ -63,7 +63,7 @@ def test_a_registry_that_is_mirrored_no_more_gets_its_file_back(tmp_path: Path) 
     assert (base / "ghcr.io/hosts.toml").read_text() == OLD
     assert not (base / "_default").exists()
     assert list(plan_hosts(base, [Registry("_default")], MIRRORING, keep_existing=True).notes) == [
-        f"{base} has directories for docker.io, ghcr.io, quay.io, so _default does not count for them:"
+        f"{base} has directories for docker.io, ghcr.io, quay.io, so runtimes do not read _default for them:"
         " name them in --mirrored-registries to have them mirrored too"
     ]
     cleanup(base)
@@ -118,7 +118,7 @@ def test_a_password_is_not_for_everybody(tmp_path: Path) -> None:
     base = before_us(tmp_path)
     plan = plan_hosts(base, REGISTRIES, replace(MIRRORING, authorization="Basic c2VjcmV0"), keep_existing=True)
     assert "c2VjcmV0" not in "\n".join(plan.diff())
-    list(plan.place.write(plan.files))
+    list(plan.directory.write(plan.files))
     for path in base.glob("*/hosts.toml"):
         assert path.stat().st_mode & 0o077 == 0
 
@@ -212,14 +212,14 @@ class TestKilled:
 
         def write() -> None:
             plan = plan_daemon(path, MIRRORING, snapshotter=True)
-            list(plan.place.write(plan.files))
+            list(plan.directory.write(plan.files))
 
         path.parent.mkdir()
         path.write_text('{"debug": true}')
         before = tree(tmp_path)
         for _ in each_death(write, lambda: None):
             assert path.read_text().startswith('{"debug": true')
-            list(Place(path.parent).restore())
+            list(ConfigDirectory(path.parent).restore())
             assert tree(tmp_path) == before
 
 
@@ -238,21 +238,21 @@ def test_a_daemon_json_that_was_edited_loses_only_our_part(tmp_path: Path) -> No
     path = tmp_path / "daemon.json"
     path.write_text('{\n  "debug": true\n}\n')
     plan = plan_daemon(path, MIRRORING, snapshotter=True)
-    assert list(plan.place.write(plan.files))
+    assert list(plan.directory.write(plan.files))
     path.write_text(path.read_text().replace("true", "false", 1))
     plan = plan_daemon(path, OTHER, snapshotter=True)
-    list(plan.place.write(plan.files))
+    list(plan.directory.write(plan.files))
     assert "10.0.0.7" not in path.read_text()
     assert '"debug": false' in path.read_text()
     path.write_text(path.read_text().replace("false", "0", 1))
-    assert "took our part out" in "".join(list(plan.place.restore()))
+    assert "took our part out" in "".join(list(plan.directory.restore()))
     assert path.read_text() == '{\n  "debug": 0\n}\n'
     assert [entry.name for entry in tmp_path.iterdir()] == ["daemon.json"]
 
 
 def write_daemon(path: Path, mirroring: Mirroring) -> None:
     plan = plan_daemon(path, mirroring, snapshotter=True)
-    list(plan.place.write(plan.files))
+    list(plan.directory.write(plan.files))
 
 
 @pytest.mark.parametrize("existing", ['{\n  "debug": true\n}\n', None])
@@ -270,7 +270,7 @@ def test_an_edit_of_daemon_json_outlives_configuring_again(
     for _ in each_death(partial(write_daemon, path, again), lambda: None):
         assert '"log-level": "warn"' in path.read_text()
     write_daemon(path, again)
-    list(Place(tmp_path).restore())
+    list(ConfigDirectory(tmp_path).restore())
     text = path.read_text()
     assert '"log-level": "warn"' in text
     assert "10.0.0." not in text
@@ -283,13 +283,13 @@ def test_an_edit_of_daemon_json_outlives_a_death_at_any_change(tmp_path: Path, a
     path = tmp_path / "daemon.json"
 
     def prepare() -> None:
-        list(daemon_place(path).restore())
+        list(daemon_directory(path).restore())
         path.write_text('{\n  "debug": true\n}\n')
         write_daemon(path, MIRRORING)
         path.write_text(path.read_text().replace("{", '{"log-level": "warn",', 1))
 
     for number in each_death(partial(write_daemon, path, again), prepare):
-        list(daemon_place(path).restore())
+        list(daemon_directory(path).restore())
         assert '"log-level": "warn"' in path.read_text(), number
         assert "10.0.0." not in path.read_text(), number
 
@@ -312,7 +312,7 @@ def test_a_file_that_cant_be_restored_does_not_hold_up_the_others(
     monkeypatch.setattr(atomic_files, "move", move)
     said = []
     with pytest.raises(DiskError) as raised:
-        said.extend(Place(base).restore())
+        said.extend(ConfigDirectory(base).restore())
     for name in ("docker.io", "ghcr.io", "quay.io"):
         assert f"{base}/{name}/hosts.toml" in str(raised.value)
     assert not (base / "_default/hosts.toml").exists()
@@ -331,7 +331,7 @@ def test_replacing_the_hosts_of_a_file_keeps_its_server_and_its_certificates(tmp
     base = before_us(tmp_path)
     (base / "ghcr.io/hosts.toml").write_text('server = "https://harbor.lan"\nca = "ca.crt"\n\n[host."http://cache"]\n')
     plan = plan_hosts(base, REGISTRIES, MIRRORING, keep_existing=False)
-    list(plan.place.write(plan.files))
+    list(plan.directory.write(plan.files))
     document = tomllib.loads(written(base)["ghcr.io/hosts.toml"])
     assert list(document.pop("host")) == ["http://10.0.0.7:5000"]
     assert document == {"server": "https://harbor.lan", "ca": "ca.crt"}
@@ -343,5 +343,5 @@ def test_an_image_store_that_was_switched_off_is_off_again_in_an_edited_file(tmp
     write_daemon(path, MIRRORING)
     path.write_text(path.read_text().replace("{", '{"debug": true, ', 1))
     write_daemon(path, OTHER)
-    list(daemon_place(path).restore())
+    list(daemon_directory(path).restore())
     assert path.read_text() == '{"debug": true, "features": {"containerd-snapshotter": false}}'

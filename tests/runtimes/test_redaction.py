@@ -62,7 +62,7 @@ def test_a_secret_that_changes_is_a_change(tmp_path: Path) -> None:
         lines = list(plan.diff())
         assert "+    Authorization = …" in lines
         assert ("-    Authorization = …" in lines) is bool(number)
-        list(plan.place.write(plan.files))
+        list(plan.directory.write(plan.files))
 
 
 def test_the_rest_is_shown(tmp_path: Path) -> None:

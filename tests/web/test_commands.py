@@ -80,7 +80,7 @@ def test_lookup(ring) -> None:
     assert [provider["node"] for provider in by_digest["providers"]] == ["n0"]
     nobody = spegel(ring, "lookup", "docker.io/library/nothing:v1")
     assert nobody.returncode == 4
-    assert re.fullmatch(r"spegel-consul: nobody has docker.io/library/nothing:v1 \(.*\)\n", nobody.stderr)
+    assert re.fullmatch(r"spegel-consul: no node has docker.io/library/nothing:v1 \(.*\)\n", nobody.stderr)
 
 
 def test_pull(ring) -> None:

@@ -81,8 +81,8 @@ def run(node: str, *words: str) -> Result:
 
 COMMANDS = [["status"], ["peers"], ["lookup", "app:v1"], ["pull", "app:v1"], ["events", "--no-follow"]]
 STRANGERS = [
-    (hangs, "did not answer within 0.4 s"),
-    (drips, "did not answer within 0.4 s"),
+    (hangs, "did not answer in 0.4 s"),
+    (drips, "did not answer in 0.4 s"),
     (garbage, "is no spegel-consul"),
     (lacks, "is no spegel-consul, or one without this command (status 404)"),
 ]
@@ -104,7 +104,7 @@ def test_each_is_one_line_and_exit_3(
     if serve in (hangs, drips):
         monkeypatch.setattr(sidecar_client, "TIMEOUT", 0.4)
         monkeypatch.setattr(sidecar_client.get, "__kwdefaults__", {"timeout": 0.4})
-        monkeypatch.setattr(pull, "_PATIENCE", 0.4)
+        monkeypatch.setattr(pull, "_LINE_TIMEOUT", 0.4)
     with server(serve) as node:
         done = run(node, *command)
     assert done.exit_code == sidecar_client.EXIT_UNREACHABLE, done.output
@@ -117,12 +117,12 @@ def test_an_older_sidecar_is_told_from_a_broken_one(command: list[str]) -> None:
     with server(older) as node:
         done = run(node, *command)
     assert done.exit_code == sidecar_client.EXIT_UNREACHABLE, done.output
-    assert "says less than version" in done.output
+    assert "lacks fields that version" in done.output
     assert len(done.output.splitlines()) == 1
 
 
 def test_events_go_on_when_the_node_is_back_with_numbers_that_begin_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events, "_AGAIN", 0.05)
+    monkeypatch.setattr(events, "_RETRY_AFTER", 0.05)
     asked: list[bytes] = []
     first = {"last": 7, "life": "1", "events": [{"number": 7, "event": "old"}]}
     again = {"last": 8, "life": "2", "events": [{"number": number, "event": f"new {number}"} for number in (1, 8)]}

@@ -1,8 +1,8 @@
 """The names by which a node's metrics port may be called.
 
-A page of any site can have a name of its own lead to a node's address (DNS rebinding), and the browser then takes the
-node for that site. The name stands in the Host field, and these are the names that no other site can have. Whatever
-says that a name is one of the node's belongs here.
+A site can point a name of its own at a node's address (DNS rebinding), and the browser then treats the node as that
+site. The browser sends the name in the Host header, so only names that no other site can have are accepted. A new kind
+of accepted name belongs here.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class OwnNames:
         self._catalog = catalog
 
     def have(self, host: str) -> bool:
-        """Whether the value of a Host field, with or without a port, is one of them."""
+        """Whether the value of a Host header, with or without a port, is one of them."""
         try:
             found = (urllib.parse.urlsplit(f"//{host}").hostname or "").rstrip(".")
         except ValueError:

@@ -1,9 +1,12 @@
-# Every page of the web can make a browser ask us, and one whose name leads to our address can read the answer.
-# Browsers say where a request comes from (Fetch Metadata) only to https and localhost, which a node's address is not;
-# what they do say everywhere is Origin, with each POST, and Host.  So what costs something is a POST, and whoever calls
-# us by a name that others could have pointed here (DNS rebinding) is answered nothing but what monitoring reads.
+"""The origin of a request, and the name by which it called this node.
 
-"""Where a request came from, and by which name this node was called."""
+Any web page can make a browser send a request to a node, and a page under a name that points at the node's address can
+read the answer. Browsers send Fetch Metadata only to https and localhost, and a node's address is neither. They always
+send Origin, with each POST, and Host. So a request that costs something must be a POST, and a request by a name that a
+site could have pointed here (DNS rebinding) gets only the paths that monitoring reads.
+
+A new rule about requests to refuse belongs here; the accepted names belong to ``own_names``.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +20,15 @@ from quart import Response, request
 from spegel_consul.peers import unmapped
 from spegel_consul.web.access.own_names import OwnNames
 
-OPEN = frozenset({"/metrics", "/livez", "/readyz", "/id"})
-"""Paths that answer by any name: Prometheus, load balancers and other routers call a node by names of their own."""
+ANY_NAME = frozenset({"/metrics", "/livez", "/readyz", "/id"})
+"""Paths that accept any name, because Prometheus, load balancers and routers call a node by names of their own."""
 
 _PROXIED = re.compile(r"forwarded|via|x-real-ip|x-forwarded-.*", re.IGNORECASE)
 _SHOWN = 100
 
 
 def from_this_machine() -> bool:
-    """Whether the client reached us over loopback, or from the very address that it called, without a proxy."""
+    """Whether the client connected over loopback, or from the address that it called, without a proxy."""
     if any(_PROXIED.fullmatch(name) for name in request.headers.keys()):  # noqa: SIM118 - iterating yields pairs
         return False
     client, server = request.scope.get("client"), request.scope.get("server")
@@ -39,9 +42,9 @@ def from_this_machine() -> bool:
 
 
 def from_another_site() -> bool:
-    """Whether a page of another site made the browser ask: it has no business here. Programs say nothing of a site."""
+    """Whether a page of another site made the browser send this request. Programs send none of these headers."""
     site = request.headers.get("sec-fetch-site")
-    if site is not None:  # the browser has compared, also where a proxy gave us another Host than it was asked for
+    if site is not None:  # the browser compares, so a proxy that changes Host does no harm
         return site not in ("none", "same-origin")
     named = request.headers.get("origin") or request.headers.get("referer")
     if named is None:
@@ -53,9 +56,9 @@ def from_another_site() -> bool:
 
 
 def refusal(names: OwnNames) -> Response | None:
-    """The answer to a request by a name that others could have pointed here: 421 (RFC 9110, 15.5.20)."""
+    """The answer 421 (RFC 9110, 15.5.20) to a request by a name that a site could have pointed here, else None."""
     host = request.headers.get("host", "")
-    if request.path in OPEN or names.have(host):
+    if request.path in ANY_NAME or names.have(host):
         return None
     shown = "".join(each if each.isprintable() else "?" for each in host[:_SHOWN])
     message = (

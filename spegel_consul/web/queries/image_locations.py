@@ -1,4 +1,8 @@
-"""Where else the images of this node are: asked of the ring, and remembered for a moment."""
+"""The other nodes that have this node's images: looked up in the ring and cached for a moment.
+
+The status page asks for the same images every two seconds. So an answer is reused until it expires, and concurrent
+requests share one lookup.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +15,11 @@ from spegel_consul.web.node_views import Node
 from spegel_consul.web.queries.questions import lookup
 
 FRESH = 15.0
+"""Seconds for which an answer is reused."""
 WITHIN = 0.4
+"""Longest lookup of one image, in seconds."""
 MOST = 50
-"""Images that are asked for at a time; a page with more of them answers for the first."""
+"""Images that are looked up for one page; the rest of a longer list has no answer."""
 
 
 class ImageLocations:
@@ -25,9 +31,9 @@ class ImageLocations:
         self._found: dict[str, tuple[float, list[str]]] = {}
 
     async def of(self, names: Sequence[str]) -> dict[str, list[str]]:
-        """For each image that was asked for, the nodes that have it, sorted."""
+        """The other nodes that have each image, sorted."""
         wanted = list(names[:MOST])
-        async with self._asking:  # who comes meanwhile waits for the answers, rather than to ask again
+        async with self._asking:  # a concurrent request waits for these answers instead of asking again
             now = trio.current_time()
             stale = [name for name in wanted if self._found.get(name, (-math.inf, []))[0] <= now]
             async with trio.open_nursery() as nursery:

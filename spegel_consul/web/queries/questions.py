@@ -1,7 +1,8 @@
-# Questions that go to other nodes: who has it, and how fast does it come?  They change nothing: what a measurement
-# pulls is hashed and forgotten.  They do cost others work, so there is an end to how much of it is done at a time.
+"""Lookups and measurements for people: the nodes that have a key, and the speed of a pull.
 
-"""Lookups and measurements for people."""
+Both ask other nodes and change nothing: the bytes of a measurement are hashed and dropped. They cost other nodes work,
+so each has a limit of concurrency. A new query to other nodes belongs here, with such a limit.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +26,11 @@ LONGEST_NAME = 1024
 
 
 class BadQuestion(Exception):
-    """What was asked for is no image name and no digest; the message is one line for people."""
+    """The query is neither an image name nor a digest; the message is one line for people."""
 
 
 class Busy(Exception):
-    """Another measurement is going on."""
+    """Another measurement is running."""
 
 
 def parse(text: str) -> tuple[str, Reference | None]:
@@ -38,7 +39,7 @@ def parse(text: str) -> tuple[str, Reference | None]:
     if not text:
         raise BadQuestion("name an image, such as docker.io/library/nginx:1.27, or a digest")
     if len(text) > LONGEST_NAME:
-        raise BadQuestion(f"that is {len(text)} characters long; image names have at most 255, and a tag or digest")
+        raise BadQuestion(f"the query has {len(text)} characters; image names have at most 255, and a tag or digest")
     if text.startswith(("sha256:", "sha512:")) and "/" not in text:
         try:
             return Digest(text), None
@@ -52,7 +53,7 @@ def parse(text: str) -> tuple[str, Reference | None]:
 
 
 async def lookup(node: Node, key: str, *, within: float = LOOKUP_TIMEOUT) -> Document:
-    """Who has ``key``: this node, and others in the order in which they were found; times in milliseconds."""
+    """The nodes that have ``key``: this one, and others in the order of their answers; times in milliseconds."""
     began, names = trio.current_time(), node.cluster_members().names
     providers: list[Document] = []
     problem = None
@@ -90,7 +91,7 @@ class Measurement:
 
     @property
     def size(self) -> int:
-        """Bytes that have come."""
+        """Bytes received so far."""
         return sum(piece.received for piece in self.pieces.values())
 
     def grew(self, piece: Piece) -> None:
@@ -125,22 +126,22 @@ class Measurer:
         self._busy = False
 
     def prepare(self, text: str) -> Measurement:
-        """What :meth:`run` shall measure. Raises BadQuestion, or Busy if it would have to wait."""
+        """A measurement for :meth:`run`. Raises BadQuestion, or Busy if another one is running."""
         _, reference = parse(text)
         if reference is None:
-            raise BadQuestion("a digest alone does not say which image it belongs to; name it as registry/name@digest")
+            raise BadQuestion("a digest alone does not name an image: ask for registry/name@digest")
         if self._busy:
             raise Busy("another measurement is going on; try again when it has ended")
         return Measurement(reference)
 
     async def run(self, measurement: Measurement) -> Measurement:
-        """Look it up, pull it, verify it, forget it; ``measurement`` has what happened. Raises Busy, nothing else."""
+        """Look up, pull and verify the image; ``measurement`` has the result, or the failure. Raises only Busy."""
         if self._busy:
             raise Busy("another measurement is going on; try again when it has ended")
         self._busy = True
         try:
             await self._run(measurement)
-        except Exception as exc:  # what others send must not end more than this measurement
+        except Exception as exc:  # bytes of other nodes must not end more than this measurement
             log.exception("measurement failed", image=measurement.image)
             measurement.problem = f"the measurement failed: {type(exc).__name__}: {exc}"[:300].replace("\n", " ")
         finally:

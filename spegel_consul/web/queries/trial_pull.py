@@ -1,8 +1,11 @@
-# A pull as a runtime would do it, of which nothing is kept: manifests, configuration and layers of one platform, each
-# hashed as it comes.  It is done by the client that nodes use among themselves, the fastest there is here.  Whoever
-# measures must not hold up those who pull meanwhile, so what takes longer to hash than to hand over goes to a thread.
+"""A trial pull of an image through a mirror, which keeps nothing.
 
-"""Pulling an image through a mirror, to see that it works and how fast."""
+It requests the same content as a runtime: manifests, configuration and layers of one platform, each hashed as it
+arrives. It uses the client for peers, the fastest in this program. Chunks that take longer to hash than to hand over
+are hashed in a thread, because a measurement must not delay other pulls.
+
+A rule about the order of requests or their verification belongs here; limits of measurements belong to ``questions``.
+"""
 
 from __future__ import annotations
 
@@ -28,18 +31,18 @@ from spegel_consul.peers import PeerError
 from spegel_consul.web.node_views import Document
 
 PARALLEL = 3
-"""How many blobs come at a time, as many as runtimes fetch."""
+"""Number of concurrent blobs, as in runtimes."""
 
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
 _ACCEPT = ", ".join(sorted(MANIFESTS | INDEXES))
 _LIMITS = PeerLimits(connect=3.0, first_byte=15.0, stall=15.0)
 _MOST_LAYERS = 1000
-_AT_ONCE = 32 << 10  # bytes that are hashed in 20 µs, less than a thread costs
+_HASH_ON_LOOP = 32 << 10  # bytes that are hashed in 20 µs, less than a thread costs
 _threads = trio.CapacityLimiter(PARALLEL)
 
 
 class PullFailed(Exception):
-    """The image can't be pulled; the message is one line that says why. ``missing``: nobody has it."""
+    """The image can't be pulled; the message is one line that says why. ``missing``: no node has it."""
 
     def __init__(self, message: str, *, missing: bool = False) -> None:
         super().__init__(message)
@@ -48,7 +51,7 @@ class PullFailed(Exception):
 
 @dataclass(slots=True)
 class Piece:
-    """One content: ``what`` is index, manifest, config or layer N. Times are seconds since the pull began."""
+    """One manifest or blob; ``what``: index, manifest, config or layer N. Times are seconds since the pull began."""
 
     what: str
     digest: str
@@ -81,7 +84,7 @@ class Piece:
 class Puller:
     """Pulls from the registry at ``address``; use as ``async with``.
 
-    ``names`` are those of nodes by their registries. ``progress`` is called when a piece begins, grows and ends.
+    ``names``: names of nodes by their registries. ``progress`` is called when a piece begins, grows and ends.
     """
 
     address: tuple[str, int]
@@ -105,7 +108,7 @@ class Puller:
         self._client.close()
 
     async def pull(self, reference: Reference) -> None:
-        """Pull it; ``progress`` hears of its pieces. Raises PullFailed."""
+        """Pull an image and call ``progress`` with its pieces. Raises PullFailed."""
         self._began = trio.current_time()
         base = f"/v2/{reference.repository}"
         namespace = urllib.parse.quote(reference.namespace, safe="")
@@ -138,7 +141,7 @@ class Puller:
             digest = Digest(response.header(b"docker-content-digest") or name)
         except DigestInvalid:
             response.discard()
-            raise PullFailed(f"the mirror did not say which digest {shown} has") from None
+            raise PullFailed(f"the mirror's answer for {shown} has no Docker-Content-Digest") from None
         piece = Piece("manifest", digest, int(response.header(b"content-length") or 0), started, self._now())
         if piece.size > MAX_MANIFEST_SIZE:
             response.discard()
@@ -178,7 +181,7 @@ class Puller:
         try:
             async with aclosing(response.chunks()) as chunks:
                 async for chunk in chunks:
-                    if len(chunk) <= _AT_ONCE:
+                    if len(chunk) <= _HASH_ON_LOOP:
                         hasher.update(chunk)
                         await trio.lowlevel.checkpoint()
                     else:
@@ -204,7 +207,7 @@ class Puller:
 
 
 def this_platform() -> str:
-    """Of this machine: ``linux/amd64``."""
+    """The platform of this machine, such as ``linux/amd64``."""
     return f"linux/{_ARCHITECTURES.get(machine.machine(), machine.machine())}"
 
 
@@ -226,7 +229,7 @@ def _choose(manifests: list[Any], wanted: str) -> Digest:
 
 
 def _parts(manifest: dict[str, Any]) -> list[tuple[str, Digest, int]]:
-    """What a manifest needs, each digest once. Raises PullFailed."""
+    """The configuration and layers of a manifest, each digest once. Raises PullFailed."""
     found: dict[Digest, tuple[str, Digest, int]] = {}
     broken = PullFailed("the manifest does not name a configuration and layers")
     layers: list[Any] | None = entries(manifest, "layers")
