@@ -289,7 +289,7 @@ async def _what_fails(client: ConsulClient, admin: ConsulClient) -> list[str]:
     return failed
 
 
-async def test_what_nomad_registered_is_not_doubled(client: ConsulClient) -> None:
+async def test_a_service_that_nomad_registered_is_not_doubled(client: ConsulClient) -> None:
     """As Nomad does it: after the start of the task, under an id of its own, and at the same address and port."""
     async with node() as (here, nursery):
         scope = trio.CancelScope()
@@ -316,7 +316,7 @@ async def test_what_nomad_registered_is_not_doubled(client: ConsulClient) -> Non
             await client.deregister_service(each)
 
 
-async def test_what_a_former_configuration_left_is_removed(client: ConsulClient) -> None:
+async def test_services_of_a_former_configuration_are_removed(client: ConsulClient) -> None:
     async with node() as (here, nursery):
         now = here.services()
         before = [replace(service, id=f"{service.name}:old-name") for service in now]
