@@ -90,7 +90,7 @@ async def start_content(
     mirror = Mirror(
         router, peers, metrics, settings.mirror, node.credentials, permits, SpoolSpace(settings.data_dir), store
     )
-    await stages.start("follows", mirror.run)
+    await stages.start("following", mirror.run)
     view = Node(
         name=settings.node_name,
         registry=(node.address, node.registry_port),

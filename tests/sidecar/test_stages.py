@@ -177,6 +177,7 @@ STAGES = [
     "credentials",
     "certificates",
     "registry",
+    "following",
     "web",
     "loop lateness",
     "log level",
