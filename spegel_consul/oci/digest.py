@@ -1,7 +1,9 @@
-# A digest is a string everywhere: on the wire, as a dictionary key, as the key of the ring.  So it is a
-# str subclass whose constructor has checked the text; whoever holds a Digest need not check again.
+"""Content digests of the OCI image specification.
 
-"""Content digests of the OCI image specification."""
+A digest is a string everywhere: on the wire, as a dictionary key, as the key of the ring.  So :class:`Digest` is a
+subclass of str whose constructor checks the text, and no holder of a Digest checks it again.  A new algorithm belongs
+here.
+"""
 
 from __future__ import annotations
 

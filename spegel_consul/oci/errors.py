@@ -1,7 +1,9 @@
-# Errors are raised where they are known, with the code that the distribution spec gives them, and become
-# an HTTP answer in one place (registry/content.py).  The message is read by people: it says what to do.
+"""Typed errors with the code and HTTP status that the distribution specification gives them.
 
-"""Typed errors with the code and HTTP status that the distribution specification gives them."""
+An error is raised where its cause is known, and becomes an HTTP answer in one place for each path
+(:mod:`spegel_consul.registry.answer_head` and :mod:`spegel_consul.registry.asgi_path`).  The message is for people and
+says what to do.  A new error that a client sees belongs here.
+"""
 
 from __future__ import annotations
 

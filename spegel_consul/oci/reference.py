@@ -1,11 +1,14 @@
-# Two grammars meet here: the distribution spec's for repositories and tags, and the one of the reference
-# library for the registry in front of them.  Matching is on decoded text and anchored at both ends, so a name
-# that got through contains no "..", no percent sign, no upper case and no empty path segment.
-#
-# A registry has one name here, because names are compared and are keys of the ring.  Host names are the same in any
-# case (RFC 4343), and Docker Hub has three: clients write the one that they connect to.
+"""Image names: ``registry/repository:tag`` and ``registry/repository@digest``.
 
-"""Image names: ``registry/repository:tag`` and ``registry/repository@digest``."""
+Two grammars apply: that of the distribution specification for repositories and tags, and that of the reference library
+for the registry in front of them.  Matching is on decoded text and anchored at both ends, so an accepted name contains
+no "..", no percent sign, no upper case and no empty path segment.
+
+A registry has one name, because names are compared and are keys of the ring.  Host names are the same in any case
+(RFC 4343), and Docker Hub has three, because clients write the one that they connect to.
+
+A new rule about the form or the equality of names belongs here.
+"""
 
 from __future__ import annotations
 

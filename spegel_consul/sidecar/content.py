@@ -76,7 +76,7 @@ async def start_content(
 
     if node.credentials is not None:
         if settings.peer_policy is PeerPolicy.ANY:
-            log.warning("the password is shown to whoever the ring names: give --peer-policy=catalog too")
+            log.warning("the password is shown to any peer that the ring names: give --peer-policy=catalog too")
         if node.tls is None:
             log.warning("passwords travel in clear text: give --tls-cert-file and --tls-key-file too")
         await stages.start("credentials", node.credentials.run)

@@ -1,13 +1,15 @@
-# What does this node have?
-#
-# A store answers from an index in memory, so that no request waits for gRPC or a disk; only opening a blob
-# touches a file.  The index is kept fresh by run(), which the sidecar starts in its nursery, and each change
-# of what the node can serve is told to whoever watches (the ring announces it).
-#
-# The index may be a moment behind the truth in both directions.  Behind on arrivals costs a lookup; behind
-# on deletions shows when the blob is opened, which raises BlobUnknown and mends the index.
+"""The ``Store`` protocol: what this node has, and how its bytes are read.
 
-"""The ``Store`` protocol: what this node has, and how its bytes are read."""
+A store answers from an index in memory, so that no request waits for gRPC or a disk; only opening a blob touches a
+file.  ``run()``, a task of the sidecar, keeps the index fresh.  Each change of what the node can serve is delivered to
+the watchers, and the ring announces it.
+
+The index may lag behind the runtime in both directions.  A missing arrival costs a lookup.  A missing deletion shows
+when the blob is opened, which raises BlobUnknown and corrects the index.
+
+A method belongs in ``Store`` if the registry, the mirror or the announcer needs it of every store; the conformance
+suite runs against each implementation.
+"""
 
 from __future__ import annotations
 

@@ -1,24 +1,26 @@
-# One session is one connection.  It subscribes to events first and lists everything then, so that nothing falls
-# between; afterwards events say where to look, and a listing from time to time says what no event did:
-#
-#   containerd 1.x tells of no content, only of images; none tells what garbage collection took.
-#
-# An event is a hint, never a fact: whatever it says, containerd is asked what there is now.  Events that come
-# together (a pull on 2.1 makes one for each blob) are gathered for a moment and handled as one.  Three things
-# ask for a listing sooner than its turn: a fresh session (an event may have come just before the subscription
-# was in force), a deleted image (its content will be collected any moment), and content that nobody claims yet
-# (a pull labels a blob a moment after it is committed).
-#
-# When the session ends, for whatever reason, the index stays as it is: the files are still there and can still
-# be served.  The next session is tried after a pause that doubles from 0.1 s to 10 s, with jitter; a session
-# must last before the pause is short again, so that a containerd that keeps crashing isn't listed without end.
-#
-# A download whose ingest is gone was committed or aborted.  Nothing else tells of it in 1.x before the image is
-# there, so containerd is asked for that digest, by the same way as for one that an event mentions.
-#
-# A namespace that does not exist is no problem but an empty one: containerd makes it with the first image.
+"""``Store`` over a containerd: an index of its images and content that its events keep fresh.
 
-"""``Store`` over a containerd: an index of its images and content that is kept fresh by its events."""
+One session is one connection.  It subscribes to events first and lists everything then, so that no change falls
+between.  Afterwards events say where to look, and periodic listings find the changes without events:
+
+    containerd 1.x tells of no content, only of images; no version tells what garbage collection took.
+
+An event is a hint, never a fact: containerd is asked for the present state.  Events that come together (a pull on 2.1
+makes one for each blob) are gathered for a moment and handled as one.  Three things bring the next listing forward: a
+fresh session (an event may have come just before the subscription), a deleted image (its content will be collected
+soon), and content that no image claims yet (a pull labels a blob a moment after its commit).
+
+When the session ends, the index stays, because the files are still there and can be served.  The next session is tried
+after a pause that doubles from 0.1 s to 10 s, with jitter.  A session must last before the pause becomes short again,
+so that a containerd that crashes again and again is not listed without end.
+
+A download whose ingest is gone was committed or aborted.  In 1.x nothing else tells of it before the image is there, so
+containerd is asked for that digest, as for a digest that an event mentions.
+
+A namespace that does not exist is an empty namespace, because containerd makes it with the first image.
+
+A new reason to ask containerd, or to ask it sooner, belongs here.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-# Every message is turned into plain frozen objects while still in the thread that received it.  What is odd
-# (a digest that isn't one, a topic that we don't know) is left out there with a line in the log, so that one
-# bad record never stops the rest.
+"""Conversion of containerd's messages to records of the index and to events.
 
-"""From containerd's messages to the index's records and to events."""
+Each message becomes plain frozen objects in the thread that received it.  An invalid digest or an unknown topic is left
+out with a line in the log, so that one bad record never stops the others.  A new message of containerd that the store
+reads is converted here.
+"""
 
 from __future__ import annotations
 

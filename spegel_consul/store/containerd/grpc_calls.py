@@ -1,7 +1,9 @@
-# A stream is pulled: one hop into a thread gets the next messages, so that back-pressure is gRPC's own flow control.
-# Whatever ends the wait for it cancels the call, which makes the thread end at once.
+"""Calls of containerd that can be cancelled, and calls with more than one message in their answer.
 
-"""Calls of containerd that may be cancelled, and those that answer with more than one message."""
+A stream is pulled: one hop into a thread gets the next messages, so gRPC's own flow control is the back-pressure.  Each
+end of the wait cancels the call, and then the thread ends at once.  A new kind of call belongs here; the calls
+themselves are in :mod:`spegel_consul.store.containerd.grpc_client`.
+"""
 
 from __future__ import annotations
 

@@ -1,14 +1,17 @@
-# gRPC's Python library blocks or brings its own loop, so each call is made in a thread, where it waits and where
-# its answer is decoded; Trio's loop only ever waits for that thread.  A cancelled task leaves the thread behind
-# and cancels the call, which makes the thread end at once.
-#
-# Unary calls have a deadline; so has the listing of content.  The stream of events has none: it ends when
-# containerd goes away, which is how we notice.
-#
-# When a call fails, gRPC's words ("failed to connect to all addresses") help nobody.  One plain connect to the
-# socket tells what is the matter.
+"""A small client of containerd's gRPC API: blocking calls in threads, awaited by Trio tasks.
 
-"""A small client of containerd's gRPC API, blocking calls in threads behind a Trio face."""
+gRPC's Python library blocks or brings a loop of its own.  So each call is made in a thread, which also decodes the
+answer, and Trio's loop only waits for that thread.  A cancelled task leaves the thread behind and cancels the call, and
+then the thread ends at once.
+
+Unary calls and the listing of content have deadlines.  The stream of events has none: it ends when containerd goes
+away, which is how the client notices.
+
+When a call fails, gRPC's text ("failed to connect to all addresses") does not name the cause.  So one plain connect to
+the socket finds it.
+
+A new call of containerd belongs here.
+"""
 
 from __future__ import annotations
 

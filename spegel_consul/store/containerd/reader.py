@@ -1,10 +1,12 @@
-# Two ways to the bytes.  The file in containerd's content directory is more than ten times as fast, can be sent
-# by the kernel, and works while containerd is away.  Content.Read works where the directory is not mounted or
-# not readable.  Which way is open is found out anew for each blob: directories appear, mounts are mended.
-#
-# Only blobs/<algorithm>/<hex> is ever opened: what is still being written lies in ingest/.
+"""Access to the bytes of containerd's content: from its directory, or through gRPC.
 
-"""Reading containerd's content: from its directory, or through gRPC where that can't be."""
+The file in containerd's content directory is more than ten times as fast, can be sent by the kernel, and works while
+containerd is away.  Content.Read works if the directory is not mounted or not readable.  The way is chosen anew for
+each blob, because directories appear and mounts are repaired.
+
+Only blobs/<algorithm>/<hex> is opened here; downloads in progress are in ingest/, which
+:mod:`spegel_consul.store.containerd.ingests` reads.  A new way to the bytes belongs here.
+"""
 
 from __future__ import annotations
 
