@@ -122,7 +122,7 @@ async def test_the_page_draws_the_tree_of_an_image() -> None:
         node.followers.behind(trio.current_time() + 2 * LATE_AFTER)
         text = await page(node)
     assert f"following {name_of(3)}, 41 of 64 MiB" in text
-    above, _, below = text.partition("this node")
+    above, _, below = text.partition('<span class="node self">')
     assert name_of(3) in above
     assert name_of(4) in below
     assert name_of(5) in below
