@@ -44,7 +44,7 @@ _ALERTS = """
 | `sum(spegel_leader) != 1` for 1 minute | not exactly one leads; the ring goes on, and nodes that start join late |
 | `increase(spegel_verification_failures_total[1h]) > 0` | a peer has wrong bytes; the log names it |
 | `rate(spegel_transfers_cut_total[5m]) > 0.1` | transfers end early, and runtimes fetch the rest upstream |
-| `sum(rate(spegel_claims_total{verdict="none"}[5m])) / sum(rate(spegel_claims_total[5m])) > 0.5` | no keeper answers most reports, so nodes go upstream as if `--follow` were off; the routers do not reach each other |
+| `sum(rate(spegel_claims_total{verdict="none"}[15m])) > 0.1` | keepers do not answer: nodes go upstream on their own |
 | `spegel_consul_staleness_seconds > 120` | the agent does not answer; what is known is kept |
 | `histogram_quantile(0.99, rate(spegel_loop_lateness_seconds_bucket[5m])) > 0.1` | the loop is held up |
 """

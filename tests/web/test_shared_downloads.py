@@ -90,10 +90,10 @@ async def test_the_role_is_that_of_the_verdict(verdict: Verdict, role: str) -> N
 async def test_the_reason_why_a_source_was_left_is_shown() -> None:
     node = crowd(9)
     async with at_work(node, source(3), source(4)) as active:
-        body(active).lost(Why.SLOW)
+        body(active).lost(Why.CUT)
         await active.verdict()
         (found,) = node.following()
-        assert (found["source_node"], found["left_node"], found["left_why"]) == (name_of(4), name_of(3), "slow")
+        assert (found["source_node"], found["left_node"], found["left_why"]) == (name_of(4), name_of(3), "cut")
 
 
 async def test_the_api_says_who_follows_this_node() -> None:
