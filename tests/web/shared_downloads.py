@@ -36,6 +36,7 @@ MANIFEST = json.dumps(
     }
 ).encode()
 GROUP = Digest.of(MANIFEST)
+CLAIM = Verdict(What.CLAIM)
 
 
 class Downloading(MemoryStore):

@@ -9,7 +9,7 @@ import pytest
 import trio
 from click.testing import CliRunner
 from web.crowd import LONG, NASTY, address, crowd, name_of
-from web.shared_downloads import GROUP, HERE, LAYER_DIGEST, MANIFEST, MIB, at_work, bodies, body, follow
+from web.shared_downloads import CLAIM, GROUP, HERE, LAYER_DIGEST, MANIFEST, MIB, at_work, bodies, body, follow
 from web.shared_downloads import LAYER as SIZE
 
 from spegel_consul.cli import cli
@@ -22,7 +22,7 @@ from spegel_consul.web.forest import trees
 from spegel_consul.web.node_views import Node
 from spegel_consul.web.web_app import build_app
 
-ALONE, CLAIM = Verdict(What.ALONE), Verdict(What.CLAIM)
+ALONE = Verdict(What.ALONE)
 HOSTILE = ["<script>alert(1)</script>", "[bold red]markup[/]", "\x1b[2J\x07terminal", "\u202egnp.exe"]
 
 

@@ -91,10 +91,9 @@ class Supply:
             except SourceSlow as exc:
                 await self._prefer_another(feed, exc, alone=alone)
             except SourceLeft:
+                registry = feed.provider.registry[0]
                 # at debug, because all layers leave a source together
-                log.debug(
-                    "source is left", digest=feed.head.digest, at=feed.reached, registry=feed.provider.registry[0]
-                )
+                log.debug("source is left", digest=feed.head.digest, at=feed.reached, registry=registry)
                 feed.discard()
                 if alone:
                     raise TransferCut(f"at byte {feed.reached} of {feed.head.size}: the source changed") from None
