@@ -20,6 +20,7 @@ _HEAD = """\
 At `http://NODE:9090/metrics`, in the format of Prometheus. Names and labels are Spegel's where the meaning is, so its
 dashboards and alerts go on working. [prometheus.yml](prometheus.yml) finds all nodes through Consul, and
 [grafana/spegel-consul.json](grafana/spegel-consul.json) is a dashboard to import.
+[cold-start.md](cold-start.md#how-to-see-it) says what the metrics of claims and follows mean together.
 
 `handler` has three values, which are Spegel's: `/v2/*` for the distribution API, `/readyz` and `/livez`. Other paths
 are not counted. `method` is `GET`, `HEAD` or `other`. `registry` is the one that the runtime asked for, `unknown` for a
@@ -43,6 +44,7 @@ _ALERTS = """
 | `sum(spegel_leader) != 1` for 1 minute | not exactly one leads; the ring goes on, and nodes that start join late |
 | `increase(spegel_verification_failures_total[1h]) > 0` | a peer has wrong bytes; the log names it |
 | `rate(spegel_transfers_cut_total[5m]) > 0.1` | transfers end early, and runtimes fetch the rest upstream |
+| `sum(rate(spegel_claims_total{verdict="none"}[15m])) > 0.1` | keepers do not answer: nodes go upstream on their own |
 | `spegel_consul_staleness_seconds > 120` | the agent does not answer; what is known is kept |
 | `histogram_quantile(0.99, rate(spegel_loop_lateness_seconds_bucket[5m])) > 0.1` | the loop is held up |
 """

@@ -83,6 +83,12 @@ variable "bootstrap_kind" {
   description = "How the ring is found; several with commas, the later ones are fall-backs."
 }
 
+variable "follow" {
+  type        = string
+  default     = "off"
+  description = "on: content that no node has yet is read from the node that is downloading it (docs/cold-start.md)."
+}
+
 variable "log_level" {
   type    = string
   default = "info"
@@ -240,6 +246,7 @@ job "spegel" {
           "--bootstrap-kind=${var.bootstrap_kind}",
           "--nomad-variable=nomad/jobs/${NOMAD_JOB_ID}/leader",
           "--nomad-service=spegel-router",
+          "--follow=${var.follow}",
           "--log-level=${var.log_level}",
         ]
         volumes = [

@@ -106,6 +106,12 @@ variable "consul_identity" {
   description = "True if Consul has ACLs and the Nomad agents have no task_identity of their own in their configuration."
 }
 
+variable "follow" {
+  type        = string
+  default     = "off"
+  description = "on: content that no node has yet is read from the node that is downloading it (docs/cold-start.md)."
+}
+
 variable "log_level" {
   type    = string
   default = "info"
@@ -303,6 +309,7 @@ job "spegel" {
           "--containerd-content-path=${var.containerd_content}",
           "--mirrored-registries=${join(",", var.mirrored_registries)}",
           "--bootstrap-kind=${var.bootstrap_kind}",
+          "--follow=${var.follow}",
           "--log-level=${var.log_level}",
         ]
         volumes = [

@@ -9,7 +9,9 @@ from rich.table import Table
 
 from spegel_consul.commands import sidecar_client
 from spegel_consul.commands.sidecar_client import shown
-from spegel_consul.web import formatting
+from spegel_consul.web import forest, formatting
+
+_MOST = 5  # downloads, and followers of one, that are shown
 
 
 @click.command()
@@ -45,6 +47,23 @@ def _show(found: dict[str, Any]) -> None:
         done = f"{formatting.size(each['bytes'])} of {formatting.size(each['size'])}"
         speed = formatting.speed(each["bytes_per_second"])
         console.print(f"transfer: {shown(formatting.image(each['reference']))}, {done} from {shown(peer)}, {speed}")
+    for line in _follow_lines(found):
+        console.print(shown(line))
+
+
+def _follow_lines(found: dict[str, Any]) -> list[str]:
+    """The downloads that nodes share; none from a node of an older version, whose answer lacks them."""
+    trees = forest.trees(found.get("following", []), found.get("followers", []))
+    lines = []
+    for tree in trees[:_MOST]:
+        left = f", {tree.left}" if tree.left else ""
+        lines.append(f"{formatting.image(tree.image)}: {tree.text}{left}")
+        lines += [f"  followed by {each.name}: {each.text}" for each in tree.followers[:_MOST]]
+        if len(tree.followers) > _MOST:
+            lines.append(f"  and by {len(tree.followers) - _MOST} more")
+    if len(trees) > _MOST:
+        lines.append(f"and {len(trees) - _MOST} more downloads: see --json")
+    return lines
 
 
 def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
@@ -56,6 +75,8 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
     else:
         coverage = split = ""
     served = f"{formatting.size(mirror['bytes_from_peers'])} from peers, {formatting.size(mirror['bytes_own'])} own"
+    if mirror.get("bytes_followed"):
+        served += f"; {formatting.size(mirror['bytes_followed'])} came from nodes still downloading"
     trouble = [
         f"{mirror[name]} {what}"
         for name, what in (("verification_failures", "with wrong bytes"), ("cut", "cut"), ("stalls", "stalled"))

@@ -104,6 +104,8 @@ async def start_content(
         tls=node.tls,
         credentials=node.credentials,
         allowed_hosts=settings.web_allowed_hosts,
+        followers=mirror.followers,
+        follows=mirror.peers.follows,
     )
     await _serve(settings, node, stages, view, mirror)
     mirror.traces.on_end = _log_trace

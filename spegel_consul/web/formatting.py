@@ -18,6 +18,19 @@ def size(count: float | None) -> str:
     return f"{value:.1f} TiB"
 
 
+def part(count: float, whole: float | None) -> str:
+    """Bytes of a whole: ``41 of 64 MiB``; the bytes alone if the whole is unknown."""
+    if not whole:
+        return size(count)
+    units = ("B", "KiB", "MiB", "GiB", "TiB")
+    power = next((power for power in range(len(units)) if whole < 1024 ** (power + 1)), len(units) - 1)
+    shown, of = (
+        f"{value:.0f}" if power == 0 or value >= 10 or value == 0 else f"{value:.1f}"
+        for value in (count / 1024**power, whole / 1024**power)
+    )
+    return f"{shown} of {of} {units[power]}"
+
+
 def speed(count: float | None) -> str:
     """Bytes a second: ``3.4 MiB/s``."""
     return "–" if count is None else f"{size(count)}/s"

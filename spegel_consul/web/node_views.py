@@ -28,6 +28,8 @@ from spegel_consul.http.tls import Tls
 from spegel_consul.join.keeper import RingKeeper
 from spegel_consul.metrics.sidecar_metrics import Metrics
 from spegel_consul.peers import PeerInfo, host_port
+from spegel_consul.registry.mirror.followers import Followers
+from spegel_consul.registry.mirror.following.follows import Follows
 from spegel_consul.registry.mirror.providers.penalties import Penalties
 from spegel_consul.registry.mirror.trace import Traces
 from spegel_consul.ring.member_view import MemberView
@@ -97,6 +99,9 @@ class Node:
     """Names by which clients may call the metrics port; see :class:`spegel_consul.web.access.own_names.OwnNames`."""
     keeper: RingKeeper | None = None
     consul: Consul | None = None
+    followers: Followers = field(default_factory=Followers)
+    follows: Follows | None = None
+    """The groups that this node is at work on; None if following is off."""
     started: float = field(default_factory=time.time)
 
     def catalog_names(self) -> set[str]:
@@ -160,6 +165,8 @@ class Node:
             "mirror": self._mirror(),
             "consul": self._consul(),
             "transfers": self.transfers(cluster_members),
+            "following": self.following(cluster_members),
+            "followers": self.being_followed(cluster_members),
         }
 
     def leader(self) -> Document | None:
@@ -201,6 +208,69 @@ class Node:
     def requests(self, cluster_members: ClusterMembers | None = None) -> list[Document]:
         """The last requests that were looked up at peers, the newest first."""
         return self._named(list(reversed(self.traces.over)), cluster_members)
+
+    def following(self, cluster_members: ClusterMembers | None = None) -> list[Document]:
+        """The groups that this node is at work on: the content of one manifest each, which is downloaded or followed.
+
+        ``have`` and ``size`` are bytes, as of the last report to the keeper; ``since`` is a Unix time. ``left`` is the
+        last source that was left, and ``left_why`` the reason.
+        """
+        if self.follows is None or not self.follows.active:
+            return []
+        now, names = time.time(), (cluster_members or self.cluster_members()).registries()
+        found = []
+        for active in self.follows.active:
+            claim, history = active.claim, active.claim.history
+            source, left = claim.source, history.left
+            at = host_port(*source.registry) if source is not None else None
+            left_at = host_port(*left.source.registry) if left is not None else None
+            found.append(
+                {
+                    "image": history.image or None,
+                    "group": claim.group,
+                    "role": claim.role or None,
+                    "source": at,
+                    "source_node": names.get(at) if at is not None else None,
+                    "have": claim.have,
+                    "size": self.follows.size(claim.group),
+                    "bytes_followed": history.received,
+                    "since": round(now - claim.age, 1),
+                    "left": left_at,
+                    "left_node": names.get(left_at) if left_at is not None else None,
+                    "left_why": left.why if left is not None else None,
+                }
+            )
+        return found
+
+    def being_followed(self, cluster_members: ClusterMembers | None = None) -> list[Document]:
+        """The bodies that peers are sent while this node downloads them, or waits to; the oldest first.
+
+        ``peer`` is the peer id that the follower gave. ``total`` is None until the first byte is there; ``lag`` is the
+        number of bytes that are there and were not sent.
+        """
+        sends = self.followers.live()
+        if not sends:
+            return []
+        names = (cluster_members or self.cluster_members()).names
+        found = []
+        for send in sends:
+            digest = send.request.reference.digest
+            assert digest is not None
+            found.append(
+                {
+                    "peer": send.peer,
+                    "peer_node": names.get(send.peer),
+                    "group": self.follows.groups.known(digest) if self.follows is not None else digest,
+                    "reference": str(send.request.reference),
+                    "kind": send.request.kind.value,
+                    "digest": digest,
+                    "sent": send.sent,
+                    "total": send.total or None,
+                    "lag": send.lag,
+                    "behind": send.behind,
+                }
+            )
+        return found
 
     def _named(self, traces: Sequence[Any], cluster_members: ClusterMembers | None) -> list[Document]:
         if not traces:
@@ -246,6 +316,8 @@ class Node:
             "hit_ratio": round(hits / (hits + misses), 4) if hits + misses else None,
             "last_success": last or None,
             "bytes_from_peers": int(metrics.served_bytes.labels("peer").value),
+            "bytes_followed": int(metrics.followed_bytes.value),
+            "follow": self.follows is not None,
             "bytes_own": int(metrics.served_bytes.labels("own").value),
             "verification_failures": int(metrics.verification_failures.value),
             "cut": int(metrics.transfers_cut.value),

@@ -20,7 +20,7 @@ import trio
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from quart import Blueprint, Response, request
 
-from spegel_consul.web import drawing, formatting
+from spegel_consul.web import drawing, forest, formatting
 from spegel_consul.web.access import request_origin
 from spegel_consul.web.node_views import Document, Node
 from spegel_consul.web.queries.image_locations import ImageLocations
@@ -59,8 +59,10 @@ def blueprint(node: Node, measurer: Measurer) -> Blueprint:
         found = _found(find, images, ("name", "digest"))
         shown = found[:MOST_ROWS]
         listed = _found(find, peers, ("node", "id", "registry", "state", "version"))
+        status_document = node.status(cluster_members)
+        trees = forest.trees(status_document["following"], status_document["followers"])
         facts = {
-            "status": node.status(cluster_members),
+            "status": status_document,
             "find": find,
             "many": max(len(peers), len(images)) > MOST_ROWS,
             "peers": _by_interest(listed, received)[:MOST_ROWS],
@@ -71,7 +73,9 @@ def blueprint(node: Node, measurer: Measurer) -> Blueprint:
             "images_known": len(images),
             "elsewhere": await locations.of([image["name"] for image in shown]),
             "requests": _found(find, requests, ("reference", "peer_node", "peer", "outcome")),
-            "transfers": node.transfers(cluster_members),
+            "transfers": status_document["transfers"],
+            "trees": trees[:MOST_ROWS],
+            "trees_known": len(trees),
             "ring": drawing.ring(peers, received),
             "widest": _widest(requests),
             "phases": drawing.PHASES,
@@ -127,6 +131,7 @@ def _templates() -> Environment:
     )
     environment.filters |= {
         "size": formatting.size,
+        "part": formatting.part,
         "speed": formatting.speed,
         "ms": formatting.milliseconds,
         "span": formatting.seconds,

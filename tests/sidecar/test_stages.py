@@ -174,6 +174,7 @@ STAGES = [
     "ring",
     "announcer",
     "farewell",
+    "follows",
     "credentials",
     "certificates",
     "registry",

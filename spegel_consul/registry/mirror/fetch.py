@@ -126,7 +126,8 @@ class Fetch:
                 raise cut(f"at byte {reached} of {head.size}: {exc.message}") from None
             answer = found
         assert isinstance(answer.body, PeerResponse)
-        log.info("transfer resumed", digest=head.digest, at=reached, registry=answer.provider.registry[0])
+        tell = log.debug if follows else log.info  # all layers leave a source together
+        tell("transfer resumed", digest=head.digest, at=reached, registry=answer.provider.registry[0])
         return answer
 
     def exclude(self, provider: Provider) -> None:

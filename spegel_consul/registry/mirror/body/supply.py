@@ -91,7 +91,9 @@ class Supply:
             except SourceSlow as exc:
                 await self._prefer_another(feed, exc, alone=alone)
             except SourceLeft:
-                log.info("source is left", digest=feed.head.digest, at=feed.reached, registry=feed.provider.registry[0])
+                registry = feed.provider.registry[0]
+                # at debug, because all layers leave a source together
+                log.debug("source is left", digest=feed.head.digest, at=feed.reached, registry=registry)
                 feed.discard()
                 if alone:
                     raise TransferCut(f"at byte {feed.reached} of {feed.head.size}: the source changed") from None
@@ -113,9 +115,9 @@ class Supply:
             self._fetch.exclude(feed.provider)
         feed.discard()
 
-    def _source_failed(self, feed: Feed, follow: Follow, why: PeerError | PeerError) -> None:
+    def _source_failed(self, feed: Feed, follow: Follow, why: PeerError) -> None:
         """Report the failure. The source gets no penalty, because its own source may be the one that failed."""
-        log.info("source failed in mid-body", digest=feed.head.digest, at=feed.reached, error=str(why))
+        log.debug("source failed in mid-body", digest=feed.head.digest, at=feed.reached, error=str(why))
         follow.lost(Why.CUT)
         feed.discard()
 

@@ -17,8 +17,9 @@ import trio
 
 from spegel_consul.metrics.sidecar_metrics import Metrics
 from spegel_consul.oci.path import ContentRequest
-from spegel_consul.peers import Provider, RingError
+from spegel_consul.peers import Provider, RingError, host_port
 from spegel_consul.registry.mirror.following.group_claim import CLAIM_WITHIN, GroupClaim, Work
+from spegel_consul.registry.mirror.following.group_history import COMPLETE, IDLE
 from spegel_consul.registry.mirror.following.group_work import GroupWork
 from spegel_consul.registry.mirror.groups import Groups
 from spegel_consul.ring import Router
@@ -92,6 +93,7 @@ class Follows:
                 return None
             found = self._active[group] = ActiveGroup(self, group)
             self._nursery.start_soon(self._keep, found)
+        found.claim.history.name(request.reference.registry, request.reference.repository)
         found.claim.ask(request.reference.digest)
         return found
 
@@ -102,6 +104,10 @@ class Follows:
             log.exception("the reports of a group ended", group=active.claim.group)
         finally:
             del self._active[active.claim.group]
+
+    def size(self, group: str) -> int | None:
+        """Return the number of bytes of the group; None if its manifest is not known."""
+        return sum(self.groups.contents(group).values()) or None
 
     def usable(self, provider: Provider) -> bool:
         """Whether the provider may be followed: another node, which may be asked."""
@@ -145,6 +151,7 @@ class Follows:
             claim.answer(verdict)
             if before is What.FOLLOW and claim.what is What.CLAIM:
                 self._metrics.takeovers.inc()
+            active.tell(before)
             return
 
 
@@ -179,6 +186,41 @@ class ActiveGroup:
             claim.waiting -= 1
         return claim.to_follow
 
+    def followed(self, source: Provider) -> None:
+        """``source`` sends a blob of the group."""
+        if self.claim.history.followed(source, trio.current_time()):
+            log.info("follow began", **self._facts(), source=host_port(*source.registry))
+
+    def tell(self, before: What | None) -> None:
+        """Log the consequences of a verdict; ``before``: the verdict before it."""
+        claim, size = self.claim, self._follows.size(self.claim.group)
+        complete = size is not None and claim.have >= size
+        if claim.what is What.CLAIM and before is not What.CLAIM:
+            if before is What.FOLLOW and not complete:
+                left = claim.history.left
+                log.info("download taken over", **self._facts(), left=left.why if left is not None else None)
+            else:
+                log.debug("download claimed", **self._facts())
+        if complete and not claim.follows:
+            claim.history.end(COMPLETE)
+        self._tell_end()
+
+    def _tell_end(self) -> None:
+        ended = self.claim.history.take_ended() if not self.claim.follows else None
+        if ended is not None:
+            log.info(
+                "follow ended",
+                **self._facts(),
+                source=host_port(*ended.source.registry),
+                sources=ended.sources,
+                bytes=ended.received,
+                seconds=ended.seconds,
+                reason=ended.reason,
+            )
+
+    def _facts(self) -> dict[str, str]:
+        return {"image": self.claim.history.image, "group": self.claim.group}
+
     async def run(self) -> None:
         """Report until the work on the group has ended."""
         while not self.claim.ended:
@@ -190,3 +232,5 @@ class ActiveGroup:
             await self._follows.report(self)
             self._answered.set()
             self._answered = trio.Event()
+        self.claim.history.end(IDLE)
+        self._tell_end()

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 from spegel_consul.bounded_dict import BoundedDict
 from spegel_consul.peers import Provider
+from spegel_consul.registry.mirror.following.group_history import MOVED, NO_KEEPER, TAKEOVER, UPSTREAM, GroupHistory
 from spegel_consul.ring.dht.claims import ClaimReport, Verdict, What, Why
 
 CLAIM_WITHIN = 2.0
@@ -93,8 +94,7 @@ class Follow:
         """End; ``received``: the number of bytes of the body that came from the source."""
         if self in self._claim.follows:
             self._claim.follows.remove(self)
-            self._claim.on_received(received)
-            self._claim.touch()
+            self._claim.took(received)
 
 
 class GroupClaim:
@@ -125,11 +125,11 @@ class GroupClaim:
         """Number of requests that use the claim."""
         self.pending = True
         """Whether a report is due at once, or on its way, whose answer requests wait for."""
-        self.on_received = on_received
         self._usable = usable
         self._now = now
         self._on_due = on_due
         self._on_failure = on_failure
+        self._on_received = on_received
         self._lost: tuple[Provider, Why] | None = None
         self._reported_lost: tuple[Provider, Why] | None = None
         self._bad = 0
@@ -138,6 +138,28 @@ class GroupClaim:
         self._reported_at = self._answered_at = -math.inf
         self._skipped_until = -math.inf
         self._active_at = now()
+        self.history = GroupHistory(self._active_at)
+
+    # What people see
+
+    @property
+    def role(self) -> str:
+        """``claimer``, ``follower`` or ``alone``; "" before the first verdict."""
+        if self.what is What.CLAIM:
+            return "claimer"
+        if self.what is What.FOLLOW and self.source is not None:
+            return "follower"
+        return "alone" if self.what is not None else ""
+
+    @property
+    def have(self) -> int:
+        """Number of bytes of the group that this node had at the last report."""
+        return self._work.have
+
+    @property
+    def age(self) -> float:
+        """Seconds since the node began to work on the group."""
+        return self._now() - self.history.began
 
     # Requests
 
@@ -178,12 +200,15 @@ class GroupClaim:
             return
         self._on_failure(why)
         self._lost = source, why
+        self.history.leave(source, why.name.lower())
         self._skipped_until = -math.inf
         self._pend()
 
-    def touch(self) -> None:
-        """The claim is in use now."""
+    def took(self, count: int) -> None:
+        """A body from a source has ended after ``count`` bytes."""
         self._active_at = self._now()
+        self.history.took(count, self._active_at)
+        self._on_received(count)
 
     def _pend(self) -> None:
         self.pending = True
@@ -235,10 +260,16 @@ class GroupClaim:
             self._on_failure(Why.UNREACHABLE)
             self._lost = named[0], Why.UNREACHABLE
             self._pend()
-        self._change(source)
+        self._change(source, {What.CLAIM: TAKEOVER, What.ALONE: UPSTREAM}.get(verdict.what, MOVED))
 
-    def _change(self, source: Provider | None) -> None:
-        self.source = source
+    def _change(self, source: Provider | None, why: str) -> None:
+        before, self.source = self.source, source
+        if before is not None and (source is None or source.registry != before.registry):
+            lost = self._lost or self._reported_lost
+            if lost is None or lost[0] != before:  # otherwise the reason of the failure was noted
+                self.history.leave(before, why)
+        if source is None and why != MOVED:
+            self.history.end(why)
         for follow in [each for each in self.follows if source is None or each.source.registry != source.registry]:
             follow.leave()
 
@@ -252,4 +283,4 @@ class GroupClaim:
         if self.what is None:
             self.what, self._answered_at = What.ALONE, now
         if self._lost is not None:
-            self._change(None)
+            self._change(None, NO_KEEPER)

@@ -95,6 +95,8 @@ class SourceSearch:
                 if answer is None:
                     follow.close()
             if answer is not None:
+                if self._request.kind is Kind.BLOB:
+                    group.followed(source)
                 if isinstance(answer.body, bytes):
                     follow.close(len(answer.body))
                 self.found = True
