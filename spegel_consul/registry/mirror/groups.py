@@ -78,6 +78,10 @@ class Groups:
         """Return the digests of the group with their sizes; the group's own digest with size 0 if it is not known."""
         return self._contents.get(group, {group: 0})
 
+    def known(self, digest: Digest) -> str:
+        """Return the group of ``digest`` as far as it is known already."""
+        return self._group_of.get(digest, digest)
+
     async def of(self, request: ContentRequest) -> str:
         """Return the group of the request, which names a digest."""
         digest = request.reference.digest
@@ -89,7 +93,7 @@ class Groups:
             with trio.move_on_after(_READ):
                 async with self._reading:  # of several requests for blobs of one image, one reads
                     await self._read_expected()
-        return self._group_of.get(digest, digest)
+        return self.known(digest)
 
     async def _read_expected(self) -> None:
         for digest, expected in list(self._expected.items()):

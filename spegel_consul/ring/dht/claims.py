@@ -241,7 +241,7 @@ class Claims:
         if source is None and not group.has_failed(held, now):
             source = self._admit(group, held, now)
             if source is not None:
-                source.presumed, source.until = True, now + SETTLE
+                source.presumed, source.until, source.due = True, now + SETTLE, now + REPORT_EVERY
                 group.claim(source, now)
         if source is not None and group.chain(source, now, avoid=mine) is not None:
             group.follow(mine, source, now)
