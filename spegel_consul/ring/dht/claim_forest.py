@@ -118,6 +118,10 @@ class Entry:
     def is_silent(self, now: float, after: float = OVERDUE) -> bool:
         return (self.working or self.presumed) and now > self.due + after
 
+    def is_adrift(self, now: float) -> bool:
+        """Whether it lost its place and has not come for another one, which any living node does soon."""
+        return self.source is None and not self.claimer and self.is_silent(now)
+
     def is_slow(self, now: float) -> bool:
         """Whether it is a claimer that is slower than a usual line, or hangs."""
         if not self.claimer or now - self.since < GRACE:

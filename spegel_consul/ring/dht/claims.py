@@ -261,7 +261,7 @@ class Claims:
         if group.is_struck(now) or group.alone.get(mine.peer, -math.inf) > now:
             group.release(mine)
             return
-        if mine.source is not None and mine.source.until <= now:
+        if mine.source is not None and (mine.source.until <= now or mine.source.is_adrift(now)):
             self._drop(group, mine.source)
         if mine.claimer and (not mine.serves or self._must_yield(group, mine, now)):
             group.release(mine)
@@ -323,8 +323,9 @@ class Claims:
         if chain is None or not chain[-1].is_slow(now) or sum(not each.presumed for each in group.claimers) > 1:
             return False
         slow = chain[-1]
-        # a direct follower has the most content, and the others of its chain stay with it
-        if mine.source is not slow and any(each.serves and not each.tried for each in slow.children):
+        # the first follower that lives has the most content, and the others of its chain stay with it
+        nearer = {*chain[1:-1], *slow.children} if mine.source is not slow else ()
+        if any(each.serves and not each.tried and not each.is_silent(now) for each in nearer):
             return False
         if group.has_failed(mine.peer, now):
             return False
