@@ -55,6 +55,7 @@ MANIFEST = 2.0
 """Seconds that a request for a manifest is held until all of it is there."""
 
 _LOOK = 0.05  # seconds between two searches for the download; the store shares its looks at the same rate
+_ASK_EVERY = 1.0  # seconds between two questions to the runtime for a digest that it does not seem to download
 _MOST = 1 << 40  # bytes of the largest size that is believed
 
 CheckClient = Callable[[], object]
@@ -153,6 +154,7 @@ class _Search:
         self._plan = plan
         self.file: GrowingFile | None = None
         self._size = 0  # bytes of the file at the last look
+        self._next_question = 0.0
         self._unframed = 0.0  # time since which the runtime downloads it, and does not say how large it will be
 
     async def first_byte(self, check_client: CheckClient) -> Head:
@@ -166,6 +168,9 @@ class _Search:
             await self._look()
             now = trio.current_time()
             asked = self._mirror.own_requests.asked(self._digest, now)
+            if asked and self.file is None and now >= self._next_question:
+                self._next_question = now + _ASK_EVERY
+                self._store.expect(self._digest)  # the runtime may have got it between two looks
             head = self._head() if asked else None
             if head is not None:
                 return head

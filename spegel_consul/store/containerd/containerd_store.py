@@ -14,7 +14,9 @@
 # must last before the pause is short again, so that a containerd that keeps crashing isn't listed without end.
 #
 # A download whose ingest is gone was committed or aborted.  Nothing else tells of it in 1.x before the image is
-# there, so containerd is asked for that digest, by the same way as for one that an event mentions.
+# there, so containerd is asked for that digest, by the same way as for one that an event mentions.  An ingest
+# of a few milliseconds falls between two looks; so the same is done for content that expect() names.  containerd
+# answers for this namespace only, and the index decides as ever whether the content may be shown.
 #
 # A namespace that does not exist is no problem but an empty one: containerd makes it with the first image.
 
@@ -101,6 +103,11 @@ class ContainerdStore(IndexedStore):
             await trio.lowlevel.checkpoint()
             return None
         return await self._ingests.open(digest)
+
+    def expect(self, digest: Digest) -> None:
+        known = self._index.describe(digest) is not None or self._index.refuses(digest)
+        if not known and digest not in self._awaited:
+            self._download_ended(digest)
 
     async def at_work(self) -> int | None:
         return await self._ingests.at_work()
