@@ -13,7 +13,10 @@ else.  Failures end in "alone", which is the download without this module: of a 
 and of the whole group when STRIKES followers each lost a claimer that had got nothing.
 
 A slow claimer costs one more copy: a follower takes over, and after a few seconds the claimer that is not clearly
-faster becomes a follower.  A new keeper starts without entries, so reports say which source their node holds.
+faster becomes a follower.  A claimer whose reports stay away counts as slow.  So a node that hangs is left without a
+complaint of its followers, which can't tell a source that hangs from one that waits for its own source.
+
+A new keeper starts without entries, so reports say which source their node holds.
 
 A rule about a report belongs here, a rule about the order of sources in ``claim_forest``, a rule about the keeper's
 place in the ring in the router.
@@ -79,7 +82,7 @@ MAX_BEHIND = 16
 
 
 class Why(IntEnum):
-    """The failure of a source, as its follower saw it."""
+    """The failure of a source, as its follower saw it. SLOW: its bytes flow too slowly; not that none has come yet."""
 
     NONE = 0
     REFUSED = 1
