@@ -43,6 +43,9 @@ GRACE = 4.0
 RATE_WINDOW = 3.0
 """Least seconds over which a rate is measured."""
 
+STILL = 3.0
+"""Seconds without growth after which a follower may have a source that hangs."""
+
 OVERDUE = 2.0
 """Seconds after which a missing report of a node at work counts against it as a source."""
 
@@ -91,12 +94,15 @@ class Entry:
     losses: list[float] = field(default_factory=list)
     shuns: dict[bytes, float] = field(default_factory=dict)
     """Sources that it lost although others follow them, and until when."""
+    grew_at: float = -math.inf
     _reported: float = 0.0
     _mark: tuple[float, int] | None = None
     _older: tuple[float, int] | None = None
 
     def measure(self, have: int, working: bool, now: float) -> None:
         """Note the bytes that the node has, for its rate."""
+        if have > self.have:
+            self.grew_at = now
         self.have, self.working, self._reported = have, working, now
         if not working:
             self.restart()

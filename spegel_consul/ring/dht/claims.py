@@ -32,7 +32,7 @@ from enum import IntEnum
 
 from spegel_consul.bounded_dict import BoundedDict
 from spegel_consul.peers import Provider
-from spegel_consul.ring.dht.claim_forest import GRACE, KEEPS_UP, Entry, Forest
+from spegel_consul.ring.dht.claim_forest import GRACE, HUNG, KEEPS_UP, STILL, Entry, Forest
 
 REPORT_EVERY = 2.0
 """Seconds between two reports of a node in a small group."""
@@ -326,6 +326,8 @@ class Claims:
         if chain is None or not chain[-1].is_slow(now) or sum(not each.presumed for each in group.claimers) > 1:
             return False
         slow = chain[-1]
+        if slow.is_silent(now, HUNG) and now - mine.grew_at < STILL:  # only its reports don't come through
+            return False
         # the first follower that lives has the most content, and the others of its chain stay with it
         nearer = {*chain[1:-1], *slow.children} if mine.source is not slow else ()
         if any(each.serves and not each.tried and not each.is_silent(now) for each in nearer):

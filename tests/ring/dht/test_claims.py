@@ -260,6 +260,14 @@ def test_a_follower_takes_over_from_a_claimer_that_sends_no_reports(keeper: Keep
     assert [keeper.report(name, keeper.held[name.encode()]) for name in "bcd"] == ["claim", "b", "c"]
 
 
+def test_a_claimer_whose_reports_are_lost_goes_on(keeper: Keeper) -> None:
+    for name in "abc":
+        keeper.report(name)
+    keeper.wait(8, a=20, b=20, c=20)
+    keeper.wait(16, b=20, c=20)
+    assert [keeper.report(name, keeper.held[name.encode()]) for name in "bc"] == ["a", "b"]
+
+
 def test_the_first_living_follower_takes_over(keeper: Keeper) -> None:
     for name in "abcde":
         keeper.report(name)
