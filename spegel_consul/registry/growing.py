@@ -3,8 +3,10 @@
 A download may be shown only if a client of this machine asked the mirror for the digest
 (:mod:`spegel_consul.registry.mirror.own_requests`). The peer's request is held until the first byte that it wants is
 there, so that the peer's runtime can still be answered 404 and go on upstream. The runtime may be at other layers of
-the image. So the wait goes on while the runtime is at work on anything, and ends soon if it stands still. A request
-may also come before the runtime's own; then it is held for a shorter time, and shown nothing until the runtime asks.
+the image. So the wait goes on while the runtime is at work on anything, and ends soon if it stands still. It goes on,
+too, while this node's mirror waits for the same content from another node, because a stall at the head of a chain must
+not make all nodes of the chain refuse at once. The waits count anew when the keeper names another source. A request may
+also come before the runtime's own; then it is held for a shorter time, and shown nothing until the runtime asks.
 
 A manifest is small and its media type is in its bytes. So it is sent when all of it is there, and verified first. The
 bytes of a blob can't be verified before the download ends. The follower verifies them, as those of any peer.
@@ -29,7 +31,7 @@ from spegel_consul.oci.media import MAX_MANIFEST_SIZE, OCTET_STREAM, manifest_me
 from spegel_consul.oci.path import Kind, unknown
 from spegel_consul.peers import PeerError
 from spegel_consul.registry.mirror.fetch import TransferCut
-from spegel_consul.registry.mirror.followers import FollowedSend
+from spegel_consul.registry.mirror.followers import WAIT, FollowedSend
 from spegel_consul.registry.mirror.mirror import Mirror
 from spegel_consul.registry.mirror.validate import Head
 from spegel_consul.registry.plan import Growing, Planner
@@ -39,9 +41,6 @@ from spegel_consul.zerocopy.outlet import Outlet
 from spegel_consul.zerocopy.position import Position
 from spegel_consul.zerocopy.send import Truncated
 from spegel_consul.zerocopy.send_growing import POLL, send_growing
-
-WAIT = 30.0
-"""Seconds that a request is held while the runtime is at work."""
 
 NO_PROGRESS = 6.0
 """Seconds without any progress of the runtime after which a request is held no longer."""
@@ -56,6 +55,7 @@ MANIFEST = 2.0
 """Seconds that a request for a manifest is held until all of it is there."""
 
 _LOOK = 0.05  # seconds between two searches for the download; the store shares its looks at the same rate
+_ASK_EVERY = 1.0  # seconds between two questions to the runtime for a digest that it does not seem to download
 _MOST = 1 << 40  # bytes of the largest size that is believed
 
 CheckClient = Callable[[], object]
@@ -69,9 +69,16 @@ class Followed:
     """A download whose first wanted byte is there, or the whole manifest ``body``."""
 
     def __init__(
-        self, head: Head, send: FollowedSend, file: GrowingFile, body: bytes | None, check_client: CheckClient
+        self,
+        head: Head,
+        send: FollowedSend,
+        file: GrowingFile,
+        body: bytes | None,
+        check_client: CheckClient,
+        in_chain: Callable[[], bool],
     ) -> None:
         self.head = head
+        self._in_chain = in_chain
         self._send = send
         self._file = file
         self._body = body
@@ -95,7 +102,7 @@ class Followed:
             following.look(trio.current_time())
 
         try:
-            await send_growing(outlet, self._file, head.start, position, gave, self._check_client)
+            await send_growing(outlet, self._file, head.start, position, gave, self._check_client, self._in_chain)
         except PeerError as exc:
             raise TransferCut(f"the download of {head.digest} {exc}") from None
         except Truncated:
@@ -130,7 +137,7 @@ class GrowingContent:
                     if media_type is None:
                         raise unknown(plan.request, f"{head.digest} is downloaded, and is no manifest so far")
                     head = Head(head.digest, media_type, 0, head.size, head.size, partial=False)
-                yield Followed(head, send, file, body, check_client)
+                yield Followed(head, send, file, body, check_client, search.in_chain)
             finally:
                 search.close()
 
@@ -147,26 +154,35 @@ class _Search:
         self._plan = plan
         self.file: GrowingFile | None = None
         self._size = 0  # bytes of the file at the last look
+        self._next_question = 0.0
         self._unframed = 0.0  # time since which the runtime downloads it, and does not say how large it will be
 
     async def first_byte(self, check_client: CheckClient) -> Head:
         """Return the head of the answer as soon as the first wanted byte of :attr:`file` is there."""
         began = since = trio.current_time()
-        progress: tuple[int, int, int | None] | None = None
+        progress: tuple[object, ...] | None = None
+        verdict = self._verdict()
         while True:
             if self._planner.own(self._plan.request, self._plan.wanted) is not None:
                 raise Arrived
             await self._look()
             now = trio.current_time()
             asked = self._mirror.own_requests.asked(self._digest, now)
+            if asked and self.file is None and now >= self._next_question:
+                self._next_question = now + _ASK_EVERY
+                self._store.expect(self._digest)  # the runtime may have got it between two looks
             head = self._head() if asked else None
             if head is not None:
                 return head
-            at_work, received = await self._store.at_work(), self._received()
-            found = self._size, received, at_work
+            at_work, received, in_chain = await self._store.at_work(), self._received(), self.in_chain()
+            found = self._size, received, at_work, in_chain
             if found != progress:
                 progress, since = found, now
+            if (present := self._verdict()) != verdict:
+                verdict, began, since = present, now, now
             still = NO_DOWNLOAD if at_work is None and not received else NO_PROGRESS
+            if in_chain:
+                still = WAIT
             unframed = self._unframed and now - self._unframed >= NO_DOWNLOAD
             if unframed or now - since >= still or now - began >= self._longest(asked):
                 raise self._nothing()
@@ -217,6 +233,15 @@ class _Search:
     def _received(self) -> int:
         """Return the number of bytes of the content that this node's own mirror has received and may still hold."""
         return sum(trace.received() for trace in self._mirror.traces.live.values() if trace.key == self._digest)
+
+    def in_chain(self) -> bool:
+        """Whether this node's mirror gets the content for its own runtime, or waits for it, at this moment."""
+        live = self._mirror.traces.live.values()
+        return any(each.key == self._digest and each.method == "GET" and not each.client for each in live)
+
+    def _verdict(self) -> object:
+        follows = self._mirror.peers.follows
+        return None if follows is None else follows.verdict(self._digest)
 
     def _nothing(self) -> Exception:
         return unknown(self._plan.request, f"this node does not have {self._plan.request.reference}")

@@ -108,6 +108,10 @@ class Store(Protocol):
         """
         ...
 
+    def expect(self, digest: Digest) -> None:
+        """Ask the runtime soon whether it has content, which it may have downloaded without being seen at it."""
+        ...
+
     async def at_work(self) -> int | None:
         """Bytes of all unfinished downloads of the runtime together, or None if there is none.
 

@@ -55,9 +55,12 @@ class IndexedStore:
         return None
 
     async def downloading(self, digest: Digest) -> GrowingFile | None:
-        """Return None; a store whose runtime's downloads can be read overrides both methods."""
+        """Return None; a store whose runtime's downloads can be read overrides these methods."""
         await trio.lowlevel.checkpoint()
         return None
+
+    def expect(self, digest: Digest) -> None:
+        """Do nothing, because the index learns of all content by itself."""
 
     async def at_work(self) -> int | None:
         await trio.lowlevel.checkpoint()

@@ -101,6 +101,10 @@ class UnionStore:
                 return found
         return None
 
+    def expect(self, digest: Digest) -> None:
+        for store in self._stores:
+            store.expect(digest)
+
     async def at_work(self) -> int | None:
         working = [size for store in self._stores if (size := await store.at_work()) is not None]
         return sum(working) if working else None

@@ -10,7 +10,11 @@ pieces for pages that are not in memory; bytes that were written a moment ago ar
 
 The file may never become complete. Sending ends with PeerError if the file does not grow for 7 s, if its last link
 was removed before it was complete, or if it becomes larger than its promised size. Never more bytes than promised are
-sent. A new rule about the end of such a file belongs here.
+sent.
+
+If the writer itself gets the bytes from another growing file, the wait is longer. All files of such a chain stop at the
+same moment if the first one does. Only the reader of the first file can do something about it, and its file grows
+again a moment later. So the others must still be waiting then. A new rule about the end of such a file belongs here.
 """
 
 from __future__ import annotations
@@ -32,6 +36,9 @@ _SLOW_POLL = 0.05  # the same, after a second without growth
 STALL = 7.0
 """Seconds without growth after which the file is given up; an upstream of 150 KiB/s fills a MiB in this time."""
 
+CHAIN_STALL = 20.0
+"""The same for a file whose writer gets the bytes from another growing file."""
+
 _PIECE = 2 << 20
 _CHECK = 0.25  # seconds between two looks at the client and at the file's links while nothing is sent
 
@@ -43,11 +50,13 @@ async def send_growing(
     position: Position,
     count: Callable[[int], object],
     check_client: Callable[[], object] = lambda: None,
+    in_chain: Callable[[], bool] = lambda: False,
 ) -> None:
     """Send the bytes of ``file`` that ``position`` lacks; its byte 0 is the byte ``start`` of the file.
 
     ``count`` is called with the number of bytes of each piece that was sent, also of a piece that failed.
-    ``check_client`` raises OSError if the client has left.
+    ``check_client`` raises OSError if the client has left. ``in_chain`` tells whether the file's writer gets the bytes
+    from another growing file now; when that ends, the time without growth counts anew.
     Raises PeerError, Truncated if the file became shorter, or what the outlet raises.
     """
 
@@ -56,7 +65,7 @@ async def send_growing(
         count(sent)
 
     since = checked = trio.current_time()
-    seen = -1
+    seen, chained = -1, False
     while not position.whole:
         try:
             size = file.size()
@@ -75,13 +84,17 @@ async def send_growing(
         now = trio.current_time()
         if size != seen:
             seen, since = size, now
-        if now - since >= STALL:
-            raise PeerError(f"did not grow for {STALL:g} s", hung=True)
         if now - checked >= _CHECK:
             checked = now
             check_client()
+            before, chained = chained, in_chain()
+            if before and not chained:
+                since = now
             if _abandoned(file):
                 raise PeerError(f"was given up by its writer after {size} bytes")
+        stall = CHAIN_STALL if chained else STALL
+        if now - since >= stall:
+            raise PeerError(f"did not grow for {stall:g} s", hung=True)
         await trio.sleep(POLL if now - since < 1 else _SLOW_POLL)
 
 

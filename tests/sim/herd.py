@@ -4,6 +4,7 @@ The keeper is the product's ``Claims``; runtimes, mirrors and links are modelled
 a hop adds (a runtime writes by the MiB, a source looks every 10 ms).  A runtime downloads three layers at a time, in
 order.  A follower keeps a layer of up to 32 MiB back until it has all of it (--verify-first).  Nodes that are complete
 are found by lookup.  A dead node is cut off at once (a process that is killed) or stands still (a machine that is).
+The patience of both sides is the product's: see registry/growing.py, send_growing.py and held_bodies.py.
 """
 
 from __future__ import annotations
@@ -14,13 +15,17 @@ import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from spegel_consul.registry.growing import NO_PROGRESS
+from spegel_consul.registry.mirror.followers import WAIT
+from spegel_consul.registry.mirror.held_bodies import GROWING_STALL
+from spegel_consul.registry.mirror.questions.source_search import FIRST_BYTE
 from spegel_consul.ring.dht.claims import Claims, Report, What, Why
+from spegel_consul.zerocopy.send_growing import CHAIN_STALL, STALL
 
 STEP = 0.05
 MIB = 1 << 20
 SLOTS = 3
 VERIFY_FIRST = 32 * MIB
-FIRST_BYTE, NO_PROGRESS, STALL, SLOW = 30.0, 6.0, 8.0, 512 << 10
 LAG, LAG_FOR = 4 * MIB, 1.0
 
 
@@ -45,7 +50,10 @@ class Scene:
     """The downlink of a node in the middle, if it is slow."""
     keeper_dies: bool = False
     patient: bool = True
-    """Whether a source that waits for its own source keeps its followers waiting, up to FIRST_BYTE."""
+    """Whether a source that waits for its own source keeps its followers waiting, up to WAIT and CHAIN_STALL."""
+    hung_claimer: str = ""
+    """What of the first node hangs: its "runtime", or its "machine", which is the keeper too if ``keeper_dies``."""
+    hangs_at: float = 3.0
     providers_first: bool = False
     """Whether a layer is asked of complete nodes before the source of the verdict."""
     seed: int = 0
@@ -64,6 +72,10 @@ class Transfer:
     began: float
     moved: float
     kept: bool = False
+    streams: bool = False
+    """Whether bytes have come from the present source."""
+    grew: float = 0.0
+    """The moment at which the node's file of the layer grew, or lost its source."""
     lagging_since: float = math.inf
 
 
@@ -86,9 +98,9 @@ class Node:
     moved: float = math.inf
     """The moment of its last progress."""
     longest: float = 0.0
-    recent: float = 0.0
+    stalls: float = math.inf
+    """The moment from which its runtime gets nothing more, although its mirror lives."""
     from_upstream: float = 0.0
-    reported: float = 0.0
     turned: float = 0.0
     """The moment of its last new verdict."""
 
@@ -115,11 +127,14 @@ class Outcome:
     unfinished: int
     last_fast: float
     """The last node whose own line is not slow."""
+    losses: list[tuple[int, int, Why]]
+    """Losses that were reported: by which node, of which node, and why."""
 
     def __str__(self) -> str:
         return (
             f"{self.factor:.2f} x upstream, last node {self.last:.1f} s (of fast lines {self.last_fast:.1f} s), "
-            f"longest wait {self.longest:.1f} s, {self.claims} claims, {self.alone} alone, {self.unfinished} unfinished"
+            f"longest wait {self.longest:.1f} s, {self.claims} claims, {self.alone} alone, {len(self.losses)} losses, "
+            f"{self.unfinished} unfinished"
         )
 
 
@@ -149,10 +164,16 @@ class Herd:
             )
             for number in range(scene.nodes)
         ]
+        if scene.hung_claimer == "machine":
+            self.nodes[0].dies, self.nodes[0].hangs = scene.hangs_at, True
+        elif scene.hung_claimer:
+            self.nodes[0].stalls = scene.hangs_at
+        self.losses: list[tuple[int, int, Why]] = []
         self.claimed: set[int] = set()
         self.alone: set[int] = set()
         self._complete: list[Node] = []
-        self._keeper_dies = once / 2 if scene.keeper_dies else math.inf
+        at = scene.hangs_at if scene.hung_claimer else once / 2
+        self._keeper_dies = at if scene.keeper_dies else math.inf
 
     def run(self, limit: float = 900.0) -> Outcome:
         """Run until each living node is complete, at most ``limit`` seconds."""
@@ -166,10 +187,10 @@ class Herd:
             self._carry(active)
             for node in active:
                 self._finish_layers(node)
-            if all(node.finished < math.inf or self.now >= node.dies for node in self.nodes):
+            if all(node.finished < math.inf or self.now >= min(node.dies, node.stalls) for node in self.nodes):
                 break
         done = [node for node in self.nodes if node.finished < math.inf]
-        lasting = [node for node in self.nodes if node.dies == math.inf]
+        lasting = [node for node in self.nodes if node.dies == node.stalls == math.inf]
         slow = {0} if self.scene.slow_claimer else {self.scene.nodes // 2} if self.scene.slow_middle else set()
         return Outcome(
             factor=sum(node.from_upstream for node in self.nodes) / self.scene.image,
@@ -179,6 +200,7 @@ class Herd:
             alone=len(self.alone),
             unfinished=sum(node.finished == math.inf for node in lasting),
             last_fast=max((node.finished - node.starts for node in done if node.number not in slow), default=math.inf),
+            losses=self.losses,
         )
 
     # -- a node
@@ -209,34 +231,42 @@ class Herd:
         """Notice a source that is gone, refuses or stands still."""
         for transfer in list(node.transfers.values()):
             source = transfer.source
-            if source is None:
-                continue
-            still = self.now - max(transfer.moved, transfer.began)
-            dead = not source.lives(self.now)
-            if dead and not source.hangs:
-                why = Why.CUT
-            elif dead and still > STALL:
-                why = Why.UNREACHABLE
-            elif still > (NO_PROGRESS if self._is_idle(source) else FIRST_BYTE):
-                why = Why.REFUSED
-            else:
+            if source is None or (why := self._failure(transfer, source)) is None:
                 continue
             if source is node.source:
                 self._report(node, source, why)
             else:
-                transfer.source, transfer.began = node.source, self.now
+                self._follow(node, transfer, node.source)
             return
 
-    def _is_idle(self, source: Node) -> bool:
-        """Whether a source gets nothing and does not wait for another node either."""
-        waits = self.scene.patient and source.what is What.FOLLOW
-        return source.finished == math.inf and self.now - max(source.moved, source.turned) > NO_PROGRESS and not waits
+    def _failure(self, transfer: Transfer, source: Node) -> Why | None:
+        still = self.now - max(transfer.moved, transfer.began)
+        if not source.lives(self.now) and not source.hangs:
+            return Why.CUT
+        if still > (GROWING_STALL if transfer.streams else FIRST_BYTE):
+            return Why.CUT if transfer.streams else Why.REFUSED
+        if not source.lives(self.now) or source.finished < math.inf:
+            return None
+        own = source.transfers.get(transfer.layer)
+        in_chain = self.scene.patient and own is not None and own.source is not None
+        if transfer.streams:
+            grew = own.grew if own is not None else transfer.moved
+            stall = CHAIN_STALL if in_chain else STALL
+            return Why.CUT if self.now - max(grew, transfer.moved) > stall else None
+        waits = WAIT if in_chain else NO_PROGRESS
+        return Why.REFUSED if self.now - max(source.moved, source.turned, transfer.began) > waits else None
+
+    def _follow(self, node: Node, transfer: Transfer, source: Node | None) -> None:
+        """Take a layer from another source, or from upstream."""
+        transfer.source, transfer.began, transfer.grew = source, self.now, self.now
+        transfer.streams, transfer.lagging_since = False, math.inf
+        if source is None:  # the runtime resumes upstream
+            transfer.kept = False
+            node.shown[transfer.layer] = node.got[transfer.layer]
 
     def _report(self, node: Node, lost: Node | None = None, why: Why = Why.NONE) -> None:
-        pace = node.recent / max(STEP, self.now - node.reported)
-        node.recent, node.reported = 0.0, self.now
-        if lost is None and node.source is not None and 0 < pace < SLOW and self.now - node.starts > 2.0:
-            lost, why = node.source, Why.SLOW
+        if lost is not None:
+            self.losses.append((node.number, lost.number, why))
         report = Report(
             lost.id if lost is not None else b"",
             why,
@@ -252,11 +282,10 @@ class Herd:
         for transfer in node.transfers.values():
             if decision.what is not What.FOLLOW and transfer.source is not None:
                 if transfer.source.finished == math.inf or not transfer.source.lives(self.now):
-                    transfer.source, transfer.kept = None, False  # the runtime resumes upstream
-                    node.shown[transfer.layer] = node.got[transfer.layer]
+                    self._follow(node, transfer, None)
             elif transfer.source is not None and transfer.source is node.source and source is not node.source:
-                transfer.source, transfer.began, transfer.lagging_since = source, self.now, math.inf
-        if node.what is not decision.what:
+                self._follow(node, transfer, source)
+        if (node.what, node.source) != (decision.what, source):
             node.turned = self.now
         node.what, node.source = decision.what, source
         if node.what is What.CLAIM:
@@ -293,7 +322,8 @@ class Herd:
                 missing = self.scene.layers[transfer.layer] - node.got[transfer.layer]
                 source = transfer.source
                 if source is None:
-                    wanted.append((node, transfer, missing))
+                    if self.now < node.stalls:
+                        wanted.append((node, transfer, missing))
                     continue
                 self._following.setdefault(source.number, []).append(node)
                 if not source.lives(self.now):
@@ -313,13 +343,14 @@ class Herd:
             if amount <= 0:
                 continue
             node.got[transfer.layer] += amount
-            node.recent += amount
             node.moved = transfer.moved = self.now
+            transfer.streams = True
             if transfer.source is None:
                 node.from_upstream += amount
         for node, transfer, _ in wanted:
             if not transfer.kept:
                 node.shown[transfer.layer] = max(node.shown[transfer.layer], node.got[transfer.layer])
+            transfer.grew = transfer.moved
 
     def _out(self, number: int) -> float:
         return self.scene.line if number < 0 else self.nodes[number].up
@@ -352,6 +383,8 @@ def main() -> None:
     asked.add_argument("--apart", type=float, default=0.0, help="seconds between two starts")
     asked.add_argument("--slow-claimer", type=float, default=0.0, help="Mbit/s of the first node's upstream")
     asked.add_argument("--slow-middle", type=float, default=0.0, help="Mbit/s of a node's downlink")
+    asked.add_argument("--hung-claimer", choices=("runtime", "machine"), default="")
+    asked.add_argument("--hangs-at", type=float, default=Scene.hangs_at, help="seconds")
     asked.add_argument("--keeper-dies", action="store_true")
     asked.add_argument("--providers-first", action="store_true", help="ask complete nodes before the source")
     asked.add_argument("--impatient", action="store_true", help="a source without bytes refuses after 6 s")
@@ -369,6 +402,8 @@ def main() -> None:
             slow_claimer=mbit(options.slow_claimer),
             slow_middle=mbit(options.slow_middle),
             keeper_dies=options.keeper_dies,
+            hung_claimer=options.hung_claimer,
+            hangs_at=options.hangs_at,
             patient=not options.impatient,
             providers_first=options.providers_first,
             seed=seed,

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from spegel_consul.ring.dht.claims import Why
 from tests.sim.herd import MIB, Herd, Outcome, Scene, mbit
 
 ONE_COPY = Scene().image / Scene().line
@@ -56,3 +57,23 @@ def test_small_layers_that_each_hop_holds_back() -> None:
 
 def test_a_keeper_that_dies_leaves_the_forest_standing() -> None:
     check(outcomes(Scene(nodes=50, keeper_dies=True)), factor=1.0, last=1.1 * ONE_COPY)
+
+
+@pytest.mark.parametrize("what", ["runtime", "machine"])
+@pytest.mark.parametrize("hangs_at", [0.4, 3.0, 8.0])
+@pytest.mark.parametrize("nodes", [6, 50])
+def test_a_claimer_that_hangs_is_the_loss_of_one_node_at_most(nodes: int, what: str, hangs_at: float) -> None:
+    found = outcomes(Scene(nodes=nodes, hung_claimer=what, hangs_at=hangs_at), seeds=2)
+    check(found, factor=2.0, last=2 * ONE_COPY, longest=12.0)
+    for each in found:
+        assert [(lost, why) for _, lost, why in each.losses] in ([], [(0, Why.CUT)], [(0, Why.REFUSED)]), each
+        assert not each.alone
+
+
+def test_a_keeper_that_hangs_and_is_the_claimer() -> None:
+    found = outcomes(Scene(nodes=6, hung_claimer="machine", keeper_dies=True))
+    check(found, factor=2.0, last=2 * ONE_COPY, longest=12.0)
+
+
+def test_half_of_the_nodes_die() -> None:
+    check(outcomes(Scene(nodes=50, deaths=0.5), seeds=4), factor=1.5, last=2 * ONE_COPY, longest=15.0)

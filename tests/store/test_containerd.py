@@ -259,6 +259,35 @@ async def test_a_download_is_read_while_it_grows_and_announced_before_the_image(
         assert await shelf.elsewhere().downloading(large) is None, "another namespace has no part in it"
 
 
+async def test_a_download_that_nobody_saw_is_found_when_it_is_expected(
+    shelf: ContainerdShelf, upstream: type[Upstream]
+) -> None:
+    image = sample_image(layer_sizes=(1000, 4 * MIB))
+    server = upstream(image)
+    small, large = image.layers
+    release = server.pause(large, 2 * MIB)
+    name = f"{server.address}/library/app:v1"
+    shelf.relist_interval = 100 * HANG
+    refusing = shelf.store(lambda name: name.startswith("docker.io/"))
+    async with (
+        running(shelf.store()) as store,
+        running(refusing),
+        running(shelf.elsewhere()) as elsewhere,
+        trio.open_nursery() as nursery,
+    ):
+        await trio.sleep(1.1)  # past the listing that follows a start
+        nursery.start_soon(shelf.ctr, "content", "fetch", "--plain-http", name)
+        await eventually((shelf.daemon.content / "blobs" / "sha256" / small.encoded).exists)
+        for each in (store, refusing, elsewhere):
+            each.expect(small)
+        await eventually(lambda: store.describe(small) is not None)
+        assert store.resolve(name) is None, "the image is not complete"
+        await trio.sleep(0.5)
+        assert refusing.describe(small) is None
+        assert elsewhere.describe(small) is None, "another namespace has no part in it"
+        release.set()
+
+
 async def test_pull_of_a_refused_repository_is_not_served(shelf: ContainerdShelf, upstream: type[Upstream]) -> None:
     image, public = sample_image(), sample_image()
     server = upstream(image)

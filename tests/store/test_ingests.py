@@ -380,6 +380,21 @@ async def test_content_of_refused_images_is_not_shown(tmp_path: Path) -> None:
     (await _found(store, ingest.digest)).close()
 
 
+async def test_only_what_the_index_does_not_know_is_expected(tmp_path: Path) -> None:
+    store = ContainerdStore(lambda: NOWHERE, "k8s.io", tmp_path / "content", lambda name: not name.startswith("secret"))
+    unknown, refused, served = (Digest.of(name) for name in (b"unknown", b"refused", b"served"))
+    store._index.put_content(Content(refused, 7, ("secret.example/app",)))
+    store._index.put_content(Content(served, 6, ("docker.io/library/app",)))
+    store._index.settle()
+    union = UnionStore([MemoryStore(), store])
+    for digest in (unknown, refused, served):
+        union.expect(digest)
+    assert [digest in store._awaited for digest in (unknown, refused, served)] == [True, False, False]
+    due = store._awaited.next
+    store.expect(unknown)
+    assert store._awaited.next == due, "a question that is under way goes on"
+
+
 async def _found(store: Store, digest: Digest) -> GrowingFile:
     file = await store.downloading(digest)
     assert file is not None

@@ -16,7 +16,7 @@ from spegel_consul.zerocopy.growing_file import GrowingFile
 from spegel_consul.zerocopy.outlet import Outlet, PieceOutlet, SocketOutlet
 from spegel_consul.zerocopy.position import Position
 from spegel_consul.zerocopy.send import Truncated
-from spegel_consul.zerocopy.send_growing import STALL, send_growing
+from spegel_consul.zerocopy.send_growing import CHAIN_STALL, STALL, send_growing
 from spegel_consul.zerocopy.source import PeerError
 
 MIB = 1 << 20
@@ -141,6 +141,28 @@ async def test_a_file_that_stands_still_is_given_up(
     assert failed.value.hung
     assert STALL <= trio.current_time() - began < STALL + 1
     await arrived(client, MIB)
+
+
+async def test_a_writer_in_a_chain_is_given_more_time(
+    autojump_clock: MockClock, writer: Writer, client: Client, outlet: Outlet
+) -> None:
+    writer.grow_to(MIB)
+    began = trio.current_time()
+    ends = began + 2 * STALL
+    with pytest.raises(PeerError, match="did not grow for 7 s"):
+        await send_growing(
+            outlet,
+            writer.file,
+            0,
+            Position(len(DATA)),
+            lambda _: None,
+            in_chain=lambda: trio.current_time() < ends,
+        )
+    assert 3 * STALL <= trio.current_time() - began < 3 * STALL + 1, "the time counts anew when the chain ends"
+    began = trio.current_time()
+    with pytest.raises(PeerError, match="did not grow for 20 s"):
+        await send_growing(outlet, writer.file, MIB, Position(MIB), lambda _: None, in_chain=lambda: True)
+    assert CHAIN_STALL <= trio.current_time() - began < CHAIN_STALL + 1
 
 
 async def test_what_is_there_is_sent_before_the_end(

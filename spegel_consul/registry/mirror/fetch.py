@@ -3,8 +3,8 @@
 The lookup and the questions are tasks of one nursery. Each task reports events to the :class:`Race` of
 :mod:`spegel_consul.registry.mirror.providers.hedging`, which decides the next question. A fetch outlives its first
 accepted answer, because that peer may fail in mid-body, and then the race goes on for the rest of the bytes. If no
-provider is left, a node that is still downloading the content is asked
-(:mod:`spegel_consul.registry.mirror.questions.source_search`).
+provider is left, or if other content of the group is coming that way already, a node that is still downloading the
+content is asked (:mod:`spegel_consul.registry.mirror.questions.source_search`).
 
 A new rule belongs here if it decides which of several answers is used. The order of questions belongs to hedging, and
 the rules for one answer belong to :mod:`spegel_consul.registry.mirror.validate`.
@@ -85,19 +85,26 @@ class Fetch:
         for provider in peers.recent.get(request.key):
             self._found(provider)
 
-    async def first(self, range_header: str | None, expected: Head | None = None) -> Answer:
+    async def first(
+        self, range_header: str | None, expected: Head | None = None, *, source_first: bool = True
+    ) -> Answer:
         """Return the first acceptable answer; another call returns that of another peer.
 
-        ``expected``: the required head, if any. Raises the OCIError with the reason why there is no answer.
+        ``expected``: the required head, if any; ``source_first``: whether a source may be asked before the providers.
+        Raises the OCIError with the reason why there is no answer.
         """
+        sources = self._sources
+        if sources is not None and source_first and sources.goes_first:
+            answer = await sources.answer(range_header, expected)
+            if answer is not None:
+                return answer
         self._race.resumed(trio.current_time())
         try:
             return await self._run(range_header, expected)
         except RangeInvalid:
             raise
         except OCIError:
-            sources = self._sources
-            answer = await sources.answer(range_header, expected) if sources is not None and not sources.found else None
+            answer = await sources.answer(range_header, expected) if sources is not None and not sources.asked else None
             if answer is None:
                 raise
             return answer

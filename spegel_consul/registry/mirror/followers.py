@@ -20,6 +20,9 @@ from spegel_consul.oci.path import ContentRequest, unknown
 from spegel_consul.zerocopy.growing_file import GrowingFile
 from spegel_consul.zerocopy.position import Position
 
+WAIT = 30.0
+"""Seconds that a followed request is held until its first byte, while this node's runtime is at work."""
+
 MOST = 64
 """Followed requests at a time; those that wait for their first byte are counted."""
 

@@ -7,7 +7,8 @@ own, and so is a blob of no known manifest.
 
 A manifest is learnt when it passes through the mirror. If no peer has it, the runtime takes it from upstream, and the
 store has it before the runtime asks for the first blob. So the mirror remembers for which manifests the runtime has
-just asked, and reads them from the store at the next request for a blob.
+just asked, and reads them from the store at the next request for a blob. A manifest that was in the store before this
+process began is never asked for. It is looked for when the runtime asks for a blob of no known manifest.
 
 A new rule about what belongs to a group belongs here; what a node does for a group belongs to
 :mod:`spegel_consul.registry.mirror.following`.
@@ -15,9 +16,11 @@ A new rule about what belongs to a group belongs here; what a node does for a gr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 
 import trio
 
@@ -25,7 +28,7 @@ from spegel_consul.bounded_dict import BoundedDict
 from spegel_consul.oci.descriptor import Descriptor
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import BlobUnknown
-from spegel_consul.oci.media import MAX_MANIFEST_SIZE, OCTET_STREAM
+from spegel_consul.oci.media import MANIFESTS, MAX_MANIFEST_SIZE, OCTET_STREAM
 from spegel_consul.oci.path import ContentRequest, Kind
 from spegel_consul.registry.mirror.expected_sizes import named_blobs
 from spegel_consul.store import Store
@@ -36,7 +39,8 @@ _MOST_GROUPS = 512
 _MOST_EXPECTED = 32
 _EXPECTED_FOR = 60.0  # seconds after the request for a manifest in which its blobs are asked for
 _TRIES, _TRY_EVERY = 8, 0.05  # to read one manifest, and seconds between them: it may never come to this store
-_READ = 0.5  # seconds that reading the expected manifests may take
+_READ = 0.5  # seconds that reading manifests may take in one request
+_MOST_STORED, _SEARCH_EVERY = 512, 5.0  # stored manifests that one search reads, and seconds between two searches
 
 
 @dataclass(slots=True)
@@ -56,6 +60,9 @@ class Groups:
         self._group_of: BoundedDict[str, str] = BoundedDict(_MOST)
         self._contents: BoundedDict[str, dict[str, int]] = BoundedDict(_MOST_GROUPS)
         self._expected: BoundedDict[Digest, _Expected] = BoundedDict(_MOST_EXPECTED)
+        self._stored: BoundedDict[str, Digest] = BoundedDict(_MOST)  # by blob: a manifest that the store has
+        self._read: BoundedDict[Digest, None] = BoundedDict(_MOST)  # stored manifests that were read
+        self._next_search = -math.inf
         self._reading = trio.Lock()
         self._disk = trio.CapacityLimiter(2)  # a disk may hang
 
@@ -89,10 +96,12 @@ class Groups:
         if request.kind is Kind.MANIFEST:
             self.expect(digest)
             return digest
-        if self._expected:
+        if self._expected or digest not in self._group_of:
             with trio.move_on_after(_READ):
                 async with self._reading:  # of several requests for blobs of one image, one reads
                     await self._read_expected()
+                    if digest not in self._group_of:
+                        await self._search(digest)
         return self.known(digest)
 
     async def _read_expected(self) -> None:
@@ -107,6 +116,30 @@ class Groups:
                     self._expected.pop(digest, None)
                     if digest.fits(manifest):
                         self.learn(digest, manifest)
+
+    async def _search(self, blob: Digest) -> None:
+        """Learn a manifest of the store that names ``blob``, if there is one."""
+        now = trio.current_time()
+        if blob not in self._stored and now >= self._next_search:
+            self._next_search = now + _SEARCH_EVERY
+            for manifest in islice(self._unread(), _MOST_STORED):
+                self._read[manifest] = None
+                body = await self._manifest(manifest)
+                with suppress(ValueError, RecursionError, AttributeError):
+                    for each, _ in named_blobs(body or b"{}"):
+                        self._stored[each] = manifest
+        found = self._stored.get(blob)
+        if found is not None and (body := await self._manifest(found)) is not None and found.fits(body):
+            self.learn(found, body)
+
+    def _unread(self) -> Iterator[Digest]:
+        """Yield the stored manifests that were not read yet."""
+        keys = self._store.keys()
+        for key in keys:
+            if isinstance(key, Digest) and key not in self._read:
+                content = self._store.describe(key)
+                if content is not None and content.media_type in MANIFESTS:
+                    yield key
 
     async def _manifest(self, digest: Digest) -> bytes | None:
         """Return the bytes under ``digest`` if the store has them, and they are not too many for a manifest."""

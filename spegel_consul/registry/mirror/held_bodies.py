@@ -28,6 +28,7 @@ from spegel_consul.registry.mirror.following.group_claim import Follow
 from spegel_consul.registry.mirror.providers.suspects import Address
 from spegel_consul.registry.mirror.validate import Head
 from spegel_consul.zerocopy.position import Position
+from spegel_consul.zerocopy.send_growing import CHAIN_STALL
 from spegel_consul.zerocopy.source import Throughput
 from spegel_consul.zerocopy.spool import OWN, Spool
 
@@ -35,9 +36,12 @@ if TYPE_CHECKING:
     from hashlib import _Hash
 
 
-GROWING_STALL = 8.0
-"""Seconds without bytes after which a source that is still downloading has failed. A runtime writes by the MiB, so it
-shows nothing for some seconds if its own source is slow."""
+GROWING_STALL = CHAIN_STALL + 2.0
+"""Seconds without bytes after which a source that is still downloading has failed.
+
+It is longer than a source waits for its own source, so that a stall at the head of a chain is reported by the first
+follower and by nobody behind it. A source that hangs altogether sends no reports either, so the keeper names another
+one before this time is over."""
 
 
 @dataclass(slots=True)

@@ -169,13 +169,16 @@ class Mirror:
         """Return the transfer of a blob from a recent provider of it, asked over an idle connection.
 
         The caller enters the transfer. The result is None if there is no such provider, or if it does not give an
-        acceptable answer within the hedge interval. Then :meth:`open` asks it again, and others.
+        acceptable answer within the hedge interval. Then :meth:`open` asks it again, and others. It is None, too, if
+        this node follows a source with other content of the group, because :meth:`open` asks that one first.
         """
         if self.peers.client.encrypts:
             return None  # the short cut gains nothing, because encrypted bytes can't be spliced
         if (shared := self._shared(request, range_header, trace)) is not None:
             return shared
-        peers = self.peers
+        peers, digest = self.peers, request.reference.digest
+        if peers.follows is not None and not trace.client and digest is not None and peers.follows.is_following(digest):
+            return None  # a source goes before providers
         suspects = peers.suspects.of(request.reference.digest)
         for provider in peers.recent.get(request.key):
             fit = (

@@ -43,8 +43,16 @@ GRACE = 4.0
 RATE_WINDOW = 3.0
 """Least seconds over which a rate is measured."""
 
+STILL = 3.0
+"""Seconds without growth after which a follower may have a source that hangs."""
+
 OVERDUE = 2.0
 """Seconds after which a missing report of a node at work counts against it as a source."""
+
+HUNG = 5.0
+"""Seconds after which a claimer whose report is missing counts as slow, so that a follower takes over. A claimer that
+only lacks time must not cost another copy, but the takeover must come before the followers give up their sources.
+"""
 
 _LONGEST_CHAIN = 64
 _BUCKETS, _LOOKS = 4, 8
@@ -86,12 +94,15 @@ class Entry:
     losses: list[float] = field(default_factory=list)
     shuns: dict[bytes, float] = field(default_factory=dict)
     """Sources that it lost although others follow them, and until when."""
+    grew_at: float = -math.inf
     _reported: float = 0.0
     _mark: tuple[float, int] | None = None
     _older: tuple[float, int] | None = None
 
     def measure(self, have: int, working: bool, now: float) -> None:
         """Note the bytes that the node has, for its rate."""
+        if have > self.have:
+            self.grew_at = now
         self.have, self.working, self._reported = have, working, now
         if not working:
             self.restart()
@@ -110,12 +121,20 @@ class Entry:
             return None
         return max(0.0, (self.have - self._older[1]) / (self._reported - self._older[0]))
 
-    def is_silent(self, now: float) -> bool:
-        return self.working and now > self.due + OVERDUE
+    def is_silent(self, now: float, after: float = OVERDUE) -> bool:
+        return (self.working or self.presumed) and now > self.due + after
+
+    def is_adrift(self, now: float) -> bool:
+        """Whether it lost its place and has not come for another one, which any living node does soon."""
+        return self.source is None and not self.claimer and self.is_silent(now)
 
     def is_slow(self, now: float) -> bool:
-        """Whether it is a claimer that is slower than a usual line."""
-        if not self.claimer or not self.working or now - self.since < GRACE:
+        """Whether it is a claimer that is slower than a usual line, or hangs."""
+        if not self.claimer or now - self.since < GRACE:
+            return False
+        if self.is_silent(now, HUNG):
+            return True
+        if not self.working:
             return False
         rate = self.rate()
         return now < self.slow_until or (rate is not None and rate < SLOW_CLAIMER)

@@ -13,7 +13,10 @@ else.  Failures end in "alone", which is the download without this module: of a 
 and of the whole group when STRIKES followers each lost a claimer that had got nothing.
 
 A slow claimer costs one more copy: a follower takes over, and after a few seconds the claimer that is not clearly
-faster becomes a follower.  A new keeper starts without entries, so reports say which source their node holds.
+faster becomes a follower.  A claimer whose reports stay away counts as slow.  So a node that hangs is left without a
+complaint of its followers, which can't tell a source that hangs from one that waits for its own source.
+
+A new keeper starts without entries, so reports say which source their node holds.
 
 A rule about a report belongs here, a rule about the order of sources in ``claim_forest``, a rule about the keeper's
 place in the ring in the router.
@@ -29,7 +32,7 @@ from enum import IntEnum
 
 from spegel_consul.bounded_dict import BoundedDict
 from spegel_consul.peers import Provider
-from spegel_consul.ring.dht.claim_forest import GRACE, KEEPS_UP, Entry, Forest
+from spegel_consul.ring.dht.claim_forest import GRACE, HUNG, KEEPS_UP, STILL, Entry, Forest
 
 REPORT_EVERY = 2.0
 """Seconds between two reports of a node in a small group."""
@@ -79,7 +82,7 @@ MAX_BEHIND = 16
 
 
 class Why(IntEnum):
-    """The failure of a source, as its follower saw it."""
+    """The failure of a source, as its follower saw it. SLOW: its bytes flow too slowly; not that none has come yet."""
 
     NONE = 0
     REFUSED = 1
@@ -241,7 +244,7 @@ class Claims:
         if source is None and not group.has_failed(held, now):
             source = self._admit(group, held, now)
             if source is not None:
-                source.presumed, source.until = True, now + SETTLE
+                source.presumed, source.until, source.due = True, now + SETTLE, now + REPORT_EVERY
                 group.claim(source, now)
         if source is not None and group.chain(source, now, avoid=mine) is not None:
             group.follow(mine, source, now)
@@ -261,7 +264,7 @@ class Claims:
         if group.is_struck(now) or group.alone.get(mine.peer, -math.inf) > now:
             group.release(mine)
             return
-        if mine.source is not None and mine.source.until <= now:
+        if mine.source is not None and (mine.source.until <= now or mine.source.is_adrift(now)):
             self._drop(group, mine.source)
         if mine.claimer and (not mine.serves or self._must_yield(group, mine, now)):
             group.release(mine)
@@ -323,8 +326,11 @@ class Claims:
         if chain is None or not chain[-1].is_slow(now) or sum(not each.presumed for each in group.claimers) > 1:
             return False
         slow = chain[-1]
-        # a direct follower has the most content, and the others of its chain stay with it
-        if mine.source is not slow and any(each.serves and not each.tried for each in slow.children):
+        if slow.is_silent(now, HUNG) and now - mine.grew_at < STILL:  # only its reports don't come through
+            return False
+        # the first follower that lives has the most content, and the others of its chain stay with it
+        nearer = {*chain[1:-1], *slow.children} if mine.source is not slow else ()
+        if any(each.serves and not each.tried and not each.is_silent(now) for each in nearer):
             return False
         if group.has_failed(mine.peer, now):
             return False

@@ -15,7 +15,9 @@ after a pause that doubles from 0.1 s to 10 s, with jitter.  A session must last
 so that a containerd that crashes again and again is not listed without end.
 
 A download whose ingest is gone was committed or aborted.  In 1.x nothing else tells of it before the image is there, so
-containerd is asked for that digest, as for a digest that an event mentions.
+containerd is asked for that digest, as for a digest that an event mentions.  An ingest of a few milliseconds falls
+between two looks, so the same is done for content that expect() names.  containerd answers for this namespace only, and
+the index decides whether the content may be shown.
 
 A namespace that does not exist is an empty namespace, because containerd makes it with the first image.
 
@@ -103,6 +105,11 @@ class ContainerdStore(IndexedStore):
             await trio.lowlevel.checkpoint()
             return None
         return await self._ingests.open(digest)
+
+    def expect(self, digest: Digest) -> None:
+        known = self._index.describe(digest) is not None or self._index.refuses(digest)
+        if not known and digest not in self._awaited:
+            self._download_ended(digest)
 
     async def at_work(self) -> int | None:
         return await self._ingests.at_work()

@@ -13,10 +13,14 @@ import trio
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.media import OCI_MANIFEST
 from spegel_consul.peers import Provider, RingError
+from spegel_consul.registry.mirror.followers import WAIT
 from spegel_consul.registry.mirror.following import group_claim
 from spegel_consul.registry.mirror.following.group_claim import CLAIM_WITHIN
+from spegel_consul.registry.mirror.held_bodies import GROWING_STALL
 from spegel_consul.registry.mirror.mirror_peers import MirrorSettings
+from spegel_consul.registry.mirror.questions import source_search
 from spegel_consul.ring.dht.claims import ClaimReport, Verdict, Why
+from spegel_consul.zerocopy.send_growing import CHAIN_STALL, STALL
 
 from ..conftest import ASKER
 from ..image import LAYER, get
@@ -185,6 +189,81 @@ async def test_a_provider_goes_before_the_verdict(
     assert (await get(asker, path(LAYER))).content == LAYER
     assert trio.current_time() - began < 1.0
     assert sources[0].asked == []
+
+
+async def following(asker: Any, source: GrowingSource, nursery: trio.Nursery) -> Pull:
+    """Have ``asker`` follow the source with OTHER."""
+    asker.router.keeper = ScriptedKeeper(follow(source))
+    source.shown = 300_000
+    pull = Pull(asker, OTHER)
+    nursery.start_soon(pull.run)
+    await until(lambda: len(pull.received) == 300_000)
+    return pull
+
+
+@pytest.mark.parametrize("cached", [True, False], ids=["a known provider", "a provider to be looked up"])
+async def test_a_source_that_is_followed_goes_before_providers(
+    start_node: Any, sources: list[GrowingSource], tmp_path: Path, nursery: trio.Nursery, cached: bool
+) -> None:
+    """All followers would share the links of the first complete nodes."""
+    holder, asker = await start_node(), await start(start_node, tmp_path)
+    await following(asker, sources[0], nursery)
+    holder.store.add_content(LAYER)
+    asker.router.knows(holder)
+    if cached:
+        asker.mirror.peers.recent.add(Digest.of(LAYER), asker.router.providers[0])
+    sources[0].shown = 1 << 40
+    assert (await get(asker, path(LAYER))).content == LAYER
+    assert [each.digest for each in sources[0].asked] == [Digest.of(OTHER), Digest.of(LAYER)]
+    assert holder.mirror.followers.live() == ()
+    assert holder.metric("spegel_served_bytes_total", {"source": "own"}) == 0
+
+
+async def test_a_source_that_is_followed_and_refuses_gives_way_to_providers(
+    start_node: Any, sources: list[GrowingSource], tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    holder, asker = await start_node(), await start(start_node, tmp_path)
+    await following(asker, sources[0], nursery)
+    holder.store.add_content(LAYER)
+    asker.router.knows(holder)
+    sources[0].hides.add(Digest.of(LAYER))
+    assert (await get(asker, path(LAYER))).content == LAYER
+    assert holder.metric("spegel_served_bytes_total", {"source": "own"}) == len(LAYER)
+    assert losses(asker) == [], "it sends other content of the group"
+
+
+async def test_nobody_has_what_a_followed_source_refuses(
+    start_node: Any, sources: list[GrowingSource], tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    asker = await start(start_node, tmp_path)
+    await following(asker, sources[0], nursery)
+    sources[0].hides.add(Digest.of(LAYER))
+    assert (await get(asker, path(LAYER))).status_code == 404
+    assert [each.digest for each in sources[0].asked].count(Digest.of(LAYER)) == 3, "it is not asked all over again"
+
+
+async def test_a_source_that_has_not_begun_is_never_called_slow(
+    start_node: Any, sources: list[GrowingSource], tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    """The keeper measures claimers itself, so a follower reports only sources that fail."""
+    asker = await start(start_node, tmp_path)
+    pull = await following(asker, sources[0], nursery)
+    waiting = Pull(asker, LAYER)
+    sources[0].shown = 0
+    nursery.start_soon(waiting.run)
+    await trio.sleep(3)
+    sources[0].shown = 300_001
+    await trio.sleep(3)
+    assert losses(asker) == []
+    sources[0].shown = 1 << 40
+    await pull.done.wait()
+    await waiting.done.wait()
+    assert waiting.received == LAYER
+
+
+def test_the_answer_of_a_source_comes_before_the_limit_of_its_follower() -> None:
+    assert source_search.FIRST_BYTE > WAIT
+    assert GROWING_STALL > CHAIN_STALL > STALL
 
 
 async def test_others_requests_make_no_claim(start_node: Any, sources: list[GrowingSource], tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from spegel_consul.peers import Provider
 from spegel_consul.registry.mirror.following.group_claim import (
     CLAIM_WITHIN,
     LINGER,
+    RECENTLY,
     SKIPPED,
     STANDSTILL,
     Follow,
@@ -176,6 +177,28 @@ def test_a_claimer_goes_on_while_it_works_and_asks_again_when_it_does_not(rig: R
     rig.now += 0.6
     rig.claim.ask("layer")
     assert not rig.claim.answered, "its download has ended, perhaps because upstream refused it"
+
+
+def test_a_group_is_followed_from_the_first_byte_to_some_seconds_after_the_last(rig: Rig) -> None:
+    rig.report(follow(ONE))
+    assert not rig.claim.is_following
+    request = rig.request()
+    assert not rig.claim.is_following, "the source has sent nothing yet"
+    request.streams = True
+    assert rig.claim.is_following
+    rig.report(follow(TWO))
+    request.close()
+    assert rig.claim.is_following
+    rig.now += RECENTLY
+    assert rig.claim.is_following
+    rig.now += 0.1
+    assert not rig.claim.is_following
+    rig.request().close(100)  # a small body, read at once
+    assert rig.claim.is_following
+    rig.request().lost(Why.CUT)
+    assert not rig.claim.is_following, "there is no source until the next verdict"
+    rig.report(CLAIM)
+    assert not rig.claim.is_following
 
 
 def test_the_end(rig: Rig) -> None:

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from spegel_consul.oci.digest import Digest
+from spegel_consul.oci.media import OCI_MANIFEST
 from spegel_consul.oci.path import ContentRequest, parse_content_path
 from spegel_consul.registry.mirror.following.group_work import GroupWork
-from spegel_consul.registry.mirror.groups import Groups
+from spegel_consul.registry.mirror.groups import _SEARCH_EVERY, Groups
 
 from .growing_source import DownloadingStore
 
@@ -117,3 +119,29 @@ async def test_the_work_on_a_group(store: DownloadingStore) -> None:
     store.abort(BASE)
     ended = await work.look(contents, [Digest.of(TOP)])
     assert (ended.serves, ended.have, ended.working) == (False, len(SECOND) + len(BASE), False)
+
+
+async def test_a_manifest_that_the_store_had_before(store: DownloadingStore) -> None:
+    store.add_content(FIRST, OCI_MANIFEST)
+    store.add_content(SECOND, OCI_MANIFEST)
+    store.add_content(b"no manifest", OCI_MANIFEST)
+    groups = Groups(store)
+    assert await groups.of(blob(TOP)) == Digest.of(SECOND)
+    assert groups.contents(Digest.of(SECOND))[Digest.of(TOP)] == len(TOP)
+    assert await groups.of(blob(b"of no manifest")) == Digest.of(b"of no manifest")
+
+
+async def test_the_store_is_not_searched_all_the_time(store: DownloadingStore, autojump_clock: MockClock) -> None:
+    groups = Groups(store)
+    assert await groups.of(blob(TOP)) == Digest.of(TOP)
+    store.add_content(SECOND, OCI_MANIFEST)
+    assert await groups.of(blob(TOP)) == Digest.of(TOP)
+    await trio.sleep(_SEARCH_EVERY)
+    assert await groups.of(blob(TOP)) == Digest.of(SECOND)
+
+
+async def test_a_manifest_that_the_runtime_asks_for_goes_before_a_stored_one(store: DownloadingStore) -> None:
+    store.add_content(FIRST, OCI_MANIFEST)
+    groups = Groups(store)
+    groups.learn(Digest.of(SECOND), SECOND)
+    assert await groups.of(blob(BASE)) == Digest.of(SECOND)

@@ -248,3 +248,40 @@ def test_bounds(keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
     keeper.now = 61
     assert ask(50, "a") is What.CLAIM
     assert len(keeper.claims) == 1
+
+
+def test_a_follower_takes_over_from_a_claimer_that_sends_no_reports(keeper: Keeper) -> None:
+    for name in "abcd":
+        keeper.report(name)
+    keeper.wait(8, a=20, b=20, c=20, d=20)
+    keeper.wait(4, b=0, c=0, d=0)
+    assert keeper.report("b", keeper.held[b"b"]) == "a", "it may only be late"
+    keeper.wait(4, c=0, d=0, b=0)
+    assert [keeper.report(name, keeper.held[name.encode()]) for name in "bcd"] == ["claim", "b", "c"]
+
+
+def test_a_claimer_whose_reports_are_lost_goes_on(keeper: Keeper) -> None:
+    for name in "abc":
+        keeper.report(name)
+    keeper.wait(8, a=20, b=20, c=20)
+    keeper.wait(16, b=20, c=20)
+    assert [keeper.report(name, keeper.held[name.encode()]) for name in "bc"] == ["a", "b"]
+
+
+def test_the_first_living_follower_takes_over(keeper: Keeper) -> None:
+    for name in "abcde":
+        keeper.report(name)
+    keeper.wait(8, a=20, b=20, c=20, d=20, e=20)
+    keeper.wait(8, e=0, d=0, c=0)  # a and b hang
+    assert [keeper.report(name, keeper.held[name.encode()]) for name in "cde"] == ["claim", "c", "d"]
+
+
+def test_a_source_that_lost_its_place_and_hangs_is_left(keeper: Keeper) -> None:
+    assert [keeper.report(name) for name in "abc"] == ["claim", "a", "b"]
+    assert [keeper.report(name, held=b"a") for name in "ef"] == ["a", "a"]
+    keeper.now = 2
+    for name in "ef":
+        assert keeper.lost(name, "a") not in ("a", "alone")
+    assert keeper.report("c") == "b", "it may come for another place"
+    keeper.now = 4.5
+    assert keeper.report("c") in ("claim", "e", "f")

@@ -266,7 +266,7 @@ class Transfer:
             raise unknown(self._request, f"{holding.beginnings + 1} times it came wrong, or not to its end")
         holding.beginnings += 1
         fetch = await self._supply.open_fetch(holding.failed)
-        answer = await fetch.first(None)
+        answer = await fetch.first(None, source_first=False)  # a complete peer has verified the bytes
         holding.head, holding.provider = answer.head, answer.provider
         self._trace.resumed += 1
         if isinstance(answer.body, bytes):

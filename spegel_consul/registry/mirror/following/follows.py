@@ -16,6 +16,7 @@ import structlog
 import trio
 
 from spegel_consul.metrics.sidecar_metrics import Metrics
+from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.path import ContentRequest
 from spegel_consul.peers import Provider, RingError, host_port
 from spegel_consul.registry.mirror.following.group_claim import CLAIM_WITHIN, GroupClaim, Work
@@ -108,6 +109,16 @@ class Follows:
     def size(self, group: str) -> int | None:
         """Return the number of bytes of the group; None if its manifest is not known."""
         return sum(self.groups.contents(group).values()) or None
+
+    def verdict(self, digest: Digest) -> tuple[What | None, Provider | None]:
+        """Return the last verdict about the group of ``digest`` and the source to follow, as far as they are known."""
+        active = self._active.get(self.groups.known(digest))
+        return (None, None) if active is None else (active.claim.what, active.claim.source)
+
+    def is_following(self, digest: Digest) -> bool:
+        """Whether a source sends this node content of the group of ``digest``."""
+        active = self._active.get(self.groups.known(digest))
+        return active is not None and active.claim.is_following
 
     def usable(self, provider: Provider) -> bool:
         """Whether the provider may be followed: another node, which may be asked."""

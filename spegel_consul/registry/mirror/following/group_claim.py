@@ -35,6 +35,9 @@ LINGER = 10.0
 STANDSTILL = 60.0
 """Seconds without growth after which the downloads of a group do not count as work."""
 
+RECENTLY = 5.0
+"""Seconds after the last body of a source in which the group counts as followed: a runtime begins the next one soon."""
+
 _LEAST_AGAIN, _MOST_AGAIN = 0.5, 20.0  # seconds between two reports, whatever a keeper asks for
 _APART = 0.1  # seconds between two reports, so that many failures at once are few reports
 _RECENT = 0.5  # seconds for which a verdict counts that nobody works by
@@ -94,6 +97,8 @@ class Follow:
         """End; ``received``: the number of bytes of the body that came from the source."""
         if self in self._claim.follows:
             self._claim.follows.remove(self)
+            if self.streams or received:
+                self._claim.followed()
             self._claim.took(received)
 
 
@@ -138,6 +143,7 @@ class GroupClaim:
         self._reported_at = self._answered_at = -math.inf
         self._skipped_until = -math.inf
         self._active_at = now()
+        self._followed_at = -math.inf
         self.history = GroupHistory(self._active_at)
 
     # What people see
@@ -188,6 +194,17 @@ class GroupClaim:
     def to_follow(self) -> Provider | None:
         """The source for a request that has waited; None: go upstream."""
         return self.source if not self.pending else None
+
+    @property
+    def is_following(self) -> bool:
+        """Whether there is a source, and bodies of the group come from sources now or did a moment ago."""
+        if self.what is not What.FOLLOW or self.to_follow is None:
+            return False
+        return self._now() - self._followed_at <= RECENTLY or any(each.streams for each in self.follows)
+
+    def followed(self) -> None:
+        """A body that came from a source has ended."""
+        self._followed_at = self._now()
 
     def missed(self) -> None:
         """A request has waited for :data:`CLAIM_WITHIN` in vain."""

@@ -1,7 +1,9 @@
 """The source of last resort: a node that is still downloading the content.
 
 The verdict of the group's keeper says which node to follow. It is asked for beside the lookup, so that a miss takes no
-longer than the slower of the two, and it is used only if no provider gives an answer. A source has limits of its own,
+longer than the slower of the two, and it is used only if no provider gives an answer. If this node is following a
+source with other content of the group already, that source goes before the providers, because all followers would ask
+the first complete nodes otherwise and share their links. A source has limits of its own,
 because it can't be faster than its own source, and because its runtime may be at other content of the image first. It
 waits with its answer while its runtime is at work.
 
@@ -23,6 +25,7 @@ from spegel_consul.http.peer_client import Unreachable
 from spegel_consul.oci.errors import RangeInvalid
 from spegel_consul.oci.path import ContentRequest, Kind
 from spegel_consul.peers import PeerError, host_port
+from spegel_consul.registry.mirror.followers import WAIT
 from spegel_consul.registry.mirror.following.follows import Follows
 from spegel_consul.registry.mirror.following.group_claim import Follow
 from spegel_consul.registry.mirror.mirror_peers import MirrorPeers, WrongBytes
@@ -33,8 +36,8 @@ from spegel_consul.ring.dht.claims import Why
 
 log = structlog.get_logger(__name__)
 
-FIRST_BYTE = 30.0
-"""Seconds in which a source that is downloading other content must have begun with this one."""
+FIRST_BYTE = WAIT + 2.0
+"""Seconds in which a source must have begun; longer than it waits itself, so that its answer says why it has not."""
 
 _LONG = 20.0  # seconds after which a refusal says that the source has not come to this content
 _REFUSALS = 2  # after which a source is asked again, while it sends other content of the group
@@ -56,8 +59,16 @@ class SourceSearch:
         self._trace = trace
         self._claimed: trio.Event | None = None
         self._upstream_until = -math.inf
+        self.asked = False
+        """Whether a source was looked for."""
         self.found = False
         """Whether a source has been followed."""
+
+    @property
+    def goes_first(self) -> bool:
+        """Whether to look for a source before the providers, because this node follows one with this group already."""
+        digest = self._request.reference.digest
+        return not self.asked and digest is not None and self._follows.is_following(digest)
 
     def claim_in(self, nursery: trio.Nursery) -> None:
         """Have a verdict ready when the lookup has found no provider."""
@@ -78,6 +89,7 @@ class SourceSearch:
 
         ``expected``: the required head, if any.
         """
+        self.asked = True
         if self._claimed is not None:
             await self._claimed.wait()
         deadline = trio.current_time() + FIRST_BYTE
