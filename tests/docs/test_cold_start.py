@@ -10,7 +10,6 @@ from lab.documents import ROOT
 from web.crowd import crowd
 from web.shared_downloads import CLAIM, at_work, bodies
 
-from spegel_consul.registry import growing
 from spegel_consul.registry.mirror import followers, held_bodies
 from spegel_consul.registry.mirror.following import follows, group_claim, group_history
 from spegel_consul.registry.mirror.own_requests import SHOWN_FOR
@@ -56,7 +55,7 @@ LIMITS: list[tuple[Any, str]] = [
     (follows.MOST, "at work on {} images"),
     (group_claim.CLAIM_WITHIN, "up to {} s for a keeper"),
     (source_search.FIRST_BYTE, "up to {} s for a source's first byte"),
-    (growing.WAIT, "up to {} s for a source's first byte"),
+    (followers.WAIT, "the source waits up to {} s"),
     (held_bodies.GROWING_STALL, "sends nothing for {} s"),
     (claim_forest.SLOW_CLAIMER / (1 << 20), "gets less than {} MiB/s"),
     (claim_forest.KEEPS_UP / (1 << 20), "lags more than {} MiB"),
