@@ -162,7 +162,7 @@ def a_node_is_slow(scene: ColdScene, place: int, what: str) -> None:
     assert run.outcome is not None
     assert not run.outcome.failures, "the slow node has the image too, though late"
     share = scene.cold.upstream_mbit / (scene.cold.upstream_mbit - SLOW)  # the slow node has the rest of the line
-    without = (len(scene.nodes) - 1) * share * scene.cold.line_seconds(run.image)
+    without = (len(scene.nodes) - 1) * share * scene.rows[-1].line
     took = run.last_ready()
     assert took <= MARGIN * without, f"{took:.1f} s, and {without:.1f} s for copies of their own"
 
