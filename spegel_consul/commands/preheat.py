@@ -99,10 +99,7 @@ def _show(rows: list[dict[str, Any]]) -> None:
 
 def _cells(row: dict[str, Any]) -> Iterator[dict[str, str]]:
     """One row for each runtime of a node, or one for a node without."""
-    if not row["runtimes"] or row["state"] == "failed" and all(each["reason"] is None for each in row["runtimes"]):
-        yield _line(row, {**row, "runtime": "–", "seconds": None, "bytes": None})
-        return
-    for each in row["runtimes"]:
+    for each in row["runtimes"] or [{**row, "runtime": "–", "seconds": None, "bytes": None}]:
         yield _line(row, each)
 
 

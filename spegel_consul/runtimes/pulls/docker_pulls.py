@@ -18,7 +18,7 @@ import httpx
 import trio
 
 from spegel_consul.http import bounded_client
-from spegel_consul.http.bounded_lines import TooLong, lines_of
+from spegel_consul.http.bounded_lines import TooLong, read_lines
 from spegel_consul.oci.reference import Reference
 from spegel_consul.runtimes.pulls import CantPull, Received
 
@@ -63,7 +63,8 @@ class DockerPulls:
 
     async def _follow(self, answer: httpx.Response, received: Received) -> None:
         layers: dict[str, int] = {}
-        async for line in lines_of(answer, _LONGEST_LINE):
+
+        def take(line: bytes) -> bool:
             said = _document(line)
             message = said.get("error") or said.get("message")
             if message or answer.status_code != 200:
@@ -72,6 +73,9 @@ class DockerPulls:
                 raise CantPull(f"Docker: {text}", missing=missing)
             if _grew(layers, said):
                 received(sum(layers.values()))
+            return True
+
+        await read_lines(answer, _LONGEST_LINE, take)
         if answer.status_code != 200:
             raise CantPull(f"Docker at {self.socket} answered with status {answer.status_code}")
 

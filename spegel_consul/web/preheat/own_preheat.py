@@ -1,9 +1,9 @@
 """This node's part in a preheat: its runtimes pull the image, one after the other.
 
 A preheat takes disk and line, so it is bounded: one of an image and two in all at the same time, each with a time
-limit, and only images that take part in the mirror. It is cancelled when its asker goes away: a mistake must end with Ctrl-C
-of the person who made it, and nothing goes on that nobody watches. A runtime keeps what it has downloaded, so the next
-pull goes on there.
+limit, and only images that take part in the mirror. It is cancelled when its asker goes away, because Ctrl-C must end a
+mistake everywhere, and nothing goes on that nobody watches. A runtime keeps what it has downloaded, so the next pull
+goes on there.
 
 A rule about the work that others may make this node do belongs here; a rule about the others who may belongs to
 :mod:`spegel_consul.web.access.preheat_access`.
@@ -62,6 +62,9 @@ class OwnPreheats:
                 report.failed(f"given up after {min(within, LONGEST):g} s")
             found = report.now
             log.info("preheat ended", image=name, state=found.state.value, reason=found.reason)
+        except trio.Cancelled:
+            log.info("preheat cancelled", image=name, reason="its asker went away")
+            raise
         finally:
             self._running.discard(name)
 

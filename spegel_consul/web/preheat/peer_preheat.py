@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 
 import httpx
 
-from spegel_consul.http.bounded_lines import TooLong, lines_of
+from spegel_consul.http.bounded_lines import TooLong, read_lines
 from spegel_consul.peers import host_port
 from spegel_consul.web.preheat.preheat_report import BadLine, NodePreheat, State
 from spegel_consul.web.report_stream import STREAM
@@ -75,8 +75,10 @@ class _Refused(Exception):
 
 async def _read(answer: httpx.Response, where: str, tell: Callable[[NodePreheat], None]) -> bool:
     """Pass on the lines' states; False if the answer ends before the last one."""
-    length = 0
-    async for line in lines_of(answer, _LONGEST_LINE):
+    length, ended = 0, False
+
+    def take(line: bytes) -> bool:
+        nonlocal length, ended
         length += len(line)
         if length > _LONGEST_ANSWER:
             raise BadLine("the answer has no end")
@@ -91,11 +93,13 @@ async def _read(answer: httpx.Response, where: str, tell: Callable[[NodePreheat]
             raise BadLine("the last line of the answer has no result")
         if done or found.state in (State.WAITING, State.PULLING):
             tell(found)
-        if done:
-            return True
+        ended = done
+        return not done
+
+    await read_lines(answer, _LONGEST_LINE, take)
     if answer.status_code != 200:
         raise _Refused(_reason(answer.status_code, None))
-    return False
+    return ended
 
 
 def _document(line: bytes) -> dict[str, object] | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
@@ -70,7 +70,10 @@ class NodePreheat:
 
     @classmethod
     def failed(cls, reason: str, pulls: tuple[RuntimePull, ...] = ()) -> NodePreheat:
-        return cls(pulls, State.FAILED, _text(reason))
+        """A node that failed for this reason, and with it the ones of its ``pulls`` that had not ended."""
+        text, going_on = _text(reason), (State.WAITING, State.PULLING)
+        ended = (replace(pull, state=State.FAILED, reason=text) if pull.state in going_on else pull for pull in pulls)
+        return cls(tuple(ended), State.FAILED, text)
 
     @classmethod
     def ended(cls, pulls: tuple[RuntimePull, ...]) -> NodePreheat:

@@ -41,7 +41,7 @@ async def find(node: Node, count: int | None) -> list[Target]:
     names = node.cluster_members().names
     me = Target(node.ring.me.id or "", node.name, None)
     others = [
-        Target(member.id, names.get(member.id) or f"…{member.id[-8:]}", found)
+        Target(member.id, names.get(member.id) or found[0], found)
         for member in node.ring.view()
         if member.alive and (found := _metrics(member, services, node.metrics_address[1])) is not None
     ]
