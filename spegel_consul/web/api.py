@@ -1,8 +1,9 @@
 """``/api/…``: the node's facts in JSON, for the command line and other programs.
 
 Answers are JSON, errors are ``{"error": "one line"}``, and a new version only adds fields. Each client that reaches the
-port may read everything. Only the log's level can be changed, by requests from this machine. A new route belongs here;
-its document belongs to :mod:`spegel_consul.web.node_views` or :mod:`spegel_consul.web.queries`.
+port may read everything. Only the log's level can be changed, by requests from this machine; preheats have routes of
+their own (:mod:`spegel_consul.web.preheat`). A new route belongs here; its document
+belongs to :mod:`spegel_consul.web.node_views` or :mod:`spegel_consul.web.queries`.
 """
 
 from __future__ import annotations
