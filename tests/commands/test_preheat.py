@@ -110,6 +110,13 @@ def test_wrong_options_are_refused(run: Any, words: tuple[str, ...]) -> None:
     assert run(line(), words=words).exit_code == 2
 
 
+def test_a_layout_has_no_runtime_to_ask() -> None:
+    done = CliRunner().invoke(cli, ["registry", "--bootstrap-kind=dns", "--dns-bootstrap-domain=x.example",
+                                    "--preheat=peers", "--layout-path=/x"])  # fmt: skip
+    assert done.exit_code == 2
+    assert "--preheat=peers needs a runtime" in done.output
+
+
 @pytest.mark.parametrize("without", ["node", "id", "state", "runtimes", "missing"])
 def test_an_older_node_lacks_fields(run: Any, without: str) -> None:
     lacks = row("n1", "failed")

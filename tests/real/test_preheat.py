@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from lab.cluster import Node
@@ -102,6 +103,37 @@ def test_a_runtime_that_would_pass_by_the_mirror_says_so() -> None:
         assert done.stderr == f"spegel-consul: 1 of 2 nodes do not have {image.name}\n"
         assert image.name in cold.nodes[1].containerd.images(namespace="default")
         assert metric_of_mirror(cold.nodes[1]) > 0
+
+
+def test_peers_prove_the_password_and_are_named_by_the_catalog(cluster, image, tmp_path: Path) -> None:
+    lab = cluster(3)
+    app = image(layers=[MIB])
+    files = [tmp_path / name for name in ("users", "users", "others")]
+    (tmp_path / "users").write_text("spegel:secret\n")
+    (tmp_path / "others").write_text("spegel:another\n")
+    for node, file in zip(lab, files, strict=True):
+        node.start_sidecar(wait=False, basic_auth_file=file, preheat="peers")
+        node.configure(f"--basic-auth-file={file}")
+    for node in lab:
+        node.sidecar.await_ready()
+    lab[0].containerd.import_image(app.tar)
+    for node in lab:
+        node.sidecar.process.until(
+            lambda node=node: metric(node, "spegel_ring_members") == 2, timeout=20, what=f"{node} knows all members"
+        )
+    until(lambda: len(lab[0].consul.instances("spegel-metrics")) == 3, timeout=20, what="the catalog has all")
+    images = lambda: json.loads(lab[0].request("/api/images", port=9090).body)  # noqa: E731
+    until(lambda: app.name in [each["name"] for each in images()], timeout=20, what="the sidecar knows the image")
+    done = preheat(lab[0], app.name)
+    rows = [line.split() for line in done.stdout.splitlines()[1:]]
+    assert [row[0] for row in rows] == ["n0", "n1", "n2"]
+    assert [row[3] for row in rows[:2]] == ["done", "done"], done.stdout
+    assert "the image was here before" in done.stdout.splitlines()[1]
+    assert "the sender proves another password" in done.stdout.splitlines()[3]
+    assert done.returncode == 1
+    assert app.digests <= lab[1].containerd.content()
+    assert app.name not in lab[2].containerd.images()
+    assert "secret" not in "".join(node.sidecar.log() for node in lab)
 
 
 def is_pulling(node: Node) -> bool:

@@ -23,7 +23,9 @@ from web.test_node import Catalog, Ring, node
 from spegel_consul.consul.api.client import HealthyService
 from spegel_consul.consul.api.consul_errors import ConsulError
 from spegel_consul.http.basic_auth import Credentials
+from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.filters import ImageFilter
+from spegel_consul.oci.media import OCI_CONFIG, OCI_MANIFEST
 from spegel_consul.oci.reference import Reference
 from spegel_consul.peers import PeerInfo
 from spegel_consul.ring.member_view import MemberView
@@ -151,6 +153,21 @@ async def test_the_verdict_on_a_node(
     async with lines(ready(*runtimes)) as found:
         last = found[-1]
         assert (last["state"], last["reason"], last["missing"], last["done"]) == (state, reason, missing, True)
+
+
+async def test_an_image_that_only_this_node_has_is_there() -> None:
+    config = {"mediaType": OCI_CONFIG, "digest": Digest.of(b"{}"), "size": 2}
+    manifest = json.dumps({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": []}).encode()
+    for runtimes, state in (([Runtime()], "done"), ([Runtime("a"), Runtime("b")], "failed")):
+        made = ready(*runtimes)
+        made.store.add_content(b"{}")  # type: ignore[attr-defined]
+        made.store.add_image(APP, manifest)  # type: ignore[attr-defined]
+        for runtime in runtimes:
+            runtime.failure = CantPull("gone", missing=True)
+        async with lines(made) as found:
+            assert found[-1]["state"] == state
+            [*_, last] = found[-1]["runtimes"]
+            assert (last["state"], last["bytes"]) == ((state, len(manifest) + 2) if state == "done" else (state, 7))
 
 
 async def test_a_defect_and_an_unknown_runtime_are_reasons() -> None:
