@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Callable
 
+import structlog
 import trio
 from quart import Blueprint, Response, current_app, request
 
 from spegel_consul.web import report_stream
-from spegel_consul.web.access import preheat_access
+from spegel_consul.web.access import preheat_access, request_origin
 from spegel_consul.web.api import error
 from spegel_consul.web.node_views import Node
 from spegel_consul.web.preheat import preheat_targets
@@ -21,6 +22,8 @@ from spegel_consul.web.preheat.cluster_preheat import ClusterPreheat
 from spegel_consul.web.preheat.own_preheat import LONGEST, NotMirrored, OwnPreheats
 from spegel_consul.web.preheat.preheat_report import ClusterReport, OwnReport
 from spegel_consul.web.queries.questions import BadQuestion, Busy, parse_image
+
+log = structlog.get_logger(__name__)
 
 WITHIN = 600.0
 """Time limit of a preheat whose asker names none, in seconds."""
@@ -73,6 +76,7 @@ def blueprint(node: Node) -> Blueprint:
             return error(403, str(exc))
         except Busy as exc:
             return error(429, str(exc))
+        log.info("preheat accepted", image=str(reference), sender=str(request_origin.client_address()))
         report = OwnReport()
         return _streamed(lambda: own.run(reference, within, report), report)
 
