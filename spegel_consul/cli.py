@@ -21,6 +21,7 @@ from spegel_consul.commands.leader import leader
 from spegel_consul.commands.lookup import lookup
 from spegel_consul.commands.peers import peers
 from spegel_consul.commands.preflight import preflight
+from spegel_consul.commands.preheat import preheat
 from spegel_consul.commands.pull import pull
 from spegel_consul.commands.registry import registry
 from spegel_consul.commands.status import status
@@ -46,7 +47,7 @@ cli.add_command(cleanup_wait)
 cli.add_command(preflight)
 cli.add_command(dev)
 cli.add_command(leader)
-for command in (status, peers, lookup, pull, events, completion):
+for command in (status, peers, lookup, pull, preheat, events, completion):
     cli.add_command(command)
 
 

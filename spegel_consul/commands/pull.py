@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from typing import Any
 
 import click
-import httpx
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from spegel_consul.commands import sidecar_client
@@ -16,8 +14,6 @@ from spegel_consul.commands.sidecar_client import shown
 from spegel_consul.web import formatting
 
 _NARROW = 70
-_LINE_TIMEOUT = 20.0
-"""Longest time between two lines, in seconds; the node sends one each second, also of a pull that stalls."""
 
 
 @click.command()
@@ -30,7 +26,7 @@ def pull(reference: str, node: str, as_json: bool) -> None:
     broke off.
     """
     last: dict[str, Any] = {}
-    lines = _lines(node, reference)
+    lines = sidecar_client.reports(node, "/api/measure", image=reference)
     if as_json:
         last = list(lines)[-1]
         sidecar_client.print_json(last)
@@ -42,29 +38,6 @@ def pull(reference: str, node: str, as_json: bool) -> None:
         raise (sidecar_client.NotFound if last["missing"] else click.ClickException)(
             sidecar_client.printable(last["problem"])
         )
-
-
-def _lines(node: str, reference: str) -> Iterator[dict[str, Any]]:
-    """The node's reports of the pull, as they arrive."""
-    try:
-        with httpx.stream(
-            "POST",
-            f"{node}/api/measure",
-            params={"image": reference},
-            headers={"accept": "application/x-ndjson", "accept-encoding": "identity"},
-            timeout=_LINE_TIMEOUT,
-            trust_env=False,
-        ) as answer:
-            if answer.status_code != 200:
-                sidecar_client.document(node, answer.status_code, next(sidecar_client.lines(node, answer), b""))
-            for line in sidecar_client.lines(node, answer):
-                yield json.loads(line)
-    except (ValueError, RecursionError):
-        sidecar_client.not_ours(node, answer.status_code)
-    except httpx.ReadTimeout:
-        sidecar_client.hangs(node, _LINE_TIMEOUT)
-    except httpx.HTTPError as exc:
-        sidecar_client.unreachable(node, exc)
 
 
 def _watch(lines: Iterator[dict[str, Any]]) -> dict[str, Any]:

@@ -97,6 +97,24 @@ from spegel_consul.signals import stop_signals
     help="OCI image layout to serve instead of containerd's content.",
 )
 @option(
+    "--preheat",
+    type=click.Choice(["off", "peers"]),
+    default="off",
+    help="Whether programs on this machine and peers may have this node's runtimes pull an image; see docs/preheat.md.",
+)
+@option(
+    "--docker-sock",
+    type=click.Path(path_type=Path),
+    default=Path("/run/docker.sock"),
+    help="Docker's socket, for preheats.",
+)
+@option(
+    "--containerd-registry-config-path",
+    type=click.Path(path_type=Path),
+    default=Path("/etc/containerd/certs.d"),
+    help="Directory of hosts.toml as containerd sees it, for preheats outside the CRI.",
+)
+@option(
     "--mirrored-registries",
     type=LIST,
     multiple=True,
@@ -249,6 +267,8 @@ def _settings(given: dict[str, Any]) -> Settings:
         raise click.UsageError(
             "--peer-policy=catalog needs Consul's catalog: give --bootstrap-kind=consul, and not --consul-service=off"
         )
+    if given["preheat"] == "peers" and given["layout_path"] is not None:
+        raise click.UsageError("--preheat=peers needs a runtime, and --layout-path has none: give only one of them")
     return Settings(
         registry_addr=given["registry_addr"],
         router_addr=given["router_addr"],
@@ -260,6 +280,9 @@ def _settings(given: dict[str, Any]) -> Settings:
         containerd_sock=given["containerd_sock"],
         containerd_namespaces=namespaces(flat(given["containerd_namespace"])),
         containerd_content_path=given["containerd_content_path"],
+        docker_sock=given["docker_sock"],
+        containerd_registry_config_path=given["containerd_registry_config_path"],
+        preheat=given["preheat"] == "peers",
         layout_path=given["layout_path"],
         images=images,
         mirror=MirrorSettings(

@@ -36,6 +36,8 @@ TIMEOUT = 10.0
 CONNECT_TIMEOUT = 5.0
 _LONGEST_ANSWER = 64 << 20
 _LONGEST_LINE = 1 << 20
+_LINE_TIMEOUT = 20.0
+"""Longest time between two lines, in seconds; the node sends one each second, also while nothing happens."""
 
 
 class Unreachable(click.ClickException):
@@ -126,6 +128,29 @@ def get(node: str, path: str, *, timeout: float = TIMEOUT, **query: str) -> Any:
     except httpx.HTTPError as exc:
         unreachable(node, exc)
     return document(node, answer.status, answer.body)
+
+
+def reports(node: str, path: str, **query: str) -> Iterator[dict[str, Any]]:
+    """Ask the node for work (POST), and yield its reports (NDJSON) as they arrive. Raises like :func:`get`."""
+    try:
+        with httpx.stream(
+            "POST",
+            f"{node}{path}",
+            params=query,
+            headers={"accept": "application/x-ndjson", "accept-encoding": "identity"},
+            timeout=_LINE_TIMEOUT,
+            trust_env=False,
+        ) as answer:
+            if answer.status_code != 200:
+                document(node, answer.status_code, next(lines(node, answer), b""))
+            for line in lines(node, answer):
+                yield json.loads(line)
+    except (ValueError, RecursionError):
+        not_ours(node, answer.status_code)
+    except httpx.ReadTimeout:
+        hangs(node, _LINE_TIMEOUT)
+    except httpx.HTTPError as exc:
+        unreachable(node, exc)
 
 
 def lines(node: str, answer: httpx.Response) -> Iterator[bytes]:

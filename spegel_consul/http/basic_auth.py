@@ -8,6 +8,7 @@ is removed. The file is followed while the sidecar runs. A new rule about accept
 from __future__ import annotations
 
 import base64
+import hashlib
 import hmac
 from functools import partial
 from pathlib import Path
@@ -55,6 +56,15 @@ class Credentials:
         # compared with all lines, each in constant time, so that the time reveals nothing
         return sum(hmac.compare_digest(shown, each) for each in self._known) > 0
 
+    def proof(self, message: str) -> str:
+        """Proof of the first line for ``message``, which does not show the line: its HMAC with SHA-256, in hex."""
+        return _proof(self._known[0], message)
+
+    def proves(self, message: str, proof: str) -> bool:
+        """Whether ``proof`` is that of ``message`` by any line of the file."""
+        shown = proof.encode("utf-8", "replace")
+        return sum(hmac.compare_digest(shown, _proof(each, message).encode()) for each in self._known) > 0
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Follow the file until cancelled. If it becomes unusable, the old lines stay in force."""
         task_status.started()
@@ -85,3 +95,7 @@ class Credentials:
         if not known:
             raise CredentialsError(f"{self._path} has no name:password line")
         return tuple(known)
+
+
+def _proof(line: bytes, message: str) -> str:
+    return hmac.new(line, message.encode(), hashlib.sha256).hexdigest()

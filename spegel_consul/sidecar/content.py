@@ -36,6 +36,7 @@ from spegel_consul.ring.net.libp2p_host import Libp2pHost
 from spegel_consul.ring.restartable import ReplaceableRouter
 from spegel_consul.ring.router import KadRouter
 from spegel_consul.runtimes.containerd_sockets import SocketSearch
+from spegel_consul.runtimes.pulls.node_runtimes import NodeRuntimes
 from spegel_consul.sidecar.prepare import PreparedNode
 from spegel_consul.sidecar.settings import Settings
 from spegel_consul.sidecar.stages import Runnable, Stages
@@ -45,7 +46,7 @@ from spegel_consul.store.inventory import CountedStore
 from spegel_consul.store.layout import LayoutStore
 from spegel_consul.store.union import UnionStore
 from spegel_consul.web import web_app
-from spegel_consul.web.node_views import Node
+from spegel_consul.web.node_views import Node, PreheatRules
 from spegel_consul.zerocopy.spool import SpoolSpace
 
 log = structlog.get_logger(__name__)
@@ -106,6 +107,7 @@ async def start_content(
         allowed_hosts=settings.web_allowed_hosts,
         followers=mirror.followers,
         follows=mirror.peers.follows,
+        preheat=_preheat_rules(settings),
     )
     await _serve(settings, node, stages, view, mirror)
     mirror.traces.on_end = _log_trace
@@ -168,6 +170,18 @@ def _store(settings: Settings) -> CountedStore:
         for namespace in settings.containerd_namespaces
     ]
     return stores[0] if len(stores) == 1 else UnionStore(stores)
+
+
+def _preheat_rules(settings: Settings) -> PreheatRules | None:
+    if not settings.preheat:
+        return None
+    runtimes = NodeRuntimes(
+        _containerd_socket(settings.containerd_sock),
+        settings.containerd_namespaces,
+        settings.docker_sock,
+        settings.containerd_registry_config_path,
+    )
+    return PreheatRules(runtimes, settings.images.accepts, settings.peer_policy is PeerPolicy.CATALOG)
 
 
 def _containerd_socket(told: Path | None) -> Callable[[], Path]:

@@ -34,6 +34,10 @@ class Settings:
     """None: the socket is searched for at the known places."""
     containerd_namespaces: tuple[str, ...]
     containerd_content_path: Path | None
+    docker_sock: Path
+    containerd_registry_config_path: Path
+    """The directory of the registries' hosts.toml, as containerd sees it."""
+    preheat: bool
     layout_path: Path | None
     """An OCI image layout to serve; None: the content of containerd is served."""
     images: ImageFilter

@@ -1,5 +1,5 @@
 """Status page, API, metrics and health on the metrics port.
 
-All routes read: ``Node`` collects the views of the other packages, and health, API, pages and metrics show them. The
-one exception sets the log's level, for requests from this machine only.
+``Node`` collects the views of the other packages, and health, API, pages and metrics show them. All routes read but
+two: one sets the log's level, and ``preheat`` has runtimes pull an image, if this node is told to take part.
 """

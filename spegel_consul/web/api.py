@@ -1,8 +1,9 @@
 """``/api/…``: the node's facts in JSON, for the command line and other programs.
 
 Answers are JSON, errors are ``{"error": "one line"}``, and a new version only adds fields. Each client that reaches the
-port may read everything. Only the log's level can be changed, by requests from this machine. A new route belongs here;
-its document belongs to :mod:`spegel_consul.web.node_views` or :mod:`spegel_consul.web.queries`.
+port may read everything. Only the log's level can be changed, by requests from this machine; preheats have routes of
+their own (:mod:`spegel_consul.web.preheat`). A new route belongs here; its document
+belongs to :mod:`spegel_consul.web.node_views` or :mod:`spegel_consul.web.queries`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import trio
 from quart import Blueprint, Response, current_app, request
 
 from spegel_consul import log
+from spegel_consul.web import report_stream
 from spegel_consul.web.access import request_origin
 from spegel_consul.web.node_views import Node
 from spegel_consul.web.queries.questions import BadQuestion, Busy, Measurement, Measurer, lookup, parse
@@ -22,9 +24,6 @@ from spegel_consul.web.queries.questions import BadQuestion, Busy, Measurement, 
 LONGEST_WAIT = 60.0
 MOST_LOOKUPS = 8
 """Limit of concurrent lookups, because each one may ask many members."""
-
-STREAM = "application/x-ndjson"
-_LINE_PERIOD = 0.1  # seconds between two lines about a measurement
 
 
 def blueprint(node: Node, measurer: Measurer) -> Blueprint:
@@ -77,7 +76,7 @@ def blueprint(node: Node, measurer: Measurer) -> Blueprint:
             return error(403, "a page of another site asked for this measurement")
         try:
             measurement = measurer.prepare(request.args.get("image", ""))
-            if STREAM not in request.headers.get("accept", ""):
+            if report_stream.STREAM not in request.headers.get("accept", ""):
                 return answer((await measurer.run(measurement)).to_json())
         except BadQuestion as exc:
             return error(400, str(exc))
@@ -85,7 +84,7 @@ def blueprint(node: Node, measurer: Measurer) -> Blueprint:
             return error(429, str(exc))
         nursery: trio.Nursery = current_app.nursery  # type: ignore[attr-defined]
         lines = _follow(measurer, measurement, nursery)
-        return Response(lines, content_type=STREAM, headers={"cache-control": "no-store"})
+        return Response(lines, content_type=report_stream.STREAM, headers={"cache-control": "no-store"})
 
     @api.get("/events")
     async def events() -> Response:
@@ -122,30 +121,9 @@ def blueprint(node: Node, measurer: Measurer) -> Blueprint:
     return api
 
 
-async def _follow(measurer: Measurer, measurement: Measurement, nursery: trio.Nursery) -> AsyncIterator[bytes]:
+def _follow(measurer: Measurer, measurement: Measurement, nursery: trio.Nursery) -> AsyncIterator[bytes]:
     """One line for each change of the measurement, which is cancelled when the client leaves."""
-    scope = trio.CancelScope()
-
-    async def run() -> None:
-        with scope:
-            try:
-                await measurer.run(measurement)
-            except Exception as exc:  # a failed measurement must not end the shared nursery
-                measurement.problem, measurement.done = str(exc), True
-                measurement.touch()
-
-    nursery.start_soon(run)
-    try:
-        while not measurement.done:
-            with trio.move_on_after(1.0):
-                await measurement.changed()
-            await trio.sleep(_LINE_PERIOD)
-            if not measurement.done:
-                yield (json.dumps(measurement.to_json()) + "\n").encode()
-        # the last line is always sent, also if the measurement ended while the client read the line before
-        yield (json.dumps(measurement.to_json()) + "\n").encode()
-    finally:
-        scope.cancel()
+    return report_stream.follow(lambda: measurer.run(measurement), measurement, nursery)
 
 
 def answer(document: Any) -> Response:

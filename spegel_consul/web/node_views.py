@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -33,6 +33,7 @@ from spegel_consul.registry.mirror.following.follows import Follows
 from spegel_consul.registry.mirror.providers.penalties import Penalties
 from spegel_consul.registry.mirror.trace import Traces
 from spegel_consul.ring.member_view import MemberView
+from spegel_consul.runtimes.pulls import Runtimes
 from spegel_consul.store.inventory import CountedStore
 from spegel_consul.web.cluster_members import ClusterMembers
 
@@ -77,6 +78,19 @@ class Consul:
         return list(dict.fromkeys(found))
 
 
+@dataclass(frozen=True, slots=True)
+class PreheatRules:
+    """The preheats that this node takes part in.
+
+    ``accepts``: whether an image of this name takes part in the mirror; ``catalog_only``: whether a peer without the
+    password has to be in Consul's catalog, because a member of the ring is not trusted (``--peer-policy``).
+    """
+
+    runtimes: Runtimes
+    accepts: Callable[[str], bool]
+    catalog_only: bool
+
+
 @dataclass(slots=True)
 class Node:
     """``registry`` and ``metrics_address`` are the advertised ``(IP address, port)``.
@@ -97,6 +111,8 @@ class Node:
     credentials: Credentials | None = None
     allowed_hosts: tuple[str, ...] = ()
     """Names by which clients may call the metrics port; see :class:`spegel_consul.web.access.own_names.OwnNames`."""
+    preheat: PreheatRules | None = None
+    """None: this node takes no part in preheats."""
     keeper: RingKeeper | None = None
     consul: Consul | None = None
     followers: Followers = field(default_factory=Followers)

@@ -12,6 +12,7 @@ from spegel_consul.web import api, debug, metric_readings, pages
 from spegel_consul.web.access import request_origin
 from spegel_consul.web.access.own_names import OwnNames
 from spegel_consul.web.node_views import Node
+from spegel_consul.web.preheat import preheat_routes
 from spegel_consul.web.queries.questions import Measurer
 
 LONGEST_BODY = 64 << 10
@@ -28,6 +29,7 @@ def build_app(node: Node) -> QuartTrio:
     identity.add_to(app, lambda: node.ring.me)
     measurer = Measurer(node)
     app.register_blueprint(api.blueprint(node, measurer))
+    app.register_blueprint(preheat_routes.blueprint(node))
     app.register_blueprint(debug.blueprint())
     app.register_blueprint(pages.blueprint(node, measurer))
 

@@ -16,7 +16,12 @@ import pytest
 from spegel_consul.cli import cli
 from spegel_consul.commands.registry import _settings
 
-REQUIRED = {"cleanup-wait": ["--probe-endpoint", "127.0.0.1:1"], "lookup": ["app:v1"], "pull": ["app:v1"]}
+REQUIRED = {
+    "cleanup-wait": ["--probe-endpoint", "127.0.0.1:1"],
+    "lookup": ["app:v1"],
+    "pull": ["app:v1"],
+    "preheat": ["app:v1"],
+}
 """What a command can't do without."""
 
 TRUE = ("1", "true", "TRUE", "yes", "on", "t", "y")

@@ -62,6 +62,7 @@ from spegel_consul.store.containerd import conversion
 from spegel_consul.store.containerd.proto import containerd_pb2 as pb
 from spegel_consul.store.manifest_walk import ManifestInvalid
 from spegel_consul.store.manifest_walk import parse as parse_manifest
+from spegel_consul.web.preheat.preheat_report import BadLine, NodePreheat
 from tests.consul.asking import put_key
 
 _MIRRORING = Mirroring((Target("http://10.0.0.7:5000"), Target("http://127.0.0.1:5000")), authorization="Basic eA==")
@@ -240,6 +241,15 @@ def peer_document(data: bytes) -> None:
             assert peer.addrs
 
 
+def preheat_line(data: bytes) -> None:
+    """A line of a peer that was asked to pull; what was read is read again alike."""
+    with suppress(BadLine, ValueError, RecursionError):
+        found = NodePreheat.parse(json.loads(data))
+        again = NodePreheat.parse(json.loads(json.dumps(found.to_json())))
+        assert [pull.size for pull in again.pulls] == [pull.size for pull in found.pulls]
+        assert (again.state, again.reason) == (found.state, found.reason)
+
+
 def consul_answer(data: bytes) -> None:
     """Whatever an agent, or what stands in its place, answers."""
     index, _, body = data.partition(b"\n")
@@ -365,7 +375,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     target.__name__: target
     for target in (
         reference, path, byte_range, request_head, reply, http.both_paths, kad, members, withdrawal, claim, identify,
-        multiaddr, containerd_event, manifest, leader_value, peer_document, consul_answer, kv_value, nomad_answer,
-        dns_answer, hosts_toml, daemon_json, containerd_config, state_files,
+        multiaddr, containerd_event, manifest, leader_value, peer_document, preheat_line, consul_answer, kv_value,
+        nomad_answer, dns_answer, hosts_toml, daemon_json, containerd_config, state_files,
     )
 }  # fmt: skip

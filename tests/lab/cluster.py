@@ -109,12 +109,14 @@ class Node:
                 "containerd_sock": self._containerd.sock,
                 "containerd_namespace": CRI_NAMESPACE,
                 "containerd_content_path": self._containerd.content_path,
+                "containerd_registry_config_path": self._containerd.certs_d,
             }
         elif self._docker is not None:
             given |= {
                 "containerd_sock": self._docker.containerd_sock,
                 "containerd_namespace": DOCKER_NAMESPACE,
                 "containerd_content_path": self._docker.content_path,
+                "docker_sock": self._docker.sock,
             }
         given["bootstrap_kind"] = "consul" if self._consul is not None else "static"
         variables = dict(env or {})

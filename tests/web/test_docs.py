@@ -21,6 +21,7 @@ NOT_RUN = {
     "make ": ".ci/run does",
     "cd ": "a page's commands are run where the page is",
     "spegel-consul registry": "tests/real/test_started.py does",
+    "spegel-consul preheat": "tests/real/test_preheat.py does, on nodes with runtimes",
     "consul acl ": "tests/real/consul/test_folder.py does, with ACLs",
     "docker run ": "tests/real/test_image.py does, with the image",
     "nomad ": "`make nomad` does, on a real one",

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from spegel_consul.cli import cli
-from spegel_consul.commands import events, pull, sidecar_client
+from spegel_consul.commands import events, sidecar_client
 
 Serve = Callable[[socket.socket, bytes], None]
 
@@ -79,7 +79,14 @@ def run(node: str, *words: str) -> Result:
     return CliRunner().invoke(cli, [*words, "--node", node])
 
 
-COMMANDS = [["status"], ["peers"], ["lookup", "app:v1"], ["pull", "app:v1"], ["events", "--no-follow"]]
+COMMANDS = [
+    ["status"],
+    ["peers"],
+    ["lookup", "app:v1"],
+    ["pull", "app:v1"],
+    ["preheat", "app:v1"],
+    ["events", "--no-follow"],
+]
 STRANGERS = [
     (hangs, "did not answer in 0.4 s"),
     (drips, "did not answer in 0.4 s"),
@@ -93,7 +100,7 @@ CASES = [
     pytest.param(command, serve, reason, id=f"{command[0]}-{serve.__name__}")
     for command in COMMANDS
     for serve, reason in STRANGERS
-    if (command[0], serve) != ("pull", drips)
+    if serve is not drips or command[0] not in ("pull", "preheat")
 ]
 
 
@@ -104,7 +111,7 @@ def test_each_is_one_line_and_exit_3(
     if serve in (hangs, drips):
         monkeypatch.setattr(sidecar_client, "TIMEOUT", 0.4)
         monkeypatch.setattr(sidecar_client.get, "__kwdefaults__", {"timeout": 0.4})
-        monkeypatch.setattr(pull, "_LINE_TIMEOUT", 0.4)
+        monkeypatch.setattr(sidecar_client, "_LINE_TIMEOUT", 0.4)
     with server(serve) as node:
         done = run(node, *command)
     assert done.exit_code == sidecar_client.EXIT_UNREACHABLE, done.output

@@ -30,6 +30,10 @@ class ContainerdUnavailable(Exception):
     """containerd can't be asked now. The message is one line that names the socket and says what to do."""
 
 
+class CallUnknown(ContainerdUnavailable):
+    """containerd answers, and does not know this call: it is older, or the plugin is disabled."""
+
+
 class NotFound(Exception):
     """containerd does not know the image or content."""
 

@@ -36,6 +36,7 @@ from spegel_consul.store.containerd import conversion
 from spegel_consul.store.containerd.grpc_calls import (
     Answer,
     Call,
+    CallUnknown,
     ContainerdUnavailable,
     ContentStream,
     EventStream,
@@ -165,6 +166,10 @@ class ContainerdClient:
 
         return await self._in_thread(call)
 
+    async def call(self, method: str, request: Message, answer: type[Answer], within: float) -> Answer:
+        """One unary call that may take ``within`` seconds. Raises NotFound, and CallUnknown for an unknown method."""
+        return await self._in_thread(lambda pending: self._ask(pending, method, request, answer, within))
+
     def read(self, digest: Digest, start: int, stop: int) -> ContentStream:
         """The bytes ``[start, stop)`` of content, which must not be nothing. Iterate it inside ``async with``."""
         return ContentStream(self, digest, start, stop)
@@ -178,17 +183,20 @@ class ContainerdClient:
     def _open_channel(self) -> Any:
         return grpc.insecure_channel(f"unix:{self.socket.absolute()}", options=_OPTIONS)
 
-    def _ask(self, pending: Call, method: str, request: Message, answer: type[Answer]) -> Answer:
-        """One unary call. Raises NotFound or ContainerdUnavailable."""
+    def _ask(
+        self, pending: Call, method: str, request: Message, answer: type[Answer], within: float | None = None
+    ) -> Answer:
+        """One unary call of ``within`` seconds, or the client's deadline. Raises NotFound or ContainerdUnavailable."""
+        deadline = within or self._deadline
         try:
             stub = self._channel.unary_unary(
                 method, request_serializer=type(request).SerializeToString, response_deserializer=answer.FromString
             )
-            call = stub.future(request, timeout=self._deadline, metadata=self._metadata, wait_for_ready=False)
+            call = stub.future(request, timeout=deadline, metadata=self._metadata, wait_for_ready=False)
             pending.attach(call)
             result: Answer = call.result()
         except (grpc.RpcError, grpc.FutureCancelledError, ValueError) as exc:
-            raise self._explain(exc) from exc
+            raise self._explain(exc, deadline) from exc
         return result
 
     def stream(
@@ -204,13 +212,13 @@ class ContainerdClient:
             pending.attach(call)
             yield from call
         except (grpc.RpcError, grpc.FutureCancelledError, ValueError) as exc:
-            raise self._explain(exc) from exc
+            raise self._explain(exc, self._deadline) from exc
 
     @property
     def _metadata(self) -> tuple[tuple[str, str], ...]:
         return (("containerd-namespace", self._namespace),)
 
-    def _explain(self, exc: Exception) -> Exception:
+    def _explain(self, exc: Exception, deadline: float) -> Exception:
         # a closed channel raises ValueError, a call that was cancelled FutureCancelledError
         if not isinstance(exc, grpc.RpcError):
             return ContainerdUnavailable(f"the connection to containerd at {self.socket} was closed")
@@ -219,11 +227,12 @@ class ContainerdClient:
             return NotFound(details)
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             return ContainerdUnavailable(
-                f"containerd at {self.socket} accepts connections but has not answered within {self._deadline:g} s"
+                f"containerd at {self.socket} accepts connections but has not answered within {deadline:g} s"
             )
         if code is grpc.StatusCode.UNAVAILABLE:
             return ContainerdUnavailable(why_unreachable(self.socket))
-        return ContainerdUnavailable(f"containerd at {self.socket} answered {code.name}: {details}")
+        message = f"containerd at {self.socket} answered {code.name}: {details}"
+        return CallUnknown(message) if code is grpc.StatusCode.UNIMPLEMENTED else ContainerdUnavailable(message)
 
     # On Trio's side
 

@@ -29,16 +29,23 @@ _SHOWN = 100
 
 def from_this_machine() -> bool:
     """Whether the client connected over loopback, or from the address that it called, without a proxy."""
+    address, client, server = client_address(), request.scope.get("client"), request.scope.get("server")
+    if address is None or client is None:
+        return False
+    return address.is_loopback or (server is not None and client[0] == server[0])
+
+
+def client_address() -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The address of the client; None if it came through a proxy, or not over IP."""
     if any(_PROXIED.fullmatch(name) for name in request.headers.keys()):  # noqa: SIM118 - iterating yields pairs
-        return False
-    client, server = request.scope.get("client"), request.scope.get("server")
+        return None
+    client = request.scope.get("client")
     if client is None:
-        return False
+        return None
     try:
-        address = ipaddress.ip_address(client[0].partition("%")[0])
+        return unmapped(ipaddress.ip_address(client[0].partition("%")[0]))
     except ValueError:
-        return False
-    return unmapped(address).is_loopback or (server is not None and client[0] == server[0])
+        return None
 
 
 def from_another_site() -> bool:

@@ -52,6 +52,14 @@ def parse(text: str) -> tuple[str, Reference | None]:
     return reference.key, reference
 
 
+def parse_image(text: str) -> Reference:
+    """The image that a query names. Raises BadQuestion, also for a digest alone."""
+    _, reference = parse(text)
+    if reference is None:
+        raise BadQuestion("a digest alone does not name an image: ask for registry/name@digest")
+    return reference
+
+
 async def lookup(node: Node, key: str, *, within: float = LOOKUP_TIMEOUT) -> Document:
     """The nodes that have ``key``: this one, and others in the order of their answers; times in milliseconds."""
     began, names = trio.current_time(), node.cluster_members().names
@@ -101,6 +109,13 @@ class Measurement:
     def touch(self) -> None:
         self._revision.set(self._revision.value + 1)
 
+    def failed(self, reason: str) -> None:
+        self.problem, self.done = reason, True
+        self.touch()
+
+    def documents(self) -> list[Document]:
+        return [self.to_json()]
+
     async def changed(self) -> None:
         await self._revision.changed(self._revision.value)
 
@@ -127,9 +142,7 @@ class Measurer:
 
     def prepare(self, text: str) -> Measurement:
         """A measurement for :meth:`run`. Raises BadQuestion, or Busy if another one is running."""
-        _, reference = parse(text)
-        if reference is None:
-            raise BadQuestion("a digest alone does not name an image: ask for registry/name@digest")
+        reference = parse_image(text)
         if self._busy:
             raise Busy("another measurement is going on; try again when it has ended")
         return Measurement(reference)

@@ -10,7 +10,6 @@ A rule about the order of requests or their verification belongs here; limits of
 from __future__ import annotations
 
 import json
-import platform as machine
 import urllib.parse
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -26,6 +25,7 @@ from spegel_consul.http.tls import Tls
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import DigestInvalid
 from spegel_consul.oci.media import INDEXES, MANIFESTS, MAX_MANIFEST_SIZE, entries
+from spegel_consul.oci.platforms import this_platform
 from spegel_consul.oci.reference import Reference
 from spegel_consul.peers import PeerError
 from spegel_consul.web.node_views import Document
@@ -33,7 +33,6 @@ from spegel_consul.web.node_views import Document
 PARALLEL = 3
 """Number of concurrent blobs, as in runtimes."""
 
-_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
 _ACCEPT = ", ".join(sorted(MANIFESTS | INDEXES))
 _LIMITS = PeerLimits(connect=3.0, first_byte=15.0, stall=15.0)
 _MOST_LAYERS = 1000
@@ -204,11 +203,6 @@ class Puller:
 
     def _now(self) -> float:
         return trio.current_time() - self._began
-
-
-def this_platform() -> str:
-    """The platform of this machine, such as ``linux/amd64``."""
-    return f"linux/{_ARCHITECTURES.get(machine.machine(), machine.machine())}"
 
 
 def _choose(manifests: list[Any], wanted: str) -> Digest:
