@@ -174,7 +174,6 @@ STAGES = [
     "ring",
     "announcer",
     "farewell",
-    "follows",
     "credentials",
     "certificates",
     "registry",
