@@ -395,9 +395,10 @@ async def test_credentials_come_first(autojump_clock: MockClock, start: Any, tmp
         ("GET", ["X-Spegel-Mirrored: true", "X-Spegel-Follow: "]),
         ("GET", ["X-Spegel-Mirrored: true", "X-Spegel-Follow: true, O0Il"]),
         ("GET", ["X-Spegel-Mirrored: true", f"X-Spegel-Follow: {'1' * 200}"]),
+        ("GET", ["X-Spegel-Mirrored: true", f"X-Spegel-Follow: {'z' * 128}"]),
         ("HEAD", ["X-Spegel-Mirrored: true", f"X-Spegel-Follow: {PEER}"]),
     ],
-    ids=["Spegel", "no peer", "no base58", "too long", "HEAD"],
+    ids=["Spegel", "no peer", "no base58", "too long", "too many bytes", "HEAD"],
 )
 async def test_other_peers_get_404_at_once(
     autojump_clock: MockClock, node: Any, method: str, fields: list[str]

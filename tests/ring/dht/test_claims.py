@@ -248,3 +248,18 @@ def test_bounds(keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
     keeper.now = 61
     assert ask(50, "a") is What.CLAIM
     assert len(keeper.claims) == 1
+
+
+def test_a_liar_uses_up_no_share_but_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rules, "MAX_OF_PEER", 10)
+    claims = Claims()
+
+    def ask(group: int, peer: bytes, held: bytes = b"") -> What:
+        return claims.report(b"%d" % group, peer, Report(serves=True, held=held), 0.0).what
+
+    assert [ask(group, b"liar", held=b"victim") for group in range(11)] == [What.FOLLOW] * 10 + [What.ALONE]
+    assert ask(20, b"victim") is What.CLAIM
+    assert ask(0, b"victim", held=b"victim") is What.CLAIM
+    # a peer that reports an entry which another one caused takes it over, as far as its share goes
+    assert [ask(group, b"victim") for group in range(1, 11)].count(What.ALONE) == 2
+    assert claims.report(b"last", b"victim", Report(serves=True), 61.0).what is What.CLAIM
