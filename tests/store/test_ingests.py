@@ -3,7 +3,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ from spegel_consul.store import Store
 from spegel_consul.store.containerd import ingests
 from spegel_consul.store.containerd.awaited_content import PAUSES, AwaitedContent
 from spegel_consul.store.containerd.containerd_store import ContainerdStore
+from spegel_consul.store.containerd.conversion import ContentChanged
 from spegel_consul.store.containerd.ingests import Ingests
 from spegel_consul.store.index import Content, ImageRecord, Index
 from spegel_consul.store.union import UnionStore
@@ -378,6 +379,33 @@ async def test_content_of_refused_images_is_not_shown(tmp_path: Path) -> None:
     assert await store.downloading(ingest.digest) is None
     store._index.put_content(Content(ingest.digest, len(BODY), ("docker.io/library/app",)))
     (await _found(store, ingest.digest)).close()
+
+
+class Containerd:
+    """Has ``contents``."""
+
+    def __init__(self, *contents: Content) -> None:
+        self.contents = contents
+
+    async def find(self, digests: Collection[Digest]) -> list[Content]:
+        return [content for content in self.contents if content.digest in digests]
+
+
+async def test_content_that_this_namespace_had_and_deleted_is_not_shown(tmp_path: Path) -> None:
+    """The file may still be there, because another namespace has the same content."""
+    store = ContainerdStore(lambda: NOWHERE, "k8s.io", tmp_path / "content")
+    ingest = FakeContentStore(tmp_path / "content").begin(BODY)
+    (await _found(store, ingest.digest)).close()
+    await ingest.commit()
+    await trio.sleep(2 * ingests.SHARED)
+    (await _found(store, ingest.digest)).close()
+    changed = [ContentChanged(ingest.digest)]
+    served = Content(ingest.digest, len(BODY), ("docker.io/library/app",))
+    await store._handle(Containerd(served), changed)  # type: ignore[arg-type]
+    assert store.describe(ingest.digest) is not None
+    await store._handle(Containerd(), changed)  # type: ignore[arg-type]
+    assert store.describe(ingest.digest) is None
+    assert await store.downloading(ingest.digest) is None
 
 
 async def _found(store: Store, digest: Digest) -> GrowingFile:
