@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import threading
@@ -14,6 +15,7 @@ from fakes.content_store import FakeContentStore, FakeIngest
 from fakes.memory_store import MemoryStore
 from structlog.testing import capture_logs
 
+from spegel_consul.disk import foreign_files
 from spegel_consul.oci.descriptor import Descriptor
 from spegel_consul.oci.digest import Digest
 from spegel_consul.store import Store
@@ -379,6 +381,33 @@ async def test_content_of_refused_images_is_not_shown(tmp_path: Path) -> None:
     assert await store.downloading(ingest.digest) is None
     store._index.put_content(Content(ingest.digest, len(BODY), ("docker.io/library/app",)))
     (await _found(store, ingest.digest)).close()
+
+
+@pytest.mark.parametrize("call", ["size", "abandoned"])
+async def test_a_file_system_that_loses_files_leaves_none_open(
+    observed: Observed, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """As a network file system may: the file was opened, and then its state can't be asked."""
+    opened: list[int] = []
+    real = foreign_files.open_regular
+
+    def open_regular(path: str | Path, *, follow: bool = True) -> int:
+        opened.append(real(path, follow=follow))
+        return opened[-1]
+
+    def lost(file: GrowingFile) -> int:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    ingest = observed.content.begin(BODY)
+    await ingest.grow(5)
+    observed.content.begin(BODY)
+    monkeypatch.setattr(foreign_files, "open_regular", open_regular)
+    monkeypatch.setattr(GrowingFile, call, lost)
+    assert await observed.ingests.open(ingest.digest) is None
+    assert opened
+    for fd in opened:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
 
 
 class Containerd:
