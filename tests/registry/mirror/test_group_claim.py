@@ -13,6 +13,7 @@ from spegel_consul.peers import Provider
 from spegel_consul.registry.mirror.following.group_claim import (
     CLAIM_WITHIN,
     LINGER,
+    LOST_FOR,
     SKIPPED,
     STANDSTILL,
     Follow,
@@ -123,6 +124,21 @@ def test_all_requests_leave_a_source_together(rig: Rig, verdict: Verdict) -> Non
 
 
 def test_the_first_usable_source_is_followed(rig: Rig) -> None:
+    rig.report(follow(BARRED, TWO))
+    assert rig.claim.to_follow is TWO
+
+
+def test_a_source_that_failed_does_not_stand_in_again_for_one_that_can_not_be_asked(rig: Rig) -> None:
+    """The keeper believes a loss of the first source only, so it would name the same two without end."""
+    rig.report(follow(BARRED, TWO))
+    rig.request().lost(Why.CUT)
+    assert rig.report(follow(BARRED, TWO)) == ("two", Why.CUT)
+    assert not rig.claim.answered
+    assert rig.report(follow(ONE, BARRED)) == ("barred", Why.UNREACHABLE)
+    assert rig.claim.to_follow is ONE
+    rig.report(follow(TWO))
+    assert rig.claim.to_follow is TWO, "the keeper may assign it again"
+    rig.now += LOST_FOR
     rig.report(follow(BARRED, TWO))
     assert rig.claim.to_follow is TWO
 

@@ -15,7 +15,7 @@ This object has no I/O and no clock. A rule about the meaning of a verdict, or a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from spegel_consul.bounded_dict import BoundedDict
@@ -35,10 +35,14 @@ LINGER = 10.0
 STANDSTILL = 60.0
 """Seconds without growth after which the downloads of a group do not count as work."""
 
+LOST_FOR = 60.0
+"""Seconds in which a source that failed does not stand in for the first one of a verdict, if that can't be asked."""
+
 _LEAST_AGAIN, _MOST_AGAIN = 0.5, 20.0  # seconds between two reports, whatever a keeper asks for
 _APART = 0.1  # seconds between two reports, so that many failures at once are few reports
 _RECENT = 0.5  # seconds for which a verdict counts that nobody works by
 _MOST_ASKED = 256
+_MOST_LOST = 64
 _MOST_BAD = 3  # verdicts in a row without a usable source that are reported at once
 
 Usable = Callable[[Provider], bool]
@@ -132,6 +136,7 @@ class GroupClaim:
         self._on_received = on_received
         self._lost: tuple[Provider, Why] | None = None
         self._reported_lost: tuple[Provider, Why] | None = None
+        self._lost_at: BoundedDict[str, float] = BoundedDict(_MOST_LOST)  # by peer id
         self._bad = 0
         self._again = 0.0
         self._work = Work()
@@ -200,6 +205,7 @@ class GroupClaim:
             return
         self._on_failure(why)
         self._lost = source, why
+        self._lost_at[source.peer_id] = self._active_at
         self.history.leave(source, why.name.lower())
         self._skipped_until = -math.inf
         self._pend()
@@ -251,7 +257,7 @@ class GroupClaim:
             return  # the verdict is older than this failure
         self.what = verdict.what
         named = verdict.sources if verdict.what is What.FOLLOW else ()
-        source = next(filter(self._usable, named), None)
+        source = self._first_usable(named)
         self.pending = False
         if source is not None or not named:
             self._bad = 0
@@ -261,6 +267,15 @@ class GroupClaim:
             self._lost = named[0], Why.UNREACHABLE
             self._pend()
         self._change(source, {What.CLAIM: TAKEOVER, What.ALONE: UPSTREAM}.get(verdict.what, MOVED))
+
+    def _first_usable(self, named: Sequence[Provider]) -> Provider | None:
+        """Return the source to follow. The keeper has assigned the first one, and believes losses of that one only."""
+        since = self._now() - LOST_FOR
+        for each in named:
+            lost = self._lost_at.get(each.peer_id, -math.inf) > since
+            if self._usable(each) and (each is named[0] or not lost):
+                return each
+        return None
 
     def _change(self, source: Provider | None, why: str) -> None:
         before, self.source = self.source, source
