@@ -77,7 +77,7 @@ def peer_id_to_text(raw: bytes) -> str:
 
 
 def peer_id_from_text(text: str) -> bytes:
-    """The binary form of a base58 peer id. Raises RingError if it is none."""
+    """The binary form of a base58 peer id. Raises RingError if it is none, or if peers would refuse it."""
     if not 0 < len(text) <= 2 * MAX_PEER_ID:
         raise RingError(f"peer id {text[:100]!r} has an impossible length")
     number = 0
@@ -86,7 +86,10 @@ def peer_id_from_text(text: str) -> bytes:
             raise RingError(f"peer id {text[:100]!r} is not base58")
         number = number * 58 + _DIGIT[character]
     zeros = len(text) - len(text.lstrip("1"))
-    return bytes(zeros) + number.to_bytes((number.bit_length() + 7) // 8, "big")
+    raw = bytes(zeros) + number.to_bytes((number.bit_length() + 7) // 8, "big")
+    if len(raw) > MAX_PEER_ID:
+        raise RingError(f"peer id {text[:100]!r} has {len(raw)} bytes, more than {MAX_PEER_ID}")
+    return raw
 
 
 def is_peer_id(text: str) -> bool:

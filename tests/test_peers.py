@@ -6,7 +6,16 @@ from ipaddress import ip_address
 
 import pytest
 
-from spegel_consul.peers import host_port, in_url, is_mapped, unmapped
+from spegel_consul.peers import (
+    MAX_PEER_ID,
+    RingError,
+    host_port,
+    in_url,
+    is_mapped,
+    peer_id_from_text,
+    peer_id_to_text,
+    unmapped,
+)
 
 
 @pytest.mark.parametrize(
@@ -41,3 +50,11 @@ def test_an_ipv4_address_in_an_ipv6_one_is_seen(text: str, plain: str) -> None:
     address = ip_address(text)
     assert str(unmapped(address)) == plain
     assert is_mapped(address) == text.startswith("::ffff:")
+
+
+@pytest.mark.parametrize("raw", [b"\0" * MAX_PEER_ID, b"\xff" * MAX_PEER_ID])
+def test_a_peer_id_that_peers_would_refuse_is_none(raw: bytes) -> None:
+    """A peer names its id in a header, and this node names that id to other peers."""
+    assert peer_id_from_text(peer_id_to_text(raw)) == raw
+    with pytest.raises(RingError):
+        peer_id_from_text(peer_id_to_text(raw + raw[:1]))

@@ -124,7 +124,9 @@ class GrowingContent:
         ``check_client`` raises OSError if the client has left.
         Raises ManifestUnknown or BlobUnknown if there is nothing to show, RangeInvalid, or :class:`Arrived`.
         """
-        with self._mirror.followers.one(plan.follower, plan.request) as send:
+        digest = plan.request.reference.digest
+        asked = digest is not None and self._mirror.own_requests.asked(digest, trio.current_time())
+        with self._mirror.followers.one(plan.follower, plan.request, asked=asked) as send:
             search = _Search(self._planner, self._store, self._mirror, plan)
             try:
                 head = await search.first_byte(check_client)

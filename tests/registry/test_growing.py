@@ -26,7 +26,7 @@ from spegel_consul.oci.filters import ImageFilter
 from spegel_consul.oci.media import OCI_MANIFEST
 from spegel_consul.oci.path import ContentRequest, parse_content_path
 from spegel_consul.registry import growing
-from spegel_consul.registry.mirror.followers import MOST, WAIT
+from spegel_consul.registry.mirror.followers import MOST, MOST_UNASKED, WAIT
 from spegel_consul.registry.mirror.own_requests import SHOWN_FOR
 from spegel_consul.ring.dht.claims import What
 from spegel_consul.store.containerd import ingests as ingests_module
@@ -480,9 +480,10 @@ async def test_credentials_come_first(autojump_clock: MockClock, start: Any, tmp
         ("GET", ["X-Spegel-Mirrored: true", "X-Spegel-Follow: "]),
         ("GET", ["X-Spegel-Mirrored: true", "X-Spegel-Follow: true, O0Il"]),
         ("GET", ["X-Spegel-Mirrored: true", f"X-Spegel-Follow: {'1' * 200}"]),
+        ("GET", ["X-Spegel-Mirrored: true", f"X-Spegel-Follow: {'z' * 128}"]),
         ("HEAD", ["X-Spegel-Mirrored: true", f"X-Spegel-Follow: {PEER}"]),
     ],
-    ids=["Spegel", "no peer", "no base58", "too long", "HEAD"],
+    ids=["Spegel", "no peer", "no base58", "too long", "too many bytes", "HEAD"],
 )
 async def test_other_peers_get_404_at_once(
     autojump_clock: MockClock, node: Any, method: str, fields: list[str]
@@ -558,6 +559,26 @@ async def test_the_sixty_fifth_follower(autojump_clock: MockClock, node: Any, nu
     leave.set()
     await trio.sleep(1)
     assert await status(followed(node)) == 200
+
+
+async def test_requests_for_what_nobody_asked_for_leave_room(
+    autojump_clock: MockClock, node: Any, nursery: trio.Nursery
+) -> None:
+    """They need no digest that exists, and would keep all others from following this node."""
+    node.store.download(LAYER).grow_to(MIB)
+    ends: list[int] = []
+
+    async def guess(number: int) -> None:
+        ends.append(await status(followed(node, Digest.of(b"%d" % number))))
+
+    for number in range(MOST):
+        nursery.start_soon(guess, number)
+    await trio.sleep(0.3)
+    assert ends == [404] * (MOST - MOST_UNASKED)
+    assert await status(followed(node)) == 200
+    await trio.sleep(growing.UNASKED + 1)
+    assert ends == [404] * MOST
+    assert not node.mirror.followers.live()
 
 
 async def test_clients_that_leave_free_everything(autojump_clock: MockClock, node: Any) -> None:

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,14 @@ from fakes.content_store import FakeContentStore, FakeIngest
 from fakes.memory_store import MemoryStore
 from structlog.testing import capture_logs
 
+from spegel_consul.disk import foreign_files
 from spegel_consul.oci.descriptor import Descriptor
 from spegel_consul.oci.digest import Digest
 from spegel_consul.store import Store
 from spegel_consul.store.containerd import ingests
 from spegel_consul.store.containerd.awaited_content import PAUSES, AwaitedContent
 from spegel_consul.store.containerd.containerd_store import ContainerdStore
+from spegel_consul.store.containerd.conversion import ContentChanged
 from spegel_consul.store.containerd.ingests import Ingests
 from spegel_consul.store.index import Content, ImageRecord, Index
 from spegel_consul.store.union import UnionStore
@@ -393,6 +396,60 @@ async def test_only_what_the_index_does_not_know_is_expected(tmp_path: Path) -> 
     due = store._awaited.next
     store.expect(unknown)
     assert store._awaited.next == due, "a question that is under way goes on"
+
+
+@pytest.mark.parametrize("call", ["size", "abandoned"])
+async def test_a_file_system_that_loses_files_leaves_none_open(
+    observed: Observed, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """As a network file system may: the file was opened, and then its state can't be asked."""
+    opened: list[int] = []
+    real = foreign_files.open_regular
+
+    def open_regular(path: str | Path, *, follow: bool = True) -> int:
+        opened.append(real(path, follow=follow))
+        return opened[-1]
+
+    def lost(file: GrowingFile) -> int:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    ingest = observed.content.begin(BODY)
+    await ingest.grow(5)
+    observed.content.begin(BODY)
+    monkeypatch.setattr(foreign_files, "open_regular", open_regular)
+    monkeypatch.setattr(GrowingFile, call, lost)
+    assert await observed.ingests.open(ingest.digest) is None
+    assert opened
+    for fd in opened:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
+
+
+class Containerd:
+    """Has ``contents``."""
+
+    def __init__(self, *contents: Content) -> None:
+        self.contents = contents
+
+    async def find(self, digests: Collection[Digest]) -> list[Content]:
+        return [content for content in self.contents if content.digest in digests]
+
+
+async def test_content_that_this_namespace_had_and_deleted_is_not_shown(tmp_path: Path) -> None:
+    """The file may still be there, because another namespace has the same content."""
+    store = ContainerdStore(lambda: NOWHERE, "k8s.io", tmp_path / "content")
+    ingest = FakeContentStore(tmp_path / "content").begin(BODY)
+    (await _found(store, ingest.digest)).close()
+    await ingest.commit()
+    await trio.sleep(2 * ingests.SHARED)
+    (await _found(store, ingest.digest)).close()
+    changed = [ContentChanged(ingest.digest)]
+    served = Content(ingest.digest, len(BODY), ("docker.io/library/app",))
+    await store._handle(Containerd(served), changed)  # type: ignore[arg-type]
+    assert store.describe(ingest.digest) is not None
+    await store._handle(Containerd(), changed)  # type: ignore[arg-type]
+    assert store.describe(ingest.digest) is None
+    assert await store.downloading(ingest.digest) is None
 
 
 async def _found(store: Store, digest: Digest) -> GrowingFile:

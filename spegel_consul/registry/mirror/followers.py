@@ -26,6 +26,10 @@ WAIT = 30.0
 MOST = 64
 """Followed requests at a time; those that wait for their first byte are counted."""
 
+MOST_UNASKED = 32
+"""The same, for content that this node's own runtime has not asked for yet. They need no digest that exists, so they
+must not take the room of the others."""
+
 LAG = 4 << 20
 """Bytes that a follower may lag behind the file."""
 
@@ -39,10 +43,12 @@ MOST_BEHIND = 16
 class FollowedSend:
     """One followed request. Plain object: the caller gives ``now`` in seconds."""
 
-    def __init__(self, peer: str, request: ContentRequest) -> None:
+    def __init__(self, peer: str, request: ContentRequest, *, asked: bool = True) -> None:
         self.peer = peer
         """The peer id of the follower, as it said itself."""
         self.request = request
+        self.asked = asked
+        """Whether the node's own runtime has asked for the content; it has when the content is sent."""
         self.behind = False
         """Whether the follower did not keep up when it was looked at last."""
         self._file: GrowingFile | None = None
@@ -53,6 +59,7 @@ class FollowedSend:
 
     def begin(self, file: GrowingFile, start: int, position: Position, now: float) -> None:
         """Note that ``position.total`` bytes of ``file`` are sent now, beginning with the byte ``start``."""
+        self.asked = True
         self._file, self._start, self._position = file, start, position
         self._compared, self._since = self.lag, now
 
@@ -97,11 +104,16 @@ class Followers:
         self._sends: list[FollowedSend] = []
 
     @contextmanager
-    def one(self, peer: str, request: ContentRequest) -> Iterator[FollowedSend]:
-        """Count a request of the peer ``peer``. Raises ManifestUnknown or BlobUnknown if there are too many."""
+    def one(self, peer: str, request: ContentRequest, *, asked: bool = True) -> Iterator[FollowedSend]:
+        """Count a request of the peer ``peer``. ``asked``: whether the node's own runtime has asked for the content.
+
+        Raises ManifestUnknown or BlobUnknown if there are too many.
+        """
         if len(self._sends) >= MOST:
             raise unknown(request, f"{MOST} peers follow downloads of this node already: ask another node")
-        send = FollowedSend(peer, request)
+        if not asked and sum(not each.asked for each in self._sends) >= MOST_UNASKED:
+            raise unknown(request, f"{MOST_UNASKED} peers wait for such content of this node already: ask later")
+        send = FollowedSend(peer, request, asked=asked)
         self._sends.append(send)
         try:
             yield send

@@ -107,10 +107,14 @@ class MirrorPeers:
         self._disk = trio.CapacityLimiter(2)  # a disk may hang
         self.on_resolved: Callable[[float], None] = metrics.resolve_duration.labels("libp2p").observe
 
-    def learn(self, digest: Digest, manifest: bytes) -> None:
-        """Remember what a manifest says about other content: sizes, and their group."""
+    def learn(self, digest: Digest, manifest: bytes, client: str = "") -> None:
+        """Remember what a manifest for ``client`` says about other content: sizes, and their group.
+
+        Only clients of this machine, "", change groups, because this node follows for its own runtime only, and a
+        manifest of a stranger could put a blob into a group whose keeper the stranger is.
+        """
         self.sizes.learn(manifest)
-        if self.follows is not None:
+        if self.follows is not None and not client:
             self.follows.groups.learn(digest, manifest)
 
     def may_ask(self, provider: Provider) -> bool:

@@ -191,9 +191,9 @@ class Claims:
         self._groups[group] = found
         found.touched = now
         for gone in found.expire(now):
-            self._uncount(gone.peer)
+            self._uncount(gone)
         pause = min(LONGEST_PAUSE, max(REPORT_EVERY, len(found.entries) / REPORTS_PER_SECOND))
-        mine = found.entries.get(peer) or self._admit(found, peer, now)
+        mine = self._entry_of(found, peer, now)
         if mine is not None:
             self._note(found, mine, report, pause, now)
             self._decide(found, mine, report, now)
@@ -241,11 +241,10 @@ class Claims:
                 group.claim(mine, now)
             return
         source = group.entries.get(held)
-        if source is None and not group.has_failed(held, now):
-            source = self._admit(group, held, now)
-            if source is not None:
-                source.presumed, source.until, source.due = True, now + SETTLE, now + REPORT_EVERY
-                group.claim(source, now)
+        if source is None and not group.has_failed(held, now) and len(group.entries) < MAX_OF_GROUP:
+            source = group.add(held, now)  # not of the share of that peer, which has not said anything
+            source.presumed, source.until, source.due = True, now + SETTLE, now + REPORT_EVERY
+            group.claim(source, now)
         if source is not None and group.chain(source, now, avoid=mine) is not None:
             group.follow(mine, source, now)
             mine.moved_at = -math.inf
@@ -359,27 +358,32 @@ class Claims:
             if chosen is not None and chosen[0][:3] < present[:3]:
                 group.follow(mine, chosen[1], now)
 
-    def _admit(self, group: _Group, peer: bytes, now: float) -> Entry | None:
-        """A new entry, unless the group or the share of the peer is full."""
-        if len(group.entries) >= MAX_OF_GROUP or self._held_by[peer] >= MAX_OF_PEER:
+    def _entry_of(self, group: _Group, peer: bytes, now: float) -> Entry | None:
+        """The entry of a peer that reports, perhaps a new one; None if the group or the share of the peer is full."""
+        found = group.entries.get(peer)
+        if found is not None and not found.presumed:
+            return found
+        if self._held_by[peer] >= MAX_OF_PEER or (found is None and len(group.entries) >= MAX_OF_GROUP):
             return None
         self._held_by[peer] += 1
-        return group.add(peer, now)
+        return found or group.add(peer, now)
 
     def _drop(self, group: _Group, entry: Entry) -> None:
         group.remove(entry)
-        self._uncount(entry.peer)
+        self._uncount(entry)
 
-    def _uncount(self, peer: bytes) -> None:
-        self._held_by[peer] -= 1
-        if self._held_by[peer] <= 0:
-            del self._held_by[peer]
+    def _uncount(self, entry: Entry) -> None:
+        if entry.presumed:
+            return
+        self._held_by[entry.peer] -= 1
+        if self._held_by[entry.peer] <= 0:
+            del self._held_by[entry.peer]
 
     def _forget_stale(self, now: float) -> None:
         """Forget the groups from which no report came for long."""
         for group in list(self._stale(now)):
-            for peer in self._groups.pop(group).entries:
-                self._uncount(peer)
+            for entry in self._groups.pop(group).entries.values():
+                self._uncount(entry)
 
     def _stale(self, now: float) -> Iterator[bytes]:
         for group, found in self._groups.items():

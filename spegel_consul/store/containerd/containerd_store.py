@@ -235,8 +235,9 @@ class ContainerdStore(IndexedStore):
         for digest in filter(self._awaited.__contains__, asked):
             settled = self._index.describe(digest) is not None or self._index.refuses(digest)
             given_up = self._awaited.answered(digest, settled, trio.current_time())
-            if given_up and not self._index.is_stray(digest):
-                self._ingests.forget(digest)  # the namespace does not have it
+            # the index tells what it has, and when it has it no more; or the namespace has never had it
+            if settled or (given_up and not self._index.is_stray(digest)):
+                self._ingests.forget(digest)
         if any(self._index.is_stray(digest) for digest in asked if digest not in self._awaited):
             self._list_within(SOON)
 

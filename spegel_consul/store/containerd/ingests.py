@@ -121,44 +121,48 @@ def open_download(root: Path, digest: Digest, names: Sequence[str]) -> GrowingFi
     are there already is not known.
     """
     directories = [f"{root}/ingest/{name}" for name in names[:_MOST_EACH]]
-    growing = _longest(directories)
+    opened: list[GrowingFile] = []
+    found: GrowingFile | None = None
+    try:
+        found = _choose(root, digest, directories, opened)
+        return found
+    finally:  # also if the file system has lost one of them
+        for file in opened:
+            if file is not found:
+                file.close()
+
+
+def _choose(root: Path, digest: Digest, directories: Sequence[str], opened: list[GrowingFile]) -> GrowingFile:
+    """Return the file to show; all files that were opened are in ``opened``."""
+    growing = _longest(directories, opened)
     if growing is not None and growing.total is not None:
         return growing
     try:
-        blob = _open_blob(root, digest)
+        blob = _open_blob(root, digest, opened)
     except OSError:
         if growing is None:
             raise
         return growing
     # a commit renames data and then deletes the directory, so a missing file may tell of a commit; a blob beside an
     # ingest that goes on is another namespace's
-    if growing is not None and not _same(growing, blob):
-        blob.close()
+    if growing is not None and not os.path.sameopenfile(growing.fd, blob.fd):
         return growing
     if growing is None and any(map(os.path.lexists, directories)):
-        blob.close()
         raise FileNotFoundError(f"the download of {digest} has not begun, or is being committed")
-    if growing is not None:
-        growing.close()
     return blob
 
 
-def _longest(directories: Iterable[str]) -> GrowingFile | None:
+def _longest(directories: Iterable[str], opened: list[GrowingFile]) -> GrowingFile | None:
     """Open the ingest that has most bytes."""
     best: GrowingFile | None = None
     for directory in directories:
-        try:
-            fd = foreign_files.open_regular(f"{directory}/data", follow=False)
-        except OSError:
-            continue
-        # total is read after data was opened, because containerd writes it before
-        file = GrowingFile(fd, _total(f"{directory}/total", os.fstat(fd).st_size))
-        if file.abandoned() or (best is not None and file.size() <= best.size()):
-            file.close()
-            continue
-        if best is not None:
-            best.close()
-        best = file
+        with suppress(OSError):
+            file = GrowingFile(foreign_files.open_regular(f"{directory}/data", follow=False), None)
+            opened.append(file)
+            # total is read after data was opened, because containerd writes it before
+            file.total = _total(f"{directory}/total", file.size())
+            if not file.abandoned() and (best is None or file.size() > best.size()):
+                best = file
     return best
 
 
@@ -171,13 +175,11 @@ def _total(path: str, size: int) -> int | None:
     return total if total > 0 and total >= size else None
 
 
-def _open_blob(root: Path, digest: Digest) -> GrowingFile:
-    fd = foreign_files.open_regular(blob_file(root, digest), follow=False)
-    return GrowingFile(fd, os.fstat(fd).st_size, committed=True)
-
-
-def _same(one: GrowingFile, other: GrowingFile) -> bool:
-    return os.path.sameopenfile(one.fd, other.fd)
+def _open_blob(root: Path, digest: Digest, opened: list[GrowingFile]) -> GrowingFile:
+    file = GrowingFile(foreign_files.open_regular(blob_file(root, digest), follow=False), None, committed=True)
+    opened.append(file)
+    file.total = file.size()
+    return file
 
 
 class Ingests:

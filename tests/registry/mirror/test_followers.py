@@ -9,7 +9,7 @@ import pytest
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import BlobUnknown
 from spegel_consul.oci.path import parse_content_path
-from spegel_consul.registry.mirror.followers import LAG, MOST, MOST_BEHIND, Followers
+from spegel_consul.registry.mirror.followers import LAG, MOST, MOST_BEHIND, MOST_UNASKED, Followers
 from spegel_consul.zerocopy.growing_file import GrowingFile
 from spegel_consul.zerocopy.position import Position
 
@@ -123,3 +123,14 @@ def test_there_are_sixty_four_at_a_time() -> None:
             with pytest.raises(BlobUnknown, match="64 peers follow"):
                 stack.enter_context(followers.one("n65", REQUEST))
         stack.enter_context(followers.one("n65", REQUEST))
+
+
+def test_requests_that_come_first_leave_room_for_the_others(file: File) -> None:
+    followers = Followers()
+    with ExitStack() as stack:
+        early = [stack.enter_context(followers.one("n2", REQUEST, asked=False)) for _ in range(MOST_UNASKED)]
+        with pytest.raises(BlobUnknown):
+            stack.enter_context(followers.one("n2", REQUEST, asked=False))
+        stack.enter_context(followers.one("n3", REQUEST))
+        early[0].begin(file.file, 0, Position(TOTAL), 0.0)  # the node's own runtime has asked for it now
+        stack.enter_context(followers.one("n2", REQUEST, asked=False))

@@ -565,6 +565,22 @@ async def test_the_group_is_read_from_the_manifest_that_the_runtime_took_from_up
     assert {group for group, _ in asker.router.reports} == {GROUP}
 
 
+@pytest.mark.parametrize("client", ["127.0.0.1", "127.0.0.2"], ids=["own", "of another machine"])
+async def test_only_manifests_of_own_clients_change_groups(
+    start_node: Any, sources: list[GrowingSource], tmp_path: Path, client: str
+) -> None:
+    """Otherwise a stranger could choose the group of a blob here, and so its keeper."""
+    asker = await start(start_node, tmp_path)
+    asker.router.knows(sources[0].address)
+    crafted = MANIFEST + b"\n"
+    sources[0].content = {Digest.of(crafted): crafted}
+    transport = httpx.AsyncHTTPTransport(local_address=client)
+    async with httpx.AsyncClient(base_url=asker.url, transport=transport) as asks:
+        assert (await asks.get(path(crafted, "manifests"))).content == crafted
+    groups = asker.mirror.peers.follows.groups
+    assert groups.known(Digest.of(LAYER)) == (Digest.of(crafted) if client == "127.0.0.1" else GROUP)
+
+
 async def test_a_runtime_that_begins_its_download_a_moment_later_is_a_claimer(start_node: Any, tmp_path: Path) -> None:
     store = DownloadingStore(tmp_path / "asker")
     asker = await start_node(settings=STREAMED, store=store)

@@ -13,6 +13,7 @@ from spegel_consul.peers import Provider
 from spegel_consul.registry.mirror.following.group_claim import (
     CLAIM_WITHIN,
     LINGER,
+    LOST_FOR,
     RECENTLY,
     SKIPPED,
     STANDSTILL,
@@ -20,7 +21,7 @@ from spegel_consul.registry.mirror.following.group_claim import (
     GroupClaim,
     Work,
 )
-from spegel_consul.ring.dht.claims import Verdict, What, Why
+from spegel_consul.ring.dht.claims import MAX_LOSSES, STRUCK_FOR, Verdict, What, Why
 
 ONE, TWO, BARRED = (Provider(name, ("10.0.0.1", port)) for port, name in enumerate(("one", "two", "barred"), 1))
 CLAIM, ALONE = Verdict(What.CLAIM), Verdict(What.ALONE)
@@ -126,6 +127,40 @@ def test_all_requests_leave_a_source_together(rig: Rig, verdict: Verdict) -> Non
 def test_the_first_usable_source_is_followed(rig: Rig) -> None:
     rig.report(follow(BARRED, TWO))
     assert rig.claim.to_follow is TWO
+
+
+def test_a_source_that_failed_does_not_stand_in_again_for_one_that_can_not_be_asked(rig: Rig) -> None:
+    """The keeper believes a loss of the first source only, so it would name the same two without end."""
+    rig.report(follow(BARRED, TWO))
+    rig.request().lost(Why.CUT)
+    assert rig.report(follow(BARRED, TWO)) == ("two", Why.CUT)
+    assert not rig.claim.answered
+    assert rig.report(follow(ONE, BARRED)) == ("barred", Why.UNREACHABLE)
+    assert rig.claim.to_follow is ONE
+    rig.report(follow(TWO))
+    assert rig.claim.to_follow is TWO, "the keeper may assign it again"
+    rig.now += LOST_FOR
+    rig.report(follow(BARRED, TWO))
+    assert rig.claim.to_follow is TWO
+
+
+def test_a_keeper_that_names_nothing_but_sources_that_fail_is_not_believed_for_a_while(rig: Rig) -> None:
+    """An honest keeper says "alone" by itself after as many failures. A dishonest one makes each request wait."""
+    rig.report(follow(ONE))
+    for number in range(MAX_LOSSES):
+        rig.request().lost(Why.REFUSED)
+        rig.report(follow(TWO if number % 2 else ONE))
+    assert (rig.claim.answered, rig.claim.to_follow, rig.claim.role) == (True, None, "alone")
+    rig.now += STRUCK_FOR - 1
+    rig.claim.ask("layer")
+    assert not rig.claim.ended
+    rig.report(follow(ONE))
+    assert rig.claim.to_follow is None
+    rig.report(CLAIM)
+    assert rig.claim.role == "claimer"
+    rig.now += 1
+    rig.report(follow(ONE))
+    assert rig.claim.to_follow is ONE
 
 
 def test_verdicts_that_can_not_be_followed_are_reported_a_few_times(rig: Rig) -> None:

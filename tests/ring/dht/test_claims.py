@@ -285,3 +285,18 @@ def test_a_source_that_lost_its_place_and_hangs_is_left(keeper: Keeper) -> None:
     assert keeper.report("c") == "b", "it may come for another place"
     keeper.now = 4.5
     assert keeper.report("c") in ("claim", "e", "f")
+
+
+def test_a_liar_uses_up_no_share_but_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rules, "MAX_OF_PEER", 10)
+    claims = Claims()
+
+    def ask(group: int, peer: bytes, held: bytes = b"") -> What:
+        return claims.report(b"%d" % group, peer, Report(serves=True, held=held), 0.0).what
+
+    assert [ask(group, b"liar", held=b"victim") for group in range(11)] == [What.FOLLOW] * 10 + [What.ALONE]
+    assert ask(20, b"victim") is What.CLAIM
+    assert ask(0, b"victim", held=b"victim") is What.CLAIM
+    # a peer that reports an entry which another one caused takes it over, as far as its share goes
+    assert [ask(group, b"victim") for group in range(1, 11)].count(What.ALONE) == 2
+    assert claims.report(b"last", b"victim", Report(serves=True), 61.0).what is What.CLAIM

@@ -42,7 +42,7 @@ def check(claims: Claims) -> None:
     """The invariants of the table."""
     held: Counter[bytes] = Counter()
     for forest in forests(claims):
-        held.update(forest.entries.keys())
+        held.update(peer for peer, entry in forest.entries.items() if not entry.presumed)
         for entry in forest.entries.values():
             seen = set()
             at = entry

@@ -7,7 +7,7 @@ transfers leave a source together, and a node never waits for one source with on
 A source that failed is reported once, whatever number of transfers it failed for. Until the answer is there, requests
 wait, because the answer to an earlier report may still name that source. A request waits for a limited time. If a
 keeper misses it, the requests of the next seconds do not wait at all, and the node goes upstream as if there were no
-keeper.
+keeper. It does so as well after several sources failed, whatever the keeper says, because each may cost some seconds.
 
 This object has no I/O and no clock. A rule about the meaning of a verdict, or about the time of a report, belongs here.
 """
@@ -15,13 +15,13 @@ This object has no I/O and no clock. A rule about the meaning of a verdict, or a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from spegel_consul.bounded_dict import BoundedDict
 from spegel_consul.peers import Provider
 from spegel_consul.registry.mirror.following.group_history import MOVED, NO_KEEPER, TAKEOVER, UPSTREAM, GroupHistory
-from spegel_consul.ring.dht.claims import ClaimReport, Verdict, What, Why
+from spegel_consul.ring.dht.claims import MAX_LOSSES, STRUCK_FOR, ClaimReport, Verdict, What, Why
 
 CLAIM_WITHIN = 2.0
 """Seconds that a request waits for a verdict."""
@@ -38,10 +38,14 @@ STANDSTILL = 60.0
 RECENTLY = 5.0
 """Seconds after the last body of a source in which the group counts as followed: a runtime begins the next one soon."""
 
+LOST_FOR = 60.0
+"""Seconds in which a source that failed does not stand in for the first one of a verdict, if that can't be asked."""
+
 _LEAST_AGAIN, _MOST_AGAIN = 0.5, 20.0  # seconds between two reports, whatever a keeper asks for
 _APART = 0.1  # seconds between two reports, so that many failures at once are few reports
 _RECENT = 0.5  # seconds for which a verdict counts that nobody works by
 _MOST_ASKED = 256
+_MOST_LOST = 64
 _MOST_BAD = 3  # verdicts in a row without a usable source that are reported at once
 
 Usable = Callable[[Provider], bool]
@@ -137,6 +141,9 @@ class GroupClaim:
         self._on_received = on_received
         self._lost: tuple[Provider, Why] | None = None
         self._reported_lost: tuple[Provider, Why] | None = None
+        self._lost_at: BoundedDict[str, float] = BoundedDict(_MOST_LOST)  # by peer id
+        self._losses: list[float] = []
+        self._alone_until = -math.inf
         self._bad = 0
         self._again = 0.0
         self._work = Work()
@@ -217,6 +224,10 @@ class GroupClaim:
             return
         self._on_failure(why)
         self._lost = source, why
+        self._lost_at[source.peer_id] = self._active_at
+        self._losses = [*(at for at in self._losses if at > self._active_at - STRUCK_FOR), self._active_at]
+        if len(self._losses) >= MAX_LOSSES:
+            self._alone_until = self._active_at + STRUCK_FOR
         self.history.leave(source, why.name.lower())
         self._skipped_until = -math.inf
         self._pend()
@@ -242,7 +253,7 @@ class GroupClaim:
     def ended(self) -> bool:
         """Whether no report is due any more, because nothing of the group is under way."""
         now = self._now()
-        if self.pending or self.follows or self.waiting or now < self._skipped_until:
+        if self.pending or self.follows or self.waiting or now < max(self._skipped_until, self._alone_until):
             return False
         if self._work.working:  # a runtime that was stopped may leave a download as it is, for a later pull
             return now >= self._active_at + STANDSTILL
@@ -266,9 +277,11 @@ class GroupClaim:
         self._again = min(max(verdict.again, _LEAST_AGAIN), _MOST_AGAIN)
         if self._lost is not None:
             return  # the verdict is older than this failure
+        if verdict.what is What.FOLLOW and now < self._alone_until:  # an honest keeper says the same
+            verdict = Verdict(What.ALONE, again=verdict.again)
         self.what = verdict.what
         named = verdict.sources if verdict.what is What.FOLLOW else ()
-        source = next(filter(self._usable, named), None)
+        source = self._first_usable(named)
         self.pending = False
         if source is not None or not named:
             self._bad = 0
@@ -278,6 +291,15 @@ class GroupClaim:
             self._lost = named[0], Why.UNREACHABLE
             self._pend()
         self._change(source, {What.CLAIM: TAKEOVER, What.ALONE: UPSTREAM}.get(verdict.what, MOVED))
+
+    def _first_usable(self, named: Sequence[Provider]) -> Provider | None:
+        """Return the source to follow. The keeper has assigned the first one, and believes losses of that one only."""
+        since = self._now() - LOST_FOR
+        for each in named:
+            lost = self._lost_at.get(each.peer_id, -math.inf) > since
+            if self._usable(each) and (each is named[0] or not lost):
+                return each
+        return None
 
     def _change(self, source: Provider | None, why: str) -> None:
         before, self.source = self.source, source

@@ -78,7 +78,7 @@ class Question:
             if request.kind is Kind.MANIFEST:
                 body = await peers.read(response, head, provider, "GET", blame=not follows)
                 head = replace(head, media_type=type_of(body, head.media_type))
-                peers.learn(head.digest, body)
+                peers.learn(head.digest, body, self._trace.client)
             elif self.method == "HEAD" or peers.is_small(head):
                 body = await peers.read(response, head, provider, self.method, blame=not follows)
         except BaseException:
