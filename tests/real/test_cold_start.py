@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 
@@ -18,9 +19,13 @@ LAYERS = [10 * MIB, 9 * MIB, 6 * MIB]
 FLAGS = {"follow": "on", "verify_first": "8MiB"}  # so the first two layers pass as they grow, and the last one is held
 COPIES = 1.2
 UPSTREAM = 100  # Mbit/s: 2 s for one copy
+ALL_RUNTIMES = ["1.7", "2.1", "2.1-parallel", "docker28"]
+RUNTIMES = (
+    ALL_RUNTIMES if os.environ.get("SPEGEL_FAULTS") == "all" else ["1.7", "2.1-parallel"]
+)  # `make faults` takes all
 
 
-@pytest.fixture(scope="module", params=["1.7", "2.1", "2.1-parallel", "docker28"])
+@pytest.fixture(scope="module", params=RUNTIMES)
 def cold(request: pytest.FixtureRequest) -> Iterator[ColdStart]:
     with ColdStart([request.param] * 3, upstream_mbit=UPSTREAM) as cold:
         cold.start_sidecars(**FLAGS)
