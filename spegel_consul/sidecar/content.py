@@ -67,7 +67,8 @@ async def start_content(
     settings: Settings, node: PreparedNode, stages: Stages, resources: AsyncExitStack, stopping: trio.Event
 ) -> Content:
     """Start the stages from the store to the two ports. Raises RingError."""
-    store = _store(settings)
+    socket_of = _containerd_socket(settings.containerd_sock)
+    store = _store(settings, socket_of)
     resources.callback(node.router.close)
     router = ReplaceableRouter(_router_maker(node))
     await stages.start("store", store.run)
@@ -107,7 +108,7 @@ async def start_content(
         allowed_hosts=settings.web_allowed_hosts,
         followers=mirror.followers,
         follows=mirror.peers.follows,
-        preheat=_preheat_rules(settings),
+        preheat=_preheat_rules(settings, socket_of),
     )
     await _serve(settings, node, stages, view, mirror)
     mirror.traces.on_end = _log_trace
@@ -155,10 +156,9 @@ async def _serve(settings: Settings, node: PreparedNode, stages: Stages, view: N
     )
 
 
-def _store(settings: Settings) -> CountedStore:
+def _store(settings: Settings, socket_of: Callable[[], Path]) -> CountedStore:
     if settings.layout_path is not None:
         return LayoutStore(settings.layout_path, settings.images.accepts)
-    socket_of = _containerd_socket(settings.containerd_sock)
     stores = [
         ContainerdStore(
             socket_of,
@@ -172,11 +172,11 @@ def _store(settings: Settings) -> CountedStore:
     return stores[0] if len(stores) == 1 else UnionStore(stores)
 
 
-def _preheat_rules(settings: Settings) -> PreheatRules | None:
+def _preheat_rules(settings: Settings, socket_of: Callable[[], Path]) -> PreheatRules | None:
     if not settings.preheat:
         return None
     runtimes = NodeRuntimes(
-        _containerd_socket(settings.containerd_sock),
+        socket_of,
         settings.containerd_namespaces,
         settings.docker_sock,
         settings.containerd_registry_config_path,
@@ -185,7 +185,7 @@ def _preheat_rules(settings: Settings) -> PreheatRules | None:
 
 
 def _containerd_socket(told: Path | None) -> Callable[[], Path]:
-    """One search for all namespaces, so that all stores read the same containerd."""
+    """One search for the node, so that stores and preheats use the same containerd."""
     return SocketSearch().look if told is None else lambda: told
 
 

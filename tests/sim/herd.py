@@ -52,7 +52,7 @@ class Scene:
     patient: bool = True
     """Whether a source that waits for its own source keeps its followers waiting, up to WAIT and CHAIN_STALL."""
     hung_claimer: str = ""
-    """What of the first node hangs: its "runtime", or its "machine", which is the keeper too if ``keeper_dies``."""
+    """The hanging part of the first node: "runtime" or "machine"; the machine is the keeper too if ``keeper_dies``."""
     hangs_at: float = 3.0
     providers_first: bool = False
     """Whether a layer is asked of complete nodes before the source of the verdict."""

@@ -123,7 +123,7 @@ async def test_a_liar_that_names_an_honest_address_as_its_own_does_not_get_it_ba
 @pytest.mark.parametrize("size", [1000, len(LAYER)], ids=["read whole", "held"])
 @pytest.mark.parametrize("lies", [True, False], ids=["lies", "has nothing"])
 async def test_one_address_under_many_ids_is_asked_once(pair: Any, start_peer: Any, size: int, lies: bool) -> None:
-    """Else its ids use up the attempts, and whoever has the content is not asked."""
+    """Otherwise its ids use up the attempts, and the node that has the content is not asked."""
     holder, asker = pair
     digest = holder.store.add_content(LAYER[:size])
     bad = await start_peer(*((head(200, size), bytes(size)) if lies else (NOT_FOUND,)))

@@ -101,7 +101,7 @@ class Follows:
     async def _keep(self, active: ActiveGroup) -> None:
         try:
             await active.run()
-        except Exception:
+        except Exception:  # all groups share the nursery, so an error of one must not end the others
             log.exception("the reports of a group ended", group=active.claim.group)
         finally:
             del self._active[active.claim.group]
@@ -146,7 +146,7 @@ class Follows:
                     verdict = await self._router.claim(claim.group, report)
                 except RingError as exc:
                     log.debug("no keeper answers", group=claim.group, error=str(exc))
-                except Exception:
+                except Exception:  # a report without an answer, so that waiting requests go upstream at once
                     log.exception("report failed", group=claim.group)
             if verdict is None:
                 self._metrics.claims.labels("none").inc()
