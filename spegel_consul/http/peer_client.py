@@ -4,33 +4,26 @@ Three deadlines keep a pull from hanging on a peer: to connect, to the first byt
 bytes after it. The mirror's client waits for more than a minute, so these deadlines are its only protection. A
 connection returns to the idle ones only if its answer was read to the end. It is reused only if the peer has sent
 nothing since.
-
-A new rule about connections to peers or their deadlines belongs here. Framing belongs to
-:mod:`spegel_consul.http.response_head`, and the acceptance of an answer to the caller.
+A new rule about requests to peers, or their deadlines, belongs here. The connection and its encryption belong to
+:mod:`spegel_consul.http.registry_connection`, framing to :mod:`spegel_consul.http.response_head`, and the acceptance
+of an answer to the caller.
 """
 
 from __future__ import annotations
 
-import os
-import socket
-import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 
 import trio
 
+from spegel_consul.http.peer_tls import PeerTls
+from spegel_consul.http.registry_connection import RegistryConnection, RegistryDialler
 from spegel_consul.http.response_head import MAX_HEAD, Reply, ReplyError, parse_reply
-from spegel_consul.http.tls import Tls
-from spegel_consul.peers import PeerError, host_port
-from spegel_consul.zerocopy.send import send_bytes
+from spegel_consul.peers import PeerError
 from spegel_consul.zerocopy.source import Throughput
 
 _RECEIVE = 1 << 18
 _RECEIVE_HEAD = 1 << 12  # not more, because bytes of the body that come with the head can't be spliced
-
-
-class Unreachable(PeerError):
-    """No connection to the peer's address could be made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +45,15 @@ class PeerLimits:
 class PeerResponse:
     """The head of an answer, and its body as a stream. Discard it, or read it to the end."""
 
-    def __init__(self, client: PeerClient, connection: _Connection, reply: Reply) -> None:
+    def __init__(self, client: PeerClient, connection: RegistryConnection, reply: Reply) -> None:
         self._client = client
-        self._connection: _Connection | None = connection
+        self._connection: RegistryConnection | None = connection
         self._reply = reply
         self._received = reply.body
         self._left = reply.length - len(reply.body)
         self.status = reply.status
+        self.encrypted = connection.encrypted
+        """Whether the body can only be read by :meth:`chunks`, because :attr:`socket` has it encrypted."""
         self.connected = 0.0 if connection.reused else connection.connected
         """Time at which the connection was made (time.perf_counter()); 0 if it is a reused one."""
 
@@ -128,82 +123,14 @@ class PeerResponse:
             self._connection = None
 
 
-class _Connection:
-    def __init__(
-        self, address: tuple[str, int], sock: trio.socket.SocketType, secure: trio.SSLStream[trio.SocketStream] | None
-    ) -> None:
-        self.address = address
-        self.sock = sock
-        self._secure = secure
-        self.idle_since = 0.0
-        self.reused = False
-        self.connected = time.perf_counter()
-
-    def __str__(self) -> str:
-        return host_port(*self.address)
-
-    def is_quiet(self) -> bool:
-        """Whether the peer has neither closed the connection nor sent bytes without a request."""
-        if self._secure is not None:
-            incoming = getattr(self._secure, "_incoming", None)  # private, because Trio has no public attribute for it
-            if incoming is None or incoming.pending or self._secure.pending():
-                return False
-        try:
-            os.read(self.sock.fileno(), 1)
-        except BlockingIOError:
-            return True
-        except OSError:
-            pass
-        return False
-
-    async def send(self, data: bytes) -> None:
-        """Send ``data``. Raises PeerError."""
-        try:
-            if self._secure is None:
-                await send_bytes(self.sock, data)
-            else:
-                await self._secure.send_all(data)
-        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
-            raise PeerError(f"{self} reset the connection") from None
-
-    async def receive(self, most: int) -> bytes:
-        """Receive at least one byte. Raises PeerError."""
-        try:
-            if self._secure is not None:
-                data = bytes(await self._secure.receive_some(most))
-            else:
-                data = await self._read(most)
-        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
-            raise PeerError(f"{self} reset the connection") from None
-        if not data:
-            raise PeerError(f"{self} closed the connection")
-        return data
-
-    async def _read(self, most: int) -> bytes:
-        fd = self.sock.fileno()
-        while True:
-            try:
-                return os.read(fd, most)
-            except BlockingIOError:
-                await trio.lowlevel.wait_readable(self.sock)
-
-    def close(self) -> None:
-        self.sock.close()
-
-
 class PeerClient:
     """Sends requests to peers, and keeps idle connections for further requests."""
 
-    def __init__(self, limits: PeerLimits | None = None, tls: Tls | None = None) -> None:
+    def __init__(self, limits: PeerLimits | None = None, tls: PeerTls | None = None) -> None:
         self.limits = limits or PeerLimits()
-        self._tls = tls
-        self._idle: dict[tuple[str, int], list[_Connection]] = {}
+        self._dialler = RegistryDialler(tls)
+        self._idle: dict[tuple[str, int], list[RegistryConnection]] = {}
         self._next_sweep = 0.0
-
-    @property
-    def encrypts(self) -> bool:
-        """Whether peers are asked over TLS."""
-        return self._tls is not None
 
     async def request(
         self,
@@ -220,17 +147,20 @@ class PeerClient:
         Raises PeerError; Unreachable if the request was not sent because no connection could be made.
         """
         within = self.limits.first_byte if first_byte is None else first_byte
-        connection = self._reuse(address) or await self._connect(address)
+        connection = self._reuse(address) or await self._dialler.connect(address, self.limits.connect)
         try:
             try:
-                return await self._exchange(connection, method, target, headers, within)
+                response = await self._exchange(connection, method, target, headers, within)
+                if not self._dialler.refuses_plain(connection, response.status):
+                    return response
+                response.discard()
             except PeerError as exc:
-                if not connection.reused or exc.hung:
+                if exc.hung or not (connection.reused or self._dialler.falls_back(connection, exc)):
                     raise
                 # retry on a new connection, because the peer may have closed the idle one at the same moment
-                connection.close()
-                connection = await self._connect(address)
-                return await self._exchange(connection, method, target, headers, within)
+            connection.close()
+            connection = await self._dialler.connect(address, self.limits.connect)
+            return await self._exchange(connection, method, target, headers, within)
         except BaseException:
             connection.close()
             raise
@@ -257,7 +187,7 @@ class PeerClient:
 
     async def _exchange(
         self,
-        connection: _Connection,
+        connection: RegistryConnection,
         method: str,
         target: str,
         headers: Sequence[tuple[str, str]],
@@ -277,13 +207,13 @@ class PeerClient:
         raise PeerError(f"{connection} did not answer within {within:g} s", hung=True)
 
     @staticmethod
-    def _parse(connection: _Connection, data: bytes, method: str) -> Reply | None:
+    def _parse(connection: RegistryConnection, data: bytes, method: str) -> Reply | None:
         try:
             return parse_reply(data, method)
         except ReplyError as exc:
             raise PeerError(f"{connection} did not answer in HTTP: {exc}", broken=True) from None
 
-    def _reuse(self, address: tuple[str, int]) -> _Connection | None:
+    def _reuse(self, address: tuple[str, int]) -> RegistryConnection | None:
         idle = self._idle.get(address, [])
         while idle:
             connection = idle.pop()
@@ -293,35 +223,7 @@ class PeerClient:
             connection.close()
         return None
 
-    async def _connect(self, address: tuple[str, int]) -> _Connection:
-        host, port = address
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        sock = trio.socket.socket(family, socket.SOCK_STREAM)
-        secure = None
-        try:
-            with trio.fail_after(self.limits.connect):
-                await sock.connect(address)
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                if self._tls is not None:
-                    plain, context = trio.SocketStream(sock), self._tls.client()
-                    secure = trio.SSLStream(plain, context, server_hostname=host, https_compatible=True)
-                    await secure.do_handshake()
-        except trio.TooSlowError:
-            sock.close()
-            message = f"{host} port {port} did not accept within {self.limits.connect:g} s"
-            raise Unreachable(message, hung=True) from None
-        except trio.BrokenResourceError as exc:
-            sock.close()
-            raise PeerError(f"{host} port {port} and this node do not agree on TLS: {exc.__cause__ or exc}") from None
-        except OSError as exc:
-            sock.close()
-            raise Unreachable(f"{host} port {port} can't be reached: {exc}") from None
-        except BaseException:
-            sock.close()
-            raise
-        return _Connection(address, sock, secure)
-
-    def _keep(self, connection: _Connection) -> None:
+    def _keep(self, connection: RegistryConnection) -> None:
         now = trio.current_time()
         if now >= self._next_sweep:
             self._next_sweep = now + self.limits.idle

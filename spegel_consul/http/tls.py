@@ -8,8 +8,10 @@ between nodes belongs here.
 from __future__ import annotations
 
 import ssl
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import structlog
 import trio
@@ -17,6 +19,7 @@ import trio
 from spegel_consul.disk import foreign_files as foreign
 from spegel_consul.disk import pem
 from spegel_consul.disk.followed_file import FollowedFile, stamps
+from spegel_consul.http.peer_tls import Encryption, PeerLinks
 from spegel_consul.log import ProblemReport
 
 log = structlog.get_logger(__name__)
@@ -42,15 +45,28 @@ class TlsFiles:
 
 
 class Tls:
-    """Contexts made from ``files``, which :meth:`run` follows. Raises TlsError if the first load fails."""
+    """Contexts made from ``files``, which :meth:`run` follows. Raises TlsError if the first load fails.
 
-    def __init__(self, files: TlsFiles) -> None:
+    Implements :class:`spegel_consul.http.peer_tls.PeerTls`.
+    """
+
+    def __init__(self, files: TlsFiles, encryption: Encryption = Encryption.ALL) -> None:
+        self.encryption = encryption
+        self.links = PeerLinks()
+        self.expires: float | None = None  # of files, which other programs watch
         self._files = files
         self._followed = FollowedFile(
             lambda: stamps(path for path in (files.cert, files.key, files.ca) if path is not None),
             lambda: (_server(files), _client(files)),
         )
         self._contexts = self._followed.load()
+        self._report = ProblemReport(log, "new TLS files are not used", field="error")
+
+    @property
+    def problem(self) -> str | None:
+        """The reason why changed files are not used; None if the files in use are the last ones."""
+        problem = self._report.problem
+        return None if problem is None else f"the changed TLS files are not used: {problem}"
 
     @property
     def verifies_clients(self) -> bool:
@@ -65,14 +81,17 @@ class Tls:
         """The context for a connection to a peer, whose certificate must name the dialled address."""
         return self._contexts[1]
 
+    def accepts(self, certificate: Mapping[str, Any] | None) -> bool:
+        """Every certificate that the contexts have verified, because they know the authorities and the address."""
+        return certificate is not None or not self._files.verify_clients
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Follow the files until cancelled; ``started()`` at once."""
-        report = ProblemReport(log, "new TLS files are not used", field="error")
         task_status.started()
         while True:
             await trio.sleep(_LOOK_EVERY)
             self._contexts = await self._followed.look() or self._contexts
-            report.tell(self._followed.problem)
+            self._report.tell(self._followed.problem)
 
 
 def _server(files: TlsFiles) -> ssl.SSLContext:

@@ -23,9 +23,9 @@ import trio
 from hypercorn.typing import Framework
 
 from spegel_consul.consul.api.backoff import Backoff
+from spegel_consul.http.peer_tls import PeerTls
 from spegel_consul.http.server.connection_limits import ConnectionLimits
 from spegel_consul.http.server.serve import DRAIN_TIMEOUT, serve
-from spegel_consul.http.tls import Tls
 from spegel_consul.registry.fast_path import FastPath
 
 log = structlog.get_logger(__name__)
@@ -77,7 +77,7 @@ class Stages:
         app: Framework,
         sock: socket.socket,
         fast_path: FastPath | None = None,
-        tls: Tls | None = None,
+        tls: PeerTls | None = None,
         limits: ConnectionLimits | None = None,
         called: frozenset[str] = frozenset(),
         drain_timeout: float = DRAIN_TIMEOUT,

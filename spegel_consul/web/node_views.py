@@ -24,7 +24,7 @@ from spegel_consul.consul.catalog.registration import Registration
 from spegel_consul.consul.election.candidate import Candidate
 from spegel_consul.consul.election.election_view import State
 from spegel_consul.http.basic_auth import Credentials
-from spegel_consul.http.tls import Tls
+from spegel_consul.http.peer_tls import PeerTls, is_plain_to_own
 from spegel_consul.join.keeper import RingKeeper
 from spegel_consul.metrics.sidecar_metrics import Metrics
 from spegel_consul.peers import PeerInfo, host_port
@@ -107,7 +107,7 @@ class Node:
     traces: Traces
     penalties: Penalties
     metrics: Metrics
-    tls: Tls | None = None
+    tls: PeerTls | None = None
     credentials: Credentials | None = None
     allowed_hosts: tuple[str, ...] = ()
     """Names by which clients may call the metrics port; see :class:`spegel_consul.web.access.own_names.OwnNames`."""
@@ -164,7 +164,7 @@ class Node:
                 "name": self.name,
                 "version": __version__,
                 "peer_id": self.ring.me.id,
-                "registry": f"{'http' if self.tls is None else 'https'}://{host_port(*self.registry)}",
+                "registry": f"{'http' if is_plain_to_own(self.tls) else 'https'}://{host_port(*self.registry)}",
                 "metrics": f"http://{host_port(*self.metrics_address)}",
                 "router": list(self.ring.me.addrs),
                 "store": self.store_kind,

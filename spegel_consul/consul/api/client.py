@@ -63,6 +63,25 @@ class HealthyService:
     meta: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """A certificate of a service with its chain, and its key, in PEM form. The times are those of Consul, in RFC 3339."""
+
+    serial: str
+    chain: str
+    key: str = field(repr=False)
+    valid_after: str
+    valid_before: str
+
+
+@dataclass(frozen=True, slots=True)
+class Roots:
+    """The authorities of the cluster in PEM form: the active one, and those before it that are still trusted."""
+
+    trust_domain: str
+    certificates: tuple[str, ...]
+
+
 class ConsulClient(AbstractAsyncContextManager["ConsulClient"]):
     """Calls to the agent of ``settings``. Use as ``async with``; all methods raise ConsulError.
 
@@ -210,6 +229,30 @@ class ConsulClient(AbstractAsyncContextManager["ConsulClient"]):
         """Report that a TTL check passes. Raises ServerError or NotFound if the agent has no such check."""
         await self._http.request("PUT", answered_ok, f"/v1/agent/check/pass/{check_id}", within=within)
 
+    # -- certificates (Consul calls the feature Connect)
+
+    async def connect_leaf(self, service: str, index: int = 0, wait: float = 60.0) -> tuple[int, Leaf]:
+        """The index to wait on, and a certificate for ``service``; needs ``service:write`` on that name.
+
+        The agent makes the key, and renews the certificate only while it is asked with ``index``. Raises
+        ConnectDisabled.
+        """
+        raw, item = await self._connect(f"/v1/agent/connect/ca/leaf/{service}", index, wait)
+        with _Shape("leaf"):
+            names = ("SerialNumber", "CertPEM", "PrivateKeyPEM", "ValidAfter", "ValidBefore")
+            return raw, Leaf(*(str(item[name]) for name in names))
+
+    async def connect_roots(self, index: int = 0, wait: float = 60.0) -> tuple[int, Roots]:
+        """The index to wait on, and the authorities; needs no right. Raises ConnectDisabled."""
+        raw, item = await self._connect("/v1/agent/connect/ca/roots", index, wait)
+        with _Shape("roots"):
+            return raw, Roots(str(item["TrustDomain"]), tuple(str(root["RootCert"]) for root in item["Roots"] or ()))
+
+    async def _connect(self, path: str, index: int, wait: float) -> tuple[int, Any]:
+        params = [("index", index), ("wait", format_duration(wait))] if index else []
+        answer: tuple[int, Any] = await self._http.request("GET", _indexed, path, params=params)
+        return answer
+
     # -- the catalog and the servers
 
     async def health_service(
@@ -259,6 +302,10 @@ class _Shape:
 
 def _instances(response: Any) -> tuple[int, tuple[HealthyService, ...]]:
     return _index(response.headers.get("X-Consul-Index")), tuple(_instance(row) for row in answered_json(response))
+
+
+def _indexed(response: Any) -> tuple[int, Any]:
+    return _index(response.headers.get("X-Consul-Index")), answered_json(response)
 
 
 def _index(raw: object) -> int:

@@ -73,6 +73,10 @@ class CheckNotPassing(ServerError):
     """The servers do not know a check of the new session, or it is critical."""
 
 
+class ConnectDisabled(ServerError):
+    """Consul has no certificate authority, because Connect is not enabled."""
+
+
 class UnexpectedAnswer(ConsulError):
     """The answer is not one of Consul's: a proxy's page, a wrong path, a missing header."""
 
@@ -104,6 +108,8 @@ def error_for(status: int, text: str) -> ConsulError | None:
         return InvalidSession(message)
     if "Missing check" in text or "is in critical state" in text:
         return CheckNotPassing(message)
+    if "Connect must be enabled" in text:
+        return ConnectDisabled(message)
     if "No cluster leader" in text or "leadership" in text or "No known Consul servers" in text:
         return NoClusterLeader(message)
     return ServerError(message)

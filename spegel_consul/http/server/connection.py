@@ -38,11 +38,12 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import AppWrapper, ConnectionState, LifespanState
 from hypercorn.utils import parse_socket_addr
 
+from spegel_consul.http.peer_tls import PeerTls
 from spegel_consul.http.server.connection_limits import ConnectionLimits
 from spegel_consul.http.server.hypercorn_protocol import Http11, Wrapper
 from spegel_consul.http.server.idle_connections import RECEIVE, IdleConnection, IdleConnections
 from spegel_consul.http.server.idle_timer import IdleTimer
-from spegel_consul.http.tls import Tls
+from spegel_consul.http.server.negotiate import HealthOnly, negotiate
 from spegel_consul.peers import unmapped
 from spegel_consul.zerocopy.send import STALL, Truncated
 from spegel_consul.zerocopy.spool import OWN
@@ -53,7 +54,6 @@ standing: Counter[int] = Counter()
 """Number of open connections by local port."""
 
 _PIECE = 1 << 16
-_HANDSHAKE = 10.0  # seconds
 _CLOSE_WITHIN = 5.0  # seconds
 _DRAIN_READS = 64  # reads before a graceful close gives up
 _LINGER = 1.0  # seconds for the reads of a graceful close, and in which a half-closed client must take some bytes
@@ -102,7 +102,7 @@ class Connection(TCPServer):
         state: LifespanState,
         fast_path: FastPath | None,
         idle_connections: IdleConnections | None,
-        tls: Tls | None,
+        tls: PeerTls | None,
         limits: ConnectionLimits | None,
         called: frozenset[str],
         stream: trio.SocketStream,
@@ -113,6 +113,8 @@ class Connection(TCPServer):
         self._limits = limits
         self._plain = stream
         self._tls = tls
+        self._encrypted = False
+        self._first = b""  # bytes that were read to see whether the client speaks TLS
         self._fast_path = fast_path
         self._idle_connections = idle_connections
         self._idle: IdleConnection | None = None
@@ -144,7 +146,7 @@ class Connection(TCPServer):
             port = server[1] if server is not None else 0
             standing[port] += 1
             if self._tls is not None:
-                await self._encrypt(self._tls)
+                await self._negotiate(self._tls, client[0] if client is not None else "", local=local)
             with self._life:
                 async with TaskGroup() as group:
                     self._task_group = group
@@ -154,7 +156,7 @@ class Connection(TCPServer):
                         self.context,
                         group,
                         ConnectionState(self.state),
-                        self._tls is not None,
+                        self._encrypted,
                         client,
                         server,
                         self.protocol_send,
@@ -180,10 +182,17 @@ class Connection(TCPServer):
         if self._limits is not None and self._address:
             await self._limits.turns.take(self._address)
 
-    async def _encrypt(self, tls: Tls) -> None:
-        self.stream = trio.SSLStream(self._plain, tls.server(), server_side=True, https_compatible=True)
-        with trio.fail_after(_HANDSHAKE):
-            await self.stream.do_handshake()
+    async def _negotiate(self, tls: PeerTls, client: str, *, local: bool) -> None:
+        within, terminated = self.config.keep_alive_timeout, self.context.terminated.wait
+        found = await negotiate(self._plain, tls, client, local=local, within=within, terminated=terminated)
+        if found.stream is not None:
+            self.stream, self._encrypted = found.stream, True
+        if found.refused:
+            self.app = HealthOnly(self.app)
+        if found.stream is not None or found.refused:
+            # the fast path leaves plain bytes to the kernel
+            self._fast_path = self._idle_connections = None
+        self._first = found.first
 
     async def _read(self, link: Link) -> None:
         timer, fast_path, idle_connections = self._timer, self._fast_path, self._idle_connections
@@ -192,7 +201,9 @@ class Connection(TCPServer):
             while True:
                 waits = idle_connections is not None and timer.idle and self._at_rest()
                 try:
-                    if self._tls is not None:
+                    if self._first:
+                        data, self._first = self._first, b""
+                    elif self._encrypted:
                         data = bytes(await self.stream.receive_some(RECEIVE))
                     else:
                         data = await (
@@ -261,7 +272,7 @@ class Connection(TCPServer):
         Unread bytes would cause a reset, which can overtake the answer (RFC 9112, 9.6).
         """
         try:
-            if self._tls is None:
+            if not self._encrypted:
                 await self._drain(self._plain.socket)
         finally:
             await super()._close()

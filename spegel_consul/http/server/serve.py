@@ -16,11 +16,11 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState, Framework, LifespanState
 from hypercorn.utils import wrap_app
 
+from spegel_consul.http.peer_tls import PeerTls, is_plain_to_own
 from spegel_consul.http.server.accept import accept, listen_for_own
 from spegel_consul.http.server.connection import Connection, FastPath
 from spegel_consul.http.server.connection_limits import ConnectionLimits
 from spegel_consul.http.server.idle_connections import IdleConnections
-from spegel_consul.http.tls import Tls
 
 DRAIN_TIMEOUT = 10.0
 """Seconds that transfers in flight may take after a stop was requested."""
@@ -45,7 +45,7 @@ async def serve(
     *,
     stop: Callable[[], Awaitable[object]],
     fast_path: FastPath | None = None,
-    tls: Tls | None = None,
+    tls: PeerTls | None = None,
     limits: ConnectionLimits | None = None,
     called: frozenset[str] = frozenset(),
     drain_timeout: float = DRAIN_TIMEOUT,
@@ -56,7 +56,7 @@ async def serve(
 
     Connections of this machine have a queue of their own, if the kernel supports that.
 
-    Requests are offered to ``fast_path`` first, if there is one. With ``tls`` the fast path is not used, because it
+    Requests are offered to ``fast_path`` first, if there is one. Encrypted connections do not use it, because it
     leaves plain bytes to the kernel. ``limits``: the connection limits for clients on other machines.
     ``called``: addresses that clients use for this server, even if this network namespace does not have them.
     When ``stop()`` returns, no further connection is accepted, idle ones are closed, and requests in flight have
@@ -67,7 +67,7 @@ async def serve(
     lifespan_state: LifespanState = {}
     lifespan = Lifespan(wrapped, config, lifespan_state)
     context = WorkerContext(None)
-    if tls is not None:
+    if not is_plain_to_own(tls):
         fast_path = None
     idle_connections = IdleConnections(fast_path.at_once) if fast_path is not None else None
     state = ConnectionState(lifespan_state)

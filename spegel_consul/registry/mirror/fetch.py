@@ -21,7 +21,8 @@ from dataclasses import replace
 import structlog
 import trio
 
-from spegel_consul.http.peer_client import PeerResponse, Unreachable
+from spegel_consul.http.peer_client import PeerResponse
+from spegel_consul.http.registry_connection import Unreachable
 from spegel_consul.oci.errors import OCIError, RangeInvalid
 from spegel_consul.oci.path import ContentRequest, Kind, unknown
 from spegel_consul.peers import PeerError, Provider, RingError

@@ -172,8 +172,6 @@ class Mirror:
         acceptable answer within the hedge interval. Then :meth:`open` asks it again, and others. It is None, too, if
         this node follows a source with other content of the group, because :meth:`open` asks that one first.
         """
-        if self.peers.client.encrypts:
-            return None  # the short cut gains nothing, because encrypted bytes can't be spliced
         if (shared := self._shared(request, range_header, trace)) is not None:
             return shared
         peers, digest = self.peers, request.reference.digest

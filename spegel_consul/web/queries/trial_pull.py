@@ -21,7 +21,7 @@ from typing import Any
 import trio
 
 from spegel_consul.http.peer_client import PeerClient, PeerLimits, PeerResponse
-from spegel_consul.http.tls import Tls
+from spegel_consul.http.peer_tls import PeerTls
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import DigestInvalid
 from spegel_consul.oci.media import INDEXES, MANIFESTS, MAX_MANIFEST_SIZE, entries
@@ -91,7 +91,7 @@ class Puller:
     progress: Callable[[Piece], None] = lambda piece: None
     platform: str = ""
     headers: tuple[tuple[str, str], ...] = ()
-    tls: Tls | None = None
+    tls: PeerTls | None = None
     _client: PeerClient = field(init=False)
     _began: float = 0.0
 

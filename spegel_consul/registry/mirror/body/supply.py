@@ -72,7 +72,7 @@ class Supply:
                 continue
             follow = feed.follow
             try:
-                if isinstance(into, Passage) or self._peers.client.encrypts:
+                if isinstance(into, Passage) or body.encrypted:
                     async with aclosing(body.chunks(feed.throughput)) as pieces:
                         async for piece in pieces:
                             await into.put(piece)

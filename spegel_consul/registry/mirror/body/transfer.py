@@ -345,7 +345,7 @@ class Transfer:
         """Send the bytes that are still to come from peers."""
         feed = self._feed
         assert feed is not None
-        relay = None if self._peers.client.encrypts else await out.relay(position, self._hasher)
+        relay = await out.relay(position, self._hasher)
         into = relay or Passage(out.put, position, self._hasher)
         try:
             await self._supply.fill(feed, into)

@@ -21,7 +21,7 @@ from dataclasses import replace
 import structlog
 import trio
 
-from spegel_consul.http.peer_client import Unreachable
+from spegel_consul.http.registry_connection import Unreachable
 from spegel_consul.oci.errors import RangeInvalid
 from spegel_consul.oci.path import ContentRequest, Kind
 from spegel_consul.peers import PeerError, host_port

@@ -1,0 +1,173 @@
+"""Whether a connection is encrypted, found out by its first byte, and by whom it comes.
+
+Clients with TLS and clients without share one port, because a second port would have to be opened, published and
+announced. A TLS client begins with a handshake record, and no HTTP request begins with that byte. The first bytes are
+read as any request is, without a system call more, and wait as long as any idle connection, because a runtime may open
+a connection ahead of its need. They are passed on to the side that they belong to.
+
+A client on another machine that speaks plain text is served (``Encryption.PREFER``), or refused with a sentence that
+says why (``REQUIRE``). Even then health is answered, because load balancers and monitoring ask for it from elsewhere.
+
+A new rule about the choice between TLS and plain text for accepted connections belongs here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import structlog
+import trio
+from hypercorn.typing import AppWrapper, ASGIReceiveCallable, ASGISendCallable, Scope
+
+from spegel_consul.http.peer_tls import Encryption, PeerTls
+from spegel_consul.http.server.idle_connections import RECEIVE
+
+log = structlog.get_logger(__name__)
+
+HANDSHAKE = 10.0
+"""Seconds that a TLS handshake may take."""
+
+_HANDSHAKE_RECORD = 0x16
+_HEALTH = frozenset({"/readyz", "/livez"})
+_REFUSAL = json.dumps({"errors": [{"code": "DENIED", "message": "other machines are served over TLS only"}]}).encode()
+
+
+class Refused(Exception):
+    """The connection is to be closed without an answer; the message says why."""
+
+
+class Begun(trio.abc.Stream):
+    """A transport stream that begins with bytes that were read before."""
+
+    def __init__(self, stream: trio.SocketStream, first: bytes) -> None:
+        self._stream = stream
+        self._first = first
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        """The bytes that were read before, then those of the stream."""
+        if not self._first:
+            return await self._stream.receive_some(max_bytes)
+        await trio.lowlevel.checkpoint()
+        first, self._first = self._first, b""
+        return first
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send to the stream."""
+        await self._stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Wait for the stream."""
+        await self._stream.wait_send_all_might_not_block()
+
+    async def aclose(self) -> None:
+        """Close the stream."""
+        await self._stream.aclose()
+
+
+class Negotiated:
+    """The result: ``stream`` is the encrypted stream or None, ``first`` the bytes of a plain request, ``refused``
+    whether only health is answered."""
+
+    __slots__ = ("first", "refused", "stream")
+
+    def __init__(self, stream: Any = None, first: bytes = b"", *, refused: bool = False) -> None:
+        self.stream: trio.SSLStream[Any] | None = stream
+        self.first = first
+        self.refused = refused
+
+
+async def negotiate(
+    stream: trio.SocketStream,
+    tls: PeerTls,
+    client: str,
+    *,
+    local: bool,
+    within: float,
+    terminated: Callable[[], Awaitable[object]],
+) -> Negotiated:
+    """Read the first bytes, and shake hands if they are TLS. ``within``: seconds until the first byte.
+
+    Raises Refused, and exceptions of the stream.
+    """
+    if tls.encryption is Encryption.ALL:
+        return Negotiated(await _encrypted(stream, tls))
+    first = await _first_bytes(stream.socket, within, terminated)
+    if first[0] == _HANDSHAKE_RECORD:
+        encrypted = await _encrypted(Begun(stream, first), tls)
+        if not tls.accepts(encrypted.getpeercert()):
+            raise Refused("the client has the certificate of another service")
+        if not local:
+            tls.links.note(client, True)
+        return Negotiated(encrypted)
+    refused = not local and tls.encryption is Encryption.REQUIRE
+    if not (local or refused):
+        tls.links.note(client, False)
+    return Negotiated(first=first, refused=refused)
+
+
+async def _encrypted(stream: Any, tls: PeerTls) -> trio.SSLStream[Any]:
+    context = tls.server()
+    if context is None:
+        raise Refused("this node has no certificate")
+    encrypted = trio.SSLStream(stream, context, server_side=True, https_compatible=True)
+    with trio.fail_after(HANDSHAKE):
+        await encrypted.do_handshake()
+    return encrypted
+
+
+async def _first_bytes(
+    sock: trio.socket.SocketType, within: float, terminated: Callable[[], Awaitable[object]]
+) -> bytes:
+    """Wait for the first bytes. Raises Refused if the client sends none, or if the server stops meanwhile."""
+    with trio.move_on_after(within) as waiting:
+        async with trio.open_nursery() as nursery:
+
+            async def leave() -> None:
+                await terminated()
+                waiting.cancel()
+
+            nursery.start_soon(leave)
+            while True:
+                await trio.lowlevel.wait_readable(sock)
+                try:
+                    first = os.read(sock.fileno(), RECEIVE)
+                    break
+                except BlockingIOError:
+                    continue
+            nursery.cancel_scope.cancel()
+        if first:
+            return first
+    raise Refused("the client sent nothing")
+
+
+class HealthOnly:
+    """An application that answers health, and refuses everything else because the connection is not encrypted."""
+
+    def __init__(self, app: AppWrapper) -> None:
+        self._app = app
+
+    async def __call__(
+        self,
+        scope: Scope,
+        receive: ASGIReceiveCallable,
+        send: ASGISendCallable,
+        sync_spawn: Callable[..., Any],
+        call_soon: Callable[..., Any],
+    ) -> None:
+        """As hypercorn's wrappers of applications are called."""
+        if scope["type"] != "http" or scope["path"] in _HEALTH:
+            await self._app(scope, receive, send, sync_spawn, call_soon)
+            return
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(_REFUSAL))]
+        await send(
+            {
+                "type": "http.response.start",
+                "status": 403,
+                "headers": [*headers, (b"connection", b"close")],
+                "trailers": False,
+            }
+        )
+        await send({"type": "http.response.body", "body": _REFUSAL, "more_body": False})
