@@ -32,6 +32,7 @@ from spegel_consul.commands.ring_options import bootstrap_settings, finding_opti
 from spegel_consul.consul.api.consul_settings import ConsulSettings
 from spegel_consul.consul.catalog.registration import ServiceMode
 from spegel_consul.http.peer_client import PeerLimits
+from spegel_consul.http.peer_tls import Encryption
 from spegel_consul.http.tls import TlsFiles
 from spegel_consul.join.leader_change import OnLeaderChange
 from spegel_consul.oci.filters import ImageFilter
@@ -172,6 +173,14 @@ from spegel_consul.signals import stop_signals
     help="Serve only clients with a certificate of these authorities; a runtime gets its own by client= in hosts.toml.",
 )
 @option(
+    "--peer-tls",
+    type=click.Choice(["off", "prefer", "require"]),
+    default="off",
+    help="Encryption between nodes, with certificates of Consul's own authority, or with --tls-cert-file; this"
+    " machine's runtimes go on in plain text. prefer: with peers that can; require: other machines are refused in plain"
+    " text. off: no encryption, or with --tls-cert-file of all connections.",
+)
+@option(
     "--peer-policy",
     type=click.Choice([policy.value for policy in PeerPolicy]),
     default="any",
@@ -294,6 +303,7 @@ def _settings(given: dict[str, Any]) -> Settings:
         ),
         peer_limits=PeerLimits(rate=given["peer_min_rate"]),
         tls=_tls(given),
+        peer_tls=_peer_tls(given, consul),
         basic_auth_file=given["basic_auth_file"],
         peer_policy=policy,
         skip_preflight=given["skip_preflight"],
@@ -305,6 +315,17 @@ def _settings(given: dict[str, Any]) -> Settings:
         election=election,
         on_leader_change=OnLeaderChange(given["on_leader_change"]),
     )
+
+
+def _peer_tls(given: dict[str, Any], consul: ConsulSettings | None) -> Encryption | None:
+    if given["peer_tls"] == "off":
+        return None
+    if consul is None and given["tls_cert_file"] is None:
+        raise click.UsageError(
+            f"--peer-tls={given['peer_tls']} needs certificates: of Consul, by --bootstrap-kind=consul or catalog, or"
+            " --tls-cert-file and --tls-key-file"
+        )
+    return Encryption(given["peer_tls"])
 
 
 def _tls(given: dict[str, Any]) -> TlsFiles | None:

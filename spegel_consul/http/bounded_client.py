@@ -44,6 +44,8 @@ class Received:
     status: int
     headers: httpx.Headers
     body: bytes
+    certificate: Mapping[str, Any] | None = None
+    """The server's certificate, which the client's context has verified."""
 
     @property
     def text(self) -> str:
@@ -94,6 +96,9 @@ async def receive(
             timeout=httpx.Timeout(within, connect=connect),
             extensions=dict(extensions or {}),
         ) as answer:
+            connection = answer.extensions.get("network_stream")
+            secure = connection.get_extra_info("ssl_object") if connection is not None else None
+            certificate = secure.getpeercert() if secure is not None else None
             encoding = answer.headers.get("Content-Encoding", "").strip()
             if encoding.lower() not in ("", "identity"):
                 raise AnswerRefused(f"the answer has an encoding ({encoding[:40]!r}) that was not requested")
@@ -114,4 +119,4 @@ async def receive(
                 raise AnswerRefused(f"the answer would take more than {size(most)} of memory")
             if too_long.cancel_called:
                 raise AnswerRefused(f"the answer has more than {size(limit)}")
-    return Received(answer.status_code, answer.headers, bytes(body))
+    return Received(answer.status_code, answer.headers, bytes(body), certificate)

@@ -7,12 +7,12 @@ A new kind of bootstrap needs a case here (see ``spegel_consul.join``).
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Callable, Iterator
 
 from spegel_consul.consul.catalog.catalog_watch import CatalogWatch
 from spegel_consul.consul.election.candidate import Candidate
 from spegel_consul.consul.election.leader_record import LeaderRecord
+from spegel_consul.http.peer_tls import PeerTls
 from spegel_consul.join import Bootstrap
 from spegel_consul.join.fallback import SeveralBootstraps
 from spegel_consul.join.join_settings import BootstrapKind, BootstrapSettings
@@ -37,12 +37,12 @@ def assemble(
     candidate: Candidate | None = None,
     catalog: CatalogWatch | None = None,
     nomad: NomadClient | None = None,
-    trust: Callable[[], ssl.SSLContext] | None = None,
+    tls: PeerTls | None = None,
 ) -> Bootstrap:
     """The bootstrap of ``settings``; a kind whose candidate, catalog or Nomad client is None is left out.
 
     ``router_port`` is the port of peers that are named only by an IP address; ``alone``: see SeveralBootstraps;
-    ``trust``: see HttpSource.
+    ``tls``: see HttpSource.
     """
 
     def bootstraps() -> Iterator[tuple[str, Bootstrap]]:
@@ -59,7 +59,7 @@ def assemble(
                     yield kind.value, PolledBootstrap(source)
                 case BootstrapKind.HTTP:
                     for url in settings.http_urls:
-                        http = HttpSource(url, settings.http_cert_dir, trust)
+                        http = HttpSource(url, settings.http_cert_dir, tls)
                         yield f"http {http.name}", PolledBootstrap(http)
                 case BootstrapKind.DNS if settings.dns_domain:
                     yield kind.value, PolledBootstrap(DnsSource(settings.dns_domain, router_port, settings.dns_server))

@@ -244,6 +244,11 @@ class Metrics:
             "Seconds since Consul last answered; queries may block for a minute when nothing changes.",
         )
 
+        self.certificate_expiry = self._reading(
+            "spegel_certificate_expiry_seconds",
+            "Seconds until the certificate of Consul for connections between nodes expires; renewed long before 0.",
+        )
+
     def _of_the_process(self) -> None:
         Info("spegel_build", "The running version.", registry=self.registry).info({"version": __version__})
         self.ready = self._reading("spegel_ready", "1 while this node can serve its content (as in /readyz).")

@@ -20,6 +20,7 @@ from spegel_consul.consul.catalog.service_definitions import REGISTRY, ROUTER, s
 from spegel_consul.consul.election.candidate import Candidate
 from spegel_consul.consul.election.leader_record import LeaderRecord
 from spegel_consul.endpoints import identity
+from spegel_consul.http.peer_tls import is_plain_to_own
 from spegel_consul.join import Bootstrap, KnownRouters
 from spegel_consul.join.assemble import assemble
 from spegel_consul.join.catalog_routers import CatalogRouters
@@ -44,8 +45,7 @@ async def start_cluster(
     me = _record(settings, node, router)
     candidate = catalog = None
     if node.consul is not None:
-        client = await resources.enter_async_context(node.consul)
-        candidate, catalog = await _enter_consul(settings, client, me, node, view, stages, content.registries)
+        candidate, catalog = await _enter_consul(settings, node.consul, me, node, view, stages, content.registries)
     if node.nomad is not None:
         await resources.enter_async_context(node.nomad)
     bootstrap = assemble(
@@ -56,21 +56,21 @@ async def start_cluster(
         candidate=candidate,
         catalog=catalog,
         nomad=node.nomad,
-        trust=node.tls.client if node.tls is not None else None,
+        tls=node.tls,
     )
     known_routers = CatalogRouters(catalog) if catalog is not None else None
     await _join(settings, bootstrap, known_routers, router, view, stages)
 
 
 def _record(settings: Settings, node: PreparedNode, router: Router) -> LeaderRecord:
-    """The record that this node writes when it leads."""
+    """The record that this node writes when it leads; any node may read its ``/id`` there."""
     me = router.me
     assert me.id is not None
     return LeaderRecord(
         me.id,
         tuple(f"{addr}/p2p/{me.id}" for addr in me.addrs),
         node=settings.node_name,
-        http=f"{node.registry_url if node.tls is not None else node.metrics_url}{identity.PATH}",
+        http=f"{node.metrics_url if is_plain_to_own(node.tls) else node.registry_url}{identity.PATH}",
         registry=node.registry_url,
         version=__version__,
         alloc_id=os.environ.get("NOMAD_ALLOC_ID"),
@@ -96,7 +96,7 @@ async def _enter_consul(
         router_port=node.router_port,
         metrics_port=node.metrics_port,
         scheme=node.scheme,
-        verifies_clients=node.tls is not None and node.tls.verifies_clients,
+        verifies_clients=not is_plain_to_own(node.tls) and node.tls is not None and node.tls.verifies_clients,
         secondary=node.secondary,
         metrics_bound=settings.metrics_addr.host,
     )

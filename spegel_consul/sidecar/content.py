@@ -20,6 +20,7 @@ from spegel_consul import log as log_level
 from spegel_consul.consul.catalog.catalog_registries import CatalogRegistries
 from spegel_consul.endpoints import dial_back, identity
 from spegel_consul.http.peer_client import PeerClient
+from spegel_consul.http.peer_tls import Encryption
 from spegel_consul.http.server.connection import standing
 from spegel_consul.http.server.connection_limits import ConnectionLimits, raise_limit
 from spegel_consul.metrics.sidecar_metrics import CONTENT, Metrics
@@ -67,6 +68,8 @@ async def start_content(
     settings: Settings, node: PreparedNode, stages: Stages, resources: AsyncExitStack, stopping: trio.Event
 ) -> Content:
     """Start the stages from the store to the two ports. Raises RingError."""
+    if node.consul is not None:
+        await resources.enter_async_context(node.consul)
     socket_of = _containerd_socket(settings.containerd_sock)
     store = _store(settings, socket_of)
     resources.callback(node.router.close)
@@ -79,8 +82,10 @@ async def start_content(
     if node.credentials is not None:
         if settings.peer_policy is PeerPolicy.ANY:
             log.warning("the password is shown to any peer that the ring names: give --peer-policy=catalog too")
-        if node.tls is None:
-            log.warning("passwords travel in clear text: give --tls-cert-file and --tls-key-file too")
+        if node.tls is None or node.tls.encryption is Encryption.PREFER:
+            log.warning(
+                "passwords travel in clear text: give --peer-tls=require, or --tls-cert-file and --tls-key-file"
+            )
         await stages.start("credentials", node.credentials.run)
     if node.tls is not None:
         await stages.start("certificates", node.tls.run)

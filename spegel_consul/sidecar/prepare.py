@@ -17,6 +17,7 @@ from spegel_consul.consul.api.client import ConsulClient
 from spegel_consul.disk.threads import in_thread
 from spegel_consul.endpoints.check import Status
 from spegel_consul.http.basic_auth import Credentials, CredentialsError
+from spegel_consul.http.peer_tls import Encryption, PeerTls, is_plain_to_own
 from spegel_consul.http.server.listen import ListenError, listen
 from spegel_consul.http.tls import Tls, TlsError
 from spegel_consul.join.sources.nomad_api import NomadClient
@@ -48,7 +49,7 @@ class PreparedNode:
     router_address: str
     consul: ConsulClient | None
     nomad: NomadClient | None
-    tls: Tls | None
+    tls: PeerTls | None
     credentials: Credentials | None
 
     @property
@@ -73,7 +74,8 @@ class PreparedNode:
 
     @property
     def scheme(self) -> str:
-        return "https" if self.tls is not None else "http"
+        """The scheme by which this machine's own clients call the registry."""
+        return "http" if is_plain_to_own(self.tls) else "https"
 
 
 def prepare(settings: Settings) -> PreparedNode:
@@ -89,6 +91,7 @@ def prepare(settings: Settings) -> PreparedNode:
 
 
 def _prepare(settings: Settings) -> PreparedNode:
+    consul = ConsulClient(settings.consul) if settings.consul is not None else None
     return PreparedNode(
         load_or_create(settings.data_dir),
         listen(settings.registry_addr, "--registry-addr"),
@@ -97,11 +100,23 @@ def _prepare(settings: Settings) -> PreparedNode:
         advertised(settings.advertise_addr, settings.registry_addr.host),
         settings.advertise_addr[1] if len(settings.advertise_addr) > 1 else None,
         advertised(settings.advertise_addr, settings.router_addr.host),
-        ConsulClient(settings.consul) if settings.consul is not None else None,
+        consul,
         NomadClient(settings.bootstrap.nomad) if settings.bootstrap.nomad is not None else None,
-        Tls(settings.tls) if settings.tls is not None else None,
+        _tls(settings, consul),
         Credentials(settings.basic_auth_file) if settings.basic_auth_file is not None else None,
     )
+
+
+def _tls(settings: Settings, consul: ConsulClient | None) -> PeerTls | None:
+    """The certificates: those of the files, else those of Consul's authority. Raises TlsError."""
+    if settings.tls is not None:
+        return Tls(settings.tls, settings.peer_tls or Encryption.ALL)
+    if settings.peer_tls is None or consul is None:
+        return None
+    # imported here, because most nodes need no certificate
+    from spegel_consul.consul.authority.consul_tls import ConsulTls
+
+    return ConsulTls(consul, settings.peer_tls, settings.data_dir)
 
 
 async def log_findings(settings: Settings, node: PreparedNode) -> None:

@@ -9,6 +9,7 @@ from spegel_consul.consul.api.consul_settings import ConsulSettings
 from spegel_consul.consul.catalog.registration import ServiceMode
 from spegel_consul.consul.election.election_view import ElectionSettings
 from spegel_consul.http.peer_client import PeerLimits
+from spegel_consul.http.peer_tls import Encryption
 from spegel_consul.http.server.listen import ListenAddress
 from spegel_consul.http.tls import TlsFiles
 from spegel_consul.join.join_settings import BootstrapSettings
@@ -44,6 +45,8 @@ class Settings:
     mirror: MirrorSettings
     peer_limits: PeerLimits
     tls: TlsFiles | None
+    peer_tls: Encryption | None
+    """None: all connections are encrypted with ``tls``, or none without it."""
     basic_auth_file: Path | None
     peer_policy: PeerPolicy
     skip_preflight: bool

@@ -6,6 +6,7 @@ its name and help belong to :mod:`spegel_consul.metrics.sidecar_metrics`.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -36,6 +37,7 @@ def connect(node: Node) -> None:
     metrics.ring_restarts.set_function(lambda: node.keeper.restarts if node.keeper is not None else 0)
     metrics.ring_splits.set_function(lambda: node.keeper.splits if node.keeper is not None else 0)
     metrics.leader_flapping.set_function(lambda: node.keeper is not None and node.keeper.flapping)
+    metrics.certificate_expiry.set_function(lambda: _left(node))
     _connect_consul(node, metrics)
 
 
@@ -66,6 +68,11 @@ async def watch_the_loop(metrics: Metrics, *, task_status: trio.TaskStatus[None]
         due = trio.current_time() + LATENESS_PERIOD
         await trio.sleep_until(due)
         metrics.loop_lateness.observe(trio.current_time() - due)
+
+
+def _left(node: Node) -> float | None:
+    expires = node.tls.expires if node.tls is not None else None
+    return None if expires is None else expires - time.time()
 
 
 def _by_registry(counts: Mapping[str, int]) -> dict[Labels, float]:

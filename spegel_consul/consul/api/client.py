@@ -65,7 +65,7 @@ class HealthyService:
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """A certificate of a service with its chain, and its key, in PEM form. The times are those of Consul, in RFC 3339."""
+    """A certificate of a service with its chain, and its key, in PEM form; the times are in RFC 3339."""
 
     serial: str
     chain: str

@@ -22,6 +22,7 @@ import trio
 from spegel_consul.consul.api.transport import root_cause
 from spegel_consul.disk import foreign_files, pem
 from spegel_consul.http import bounded_client
+from spegel_consul.http.peer_tls import PeerTls
 from spegel_consul.join.peer_formats import MAX_BYTES, one_line, parse_document
 from spegel_consul.join.polled import SourceError
 from spegel_consul.peers import PeerInfo
@@ -34,13 +35,11 @@ class HttpSource:
     """Asks ``url`` for a document in a form of ``peer_formats.parse_document``.
 
     ``cert_dir`` has ``ca.crt`` and, for mutual TLS, ``tls.crt`` and ``tls.key``, which are read again for each
-    question. Without ``cert_dir``, ``trust`` makes the contexts for https; without ``trust``, the system's authorities
+    question. Without ``cert_dir``, ``tls`` has the certificates for https; without ``tls``, the system's authorities
     are trusted. Raises ValueError for a URL or a directory that can't be used.
     """
 
-    def __init__(
-        self, url: str, cert_dir: Path | None = None, trust: Callable[[], ssl.SSLContext] | None = None
-    ) -> None:
+    def __init__(self, url: str, cert_dir: Path | None = None, tls: PeerTls | None = None) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"{url!r} is not a URL: expected something like http://10.0.0.7:9090/id")
@@ -50,7 +49,8 @@ class HttpSource:
         self._name = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()  # no password: it is logged
         self._cert_dir = cert_dir
         self._files = foreign_files.FileCalls()
-        self._context: Callable[[], ssl.SSLContext | bool] = trust or (lambda: True)
+        self._tls = tls if cert_dir is None and parts.scheme == "https" else None
+        self._context: Callable[[], ssl.SSLContext | bool | None] = tls.client if tls is not None else lambda: True
         if cert_dir is not None:
             self._context = partial(_tls, cert_dir)
             self._context()
@@ -65,13 +65,18 @@ class HttpSource:
         """The first three peers of the document. Raises SourceError."""
         try:
             context = self._context() if self._cert_dir is None else await self._files.run(self._context)
+            if context is None:
+                raise SourceError("this node has no certificate")
             headers = {"Accept": "application/json, text/plain"}
             async with bounded_client.client(verify=context, headers=headers) as client:
                 answer = await bounded_client.receive(
                     client, "GET", self._url, limit=MAX_BYTES, within=ANSWER_WITHIN, connect=CONNECT_WITHIN
                 )
+            if self._tls is not None and not self._tls.accepts(answer.certificate):
+                raise SourceError("has the certificate of another service")
             if answer.status != 200:
-                raise SourceError(f"answers {answer.status}")
+                hint = ": it may serve other machines over TLS only, at https" if answer.status == 403 else ""
+                raise SourceError(f"answers {answer.status}{hint}")
             return parse_document(answer.body)
         except (httpx.TimeoutException, trio.TooSlowError):
             raise SourceError("no answer in time") from None
