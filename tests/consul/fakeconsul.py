@@ -38,6 +38,8 @@ class FakeConsul:
         """By node: "cut", "hang", "proxy404", "html", "denied", "no-leader", "read-only", "no-service",
         "no-session", "node-critical"; else well."""
         self.checks_passing = True
+        self.connect: dict[str, dict] = {}
+        """Answers for "roots" and "leaf"; Connect is off while there is none."""
         self.calls: Counter[str] = Counter()
         self.tokens: list[str | None] = []
 
@@ -78,6 +80,16 @@ class FakeConsul:
             else:
                 del entry["Session"]
                 entry["ModifyIndex"] = self._bump()
+
+    def issue(self, *, leaf: dict | None = None, roots: dict | None = None) -> None:
+        """Answer questions for certificates with these from now on."""
+        self.connect |= {name: given for name, given in (("leaf", leaf), ("roots", roots)) if given is not None}
+        self._bump()
+
+    def disable_connect(self) -> None:
+        """As servers after a restart without ``connect { enabled = true }``."""
+        self.connect.clear()
+        self._bump()
 
     def forget_services(self) -> None:
         self.services.clear()
@@ -177,6 +189,14 @@ class FakeConsul:
                 if body["Service"] == path.rsplit("/", 1)[1]
             ]
             return _json(rows, self._index)
+        if path.startswith("/v1/agent/connect/ca/"):
+            await self._block(query, lambda: self._index)
+            if not self.connect:
+                return httpx.Response(500, text="Connect must be enabled in order to use this endpoint")
+            what = path.removeprefix("/v1/agent/connect/ca/").split("/")[0]
+            if what not in self.connect:
+                await trio.sleep_forever()
+            return _json(self.connect[what], self._index)
         if path == "/v1/status/leader":
             return _json("10.0.0.1:8300")
         raise AssertionError(f"unexpected request {request.method} {path}")

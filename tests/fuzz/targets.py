@@ -131,7 +131,7 @@ def reply(data: bytes) -> None:
 
 def _judged(found: Reply, wanted: str | None) -> None:
     """What a mirror makes of a head, and of the body that came with it as a manifest."""
-    connection = SimpleNamespace(reused=True)
+    connection = SimpleNamespace(reused=True, encrypted=False)
     response = PeerResponse(PeerClient(), connection, found)  # type: ignore[arg-type]
     request = parse_content_path(f"/v2/a/blobs/{Digest.of(b'')}", "")
     with suppress(PeerError, RangeInvalid):

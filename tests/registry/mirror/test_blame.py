@@ -58,6 +58,8 @@ class SimulatedPeer:
 class SimulatedResponse(PeerResponse):
     """The bytes from ``start`` on."""
 
+    encrypted = True  # so the bytes pass through this process
+
     def __init__(self, peer: SimulatedPeer, start: int) -> None:
         self._peer = peer
         self._start, self._at = start, 0
@@ -92,7 +94,6 @@ class SimulatedResponse(PeerResponse):
 
 class SimulatedClient:
     limits = PeerLimits()
-    encrypts = True  # so the bytes pass through this process
 
     def __init__(self, peers: dict[tuple[str, int], SimulatedPeer]) -> None:
         self._peers = peers
