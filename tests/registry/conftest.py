@@ -13,11 +13,11 @@ from fakes.memory_store import MemoryStore
 
 from spegel_consul.http.basic_auth import Credentials
 from spegel_consul.http.peer_client import PeerClient, PeerLimits
+from spegel_consul.http.peer_tls import PeerTls, is_plain_to_own
 from spegel_consul.http.server.connection import Link
 from spegel_consul.http.server.connection_limits import ConnectionLimits
 from spegel_consul.http.server.listen import ListenAddress, listen
 from spegel_consul.http.server.serve import serve
-from spegel_consul.http.tls import Tls
 from spegel_consul.metrics.sidecar_metrics import Metrics
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.filters import ImageFilter
@@ -153,7 +153,8 @@ async def start_node(nursery: trio.Nursery, request: pytest.FixtureRequest, tmp_
         settings: MirrorSettings | None = None,
         problem: str | None = None,
         keep_alive: float = 100.0,
-        tls: Tls | None = None,
+        tls: PeerTls | None = None,
+        host: str = "127.0.0.1",
         credentials: Credentials | None = None,
         permits: Permits = any_node,
         limits: ConnectionLimits | None = None,
@@ -169,13 +170,12 @@ async def start_node(nursery: trio.Nursery, request: pytest.FixtureRequest, tmp_
             await nursery.start(mirror.run)
         planner = Planner(store, images or ImageFilter(), credentials, follow=follow)
         app = ContentApp(build_app(lambda: problem), planner, store, mirror, metrics)  # type: ignore[arg-type]
-        sock = listen(ListenAddress("127.0.0.1", 0), "--registry-addr")
+        sock = listen(ListenAddress(host, 0), "--registry-addr")
         fast_path = None
-        if request.param == "fast path" and tls is None:
+        if request.param == "fast path" and is_plain_to_own(tls):
             fast_path = CountedFastPath(FastPath(planner, store, mirror, ByteCache(1 << 20), metrics))
-        node = Node(
-            sock.getsockname(), store, router, metrics, fast_path, mirror, scheme="http" if tls is None else "https"
-        )
+        scheme = "http" if is_plain_to_own(tls) else "https"
+        node = Node(sock.getsockname(), store, router, metrics, fast_path, mirror, scheme=scheme)
 
         async def run(task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
             await serve(
