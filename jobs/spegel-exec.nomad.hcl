@@ -95,6 +95,12 @@ variable "consul_identity" {
   description = "True if Consul has ACLs and the Nomad agents have no task_identity of their own in their configuration."
 }
 
+variable "peer_tls" {
+  type        = string
+  default     = "off"
+  description = "prefer or require: encryption between nodes, with certificates of Consul (docs/security.md)."
+}
+
 variable "follow" {
   type        = string
   default     = "off"
@@ -300,6 +306,7 @@ job "spegel" {
           "--mirrored-registries=${join(",", var.mirrored_registries)}",
           "--bootstrap-kind=${var.bootstrap_kind}",
           "--follow=${var.follow}",
+          "--peer-tls=${var.peer_tls}",
           "--log-level=${var.log_level}",
         ]
       }

@@ -12,6 +12,7 @@ from spegel_consul.commands.sidecar_client import shown
 from spegel_consul.web import formatting
 
 _STYLES = {"self": "bold", "alive": "green", "dead": "red", "missing": "red"}
+_ENCRYPTED: dict[object, str] = {True: "yes", False: "[yellow]no[/]"}
 _NARROW = 80
 
 
@@ -30,6 +31,8 @@ def peers(node: str, as_json: bool) -> None:
     columns = ["node", "state", "rtt", "keys", "seen"]
     if console.width >= _NARROW:
         columns += ["registry", "version"]
+    if any(peer.get("encrypted") for peer in found):
+        columns.append("encrypted")
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for column in columns:
         right = column in ("rtt", "keys", "seen")
@@ -50,4 +53,5 @@ def _cells(peer: dict[str, Any]) -> dict[str, str]:
         "seen": "–" if peer["state"] == "self" else formatting.seconds(peer["last_seen"]),
         "registry": shown(peer["registry"] or "–"),
         "version": shown(peer["version"] or "–"),
+        "encrypted": _ENCRYPTED.get(peer.get("encrypted"), "–"),
     }

@@ -19,6 +19,7 @@ from spegel_consul.consul.api.consul_settings import ConsulSettings
 from spegel_consul.consul.election.election_view import ElectionSettings
 from spegel_consul.endpoints.check import has_failed
 from spegel_consul.endpoints.dial_back import Peer
+from spegel_consul.http.peer_tls import Encryption
 from spegel_consul.preflight.node_address import NoAddress, advertised
 
 
@@ -60,6 +61,13 @@ from spegel_consul.preflight.node_address import NoAddress, advertised
     default=None,
     help="As for registry; the peers then have TLS too.",
 )
+@option(
+    "--peer-tls",
+    type=click.Choice(["off", "prefer", "require"]),
+    default="off",
+    help="As for registry; Consul is asked for a certificate.",
+)
+@option("--runtime-addr", type=ADDRESS, default=None, help="As for registry.")
 @click.option(
     "--peer",
     type=ADDRESS,
@@ -94,8 +102,10 @@ def preflight(as_json: bool, peer: Any, **given: Any) -> None:
         docker_hosts=given["docker_certs_path"],
         consul=consul,
         leader_key=given["consul_leader_key"],
-        peer=Peer(peer.host, peer.port, given["tls_cert_file"] is not None) if peer is not None else None,
-        tls=given["tls_cert_file"] is not None,
+        peer=Peer(peer.host, peer.port) if peer is not None else None,
+        tls=given["tls_cert_file"] is not None and given["peer_tls"] == "off",
+        peer_tls=Encryption(given["peer_tls"]) if given["peer_tls"] != "off" else None,
+        has_runtime_address=given["runtime_addr"] is not None,
     )
     checks = trio.run(run, subject)
     if as_json:

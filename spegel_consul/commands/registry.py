@@ -45,6 +45,13 @@ from spegel_consul.signals import stop_signals
 
 @click.command()
 @option("--registry-addr", type=ADDRESS, default=":5000", help="Address for clients and peers that ask for content.")
+@option(
+    "--runtime-addr",
+    type=ADDRESS,
+    default=None,
+    help="Address for this node's own runtimes only, in plain text, if those of other machines need TLS and a port"
+    " mapping hides who asks (bridge networks); publish it on the host's loopback.",
+)
 @option("--router-addr", type=ADDRESS, default=":5001", help="Address for the routers of other nodes.")
 @option(
     "--metrics-addr", type=ADDRESS, default=":9090", help="Address for metrics, health, the API and the status page."
@@ -280,6 +287,7 @@ def _settings(given: dict[str, Any]) -> Settings:
         raise click.UsageError("--preheat=peers needs a runtime, and --layout-path has none: give only one of them")
     return Settings(
         registry_addr=given["registry_addr"],
+        runtime_addr=given["runtime_addr"],
         router_addr=given["router_addr"],
         metrics_addr=given["metrics_addr"],
         web_allowed_hosts=flat(given["web_allowed_hosts"]),

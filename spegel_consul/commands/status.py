@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import click
@@ -86,6 +87,7 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("node", f"[bold]{shown(node['name'])}[/], {ready}, up {formatting.seconds(node['uptime'])}"),
         ("version", shown(node["version"])),
         ("registry", f"{shown(node['registry'])} ({shown(node['store'])})"),
+        *_encryption(found.get("peer_tls")),
         ("leader", _leader(found["leader"])),
         ("ring", f"{ring['members'] + 1} members{coverage}{split}"),
         ("content", f"{content['images']} images, {formatting.size(content['bytes'])}"),
@@ -96,6 +98,14 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
         *([("trouble", f"[yellow]{', '.join(trouble)}[/]")] if trouble else []),
         ("transfers", str(len(found["transfers"]))),
     ]
+
+
+def _encryption(peer_tls: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if peer_tls is None:
+        return []
+    expires = peer_tls["expires"]
+    until = f", certificate for {formatting.seconds(expires - time.time())} more" if expires is not None else ""
+    return [("encryption", f"{shown(peer_tls['mode'])}{until}")]
 
 
 def _leader(leader: dict[str, Any] | None) -> str:

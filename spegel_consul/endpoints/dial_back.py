@@ -59,14 +59,20 @@ class Peer:
 
     host: str
     port: int
-    tls: bool = False
+    contexts: tuple[ssl.SSLContext | None, ...] = (None,)
+    """The contexts by which it is asked; the next one if it does not agree on TLS. None: in plain text."""
+
+
+def unverified() -> ssl.SSLContext:
+    """A context without certificates: the request has no secrets and the answer is only advice."""
+    return ssl._create_unverified_context()  # noqa: S323
 
 
 def ask(peer: Peer, address: str, port: int) -> Check:
     """Let ``peer`` dial the registry that is advertised as ``address`` and ``port``. Each request may take 3 s."""
     name = "dial-back"
     try:
-        seen, reached, error = _asked(peer, address, port)
+        seen, reached, error = _asked_by_any(peer, address, port)
     except (OSError, http.client.HTTPException, ValueError, KeyError) as exc:
         return warn(name, f"{host_port(peer.host, peer.port)} could not be asked to connect to this node: {exc}")
     if seen != address:
@@ -85,13 +91,21 @@ def ask(peer: Peer, address: str, port: int) -> Check:
     return ok(name, f"{peer.host} can connect to {host_port(address, port)}")
 
 
-def _asked(peer: Peer, address: str, port: int) -> tuple[str, bool, object]:
+def _asked_by_any(peer: Peer, address: str, port: int) -> tuple[str, bool, object]:
+    *first, last = peer.contexts
+    for context in first:
+        try:
+            return _asked(peer, context, address, port)
+        except ssl.SSLError:
+            continue
+    return _asked(peer, last, address, port)
+
+
+def _asked(peer: Peer, context: ssl.SSLContext | None, address: str, port: int) -> tuple[str, bool, object]:
     source: tuple[str, int] | None = (address, 0)
     for _ in range(2):
         connection: http.client.HTTPConnection
-        if peer.tls:
-            # unverified, because the request has no secrets and the answer is only advice
-            context = ssl._create_unverified_context()  # noqa: S323
+        if context is not None:
             connection = http.client.HTTPSConnection(
                 peer.host, peer.port, timeout=_ASK_TIMEOUT, source_address=source, context=context
             )
@@ -102,9 +116,11 @@ def _asked(peer: Peer, address: str, port: int) -> tuple[str, bool, object]:
             with connection.getresponse() as answer:
                 document = json.loads(answer.read(4096))
             if answer.status != 200:
-                raise ValueError(str(document.get("error", answer.status)))
+                raise ValueError(str(document.get("error", f"it answers {answer.status}")))
             seen = str(ipaddress.ip_address(str(document["address"])))
             return seen, document["reached"] is True, document.get("error")
+        except ssl.SSLError:
+            raise
         except OSError:
             if source is None:
                 raise

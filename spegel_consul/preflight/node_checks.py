@@ -13,7 +13,7 @@ import ssl
 import tomllib
 import urllib.request
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +26,8 @@ from spegel_consul.disk import foreign_files
 from spegel_consul.disk.threads import in_thread
 from spegel_consul.endpoints import dial_back
 from spegel_consul.endpoints.check import Check, fail, ok, warn
-from spegel_consul.preflight import consul_checks, containerd_config
+from spegel_consul.http.peer_tls import Encryption, PeerTls
+from spegel_consul.preflight import certificate_checks, consul_checks, containerd_config
 from spegel_consul.preflight.consul_checks import LEADER_KEY
 from spegel_consul.preflight.containerd_config import CriSettings
 from spegel_consul.preflight.interfaces import in_container, interface_of
@@ -58,7 +59,11 @@ class Subject:
     leader_key: str = LEADER_KEY
     peer: dial_back.Peer | None = None
     tls: bool = False
-    """Whether the nodes' registries have TLS."""
+    """Whether the nodes' registries speak TLS and nothing else."""
+    peer_tls: Encryption | None = None
+    certificates: PeerTls | None = None
+    """Those of ``peer_tls``, if the sidecar runs; None: Consul is asked for one."""
+    has_runtime_address: bool = False
 
 
 async def run(subject: Subject) -> list[Check]:
@@ -68,7 +73,7 @@ async def run(subject: Subject) -> list[Check]:
         ("containerd", _containerd),
         ("docker", _docker),
         ("consul", lambda subject: consul_checks.checks_of(subject.consul, subject.leader_key)),
-        ("dial-back", _dial_back),
+        ("dial-back", _certificate_and_dial_back),
     ]
     found: list[list[Check]] = [[] for _ in groups]
 
@@ -109,7 +114,10 @@ def address_check(address: str, bound: str) -> Check:
 
 async def _address(subject: Subject) -> list[Check]:
     await trio.lowlevel.checkpoint()
-    return [address_check(subject.address, subject.bound)]
+    own = certificate_checks.runtime_check(
+        subject.address, subject.peer_tls, has_own_address=subject.has_runtime_address
+    )
+    return [address_check(subject.address, subject.bound), *([own] if own is not None else [])]
 
 
 async def _containerd(subject: Subject) -> list[Check]:
@@ -234,7 +242,26 @@ def _probed(name: str, url: str, registry: str) -> Check:
     return ok(name, f"{url}, the first mirror of {of}, is alive")
 
 
-async def _dial_back(subject: Subject) -> list[Check]:
+async def _certificate_and_dial_back(subject: Subject) -> list[Check]:
+    """The certificate comes first, because nodes that require TLS are asked with it."""
+    checks: list[Check] = []
+    contexts: tuple[ssl.SSLContext | None, ...] = (dial_back.unverified(),) if subject.tls else (None,)
+    if subject.peer_tls is not None:
+        if subject.certificates is not None:
+            context = subject.certificates.client()
+        elif subject.consul is not None:
+            check, context = await certificate_checks.certificate_of_consul(subject.consul)
+            checks += [check] if check is not None else []
+        else:
+            context = dial_back.unverified()
+        if context is not None:
+            contexts = (context,) if subject.peer_tls is Encryption.REQUIRE else (context, None)
+        elif subject.peer_tls is Encryption.REQUIRE:
+            return [*checks, warn("dial-back", "not checked: this node has no certificate for its peers")]
+    return checks + await _dial_back(subject, contexts)
+
+
+async def _dial_back(subject: Subject, contexts: tuple[ssl.SSLContext | None, ...]) -> list[Check]:
     peer = subject.peer
     if peer is None and subject.consul is not None:
         try:
@@ -244,7 +271,11 @@ async def _dial_back(subject: Subject) -> list[Check]:
             return []  # the check of Consul reports it
         others = [one for one in instances if (one.address, one.port) != (subject.address, subject.registry_port)]
         if others:
-            peer = dial_back.Peer(others[0].address, others[0].port, subject.tls)
+            peer = dial_back.Peer(others[0].address, others[0].port)
     if peer is None:
         return [ok("dial-back", "not checked: no other node is known yet")]
-    return [await in_thread(partial(dial_back.ask, peer, subject.address, subject.registry_port))]
+    return [
+        await in_thread(
+            partial(dial_back.ask, replace(peer, contexts=contexts), subject.address, subject.registry_port)
+        )
+    ]

@@ -144,6 +144,8 @@ async def _serve(settings: Settings, node: PreparedNode, stages: Stages, view: N
     called = frozenset({node.address, node.secondary or node.address})
     limits = ConnectionLimits(raise_limit())
     await stages.serve("registry", content, node.registry, fast_path, node.tls, limits, called)
+    if node.runtime is not None:
+        await stages.serve("runtime", content, node.runtime, fast_path, only_own=True)
     # a short drain, because a client that follows events never ends its request
     await stages.serve("web", web_app.build_app(view), node.metrics, limits=limits, drain_timeout=1.0)
     metrics.followers.set_function(lambda: len(mirror.followers))

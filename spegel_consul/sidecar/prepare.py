@@ -41,6 +41,8 @@ class PreparedNode:
 
     identity: Ed25519PrivateKey
     registry: socket.socket
+    runtime: socket.socket | None
+    """For this node's runtimes only; None: they use that of the registry."""
     router: socket.socket
     metrics: socket.socket
     address: str
@@ -95,6 +97,7 @@ def _prepare(settings: Settings) -> PreparedNode:
     return PreparedNode(
         load_or_create(settings.data_dir),
         listen(settings.registry_addr, "--registry-addr"),
+        listen(settings.runtime_addr, "--runtime-addr") if settings.runtime_addr is not None else None,
         listen(settings.router_addr, "--router-addr"),
         listen(settings.metrics_addr, "--metrics-addr"),
         advertised(settings.advertise_addr, settings.registry_addr.host),
@@ -131,7 +134,10 @@ async def log_findings(settings: Settings, node: PreparedNode) -> None:
         content_path=settings.containerd_content_path,
         consul=settings.consul,
         leader_key=settings.election.key,
-        tls=node.tls is not None,
+        tls=not is_plain_to_own(node.tls),
+        peer_tls=settings.peer_tls,
+        certificates=node.tls if settings.peer_tls is not None else None,
+        has_runtime_address=node.runtime is not None,
     )
     for check in await node_checks.run(subject):
         say = log.debug if check.status is Status.OK else log.warning

@@ -24,6 +24,7 @@ class Settings:
     """Settings of ``spegel-consul registry``; the command's help says what each one is for."""
 
     registry_addr: ListenAddress
+    runtime_addr: ListenAddress | None
     router_addr: ListenAddress
     metrics_addr: ListenAddress
     web_allowed_hosts: tuple[str, ...]

@@ -81,8 +81,9 @@ class Stages:
         limits: ConnectionLimits | None = None,
         called: frozenset[str] = frozenset(),
         drain_timeout: float = DRAIN_TIMEOUT,
+        only_own: bool = False,
     ) -> None:
-        """Serve ``app`` on ``sock``; requests in flight may end before it stops."""
+        """Serve ``app`` on ``sock``; requests in flight may end before it stops. The rest is as for ``serve``."""
         drain = trio.Event()
 
         async def stop() -> None:
@@ -100,6 +101,7 @@ class Stages:
                 limits=limits,
                 called=called,
                 drain_timeout=drain_timeout,
+                only_own=only_own,
                 task_status=task_status,
             )
 

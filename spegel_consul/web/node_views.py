@@ -24,7 +24,7 @@ from spegel_consul.consul.catalog.registration import Registration
 from spegel_consul.consul.election.candidate import Candidate
 from spegel_consul.consul.election.election_view import State
 from spegel_consul.http.basic_auth import Credentials
-from spegel_consul.http.peer_tls import PeerTls, is_plain_to_own
+from spegel_consul.http.peer_tls import Encryption, PeerTls, is_plain_to_own
 from spegel_consul.join.keeper import RingKeeper
 from spegel_consul.metrics.sidecar_metrics import Metrics
 from spegel_consul.peers import PeerInfo, host_port
@@ -177,6 +177,7 @@ class Node:
             "ready": problem is None,
             "reasons": [problem] if problem is not None else [],
             "warnings": list(self.warnings(cluster_members)),
+            "peer_tls": self._peer_tls(),
             "leader": self.leader(),
             "ring": self._ring(cluster_members),
             "content": self._content(),
@@ -205,7 +206,25 @@ class Node:
 
     def peers(self, cluster_members: ClusterMembers | None = None) -> list[Document]:
         """This node and all others in the ring or the catalog, in order of names."""
-        return (cluster_members or self.cluster_members()).peers(self.ring.at, len(self.store.keys()))
+        found = (cluster_members or self.cluster_members()).peers(self.ring.at, len(self.store.keys()))
+        return [{**peer, "encrypted": self._is_encrypted(peer)} for peer in found]
+
+    def _is_encrypted(self, peer: Document) -> bool | None:
+        """Whether the last connection from or to a peer was encrypted; None if there was none, and for this node."""
+        registry = peer["registry"]
+        if registry is None or peer["state"] == "self":
+            return None
+        if self.tls is None:
+            return False
+        if self.tls.encryption is Encryption.ALL:
+            return True
+        return self.tls.links.encrypted(registry.rpartition(":")[0].strip("[]"))
+
+    def _peer_tls(self) -> Document | None:
+        """The encryption between nodes; None without any."""
+        if self.tls is None:
+            return None
+        return {"mode": self.tls.encryption.value, "expires": self.tls.expires, "problem": self.tls.problem}
 
     def images(self) -> list[Document]:
         """The images of which this node has all content."""

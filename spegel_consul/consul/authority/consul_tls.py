@@ -49,7 +49,9 @@ SERVICE = "spegel"
 ENABLE_CONNECT = "connect { enabled = true }   # in the configuration of all Consul servers"
 """What an operator adds if Consul has no authority."""
 
-_RIGHT = f'service "{SERVICE}" {{ policy = "write" }}'
+RIGHT = f'service "{SERVICE}" {{ policy = "write" }}'
+"""The right that a certificate needs; the registration of the service needs it too."""
+
 _OUTAGES = (ConsulUnavailable, RateLimited, ServerError)
 _SPACING = 0.5  # least seconds between two queries
 _FIRST = 3.0  # seconds for which the start-up waits for a certificate
@@ -221,7 +223,7 @@ def _explained(exc: ConsulError | IdentityError) -> str:
     if isinstance(exc, ConnectDisabled):
         return f"Consul has no authority, add {ENABLE_CONNECT}"
     if isinstance(exc, AccessDenied):
-        return f"{exc}, the token needs {_RIGHT}"
+        return f"{exc}, the token needs {RIGHT}"
     return str(exc)
 
 

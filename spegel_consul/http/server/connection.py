@@ -106,10 +106,13 @@ class Connection(TCPServer):
         limits: ConnectionLimits | None,
         called: frozenset[str],
         stream: trio.SocketStream,
+        *,
+        only_own: bool = False,
     ) -> None:
         # hypercorn's annotation names only the encrypted one of the two streams that it serves
         super().__init__(app, config, context, state, cast("trio.SSLStream[trio.SocketStream]", stream))
         self._called = called
+        self._only_own = only_own
         self._limits = limits
         self._plain = stream
         self._tls = tls
@@ -136,7 +139,7 @@ class Connection(TCPServer):
             if client is not None and server is not None and str(unmapped(ip_address(client[0]))) in self._called:
                 # a port mapping has replaced the address that this client on the same machine connected to
                 server = (client[0], server[1])
-            local = client is not None and server is not None and client[0] == server[0]
+            local = self._only_own or (client is not None and server is not None and client[0] == server[0])
             if self._limits is not None and client is not None and not local:
                 if not self._limits.enter(client[0]):
                     await trio.aclose_forcefully(self._plain)  # not graceful, because that would cost time and a file

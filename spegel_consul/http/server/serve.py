@@ -48,6 +48,7 @@ async def serve(
     tls: PeerTls | None = None,
     limits: ConnectionLimits | None = None,
     called: frozenset[str] = frozenset(),
+    only_own: bool = False,
     drain_timeout: float = DRAIN_TIMEOUT,
     keep_alive: float = KEEP_ALIVE,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
@@ -59,6 +60,7 @@ async def serve(
     Requests are offered to ``fast_path`` first, if there is one. Encrypted connections do not use it, because it
     leaves plain bytes to the kernel. ``limits``: the connection limits for clients on other machines.
     ``called``: addresses that clients use for this server, even if this network namespace does not have them.
+    ``only_own``: whether all clients count as clients of this machine, because no other machine reaches the socket.
     When ``stop()`` returns, no further connection is accepted, idle ones are closed, and requests in flight have
     ``drain_timeout`` seconds to end.
     """
@@ -76,7 +78,17 @@ async def serve(
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
         try:
             await Connection(
-                wrapped, config, context, state, fast_path, idle_connections, tls, limits, called, stream
+                wrapped,
+                config,
+                context,
+                state,
+                fast_path,
+                idle_connections,
+                tls,
+                limits,
+                called,
+                stream,
+                only_own=only_own,
             ).run()
         finally:
             await trio.aclose_forcefully(stream)
