@@ -18,9 +18,9 @@ Key = ec.EllipticCurvePrivateKey
 
 
 class _Signer:
-    def __init__(self, name: str, above: _Signer | None = None) -> None:
+    def __init__(self, name: str, trust_domain: str, above: _Signer | None = None) -> None:
         self.key = ec.generate_private_key(ec.SECP256R1())
-        self.certificate = certificate_of(name, self, above or self)
+        self.certificate = certificate_of(name, trust_domain, self, above or self)
 
     @property
     def pem(self) -> str:
@@ -38,16 +38,24 @@ class ConnectAuthority:
         self._numbers = 0
         self._intermediate = intermediate
         self._roots: list[_Signer] = []
-        self._company = _Signer("a company's root") if company else None
+        self._company = _Signer("a company's root", trust_domain) if company else None
         self.rotate()
 
     def rotate(self) -> None:
         """Sign with a new root from now on; the old ones stay in the list."""
         self._numbers += 1
-        self._roots.append(_Signer(f"root {self._numbers}", self._company))
+        self._roots.append(_Signer(f"root {self._numbers}", self.trust_domain, self._company))
         self._signer = self._roots[-1]
         if self._intermediate:
-            self._signer = _Signer("intermediate", self._roots[-1])
+            self._signer = _Signer("intermediate", self.trust_domain, self._roots[-1])
+
+    def exported(self) -> tuple[str, str]:
+        """Key and certificate of the root that signs, for a real Consul."""
+        root = self._roots[-1]
+        key = root.key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
+        )
+        return key.decode(), root.pem
 
     def forget(self) -> None:
         """Drop all roots but the one that signs."""
@@ -100,7 +108,7 @@ class ConnectAuthority:
         }
 
 
-def certificate_of(name: str, subject: _Signer, above: _Signer) -> x509.Certificate:
+def certificate_of(name: str, trust_domain: str, subject: _Signer, above: _Signer) -> x509.Certificate:
     """A certificate of an authority, signed by the one above it, which is itself for a root."""
     issuer = above.certificate.subject if above is not subject else _named(name)
     now = datetime.now(UTC)
@@ -115,6 +123,9 @@ def certificate_of(name: str, subject: _Signer, above: _Signer) -> x509.Certific
         .not_valid_after(now + timedelta(days=3650))
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .add_extension(usage, critical=True)
+        .add_extension(
+            x509.SubjectAlternativeName([x509.UniformResourceIdentifier(f"spiffe://{trust_domain}")]), critical=False
+        )
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(subject.key.public_key()), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(above.key.public_key()), critical=False)
         .sign(above.key, hashes.SHA256())
