@@ -17,6 +17,7 @@ from lab.connect_authority import HOURS, ConnectAuthority
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
+from spegel_consul.consul.authority import consul_tls
 from spegel_consul.consul.authority.consul_tls import ConsulTls
 from spegel_consul.consul.authority.kept_identity import IDENTITY_FILE
 from spegel_consul.http.peer_tls import Encryption
@@ -25,12 +26,22 @@ from tests.consul.fakeconsul import FakeConsul
 
 @pytest.fixture
 def clock() -> MockClock:
-    """Jumps when threads have had the time to end."""
-    return MockClock(autojump_threshold=0.01)
+    return MockClock(autojump_threshold=0)
+
+
+@pytest.fixture(autouse=True)
+def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time that jumps would overtake a thread. Tests with files use no such clock."""
+
+    async def inline(call: Callable[[], Any]) -> Any:
+        await trio.lowlevel.checkpoint()
+        return call()
+
+    monkeypatch.setattr(consul_tls, "in_thread", inline)
 
 
 @pytest.fixture
-async def consul(clock: MockClock, nursery: trio.Nursery) -> FakeConsul:
+async def consul(nursery: trio.Nursery) -> FakeConsul:
     return FakeConsul(nursery)
 
 
@@ -65,11 +76,11 @@ def shake_hands(server: ConsulTls, client: ConsulTls) -> bool:
 async def until(condition: Callable[[], object], limit: float = 120) -> None:
     with trio.fail_after(limit):
         while not condition():
-            await trio.sleep(1)
+            await trio.sleep(0.05)
 
 
 async def test_the_first_certificate(
-    clock: MockClock, consul: FakeConsul, authority: ConnectAuthority, nursery: trio.Nursery, tmp_path: Path
+    consul: FakeConsul, authority: ConnectAuthority, nursery: trio.Nursery, tmp_path: Path
 ) -> None:
     consul.issue(leaf=authority.leaf(), roots=authority.roots())
     one, two = tls_of(consul, tmp_path / "new"), tls_of(consul)
@@ -304,7 +315,7 @@ async def test_answers_in_any_order(
 
 
 async def test_a_restart_while_consul_is_away(
-    clock: MockClock, consul: FakeConsul, authority: ConnectAuthority, nursery: trio.Nursery, tmp_path: Path
+    consul: FakeConsul, authority: ConnectAuthority, nursery: trio.Nursery, tmp_path: Path
 ) -> None:
     consul.issue(leaf=authority.leaf(), roots=authority.roots())
     before = tls_of(consul, tmp_path)
@@ -323,7 +334,6 @@ async def test_a_restart_while_consul_is_away(
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"leaf": {"a": "b"}, "roots": {}}', "\0", "[" * 100_000])
 async def test_a_damaged_file_is_replaced(
-    clock: MockClock,
     consul: FakeConsul,
     authority: ConnectAuthority,
     nursery: trio.Nursery,
@@ -343,7 +353,11 @@ async def test_a_damaged_file_is_replaced(
 
 
 async def test_a_file_that_has_expired_or_belongs_to_nobody_is_not_used(
-    clock: MockClock, consul: FakeConsul, authority: ConnectAuthority, nursery: trio.Nursery, tmp_path: Path
+    consul: FakeConsul,
+    authority: ConnectAuthority,
+    nursery: trio.Nursery,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     consul.issue(leaf=authority.leaf(begins=-9 * HOURS, ends=1), roots=authority.roots())
     before = tls_of(consul, tmp_path)
@@ -354,6 +368,7 @@ async def test_a_file_that_has_expired_or_belongs_to_nobody_is_not_used(
     consul.links["n1"] = "cut"
     after = tls_of(consul, tmp_path)
     after._clock = lambda: time.time() + 60
+    monkeypatch.setattr(consul_tls, "_FIRST", 0.1)
     await nursery.start(after.run)
     assert after.server() is None
     assert after.problem is not None
@@ -361,7 +376,7 @@ async def test_a_file_that_has_expired_or_belongs_to_nobody_is_not_used(
 
 
 async def test_a_data_directory_that_can_not_be_written(
-    clock: MockClock, consul: FakeConsul, authority: ConnectAuthority, nursery: trio.Nursery, tmp_path: Path
+    consul: FakeConsul, authority: ConnectAuthority, nursery: trio.Nursery, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
     consul.issue(leaf=authority.leaf(), roots=authority.roots())
