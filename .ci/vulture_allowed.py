@@ -39,6 +39,9 @@ _.MAX_WINDOW_SIZE
 _.stream_events
 _.get_remote_address
 
+# the ssl module reads it
+_.num_tickets
+
 # http.server reads them
 _.do_GET
 _.log_message

@@ -12,8 +12,8 @@ from functools import partial
 from spegel_consul.consul.api.client import ConsulClient
 from spegel_consul.consul.api.consul_errors import AccessDenied, ConnectDisabled, ConsulError
 from spegel_consul.consul.api.consul_settings import ConsulSettings
+from spegel_consul.consul.authority.connect_identity import Identity, IdentityError
 from spegel_consul.consul.authority.consul_tls import ENABLE_CONNECT, RIGHT, SERVICE
-from spegel_consul.consul.authority.identity import Identity, IdentityError
 from spegel_consul.disk.threads import in_thread
 from spegel_consul.endpoints.check import Check, fail, ok, warn
 from spegel_consul.http.peer_tls import Encryption

@@ -20,8 +20,8 @@ from lab.connect_authority import HOURS, ConnectAuthority
 
 from spegel_consul.consul.api.client import ConsulClient, Leaf, Roots
 from spegel_consul.consul.api.consul_settings import ConsulSettings
+from spegel_consul.consul.authority.connect_identity import Identity
 from spegel_consul.consul.authority.consul_tls import ConsulTls
-from spegel_consul.consul.authority.identity import Identity
 from spegel_consul.http import registry_connection
 from spegel_consul.http.basic_auth import Credentials
 from spegel_consul.http.peer_client import PeerClient, PeerLimits

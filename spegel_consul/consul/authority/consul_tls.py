@@ -35,7 +35,7 @@ from spegel_consul.consul.api.consul_errors import (
     RateLimited,
     ServerError,
 )
-from spegel_consul.consul.authority.identity import Identity, IdentityError
+from spegel_consul.consul.authority.connect_identity import Identity, IdentityError
 from spegel_consul.consul.authority.kept_identity import KeptIdentity
 from spegel_consul.disk.threads import in_thread
 from spegel_consul.http.peer_tls import Encryption, PeerLinks
