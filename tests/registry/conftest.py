@@ -155,6 +155,7 @@ async def start_node(nursery: trio.Nursery, request: pytest.FixtureRequest, tmp_
         keep_alive: float = 100.0,
         tls: PeerTls | None = None,
         host: str = "127.0.0.1",
+        only_own: bool = False,
         credentials: Credentials | None = None,
         permits: Permits = any_node,
         limits: ConnectionLimits | None = None,
@@ -187,6 +188,7 @@ async def start_node(nursery: trio.Nursery, request: pytest.FixtureRequest, tmp_
                 keep_alive=keep_alive,
                 tls=tls,
                 limits=limits,
+                only_own=only_own,
                 task_status=task_status,
             )
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 import ssl
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from spegel_consul.consul.api.client import ConsulClient, Leaf, Roots
 from spegel_consul.consul.api.consul_settings import ConsulSettings
 from spegel_consul.consul.authority.connect_identity import Identity
 from spegel_consul.consul.authority.consul_tls import ConsulTls
+from spegel_consul.endpoints import dial_back
 from spegel_consul.http import registry_connection
 from spegel_consul.http.basic_auth import Credentials
 from spegel_consul.http.peer_client import PeerClient, PeerLimits
@@ -416,3 +419,29 @@ async def test_bootstrap_peers_from_nodes_that_require_tls(start_node: Any) -> N
     web = await start_node(host=HOLDER, tls=theirs)
     with pytest.raises(SourceError, match="another service"):
         await HttpSource(f"https://{HOLDER}:{web.address[1]}/id", tls=consul_tls(REQUIRE)).ask()
+
+
+@pytest.mark.parametrize(("only_own", "client"), [(True, ""), (False, "127.0.0.1")])
+async def test_clients_of_the_runtimes_own_port_are_this_machine_s(
+    start_node: Any, only_own: bool, client: str
+) -> None:
+    """Behind a port mapping their address is that of a bridge."""
+    node = await start_node(host=HOLDER, only_own=only_own)
+    assert (await by_stranger(node)).status_code == 404
+    assert node.mirror.traces.over[-1].client == client
+
+
+async def test_nodes_that_require_tls_are_asked_to_dial_back_over_tls(start_node: Any) -> None:
+    require, plain = await start_node(host=HOLDER, tls=consul_tls(REQUIRE)), await start_node(host=ASKER)
+    ours = consul_tls(REQUIRE).client()
+    for node, contexts, says in (
+        (require, (ours,), "answers 404"),  # these nodes dial nobody back
+        (require, (ours, None), "answers 404"),
+        (plain, (ours, None), "answers 404"),
+        (plain, (ours,), "SSL|record"),
+        (require, (None,), "answers 403"),
+    ):
+        check = await trio.to_thread.run_sync(
+            partial(dial_back.ask, dial_back.Peer(*node.address, contexts), "127.0.0.9", 5000)
+        )
+        assert re.search(says, check.says), check

@@ -6,7 +6,10 @@ from dataclasses import dataclass, field
 
 from fakes.memory_store import MemoryStore
 
-from spegel_consul.consul.api.client import HealthyService
+from spegel_consul.consul.api.client import ConsulClient, HealthyService
+from spegel_consul.consul.api.consul_settings import ConsulSettings
+from spegel_consul.consul.authority.consul_tls import ConsulTls
+from spegel_consul.http.peer_tls import Encryption
 from spegel_consul.metrics.sidecar_metrics import Metrics
 from spegel_consul.peers import PeerInfo
 from spegel_consul.registry.mirror.providers.penalties import Penalties
@@ -83,3 +86,23 @@ async def test_those_that_are_not_in_the_ring_are_missing_still() -> None:
         "n3": "dead",
         "n9": "missing",
     }
+
+
+async def test_which_peers_are_encrypted() -> None:
+    made = node("10.0.0.1", "10.0.0.2", "10.0.0.9")
+
+    def encrypted() -> dict[str, object]:
+        return {str(peer["state"]): peer["encrypted"] for peer in made.peers()}
+
+    assert encrypted() == {"self": None, "alive": False, "dead": False, "missing": None}
+    assert made.status()["peer_tls"] is None
+    tls = ConsulTls(ConsulClient(ConsulSettings()), Encryption.PREFER, None)
+    made.tls = tls
+    assert encrypted() == {"self": None, "alive": None, "dead": None, "missing": None}
+    tls.links.note("10.0.0.2", True)
+    tls.links.note("10.0.0.3", False)
+    assert encrypted() == {"self": None, "alive": True, "dead": False, "missing": None}
+    problem = "no certificate for peers: Consul sent no other"
+    assert made.status()["peer_tls"] == {"mode": "prefer", "expires": None, "problem": problem}
+    assert problem in made.warnings()
+    assert made.status()["node"]["registry"] == "http://10.0.0.1:5000"

@@ -136,10 +136,11 @@ class Connection(TCPServer):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 0)
             client = parse_socket_addr(sock.family, sock.getpeername())
             server = parse_socket_addr(sock.family, sock.getsockname())
-            if client is not None and server is not None and str(unmapped(ip_address(client[0]))) in self._called:
-                # a port mapping has replaced the address that this client on the same machine connected to
-                server = (client[0], server[1])
-            local = self._only_own or (client is not None and server is not None and client[0] == server[0])
+            if client is not None and server is not None:
+                if self._only_own or str(unmapped(ip_address(client[0]))) in self._called:
+                    # a port mapping has replaced the address that this client on the same machine connected to
+                    server = (client[0], server[1])
+            local = client is not None and server is not None and client[0] == server[0]
             if self._limits is not None and client is not None and not local:
                 if not self._limits.enter(client[0]):
                     await trio.aclose_forcefully(self._plain)  # not graceful, because that would cost time and a file
