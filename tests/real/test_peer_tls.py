@@ -142,7 +142,7 @@ def _authority_rotates(cluster: MakeCluster, image: MakeImage) -> None:
         pulls.some("after the rotation", 2)
     assert encrypted(puller) == {holder.name: True}
     # Consul's own check, in plain text from its machine, goes on
-    assert len(holder.consul.instances("spegel")) == 2
+    until(lambda: len(holder.consul.instances("spegel")) == 2, timeout=20, what="both pass Consul's checks")
     for node in lab:
         assert "Traceback" not in node.sidecar.log()
         kept = node.dir / "spegel/consul-leaf.json"

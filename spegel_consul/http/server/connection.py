@@ -136,10 +136,9 @@ class Connection(TCPServer):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 0)
             client = parse_socket_addr(sock.family, sock.getpeername())
             server = parse_socket_addr(sock.family, sock.getsockname())
-            if client is not None and server is not None:
-                if self._only_own or str(unmapped(ip_address(client[0]))) in self._called:
-                    # a port mapping has replaced the address that this client on the same machine connected to
-                    server = (client[0], server[1])
+            if client is not None and server is not None and self._is_called(client[0]):
+                # a port mapping has replaced the address that this client on the same machine connected to
+                server = (client[0], server[1])
             local = client is not None and server is not None and client[0] == server[0]
             if self._limits is not None and client is not None and not local:
                 if not self._limits.enter(client[0]):
@@ -180,6 +179,10 @@ class Connection(TCPServer):
                 standing[port] -= bool(port)
                 if self._limits is not None and self._address:
                     self._limits.leave(self._address)
+
+    def _is_called(self, client: str) -> bool:
+        """Whether the address of a client means this machine, though this network namespace does not have it."""
+        return self._only_own or str(unmapped(ip_address(client))) in self._called
 
     async def _turn(self) -> None:
         """Wait until this client may begin some work; a client on this machine does not wait."""
