@@ -98,7 +98,7 @@ variable "consul_identity" {
 variable "peer_tls" {
   type        = string
   default     = "off"
-  description = "prefer or require: encryption between nodes, with certificates of Consul (docs/security.md)."
+  description = "prefer or require: encryption between nodes, with certificates of Consul; require needs a --runtime-addr here (docs/security.md)."
 }
 
 variable "follow" {

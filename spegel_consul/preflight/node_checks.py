@@ -27,7 +27,7 @@ from spegel_consul.disk.threads import in_thread
 from spegel_consul.endpoints import dial_back
 from spegel_consul.endpoints.check import Check, fail, ok, warn
 from spegel_consul.http.peer_tls import Encryption, PeerTls
-from spegel_consul.preflight import certificate_checks, consul_checks, containerd_config
+from spegel_consul.preflight import consul_checks, containerd_config
 from spegel_consul.preflight.consul_checks import LEADER_KEY
 from spegel_consul.preflight.containerd_config import CriSettings
 from spegel_consul.preflight.interfaces import in_container, interface_of
@@ -114,10 +114,13 @@ def address_check(address: str, bound: str) -> Check:
 
 async def _address(subject: Subject) -> list[Check]:
     await trio.lowlevel.checkpoint()
-    own = certificate_checks.runtime_check(
-        subject.address, subject.peer_tls, has_own_address=subject.has_runtime_address
-    )
-    return [address_check(subject.address, subject.bound), *([own] if own is not None else [])]
+    checks = [address_check(subject.address, subject.bound)]
+    if subject.peer_tls is not None:
+        from spegel_consul.preflight.certificate_checks import runtime_check  # here, because most nodes need none
+
+        own = runtime_check(subject.address, subject.peer_tls, has_own_address=subject.has_runtime_address)
+        checks += [own] if own is not None else []
+    return checks
 
 
 async def _containerd(subject: Subject) -> list[Check]:
@@ -250,7 +253,9 @@ async def _certificate_and_dial_back(subject: Subject) -> list[Check]:
         if subject.certificates is not None:
             context = subject.certificates.client()
         elif subject.consul is not None:
-            check, context = await certificate_checks.certificate_of_consul(subject.consul)
+            from spegel_consul.preflight.certificate_checks import certificate_of_consul
+
+            check, context = await certificate_of_consul(subject.consul)
             checks += [check] if check is not None else []
         else:
             context = dial_back.unverified()

@@ -92,6 +92,13 @@ def test_help_names_every_flag_and_variable() -> None:
         ([], {"CONSUL_HTTP_ADDR": "ftp://consul"}, "CONSUL_HTTP_ADDR"),
         ([], {"CONSUL_HTTP_SSL": "yes"}, "CONSUL_HTTP_SSL"),
         (["--peer-policy=catalog", "--consul-service=off"], {}, "--peer-policy=catalog needs Consul's catalog"),
+        (
+            ["--peer-tls=require", "--bootstrap-kind=dns", "--dns-bootstrap-domain=a"],
+            {},
+            "needs certificates: of Consul",
+        ),
+        (["--peer-tls=on"], {}, "is not one of"),
+        (["--runtime-addr=here"], {}, "--runtime-addr"),
         (["--tls-cert-file", "a.pem"], {}, "--tls-key-file must be given together"),
         ([], {"TLS_CA_FILE": "ca.pem"}, "need --tls-cert-file"),
         (["--unknown"], {}, "--unknown"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import structlog
 import trio
 
+from spegel_consul.http.peer_tls import is_plain_to_own
 from spegel_consul.observable import Observable
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import DigestInvalid, OCIError
@@ -176,7 +177,7 @@ class Measurer:
                     names=node.cluster_members().registries(),
                     progress=measurement.grew,
                     headers=headers,
-                    tls=node.tls,
+                    tls=None if is_plain_to_own(node.tls) else node.tls,
                 ) as puller:
                     await puller.pull(reference)
             except PullFailed as exc:
