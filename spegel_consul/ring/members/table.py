@@ -51,7 +51,7 @@ FORGET_AFTER = 8
 
 _SHARE = 0.5  # of the table, for members that one source named and that have not spoken themselves
 
-_FIRST_PROBE, _LONGEST_PROBE = 0.1, 60.0
+_FIRST_PROBE, _LONGEST_PROBE = 0.1, 45.0  # with jitter 56 s, so a member that hung is known again within a minute
 _LEAST_JITTER = 0.75
 _SECOND_OPINION = 2.0  # seconds after a failure before a report of others leads to a probe
 
