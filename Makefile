@@ -9,6 +9,9 @@ STAMP  := $(VENV)/.installed
 JOBS   ?= $(shell echo $$(($$(nproc) + 1)))
 CACHE  ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/spegel-consul-ci
 
+# without compiled files each process of a test compiles the product and the tests anew, which takes longer than it runs
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: run install dev-install real-parts test check audit sim faults nomad soak bench clean
 
 run: install
