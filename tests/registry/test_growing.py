@@ -137,6 +137,7 @@ class Reply:
         self._stream = stream
         self._received = b""
         self._taken = 0  # bytes of the body
+        self.interim = 0
         self.status = 0
         self.fields: dict[str, str] = {}
 
@@ -149,6 +150,9 @@ class Reply:
         first, *lines = head.decode().split("\r\n")
         self._taken = 0
         self.status = int(first.split(" ")[1])
+        if self.status == 103:
+            self.interim += 1
+            return await self.head()
         self.fields = dict(line.lower().split(": ", 1) for line in lines)
         return self.status
 
@@ -310,6 +314,18 @@ async def test_a_total_that_can_not_be(autojump_clock: MockClock, node: Any, tot
         assert await status(followed(node)) == 404
         assert trio.current_time() - began < 1
         nursery.cancel_scope.cancel()
+
+
+async def test_interim_answers_tell_that_a_request_is_held(autojump_clock: MockClock, node: Any) -> None:
+    other = node.store.download(OTHER)
+    async with followed(node) as reply:
+        for second in range(10):
+            await trio.sleep(1)
+            other.grow_to(second * 1000)
+        node.store.download(LAYER).grow_to(len(LAYER))
+        assert await reply.head() == 200
+        assert 8 <= reply.interim <= 11
+        assert await reply.rest() == LAYER
 
 
 async def test_a_follower_may_come_first(autojump_clock: MockClock, start: Any) -> None:

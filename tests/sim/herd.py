@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from spegel_consul.registry.growing import NO_PROGRESS
 from spegel_consul.registry.mirror.followers import WAIT
 from spegel_consul.registry.mirror.held_bodies import GROWING_STALL
-from spegel_consul.registry.mirror.questions.source_search import FIRST_BYTE
+from spegel_consul.registry.mirror.questions.source_search import FIRST_BYTE, SILENT
 from spegel_consul.ring.dht.claims import Claims, Report, What, Why
 from spegel_consul.zerocopy.send_growing import CHAIN_STALL, STALL
 
@@ -243,6 +243,8 @@ class Herd:
         still = self.now - max(transfer.moved, transfer.began)
         if not source.lives(self.now) and not source.hangs:
             return Why.CUT
+        if not source.lives(self.now) and not transfer.streams and still > SILENT:
+            return Why.CUT  # not even interim answers come
         if still > (GROWING_STALL if transfer.streams else FIRST_BYTE):
             return Why.CUT if transfer.streams else Why.REFUSED
         if not source.lives(self.now) or source.finished < math.inf:

@@ -99,7 +99,7 @@ class SimulatedClient:
         self.events: list[str] = []
 
     async def request(
-        self, address: tuple[str, int], method: str, target: str, headers: list[tuple[str, str]]
+        self, address: tuple[str, int], method: str, target: str, headers: list[tuple[str, str]], **_: object
     ) -> PeerResponse:
         await trio.lowlevel.checkpoint()
         wanted = dict(headers).get("range", "bytes=0-")

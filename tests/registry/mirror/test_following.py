@@ -13,16 +13,18 @@ import trio
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.media import OCI_MANIFEST
 from spegel_consul.peers import Provider, RingError
+from spegel_consul.registry import growing
 from spegel_consul.registry.mirror.followers import WAIT
 from spegel_consul.registry.mirror.following import group_claim
 from spegel_consul.registry.mirror.following.group_claim import CLAIM_WITHIN
 from spegel_consul.registry.mirror.held_bodies import GROWING_STALL
 from spegel_consul.registry.mirror.mirror_peers import MirrorSettings
 from spegel_consul.registry.mirror.questions import source_search
+from spegel_consul.registry.mirror.questions.source_search import SILENT
 from spegel_consul.ring.dht.claims import ClaimReport, Verdict, Why
 from spegel_consul.zerocopy.send_growing import CHAIN_STALL, STALL
 
-from ..conftest import ASKER
+from ..conftest import ASKER, LIMITS
 from ..image import LAYER, get
 from .growing_source import ALONE, CLAIM, DownloadingStore, GrowingSource, ScriptedKeeper, follow
 
@@ -261,8 +263,50 @@ async def test_a_source_that_has_not_begun_is_never_called_slow(
     assert waiting.received == LAYER
 
 
+async def test_a_source_that_hangs_costs_seconds_and_a_second_one_ends_the_search(
+    start_node: Any, sources: list[GrowingSource], tmp_path: Path
+) -> None:
+    asker = await start(start_node, tmp_path)
+    asker.router.keeper = ScriptedKeeper(follow(sources[0]), after_loss=follow(sources[1]))
+    sources[0].hangs = sources[1].hangs = True
+    began = trio.current_time()
+    assert (await get(asker, path(LAYER))).status_code == 404
+    assert 2 * SILENT <= trio.current_time() - began < 8
+    assert losses(asker)[:1] == [(sources[0].provider.peer_id, Why.CUT)]
+    began = trio.current_time()
+    assert (await get(asker, path(OTHER))).status_code == 404
+    assert trio.current_time() - began < 0.5, "the keeper is not believed for the image"
+
+
+async def test_another_source_is_followed_when_one_hangs(
+    start_node: Any, sources: list[GrowingSource], tmp_path: Path
+) -> None:
+    asker = await start(start_node, tmp_path)
+    asker.router.keeper = ScriptedKeeper(follow(sources[0]), after_loss=follow(sources[1]))
+    sources[0].hangs = True
+    began = trio.current_time()
+    assert (await get(asker, path(LAYER))).content == LAYER
+    assert SILENT <= trio.current_time() - began < SILENT + 1
+    assert not asker.mirror.peers.penalties.bars(sources[0].provider)
+
+
+async def test_a_source_that_says_that_it_waits_is_waited_for(
+    start_node: Any, sources: list[GrowingSource], tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    asker = await start(start_node, tmp_path)
+    asker.router.keeper = ScriptedKeeper(follow(sources[0]))
+    sources[0].shown = 0
+    pull = Pull(asker, LAYER)
+    nursery.start_soon(pull.run)
+    await trio.sleep(4 * SILENT)
+    sources[0].shown = 1 << 40
+    await pull.done.wait()
+    assert (pull.received, losses(asker)) == (LAYER, [])
+
+
 def test_the_answer_of_a_source_comes_before_the_limit_of_its_follower() -> None:
     assert source_search.FIRST_BYTE > WAIT
+    assert SILENT > 3 * growing._INTERIM_EVERY
     assert GROWING_STALL > CHAIN_STALL > STALL
 
 
@@ -284,6 +328,42 @@ async def test_without_the_setting_nobody_is_followed(
     asker.router.keeper = ScriptedKeeper(follow(sources[0]))
     assert (await get(asker, path(LAYER))).status_code == 404
     assert asker.router.reports == []
+
+
+async def test_a_complete_source_that_hangs_in_mid_body_is_left_as_soon_as_any_peer(
+    start_node: Any, sources: list[GrowingSource], tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    asker = await start(start_node, tmp_path)
+    asker.router.keeper = ScriptedKeeper(follow(sources[0]), after_loss=follow(sources[1]))
+    sources[0].shown, sources[0].complete = 400_000, True
+    pull = Pull(asker, LAYER)
+    nursery.start_soon(pull.run)
+    await until(lambda: len(pull.received) == 400_000)
+    began = trio.current_time()
+    await pull.done.wait()
+    assert pull.received == LAYER
+    assert LIMITS.stall <= trio.current_time() - began < LIMITS.stall + 1
+    assert losses(asker) == [(sources[0].provider.peer_id, Why.CUT)]
+
+
+async def test_a_complete_source_that_is_slow_is_left_for_a_provider(
+    start_node: Any, sources: list[GrowingSource], tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    holder, asker = await start_node(), await start(start_node, tmp_path)
+    holder.store.add_content(LAYER)
+    asker.router.keeper = ScriptedKeeper(follow(sources[0]))
+    sources[0].shown, sources[0].complete = 400_000, True
+    pull = Pull(asker, LAYER)
+    nursery.start_soon(pull.run)
+    await until(lambda: len(pull.received) == 400_000)
+    asker.router.knows(holder)
+    while not pull.done.is_set() and sources[0].shown < 500_000:
+        await trio.sleep(0.2)
+        sources[0].shown += 5_000
+    await pull.done.wait()
+    assert pull.received == LAYER
+    assert holder.metric("spegel_served_bytes_total", {"source": "own"}) > 0
+    assert losses(asker) == []
 
 
 @WAYS
