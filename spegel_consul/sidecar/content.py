@@ -70,7 +70,7 @@ async def start_content(
     socket_of = _containerd_socket(settings.containerd_sock)
     store = _store(settings, socket_of)
     resources.callback(node.router.close)
-    router = ReplaceableRouter(_router_maker(node))
+    router = ReplaceableRouter(_router_maker(settings, node))
     await stages.start("store", store.run)
     await stages.start("ring", router.run)
     await stages.start("announcer", _announcer(store, router))
@@ -115,13 +115,17 @@ async def start_content(
     return Content(router, registries, view)
 
 
-def _router_maker(node: PreparedNode) -> Callable[[KadRouter | None], KadRouter]:
+def _router_maker(settings: Settings, node: PreparedNode) -> Callable[[KadRouter | None], KadRouter]:
     def make_router(before: KadRouter | None) -> KadRouter:
         # each generation listens on a copy of the socket, and closes only that
         advertise = (node.router_address, node.router_port)
         host = Libp2pHost(node.identity, bind=node.router.dup(), advertise=advertise, secondary=node.secondary)
         return KadRouter(
-            host, registry=(node.address, node.registry_port), secondary=node.secondary, successor_of=before
+            host,
+            registry=(node.address, node.registry_port),
+            secondary=node.secondary,
+            keeps_claims=settings.mirror.follow,
+            successor_of=before,
         )
 
     return make_router
