@@ -63,8 +63,8 @@ class KadRouter:
     address of the other family at which the same ports serve the router and the registry. ``ttl``, ``hedge`` and
     ``gossip`` are seconds: between two announcements of a key, without an answer before one more peer is asked (the
     initial value), and between two member exchanges at least. ``keeps_claims``: whether this node answers reports of
-    others; without it, they take the next nearest node for a keeper, as they do for a Go Spegel. With ``successor_of`` the router takes over the keys and
-    the records of that router.
+    others; without it, they take the next nearest node for a keeper, as they do for a Go Spegel. With ``successor_of``
+    the router takes over the keys and the records of that router.
     Raises RingError if an address to advertise is not an IP address that others can dial.
     """
 

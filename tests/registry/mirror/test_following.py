@@ -466,6 +466,23 @@ async def test_a_follower_that_becomes_the_claimer_cuts_its_transfers(
     assert asker.metric("spegel_takeovers_total") == 1
 
 
+async def test_a_complete_node_that_is_told_to_claim_has_taken_nothing_over(
+    start_node: Any, sources: list[GrowingSource], tmp_path: Path
+) -> None:
+    asker = await start(start_node, tmp_path)
+    asker.router.keeper = ScriptedKeeper(follow(sources[0], again=0.5))
+    assert (await get(asker, path(LAYER))).content == LAYER
+    for content in (LAYER, OTHER):
+        asker.store.abort(content)
+    for content in CONTENT.values():
+        asker.store.add_content(content)
+    asker.router.keeper = ScriptedKeeper(CLAIM)
+    [group] = asker.mirror.peers.follows.active
+    await until(lambda: group.claim.role == "claimer")
+    assert asker.metric("spegel_claims_total", {"verdict": "claim"}) > 0
+    assert asker.metric("spegel_takeovers_total") == 0
+
+
 async def test_a_request_that_waits_for_its_first_byte_moves_too(
     start_node: Any, sources: list[GrowingSource], tmp_path: Path, nursery: trio.Nursery
 ) -> None:

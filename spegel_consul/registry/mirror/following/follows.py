@@ -127,6 +127,9 @@ class Follows:
     def count_failure(self, why: Why) -> None:
         self._metrics.follow_failures.labels(why.name.lower()).inc()
 
+    def count_takeover(self) -> None:
+        self._metrics.takeovers.inc()
+
     def count_received(self, count: int) -> None:
         self._metrics.followed_bytes.inc(count)
 
@@ -160,8 +163,6 @@ class Follows:
                 if work.serves:
                     continue
             claim.answer(verdict)
-            if before is What.FOLLOW and claim.what is What.CLAIM:
-                self._metrics.takeovers.inc()
             active.tell(before)
             return
 
@@ -203,12 +204,13 @@ class ActiveGroup:
             log.info("follow began", **self._facts(), source=host_port(*source.registry))
 
     def tell(self, before: What | None) -> None:
-        """Log the consequences of a verdict; ``before``: the verdict before it."""
+        """Count and log the consequences of a verdict; ``before``: the verdict before it."""
         claim, size = self.claim, self._follows.size(self.claim.group)
         complete = size is not None and claim.have >= size
         if claim.what is What.CLAIM and before is not What.CLAIM:
             if before is What.FOLLOW and not complete:
                 left = claim.history.left
+                self._follows.count_takeover()
                 log.info("download taken over", **self._facts(), left=left.why if left is not None else None)
             else:
                 log.debug("download claimed", **self._facts())
