@@ -39,10 +39,11 @@ from spegel_consul.registry.mirror.validate import Head
 from spegel_consul.registry.plan import Growing, Planner
 from spegel_consul.store import Store
 from spegel_consul.zerocopy.growing_file import GrowingFile
+from spegel_consul.zerocopy.growth import Growth
 from spegel_consul.zerocopy.outlet import Outlet
 from spegel_consul.zerocopy.position import Position
 from spegel_consul.zerocopy.send import Truncated
-from spegel_consul.zerocopy.send_growing import POLL, send_growing
+from spegel_consul.zerocopy.send_growing import send_growing
 
 NO_PROGRESS = 6.0
 """Seconds without any progress of the runtime after which a request is held no longer."""
@@ -58,6 +59,7 @@ MANIFEST = 2.0
 
 _INTERIM_EVERY = 1.0  # seconds between two interim answers to a request that is held
 _LOOK = 0.05  # seconds between two searches for the download; the store shares its looks at the same rate
+_LOOK_AT_OTHERS = 0.1  # seconds between two looks at everything else while the file is open, and has too few bytes
 _ASK_EVERY = 1.0  # seconds between two questions to the runtime for a digest that it does not seem to download
 _MOST = 1 << 40  # bytes of the largest size that is believed
 
@@ -80,9 +82,11 @@ class Followed:
         body: bytes | None,
         check_client: CheckClient,
         in_chain: Callable[[], bool],
+        growth: Growth,
     ) -> None:
         self.head = head
         self._in_chain = in_chain
+        self._growth = growth
         self._send = send
         self._file = file
         self._body = body
@@ -106,7 +110,9 @@ class Followed:
             following.look(trio.current_time())
 
         try:
-            await send_growing(outlet, self._file, head.start, position, gave, self._check_client, self._in_chain)
+            await send_growing(
+                outlet, self._file, head.start, position, gave, self._check_client, self._in_chain, self._growth
+            )
         except PeerError as exc:
             raise TransferCut(f"the download of {head.digest} {exc}") from None
         except Truncated:
@@ -145,7 +151,7 @@ class GrowingContent:
                     if media_type is None:
                         raise unknown(plan.request, f"{head.digest} is downloaded, and is no manifest so far")
                     head = Head(head.digest, media_type, 0, head.size, head.size, partial=False)
-                yield Followed(head, send, file, body, check_client, search.in_chain)
+                yield Followed(head, send, file, body, check_client, search.in_chain, self._mirror.followers.growth)
             finally:
                 search.close()
 
@@ -198,7 +204,10 @@ class _Search:
             if now - told >= _INTERIM_EVERY:
                 told = now
                 await send_interim()
-            await trio.sleep(POLL if self.file is not None else _LOOK)
+            if self.file is not None:
+                await self._mirror.followers.growth.wait(self.file, self._size, since, now + _LOOK_AT_OTHERS)
+            else:
+                await trio.sleep(_LOOK)
 
     def _longest(self, asked: bool) -> float:
         if self._plan.request.kind is Kind.MANIFEST:
