@@ -29,6 +29,7 @@ from spegel_consul.registry import growing
 from spegel_consul.registry.mirror.followers import MOST, MOST_UNASKED, WAIT
 from spegel_consul.registry.mirror.own_requests import SHOWN_FOR
 from spegel_consul.ring.dht.claims import What
+from spegel_consul.store import Downloads
 from spegel_consul.store.containerd import ingests as ingests_module
 from spegel_consul.store.containerd.ingests import Ingests
 from spegel_consul.zerocopy import outlet
@@ -100,6 +101,9 @@ class IngestStore(FileStore):
 
     async def downloading(self, digest: Digest) -> GrowingFile | None:
         return await self._ingests.open(digest)
+
+    async def downloads(self) -> Downloads:
+        return await self._ingests.downloads()
 
     async def at_work(self) -> int | None:
         return await self._ingests.at_work()

@@ -133,14 +133,14 @@ class Follows:
     def count_received(self, count: int) -> None:
         self._metrics.followed_bytes.inc(count)
 
-    async def look(self, active: ActiveGroup, *, quick: bool) -> Work:
+    async def look(self, active: ActiveGroup) -> Work:
         """Return what this node has of the group."""
-        return await active.work.look(self.groups.contents(active.claim.group), active.claim.asked, quick=quick)
+        return await active.work.look(self.groups.contents(active.claim.group), active.claim.asked)
 
     async def report(self, active: ActiveGroup) -> None:
         """Send the report that is due, and give the verdict to the claim."""
         claim, before = active.claim, active.claim.what
-        work = await self.look(active, quick=before is None)
+        work = await self.look(active)
         while True:
             report = claim.report(work, self._behind(trio.current_time()))
             verdict, began = None, time.perf_counter()
@@ -159,7 +159,7 @@ class Follows:
             self._metrics.claims.labels(verdict.what.name.lower()).inc()
             if verdict.what is What.ALONE and not work.serves and await self._store.at_work() is not None:
                 # a runtime may begin the download a moment after it has asked the mirror
-                work = await self.look(active, quick=True)
+                work = await self.look(active)
                 if work.serves:
                     continue
             claim.answer(verdict)
