@@ -27,6 +27,7 @@ from spegel_consul.registry.asgi_path import ContentApp
 from spegel_consul.registry.content_cache import ByteCache
 from spegel_consul.registry.fast_path import FastPath
 from spegel_consul.registry.mirror.mirror import Mirror
+from spegel_consul.registry.mirror.mirror_peers import MirrorParts
 from spegel_consul.registry.mirror.providers.provider_policy import PeerPolicy, any_node, one_of
 from spegel_consul.registry.mirror.trace import Trace, as_fields
 from spegel_consul.registry.plan import Planner
@@ -89,9 +90,8 @@ async def start_content(
     resources.callback(peers.close)
     registries = CatalogRegistries()
     permits = one_of(registries.known) if settings.peer_policy is PeerPolicy.CATALOG else any_node
-    mirror = Mirror(
-        router, peers, metrics, settings.mirror, node.credentials, permits, SpoolSpace(settings.data_dir), store
-    )
+    spool_space = SpoolSpace(settings.data_dir)
+    mirror = Mirror(MirrorParts(router, peers, metrics, settings.mirror, node.credentials, permits, spool_space, store))
     await stages.start("following", mirror.run)
     view = Node(
         name=settings.node_name,
