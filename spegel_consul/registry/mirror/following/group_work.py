@@ -38,7 +38,10 @@ class GroupWork:
             for text in dict.fromkeys((*asked, *contents)):
                 size = self._known(text)
                 if size is None and (size := downloads.growing.get(Digest(text))) is not None:
-                    working = working or size < contents.get(text, size + 1)
+                    if size < contents.get(text, size + 1):
+                        working = True
+                    else:
+                        self._complete[text] = size
                 elif size is None and Digest(text) in downloads.ended and opened < _MOST_OPENED:
                     opened += 1
                     size = await self._committed(text)
