@@ -341,7 +341,7 @@ async def test_a_complete_source_that_hangs_in_mid_body_is_left_as_soon_as_any_p
     began = trio.current_time()
     await pull.done.wait()
     assert pull.received == LAYER
-    assert LIMITS.stall <= trio.current_time() - began < LIMITS.stall + 1
+    assert trio.current_time() - began < LIMITS.stall + 1
     assert losses(asker) == [(sources[0].provider.peer_id, Why.CUT)]
 
 
