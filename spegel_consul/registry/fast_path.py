@@ -30,7 +30,7 @@ from spegel_consul.metrics.sidecar_metrics import CONTENT, Metrics
 from spegel_consul.oci.errors import BlobUnknown, OCIError
 from spegel_consul.oci.path import MIRRORED_HEADER, ContentRequest, Kind
 from spegel_consul.oci.ranges import Ranges
-from spegel_consul.registry.answer_head import HeadRenderer, status_of
+from spegel_consul.registry.answer_head import INTERIM, HeadRenderer, status_of
 from spegel_consul.registry.content_cache import ByteCache
 from spegel_consul.registry.growing import Arrived, GrowingContent
 from spegel_consul.registry.mirror.body.multipart import Multipart
@@ -249,8 +249,9 @@ class FastPath:
             raise Truncated from None
 
     async def _to_follower(self, plan: Growing, link: Link) -> int:
-        async with self._growing.open(plan, link.check_client) as followed:
-            head = self._heads.whole(followed.head)
+        send_interim = partial(send_bytes, link.sock, INTERIM)
+        async with self._growing.open(plan, send_interim, link.check_client) as followed:
+            head = self._heads.whole(followed.head, growing=True)
             status, lengths = status_of(followed.head), [0]
 
             def count(sent: int) -> None:

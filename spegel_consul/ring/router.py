@@ -62,8 +62,9 @@ class KadRouter:
     assumed for peers that announce no registry, as Go Spegel does. ``secondary`` is this node's second address: an IP
     address of the other family at which the same ports serve the router and the registry. ``ttl``, ``hedge`` and
     ``gossip`` are seconds: between two announcements of a key, without an answer before one more peer is asked (the
-    initial value), and between two member exchanges at least. With ``successor_of`` the router takes over the keys and
-    the records of that router.
+    initial value), and between two member exchanges at least. ``keeps_claims``: whether this node answers reports of
+    others; without it, they take the next nearest node for a keeper, as they do for a Go Spegel. With ``successor_of``
+    the router takes over the keys and the records of that router.
     Raises RingError if an address to advertise is not an IP address that others can dial.
     """
 
@@ -74,6 +75,7 @@ class KadRouter:
         registry: tuple[str, int],
         secondary: str | None = None,
         ttl: float = TTL,
+        keeps_claims: bool = True,
         successor_of: KadRouter | None = None,
         rng: random.Random | None = None,
     ) -> None:
@@ -110,7 +112,9 @@ class KadRouter:
         self._leaving: bool = successor_of is not None and successor_of._leaving
         # peers without a connection have a limit of their own, because a dial to one that is gone takes seconds
         self._tell_limit, self._tell_cold_limit = trio.CapacityLimiter(8), trio.CapacityLimiter(32)
-        self._service = Service(host, self._background, self._membership, self._records, self._answers, self._claiming)
+        self._service = Service(host, self._background, self._membership, self._records, self._answers)
+        if keeps_claims:
+            self._service.serve_claims(self._claiming)
 
     @property
     def me(self) -> PeerInfo:

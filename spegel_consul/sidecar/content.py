@@ -27,6 +27,7 @@ from spegel_consul.registry.asgi_path import ContentApp
 from spegel_consul.registry.content_cache import ByteCache
 from spegel_consul.registry.fast_path import FastPath
 from spegel_consul.registry.mirror.mirror import Mirror
+from spegel_consul.registry.mirror.mirror_peers import MirrorParts
 from spegel_consul.registry.mirror.providers.provider_policy import PeerPolicy, any_node, one_of
 from spegel_consul.registry.mirror.trace import Trace, as_fields
 from spegel_consul.registry.plan import Planner
@@ -70,7 +71,7 @@ async def start_content(
     socket_of = _containerd_socket(settings.containerd_sock)
     store = _store(settings, socket_of)
     resources.callback(node.router.close)
-    router = ReplaceableRouter(_router_maker(node))
+    router = ReplaceableRouter(_router_maker(settings, node))
     await stages.start("store", store.run)
     await stages.start("ring", router.run)
     await stages.start("announcer", _announcer(store, router))
@@ -89,9 +90,8 @@ async def start_content(
     resources.callback(peers.close)
     registries = CatalogRegistries()
     permits = one_of(registries.known) if settings.peer_policy is PeerPolicy.CATALOG else any_node
-    mirror = Mirror(
-        router, peers, metrics, settings.mirror, node.credentials, permits, SpoolSpace(settings.data_dir), store
-    )
+    spool_space = SpoolSpace(settings.data_dir)
+    mirror = Mirror(MirrorParts(router, peers, metrics, settings.mirror, node.credentials, permits, spool_space, store))
     await stages.start("following", mirror.run)
     view = Node(
         name=settings.node_name,
@@ -115,13 +115,17 @@ async def start_content(
     return Content(router, registries, view)
 
 
-def _router_maker(node: PreparedNode) -> Callable[[KadRouter | None], KadRouter]:
+def _router_maker(settings: Settings, node: PreparedNode) -> Callable[[KadRouter | None], KadRouter]:
     def make_router(before: KadRouter | None) -> KadRouter:
         # each generation listens on a copy of the socket, and closes only that
         advertise = (node.router_address, node.router_port)
         host = Libp2pHost(node.identity, bind=node.router.dup(), advertise=advertise, secondary=node.secondary)
         return KadRouter(
-            host, registry=(node.address, node.registry_port), secondary=node.secondary, successor_of=before
+            host,
+            registry=(node.address, node.registry_port),
+            secondary=node.secondary,
+            keeps_claims=settings.mirror.follow,
+            successor_of=before,
         )
 
     return make_router

@@ -56,6 +56,7 @@ LIMITS: list[tuple[Any, str]] = [
     (group_claim.CLAIM_WITHIN, "up to {} s for a keeper"),
     (source_search.FIRST_BYTE, "up to {} s for a source's first byte"),
     (followers.WAIT, "the source waits up to {} s"),
+    (source_search.SILENT, "sends not even those for {} s hangs"),
     (held_bodies.GROWING_STALL, "sends nothing for {} s"),
     (claim_forest.SLOW_CLAIMER / (1 << 20), "gets less than {} MiB/s"),
     (claim_forest.KEEPS_UP / (1 << 20), "lags more than {} MiB"),

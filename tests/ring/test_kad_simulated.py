@@ -38,11 +38,22 @@ class SimRig:
         self.hosts: dict[str | None, SimHost] = {}
 
     async def node(
-        self, *, speaks_members: bool = True, secondary: str | None = None, address: str | None = None
+        self,
+        *,
+        speaks_members: bool = True,
+        keeps_claims: bool = True,
+        secondary: str | None = None,
+        address: str | None = None,
     ) -> KadRouter:
         host = self.network.host(address)
         registry = (host.address.host, next(self._ports))
-        router = KadRouter(host, registry=registry, secondary=secondary, rng=random.Random(registry[1]))
+        router = KadRouter(
+            host,
+            registry=registry,
+            secondary=secondary,
+            keeps_claims=keeps_claims,
+            rng=random.Random(registry[1]),
+        )
         if not speaks_members:
             host.refuse(MEMBERS)
             host.refuse(WITHDRAW)

@@ -21,10 +21,8 @@ from dataclasses import replace
 import structlog
 import trio
 
-from spegel_consul.http.basic_auth import Credentials
-from spegel_consul.http.peer_client import PeerClient, PeerResponse
+from spegel_consul.http.peer_client import PeerResponse
 from spegel_consul.metrics.counter import Count
-from spegel_consul.metrics.sidecar_metrics import Metrics
 from spegel_consul.oci.errors import BlobUnknown, ManifestUnknown, RangeInvalid
 from spegel_consul.oci.path import ContentRequest, Kind
 from spegel_consul.peers import PeerError, Provider
@@ -32,15 +30,11 @@ from spegel_consul.registry.mirror.body.transfer import Transfer
 from spegel_consul.registry.mirror.fetch import race
 from spegel_consul.registry.mirror.followers import Followers
 from spegel_consul.registry.mirror.lookup_limit import LookupLimit
-from spegel_consul.registry.mirror.mirror_peers import MirrorPeers, MirrorSettings
+from spegel_consul.registry.mirror.mirror_peers import MirrorParts, MirrorPeers
 from spegel_consul.registry.mirror.own_requests import OwnRequests
-from spegel_consul.registry.mirror.providers.provider_policy import Permits, any_node
 from spegel_consul.registry.mirror.questions.peer_answer import Answer
 from spegel_consul.registry.mirror.trace import UNKNOWN_REGISTRY, Trace, TraceHeaders, Traces
 from spegel_consul.registry.mirror.validate import Head, judge
-from spegel_consul.ring import Router
-from spegel_consul.store import Store
-from spegel_consul.zerocopy.spool import SpoolSpace
 
 log = structlog.get_logger(__name__)
 
@@ -48,32 +42,16 @@ _MOST_LABELS = 100
 
 
 class Mirror:
-    """Finds content at peers of ``router`` and streams it through ``client``.
+    """Finds content at peers and streams it. With ``settings.follow``, :meth:`run` must run, too."""
 
-    ``store`` is where the downloads of this node's runtime are seen. It is needed only if ``settings.follow``; then
-    :meth:`run` must run, too.
-    """
-
-    def __init__(
-        self,
-        router: Router,
-        client: PeerClient,
-        metrics: Metrics,
-        settings: MirrorSettings | None = None,
-        credentials: Credentials | None = None,
-        permits: Permits = any_node,
-        spool_space: SpoolSpace | None = None,
-        store: Store | None = None,
-    ) -> None:
+    def __init__(self, parts: MirrorParts) -> None:
         self.followers = Followers()
-        self.peers = MirrorPeers(
-            router, client, metrics, settings, credentials, permits, spool_space, store, self.followers.behind
-        )
+        self.peers = MirrorPeers(parts, self.followers.behind)
         self.traces = Traces()
         self.lookups = LookupLimit()
         self.own_requests = OwnRequests()
         self._counters: dict[str, tuple[Count, Count]] = {}
-        self._metrics = metrics
+        self._metrics = parts.metrics
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Report to the keepers of claims until cancelled; without ``settings.follow`` there is nothing to do."""

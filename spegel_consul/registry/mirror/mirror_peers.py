@@ -10,7 +10,7 @@ from __future__ import annotations
 import urllib.parse
 from collections.abc import Callable, Collection, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 import trio
@@ -65,47 +65,52 @@ class MirrorSettings:
     follow: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class MirrorParts:
+    """The parts of this node that the mirror stands on.
+
+    ``router`` names the peers, and ``client`` asks them; ``credentials``: this node's own, for peers; ``permits``:
+    which peers may be asked; ``spool_space`` is for bodies that are held; ``store``: where the downloads of this
+    node's runtime are seen, for ``settings.follow``.
+    """
+
+    router: Router
+    client: PeerClient
+    metrics: Metrics
+    settings: MirrorSettings = field(default_factory=MirrorSettings)
+    credentials: Credentials | None = None
+    permits: Permits = any_node
+    spool_space: SpoolSpace = field(default_factory=lambda: SpoolSpace(None))
+    store: Store | None = None
+
+
 class WrongBytes(PeerError):
     """The body does not have the digest."""
 
 
 class MirrorPeers:
-    """The peers that ``router`` names, asked through ``client``; ``spool_space`` is for bodies that are held.
+    """The peers of ``parts``; ``behind``: the followers that lag."""
 
-    ``store``: where this node's downloads are seen, for ``settings.follow``; ``behind``: the followers that lag.
-    """
-
-    def __init__(
-        self,
-        router: Router,
-        client: PeerClient,
-        metrics: Metrics,
-        settings: MirrorSettings | None = None,
-        credentials: Credentials | None = None,
-        permits: Permits = any_node,
-        spool_space: SpoolSpace | None = None,
-        store: Store | None = None,
-        behind: Behind = nobody_is_behind,
-    ) -> None:
-        self.spool_space = spool_space or SpoolSpace(None)
-        self.permits = permits
-        self._credentials = credentials
-        self.router = router
-        self.client = client
-        self.settings = settings or MirrorSettings()
+    def __init__(self, parts: MirrorParts, behind: Behind = nobody_is_behind) -> None:
+        self.spool_space = parts.spool_space
+        self.permits = parts.permits
+        self._credentials = parts.credentials
+        self.router = parts.router
+        self.client = parts.client
+        self.settings = parts.settings
         self.penalties = Penalties()
         self.recent = RecentProviders()
         self.sizes = Sizes()
         self.held_bodies = HeldBodies()
         self.suspects = Suspects()
         self.follows = (
-            Follows(router, store, metrics, self.may_ask, behind)
-            if self.settings.follow and store is not None
+            Follows(parts.router, parts.store, parts.metrics, self.may_ask, behind)
+            if parts.settings.follow and parts.store is not None
             else None
         )
-        self._metrics = metrics
+        self._metrics = parts.metrics
         self._disk = trio.CapacityLimiter(2)  # a disk may hang
-        self.on_resolved: Callable[[float], None] = metrics.resolve_duration.labels("libp2p").observe
+        self.on_resolved: Callable[[float], None] = parts.metrics.resolve_duration.labels("libp2p").observe
 
     def learn(self, digest: Digest, manifest: bytes, client: str = "") -> None:
         """Remember what a manifest for ``client`` says about other content: sizes, and their group.

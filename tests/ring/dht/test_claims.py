@@ -169,6 +169,21 @@ def test_a_takeover_that_does_not_help_ends_soon_and_is_rare(keeper: Keeper) -> 
     assert keeper.report("b", keeper.held[b"b"]) == "a"
 
 
+def test_a_second_claimer_that_hangs_is_replaced_at_once_too_but_not_any_number(keeper: Keeper) -> None:
+    names = "abcdef"
+    for name in names:
+        keeper.report(name)
+    claimers = ["a"]
+    for number, hung in enumerate(names[:-1], 1):
+        living = names[number:]
+        keeper.wait(6, **dict.fromkeys(living, 20.0))  # by what is on its way
+        keeper.wait(8, **dict.fromkeys(living, 0.0))
+        claimers += [name for name in living if keeper.report(name, keeper.held[name.encode()]) == "claim"]
+        if claimers[-1] == hung:
+            break
+    assert claimers == ["a", "b", "c", "d"], f"{rules.MAX_TAKEOVERS} within {rules.TAKEOVER_EVERY} s"
+
+
 def test_a_complaint_of_slowness_counts_after_the_grace(keeper: Keeper) -> None:
     for name in "ab":
         keeper.report(name)

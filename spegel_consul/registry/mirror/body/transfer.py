@@ -100,7 +100,7 @@ class Transfer:
         assert isinstance(answer.body, PeerResponse)
         position = Position(head.stop - head.start)
         throughput = Throughput(limits.stall, limits.rate)
-        feed = Feed(head, answer.provider, answer.body, position, throughput, follow=answer.follow)
+        feed = Feed(head, answer.provider, answer.body, position, throughput, follow=answer.follow, grows=answer.grows)
         feed.begin()
         return feed
 
