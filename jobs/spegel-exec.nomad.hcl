@@ -97,8 +97,8 @@ variable "consul_identity" {
 
 variable "follow" {
   type        = string
-  default     = "off"
-  description = "on: content that no node has yet is read from the node that is downloading it (docs/cold-start.md)."
+  default     = "on"
+  description = "off: content that no node has yet is not read from the node that is downloading it (docs/cold-start.md)."
 }
 
 variable "log_level" {

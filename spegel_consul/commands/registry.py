@@ -153,7 +153,7 @@ from spegel_consul.signals import stop_signals
 @option(
     "--follow",
     type=click.Choice(["on", "off"]),
-    default="off",
+    default="on",
     help="Whether content that no node has yet is read from a node that is downloading it, so that a cold cluster asks"
     " the upstream registry once.",
 )

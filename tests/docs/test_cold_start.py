@@ -74,10 +74,10 @@ def test_the_time_in_which_a_download_is_shown() -> None:
     assert "in the last ten minutes" in " ".join(PAGE.split())
 
 
-def test_each_job_has_the_variable_and_it_is_off() -> None:
+def test_each_job_has_the_variable_and_it_is_on() -> None:
     jobs = sorted((ROOT / "jobs").glob("spegel*.nomad.hcl"))
     assert len(jobs) == 5
     for path in jobs:
         text = path.read_text()
-        assert re.search(r'variable "follow" \{\s+type\s+= string\s+default\s+= "off"', text), path.name
+        assert re.search(r'variable "follow" \{\s+type\s+= string\s+default\s+= "on"', text), path.name
         assert '"--follow=${var.follow}"' in text, path.name
