@@ -1,0 +1,134 @@
+"""Imports without the parts of libraries that this program never calls.
+
+Some libraries import everything that they have, or that happens to be installed: structlog imports rich, httpx its
+command line, and py-libp2p QUIC, pubsub and RSA. That costs a node memory for its whole life, and each start CPU time.
+The import system is asked for a module only once, so a finder in front of the others decides what a name stands for:
+
+* ``without_init``: a package whose ``__init__`` is not executed. Its modules are imported one by one.
+* ``without``: a module during whose execution other modules can't be imported. It must handle their absence, because
+  they are optional requirements of its library.
+* ``placeholder``: a module with empty classes, for names that are imported and never called. A call of one of their
+  methods raises TypeError.
+
+A room that uses a library declares what it leaves out of it before it imports it; the libraries of several rooms are
+declared here. Only a name that nothing here can call may be left out, and docs/decisions.md lists the libraries. A new
+way to leave something out belongs here.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+from typing import NoReturn
+
+
+class _EmptyPackage(importlib.abc.Loader):
+    def exec_module(self, module: ModuleType) -> None:
+        """Execute nothing."""
+
+
+class _Placeholder(importlib.abc.Loader):
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
+
+    def exec_module(self, module: ModuleType) -> None:
+        for name in self._names:
+            class_name, _, method = name.partition(".")
+            if class_name not in module.__dict__:
+                setattr(module, class_name, type(class_name, (), {"__module__": module.__name__}))
+            if method:
+                setattr(module.__dict__[class_name], method, staticmethod(_refusal(f"{module.__name__}.{name}")))
+
+
+def _refusal(name: str) -> Callable[..., NoReturn]:
+    def refuse(*_: object) -> NoReturn:
+        raise TypeError(f"{name} is left out of this program")
+
+    return refuse
+
+
+class _Without(importlib.abc.Loader):
+    def __init__(self, loader: importlib.abc.Loader, absent: Sequence[str]) -> None:
+        self._loader, self._absent = loader, absent
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        with _absent(self._absent):
+            self._loader.exec_module(module)
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    def __init__(self) -> None:
+        self.empty: set[str] = set()
+        self.placeholders: dict[str, tuple[str, ...]] = {}
+        self.absent: dict[str, tuple[str, ...]] = {}
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname in self.placeholders:
+            return importlib.util.spec_from_loader(fullname, _Placeholder(self.placeholders[fullname]))
+        if fullname not in self.empty and fullname not in self.absent:
+            return None
+        spec = PathFinder.find_spec(fullname, path, target)
+        if spec is None or spec.loader is None:
+            return None
+        if fullname in self.empty:
+            spec.loader = _EmptyPackage()
+        else:
+            spec.loader = _Without(spec.loader, self.absent[fullname])
+        return spec
+
+
+_finder = _Finder()
+
+
+def without_init(*packages: str) -> None:
+    """Import these packages without executing their ``__init__``."""
+    _finder.empty.update(packages)
+
+
+def without(module: str, *absent: str) -> None:
+    """Execute ``module`` as if the modules ``absent`` were not installed."""
+    _finder.absent[module] = absent
+
+
+def placeholder(module: str, *names: str) -> None:
+    """Import ``module`` as one that has only empty classes of these names; ``A.b`` adds a method, which raises."""
+    _finder.placeholders[module] = names
+
+
+@contextmanager
+def _absent(names: Sequence[str]) -> Iterator[None]:
+    """Let an import of ``names`` raise ImportError, unless they were imported before."""
+    hidden = [name for name in names if name not in sys.modules]
+    for name in hidden:
+        sys.modules[name] = None  # type: ignore[assignment]  # as the import system documents it
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
+
+
+def install() -> None:
+    """Use the declarations of this module; called once, before any of the libraries is imported."""
+    sys.meta_path.insert(0, _finder)
+    # tracebacks of rich show local variables, which may hold a token; log.py uses the plain ones
+    without("structlog.dev", "rich")
+    without("structlog.tracebacks", "rich")
+    without("httpx", "httpx._main")  # the command line, which needs click, pygments and rich
+    # clients speak HTTP/1.1 on trio
+    without("httpcore", "anyio", "h2")
+    # the transport of consul/api replaces the one on requests
+    without_init("consul")
+    # the server speaks HTTP/1.1 only, and ignores an upgrade to websockets
+    placeholder("hypercorn.protocol.h2", "H2Protocol")
+    placeholder("hypercorn.protocol.ws_stream", "WSStream")
