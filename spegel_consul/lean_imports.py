@@ -10,6 +10,8 @@ The import system is asked for a module only once, so a finder in front of the o
 * ``placeholder``: a module with empty classes, for names that are imported and never called. A call of one of their
   methods raises TypeError.
 
+* ``deferred``: a module for which other modules are imported when it uses their first name.
+
 A room that uses a library declares what it leaves out of it before it imports it; the libraries of several rooms are
 declared here. Only a name that nothing here can call may be left out, and docs/decisions.md lists the libraries. A new
 way to leave something out belongs here.
@@ -20,11 +22,10 @@ from __future__ import annotations
 import importlib.abc
 import importlib.util
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 class _EmptyPackage(importlib.abc.Loader):
@@ -52,16 +53,31 @@ def _refusal(name: str) -> Callable[..., NoReturn]:
     return refuse
 
 
-class _Without(importlib.abc.Loader):
-    def __init__(self, loader: importlib.abc.Loader, absent: Sequence[str]) -> None:
-        self._loader, self._absent = loader, absent
+class _Instead(importlib.abc.Loader):
+    """Executes a module while other modules are replaced, or can't be imported (None)."""
+
+    def __init__(self, loader: importlib.abc.Loader, instead: dict[str, ModuleType | None]) -> None:
+        self._loader, self._instead = loader, instead
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self._loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        with _absent(self._absent):
+        # a module that was imported before costs nothing more
+        instead = {name: found for name, found in self._instead.items() if name not in sys.modules}
+        sys.modules.update(instead)  # type: ignore[arg-type]  # None is what the import system documents
+        try:
             self._loader.exec_module(module)
+        finally:
+            for name in instead:
+                del sys.modules[name]
+
+
+class _Later(ModuleType):
+    """Stands for a module of the same name until one of its names is used."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(importlib.import_module(self.__name__), name)
 
 
 class _Finder(importlib.abc.MetaPathFinder):
@@ -69,13 +85,14 @@ class _Finder(importlib.abc.MetaPathFinder):
         self.empty: set[str] = set()
         self.placeholders: dict[str, tuple[str, ...]] = {}
         self.absent: dict[str, tuple[str, ...]] = {}
+        self.deferred: dict[str, tuple[str, ...]] = {}
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         if fullname in self.placeholders:
             return importlib.util.spec_from_loader(fullname, _Placeholder(self.placeholders[fullname]))
-        if fullname not in self.empty and fullname not in self.absent:
+        if not (fullname in self.empty or fullname in self.absent or fullname in self.deferred):
             return None
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is None or spec.loader is None:
@@ -83,7 +100,9 @@ class _Finder(importlib.abc.MetaPathFinder):
         if fullname in self.empty:
             spec.loader = _EmptyPackage()
         else:
-            spec.loader = _Without(spec.loader, self.absent[fullname])
+            hidden: dict[str, ModuleType | None] = dict.fromkeys(self.absent.get(fullname, ()))
+            hidden |= {name: _Later(name) for name in self.deferred.get(fullname, ())}
+            spec.loader = _Instead(spec.loader, hidden)
         return spec
 
 
@@ -105,17 +124,9 @@ def placeholder(module: str, *names: str) -> None:
     _finder.placeholders[module] = names
 
 
-@contextmanager
-def _absent(names: Sequence[str]) -> Iterator[None]:
-    """Let an import of ``names`` raise ImportError, unless they were imported before."""
-    hidden = [name for name in names if name not in sys.modules]
-    for name in hidden:
-        sys.modules[name] = None  # type: ignore[assignment]  # as the import system documents it
-    try:
-        yield
-    finally:
-        for name in hidden:
-            del sys.modules[name]
+def deferred(module: str, *imports: str) -> None:
+    """Execute ``module`` without importing ``imports``, which are imported when it uses one of their names."""
+    _finder.deferred[module] = imports
 
 
 def install() -> None:
@@ -124,6 +135,9 @@ def install() -> None:
     # tracebacks of rich show local variables, which may hold a token; log.py uses the plain ones
     without("structlog.dev", "rich")
     without("structlog.tracebacks", "rich")
+    without("structlog.threadlocal", "greenlet")
+    deferred("structlog._native", "asyncio")  # for methods that nothing here calls
+    deferred("structlog.stdlib", "asyncio")
     without("httpx", "httpx._main")  # the command line, which needs click, pygments and rich
     # clients speak HTTP/1.1 on trio
     without("httpcore", "anyio", "h2")

@@ -10,8 +10,6 @@ A new bound belongs here if it needs only the bytes of an answer; time belongs t
 
 from __future__ import annotations
 
-from spegel_consul.disk.foreign_files import size
-
 OBJECTS = {b"{": 110, b"[": 60, b",": 70, b":": 20}
 """Bytes of memory that are assumed for the object that follows each structural character of JSON.
 
@@ -37,7 +35,7 @@ class BoundedBody:
         if encoding.strip().lower() not in ("", "identity"):
             raise AnswerRefused(f"the answer has an encoding ({encoding.strip()[:40]!r}) that was not requested")
         if length.isascii() and length.isdigit() and int(length[:20]) > limit:
-            raise AnswerRefused(f"the answer has more than {size(limit)}")
+            raise AnswerRefused(f"the answer has more than {_shown(limit)}")
         self._limit = limit
         self._body = bytearray()
         self._memory, self._most_memory = 0, max(_LEAST_MEMORY, EXPANSION * limit)
@@ -47,9 +45,9 @@ class BoundedBody:
         """Keep ``piece``; False if the answer exceeds its bounds, and then nothing more is kept."""
         self._memory += len(piece) + sum(each * piece.count(mark) for mark, each in OBJECTS.items())
         if self._memory > self._most_memory:
-            self._refusal = f"the answer would take more than {size(self._most_memory)} of memory"
+            self._refusal = f"the answer would take more than {_shown(self._most_memory)} of memory"
         elif self._refusal is None and len(self._body) + len(piece) > self._limit:
-            self._refusal = f"the answer has more than {size(self._limit)}"
+            self._refusal = f"the answer has more than {_shown(self._limit)}"
         if self._refusal is None:
             self._body += piece
         return self._refusal is None
@@ -59,3 +57,10 @@ class BoundedBody:
         if self._refusal is not None:
             raise AnswerRefused(self._refusal)
         return bytes(self._body)
+
+
+def _shown(size: int) -> str:
+    # imported here, because commands need it only for a refusal, and its module imports Trio
+    from spegel_consul.disk.foreign_files import size as shown
+
+    return shown(size)
