@@ -19,23 +19,31 @@ way to leave something out belongs here.
 
 from __future__ import annotations
 
-import importlib.abc
-import importlib.util
+import importlib
 import sys
 from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, cast
+
+if TYPE_CHECKING:
+    from importlib.abc import Loader  # which would import importlib.resources, and half the standard library
 
 
-class _EmptyPackage(importlib.abc.Loader):
+class _EmptyPackage:
+    def create_module(self, _: ModuleSpec) -> None:
+        """Let the import system make the module."""
+
     def exec_module(self, module: ModuleType) -> None:
         """Execute nothing."""
 
 
-class _Placeholder(importlib.abc.Loader):
+class _Placeholder:
     def __init__(self, names: Sequence[str]) -> None:
         self._names = names
+
+    def create_module(self, _: ModuleSpec) -> None:
+        """Let the import system make the module."""
 
     def exec_module(self, module: ModuleType) -> None:
         for name in self._names:
@@ -53,10 +61,10 @@ def _refusal(name: str) -> Callable[..., NoReturn]:
     return refuse
 
 
-class _Instead(importlib.abc.Loader):
+class _Instead:
     """Executes a module while other modules are replaced, or can't be imported (None)."""
 
-    def __init__(self, loader: importlib.abc.Loader, instead: dict[str, ModuleType | None]) -> None:
+    def __init__(self, loader: Loader, instead: dict[str, ModuleType | None]) -> None:
         self._loader, self._instead = loader, instead
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
@@ -80,7 +88,7 @@ class _Later(ModuleType):
         return getattr(importlib.import_module(self.__name__), name)
 
 
-class _Finder(importlib.abc.MetaPathFinder):
+class _Finder:
     def __init__(self) -> None:
         self.empty: set[str] = set()
         self.placeholders: dict[str, tuple[str, ...]] = {}
@@ -91,18 +99,18 @@ class _Finder(importlib.abc.MetaPathFinder):
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         if fullname in self.placeholders:
-            return importlib.util.spec_from_loader(fullname, _Placeholder(self.placeholders[fullname]))
+            return ModuleSpec(fullname, cast("Loader", _Placeholder(self.placeholders[fullname])))
         if not (fullname in self.empty or fullname in self.absent or fullname in self.deferred):
             return None
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is None or spec.loader is None:
             return None
         if fullname in self.empty:
-            spec.loader = _EmptyPackage()
+            spec.loader = cast("Loader", _EmptyPackage())
         else:
             hidden: dict[str, ModuleType | None] = dict.fromkeys(self.absent.get(fullname, ()))
             hidden |= {name: _Later(name) for name in self.deferred.get(fullname, ())}
-            spec.loader = _Instead(spec.loader, hidden)
+            spec.loader = cast("Loader", _Instead(spec.loader, hidden))
         return spec
 
 

@@ -45,7 +45,7 @@ from spegel_consul.store.containerd.containerd_store import ContainerdStore
 from spegel_consul.store.inventory import CountedStore
 from spegel_consul.store.layout import LayoutStore
 from spegel_consul.store.union import UnionStore
-from spegel_consul.web import web_app
+from spegel_consul.web import monitoring
 from spegel_consul.web.node_views import Node, PreheatRules
 from spegel_consul.zerocopy.spool import SpoolSpace
 
@@ -140,7 +140,7 @@ async def _serve(settings: Settings, node: PreparedNode, stages: Stages, view: N
     limits = ConnectionLimits(raise_limit())
     await stages.serve("registry", content, node.registry, fast_path, node.tls, limits, called)
     # a short drain, because a client that follows events never ends its request
-    await stages.serve("web", web_app.build_app(view), node.metrics, limits=limits, drain_timeout=1.0)
+    await stages.serve("web", monitoring.build_app(view), node.metrics, limits=limits, drain_timeout=1.0)
     metrics.followers.set_function(lambda: len(mirror.followers))
     metrics.http_inflight.set_function(
         lambda: {
