@@ -152,5 +152,6 @@ def install() -> None:
     # the transport of consul/api replaces the one on requests
     without_init("consul")
     # the server speaks HTTP/1.1 only, and ignores an upgrade to websockets
+    deferred("hypercorn.typing", "h2.events")
     placeholder("hypercorn.protocol.h2", "H2Protocol")
     placeholder("hypercorn.protocol.ws_stream", "WSStream")

@@ -36,12 +36,10 @@ from spegel_consul.ring.net.libp2p_host import Libp2pHost
 from spegel_consul.ring.restartable import ReplaceableRouter
 from spegel_consul.ring.router import KadRouter
 from spegel_consul.runtimes.containerd_sockets import SocketSearch
-from spegel_consul.runtimes.pulls.node_runtimes import NodeRuntimes
 from spegel_consul.sidecar.prepare import PreparedNode
 from spegel_consul.sidecar.settings import Settings
 from spegel_consul.sidecar.stages import Runnable, Stages
 from spegel_consul.store import Store
-from spegel_consul.store.containerd.containerd_store import ContainerdStore
 from spegel_consul.store.inventory import CountedStore
 from spegel_consul.store.layout import LayoutStore
 from spegel_consul.store.union import UnionStore
@@ -159,6 +157,8 @@ async def _serve(settings: Settings, node: PreparedNode, stages: Stages, view: N
 def _store(settings: Settings, socket_of: Callable[[], Path]) -> CountedStore:
     if settings.layout_path is not None:
         return LayoutStore(settings.layout_path, settings.images.accepts)
+    from spegel_consul.store.containerd.containerd_store import ContainerdStore
+
     stores = [
         ContainerdStore(
             socket_of,
@@ -175,6 +175,8 @@ def _store(settings: Settings, socket_of: Callable[[], Path]) -> CountedStore:
 def _preheat_rules(settings: Settings, socket_of: Callable[[], Path]) -> PreheatRules | None:
     if not settings.preheat:
         return None
+    from spegel_consul.runtimes.pulls.node_runtimes import NodeRuntimes
+
     runtimes = NodeRuntimes(
         socket_of,
         settings.containerd_namespaces,

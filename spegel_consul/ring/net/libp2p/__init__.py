@@ -32,9 +32,9 @@ see it, avoids both: a write is queued whole without waiting, or raises, and a t
     peer_connection   a connection and its tasks
 
 libp2p imports everything it has - QUIC, relays, pubsub, DNS, a DHT, RSA and secp256k1 - which costs 25 MiB and a third
-of a second for code that is never called here. So its packages are imported without their ``__init__``, and placeholders
-stand for names that only annotations and tables of the library use. Identities other than Ed25519 can't be decoded then:
-such a peer's handshake fails, because ``node_key`` and the ring's records know only Ed25519.
+of a second for code that is never called here. So its packages are imported without their ``__init__``, and
+placeholders stand for names that only annotations and tables of the library use. Identities other than Ed25519 can't be
+decoded then: such a peer's handshake fails, because ``node_key`` and the ring's records know only Ed25519.
 
 A workaround for a fault of the library belongs here, with the version that has the fault.
 """
@@ -62,6 +62,7 @@ lean_imports.placeholder("libp2p.transport.quic.stream", "QUICStream")
 lean_imports.placeholder("libp2p.tools.anyio_service.api", "ServiceAPI")
 lean_imports.placeholder("libp2p.crypto.rsa", "RSAPublicKey.from_bytes", "RSAPrivateKey.from_bytes")
 lean_imports.placeholder("libp2p.crypto.secp256k1", "Secp256k1PublicKey.from_bytes", "Secp256k1PrivateKey.from_bytes")
+lean_imports.placeholder("libp2p.utils.version", "get_agent_version")
 lean_imports.placeholder(
     "libp2p.utils.address_validation",
     "get_available_interfaces",
