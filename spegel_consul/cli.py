@@ -15,6 +15,8 @@ from typing import NamedTuple
 import click
 from click.shell_completion import CompletionItem
 
+from spegel_consul.lean_imports import without_collector
+
 EXIT_USAGE = 2
 
 
@@ -36,9 +38,13 @@ COMMANDS = {
     "lookup": Registered("lookup", "List the nodes that have an image or a digest, and the time until each was found."),
     "peers": Registered("peers", "List the members of the ring as a node sees them, and those that only Consul knows."),
     "preflight": Registered("preflight", "Check this node's set-up for a mirror, and print the lines to change."),
-    "preheat": Registered("preheat", "Have the runtimes of all nodes pull an image at the same time, each through its own mirror."),
+    "preheat": Registered(
+        "preheat", "Have the runtimes of all nodes pull an image at the same time, each through its own mirror."
+    ),
     "pull": Registered("pull", "Pull an image through a node's mirror, verify every digest, and keep nothing."),
-    "registry": Registered("registry", "Run the sidecar: serve this node's content, and mirror other content from peers."),
+    "registry": Registered(
+        "registry", "Run the sidecar: serve this node's content, and mirror other content from peers."
+    ),
     "status": Registered("status", "Show a summary of a node: the ring, its content, its hit ratio, and its problems."),
     "version": Registered("version", "Print the version."),
 }
@@ -54,7 +60,8 @@ class LazyGroup(click.Group):
         """Import and return the command, None if there is none of this name."""
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"spegel_consul.commands.{COMMANDS[cmd_name].module}")
+        with without_collector():
+            module = importlib.import_module(f"spegel_consul.commands.{COMMANDS[cmd_name].module}")
         command: click.Command = getattr(module, cmd_name.replace("-", "_"))
         return command
 

@@ -19,9 +19,11 @@ way to leave something out belongs here.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn, cast
@@ -135,6 +137,18 @@ def placeholder(module: str, *names: str) -> None:
 def deferred(module: str, *imports: str) -> None:
     """Execute ``module`` without importing ``imports``, which are imported when it uses one of their names."""
     _finder.deferred[module] = imports
+
+
+@contextmanager
+def without_collector() -> Iterator[None]:
+    """Import modules without garbage collections, because imports make many objects and hardly any garbage."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def install() -> None:

@@ -16,6 +16,7 @@ from spegel_consul.endpoints import health, identity
 from spegel_consul.endpoints.late_app import LateApp
 from spegel_consul.endpoints.plain_app import Answer, PlainApp, Question
 from spegel_consul.web import metric_readings
+from spegel_consul.web.access.own_names import names_of
 from spegel_consul.web.node_views import Node
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def build_app(node: Node) -> PlainApp:
 
         return lambda: web_app.build_app(node)
 
-    app, names = PlainApp(LateApp(load)), node.own_names()
+    app, names = PlainApp(LateApp(load)), names_of(node)
     metric_readings.connect(node)
 
     async def scrape(_: Question) -> Answer:

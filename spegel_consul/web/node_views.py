@@ -35,7 +35,6 @@ from spegel_consul.registry.mirror.trace import Traces
 from spegel_consul.ring.member_view import MemberView
 from spegel_consul.runtimes.pulls import Runtimes
 from spegel_consul.store.inventory import CountedStore
-from spegel_consul.web.access.own_names import OwnNames
 from spegel_consul.web.cluster_members import ClusterMembers
 
 Document = dict[str, Any]
@@ -111,7 +110,7 @@ class Node:
     tls: Tls | None = None
     credentials: Credentials | None = None
     allowed_hosts: tuple[str, ...] = ()
-    """Names by which clients may call the metrics port; see :class:`OwnNames`."""
+    """Names by which clients may call the metrics port; see :class:`spegel_consul.web.access.own_names.OwnNames`."""
     preheat: PreheatRules | None = None
     """None: this node takes no part in preheats."""
     keeper: RingKeeper | None = None
@@ -124,10 +123,6 @@ class Node:
     def catalog_names(self) -> set[str]:
         """Names of the nodes in the catalog."""
         return {service.node for service in self.consul.members} if self.consul is not None else set()
-
-    def own_names(self) -> OwnNames:
-        """The names by which the metrics port may be called."""
-        return OwnNames(self.name, self.catalog_names, self.allowed_hosts)
 
     def problem(self) -> str | None:
         """The reason why this node can't serve its content, in one line; None if it can.

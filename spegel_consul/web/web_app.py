@@ -11,6 +11,7 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from spegel_consul.web import api, debug, pages
 from spegel_consul.web.access import request_origin
+from spegel_consul.web.access.own_names import names_of
 from spegel_consul.web.node_views import Node
 from spegel_consul.web.preheat import preheat_routes
 from spegel_consul.web.queries.questions import Measurer
@@ -24,7 +25,7 @@ def build_app(node: Node) -> QuartTrio:
     app = QuartTrio("spegel_consul.web", static_folder=None)
     app.config["RESPONSE_TIMEOUT"] = None  # /api/events waits for events
     app.config["MAX_CONTENT_LENGTH"] = LONGEST_BODY
-    names = node.own_names()
+    names = names_of(node)
     measurer = Measurer(node)
     app.register_blueprint(api.blueprint(node, measurer))
     app.register_blueprint(preheat_routes.blueprint(node))

@@ -45,10 +45,12 @@ def test_a_summary_is_the_first_sentence_of_the_help(name: str) -> None:
 
 
 def test_names_and_flags_are_completed() -> None:
-    done = spegel(env={"_SPEGEL_CONSUL_COMPLETE": "bash_complete", "COMP_WORDS": "spegel-consul cl", "COMP_CWORD": "1"})
-    assert done.stdout.split() == ["plain,cleanup", "plain,cleanup-wait"]
-    done = spegel(env={"_SPEGEL_CONSUL_COMPLETE": "bash_complete", "COMP_WORDS": "spegel-consul status --", "COMP_CWORD": "2"})
-    assert "plain,--node" in done.stdout.split()
+    def completed(words: str, at: int) -> list[str]:
+        asked = {"_SPEGEL_CONSUL_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(at)}
+        return spegel(env=asked).stdout.split()
+
+    assert completed("spegel-consul cl", 1) == ["plain,cleanup", "plain,cleanup-wait"]
+    assert "plain,--node" in completed("spegel-consul status --", 2)
 
 
 def test_help_names_every_flag_and_variable() -> None:

@@ -35,11 +35,12 @@ main()
 """
 OF_THE_INTERPRETER = {"_distutils_hack", "_virtualenv", "sitecustomize", "__mp_main__", "_pytest", "__main__"}
 TRIO = {"trio", "attr", "attrs", "idna", "outcome", "sniffio", "sortedcontainers"}
-OPTIONS = {*TRIO, "h11", "httpcore", "httpx", "certifi", "structlog", "consul", "six", "ifaddr"}
+OPTIONS = {*TRIO, "h11", "httpcore", "httpx", "certifi", "structlog", "consul", "six"}
 """The types of options are those of the settings, whose modules import the clients that they configure."""
 ASKS = {"click", "h11"}
 SIDECAR = {
     *OPTIONS,
+    "ifaddr",
     "click",
     *("hypercorn", "h2", "prometheus_client", "cryptography", "_cffi_backend", "_openssl"),
     *("libp2p", "noise", "nacl", "_sodium", "google", "multiaddr", "multibase", "multihash", "varint", "blake3"),
@@ -58,7 +59,16 @@ HELP = {
     "preflight": {*OPTIONS, "click", "hypercorn", "h2"},
     "preheat": {*OPTIONS, "click"},
     "pull": ASKS,
-    "registry": {*OPTIONS, "click", "prometheus_client", "cryptography", "_cffi_backend", "_openssl", "hypercorn", "h2"},
+    "registry": {
+        *OPTIONS,
+        "click",
+        "prometheus_client",
+        "cryptography",
+        "_cffi_backend",
+        "_openssl",
+        "hypercorn",
+        "h2",
+    },
     "status": ASKS,
     "version": {"click"},
 }

@@ -157,9 +157,7 @@ def test_every_flag_and_every_variable_is_ours(path: Path) -> None:
 
 
 CONSUL = re.findall(r'"(CONSUL_[A-Z_]+)"', (ROOT / "spegel_consul/consul/api/consul_settings.py").read_text())
-FLAGS = [
-    param.envvar for each in commands() for param in each.params if isinstance(param, click.Option)
-]
+FLAGS = [param.envvar for each in commands() for param in each.params if isinstance(param, click.Option)]
 OURS = {*CONSUL, *filter(None, FLAGS), "PYTHONPATH"}
 
 
