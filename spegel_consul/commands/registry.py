@@ -34,6 +34,7 @@ from spegel_consul.consul.catalog.registration import ServiceMode
 from spegel_consul.http.peer_client import PeerLimits
 from spegel_consul.http.tls import TlsFiles
 from spegel_consul.join.leader_change import OnLeaderChange
+from spegel_consul.lean_imports import without_collector
 from spegel_consul.oci.filters import ImageFilter
 from spegel_consul.registry.mirror.mirror_peers import MirrorSettings
 from spegel_consul.registry.mirror.providers.provider_policy import PeerPolicy
@@ -232,9 +233,10 @@ def registry(**given: Any) -> None:
     for each in stopping:
         signal.signal(each, lambda *_: os._exit(0))
     # imported after the fork, because the guard does not need them
-    from spegel_consul import log
-    from spegel_consul.sidecar import lifecycle
-    from spegel_consul.sidecar.prepare import StartError
+    with without_collector():
+        from spegel_consul import log
+        from spegel_consul.sidecar import lifecycle
+        from spegel_consul.sidecar.prepare import StartError
 
     log.configure(given["log_level"], given["log_format"])
 

@@ -37,16 +37,14 @@ from spegel_consul.ring.net.libp2p_host import Libp2pHost
 from spegel_consul.ring.restartable import ReplaceableRouter
 from spegel_consul.ring.router import KadRouter
 from spegel_consul.runtimes.containerd_sockets import SocketSearch
-from spegel_consul.runtimes.pulls.node_runtimes import NodeRuntimes
 from spegel_consul.sidecar.prepare import PreparedNode
 from spegel_consul.sidecar.settings import Settings
 from spegel_consul.sidecar.stages import Runnable, Stages
 from spegel_consul.store import Store
-from spegel_consul.store.containerd.containerd_store import ContainerdStore
 from spegel_consul.store.inventory import CountedStore
 from spegel_consul.store.layout import LayoutStore
 from spegel_consul.store.union import UnionStore
-from spegel_consul.web import web_app
+from spegel_consul.web import monitoring
 from spegel_consul.web.node_views import Node, PreheatRules
 from spegel_consul.zerocopy.spool import SpoolSpace
 
@@ -144,7 +142,7 @@ async def _serve(settings: Settings, node: PreparedNode, stages: Stages, view: N
     limits = ConnectionLimits(raise_limit())
     await stages.serve("registry", content, node.registry, fast_path, node.tls, limits, called)
     # a short drain, because a client that follows events never ends its request
-    await stages.serve("web", web_app.build_app(view), node.metrics, limits=limits, drain_timeout=1.0)
+    await stages.serve("web", monitoring.build_app(view), node.metrics, limits=limits, drain_timeout=1.0)
     metrics.followers.set_function(lambda: len(mirror.followers))
     metrics.http_inflight.set_function(
         lambda: {
@@ -163,6 +161,8 @@ async def _serve(settings: Settings, node: PreparedNode, stages: Stages, view: N
 def _store(settings: Settings, socket_of: Callable[[], Path]) -> CountedStore:
     if settings.layout_path is not None:
         return LayoutStore(settings.layout_path, settings.images.accepts)
+    from spegel_consul.store.containerd.containerd_store import ContainerdStore
+
     stores = [
         ContainerdStore(
             socket_of,
@@ -179,6 +179,8 @@ def _store(settings: Settings, socket_of: Callable[[], Path]) -> CountedStore:
 def _preheat_rules(settings: Settings, socket_of: Callable[[], Path]) -> PreheatRules | None:
     if not settings.preheat:
         return None
+    from spegel_consul.runtimes.pulls.node_runtimes import NodeRuntimes
+
     runtimes = NodeRuntimes(
         socket_of,
         settings.containerd_namespaces,

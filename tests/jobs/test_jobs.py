@@ -12,9 +12,9 @@ from typing import Any
 import click
 import pygohcl
 import pytest
+from lab.cli_commands import command, commands
 
 from spegel_consul import __version__
-from spegel_consul.cli import cli
 from spegel_consul.commands import registry
 
 ROOT = Path(__file__).parents[2]
@@ -146,8 +146,8 @@ def test_every_flag_and_every_variable_is_ours(path: Path) -> None:
     for task in tasks(path):
         given = [word for word in task["config"]["args"] if word not in ("-m", "spegel_consul")]
         words = [filled(word, document) for word in given]
-        command = cli.commands[words[0]]
-        context = command.make_context(words[0], words[1:])
+        found = command(words[0])
+        context = found.make_context(words[0], words[1:])
         if words[0] == "registry":
             settings = registry._settings(context.params)
             assert settings.registry_addr.port == 5000
@@ -157,9 +157,7 @@ def test_every_flag_and_every_variable_is_ours(path: Path) -> None:
 
 
 CONSUL = re.findall(r'"(CONSUL_[A-Z_]+)"', (ROOT / "spegel_consul/consul/api/consul_settings.py").read_text())
-FLAGS = [
-    param.envvar for command in cli.commands.values() for param in command.params if isinstance(param, click.Option)
-]
+FLAGS = [param.envvar for each in commands() for param in each.params if isinstance(param, click.Option)]
 OURS = {*CONSUL, *filter(None, FLAGS), "PYTHONPATH"}
 
 
