@@ -133,7 +133,7 @@ def _text(content: bytes) -> str:
     try:
         return content.decode()
     except UnicodeDecodeError as exc:
-        raise Unusable(f"it is not UTF-8: {exc.reason} at byte {exc.start}") from None
+        raise Unusable(f"it is not UTF-8: {exc.reason} at byte {exc.start}; save it as UTF-8") from None
 
 
 def _lines(path: str, content: bytes) -> list[str]:
