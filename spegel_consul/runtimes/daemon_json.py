@@ -149,7 +149,7 @@ class _Member:
 
 
 def _members(text: str, at: int = 0) -> tuple[dict[str, _Member], int, int]:
-    """The last member of each name in the object that begins at or after ``at``, in order, and the offsets of its braces.
+    """The last member of each name in the object at or after ``at``, in order, and the offsets of its braces.
 
     ``text`` is valid.
     """

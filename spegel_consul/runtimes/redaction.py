@@ -40,8 +40,13 @@ def lines(text: str, *, is_json: bool = False) -> list[str]:
         hide = any(secret in line for secret in secrets) or (bool(secrets) and "\\" in line)
         if hide or (inside and not is_table and line.strip()):
             line = _cut(line, secrets)
-        found.append(_USER.sub(rf"\1{_HIDDEN}@", line))
+        found.append(url(line))
     return found
+
+
+def url(text: str) -> str:
+    """A URL without its user and password."""
+    return _USER.sub(rf"\1{_HIDDEN}@", text)
 
 
 def _all(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
