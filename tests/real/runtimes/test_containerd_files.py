@@ -1,4 +1,4 @@
-"""The real containerds read each configuration of the table as the rules say, and so does preflight of a running one."""
+"""The real containerds read each configuration of the table as the rules say."""
 
 from __future__ import annotations
 
