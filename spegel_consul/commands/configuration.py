@@ -16,15 +16,18 @@ import click
 
 from spegel_consul.commands.option_types import ADDRESS, DURATION, LIST, option
 from spegel_consul.disk import foreign_files
+from spegel_consul.endpoints.check import Status
 from spegel_consul.http.basic_auth import Credentials, CredentialsError
 from spegel_consul.http.server.listen import ListenError
+from spegel_consul.preflight import proxies
+from spegel_consul.preflight.proxies import Proxies
 from spegel_consul.runtimes import docker
 from spegel_consul.runtimes.atomic_files import DiskError
 from spegel_consul.runtimes.backup import ConfigDirectory
 from spegel_consul.runtimes.cleanup_status import serve_cleaned, wait_cleaned
 from spegel_consul.runtimes.configure import Plan, daemon_directory, plan_daemon, plan_hosts
 from spegel_consul.runtimes.hosts_toml import Mirroring
-from spegel_consul.runtimes.mirror_targets import own_mirror, parse_registries, parse_targets
+from spegel_consul.runtimes.mirror_targets import Target, own_mirror, parse_registries, parse_targets
 
 
 class ConfigKind(Enum):
@@ -126,7 +129,7 @@ def configuration(dry_run: bool, **given: Any) -> None:
     except ValueError as exc:
         raise click.UsageError(str(exc)) from None
     mirroring = Mirroring(targets, given["resolve_tags"], authorization)
-    runtimes, notes = _runtimes(given)
+    runtimes, notes = _runtimes(given, targets)
     plans: list[Plan] = []
     changed = False
     try:
@@ -236,7 +239,7 @@ def _authorization(path: Path | None) -> str | None:
     return "Basic " + base64.b64encode(pair.encode()).decode()
 
 
-def _runtimes(given: dict[str, Any]) -> tuple[set[ConfigKind], list[str]]:
+def _runtimes(given: dict[str, Any], targets: tuple[Target, ...]) -> tuple[set[ConfigKind], list[str]]:
     """The kinds of files to write, and notes for the user. Raises click.ClickException without a runtime."""
     chosen = set(map(ConfigKind, given["runtime"]))
     if ConfigKind.AUTO not in chosen:
@@ -252,6 +255,9 @@ def _runtimes(given: dict[str, Any]) -> tuple[set[ConfigKind], list[str]]:
             chosen.add(ConfigKind.DOCKER)
             notes.append(f"{exc}; hosts.toml is read by Docker 28 and later, use --runtime=docker-daemon for others")
     else:
+        proxy = proxies.check_of("docker", Proxies.of_docker(found), [target.url for target in targets])
+        if proxy.status is Status.FAIL:
+            notes.append(f"{proxy.says}: preflight prints the lines to add")
         if found.is_new_enough:
             chosen.add(ConfigKind.DOCKER)
         if not found.reads_hosts:

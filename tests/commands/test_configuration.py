@@ -205,9 +205,10 @@ class Docker(ThreadingUnixStreamServer):
 
     daemon_threads = True
 
-    def __init__(self, sock: Path, version: str, image_store: bool) -> None:
+    def __init__(self, sock: Path, version: str, image_store: bool, **more: str) -> None:
         driver = ["driver-type", "io.containerd.snapshotter.v1"] if image_store else ["Backing Filesystem", "extfs"]
-        body = json.dumps({"ServerVersion": version, "DriverStatus": [driver], "DockerRootDir": "/x"}).encode()
+        info = {"ServerVersion": version, "DriverStatus": [driver], "DockerRootDir": "/x", **more}
+        body = json.dumps(info).encode()
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
@@ -242,6 +243,16 @@ def test_auto_writes_what_this_docker_reads(node: Node, version: str, image_stor
     assert done.returncode == 0, done.stderr
     written = {name for name in node.files() if "_backup" not in name} - {"docker.sock"}
     assert written == files
+
+
+def test_a_docker_behind_a_proxy_is_noted(node: Node) -> None:
+    with Docker(node.sock, "28.5.2", True, HttpProxy="http://me:s3cret@proxy:3128", NoProxy="localhost") as docker:
+        done = node.configure("--dry-run")
+        own = node.run("configuration", "--dry-run")
+        docker.shutdown()
+    assert f"note: docker has an HTTP proxy and no exception for {TARGET}" in done.stderr
+    assert "s3cret" not in done.stderr + done.stdout
+    assert (own.returncode, own.stderr) == (0, "")
 
 
 def test_cleanup_wait(node: Node) -> None:
