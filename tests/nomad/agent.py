@@ -17,6 +17,8 @@ from lab import parts
 from lab.cluster import Node
 from lab.process import Failed, Process
 
+from spegel_consul import __version__
+
 BINARY = Path(os.environ.get("NOMAD", ""))
 IMAGE = "ghcr.io/spegel-consul/spegel-consul"
 """What the jobs call the product's image, before its tag."""
@@ -67,7 +69,7 @@ class Machine:
     def __init__(self, node: Node, server: Node, *, acl: bool = False) -> None:
         self.node = node
         self.docker = node.add_docker("28", installed=True)
-        self.env: dict[str, str] = {}
+        self.env: dict[str, str] = {"NOMAD_VAR_image": f"{IMAGE}:{__version__}"}
         """Of the commands that are run here."""
         self._dir = node.dir / "nomad"
         (self._dir / "bin").mkdir(parents=True)
