@@ -256,5 +256,5 @@ def _check_names(path: Path, names: Iterable[str], version: int) -> None:
 
 
 def _too_new(path: Path, has: int, version: Version) -> str:
-    daemon = f"containerd {version.major}.{version.minor}"
+    daemon = f"containerd {version.major}.{version.minor}.{version.patch}"
     return f"{path} has version = {has}, and {daemon} reads up to {version.newest_file} and refuses it"
