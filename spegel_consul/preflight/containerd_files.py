@@ -15,6 +15,7 @@ Lists are joined everywhere. Every rule is compared with ``containerd config dum
 from __future__ import annotations
 
 import glob
+import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -169,11 +170,12 @@ def _imports(file: File, version: Version, cwd: Path) -> Iterable[Path]:
     for text in strings(file.document.get("imports")):
         is_pattern = "*" in text
         relates_to_cwd = is_pattern and version.is_before(Version(1, 6, 29), Version(1, 7, 16))
-        path = (cwd if relates_to_cwd else file.path.parent) / text
+        # without "..", so that a file has one name
+        path = os.path.normpath((cwd if relates_to_cwd else file.path.parent) / text)
         if is_pattern:
-            yield from map(Path, sorted(glob.glob(str(path), include_hidden=True)))  # noqa: PTH207
+            yield from map(Path, sorted(glob.glob(path, include_hidden=True)))  # noqa: PTH207
         else:
-            yield Path(str(path.parent / path.name))
+            yield Path(path)
 
 
 def _replaced(files: Iterable[File], version: Version) -> Document:

@@ -95,6 +95,19 @@ def test_a_missing_import_keeps_every_daemon_from_starting(tmp_path: Path) -> No
             read(tmp_path / "config.toml", Version.parse(text))
 
 
+@daemons
+def test_files_that_import_each_other(tmp_path: Path, daemon: str) -> None:
+    (tmp_path / "conf.d").mkdir()
+    old = '[plugins."io.containerd.grpc.v1.cri".registry]\nconfig_path = "/a"\n'
+    (tmp_path / "conf.d/self.toml").write_text(f'version = 2\nimports = ["../config.toml", "./self.toml"]\n{old}')
+    (tmp_path / "config.toml").write_text(
+        f'version = 2\nimports = ["conf.d/../conf.d/*.toml", "{tmp_path}//config.toml"]\n'
+    )
+    found = read(tmp_path / "config.toml", Version.parse(VERSIONS[daemon]), tmp_path)
+    assert brief(found.document) == "/a"
+    assert [file.path.name for file in found.files] == ["config.toml", "self.toml"]
+
+
 def test_many_imports(tmp_path: Path) -> None:
     (tmp_path / "conf.d").mkdir()
     for number in range(80):
