@@ -242,3 +242,71 @@ def test_whether_docker_is_used(tmp_path: Path) -> None:
 async def test_a_mirrors_password_is_not_shown(machine: Machine) -> None:
     machine.docker(ServerVersion="26.1.5", RegistryConfig={"Mirrors": ["http://me:s3cret@127.0.0.1:1"]})
     assert "s3cret" not in repr(await runtime_checks.docker_checks(machine.subject()))
+
+
+class Daemon:
+    """A running containerd of this machine, whose program prints ``dump`` or fails; /proc is imitated."""
+
+    def __init__(self, machine: Machine, monkeypatch: pytest.MonkeyPatch, dump: str | None, *words: str) -> None:
+        proc = machine.root / "proc"
+        (proc / "ns").mkdir(parents=True)
+        (proc / "ns/mnt").symlink_to("/proc/self/ns/mnt")
+        (proc / "root").symlink_to("/")
+        (proc / "cwd").symlink_to(machine.root)
+        (proc / "environ").touch()
+        (proc / "dump").write_text(dump or "")
+        end = f"cat {proc}/dump" if dump is not None else "echo 'containerd: odd key' >&2; exit 1"
+        (proc / "exe").write_text(f'#!/bin/sh\necho "$2" > {proc}/asked\n{end}\n')
+        (proc / "exe").chmod(0o755)
+        process = DaemonProcess(proc, ("containerd", *words))
+        monkeypatch.setattr(daemon_process, "of_socket", lambda path, program: process)
+        self.asked = proc / "asked"
+
+
+def dump_of(machine: Machine) -> str:
+    return f"version = 3\n[plugins.'io.containerd.cri.v1.images'.registry]\nconfig_path = '{machine.root}/containerd'\n"
+
+
+async def test_the_daemons_own_program_is_believed(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    (machine.root / "other.toml").write_text(DEBIAN)
+    daemon = Daemon(machine, monkeypatch, dump_of(machine), "--config", "other.toml")
+    checks = named(await runtime_checks.containerd_checks(machine.subject(containerd_config=None)))
+    assert checks["config-path"].status is Status.OK
+    assert daemon.asked.read_text().strip() == f"{machine.root}/other.toml"
+
+
+async def test_a_file_that_only_the_daemon_understands(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    (machine.root / "config.toml").write_text("version = 9\n")
+    Daemon(machine, monkeypatch, dump_of(machine))
+    checks = named(await runtime_checks.containerd_checks(machine.subject()))
+    assert checks["config-path"].status is Status.OK
+
+
+async def test_a_program_that_fails_leaves_it_to_the_rules(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    (machine.root / "config.toml").write_text(DEBIAN)
+    Daemon(machine, monkeypatch, None)
+    checks = named(await runtime_checks.containerd_checks(machine.subject()))
+    assert (checks["containerd-config"].status, checks["config-path"].status) == (Status.WARN, Status.FAIL)
+    assert "containerd: odd key" in checks["containerd-config"].says
+    (machine.root / "config.toml").write_text("[")
+    checks = named(await runtime_checks.containerd_checks(machine.subject()))
+    assert checks["containerd-config"].status is Status.FAIL
+    assert "can't be read" in checks["containerd-config"].says
+
+
+async def test_a_missing_import_is_found_though_the_program_is_silent(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (machine.root / "config.toml").write_text('version = 2\nimports = ["gone.toml"]\n')
+    Daemon(machine, monkeypatch, dump_of(machine))
+    checks = named(await runtime_checks.containerd_checks(machine.subject()))
+    assert checks["containerd-config"].status is Status.FAIL
+    assert "gone.toml" in checks["containerd-config"].says
+
+
+async def test_a_daemon_without_a_file_has_no_config_path(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    daemon = Daemon(machine, monkeypatch, dump_of(machine), "--config", "absent.toml")
+    checks = named(await runtime_checks.containerd_checks(machine.subject(containerd_config=None)))
+    assert checks["config-path"].status is Status.FAIL
+    assert checks["config-path"].fix.splitlines()[1].startswith("version = ")
+    assert not daemon.asked.exists()
