@@ -52,7 +52,7 @@ variable "containerd_content" {
 variable "mirror_targets" {
   type        = string
   default     = "http://127.0.0.1:5000"
-  description = "Mirrors in the order to ask them, with commas. For spegel-bridge.nomad.hcl: http://$${attr.unique.network.ip-address}:5000, and that in NO_PROXY of a runtime with a proxy."
+  description = "Mirrors in the order to ask them, with commas. The host's address for spegel-bridge.nomad.hcl, see there."
 }
 
 variable "mirrored_registries" {
@@ -79,6 +79,16 @@ job "spegel-configure" {
   }
 
   group "configure" {
+    # Older ones read no hosts.toml: give them -var runtime=docker-daemon and restart them.
+    dynamic "constraint" {
+      for_each = var.runtime == "docker" || var.runtime == "" && var.containerd_namespace == "moby" ? ["docker"] : []
+      content {
+        attribute = "${attr.driver.docker.version}"
+        operator  = "version"
+        value     = ">= 28.0.0"
+      }
+    }
+
     task "configure" {
       driver = "docker"
 

@@ -4,7 +4,11 @@
 # one to advertise. Ports are the same inside and outside, because what is advertised names them. The Consul agent must
 # listen on the host's address, not on loopback alone (client_addr in its configuration).
 #
-# configure.nomad.hcl points the runtimes at the mirror.
+# configure.nomad.hcl points the runtimes at the mirror, with the host's address, because the port is mapped from that one:
+#
+#   nomad job run -var 'mirror_targets=http://${attr.unique.network.ip-address}:5000' configure.nomad.hcl
+#
+# A runtime with an HTTP proxy needs that address in its NO_PROXY; `spegel-consul preflight` prints the line.
 #
 # Clients must allow the docker driver to mount host directories: volumes { enabled = true } in its plugin's configuration.
 

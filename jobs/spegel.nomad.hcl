@@ -200,11 +200,11 @@ job "spegel" {
   group "spegel" {
     # Older ones read no hosts.toml: give them -var runtime=docker-daemon and restart them.
     dynamic "constraint" {
-      for_each = var.configure && (var.runtime == "docker" || var.runtime == "" && var.containerd_namespace == "moby") ? ["28.0.0"] : []
+      for_each = var.configure && (var.runtime == "docker" || var.runtime == "" && var.containerd_namespace == "moby") ? ["docker"] : []
       content {
         attribute = "${attr.driver.docker.version}"
         operator  = "version"
-        value     = ">= ${constraint.value}"
+        value     = ">= 28.0.0"
       }
     }
 

@@ -16,6 +16,7 @@ import pytest
 from spegel_consul import __version__
 from spegel_consul.cli import cli
 from spegel_consul.commands import registry
+from spegel_consul.runtimes import docker
 
 ROOT = Path(__file__).parents[2]
 JOBS = sorted((ROOT / "jobs").glob("*.nomad.hcl"))
@@ -272,6 +273,16 @@ def test_an_operator_can_change_what_differs_between_clusters(path: Path) -> Non
     if task["driver"] == "docker":
         assert task["config"]["ulimit"] == {"nofile": "65536:65536"}
         assert "/etc/spegel:ro" in task["config"]["volumes"]
+
+
+@pytest.mark.parametrize("name", ["configure", "spegel"])
+def test_where_docker_reads_hosts_toml_it_is_new_enough(name: str) -> None:
+    constraint = group(ROOT / f"jobs/{name}.nomad.hcl")["dynamic"]["constraint"]
+    assert constraint["content"] == {
+        "attribute": "attr.driver.docker.version",
+        "operator": "version",
+        "value": f">= {docker._FIRST_WITH_HOSTS}.0.0",
+    }
 
 
 def test_the_readmes_version_is_this_one() -> None:
