@@ -134,6 +134,12 @@ variable "metrics_port" {
   description = "0: Nomad chooses a port on each node, which the service spegel-metrics tells."
 }
 
+variable "nofile" {
+  type        = string
+  default     = "65536:65536"
+  description = "Open files, soft and hard limit; each connection is one. Docker must have the right to set it."
+}
+
 variable "priority" {
   type        = number
   default     = 90
@@ -297,7 +303,7 @@ job "spegel" {
 
         # each connection is an open file
         ulimit {
-          nofile = "65536:65536"
+          nofile = var.nofile
         }
 
         # Nomad has its own checks

@@ -271,7 +271,8 @@ def test_an_operator_can_change_what_differs_between_clusters(path: Path) -> Non
     (task,) = [task for task in tasks(path) if "lifecycle" not in task]
     assert task["config"]["args"].endswith("var.extra_args)")
     if task["driver"] == "docker":
-        assert task["config"]["ulimit"] == {"nofile": "65536:65536"}
+        assert task["config"]["ulimit"] == {"nofile": "var.nofile"}
+        assert declared["nofile"]["default"] == "65536:65536"
         assert "/etc/spegel:ro" in task["config"]["volumes"]
 
 
