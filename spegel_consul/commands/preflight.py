@@ -14,6 +14,7 @@ from typing import Any
 import click
 import trio
 
+from spegel_consul.commands.configuration import ConfigKind
 from spegel_consul.commands.option_types import ADDRESS, LIST, REACHABLE, option
 from spegel_consul.consul.api.consul_settings import ConsulSettings
 from spegel_consul.consul.election.election_view import ElectionSettings
@@ -36,8 +37,16 @@ from spegel_consul.preflight.node_address import NoAddress, advertised
 @option(
     "--containerd-config",
     type=click.Path(path_type=Path),
-    default=Path("/etc/containerd/config.toml"),
-    help="containerd's configuration.",
+    default=None,
+    help="containerd's configuration.  [default: the file that the running one was started with]",
+)
+@option(
+    "--runtime",
+    type=click.Choice([kind.value for kind in ConfigKind]),
+    multiple=True,
+    default=["auto"],
+    help="Runtimes that pull images here, as for configuration: only their faults are failures; auto finds out. May be"
+    " repeated.",
 )
 @option(
     "--containerd-registry-config-path",
@@ -70,7 +79,8 @@ from spegel_consul.preflight.node_address import NoAddress, advertised
 def preflight(as_json: bool, peer: Any, **given: Any) -> None:
     """Check this node's set-up for a mirror, and print the lines to change. Exits 1 if a check fails."""
     from spegel_consul.commands.sidecar_client import print_hanging
-    from spegel_consul.preflight.node_checks import Subject, run
+    from spegel_consul.preflight.node_checks import run
+    from spegel_consul.preflight.subject import Subject
     from spegel_consul.runtimes.containerd_sockets import find_socket, namespaces
 
     bound = given["registry_addr"]
@@ -81,6 +91,8 @@ def preflight(as_json: bool, peer: Any, **given: Any) -> None:
         raise click.ClickException(str(exc)) from None
     except ValueError as exc:
         raise click.UsageError(str(exc)) from None
+    # both of Docker's kinds are one runtime here
+    runtimes = frozenset(name.removesuffix("-daemon") for name in given["runtime"])
     subject = Subject(
         address=address,
         registry_port=bound.port,
@@ -96,6 +108,7 @@ def preflight(as_json: bool, peer: Any, **given: Any) -> None:
         leader_key=given["consul_leader_key"],
         peer=Peer(peer.host, peer.port, given["tls_cert_file"] is not None) if peer is not None else None,
         tls=given["tls_cert_file"] is not None,
+        runtimes=frozenset() if "auto" in runtimes else runtimes,
     )
     checks = trio.run(run, subject)
     if as_json:

@@ -18,7 +18,8 @@ from spegel_consul.endpoints.check import Check, Status, fail, has_failed, ok, w
 from spegel_consul.endpoints.plain_app import PlainApp, answering, not_allowed
 from spegel_consul.preflight import interfaces, node_checks
 from spegel_consul.preflight.consul_checks import clock_check, rights_check
-from spegel_consul.preflight.node_checks import Subject, address_check
+from spegel_consul.preflight.node_checks import address_check
+from spegel_consul.preflight.subject import Subject
 from spegel_consul.runtimes.containerd_sockets import NAMESPACES, SocketSearch, find_socket, namespaces
 
 
@@ -122,7 +123,7 @@ async def test_a_group_that_breaks_is_a_finding(monkeypatch: pytest.MonkeyPatch)
     async def broken(subject: Subject) -> list[Check]:
         raise RuntimeError("odd")
 
-    monkeypatch.setattr(node_checks, "_docker", broken)
+    monkeypatch.setattr(node_checks, "docker_checks", broken)
     checks = await node_checks.run(Subject("10.0.0.7", 5000))
     assert [check.name for check in checks] == ["address", "docker", "dial-back"]
     assert "odd" in checks[1].says
