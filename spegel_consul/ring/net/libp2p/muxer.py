@@ -3,7 +3,7 @@
 The limits that py-libp2p's Yamux lacks are enforced here; the package's docstring lists its faults.
 
 A data frame of the library passes five locks, a dozen log lines that are formatted and dropped, and is followed by a
-frame that grants its few bytes again.  That is half of the CPU of a question.  So data frames without flags between
+frame that grants its few bytes again.  That is a third of the CPU of a question.  So data frames without flags between
 open streams are read and written here, without waiting; all other frames, and data that has to wait for a window, go
 the way of the library.  Both ways keep the same counts of the windows.
 
