@@ -41,6 +41,8 @@ _.loader
 # libp2p reads them: yamux' window and events, the interface of its connections
 _.MAX_WINDOW_SIZE
 _.stream_events
+_._write_frame
+_._read_data_body
 _.get_remote_address
 
 # http.server reads them

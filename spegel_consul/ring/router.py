@@ -80,6 +80,7 @@ class KadRouter:
         rng: random.Random | None = None,
     ) -> None:
         self._host = host
+        self._position = position(host.id)
         self._registry_port = registry[1]
         self._times = AnswerTimes()
         self._rng = rng or random.Random()
@@ -131,7 +132,7 @@ class KadRouter:
     @property
     def at(self) -> float:
         """This node's position in the ring, scaled to [0, 1)."""
-        return position(self._host.id) / CIRCLE
+        return self._position / CIRCLE
 
     @property
     def records(self) -> int:
@@ -155,6 +156,9 @@ class KadRouter:
             exclude=self._host.id,
             hedge=self._times.hedge,
             in_touch=self._membership.is_in_touch,
+            settled=self._is_settled,
+            own_settled=self._is_keeper(at),
+            busy=self._claiming.next_asked(key),
             rng=self._rng,
         )
         send, receive = trio.open_memory_channel[Provider](math.inf)
@@ -225,7 +229,9 @@ class KadRouter:
     async def _search(
         self, search: Lookup, key: bytes, send: trio.MemorySendChannel[Provider], scope: trio.CancelScope
     ) -> None:
-        request = encode(Message(MessageType.GET_PROVIDERS, key))
+        # closer peers are of use only to a node whose neighbours of the key have changed
+        brief = all(map(self._is_settled, self._members.closest(position(key))))
+        request = encode(Message(MessageType.GET_PROVIDERS, key, brief=brief))
         results, answers = trio.open_memory_channel[tuple[bytes, Message | None]](math.inf)
 
         async def question(peer: bytes) -> None:
@@ -253,6 +259,16 @@ class KadRouter:
                             self._membership.learn(provider, age=_NAMED_AGE, source=peer)
                         self._offer(search, named, send)
             self._finish(search, send)
+
+    def _is_settled(self, peer: bytes) -> bool:
+        member = self._members.get(peer)
+        return member is not None and member.is_settled(trio.current_time())
+
+    def _is_keeper(self, at: int) -> bool:
+        """Whether this node is among the peers that are told of keys at this position."""
+        # one less, because a provider does not announce to itself
+        others = self._members.closest(at, REPLICAS)
+        return len(others) < REPLICAS or self._position ^ at < position(others[-1]) ^ at
 
     def _known(self, peer: bytes) -> Contact:
         member = self._members.get(peer)

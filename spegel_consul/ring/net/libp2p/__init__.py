@@ -25,9 +25,13 @@ Two faults lie deeper.  A task that is cancelled while Noise writes has used up 
 kills the connection; and a write to a closed socket succeeds silently.  ``Wire``, the socket as the layers above
 see it, avoids both: a write is queued whole without waiting, or raises, and a task of the connection sends it.
 
+And it is slow: a frame passes five locks and a dozen lines of a log that is off, and each few bytes that are read are
+followed by a frame that grants them again.  So after the handshake ``Session`` encrypts in place of the library, plain
+data frames pass ``BoundedYamux`` by a short way, and a window is granted again when half of it is used up.
+
     layers            keys, and the upgrade of a socket to a connection: multistream-select, Noise, Yamux, identify
-    noise_transport   the socket as the layers see it
-    muxer             Yamux, bounded
+    noise_transport   the socket as the layers see it, and the encrypted connection as Yamux sees it
+    muxer             Yamux, bounded, with a short way for plain data
     stream            one stream of a connection
     peer_connection   a connection and its tasks
 
