@@ -209,6 +209,7 @@ class Ingests:
         if root is None:
             return None
         waited_for = now - self._asked.get(digest, -math.inf) <= _ASKED_LATELY
+        self._asked.drop_oldest(lambda at: now - at > _ASKED_LATELY)
         self._asked[digest] = now
         if not await self._look(root, now - SHARED if waited_for else now):
             return None
@@ -246,6 +247,7 @@ class Ingests:
                 return False
             before, self._last, self._began = self._last, look, began
         for digest in look.names:
+            self._seen.drop_oldest(lambda at: began - at > SEEN_FOR)
             self._seen[digest] = began
         for digest in before.names.keys() - look.names.keys():
             self._gone(digest)
