@@ -3,7 +3,7 @@
 
 """Where the sidecar's memory is: idle, with many keys, and with many peers.
 
-``--python`` measures another tree's sidecar by the same script: the interpreter of its virtual environment.
+``--tree`` measures the sidecar of another checkout by the same script.
 """
 
 from __future__ import annotations
@@ -111,15 +111,17 @@ def write_layout(directory: Path, keys: int) -> None:
 
 
 @contextmanager
-def sidecar(command: Sequence[str], directory: Path, setup: Setup, bootstrap: str) -> Iterator[tuple[int, int]]:
-    """A sidecar that is ready and has settled: the pids of its guard and of itself."""
+def sidecar(
+    command: Sequence[str], tree: Path, directory: Path, setup: Setup, bootstrap: str
+) -> Iterator[tuple[int, int]]:
+    """A sidecar of ``tree`` that is ready and has settled: the pids of its guard and of itself."""
     write_layout(directory / "layout", setup.keys)
     words = [*command, "registry", "--layout-path", str(directory / "layout"), "--data-dir", str(directory / "data")]
     for number, kind in enumerate(("registry", "router", "metrics")):
         words += [f"--{kind}-addr", f"127.0.0.1:{_PORTS + number}"]
     words += ["--bootstrap-kind", "static", "--static-bootstrap-peers", bootstrap, "--skip-preflight"]
     with (directory / "log").open("wb") as log:
-        process = subprocess.Popen(words, stdout=log, stderr=log)
+        process = subprocess.Popen(words, stdout=log, stderr=log, cwd=tree)
     try:
         until = time.monotonic() + _PATIENCE
         while get_status(_PORTS, "/readyz") != 200:
@@ -134,7 +136,7 @@ def sidecar(command: Sequence[str], directory: Path, setup: Setup, bootstrap: st
         process.wait(_PATIENCE)
 
 
-def measure(python: str, setup: Setup) -> None:
+def measure(tree: Path, setup: Setup) -> None:
     """Print the tables of one set-up."""
     with tempfile.TemporaryDirectory(prefix="spegel-memory-") as name, Fleet(setup.peers) as fleet:
         directory, members = Path(name), fleet.members
@@ -144,7 +146,10 @@ def measure(python: str, setup: Setup) -> None:
                 member.ask("announce", f"peer{number}-", setup.keys_of_peers, 20.0)
         bootstrap = members[0].addr if members else f"/ip4/127.0.0.1/tcp/{_PORTS + 1}"
         (directory / "plain").mkdir()
-        with sidecar([python, "-m", "spegel_consul"], directory / "plain", setup, bootstrap) as (guard, own):
+        with sidecar([sys.executable, "-m", "spegel_consul"], tree, directory / "plain", setup, bootstrap) as (
+            guard,
+            own,
+        ):
             both = total(guard) + total(own)
             print(f"\n{setup}: sidecar and guard {both.rss:.1f} MiB resident, {both.dirty:.1f} private dirty")
             _row("guard", total(guard))
@@ -154,8 +159,8 @@ def measure(python: str, setup: Setup) -> None:
                 _row(f"  {kind}", part)
         (directory / "probed").mkdir()
         out = directory / "figures"
-        probed = [python, str(Path(__file__).with_name("memory_probe.py")), str(out)]
-        with sidecar(probed, directory / "probed", setup, bootstrap) as (_, own):
+        probed = [sys.executable, str(Path(__file__).with_name("memory_probe.py")), str(out)]
+        with sidecar(probed, tree, directory / "probed", setup, bootstrap) as (_, own):
             os.kill(own, signal.SIGUSR2)
             until = time.monotonic() + _PATIENCE
             while not out.exists() and time.monotonic() < until:
@@ -181,7 +186,8 @@ def _print(found: dict[str, Any]) -> None:
 def main() -> None:
     """Measure the set-ups one after the other."""
     parser = argparse.ArgumentParser(prog="python -m bench.memory", description=__doc__)
-    parser.add_argument("--python", default=sys.executable, help="interpreter with the sidecar (default: this one)")
+    here = Path(__file__).resolve().parents[1]
+    parser.add_argument("--tree", type=Path, default=here, help="checkout with the sidecar (default: this one)")
     parser.add_argument("--keys", type=int, default=2000, help="blobs of the node (default: 2000)")
     parser.add_argument("--peers", type=int, default=20, help="members of the ring (default: 20)")
     options = parser.parse_args()
@@ -191,7 +197,7 @@ def main() -> None:
         Setup(0, options.peers),
         Setup(options.keys, options.peers),
     ):
-        measure(options.python, setup)
+        measure(options.tree, setup)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
 # Runs inside of the sidecar that bench.memory looks into, and costs it less than a megabyte.  The figures of a whole
 # sidecar are taken from one without it.
 
-"""``python -m bench.memory_probe FILE registry …``: a sidecar that writes figures of its memory to FILE at SIGUSR2."""
+"""``python bench/memory_probe.py FILE registry …``: a sidecar of the tree in the working directory.
+
+It writes figures of its memory to FILE at SIGUSR2.
+"""
 
 from __future__ import annotations
 
@@ -136,6 +139,7 @@ def _kinds(objects: list[Any]) -> dict[str, int]:
 def main() -> None:
     """Run the command line behind FILE."""
     out = sys.argv.pop(1)
+    sys.path[0] = ""
     meter = ImportMeter()
 
     def report(*_: object) -> None:

@@ -197,6 +197,7 @@ def _announcer(store: Store, router: Router) -> Runnable:
             task_status.started()
             async for changed in changes:
                 await router.announce(changed.added, changed.removed)
+                del changed  # the first one has all keys of the node
 
     return announce
 

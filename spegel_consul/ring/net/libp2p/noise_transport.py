@@ -26,6 +26,7 @@ class Wire(ReadWriteCloser):
     async def pump(self) -> None:
         while data := await self._out.take():
             await self._stream.send_all(data)
+            del data  # released before the wait for the next bytes, which may be long
 
     async def write(self, data: bytes) -> None:
         if self._out.closed:

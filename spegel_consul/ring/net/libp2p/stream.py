@@ -138,6 +138,7 @@ class MuxedStream:
             try:
                 while data := await self._out.take():
                     await self._muxed.write(data)
+                    del data  # released before the wait for the next bytes, which may be long
                 await self._muxed.close()
             except Exception as exc:
                 log.debug("ring_stream_broken", peer=peer_id_to_text(self.peer), error=repr(exc))
