@@ -3,7 +3,8 @@
 Imports make a hundred thousand objects that live as long as the process. A full collection looks at all of them, which
 holds the event loop up for 70 ms, and Python begins one only after a quarter as many new objects have survived. Until
 then garbage in cycles keeps its memory. So the objects of the imports are frozen: the collector does not look at them
-again, and full collections are frequent and short.
+again, and full collections are frequent and short. Parts of the program are imported when they are used first, so
+objects are frozen again after many late imports.
 
 glibc keeps freed memory that lies below memory in use. A burst of requests leaves megabytes of it, so free memory above
 a limit is given back to the kernel once a minute. Other C libraries do not have these calls, and are left alone.
@@ -15,12 +16,16 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import sys
 from typing import Any
 
 import trio
 
 EVERY = 60.0
 """Seconds between two looks at the free memory."""
+
+LATE = 100
+"""Modules imported since the last freeze that justify another one; each one exempts the objects of its moment too."""
 
 _FREE = 1 << 20
 """Bytes of free memory that may stay, so that a small burst needs no new pages."""
@@ -59,10 +64,14 @@ def give_back(libc: Any, most_free: int) -> bool:
     return True
 
 
-async def give_back_free_memory(*, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-    """Look at the free memory every :data:`EVERY` seconds, until cancelled."""
-    libc = ctypes.CDLL(None)
+async def keep_small(*, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    """Give free memory back and freeze late imports every :data:`EVERY` seconds, until cancelled."""
+    libc, modules = ctypes.CDLL(None), len(sys.modules)
     task_status.started()
     while True:
         await trio.sleep(EVERY)
-        give_back(libc, _FREE)
+        if len(sys.modules) > modules + LATE:
+            modules = len(sys.modules)
+            freeze()
+        else:
+            give_back(libc, _FREE)

@@ -80,7 +80,7 @@ async def _start(
     tell_level = partial(log_level.follow_signal, lambda level: log.warning("log level changed", level=level))
     await stages.start("log level", tell_level)
     await start_cluster(settings, node, content, stages, resources)
-    await stages.start("heap", heap.give_back_free_memory)
+    await stages.start("heap", heap.keep_small)
 
 
 async def _cancel_at(event: trio.Event, scope: trio.CancelScope) -> None:

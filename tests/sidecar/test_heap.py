@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import subprocess
 import sys
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import trio
@@ -49,7 +49,7 @@ async def test_free_memory_is_looked_at_again_and_again(
     monkeypatch.setattr(heap, "give_back", lambda libc, most: looks.append(trio.current_time()))
     began = trio.current_time()
     with trio.move_on_after(3.5 * heap.EVERY):
-        await heap.give_back_free_memory()
+        await heap.keep_small()
     assert looks == [began + number * heap.EVERY for number in (1, 2, 3)]
 
 
@@ -62,3 +62,20 @@ assert gc.get_freeze_count() > 10_000, gc.get_freeze_count()
 assert len(gc.get_objects()) < 100, len(gc.get_objects())
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+async def test_late_imports_are_frozen_once(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    freezes: list[float] = []
+    monkeypatch.setattr(heap, "freeze", lambda: freezes.append(trio.current_time()))
+    began = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(heap.keep_small)
+        await trio.sleep(1.5 * heap.EVERY)
+        assert freezes == []
+        for number in range(heap.LATE + 1):
+            monkeypatch.setitem(sys.modules, f"late{number}", ModuleType("late"))
+        await trio.sleep(3 * heap.EVERY)
+        nursery.cancel_scope.cancel()
+    assert freezes == [began + 2 * heap.EVERY]
