@@ -131,7 +131,8 @@ async def _serve(settings: Settings, node: PreparedNode, stages: Stages, view: N
     """Serve the registry and the web port."""
     store, metrics, router = view.store, view.metrics, view.ring
     planner = Planner(store, settings.images, node.credentials, follow=settings.mirror.follow)
-    fast_path = FastPath(planner, store, mirror, ByteCache(), metrics)
+    cache = ByteCache(is_there=lambda digest: store.describe(digest) is not None)
+    fast_path = FastPath(planner, store, mirror, cache, metrics)
     others = build_app(view.problem, view.warnings)
     dial_back.add_to(others)
     identity.add_to(others, lambda: router.me)
