@@ -233,7 +233,7 @@ def registry(**given: Any) -> None:
         signal.signal(each, lambda *_: os._exit(0))
     # imported after the fork, because the guard does not need them
     from spegel_consul import log
-    from spegel_consul.sidecar import heap, lifecycle
+    from spegel_consul.sidecar import lifecycle
     from spegel_consul.sidecar.prepare import StartError
 
     log.configure(given["log_level"], given["log_format"])
@@ -247,7 +247,9 @@ def registry(**given: Any) -> None:
             for each in stopping:
                 signal.signal(each, signal.SIG_IGN)
 
-    heap.freeze()
+    from spegel_consul.sidecar.heap import freeze
+
+    freeze()
     try:
         trio.run(run, settings)
     except StartError as exc:
