@@ -249,6 +249,9 @@ def registry(**given: Any) -> None:
             for each in stopping:
                 signal.signal(each, signal.SIG_IGN)
 
+    from spegel_consul.sidecar.heap import freeze
+
+    freeze()
     try:
         trio.run(run, settings)
     except StartError as exc:

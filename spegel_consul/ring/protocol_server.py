@@ -83,6 +83,8 @@ class Service:
                     # a peer beyond its share of records is read slowly, so that it does not delay the others
                     await trio.sleep(_SLOW if self._records.is_full_of(peer) else 0)
                 self._membership.heard(peer)
+                # released before the wait for the next ones, because the last batch of keys of each peer is 50 KiB
+                data, bodies, answers, out = b"", [], [], b""
             stream.close()
 
     async def _serve_withdrawal(self, stream: Stream) -> None:

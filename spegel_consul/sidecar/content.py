@@ -133,7 +133,8 @@ async def _serve(settings: Settings, node: PreparedNode, stages: Stages, view: N
     """Serve the registry and the web port."""
     store, metrics, router = view.store, view.metrics, view.ring
     planner = Planner(store, settings.images, node.credentials, follow=settings.mirror.follow)
-    fast_path = FastPath(planner, store, mirror, ByteCache(), metrics)
+    cache = ByteCache(is_there=lambda digest: store.describe(digest) is not None)
+    fast_path = FastPath(planner, store, mirror, cache, metrics)
     others = build_app(view.problem, view.warnings)
     dial_back.add_to(others)
     identity.add_to(others, lambda: router.me)
@@ -203,6 +204,7 @@ def _announcer(store: Store, router: Router) -> Runnable:
             task_status.started()
             async for changed in changes:
                 await router.announce(changed.added, changed.removed)
+                del changed  # the first one has all keys of the node
 
     return announce
 

@@ -179,6 +179,7 @@ STAGES = [
     "registry",
     "following",
     "web",
+    "heap",
     "loop lateness",
     "log level",
     "registration",

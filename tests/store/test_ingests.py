@@ -243,6 +243,16 @@ async def test_a_blob_is_shown_for_a_while_and_until_it_is_forgotten(
     assert await observed.ingests.open(again.digest) is None
 
 
+async def test_what_is_over_is_forgotten(observed: Observed, mock_clock: trio.testing.MockClock) -> None:
+    for number in range(40):
+        ingest = observed.content.begin(b"%d" % number)
+        assert await observed.ingests.open(Digest.of(b"absent %d" % number)) is None
+        await ingest.abort()
+        mock_clock.jump(ingests.SEEN_FOR / 8)
+    assert len(observed.ingests._seen) <= 10
+    assert len(observed.ingests._asked) <= 2
+
+
 async def test_the_end_of_a_download_is_told_once(observed: Observed, mock_clock: trio.testing.MockClock) -> None:
     committed, aborted, goes_on = map(observed.content.begin, (b"one", b"two", b"three"))
     assert await observed.ingests.at_work() == 0

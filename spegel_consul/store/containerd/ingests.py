@@ -229,6 +229,7 @@ class Ingests:
         if root is None:
             return None
         waited_for = now - self._asked.get(digest, -math.inf) <= _ASKED_LATELY
+        self._asked.drop_oldest(lambda at: now - at > _ASKED_LATELY)
         self._asked[digest] = now
         if not await self._look(root, now - self._shared if waited_for else now):
             return None
@@ -281,6 +282,7 @@ class Ingests:
             # ten thousands of directories that a program has left must not take a core
             self._shared = min(max(SHARED, 4 * (trio.current_time() - began)), _LONGEST_SHARED)
         for digest in look.names:
+            self._seen.drop_oldest(lambda at: began - at > SEEN_FOR)
             self._seen[digest] = began
         for digest in before.names.keys() - look.names.keys():
             self._gone(digest)

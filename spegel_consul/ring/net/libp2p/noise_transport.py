@@ -42,6 +42,7 @@ class Wire(ReadWriteCloser):
             self._pumping = True
             await self._stream.send_all(data)
             self._pumping = False
+            del data  # released before the wait for the next bytes, which may be long
 
     def put(self, data: bytes) -> None:
         """Send ``data`` at once as far as the socket takes it, and queue the rest. Raises ConnectionClosedError."""

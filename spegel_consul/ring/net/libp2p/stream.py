@@ -164,6 +164,7 @@ class MuxedStream:
                     self._pumping = True
                     await self._muxed.write(data)
                     self._pumping = False
+                    del data  # released before the wait for the next bytes, which may be long
                 await self._muxed.close()
             except Exception as exc:
                 log.debug("ring_stream_broken", peer=peer_id_to_text(self.peer), error=repr(exc))
