@@ -95,9 +95,7 @@ class FastPath:
         self._growing = GrowingContent(planner, store, mirror)
 
     def at_once(self, data: bytes, local: bool, /) -> bytes | FileAnswer | None:
-        """Return the answer to a remembered request if its content is small and in memory or its part of a file is
-        short, else None.
-        """
+        """Return the answer to a remembered request if it is small and in memory, or a short part of a file."""
         known = self._known[local].get(data)
         if known is None or not known.at_once or known.version != self._planner.version:
             return None
@@ -113,15 +111,14 @@ class FastPath:
         else:
             if small is None and (small := self._keep(plan, self._read_small(plan))) is None:
                 return None
-            body = _cut(small, plan)
+            body = small[slice(*plan.bounds)]
             self._bytes.inc(len(body))
         known.count(len(body))
         known.duration.observe(time.perf_counter() - began)
         return b"%b%b\r\n\r\n%b" % (known.head, self._heads.now(), body)
 
     def _file_at_once(self, known: _Known, plan: Own, began: float) -> FileAnswer | None:
-        fd = self._open(plan)
-        if fd is None:
+        if (fd := self._open(plan)) is None:
             return None
         duration = known.duration
 
@@ -132,7 +129,7 @@ class FastPath:
             if sent == stop - start and duration is not None:
                 duration.observe(time.perf_counter() - began)
 
-        start, stop = _span(plan)
+        start, stop = plan.bounds
         self.inflight += 1
         return FileAnswer(b"%b%b\r\n\r\n" % (known.head, self._heads.now()), fd, start, stop, ended)
 
@@ -173,7 +170,9 @@ class FastPath:
             return None
         if isinstance(plan, Own):
             # several ranges are not answered at once, because each answer has a boundary, and so a head, of its own
-            at_once = len(plan.spans) <= 1 and (method == "HEAD" or plan.content.size <= SMALL or _is_short(plan))
+            at_once = len(plan.spans) <= 1
+            if at_once and method == "GET" and plan.content.size > SMALL:
+                at_once = plan.bounds[1] - plan.bounds[0] <= AT_ONCE
             status = 206 if plan.partial else 200
             duration, length = self._durations[method, status], self._lengths[method, status]
             known = _Known(version, method, plan, self._head(plan), at_once, duration, length)
@@ -202,7 +201,7 @@ class FastPath:
             small = await self._small(plan)
             if small is None:
                 return None
-            body = _cut(small, plan)
+            body = small[slice(*plan.bounds)]
             await send_bytes(link.sock, head + body)
             self._bytes.inc(len(body))
             known.count(len(body))
@@ -215,7 +214,7 @@ class FastPath:
                 self._bytes.inc(sent)
                 known.count(sent)
 
-            start, stop = _span(plan)
+            start, stop = plan.bounds
             try:
                 await send_file(link.sock, head, fd, start, stop, count)
             finally:
@@ -399,18 +398,3 @@ class FastPath:
         start, stop = (plan.spans[0].start, plan.spans[0].stop) if plan.partial else (0, content.size)
         head = Head(content.digest, content.media_type, start, stop, content.size, plan.partial)
         return self._heads.render(head, multipart=multipart)
-
-
-def _cut(small: bytes, plan: Own) -> bytes:
-    """Return the bytes of the content that a plan with at most one range sends."""
-    return small[plan.spans[0].start : plan.spans[0].stop] if plan.spans else small
-
-
-def _span(plan: Own) -> tuple[int, int]:
-    """Return the first byte of the content that a plan with at most one range sends, and the one after the last."""
-    return (plan.spans[0].start, plan.spans[0].stop) if plan.partial else (0, plan.content.size)
-
-
-def _is_short(plan: Own) -> bool:
-    start, stop = _span(plan)
-    return stop - start <= AT_ONCE

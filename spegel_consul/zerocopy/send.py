@@ -39,6 +39,9 @@ _threads = trio.CapacityLimiter(64)
 _one_byte = [bytearray(1)]
 _active = 0  # transfers that send on the event loop now
 
+AT_ONCE = _CHUNK
+"""Bytes of the longest part of a file that one call sends while other connections wait."""
+
 
 class Truncated(Exception):
     """The file ended before the promised number of bytes was sent."""
@@ -123,7 +126,7 @@ class FileAnswer:
     """An answer whose body is a part of a file: ``head`` and the bytes ``[start, stop)`` of ``fd``.
 
     :meth:`send_now` sends it without a task if the client reads and the file's pages are in memory; :meth:`send_rest`
-    sends the rest. :meth:`close` closes ``fd``, and calls ``ended`` with the number of bytes of the file that were sent.
+    sends the rest. :meth:`close` closes ``fd``, and calls ``ended`` with the number of the file's bytes that were sent.
     """
 
     __slots__ = ("_ended", "_fd", "_head", "_reached", "_start", "_stop")
@@ -168,10 +171,6 @@ class FileAnswer:
         """Close the file; the answer has ended."""
         os.close(self._fd)
         self._ended(self._reached - self._start)
-
-
-AT_ONCE = _CHUNK
-"""Bytes of the longest part of a file that one call sends while other connections wait."""
 
 
 async def _cold(out: int, fd: int, start: int, count: int) -> int:

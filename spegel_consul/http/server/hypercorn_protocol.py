@@ -160,6 +160,3 @@ class Wrapper(ProtocolWrapper):
         """Pass ``event`` to the parser; the end of a connection is nothing to a parser that was not made."""
         if self.is_used or not isinstance(event, Closed):
             await self.protocol.handle(event)
-
-    async def initiate(self) -> None:
-        """Do nothing, because HTTP/1.1 begins with the client's bytes."""
