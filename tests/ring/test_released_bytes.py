@@ -133,7 +133,6 @@ async def test_a_batch_of_announcements(nursery: trio.Nursery) -> None:
         membership,  # type: ignore[arg-type]
         SimpleNamespace(is_full_of=ignored),  # type: ignore[arg-type]
         SimpleNamespace(answer=lambda peer, message: bodies.append(message)),  # type: ignore[arg-type]
-        SimpleNamespace(),  # type: ignore[arg-type]
     )
     batch = b"".join(encode(Message(MessageType.PING)) for _ in range(3))
     stream = OneMessage(batch)

@@ -21,6 +21,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Awaitable, Callable
+from functools import cached_property, partial
 from itertools import chain
 from typing import Any
 
@@ -158,7 +159,10 @@ def _changed(request: h11.Request, target: bytes, headers: list[tuple[bytes, byt
 
 
 class Wrapper(ProtocolWrapper):
-    """hypercorn's choice of a protocol, which is always :class:`Http11` here."""
+    """hypercorn's choice of a protocol, which is always :class:`Http11` here.
+
+    The parser is made for the first bytes that it gets, because many connections have requests of the fast path only.
+    """
 
     def __init__(
         self,
@@ -172,8 +176,21 @@ class Wrapper(ProtocolWrapper):
         server: tuple[str, int] | None,
         send: Callable[[Event], Awaitable[None]],
         turn: Callable[[], Awaitable[None]],
-        alpn_protocol: str | None = None,
     ) -> None:
-        super().__init__(app, config, context, task_group, state, ssl, client, server, send, alpn_protocol)
-        if isinstance(self.protocol, H11Protocol):
-            self.protocol = Http11(app, config, context, task_group, state, ssl, client, server, send, turn)
+        # without super(), because hypercorn's constructor makes a parser at once
+        self._make = partial(Http11, app, config, context, task_group, state, ssl, client, server, send, turn)
+
+    @cached_property
+    def protocol(self) -> Http11:  # type: ignore[override]
+        """The parser."""
+        return self._make()
+
+    @property
+    def is_used(self) -> bool:
+        """Whether the parser has been made."""
+        return "protocol" in self.__dict__
+
+    async def handle(self, event: Event) -> None:
+        """Pass ``event`` to the parser; the end of a connection is nothing to a parser that was not made."""
+        if self.is_used or not isinstance(event, Closed):
+            await self.protocol.handle(event)
