@@ -134,9 +134,10 @@ from spegel_consul.signals import stop_signals
 )
 @option(
     "--verify",
-    type=click.Choice(["on", "off"]),
+    type=click.Choice(["on", "auto", "off"]),
     default="on",
-    help="Whether blobs from peers are hashed while they pass, so that a blob with wrong bytes is never completed.",
+    help="Whether blobs from peers are hashed while they pass, so that a blob with wrong bytes is never completed."
+    " auto: not those above --verify-first for a client on this machine, because a runtime hashes them too.",
 )
 @option(
     "--verify-first",
@@ -293,8 +294,9 @@ def _settings(given: dict[str, Any]) -> Settings:
         mirror=MirrorSettings(
             resolve_timeout=given["mirror_resolve_timeout"],
             attempts=given["mirror_resolve_retries"],
-            verify=given["verify"] == "on",
+            verify=given["verify"] != "off",
             verify_first=given["verify_first"],
+            runtime_verifies=given["verify"] == "auto",
             follow=given["follow"] == "on",
         ),
         peer_limits=PeerLimits(rate=given["peer_min_rate"]),

@@ -175,7 +175,7 @@ async def start_node(nursery: trio.Nursery, request: pytest.FixtureRequest, tmp_
                 store=store,
             )
         )
-        if mirror.peers.follows is not None:
+        if mirror.peers.follows is not None or mirror.peers.settings.runtime_verifies:
             await nursery.start(mirror.run)
         planner = Planner(store, images or ImageFilter(), credentials, follow=follow)
         app = ContentApp(build_app(lambda: problem), planner, store, mirror, metrics)  # type: ignore[arg-type]

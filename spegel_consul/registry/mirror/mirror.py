@@ -42,7 +42,10 @@ _MOST_LABELS = 100
 
 
 class Mirror:
-    """Finds content at peers and streams it. With ``settings.follow``, :meth:`run` must run, too."""
+    """Finds content at peers and streams it.
+
+    With ``settings.follow`` or ``settings.runtime_verifies``, :meth:`run` must run, too.
+    """
 
     def __init__(self, parts: MirrorParts) -> None:
         self.followers = Followers()
@@ -52,14 +55,22 @@ class Mirror:
         self.own_requests = OwnRequests()
         self._counters: dict[str, tuple[Count, Count]] = {}
         self._metrics = parts.metrics
+        self._store = parts.store
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Report to the keepers of claims until cancelled; without ``settings.follow`` there is nothing to do."""
-        if self.peers.follows is not None:
-            await self.peers.follows.run(task_status=task_status)
-            return
-        task_status.started()
-        await trio.sleep_forever()
+        """Report to the keepers of claims, and watch the store for what the runtime verified, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            if self._store is not None and self.peers.settings.runtime_verifies:
+                nursery.start_soon(self._watch, self._store)
+            if self.peers.follows is not None:
+                await nursery.start(self.peers.follows.run)
+            task_status.started()
+            await trio.sleep_forever()
+
+    async def _watch(self, store: Store) -> None:
+        async with store.watch() as changes:
+            async for changed in changes:
+                self.peers.runtime_checks.arrived(changed.added)
 
     def _counted(self, request: ContentRequest) -> tuple[Count, Count]:
         """Return the counters of hits and misses of the request's registry.
@@ -139,6 +150,8 @@ class Mirror:
         ``client``: the address of the client, "" for a client on this machine.
         """
         self.own_requests.note(request, method, client, trio.current_time())
+        if method == "GET" and not client and (digest := request.reference.digest) is not None:
+            self.peers.own_runtime_asks(digest)
         trace = self.traces.begin(request.reference, request.key, request.kind.value, method, trace_headers)
         trace.client = client
         return trace

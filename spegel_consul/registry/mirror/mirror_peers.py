@@ -29,6 +29,7 @@ from spegel_consul.registry.mirror.held_bodies import HeldBodies
 from spegel_consul.registry.mirror.providers.penalties import Penalties
 from spegel_consul.registry.mirror.providers.provider_cache import RecentProviders
 from spegel_consul.registry.mirror.providers.provider_policy import Permits, any_node
+from spegel_consul.registry.mirror.providers.runtime_checks import RuntimeChecks
 from spegel_consul.registry.mirror.providers.suspects import Address, Suspects
 from spegel_consul.registry.mirror.trace import TraceHeaders
 from spegel_consul.registry.mirror.validate import Head
@@ -53,7 +54,8 @@ class MirrorSettings:
     """``resolve_timeout``: seconds to wait for a provider while none is being asked; ``attempts``: how many
     providers are asked before giving up; ``hedge``: seconds after which another one is asked as well;
     ``verify``: whether blobs are hashed (manifests always are); ``verify_first``: bytes up to which a blob is held
-    until it is verified, for at most ``hold`` seconds; ``follow``: whether content that no node has is read from a
+    until it is verified, for at most ``hold`` seconds; ``runtime_verifies``: whether larger blobs for this node's own
+    runtime are not hashed, because it does so; ``follow``: whether content that no node has is read from a
     node that is downloading it."""
 
     resolve_timeout: float = 0.2
@@ -62,6 +64,7 @@ class MirrorSettings:
     verify: bool = True
     verify_first: int = VERIFY_FIRST
     hold: float = 10.0
+    runtime_verifies: bool = False
     follow: bool = False
 
 
@@ -103,6 +106,7 @@ class MirrorPeers:
         self.sizes = Sizes()
         self.held_bodies = HeldBodies()
         self.suspects = Suspects()
+        self.runtime_checks = RuntimeChecks()
         self.follows = (
             Follows(parts.router, parts.store, parts.metrics, self.may_ask, behind)
             if parts.settings.follow and parts.store is not None
@@ -194,6 +198,23 @@ class MirrorPeers:
             self.mismatched(head.digest, [provider], () if blame else (provider.registry,))
             raise WrongBytes("sent bytes that do not have the digest")
         return body
+
+    def hashes(self, head: Head, provider: Provider, client: str) -> bool:
+        """Whether complete content from ``provider`` for ``client`` is hashed; "" is a client of this machine."""
+        settings = self.settings
+        if not settings.verify or not settings.runtime_verifies or client:
+            return settings.verify
+        doubted = head.disputed or bool(self.suspects.of(head.digest))
+        large = head.size > settings.verify_first
+        return doubted or not large or self.runtime_checks.hashes(provider, trio.current_time())
+
+    def own_runtime_asks(self, digest: Digest) -> None:
+        """If this node's runtime was sent all bytes of ``digest`` and asks for it again, their senders are suspects."""
+        senders = self.runtime_checks.asked(digest, trio.current_time())
+        if senders:
+            self.suspects.add(digest, senders)
+            registries = [each.registry[0] for each in senders]
+            log.warning("the runtime asks again for what it was sent", digest=digest, registries=registries)
 
     def holds(self, head: Head) -> bool:
         """Whether the content is held: spooled and verified before the first byte is sent."""
