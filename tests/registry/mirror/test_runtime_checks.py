@@ -12,8 +12,7 @@ import trio
 from spegel_consul.oci.digest import Digest
 from spegel_consul.peers import Provider
 from spegel_consul.registry.mirror.mirror_peers import MirrorSettings
-from spegel_consul.registry.mirror.providers.runtime_checks import ASKED_AGAIN, RuntimeChecks
-from spegel_consul.registry.mirror.providers.suspects import DOUBT
+from spegel_consul.registry.mirror.providers.runtime_checks import ASKED_AGAIN, HASHED, RuntimeChecks
 
 from ..conftest import head
 from ..image import BLOB_PATH, DIGEST, LAYER, get
@@ -34,8 +33,8 @@ def test_senders_of_what_is_asked_for_again_are_suspects_once() -> None:
     assert not checks.hashes(ONE, 2)
     assert checks.asked(BLOB, 2) == (ONE, TWO)
     assert checks.asked(BLOB, 3) == ()
-    assert checks.hashes(Provider("under another id", ONE.registry), 1 + DOUBT)
-    assert not checks.hashes(ONE, 2 + DOUBT)
+    assert checks.hashes(Provider("under another id", ONE.registry), 1 + HASHED)
+    assert not checks.hashes(ONE, 2 + HASHED)
 
 
 def test_a_digest_that_was_in_the_store_or_is_asked_for_late_raises_no_suspicion() -> None:

@@ -19,10 +19,14 @@ from collections.abc import Collection, Sequence
 from spegel_consul.bounded_dict import BoundedDict
 from spegel_consul.oci.digest import Digest
 from spegel_consul.peers import Provider
-from spegel_consul.registry.mirror.providers.suspects import DOUBT, Address
+from spegel_consul.registry.mirror.providers.suspects import Address
 
 ASKED_AGAIN = 600.0
 """Seconds after a complete transfer in which another request for the digest is a sign of wrong bytes."""
+
+HASHED = 3600.0
+"""Seconds for which all that a suspect sends is hashed. Longer than a wrong peer is barred, because each image that a
+wrong peer sends after this time costs two failed pulls, one that raises suspicion and one that is cut."""
 
 _MOST = 1024
 
@@ -52,7 +56,7 @@ class RuntimeChecks:
         if now - at >= ASKED_AGAIN:
             return ()
         for sender in senders:
-            self._hashed_until[sender.registry] = now + DOUBT
+            self._hashed_until[sender.registry] = now + HASHED
         return senders
 
     def hashes(self, provider: Provider, now: float) -> bool:
