@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import base64
 import stat
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import click
 
-from spegel_consul.commands.option_types import ADDRESS, DURATION, LIST, option
+from spegel_consul.commands.option_types import ADDRESS, DURATION, LIST, ConfigKind, option
 from spegel_consul.disk import foreign_files
 from spegel_consul.endpoints.check import Status
 from spegel_consul.http.basic_auth import Credentials, CredentialsError
@@ -28,16 +27,6 @@ from spegel_consul.runtimes.cleanup_status import serve_cleaned, wait_cleaned
 from spegel_consul.runtimes.configure import Plan, daemon_directory, plan_daemon, plan_hosts
 from spegel_consul.runtimes.hosts_toml import Mirroring
 from spegel_consul.runtimes.mirror_targets import Target, own_mirror, parse_registries, parse_targets
-
-
-class ConfigKind(Enum):
-    """Values of ``--runtime``: the kinds of configuration that runtimes read."""
-
-    AUTO = "auto"
-    CONTAINERD = "containerd"
-    DOCKER = "docker"
-    DAEMON = "docker-daemon"
-
 
 _directories = (
     option(

@@ -14,8 +14,7 @@ from typing import Any
 import click
 import trio
 
-from spegel_consul.commands.configuration import ConfigKind
-from spegel_consul.commands.option_types import ADDRESS, LIST, REACHABLE, option
+from spegel_consul.commands.option_types import ADDRESS, LIST, REACHABLE, ConfigKind, option
 from spegel_consul.consul.api.consul_settings import ConsulSettings
 from spegel_consul.consul.election.election_view import ElectionSettings
 from spegel_consul.endpoints.check import has_failed

@@ -170,9 +170,8 @@ class FastPath:
             return None
         if isinstance(plan, Own):
             # several ranges are not answered at once, because each answer has a boundary, and so a head, of its own
-            at_once = len(plan.spans) <= 1
-            if at_once and method == "GET" and plan.content.size > SMALL:
-                at_once = plan.bounds[1] - plan.bounds[0] <= AT_ONCE
+            short = method == "HEAD" or plan.content.size <= SMALL or plan.bounds[1] - plan.bounds[0] <= AT_ONCE
+            at_once = len(plan.spans) <= 1 and short
             status = 206 if plan.partial else 200
             duration, length = self._durations[method, status], self._lengths[method, status]
             known = _Known(version, method, plan, self._head(plan), at_once, duration, length)

@@ -35,6 +35,7 @@ from spegel_consul.registry.mirror.own_requests import OwnRequests
 from spegel_consul.registry.mirror.questions.peer_answer import Answer
 from spegel_consul.registry.mirror.trace import UNKNOWN_REGISTRY, Trace, TraceHeaders, Traces
 from spegel_consul.registry.mirror.validate import Head, judge
+from spegel_consul.store import Store
 
 log = structlog.get_logger(__name__)
 
@@ -70,7 +71,7 @@ class Mirror:
     async def _watch(self, store: Store) -> None:
         async with store.watch() as changes:
             async for changed in changes:
-                self.peers.runtime_checks.arrived(changed.added)
+                self.peers.unverified.arrived(changed.added)
 
     def _counted(self, request: ContentRequest) -> tuple[Count, Count]:
         """Return the counters of hits and misses of the request's registry.

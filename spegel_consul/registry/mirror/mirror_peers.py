@@ -29,8 +29,8 @@ from spegel_consul.registry.mirror.held_bodies import HeldBodies
 from spegel_consul.registry.mirror.providers.penalties import Penalties
 from spegel_consul.registry.mirror.providers.provider_cache import RecentProviders
 from spegel_consul.registry.mirror.providers.provider_policy import Permits, any_node
-from spegel_consul.registry.mirror.providers.runtime_checks import RuntimeChecks
 from spegel_consul.registry.mirror.providers.suspects import Address, Suspects
+from spegel_consul.registry.mirror.providers.unverified_transfers import UnverifiedTransfers
 from spegel_consul.registry.mirror.trace import TraceHeaders
 from spegel_consul.registry.mirror.validate import Head
 from spegel_consul.ring import Router
@@ -106,7 +106,7 @@ class MirrorPeers:
         self.sizes = Sizes()
         self.held_bodies = HeldBodies()
         self.suspects = Suspects()
-        self.runtime_checks = RuntimeChecks()
+        self.unverified = UnverifiedTransfers()
         self.follows = (
             Follows(parts.router, parts.store, parts.metrics, self.may_ask, behind)
             if parts.settings.follow and parts.store is not None
@@ -206,11 +206,11 @@ class MirrorPeers:
             return settings.verify
         doubted = head.disputed or bool(self.suspects.of(head.digest))
         large = head.size > settings.verify_first
-        return doubted or not large or self.runtime_checks.hashes(provider, trio.current_time())
+        return doubted or not large or self.unverified.hashes(provider, trio.current_time())
 
     def own_runtime_asks(self, digest: Digest) -> None:
         """If this node's runtime was sent all bytes of ``digest`` and asks for it again, their senders are suspects."""
-        senders = self.runtime_checks.asked(digest, trio.current_time())
+        senders = self.unverified.asked(digest, trio.current_time())
         if senders:
             self.suspects.add(digest, senders)
             registries = [each.registry[0] for each in senders]

@@ -20,7 +20,7 @@ from spegel_consul.peers import Provider
 from spegel_consul.registry.mirror import mirror_peers
 from spegel_consul.registry.mirror.fetch import TransferCut
 from spegel_consul.registry.mirror.mirror import Mirror
-from spegel_consul.registry.mirror.mirror_peers import MirrorSettings
+from spegel_consul.registry.mirror.mirror_peers import MirrorParts, MirrorSettings
 from spegel_consul.zerocopy.outlet import PieceOutlet
 from spegel_consul.zerocopy.source import Throughput
 
@@ -63,7 +63,7 @@ class Node:
     def __init__(self, seed: int, settings: MirrorSettings) -> None:
         self.rng = random.Random(seed)
         self.contents: dict[str, bytes] = {}
-        self.mirror = Mirror(self, self, Metrics(), settings)  # type: ignore[arg-type]
+        self.mirror = Mirror(MirrorParts(self, self, Metrics(), settings))  # type: ignore[arg-type]
 
     limits = PeerLimits()
     encrypts = True  # so the bytes pass through this process
@@ -116,7 +116,7 @@ class Node:
                 for digest in sorted(missing):
                     nursery.start_soon(self.layer, digest, slots, results)
             right = {digest for digest, is_right in results.items() if is_right}
-            self.mirror.peers.runtime_checks.arrived(right)
+            self.mirror.peers.unverified.arrived(right)
             missing -= right
             if not missing:
                 return failed

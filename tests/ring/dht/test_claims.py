@@ -107,11 +107,11 @@ def test_claimers_that_give_nothing_to_three_followers_end_the_following(keeper:
 def test_a_follower_that_loses_every_source_is_alone_and_harms_nobody_else(keeper: Keeper) -> None:
     for number in range(12):
         keeper.report(f"n{number}")
-    source = keeper.report("mallory")
+    source = keeper.report("liar")
     for _ in range(rules.MAX_LOSSES):
         assert source not in ("alone", "claim")
-        source = keeper.lost("mallory", source)
-    assert source == keeper.report("mallory") == "alone"
+        source = keeper.lost("liar", source)
+    assert source == keeper.report("liar") == "alone"
     assert keeper.report("n0") == "claim"
     assert keeper.report("late") not in ("alone", "claim")
 

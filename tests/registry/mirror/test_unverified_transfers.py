@@ -12,7 +12,7 @@ import trio
 from spegel_consul.oci.digest import Digest
 from spegel_consul.peers import Provider
 from spegel_consul.registry.mirror.mirror_peers import MirrorSettings
-from spegel_consul.registry.mirror.providers.runtime_checks import ASKED_AGAIN, HASHED, RuntimeChecks
+from spegel_consul.registry.mirror.providers.unverified_transfers import ASKED_AGAIN, HASHED, UnverifiedTransfers
 
 from ..conftest import head
 from ..image import BLOB_PATH, DIGEST, LAYER, get
@@ -26,7 +26,7 @@ BLOB = Digest.of(b"layer")
 
 
 def test_senders_of_what_is_asked_for_again_are_suspects_once() -> None:
-    checks = RuntimeChecks()
+    checks = UnverifiedTransfers()
     assert checks.asked(BLOB, 1) == ()
     checks.sent(BLOB, [ONE, TWO], 1)
     assert checks.asked(Digest.of(b"other"), 2) == ()
@@ -38,7 +38,7 @@ def test_senders_of_what_is_asked_for_again_are_suspects_once() -> None:
 
 
 def test_a_digest_that_was_in_the_store_or_is_asked_for_late_raises_no_suspicion() -> None:
-    checks = RuntimeChecks()
+    checks = UnverifiedTransfers()
     checks.sent(BLOB, [ONE], 1)
     checks.arrived({"docker.io/library/app:1", BLOB})
     assert checks.asked(BLOB, 2) == ()
@@ -85,10 +85,10 @@ async def test_a_blob_that_the_store_had_meanwhile_is_not_hashed_again(start_nod
     asker.router.knows(holder)
     for _ in range(3):
         assert (await get(asker, BLOB_PATH)).content == LAYER
-        assert DIGEST in asker.mirror.peers.runtime_checks._sent
+        assert DIGEST in asker.mirror.peers.unverified._sent
         asker.store.add_content(LAYER)
         with trio.fail_after(10):
-            while DIGEST in asker.mirror.peers.runtime_checks._sent:
+            while DIGEST in asker.mirror.peers.unverified._sent:
                 await trio.sleep(0.005)
         asker.store.remove_content(Digest(DIGEST))
     assert not asker.mirror.peers.suspects.of(DIGEST)

@@ -31,7 +31,7 @@ wrong peer sends after this time costs two failed pulls, one that raises suspici
 _MOST = 1024
 
 
-class RuntimeChecks:
+class UnverifiedTransfers:
     """The unhashed transfers to the own runtime. Plain object: the caller gives ``now`` in seconds."""
 
     def __init__(self) -> None:
