@@ -74,7 +74,7 @@ class Node:
         return router.lookup(key, count=count)
 
     async def request(
-        self, address: tuple[str, int], method: str, target: str, headers: list[tuple[str, str]]
+        self, address: tuple[str, int], method: str, target: str, headers: list[tuple[str, str]], **_: float | None
     ) -> PeerResponse:
         await trio.sleep(0.001)
         start = int(dict(headers).get("range", "bytes=0-")[6:].split("-")[0])
