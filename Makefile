@@ -9,6 +9,9 @@ STAMP  := $(VENV)/.installed
 JOBS   ?= $(shell echo $$(($$(nproc) + 1)))
 CACHE  ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/spegel-consul-ci
 
+# without compiled files each process of a test compiles the product and the tests anew, which takes longer than it runs
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: run install dev-install real-parts test check audit sim faults nomad soak bench clean
 
 run: install
@@ -56,7 +59,8 @@ sim: dev-install
 # every fault at its full length (a quarter of an hour), and what pulls noticed of it
 faults: dev-install real-parts
 	SPEGEL_FAULTS=all SPEGEL_FAULTS_TABLE=docs/reliability.md SPEGEL_REAL_PARTS=$(CACHE) \
-		$(BIN)/python -m pytest tests/faults tests/real/test_cold_start.py tests/real/test_peer_tls.py tests/real/runtimes/test_downloads.py
+		$(BIN)/python -m pytest tests/faults tests/real/test_cold_start.py tests/real/test_peer_tls.py \
+		tests/real/runtimes/test_downloads.py tests/real/runtimes/test_containerd_files.py
 
 # what the documentation tells people to type for Nomad, on a real one; there is no package of it for CI to install
 NOMAD ?= $(shell command -v nomad)

@@ -5,6 +5,8 @@ A name belongs here only with its reader. What only tests read is removed instea
 
 # click calls it
 _.convert  # ParamType
+_.get_command  # Group
+_.format_commands
 
 # python-consul2 reads them: its endpoint classes ask their client and its transport
 _.delete  # abstract method of HTTPClient
@@ -30,13 +32,17 @@ _.include_server_header
 _.nameservers
 _.exc_info
 
-# the import system reads them: libp2p without the code of its packages' __init__
-_.__path__
-_.__spec__
+# the import system calls them: the finder and the loaders of lean_imports
+_.find_spec
+_.create_module
+_.exec_module
+_.loader
 
 # libp2p reads them: yamux' window and events, the interface of its connections
 _.MAX_WINDOW_SIZE
 _.stream_events
+_._write_frame
+_._read_data_body
 _.get_remote_address
 
 # the ssl module reads it

@@ -20,8 +20,25 @@ variable "namespace" {
 
 variable "image" {
   type        = string
-  default     = "ghcr.io/spegel-consul/spegel-consul:0.1.0"
-  description = "The image of docker/."
+  description = "The image of docker/, which you build and push; no registry has it for you. Pin it by digest in production: name@sha256:…"
+}
+
+variable "containerd_namespace" {
+  type        = string
+  default     = "moby"
+  description = "Not used here, but files in vars/ have it."
+}
+
+variable "containerd_dir" {
+  type        = string
+  default     = ""
+  description = "Not used here, but files in vars/ have it."
+}
+
+variable "containerd_content" {
+  type        = string
+  default     = ""
+  description = "Not used here, but files in vars/ have it."
 }
 
 job "spegel-cleanup" {

@@ -22,20 +22,37 @@ variable "namespace" {
 
 variable "image" {
   type        = string
-  default     = "ghcr.io/spegel-consul/spegel-consul:0.1.0"
-  description = "The image of docker/."
+  description = "The image of docker/, which you build and push; no registry has it for you. Pin it by digest in production: name@sha256:…"
 }
 
 variable "runtime" {
   type        = string
-  default     = "docker"
-  description = "Whose configuration: docker (28 and later), containerd, or docker-daemon (daemon.json)."
+  default     = ""
+  description = "Whose configuration: docker (28 and later), containerd or docker-daemon (daemon.json); empty: as the namespace says."
+}
+
+variable "containerd_namespace" {
+  type        = string
+  default     = "moby"
+  description = "moby for Docker; any other means that containerd pulls the images."
+}
+
+variable "containerd_dir" {
+  type        = string
+  default     = ""
+  description = "Not used here, but files in vars/ have it."
+}
+
+variable "containerd_content" {
+  type        = string
+  default     = ""
+  description = "Not used here, but files in vars/ have it."
 }
 
 variable "mirror_targets" {
   type        = string
-  default     = "http://$${attr.unique.network.ip-address}:5000"
-  description = "Mirrors in the order to ask them, with commas: the node's own, then perhaps http://spegel.service.consul:5000."
+  default     = "http://127.0.0.1:5000"
+  description = "Mirrors in the order to ask them, with commas. The host's address for spegel-bridge.nomad.hcl, see there."
 }
 
 variable "mirrored_registries" {
@@ -62,6 +79,16 @@ job "spegel-configure" {
   }
 
   group "configure" {
+    # Older ones read no hosts.toml: give them -var runtime=docker-daemon and restart them.
+    dynamic "constraint" {
+      for_each = var.runtime == "docker" || var.runtime == "" && var.containerd_namespace == "moby" ? ["docker"] : []
+      content {
+        attribute = "${attr.driver.docker.version}"
+        operator  = "version"
+        value     = ">= 28.0.0"
+      }
+    }
+
     task "configure" {
       driver = "docker"
 
@@ -70,11 +97,10 @@ job "spegel-configure" {
         network_mode = "host"
         args = [
           "configuration",
-          "--runtime=${var.runtime}",
+          "--runtime=${var.runtime != "" ? var.runtime : var.containerd_namespace == "moby" ? "docker" : "containerd"}",
           "--mirror-targets=${var.mirror_targets}",
           "--mirrored-registries=${join(",", var.mirrored_registries)}",
           "--resolve-tags=${var.resolve_tags}",
-          "--prepend-existing=true",
         ]
         volumes = [
           "/etc/containerd:/etc/containerd",

@@ -103,8 +103,44 @@ variable "peer_tls" {
 
 variable "follow" {
   type        = string
-  default     = "off"
-  description = "on: content that no node has yet is read from the node that is downloading it (docs/cold-start.md)."
+  default     = "on"
+  description = "off: content that no node has yet is not read from the node that is downloading it (docs/cold-start.md)."
+}
+
+variable "registry_filters" {
+  type        = list(string)
+  default     = []
+  description = "Images to leave to upstream: regular expressions of names, such as :latest$."
+}
+
+variable "peer_policy" {
+  type        = string
+  default     = "any"
+  description = "catalog: only registries in Consul's catalog are asked for content."
+}
+
+variable "extra_args" {
+  type        = list(string)
+  default     = []
+  description = "More flags of spegel-consul registry, such as --verify-first=all; docs/cli.md has them."
+}
+
+variable "metrics_port" {
+  type        = number
+  default     = 0
+  description = "0: Nomad chooses a port on each node, which the service spegel-metrics tells."
+}
+
+variable "priority" {
+  type        = number
+  default     = 90
+  description = "With preemption on, which it is for system jobs, a node without room stops jobs of a lower one for the mirror."
+}
+
+variable "max_parallel" {
+  type        = number
+  default     = 1
+  description = "How many nodes an update changes at a time; the first placement is on all nodes at once."
 }
 
 variable "log_level" {
@@ -135,7 +171,7 @@ job "spegel" {
   datacenters = var.datacenters
   node_pool   = var.node_pool
   namespace   = var.namespace
-  priority    = 90
+  priority    = var.priority
 
   constraint {
     attribute = "${attr.kernel.name}"
@@ -143,7 +179,7 @@ job "spegel" {
   }
 
   update {
-    max_parallel      = 1
+    max_parallel      = var.max_parallel
     stagger           = "15s"
     min_healthy_time  = "10s"
     healthy_deadline  = "3m"
@@ -171,7 +207,9 @@ job "spegel" {
       port "router" {
         static = var.router_port
       }
-      port "metrics" {}
+      port "metrics" {
+        static = var.metrics_port
+      }
     }
 
     volume "containerd" {
@@ -290,7 +328,7 @@ job "spegel" {
 
       config {
         command = var.python
-        args = [
+        args = concat([
           "-m",
           "spegel_consul",
           "registry",
@@ -307,8 +345,9 @@ job "spegel" {
           "--bootstrap-kind=${var.bootstrap_kind}",
           "--follow=${var.follow}",
           "--peer-tls=${var.peer_tls}",
+          "--peer-policy=${var.peer_policy}",
           "--log-level=${var.log_level}",
-        ]
+        ], [for filter in var.registry_filters : "--registry-filters=${filter}"], var.extra_args)
       }
 
       env {

@@ -30,8 +30,7 @@ variable "namespace" {
 
 variable "image" {
   type        = string
-  default     = "ghcr.io/spegel-consul/spegel-consul:0.1.0"
-  description = "The image of docker/. Pin it by digest in production: name@sha256:…"
+  description = "The image of docker/, which you build and push; no registry has it for you. Pin it by digest in production: name@sha256:…"
 }
 
 variable "registry_port" {
@@ -114,8 +113,56 @@ variable "peer_tls" {
 
 variable "follow" {
   type        = string
-  default     = "off"
-  description = "on: content that no node has yet is read from the node that is downloading it (docs/cold-start.md)."
+  default     = "on"
+  description = "off: content that no node has yet is not read from the node that is downloading it (docs/cold-start.md)."
+}
+
+variable "registry_filters" {
+  type        = list(string)
+  default     = []
+  description = "Images to leave to upstream: regular expressions of names, such as :latest$."
+}
+
+variable "peer_policy" {
+  type        = string
+  default     = "any"
+  description = "catalog: only registries in Consul's catalog are asked for content."
+}
+
+variable "secrets_dir" {
+  type        = string
+  default     = ""
+  description = "Directory on the hosts that the task sees, read only, as /etc/spegel: certificates and passwords for extra_args."
+}
+
+variable "extra_args" {
+  type        = list(string)
+  default     = []
+  description = "More flags of spegel-consul registry, such as --verify-first=all; docs/cli.md has them."
+}
+
+variable "metrics_port" {
+  type        = number
+  default     = 0
+  description = "0: Nomad chooses a port on each node, which the service spegel-metrics tells."
+}
+
+variable "nofile" {
+  type        = string
+  default     = "65536:65536"
+  description = "Open files, soft and hard limit; each connection is one. Docker must have the right to set it."
+}
+
+variable "priority" {
+  type        = number
+  default     = 90
+  description = "With preemption on, which it is for system jobs, a node without room stops jobs of a lower one for the mirror."
+}
+
+variable "max_parallel" {
+  type        = number
+  default     = 1
+  description = "How many nodes an update changes at a time; the first placement is on all nodes at once."
 }
 
 variable "log_level" {
@@ -146,7 +193,7 @@ job "spegel" {
   datacenters = var.datacenters
   node_pool   = var.node_pool
   namespace   = var.namespace
-  priority    = 90
+  priority    = var.priority
 
   constraint {
     attribute = "${attr.kernel.name}"
@@ -154,7 +201,7 @@ job "spegel" {
   }
 
   update {
-    max_parallel      = 1
+    max_parallel      = var.max_parallel
     stagger           = "15s"
     min_healthy_time  = "10s"
     healthy_deadline  = "3m"
@@ -163,6 +210,16 @@ job "spegel" {
   }
 
   group "spegel" {
+    # Older ones read no hosts.toml: give them -var runtime=docker-daemon and restart them.
+    dynamic "constraint" {
+      for_each = var.configure && (var.runtime == "docker" || var.runtime == "" && var.containerd_namespace == "moby") ? ["docker"] : []
+      content {
+        attribute = "${attr.driver.docker.version}"
+        operator  = "version"
+        value     = ">= 28.0.0"
+      }
+    }
+
     # the catalog forgets the node first, then it stops: nobody is sent to a mirror that is on its way out
     shutdown_delay = "3s"
 
@@ -182,7 +239,9 @@ job "spegel" {
       port "router" {
         static = var.router_port
       }
-      port "metrics" {}
+      port "metrics" {
+        static = var.metrics_port
+      }
     }
 
     # Three names, because DNS answers a name with all its instances, whatever their ports are.
@@ -259,9 +318,8 @@ job "spegel" {
           args = [
             "configuration",
             "--runtime=${var.runtime != "" ? var.runtime : var.containerd_namespace == "moby" ? "docker" : "containerd"}",
-            "--mirror-targets=http://${NOMAD_IP_registry}:${NOMAD_PORT_registry}",
+            "--mirror-targets=http://127.0.0.1:${NOMAD_PORT_registry}",
             "--mirrored-registries=${join(",", var.mirrored_registries)}",
-            "--prepend-existing=true",
           ]
           volumes = [
             "/etc/containerd:/etc/containerd",
@@ -297,12 +355,17 @@ job "spegel" {
         network_mode = "host"
         init         = true
 
+        # each connection is an open file
+        ulimit {
+          nofile = var.nofile
+        }
+
         # Nomad has its own checks
         healthchecks {
           disable = true
         }
 
-        args = [
+        args = concat([
           "registry",
           "--registry-addr=:${NOMAD_PORT_registry}",
           "--router-addr=:${NOMAD_PORT_router}",
@@ -317,13 +380,14 @@ job "spegel" {
           "--bootstrap-kind=${var.bootstrap_kind}",
           "--follow=${var.follow}",
           "--peer-tls=${var.peer_tls}",
+          "--peer-policy=${var.peer_policy}",
           "--log-level=${var.log_level}",
-        ]
-        volumes = [
+        ], [for filter in var.registry_filters : "--registry-filters=${filter}"], var.extra_args)
+        volumes = concat([
           "${var.containerd_dir}:/run/spegel-containerd",
           "${var.containerd_content}:${var.containerd_content}:ro",
           "${var.data_dir}:/var/lib/spegel",
-        ]
+        ], var.secrets_dir != "" ? ["${var.secrets_dir}:/etc/spegel:ro"] : [])
       }
 
       env {

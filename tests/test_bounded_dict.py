@@ -36,3 +36,22 @@ def test_what_is_removed_makes_room() -> None:
     assert memory.pop("a") == 1
     memory["c"] = 1
     assert list(memory) == ["b", "c"]
+
+
+def test_entries_that_are_over_go_with_time_and_not_with_the_limit() -> None:
+    memory: BoundedDict[int, int] = BoundedDict(1000)
+    for now in range(500):
+        memory.drop_oldest(lambda at, now=now: now - at > 10)  # type: ignore[misc]
+        memory[now] = now
+    assert list(memory) == list(range(489, 500))
+
+
+def test_dropping_costs_two_entries_at_most_and_none_of_an_empty_memory() -> None:
+    memory: BoundedDict[int, int] = BoundedDict(1000)
+    memory.drop_oldest(lambda at: True)
+    for number in range(5):
+        memory[number] = number
+    memory.drop_oldest(lambda at: True)
+    assert list(memory) == [2, 3, 4]
+    memory.drop_oldest(lambda at: at != 3)
+    assert list(memory) == [3, 4]

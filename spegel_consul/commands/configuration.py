@@ -8,37 +8,25 @@ from __future__ import annotations
 
 import base64
 import stat
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import click
 
-from spegel_consul.commands.option_types import ADDRESS, DURATION, LIST, option
+from spegel_consul.commands.option_types import ADDRESS, DURATION, LIST, ConfigKind, option
 from spegel_consul.disk import foreign_files
+from spegel_consul.endpoints.check import Status
 from spegel_consul.http.basic_auth import Credentials, CredentialsError
 from spegel_consul.http.server.listen import ListenError
-from spegel_consul.peers import host_port
-from spegel_consul.preflight.node_address import NoAddress, default_route_source
+from spegel_consul.preflight import proxies
+from spegel_consul.preflight.proxies import Proxies
 from spegel_consul.runtimes import docker
 from spegel_consul.runtimes.atomic_files import DiskError
 from spegel_consul.runtimes.backup import ConfigDirectory
 from spegel_consul.runtimes.cleanup_status import serve_cleaned, wait_cleaned
 from spegel_consul.runtimes.configure import Plan, daemon_directory, plan_daemon, plan_hosts
 from spegel_consul.runtimes.hosts_toml import Mirroring
-from spegel_consul.runtimes.mirror_targets import parse_registries, parse_targets
-
-REGISTRY_PORT = 5000
-
-
-class ConfigKind(Enum):
-    """Values of ``--runtime``: the kinds of configuration that runtimes read."""
-
-    AUTO = "auto"
-    CONTAINERD = "containerd"
-    DOCKER = "docker"
-    DAEMON = "docker-daemon"
-
+from spegel_consul.runtimes.mirror_targets import Target, own_mirror, parse_registries, parse_targets
 
 _directories = (
     option(
@@ -89,16 +77,21 @@ def _with_directories(command: Any) -> Any:
     "--mirror-targets",
     type=LIST,
     multiple=True,
-    help="Mirrors, in the order to ask them; several with commas.  [default: port 5000 of this node's address]",
+    help="Mirrors, in the order to ask them; several with commas.  [default: the registry on this node, at 127.0.0.1 if"
+    " it listens there]",
 )
+@option("--registry-addr", type=ADDRESS, default=":5000", help="As for registry; decides the default of mirrors.")
 @option("--resolve-tags", type=bool, default=True, help="Whether mirrors are asked for tags, or for digests only.")
 @option(
     "--prepend-existing",
     type=bool,
     is_flag=False,
     flag_value=True,
-    default=False,
-    help="Put the mirrors before the configured hosts, instead of replacing them.",
+    default=None,
+    help="Whether the mirrors are put before the hosts that a file has already, or replace them.  [default: true]",
+)
+@option(
+    "--replace-existing", is_flag=True, help="The same as --prepend-existing=false: the hosts are dropped, by name."
 )
 @option(
     "--basic-auth-file",
@@ -119,13 +112,13 @@ def configuration(dry_run: bool, **given: Any) -> None:
     try:
         registries = parse_registries(item for items in given["mirrored_registries"] for item in items)
         targets = parse_targets(item for items in given["mirror_targets"] for item in items)
-        targets = targets or parse_targets([_own_mirror()])
+        targets = targets or (own_mirror(given["registry_addr"].host, given["registry_addr"].port),)
+        keep = _keeps_existing(given["prepend_existing"], given["replace_existing"])
         authorization = _authorization(given["basic_auth_file"])
     except ValueError as exc:
         raise click.UsageError(str(exc)) from None
     mirroring = Mirroring(targets, given["resolve_tags"], authorization)
-    runtimes, notes = _runtimes(given)
-    keep = given["prepend_existing"]
+    runtimes, notes = _runtimes(given, targets)
     plans: list[Plan] = []
     changed = False
     try:
@@ -208,12 +201,11 @@ def cleanup_wait(probe_endpoint: Any, threshold: int, period: float, timeout: fl
         raise click.ClickException(problem)
 
 
-def _own_mirror() -> str:
-    try:
-        address = default_route_source()
-    except NoAddress:
-        raise ValueError("this machine has no default route: give --mirror-targets") from None
-    return f"http://{host_port(address, REGISTRY_PORT)}"
+def _keeps_existing(prepend: bool | None, replace: bool) -> bool:
+    """Raises ValueError if the two flags contradict each other."""
+    if prepend and replace:
+        raise ValueError("--prepend-existing and --replace-existing exclude each other: give one of them")
+    return not replace and prepend is not False
 
 
 def _authorization(path: Path | None) -> str | None:
@@ -236,7 +228,7 @@ def _authorization(path: Path | None) -> str | None:
     return "Basic " + base64.b64encode(pair.encode()).decode()
 
 
-def _runtimes(given: dict[str, Any]) -> tuple[set[ConfigKind], list[str]]:
+def _runtimes(given: dict[str, Any], targets: tuple[Target, ...]) -> tuple[set[ConfigKind], list[str]]:
     """The kinds of files to write, and notes for the user. Raises click.ClickException without a runtime."""
     chosen = set(map(ConfigKind, given["runtime"]))
     if ConfigKind.AUTO not in chosen:
@@ -252,6 +244,9 @@ def _runtimes(given: dict[str, Any]) -> tuple[set[ConfigKind], list[str]]:
             chosen.add(ConfigKind.DOCKER)
             notes.append(f"{exc}; hosts.toml is read by Docker 28 and later, use --runtime=docker-daemon for others")
     else:
+        proxy = proxies.check_of("docker", Proxies.of_docker(found), [target.url for target in targets])
+        if proxy.status is Status.FAIL:
+            notes.append(f"{proxy.says}: preflight prints the lines to add")
         if found.is_new_enough:
             chosen.add(ConfigKind.DOCKER)
         if not found.reads_hosts:

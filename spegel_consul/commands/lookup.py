@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import click
-from rich.table import Table
 
 from spegel_consul.commands import sidecar_client
 from spegel_consul.commands.sidecar_client import shown
@@ -22,6 +21,8 @@ def lookup(key: str, node: str, as_json: bool) -> None:
     if as_json:
         sidecar_client.print_json(found)
     else:
+        from rich.table import Table
+
         console = sidecar_client.console()
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
         for column in ("node", "registry", "found after"):

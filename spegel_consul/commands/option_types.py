@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable
+from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +21,15 @@ from spegel_consul.preflight.node_address import one_or_two
 from spegel_consul.web.access.own_names import allowed_host
 
 T = TypeVar("T")
+
+
+class ConfigKind(Enum):
+    """Values of ``--runtime``: the kinds of configuration that runtimes read."""
+
+    AUTO = "auto"
+    CONTAINERD = "containerd"
+    DOCKER = "docker"
+    DAEMON = "docker-daemon"
 
 
 class Parsed(click.ParamType[Any]):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import click
-from rich.table import Table
 
 from spegel_consul.commands import sidecar_client
 from spegel_consul.commands.sidecar_client import shown
@@ -27,6 +26,8 @@ def peers(node: str, as_json: bool) -> None:
     if as_json:
         sidecar_client.print_json(found)
         return
+    from rich.table import Table
+
     console = sidecar_client.console()
     columns = ["node", "state", "rtt", "keys", "seen"]
     if console.width >= _NARROW:

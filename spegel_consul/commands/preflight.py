@@ -14,7 +14,7 @@ from typing import Any
 import click
 import trio
 
-from spegel_consul.commands.option_types import ADDRESS, LIST, REACHABLE, option
+from spegel_consul.commands.option_types import ADDRESS, LIST, REACHABLE, ConfigKind, option
 from spegel_consul.consul.api.consul_settings import ConsulSettings
 from spegel_consul.consul.election.election_view import ElectionSettings
 from spegel_consul.endpoints.check import has_failed
@@ -37,8 +37,16 @@ from spegel_consul.preflight.node_address import NoAddress, advertised
 @option(
     "--containerd-config",
     type=click.Path(path_type=Path),
-    default=Path("/etc/containerd/config.toml"),
-    help="containerd's configuration.",
+    default=None,
+    help="containerd's configuration.  [default: the file that the running one was started with]",
+)
+@option(
+    "--runtime",
+    type=click.Choice([kind.value for kind in ConfigKind]),
+    multiple=True,
+    default=["auto"],
+    help="Runtimes that pull images here, as for configuration: only their faults are failures; auto finds out. May be"
+    " repeated.",
 )
 @option(
     "--containerd-registry-config-path",
@@ -78,7 +86,8 @@ from spegel_consul.preflight.node_address import NoAddress, advertised
 def preflight(as_json: bool, peer: Any, **given: Any) -> None:
     """Check this node's set-up for a mirror, and print the lines to change. Exits 1 if a check fails."""
     from spegel_consul.commands.sidecar_client import print_hanging
-    from spegel_consul.preflight.node_checks import Subject, run
+    from spegel_consul.preflight.node_checks import run
+    from spegel_consul.preflight.subject import Subject
     from spegel_consul.runtimes.containerd_sockets import find_socket, namespaces
 
     bound = given["registry_addr"]
@@ -89,6 +98,8 @@ def preflight(as_json: bool, peer: Any, **given: Any) -> None:
         raise click.ClickException(str(exc)) from None
     except ValueError as exc:
         raise click.UsageError(str(exc)) from None
+    # both of Docker's kinds are one runtime here
+    runtimes = frozenset(name.removesuffix("-daemon") for name in given["runtime"])
     subject = Subject(
         address=address,
         registry_port=bound.port,
@@ -106,6 +117,7 @@ def preflight(as_json: bool, peer: Any, **given: Any) -> None:
         tls=given["tls_cert_file"] is not None and given["peer_tls"] == "off",
         peer_tls=Encryption(given["peer_tls"]) if given["peer_tls"] != "off" else None,
         has_runtime_address=given["runtime_addr"] is not None,
+        runtimes=frozenset() if "auto" in runtimes else runtimes,
     )
     checks = trio.run(run, subject)
     if as_json:

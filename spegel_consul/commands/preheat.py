@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import click
-from rich.table import Table
 
 from spegel_consul.commands import sidecar_client
 from spegel_consul.commands.option_types import DURATION
@@ -84,6 +83,8 @@ def _take(found: dict[str, dict[str, Any]], line: dict[str, Any]) -> None:
 
 
 def _show(rows: list[dict[str, Any]]) -> None:
+    from rich.table import Table
+
     console = sidecar_client.console()
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     wide = console.width >= _NARROW

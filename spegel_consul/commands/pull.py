@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import click
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from spegel_consul.commands import sidecar_client
 from spegel_consul.commands.sidecar_client import shown
@@ -41,6 +40,8 @@ def pull(reference: str, node: str, as_json: bool) -> None:
 
 
 def _watch(lines: Iterator[dict[str, Any]]) -> dict[str, Any]:
+    from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
     console = sidecar_client.console()
     last: dict[str, Any] = {}
     wide = console.width >= _NARROW

@@ -35,6 +35,7 @@ from spegel_consul.http.peer_client import PeerLimits
 from spegel_consul.http.peer_tls import Encryption
 from spegel_consul.http.tls import TlsFiles
 from spegel_consul.join.leader_change import OnLeaderChange
+from spegel_consul.lean_imports import without_collector
 from spegel_consul.oci.filters import ImageFilter
 from spegel_consul.registry.mirror.mirror_peers import MirrorSettings
 from spegel_consul.registry.mirror.providers.provider_policy import PeerPolicy
@@ -141,9 +142,10 @@ from spegel_consul.signals import stop_signals
 )
 @option(
     "--verify",
-    type=click.Choice(["on", "off"]),
+    type=click.Choice(["on", "auto", "off"]),
     default="on",
-    help="Whether blobs from peers are hashed while they pass, so that a blob with wrong bytes is never completed.",
+    help="Whether blobs from peers are hashed while they pass, so that a blob with wrong bytes is never completed."
+    " auto: not those above --verify-first for a client on this machine, because a runtime hashes them too.",
 )
 @option(
     "--verify-first",
@@ -161,7 +163,7 @@ from spegel_consul.signals import stop_signals
 @option(
     "--follow",
     type=click.Choice(["on", "off"]),
-    default="off",
+    default="on",
     help="Whether content that no node has yet is read from a node that is downloading it, so that a cold cluster asks"
     " the upstream registry once.",
 )
@@ -248,9 +250,10 @@ def registry(**given: Any) -> None:
     for each in stopping:
         signal.signal(each, lambda *_: os._exit(0))
     # imported after the fork, because the guard does not need them
-    from spegel_consul import log
-    from spegel_consul.sidecar import lifecycle
-    from spegel_consul.sidecar.prepare import StartError
+    with without_collector():
+        from spegel_consul import log
+        from spegel_consul.sidecar import lifecycle
+        from spegel_consul.sidecar.prepare import StartError
 
     log.configure(given["log_level"], given["log_format"])
 
@@ -263,6 +266,9 @@ def registry(**given: Any) -> None:
             for each in stopping:
                 signal.signal(each, signal.SIG_IGN)
 
+    from spegel_consul.sidecar.heap import freeze
+
+    freeze()
     try:
         trio.run(run, settings)
     except StartError as exc:
@@ -305,8 +311,9 @@ def _settings(given: dict[str, Any]) -> Settings:
         mirror=MirrorSettings(
             resolve_timeout=given["mirror_resolve_timeout"],
             attempts=given["mirror_resolve_retries"],
-            verify=given["verify"] == "on",
+            verify=given["verify"] != "off",
             verify_first=given["verify_first"],
+            runtime_verifies=given["verify"] == "auto",
             follow=given["follow"] == "on",
         ),
         peer_limits=PeerLimits(rate=given["peer_min_rate"]),

@@ -13,18 +13,17 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+from urllib.parse import urlsplit
 
 import click
-import httpx
-import trio
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-from rich.text import Text
 
 from spegel_consul import __version__
-from spegel_consul.http import bounded_client
+from spegel_consul.http import blocking_client
+from spegel_consul.http.answer_bounds import AnswerRefused
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 EXIT_UNREACHABLE = 3
 EXIT_NOT_FOUND = 4
@@ -61,12 +60,13 @@ def base_url(text: str) -> str:
         has_port = text.rpartition("]")[2].count(":") == 1
         text = f"http://{text}" if has_port else f"http://{text}:{DEFAULT_PORT}"
     try:
-        url = httpx.URL(text)
-    except httpx.InvalidURL as exc:
+        url = urlsplit(text)
+        host, _ = url.hostname or "", url.port
+    except ValueError as exc:
         raise ValueError(f"{text!r} is not an address: {exc}") from None
-    if url.scheme not in ("http", "https") or not _HOST.match(url.host):
+    if url.scheme not in ("http", "https") or not _HOST.match(host):
         raise ValueError(f"{text!r} is not an address: expected host, host:port or [ipv6]:port")
-    return str(url).rstrip("/")
+    return text
 
 
 def _node(ctx: click.Context, param: click.Parameter, value: str) -> str:
@@ -106,61 +106,58 @@ def get(node: str, path: str, *, timeout: float = TIMEOUT, **query: str) -> Any:
     ``timeout`` (seconds) is for the whole answer, so a slow drip ends too.
     """
 
-    async def asked() -> bounded_client.Received:
-        with trio.fail_after(timeout):
-            async with bounded_client.client() as client:
-                return await bounded_client.receive(
-                    client,
-                    "GET",
-                    f"{node}{path}",
-                    limit=_LONGEST_ANSWER,
-                    within=timeout,
-                    connect=min(timeout, CONNECT_TIMEOUT),
-                    params=query,
-                )
-
     try:
-        answer = trio.run(asked)
-    except (httpx.ReadTimeout, trio.TooSlowError):
+        with blocking_client.ask(
+            "GET",
+            f"{node}{path}",
+            connect=min(timeout, CONNECT_TIMEOUT),
+            silence=timeout,
+            within=timeout,
+            params=query,
+        ) as answer:
+            body = answer.body(_LONGEST_ANSWER)
+    except blocking_client.AnswerLate:
         hangs(node, timeout)
-    except bounded_client.AnswerRefused as exc:
+    except AnswerRefused as exc:
         raise Unreachable(f"the server at {node} is no spegel-consul: {exc}") from None
-    except httpx.HTTPError as exc:
+    except blocking_client.NoAnswer as exc:
         unreachable(node, exc)
-    return document(node, answer.status, answer.body)
+    return document(node, answer.status, body)
 
 
 def reports(node: str, path: str, **query: str) -> Iterator[dict[str, Any]]:
     """Ask the node for work (POST), and yield its reports (NDJSON) as they arrive. Raises like :func:`get`."""
+    status = 0
     try:
-        with httpx.stream(
+        with blocking_client.ask(
             "POST",
             f"{node}{path}",
+            connect=CONNECT_TIMEOUT,
+            silence=_LINE_TIMEOUT,
             params=query,
-            headers={"accept": "application/x-ndjson", "accept-encoding": "identity"},
-            timeout=_LINE_TIMEOUT,
-            trust_env=False,
+            headers={"Accept": "application/x-ndjson"},
         ) as answer:
-            if answer.status_code != 200:
-                document(node, answer.status_code, next(lines(node, answer), b""))
+            status = answer.status
+            if status != 200:
+                document(node, status, next(lines(node, answer), b""))
             for line in lines(node, answer):
                 yield json.loads(line)
     except (ValueError, RecursionError):
-        not_ours(node, answer.status_code)
-    except httpx.ReadTimeout:
+        not_ours(node, status)
+    except blocking_client.AnswerLate:
         hangs(node, _LINE_TIMEOUT)
-    except httpx.HTTPError as exc:
+    except blocking_client.NoAnswer as exc:
         unreachable(node, exc)
 
 
-def lines(node: str, answer: httpx.Response) -> Iterator[bytes]:
+def lines(node: str, answer: blocking_client.Answer) -> Iterator[bytes]:
     """The lines of an answer without content encoding, as they arrive. Raises Unreachable for a line over 1 MiB."""
     begun = b""
-    for piece in answer.iter_raw():
+    for piece in answer.pieces():
         *whole, begun = (begun + piece).split(b"\n")
         yield from whole
         if len(begun) > _LONGEST_LINE:
-            not_ours(node, answer.status_code)
+            not_ours(node, answer.status)
     if begun:
         yield begun
 
@@ -194,6 +191,8 @@ def printable(text: str) -> str:
 
 def shown(text: str) -> str:
     """``printable`` text, escaped for rich's markup."""
+    from rich.markup import escape
+
     return escape(printable(text))
 
 
@@ -209,6 +208,8 @@ def print_json(found: Any) -> None:
 
 def console() -> Console:
     """A console for standard output. Without a terminal no line is cut, because a pipe has no width."""
+    from rich.console import Console
+
     if sys.stdout.isatty():
         return Console(highlight=False)
     width = int(os.environ["COLUMNS"]) if os.environ.get("COLUMNS", "").isdigit() else 10_000
@@ -221,6 +222,9 @@ def print_hanging(lines: Iterable[tuple[str, str]]) -> None:
         for lead, text in lines:
             click.echo(printable(lead + text))
         return
+    from rich.table import Table
+    from rich.text import Text
+
     terminal = console()
     for lead, text in lines:
         grid = Table.grid()

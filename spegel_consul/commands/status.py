@@ -6,7 +6,6 @@ import time
 from typing import Any
 
 import click
-from rich.table import Table
 
 from spegel_consul.commands import sidecar_client
 from spegel_consul.commands.sidecar_client import shown
@@ -32,6 +31,8 @@ def status(node: str, as_json: bool) -> None:
 
 
 def _show(found: dict[str, Any]) -> None:
+    from rich.table import Table
+
     console = sidecar_client.console()
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)

@@ -18,10 +18,9 @@ import urllib.parse
 from dataclasses import dataclass
 
 import trio
-from quart import Response, request
-from quart_trio import QuartTrio
 
 from spegel_consul.endpoints.check import Check, fail, ok, warn
+from spegel_consul.endpoints.plain_app import Answer, PlainApp, Question
 from spegel_consul.peers import host_port, unmapped
 
 PATH = "/dial-back"
@@ -30,14 +29,13 @@ _ASK_TIMEOUT = 3.0
 _MOST_DIALS = 4  # concurrent
 
 
-def add_to(app: QuartTrio) -> None:
+def add_to(app: PlainApp) -> None:
     """Answer ``GET /dial-back?port=5000`` with ``{"address", "port", "reached", "error"}``."""
     limiter = trio.Semaphore(_MOST_DIALS)
 
-    @app.route(PATH)
-    async def dial_back() -> Response:
-        port = request.args.get("port", "")
-        host = _plain_address(request.remote_addr or "")
+    async def dial_back(question: Question) -> Answer:
+        port = question.args.get("port", "")
+        host = _plain_address(question.client)
         if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
             return _json(400, {"error": "give your port, as in ?port=5000"})
         if host is None or host.is_loopback:
@@ -51,6 +49,8 @@ def add_to(app: QuartTrio) -> None:
         finally:
             limiter.release()
         return _json(200, {"address": str(host), "port": int(port), "reached": error is None, "error": error})
+
+    app.add(PATH, dial_back)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,5 +152,5 @@ def _plain_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address |
         return None
 
 
-def _json(status: int, document: dict[str, object]) -> Response:
-    return Response(json.dumps(document) + "\n", status=status, content_type="application/json")
+def _json(status: int, document: dict[str, object]) -> Answer:
+    return Answer(status, f"{json.dumps(document)}\n".encode(), "application/json")

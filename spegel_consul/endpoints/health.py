@@ -5,39 +5,39 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 
-from quart import Response, request
+from spegel_consul.endpoints.plain_app import Answer, PlainApp, Question, plain
 
 Problem = Callable[[], str | None]
-Warnings = Callable[[], Sequence[str]]
+Warnings = Callable[[Question], Sequence[str]]
 
 
-def alive() -> Response:
-    """The answer of a process that runs."""
-    if _wants_json():
-        return _json(200, {"alive": True})
-    return _plain(200, "ok")
+def add_to(app: PlainApp, problem: Problem, warnings: Warnings) -> None:
+    """Answer ``/livez`` with 200, and ``/readyz`` with 200 if ``problem()`` is None, else with 503 and the reason.
 
+    ``warnings`` do not change the status; they depend on the request, because they may name other nodes.
+    """
 
-def ready(problem: Problem, warnings: Warnings) -> Response:
-    """200 if the node can serve its content, else 503 and the reason. Warnings do not change the status."""
-    reason = problem()
-    status = 200 if reason is None else 503
-    if _wants_json():
+    async def alive(question: Question) -> Answer:
+        return _json(200, {"alive": True}) if _wants_json(question) else plain(200, "ok")
+
+    async def ready(question: Question) -> Answer:
+        reason = problem()
+        status = 200 if reason is None else 503
+        if not _wants_json(question):
+            return plain(status, reason or "ok")
         reasons = [] if reason is None else [reason]
-        return _json(status, {"ready": reason is None, "reasons": reasons, "warnings": list(warnings())})
-    return _plain(status, reason or "ok")
+        return _json(status, {"ready": reason is None, "reasons": reasons, "warnings": list(warnings(question))})
+
+    app.add("/livez", alive)
+    app.add("/readyz", ready)
 
 
-def _wants_json() -> bool:
+def _wants_json(question: Question) -> bool:
     """Whether the client names JSON; Consul's checks and curl do not."""
-    if request.args.get("format") is not None:
-        return request.args["format"] == "json"
-    return "application/json" in request.headers.get("accept", "")
+    if "format" in question.args:
+        return question.args["format"] == "json"
+    return "application/json" in question.headers.get("accept", "")
 
 
-def _json(status: int, document: object) -> Response:
-    return Response(json.dumps(document) + "\n", status=status, content_type="application/json")
-
-
-def _plain(status: int, text: str) -> Response:
-    return Response(text + "\n", status=status, content_type="text/plain; charset=utf-8")
+def _json(status: int, document: object) -> Answer:
+    return Answer(status, f"{json.dumps(document)}\n".encode(), "application/json")

@@ -9,20 +9,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
-from quart import Response
-from quart_trio import QuartTrio
-
+from spegel_consul.endpoints.plain_app import Answer, PlainApp, Question
 from spegel_consul.peers import PeerInfo
 
 PATH = "/id"
 
 
-def add_to(app: QuartTrio, me: Callable[[], PeerInfo]) -> None:
+def add_to(app: PlainApp, me: Callable[[], PeerInfo]) -> None:
     """Answer ``GET /id`` with Spegel's JSON array of ``{"ID", "Addrs"}``, which has one entry, ``me()``."""
 
-    @app.get(PATH)
-    async def identity() -> Response:
+    async def identity(_: Question) -> Answer:
         this = me()
-        return Response(
-            json.dumps([{"ID": this.id, "Addrs": list(this.addrs)}]), content_type="application/json; charset=utf-8"
-        )
+        body = json.dumps([{"ID": this.id, "Addrs": list(this.addrs)}]).encode()
+        return Answer(200, body, "application/json; charset=utf-8")
+
+    app.add(PATH, identity)

@@ -4,6 +4,10 @@ Three deadlines keep a pull from hanging on a peer: to connect, to the first byt
 bytes after it. The mirror's client waits for more than a minute, so these deadlines are its only protection. A
 connection returns to the idle ones only if its answer was read to the end. It is reused only if the peer has sent
 nothing since.
+
+A peer may need longer than a silence is believed. Then it sends interim answers (1xx), and each of them begins the
+silence anew.
+
 A new rule about requests to peers, or their deadlines, belongs here. The connection and its encryption belong to
 :mod:`spegel_consul.http.registry_connection`, framing to :mod:`spegel_consul.http.response_head`, and the acceptance
 of an answer to the caller.
@@ -11,6 +15,7 @@ of an answer to the caller.
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 
@@ -18,11 +23,12 @@ import trio
 
 from spegel_consul.http.peer_tls import PeerTls
 from spegel_consul.http.registry_connection import RegistryConnection, RegistryDialler
-from spegel_consul.http.response_head import MAX_HEAD, Reply, ReplyError, parse_reply
+from spegel_consul.http.response_head import MAX_HEAD, Reply, ReplyError, parse_reply, without_interim
 from spegel_consul.peers import PeerError
 from spegel_consul.zerocopy.source import Throughput
 
 _RECEIVE = 1 << 18
+_MOST_INTERIM = 64  # of one answer; a source sends one a second while it waits
 _RECEIVE_HEAD = 1 << 12  # not more, because bytes of the body that come with the head can't be spliced
 
 
@@ -140,17 +146,19 @@ class PeerClient:
         headers: Sequence[tuple[str, str]],
         *,
         first_byte: float | None = None,
+        silence: float = math.inf,
     ) -> PeerResponse:
         """Send a request without a body and return the head of the answer.
 
-        ``first_byte``: seconds to the head of this answer, if not those of the limits.
+        ``first_byte``: seconds to the head of this answer, if not those of the limits; ``silence``: seconds to the head
+        or to the next interim answer.
         Raises PeerError; Unreachable if the request was not sent because no connection could be made.
         """
         within = self.limits.first_byte if first_byte is None else first_byte
         connection = self._reuse(address) or await self._dialler.connect(address, self.limits.connect)
         try:
             try:
-                response = await self._exchange(connection, method, target, headers, within)
+                response = await self._exchange(connection, method, target, headers, within, silence)
                 if not self._dialler.refuses_plain(connection, response.status):
                     return response
                 response.discard()
@@ -160,7 +168,7 @@ class PeerClient:
                 # retry on a new connection, because the peer may have closed the idle one at the same moment
             connection.close()
             connection = await self._dialler.connect(address, self.limits.connect)
-            return await self._exchange(connection, method, target, headers, within)
+            return await self._exchange(connection, method, target, headers, within, silence)
         except BaseException:
             connection.close()
             raise
@@ -192,19 +200,29 @@ class PeerClient:
         target: str,
         headers: Sequence[tuple[str, str]],
         within: float,
+        silence: float = math.inf,
     ) -> PeerResponse:
         lines = [f"{method} {target} HTTP/1.1", f"host: {connection}", *(f"{name}: {value}" for name, value in headers)]
         question = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
-        with trio.move_on_after(within):
+        last, interim = trio.current_time() + within, 0
+        with trio.move_on_after(min(within, silence)) as waiting:
             await connection.send(question)
-            data = await connection.receive(_RECEIVE_HEAD)
-            while (reply := self._parse(connection, data, method)) is None:
+            data = b""
+            while True:
+                data += await connection.receive(_RECEIVE_HEAD)
+                if silence < math.inf:
+                    data, count = without_interim(data)
+                    interim += count
+                    if count and interim <= _MOST_INTERIM:
+                        waiting.deadline = min(last, trio.current_time() + silence)
+                reply = self._parse(connection, data, method) if data else None
+                if reply is not None:
+                    return PeerResponse(self, connection, reply)
                 if len(data) > MAX_HEAD:
                     raise PeerError(f"{connection} sent a head of more than {MAX_HEAD} bytes", broken=True)
                 await trio.lowlevel.checkpoint()  # for other tasks, because single bytes may always be ready
-                data += await connection.receive(_RECEIVE_HEAD)
-            return PeerResponse(self, connection, reply)
-        raise PeerError(f"{connection} did not answer within {within:g} s", hung=True)
+        limit = within if trio.current_time() >= last else silence
+        raise PeerError(f"{connection} did not answer within {limit:g} s", hung=True)
 
     @staticmethod
     def _parse(connection: RegistryConnection, data: bytes, method: str) -> Reply | None:

@@ -20,6 +20,7 @@ MAX_HEAD = 1 << 16
 """Bytes of the longest accepted head."""
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.1 ([2-5]\d\d)(?: [ \t\x21-\x7e\x80-\xff]*)?\r\n")
+_INTERIM = re.compile(rb"HTTP/1\.1 1(?!01)\d\d[^\r\n]*\r\n")
 _LENGTH = re.compile(rb"\d{1,19}\Z")
 _ODD = frozenset({b"transfer-encoding", b"trailer", b"upgrade"})
 _MOST_INTERIM = 8  # bounded, because all interim answers are parsed again whenever more bytes come
@@ -43,6 +44,14 @@ class Reply:
     length: int
     body: bytes
     reusable: bool
+
+
+def without_interim(data: bytes) -> tuple[bytes, int]:
+    """Return ``data`` without the complete interim answers (1xx) at its start, and their number."""
+    count = 0
+    while (line := _INTERIM.match(data)) is not None and (end := data.find(b"\r\n\r\n", line.end() - 2)) >= 0:
+        data, count = data[end + 4 :], count + 1
+    return data, count
 
 
 def parse_reply(data: bytes, method: str) -> Reply | None:

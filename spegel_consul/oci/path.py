@@ -19,6 +19,9 @@ FOLLOW_HEADER = b"x-spegel-follow"
 
 The value is the peer id of the node that asks, in base58. Spegel does not know the header."""
 
+GROWING_HEADER = b"x-spegel-growing"
+"""In the answer to such a request: this node is still downloading the content."""
+
 _CONTENT = re.compile(r"/v2/(?P<name>.+)/(?P<kind>manifests|blobs)/(?P<reference>[^/]+)\Z", re.DOTALL)
 
 

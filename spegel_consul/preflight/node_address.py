@@ -20,8 +20,6 @@ import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import ifaddr
-
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 # documentation prefixes (RFC 5737, RFC 3849): on no local network, so the default route decides
@@ -110,6 +108,8 @@ def one_or_two(text: str) -> tuple[str, ...]:
 
 def local_addresses() -> tuple[LocalAddress, ...]:
     """All addresses of this machine: those of one interface together, IPv4 before IPv6."""
+    import ifaddr  # here, because only a start of the sidecar or a preflight asks
+
     found = []
     for adapter in ifaddr.get_adapters():
         for each in adapter.ips:

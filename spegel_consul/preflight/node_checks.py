@@ -10,68 +10,34 @@ from __future__ import annotations
 import ipaddress
 import re
 import ssl
-import tomllib
-import urllib.request
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import trio
 
 from spegel_consul.consul.api.client import ConsulClient
 from spegel_consul.consul.api.consul_errors import ConsulError
-from spegel_consul.consul.api.consul_settings import ConsulSettings
-from spegel_consul.disk import foreign_files
 from spegel_consul.disk.threads import in_thread
 from spegel_consul.endpoints import dial_back
 from spegel_consul.endpoints.check import Check, fail, ok, warn
-from spegel_consul.http.peer_tls import Encryption, PeerTls
-from spegel_consul.preflight import consul_checks, containerd_config
-from spegel_consul.preflight.consul_checks import LEADER_KEY
-from spegel_consul.preflight.containerd_config import CriSettings
+from spegel_consul.http.peer_tls import Encryption
+from spegel_consul.preflight import consul_checks
 from spegel_consul.preflight.interfaces import in_container, interface_of
-from spegel_consul.runtimes import docker
-from spegel_consul.store.containerd.grpc_calls import ContainerdUnavailable
-from spegel_consul.store.containerd.grpc_client import ContainerdClient
+from spegel_consul.preflight.runtime_checks import containerd_checks, docker_checks
+from spegel_consul.preflight.subject import Subject
 
-_PROBE_TIMEOUT = 2.0
 # only the names that Docker generates, because administrators name bridges of real networks br-lan and the like
 _DOCKER_BRIDGE = re.compile(r"docker0|br-[0-9a-f]{12}")
 _OTHER_BRIDGES = ("docker", "virbr", "cni", "nomad", "podman")
-
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """The parts to check; None leaves a part out."""
-
-    address: str
-    registry_port: int
-    bound: str = ""
-    containerd_sock: Path | None = None
-    namespaces: tuple[str, ...] = ()
-    content_path: Path | None = None
-    containerd_config: Path | None = None
-    containerd_hosts: Path | None = None
-    docker_sock: Path | None = None
-    docker_hosts: Path | None = None
-    consul: ConsulSettings | None = None
-    leader_key: str = LEADER_KEY
-    peer: dial_back.Peer | None = None
-    tls: bool = False
-    """Whether the nodes' registries speak TLS and nothing else."""
-    peer_tls: Encryption | None = None
-    certificates: PeerTls | None = None
-    """Those of ``peer_tls``, if the sidecar runs; None: Consul is asked for one."""
-    has_runtime_address: bool = False
 
 
 async def run(subject: Subject) -> list[Check]:
     """Run all checks. Returns them in a fixed order, the address first. Takes some seconds at most."""
     groups: list[tuple[str, Callable[[Subject], Awaitable[list[Check]]]]] = [
         ("address", _address),
-        ("containerd", _containerd),
-        ("docker", _docker),
+        ("containerd", containerd_checks),
+        ("docker", docker_checks),
         ("consul", lambda subject: consul_checks.checks_of(subject.consul, subject.leader_key)),
         ("dial-back", _certificate_and_dial_back),
     ]
@@ -121,128 +87,6 @@ async def _address(subject: Subject) -> list[Check]:
         own = runtime_check(subject.address, subject.peer_tls, has_own_address=subject.has_runtime_address)
         checks += [own] if own is not None else []
     return checks
-
-
-async def _containerd(subject: Subject) -> list[Check]:
-    if subject.containerd_sock is None:
-        return []
-    checks: list[Check] = []
-    version = ""
-    try:
-        async with ContainerdClient(subject.containerd_sock, "default", deadline=5.0) as client:
-            version = await client.version()
-            existing = await client.namespaces()
-            root = subject.content_path or await client.content_root()
-    except ContainerdUnavailable as exc:
-        checks.append(fail("containerd", str(exc)))
-    else:
-        checks.append(ok("containerd", f"{version} answers at {subject.containerd_sock}"))
-        checks.append(_namespaces(subject.namespaces, existing))
-        checks.append(await in_thread(lambda: _content(root)))
-    if subject.containerd_config is not None and subject.containerd_hosts is not None:
-        if not await trio.Path(subject.containerd_config).exists():
-            says = f"{subject.containerd_config} does not exist, so the config_path of the CRI is not known"
-            return [*checks, warn("config-path", says, "# give its path\n--containerd-config /path/config.toml")]
-        try:
-            document = await in_thread(partial(containerd_config.load, subject.containerd_config))
-        except containerd_config.Unreadable as exc:
-            return [*checks, fail("containerd-config", str(exc))]
-        settings = CriSettings.of(document)
-        checks += containerd_config.checks_of(settings, version, subject.containerd_hosts, subject.containerd_config)
-        if settings.enabled:
-            checks.append(await in_thread(partial(_hosts, "containerd", subject.containerd_hosts)))
-    return checks
-
-
-def _namespaces(wanted: tuple[str, ...], existing: tuple[str, ...]) -> Check:
-    missing = [name for name in wanted if name not in existing]
-    if len(missing) < len(wanted):
-        return ok("namespace", f"{', '.join(name for name in wanted if name in existing)} is there")
-    return warn(
-        "namespace",
-        f"{', '.join(missing)} is not there yet (there are: {', '.join(existing) or 'none'}):"
-        " it appears with the first image, unless the name is wrong",
-        "\n".join(f"--containerd-namespace {name}" for name in existing),
-    )
-
-
-def _content(root: Path | None) -> Check:
-    name = "content"
-    if root is None:
-        return warn(name, "containerd does not tell its content path: blobs are read through its API, which is slower")
-    try:
-        next((root / "blobs").iterdir(), None)
-    except OSError as exc:
-        return warn(
-            name,
-            f"{root} can't be read ({exc.strerror}): blobs are read through its API, which is slower",
-            f"mount {root} read-only at the same place, or give --containerd-content-path",
-        )
-    return ok(name, f"{root} can be read")
-
-
-async def _docker(subject: Subject) -> list[Check]:
-    if subject.docker_sock is None or not await trio.Path(subject.docker_sock).exists():
-        return []
-    try:
-        found = await in_thread(partial(docker.ask, subject.docker_sock))
-    except docker.NoDocker as exc:
-        return [fail("docker", str(exc))]
-    checks = [_image_store(found)]
-    if found.reads_hosts and subject.docker_hosts is not None:
-        checks.append(await in_thread(partial(_hosts, "docker", subject.docker_hosts)))
-    elif found.mirrors:
-        checks.append(await in_thread(partial(_probed, "docker-mirrors", found.mirrors[0], "docker.io")))
-    else:
-        fix = "spegel-consul configuration --runtime docker-daemon"
-        checks.append(fail("docker-mirrors", "Docker has no registry-mirrors, so it never asks one", fix))
-    return checks
-
-
-def _image_store(found: docker.Docker) -> Check:
-    if not found.image_store:
-        return fail(
-            "docker",
-            f"Docker {found.version} keeps images in its old store: this node pulls from peers but serves none",
-            '# /etc/docker/daemon.json, then restart Docker\n"features": {"containerd-snapshotter": true}',
-        )
-    if found.reads_hosts:
-        return ok("docker", f"{found.version} with the containerd image store reads hosts.toml, for all registries")
-    return warn("docker", f"{found.version} asks mirrors for docker.io only; from 28 on it does for all registries")
-
-
-def _hosts(runtime: str, base: Path) -> Check:
-    """Whether the hosts.toml files of a runtime name a mirror that answers."""
-    name = f"{runtime}-hosts"
-    fix = f"spegel-consul configuration --runtime {runtime}"
-    found = sorted(base.glob("*/hosts.toml")) if base.is_dir() else []
-    found = [file for file in found if file.parent.name != "_backup"]
-    # _default first, because it is for most registries
-    for file in sorted(found, key=lambda file: (file.parent.name != "_default", file)):
-        try:
-            hosts = list(tomllib.loads(foreign_files.read(file, foreign_files.CONFIG_SIZE).decode()).get("host", {}))
-        except (OSError, ValueError) as exc:
-            return fail(name, f"{file} can't be read: {getattr(exc, 'strerror', None) or exc}")
-        if hosts:
-            return _probed(name, hosts[0], file.parent.name)
-    return fail(name, f"no hosts.toml in {base} names a mirror, so the runtime never asks one", fix)
-
-
-def _probed(name: str, url: str, registry: str) -> Check:
-    of = "all registries" if registry == "_default" else registry
-    if not url.startswith(("http://", "https://")):
-        return fail(name, f"the mirror {url!r} of {of} is not a URL")
-    try:
-        # unverified, because the runtime has authorities of its own for the mirror's certificate
-        context = ssl._create_unverified_context()  # noqa: S323
-        probe = f"{url.rstrip('/')}/livez"  # http or https, see above
-        with urllib.request.urlopen(probe, timeout=_PROBE_TIMEOUT, context=context) as answer:  # noqa: S310
-            answer.read(16)
-    except (OSError, ValueError) as exc:
-        reason = getattr(exc, "reason", exc)
-        says = f"{url}, the first mirror of {of}, does not answer: {reason}"
-        return fail(name, says, "start the sidecar there, or write the files anew: spegel-consul configuration")
-    return ok(name, f"{url}, the first mirror of {of}, is alive")
 
 
 async def _certificate_and_dial_back(subject: Subject) -> list[Check]:

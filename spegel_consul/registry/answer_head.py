@@ -6,8 +6,12 @@ import time
 from email.utils import formatdate
 
 from spegel_consul.oci.errors import OCIError, RangeInvalid
+from spegel_consul.oci.path import GROWING_HEADER
 from spegel_consul.registry.mirror.body.multipart import Multipart
 from spegel_consul.registry.mirror.validate import Head
+
+INTERIM = b"HTTP/1.1 103 Early Hints\r\n\r\n"
+"""The interim answer, as :mod:`spegel_consul.http.server.hypercorn_protocol` sends it too."""
 
 
 def status_of(head: Head) -> int:
@@ -16,12 +20,13 @@ def status_of(head: Head) -> int:
 
 
 def fields_of(
-    head: Head, served_by: str | None = None, multipart: Multipart | None = None
+    head: Head, served_by: str | None = None, multipart: Multipart | None = None, *, growing: bool = False
 ) -> list[tuple[bytes, bytes]]:
     """Return the header fields of an answer with ``head``.
 
     ``served_by``: ``host:port`` of the peer that has the content; ``multipart``: the frame of an answer with several
-    ranges, which has no Content-Range of its own because each part has one.
+    ranges, which has no Content-Range of its own because each part has one; ``growing``: whether this node is still
+    downloading the content.
     """
     content_type = head.media_type if multipart is None else multipart.content_type
     fields = [
@@ -34,6 +39,8 @@ def fields_of(
         fields.append((b"content-range", b"bytes %d-%d/%d" % (head.start, head.stop - 1, head.size)))
     if served_by is not None:
         fields.append((b"x-spegel-served-by", served_by.encode()))
+    if growing:
+        fields.append((GROWING_HEADER, b"true"))
     return fields
 
 
@@ -44,14 +51,18 @@ class HeadRenderer:
         self._second = 0
         self._date = b""
 
-    def render(self, head: Head, served_by: str | None = None, multipart: Multipart | None = None) -> bytes:
+    def render(
+        self, head: Head, served_by: str | None = None, multipart: Multipart | None = None, *, growing: bool = False
+    ) -> bytes:
         """Render the head of an answer up to its date."""
-        fields = b"".join(b"%b: %b\r\n" % field for field in fields_of(head, served_by, multipart))
+        fields = b"".join(b"%b: %b\r\n" % each for each in fields_of(head, served_by, multipart, growing=growing))
         return b"HTTP/1.1 %d \r\n%bdate: " % (status_of(head), fields)
 
-    def whole(self, head: Head, served_by: str | None = None, multipart: Multipart | None = None) -> bytes:
+    def whole(
+        self, head: Head, served_by: str | None = None, multipart: Multipart | None = None, *, growing: bool = False
+    ) -> bytes:
         """Render all of the head of an answer."""
-        return b"%b%b\r\n\r\n" % (self.render(head, served_by, multipart), self.now())
+        return b"%b%b\r\n\r\n" % (self.render(head, served_by, multipart, growing=growing), self.now())
 
     def error(self, error: OCIError, method: str) -> bytes:
         """Render the answer to a request that failed with ``error``."""

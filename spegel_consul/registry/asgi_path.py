@@ -171,8 +171,8 @@ class ContentApp:
         await answer.end()
 
     async def _send_growing(self, answer: _Answer, plan: Growing) -> None:
-        async with self._growing.open(plan) as followed:
-            await answer.head(followed.head)
+        async with self._growing.open(plan, answer.interim) as followed:
+            await answer.head(followed.head, growing=True)
             await followed.send(PieceOutlet(answer.body), self._own_bytes.inc)
             await answer.end()
 
@@ -222,8 +222,14 @@ class _Answer:
         self.sent = 0
         self.status: int | None = None
 
-    async def head(self, head: Head, served_by: str | None = None, multipart: Multipart | None = None) -> None:
-        await self._start(status_of(head), fields_of(head, served_by, multipart))
+    async def head(
+        self, head: Head, served_by: str | None = None, multipart: Multipart | None = None, *, growing: bool = False
+    ) -> None:
+        await self._start(status_of(head), fields_of(head, served_by, multipart, growing=growing))
+
+    async def interim(self) -> None:
+        """Send an interim answer (1xx)."""
+        await self._send({"type": "http.response.early_hint", "links": []})
 
     async def body(self, piece: bytes) -> None:
         await self._send({"type": "http.response.body", "body": piece, "more_body": True})

@@ -30,7 +30,7 @@ from spegel_consul.metrics.sidecar_metrics import CONTENT, Metrics
 from spegel_consul.oci.errors import BlobUnknown, OCIError
 from spegel_consul.oci.path import MIRRORED_HEADER, ContentRequest, Kind
 from spegel_consul.oci.ranges import Ranges
-from spegel_consul.registry.answer_head import HeadRenderer, status_of
+from spegel_consul.registry.answer_head import INTERIM, HeadRenderer, status_of
 from spegel_consul.registry.content_cache import ByteCache
 from spegel_consul.registry.growing import Arrived, GrowingContent
 from spegel_consul.registry.mirror.body.multipart import Multipart
@@ -44,7 +44,7 @@ from spegel_consul.registry.plan import Elsewhere, Growing, Own, Planner
 from spegel_consul.store import Store
 from spegel_consul.store.blob_files import SMALL, is_blob, open_blob
 from spegel_consul.zerocopy.outlet import SocketOutlet
-from spegel_consul.zerocopy.send import Truncated, send_bytes, send_file
+from spegel_consul.zerocopy.send import AT_ONCE, FileAnswer, Truncated, send_bytes, send_file
 
 log = structlog.get_logger(__name__)
 
@@ -89,19 +89,21 @@ class FastPath:
         }
         self._lengths = {key: metrics.http_response_size.labels(CONTENT, *key) for key in self._durations}
         self.inflight = 0
-        """Number of requests that are being answered; answers of :meth:`at_once` are not counted."""
+        """Number of requests that are being answered; of :meth:`at_once`, only those from files are counted."""
         self._known: tuple[dict[bytes, _Known], dict[bytes, _Known]] = ({}, {})
         self._heads = HeadRenderer()
         self._growing = GrowingContent(planner, store, mirror)
 
-    def at_once(self, data: bytes, local: bool, /) -> bytes | None:
-        """Return the answer to a remembered request if its content is small and in memory, else None."""
+    def at_once(self, data: bytes, local: bool, /) -> bytes | FileAnswer | None:
+        """Return the answer to a remembered request if it is small and in memory, or a short part of a file."""
         known = self._known[local].get(data)
         if known is None or not known.at_once or known.version != self._planner.version:
             return None
         began, plan, body = time.perf_counter(), known.plan, b""
         assert isinstance(plan, Own)
         assert known.duration is not None
+        if known.method == "GET" and plan.content.size > SMALL:
+            return self._file_at_once(known, plan, began)
         small = self._cached(plan)
         if known.method == "HEAD":
             if small is None and not self._is_there(plan):
@@ -109,11 +111,27 @@ class FastPath:
         else:
             if small is None and (small := self._keep(plan, self._read_small(plan))) is None:
                 return None
-            body = _cut(small, plan)
+            body = small[slice(*plan.bounds)]
             self._bytes.inc(len(body))
         known.count(len(body))
         known.duration.observe(time.perf_counter() - began)
         return b"%b%b\r\n\r\n%b" % (known.head, self._heads.now(), body)
+
+    def _file_at_once(self, known: _Known, plan: Own, began: float) -> FileAnswer | None:
+        if (fd := self._open(plan)) is None:
+            return None
+        duration = known.duration
+
+        def ended(sent: int) -> None:
+            self.inflight -= 1
+            self._bytes.inc(sent)
+            known.count(sent)
+            if sent == stop - start and duration is not None:
+                duration.observe(time.perf_counter() - began)
+
+        start, stop = plan.bounds
+        self.inflight += 1
+        return FileAnswer(b"%b%b\r\n\r\n" % (known.head, self._heads.now()), fd, start, stop, ended)
 
     async def __call__(self, data: bytes, link: Link, /) -> bool:
         """Answer the request and return True, or send nothing and return False."""
@@ -152,7 +170,8 @@ class FastPath:
             return None
         if isinstance(plan, Own):
             # several ranges are not answered at once, because each answer has a boundary, and so a head, of its own
-            at_once = (method == "HEAD" or plan.content.size <= SMALL) and len(plan.spans) <= 1
+            short = method == "HEAD" or plan.content.size <= SMALL or plan.bounds[1] - plan.bounds[0] <= AT_ONCE
+            at_once = len(plan.spans) <= 1 and short
             status = 206 if plan.partial else 200
             duration, length = self._durations[method, status], self._lengths[method, status]
             known = _Known(version, method, plan, self._head(plan), at_once, duration, length)
@@ -181,7 +200,7 @@ class FastPath:
             small = await self._small(plan)
             if small is None:
                 return None
-            body = _cut(small, plan)
+            body = small[slice(*plan.bounds)]
             await send_bytes(link.sock, head + body)
             self._bytes.inc(len(body))
             known.count(len(body))
@@ -194,7 +213,7 @@ class FastPath:
                 self._bytes.inc(sent)
                 known.count(sent)
 
-            start, stop = (plan.spans[0].start, plan.spans[0].stop) if plan.partial else (0, content.size)
+            start, stop = plan.bounds
             try:
                 await send_file(link.sock, head, fd, start, stop, count)
             finally:
@@ -249,8 +268,9 @@ class FastPath:
             raise Truncated from None
 
     async def _to_follower(self, plan: Growing, link: Link) -> int:
-        async with self._growing.open(plan, link.check_client) as followed:
-            head = self._heads.whole(followed.head)
+        send_interim = partial(send_bytes, link.sock, INTERIM)
+        async with self._growing.open(plan, send_interim, link.check_client) as followed:
+            head = self._heads.whole(followed.head, growing=True)
             status, lengths = status_of(followed.head), [0]
 
             def count(sent: int) -> None:
@@ -378,8 +398,3 @@ class FastPath:
         start, stop = (plan.spans[0].start, plan.spans[0].stop) if plan.partial else (0, content.size)
         head = Head(content.digest, content.media_type, start, stop, content.size, plan.partial)
         return self._heads.render(head, multipart=multipart)
-
-
-def _cut(small: bytes, plan: Own) -> bytes:
-    """Return the bytes of the content that a plan with at most one range sends."""
-    return small[plan.spans[0].start : plan.spans[0].stop] if plan.spans else small

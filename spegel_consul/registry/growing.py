@@ -6,7 +6,9 @@ there, so that the peer's runtime can still be answered 404 and go on upstream. 
 the image. So the wait goes on while the runtime is at work on anything, and ends soon if it stands still. It goes on,
 too, while this node's mirror waits for the same content from another node, because a stall at the head of a chain must
 not make all nodes of the chain refuse at once. The waits count anew when the keeper names another source. A request may
-also come before the runtime's own; then it is held for a shorter time, and shown nothing until the runtime asks.
+also come before the runtime's own; then it is held for a shorter time, and shown nothing until the runtime asks. While
+a request is held, an interim answer a second tells the peer that this node lives and waits: a node that hangs sends
+none.
 
 A manifest is small and its media type is in its bytes. So it is sent when all of it is there, and verified first. The
 bytes of a blob can't be verified before the download ends. The follower verifies them, as those of any peer.
@@ -19,7 +21,7 @@ download that has begun is in :mod:`spegel_consul.zerocopy.send_growing`.
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -37,10 +39,11 @@ from spegel_consul.registry.mirror.validate import Head
 from spegel_consul.registry.plan import Growing, Planner
 from spegel_consul.store import Store
 from spegel_consul.zerocopy.growing_file import GrowingFile
+from spegel_consul.zerocopy.growth import Growth
 from spegel_consul.zerocopy.outlet import Outlet
 from spegel_consul.zerocopy.position import Position
 from spegel_consul.zerocopy.send import Truncated
-from spegel_consul.zerocopy.send_growing import POLL, send_growing
+from spegel_consul.zerocopy.send_growing import send_growing
 
 NO_PROGRESS = 6.0
 """Seconds without any progress of the runtime after which a request is held no longer."""
@@ -54,11 +57,14 @@ UNASKED = 6.0
 MANIFEST = 2.0
 """Seconds that a request for a manifest is held until all of it is there."""
 
+_INTERIM_EVERY = 1.0  # seconds between two interim answers to a request that is held
 _LOOK = 0.05  # seconds between two searches for the download; the store shares its looks at the same rate
+_LOOK_AT_OTHERS = 0.1  # seconds between two looks at everything else while the file is open, and has too few bytes
 _ASK_EVERY = 1.0  # seconds between two questions to the runtime for a digest that it does not seem to download
 _MOST = 1 << 40  # bytes of the largest size that is believed
 
 CheckClient = Callable[[], object]
+SendInterim = Callable[[], Awaitable[object]]
 
 
 class Arrived(Exception):
@@ -76,9 +82,11 @@ class Followed:
         body: bytes | None,
         check_client: CheckClient,
         in_chain: Callable[[], bool],
+        growth: Growth,
     ) -> None:
         self.head = head
         self._in_chain = in_chain
+        self._growth = growth
         self._send = send
         self._file = file
         self._body = body
@@ -102,7 +110,9 @@ class Followed:
             following.look(trio.current_time())
 
         try:
-            await send_growing(outlet, self._file, head.start, position, gave, self._check_client, self._in_chain)
+            await send_growing(
+                outlet, self._file, head.start, position, gave, self._check_client, self._in_chain, self._growth
+            )
         except PeerError as exc:
             raise TransferCut(f"the download of {head.digest} {exc}") from None
         except Truncated:
@@ -118,10 +128,12 @@ class GrowingContent:
         self._mirror = mirror
 
     @asynccontextmanager
-    async def open(self, plan: Growing, check_client: CheckClient = lambda: None) -> AsyncIterator[Followed]:
+    async def open(
+        self, plan: Growing, send_interim: SendInterim, check_client: CheckClient = lambda: None
+    ) -> AsyncIterator[Followed]:
         """Wait for the first byte that the plan wants; the content can be sent inside of the context.
 
-        ``check_client`` raises OSError if the client has left.
+        ``send_interim`` sends an interim answer; ``check_client`` raises OSError if the client has left.
         Raises ManifestUnknown or BlobUnknown if there is nothing to show, RangeInvalid, or :class:`Arrived`.
         """
         digest = plan.request.reference.digest
@@ -129,7 +141,7 @@ class GrowingContent:
         with self._mirror.followers.one(plan.follower, plan.request, asked=asked) as send:
             search = _Search(self._planner, self._store, self._mirror, plan)
             try:
-                head = await search.first_byte(check_client)
+                head = await search.first_byte(send_interim, check_client)
                 file = search.file
                 assert file is not None
                 body = None
@@ -139,7 +151,7 @@ class GrowingContent:
                     if media_type is None:
                         raise unknown(plan.request, f"{head.digest} is downloaded, and is no manifest so far")
                     head = Head(head.digest, media_type, 0, head.size, head.size, partial=False)
-                yield Followed(head, send, file, body, check_client, search.in_chain)
+                yield Followed(head, send, file, body, check_client, search.in_chain, self._mirror.followers.growth)
             finally:
                 search.close()
 
@@ -159,9 +171,9 @@ class _Search:
         self._next_question = 0.0
         self._unframed = 0.0  # time since which the runtime downloads it, and does not say how large it will be
 
-    async def first_byte(self, check_client: CheckClient) -> Head:
+    async def first_byte(self, send_interim: SendInterim, check_client: CheckClient) -> Head:
         """Return the head of the answer as soon as the first wanted byte of :attr:`file` is there."""
-        began = since = trio.current_time()
+        began = since = told = trio.current_time()
         progress: tuple[object, ...] | None = None
         verdict = self._verdict()
         while True:
@@ -189,7 +201,13 @@ class _Search:
             if unframed or now - since >= still or now - began >= self._longest(asked):
                 raise self._nothing()
             check_client()
-            await trio.sleep(POLL if self.file is not None else _LOOK)
+            if now - told >= _INTERIM_EVERY:
+                told = now
+                await send_interim()
+            if self.file is not None:
+                await self._mirror.followers.growth.wait(self.file, self._size, since, now + _LOOK_AT_OTHERS)
+            else:
+                await trio.sleep(_LOOK)
 
     def _longest(self, asked: bool) -> float:
         if self._plan.request.kind is Kind.MANIFEST:

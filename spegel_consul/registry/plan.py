@@ -46,6 +46,11 @@ class Own:
     def partial(self) -> bool:
         return bool(self.spans)
 
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """The first byte of the content that is sent, and the one after the last; for at most one range."""
+        return (self.spans[0].start, self.spans[0].stop) if self.spans else (0, self.content.size)
+
 
 @dataclass(frozen=True, slots=True)
 class Elsewhere:

@@ -1,4 +1,4 @@
-"""The quart application of the registry's port: every answer that is not content.
+"""The application of the registry's port for every answer that is not content.
 
 These are the API's version check, health, and errors for unknown paths and methods. A new fixed path of the
 registry's port belongs here; content paths belong to :mod:`spegel_consul.registry.asgi_path`.
@@ -6,51 +6,39 @@ registry's port belongs here; content paths belong to :mod:`spegel_consul.regist
 
 from __future__ import annotations
 
-from quart import Response, request
-from quart_trio import QuartTrio
-from werkzeug.exceptions import HTTPException, MethodNotAllowed
+from collections.abc import Callable, Sequence
 
 from spegel_consul.endpoints import health
+from spegel_consul.endpoints.plain_app import Answer, PlainApp, Question, answering
 from spegel_consul.oci.errors import NameUnknown, OCIError, Unsupported
 
 
-def build_app(problem: health.Problem, warnings: health.Warnings = tuple) -> QuartTrio:
+def build_app(problem: health.Problem, warnings: Callable[[], Sequence[str]] = tuple) -> PlainApp:
     """Return the application.
 
     ``problem()`` returns one line with the reason why this node can't serve now, or None if it can. ``warnings()``
     returns lines about other things that an operator should look at.
     """
-    app = QuartTrio("spegel_consul.registry")
-    # no timeout for answers, because a slow client may take any time for a large blob
-    app.config["RESPONSE_TIMEOUT"] = None
-
-    @app.route("/v2/", strict_slashes=False)
-    async def version_check() -> Response:
-        """The API's version check (distribution-spec, "Determining Support"). It never asks for credentials."""
-        return Response(
-            b"{}", content_type="application/json", headers={"docker-distribution-api-version": "registry/2.0"}
-        )
-
-    @app.route("/livez")
-    async def alive() -> Response:
-        """Liveness: the process answers."""
-        return health.alive()
-
-    @app.route("/readyz")
-    async def ready() -> Response:
-        """Readiness: the node can serve its content, or the reason why not."""
-        return health.ready(problem, warnings)
-
-    @app.errorhandler(HTTPException)
-    async def http_error(exc: HTTPException) -> Response:
-        error: OCIError
-        if isinstance(exc, MethodNotAllowed):
-            error = Unsupported(f"{request.method} is not supported: this registry is a read-only mirror")
-        else:
-            error = NameUnknown("expected /v2/, /v2/<name>/manifests/…, /v2/<name>/blobs/…, /livez or /readyz")
-        answer = Response(error.body(), status=error.status, content_type="application/json")
-        if isinstance(error, Unsupported):
-            answer.headers["Allow"] = "GET, HEAD"
-        return answer
-
+    app = PlainApp(answering(_unknown), _unsupported)
+    app.add("/v2/", _version_check)
+    app.add("/v2", _version_check)
+    health.add_to(app, problem, lambda _: warnings())
     return app
+
+
+async def _version_check(_: Question) -> Answer:
+    """The API's version check (distribution-spec, "Determining Support"). It never asks for credentials."""
+    return Answer(200, b"{}", "application/json", ((b"docker-distribution-api-version", b"registry/2.0"),))
+
+
+async def _unknown(_: Question) -> Answer:
+    return _error(NameUnknown("expected /v2/, /v2/<name>/manifests/…, /v2/<name>/blobs/…, /livez or /readyz"))
+
+
+async def _unsupported(question: Question) -> Answer:
+    error = Unsupported(f"{question.method} is not supported: this registry is a read-only mirror")
+    return _error(error, (b"allow", b"GET, HEAD"))
+
+
+def _error(error: OCIError, *headers: tuple[bytes, bytes]) -> Answer:
+    return Answer(error.status, error.body(), "application/json", headers)

@@ -36,9 +36,9 @@ class Router(Protocol):
         """Yields providers of ``key`` as they are found, each peer once, never this node.
 
         At most ``count`` are yielded, more only if the answers of several peers disagree. The iterator ends when
-        ``count`` providers are known here, when some were found and several peers have answered, or when every
-        candidate was asked. Each question has a deadline; the lookup as a whole has none. Leaving the context
-        abandons the questions that are still open.
+        ``count`` providers are known here, when some were found and several peers have answered, when several peers
+        that must know of one know of none, or when every candidate was asked. Each question has a deadline; the
+        lookup as a whole has none. Leaving the context abandons the questions that are still open.
         """
         ...
 

@@ -112,6 +112,10 @@ class Claiming:
                 failed += 1
         raise RingError("no keeper of the download answered")
 
+    def next_asked(self, group: str) -> bytes | None:
+        """The peer to which a claim of ``group`` would go; None if this node decides it, or makes no claims."""
+        return self._keeper(group_key(group)) if self._pipelines else None
+
     def decide(self, peer: bytes, group: bytes, report: Report) -> WireVerdict:
         """The verdict about a report of ``peer``, this node or another."""
         decision = self._claims.report(group, peer, report, trio.current_time())

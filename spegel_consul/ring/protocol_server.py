@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import trio
 
@@ -46,19 +47,21 @@ class Service:
         membership: Membership,
         records: Records,
         answers: Answers,
-        claiming: Claiming,
     ) -> None:
+        self._host = host
         self._background = background
         self._membership = membership
         self._records = records
         self._answers = answers
-        self._claiming = claiming
         self._inbound: dict[bytes, int] = {}
         self._leave_limit = RateLimit(every=_LEAVE_EVERY, burst=2)
         self._claim_limit = RateLimit(every=_CLAIM_EVERY, burst=_CLAIM_BURST)
         host.serve(KAD, self._serve)
-        host.serve(CLAIMS, self._serve_claims)
         host.serve(WITHDRAW, self._serve_withdrawal)
+
+    def serve_claims(self, claiming: Claiming) -> None:
+        """Decide about the reports of peers, too."""
+        self._host.serve(CLAIMS, partial(self._serve_claims, claiming))
 
     async def _serve(self, stream: Stream) -> None:
         """Answer the Kademlia messages that a peer sends on one stream."""
@@ -80,6 +83,8 @@ class Service:
                     # a peer beyond its share of records is read slowly, so that it does not delay the others
                     await trio.sleep(_SLOW if self._records.is_full_of(peer) else 0)
                 self._membership.heard(peer)
+                # released before the wait for the next ones, because the last batch of keys of each peer is 50 KiB
+                data, bodies, answers, out = b"", [], [], b""
             stream.close()
 
     async def _serve_withdrawal(self, stream: Stream) -> None:
@@ -96,7 +101,7 @@ class Service:
                             await trio.lowlevel.checkpoint()
             stream.close()
 
-    async def _serve_claims(self, stream: Stream) -> None:
+    async def _serve_claims(self, claiming: Claiming, stream: Stream) -> None:
         """Answer the reports of a peer about downloads. Junk ends the stream and does not count towards a ban."""
         peer = stream.peer
         with self._admitted(peer):
@@ -120,7 +125,7 @@ class Service:
                         if self._claim_limit.admits(peer, trio.current_time()):
                             # a peer without a known address can't be a source
                             said = report if known else replace(report, serves=False, working=False)
-                            out += encode_verdict(self._claiming.decide(peer, group, said))
+                            out += encode_verdict(claiming.decide(peer, group, said))
                         else:
                             late = True
                             out += encode_verdict(WireVerdict(group, What.ALONE))

@@ -5,6 +5,7 @@ The answers follow the expectations of go-libp2p-kad-dht:
 * ADD_PROVIDER is never answered, because Go would take an answer for the answer to its next request;
 * a provider may only announce itself;
 * FIND_NODE for a node's own id contains the node, because Go checks that before it admits a peer to a full table;
+* a brief question, which only nodes of this program ask, is answered without closer peers;
 * dead peers are not named, except those that may return if there is no other.
 
 A record is kept only if a lookup could find it here: its key is the multihash of a string, as all of Spegel's are, and
@@ -55,6 +56,8 @@ class Answers:
         if message.type is MessageType.ADD_PROVIDER:
             self._add_provider(peer, message)
             return None
+        if message.type is MessageType.GET_PROVIDERS and message.brief:
+            return Message(message.type, message.key, (), self._providers(message.key))
         table = self._membership.table
         closer = [
             member.wire

@@ -62,8 +62,9 @@ class KadRouter:
     assumed for peers that announce no registry, as Go Spegel does. ``secondary`` is this node's second address: an IP
     address of the other family at which the same ports serve the router and the registry. ``ttl``, ``hedge`` and
     ``gossip`` are seconds: between two announcements of a key, without an answer before one more peer is asked (the
-    initial value), and between two member exchanges at least. With ``successor_of`` the router takes over the keys and
-    the records of that router.
+    initial value), and between two member exchanges at least. ``keeps_claims``: whether this node answers reports of
+    others; without it, they take the next nearest node for a keeper, as they do for a Go Spegel. With ``successor_of``
+    the router takes over the keys and the records of that router.
     Raises RingError if an address to advertise is not an IP address that others can dial.
     """
 
@@ -74,10 +75,12 @@ class KadRouter:
         registry: tuple[str, int],
         secondary: str | None = None,
         ttl: float = TTL,
+        keeps_claims: bool = True,
         successor_of: KadRouter | None = None,
         rng: random.Random | None = None,
     ) -> None:
         self._host = host
+        self._position = position(host.id)
         self._registry_port = registry[1]
         self._times = AnswerTimes()
         self._rng = rng or random.Random()
@@ -110,7 +113,9 @@ class KadRouter:
         self._leaving: bool = successor_of is not None and successor_of._leaving
         # peers without a connection have a limit of their own, because a dial to one that is gone takes seconds
         self._tell_limit, self._tell_cold_limit = trio.CapacityLimiter(8), trio.CapacityLimiter(32)
-        self._service = Service(host, self._background, self._membership, self._records, self._answers, self._claiming)
+        self._service = Service(host, self._background, self._membership, self._records, self._answers)
+        if keeps_claims:
+            self._service.serve_claims(self._claiming)
 
     @property
     def me(self) -> PeerInfo:
@@ -127,7 +132,7 @@ class KadRouter:
     @property
     def at(self) -> float:
         """This node's position in the ring, scaled to [0, 1)."""
-        return position(self._host.id) / CIRCLE
+        return self._position / CIRCLE
 
     @property
     def records(self) -> int:
@@ -151,6 +156,9 @@ class KadRouter:
             exclude=self._host.id,
             hedge=self._times.hedge,
             in_touch=self._membership.is_in_touch,
+            settled=self._is_settled,
+            own_settled=self._is_keeper(at),
+            busy=self._claiming.next_asked(key),
             rng=self._rng,
         )
         send, receive = trio.open_memory_channel[Provider](math.inf)
@@ -221,7 +229,9 @@ class KadRouter:
     async def _search(
         self, search: Lookup, key: bytes, send: trio.MemorySendChannel[Provider], scope: trio.CancelScope
     ) -> None:
-        request = encode(Message(MessageType.GET_PROVIDERS, key))
+        # closer peers are of use only to a node whose neighbours of the key have changed
+        brief = all(map(self._is_settled, self._members.closest(position(key))))
+        request = encode(Message(MessageType.GET_PROVIDERS, key, brief=brief))
         results, answers = trio.open_memory_channel[tuple[bytes, Message | None]](math.inf)
 
         async def question(peer: bytes) -> None:
@@ -249,6 +259,16 @@ class KadRouter:
                             self._membership.learn(provider, age=_NAMED_AGE, source=peer)
                         self._offer(search, named, send)
             self._finish(search, send)
+
+    def _is_settled(self, peer: bytes) -> bool:
+        member = self._members.get(peer)
+        return member is not None and member.is_settled(trio.current_time())
+
+    def _is_keeper(self, at: int) -> bool:
+        """Whether this node is among the peers that are told of keys at this position."""
+        # one less, because a provider does not announce to itself
+        others = self._members.closest(at, REPLICAS)
+        return len(others) < REPLICAS or self._position ^ at < position(others[-1]) ^ at
 
     def _known(self, peer: bytes) -> Contact:
         member = self._members.get(peer)

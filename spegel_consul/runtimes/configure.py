@@ -58,10 +58,14 @@ class Plan:
 
 
 def plan_hosts(base: Path, registries: Sequence[Registry], mirroring: Mirroring, *, keep_existing: bool) -> Plan:
-    """Plan the hosts.toml of ``registries`` below ``base``. Raises Refused or DiskError."""
+    """Plan the hosts.toml of ``registries`` below ``base``. Raises Refused or DiskError.
+
+    ``keep_existing``: whether the mirrors are put before the hosts of a file, or replace them, which is then noted.
+    """
     directory = ConfigDirectory(base)
     record = directory.record()
     files: dict[str, New] = {}
+    notes: list[str] = []
     for registry in registries:
         names = [name for name in registry.directories if (base / name).is_dir()]
         path = f"{(names or registry.directories[-1:])[0]}/{hosts_toml.NAME}"
@@ -73,11 +77,15 @@ def plan_hosts(base: Path, registries: Sequence[Registry], mirroring: Mirroring,
                 text = hosts_toml.prepended(_text(existing), registry, mirroring)
             else:
                 text = hosts_toml.replaced(_text(existing), registry, mirroring)
+                if gone := hosts_toml.dropped(_text(existing), mirroring):
+                    hosts = ", ".join(map(redaction.url, gone))
+                    notes.append(f"{base / path} no longer names {hosts}: cleanup brings it back")
         except Unusable as exc:
             raise Refused(f"{base / path} was left alone, and so was all else: {exc}") from None
         files[path] = New(text.encode(), private=mirroring.authorization is not None)
-    notes = _shadowing(base, files, record) if any(registry.host == DEFAULT for registry in registries) else ()
-    return Plan(directory, files, {path: directory.current(path) for path in files}, notes)
+    if any(registry.host == DEFAULT for registry in registries):
+        notes += _shadowing(base, files, record)
+    return Plan(directory, files, {path: directory.current(path) for path in files}, tuple(notes))
 
 
 def plan_daemon(path: Path, mirroring: Mirroring, *, snapshotter: bool) -> Plan:
@@ -133,7 +141,7 @@ def _text(content: bytes) -> str:
     try:
         return content.decode()
     except UnicodeDecodeError as exc:
-        raise Unusable(f"it is not UTF-8: {exc.reason} at byte {exc.start}") from None
+        raise Unusable(f"it is not UTF-8: {exc.reason} at byte {exc.start}; save it as UTF-8") from None
 
 
 def _lines(path: str, content: bytes) -> list[str]:

@@ -4,6 +4,10 @@ The file belongs to people and to their configuration management. So it is edite
 top-level members are found, a few characters are inserted, and all others stay. dockerd reads JSON without comments and
 trailing commas; a file that dockerd would refuse is refused here too.
 
+dockerd (26 and 28, ``dockerd --validate``) accepts more than the standard: a byte order mark, ``null`` in place of a
+list, an object or the whole document, and a name given twice. Of such a name the last value counts; the members of an
+object given twice are joined. So these files are kept, and the last member is edited.
+
 The caller keeps ``Added``, the list of the additions. So they can be taken out of a file that was edited meanwhile. A
 new key of daemon.json belongs here, with its removal.
 """
@@ -23,6 +27,7 @@ NAME = "daemon.json"
 MIRRORS, INSECURE, FEATURES = "registry-mirrors", "insecure-registries", "features"
 SNAPSHOTTER = "containerd-snapshotter"
 _SPACE = " \t\r\n"
+_MARK = "\ufeff"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +49,9 @@ def added(existing: str, targets: Iterable[Target], *, snapshotter: bool) -> tup
     A mirror without TLS that is not on loopback must also be in insecure-registries (Docker 26 and before).
     ``snapshotter`` switches the containerd image store on, because without it a node has no content for peers.
     """
-    text = existing if existing.strip() else "{}\n"
+    mark, text = _marked(existing)
+    if text.strip() in ("", "null"):
+        text = "{}\n"
     document = _parsed(text)
     targets = list(targets)
     known = {str(url).rstrip("/") for url in _list(document, MIRRORS)}
@@ -55,7 +62,9 @@ def added(existing: str, targets: Iterable[Target], *, snapshotter: bool) -> tup
         for target in targets
         if target.is_plain and not target.is_loopback and target.address not in allowed
     )
-    features = document.get(FEATURES, {})
+    features = document.get(FEATURES)
+    if features is None:
+        features = {}
     if not isinstance(features, dict):
         raise Unusable(f'"{FEATURES}" in it is not an object')
     switched = snapshotter and features.get(SNAPSHOTTER) is not True
@@ -63,36 +72,48 @@ def added(existing: str, targets: Iterable[Target], *, snapshotter: bool) -> tup
     text = _with_items(text, INSECURE, insecure)
     if switched:
         text = _with_feature(text)
-    return text, Added(mirrors, insecure, switched, switched and features.get(SNAPSHOTTER) is False)
+    return mark + text, Added(mirrors, insecure, switched, switched and features.get(SNAPSHOTTER) is False)
 
 
 def taken_out(text: str, before: Added) -> str:
     """``text`` without the additions ``before``. Raises Unusable."""
+    mark, text = _marked(text)
     document = _parsed(text)
     for key, items in ((MIRRORS, before.mirrors), (INSECURE, before.insecure)):
         listed = _list(document, key)
         if any(item in items for item in listed):
             left = [item for item in listed if item not in items]
-            text = _replaced(text, key, left) if left else _removed(text, key)
+            text = _replaced(text, key, left) if left or _members(text)[0][key].is_repeated else _removed(text, key)
     features = document.get(FEATURES)
     if before.snapshotter and isinstance(features, dict) and SNAPSHOTTER in features:
         rest = {name: value for name, value in features.items() if name != SNAPSHOTTER}
         if before.was_off:
             text = _with_feature(text, on=False)
         else:
-            text = _replaced(text, FEATURES, rest) if rest else _removed(text, FEATURES)
-    return text
+            is_repeated = _members(text)[0][FEATURES].is_repeated
+            text = _replaced(text, FEATURES, rest) if rest or is_repeated else _removed(text, FEATURES)
+    return mark + text
+
+
+def _marked(text: str) -> tuple[str, str]:
+    """The byte order mark of ``text``, or nothing, and the rest."""
+    return (_MARK, text[1:]) if text.startswith(_MARK) else ("", text)
 
 
 def _parsed(text: str) -> dict[str, Any]:
     def members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            raise Unusable("it has the same name twice")
+        found: dict[str, Any] = {}
+        for name, value in pairs:
+            before = found.get(name)
+            joined = isinstance(before, dict) and isinstance(value, dict)
+            found[name] = {**before, **value} if joined else value  # type: ignore[dict-item]
         return found
 
+    def constant(name: str) -> Any:
+        raise Unusable(f"it is not JSON: dockerd does not take {name} for a number")
+
     try:
-        document = json.loads(text, object_pairs_hook=members)
+        document = json.loads(text, object_pairs_hook=members, parse_constant=constant)
     except json.JSONDecodeError as exc:
         where = f"line {exc.lineno} column {exc.colno}"
         raise Unusable(
@@ -106,7 +127,9 @@ def _parsed(text: str) -> dict[str, Any]:
 
 
 def _list(document: dict[str, Any], key: str) -> list[Any]:
-    value = document.get(key, [])
+    value = document.get(key)
+    if value is None:
+        return []
     if not isinstance(value, list):
         raise Unusable(f'"{key}" in it is not a list')
     return value
@@ -114,15 +137,22 @@ def _list(document: dict[str, Any], key: str) -> list[Any]:
 
 @dataclass(frozen=True, slots=True)
 class _Member:
-    """A member of an object: the offsets of its name's start, its value's start and its value's end."""
+    """A member of an object: the offsets of its name's start, its value's start and its value's end.
+
+    ``is_repeated``: whether the object has the name before too; this is the last one, which counts.
+    """
 
     start: int
     value: int
     end: int
+    is_repeated: bool = False
 
 
 def _members(text: str, at: int = 0) -> tuple[dict[str, _Member], int, int]:
-    """The members of the object that begins at or after ``at``, and the offsets of its braces. ``text`` is valid."""
+    """The last member of each name in the object at or after ``at``, in order, and the offsets of its braces.
+
+    ``text`` is valid.
+    """
     opening = at = text.index("{", at)
     found: dict[str, _Member] = {}
     at = _after_space(text, at + 1)
@@ -131,7 +161,8 @@ def _members(text: str, at: int = 0) -> tuple[dict[str, _Member], int, int]:
         name, at = scanstring(text, at + 1)
         value = _after_space(text, text.index(":", at) + 1)
         _, at = JSONDecoder().raw_decode(text, value)
-        found[name] = _Member(start, value, at)
+        is_repeated = found.pop(name, None) is not None  # taken out, because the order is that of the last ones
+        found[name] = _Member(start, value, at, is_repeated)
         at = _after_space(text, at)
         if text[at] == ",":
             at = _after_space(text, at + 1)
@@ -151,6 +182,8 @@ def _with_items(text: str, key: str, items: tuple[str, ...]) -> str:
     members, _, _ = _members(text)
     if key not in members:
         return _with_member(text, key, json.dumps(list(items)))
+    if text[members[key].value] != "[":  # null
+        return _replaced(text, key, list(items))
     first = text.index("[", members[key].value) + 1
     content = _after_space(text, first)
     if text[content] == "]":
@@ -163,6 +196,8 @@ def _with_feature(text: str, *, on: bool = True) -> str:
     members, _, _ = _members(text)
     if FEATURES not in members:
         return _with_member(text, FEATURES, json.dumps({SNAPSHOTTER: on}))
+    if text[members[FEATURES].value] != "{":  # null
+        return _replaced(text, FEATURES, {SNAPSHOTTER: on})
     features, _, _ = _members(text, members[FEATURES].value)
     if SNAPSHOTTER in features:
         place = features[SNAPSHOTTER]
@@ -177,10 +212,9 @@ def _with_member(text: str, key: str, value: str, at: int = 0) -> str:
     if not members:
         inside = f"\n  {member}\n" if at == 0 else member
         return text[: opening + 1] + inside + text[closing:]
-    places = list(members.values())
-    before = places[-2].end if len(places) > 1 else opening
-    gap = text[before : places[-1].start].lstrip(_SPACE)[1:]  # the spaces after the brace or comma
-    return text[: places[-1].end] + "," + (gap or " ") + member + text[places[-1].end :]
+    last = list(members.values())[-1]
+    gap = text[len(text[: last.start].rstrip(_SPACE)) : last.start]  # the spaces after the brace or comma
+    return text[: last.end] + "," + (gap or " ") + member + text[last.end :]
 
 
 def _replaced(text: str, key: str, value: Any) -> str:

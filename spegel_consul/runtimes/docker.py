@@ -28,12 +28,19 @@ class NoDocker(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Docker:
-    """Answer of a Docker daemon; ``mirrors``: the URLs of the mirrors of docker.io."""
+    """Answer of a Docker daemon; ``mirrors``: the URLs of the mirrors of docker.io.
+
+    ``images``: how many it has. The URL of a proxy may have a password, so only its presence is kept.
+    """
 
     version: str
     image_store: bool
     root: Path
     mirrors: tuple[str, ...]
+    has_http_proxy: bool = False
+    has_https_proxy: bool = False
+    no_proxy: str = ""
+    images: int = 0
 
     @property
     def is_new_enough(self) -> bool:
@@ -56,6 +63,10 @@ def ask(sock: Path) -> Docker:
         ["driver-type", "io.containerd.snapshotter.v1"] in status,
         Path(info.get("DockerRootDir") or "/var/lib/docker"),
         tuple(str(url).rstrip("/") for url in config.get("Mirrors") or ()),
+        has_http_proxy=bool(info.get("HttpProxy")),
+        has_https_proxy=bool(info.get("HttpsProxy")),
+        no_proxy=str(info.get("NoProxy") or ""),
+        images=info.get("Images") or 0,
     )
 
 

@@ -101,6 +101,14 @@ def replaced(existing: str, registry: Registry, mirroring: Mirroring) -> str:
     return prepended(tomlkit.dumps(kept), registry, mirroring)
 
 
+@_shallow()
+def dropped(existing: str, mirroring: Mirroring) -> tuple[str, ...]:
+    """The hosts that ``replaced`` takes out of ``existing``. Raises Unusable."""
+    hosts = _parsed(existing).get("host", {})
+    ours = {target.url for target in mirroring.targets}
+    return tuple(str(url) for url in hosts if url not in ours) if isinstance(hosts, dict) else ()
+
+
 def _parsed(text: str) -> dict[str, object]:
     try:
         return tomllib.loads(text)

@@ -3,6 +3,9 @@
 Users write a registry in many forms (with or without scheme, with a port, in capitals, by another name of Docker Hub).
 Runtimes take the host of the image's name, letter for letter, as the name of a directory. So the forms are normalized
 here, and a new accepted form belongs here.
+
+A runtime with an HTTP proxy asks it for everything but loopback (net/http of Go), and a proxy in front of a mirror
+breaks pulls. So this node's registry is named by its loopback address wherever it listens there.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from urllib.parse import urlsplit
 from spegel_consul.oci.errors import NameInvalid
 from spegel_consul.oci.filters import registry_host
 from spegel_consul.oci.reference import check_registry
+from spegel_consul.peers import host_port
 
 DEFAULT = "_default"
 """The directory that runtimes read for registries without a directory of their own (containerd docs/hosts.md)."""
@@ -98,6 +102,23 @@ def parse_registries(texts: Iterable[str]) -> tuple[Registry, ...]:
 def parse_targets(texts: Iterable[str]) -> tuple[Target, ...]:
     """Each mirror once, in order. Raises ValueError with a clear message."""
     return tuple(dict.fromkeys(map(Target.parse, texts)))
+
+
+def own_mirror(bound: str, port: int) -> Target:
+    """The registry of this node, which listens on ``bound`` (empty for all interfaces) and ``port``.
+
+    Raises ValueError with a clear message for port 0.
+    """
+    if port == 0:
+        raise ValueError("--registry-addr has port 0, which no runtime can be told: give the registry's port")
+    try:
+        address = ipaddress.ip_address(bound or "0.0.0.0")  # noqa: S104
+    except ValueError:
+        return Target.parse(f"http://{bound}:{port}")
+    if address.is_unspecified:
+        # the registry takes IPv4 too on ":5000", and Linux does on "[::]:5000", unless the machine says otherwise
+        address = ipaddress.IPv4Address("127.0.0.1")
+    return Target(f"http://{host_port(str(address), port)}")
 
 
 def _bracketed(rest: str) -> str:

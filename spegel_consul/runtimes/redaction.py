@@ -27,7 +27,8 @@ def lines(text: str, *, is_json: bool = False) -> list[str]:
     """Lines of a hosts.toml or daemon.json, without values of headers, proxies, log drivers and users in URLs."""
     raw = text.splitlines()
     try:
-        secrets = set(_secrets(json.loads(text) if is_json else tomllib.loads(text), inside=False))
+        parsed = json.loads(text.removeprefix("\ufeff"), object_pairs_hook=_all) if is_json else tomllib.loads(text)
+        secrets = set(_secrets(parsed, inside=False))
     except (ValueError, RecursionError):
         return [_cut(line, ()) if line.strip() else line for line in raw]
     found = []
@@ -39,7 +40,20 @@ def lines(text: str, *, is_json: bool = False) -> list[str]:
         hide = any(secret in line for secret in secrets) or (bool(secrets) and "\\" in line)
         if hide or (inside and not is_table and line.strip()):
             line = _cut(line, secrets)
-        found.append(_USER.sub(rf"\1{_HIDDEN}@", line))
+        found.append(url(line))
+    return found
+
+
+def url(text: str) -> str:
+    """A URL without its user and password."""
+    return _USER.sub(rf"\1{_HIDDEN}@", text)
+
+
+def _all(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object with all values of a name that it has more than once, because each is in the text."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        found[name] = [found[name], value] if name in found else value
     return found
 
 

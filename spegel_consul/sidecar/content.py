@@ -28,6 +28,7 @@ from spegel_consul.registry.asgi_path import ContentApp
 from spegel_consul.registry.content_cache import ByteCache
 from spegel_consul.registry.fast_path import FastPath
 from spegel_consul.registry.mirror.mirror import Mirror
+from spegel_consul.registry.mirror.mirror_peers import MirrorParts
 from spegel_consul.registry.mirror.providers.provider_policy import PeerPolicy, any_node, one_of
 from spegel_consul.registry.mirror.trace import Trace, as_fields
 from spegel_consul.registry.plan import Planner
@@ -37,16 +38,14 @@ from spegel_consul.ring.net.libp2p_host import Libp2pHost
 from spegel_consul.ring.restartable import ReplaceableRouter
 from spegel_consul.ring.router import KadRouter
 from spegel_consul.runtimes.containerd_sockets import SocketSearch
-from spegel_consul.runtimes.pulls.node_runtimes import NodeRuntimes
 from spegel_consul.sidecar.prepare import PreparedNode
 from spegel_consul.sidecar.settings import Settings
 from spegel_consul.sidecar.stages import Runnable, Stages
 from spegel_consul.store import Store
-from spegel_consul.store.containerd.containerd_store import ContainerdStore
 from spegel_consul.store.inventory import CountedStore
 from spegel_consul.store.layout import LayoutStore
 from spegel_consul.store.union import UnionStore
-from spegel_consul.web import web_app
+from spegel_consul.web import monitoring
 from spegel_consul.web.node_views import Node, PreheatRules
 from spegel_consul.zerocopy.spool import SpoolSpace
 
@@ -73,7 +72,7 @@ async def start_content(
     socket_of = _containerd_socket(settings.containerd_sock)
     store = _store(settings, socket_of)
     resources.callback(node.router.close)
-    router = ReplaceableRouter(_router_maker(node))
+    router = ReplaceableRouter(_router_maker(settings, node))
     await stages.start("store", store.run)
     await stages.start("ring", router.run)
     await stages.start("announcer", _announcer(store, router))
@@ -94,9 +93,8 @@ async def start_content(
     resources.callback(peers.close)
     registries = CatalogRegistries()
     permits = one_of(registries.known) if settings.peer_policy is PeerPolicy.CATALOG else any_node
-    mirror = Mirror(
-        router, peers, metrics, settings.mirror, node.credentials, permits, SpoolSpace(settings.data_dir), store
-    )
+    spool_space = SpoolSpace(settings.data_dir)
+    mirror = Mirror(MirrorParts(router, peers, metrics, settings.mirror, node.credentials, permits, spool_space, store))
     await stages.start("following", mirror.run)
     view = Node(
         name=settings.node_name,
@@ -120,13 +118,17 @@ async def start_content(
     return Content(router, registries, view)
 
 
-def _router_maker(node: PreparedNode) -> Callable[[KadRouter | None], KadRouter]:
+def _router_maker(settings: Settings, node: PreparedNode) -> Callable[[KadRouter | None], KadRouter]:
     def make_router(before: KadRouter | None) -> KadRouter:
         # each generation listens on a copy of the socket, and closes only that
         advertise = (node.router_address, node.router_port)
         host = Libp2pHost(node.identity, bind=node.router.dup(), advertise=advertise, secondary=node.secondary)
         return KadRouter(
-            host, registry=(node.address, node.registry_port), secondary=node.secondary, successor_of=before
+            host,
+            registry=(node.address, node.registry_port),
+            secondary=node.secondary,
+            keeps_claims=settings.mirror.follow,
+            successor_of=before,
         )
 
     return make_router
@@ -136,7 +138,8 @@ async def _serve(settings: Settings, node: PreparedNode, stages: Stages, view: N
     """Serve the registry and the web port."""
     store, metrics, router = view.store, view.metrics, view.ring
     planner = Planner(store, settings.images, node.credentials, follow=settings.mirror.follow)
-    fast_path = FastPath(planner, store, mirror, ByteCache(), metrics)
+    cache = ByteCache(is_there=lambda digest: store.describe(digest) is not None)
+    fast_path = FastPath(planner, store, mirror, cache, metrics)
     others = build_app(view.problem, view.warnings)
     dial_back.add_to(others)
     identity.add_to(others, lambda: router.me)
@@ -147,7 +150,7 @@ async def _serve(settings: Settings, node: PreparedNode, stages: Stages, view: N
     if node.runtime is not None:
         await stages.serve("runtime", content, node.runtime, fast_path, only_own=True)
     # a short drain, because a client that follows events never ends its request
-    await stages.serve("web", web_app.build_app(view), node.metrics, limits=limits, drain_timeout=1.0)
+    await stages.serve("web", monitoring.build_app(view), node.metrics, limits=limits, drain_timeout=1.0)
     metrics.followers.set_function(lambda: len(mirror.followers))
     metrics.http_inflight.set_function(
         lambda: {
@@ -166,6 +169,8 @@ async def _serve(settings: Settings, node: PreparedNode, stages: Stages, view: N
 def _store(settings: Settings, socket_of: Callable[[], Path]) -> CountedStore:
     if settings.layout_path is not None:
         return LayoutStore(settings.layout_path, settings.images.accepts)
+    from spegel_consul.store.containerd.containerd_store import ContainerdStore
+
     stores = [
         ContainerdStore(
             socket_of,
@@ -182,6 +187,8 @@ def _store(settings: Settings, socket_of: Callable[[], Path]) -> CountedStore:
 def _preheat_rules(settings: Settings, socket_of: Callable[[], Path]) -> PreheatRules | None:
     if not settings.preheat:
         return None
+    from spegel_consul.runtimes.pulls.node_runtimes import NodeRuntimes
+
     runtimes = NodeRuntimes(
         socket_of,
         settings.containerd_namespaces,
@@ -204,6 +211,7 @@ def _announcer(store: Store, router: Router) -> Runnable:
             task_status.started()
             async for changed in changes:
                 await router.announce(changed.added, changed.removed)
+                del changed  # the first one has all keys of the node
 
     return announce
 

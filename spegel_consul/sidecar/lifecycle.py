@@ -20,7 +20,7 @@ import trio
 from spegel_consul import __version__
 from spegel_consul import log as log_level
 from spegel_consul.peers import RingError
-from spegel_consul.sidecar import watchdog
+from spegel_consul.sidecar import heap, watchdog
 from spegel_consul.sidecar.cluster import start_cluster
 from spegel_consul.sidecar.content import start_content
 from spegel_consul.sidecar.prepare import PreparedNode, StartError, log_findings, prepare
@@ -80,6 +80,7 @@ async def _start(
     tell_level = partial(log_level.follow_signal, lambda level: log.warning("log level changed", level=level))
     await stages.start("log level", tell_level)
     await start_cluster(settings, node, content, stages, resources)
+    await stages.start("heap", heap.keep_small)
 
 
 async def _cancel_at(event: trio.Event, scope: trio.CancelScope) -> None:

@@ -24,6 +24,7 @@ from spegel_consul.join.sources.nomad_api import NomadClient
 from spegel_consul.peers import RingError, host_port
 from spegel_consul.preflight import node_checks
 from spegel_consul.preflight.node_address import NoAddress, advertised
+from spegel_consul.preflight.subject import Subject
 from spegel_consul.ring.net.node_key import load_or_create
 from spegel_consul.runtimes.containerd_sockets import find_socket
 from spegel_consul.sidecar.settings import Settings
@@ -125,7 +126,7 @@ def _tls(settings: Settings, consul: ConsulClient | None) -> PeerTls | None:
 async def log_findings(settings: Settings, node: PreparedNode) -> None:
     """Log the findings of preflight about this node. The command ``preflight`` checks the runtimes' files."""
     sock = settings.containerd_sock or await in_thread(find_socket)
-    subject = node_checks.Subject(
+    subject = Subject(
         address=node.address,
         registry_port=node.registry_port,
         bound=settings.registry_addr.host,

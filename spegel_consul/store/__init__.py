@@ -13,9 +13,9 @@ suite runs against each implementation.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import trio
@@ -57,10 +57,20 @@ class Blob(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Downloads:
+    """The downloads of a runtime: ``growing``, with their present sizes in bytes, and those that have ``ended`` in the
+    last minutes, in success or not."""
+
+    growing: Mapping[Digest, int] = field(default_factory=dict)
+    ended: frozenset[Digest] = frozenset()
+
+
 class Store(Protocol):
     """What this node has.
 
-    Everything answers from memory but ``open``, ``downloading``, ``at_work``, ``run`` and iterating ``watch``.
+    Everything answers from memory but ``open``, ``downloading``, ``downloads``, ``at_work``, ``run`` and iterating
+    ``watch``.
     """
 
     @property
@@ -110,6 +120,10 @@ class Store(Protocol):
 
     def expect(self, digest: Digest) -> None:
         """Ask the runtime soon whether it has content, which it may have downloaded without being seen at it."""
+        ...
+
+    async def downloads(self) -> Downloads:
+        """All unfinished downloads of the runtime, by a look at the disk that begins now."""
         ...
 
     async def at_work(self) -> int | None:

@@ -14,7 +14,7 @@ import trio
 
 from spegel_consul.oci.descriptor import Descriptor
 from spegel_consul.oci.digest import Digest
-from spegel_consul.store import Changed, Image, inventory
+from spegel_consul.store import Changed, Downloads, Image, inventory
 from spegel_consul.store.blob_files import absent
 from spegel_consul.store.index import Index, everything
 from spegel_consul.store.inventory import Advertised, StoredImage
@@ -58,6 +58,10 @@ class IndexedStore:
         """Return None; a store whose runtime's downloads can be read overrides these methods."""
         await trio.lowlevel.checkpoint()
         return None
+
+    async def downloads(self) -> Downloads:
+        await trio.lowlevel.checkpoint()
+        return Downloads()
 
     def expect(self, digest: Digest) -> None:
         """Do nothing, because the index learns of all content by itself."""

@@ -17,7 +17,7 @@ import trio
 from spegel_consul.oci.descriptor import Descriptor
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import BlobUnknown
-from spegel_consul.store import Blob, Changed, Image, Store
+from spegel_consul.store import Blob, Changed, Downloads, Image, Store
 from spegel_consul.store.blob_files import absent
 from spegel_consul.store.inventory import Advertised, CountedStore, StoredImage
 from spegel_consul.store.watchers import Watchers
@@ -100,6 +100,15 @@ class UnionStore:
             if (found := await store.downloading(digest)) is not None:
                 return found
         return None
+
+    async def downloads(self) -> Downloads:
+        growing: dict[Digest, int] = {}
+        ended: set[Digest] = set()
+        for store in reversed(self._stores):  # the first store that has a download counts
+            downloads = await store.downloads()
+            growing.update(downloads.growing)
+            ended.update(downloads.ended)
+        return Downloads(growing, frozenset(ended - growing.keys()))
 
     def expect(self, digest: Digest) -> None:
         for store in self._stores:

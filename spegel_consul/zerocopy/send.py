@@ -19,7 +19,9 @@ import os
 import select
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 import trio
 
@@ -29,11 +31,18 @@ STALL = 60.0
 """Seconds without progress after which sending to a client fails."""
 
 _CHUNK = 4 << 20  # bytes of one sendfile call, well below a millisecond
+_ALONE = (
+    8 << 20
+)  # bytes of one call if there is no other transfer: 1 ms, 4 on a busy machine, because each call has a cost
 _PROBE = 256 << 10
-_SMALL = 1 << 20  # bytes of a file up to which probing costs more than it saves
+_TURN = 0.002  # seconds that all transfers together may send before other tasks run
 _WRITABLE_WITHIN = 20  # milliseconds that a thread waits for the socket
 _threads = trio.CapacityLimiter(64)
 _one_byte = [bytearray(1)]
+_active = 0  # transfers that send on the event loop now
+
+AT_ONCE = _CHUNK
+"""Bytes of the longest part of a file that one call sends while other connections wait."""
 
 
 class Truncated(Exception):
@@ -58,6 +67,16 @@ async def send_head(sock: trio.socket.SocketType, head: bytes) -> None:
     await send_bytes(sock, head[sent:])
 
 
+def _cork(sock: trio.socket.SocketType, on: bool) -> None:
+    """Make the kernel hold back a last, small packet, or send it.
+
+    The option, and not MSG_MORE, because Trio's send() makes a pass of the event loop, which costs more than the call.
+    """
+    # only a hint: the calls that send report the errors of a closed socket
+    with suppress(OSError):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, on)
+
+
 async def send_file(
     sock: trio.socket.SocketType, head: bytes, fd: int, start: int, stop: int, count: Callable[[int], object]
 ) -> None:
@@ -65,36 +84,95 @@ async def send_file(
 
     Raises Truncated, OSError, trio.TooSlowError or trio.ClosedResourceError.
     """
-    await send_head(sock, head)
-    out, reached, probed, cold = sock.fileno(), start, start, False
-    if stop - start <= _SMALL:
-        probed = stop
+    global _active
+    reached, probed, cold = start, start, False
+    _active += 1
     try:
+        if head:
+            _cork(sock, True)
+            await send_bytes(sock, head)
+        out, turn_ends = sock.fileno(), time.perf_counter() + _TURN / _active
         while reached < stop:
+            most = min(stop - reached, _ALONE if _active == 1 and not cold else _CHUNK)
             if reached >= probed and not cold:
-                probed = min(stop, reached + _CHUNK)
+                probed = reached + most
                 cold = not _resident(fd, reached, probed)
-            most = min(stop - reached, _CHUNK)
             try:
                 if cold:
+                    most = min(most, _CHUNK)
                     sent = await _cold(out, fd, reached, most)
                 else:
                     sent = os.sendfile(out, fd, reached, most)
             except BlockingIOError:
-                with trio.fail_after(STALL):
-                    await trio.lowlevel.wait_writable(sock)
-                continue
+                sent = -1
             if sent == 0:
                 raise Truncated
-            reached += sent
+            reached += max(sent, 0)
             if sent < most:
                 # the socket is full, and other tasks run while this one waits for it
                 with trio.fail_after(STALL):
                     await trio.lowlevel.wait_writable(sock)
-            elif reached < stop:
+            elif reached < stop and time.perf_counter() >= turn_ends:
                 await trio.lowlevel.checkpoint()
+            else:
+                continue
+            turn_ends = time.perf_counter() + _TURN / _active
     finally:
+        _active -= 1
         count(reached - start)
+        if head:
+            _cork(sock, False)
+
+
+class FileAnswer:
+    """An answer whose body is a part of a file: ``head`` and the bytes ``[start, stop)`` of ``fd``.
+
+    :meth:`send_now` sends it without a task if the client reads and the file's pages are in memory; :meth:`send_rest`
+    sends the rest. :meth:`close` closes ``fd``, and calls ``ended`` with the number of the file's bytes that were sent.
+    """
+
+    __slots__ = ("_ended", "_fd", "_head", "_reached", "_start", "_stop")
+
+    def __init__(self, head: bytes, fd: int, start: int, stop: int, ended: Callable[[int], object]) -> None:
+        self._head = head
+        self._fd = fd
+        self._start = self._reached = start
+        self._stop = stop
+        self._ended = ended
+
+    def send_now(self, sock: trio.socket.SocketType) -> bool:
+        """Send the bytes that the socket takes without waiting; return whether these are all.
+
+        Sends nothing if the file's pages are not in memory. Raises Truncated or OSError.
+        """
+        if not _resident(self._fd, self._start, self._stop):
+            return False
+        _cork(sock, True)
+        out = sock.fileno()
+        try:
+            self._head = self._head[os.write(out, self._head) :]
+            if not self._head:
+                sent = os.sendfile(out, self._fd, self._start, self._stop - self._start)
+                if sent == 0:
+                    raise Truncated
+                self._reached += sent
+        except BlockingIOError:
+            return False
+        finally:
+            _cork(sock, False)
+        return self._reached == self._stop
+
+    async def send_rest(self, sock: trio.socket.SocketType) -> None:
+        """Send the rest. Raises Truncated, OSError, trio.TooSlowError or trio.ClosedResourceError."""
+        await send_file(sock, self._head, self._fd, self._reached, self._stop, self._count)
+
+    def _count(self, sent: int) -> None:
+        self._reached += sent
+
+    def close(self) -> None:
+        """Close the file; the answer has ended."""
+        os.close(self._fd)
+        self._ended(self._reached - self._start)
 
 
 async def _cold(out: int, fd: int, start: int, count: int) -> int:

@@ -1,9 +1,9 @@
 """Sending a file that somebody else still writes, as it grows.
 
-The bytes that are there go out like those of any file, by the outlet, in pieces of at most 2 MiB. Then the size is
-asked every 10 ms, and every 50 ms while the file does not grow, which costs one fstat(2). A notification of the kernel
-(inotify) would come 0.35 ms after the write, but containerd writes a MiB at a time, so a poll adds little to the wait
-and needs no watch that can be lost.
+The bytes that are there go out like those of any file, by the outlet, in pieces of at most 2 MiB. Then the task waits
+until the file has grown (:mod:`spegel_consul.zerocopy.growth`). A notification of the kernel (inotify) would come
+0.35 ms after the write, but containerd writes a MiB at a time, so a poll adds little to the wait and needs no watch
+that can be lost.
 
 A piece is larger than a MiB where the file is far ahead, because :mod:`spegel_consul.zerocopy.send` tests only such
 pieces for pages that are not in memory; bytes that were written a moment ago are.
@@ -25,13 +25,9 @@ import trio
 
 from spegel_consul.peers import PeerError
 from spegel_consul.zerocopy.growing_file import GrowingFile
+from spegel_consul.zerocopy.growth import Growth
 from spegel_consul.zerocopy.outlet import Outlet
 from spegel_consul.zerocopy.position import Position
-
-POLL = 0.01
-"""Seconds between two looks at the size."""
-
-_SLOW_POLL = 0.05  # the same, after a second without growth
 
 STALL = 7.0
 """Seconds without growth after which the file is given up; an upstream of 150 KiB/s fills a MiB in this time."""
@@ -51,12 +47,14 @@ async def send_growing(
     count: Callable[[int], object],
     check_client: Callable[[], object] = lambda: None,
     in_chain: Callable[[], bool] = lambda: False,
+    growth: Growth | None = None,
 ) -> None:
     """Send the bytes of ``file`` that ``position`` lacks; its byte 0 is the byte ``start`` of the file.
 
     ``count`` is called with the number of bytes of each piece that was sent, also of a piece that failed.
     ``check_client`` raises OSError if the client has left. ``in_chain`` tells whether the file's writer gets the bytes
-    from another growing file now; when that ends, the time without growth counts anew.
+    from another growing file now; when that ends, the time without growth counts anew. ``growth`` is shared with other
+    transfers.
     Raises PeerError, Truncated if the file became shorter, or what the outlet raises.
     """
 
@@ -64,6 +62,7 @@ async def send_growing(
         position.gave(sent)
         count(sent)
 
+    growth = growth or Growth()
     since = checked = trio.current_time()
     seen, chained = -1, False
     while not position.whole:
@@ -84,7 +83,7 @@ async def send_growing(
         now = trio.current_time()
         if size != seen:
             seen, since = size, now
-        if now - checked >= _CHECK:
+        if now >= checked + _CHECK:
             checked = now
             check_client()
             before, chained = chained, in_chain()
@@ -93,9 +92,9 @@ async def send_growing(
             if _abandoned(file):
                 raise PeerError(f"was given up by its writer after {size} bytes")
         stall = CHAIN_STALL if chained else STALL
-        if now - since >= stall:
+        if now >= since + stall:
             raise PeerError(f"did not grow for {stall:g} s", hung=True)
-        await trio.sleep(POLL if now - since < 1 else _SLOW_POLL)
+        await growth.wait(file, size, since, min(checked + _CHECK, since + stall))
 
 
 def _abandoned(file: GrowingFile) -> bool:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
+from lab.cli_commands import command
 from lab.process import HANG
 
 from spegel_consul import __version__, cli
@@ -31,7 +34,23 @@ def spegel(*arguments: str, env: dict[str, str] | None = None) -> subprocess.Com
 def test_version() -> None:
     done = spegel("version")
     assert done.returncode == 0
-    assert done.stdout.startswith(f"spegel-consul {__version__} ")
+    assert done.stdout == f"spegel-consul {__version__} (Python {platform.python_version()}, trio {trio.__version__})\n"
+    assert spegel("--version").stdout == done.stdout
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_a_summary_is_the_first_sentence_of_the_help(name: str) -> None:
+    assert cli.COMMANDS[name].summary == command(name).get_short_help_str(limit=1000)
+    assert command(name).name == name
+
+
+def test_names_and_flags_are_completed() -> None:
+    def completed(words: str, at: int) -> list[str]:
+        asked = {"_SPEGEL_CONSUL_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(at)}
+        return spegel(env=asked).stdout.split()
+
+    assert completed("spegel-consul cl", 1) == ["plain,cleanup", "plain,cleanup-wait"]
+    assert "plain,--node" in completed("spegel-consul status --", 2)
 
 
 def test_help_names_every_flag_and_variable() -> None:
@@ -147,7 +166,7 @@ def parsed(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Settings:
     def run(function: Any, settings: Settings) -> None:
         taken.append(settings)
 
-    monkeypatch.setattr(cli.trio, "run", run)
+    monkeypatch.setattr("trio.run", run)
     monkeypatch.setattr("spegel_consul.sidecar.watchdog.become_guarded", lambda silence: -1)
     monkeypatch.setattr("signal.signal", lambda number, handler: None)
     cli.cli.main(["registry", *arguments], standalone_mode=False)

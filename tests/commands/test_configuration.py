@@ -108,6 +108,7 @@ def test_spegels_flags_and_variables(node: Node, monkeypatch: pytest.MonkeyPatch
         "MIRROR_TARGETS": f"{TARGET} http://spegel.service.consul:5000",
         "RESOLVE_TAGS": "false",
         "PREPEND_EXISTING": "true",
+        "REGISTRY_ADDR": "10.0.0.7:5000",
         "RUNTIME": "containerd",
         "BASIC_AUTH_FILE": str(node.root / "secret"),
     }
@@ -122,12 +123,48 @@ def test_spegels_flags_and_variables(node: Node, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
+    ("words", "target"),
+    [
+        ([], "http://127.0.0.1:5000"),
+        (["--registry-addr=:5050"], "http://127.0.0.1:5050"),
+        (["--registry-addr=10.0.0.8:5000"], "http://10.0.0.8:5000"),
+        ([f"--mirror-targets={TARGET}"], TARGET),
+    ],
+)
+def test_the_mirror_of_this_node_is_at_loopback(node: Node, words: list[str], target: str) -> None:
+    """Go asks an HTTP proxy for all other addresses, also for the node's own."""
+    done = node.run("configuration", "--runtime=containerd", "--runtime=docker-daemon", *words)
+    assert done.returncode == 0, done.stderr
+    assert f'[host."{target}"]' in (node.certs / "_default/hosts.toml").read_text()
+    assert json.loads(node.daemon.read_text())["registry-mirrors"] == [target]
+
+
+def test_a_mirror_for_all_registries_stays(node: Node) -> None:
+    """The site has no way out but its own mirror, so a node that has the image nowhere must still ask that one."""
+    path = node.certs / "_default/hosts.toml"
+    path.parent.mkdir(parents=True)
+    site = 'server = "http://me:s3cret@site"\n\n[host."http://me:s3cret@site"]\n  capabilities = ["pull"]\n'
+    path.write_text(site)
+    done = node.configure("--runtime=containerd")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert path.read_text().index(TARGET) < path.read_text().index('[host."http://me:s3cret@site"]')
+    for words in (["--replace-existing"], ["--prepend-existing=false"]):
+        done = node.configure("--runtime=containerd", *words)
+        assert done.returncode == 0
+        assert '[host."http://me:s3cret@site"]' not in path.read_text()
+        assert f"note: {path} no longer names http://…@site: cleanup brings it back" in done.stderr
+    assert node.run("cleanup").returncode == 0
+    assert path.read_text() == site
+
+
+@pytest.mark.parametrize(
     ("words", "expected", "status"),
     [
         (["--mirror-targets=10.0.0.7:5000"], "must look like http://10.0.0.7:5000", 2),
         (["--mirrored-registries=ghcr.io/team"], "'ghcr.io/team' must look like", 2),
         (["--runtime=podman"], "'--runtime'", 2),
         (["--basic-auth-file=/nowhere"], "--basic-auth-file /nowhere can't be read", 2),
+        (["--prepend-existing", "--replace-existing"], "exclude each other", 2),
         (["--runtime=auto"], "neither containerd nor Docker was found", 1),
     ],
 )
@@ -168,9 +205,10 @@ class Docker(ThreadingUnixStreamServer):
 
     daemon_threads = True
 
-    def __init__(self, sock: Path, version: str, image_store: bool) -> None:
+    def __init__(self, sock: Path, version: str, image_store: bool, **more: str) -> None:
         driver = ["driver-type", "io.containerd.snapshotter.v1"] if image_store else ["Backing Filesystem", "extfs"]
-        body = json.dumps({"ServerVersion": version, "DriverStatus": [driver], "DockerRootDir": "/x"}).encode()
+        info = {"ServerVersion": version, "DriverStatus": [driver], "DockerRootDir": "/x", **more}
+        body = json.dumps(info).encode()
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
@@ -205,6 +243,16 @@ def test_auto_writes_what_this_docker_reads(node: Node, version: str, image_stor
     assert done.returncode == 0, done.stderr
     written = {name for name in node.files() if "_backup" not in name} - {"docker.sock"}
     assert written == files
+
+
+def test_a_docker_behind_a_proxy_is_noted(node: Node) -> None:
+    with Docker(node.sock, "28.5.2", True, HttpProxy="http://me:s3cret@proxy:3128", NoProxy="localhost") as docker:
+        done = node.configure("--dry-run")
+        own = node.run("configuration", "--dry-run")
+        docker.shutdown()
+    assert f"note: docker has an HTTP proxy and no exception for {TARGET}" in done.stderr
+    assert "s3cret" not in done.stderr + done.stdout
+    assert (own.returncode, own.stderr) == (0, "")
 
 
 def test_cleanup_wait(node: Node) -> None:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import inspect
 import re
-import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
+from lab.cli_commands import command, commands
 
-from spegel_consul.cli import cli
+from spegel_consul.commands import registry
 from spegel_consul.commands.registry import _settings
 
 REQUIRED = {
@@ -61,19 +60,12 @@ class Setting:
         return self.command.make_context(name, [*words, *arguments]).params[self.option.name]
 
 
-def commands(group: click.Group) -> Iterator[click.Command]:
-    for command in group.commands.values():
-        yield command
-        if isinstance(command, click.Group):
-            yield from commands(command)
-
-
 def settings() -> list[Setting]:
     """All options that have a variable."""
     found = [
-        Setting(command, option)
-        for command in commands(cli)
-        for option in command.params
+        Setting(each, option)
+        for each in commands()
+        for option in each.params
         if isinstance(option, click.Option) and option.envvar is not None
     ]
     assert len(found) >= 60
@@ -105,9 +97,9 @@ def test_the_name_is_one_that_a_shell_can_set(setting: Setting) -> None:
 
 
 def test_no_two_options_of_a_command_share_a_variable() -> None:
-    for command in commands(cli):
-        names = [str(each.option.envvar) for each in settings() if each.command is command]
-        assert len(names) == len(set(names)), command.name
+    for each in commands():
+        names = [str(setting.option.envvar) for setting in settings() if setting.command is each]
+        assert len(names) == len(set(names)), each.name
 
 
 @pytest.mark.parametrize("setting", [each for each in settings() if not is_boolean(each.option)], ids=str)
@@ -157,17 +149,17 @@ def test_clients_are_verified_where_the_environment_says_so(monkeypatch: pytest.
         "VERIFY_CLIENTS": "true",
     }.items():
         monkeypatch.setenv(f"TLS_{name}", value)
-    given = cli.commands["registry"].make_context("registry", []).params
+    given = command("registry").make_context("registry", []).params
     tls = _settings(given).tls
     assert tls is not None
     assert tls.verify_clients
 
 
-@pytest.mark.parametrize("command", list(commands(cli)), ids=lambda command: str(command.name))
-def test_each_option_is_used(command: click.Command) -> None:
-    assert command.callback is not None
-    named = inspect.signature(inspect.unwrap(command.callback)).parameters
-    folder = Path(inspect.getfile(sys.modules[cli.commands["registry"].callback.__module__])).parent  # type: ignore[union-attr]
+@pytest.mark.parametrize("each", commands(), ids=lambda each: str(each.name))
+def test_each_option_is_used(each: click.Command) -> None:
+    assert each.callback is not None
+    named = inspect.signature(inspect.unwrap(each.callback)).parameters
+    folder = Path(inspect.getfile(registry)).parent
     source = "".join(path.read_text() for path in sorted(folder.glob("*.py")))
-    for option in command.params:
+    for option in each.params:
         assert option.name in named or f'given["{option.name}"]' in source, option.name

@@ -13,6 +13,7 @@ import trio
 from lab.process import HANG
 
 from spegel_consul.oci.digest import Digest
+from spegel_consul.store import Downloads as AllDownloads
 from spegel_consul.store import Store
 from spegel_consul.zerocopy.growing_file import GrowingFile
 
@@ -119,6 +120,15 @@ class DownloadSuite:
         await first.grow(MIB)
         assert await _becomes(downloads.store, MIB)
 
+    async def test_all_downloads_are_told_with_their_sizes(self, downloads: Downloads) -> None:
+        assert await downloads.store.downloads() == AllDownloads()
+        first, second = await downloads.begin(BODY), await downloads.begin(BODY[::-1])
+        await first.grow(MIB)
+        assert await _tells(downloads.store, AllDownloads({first.digest: MIB, second.digest: 0}))
+        await first.commit()
+        await second.abort()
+        assert await _tells(downloads.store, AllDownloads({}, frozenset({first.digest, second.digest})))
+
     @pytest.mark.parametrize("size", [0, MIB])
     async def test_two_readers_have_files_of_their_own(self, downloads: Downloads, size: int) -> None:
         download = await downloads.begin(BODY)
@@ -132,6 +142,14 @@ class DownloadSuite:
 async def _becomes(store: Store, wanted: int | None) -> bool:
     with trio.move_on_after(HANG):
         while await store.at_work() != wanted:
+            await trio.sleep(0.02)
+        return True
+    return False
+
+
+async def _tells(store: Store, wanted: AllDownloads) -> bool:
+    with trio.move_on_after(HANG):
+        while await store.downloads() != wanted:
             await trio.sleep(0.02)
         return True
     return False

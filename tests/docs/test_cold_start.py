@@ -56,6 +56,7 @@ LIMITS: list[tuple[Any, str]] = [
     (group_claim.CLAIM_WITHIN, "up to {} s for a keeper"),
     (source_search.FIRST_BYTE, "up to {} s for a source's first byte"),
     (followers.WAIT, "the source waits up to {} s"),
+    (source_search.SILENT, "sends not even those for {} s hangs"),
     (held_bodies.GROWING_STALL, "sends nothing for {} s"),
     (claim_forest.SLOW_CLAIMER / (1 << 20), "gets less than {} MiB/s"),
     (claim_forest.KEEPS_UP / (1 << 20), "lags more than {} MiB"),
@@ -73,10 +74,10 @@ def test_the_time_in_which_a_download_is_shown() -> None:
     assert "in the last ten minutes" in " ".join(PAGE.split())
 
 
-def test_each_job_has_the_variable_and_it_is_off() -> None:
+def test_each_job_has_the_variable_and_it_is_on() -> None:
     jobs = sorted((ROOT / "jobs").glob("spegel*.nomad.hcl"))
     assert len(jobs) == 5
     for path in jobs:
         text = path.read_text()
-        assert re.search(r'variable "follow" \{\s+type\s+= string\s+default\s+= "off"', text), path.name
+        assert re.search(r'variable "follow" \{\s+type\s+= string\s+default\s+= "on"', text), path.name
         assert '"--follow=${var.follow}"' in text, path.name

@@ -26,6 +26,7 @@ from spegel_consul.registry.asgi_path import ContentApp
 from spegel_consul.registry.content_cache import ByteCache
 from spegel_consul.registry.fast_path import FastPath
 from spegel_consul.registry.mirror.mirror import Mirror
+from spegel_consul.registry.mirror.mirror_peers import MirrorParts
 from spegel_consul.registry.plan import Planner
 from spegel_consul.registry.registry_app import build_app
 
@@ -66,7 +67,7 @@ async def _compare(data: bytes) -> None:
 async def _answers(data: bytes, directory: Path, patience: float, *, short: bool) -> bytes:
     store, metrics, client = FileStore(directory), Metrics(), PeerClient()
     store.add_content(BLOB)
-    mirror = Mirror(ListRouter(), client, metrics)  # type: ignore[arg-type]
+    mirror = Mirror(MirrorParts(ListRouter(), client, metrics))  # type: ignore[arg-type]
     planner = Planner(store, ImageFilter())
     app = ContentApp(build_app(lambda: None), planner, store, mirror, metrics)  # type: ignore[arg-type]
     fast_path = FastPath(planner, store, mirror, ByteCache(1 << 20), metrics) if short else None

@@ -21,7 +21,7 @@ from spegel_consul.consul.api import transport
 from spegel_consul.consul.api.client import ConsulClient
 from spegel_consul.consul.api.consul_errors import ConsulError, error_for
 from spegel_consul.consul.api.consul_settings import ConsulSettings
-from spegel_consul.http import bounded_client
+from spegel_consul.http import answer_bounds
 from spegel_consul.join.polled import SourceError
 from spegel_consul.join.sources import nomad_api
 from spegel_consul.join.sources.http_document import HttpSource
@@ -339,8 +339,8 @@ async def test_what_is_decoded_takes_a_few_times_the_limit(
 ) -> None:
     row = SHAPES[shape]
     written = [row % number if b"%" in row else row for number in range(nomad_api.MAX_BYTES // len(row))]
-    dense = bounded_client.EXPANSION * nomad_api.MAX_BYTES
-    per_row = len(row) + sum(each * row.count(mark) for mark, each in bounded_client.OBJECTS.items())
+    dense = answer_bounds.EXPANSION * nomad_api.MAX_BYTES
+    per_row = len(row) + sum(each * row.count(mark) for mark, each in answer_bounds.OBJECTS.items())
     seen = []
     for rows in (len(written) - 1, min(len(written), dense // per_row) - 2000):  # all that fits, and what is taken
         body = b"[" + b"".join(written[:rows])[: nomad_api.MAX_BYTES - 100] + b"0]"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spegel_consul.http.response_head import MAX_HEAD, Reply, ReplyError, _parse_any, parse_reply
+from spegel_consul.http.response_head import MAX_HEAD, Reply, ReplyError, _parse_any, parse_reply, without_interim
 
 TOKEN = st.text("abcxyzABC019-_", min_size=1, max_size=8)
 VALUE = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), max_size=12)
@@ -35,6 +35,24 @@ def test_how_the_body_is_framed(fields: bytes, method: str, length: int, reusabl
     reply = parse_reply(b"HTTP/1.1 200 OK\r\n" + fields + b"\r\n", method)
     assert reply is not None
     assert (reply.length, reply.reusable) == (length, reusable)
+
+
+@pytest.mark.parametrize(
+    ("data", "left", "count"),
+    [
+        (
+            b"HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 102 \r\nx: y\r\n\r\nHTTP/1.1 200 OK\r\n",
+            b"HTTP/1.1 200 OK\r\n",
+            2,
+        ),
+        (b"HTTP/1.1 103 X\r\n\r\n", b"", 1),
+        (b"HTTP/1.1 103 X\r\nlink: y\r\n", b"HTTP/1.1 103 X\r\nlink: y\r\n", 0),
+        (b"HTTP/1.1 101 X\r\n\r\n", b"HTTP/1.1 101 X\r\n\r\n", 0),
+        (b"HTTP/1.1 200 X\r\n\r\nHTTP/1.1 103 X\r\n\r\n", b"HTTP/1.1 200 X\r\n\r\nHTTP/1.1 103 X\r\n\r\n", 0),
+    ],
+)
+def test_complete_interim_answers_are_cut_off(data: bytes, left: bytes, count: int) -> None:
+    assert without_interim(data) == (left, count)
 
 
 def test_bytes_behind_the_body_spoil_the_connection() -> None:

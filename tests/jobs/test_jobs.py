@@ -12,10 +12,11 @@ from typing import Any
 import click
 import pygohcl
 import pytest
+from lab.cli_commands import command, commands
 
 from spegel_consul import __version__
-from spegel_consul.cli import cli
 from spegel_consul.commands import registry
+from spegel_consul.runtimes import docker
 
 ROOT = Path(__file__).parents[2]
 JOBS = sorted((ROOT / "jobs").glob("*.nomad.hcl"))
@@ -144,10 +145,14 @@ def test_there_is_time_to_leave(path: Path) -> None:
 def test_every_flag_and_every_variable_is_ours(path: Path) -> None:
     document = load(path)
     for task in tasks(path):
-        given = [word for word in task["config"]["args"] if word not in ("-m", "spegel_consul")]
+        given = [word for word in listed(task["config"]["args"]) if word not in ("-m", "spegel_consul")]
         words = [filled(word, document) for word in given]
-        command = cli.commands[words[0]]
-        context = command.make_context(words[0], words[1:])
+        found = command(words[0])
+        context = found.make_context(words[0], words[1:])
+        if words[0] == "configuration":
+            assert [target for targets in context.params["mirror_targets"] for target in targets] == [
+                "http://127.0.0.1:5000"
+            ]
         if words[0] == "registry":
             settings = registry._settings(context.params)
             assert settings.registry_addr.port == 5000
@@ -156,19 +161,42 @@ def test_every_flag_and_every_variable_is_ours(path: Path) -> None:
             assert name in OURS, f"{path.name}: {name} means nothing to us"
 
 
+def listed(value: str | list[str]) -> list[str]:
+    """The words of a list, or of the first list of ``concat([…], …)``, whose others are empty by default."""
+    if isinstance(value, list):
+        return value
+    assert value.startswith("concat(["), value
+    words: list[str] = []
+    at = len("concat([")
+    while (sign := value[at]) != "]":
+        at += 1
+        if sign != '"':
+            continue
+        begin, depth = at, 0
+        while depth or value[at] != '"':
+            depth += value.startswith("${", at) - (value[at] == "}")
+            at += 1
+        words.append(value[begin:at])
+        at += 1
+    return words
+
+
 CONSUL = re.findall(r'"(CONSUL_[A-Z_]+)"', (ROOT / "spegel_consul/consul/api/consul_settings.py").read_text())
-FLAGS = [
-    param.envvar for command in cli.commands.values() for param in command.params if isinstance(param, click.Option)
-]
+FLAGS = [param.envvar for each in commands() for param in each.params if isinstance(param, click.Option)]
 OURS = {*CONSUL, *filter(None, FLAGS), "PYTHONPATH"}
 
 
 def filled(word: str, document: dict[str, Any]) -> str:
     """A word of a command line, as the task will see it."""
-    if word.startswith("--runtime=%{"):
+    if word.startswith("--runtime="):
+        assert "var.runtime" in word
         return "--runtime=docker"
     for name, value in {**defaults(document), **RUNTIME}.items():
-        word = word.replace(f'join(",", {name})', value).replace(f"${{{name}}}", value)
+        word = (
+            word.replace(f'${{join(",", {name})}}', value)
+            .replace(f'join(",", {name})', value)
+            .replace(f"${{{name}}}", value)
+        )
         word = re.sub(rf"(?<![\w.]){re.escape(name)}(?![\w.])", value, word)
     assert not re.search(r"\bvar\.|NOMAD_|attr\.|node\.", word), word
     return word
@@ -188,15 +216,20 @@ def defaults(document: dict[str, Any]) -> dict[str, str]:
 def test_every_variable_is_declared_and_used(path: Path) -> None:
     text = path.read_text()
     used = set(re.findall(r"\bvar\.(\w+)", text))
-    assert used == set(load(path)["variable"])
-    for name, variable in load(path)["variable"].items():
-        assert "default" in variable or name in ("artifact", "artifact_checksum"), name
+    declared = load(path)["variable"]
+    unused = {
+        name for name, variable in declared.items() if variable.get("description", "").startswith("Not used here")
+    }
+    assert used | unused == set(declared)
+    assert not used & unused
+    for name, variable in declared.items():
+        assert "default" in variable or name in ("artifact", "artifact_checksum", "image"), name
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "jobs/vars").glob("*.hcl")), ids=lambda path: path.stem)
-def test_variable_files_fit_the_jobs_that_mount_directories(path: Path) -> None:
+def test_variable_files_fit_all_jobs_but_the_one_with_volumes_of_the_clients(path: Path) -> None:
     given = set(pygohcl.loads(path.read_text()))
-    for job in MIRRORS:
+    for job in JOBS:
         if "spegel-exec" not in job.name:
             assert given <= set(load(job)["variable"]), job.name
 
@@ -204,7 +237,7 @@ def test_variable_files_fit_the_jobs_that_mount_directories(path: Path) -> None:
 def test_the_policy_allows_the_variable_that_the_job_locks() -> None:
     (flag,) = [
         word
-        for word in tasks(ROOT / "jobs/spegel-nomad-native.nomad.hcl")[0]["config"]["args"]
+        for word in listed(tasks(ROOT / "jobs/spegel-nomad-native.nomad.hcl")[0]["config"]["args"])
         if word.startswith("--nomad-variable=")
     ]
     policy = pygohcl.loads((ROOT / "jobs/acl/spegel-variable.hcl").read_text())
@@ -219,10 +252,42 @@ def test_no_job_without_consul_speaks_of_it() -> None:
 
 
 @name_of
-def test_the_image_is_that_of_this_version(path: Path) -> None:
-    image = load(path)["variable"].get("image")
-    if image is not None:
-        assert image["default"].rpartition(":")[2] == __version__
+def test_no_image_is_named_that_nobody_has_published(path: Path) -> None:
+    """Of the image that is built from here there is no public copy, so a default would fail on each node."""
+    assert "default" not in load(path)["variable"].get("image", {})
+    assert "ghcr.io" not in path.read_text()
+
+
+@name_of_mirror
+def test_an_operator_can_change_what_differs_between_clusters(path: Path) -> None:
+    (job,) = load(path)["job"].values()
+    assert (job["priority"], job["update"]["max_parallel"]) == ("var.priority", "var.max_parallel")
+    declared = load(path)["variable"]
+    for name in ("priority", "max_parallel", "metrics_port"):
+        assert declared[name]["type"] == "number"
+    assert group(path)["network"]["port"]["metrics"]["static"] == "var.metrics_port"
+    (task,) = [task for task in tasks(path) if "lifecycle" not in task]
+    assert task["config"]["args"].endswith("var.extra_args)")
+    if task["driver"] == "docker":
+        assert task["config"]["ulimit"] == {"nofile": "var.nofile"}
+        assert declared["nofile"]["default"] == "65536:65536"
+        assert "/etc/spegel:ro" in task["config"]["volumes"]
+
+
+@pytest.mark.parametrize("name", ["configure", "spegel"])
+def test_where_docker_reads_hosts_toml_it_is_new_enough(name: str) -> None:
+    constraint = group(ROOT / f"jobs/{name}.nomad.hcl")["dynamic"]["constraint"]
+    assert constraint["content"] == {
+        "attribute": "attr.driver.docker.version",
+        "operator": "version",
+        "value": f">= {docker._FIRST_WITH_HOSTS}.0.0",
+    }
+
+
+def test_the_readmes_version_is_this_one() -> None:
+    for page in ("README.md", "jobs/README.md"):
+        for version in re.findall(r"registry\.example\.com/spegel:([\d.]+)", (ROOT / page).read_text()):
+            assert version == __version__
 
 
 @name_of

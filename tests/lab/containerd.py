@@ -89,6 +89,8 @@ class Containerd:
         self.certs_d = directory / "certs.d"
         self.content_path = directory / "root/io.containerd.content.v1.content"
         self.process: Process | None = None
+        self.env: dict[str, str] = {}
+        """Its environment from the next start on, beside PATH."""
         self._docker_io = docker_io
         self._name = f"containerd {version} on n{port.index}"
         self._dir = directory
@@ -105,7 +107,7 @@ class Containerd:
             self._name,
             self._docker_io.believed(argv) if self._docker_io is not None else argv,
             log_path=self._dir / "containerd.log",
-            env={"PATH": parts.path(binary, parts.runc())},
+            env={"PATH": parts.path(binary, parts.runc()), **self.env},
             private_mounts=True,
         )
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shlex
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from typing import Any
 from lab import parts
 from lab.cluster import Node
 from lab.process import Failed, Process
+
+from spegel_consul import __version__
 
 BINARY = Path(os.environ.get("NOMAD", ""))
 IMAGE = "ghcr.io/spegel-consul/spegel-consul"
@@ -67,7 +70,11 @@ class Machine:
     def __init__(self, node: Node, server: Node, *, acl: bool = False) -> None:
         self.node = node
         self.docker = node.add_docker("28", installed=True)
-        self.env: dict[str, str] = {}
+        self.env: dict[str, str] = {
+            "NOMAD_VAR_image": f"{IMAGE}:{__version__}",
+            # a machine of tests may not let root raise it
+            "NOMAD_VAR_nofile": "{}:{}".format(*resource.getrlimit(resource.RLIMIT_NOFILE)),
+        }
         """Of the commands that are run here."""
         self._dir = node.dir / "nomad"
         (self._dir / "bin").mkdir(parents=True)

@@ -68,7 +68,7 @@ def test_what_the_pages_tell_people_to_type(machines, record_property, tmp_path:
     run_job(machine, line.replace(example, name), documents.ROOT)
     assert name in docker.images(), "Docker has pulled it"
     written = docker.certs_d / "_default/hosts.toml"
-    assert f'[host."http://{node.ip}:5000"]' in written.read_text()
+    assert '[host."http://127.0.0.1:5000"]' in written.read_text()
     app = build(tmp_path / "app", "docker.io/library/app:v1", [MIB])
     docker.docker("load", "-i", app.tar)
     tutorial = (documents.ROOT / "README.md").read_text().partition("### Without Nomad")[0]

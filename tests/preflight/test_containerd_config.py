@@ -3,9 +3,10 @@ from pathlib import Path
 import pytest
 
 from spegel_consul.endpoints.check import Check, Status
-from spegel_consul.preflight.containerd_config import CriSettings, Unreadable, checks_of, load
+from spegel_consul.preflight.containerd_config import CriSettings, Place, checks_of
+from spegel_consul.preflight.containerd_files import Unreadable, Version, read
 
-HOSTS, FILE = Path("/etc/containerd/certs.d"), Path("/etc/containerd/config.toml")
+HOSTS = Path("/etc/containerd/certs.d")
 
 OLD = """
 version = 2
@@ -25,10 +26,13 @@ version = 3
 """
 
 
-def judged(tmp_path: Path, text: str, version: str) -> dict[str, Check]:
-    (tmp_path / "config.toml").write_text(text)
-    settings = CriSettings.of(load(tmp_path / "config.toml"))
-    return {check.name: check for check in checks_of(settings, version, HOSTS, FILE)}
+def judged(tmp_path: Path, text: str, version: str, hosts: Path = HOSTS) -> dict[str, Check]:
+    path = tmp_path / "config.toml"
+    path.write_text(text)
+    daemon = Version.parse(version)
+    found = read(path, daemon)
+    place = Place.find(path, found.files, daemon)
+    return {check.name: check for check in checks_of(CriSettings.of(found.document), daemon, hosts, place)}
 
 
 @pytest.mark.parametrize(
@@ -73,14 +77,6 @@ def test_a_disabled_cri_has_nothing_to_configure(tmp_path: Path) -> None:
     assert [check.status for check in checks.values()] == [Status.OK]
 
 
-def test_imports_are_read_too(tmp_path: Path) -> None:
-    (tmp_path / "conf.d").mkdir()
-    (tmp_path / "conf.d/mirror.toml").write_text(OLD.format(path='config_path = "/x"', discard="false"))
-    (tmp_path / "conf.d/self.toml").write_text('imports = ["../config.toml"]')
-    (tmp_path / "config.toml").write_text('version = 2\nimports = ["conf.d/*.toml"]\n')
-    assert CriSettings.of(load(tmp_path / "config.toml")).config_path == "/x"
-
-
 @pytest.mark.parametrize(
     "text", ["plugins = 3", "[plugins]\n'io.containerd.grpc.v1.cri' = 1", "disabled_plugins = 1", ""]
 )
@@ -91,5 +87,34 @@ def test_odd_files_are_no_trouble(tmp_path: Path, text: str) -> None:
 def test_what_is_not_toml_says_so(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text("[")
     with pytest.raises(Unreadable, match=r"config\.toml can't be read"):
-        load(tmp_path / "config.toml")
-    assert load(tmp_path / "absent.toml") == {}
+        read(tmp_path / "config.toml", Version())
+    assert read(tmp_path / "absent.toml", Version()).document == {}
+
+
+def test_one_directory_by_many_names(tmp_path: Path) -> None:
+    hosts, link = tmp_path / "certs.d", tmp_path / "link"
+    hosts.mkdir()
+    link.symlink_to(hosts)
+    for path in (f"{hosts}/", f"{tmp_path}/./certs.d", f"{link}", f"{link}/", f"/elsewhere:{link}/"):
+        text = OLD.format(path=f'config_path = "{path}"', discard="false")
+        assert judged(tmp_path, text, "1.7.24", hosts)["config-path"].status is Status.OK, path
+    text = OLD.format(path='config_path = ":"', discard="false")
+    assert judged(tmp_path, text, "1.7.24", hosts)["config-path"].status is Status.FAIL
+
+
+@pytest.mark.parametrize(("template", "version"), [(OLD, "1.7.24"), (NEW, "2.1.9")])
+def test_both_ways_to_name_mirrors_keep_the_cri_from_starting(tmp_path: Path, template: str, version: str) -> None:
+    both = f'config_path = "{HOSTS}"\n    mirrors."docker.io".endpoint = ["https://cache"]'
+    check = judged(tmp_path, template.format(path=both, discard="false", local="false"), version)["config-path"]
+    assert check.status is Status.FAIL
+    assert "does not start" in check.says
+
+
+def test_the_lines_to_add_without_a_file(tmp_path: Path) -> None:
+    for version, head in (("1.7.24", "version = 2"), ("2.1.9", "version = 3"), ("2.4.0", "version = 3")):
+        place = Place.find(tmp_path / "config.toml", (), Version.parse(version))
+        (check, _) = checks_of(CriSettings(), Version.parse(version), HOSTS, place)
+        (tmp_path / "config.toml").write_text(check.fix)
+        found = read(tmp_path / "config.toml", Version.parse(version))
+        assert head in check.fix
+        assert CriSettings.of(found.document).config_path == str(HOSTS)

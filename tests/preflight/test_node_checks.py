@@ -8,16 +8,18 @@ from email.utils import formatdate
 from functools import partial
 from pathlib import Path
 
+import httpx
 import pytest
 import trio
-from quart_trio import QuartTrio
 
 from spegel_consul.consul.api.consul_settings import ConsulSettings
 from spegel_consul.endpoints import dial_back
 from spegel_consul.endpoints.check import Check, Status, fail, has_failed, ok, warn
+from spegel_consul.endpoints.plain_app import PlainApp, answering, not_allowed
 from spegel_consul.preflight import interfaces, node_checks
 from spegel_consul.preflight.consul_checks import clock_check, rights_check
-from spegel_consul.preflight.node_checks import Subject, address_check
+from spegel_consul.preflight.node_checks import address_check
+from spegel_consul.preflight.subject import Subject
 from spegel_consul.runtimes.containerd_sockets import NAMESPACES, SocketSearch, find_socket, namespaces
 
 
@@ -121,7 +123,7 @@ async def test_a_group_that_breaks_is_a_finding(monkeypatch: pytest.MonkeyPatch)
     async def broken(subject: Subject) -> list[Check]:
         raise RuntimeError("odd")
 
-    monkeypatch.setattr(node_checks, "_docker", broken)
+    monkeypatch.setattr(node_checks, "docker_checks", broken)
     checks = await node_checks.run(Subject("10.0.0.7", 5000))
     assert [check.name for check in checks] == ["address", "docker", "dial-back"]
     assert "odd" in checks[1].says
@@ -177,29 +179,30 @@ def test_a_socket_is_looked_for_until_there_is_one(tmp_path: Path) -> None:
 
 class TestDialBack:
     @pytest.fixture
-    def app(self) -> QuartTrio:
-        app = QuartTrio("test")
+    def app(self) -> PlainApp:
+        app = PlainApp(answering(not_allowed))
         dial_back.add_to(app)
         return app
 
-    async def answer(self, app: QuartTrio, host: str, query: str) -> tuple[int, dict[str, object]]:
-        client = app.test_client()
-        answer = await client.get(f"/dial-back{query}", scope_base={"client": (host, 40000)})
-        return answer.status_code, await answer.get_json()
+    async def answer(self, app: PlainApp, host: str, query: str) -> tuple[int, dict[str, object]]:
+        transport = httpx.ASGITransport(app, client=(host, 40000))
+        async with httpx.AsyncClient(transport=transport, base_url="http://10.0.0.1:5000") as client:
+            answer = await client.get(f"/dial-back{query}")
+        return answer.status_code, answer.json()
 
     @pytest.mark.parametrize("query", ["", "?port=0", "?port=65536", "?port=x", "?port=-1", "?port=%C2%B2"])
-    async def test_a_port_that_is_none(self, app: QuartTrio, query: str) -> None:
+    async def test_a_port_that_is_none(self, app: PlainApp, query: str) -> None:
         status, document = await self.answer(app, "192.0.2.1", query)
         assert status == 400
         assert "?port=5000" in str(document["error"])
 
     @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "::ffff:127.0.0.1"])
-    async def test_nobody_is_dialled_on_this_machine(self, app: QuartTrio, host: str) -> None:
+    async def test_nobody_is_dialled_on_this_machine(self, app: PlainApp, host: str) -> None:
         status, document = await self.answer(app, host, "?port=22&host=10.0.0.1")
         assert status == 400
         assert "another machine" in str(document["error"])
 
-    async def test_only_the_asker_is_dialled(self, app: QuartTrio, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_only_the_asker_is_dialled(self, app: PlainApp, monkeypatch: pytest.MonkeyPatch) -> None:
         dialled = []
 
         async def dial(host: str, port: int) -> str | None:
@@ -213,7 +216,7 @@ class TestDialBack:
         assert document == {"address": "10.0.0.9", "port": 5000, "reached": True, "error": None}
 
     async def test_not_many_at_once(
-        self, app: QuartTrio, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.abc.Clock
+        self, app: PlainApp, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.abc.Clock
     ) -> None:
         async def dial(host: str, port: int) -> str | None:
             await trio.sleep(1)

@@ -26,7 +26,7 @@ from spegel_consul.registry.asgi_path import ContentApp
 from spegel_consul.registry.content_cache import ByteCache
 from spegel_consul.registry.fast_path import FastPath
 from spegel_consul.registry.mirror.mirror import Mirror
-from spegel_consul.registry.mirror.mirror_peers import MirrorSettings
+from spegel_consul.registry.mirror.mirror_peers import MirrorParts, MirrorSettings
 from spegel_consul.registry.mirror.providers.provider_policy import Permits, any_node
 from spegel_consul.registry.plan import Planner
 from spegel_consul.registry.registry_app import build_app
@@ -166,8 +166,18 @@ async def start_node(nursery: trio.Nursery, request: pytest.FixtureRequest, tmp_
         metrics, router = Metrics(), router or ListRouter()
         store = store or FileStore(tmp_path / f"content{len(clients)}")
         clients.append(PeerClient(LIMITS, tls))
-        mirror = Mirror(router, clients[-1], metrics, settings or MirrorSettings(), credentials, permits, store=store)  # type: ignore[arg-type]
-        if mirror.peers.follows is not None:
+        mirror = Mirror(
+            MirrorParts(
+                router,  # type: ignore[arg-type]
+                clients[-1],
+                metrics,
+                settings or MirrorSettings(),
+                credentials,
+                permits,
+                store=store,
+            )
+        )
+        if mirror.peers.follows is not None or mirror.peers.settings.runtime_verifies:
             await nursery.start(mirror.run)
         planner = Planner(store, images or ImageFilter(), credentials, follow=follow)
         app = ContentApp(build_app(lambda: problem), planner, store, mirror, metrics)  # type: ignore[arg-type]

@@ -24,7 +24,7 @@ from spegel_consul.registry.asgi_path import ContentApp
 from spegel_consul.registry.content_cache import ByteCache
 from spegel_consul.registry.fast_path import FastPath
 from spegel_consul.registry.mirror.mirror import Mirror
-from spegel_consul.registry.mirror.mirror_peers import MirrorSettings
+from spegel_consul.registry.mirror.mirror_peers import MirrorParts, MirrorSettings
 from spegel_consul.registry.plan import Planner
 from spegel_consul.registry.registry_app import build_app
 from spegel_consul.store.layout import LayoutStore
@@ -76,7 +76,7 @@ class Server:
         planner = Planner(self.store, ImageFilter.build([], ["refused"]))
         self.client = PeerClient()
         settings = MirrorSettings(resolve_timeout=10)
-        mirror = Mirror(ListRouter(), self.client, self.metrics, settings)  # type: ignore[arg-type]
+        mirror = Mirror(MirrorParts(ListRouter(), self.client, self.metrics, settings))  # type: ignore[arg-type]
         self.app = ContentApp(build_app(lambda: None), planner, self.store, mirror, self.metrics)  # type: ignore[arg-type]
         self.short = FastPath(planner, self.store, mirror, ByteCache(cache), self.metrics) if short else None
         self.taken = self.taken_at_once = 0

@@ -29,6 +29,7 @@ from spegel_consul.registry import growing
 from spegel_consul.registry.mirror.followers import MOST, MOST_UNASKED, WAIT
 from spegel_consul.registry.mirror.own_requests import SHOWN_FOR
 from spegel_consul.ring.dht.claims import What
+from spegel_consul.store import Downloads
 from spegel_consul.store.containerd import ingests as ingests_module
 from spegel_consul.store.containerd.ingests import Ingests
 from spegel_consul.zerocopy import outlet
@@ -101,6 +102,9 @@ class IngestStore(FileStore):
     async def downloading(self, digest: Digest) -> GrowingFile | None:
         return await self._ingests.open(digest)
 
+    async def downloads(self) -> Downloads:
+        return await self._ingests.downloads()
+
     async def at_work(self) -> int | None:
         return await self._ingests.at_work()
 
@@ -137,6 +141,7 @@ class Reply:
         self._stream = stream
         self._received = b""
         self._taken = 0  # bytes of the body
+        self.interim = 0
         self.status = 0
         self.fields: dict[str, str] = {}
 
@@ -149,6 +154,9 @@ class Reply:
         first, *lines = head.decode().split("\r\n")
         self._taken = 0
         self.status = int(first.split(" ")[1])
+        if self.status == 103:
+            self.interim += 1
+            return await self.head()
         self.fields = dict(line.lower().split(": ", 1) for line in lines)
         return self.status
 
@@ -310,6 +318,18 @@ async def test_a_total_that_can_not_be(autojump_clock: MockClock, node: Any, tot
         assert await status(followed(node)) == 404
         assert trio.current_time() - began < 1
         nursery.cancel_scope.cancel()
+
+
+async def test_interim_answers_tell_that_a_request_is_held(autojump_clock: MockClock, node: Any) -> None:
+    other = node.store.download(OTHER)
+    async with followed(node) as reply:
+        for second in range(10):
+            await trio.sleep(1)
+            other.grow_to(second * 1000)
+        node.store.download(LAYER).grow_to(len(LAYER))
+        assert await reply.head() == 200
+        assert 8 <= reply.interim <= 11
+        assert await reply.rest() == LAYER
 
 
 async def test_a_follower_may_come_first(autojump_clock: MockClock, start: Any) -> None:

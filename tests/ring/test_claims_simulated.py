@@ -78,6 +78,20 @@ async def test_nodes_without_the_protocol_are_no_keepers(rig: SimRig, autojump_c
     assert rig.network.messages - start <= 2, "the refusal is remembered"
 
 
+async def test_nodes_that_do_not_follow_keep_nothing(rig: SimRig, autojump_clock: MockClock) -> None:
+    idle = [await rig.node(keeps_claims=False) for _ in range(4)]
+    others = [await rig.node() for _ in range(3)]
+    for router in [*idle[1:], *others]:
+        await router.join([idle[0].me])
+    await eventually(lambda: all(len(router.members()) == 6 for router in [*idle, *others]), within=120)
+    for group in map(str, range(12)):
+        verdicts = [await router.claim(group, WORK) for router in others]
+        assert [verdict.what for verdict in verdicts] == [What.CLAIM] + [What.FOLLOW] * 2
+    assert [asked(router) for router in idle] == [0] * 4
+    assert sum(asked(router) for router in others) == 12
+    assert CLAIMS not in rig.hosts[idle[0].me.id]._handlers
+
+
 async def test_foreign_nodes_are_not_even_asked(rig: SimRig, autojump_clock: MockClock) -> None:
     foreign = [await rig.node(speaks_members=False) for _ in range(4)]
     ours = [await rig.node() for _ in range(3)]

@@ -13,8 +13,9 @@ from spegel_consul.multiaddrs import Address
 from spegel_consul.peers import RingError, peer_id_from_text
 from spegel_consul.ring import Router
 from spegel_consul.ring.dht.keys import dht_key, position
-from spegel_consul.ring.dht.messages import WirePeer
+from spegel_consul.ring.dht.messages import Message, MessageType, WirePeer, encode
 from spegel_consul.ring.dht.protocol_ids import MEMBERS, WITHDRAW
+from spegel_consul.ring.members.table import SETTLED
 from spegel_consul.ring.net.host import Stream
 from spegel_consul.ring.router import KadRouter
 
@@ -38,11 +39,22 @@ class SimRig:
         self.hosts: dict[str | None, SimHost] = {}
 
     async def node(
-        self, *, speaks_members: bool = True, secondary: str | None = None, address: str | None = None
+        self,
+        *,
+        speaks_members: bool = True,
+        keeps_claims: bool = True,
+        secondary: str | None = None,
+        address: str | None = None,
     ) -> KadRouter:
         host = self.network.host(address)
         registry = (host.address.host, next(self._ports))
-        router = KadRouter(host, registry=registry, secondary=secondary, rng=random.Random(registry[1]))
+        router = KadRouter(
+            host,
+            registry=registry,
+            secondary=secondary,
+            keeps_claims=keeps_claims,
+            rng=random.Random(registry[1]),
+        )
         if not speaks_members:
             host.refuse(MEMBERS)
             host.refuse(WITHDRAW)
@@ -320,6 +332,36 @@ async def test_a_hit_asks_three_peers_and_none_if_its_records_are_here(rig: SimR
         (near if asker.records else far).append(rig.network.messages - before)
     assert len(far) > 5
     assert (statistics.median(near), statistics.median(far)) == (0, 2 * 3), "three questions and their answers"
+
+
+async def test_a_miss_asks_all_while_the_ring_forms_and_three_when_it_has_settled(
+    rig: SimRig, autojump_clock: MockClock
+) -> None:
+    routers = await rig.ring(30)
+
+    async def messages(asker: KadRouter, key: str) -> int:
+        before = rig.network.messages
+        assert await find(asker, key) == []
+        return rig.network.messages - before
+
+    forming = [await messages(router, "nobody has this") for router in routers]
+    assert min(forming) >= 2 * 20, "the questions and their answers"
+    await trio.sleep(2 * SETTLED)
+    await messages(routers[0], "to open the streams")
+    settled = [await messages(router, "nor this") for router in routers for _ in range(2)][1::2]
+    assert statistics.median(settled) in (2 * 2, 2 * 3)
+
+
+async def test_a_brief_question_is_answered_without_closer_peers(rig: SimRig, autojump_clock: MockClock) -> None:
+    first, second, _ = await rig.ring(3)
+    await second.announce(["layer"])
+    key = dht_key("layer")
+    for brief, closer in ((False, 1), (True, 0)):
+        question = encode(Message(MessageType.GET_PROVIDERS, key, brief=brief))
+        answer = await first._membership.ask(raw_id(second), question)
+        assert answer is not None
+        assert [each.id for each in answer.providers] == [raw_id(second)]
+        assert len(answer.closer) == closer
 
 
 async def test_a_hung_provider_is_neither_waited_for_nor_named(rig: SimRig, autojump_clock: MockClock) -> None:

@@ -2,12 +2,11 @@
 # to be told, or the next question goes to a stream that is no more.
 
 import socket
+import struct
 
 import pytest
 import trio
 import trio.testing
-from libp2p.io.exceptions import IncompleteReadError
-from libp2p.stream_muxer.yamux.yamux import Yamux
 
 from spegel_consul.multiaddrs import Address
 from spegel_consul.ring.dht.messages import Frames, Message, MessageType, decode, encode
@@ -90,19 +89,15 @@ async def test_who_reads_is_told_that_the_connection_was_dropped(host: Libp2pHos
 
 
 async def test_a_connection_that_breaks_within_a_message_is_no_end_of_its_stream(
-    host: Libp2pHost, peer: Libp2pHost, monkeypatch: pytest.MonkeyPatch
+    host: Libp2pHost, peer: Libp2pHost
 ) -> None:
     stream = await host.open(peer.id, [peer.address], ECHO)
-    (connection,) = host._connections[peer.id]
-
-    async def broken(muxed: Yamux, length: int) -> bytes:
-        if muxed is connection._muxed:
-            raise IncompleteReadError("the socket ended in the middle of a frame")
-        return await whole(muxed, length)
-
-    whole = Yamux._read_data_body
-    monkeypatch.setattr(Yamux, "_read_data_body", broken)
-    stream.send(PING)
+    (far,) = peer._connections[host.id]
+    (number,) = far._muxed.streams
+    header = struct.pack("!BBHII", 0, 0, 0, number, 1000)
+    far._muxed._session.put(header + b"a part of it")
+    await trio.testing.wait_all_tasks_blocked(0.01)
+    peer.disconnect(host.id)
     with trio.fail_after(30), pytest.raises(StreamClosed) as caught:
         await stream.receive()
     assert caught.type is StreamClosed

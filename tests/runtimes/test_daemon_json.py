@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from lab.daemon_files import BOM, ODD
 
 from spegel_consul.runtimes.daemon_json import Added, added, taken_out
 from spegel_consul.runtimes.hosts_toml import Unusable
@@ -60,7 +61,7 @@ def test_the_image_store_is_left_alone_when_asked_and_switched_when_off() -> Non
         ('{"registry-mirrors": "https://a"}', "not a list"),
         ('{"insecure-registries": {}}', "not a list"),
         ('{"features": []}', "not an object"),
-        ('{"debug": 1, "debug": 2}', "twice"),
+        ('{"max-concurrent-downloads": NaN}', "does not take NaN"),
         ('{"debug": ' + "[" * 100_000 + "]" * 100_000 + "}", "nested too deeply"),
     ],
 )
@@ -111,3 +112,34 @@ def test_a_comma_may_stand_anywhere_between_two_members(comma: str) -> None:
     text, what = added('{"debug": true' + comma + '"log-level": "info"}', [NEAR], snapshotter=True)
     assert json.loads(text)["registry-mirrors"] == [NEAR.url]
     assert json.loads(taken_out(text, what)) == {"debug": True, "log-level": "info"}
+
+
+def read_by_docker(text: str) -> dict[str, Any]:
+    """As encoding/json reads it: the last value of a name counts, and objects are joined."""
+
+    def members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, value in pairs:
+            found[name] = {**found[name], **value} if isinstance(found.get(name), dict) else value
+        return found
+
+    return json.loads(text.removeprefix(BOM) or "null", object_pairs_hook=members) or {}
+
+
+@pytest.mark.parametrize("existing", ODD.values(), ids=ODD)
+def test_a_file_that_docker_accepts_is_kept(existing: str) -> None:
+    before = read_by_docker(existing)
+    text, what = added(existing, [NEAR, LOCAL], snapshotter=True)
+    after = read_by_docker(text)
+    assert text.startswith(BOM) == existing.startswith(BOM)
+    assert after["registry-mirrors"] == [NEAR.url, LOCAL.url, *(before.get("registry-mirrors") or [])]
+    assert after["insecure-registries"] == [NEAR.address]
+    assert after["features"] == {**(before.get("features") or {}), "containerd-snapshotter": True}
+    assert after.get("debug") == before.get("debug")
+    assert added(text, [NEAR, LOCAL], snapshotter=True) == (text, Added())
+    back = read_by_docker(taken_out(text, what))
+    for name in ("registry-mirrors", "insecure-registries", "features"):
+        left = back.get(name) or None
+        expected = before.get(name) or None
+        assert left == (None if expected == {"containerd-snapshotter": None} else expected)
+    assert back.get("debug") == before.get("debug")

@@ -1,6 +1,6 @@
 import pytest
 
-from spegel_consul.runtimes.mirror_targets import Registry, Target, parse_registries, parse_targets
+from spegel_consul.runtimes.mirror_targets import Registry, Target, own_mirror, parse_registries, parse_targets
 
 
 @pytest.mark.parametrize(
@@ -80,3 +80,26 @@ def test_loopback_and_plain() -> None:
     assert not Target.parse("https://10.0.0.7:5000").is_loopback
     assert not Target.parse("https://10.0.0.7:5000").is_plain
     assert Target.parse("http://10.0.0.7:5000").address == "10.0.0.7:5000"
+
+
+@pytest.mark.parametrize(
+    ("bound", "url"),
+    [
+        ("", "http://127.0.0.1:5000"),
+        ("0.0.0.0", "http://127.0.0.1:5000"),
+        ("::", "http://127.0.0.1:5000"),
+        ("127.0.0.1", "http://127.0.0.1:5000"),
+        ("::1", "http://[::1]:5000"),
+        ("localhost", "http://localhost:5000"),
+        ("10.0.0.7", "http://10.0.0.7:5000"),
+        ("fd00::7", "http://[fd00::7]:5000"),
+        ("node.lan", "http://node.lan:5000"),
+    ],
+)
+def test_the_own_mirror_is_on_loopback_where_it_listens_there(bound: str, url: str) -> None:
+    assert own_mirror(bound, 5000) == Target(url)
+
+
+def test_the_own_mirror_has_a_port() -> None:
+    with pytest.raises(ValueError, match="port 0"):
+        own_mirror("", 0)

@@ -42,6 +42,8 @@ def test_no_secret_of_hosts_toml_is_shown(tmp_path: Path, existing: str, keep: b
         '{\n  "proxies": {\n    "http-proxy": "http://me:s3cret@proxy:3128",\n    "no-proxy": "s3cret.lan"\n  }\n}\n',
         '{"proxies": {"https-proxy": "me:s3cret@proxy"}, "debug": true}',
         '{\n  "proxies": {\n    "http-proxy":\n      "http:\\/\\/me:s\\u0033cret@proxy"\n  }\n}\n',
+        '{"log-opts": {"a": "s3cret"}, "log-opts": {"a": "x"}, "proxies": {"http-proxy": "s3cret", "http-proxy": "x"}}',
+        '\ufeff{\n  "log-opts": {"splunk-token": "s3cret"},\n  "debug": true\n}',
         '{"log-opts": {"splunk-token": "s3cret"}, "log-driver": "splunk"}',
         '{\n  "registry-mirrors": [\n    "https://me:s3cret@cache.lan"\n  ]\n}\n',
     ],

@@ -179,6 +179,7 @@ STAGES = [
     "registry",
     "following",
     "web",
+    "heap",
     "loop lateness",
     "log level",
     "registration",
@@ -220,7 +221,7 @@ class Faults:
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     taken: list[Settings] = []
-    monkeypatch.setattr(cli.trio, "run", lambda function, settings: taken.append(settings))
+    monkeypatch.setattr("trio.run", lambda function, settings: taken.append(settings))
     monkeypatch.setattr("spegel_consul.sidecar.watchdog.become_guarded", lambda silence: -1)
     monkeypatch.setattr("signal.signal", lambda number, handler: None)
     cert, key = Authority.make(tmp_path).issue(tmp_path, "node", "127.0.0.1")

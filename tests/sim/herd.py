@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from spegel_consul.registry.growing import NO_PROGRESS
 from spegel_consul.registry.mirror.followers import WAIT
 from spegel_consul.registry.mirror.held_bodies import GROWING_STALL
-from spegel_consul.registry.mirror.questions.source_search import FIRST_BYTE
+from spegel_consul.registry.mirror.questions.source_search import FIRST_BYTE, SILENT
 from spegel_consul.ring.dht.claims import Claims, Report, What, Why
 from spegel_consul.zerocopy.send_growing import CHAIN_STALL, STALL
 
@@ -54,6 +54,8 @@ class Scene:
     hung_claimer: str = ""
     """The hanging part of the first node: "runtime" or "machine"; the machine is the keeper too if ``keeper_dies``."""
     hangs_at: float = 3.0
+    claimers_hang_at: tuple[float, ...] = ()
+    """The moments at which the machine of the present claimer stands still."""
     providers_first: bool = False
     """Whether a layer is asked of complete nodes before the source of the verdict."""
     seed: int = 0
@@ -173,6 +175,7 @@ class Herd:
         self.alone: set[int] = set()
         self._complete: list[Node] = []
         at = scene.hangs_at if scene.hung_claimer else once / 2
+        self._hang_at = list(scene.claimers_hang_at)
         self._keeper_dies = at if scene.keeper_dies else math.inf
 
     def run(self, limit: float = 900.0) -> Outcome:
@@ -181,6 +184,10 @@ class Herd:
             self.now += STEP
             if self.now >= self._keeper_dies:
                 self._keeper_dies, self.claims = math.inf, Claims()
+            if self._hang_at and self.now >= self._hang_at[0]:
+                self._hang_at.pop(0)
+                claimer = next(each for each in self.nodes if each.what is What.CLAIM and each.lives(self.now))
+                claimer.dies, claimer.hangs = self.now, True
             active = [each for each in self.nodes if each.lives(self.now) and each.finished == math.inf]
             for node in active:
                 self._act(node)
@@ -243,6 +250,8 @@ class Herd:
         still = self.now - max(transfer.moved, transfer.began)
         if not source.lives(self.now) and not source.hangs:
             return Why.CUT
+        if not source.lives(self.now) and not transfer.streams and still > SILENT:
+            return Why.CUT  # not even interim answers come
         if still > (GROWING_STALL if transfer.streams else FIRST_BYTE):
             return Why.CUT if transfer.streams else Why.REFUSED
         if not source.lives(self.now) or source.finished < math.inf:

@@ -70,6 +70,12 @@ def test_a_claimer_that_hangs_is_the_loss_of_one_node_at_most(nodes: int, what: 
         assert not each.alone
 
 
+@pytest.mark.parametrize("nodes", [6, 50])
+def test_two_claimers_that_hang_one_after_the_other(nodes: int) -> None:
+    found = outcomes(Scene(nodes=nodes, claimers_hang_at=(2.0, 12.0)), seeds=2)
+    check(found, factor=2.05, last=3 * ONE_COPY, longest=12.0)
+
+
 def test_a_keeper_that_hangs_and_is_the_claimer() -> None:
     found = outcomes(Scene(nodes=6, hung_claimer="machine", keeper_dies=True))
     check(found, factor=2.0, last=2 * ONE_COPY, longest=12.0)

@@ -173,9 +173,11 @@ class _Answer(http.server.BaseHTTPRequestHandler):
             self.send_header("Docker-Content-Digest", digest)
         self.end_headers()
         if self.command == "GET" and body is not None:
-            after, event = self.server.pauses.get(reference, (0, self.server.gate))
-            self.wfile.write(body[:after])
-            event.wait(20)
+            after = 0
+            if reference in self.server.pauses:
+                after, event = self.server.pauses[reference]
+                self.wfile.write(body[:after])
+                event.wait(20)
             self.wfile.write(body[after:])
 
     def log_message(self, *arguments: object) -> None:

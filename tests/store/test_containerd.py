@@ -369,14 +369,7 @@ def variants(base: SampleImage, number: int) -> list[SampleImage]:
 
 async def test_two_hundred_images(shelf: ContainerdShelf) -> None:
     images = variants(sample_image(layer_sizes=(10, 20, 30, 40)), 200)
-    began = time.monotonic()
     await shelf.add(*images)
-    imported = time.monotonic()
     async with running(shelf.store()) as store:
-        took = time.monotonic() - imported
-        print(
-            f"containerd {shelf.daemon.version}: 200 images, {len(store.keys())} keys in {took:.2f} s"
-            f" (imported in {imported - began:.1f} s)"
-        )
         assert len(store.images()) == 200
-        assert took < imported - began, "it takes longer to look at them than to import them"
+        assert {digest for image in images for digest in image.layers} <= store.keys()

@@ -243,6 +243,16 @@ async def test_a_blob_is_shown_for_a_while_and_until_it_is_forgotten(
     assert await observed.ingests.open(again.digest) is None
 
 
+async def test_what_is_over_is_forgotten(observed: Observed, mock_clock: trio.testing.MockClock) -> None:
+    for number in range(40):
+        ingest = observed.content.begin(b"%d" % number)
+        assert await observed.ingests.open(Digest.of(b"absent %d" % number)) is None
+        await ingest.abort()
+        mock_clock.jump(ingests.SEEN_FOR / 8)
+    assert len(observed.ingests._seen) <= 10
+    assert len(observed.ingests._asked) <= 2
+
+
 async def test_the_end_of_a_download_is_told_once(observed: Observed, mock_clock: trio.testing.MockClock) -> None:
     committed, aborted, goes_on = map(observed.content.begin, (b"one", b"two", b"three"))
     assert await observed.ingests.at_work() == 0
@@ -495,3 +505,35 @@ class TestAwaitedContent:
         assert self.DIGEST in awaited
         assert not awaited.answered(self.DIGEST, True, 10.0)
         assert self.DIGEST not in awaited
+
+
+async def test_of_too_many_ingests_the_newest_are_seen(observed: Observed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ingests, "_MOST", 20)
+    for number in range(60):
+        stale = observed.content.begin(f"stale {number}".encode())
+        os.utime(stale.path, (1_000_000, 1_000_000 + number))
+    new = [observed.content.begin(f"new {number}".encode()) for number in range(10)]
+    for each in new:
+        file = await observed.ingests.open(each.digest)
+        assert file is not None
+        file.close()
+    assert len(observed.ingests._last.names) == 20
+
+
+async def test_all_downloads_are_told_by_one_look(observed: Observed) -> None:
+    bodies = [f"body {number}".encode() * 100 for number in range(60)]
+    begun = [observed.content.begin(body) for body in bodies]
+    for number, each in enumerate(begun):
+        await each.grow(number)
+    await observed.content.begin(bodies[1], kind="config").grow(50)
+    downloads = await observed.ingests.downloads()
+    assert observed.looks == 1
+    assert downloads.growing == {each.digest: 50 if number == 1 else number for number, each in enumerate(begun)}
+    assert downloads.ended == frozenset()
+    await begun[0].commit()
+    await begun[2].abort()
+    other = observed.content.begin(b"of another namespace", namespace="moby")
+    downloads = await observed.ingests.downloads()
+    assert downloads.ended == {begun[0].digest, begun[2].digest}
+    assert not {begun[0].digest, begun[2].digest, other.digest} & downloads.growing.keys()
+    assert observed.looks == 2

@@ -19,6 +19,7 @@ from spegel_consul.peers import PeerInfo, Provider
 from spegel_consul.registry.mirror.following.follows import ActiveGroup, Follows
 from spegel_consul.registry.mirror.following.group_claim import Follow
 from spegel_consul.ring.dht.claims import ClaimReport, Verdict, What
+from spegel_consul.store import Downloads
 from spegel_consul.web.node_views import Node
 from spegel_consul.zerocopy.growing_file import GrowingFile
 from spegel_consul.zerocopy.position import Position
@@ -52,6 +53,9 @@ class Downloading(MemoryStore):
             return None
         os.truncate(self._path, self.here)
         return GrowingFile(os.open(self._path, os.O_RDONLY), LAYER)
+
+    async def downloads(self) -> Downloads:
+        return Downloads({LAYER_DIGEST: self.here})
 
     async def at_work(self) -> int | None:
         return self.here

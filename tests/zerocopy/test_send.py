@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from spegel_consul.zerocopy import send
-from spegel_consul.zerocopy.send import Truncated, send_file
+from spegel_consul.zerocopy.send import FileAnswer, Truncated, send_file
 
 SIZE = (9 << 20) + 12_345
 DATA = bytes(range(251)) * (SIZE // 251 + 1)
@@ -75,8 +75,8 @@ async def test_what_is_asked_is_sent(
     received, counted = await sent(link, file, start, stop)
     assert received == b"head" + DATA[start:stop]
     assert counted == stop - start
-    # a small file is not worth the question, and once on disk it is taken for on disk to its end
-    assert bool(cold) == (not resident and stop - start > send._SMALL)
+    # once on disk, a file is taken for on disk to its end
+    assert bool(cold) == (not resident and stop > start)
     if cold and start == 0:
         assert sum(count for *_, count in cold) >= SIZE
 
@@ -161,3 +161,43 @@ def test_the_last_page_counts_too(file: int, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(send.os, "preadv", preadv)
     assert not send._resident(file, SIZE - 600_000, SIZE)
     assert asked == [*range(SIZE - 600_000, SIZE, 256 << 10), SIZE - 1]
+
+
+@pytest.mark.parametrize("resident", [True, False], ids=["in memory", "on disk"])
+@pytest.mark.parametrize(("start", "stop"), [(0, 70_000), (3, 3 << 20)], ids=["fits the socket", "does not fit"])
+async def test_a_file_answer_is_sent_now_or_later_and_counted_once(
+    file: int,
+    link: tuple[trio.socket.SocketType, trio.socket.SocketType],
+    monkeypatch: pytest.MonkeyPatch,
+    resident: bool,
+    start: int,
+    stop: int,
+) -> None:
+    monkeypatch.setattr(send, "_resident", lambda *_: resident)
+    ended: list[int] = []
+    answer, received = FileAnswer(b"head", os.dup(file), start, stop, ended.append), bytearray()
+    assert answer.send_now(link[0]) == (resident and stop == 70_000)
+
+    async def read() -> None:
+        while data := await link[1].recv(1 << 18):
+            received.extend(data)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read)
+        await answer.send_rest(link[0])
+        link[0].shutdown(socket.SHUT_WR)
+    answer.close()
+    assert bytes(received) == b"head" + DATA[start:stop]
+    assert ended == [stop - start]
+
+
+async def test_a_file_answer_that_is_too_short_is_told(
+    file: int, link: tuple[trio.socket.SocketType, trio.socket.SocketType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(send, "_resident", lambda *_: True)
+    ended: list[int] = []
+    answer = FileAnswer(b"", os.dup(file), SIZE, SIZE + 1, ended.append)
+    with pytest.raises(Truncated):
+        answer.send_now(link[0])
+    answer.close()
+    assert ended == [0]

@@ -43,6 +43,7 @@ from spegel_consul.consul.api.duration import parse_duration
 from spegel_consul.consul.api.token import TokenSource
 from spegel_consul.disk.threads import in_thread
 from spegel_consul.http import bounded_client
+from spegel_consul.http.answer_bounds import AnswerRefused
 
 CONNECT_TIMEOUT = 3.0
 CALL_TIMEOUT = 10.0
@@ -124,7 +125,7 @@ class TrioHTTPClient(HTTPClient):  # type: ignore[misc]  # the library has no ty
             )
         except (httpx.TimeoutException, trio.TooSlowError) as why:
             raise ConsulTimeout(f"{method} {path}: no answer within {budget:g} s") from why
-        except bounded_client.AnswerRefused as why:
+        except AnswerRefused as why:
             raise UnexpectedAnswer(f"{method} {path}: {why}: not an answer of Consul's") from None
         except httpx.LocalProtocolError as why:
             raise ConsulUnavailable(f"{self.base_uri}: {root_cause(why)}") from None  # its text has the token

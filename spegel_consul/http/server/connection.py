@@ -40,12 +40,12 @@ from hypercorn.utils import parse_socket_addr
 
 from spegel_consul.http.peer_tls import PeerTls
 from spegel_consul.http.server.connection_limits import ConnectionLimits
-from spegel_consul.http.server.hypercorn_protocol import Http11, Wrapper
+from spegel_consul.http.server.hypercorn_protocol import Wrapper
 from spegel_consul.http.server.idle_connections import RECEIVE, IdleConnection, IdleConnections
 from spegel_consul.http.server.idle_timer import IdleTimer
 from spegel_consul.http.server.negotiate import HealthOnly, negotiate
 from spegel_consul.peers import unmapped
-from spegel_consul.zerocopy.send import STALL, Truncated
+from spegel_consul.zerocopy.send import STALL, FileAnswer, Truncated
 from spegel_consul.zerocopy.spool import OWN
 
 log = structlog.get_logger(__name__)
@@ -82,7 +82,7 @@ class Link:
 class FastPath(Protocol):
     """Answers requests without hypercorn."""
 
-    def at_once(self, data: bytes, local: bool, /) -> bytes | None:
+    def at_once(self, data: bytes, local: bool, /) -> bytes | FileAnswer | None:
         """See :data:`spegel_consul.http.server.idle_connections.AtOnce`."""
         ...
 
@@ -121,6 +121,7 @@ class Connection(TCPServer):
         self._fast_path = fast_path
         self._idle_connections = idle_connections
         self._idle: IdleConnection | None = None
+        self._wrapper: Wrapper
         self._address = ""  # of a client that the connection limits count
         self._sent = 0  # pieces
         self._answered = trio.Event()  # set when an answer has ended
@@ -153,7 +154,7 @@ class Connection(TCPServer):
             with self._life:
                 async with TaskGroup() as group:
                     self._task_group = group
-                    self.protocol = Wrapper(
+                    self.protocol = self._wrapper = Wrapper(
                         self.app,
                         self.config,
                         self.context,
@@ -164,9 +165,7 @@ class Connection(TCPServer):
                         server,
                         self.protocol_send,
                         self._turn,
-                        "http/1.1",
                     )
-                    await self.protocol.initiate()
                     await self._timer.restart(group, None)
                     await self._read(Link(sock, local=local, client=OWN if local or client is None else client[0]))
         except Exception as exc:
@@ -216,7 +215,7 @@ class Connection(TCPServer):
                         data = await (
                             idle_connections.next_request(idle) if idle_connections and waits else _receive(link.sock)
                         )
-                except (OSError, trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
+                except (OSError, trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError, Truncated):
                     break
                 # the end of a connection needs a turn too, because thousands of ends are as much work as their starts
                 await self._turn()
@@ -250,8 +249,10 @@ class Connection(TCPServer):
 
     def _at_rest(self) -> bool:
         """Whether hypercorn waits for a new request and has no byte of it."""
-        protocol = self.protocol.protocol
-        if type(protocol) is not Http11 or protocol.stream is not None:
+        if not self._wrapper.is_used:
+            return True
+        protocol = self._wrapper.protocol
+        if protocol.stream is not None:
             return False
         http = protocol.connection
         return (
@@ -295,10 +296,9 @@ class Connection(TCPServer):
 
     def _is_answering(self) -> bool:
         """Whether hypercorn answers a request that has been received completely."""
-        protocol = self.protocol.protocol
-        if type(protocol) is not Http11 or protocol.stream is None:
+        if not self._wrapper.is_used or self._wrapper.protocol.stream is None:
             return False
-        return protocol.connection.their_state in (h11.DONE, h11.MUST_CLOSE)
+        return self._wrapper.protocol.connection.their_state in (h11.DONE, h11.MUST_CLOSE)
 
     async def protocol_send(self, event: Event) -> None:
         if not isinstance(event, RawData):

@@ -10,6 +10,8 @@
   case-sensitive (RFC 9110, 9.1), and answers any version that h11 can read.
 * If a body turns out to be malformed while its request is being answered, the answer goes on, and the connection ends
   with it. Otherwise the order in which tasks run would decide whether the answer is sent.
+* An application may send interim answers (103, the ASGI extension ``http.response.early_hint``), which hypercorn leaves
+  out of HTTP/1.1. Browsers ask for that; here, only peers that know of them are sent any.
 
 A new rule belongs here if it concerns requests that hypercorn parses, and not one application.
 """
@@ -19,7 +21,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Awaitable, Callable
+from functools import cached_property, partial
 from itertools import chain
+from typing import Any
 
 import h11
 from hypercorn.config import Config
@@ -28,7 +32,14 @@ from hypercorn.protocol import ProtocolWrapper
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.worker_context import WorkerContext
-from hypercorn.typing import AppWrapper, ConnectionState
+from hypercorn.typing import (
+    AppWrapper,
+    ASGIReceiveCallable,
+    ASGISendCallable,
+    ASGISendEvent,
+    ConnectionState,
+    Scope,
+)
 
 _REASONS = {
     400: "the request is not valid HTTP",
@@ -57,9 +68,33 @@ class Http11(H11Protocol):
         send: Callable[[Event], Awaitable[None]],
         turn: Callable[[], Awaitable[None]],
     ) -> None:
-        super().__init__(app, config, context, task_group, connection_state, ssl, client, server, self._pass_on)
+        super().__init__(
+            self._with_interim(app), config, context, task_group, connection_state, ssl, client, server, self._pass_on
+        )
         self._send = send
         self._turn = turn
+
+    def _with_interim(self, app: AppWrapper) -> AppWrapper:
+        """Return ``app`` with interim answers, which are sent at once."""
+
+        async def wrapped(
+            scope: Scope,
+            receive: ASGIReceiveCallable,
+            send: ASGISendCallable,
+            sync_spawn: Callable[..., Any],
+            call_soon: Callable[..., Any],
+        ) -> None:
+            async def with_interim(event: ASGISendEvent) -> None:
+                if event["type"] == "http.response.early_hint":
+                    await self._send_h11_event(h11.InformationalResponse(status_code=103, headers=[]))
+                else:
+                    await send(event)
+
+            if scope["type"] == "http":
+                scope["extensions"]["http.response.early_hint"] = {}
+            await app(scope, receive, with_interim, sync_spawn, call_soon)
+
+        return wrapped
 
     async def _pass_on(self, event: Event) -> None:
         if not (isinstance(event, Closed) and self._is_spoiled()):
@@ -124,7 +159,10 @@ def _changed(request: h11.Request, target: bytes, headers: list[tuple[bytes, byt
 
 
 class Wrapper(ProtocolWrapper):
-    """hypercorn's choice of a protocol, which is always :class:`Http11` here."""
+    """hypercorn's choice of a protocol, which is always :class:`Http11` here.
+
+    The parser is made for the first bytes that it gets, because many connections have requests of the fast path only.
+    """
 
     def __init__(
         self,
@@ -138,8 +176,21 @@ class Wrapper(ProtocolWrapper):
         server: tuple[str, int] | None,
         send: Callable[[Event], Awaitable[None]],
         turn: Callable[[], Awaitable[None]],
-        alpn_protocol: str | None = None,
     ) -> None:
-        super().__init__(app, config, context, task_group, state, ssl, client, server, send, alpn_protocol)
-        if isinstance(self.protocol, H11Protocol):
-            self.protocol = Http11(app, config, context, task_group, state, ssl, client, server, send, turn)
+        # without super(), because hypercorn's constructor makes a parser at once
+        self._make = partial(Http11, app, config, context, task_group, state, ssl, client, server, send, turn)
+
+    @cached_property
+    def protocol(self) -> Http11:  # type: ignore[override]
+        """The parser."""
+        return self._make()
+
+    @property
+    def is_used(self) -> bool:
+        """Whether the parser has been made."""
+        return "protocol" in self.__dict__
+
+    async def handle(self, event: Event) -> None:
+        """Pass ``event`` to the parser; the end of a connection is nothing to a parser that was not made."""
+        if self.is_used or not isinstance(event, Closed):
+            await self.protocol.handle(event)

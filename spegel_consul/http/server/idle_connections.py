@@ -22,7 +22,7 @@ import structlog
 import trio
 
 from spegel_consul.http.server.idle_timer import IdleTimer
-from spegel_consul.zerocopy.send import send_bytes
+from spegel_consul.zerocopy.send import FileAnswer, Truncated, send_bytes
 
 log = structlog.get_logger(__name__)
 
@@ -32,8 +32,10 @@ RECEIVE = 1 << 16
 _ROUND = 64  # largest number of connections to serve before other tasks may run
 _ROUND_SECONDS = 0.002  # and the largest time for them
 
-AtOnce = Callable[[bytes, bool], bytes | None]
+AtOnce = Callable[[bytes, bool], bytes | FileAnswer | None]
 """Returns the complete answer to the received bytes, or None if they need a task; must not block.
+
+A file answer is sent at once too, and is closed when it has been sent.
 
 The flag says whether the client is on this machine.
 """
@@ -82,14 +84,20 @@ class IdleConnections:
     async def next_request(self, idle: IdleConnection) -> bytes:
         """Wait for received bytes that the connection's own task has to answer; none if its client has left.
 
-        Raises OSError, trio.TooSlowError or trio.ClosedResourceError.
+        Raises Truncated, OSError, trio.TooSlowError or trio.ClosedResourceError.
         """
         while True:
             data, unsent = await self._wait(idle)
             if not unsent:
                 return data
             idle.timer.idle = False
-            await send_bytes(idle.sock, unsent)
+            if isinstance(unsent, FileAnswer):
+                try:
+                    await unsent.send_rest(idle.sock)
+                finally:
+                    unsent.close()
+            else:
+                await send_bytes(idle.sock, unsent)
             if idle.leaving():
                 return b""
             idle.timer.touch()
@@ -99,7 +107,7 @@ class IdleConnections:
         if idle._task is not None:
             self._wake(idle, b"", b"")
 
-    async def _wait(self, idle: IdleConnection) -> tuple[bytes, bytes]:
+    async def _wait(self, idle: IdleConnection) -> tuple[bytes, bytes | FileAnswer]:
         idle._fd = idle.sock.fileno()
         self._poll.register(idle._fd, select.EPOLLIN)
         self._all_idle[idle._fd] = idle
@@ -109,7 +117,7 @@ class IdleConnections:
             self._leave(idle)
             return trio.lowlevel.Abort.SUCCEEDED
 
-        found: tuple[bytes, bytes] = await trio.lowlevel.wait_task_rescheduled(abort)
+        found: tuple[bytes, bytes | FileAnswer] = await trio.lowlevel.wait_task_rescheduled(abort)
         return found
 
     def _serve(self, fd: int, idle: IdleConnection) -> None:
@@ -127,6 +135,9 @@ class IdleConnections:
         if answer is None:
             self._wake(idle, data, b"")
             return
+        if isinstance(answer, FileAnswer):
+            self._send_file(idle, answer)
+            return
         try:
             sent = os.write(fd, answer)
         except BlockingIOError:
@@ -139,7 +150,20 @@ class IdleConnections:
         else:
             self._wake(idle, b"", answer[sent:])
 
-    def _wake(self, idle: IdleConnection, data: bytes, unsent: bytes) -> None:
+    def _send_file(self, idle: IdleConnection, answer: FileAnswer) -> None:
+        try:
+            whole = answer.send_now(idle.sock)
+        except (OSError, Truncated):
+            answer.close()
+            self._wake(idle, b"", b"")
+            return
+        if whole:
+            answer.close()
+            idle.timer.touch()
+        else:
+            self._wake(idle, b"", answer)
+
+    def _wake(self, idle: IdleConnection, data: bytes, unsent: bytes | FileAnswer) -> None:
         task = idle._task
         assert task is not None
         self._leave(idle)

@@ -22,6 +22,7 @@ import trio
 from spegel_consul.consul.api.transport import root_cause
 from spegel_consul.disk import foreign_files, pem
 from spegel_consul.http import bounded_client
+from spegel_consul.http.answer_bounds import AnswerRefused
 from spegel_consul.http.peer_tls import PeerTls
 from spegel_consul.join.peer_formats import MAX_BYTES, one_line, parse_document
 from spegel_consul.join.polled import SourceError
@@ -80,7 +81,7 @@ class HttpSource:
             return parse_document(answer.body)
         except (httpx.TimeoutException, trio.TooSlowError):
             raise SourceError("no answer in time") from None
-        except bounded_client.AnswerRefused as why:
+        except AnswerRefused as why:
             raise SourceError(f"{why}: not a list of peers") from None
         except httpx.HTTPError as why:
             raise SourceError(one_line(root_cause(why), 200)) from None

@@ -29,6 +29,7 @@ from spegel_consul.consul.api.token import TokenSource
 from spegel_consul.consul.api.transport import root_cause
 from spegel_consul.disk import pem
 from spegel_consul.http import bounded_client
+from spegel_consul.http.answer_bounds import AnswerRefused
 from spegel_consul.join.peer_formats import one_line
 from spegel_consul.join.polled import SourceError
 
@@ -162,7 +163,7 @@ class NomadClient(AbstractAsyncContextManager["NomadClient"]):
             )
         except (httpx.TimeoutException, trio.TooSlowError):
             raise NomadError(f"{self._where}: no answer within {budget:g} s") from None
-        except bounded_client.AnswerRefused as why:
+        except AnswerRefused as why:
             raise NomadError(f"{self._where}: {why}: not an answer of Nomad's") from None
         except Exception as why:  # because a closed client, or a fault of a library, must not end a task
             raise NomadError(f"{self._where}: {one_line(root_cause(why))}") from None

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 
 from spegel_consul.oci.path import ContentRequest, unknown
 from spegel_consul.zerocopy.growing_file import GrowingFile
+from spegel_consul.zerocopy.growth import Growth
 from spegel_consul.zerocopy.position import Position
 
 WAIT = 30.0
@@ -102,6 +103,8 @@ class Followers:
 
     def __init__(self) -> None:
         self._sends: list[FollowedSend] = []
+        self.growth = Growth()
+        """The waits of all of them for more bytes."""
 
     @contextmanager
     def one(self, peer: str, request: ContentRequest, *, asked: bool = True) -> Iterator[FollowedSend]:

@@ -58,14 +58,16 @@ class Feed:
     since: int = 0
     """Number of bytes that had been taken when ``provider`` began."""
     follow: Follow | None = None
-    """If ``provider`` is still downloading the body itself."""
+    """If ``provider`` is the source that this node follows."""
+    grows: bool = False
+    """Whether that source is still downloading the body itself; a complete one is left as any peer is."""
     passed_on: frozenset[Address] = frozenset()
     """The senders that were still downloading the body, and could not verify it."""
 
     def begin(self) -> None:
         """Begin to take bytes from ``provider``."""
         follow = self.follow
-        self.throughput.begin(self.position.left, GROWING_STALL if follow is not None else 0.0)
+        self.throughput.begin(self.position.left, GROWING_STALL if follow is not None and self.grows else 0.0)
         if follow is not None:
             self.passed_on |= {self.provider.registry}
             follow.streams = True
@@ -82,11 +84,13 @@ class Feed:
         now = (self.provider,) if self.position.taken > self.since else ()
         return tuple({each.registry: each for each in self.before + now}.values())
 
-    def change(self, provider: Provider, body: PeerResponse, follow: Follow | None = None) -> None:
+    def change(
+        self, provider: Provider, body: PeerResponse, follow: Follow | None = None, *, grows: bool = False
+    ) -> None:
         """Take the rest from ``body``, the answer of ``provider``."""
         self.end_follow()
         self.before, self.since = self.senders, self.position.taken
-        self.provider, self.body, self.follow = provider, body, follow
+        self.provider, self.body, self.follow, self.grows = provider, body, follow, grows
         self.begin()
 
     def discard(self) -> None:
@@ -161,6 +165,7 @@ class HeldBody:
             feed.before,
             feed.since,
             feed.follow,
+            feed.grows,
             feed.passed_on,
         )
         if feed.body is None:

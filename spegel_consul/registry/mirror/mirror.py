@@ -21,10 +21,8 @@ from dataclasses import replace
 import structlog
 import trio
 
-from spegel_consul.http.basic_auth import Credentials
-from spegel_consul.http.peer_client import PeerClient, PeerResponse
+from spegel_consul.http.peer_client import PeerResponse
 from spegel_consul.metrics.counter import Count
-from spegel_consul.metrics.sidecar_metrics import Metrics
 from spegel_consul.oci.errors import BlobUnknown, ManifestUnknown, RangeInvalid
 from spegel_consul.oci.path import ContentRequest, Kind
 from spegel_consul.peers import PeerError, Provider
@@ -32,15 +30,12 @@ from spegel_consul.registry.mirror.body.transfer import Transfer
 from spegel_consul.registry.mirror.fetch import race
 from spegel_consul.registry.mirror.followers import Followers
 from spegel_consul.registry.mirror.lookup_limit import LookupLimit
-from spegel_consul.registry.mirror.mirror_peers import MirrorPeers, MirrorSettings
+from spegel_consul.registry.mirror.mirror_peers import MirrorParts, MirrorPeers
 from spegel_consul.registry.mirror.own_requests import OwnRequests
-from spegel_consul.registry.mirror.providers.provider_policy import Permits, any_node
 from spegel_consul.registry.mirror.questions.peer_answer import Answer
 from spegel_consul.registry.mirror.trace import UNKNOWN_REGISTRY, Trace, TraceHeaders, Traces
 from spegel_consul.registry.mirror.validate import Head, judge
-from spegel_consul.ring import Router
 from spegel_consul.store import Store
-from spegel_consul.zerocopy.spool import SpoolSpace
 
 log = structlog.get_logger(__name__)
 
@@ -48,40 +43,35 @@ _MOST_LABELS = 100
 
 
 class Mirror:
-    """Finds content at peers of ``router`` and streams it through ``client``.
+    """Finds content at peers and streams it.
 
-    ``store`` is where the downloads of this node's runtime are seen. It is needed only if ``settings.follow``; then
-    :meth:`run` must run, too.
+    With ``settings.follow`` or ``settings.runtime_verifies``, :meth:`run` must run, too.
     """
 
-    def __init__(
-        self,
-        router: Router,
-        client: PeerClient,
-        metrics: Metrics,
-        settings: MirrorSettings | None = None,
-        credentials: Credentials | None = None,
-        permits: Permits = any_node,
-        spool_space: SpoolSpace | None = None,
-        store: Store | None = None,
-    ) -> None:
+    def __init__(self, parts: MirrorParts) -> None:
         self.followers = Followers()
-        self.peers = MirrorPeers(
-            router, client, metrics, settings, credentials, permits, spool_space, store, self.followers.behind
-        )
+        self.peers = MirrorPeers(parts, self.followers.behind)
         self.traces = Traces()
         self.lookups = LookupLimit()
         self.own_requests = OwnRequests()
         self._counters: dict[str, tuple[Count, Count]] = {}
-        self._metrics = metrics
+        self._metrics = parts.metrics
+        self._store = parts.store
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Report to the keepers of claims until cancelled; without ``settings.follow`` there is nothing to do."""
-        if self.peers.follows is not None:
-            await self.peers.follows.run(task_status=task_status)
-            return
-        task_status.started()
-        await trio.sleep_forever()
+        """Report to the keepers of claims, and watch the store for what the runtime verified, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            if self._store is not None and self.peers.settings.runtime_verifies:
+                nursery.start_soon(self._watch, self._store)
+            if self.peers.follows is not None:
+                await nursery.start(self.peers.follows.run)
+            task_status.started()
+            await trio.sleep_forever()
+
+    async def _watch(self, store: Store) -> None:
+        async with store.watch() as changes:
+            async for changed in changes:
+                self.peers.unverified.arrived(changed.added)
 
     def _counted(self, request: ContentRequest) -> tuple[Count, Count]:
         """Return the counters of hits and misses of the request's registry.
@@ -161,6 +151,8 @@ class Mirror:
         ``client``: the address of the client, "" for a client on this machine.
         """
         self.own_requests.note(request, method, client, trio.current_time())
+        if method == "GET" and not client and (digest := request.reference.digest) is not None:
+            self.peers.own_runtime_asks(digest)
         trace = self.traces.begin(request.reference, request.key, request.kind.value, method, trace_headers)
         trace.client = client
         return trace

@@ -10,7 +10,7 @@ from __future__ import annotations
 import urllib.parse
 from collections.abc import Callable, Collection, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 import trio
@@ -30,6 +30,7 @@ from spegel_consul.registry.mirror.providers.penalties import Penalties
 from spegel_consul.registry.mirror.providers.provider_cache import RecentProviders
 from spegel_consul.registry.mirror.providers.provider_policy import Permits, any_node
 from spegel_consul.registry.mirror.providers.suspects import Address, Suspects
+from spegel_consul.registry.mirror.providers.unverified_transfers import UnverifiedTransfers
 from spegel_consul.registry.mirror.trace import TraceHeaders
 from spegel_consul.registry.mirror.validate import Head
 from spegel_consul.ring import Router
@@ -53,7 +54,8 @@ class MirrorSettings:
     """``resolve_timeout``: seconds to wait for a provider while none is being asked; ``attempts``: how many
     providers are asked before giving up; ``hedge``: seconds after which another one is asked as well;
     ``verify``: whether blobs are hashed (manifests always are); ``verify_first``: bytes up to which a blob is held
-    until it is verified, for at most ``hold`` seconds; ``follow``: whether content that no node has is read from a
+    until it is verified, for at most ``hold`` seconds; ``runtime_verifies``: whether larger blobs for this node's own
+    runtime are not hashed, because it does so; ``follow``: whether content that no node has is read from a
     node that is downloading it."""
 
     resolve_timeout: float = 0.2
@@ -62,7 +64,27 @@ class MirrorSettings:
     verify: bool = True
     verify_first: int = VERIFY_FIRST
     hold: float = 10.0
+    runtime_verifies: bool = False
     follow: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MirrorParts:
+    """The parts of this node that the mirror stands on.
+
+    ``router`` names the peers, and ``client`` asks them; ``credentials``: this node's own, for peers; ``permits``:
+    which peers may be asked; ``spool_space`` is for bodies that are held; ``store``: where the downloads of this
+    node's runtime are seen, for ``settings.follow``.
+    """
+
+    router: Router
+    client: PeerClient
+    metrics: Metrics
+    settings: MirrorSettings = field(default_factory=MirrorSettings)
+    credentials: Credentials | None = None
+    permits: Permits = any_node
+    spool_space: SpoolSpace = field(default_factory=lambda: SpoolSpace(None))
+    store: Store | None = None
 
 
 class WrongBytes(PeerError):
@@ -70,42 +92,29 @@ class WrongBytes(PeerError):
 
 
 class MirrorPeers:
-    """The peers that ``router`` names, asked through ``client``; ``spool_space`` is for bodies that are held.
+    """The peers of ``parts``; ``behind``: the followers that lag."""
 
-    ``store``: where this node's downloads are seen, for ``settings.follow``; ``behind``: the followers that lag.
-    """
-
-    def __init__(
-        self,
-        router: Router,
-        client: PeerClient,
-        metrics: Metrics,
-        settings: MirrorSettings | None = None,
-        credentials: Credentials | None = None,
-        permits: Permits = any_node,
-        spool_space: SpoolSpace | None = None,
-        store: Store | None = None,
-        behind: Behind = nobody_is_behind,
-    ) -> None:
-        self.spool_space = spool_space or SpoolSpace(None)
-        self.permits = permits
-        self._credentials = credentials
-        self.router = router
-        self.client = client
-        self.settings = settings or MirrorSettings()
+    def __init__(self, parts: MirrorParts, behind: Behind = nobody_is_behind) -> None:
+        self.spool_space = parts.spool_space
+        self.permits = parts.permits
+        self._credentials = parts.credentials
+        self.router = parts.router
+        self.client = parts.client
+        self.settings = parts.settings
         self.penalties = Penalties()
         self.recent = RecentProviders()
         self.sizes = Sizes()
         self.held_bodies = HeldBodies()
         self.suspects = Suspects()
+        self.unverified = UnverifiedTransfers()
         self.follows = (
-            Follows(router, store, metrics, self.may_ask, behind)
-            if self.settings.follow and store is not None
+            Follows(parts.router, parts.store, parts.metrics, self.may_ask, behind)
+            if parts.settings.follow and parts.store is not None
             else None
         )
-        self._metrics = metrics
+        self._metrics = parts.metrics
         self._disk = trio.CapacityLimiter(2)  # a disk may hang
-        self.on_resolved: Callable[[float], None] = metrics.resolve_duration.labels("libp2p").observe
+        self.on_resolved: Callable[[float], None] = parts.metrics.resolve_duration.labels("libp2p").observe
 
     def learn(self, digest: Digest, manifest: bytes, client: str = "") -> None:
         """Remember what a manifest for ``client`` says about other content: sizes, and their group.
@@ -189,6 +198,23 @@ class MirrorPeers:
             self.mismatched(head.digest, [provider], () if blame else (provider.registry,))
             raise WrongBytes("sent bytes that do not have the digest")
         return body
+
+    def hashes(self, head: Head, provider: Provider, client: str) -> bool:
+        """Whether complete content from ``provider`` for ``client`` is hashed; "" is a client of this machine."""
+        settings = self.settings
+        if not settings.verify or not settings.runtime_verifies or client:
+            return settings.verify
+        doubted = head.disputed or bool(self.suspects.of(head.digest))
+        large = head.size > settings.verify_first
+        return doubted or not large or self.unverified.hashes(provider, trio.current_time())
+
+    def own_runtime_asks(self, digest: Digest) -> None:
+        """If this node's runtime was sent all bytes of ``digest`` and asks for it again, their senders are suspects."""
+        senders = self.unverified.asked(digest, trio.current_time())
+        if senders:
+            self.suspects.add(digest, senders)
+            registries = [each.registry[0] for each in senders]
+            log.warning("the runtime asks again for what it was sent", digest=digest, registries=registries)
 
     def holds(self, head: Head) -> bool:
         """Whether the content is held: spooled and verified before the first byte is sent."""

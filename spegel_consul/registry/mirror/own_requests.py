@@ -30,6 +30,7 @@ class OwnRequests:
         """Note a request of the client at the address ``client``, "" for a client of this machine."""
         reference = request.reference
         if method == "GET" and not client and reference.digest is not None and reference.registry is not None:
+            self._asked.drop_oldest(lambda at: now - at > SHOWN_FOR)
             self._asked[reference.digest] = now
 
     def asked(self, digest: Digest, now: float) -> bool:

@@ -170,6 +170,11 @@ class Announcements:
                 target.withdrawn[key] = None
         for key in batch.withdrawn:
             target.withdrawn.pop(key, None)
+        # a dictionary keeps its table when its items are deleted, 72 KiB for two thousand keys of each peer
+        if not target.pending:
+            target.pending = {}
+        if not target.withdrawn:
+            target.withdrawn = {}
 
     def wake_at(self) -> float:
         """The earliest time at which :meth:`batches` is not empty, as far as is known now; infinity if never."""

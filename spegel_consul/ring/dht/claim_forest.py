@@ -51,7 +51,8 @@ OVERDUE = 2.0
 
 HUNG = 5.0
 """Seconds after which a claimer whose report is missing counts as slow, so that a follower takes over. A claimer that
-only lacks time must not cost another copy, but the takeover must come before the followers give up their sources.
+only lacks time must not cost another copy, but the takeover must come before followers in mid-body give up their
+sources.
 """
 
 _LONGEST_CHAIN = 64

@@ -14,9 +14,7 @@ and of the whole group when STRIKES followers each lost a claimer that had got n
 
 A slow claimer costs one more copy: a follower takes over, and after a few seconds the claimer that is not clearly
 faster becomes a follower.  A claimer whose reports stay away counts as slow.  So a node that hangs is left without a
-complaint of its followers, which can't tell a source that hangs from one that waits for its own source.
-
-A new keeper starts without entries, so reports say which source their node holds.
+complaint of its followers.  A new keeper starts without entries, so reports say which source their node holds.
 
 A rule about a report belongs here, a rule about the order of sources in ``claim_forest``, a rule about the keeper's
 place in the ring in the router.
@@ -54,8 +52,8 @@ STRIKES, MAX_LOSSES, STRUCK_FOR = 3, 5, 60.0
 FAILED_FOR = 60.0
 """Seconds for which a lost source is neither a source nor a claimer."""
 
-TAKEOVER_EVERY = 60.0
-"""Least seconds between two takeovers of one group."""
+TAKEOVER_EVERY, MAX_TAKEOVERS = 60.0, 3
+"""Least seconds between two takeovers of one group, unless the claimer hangs; then the most takeovers in that time."""
 
 NO_TAKEOVER_FOR = 600.0
 """Seconds without a takeover after one that did not help."""
@@ -164,6 +162,7 @@ class _Group(Forest):
         self.strikes: BoundedDict[bytes, tuple[float, bytes]] = BoundedDict(16)  # by claimer: when, by which follower
         self.alone: BoundedDict[bytes, float] = BoundedDict(256)
         self.takeover_from = -math.inf
+        self.takeovers: list[float] = []
 
     def is_struck(self, now: float) -> bool:
         # of as many followers, because one may be mistaken
@@ -319,12 +318,18 @@ class Claims:
     @staticmethod
     def _takes_over(group: _Group, mine: Entry, now: float) -> bool:
         """Whether ``mine`` is to download from upstream because its claimer is slow."""
-        if not mine.serves or mine.tried or now < group.takeover_from:
+        if not mine.serves or mine.tried:
             return False
         chain = group.chain(mine, now)
-        if chain is None or not chain[-1].is_slow(now) or sum(not each.presumed for each in group.claimers) > 1:
+        if chain is None or not chain[-1].is_slow(now):
             return False
         slow = chain[-1]
+        if any(not (each is slow or each.presumed or each.is_silent(now, HUNG)) for each in group.claimers):
+            return False
+        group.takeovers = [at for at in group.takeovers if at > now - TAKEOVER_EVERY]
+        hangs = slow.is_silent(now, HUNG) or now < slow.accused_until
+        if now < group.takeover_from and (not hangs or len(group.takeovers) >= MAX_TAKEOVERS):
+            return False
         if slow.is_silent(now, HUNG) and now - mine.grew_at < STILL:  # only its reports don't come through
             return False
         # the first follower that lives has the most content, and the others of its chain stay with it
@@ -333,7 +338,8 @@ class Claims:
             return False
         if group.has_failed(mine.peer, now):
             return False
-        group.takeover_from, mine.tried = now + TAKEOVER_EVERY, True
+        group.takeover_from, mine.tried = max(group.takeover_from, now + TAKEOVER_EVERY), True
+        group.takeovers.append(now)
         slow.restart()  # the rates of the two are compared over the same time
         slow.slow_until = now + SLOW_FOR
         return True

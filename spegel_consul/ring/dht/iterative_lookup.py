@@ -2,7 +2,8 @@
 
 The peers nearest to the key hold its records, so three of them are asked in parallel.  They are drawn at random from
 the twelve nearest, so that a layer which a thousand nodes want is not requested from the same three; peers that
-need no new connection come first.
+need no new connection come first, and of those the one that is about to be asked about the key anyway (``busy``),
+because a second question to it wakes no further process.
 
 An answer or a failure frees its place for another peer.  If no answer arrives within the hedge interval, one more peer
 is asked in addition, so a slow or hung peer costs one interval instead of its timeout.  The interval is the 90th
@@ -15,7 +16,17 @@ The lookup ends when
 
 * this node's own records name providers at ``count`` addresses; or
 * some are found and three peers have answered (they hold the same records, so the others would add nothing); or
+* none is found, three certain answers were empty, and all candidates that are not certain have answered; or
 * no candidate is left.
+
+A record is announced to the twenty nearest peers, and the three that are asked are among them.  So their empty answers
+are certain, with one exception: a peer that has just joined or restarted lacks the records until the providers have
+noticed it.  So an empty answer is certain if the peer has been alive and in contact for ten seconds (``settled``).
+A peer that is not settled is asked as well, because it may still be announcing keys of its own.
+This node's own records are one certain answer if it is among the twenty nearest itself (``own_settled``): a miss costs
+two questions in a ring of up to twenty nodes, and three in a larger one.  If three certain answers can't be had, all
+candidates are asked.  In a simulated ring of 200 nodes, in which one of seventy is replaced or restarted every seven
+seconds, the early end costs no hit.  The one price is a key of which the announcement is still under way.
 
 The names in one answer never end a lookup, because one peer can name any number of providers that do not exist.  Each
 answer is worth ``count`` names, of which the names that were found already are the first, so honest peers that agree
@@ -37,6 +48,12 @@ from collections.abc import Callable, Hashable, Mapping, Sequence, Set
 
 PARALLEL = 3
 """Parallel questions (alpha of Kademlia), and the number of answers that suffices once a provider was found."""
+
+CERTAIN = 3
+"""Certain empty answers that end a lookup without a provider.
+
+A record that at most two of the twenty peers lack is always found; one that half of them lack, in nine of ten lookups.
+"""
 
 SPREAD = 12
 """The next peers to ask are drawn from so many of the nearest candidates."""
@@ -71,7 +88,8 @@ class Lookup:
     """The state of one lookup.
 
     ``closest`` reads the current candidates, nearest first. ``in_touch`` is true for a peer that needs no new
-    connection.
+    connection. ``settled`` is true for a peer whose empty answer is certain; ``own_settled``, if the
+    records of this node are. ``busy``: a peer that this node asks something else at this moment.
     """
 
     def __init__(
@@ -82,9 +100,15 @@ class Lookup:
         exclude: bytes,
         hedge: float = HEDGE,
         in_touch: Callable[[bytes], bool] = lambda peer: True,
+        settled: Callable[[bytes], bool] = lambda peer: False,
+        own_settled: bool = False,
+        busy: bytes | None = None,
         rng: random.Random | None = None,
     ) -> None:
         self._in_touch = in_touch
+        self._settled = settled
+        self._certain = int(own_settled)
+        self._busy = busy
         self._closest = closest
         self._count = count
         self._hedge = hedge
@@ -141,6 +165,7 @@ class Lookup:
         """``peer`` answered; pass its providers to :meth:`offer`."""
         self._open.discard(peer)
         self._answered.add(peer)
+        self._certain += self._settled(peer)
         self._quiet_since = now
 
     def failed(self, peer: bytes, now: float) -> None:
@@ -151,15 +176,10 @@ class Lookup:
     def ask(self, now: float) -> list[bytes]:
         """The peers to ask now; call it at the start, after each answer or failure, and at :attr:`wake_at`."""
         waiting = [peer for peer in self._closest() if peer not in self._asked]
-        answers = PARALLEL - len(self._answered) if self._any else PARALLEL
-        free = answers + self._hedges - len(self._open)
-        if free <= 0 and now >= self._quiet_since + self._hedge:
+        chosen = self._choose(waiting)
+        if not chosen and now >= self._quiet_since + self._hedge:
             self._hedges += 1
-            free = 1
-        near = waiting[:SPREAD]
-        chosen = self._rng.sample(near, len(near))
-        chosen.sort(key=self._in_touch, reverse=True)
-        del chosen[max(0, free) :]
+            chosen = self._choose(waiting, least=1)
         if chosen:
             self._quiet_since = now
         self._exhausted = len(chosen) == len(waiting)
@@ -167,12 +187,29 @@ class Lookup:
         self._open.update(chosen)
         return chosen
 
+    def _choose(self, waiting: Sequence[bytes], *, least: int = 0) -> list[bytes]:
+        """The peers of ``waiting`` to ask now, ``least`` of them even if enough are asked already."""
+        order = self._rng.sample(waiting[:SPREAD], min(SPREAD, len(waiting)))
+        order.sort(key=lambda peer: (self._in_touch(peer), self._settled(peer), peer == self._busy), reverse=True)
+        if self._any:
+            count = PARALLEL - len(self._answered)
+        else:
+            count = PARALLEL
+            needed = CERTAIN - self._certain + self._hedges - sum(map(self._settled, self._open))
+            settled = [peer for peer in order if self._settled(peer)]
+            fresh = [peer for peer in (*order, *waiting[SPREAD:]) if not self._settled(peer)]
+            order = settled[: max(needed, least)] + fresh
+        return order[: max(count + self._hedges - len(self._open), least)]
+
     @property
     def done(self) -> bool:
         """Whether the lookup has ended."""
         if self._own_suffice or (self._any and len(self._answered) >= PARALLEL):
             return True
-        return not self._open and all(peer in self._asked for peer in self._closest())
+        left = [peer for peer in self._closest() if peer in self._open or peer not in self._asked]
+        if not self._any and self._certain >= CERTAIN:
+            return all(map(self._settled, left))
+        return not self._open and not left
 
     @property
     def _any(self) -> bool:

@@ -35,6 +35,9 @@ MAX_MEMBERS = 8192
 _MAX_ADDRESSES = 16
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # protobuf wire types
 _CONNECTED = b"\x18\x01"  # Message.Peer.connection = CONNECTED
+_BRIEF = b"\xa0\x06\x01"  # field 100, which Go skips
+_BRIEF_FIELD = 100
+_LONGEST_KNOWN = 512  # bytes of an encoded peer that is remembered
 _CLUSTER_LEVEL = b"\x50\x01"  # Message.clusterLevelRaw, which Go always sends and never reads
 
 
@@ -60,12 +63,16 @@ class WirePeer(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A Kademlia message; ``key`` is a multihash, or a peer id in FIND_NODE."""
+    """A Kademlia message; ``key`` is a multihash, or a peer id in FIND_NODE.
+
+    ``brief`` is our own: a question whose answer need not name closer peers. Other programs name them all the same.
+    """
 
     type: MessageType
     key: bytes = b""
     closer: tuple[WirePeer, ...] = ()
     providers: tuple[WirePeer, ...] = ()
+    brief: bool = False
 
 
 class MemberReport(NamedTuple):
@@ -139,12 +146,14 @@ def encode(message: Message) -> bytes:
     for peer in message.providers:
         body += b"\x4a" + frame(encode_peer(peer, connection))
     body += _CLUSTER_LEVEL
+    if message.brief:
+        body += _BRIEF
     return frame(bytes(body))
 
 
 def decode(body: bytes) -> Message:
     """A Kademlia message without its length. Raises WireError for anything else."""
-    number = 0
+    number = brief = 0
     key = b""
     closer: list[WirePeer] = []
     providers: list[WirePeer] = []
@@ -157,13 +166,15 @@ def decode(body: bytes) -> Message:
             closer.append(decode_peer(value))
         elif field == 9 and isinstance(value, bytes) and len(providers) < MAX_PEERS:
             providers.append(decode_peer(value))
+        elif field == _BRIEF_FIELD and isinstance(value, int):
+            brief = value
     try:
         kind = MessageType(number)
     except ValueError:
         raise WireError(f"message type {number} is not one of the ring's") from None
     if len(key) > MAX_KEY:
         raise WireError(f"a key of {len(key)} bytes exceeds the limit of {MAX_KEY}")
-    return Message(kind, key, tuple(closer), tuple(providers))
+    return Message(kind, key, tuple(closer), tuple(providers), bool(brief))
 
 
 def encode_members(reports: Iterable[tuple[WirePeer, int]]) -> bytes:
@@ -214,6 +225,11 @@ def encode_peer(peer: WirePeer, connection: bytes = _CONNECTED) -> bytes:
 
 def decode_peer(data: bytes) -> WirePeer:
     """A peer within a message. Raises WireError."""
+    # remembered, because the same few members are named in each answer
+    return _decode_known_peer(data) if len(data) <= _LONGEST_KNOWN else _decode_peer(data)
+
+
+def _decode_peer(data: bytes) -> WirePeer:
     peer_id = b""
     addresses: list[bytes] = []
     for field, value in fields(data):
@@ -224,6 +240,9 @@ def decode_peer(data: bytes) -> WirePeer:
     if not 0 < len(peer_id) <= MAX_PEER_ID:
         raise WireError(f"a peer id of {len(peer_id)} bytes is invalid")
     return WirePeer(peer_id, tuple(addresses))
+
+
+_decode_known_peer = lru_cache(maxsize=4096)(_decode_peer)
 
 
 def fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:

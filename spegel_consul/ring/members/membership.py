@@ -135,7 +135,8 @@ class Membership:
                 self._failed(peer, exc, asked=start)
             return None
         self.heard(peer, trio.current_time() - start if warm else None)
-        for closer in answer.closer[: 2 * REPLICAS]:
+        named = [(closer, 0) for closer in answer.closer[: 2 * REPLICAS]]
+        for closer, _ in self.table.confirm(named, trio.current_time()):
             self.learn(self.contact(closer), source=peer)
         return answer
 

@@ -116,6 +116,7 @@ class Pipeline(Generic[A]):
                     if not conversation.waiting:
                         raise WireError("an answer without a question")
                     conversation.waiting.popleft().set(self._decode(body))
+                del data  # released before the wait for the next answer, which may be long
         except RingError as exc:
             log.debug("ring_stream_ended", peer=peer_id_to_text(self._peer), error=str(exc))
         finally:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-_PRUNE_AT = 4096
+from spegel_consul.bounded_dict import BoundedDict
+
+_MOST = 1 << 16
+"""Peers that are limited at once. A peer is forgotten as soon as it may ask again as if it had never asked."""
 
 
 class RateLimit:
@@ -11,14 +14,13 @@ class RateLimit:
     def __init__(self, *, every: float, burst: int) -> None:
         self._every = every
         self._ahead = every * (burst - 1)
-        self._next: dict[bytes, float] = {}
+        self._next: BoundedDict[bytes, float] = BoundedDict(_MOST)
 
     def admits(self, peer: bytes, now: float) -> bool:
         """Whether a request of ``peer`` at ``now`` is admitted; counts it if so."""
         at = max(self._next.get(peer, now), now)
         if at - now > self._ahead:
             return False
-        if len(self._next) >= _PRUNE_AT:
-            self._next = {each: later for each, later in self._next.items() if later > now}
+        self._next.drop_oldest(lambda later: later <= now)
         self._next[peer] = at + self._every
         return True

@@ -49,9 +49,15 @@ DOUBT_AGE = 5.0
 FORGET_AFTER = 8
 """Consecutive failures after which a member is forgotten; with the back-off that is some minutes."""
 
+SETTLED = 10.0
+"""Seconds; a member that has been in contact for so long holds the records that others have announced to it.
+
+Providers notice a new or restarted member within a second or two, and announce their keys to it in another second.
+"""
+
 _SHARE = 0.5  # of the table, for members that one source named and that have not spoken themselves
 
-_FIRST_PROBE, _LONGEST_PROBE = 0.1, 60.0
+_FIRST_PROBE, _LONGEST_PROBE = 0.1, 45.0  # with jitter 56 s, so a member that hung is known again within a minute
 _LEAST_JITTER = 0.75
 _SECOND_OPINION = 2.0  # seconds after a failure before a report of others leads to a probe
 
@@ -75,6 +81,7 @@ class Member:
         "routers",
         "rtt",
         "secondary",
+        "since",
         "source",
         "spoke",
         "wire",
@@ -92,6 +99,7 @@ class Member:
         self.heard = heard
         self.spoke = -math.inf  # the last message to this node; `heard` also counts reports of others
         self.alive = True
+        self.since = math.inf  # when it entered, came back, or lost a connection, after which it may be a new process
         self.ours: bool | None = None  # whether it is a node of this program; None: not known yet
         self.failures = 0
         self.failed_at = 0.0
@@ -121,6 +129,10 @@ class Member:
     def may_return(self) -> bool:
         """Whether it is dead only because its connection was reset, and no probe of it has failed since."""
         return not self.alive and self.reset and self.failures == 1
+
+    def is_settled(self, now: float) -> bool:
+        """Whether it has been alive and in contact for so long that it holds its records, see SETTLED."""
+        return self.alive and now - self.since >= SETTLED
 
     @property
     def timeout(self) -> float:
@@ -184,6 +196,7 @@ class Members:
             if not contact.routers or age > HEARSAY_AGE or not self._admits(None if direct else source):
                 return None
             member = self._members[contact.id] = Member(contact, now - age, None if direct else source)
+            member.since = now
             if member.source is not None:
                 self._named[member.source] += 1
             self._live(member)
@@ -234,6 +247,7 @@ class Members:
         if took is not None:
             member.rtt += 0.2 * (took - member.rtt)
         if revived:
+            member.since = now
             self._live(member)
         return revived
 
@@ -272,6 +286,7 @@ class Members:
         """Probe ``peer`` soon: the connection to it was lost."""
         member = self._members.get(peer)
         if member is not None and member.alive:
+            member.since = now
             self._probe(member, now + _FIRST_PROBE * self._rng.uniform(0.5, 1.0))
 
     def doubt(self, peer: bytes, now: float) -> bool:

@@ -301,7 +301,7 @@ class Libp2pHost:
             secured = await self._layers.secure(wire, outbound=outbound)
             if self._layers.peer_of(secured) == self._id:
                 raise DialledSelf("this node itself has the address")
-            return await self._layers.multiplex(secured)
+            return await self._layers.multiplex(secured, wire)
         raise Silent("the handshake timed out")
 
     def _spawn(self, task: Callable[[], Awaitable[None]]) -> None:

@@ -20,6 +20,9 @@ class Outbox:
         self._wake = trio.Event()
         self.closed = False
 
+    def __bool__(self) -> bool:
+        return bool(self._bytes)
+
     def put(self, data: bytes) -> None:
         """Queue all of ``data``. Raises OutboxFull."""
         if len(self._bytes) + len(data) > self._limit:

@@ -37,7 +37,7 @@ import trio
 from spegel_consul.disk.threads import in_thread
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import BlobUnknown
-from spegel_consul.store import Blob
+from spegel_consul.store import Blob, Downloads
 from spegel_consul.store.blob_files import blob_file
 from spegel_consul.store.containerd.awaited_content import AwaitedContent
 from spegel_consul.store.containerd.conversion import ContentChanged, Event, ImageChanged, ImageDeleted
@@ -105,6 +105,9 @@ class ContainerdStore(IndexedStore):
             await trio.lowlevel.checkpoint()
             return None
         return await self._ingests.open(digest)
+
+    async def downloads(self) -> Downloads:
+        return await self._ingests.downloads(self._index.refuses)
 
     def expect(self, digest: Digest) -> None:
         known = self._index.describe(digest) is not None or self._index.refuses(digest)

@@ -7,6 +7,8 @@ then the thread ends at once.
 Unary calls and the listing of content have deadlines.  The stream of events has none: it ends when containerd goes
 away, which is how the client notices.
 
+gRPC costs 5 MiB, so it is imported with the first connection, in the thread that opens it.
+
 When a call fails, gRPC's text ("failed to connect to all addresses") does not name the cause.  So one plain connect to
 the socket finds it.
 
@@ -24,7 +26,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-import grpc
 import structlog
 import trio
 from google.protobuf import empty_pb2
@@ -181,12 +182,16 @@ class ContainerdClient:
     # In threads
 
     def _open_channel(self) -> Any:
+        import grpc
+
         return grpc.insecure_channel(f"unix:{self.socket.absolute()}", options=_OPTIONS)
 
     def _ask(
         self, pending: Call, method: str, request: Message, answer: type[Answer], within: float | None = None
     ) -> Answer:
         """One unary call of ``within`` seconds, or the client's deadline. Raises NotFound or ContainerdUnavailable."""
+        import grpc
+
         deadline = within or self._deadline
         try:
             stub = self._channel.unary_unary(
@@ -203,6 +208,8 @@ class ContainerdClient:
         self, pending: Call, method: str, request: Message, answer: type[Answer], *, endless: bool = False
     ) -> Iterable[Answer]:
         """One streaming call. Raises NotFound or ContainerdUnavailable, then or while it is iterated."""
+        import grpc
+
         try:
             stub = self._channel.unary_stream(
                 method, request_serializer=type(request).SerializeToString, response_deserializer=answer.FromString
@@ -219,6 +226,8 @@ class ContainerdClient:
         return (("containerd-namespace", self._namespace),)
 
     def _explain(self, exc: Exception, deadline: float) -> Exception:
+        import grpc
+
         # a closed channel raises ValueError, a call that was cancelled FutureCancelledError
         if not isinstance(exc, grpc.RpcError):
             return ContainerdUnavailable(f"the connection to containerd at {self.socket} was closed")

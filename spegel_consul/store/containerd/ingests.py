@@ -7,7 +7,8 @@ containerd (1.6 to 2.1, and the one of Docker) makes the directory before it ask
 pieces of 1 MiB. The commit renames ``data``, so an open descriptor stays good. An aborted download is deleted.
 ``Content.ListStatuses`` says less than the directory and costs ten times as much.
 
-A look lists the directory in a thread. Calls share a look for 50 ms, because many transfers wait for one download. A
+A look lists the directory in a thread. Calls share a look for 50 ms, because many transfers wait for one download. Of
+more than 4096 ingests the newest are read, because a failed pull may leave some and a new one is what is asked for. A
 digest that nobody asked for lately gets a look of its own, because the runtime makes the ingest a few milliseconds
 before its request.
 
@@ -30,6 +31,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from heapq import nlargest
 from itertools import islice
 from pathlib import Path
 
@@ -40,6 +42,7 @@ from spegel_consul.bounded_dict import BoundedDict
 from spegel_consul.disk import foreign_files
 from spegel_consul.disk.threads import open_in_thread
 from spegel_consul.oci.digest import Digest
+from spegel_consul.store import Downloads
 from spegel_consul.store.blob_files import blob_file
 from spegel_consul.zerocopy.growing_file import GrowingFile
 
@@ -55,7 +58,9 @@ SEEN_FOR = 180.0
 """Seconds after its last look as an ingest in which the blob is shown."""
 
 _ASKED_LATELY = 1.0  # seconds in which a digest counts as one that is waited for
-_MOST = 4096  # directories that a look reads, and digests that are remembered
+_MOST = 4096  # directories that a look reads, the newest ones, and digests that are remembered
+_MOST_LISTED = 32_768  # directories among which the newest are chosen; failed pulls of other programs may leave many
+_LONGEST_SHARED = 1.0  # seconds for which calls share a look that takes long
 _MOST_EACH = 8  # ingests of one digest that are tried
 _MAX_REF = 512  # bytes
 _MAX_TOTAL = 32  # bytes
@@ -69,6 +74,8 @@ class Look:
 
     names: Mapping[Digest, Sequence[str]] = field(default_factory=dict)
     size: int | None = None
+    sizes: Mapping[Digest, int] = field(default_factory=dict)
+    """Bytes of the longest ingest of each digest."""
 
 
 class IngestDirectory:
@@ -84,7 +91,8 @@ class IngestDirectory:
         ingest = f"{root}/ingest"
         listed: list[str] = []
         with suppress(FileNotFoundError), os.scandir(ingest) as entries:
-            listed = [entry.name for entry in islice(entries, _MOST) if entry.is_dir(follow_symlinks=False)]
+            found = [each for each in islice(entries, _MOST_LISTED) if each.is_dir(follow_symlinks=False)]
+            listed = [each.name for each in (found if len(found) <= _MOST else nlargest(_MOST, found, key=_changed))]
         known: dict[str, Digest | None] = {}
         for name in listed:
             with suppress(OSError):  # the file follows in a moment, or is none of containerd's
@@ -101,8 +109,17 @@ class IngestDirectory:
         return None if matched is None else Digest(matched[1])
 
 
+def _changed(entry: os.DirEntry[str]) -> int:
+    """Return the time at which the runtime began the ingest, or went on with it; 0 if it is gone."""
+    try:
+        return entry.stat(follow_symlinks=False).st_mtime_ns
+    except OSError:
+        return 0
+
+
 def _found(ingest: str, known: Mapping[str, Digest | None]) -> Look:
     names: dict[Digest, list[str]] = {}
+    sizes: dict[Digest, int] = {}
     size = 0
     for name, digest in known.items():
         if digest is None:
@@ -110,8 +127,10 @@ def _found(ingest: str, known: Mapping[str, Digest | None]) -> Look:
         names.setdefault(digest, []).append(name)
         with suppress(OSError):
             status = os.lstat(f"{ingest}/{name}/data")
-            size += status.st_size if stat.S_ISREG(status.st_mode) else 0
-    return Look(names, size if names else None)
+            if stat.S_ISREG(status.st_mode):
+                size += status.st_size
+                sizes[digest] = max(sizes.get(digest, 0), status.st_size)
+    return Look(names, size if names else None, sizes)
 
 
 def open_download(root: Path, digest: Digest, names: Sequence[str]) -> GrowingFile:
@@ -198,6 +217,7 @@ class Ingests:
         self._lock = trio.Lock()
         self._last = Look()
         self._began = -math.inf
+        self._shared = SHARED
         self._seen: BoundedDict[Digest, float] = BoundedDict(_MOST)
         self._asked: BoundedDict[Digest, float] = BoundedDict(_MOST)
         self._said_unreadable = False
@@ -209,8 +229,9 @@ class Ingests:
         if root is None:
             return None
         waited_for = now - self._asked.get(digest, -math.inf) <= _ASKED_LATELY
+        self._asked.drop_oldest(lambda at: now - at > _ASKED_LATELY)
         self._asked[digest] = now
-        if not await self._look(root, now - SHARED if waited_for else now):
+        if not await self._look(root, now - self._shared if waited_for else now):
             return None
         if trio.current_time() - self._seen.get(digest, -math.inf) > SEEN_FOR:
             return None
@@ -222,11 +243,24 @@ class Ingests:
             return opened[0]
         return None
 
+    async def downloads(self, refuses: Callable[[Digest], bool] = lambda digest: False) -> Downloads:
+        """Return all downloads, by one look that begins now, without the digests that the index ``refuses``.
+
+        If the look fails, the last one counts.
+        """
+        await trio.lowlevel.checkpoint()
+        now = trio.current_time()
+        if (root := self._root()) is not None:
+            await self._look(root, now)
+        growing = {digest: size for digest, size in self._last.sizes.items() if not refuses(digest)}
+        ended = (digest for digest, at in self._seen.items() if now - at <= SEEN_FOR and not refuses(digest))
+        return Downloads(growing, frozenset(ended) - self._last.names.keys())
+
     async def at_work(self) -> int | None:
         """Return the bytes of all downloads together, None if there is none; the last known if a look fails."""
         await trio.lowlevel.checkpoint()
         if (root := self._root()) is not None:
-            await self._look(root, trio.current_time() - SHARED)
+            await self._look(root, trio.current_time() - self._shared)
         return self._last.size
 
     def forget(self, digest: Digest) -> None:
@@ -245,7 +279,10 @@ class Ingests:
                 self._say_unreadable(root, exc)
                 return False
             before, self._last, self._began = self._last, look, began
+            # ten thousands of directories that a program has left must not take a core
+            self._shared = min(max(SHARED, 4 * (trio.current_time() - began)), _LONGEST_SHARED)
         for digest in look.names:
+            self._seen.drop_oldest(lambda at: began - at > SEEN_FOR)
             self._seen[digest] = began
         for digest in before.names.keys() - look.names.keys():
             self._gone(digest)

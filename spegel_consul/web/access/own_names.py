@@ -11,6 +11,10 @@ import ipaddress
 import re
 import urllib.parse
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from spegel_consul.web.node_views import Node
 
 _ALLOWED = re.compile(r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*\Z")
 
@@ -40,6 +44,11 @@ class OwnNames:
         except ValueError:
             return found in {each.lower() for each in self._catalog()}
         return True
+
+
+def names_of(node: Node) -> OwnNames:
+    """The names by which the metrics port of ``node`` may be called."""
+    return OwnNames(node.name, node.catalog_names, node.allowed_hosts)
 
 
 def allowed_host(text: str) -> str:

@@ -3,7 +3,7 @@
 Any web page can make a browser send a request to a node, and a page under a name that points at the node's address can
 read the answer. Browsers send Fetch Metadata only to https and localhost, and a node's address is neither. They always
 send Origin, with each POST, and Host. So a request that costs something must be a POST, and a request by a name that a
-site could have pointed here (DNS rebinding) gets only the paths that monitoring reads.
+site could have pointed here (DNS rebinding) gets only the paths that monitoring reads, which do not come here.
 
 A new rule about requests to refuse belongs here; the accepted names belong to ``own_names``.
 """
@@ -19,9 +19,6 @@ from quart import Response, request
 
 from spegel_consul.peers import unmapped
 from spegel_consul.web.access.own_names import OwnNames
-
-ANY_NAME = frozenset({"/metrics", "/livez", "/readyz", "/id"})
-"""Paths that accept any name, because Prometheus, load balancers and routers call a node by names of their own."""
 
 _PROXIED = re.compile(r"forwarded|via|x-real-ip|x-forwarded-.*", re.IGNORECASE)
 _SHOWN = 100
@@ -65,7 +62,7 @@ def from_another_site() -> bool:
 def refusal(names: OwnNames) -> Response | None:
     """The answer 421 (RFC 9110, 15.5.20) to a request by a name that a site could have pointed here, else None."""
     host = request.headers.get("host", "")
-    if request.path in ANY_NAME or names.have(host):
+    if names.have(host):
         return None
     shown = "".join(each if each.isprintable() else "?" for each in host[:_SHOWN])
     message = (

@@ -12,6 +12,7 @@ import trio
 from spegel_consul.oci.digest import Digest
 from spegel_consul.peers import Provider, peer_id_of_ed25519, peer_id_to_text
 from spegel_consul.ring.dht.claims import ClaimReport, Verdict, What
+from spegel_consul.store import Downloads
 from spegel_consul.zerocopy.growing_file import GrowingFile
 
 from ..conftest import FileStore
@@ -30,13 +31,19 @@ class Asked:
 
 @dataclass
 class GrowingSource:
-    """Sends ``content`` as far as ``shown`` bytes; ``dies``: closes all connections and answers none."""
+    """Sends ``content`` as far as ``shown`` bytes; ``dies``: closes all connections and answers none.
+
+    ``complete``: has all of it, but sends ``shown`` bytes only;
+    ``hangs``: sends nothing to new requests, not even interim answers.
+    """
 
     number: int
     content: dict[Digest, bytes]
     address: tuple[str, int] = ("", 0)
     shown: int = 1 << 40
     dies: bool = False
+    hangs: bool = False
+    complete: bool = False
     hides: set[Digest] = field(default_factory=set)
     asked: list[Asked] = field(default_factory=list)
 
@@ -92,9 +99,15 @@ class GrowingSource:
 
     async def _body(self, stream: trio.SocketStream, body: bytes, start: int | None, stop: int) -> None:
         at, stop = start or 0, min(stop, len(body))
-        while self.shown <= at:
+        told = trio.current_time()
+        while self.shown <= at or self.hangs:
             await trio.sleep(0.01)
+            if trio.current_time() - told >= 1 and not self.hangs:
+                told = trio.current_time()
+                await stream.send_all(b"HTTP/1.1 103 X\r\n\r\n")
         length = f"content-length: {stop - at}\r\n"
+        if not self.complete:
+            length += "x-spegel-growing: true\r\n"
         head = "HTTP/1.1 200 X\r\n" if start is None else "HTTP/1.1 206 X\r\n"
         if start is not None:
             length += f"content-range: bytes {at}-{stop - 1}/{len(body)}\r\n"
@@ -164,6 +177,11 @@ class DownloadingStore(FileStore):
             return None
         path, total = self._downloads[digest]
         return GrowingFile(os.open(path, os.O_RDONLY), total)
+
+    async def downloads(self) -> Downloads:
+        await trio.lowlevel.checkpoint()
+        self.looks += 1
+        return Downloads({digest: path.stat().st_size for digest, (path, _) in self._downloads.items()})
 
     async def at_work(self) -> int | None:
         await trio.lowlevel.checkpoint()

@@ -26,7 +26,7 @@ from spegel_consul.registry.mirror import mirror_peers
 from spegel_consul.registry.mirror.fetch import TransferCut
 from spegel_consul.registry.mirror.held_bodies import Feed
 from spegel_consul.registry.mirror.mirror import Mirror
-from spegel_consul.registry.mirror.mirror_peers import MirrorSettings
+from spegel_consul.registry.mirror.mirror_peers import MirrorParts, MirrorSettings
 from spegel_consul.registry.mirror.validate import Head
 from spegel_consul.zerocopy.outlet import PieceOutlet
 from spegel_consul.zerocopy.position import Position
@@ -100,7 +100,7 @@ class SimulatedClient:
         self.events: list[str] = []
 
     async def request(
-        self, address: tuple[str, int], method: str, target: str, headers: list[tuple[str, str]]
+        self, address: tuple[str, int], method: str, target: str, headers: list[tuple[str, str]], **_: object
     ) -> PeerResponse:
         await trio.lowlevel.checkpoint()
         wanted = dict(headers).get("range", "bytes=0-")
@@ -143,7 +143,7 @@ class Simulation:
         router = ListRouter()
         router.providers = list(providers)
         limit = MirrorSettings(attempts=2 * len(self.peers), verify_first=1000 if self.held else 0)
-        mirror = Mirror(router, client, Metrics(), limit)  # type: ignore[arg-type]
+        mirror = Mirror(MirrorParts(router, client, Metrics(), limit))  # type: ignore[arg-type]
         request = parse_content_path(f"/v2/library/app/blobs/{DIGEST}", "ns=docker.io")
         mismatched = mirror.peers.mismatched
 
@@ -202,7 +202,7 @@ def test_one_that_left_is_asked_again_when_the_one_that_finished_was_wrong(monke
 
 async def test_one_address_under_two_ids_is_one_sender(autojump_clock: trio.testing.MockClock) -> None:
     """It sent all of the body, alone, whatever the ids say that its records had."""
-    mirror = Mirror(ListRouter(), SimulatedClient({}), Metrics())  # type: ignore[arg-type]
+    mirror = Mirror(MirrorParts(ListRouter(), SimulatedClient({}), Metrics()))  # type: ignore[arg-type]
     position = Position(len(CONTENT))
     first, second = Provider("one", ("10.0.0.1", 1)), Provider("two", ("10.0.0.1", 1))
     feed = Feed(Head(DIGEST, "x", 0, 40, 40, partial=False), first, None, position, Throughput(1.0))

@@ -13,7 +13,7 @@ from spegel_consul.oci.path import ContentRequest, Kind
 from spegel_consul.oci.reference import Reference
 from spegel_consul.peers import Provider
 from spegel_consul.registry.mirror.mirror import Mirror
-from spegel_consul.registry.mirror.mirror_peers import MirrorSettings
+from spegel_consul.registry.mirror.mirror_peers import MirrorParts, MirrorSettings
 
 from ..conftest import LIMITS, ListRouter, head
 from ..image import DIGEST, LAYER, MANIFEST, MANIFEST_DIGEST
@@ -78,7 +78,7 @@ async def test_cancelled_at_every_checkpoint(
         steps += 1
         router, client = ListRouter(), PeerClient(LIMITS)
         router.providers = [Provider(f"peer{number}", peer.address) for number, peer in enumerate(peers)]
-        mirror = Mirror(router, client, Metrics(), AT_ONCE)  # type: ignore[arg-type]
+        mirror = Mirror(MirrorParts(router, client, Metrics(), AT_ONCE))  # type: ignore[arg-type]
         mirror.peers.sizes.learn(says)
         sockets.clear()
         opened = False

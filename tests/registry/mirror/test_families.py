@@ -53,9 +53,9 @@ async def test_where_the_first_does_not_answer_the_second_is_asked_and_for_a_whi
     asker.router.knows(deaf, secondary=holder.address)
     asked, request = [], PeerClient.request
 
-    async def noted(self: PeerClient, address: tuple[str, int], *rest: Any) -> PeerResponse:
+    async def noted(self: PeerClient, address: tuple[str, int], *rest: Any, **options: Any) -> PeerResponse:
         asked.append(address)
-        return await request(self, address, *rest)
+        return await request(self, address, *rest, **options)
 
     monkeypatch.setattr(PeerClient, "request", noted)
     for path in (BLOB_PATH, TAG_PATH):

@@ -13,16 +13,18 @@ import trio
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.media import OCI_MANIFEST
 from spegel_consul.peers import Provider, RingError
+from spegel_consul.registry import growing
 from spegel_consul.registry.mirror.followers import WAIT
 from spegel_consul.registry.mirror.following import group_claim
 from spegel_consul.registry.mirror.following.group_claim import CLAIM_WITHIN
 from spegel_consul.registry.mirror.held_bodies import GROWING_STALL
 from spegel_consul.registry.mirror.mirror_peers import MirrorSettings
 from spegel_consul.registry.mirror.questions import source_search
+from spegel_consul.registry.mirror.questions.source_search import SILENT
 from spegel_consul.ring.dht.claims import ClaimReport, Verdict, Why
 from spegel_consul.zerocopy.send_growing import CHAIN_STALL, STALL
 
-from ..conftest import ASKER
+from ..conftest import ASKER, LIMITS
 from ..image import LAYER, get
 from .growing_source import ALONE, CLAIM, DownloadingStore, GrowingSource, ScriptedKeeper, follow
 
@@ -137,8 +139,7 @@ async def test_the_report_says_what_the_node_has(
     await until(lambda: len(asker.router.reports) == 2)
     assert {group for group, _ in asker.router.reports} == {GROUP}
     first, second = [report for _, report in asker.router.reports]
-    assert (first.serves, first.working, first.have) == (True, True, len(CONFIG))
-    assert second == ClaimReport(serves=True, working=True, have=len(CONFIG) + 70_000)
+    assert first == second == ClaimReport(serves=True, working=True, have=len(CONFIG) + 70_000)
     sources[0].shown = 1 << 40
     await pull.done.wait()
 
@@ -261,8 +262,50 @@ async def test_a_source_that_has_not_begun_is_never_called_slow(
     assert waiting.received == LAYER
 
 
+async def test_a_source_that_hangs_costs_seconds_and_a_second_one_ends_the_search(
+    start_node: Any, sources: list[GrowingSource], tmp_path: Path
+) -> None:
+    asker = await start(start_node, tmp_path)
+    asker.router.keeper = ScriptedKeeper(follow(sources[0]), after_loss=follow(sources[1]))
+    sources[0].hangs = sources[1].hangs = True
+    began = trio.current_time()
+    assert (await get(asker, path(LAYER))).status_code == 404
+    assert 2 * SILENT <= trio.current_time() - began < 8
+    assert losses(asker)[:1] == [(sources[0].provider.peer_id, Why.CUT)]
+    began = trio.current_time()
+    assert (await get(asker, path(OTHER))).status_code == 404
+    assert trio.current_time() - began < 0.5, "the keeper is not believed for the image"
+
+
+async def test_another_source_is_followed_when_one_hangs(
+    start_node: Any, sources: list[GrowingSource], tmp_path: Path
+) -> None:
+    asker = await start(start_node, tmp_path)
+    asker.router.keeper = ScriptedKeeper(follow(sources[0]), after_loss=follow(sources[1]))
+    sources[0].hangs = True
+    began = trio.current_time()
+    assert (await get(asker, path(LAYER))).content == LAYER
+    assert SILENT <= trio.current_time() - began < SILENT + 1
+    assert not asker.mirror.peers.penalties.bars(sources[0].provider)
+
+
+async def test_a_source_that_says_that_it_waits_is_waited_for(
+    start_node: Any, sources: list[GrowingSource], tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    asker = await start(start_node, tmp_path)
+    asker.router.keeper = ScriptedKeeper(follow(sources[0]))
+    sources[0].shown = 0
+    pull = Pull(asker, LAYER)
+    nursery.start_soon(pull.run)
+    await trio.sleep(4 * SILENT)
+    sources[0].shown = 1 << 40
+    await pull.done.wait()
+    assert (pull.received, losses(asker)) == (LAYER, [])
+
+
 def test_the_answer_of_a_source_comes_before_the_limit_of_its_follower() -> None:
     assert source_search.FIRST_BYTE > WAIT
+    assert SILENT > 3 * growing._INTERIM_EVERY
     assert GROWING_STALL > CHAIN_STALL > STALL
 
 
@@ -284,6 +327,42 @@ async def test_without_the_setting_nobody_is_followed(
     asker.router.keeper = ScriptedKeeper(follow(sources[0]))
     assert (await get(asker, path(LAYER))).status_code == 404
     assert asker.router.reports == []
+
+
+async def test_a_complete_source_that_hangs_in_mid_body_is_left_as_soon_as_any_peer(
+    start_node: Any, sources: list[GrowingSource], tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    asker = await start(start_node, tmp_path)
+    asker.router.keeper = ScriptedKeeper(follow(sources[0]), after_loss=follow(sources[1]))
+    sources[0].shown, sources[0].complete = 400_000, True
+    pull = Pull(asker, LAYER)
+    nursery.start_soon(pull.run)
+    await until(lambda: len(pull.received) == 400_000)
+    began = trio.current_time()
+    await pull.done.wait()
+    assert pull.received == LAYER
+    assert trio.current_time() - began < LIMITS.stall + 1
+    assert losses(asker) == [(sources[0].provider.peer_id, Why.CUT)]
+
+
+async def test_a_complete_source_that_is_slow_is_left_for_a_provider(
+    start_node: Any, sources: list[GrowingSource], tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    holder, asker = await start_node(), await start(start_node, tmp_path)
+    holder.store.add_content(LAYER)
+    asker.router.keeper = ScriptedKeeper(follow(sources[0]))
+    sources[0].shown, sources[0].complete = 400_000, True
+    pull = Pull(asker, LAYER)
+    nursery.start_soon(pull.run)
+    await until(lambda: len(pull.received) == 400_000)
+    asker.router.knows(holder)
+    while not pull.done.is_set() and sources[0].shown < 500_000:
+        await trio.sleep(0.2)
+        sources[0].shown += 5_000
+    await pull.done.wait()
+    assert pull.received == LAYER
+    assert holder.metric("spegel_served_bytes_total", {"source": "own"}) > 0
+    assert losses(asker) == []
 
 
 @WAYS
@@ -384,6 +463,23 @@ async def test_a_follower_that_becomes_the_claimer_cuts_its_transfers(
     assert (await get(asker, path(LAYER), range="bytes=300000-")).status_code == 404
     assert trio.current_time() - began < 0.5
     assert asker.metric("spegel_takeovers_total") == 1
+
+
+async def test_a_complete_node_that_is_told_to_claim_has_taken_nothing_over(
+    start_node: Any, sources: list[GrowingSource], tmp_path: Path
+) -> None:
+    asker = await start(start_node, tmp_path)
+    asker.router.keeper = ScriptedKeeper(follow(sources[0], again=0.5))
+    assert (await get(asker, path(LAYER))).content == LAYER
+    for content in (LAYER, OTHER):
+        asker.store.abort(content)
+    for content in CONTENT.values():
+        asker.store.add_content(content)
+    asker.router.keeper = ScriptedKeeper(CLAIM)
+    [group] = asker.mirror.peers.follows.active
+    await until(lambda: group.claim.role == "claimer")
+    assert asker.metric("spegel_claims_total", {"verdict": "claim"}) > 0
+    assert asker.metric("spegel_takeovers_total") == 0
 
 
 async def test_a_request_that_waits_for_its_first_byte_moves_too(

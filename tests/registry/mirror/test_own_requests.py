@@ -48,3 +48,11 @@ def test_strangers_can_not_fill_the_memory() -> None:
         own.note(request(Digest.of(b"%d" % number)), "GET", "", number)
     assert own.asked(Digest.of(b"8999"), 8999)
     assert not own.asked(Digest.of(b"800"), 801)
+
+
+def test_requests_that_show_nothing_any_more_are_forgotten() -> None:
+    own = OwnRequests()
+    for number in range(3000):
+        own.note(request(Digest.of(b"%d" % number)), "GET", "", number)
+    assert len(own._asked) <= SHOWN_FOR + 2
+    assert own.asked(Digest.of(b"2400"), 3000)

@@ -151,8 +151,8 @@ async def test_an_answer_that_comes_too_late_is_not_used_for_other_bytes(
     asker.router.knows(dying.address, holder)
     request, arrived, gates = PeerClient.request, [], {dying.address: trio.Event(), holder.address: trio.Event()}
 
-    async def gated(self: PeerClient, address: tuple[str, int], *rest: Any) -> PeerResponse:
-        response = await request(self, address, *rest)
+    async def gated(self: PeerClient, address: tuple[str, int], *rest: Any, **options: Any) -> PeerResponse:
+        response = await request(self, address, *rest, **options)
         gate = gates.get(address)
         if gate is not None:
             arrived.append(address)

@@ -1,5 +1,6 @@
 import math
 import random
+import sys
 
 from spegel_consul.ring.dht.announcements import BATCH, Announcements, Batch
 
@@ -182,3 +183,13 @@ def test_who_leaves_has_nothing_and_knows_whom_it_told() -> None:
     subject.place(keys(3))
     assert (len(subject), subject.pending, subject.batches(10_000)) == (0, 0, [])
     assert subject.wake_at() == math.inf
+
+
+def test_no_table_stays_for_keys_that_are_told() -> None:
+    subject = announcements([b"a"])
+    subject.add(keys(2000))
+    deliver(subject, 0)
+    subject.remove(keys(2000))
+    deliver(subject, 1)
+    target = subject._targets[b"a"]
+    assert max(sys.getsizeof(target.pending), sys.getsizeof(target.withdrawn)) < 1000

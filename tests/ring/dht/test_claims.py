@@ -107,11 +107,11 @@ def test_claimers_that_give_nothing_to_three_followers_end_the_following(keeper:
 def test_a_follower_that_loses_every_source_is_alone_and_harms_nobody_else(keeper: Keeper) -> None:
     for number in range(12):
         keeper.report(f"n{number}")
-    source = keeper.report("mallory")
+    source = keeper.report("liar")
     for _ in range(rules.MAX_LOSSES):
         assert source not in ("alone", "claim")
-        source = keeper.lost("mallory", source)
-    assert source == keeper.report("mallory") == "alone"
+        source = keeper.lost("liar", source)
+    assert source == keeper.report("liar") == "alone"
     assert keeper.report("n0") == "claim"
     assert keeper.report("late") not in ("alone", "claim")
 
@@ -167,6 +167,21 @@ def test_a_takeover_that_does_not_help_ends_soon_and_is_rare(keeper: Keeper) -> 
         claimers.add(tuple(name for name in "abc" if keeper.report(name, keeper.held[name.encode()]) == "claim"))
     assert claimers == {("a",), ("a", "b")}
     assert keeper.report("b", keeper.held[b"b"]) == "a"
+
+
+def test_a_second_claimer_that_hangs_is_replaced_at_once_too_but_not_any_number(keeper: Keeper) -> None:
+    names = "abcdef"
+    for name in names:
+        keeper.report(name)
+    claimers = ["a"]
+    for number, hung in enumerate(names[:-1], 1):
+        living = names[number:]
+        keeper.wait(6, **dict.fromkeys(living, 20.0))  # by what is on its way
+        keeper.wait(8, **dict.fromkeys(living, 0.0))
+        claimers += [name for name in living if keeper.report(name, keeper.held[name.encode()]) == "claim"]
+        if claimers[-1] == hung:
+            break
+    assert claimers == ["a", "b", "c", "d"], f"{rules.MAX_TAKEOVERS} within {rules.TAKEOVER_EVERY} s"
 
 
 def test_a_complaint_of_slowness_counts_after_the_grace(keeper: Keeper) -> None:

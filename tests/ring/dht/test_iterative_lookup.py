@@ -181,6 +181,95 @@ def test_without_a_find_all_candidates_are_asked_and_awaited() -> None:
     assert waiting == []
 
 
+def settled(*peers: bytes, own: bool = False) -> Lookup:
+    return Lookup(
+        lambda: NEAREST, count=3, exclude=b"me", settled=set(peers).__contains__, own_settled=own, rng=InOrder()
+    )
+
+
+def asked_until_the_end(search: Lookup) -> list[bytes]:
+    """The peers that are asked if each answers with nothing, in the order of the questions."""
+    waiting = search.ask(0.0)
+    asked = list(waiting)
+    while not search.done:
+        search.answered(waiting.pop(0), 0.001)
+        new = search.ask(0.001)
+        asked += new
+        waiting += new
+    assert waiting == []
+    return asked
+
+
+def test_three_certain_answers_are_enough_to_find_nothing() -> None:
+    assert asked_until_the_end(settled(*NEAREST)) == NEAREST[:3]
+
+
+def test_two_are_enough_beside_the_own_records() -> None:
+    assert asked_until_the_end(settled(*NEAREST, own=True)) == NEAREST[:2]
+
+
+def test_the_answer_of_a_peer_that_has_just_joined_is_not_certain() -> None:
+    assert asked_until_the_end(settled(*NEAREST[:2])) == NEAREST, "two are certain, so all are asked"
+    assert set(asked_until_the_end(settled(*NEAREST[12:], own=True))) > set(NEAREST[:12])
+
+
+def test_a_peer_that_has_just_joined_is_asked_for_the_keys_that_it_still_announces() -> None:
+    for new in (NEAREST[1], NEAREST[19]):
+        asked = asked_until_the_end(settled(*set(NEAREST) - {new}, own=True))
+        assert new in asked
+        assert len(asked) == 3
+    search = settled(*NEAREST[:19])
+    search.ask(0.0)
+    for peer in NEAREST[:3]:
+        search.answered(peer, 0.001)
+        search.ask(0.001)
+    assert not search.done, "the new one has not answered"
+    search.failed(NEAREST[19], 0.002)
+    assert search.done
+
+
+def test_a_failure_is_no_empty_answer() -> None:
+    search = settled(*NEAREST)
+    for peer in search.ask(0.0):
+        search.failed(peer, 0.001)
+    assert not search.done
+    assert search.ask(0.001) == NEAREST[3:6]
+
+
+def test_silence_brings_one_more_although_enough_are_asked() -> None:
+    search = settled(*NEAREST, own=True)
+    assert search.ask(0.0) == NEAREST[:2]
+    assert search.ask(search.wake_at + 0.001) == NEAREST[2:3]
+    search.answered(NEAREST[0], 0.03)
+    assert search.ask(0.03) == []
+    search.answered(NEAREST[2], 0.031)
+    assert search.done
+
+
+def test_a_find_after_an_empty_answer_ends_with_three_answers() -> None:
+    search = settled(*NEAREST, own=True)
+    search.ask(0.0)
+    search.answered(NEAREST[0], 0.001)
+    search.answered(NEAREST[1], 0.001)
+    assert search.offer(at(b"x")) == [b"x"]
+    assert not search.done
+    assert search.ask(0.001) == NEAREST[2:3]
+    search.answered(NEAREST[2], 0.002)
+    assert search.done
+
+
+@given(lacking=st.sets(st.integers(0, 19), max_size=2), seed=st.integers(0, 1 << 30))
+def test_a_record_that_two_of_its_keepers_lack_is_found(lacking: set[int], seed: int) -> None:
+    search = Lookup(lambda: NEAREST, count=3, exclude=b"me", settled=lambda peer: True, rng=random.Random(seed))
+    found: list[bytes] = []
+    while not search.done:
+        for peer in search.ask(0.0):
+            search.answered(peer, 0.0)
+            if int(peer[1:]) not in lacking:
+                found += search.offer(at(b"x"))
+    assert found == [b"x"]
+
+
 def test_without_candidates_it_is_over_at_once() -> None:
     search = lookup([])
     assert search.ask(0.0) == []

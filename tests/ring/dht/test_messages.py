@@ -32,6 +32,7 @@ messages = st.builds(
     st.binary(max_size=MAX_KEY),
     st.lists(peers, max_size=4).map(tuple),
     st.lists(peers, max_size=4).map(tuple),
+    st.booleans(),
 )
 
 

@@ -8,7 +8,7 @@ from spegel_consul.multiaddrs import Address, Contact
 from spegel_consul.ring.dht.keys import position
 from spegel_consul.ring.dht.messages import WirePeer
 from spegel_consul.ring.members.rate_limit import RateLimit
-from spegel_consul.ring.members.table import FORGET_AFTER, HEARSAY_AGE, QUIET_AGE, Members
+from spegel_consul.ring.members.table import FORGET_AFTER, HEARSAY_AGE, QUIET_AGE, SETTLED, Members
 
 ROUTER, OTHER = Address("10.0.0.1", 5001), Address("10.0.0.2", 5001)
 REGISTRY = Address("10.0.0.1", 5000, http=True)
@@ -262,3 +262,18 @@ def test_how_often_one_may_ask() -> None:
     assert [pace.admits(b"a", 0.0) for _ in range(5)] == [True] * 3 + [False] * 2
     assert pace.admits(b"b", 0.0)
     assert [pace.admits(b"a", 1.0) for _ in range(2)] == [True, False]
+
+
+def test_a_member_is_settled_when_it_was_in_contact_for_long_without_a_break() -> None:
+    members = table()
+    member = members.learn(Contact(b"a", (ROUTER,)), 100, age=50)
+    assert member is not None
+    assert [member.is_settled(100 + after) for after in (0, SETTLED - 1, SETTLED)] == [False, False, True]
+    members.suspect(b"a", 200)  # a connection was lost: perhaps it has restarted
+    assert [member.is_settled(200 + after) for after in (0, SETTLED)] == [False, True]
+    members.failed(b"a", 300)
+    assert not member.is_settled(300 + SETTLED)
+    members.answered(b"a", 400)
+    assert [member.is_settled(400 + after) for after in (0, SETTLED)] == [False, True]
+    members.answered(b"a", 405)
+    assert member.is_settled(400 + SETTLED), "an answer of a living member is no break"

@@ -146,7 +146,7 @@ class Supply:
             fetch = await self.open_fetch([*self.failed, *([feed.provider] if feed.body is not None else [])])
         answer = await fetch.resume(feed.head, feed.reached, skip_slow=skip_slow)
         assert isinstance(answer.body, PeerResponse)
-        feed.change(answer.provider, answer.body, answer.follow)
+        feed.change(answer.provider, answer.body, answer.follow, grows=answer.grows)
         self._trace.resumed += 1
         self._trace.peer = served_by(answer.provider)
 

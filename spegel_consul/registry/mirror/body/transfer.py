@@ -85,7 +85,7 @@ class Transfer:
             self._feed = self._begun(answer)
             self._position = self._feed.position
             # only complete content is hashed, because a part of it has no digest
-            if peers.settings.verify and self._is_all():
+            if self._is_all() and peers.hashes(answer.head, answer.provider, trace.client):
                 self._hasher = answer.head.digest.hasher()
         if isinstance(answer, Answer):
             trace.asked, trace.connected, trace.first_byte = answer.times
@@ -100,7 +100,7 @@ class Transfer:
         assert isinstance(answer.body, PeerResponse)
         position = Position(head.stop - head.start)
         throughput = Throughput(limits.stall, limits.rate)
-        feed = Feed(head, answer.provider, answer.body, position, throughput, follow=answer.follow)
+        feed = Feed(head, answer.provider, answer.body, position, throughput, follow=answer.follow, grows=answer.grows)
         feed.begin()
         return feed
 
@@ -359,5 +359,8 @@ class Transfer:
                     )
                 self._peers.verified(self.head.digest, feed.senders)
             await into.release()
+            if self._hasher is None and not self._trace.client and self._is_all():
+                senders = [each for each in feed.senders if each.registry not in feed.passed_on]
+                self._peers.unverified.sent(self.head.digest, senders, trio.current_time())
         finally:
             into.close()

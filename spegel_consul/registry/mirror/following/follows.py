@@ -127,17 +127,20 @@ class Follows:
     def count_failure(self, why: Why) -> None:
         self._metrics.follow_failures.labels(why.name.lower()).inc()
 
+    def count_takeover(self) -> None:
+        self._metrics.takeovers.inc()
+
     def count_received(self, count: int) -> None:
         self._metrics.followed_bytes.inc(count)
 
-    async def look(self, active: ActiveGroup, *, quick: bool) -> Work:
+    async def look(self, active: ActiveGroup) -> Work:
         """Return what this node has of the group."""
-        return await active.work.look(self.groups.contents(active.claim.group), active.claim.asked, quick=quick)
+        return await active.work.look(self.groups.contents(active.claim.group), active.claim.asked)
 
     async def report(self, active: ActiveGroup) -> None:
         """Send the report that is due, and give the verdict to the claim."""
         claim, before = active.claim, active.claim.what
-        work = await self.look(active, quick=before is None)
+        work = await self.look(active)
         while True:
             report = claim.report(work, self._behind(trio.current_time()))
             verdict, began = None, time.perf_counter()
@@ -156,12 +159,10 @@ class Follows:
             self._metrics.claims.labels(verdict.what.name.lower()).inc()
             if verdict.what is What.ALONE and not work.serves and await self._store.at_work() is not None:
                 # a runtime may begin the download a moment after it has asked the mirror
-                work = await self.look(active, quick=True)
+                work = await self.look(active)
                 if work.serves:
                     continue
             claim.answer(verdict)
-            if before is What.FOLLOW and claim.what is What.CLAIM:
-                self._metrics.takeovers.inc()
             active.tell(before)
             return
 
@@ -203,12 +204,13 @@ class ActiveGroup:
             log.info("follow began", **self._facts(), source=host_port(*source.registry))
 
     def tell(self, before: What | None) -> None:
-        """Log the consequences of a verdict; ``before``: the verdict before it."""
+        """Count and log the consequences of a verdict; ``before``: the verdict before it."""
         claim, size = self.claim, self._follows.size(self.claim.group)
         complete = size is not None and claim.have >= size
         if claim.what is What.CLAIM and before is not What.CLAIM:
             if before is What.FOLLOW and not complete:
                 left = claim.history.left
+                self._follows.count_takeover()
                 log.info("download taken over", **self._facts(), left=left.why if left is not None else None)
             else:
                 log.debug("download claimed", **self._facts())

@@ -7,7 +7,8 @@ transfers leave a source together, and a node never waits for one source with on
 A source that failed is reported once, whatever number of transfers it failed for. Until the answer is there, requests
 wait, because the answer to an earlier report may still name that source. A request waits for a limited time. If a
 keeper misses it, the requests of the next seconds do not wait at all, and the node goes upstream as if there were no
-keeper. It does so as well after several sources failed, whatever the keeper says, because each may cost some seconds.
+keeper. It does so as well after several sources failed, or two that gave no sign of life, whatever the keeper says,
+because each costs some seconds.
 
 This object has no I/O and no clock. A rule about the meaning of a verdict, or about the time of a report, belongs here.
 """
@@ -40,6 +41,9 @@ RECENTLY = 5.0
 
 LOST_FOR = 60.0
 """Seconds in which a source that failed does not stand in for the first one of a verdict, if that can't be asked."""
+
+MAX_SILENT = 2
+"""Sources without a sign of life within STRUCK_FOR seconds after which the node goes on alone."""
 
 _LEAST_AGAIN, _MOST_AGAIN = 0.5, 20.0  # seconds between two reports, whatever a keeper asks for
 _APART = 0.1  # seconds between two reports, so that many failures at once are few reports
@@ -93,9 +97,9 @@ class Follow:
         self._left = True
         self._leave()
 
-    def lost(self, why: Why) -> None:
-        """Report that the source failed."""
-        self._claim.lose(self.source, why)
+    def lost(self, why: Why, *, silent: bool = False) -> None:
+        """Report that the source failed; ``silent``: that it gave no sign of life."""
+        self._claim.lose(self.source, why, silent=silent)
 
     def close(self, received: int = 0) -> None:
         """End; ``received``: the number of bytes of the body that came from the source."""
@@ -143,6 +147,7 @@ class GroupClaim:
         self._reported_lost: tuple[Provider, Why] | None = None
         self._lost_at: BoundedDict[str, float] = BoundedDict(_MOST_LOST)  # by peer id
         self._losses: list[float] = []
+        self._silent: list[float] = []
         self._alone_until = -math.inf
         self._bad = 0
         self._again = 0.0
@@ -194,8 +199,8 @@ class GroupClaim:
 
     @property
     def answered(self) -> bool:
-        """Whether a request need not wait: a verdict is there, or the keeper is skipped."""
-        return not self.pending or self._now() < self._skipped_until
+        """Whether a request need not wait: a verdict is there, or the keeper is skipped or not believed."""
+        return not self.pending or self._now() < max(self._skipped_until, self._alone_until)
 
     @property
     def to_follow(self) -> Provider | None:
@@ -217,20 +222,29 @@ class GroupClaim:
         """A request has waited for :data:`CLAIM_WITHIN` in vain."""
         self._skipped_until = self._now() + SKIPPED
 
-    def lose(self, source: Provider, why: Why) -> None:
-        """Report that ``source`` failed, unless it is no longer the source or was reported already."""
+    def lose(self, source: Provider, why: Why, *, silent: bool = False) -> None:
+        """Report that ``source`` failed, unless it is no longer the source or was reported already.
+
+        ``silent``: it gave no sign of life, which took some seconds to notice.
+        """
         self._active_at = self._now()
         if source != self.source or self._lost is not None:
             return
         self._on_failure(why)
         self._lost = source, why
         self._lost_at[source.peer_id] = self._active_at
-        self._losses = [*(at for at in self._losses if at > self._active_at - STRUCK_FOR), self._active_at]
-        if len(self._losses) >= MAX_LOSSES:
+        self._losses = self._with_this(self._losses)
+        if silent:
+            self._silent = self._with_this(self._silent)
+        if len(self._losses) >= MAX_LOSSES or len(self._silent) >= MAX_SILENT:
             self._alone_until = self._active_at + STRUCK_FOR
         self.history.leave(source, why.name.lower())
         self._skipped_until = -math.inf
         self._pend()
+
+    def _with_this(self, before: list[float]) -> list[float]:
+        """Return the times of ``before`` that still count, and the present one."""
+        return [*(at for at in before if at > self._active_at - STRUCK_FOR), self._active_at]
 
     def took(self, count: int) -> None:
         """A body from a source has ended after ``count`` bytes."""

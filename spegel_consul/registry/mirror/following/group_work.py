@@ -1,7 +1,7 @@
 """What this node has of a group: its complete blobs, and the downloads of its runtime.
 
-Blobs that the store does not know yet, because they were committed a moment ago, are looked for among the downloads and
-then remembered as complete. A new way to find out how far a node is belongs here.
+All downloads are told by one look at the disk. Blobs that the store does not know yet, because they were committed a
+moment ago, are opened and then remembered as complete. A new way to find out how far a node is belongs here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from spegel_consul.registry.mirror.following.group_claim import Work
 from spegel_consul.store import Store
 
 _WITHIN = 0.5  # seconds that a look may take, because a disk may hang
-_MOST_DOWNLOADS = 128  # files that one look opens
+_MOST_OPENED = 16  # files that one look opens
 
 
 class GroupWork:
@@ -27,19 +27,24 @@ class GroupWork:
         self._store = store
         self._complete: dict[str, int] = {}
 
-    async def look(self, contents: Mapping[str, int], asked: Collection[str], *, quick: bool = False) -> Work:
+    async def look(self, contents: Mapping[str, int], asked: Collection[str]) -> Work:
         """Return what the node has of ``contents``, and of the digests that were ``asked`` for.
 
-        ``quick``: look for downloads of the asked digests only. A look that takes too long returns what it has found.
+        A look that takes too long returns what it has found.
         """
-        serves, have, working, downloads = False, 0, False, 0
+        serves, have, working, opened = False, 0, False, 0
         with trio.move_on_after(_WITHIN):
+            downloads = await self._store.downloads()
             for text in dict.fromkeys((*asked, *contents)):
                 size = self._known(text)
-                if size is None and (text in asked or not quick) and downloads < _MOST_DOWNLOADS:
-                    downloads += 1
-                    size, grows = await self._growing(text)
-                    working = working or grows
+                if size is None and (size := downloads.growing.get(Digest(text))) is not None:
+                    if size < contents.get(text, size + 1):
+                        working = True
+                    else:
+                        self._complete[text] = size
+                elif size is None and Digest(text) in downloads.ended and opened < _MOST_OPENED:
+                    opened += 1
+                    size = await self._committed(text)
                 if size is not None:
                     have += size
                     serves = serves or text in asked
@@ -52,16 +57,12 @@ class GroupWork:
             return 0
         return content.size if content is not None else self._complete.get(text)
 
-    async def _growing(self, text: str) -> tuple[int | None, bool]:
-        """Return the present size of a download, if there is one, and whether it still grows."""
+    async def _committed(self, text: str) -> int | None:
+        """Return the size of a blob whose download has ended; None if it was aborted."""
         growing = await self._store.downloading(Digest(text))
         if growing is None:
-            return None, False
+            return None
         with growing, suppress(OSError):  # the file system may lose a file
-            size = growing.size()
             if growing.complete:
-                self._complete[text] = size
-                return size, False
-            if not growing.abandoned():
-                return size, True
-        return None, False
+                self._complete[text] = growing.size()
+        return self._complete.get(text)

@@ -7,11 +7,12 @@ among several answers in :mod:`spegel_consul.registry.mirror.fetch`.
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, replace
 
 from spegel_consul.http.peer_client import PeerResponse
-from spegel_consul.oci.path import ContentRequest, Kind
+from spegel_consul.oci.path import GROWING_HEADER, ContentRequest, Kind
 from spegel_consul.peers import Provider
 from spegel_consul.registry.mirror.following.group_claim import Follow
 from spegel_consul.registry.mirror.mirror_peers import MirrorPeers
@@ -29,7 +30,9 @@ class Answer:
     times: tuple[float, float, float]
     """Times of the question, of the new connection (0 for an idle one), and of the first byte."""
     follow: Follow | None = None
-    """If the provider is still downloading the content itself."""
+    """If the provider is the source that this node follows."""
+    grows: bool = False
+    """Whether the source is still downloading the content itself."""
 
     def discard(self) -> None:
         """Give up the body."""
@@ -56,21 +59,20 @@ class Question:
         expected: Head | None,
         follow: Follow | None = None,
         first_byte: float | None = None,
+        silence: float = math.inf,
     ) -> Answer:
         """Return the answer of ``provider``. Raises PeerError if it is not acceptable, and RangeInvalid.
 
         ``expected``: the required head, if any; ``follow``: if the peer may still be downloading the content;
-        ``first_byte``: seconds to the head, if not those of the client's limits.
+        ``first_byte``: seconds to the head, if not those of the client's limits; ``silence``: seconds to the head or to
+        the next interim answer.
         """
         peers, request, follows = self._peers, self._request, follow is not None
         target, headers = peers.question(request, range_header, self._trace.trace_headers, follow=follows)
         asked = time.perf_counter()
-        if first_byte is None:
-            response = await peers.client.request(provider.registry, self.method, target, headers)
-        else:
-            response = await peers.client.request(
-                provider.registry, self.method, target, headers, first_byte=first_byte
-            )
+        response = await peers.client.request(
+            provider.registry, self.method, target, headers, first_byte=first_byte, silence=silence
+        )
         times = asked, response.connected, time.perf_counter()
         try:
             head = judge(response, request, range_header, expected)
@@ -84,4 +86,5 @@ class Question:
         except BaseException:
             response.discard()
             raise
-        return Answer(provider, head, body, times, follow)
+        grows = follows and response.header(GROWING_HEADER) is not None
+        return Answer(provider, head, body, times, follow, grows)

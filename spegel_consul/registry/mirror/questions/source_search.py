@@ -5,7 +5,8 @@ longer than the slower of the two, and it is used only if no provider gives an a
 source with other content of the group already, that source goes before the providers, because all followers would ask
 the first complete nodes otherwise and share their links. A source has limits of its own,
 because it can't be faster than its own source, and because its runtime may be at other content of the image first. It
-waits with its answer while its runtime is at work.
+waits with its answer while its runtime is at work, and sends interim answers meanwhile. A source without even those
+hangs.
 
 A source that fails is reported, and the next verdict names another one, or makes this node the claimer. It gets no
 penalty. A new rule about the questions to sources, or about their failures, belongs here; the rules about verdicts are
@@ -38,6 +39,9 @@ log = structlog.get_logger(__name__)
 
 FIRST_BYTE = WAIT + 2.0
 """Seconds in which a source must have begun; longer than it waits itself, so that its answer says why it has not."""
+
+SILENT = 3.5
+"""Seconds without an answer or an interim one after which a source hangs; it sends one a second while it waits."""
 
 _LONG = 20.0  # seconds after which a refusal says that the source has not come to this content
 _REFUSALS = 2  # after which a source is asked again, while it sends other content of the group
@@ -128,7 +132,7 @@ class SourceSearch:
             while True:
                 left = deadline - trio.current_time()
                 try:
-                    answer = await self._question.ask(source, range_header, expected, follow, left)
+                    answer = await self._question.ask(source, range_header, expected, follow, left, SILENT)
                     return await self._disputed(answer) if expected is None else answer
                 except RangeInvalid:
                     return None
@@ -141,6 +145,9 @@ class SourceSearch:
                         source = other
                         continue
                     why = reason(exc)
+                    if why is Why.CUT:  # without a byte of it: a body that is read is small
+                        follow.lost(why, silent=True)
+                        return None
                     if why is not Why.REFUSED or (self._request.kind is Kind.BLOB and not follow.has_siblings):
                         follow.lost(why)
                         return None

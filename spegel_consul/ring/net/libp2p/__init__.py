@@ -25,33 +25,52 @@ Two faults lie deeper.  A task that is cancelled while Noise writes has used up 
 kills the connection; and a write to a closed socket succeeds silently.  ``Wire``, the socket as the layers above
 see it, avoids both: a write is queued whole without waiting, or raises, and a task of the connection sends it.
 
+And it is slow: a frame passes five locks and a dozen lines of a log that is off, and each few bytes that are read are
+followed by a frame that grants them again.  So after the handshake ``Session`` encrypts in place of the library, plain
+data frames pass ``BoundedYamux`` by a short way, and a window is granted again when half of it is used up.
+
     layers            keys, and the upgrade of a socket to a connection: multistream-select, Noise, Yamux, identify
-    noise_transport   the socket as the layers see it
-    muxer             Yamux, bounded
+    noise_transport   the socket as the layers see it, and the encrypted connection as Yamux sees it
+    muxer             Yamux, bounded, with a short way for plain data
     stream            one stream of a connection
     peer_connection   a connection and its tasks
 
-libp2p's ``__init__`` imports everything it has - QUIC, relays, pubsub, DNS, a DHT - which costs 17 MiB and a quarter of
-a second for code that is never called here.  Python does not initialise a package that is already in sys.modules, so an
-empty package with the right path is put there first, and its modules are then imported one by one.
+libp2p imports everything it has - QUIC, relays, pubsub, DNS, a DHT, RSA and secp256k1 - which costs 25 MiB and a third
+of a second for code that is never called here. So its packages are imported without their ``__init__``, and
+placeholders stand for names that only annotations and tables of the library use. Identities other than Ed25519 can't be
+decoded then: such a peer's handshake fails, because ``node_key`` and the ring's records know only Ed25519.
 
 A workaround for a fault of the library belongs here, with the version that has the fault.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import logging
-import sys
-import types
+
+from spegel_consul import lean_imports
 
 # py-libp2p logs lines and tracebacks for each fault of a peer; this adapter logs the relevant ones itself
 logging.getLogger("libp2p").setLevel(logging.CRITICAL + 1)
 
-for _name in ("libp2p", "libp2p.transport"):
-    _spec = importlib.util.find_spec(_name)
-    if _name not in sys.modules and _spec is not None and _spec.submodule_search_locations:
-        _package = types.ModuleType(_name)
-        _package.__path__ = list(_spec.submodule_search_locations)
-        _package.__spec__ = _spec
-        sys.modules[_name] = _package
+lean_imports.without_init(
+    "libp2p",
+    "libp2p.transport",
+    "libp2p.network",
+    "libp2p.security",
+    "libp2p.identity",
+    "libp2p.identity.identify",
+    "libp2p.transport.quic",
+    "libp2p.tools.anyio_service",
+)
+lean_imports.placeholder("libp2p.transport.quic.stream", "QUICStream")
+lean_imports.placeholder("libp2p.tools.anyio_service.api", "ServiceAPI")
+lean_imports.placeholder("libp2p.crypto.rsa", "RSAPublicKey.from_bytes", "RSAPrivateKey.from_bytes")
+lean_imports.placeholder("libp2p.crypto.secp256k1", "Secp256k1PublicKey.from_bytes", "Secp256k1PrivateKey.from_bytes")
+lean_imports.placeholder("libp2p.utils.version", "get_agent_version")
+lean_imports.placeholder(
+    "libp2p.utils.address_validation",
+    "get_available_interfaces",
+    "get_optimal_binding_address",
+    "expand_wildcard_address",
+    "find_free_port",
+)

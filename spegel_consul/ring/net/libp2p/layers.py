@@ -22,7 +22,7 @@ from spegel_consul.peers import RingError
 from spegel_consul.ring.net import node_key
 from spegel_consul.ring.net.host import Identity
 from spegel_consul.ring.net.libp2p.muxer import BoundedYamux
-from spegel_consul.ring.net.libp2p.noise_transport import Wire
+from spegel_consul.ring.net.libp2p.noise_transport import Session, Wire
 
 
 class Layers:
@@ -47,11 +47,14 @@ class Layers:
         """The authenticated binary id of the peer."""
         return bytes(secured.get_remote_peer().to_bytes())
 
-    async def multiplex(self, secured: Any) -> Any:
+    async def multiplex(self, secured: Any, wire: Wire) -> BoundedYamux:
         """Negotiate Yamux. The result goes to :class:`Connection`. Raises anything."""
         # not new_conn(), because it uses its own Yamux whichever class was configured
         muxer: Any = await self._upgrader.muxer_multistream.select_transport(secured)
-        return muxer(secured, secured.get_remote_peer(), is_initiator=secured.is_initiator)
+        yamux: BoundedYamux = muxer(
+            Session(secured, wire), secured.get_remote_peer(), is_initiator=secured.is_initiator
+        )
+        return yamux
 
     def describe(self, addresses: Iterable[Address], protocols: Iterable[str]) -> bytes:
         """This node's identify message."""

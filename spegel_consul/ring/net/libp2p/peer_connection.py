@@ -79,6 +79,8 @@ class Connection:
         self.closed = True
         for read in self._reads:
             read.cancel()
+        for stream in list(self._muxed.streams.values()):
+            self._muxed.wake(stream)
 
     @contextmanager
     def reading(self) -> Iterator[trio.CancelScope]:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import structlog
 import trio
 from libp2p.io.abc import ReadWriteCloser
+from libp2p.io.exceptions import ConnectionClosedError
 from libp2p.stream_muxer.exceptions import MuxedStreamEOF, MuxedStreamReset
 
 from spegel_consul.peers import peer_id_to_text
@@ -56,6 +57,8 @@ class MuxedStream:
         self._scope = trio.CancelScope()
         self._read: trio.CancelScope | None = None
         self._sent = trio.Event()
+        self._pumping = False
+        self._consumed = 0  # bytes whose window was not granted again
         self.is_reset = False
         connection.spawn(self._pump)
 
@@ -67,8 +70,9 @@ class MuxedStream:
         if self.is_reset or self._out.closed or self._connection.closed:
             raise StreamClosed("the stream is closed")
         try:
-            self._out.put(data)
-        except OutboxFull as exc:
+            if self._pumping or self._out or not self._muxed.conn.write_at_once(self._muxed, data):
+                self._out.put(data)
+        except (OutboxFull, ConnectionClosedError) as exc:
             self.reset()
             raise StreamClosed(str(exc)) from None
 
@@ -78,9 +82,18 @@ class MuxedStream:
             self._in.clear()
             return data
         self._check()
+        muxed = self._muxed
+        while not (data := muxed.conn.take(muxed, _CHUNK)) and muxed.conn.is_open(muxed):
+            await muxed.conn.wait_for_data(muxed)
+            if self.is_reset or self._connection.closed:
+                self._check()
+        if data:
+            await self._grant(len(data))
+            return bytes(data)
+        # the stream has ended, and the library knows how
         with self._connection.reading() as self._read:
             try:
-                return bytes(await self._muxed.read(_CHUNK))
+                return bytes(await muxed.read(_CHUNK))
             except (MuxedStreamEOF, MuxedStreamReset):
                 self._check()
                 return b""
@@ -88,6 +101,16 @@ class MuxedStream:
                 raise StreamClosed(f"the stream broke: {exc!r}") from exc
         self._check()
         raise StreamClosed("the connection was lost")  # never reached, because _check raises after a cancelled read
+
+    async def _grant(self, count: int) -> None:
+        """Grant the window for ``count`` consumed bytes again, once half of it is used up."""
+        self._consumed += count
+        if self._consumed >= self._muxed.target_recv_window // 2:
+            consumed, self._consumed = self._consumed, 0
+            try:
+                await self._muxed._auto_tune_and_send_window_update(bytes_read=consumed)
+            except Exception as exc:
+                log.debug("ring_grant_failed", peer=peer_id_to_text(self.peer), error=repr(exc))
 
     def _check(self) -> None:
         """Raise StreamReset if the peer reset the stream, StreamClosed if it is unreadable for another reason."""
@@ -110,6 +133,7 @@ class MuxedStream:
             self._scope.cancel()
             if self._read is not None:
                 self._read.cancel()  # because the muxer forgets the stream without waking its reader
+            self._muxed.conn.wake(self._muxed)
             self._connection.spawn(self._reset)
 
     async def read_exactly(self, n: int) -> bytes:
@@ -137,7 +161,10 @@ class MuxedStream:
         with self._scope:
             try:
                 while data := await self._out.take():
+                    self._pumping = True
                     await self._muxed.write(data)
+                    self._pumping = False
+                    del data  # released before the wait for the next bytes, which may be long
                 await self._muxed.close()
             except Exception as exc:
                 log.debug("ring_stream_broken", peer=peer_id_to_text(self.peer), error=repr(exc))

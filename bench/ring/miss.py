@@ -1,0 +1,285 @@
+"""Measure a miss: the request of a runtime for content that no node has, which ends with 404.
+
+    python -m bench.ring.miss --nodes 6 [--busy 2] [--spegel PATH --containerd PATH]
+
+Each ring is N sidecars as N processes, and with --spegel one more ring of N Spegel nodes (a containerd of their own
+has no content).  The rings are measured by turns, one request at a time at one node.  The CPU is that of all nodes of
+the ring during the turn, without what the ring costs while it is idle, which is measured before.
+
+All nodes run in a network namespace of their own and each at an address of its own, because Spegel announces no
+loopback address, and go-libp2p accepts eight connections from one address.  So it needs root.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import hashlib
+import http.client
+import json
+import os
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from bench.proc import cpu_seconds
+
+_CLONE_NEWNET = 0x40000000
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+_READY, _SETTLED = 240.0, 15.0  # seconds
+_PAUSE = 0.01
+_WARM = 60
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.ring.miss", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--nodes", type=int, default=6, metavar="N", help="members of each ring (default: 6)")
+    parser.add_argument("--requests", type=int, default=200, metavar="R", help="requests of one turn (default: 200)")
+    parser.add_argument("--turns", type=int, default=3, metavar="T", help="turns of each ring (default: 3)")
+    parser.add_argument(
+        "--busy", type=int, default=0, metavar="B", help="processes that compute meanwhile (default: 0)"
+    )
+    parser.add_argument("--manifests", action="store_true", help="ask for manifests instead of blobs")
+    parser.add_argument("--tree", action="append", metavar="PATH", help="another source tree to measure as well")
+    parser.add_argument("--spegel", metavar="PATH", help="a Spegel binary to compare with")
+    parser.add_argument("--containerd", metavar="PATH", help="the containerd that Spegel asks")
+    options = parser.parse_args()
+    if not 1 <= options.nodes <= 100:
+        parser.error("--nodes must be 1 to 100")
+    if options.spegel and not options.containerd:
+        parser.error("--spegel needs --containerd, because Spegel does not start without one")
+    if _libc.unshare(_CLONE_NEWNET):
+        parser.error("a network namespace can't be made: this needs root")
+    _ip("link", "set", "lo", "up")
+    kind = "manifests" if options.manifests else "blobs"
+    with ExitStack() as stack:
+        home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="miss-")))
+        rings = []
+        trees = [str(Path(__file__).resolve().parent.parent.parent), *(options.tree or [])]
+        for tree in trees:
+            for follow in ("off", "on"):
+                name = f"follow {follow}" + (f", {Path(tree).name}" if len(trees) > 1 else "")
+                rings.append(_Ring(name, len(rings) + 1, options.nodes, home))
+                stack.callback(rings[-1].stop)
+                rings[-1].start_sidecars(tree, follow)
+        if options.spegel:
+            socket = stack.enter_context(_containerd(options.containerd, home / "ctrd"))
+            rings.append(_Ring("Spegel", len(rings) + 1, options.nodes, home))
+            stack.callback(rings[-1].stop)
+            stack.enter_context(rings[-1].serve_bootstrap())
+            rings[-1].start_spegel(options.spegel, socket)
+        for ring in rings:
+            ring.wait_ready()
+        time.sleep(_SETTLED)
+        for ring in rings:
+            ring.ask(kind, _WARM)
+        for ring in rings:
+            ring.measure_idle()
+        for _ in range(options.busy):
+            stack.callback(partial(_end, _started([sys.executable, "-c", "while True: pass"])))
+        for _ in range(options.turns):
+            for ring in rings:
+                ring.turn(kind, options.requests)
+    _print(rings, f"A miss in a ring of {options.nodes}, {options.busy} busy processes, {kind}")
+
+
+@dataclass
+class _Ring:
+    name: str
+    number: int
+    nodes: int
+    home: Path
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    times: list[list[float]] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+    idle: float = 0.0
+
+    def address(self, node: int) -> str:
+        return f"10.213.{self.number}.{node + 1}"
+
+    def start_sidecars(self, tree: str, follow: str) -> None:
+        for node in range(self.nodes):
+            ip, home = self.address(node), self.home / f"{self.number}-{node}"
+            layout = home / "layout"
+            (layout / "blobs/sha256").mkdir(parents=True)
+            (layout / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
+            (layout / "index.json").write_text('{"schemaVersion":2,"manifests":[]}')
+            _ip("addr", "add", f"{ip}/32", "dev", "lo")
+            command = [f"{tree}/.venv/bin/spegel-consul", "registry", "--skip-preflight", "--hang-timeout=0"]
+            command += [f"--layout-path={layout}", f"--registry-addr={ip}:5000", f"--router-addr={ip}:5001"]
+            command += [f"--metrics-addr={ip}:9090", "--bootstrap-kind=static", f"--data-dir={home}/data"]
+            command += [f"--static-bootstrap-peers=/ip4/{self.address(0)}/tcp/5001", f"--follow={follow}"]
+            command += [f"--node-name=n{node}", "--log-level=error"]
+            self.processes.append(_started(command))
+
+    def start_spegel(self, binary: str, socket: Path) -> None:
+        for node in range(self.nodes):
+            ip, home = self.address(node), self.home / f"{self.number}-{node}"
+            home.mkdir()
+            _ip("addr", "add", f"{ip}/32", "dev", "lo")
+            command = [binary, "--log-level=ERROR", "registry", "--bootstrap-kind=http"]
+            command += [f"--http-bootstrap-url=http://127.0.0.1:{8000 + self.number}/id", f"--data-dir={home}"]
+            command += [f"--registry-addr={ip}:5000", f"--router-addr={ip}:5001", f"--metrics-addr={ip}:9090"]
+            command += [f"--containerd-sock={socket}", f"--containerd-content-path={home}"]
+            self.processes.append(_started(command))
+
+    @contextmanager
+    def serve_bootstrap(self) -> Iterator[None]:
+        """The list of bootstrap peers that Spegel asks for."""
+        peers = [{"ID": "", "Addrs": [f"/ip4/{self.address(node)}/tcp/5001"]} for node in range(min(3, self.nodes))]
+        body = json.dumps(peers).encode()
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 8000 + self.number), Handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield
+        finally:
+            server.shutdown()
+
+    def wait_ready(self) -> None:
+        until = time.monotonic() + _READY
+        for node in range(self.nodes):
+            while not self._is_ready(node):
+                if self.processes[node].poll() is not None or time.monotonic() > until:
+                    raise SystemExit(f"node {node} of {self.name} does not become ready: {self.processes[node].args!r}")
+                time.sleep(0.2)
+
+    def _is_ready(self, node: int) -> bool:
+        try:
+            connection = http.client.HTTPConnection(self.address(node), 5000, timeout=5)
+            connection.request("GET", "/readyz")
+            return connection.getresponse().status == 200
+        except OSError:
+            return False
+
+    def ask(self, kind: str, count: int) -> list[float]:
+        """Milliseconds of each of ``count`` misses at one node."""
+        connection = http.client.HTTPConnection(self.address(self.nodes // 2), 5000, timeout=30)
+        took = []
+        for _ in range(count):
+            digest = hashlib.sha256(random.randbytes(32)).hexdigest()
+            target = f"/v2/library/x/{kind}/sha256:{digest}?ns=docker.io"
+            start = time.perf_counter()
+            connection.request("GET", target, headers={"User-Agent": "containerd/2"})
+            response = connection.getresponse()
+            response.read()
+            took.append(1e3 * (time.perf_counter() - start))
+            if response.status != 404:
+                raise SystemExit(f"{self.name} answered {response.status} instead of 404")
+            time.sleep(_PAUSE)
+        return took
+
+    def measure_idle(self) -> None:
+        start, before = time.monotonic(), self._cpu()
+        time.sleep(3)
+        self.idle = (self._cpu() - before) / (time.monotonic() - start)
+
+    def turn(self, kind: str, count: int) -> None:
+        start, before = time.monotonic(), self._cpu()
+        self.times.append(sorted(self.ask(kind, count)))
+        used = self._cpu() - before - self.idle * (time.monotonic() - start)
+        self.cpu.append(1e3 * used / count)
+
+    def _cpu(self) -> float:
+        return sum(cpu_seconds(process.pid) for process in self.processes)
+
+    def stop(self) -> None:
+        for process in self.processes:
+            process.terminate()
+        for process in self.processes:
+            _end(process)
+
+    def percentile(self, share: float) -> float:
+        """Milliseconds: the median over the turns."""
+        return statistics.median(turn[min(len(turn) - 1, int(len(turn) * share))] for turn in self.times)
+
+
+@contextmanager
+def _containerd(binary: str, home: Path) -> Iterator[Path]:
+    """An empty containerd with its content store only; the path of its socket."""
+    home.mkdir()
+    plugins = ["cri.v1.images", "cri.v1.runtime", "grpc.v1.cri", "internal.v1.opt", "nri.v1.nri"]
+    plugins += [f"snapshotter.v1.{name}" for name in ("aufs", "btrfs", "devmapper", "zfs", "erofs")]
+    disabled = ", ".join(f'"io.containerd.{name}"' for name in plugins)
+    socket = home / "c.sock"
+    config = home / "config.toml"
+    config.write_text(
+        f'version = 2\nroot = "{home}/root"\nstate = "{home}/state"\ndisabled_plugins = [{disabled}]\n'
+        f'[grpc]\n  address = "{socket}"\n'
+    )
+    process = _started([binary, "--config", str(config), "--log-level", "error"])
+    try:
+        until = time.monotonic() + _READY
+        while not socket.exists():
+            if process.poll() is not None or time.monotonic() > until:
+                raise SystemExit("containerd does not start")
+            time.sleep(0.1)
+        yield socket
+    finally:
+        _end(process)
+
+
+def _started(command: Sequence[str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL),
+    )
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True)
+
+
+def _print(rings: Sequence[_Ring], title: str) -> None:
+    table = Table(title=f"{title}; load {os.getloadavg()[0]:.1f}", title_justify="left", pad_edge=False)
+    for column in ("ring", "p50 ms", "p90 ms", "p99 ms", "CPU of all nodes, ms", "idle CPU, %", "p50 of each turn"):
+        table.add_column(column, justify="left" if column == "ring" else "right", no_wrap=True)
+    for ring in rings:
+        p50, p90, p99 = (f"{ring.percentile(share):.2f}" for share in (0.5, 0.9, 0.99))
+        each = " ".join(f"{turn[len(turn) // 2]:.2f}" for turn in ring.times)
+        table.add_row(ring.name, p50, p90, p99, f"{statistics.median(ring.cpu):.2f}", f"{100 * ring.idle:.1f}", each)
+    Console(width=120, highlight=False).print(table)
+
+
+if __name__ == "__main__":
+    main()

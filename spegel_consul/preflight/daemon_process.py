@@ -1,0 +1,92 @@
+"""The process of a runtime: its command line, environment and program, as the kernel tells them.
+
+The kernel knows the process that listens on a Unix socket, so it is found without a search of the process table. Of a
+process in another container, or of another user, nothing can be told, and callers must do without it.
+
+A daemon's environment may hold passwords, so only the variables that are asked for leave this module. Another fact
+about a running daemon belongs here.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+_CREDENTIALS = struct.Struct("iII")  # pid, uid, gid (unix(7), SO_PEERCRED)
+_TIMEOUT = 1.0
+_MOST = 1 << 20  # bytes of a file in /proc
+_PROC = Path("/proc")
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonProcess:
+    """A running process. ``command``: its command line; ``directory``: /proc/PID."""
+
+    directory: Path
+    command: tuple[str, ...]
+
+    @property
+    def program(self) -> Path:
+        """The program that runs, even if an upgrade has replaced its file."""
+        return self.directory / "exe"
+
+    @property
+    def cwd(self) -> Path:
+        """Its working directory, / if it can't be told."""
+        try:
+            return (self.directory / "cwd").readlink()
+        except OSError:
+            return Path("/")
+
+    @property
+    def shares_files(self) -> bool:
+        """Whether a path means the same file to it as to this process."""
+        try:
+            own, its = (Path(f"{process}/ns/mnt").stat() for process in (_PROC / "self", self.directory))
+            roots = [Path(f"{process}/root").stat() for process in (_PROC / "self", self.directory)]
+        except OSError:
+            return False
+        return os.path.samestat(own, its) and os.path.samestat(*roots)
+
+    def flag(self, *names: str) -> str | None:
+        """The value of the first flag with one of ``names`` on its command line (``config``, ``c``)."""
+        words = iter(self.command[1:])
+        for word in words:
+            name, equals, value = word.lstrip("-").partition("=")
+            if word.startswith("-") and name in names:
+                return value if equals else next(words, None)
+        return None
+
+    def variables(self, names: Iterable[str]) -> dict[str, str] | None:
+        """The variables ``names`` of its environment; None if it can't be read."""
+        try:
+            content = _read(self.directory / "environ")
+        except OSError:
+            return None
+        wanted = set(names)
+        pairs = (entry.partition("=") for entry in content.split("\0"))
+        return {name: value for name, _, value in pairs if name in wanted}
+
+
+def of_socket(path: Path, program: str) -> DaemonProcess | None:
+    """The process that listens on ``path`` if its program is ``program``, else None. Waits 1 s at most."""
+    try:
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(_TIMEOUT)
+            sock.connect(str(path))
+            pid, _, _ = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+        directory = _PROC / str(pid)
+        command = tuple(_read(directory / "cmdline").rstrip("\0").split("\0"))
+    except OSError:
+        return None
+    # a supervisor may listen in the daemon's place, and a process of another container has pid 0
+    return DaemonProcess(directory, command) if pid and Path(command[0]).name == program else None
+
+
+def _read(path: Path) -> str:
+    with path.open("rb") as file:
+        return file.read(_MOST).decode(errors="replace")

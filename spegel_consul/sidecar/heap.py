@@ -1,0 +1,77 @@
+"""Heap: what the garbage collector and the allocator keep in a process that runs for months.
+
+Imports make a hundred thousand objects that live as long as the process. A full collection looks at all of them, which
+holds the event loop up for 70 ms, and Python begins one only after a quarter as many new objects have survived. Until
+then garbage in cycles keeps its memory. So the objects of the imports are frozen: the collector does not look at them
+again, and full collections are frequent and short. Parts of the program are imported when they are used first, so
+objects are frozen again after many late imports.
+
+glibc keeps freed memory that lies below memory in use. A burst of requests leaves megabytes of it, so free memory above
+a limit is given back to the kernel once a minute. Other C libraries do not have these calls, and are left alone.
+
+A rule about all memory of the process belongs here; the limit of one cache belongs to its module.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import sys
+from typing import Any
+
+import trio
+
+EVERY = 60.0
+"""Seconds between two looks at the free memory."""
+
+LATE = 100
+"""Modules imported since the last freeze that justify another one; each one exempts the objects of its moment too."""
+
+_FREE = 1 << 20
+"""Bytes of free memory that may stay, so that a small burst needs no new pages."""
+
+
+class _MallInfo(ctypes.Structure):
+    """``struct mallinfo2`` of glibc 2.33 (mallinfo(3)), in bytes."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+        )
+    ]
+
+
+def freeze() -> None:
+    """Exempt all objects that exist from later collections, and give the memory of garbage back."""
+    gc.collect()
+    gc.freeze()
+    give_back(ctypes.CDLL(None), 0)
+
+
+def give_back(libc: Any, most_free: int) -> bool:
+    """Give free memory back to the kernel if there is more than ``most_free`` bytes, in about a millisecond.
+
+    Returns whether it was done. ``libc``: the C library of this process.
+    """
+    if not hasattr(libc, "malloc_trim") or not hasattr(libc, "mallinfo2"):
+        return False
+    libc.mallinfo2.restype = _MallInfo
+    if libc.mallinfo2().fordblks <= most_free:
+        return False
+    libc.malloc_trim(0)
+    return True
+
+
+async def keep_small(*, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    """Give free memory back and freeze late imports every :data:`EVERY` seconds, until cancelled."""
+    libc, modules = ctypes.CDLL(None), len(sys.modules)
+    task_status.started()
+    while True:
+        await trio.sleep(EVERY)
+        if len(sys.modules) > modules + LATE:
+            modules = len(sys.modules)
+            freeze()
+        else:
+            give_back(libc, _FREE)

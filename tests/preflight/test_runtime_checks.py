@@ -1,0 +1,312 @@
+"""Findings about containerd and Docker: through proxies, and of runtimes that nobody pulls with."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from socketserver import ThreadingUnixStreamServer
+
+import pytest
+
+from spegel_consul.endpoints.check import Check, Status
+from spegel_consul.preflight import daemon_process, runtime_checks
+from spegel_consul.preflight.daemon_process import DaemonProcess
+from spegel_consul.preflight.subject import Subject, cri_is_used, docker_is_used
+from spegel_consul.runtimes.hosts_toml import Mirroring, fresh
+from spegel_consul.runtimes.mirror_targets import Registry, Target
+
+DEBIAN = """version = 2
+
+[plugins]
+  [plugins."io.containerd.grpc.v1.cri"]
+    [plugins."io.containerd.grpc.v1.cri".cni]
+      bin_dir = "/usr/lib/cni"
+      conf_dir = "/etc/cni/net.d"
+"""
+FAR = "http://192.0.2.7:5000"
+
+
+class Server(HTTPServer):
+    """A sidecar, or a proxy: it keeps the paths and answers 200."""
+
+    def __init__(self) -> None:
+        self.paths: list[str] = []
+        paths = self.paths
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                paths.append(self.path)
+                self.send_response(200)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        super().__init__(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Docker(ThreadingUnixStreamServer):
+    """Answers ``GET /info``."""
+
+    daemon_threads = True
+
+    def __init__(self, sock: Path, **info: object) -> None:
+        status = [["driver-type", "io.containerd.snapshotter.v1"]]
+        body = json.dumps({"ServerVersion": "28.5.2", "DriverStatus": status, **info}).encode()
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def address_string(self) -> str:
+                return "unix"
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        super().__init__(str(sock), Handler)
+        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
+
+
+class Machine:
+    """Directories and sockets of a node; ``mirror`` answers as its sidecar does."""
+
+    def __init__(self, root: Path, stack: ExitStack) -> None:
+        self._stack = stack
+        self.root = root
+        self.mirror = self._serve(Server())
+
+    def _serve(self, server: Server) -> Server:
+        self._stack.enter_context(server)
+        self._stack.callback(server.shutdown)
+        return server
+
+    def proxy(self) -> Server:
+        return self._serve(Server())
+
+    def docker(self, **info: object) -> None:
+        server = self._stack.enter_context(Docker(self.root / "docker.sock", **info))
+        self._stack.callback(server.shutdown)
+
+    def hosts(self, runtime: str, url: str) -> None:
+        directory = self.root / runtime / "_default"
+        directory.mkdir(parents=True)
+        (directory / "hosts.toml").write_text(fresh(Registry("_default"), Mirroring((Target(url),))))
+
+    def subject(self, **given: object) -> Subject:
+        places = {
+            "containerd_sock": self.root / "containerd.sock",
+            "containerd_config": self.root / "config.toml",
+            "containerd_hosts": self.root / "containerd",
+            "docker_sock": self.root / "docker.sock",
+            "docker_hosts": self.root / "docker",
+            "kubelet": self.root / "kubelet",
+        }
+        return Subject("10.0.0.7", 5000, **{**places, **given})  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Machine]:
+    with ExitStack() as stack:
+        yield Machine(tmp_path, stack)
+
+
+def named(checks: list[Check]) -> dict[str, Check]:
+    return {check.name: check for check in checks}
+
+
+async def test_the_probe_takes_no_proxy(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    proxy = machine.proxy()
+    for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "all_proxy"):
+        monkeypatch.setenv(name, proxy.url)
+    monkeypatch.setenv("no_proxy", "")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    machine.docker()
+    machine.hosts("docker", machine.mirror.url)
+    checks = named(await runtime_checks.docker_checks(machine.subject()))
+    assert checks["docker-hosts"].status is Status.OK
+    assert (machine.mirror.paths, proxy.paths) == (["/livez"], [])
+
+
+@pytest.mark.parametrize("version", ["28.5.2", "26.1.5"])
+async def test_docker_behind_a_proxy(machine: Machine, version: str) -> None:
+    machine.docker(
+        ServerVersion=version,
+        HttpProxy="http://me:s3cret@proxy:3128",
+        NoProxy="localhost,.lan",
+        RegistryConfig={"Mirrors": [f"{FAR}/"]},
+    )
+    machine.hosts("docker", FAR)
+    checks = await runtime_checks.docker_checks(machine.subject())
+    check = named(checks)["docker-proxy"]
+    assert check.status is Status.FAIL
+    assert "NO_PROXY=localhost,.lan,192.0.2.7" in check.fix.splitlines()
+    assert "s3cret" not in repr(checks)
+
+
+async def test_docker_behind_a_proxy_asks_loopback_itself(machine: Machine) -> None:
+    machine.docker(HttpProxy="http://proxy:3128", NoProxy="")
+    machine.hosts("docker", machine.mirror.url)
+    checks = named(await runtime_checks.docker_checks(machine.subject()))
+    assert (checks["docker-proxy"].status, checks["docker-hosts"].status) == (Status.OK, Status.OK)
+
+
+async def test_containerd_behind_a_proxy(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = machine.root / "proc"
+    directory.mkdir()
+    (directory / "environ").write_bytes(b"HTTP_PROXY=http://me:s3cret@proxy:3128\0no_proxy=10.0.0.0/8\0TOKEN=s3cret\0")
+    process = DaemonProcess(directory, ("containerd",))
+    monkeypatch.setattr(daemon_process, "of_socket", lambda path, program: process)
+    (machine.root / "config.toml").write_text(DEBIAN)
+    machine.hosts("containerd", FAR)
+    checks = await runtime_checks.containerd_checks(machine.subject())
+    check = named(checks)["containerd-proxy"]
+    assert check.status is Status.FAIL
+    assert "NO_PROXY=10.0.0.0/8,192.0.2.7" in check.fix.splitlines()
+    assert "s3cret" not in repr(checks)
+
+
+async def test_a_node_with_docker_alone(machine: Machine) -> None:
+    """Docker's packages bring Debian's containerd, whose CRI nobody asks."""
+    (machine.root / "config.toml").write_text(DEBIAN)
+    machine.docker(Images=3)
+    for runtimes, status in (((), Status.WARN), (("docker",), Status.WARN), (("containerd",), Status.FAIL)):
+        subject = machine.subject(runtimes=frozenset(runtimes))
+        checks = named(await runtime_checks.containerd_checks(subject))
+        for name in ("config-path", "containerd-hosts"):
+            assert checks[name].status is status, (name, runtimes)
+            assert ("--runtime containerd" in checks[name].says) == (status is Status.WARN)
+            assert checks[name].fix
+
+
+async def test_a_node_with_an_idle_docker(machine: Machine) -> None:
+    machine.docker(Images=0)
+    (machine.root / "kubelet").mkdir()
+    for runtimes, status in (((), Status.WARN), (("containerd",), Status.WARN), (("docker",), Status.FAIL)):
+        checks = named(await runtime_checks.docker_checks(machine.subject(runtimes=frozenset(runtimes))))
+        assert checks["docker-hosts"].status is status, runtimes
+
+
+async def test_a_docker_that_does_not_answer_counts_where_it_is_used(machine: Machine) -> None:
+    (machine.root / "docker.sock").touch()
+    assert [check.status for check in await runtime_checks.docker_checks(machine.subject())] == [Status.FAIL]
+    assert await runtime_checks.docker_checks(machine.subject(runtimes=frozenset({"containerd"}))) == []
+
+
+@pytest.mark.parametrize(
+    ("namespaces", "has_docker", "has_kubelet", "runtimes", "used"),
+    [
+        (["moby", "k8s.io"], True, False, (), True),
+        (["moby"], True, False, (), False),
+        (["moby"], True, True, (), True),
+        ([], True, False, (), False),
+        ([], False, False, (), True),
+        (None, False, False, (), True),
+        (["default", "nomad"], False, False, (), False),
+        (["default"], False, False, ("containerd",), True),
+        (["k8s.io"], False, True, ("docker",), False),
+    ],
+)
+def test_whether_the_cri_is_used(
+    tmp_path: Path,
+    namespaces: list[str] | None,
+    has_docker: bool,
+    has_kubelet: bool,
+    runtimes: tuple[str, ...],
+    used: bool,
+) -> None:
+    kubelet = tmp_path if has_kubelet else tmp_path / "absent"
+    subject = Subject("10.0.0.7", 5000, runtimes=frozenset(runtimes), kubelet=kubelet)
+    assert cri_is_used(subject, namespaces, has_docker=has_docker) is used
+
+
+def test_whether_docker_is_used(tmp_path: Path) -> None:
+    assert docker_is_used(Subject("10.0.0.7", 5000, kubelet=tmp_path / "absent"), 0)
+    assert docker_is_used(Subject("10.0.0.7", 5000, kubelet=tmp_path), 1)
+    assert not docker_is_used(Subject("10.0.0.7", 5000, kubelet=tmp_path), 0)
+
+
+async def test_a_mirrors_password_is_not_shown(machine: Machine) -> None:
+    machine.docker(ServerVersion="26.1.5", RegistryConfig={"Mirrors": ["http://me:s3cret@127.0.0.1:1"]})
+    assert "s3cret" not in repr(await runtime_checks.docker_checks(machine.subject()))
+
+
+class Daemon:
+    """A running containerd of this machine, whose program prints ``dump`` or fails; /proc is imitated."""
+
+    def __init__(self, machine: Machine, monkeypatch: pytest.MonkeyPatch, dump: str | None, *words: str) -> None:
+        proc = machine.root / "proc"
+        (proc / "ns").mkdir(parents=True)
+        (proc / "ns/mnt").symlink_to("/proc/self/ns/mnt")
+        (proc / "root").symlink_to("/")
+        (proc / "cwd").symlink_to(machine.root)
+        (proc / "environ").touch()
+        (proc / "dump").write_text(dump or "")
+        end = f"cat {proc}/dump" if dump is not None else "echo 'containerd: odd key' >&2; exit 1"
+        (proc / "exe").write_text(f'#!/bin/sh\necho "$2" > {proc}/asked\n{end}\n')
+        (proc / "exe").chmod(0o755)
+        process = DaemonProcess(proc, ("containerd", *words))
+        monkeypatch.setattr(daemon_process, "of_socket", lambda path, program: process)
+        self.asked = proc / "asked"
+
+
+def dump_of(machine: Machine) -> str:
+    return f"version = 3\n[plugins.'io.containerd.cri.v1.images'.registry]\nconfig_path = '{machine.root}/containerd'\n"
+
+
+async def test_the_daemons_own_program_is_believed(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    (machine.root / "other.toml").write_text(DEBIAN)
+    daemon = Daemon(machine, monkeypatch, dump_of(machine), "--config", "other.toml")
+    checks = named(await runtime_checks.containerd_checks(machine.subject(containerd_config=None)))
+    assert checks["config-path"].status is Status.OK
+    assert daemon.asked.read_text().strip() == f"{machine.root}/other.toml"
+
+
+async def test_a_file_that_only_the_daemon_understands(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    (machine.root / "config.toml").write_text("version = 9\n")
+    Daemon(machine, monkeypatch, dump_of(machine))
+    checks = named(await runtime_checks.containerd_checks(machine.subject()))
+    assert checks["config-path"].status is Status.OK
+
+
+async def test_a_program_that_fails_leaves_it_to_the_rules(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    (machine.root / "config.toml").write_text(DEBIAN)
+    Daemon(machine, monkeypatch, None)
+    checks = named(await runtime_checks.containerd_checks(machine.subject()))
+    assert (checks["containerd-config"].status, checks["config-path"].status) == (Status.WARN, Status.FAIL)
+    assert "containerd: odd key" in checks["containerd-config"].says
+    (machine.root / "config.toml").write_text("[")
+    checks = named(await runtime_checks.containerd_checks(machine.subject()))
+    assert checks["containerd-config"].status is Status.FAIL
+    assert "can't be read" in checks["containerd-config"].says
+
+
+async def test_a_missing_import_is_found_though_the_program_is_silent(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (machine.root / "config.toml").write_text('version = 2\nimports = ["gone.toml"]\n')
+    Daemon(machine, monkeypatch, dump_of(machine))
+    checks = named(await runtime_checks.containerd_checks(machine.subject()))
+    assert checks["containerd-config"].status is Status.FAIL
+    assert "gone.toml" in checks["containerd-config"].says
+
+
+async def test_a_daemon_without_a_file_has_no_config_path(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    daemon = Daemon(machine, monkeypatch, dump_of(machine), "--config", "absent.toml")
+    checks = named(await runtime_checks.containerd_checks(machine.subject(containerd_config=None)))
+    assert checks["config-path"].status is Status.FAIL
+    assert checks["config-path"].fix.splitlines()[1].startswith("version = ")
+    assert not daemon.asked.exists()

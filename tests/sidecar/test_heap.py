@@ -1,0 +1,81 @@
+"""The collector leaves the imports alone, and free memory goes back to the kernel."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import trio
+import trio.testing
+
+from spegel_consul.sidecar import heap
+
+MIB = 1 << 20
+
+
+def c_library(free: int, trims: list[int]) -> SimpleNamespace:
+    """A C library with ``free`` bytes of free memory, which notes the calls of malloc_trim."""
+
+    def mallinfo2() -> SimpleNamespace:
+        return SimpleNamespace(fordblks=free)
+
+    return SimpleNamespace(mallinfo2=mallinfo2, malloc_trim=trims.append)
+
+
+@pytest.mark.parametrize(("free", "trims"), [(MIB, []), (MIB + 1, [0])], ids=["a little stays", "the rest goes back"])
+def test_free_memory_above_a_limit_is_given_back(free: int, trims: list[int]) -> None:
+    done: list[int] = []
+    assert heap.give_back(c_library(free, done), MIB) == bool(trims)
+    assert done == trims
+
+
+def test_another_c_library_is_left_alone() -> None:
+    assert not heap.give_back(SimpleNamespace(), 0)
+
+
+def test_this_c_library_is_asked_rightly() -> None:
+    libc = ctypes.CDLL(None)
+    assert heap.give_back(libc, 0) == hasattr(libc, "mallinfo2")
+    assert not heap.give_back(libc, 1 << 40)
+
+
+async def test_free_memory_is_looked_at_again_and_again(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    looks: list[float] = []
+    monkeypatch.setattr(heap, "give_back", lambda libc, most: looks.append(trio.current_time()))
+    began = trio.current_time()
+    with trio.move_on_after(3.5 * heap.EVERY):
+        await heap.keep_small()
+    assert looks == [began + number * heap.EVERY for number in (1, 2, 3)]
+
+
+def test_frozen_objects_are_not_looked_at_again() -> None:
+    code = """
+import gc
+from spegel_consul.sidecar import heap
+heap.freeze()
+assert gc.get_freeze_count() > 10_000, gc.get_freeze_count()
+assert len(gc.get_objects()) < 100, len(gc.get_objects())
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+async def test_late_imports_are_frozen_once(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    freezes: list[float] = []
+    monkeypatch.setattr(heap, "freeze", lambda: freezes.append(trio.current_time()))
+    began = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(heap.keep_small)
+        await trio.sleep(1.5 * heap.EVERY)
+        assert freezes == []
+        for number in range(heap.LATE + 1):
+            monkeypatch.setitem(sys.modules, f"late{number}", ModuleType("late"))
+        await trio.sleep(3 * heap.EVERY)
+        nursery.cancel_scope.cancel()
+    assert freezes == [began + 2 * heap.EVERY]
