@@ -59,7 +59,7 @@ async def not_allowed(question: Question) -> Answer:
 class PlainApp:
     """Answers GET and HEAD of the paths of :meth:`add`, and their other methods with ``refuse``.
 
-    ``others`` answers all other paths. It gets no lifespan events, because nothing here has a start-up.
+    ``others`` answers all other paths, and gets the lifespan events.
     """
 
     def __init__(self, others: ASGIFramework, refuse: Handler = not_allowed) -> None:
@@ -72,11 +72,7 @@ class PlainApp:
 
     async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         """The ASGI 3 entry point."""
-        if scope["type"] == "lifespan":
-            await _live(receive, send)
-            return
-        handler = self._handlers.get(scope["path"])
-        if handler is None or scope["type"] != "http":
+        if scope["type"] != "http" or (handler := self._handlers.get(scope["path"])) is None:
             await self._others(scope, receive, send)
         else:
             await answering(handler if scope["method"] in ("GET", "HEAD") else self._refuse)(scope, receive, send)
@@ -86,6 +82,9 @@ def answering(handler: Handler) -> ASGIFramework:
     """An ASGI application that answers every HTTP request with ``handler``; a failure of it is logged, with 500."""
 
     async def app(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        if scope["type"] == "lifespan":
+            await live(receive, send)
+            return
         assert scope["type"] == "http"
         question = _question(scope)
         try:
@@ -118,7 +117,8 @@ def _question(scope: HTTPScope) -> Question:
     )
 
 
-async def _live(receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+async def live(receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+    """The lifespan of an application that has nothing to start, until its shutdown."""
     while True:
         event = await receive()
         if event["type"] == "lifespan.startup":

@@ -28,7 +28,8 @@ from spegel_consul.join.sources.http_document import HttpSource
 from spegel_consul.join.sources.nomad_api import NomadClient, NomadError, NomadSettings
 from spegel_consul.join.sources.peer_file import FileSource
 from spegel_consul.peers import RingError
-from spegel_consul.preflight import containerd_config, node_checks
+from spegel_consul.preflight import containerd_files, runtime_checks
+from spegel_consul.preflight.subject import Subject
 from spegel_consul.ring.net.node_key import load_or_create
 from spegel_consul.runtimes.atomic_files import DiskError
 from spegel_consul.runtimes.backup import ConfigDirectory
@@ -109,12 +110,13 @@ async def record(home: Path, make: Callable[[Path], None]) -> str:
 
 async def containerd_toml(home: Path, make: Callable[[Path], None]) -> str:
     path = at(home / "config.toml", make)
-    return raised(containerd_config.Unreadable, lambda: containerd_config.load(path))
+    version = containerd_files.Version(2, 1)
+    return raised(containerd_files.Unreadable, lambda: containerd_files.read(path, version))
 
 
 async def hosts_of_preflight(home: Path, make: Callable[[Path], None]) -> str:
     at(home / "_default" / "hosts.toml", make)
-    check = node_checks._hosts("containerd", home)
+    [check] = runtime_checks._hosts(Subject("192.0.2.1", 5000), "containerd", home, None)
     assert check.status is Status.FAIL
     return check.says
 

@@ -103,3 +103,45 @@ async def test_after_a_failed_import_the_next_request_tries_again() -> None:
         with pytest.raises(ImportError):
             await asker.get("/two")
         assert (await asker.get("/two")).status_code == 200
+
+
+async def test_an_application_that_comes_late_has_a_start_up_and_a_nursery(nursery: trio.Nursery) -> None:
+    from quart_trio import QuartTrio  # here, because the other applications need none of it
+
+    pages, ended = QuartTrio("pages"), trio.Event()
+
+    async def work() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            ended.set()
+
+    @pages.get("/two")
+    async def two() -> str:
+        pages.nursery.start_soon(work)
+        return "two"
+
+    @pages.get("/fails")
+    async def fails() -> str:
+        async def fail() -> None:
+            raise ValueError("one task")
+
+        pages.nursery.start_soon(fail)
+        return "fails"
+
+    app, events = PlainApp(LateApp(lambda: lambda: pages)), trio.open_memory_channel[Any](1)
+    said: list[str] = []
+
+    async def send(event: Any) -> None:
+        said.append(event["type"])
+
+    async with trio.open_nursery() as serving:
+        serving.start_soon(app, {"type": "lifespan"}, events[1].receive, send)
+        await events[0].send({"type": "lifespan.startup"})
+        async with client(app) as asker:
+            for path in ("/two", "/fails", "/two"):
+                assert (await asker.get(path)).text == path[1:]
+                await trio.testing.wait_all_tasks_blocked()
+        assert ended.is_set()
+        await events[0].send({"type": "lifespan.shutdown"})
+    assert said == ["lifespan.startup.complete", "lifespan.shutdown.complete"]

@@ -47,7 +47,8 @@ from spegel_consul.oci.path import parse_content_path
 from spegel_consul.oci.ranges import ByteRange, parse_ranges
 from spegel_consul.oci.reference import Reference
 from spegel_consul.peers import PeerError, PeerInfo, RingError
-from spegel_consul.preflight.containerd_config import CriSettings, Unreadable, checks_of, load
+from spegel_consul.preflight.containerd_config import CriSettings, Place, checks_of
+from spegel_consul.preflight.containerd_files import Unreadable, Version, read
 from spegel_consul.registry.mirror import validate as heads
 from spegel_consul.registry.mirror.body.multipart import Multipart
 from spegel_consul.ring.dht.claim_messages import MAX_CLAIM_MESSAGE, decode_claim, decode_verdict, encode_claim
@@ -354,8 +355,11 @@ def containerd_config(data: bytes) -> None:
     with TemporaryDirectory() as directory:
         file = Path(directory, "config.toml")
         file.write_bytes(data)
-        with suppress(Unreadable):
-            list(checks_of(CriSettings.of(load(file)), "v2.1.0", Path("/etc/containerd/certs.d"), file))
+        for version in (Version(), Version(1, 6, 20), Version(2, 1, 9), Version(2, 3)):
+            with suppress(Unreadable):
+                found = read(file, version)
+                place = Place.find(file, found.files, version)
+                list(checks_of(CriSettings.of(found.document), version, Path("/etc/containerd/certs.d"), place))
 
 
 def state_files(data: bytes) -> None:

@@ -33,9 +33,8 @@ def test_two_nodes_without_help_take_two_copies(tmp_path: Path) -> None:
     assert [each["mirror"] for each in rounds] == ["none", "off"]
     for each in rounds:
         assert not any(pull["problem"] for pull in each["pulls"])
-        # three layers, busybox and the configuration
-        assert {path for _, path in each["blob_requests"]} == {path for _, path in rounds[0]["blob_requests"]}
-    assert len(rounds[0]["blob_requests"]) == 5 * 2  # for each of two nodes
+    # three layers, busybox and the configuration, for each of two nodes
+    assert len(rounds[0]["blob_requests"]) == 10 >= len(rounds[1]["blob_requests"])
     assert rounds[0]["copies"] == pytest.approx(2.0, abs=0.2)
     assert rounds[1]["copies"] < 2.2  # a node that begins late finds content on the other one
     assert rounds[0]["sidecars_cpu_seconds"] == 0 < rounds[1]["sidecars_cpu_seconds"]

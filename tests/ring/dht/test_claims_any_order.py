@@ -112,20 +112,43 @@ def test_one_claimer_if_none_is_lost_or_slow(some: list[tuple[bytes, int, float]
 def test_two_claimers_at_most_because_of_slowness(some: list[tuple[bytes, int, bool, float]]) -> None:
     claims, now, have, source = Claims(), 0.0, Counter[bytes](), dict[bytes, bytes]()
     takeovers: list[float] = []
-    for peer, more, complains, pause in some:
-        now += pause
-        have[peer] += more * MIB
-        lost = source.get(peer, b"") if complains else b""
+
+    def report(peer: bytes, lost: bytes = b"") -> None:
         decision = claims.report(b"g", peer, Report(lost, Why.SLOW, True, have[peer], True), now)
-        if decision.what is What.CLAIM and peer in source:
+        if decision.what is What.CLAIM and source.get(peer):
             takeovers.append(now)
-        source.pop(peer, None)
-        if decision.sources:
-            source[peer] = decision.sources[0]
+        source[peer] = decision.sources[0] if decision.sources else b""
+
+    for peer, more, complains, pause in some:
+        for _ in range(max(1, int(pause / 0.5))):  # nobody is silent, because a claimer that hangs is replaced again
+            now += min(pause, 0.5)
+            for other in list(source):
+                report(other)
+        have[peer] += more * MIB
+        report(peer, source.get(peer, b"") if complains else b"")
         for forest in forests(claims):
             assert len(forest.claimers) <= 2
     # a lease that ends makes a claimer too, but not within these pauses
     assert all(later - earlier >= rules.TAKEOVER_EVERY for earlier, later in itertools.pairwise(takeovers))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(PEERS), st.integers(0, 3), st.booleans(), st.sampled_from([0.1, 1, 2])), max_size=120
+    )
+)
+def test_few_claimers_although_some_are_silent(some: list[tuple[bytes, int, bool, float]]) -> None:
+    claims, now, have, source = Claims(), 0.0, Counter[bytes](), dict[bytes, bytes]()
+    for peer, more, complains, pause in some:
+        now += pause
+        have[peer] += more * MIB
+        lost = source.pop(peer, b"") if complains else b""
+        decision = claims.report(b"g", peer, Report(lost, Why.SLOW, True, have[peer], True), now)
+        if decision.sources:
+            source[peer] = decision.sources[0]
+        if now < rules.TAKEOVER_EVERY:
+            assert all(len(forest.claimers) <= 1 + rules.MAX_TAKEOVERS for forest in forests(claims))
 
 
 @settings(max_examples=100, deadline=None)
