@@ -84,7 +84,9 @@ def of_socket(path: Path, program: str) -> DaemonProcess | None:
         with socket.socket(socket.AF_UNIX) as sock:
             sock.settimeout(_TIMEOUT)
             sock.connect(str(path))
-            pid, owner, _ = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+            pid, owner, _ = _CREDENTIALS.unpack(
+                sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+            )
         directory = _PROC / str(pid)
         command = tuple(_read(directory / "cmdline").rstrip("\0").split("\0"))
     except OSError:
