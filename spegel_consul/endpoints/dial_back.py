@@ -13,6 +13,7 @@ from __future__ import annotations
 import http.client
 import ipaddress
 import json
+import re
 import ssl
 import urllib.parse
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ PATH = "/dial-back"
 _CONNECT_TIMEOUT = 1.0
 _ASK_TIMEOUT = 3.0
 _MOST_DIALS = 4  # concurrent
+_PORT = re.compile(r"[0-9]{1,5}")
 
 
 def add_to(app: PlainApp) -> None:
@@ -36,7 +38,7 @@ def add_to(app: PlainApp) -> None:
     async def dial_back(question: Question) -> Answer:
         port = question.args.get("port", "")
         host = _plain_address(question.client)
-        if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+        if not (_PORT.fullmatch(port) and 0 < int(port) < 65536):
             return _json(400, {"error": "give your port, as in ?port=5000"})
         if host is None or host.is_loopback:
             return _json(400, {"error": "ask from another machine: loopback does not test the network"})

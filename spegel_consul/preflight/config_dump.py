@@ -3,6 +3,8 @@
 The program of the running daemon is asked, with the file that the daemon was started with, so neither an upgrade nor a
 rule that is not known here leads to a wrong answer. It starts no daemon and changes nothing. It takes some
 milliseconds; its time and its output are limited. Its environment is empty, because a proxy's password may be in it.
+The program of a daemon without root is run only by its own user, because root would run a program of that user's
+choice.
 
 Another question to a runtime's program belongs here.
 """
@@ -30,6 +32,8 @@ class NoDump(Exception):
 
 def ask(process: DaemonProcess, config: Path) -> Document:
     """The document that the program of ``process`` makes of ``config``. Waits 5 s at most. Raises NoDump."""
+    if not process.may_be_run:
+        raise NoDump(f"it belongs to user {process.owner}, whose programs are not run as user {os.geteuid()}")
     try:
         program = subprocess.Popen(  # noqa: S603 (the program that already runs as the daemon)
             [process.command[0], "--config", str(config), "config", "dump"],

@@ -24,10 +24,11 @@ _PROC = Path("/proc")
 
 @dataclass(frozen=True, slots=True)
 class DaemonProcess:
-    """A running process. ``command``: its command line; ``directory``: /proc/PID."""
+    """A running process. ``command``: its command line; ``directory``: /proc/PID; ``owner``: its user's number."""
 
     directory: Path
     command: tuple[str, ...]
+    owner: int = 0
 
     @property
     def program(self) -> Path:
@@ -51,6 +52,11 @@ class DaemonProcess:
         except OSError:
             return False
         return os.path.samestat(own, its) and os.path.samestat(*roots)
+
+    @property
+    def may_be_run(self) -> bool:
+        """Whether its program may be run as this user: not one of a less powerful user, who could choose it."""
+        return self.owner in (0, os.geteuid())
 
     def flag(self, *names: str) -> str | None:
         """The value of the first flag with one of ``names`` on its command line (``config``, ``c``)."""
@@ -78,13 +84,15 @@ def of_socket(path: Path, program: str) -> DaemonProcess | None:
         with socket.socket(socket.AF_UNIX) as sock:
             sock.settimeout(_TIMEOUT)
             sock.connect(str(path))
-            pid, _, _ = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+            pid, owner, _ = _CREDENTIALS.unpack(
+                sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+            )
         directory = _PROC / str(pid)
         command = tuple(_read(directory / "cmdline").rstrip("\0").split("\0"))
     except OSError:
         return None
     # a supervisor may listen in the daemon's place, and a process of another container has pid 0
-    return DaemonProcess(directory, command) if pid and Path(command[0]).name == program else None
+    return DaemonProcess(directory, command, owner) if pid and Path(command[0]).name == program else None
 
 
 def _read(path: Path) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import sys
 import textwrap
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from subprocess import PIPE, Popen
 
@@ -146,3 +148,31 @@ def test_a_program_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_program_that_cant_be_run(tmp_path: Path) -> None:
     with pytest.raises(NoDump, match="can't be run: No such file"):
         config_dump.ask(DaemonProcess(tmp_path, ("containerd",)), Path("/c"))
+
+
+def test_a_program_of_another_user_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user who has root ask at a socket of his own must not choose what root runs."""
+    sock, ran = tmp_path / "c.sock", tmp_path / "ran"
+    monkeypatch.setattr(daemon_process, "_CREDENTIALS", OfAnotherUser())
+    with socket.socket(socket.AF_UNIX) as own:
+        own.bind(str(sock))
+        own.listen()
+        found = daemon_process.of_socket(sock, Path(sys.orig_argv[0]).name)
+    assert found is not None
+    program = Program(tmp_path, f"open({str(ran)!r}, 'w').close()")
+    with pytest.raises(NoDump, match="belongs to user"):
+        config_dump.ask(replace(found, directory=program.process.directory), Path("/c"))
+    assert not ran.exists()
+    config_dump.ask(replace(found, directory=program.process.directory, owner=os.geteuid()), Path("/c"))
+    assert ran.exists()
+
+
+class OfAnotherUser(struct.Struct):
+    """The credentials of this process with another user's number."""
+
+    def __init__(self) -> None:
+        super().__init__("iII")
+
+    def unpack(self, buffer: bytes) -> tuple[int, ...]:  # type: ignore[override]
+        pid, user, group = super().unpack(buffer)
+        return pid, user + 1, group

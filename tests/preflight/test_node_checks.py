@@ -190,7 +190,9 @@ class TestDialBack:
             answer = await client.get(f"/dial-back{query}")
         return answer.status_code, answer.json()
 
-    @pytest.mark.parametrize("query", ["", "?port=0", "?port=65536", "?port=x", "?port=-1", "?port=%C2%B2"])
+    @pytest.mark.parametrize(
+        "query", ["", "?port=0", "?port=65536", "?port=x", "?port=-1", "?port=" + "9" * 5000, "?port=%C2%B2"]
+    )
     async def test_a_port_that_is_none(self, app: PlainApp, query: str) -> None:
         status, document = await self.answer(app, "192.0.2.1", query)
         assert status == 400

@@ -188,10 +188,16 @@ class Reply:
 
 @asynccontextmanager
 async def asked(
-    node: Any, digest: str, *fields: str, kind: str = "blobs", method: str = "GET", ns: str = "docker.io"
+    node: Any,
+    digest: str,
+    *fields: str,
+    kind: str = "blobs",
+    method: str = "GET",
+    ns: str = "docker.io",
+    version: str = "1.1",
 ) -> AsyncIterator[Reply]:
     target = f"/v2/library/app/{kind}/{digest}?ns={ns}"
-    lines = (f"{method} {target} HTTP/1.1", "Host: x", *fields, "", "")
+    lines = (f"{method} {target} HTTP/{version}", "Host: x", *fields, "", "")
     async with await trio.open_tcp_stream(*node.address) as stream:
         await stream.send_all("\r\n".join(lines).encode())
         yield Reply(stream)
@@ -329,6 +335,19 @@ async def test_interim_answers_tell_that_a_request_is_held(autojump_clock: MockC
         node.store.download(LAYER).grow_to(len(LAYER))
         assert await reply.head() == 200
         assert 8 <= reply.interim <= 11
+        assert await reply.rest() == LAYER
+
+
+async def test_http_1_0_has_no_interim_answers(autojump_clock: MockClock, node: Any) -> None:
+    """A proxy between two nodes may speak HTTP/1.0 to this one, and passes the header on."""
+    other = node.store.download(OTHER)
+    async with followed(node, version="1.0") as reply:
+        for second in range(3):
+            await trio.sleep(1)
+            other.grow_to(second * 1000)
+        node.store.download(LAYER).grow_to(len(LAYER))
+        assert await reply.head() == 200
+        assert reply.interim == 0
         assert await reply.rest() == LAYER
 
 

@@ -86,10 +86,13 @@ class Http11(H11Protocol):
         ) -> None:
             async def with_interim(event: ASGISendEvent) -> None:
                 if event["type"] == "http.response.early_hint":
-                    await self._send_h11_event(h11.InformationalResponse(status_code=103, headers=[]))
+                    if takes_interim:
+                        await self._send_h11_event(h11.InformationalResponse(status_code=103, headers=[]))
                 else:
                     await send(event)
 
+            # HTTP/1.0 has none, so its clients must not be sent any (RFC 9110, 15.2)
+            takes_interim = scope["type"] == "http" and scope["http_version"] != "1.0"
             if scope["type"] == "http":
                 scope["extensions"]["http.response.early_hint"] = {}
             await app(scope, receive, with_interim, sync_spawn, call_soon)
