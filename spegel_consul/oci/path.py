@@ -43,8 +43,13 @@ class ContentRequest:
     kind: Kind
     reference: Reference
     falls_back: bool = True
-    """Whether the client asks another source if the answer is 404. If it does not, a manifest is a promise of all that
-    it names (:mod:`spegel_consul.registry.mirror.whole_images`)."""
+    """Whether the client asks another source for each part that is answered 404."""
+
+    @property
+    def promises(self) -> bool:
+        """Whether the answer is a promise of all that the manifest names
+        (:mod:`spegel_consul.registry.mirror.promises.whole_images`)."""
+        return self.kind is Kind.MANIFEST and not self.falls_back
 
     @property
     def key(self) -> str:
