@@ -102,6 +102,13 @@ class RangeInvalid(OCIError):
         self.size = size
 
 
+class PageInvalid(OCIError, ValueError):
+    """The number of entries of a list is none."""
+
+    code = "PAGINATION_NUMBER_INVALID"
+    status = HTTPStatus.BAD_REQUEST
+
+
 class TooManyRanges(OCIError):
     """A request has more ranges than are served at once; clients ask for one at a time then (RFC 9110, 14.2)."""
 

@@ -1,4 +1,8 @@
-"""Request paths of the distribution API: ``/v2/<name>/manifests/<reference>`` and ``/v2/<name>/blobs/<digest>``."""
+"""Request paths of the distribution API: ``/v2/<name>/manifests/<reference>`` and ``/v2/<name>/blobs/<digest>``.
+
+A mirror's client names the registry beside the path (``ns``). A client that knows no mirrors writes it into the path:
+``<name>`` is ``ghcr.io/org/app`` then. Another way to name the registry belongs to :func:`full_name`.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from enum import Enum
 
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import BlobUnknown, ManifestUnknown, NameInvalid, NameUnknown, OCIError
-from spegel_consul.oci.reference import Reference, check_registry, check_repository, check_tag
+from spegel_consul.oci.reference import Reference, check_registry, check_repository, check_tag, split_registry
 
 MIRRORED_HEADER = b"x-spegel-mirrored"
 """Marks a peer's request, so that the peer answers from its own store only (Spegel's header)."""
@@ -38,6 +42,14 @@ class ContentRequest:
 
     kind: Kind
     reference: Reference
+    falls_back: bool = True
+    """Whether the client asks another source for each part that is answered 404."""
+
+    @property
+    def promises(self) -> bool:
+        """Whether the answer is a promise of all that the manifest names
+        (:mod:`spegel_consul.registry.mirror.promises.whole_images`)."""
+        return self.kind is Kind.MANIFEST and not self.falls_back
 
     @property
     def key(self) -> str:
@@ -55,42 +67,59 @@ def parse_content_path(
     Raises NameUnknown for another path, NameInvalid, TagInvalid or DigestInvalid for a malformed part, and
     ManifestUnknown for a tag of no known registry, which would else be some registry's image of the same path.
     """
+    path, query = decoded(raw_path, raw_query)
+    match = _CONTENT.match(path)
+    if match is None:
+        raise NameUnknown("expected /v2/<name>/manifests/<tag or digest> or /v2/<name>/blobs/<digest>")
+    registry, repository, in_path = full_name(match["name"], query.get("ns", []), namespace, default)
+    kind = Kind(match["kind"])
+    text = match["reference"]
+    if kind is Kind.BLOB or ":" in text:
+        return ContentRequest(kind, Reference(registry, repository, digest=Digest(text)), not in_path)
+    tag = check_tag(text)
+    if registry is None:
+        raise ManifestUnknown(
+            f"the registry of {repository}:{tag} was not named: add it to the URL, such as ?ns=docker.io, "
+            "or send the header OCI-Namespace: docker.io, or put it before the repository, such as "
+            f"docker.io/{repository}; a digest needs none of them"
+        )
+    return ContentRequest(kind, Reference(registry, repository, tag=tag), not in_path)
+
+
+def decoded(raw_path: str, raw_query: str) -> tuple[str, dict[str, list[str]]]:
+    """The decoded path and the query's values by name. Raises NameInvalid."""
     try:
         path = urllib.parse.unquote(raw_path, errors="strict")
         query = urllib.parse.parse_qs(raw_query, keep_blank_values=True, errors="strict", max_num_fields=16)
     except ValueError:
         raise NameInvalid("the path or query is not valid percent-encoded UTF-8") from None
-    match = _CONTENT.match(path)
-    if match is None:
-        raise NameUnknown("expected /v2/<name>/manifests/<tag or digest> or /v2/<name>/blobs/<digest>")
-    registry = _registry(query.get("ns", []), namespace, default)
-    repository = check_repository(match["name"])
-    kind = Kind(match["kind"])
-    text = match["reference"]
-    if kind is Kind.BLOB or ":" in text:
-        return ContentRequest(kind, Reference(registry, repository, digest=Digest(text)))
-    tag = check_tag(text)
-    if registry is None:
-        raise ManifestUnknown(
-            f"the registry of {repository}:{tag} was not named: add it to the URL, such as ?ns=docker.io, "
-            "or send the header OCI-Namespace: docker.io; a digest needs neither"
-        )
-    return ContentRequest(kind, Reference(registry, repository, tag=tag))
+    return path, query
 
 
-def _registry(in_query: list[str], in_header: str, default: str | None) -> str | None:
-    """The registry that a client means, or None. Another way to say it belongs here, and nowhere else.
+def full_name(
+    name: str, in_query: list[str], in_header: str, default: str | None = None
+) -> tuple[str | None, str, bool]:
+    """The registry that a client means, or None; the repository; and whether the registry stood in ``name``.
 
     ``ns`` counts first (distribution-spec, "Registry Proxying"; containerd core/remotes/docker sends it, image by
-    image), then the header, which may be the same for all images, since ``hosts.toml`` can set it.
+    image), then the header, which may be the same for all images, since ``hosts.toml`` can set it. A registry in
+    the path counts before ``default``, because the names of that registry's users have no dots; ``localhost`` and
+    ``host_5443`` could be such users, so they are registries only if there is no default.
     Raises NameInvalid, also for several registries in the query.
     """
     named = {check_registry(text) for text in in_query if text}
     if len(named) > 1:
         raise NameInvalid(f"ns is given {len(named)} times with different registries: give it once")
     if named:
-        return named.pop()
-    return check_registry(in_header) if in_header else default
+        return named.pop(), check_repository(name), False
+    if in_header:
+        return check_registry(in_header), check_repository(name), False
+    first = name.partition("/")[0]
+    split = split_registry(name) if default is None or "." in first or ":" in first else None
+    if split is None:
+        return default, check_repository(name), False
+    registry, repository = split
+    return registry, check_repository(repository), True
 
 
 def unknown(request: ContentRequest, message: str) -> OCIError:

@@ -4,6 +4,10 @@ Two grammars apply: that of the distribution specification for repositories and 
 for the registry in front of them.  Matching is on decoded text and anchored at both ends, so an accepted name contains
 no "..", no percent sign, no upper case and no empty path segment.
 
+A client without settings for mirrors writes the registry of an image into the path: ``ghcr.io/org/app`` on this
+node's address.  The rule is the reference library's, so the first part with a dot, with a port, or ``localhost`` is a
+registry (:func:`split_registry`).  A repository on Docker Hub begins with a user's name, which has no dot.
+
 A registry has one name, because names are compared and are keys of the ring.  Host names are the same in any case
 (RFC 4343), and Docker Hub has three, because clients write the one that they connect to.
 
@@ -20,6 +24,7 @@ from spegel_consul.oci.errors import NameInvalid, OCIError, TagInvalid
 
 DEFAULT_REGISTRY = "docker.io"
 MAX_NAME_LENGTH = 255
+_MAX_PORT = 65535
 
 _ALIASES = {"index.docker.io": DEFAULT_REGISTRY, "registry-1.docker.io": DEFAULT_REGISTRY}
 
@@ -64,6 +69,28 @@ def check_registry(host: str) -> str:
     if len(host) > MAX_NAME_LENGTH or not _REGISTRY.match(host):
         raise NameInvalid(f"registry {host[:100]!r} is not valid: expected host or host:port")
     return registry_name(host)
+
+
+def split_registry(name: str) -> tuple[str, str] | None:
+    """The registry in front of ``name`` and the repository behind it, which is not checked; None if there is none.
+
+    ``host_5443`` is ``host:5443`` as well, because the name of a repository has no colon. A repository of Docker Hub
+    without its user is the user ``library``'s. Raises NameInvalid for a registry that is malformed, has capitals, or a
+    port outside of 1 to 65535.
+    """
+    first, slash, repository = name.partition("/")
+    host, mark, port = first.rpartition(":" if ":" in first and not first.endswith("]") else "_")
+    is_port = port.isascii() and port.isdigit()
+    valid_port = is_port and port[0] != "0" and int(port[:6]) <= _MAX_PORT
+    written = mark == "_" and valid_port and "_" not in host
+    if not slash or not (written or "." in first or ":" in first or first == "localhost"):
+        return None
+    if first != first.lower() or (mark == ":" and not valid_port):
+        raise NameInvalid(f"registry {first[:100]!r} is not valid: expected a host in lower case, with a port if any")
+    registry = check_registry(f"{host}:{port}" if written else first)
+    if registry == DEFAULT_REGISTRY and "/" not in repository:
+        repository = f"library/{repository}"
+    return registry, repository
 
 
 @dataclass(frozen=True, slots=True)

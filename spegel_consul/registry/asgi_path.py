@@ -1,4 +1,5 @@
 """``GET`` and ``HEAD`` of manifests and blobs over ASGI: from the own store if it has the content, else from a peer.
+Lists of own content are answered here, too.
 
 This is an ASGI application in front of the quart app, which answers everything else. A watcher task runs beside each
 answer, so that the departure of the client ends the work for it. An answer whose head has been sent and that can't be
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from http import HTTPStatus
 
 import structlog
 import trio
@@ -31,6 +33,7 @@ from spegel_consul.oci.path import MIRRORED_HEADER, ContentRequest, unknown
 from spegel_consul.oci.ranges import ByteRange, Ranges
 from spegel_consul.registry.answer_head import fields_of, status_of
 from spegel_consul.registry.growing import Arrived, GrowingContent
+from spegel_consul.registry.listings import Listing, Listings, is_listing
 from spegel_consul.registry.mirror.body.multipart import Multipart
 from spegel_consul.registry.mirror.body.transfer import Transfer
 from spegel_consul.registry.mirror.fetch import TransferCut
@@ -63,6 +66,7 @@ class ContentApp:
         self._planner = planner
         self._metrics = metrics
         self._growing = GrowingContent(planner, store, mirror)
+        self._listings = Listings(store)
         self.inflight = dict.fromkeys((CONTENT, *_OTHERS.values()), 0)
         """Number of requests that are being answered, by handler."""
         self._own_bytes = metrics.served_bytes.labels("own")
@@ -132,6 +136,11 @@ class ContentApp:
         if client is not None and not local:
             answer.client = client[0]
         question = method, scope["raw_path"], scope["query_string"], headers
+        if is_listing(scope["raw_path"]):
+            self._planner.check(headers.get(b"authorization"))
+            await answer.listing(await self._listings.answer(*question))
+            return
+        identity = trace_headers(headers)
         plan = self._planner.plan(*question, from_this_machine=local)
         while isinstance(plan, Growing):
             try:
@@ -142,6 +151,9 @@ class ContentApp:
         if isinstance(plan, Own):
             try:
                 async with self._store.open(plan.content.digest) as blob:
+                    if plan.request.promises:
+                        manifest = b"".join([piece async for piece in blob.chunks(0, plan.content.size)])
+                        await self._mirror.whole_images.check(plan.request, manifest, answer.client, identity)
                     await self._send_own(answer, plan, blob)
                     return
             except BlobUnknown as gone:
@@ -151,7 +163,7 @@ class ContentApp:
                 if headers.get(MIRRORED_HEADER) == b"true":
                     raise unknown(plan.request, gone.message) from None
             plan = Elsewhere(plan.request, plan.wanted)
-        await self._send_mirrored(answer, plan, method, trace_headers(headers))
+        await self._send_mirrored(answer, plan, method, identity)
 
     async def _send_own(self, answer: _Answer, plan: Own, blob: Blob) -> None:
         content = plan.content
@@ -185,6 +197,10 @@ class ContentApp:
 
     async def _relay(self, answer: _Answer, plan: Elsewhere, method: str, trace: Trace) -> None:
         async with self._mirror.open(plan.request, method, plan.range_header, trace) as transfer:
+            if plan.request.promises:
+                await self._mirror.whole_images.check(
+                    plan.request, transfer.content or b"", trace.client, trace.trace_headers
+                )
             if answer.wants_body:
                 await transfer.hold()
             await answer.head(transfer.head, served_by=transfer.served_by)
@@ -237,6 +253,13 @@ class _Answer:
 
     async def end(self) -> None:
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def listing(self, listing: Listing) -> None:
+        fields = [(b"content-type", listing.content_type.encode()), (b"content-length", b"%d" % len(listing.body))]
+        await self._start(HTTPStatus.OK, [*fields, *listing.headers])
+        if self.wants_body:
+            await self.body(listing.body)
+        await self.end()
 
     async def error(self, error: OCIError) -> None:
         body = error.body()

@@ -1,8 +1,8 @@
 """Answers simple requests on the client's socket, without ASGI: the fast path.
 
 One task takes a request from the socket to the kernel's sendfile or splice. Manifests and other small contents of the
-own store come from memory. Two cases are left to the ASGI path, which makes a plan of its own and has an answer to
-everything: a request without a plan, because it is wrong in some way, and a file that is gone.
+own store come from memory. The ASGI path, with a plan of its own, answers requests that are wrong, manifests that are
+promises, and requests for files that are gone.
 
 Runtimes repeat the same few requests byte for byte. So the result of a request's bytes is remembered - the plan, and
 the head of the answer except for its date - until the store's version changes. If the content is small too, the answer
@@ -168,13 +168,14 @@ class FastPath:
             plan = self._planner.plan(method, request.path, request.query, request.headers, from_this_machine=local)
         except OCIError:
             return None
+        if plan.request.promises:
+            return None
         if isinstance(plan, Own):
             # several ranges are not answered at once, because each answer has a boundary, and so a head, of its own
             short = method == "HEAD" or plan.content.size <= SMALL or plan.bounds[1] - plan.bounds[0] <= AT_ONCE
-            at_once = len(plan.spans) <= 1 and short
             status = 206 if plan.partial else 200
             duration, length = self._durations[method, status], self._lengths[method, status]
-            known = _Known(version, method, plan, self._head(plan), at_once, duration, length)
+            known = _Known(version, method, plan, self._head(plan), short and len(plan.spans) <= 1, duration, length)
             if MIRRORED_HEADER in request.headers and (identity := trace_headers(request.headers)):
                 log.debug("asked by a peer", key=plan.request.key, **as_fields(identity))
         else:
@@ -290,8 +291,8 @@ class FastPath:
                 try:
                     async with transfer:
                         status = await self._relay(method, transfer, link, trace)
-                except BlobUnknown:
-                    self._mirror.missed(plan.request)
+                except BlobUnknown as exc:
+                    self._mirror.missed(plan.request, exc.message)
                     raise
                 self._mirror.served(plan.request)
                 return status
@@ -395,6 +396,5 @@ class FastPath:
 
     def _head(self, plan: Own, multipart: Multipart | None = None) -> bytes:
         content = plan.content
-        start, stop = (plan.spans[0].start, plan.spans[0].stop) if plan.partial else (0, content.size)
-        head = Head(content.digest, content.media_type, start, stop, content.size, plan.partial)
+        head = Head(content.digest, content.media_type, *plan.bounds, content.size, plan.partial)
         return self._heads.render(head, multipart=multipart)

@@ -10,7 +10,7 @@ with a peer's, or with an error.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from spegel_consul.http.basic_auth import Credentials
@@ -29,6 +29,9 @@ _DOCKERD = b"docker/"
 it has mirrors for docker.io only (moby distribution/registry.go)."""
 
 _RUNTIMES = (b"containerd/", _DOCKERD)
+_ONE_SOURCE = (b"containers/", b"skopeo/", b"cri-o/", b"Buildah/", b"buildah/", b"libpod/")
+"""Prefixes of the User-Agent of clients that take an image from one source: what uses containers/image chooses a mirror
+by its manifest, and fails the pull if that mirror lacks a blob (image/docker/docker_image_src.go)."""
 _REMEMBERED = 2048
 _MEMORABLE = 512  # bytes of path, query and namespace; no runtime sends longer ones regularly
 
@@ -126,7 +129,8 @@ class Planner:
         agent, namespace = headers.get(b"user-agent", b""), headers.get(b"oci-namespace", b"")
         is_memorable = len(path) + len(query) + len(namespace) <= _MEMORABLE
         parse = self._parse if is_memorable else self._parse_accepted
-        request = parse(path, query, namespace, agent.startswith(_DOCKERD), from_peer)
+        one_source = agent.startswith(_ONE_SOURCE)
+        request = parse(path, query, namespace, agent.startswith(_DOCKERD), from_peer, one_source)
         reference = request.reference
         asks_whether_moved = (
             reference.digest is None and from_this_machine and not from_peer and agent.startswith(_RUNTIMES)
@@ -157,12 +161,14 @@ class Planner:
         return Own(request, content, wanted, wanted.within(content.size) if wanted is not None else ())
 
     def _parse_accepted(
-        self, path: bytes, query: bytes, namespace: bytes, from_dockerd: bool, from_peer: bool
+        self, path: bytes, query: bytes, namespace: bytes, from_dockerd: bool, from_peer: bool, one_source: bool
     ) -> ContentRequest:
         default = DEFAULT_REGISTRY if from_dockerd else None
         request = parse_content_path(
             path.decode("latin-1"), query.decode("latin-1"), namespace.decode("latin-1"), default
         )
+        # a peer has other peers to ask
+        request = replace(request, falls_back=from_peer or (request.falls_back and not one_source))
         # A digest without a registry is not filtered, because filters match full names. A digest from a peer is not
         # filtered either, because a peer that knows no registry names any, and the index has applied the filters.
         is_named = request.reference.digest is None or (request.reference.registry is not None and not from_peer)

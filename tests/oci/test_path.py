@@ -103,6 +103,100 @@ def test_a_malformed_header_is_refused(header: str) -> None:
             parse_content_path(path, "", header, "docker.io")
 
 
+@pytest.mark.parametrize(
+    ("name", "full"),
+    [
+        ("ghcr.io/org/app", "ghcr.io/org/app"),
+        ("docker.io/library/nginx", "docker.io/library/nginx"),
+        ("docker.io/nginx", "docker.io/library/nginx"),
+        ("registry-1.docker.io/nginx", "docker.io/library/nginx"),
+        ("docker.io/grafana/grafana", "docker.io/grafana/grafana"),
+        ("registry_5443/org/app", "registry:5443/org/app"),
+        ("registry:5443/app", "registry:5443/app"),
+        ("registry.example.com_5443/app", "registry.example.com:5443/app"),
+        ("10.0.0.7_5000/app", "10.0.0.7:5000/app"),
+        ("localhost/app", "localhost/app"),
+        ("localhost_5000/app", "localhost:5000/app"),
+        ("[fd00::7]:5000/app", "[fd00::7]:5000/app"),
+        ("[fd00::7]/app", "[fd00::7]/app"),
+        ("gcr.io/example.com/project/app", "gcr.io/example.com/project/app"),
+    ],
+)
+def test_a_registry_in_the_path(name: str, full: str) -> None:
+    registry, _, repository = full.partition("/")
+    expected = Reference(registry, repository, tag="v1")
+    assert parse_content_path(f"/v2/{name}/manifests/v1") == ContentRequest(Kind.MANIFEST, expected, False)
+    quoted = urllib.parse.quote(name, safe="")
+    for kind, each in (("blobs", quoted), ("manifests", name)):
+        request = parse_content_path(f"/v2/{each}/{kind}/{DIGEST}")
+        assert request == ContentRequest(Kind(kind), Reference(registry, repository, digest=DIGEST), False)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "grafana/grafana",
+        "user_x/app",
+        "user_/app",
+        "a_b_80/app",
+        "user_99999/app",
+        "user_0/app",
+        "user_080/app",
+        "my.app",
+    ],
+)
+def test_names_that_have_no_registry_in_front(name: str) -> None:
+    with pytest.raises((ManifestUnknown, NameInvalid)):
+        parse_content_path(f"/v2/{name}/manifests/v1")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "GHCR.io/org/app",
+        "Registry_5443/app",
+        "ghcr..io/app",
+        ".ghcr.io/app",
+        "../app",
+        "ghcr.io/../app",
+        "ghcr.io/Org/app",
+        "ghcr.io/org//app",
+        "ghcr.io_99999/app",
+        "ghcr.io_0/app",
+        "ghcr.io_x/app",
+        "ghcr.io:/app",
+        "ghcr.io:x/app",
+        "registry:99999/app",
+        "registry:080/app",
+        "registry:5000:5000/app",
+        "[fd00::7]:x/app",
+        "gh%63r.io%2f%2e%2e/app",
+        "Kdocker.io/app",
+        "ghcr.io/" + "a" * 256,
+    ],
+)
+def test_malformed_registries_in_the_path(name: str) -> None:
+    for path in (f"/v2/{name}/manifests/v1", f"/v2/{name}/blobs/{DIGEST}"):
+        with pytest.raises(NameInvalid):
+            parse_content_path(path)
+
+
+def test_a_registry_beside_the_path_counts_before_one_in_the_path() -> None:
+    for query, header in (("ns=quay.io", ""), ("", "quay.io"), ("ns=quay.io", "docker.io")):
+        request = parse_content_path("/v2/ghcr.io/app/manifests/v1", query, header)
+        assert request == ContentRequest(Kind.MANIFEST, Reference("quay.io", "ghcr.io/app", tag="v1"))
+
+
+def test_a_client_of_docker_hub_has_users_without_dots_only() -> None:
+    for name, full in (
+        ("ghcr.io/app", "ghcr.io/app:v1"),
+        ("host:80/app", "host:80/app:v1"),
+        ("localhost/app", "docker.io/localhost/app:v1"),
+        ("user_5443/app", "docker.io/user_5443/app:v1"),
+    ):
+        assert parse_content_path(f"/v2/{name}/manifests/v1", default="docker.io").key == full
+
+
 def test_who_asks_for_a_tag_without_a_registry_hears_what_to_send() -> None:
     with pytest.raises(ManifestUnknown, match=r"ns=.*OCI-Namespace"):
         parse_content_path("/v2/library/app/manifests/v1")

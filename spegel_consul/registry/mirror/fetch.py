@@ -62,8 +62,9 @@ class Fetch:
         self._request = request
         self._question = Question(peers, request, method, trace)
         self._method = self._question.method
-        # a node downloads and follows for its own runtime only
-        own = method == "GET" and not trace.client and request.reference.digest is not None
+        # A node downloads and follows for its own runtime only. A client that does not fall back can't be what others
+        # follow, because it downloads nothing from upstream that this node's store shows.
+        own = method == "GET" and not trace.client and request.reference.digest is not None and request.falls_back
         follows = peers.follows if own else None
         self._sources = SourceSearch(peers, follows, request, self._question, trace) if follows is not None else None
         self._nursery = nursery

@@ -32,6 +32,7 @@ from spegel_consul.registry.mirror.followers import Followers
 from spegel_consul.registry.mirror.lookup_limit import LookupLimit
 from spegel_consul.registry.mirror.mirror_peers import MirrorParts, MirrorPeers
 from spegel_consul.registry.mirror.own_requests import OwnRequests
+from spegel_consul.registry.mirror.promises.whole_images import WholeImages
 from spegel_consul.registry.mirror.questions.peer_answer import Answer
 from spegel_consul.registry.mirror.trace import UNKNOWN_REGISTRY, Trace, TraceHeaders, Traces
 from spegel_consul.registry.mirror.validate import Head, judge
@@ -57,6 +58,7 @@ class Mirror:
         self._counters: dict[str, tuple[Count, Count]] = {}
         self._metrics = parts.metrics
         self._store = parts.store
+        self.whole_images = WholeImages(self.peers, self.traces, self.lookups, parts.store)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Report to the keepers of claims, and watch the store for what the runtime verified, until cancelled."""
@@ -133,8 +135,8 @@ class Mirror:
         """Count the request that the context answers as a hit, or as a miss if the context ends with an unknown."""
         try:
             yield
-        except (ManifestUnknown, BlobUnknown):
-            self.missed(request)
+        except (ManifestUnknown, BlobUnknown) as exc:
+            self.missed(request, exc.message)
             raise
         self.served(request)
 
@@ -206,9 +208,10 @@ class Mirror:
             raise
         return Transfer(self.peers, None, request, Answer(provider, head, body, times), trace)
 
-    def missed(self, request: ContentRequest) -> None:
+    def missed(self, request: ContentRequest, reason: str) -> None:
         """Count a miss: no peer had the content. :meth:`open` calls this itself."""
         self._counted(request)[1].inc()
+        self.whole_images.broken(request, reason)
 
     def served(self, request: ContentRequest) -> None:
         """Count a hit: a transfer has ended well. :meth:`open` calls this itself."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -68,6 +69,52 @@ def test_skopeo_gets_no_image_of_another_registry(cluster: MakeCluster, image: M
         copy(node, quay.name, conf, tmp_path / "no-upstream")
     answer = node.request(path, headers={"User-Agent": "skopeo/1.9.3"})
     assert (answer.status, json.loads(answer.body)["errors"][0]["code"]) == (404, "MANIFEST_UNKNOWN")
+
+
+_IN_PATH = """
+[[registry]]
+prefix = "ghcr.io"
+location = "{upstream}"
+insecure = true
+
+[[registry.mirror]]
+location = "{mirror}/ghcr.io"
+insecure = true
+"""
+
+
+def test_skopeo_gets_an_image_whole_or_from_upstream(cluster: MakeCluster, image: MakeImage, tmp_path: Path) -> None:
+    """The registry is in the mirror's path, as docs/podman.md says. skopeo takes all of an image from one source."""
+    lab = cluster(2, consul=False, containerd=None)
+    one, two = lab
+    whole = image("ghcr.io/org/whole:v1", layers=[MIB, MIB], seed=3)
+    partial = image("ghcr.io/org/partial:v1", layers=[MIB, MIB], seed=4)
+    lacking = tmp_path / "lacking"
+    shutil.copytree(partial.layout, lacking)
+    (lacking / "blobs" / partial.amd64.layers[1].replace(":", "/")).unlink()
+    upstream = lab.start_registry()
+    for each in (whole, partial):
+        upstream.push(each)
+    for node, layout in ((one, whole.layout), (two, lacking)):
+        node.start_sidecar(layout_path=layout, static_bootstrap_peers=f"{one.ip}:5001,{two.ip}:5001")
+    for node, digest in ((two, whole.amd64.layers[1]), (one, partial.amd64.layers[0])):
+        path = f"/v2/org/app/blobs/{digest}"
+        until(lambda node=node, path=path: node.request(path).status == 200, timeout=20, what=f"{node} finds the other")
+
+    def pull(node: Node, name: str, to: str) -> list[str]:
+        """What upstream was asked for."""
+        conf = tmp_path / f"{to}.conf"
+        conf.write_text(_IN_PATH.format(upstream=upstream.host, mirror=f"{node.ip}:5000"))
+        upstream.forget()
+        argv = [parts.system("skopeo"), "--insecure-policy", "--registries-conf", conf, "copy", "--quiet"]
+        node.netns.run(*argv, f"docker://{name}", f"dir:{tmp_path / to}", timeout=60)
+        return [each for each in upstream.requests() if "/manifests/" in each or "/blobs/" in each]
+
+    assert pull(two, whole.name, "from-the-neighbour") == []
+    assert pull(one, whole.name, "from-the-own-store") == []
+    for node in lab:  # one layer is missing, so the manifest is unknown and nothing comes from the mirror
+        asked = pull(node, f"ghcr.io/org/partial@{partial.index}", f"from-upstream-{node.name}")
+        assert {each.rpartition("/")[2] for each in asked} >= partial.digests
 
 
 def without_layers(directory: Path, name: str) -> tuple[Path, str]:

@@ -135,6 +135,11 @@ class Transfer:
         return served_by(self.provider)
 
     @property
+    def content(self) -> bytes | None:
+        """The body if it is complete and verified in memory, as that of a manifest is."""
+        return self._content
+
+    @property
     def left(self) -> int:
         """Number of bytes that are still to come from peers."""
         holding = self._holding

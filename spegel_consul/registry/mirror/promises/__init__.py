@@ -1,0 +1,1 @@
+"""What a manifest promises to a client that asks one source only."""
