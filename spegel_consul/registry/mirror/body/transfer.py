@@ -46,6 +46,7 @@ from spegel_consul.zerocopy.outlet import Outlet
 from spegel_consul.zerocopy.position import Position
 from spegel_consul.zerocopy.relay import Passage
 from spegel_consul.zerocopy.send import Truncated
+from spegel_consul.zerocopy.small_spool import SmallSpool, open_spool
 from spegel_consul.zerocopy.source import Throughput
 from spegel_consul.zerocopy.spool import Spool
 
@@ -72,7 +73,7 @@ class Transfer:
         self._request = request
         self._feed: Feed | None = None
         self._holding: HeldBody | None = None
-        self._spool: Spool | None = None
+        self._spool: Spool | SmallSpool | None = None
         self._content: bytes | None = None
         self._hasher: _Hash | None = None
         self._position = Position(0)
@@ -219,12 +220,13 @@ class Transfer:
         if spool is None:
             holding.hasher = feed.head.digest.hasher()
             try:
-                spool = Spool(self._peers.spool_space, feed.position, holding.hasher, holding.until, holding.payer)
+                space = self._peers.spool_space
+                spool = open_spool(space, feed.position, holding.hasher, holding.until, holding.payer)
             except OSError:  # the limit of open files is reached
                 self._end(holding, "busy")
                 return
             holding.spool = spool
-        spool.check_client = check_client
+        spool.waits.check_client = check_client
         if not await spool.start():
             spool.close()
             holding.spool = None
