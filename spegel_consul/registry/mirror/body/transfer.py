@@ -38,7 +38,7 @@ from spegel_consul.oci.path import ContentRequest, unknown
 from spegel_consul.registry.mirror.body.supply import Supply, served_by
 from spegel_consul.registry.mirror.fetch import Fetch, TransferCut
 from spegel_consul.registry.mirror.held_bodies import Feed, HeldBody
-from spegel_consul.registry.mirror.mirror_peers import MirrorPeers
+from spegel_consul.registry.mirror.mirror_peers import MirrorPeers, image_of
 from spegel_consul.registry.mirror.questions.peer_answer import Answer
 from spegel_consul.registry.mirror.trace import Trace
 from spegel_consul.ring.dht.claims import Why
@@ -82,6 +82,8 @@ class Transfer:
             self._join(answer)
         elif isinstance(answer.body, bytes):
             self._is_known(answer.body)
+            if answer.follow is None:
+                peers.recent.add(image_of(request), answer.provider)
         else:
             self._feed = self._begun(answer)
             self._position = self._feed.position
@@ -246,6 +248,8 @@ class Transfer:
             self._end(holding, "full" if spool.full else "late")
         elif holding.hasher.hexdigest() == feed.head.digest.encoded:
             holding.provider = feed.provider
+            if feed.provider.registry not in feed.passed_on:  # a source that still downloads has no other content yet
+                self._peers.recent.add(image_of(self._request), feed.provider)
             feed.end_follow()
             self._peers.verified(feed.head.digest, feed.senders)
             self._end(holding, "verified")
