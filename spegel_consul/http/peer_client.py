@@ -45,7 +45,7 @@ class PeerLimits:
     stall: float = 5.0
     rate: int = 2 << 20
     idle: float = 30.0
-    idle_connections: int = 8
+    idle_connections: int = 16
 
 
 class PeerResponse:

@@ -19,7 +19,7 @@ import trio
 from spegel_consul.disk.threads import in_thread
 from spegel_consul.zerocopy.position import Position
 from spegel_consul.zerocopy.relay import Relay
-from spegel_consul.zerocopy.send import Truncated, send_bytes, send_file, send_head
+from spegel_consul.zerocopy.send import Truncated, send_both, send_file, send_head
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -34,7 +34,7 @@ class Outlet(Protocol):
         """Send the head, if it has not been sent."""
         ...
 
-    async def put(self, data: bytes) -> None:
+    async def put(self, data: bytes | memoryview) -> None:
         """Send ``data``."""
         ...
 
@@ -63,10 +63,10 @@ class SocketOutlet:
         if head:
             await send_head(self._sock, head)
 
-    async def put(self, data: bytes) -> None:
+    async def put(self, data: bytes | memoryview) -> None:
         """Send ``data``, and the head before it."""
         head, self._head = self._head, b""
-        await send_bytes(self._sock, head + data if head else data)
+        await send_both(self._sock, head, data)
 
     async def file(self, fd: int, start: int, stop: int, count: Callable[[int], None]) -> None:
         """Send a part of a file by sendfile(2), and the head before it."""
@@ -87,9 +87,9 @@ class PieceOutlet:
     async def begin(self) -> None:
         """Do nothing, because the head has been sent already."""
 
-    async def put(self, data: bytes) -> None:
+    async def put(self, data: bytes | memoryview) -> None:
         """Send ``data``."""
-        await self._send(data)
+        await self._send(bytes(data))
 
     async def file(self, fd: int, start: int, stop: int, count: Callable[[int], None]) -> None:
         """Send a part of a file, read in a thread because a disk may be slow. Raises Truncated."""

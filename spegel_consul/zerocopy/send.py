@@ -49,7 +49,7 @@ class Truncated(Exception):
     """The file ended before the promised number of bytes was sent."""
 
 
-async def send_bytes(sock: trio.socket.SocketType, data: bytes) -> None:
+async def send_bytes(sock: trio.socket.SocketType, data: bytes | memoryview) -> None:
     """Send all of ``data``. Raises OSError, trio.TooSlowError or trio.ClosedResourceError."""
     view = memoryview(data)
     while view:
@@ -58,6 +58,16 @@ async def send_bytes(sock: trio.socket.SocketType, data: bytes) -> None:
         except BlockingIOError:
             with trio.fail_after(STALL):
                 await trio.lowlevel.wait_writable(sock)
+
+
+async def send_both(sock: trio.socket.SocketType, head: bytes, data: bytes | memoryview) -> None:
+    """Send ``head`` and ``data`` without a copy of both, in one call if the socket has space. Raises as send_bytes."""
+    sent = 0
+    if head:
+        with suppress(BlockingIOError):
+            sent = os.writev(sock.fileno(), (head, data))
+        await send_bytes(sock, head[sent:])
+    await send_bytes(sock, memoryview(data)[max(0, sent - len(head)) :])
 
 
 async def send_head(sock: trio.socket.SocketType, head: bytes) -> None:

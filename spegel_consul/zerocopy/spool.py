@@ -61,6 +61,8 @@ class SpoolSpace:
         self._directories = [str(directory)] if directory is not None else []
         with suppress(OSError):
             self._directories.append(tempfile.gettempdir())
+        self.in_memory = 0
+        """Size in bytes of all bodies together that are held in memory."""
         self.promised = 0
         """Final size in bytes of all open spools together."""
         self.by_client: Counter[str] = Counter()
@@ -115,6 +117,36 @@ def _unnamed(directory: str) -> int:
         return fd
 
 
+class Waits:
+    """Waits of a spool for its source, until the deadline ``until`` and while the client is there."""
+
+    def __init__(self, until: float) -> None:
+        self._until = until
+        self._next_check = trio.current_time() + _CHECK_CLIENT
+        self.check_client: Callable[[], None] = lambda: None
+        """Raises OSError if the client that waits for the bytes has left."""
+
+    async def arrival(self, origin: int, throughput: Throughput, left: int) -> bool:
+        """Wait for bytes from ``origin``, which has ``left`` bytes to give; return False if the deadline came first.
+
+        Raises PeerError, SourceSlow or SourceLeft.
+        """
+        began = now = trio.current_time()
+        deadline, arrived = min(began + throughput.stall, self._until), False
+        while not arrived and now < deadline:
+            if now >= self._next_check:
+                self._next_check = now + _CHECK_CLIENT
+                self.check_client()
+            with throughput.waiting(min(self._next_check, deadline)):
+                await trio.lowlevel.wait_readable(origin)
+                arrived = True
+            now = trio.current_time()
+        if not arrived and now < self._until:
+            raise PeerError(f"sent nothing for {throughput.stall:g} s", hung=True)
+        throughput.waited(now - began, left)
+        return arrived
+
+
 class Spool:
     """Takes the bytes that ``position`` lacks from one or several sources, until it is complete or has ended early.
 
@@ -129,13 +161,11 @@ class Spool:
         self._client = client
         self._position = position
         self._until = until
-        self._next_check = trio.current_time() + _CHECK_CLIENT
         self._tap = Tap(hasher, self._write)
         self._charged = position.total
         self._unwritten = memoryview(b"")
         space.promise(client, self._charged)
-        self.check_client: Callable[[], None] = lambda: None
-        """Raises OSError if the client that waits for the bytes has left."""
+        self.waits = Waits(until)
         self.fd = -1
         self.stored = 0
         """Number of bytes in the file ``fd``; final when :meth:`settle` has returned."""
@@ -200,11 +230,7 @@ class Spool:
                     await self._writable()
                     arrived = False
                 else:
-                    began = trio.current_time()
-                    arrived = await self._arrival(origin, throughput)
-                    if not arrived and not self.ended:
-                        raise PeerError(f"sent nothing for {throughput.stall:g} s", hung=True) from None
-                    throughput.waited(trio.current_time() - began, position.left)
+                    arrived = await self.waits.arrival(origin, throughput, position.left)
                 continue
             except BrokenPipeError:  # the thread is gone, which is not a failure of the source
                 self.full = True
@@ -218,20 +244,8 @@ class Spool:
             budget -= taken
             if budget <= 0:
                 budget = _YIELD_AFTER
-                self.check_client()
+                self.waits.check_client()
                 await trio.lowlevel.checkpoint()
-
-    async def _arrival(self, origin: int, throughput: Throughput) -> bool:
-        """Wait for bytes from ``origin``; return whether they came before both deadlines. Raises SourceLeft."""
-        deadline = min(trio.current_time() + throughput.stall, self._until)
-        while (now := trio.current_time()) < deadline:
-            if now >= self._next_check:
-                self._next_check = now + _CHECK_CLIENT
-                self.check_client()
-            with throughput.waiting(min(self._next_check, deadline)):
-                await trio.lowlevel.wait_readable(origin)
-                return True
-        return False
 
     async def settle(self) -> bool:
         """Wait until all bytes that were taken are hashed and stored; return False if this node failed to do so."""

@@ -201,3 +201,17 @@ async def test_a_file_answer_that_is_too_short_is_told(
         answer.send_now(link[0])
     answer.close()
     assert ended == [0]
+
+
+async def test_a_head_and_data_arrive_in_order_whatever_the_socket_takes_at_once() -> None:
+    head, data = bytes(range(250)) * 400, bytes(reversed(range(250))) * 4000
+    for send_buffer in (2048, 1 << 20):
+        near, far = trio.socket.socketpair()
+        near.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_SNDBUF, send_buffer)
+        received = bytearray()
+        with near, far:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(send.send_both, near, head, memoryview(data))
+                while len(received) < len(head) + len(data):
+                    received += await far.recv(70_000)
+        assert received == head + data

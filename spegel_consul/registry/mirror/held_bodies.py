@@ -29,6 +29,7 @@ from spegel_consul.registry.mirror.providers.suspects import Address
 from spegel_consul.registry.mirror.validate import Head
 from spegel_consul.zerocopy.position import Position
 from spegel_consul.zerocopy.send_growing import CHAIN_STALL
+from spegel_consul.zerocopy.small_spool import SmallSpool
 from spegel_consul.zerocopy.source import Throughput
 from spegel_consul.zerocopy.spool import OWN, Spool
 
@@ -121,7 +122,7 @@ class HeldBody:
     until: float
     alone: bool
     lock: trio.Lock = field(default_factory=trio.Lock)
-    spool: Spool | None = None
+    spool: Spool | SmallSpool | None = None
     hasher: _Hash | None = None
     content: bytes | None = None
     """The complete body, if it was small enough to be read into memory."""

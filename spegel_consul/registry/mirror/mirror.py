@@ -5,8 +5,9 @@ The first good head is used. If its peer fails in mid-body, the fetch goes on fo
 (:mod:`spegel_consul.registry.mirror.fetch`). A manifest or a small blob is read and verified before the fetch is over.
 The verification of larger ones is in :mod:`spegel_consul.registry.mirror.body.transfer`.
 
-A short cut comes first (:meth:`Mirror.at_once`): a peer that had the blob a moment ago is asked over an idle
-connection. If it answers soon, there is no fetch, and a nursery is only opened if the peer fails in mid-body.
+A short cut comes first (:meth:`Mirror.at_once`): a peer that had the blob a moment ago, or other content of its image
+if the blob is small, is asked over an idle connection. If it answers soon, there is no fetch, and a nursery is only
+opened if the peer fails in mid-body.
 
 A new rule belongs here if it decides which of these ways a request takes, or what a body may cost this node.
 """
@@ -30,7 +31,7 @@ from spegel_consul.registry.mirror.body.transfer import Transfer
 from spegel_consul.registry.mirror.fetch import race
 from spegel_consul.registry.mirror.followers import Followers
 from spegel_consul.registry.mirror.lookup_limit import LookupLimit
-from spegel_consul.registry.mirror.mirror_peers import MirrorParts, MirrorPeers
+from spegel_consul.registry.mirror.mirror_peers import MirrorParts, MirrorPeers, image_of
 from spegel_consul.registry.mirror.own_requests import OwnRequests
 from spegel_consul.registry.mirror.promises.whole_images import WholeImages
 from spegel_consul.registry.mirror.questions.peer_answer import Answer
@@ -172,13 +173,16 @@ class Mirror:
         if peers.follows is not None and not trace.client and digest is not None and peers.follows.is_following(digest):
             return None  # a source goes before providers
         suspects = peers.suspects.of(request.reference.digest)
-        for provider in peers.recent.get(request.key):
+        for provider in peers.recent_of(request):
             fit = (
                 peers.may_ask(provider) and not peers.penalties.is_slow(provider) and provider.registry not in suspects
             )
             if fit and peers.client.has_idle(provider.registry):
                 with trio.move_on_after(peers.settings.hedge):
-                    return await self._ask_at_once(provider, request, range_header, trace)
+                    transfer = await self._ask_at_once(provider, request, range_header, trace)
+                    if transfer is not None:
+                        return transfer
+                peers.recent.drop(image_of(request), provider)
                 break
         return None
 

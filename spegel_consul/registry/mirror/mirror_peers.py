@@ -21,7 +21,7 @@ from spegel_consul.http.peer_client import PeerClient, PeerResponse
 from spegel_consul.metrics.sidecar_metrics import Metrics
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.media import MAX_MANIFEST_SIZE
-from spegel_consul.oci.path import FOLLOW_HEADER, MIRRORED_HEADER, ContentRequest
+from spegel_consul.oci.path import FOLLOW_HEADER, MIRRORED_HEADER, ContentRequest, Kind
 from spegel_consul.peers import PeerError, Provider
 from spegel_consul.registry.mirror.expected_sizes import Sizes
 from spegel_consul.registry.mirror.following.follows import Behind, Follows, nobody_is_behind
@@ -45,6 +45,9 @@ thread."""
 
 VERIFY_FIRST = 32 << 20
 """Bytes up to which a blob is held until it is verified, unless the settings say otherwise."""
+
+UNSEARCHED = 1 << 20
+"""Bytes up to which a blob is asked for at a provider of its image without a lookup of its own."""
 
 _DISK = 0.5  # seconds that a disk may take to report its free space
 
@@ -85,6 +88,11 @@ class MirrorParts:
     permits: Permits = any_node
     spool_space: SpoolSpace = field(default_factory=lambda: SpoolSpace(None))
     store: Store | None = None
+
+
+def image_of(request: ContentRequest) -> str:
+    """Return the key of the providers of the request's image, which is the key of no content."""
+    return f"{request.reference.namespace}/{request.reference.repository}/"
 
 
 class WrongBytes(PeerError):
@@ -129,6 +137,18 @@ class MirrorPeers:
     def may_ask(self, provider: Provider) -> bool:
         """Whether the policy permits the provider and no penalty bars it."""
         return self.permits(provider) and not self.penalties.bars(provider)
+
+    def recent_of(self, request: ContentRequest) -> list[Provider]:
+        """Return the recent providers of the content, or, of a small blob, those of other content of its image.
+
+        A lookup costs as much as a small blob. Large blobs are looked up, because all nodes would else take an image
+        from the peer that gave them its manifest. A blob that no manifest names may be of another image.
+        """
+        digest = request.reference.digest
+        found, size = self.recent.get(request.key), self.sizes.get(digest) if digest is not None else None
+        if found or size is None or size > UNSEARCHED or request.kind is not Kind.BLOB:
+            return found
+        return self.recent.get(image_of(request))
 
     def on_mismatch(self, provider: Provider, digest: Digest) -> None:
         """Count and penalize a peer whose bytes did not have the requested digest."""

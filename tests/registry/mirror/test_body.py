@@ -12,8 +12,10 @@ import pytest
 import trio
 
 from spegel_consul.registry.mirror.mirror_peers import MirrorSettings
+from spegel_consul.zerocopy import small_spool
 from spegel_consul.zerocopy.hash_tap import Tap
 from spegel_consul.zerocopy.relay import Relay
+from spegel_consul.zerocopy.small_spool import SmallSpool
 from spegel_consul.zerocopy.spool import Spool
 
 from ..conftest import head
@@ -56,8 +58,13 @@ async def on_the_wire(node: Any) -> tuple[bytes, bytes, bool]:
 def state(monkeypatch: pytest.MonkeyPatch, name: str) -> Iterator[None]:
     """What becomes of holding: all is held, or it ends at byte 900,000 because it is late, or 500,000 as it is full."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    if name == "late":
-        enough = SIZE - 900_000
+    enough = SIZE - 900_000
+    if name.endswith("in memory"):
+        monkeypatch.setattr(small_spool, "SMALL", 4 << 20)
+        monkeypatch.setattr(small_spool, "_spare_buffers", [])
+    if name == "late in memory":
+        monkeypatch.setattr(SmallSpool, "ended", property(lambda self: self.left <= enough))
+    elif name == "late":
         monkeypatch.setattr(Spool, "ended", property(lambda self: self.full or self.left <= enough))
     elif name == "full":
         resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, before[1]))
@@ -84,7 +91,7 @@ def without_threads(monkeypatch: pytest.MonkeyPatch, who: str) -> None:
 
 
 @pytest.mark.parametrize("threads", ["threads", "relay", "all"])
-@pytest.mark.parametrize("name", ["held", "late", "full", "streamed"])
+@pytest.mark.parametrize("name", ["held", "held in memory", "late in memory", "late", "full", "streamed"])
 async def test_what_is_sent_is_a_prefix_and_all_of_it_or_cut(
     start_node: Any, start_peer: Any, monkeypatch: pytest.MonkeyPatch, name: str, threads: str
 ) -> None:
@@ -107,7 +114,7 @@ async def test_what_is_sent_is_a_prefix_and_all_of_it_or_cut(
 
 
 @pytest.mark.parametrize("threads", ["threads", "relay", "all"])
-@pytest.mark.parametrize("name", ["held", "late", "full", "streamed"])
+@pytest.mark.parametrize("name", ["held", "held in memory", "late in memory", "late", "full", "streamed"])
 async def test_wrong_bytes_are_never_whole(
     start_node: Any, start_peer: Any, monkeypatch: pytest.MonkeyPatch, name: str, threads: str
 ) -> None:
@@ -123,7 +130,7 @@ async def test_wrong_bytes_are_never_whole(
             assert top.startswith(b"HTTP/1.1 404") or (len(body) < SIZE and not kept)
 
 
-@pytest.mark.parametrize("name", ["late", "full"])
+@pytest.mark.parametrize("name", ["late in memory", "late", "full"])
 async def test_the_last_byte_is_not_waited_for_twice(
     start_node: Any, start_peer: Any, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

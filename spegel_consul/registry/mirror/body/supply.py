@@ -28,6 +28,7 @@ from spegel_consul.registry.mirror.mirror_peers import MirrorPeers
 from spegel_consul.registry.mirror.trace import Trace
 from spegel_consul.ring.dht.claims import Why
 from spegel_consul.zerocopy.relay import Passage, Relay
+from spegel_consul.zerocopy.small_spool import SmallSpool
 from spegel_consul.zerocopy.source import SourceLeft, SourceSlow
 from spegel_consul.zerocopy.spool import Spool
 
@@ -60,7 +61,7 @@ class Supply:
         """Drop the fetch so far, because it was for another body and excludes peers that failed there."""
         self._fetch = None
 
-    async def fill(self, feed: Feed, into: Relay | Passage | Spool, *, alone: bool = False) -> None:
+    async def fill(self, feed: Feed, into: Relay | Passage | Spool | SmallSpool, *, alone: bool = False) -> None:
         """Carry the body to its end, or until ``into`` takes no more. A peer that fails is replaced by another one.
 
         Raises TransferCut if no peer is left, or, if ``alone``, as soon as the peer fails.

@@ -38,7 +38,7 @@ from spegel_consul.oci.path import ContentRequest, unknown
 from spegel_consul.registry.mirror.body.supply import Supply, served_by
 from spegel_consul.registry.mirror.fetch import Fetch, TransferCut
 from spegel_consul.registry.mirror.held_bodies import Feed, HeldBody
-from spegel_consul.registry.mirror.mirror_peers import MirrorPeers
+from spegel_consul.registry.mirror.mirror_peers import MirrorPeers, image_of
 from spegel_consul.registry.mirror.questions.peer_answer import Answer
 from spegel_consul.registry.mirror.trace import Trace
 from spegel_consul.ring.dht.claims import Why
@@ -46,6 +46,7 @@ from spegel_consul.zerocopy.outlet import Outlet
 from spegel_consul.zerocopy.position import Position
 from spegel_consul.zerocopy.relay import Passage
 from spegel_consul.zerocopy.send import Truncated
+from spegel_consul.zerocopy.small_spool import SmallSpool, open_spool
 from spegel_consul.zerocopy.source import Throughput
 from spegel_consul.zerocopy.spool import Spool
 
@@ -72,7 +73,7 @@ class Transfer:
         self._request = request
         self._feed: Feed | None = None
         self._holding: HeldBody | None = None
-        self._spool: Spool | None = None
+        self._spool: Spool | SmallSpool | None = None
         self._content: bytes | None = None
         self._hasher: _Hash | None = None
         self._position = Position(0)
@@ -81,6 +82,8 @@ class Transfer:
             self._join(answer)
         elif isinstance(answer.body, bytes):
             self._is_known(answer.body)
+            if answer.follow is None:
+                peers.recent.add(image_of(request), answer.provider)
         else:
             self._feed = self._begun(answer)
             self._position = self._feed.position
@@ -224,12 +227,13 @@ class Transfer:
         if spool is None:
             holding.hasher = feed.head.digest.hasher()
             try:
-                spool = Spool(self._peers.spool_space, feed.position, holding.hasher, holding.until, holding.payer)
+                space = self._peers.spool_space
+                spool = open_spool(space, feed.position, holding.hasher, holding.until, holding.payer)
             except OSError:  # the limit of open files is reached
                 self._end(holding, "busy")
                 return
             holding.spool = spool
-        spool.check_client = check_client
+        spool.waits.check_client = check_client
         if not await spool.start():
             spool.close()
             holding.spool = None
@@ -249,6 +253,8 @@ class Transfer:
             self._end(holding, "full" if spool.full else "late")
         elif holding.hasher.hexdigest() == feed.head.digest.encoded:
             holding.provider = feed.provider
+            if feed.provider.registry not in feed.passed_on:  # a source that still downloads has no other content yet
+                self._peers.recent.add(image_of(self._request), feed.provider)
             feed.end_follow()
             self._peers.verified(feed.head.digest, feed.senders)
             self._end(holding, "verified")
