@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+import trio
 
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.media import OCI_MANIFEST
@@ -85,3 +86,24 @@ async def test_a_provider_that_closes_its_connection_is_left(pair: Any, start_pe
     for content in SMALL:
         assert (await get(asker, path_of(content))).content == content
     assert asker.router.asked == [Digest.of(MANIFEST), Digest.of(SMALL[0])]
+
+
+async def test_a_provider_that_fails_in_mid_body_is_left(pair: Any, nursery: trio.Nursery) -> None:
+    holder, asker = pair
+    requests: list[bytes] = []
+
+    async def dying(stream: trio.SocketStream) -> None:
+        async with stream:
+            for body in (MANIFEST, SMALL[1][:300_000]):
+                requests.append(await stream.receive_some())
+                await stream.send_all(head(200, len(MANIFEST if body == MANIFEST else SMALL[1])) + body)
+
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    nursery.start_soon(trio.serve_listeners, dying, listeners)
+    asker.router.knows(listeners[0].socket.getsockname())
+    assert (await get(asker, path_of(MANIFEST))).content == MANIFEST
+    asker.router.knows(holder)
+    assert (await get(asker, path_of(SMALL[1]))).content == SMALL[1]
+    assert len(requests) == 2
+    known = asker.mirror.peers.recent.get("docker.io/library/app/")
+    assert [provider.registry for provider in known] == [holder.address]

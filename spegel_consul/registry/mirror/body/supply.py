@@ -24,7 +24,7 @@ from spegel_consul.peers import PeerError, Provider, host_port
 from spegel_consul.registry.mirror.fetch import Fetch, TransferCut, race
 from spegel_consul.registry.mirror.following.group_claim import Follow
 from spegel_consul.registry.mirror.held_bodies import Feed
-from spegel_consul.registry.mirror.mirror_peers import MirrorPeers
+from spegel_consul.registry.mirror.mirror_peers import MirrorPeers, image_of
 from spegel_consul.registry.mirror.trace import Trace
 from spegel_consul.ring.dht.claims import Why
 from spegel_consul.zerocopy.relay import Passage, Relay
@@ -110,7 +110,8 @@ class Supply:
         peers, head = self._peers, feed.head
         log.info("peer failed in mid-body", digest=head.digest, at=feed.reached, size=head.size, error=str(why))
         peers.penalties.failed(feed.provider, hung=why.hung, broken=why.broken)
-        peers.recent.drop(head.digest, feed.provider)
+        for key in (head.digest, image_of(self._request)):
+            peers.recent.drop(key, feed.provider)
         self.failed.append(feed.provider)
         if self._fetch is not None:
             self._fetch.exclude(feed.provider)
