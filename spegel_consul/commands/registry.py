@@ -168,6 +168,13 @@ from spegel_consul.signals import stop_signals
     " the upstream registry once.",
 )
 @option(
+    "--follow-chain",
+    type=click.IntRange(1, 32),
+    default=6,
+    help="How many nodes read from each other in a row before one of them sends to a second one: many for narrow links"
+    " between nodes, few for images of many small layers. The same on all nodes.",
+)
+@option(
     "--tls-cert-file",
     type=FILE,
     default=None,
@@ -316,6 +323,7 @@ def _settings(given: dict[str, Any]) -> Settings:
             runtime_verifies=given["verify"] == "auto",
             follow=given["follow"] == "on",
         ),
+        follow_chain=given["follow_chain"],
         peer_limits=PeerLimits(rate=given["peer_min_rate"]),
         tls=_tls(given),
         peer_tls=_peer_tls(given, consul),

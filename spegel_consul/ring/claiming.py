@@ -65,7 +65,7 @@ class Claiming:
     """Sends the reports of this node and decides about those of others.
 
     ``provider`` makes a provider of usable addresses. ``predecessor`` is the object of the router that this one
-    replaces.
+    replaces; without one, ``chain`` is that of the groups (:data:`~spegel_consul.ring.dht.claim_forest.CHAIN`).
     """
 
     def __init__(
@@ -74,14 +74,15 @@ class Claiming:
         background: Background,
         membership: Membership,
         provider: Callable[[Contact], Provider],
-        predecessor: Claiming | None = None,
+        predecessor: Claiming | None,
+        chain: int,
     ) -> None:
         self._host = host
         self._background = background
         self._membership = membership
         self._provider = provider
         self._position = position(host.id)
-        self._claims: Claims = predecessor._claims if predecessor else Claims()
+        self._claims: Claims = predecessor._claims if predecessor else Claims(chain)
         # by group, the source of the last verdict (this node for a claimer), and the moment
         self._held: BoundedDict[bytes, tuple[bytes, float]] = predecessor._held if predecessor else BoundedDict(_GROUPS)
         self._skipped: BoundedDict[bytes, float] = BoundedDict(_PIPELINES)

@@ -29,6 +29,7 @@ from spegel_consul.multiaddrs import Address, Contact
 from spegel_consul.peers import PeerInfo, Provider, RingError, peer_id_to_text
 from spegel_consul.ring.claiming import Claiming
 from spegel_consul.ring.dht.announcements import Announcements, Batch
+from spegel_consul.ring.dht.claim_forest import CHAIN
 from spegel_consul.ring.dht.claims import ClaimReport, Verdict
 from spegel_consul.ring.dht.iterative_lookup import AnswerTimes, Lookup
 from spegel_consul.ring.dht.keys import dht_key, position
@@ -62,9 +63,9 @@ class KadRouter:
     assumed for peers that announce no registry, as Go Spegel does. ``secondary`` is this node's second address: an IP
     address of the other family at which the same ports serve the router and the registry. ``ttl``, ``hedge`` and
     ``gossip`` are seconds: between two announcements of a key, without an answer before one more peer is asked (the
-    initial value), and between two member exchanges at least. ``keeps_claims``: whether this node answers reports of
-    others; without it, they take the next nearest node for a keeper, as they do for a Go Spegel. With ``successor_of``
-    the router takes over the keys and the records of that router.
+    initial value), and between two member exchanges at least. ``follow_chain``: the length of the chains that this
+    node makes as a keeper of downloads; with 0 it keeps none, and others take the next nearest node for a keeper, as
+    they do for a Go Spegel. With ``successor_of`` the router takes over the keys and the records of that router.
     Raises RingError if an address to advertise is not an IP address that others can dial.
     """
 
@@ -75,7 +76,7 @@ class KadRouter:
         registry: tuple[str, int],
         secondary: str | None = None,
         ttl: float = TTL,
-        keeps_claims: bool = True,
+        follow_chain: int = CHAIN,
         successor_of: KadRouter | None = None,
         rng: random.Random | None = None,
     ) -> None:
@@ -106,6 +107,7 @@ class KadRouter:
             self._membership,
             self._provider,
             successor_of._claiming if successor_of else None,
+            follow_chain,
         )
         self._announce_alarm = WakeUp()
         self._announces_at = math.inf
@@ -114,7 +116,7 @@ class KadRouter:
         # peers without a connection have a limit of their own, because a dial to one that is gone takes seconds
         self._tell_limit, self._tell_cold_limit = trio.CapacityLimiter(8), trio.CapacityLimiter(32)
         self._service = Service(host, self._background, self._membership, self._records, self._answers)
-        if keeps_claims:
+        if follow_chain:
             self._service.serve_claims(self._claiming)
 
     @property

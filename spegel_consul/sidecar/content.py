@@ -127,7 +127,7 @@ def _router_maker(settings: Settings, node: PreparedNode) -> Callable[[KadRouter
             host,
             registry=(node.address, node.registry_port),
             secondary=node.secondary,
-            keeps_claims=settings.mirror.follow,
+            follow_chain=settings.follow_chain if settings.mirror.follow else 0,
             successor_of=before,
         )
 

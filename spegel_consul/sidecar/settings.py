@@ -44,6 +44,7 @@ class Settings:
     """An OCI image layout to serve; None: the content of containerd is served."""
     images: ImageFilter
     mirror: MirrorSettings
+    follow_chain: int
     peer_limits: PeerLimits
     tls: TlsFiles | None
     peer_tls: Encryption | None

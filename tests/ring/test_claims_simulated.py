@@ -79,7 +79,7 @@ async def test_nodes_without_the_protocol_are_no_keepers(rig: SimRig, autojump_c
 
 
 async def test_nodes_that_do_not_follow_keep_nothing(rig: SimRig, autojump_clock: MockClock) -> None:
-    idle = [await rig.node(keeps_claims=False) for _ in range(4)]
+    idle = [await rig.node(follow_chain=0) for _ in range(4)]
     others = [await rig.node() for _ in range(3)]
     for router in [*idle[1:], *others]:
         await router.join([idle[0].me])

@@ -12,6 +12,7 @@ from trio.testing import MockClock
 from spegel_consul.multiaddrs import Address
 from spegel_consul.peers import RingError, peer_id_from_text
 from spegel_consul.ring import Router
+from spegel_consul.ring.dht.claim_forest import CHAIN
 from spegel_consul.ring.dht.keys import dht_key, position
 from spegel_consul.ring.dht.messages import Message, MessageType, WirePeer, encode
 from spegel_consul.ring.dht.protocol_ids import MEMBERS, WITHDRAW
@@ -42,7 +43,7 @@ class SimRig:
         self,
         *,
         speaks_members: bool = True,
-        keeps_claims: bool = True,
+        follow_chain: int = CHAIN,
         secondary: str | None = None,
         address: str | None = None,
     ) -> KadRouter:
@@ -52,7 +53,7 @@ class SimRig:
             host,
             registry=registry,
             secondary=secondary,
-            keeps_claims=keeps_claims,
+            follow_chain=follow_chain,
             rng=random.Random(registry[1]),
         )
         if not speaks_members:

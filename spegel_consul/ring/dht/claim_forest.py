@@ -19,8 +19,9 @@ from itertools import islice
 
 from spegel_consul.bounded_dict import BoundedDict
 
-MAX_DEPTH = 6
-"""Chains grow to this length before a source gets a second follower, and longer only as the logarithm of the group.
+CHAIN = 6
+"""By default chains grow to this length before a source gets a second follower, and longer only as the logarithm of the
+group.
 
 A chain gives each follower the whole link of its source. But a follower holds small layers back until they are verified
 (--verify-first), which costs their whole time at each hop.
@@ -165,9 +166,10 @@ class Entry:
 
 
 class Forest:
-    """The entries of one group."""
+    """The entries of one group. ``chain``: the length of a chain from which a source may get a second follower."""
 
-    def __init__(self) -> None:
+    def __init__(self, chain: int = CHAIN) -> None:
+        self._chain = chain
         self.entries: dict[bytes, Entry] = {}
         self.claimers: dict[Entry, None] = {}
         self.failed: BoundedDict[bytes, float] = BoundedDict(256)  # lost sources, and until when they are none
@@ -260,7 +262,7 @@ class Forest:
             source.badness(now, follower),
             chain[-1].is_slow(now),
             source.have + HELD_BACK < follower.have,
-            depth >= max(MAX_DEPTH, len(self.entries).bit_length()),
+            depth >= max(self._chain, len(self.entries).bit_length()),
             len(source.children) - (follower.source is source),
             -depth,
         )

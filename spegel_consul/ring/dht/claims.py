@@ -30,7 +30,7 @@ from enum import IntEnum
 
 from spegel_consul.bounded_dict import BoundedDict
 from spegel_consul.peers import Provider
-from spegel_consul.ring.dht.claim_forest import GRACE, HUNG, KEEPS_UP, STILL, Entry, Forest
+from spegel_consul.ring.dht.claim_forest import CHAIN, GRACE, HUNG, KEEPS_UP, STILL, Entry, Forest
 
 REPORT_EVERY = 2.0
 """Seconds between two reports of a node in a small group."""
@@ -156,8 +156,8 @@ class Decision:
 class _Group(Forest):
     """A forest and what is remembered of failures."""
 
-    def __init__(self, now: float) -> None:
-        super().__init__()
+    def __init__(self, now: float, chain: int) -> None:
+        super().__init__(chain)
         self.born = self.touched = now
         self.strikes: BoundedDict[bytes, tuple[float, bytes]] = BoundedDict(16)  # by claimer: when, by which follower
         self.alone: BoundedDict[bytes, float] = BoundedDict(256)
@@ -170,9 +170,10 @@ class _Group(Forest):
 
 
 class Claims:
-    """The groups that this node keeps; ``now`` is seconds of any monotonic clock."""
+    """The groups that this node keeps; ``now`` is seconds of any monotonic clock, ``chain`` that of each forest."""
 
-    def __init__(self) -> None:
+    def __init__(self, chain: int = CHAIN) -> None:
+        self._chain = chain
         self._groups: dict[bytes, _Group] = {}  # in the order of their last reports
         self._held_by: Counter[bytes] = Counter()
 
@@ -186,7 +187,7 @@ class Claims:
         if found is None:
             if not report.serves or len(self._groups) >= MAX_GROUPS:
                 return Decision(What.ALONE)
-            found = _Group(now)
+            found = _Group(now, self._chain)
         self._groups[group] = found
         found.touched = now
         for gone in found.expire(now):

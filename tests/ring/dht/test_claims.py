@@ -315,3 +315,18 @@ def test_a_liar_uses_up_no_share_but_its_own(monkeypatch: pytest.MonkeyPatch) ->
     # a peer that reports an entry which another one caused takes it over, as far as its share goes
     assert [ask(group, b"victim") for group in range(1, 11)].count(What.ALONE) == 2
     assert claims.report(b"last", b"victim", Report(serves=True), 61.0).what is What.CLAIM
+
+
+@pytest.mark.parametrize(("chain", "longest"), [(1, 4), (6, 6), (12, 11)])
+def test_the_length_of_chains_is_a_setting(chain: int, longest: int) -> None:
+    claims, sources = Claims(chain), dict[bytes, bytes]()
+    for number in range(12):
+        peer = b"%d" % number
+        decision = claims.report(b"g", peer, Report(serves=True, working=True), number / 10)
+        if decision.sources:
+            sources[peer] = decision.sources[0]
+
+    def depth(peer: bytes) -> int:
+        return 1 + depth(sources[peer]) if peer in sources else 0
+
+    assert max(map(depth, sources)) == longest
