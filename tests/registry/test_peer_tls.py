@@ -7,7 +7,7 @@ connects from 127.0.0.2 itself.
 from __future__ import annotations
 
 import base64
-import os
+import random
 import re
 import ssl
 from functools import partial
@@ -40,7 +40,7 @@ from spegel_consul.registry.mirror.mirror_peers import MirrorSettings
 
 from .conftest import head
 
-LAYER = os.urandom(3_000_000)
+LAYER = random.Random(1).randbytes(3_000_000)
 DIGEST = Digest.of(LAYER)
 PATH = f"/v2/library/app/blobs/{DIGEST}?ns=docker.io"
 PREFER, REQUIRE = Encryption.PREFER, Encryption.REQUIRE
@@ -371,7 +371,7 @@ async def test_the_same_modes_with_certificates_from_files(
     wrong = await start_node(host="127.0.0.5", tls=files("wrong", "10.0.0.1", REQUIRE))
     holder.store.add_content(LAYER)
     for node, encrypted in ((holder, True), (plain, False), (wrong, False)):
-        content = os.urandom(1000)
+        content = random.Random(1).randbytes(1000)
         asker.router.knows(node)
         path = f"/v2/library/app/blobs/{node.store.add_content(content)}?ns=docker.io"
         answer = await by_runtime(asker, path)
