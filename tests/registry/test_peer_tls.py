@@ -40,7 +40,8 @@ from spegel_consul.registry.mirror.mirror_peers import MirrorSettings
 
 from .conftest import head
 
-LAYER = random.Random(1).randbytes(3_000_000)
+CONTENT = random.Random(1)  # each process that shares the tests must name them alike
+LAYER = CONTENT.randbytes(3_000_000)
 DIGEST = Digest.of(LAYER)
 PATH = f"/v2/library/app/blobs/{DIGEST}?ns=docker.io"
 PREFER, REQUIRE = Encryption.PREFER, Encryption.REQUIRE
@@ -371,7 +372,7 @@ async def test_the_same_modes_with_certificates_from_files(
     wrong = await start_node(host="127.0.0.5", tls=files("wrong", "10.0.0.1", REQUIRE))
     holder.store.add_content(LAYER)
     for node, encrypted in ((holder, True), (plain, False), (wrong, False)):
-        content = random.Random(1).randbytes(1000)
+        content = CONTENT.randbytes(1000)
         asker.router.knows(node)
         path = f"/v2/library/app/blobs/{node.store.add_content(content)}?ns=docker.io"
         answer = await by_runtime(asker, path)
