@@ -181,7 +181,8 @@ def test_no_honest_peer_is_ever_barred_and_a_proven_liar_is(peers: list[Simulate
     before, mirror_peers.SMALL = mirror_peers.SMALL, 0
     try:
         simulation = Simulation(peers, held)
-        trio.run(simulation.run, len(peers) + 2)
+        # each liar costs a pull, and so may each peer that leaves, because it can hide a liar
+        trio.run(simulation.run, len(peers) + 2 + sum(len(peer.leaves) for peer in peers))
     finally:
         mirror_peers.SMALL = before
     honest = {i for i, peer in enumerate(peers) if not peer.lies}
