@@ -81,6 +81,8 @@ def test_time_that_the_guard_did_not_see_does_not_count() -> None:
     began = time.monotonic()
     with guarded("time.sleep(600)", silence=2) as (guard, _):
         guard.send_signal(signal.SIGSTOP)
+        # on a busy machine it may go on for seconds before it takes the signal
+        os.waitid(os.P_PID, guard.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
         stopped = time.monotonic()
         time.sleep(3)
         resumed = time.monotonic()
