@@ -76,7 +76,7 @@ class LateApp:
         scope: LifespanScope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": {}}
         try:
             await app(scope, receive, send)
-        except Exception:
+        except Exception:  # a task of the pages must not end the port that health and metrics share
             if self._made is None:
                 raise
             log.exception("pages failed")

@@ -89,7 +89,7 @@ def answering(handler: Handler) -> ASGIFramework:
         question = _question(scope)
         try:
             answer = await handler(question)
-        except Exception:
+        except Exception:  # a defect in one answer must not end the connection without one
             log.exception("request failed", path=question.path)
             answer = plain(500, "internal error; the node's log has the details")
         headers = [

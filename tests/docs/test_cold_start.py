@@ -10,6 +10,7 @@ from lab.documents import ROOT
 from web.crowd import crowd
 from web.shared_downloads import CLAIM, at_work, bodies
 
+from spegel_consul.commands.registry import registry
 from spegel_consul.registry.mirror import followers, held_bodies
 from spegel_consul.registry.mirror.following import follows, group_claim, group_history
 from spegel_consul.registry.mirror.own_requests import SHOWN_FOR
@@ -53,6 +54,7 @@ def test_the_ends_of_a_follow_are_all_named() -> None:
 LIMITS: list[tuple[Any, str]] = [
     (followers.MOST, "sends to {} followed requests"),
     (follows.MOST, "at work on {} images"),
+    (claim_forest.CHAIN, "sends to a second one ({})"),
     (group_claim.CLAIM_WITHIN, "up to {} s for a keeper"),
     (source_search.FIRST_BYTE, "up to {} s for a source's first byte"),
     (followers.WAIT, "the source waits up to {} s"),
@@ -81,3 +83,7 @@ def test_each_job_has_the_variable_and_it_is_on() -> None:
         text = path.read_text()
         assert re.search(r'variable "follow" \{\s+type\s+= string\s+default\s+= "on"', text), path.name
         assert '"--follow=${var.follow}"' in text, path.name
+
+
+def test_the_length_of_a_chain_is_the_same_for_the_command_and_the_ring() -> None:
+    assert {each.name: each.default for each in registry.params}["follow_chain"] == claim_forest.CHAIN

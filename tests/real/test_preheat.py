@@ -52,6 +52,12 @@ def test_the_image_is_on_all_nodes_and_left_the_upstream_once() -> None:
             assert metric_of_mirror(node) > 0, "the runtime asked its mirror"
         assert (cold.lab[0].port.sent_bytes() - sent) / sum(size_of(image).values()) < 1.3
 
+        few = cold.image(LAYERS)
+        done = preheat(cold.nodes[0], "--nodes", "2", "--json", few.name)
+        assert (done.returncode, done.stderr) == (0, "")
+        states = [node["state"] for node in json.loads(done.stdout)["nodes"]]
+        assert states.count("done") == sum(has(node, few) for node in cold.nodes) == 2
+
         absent = f"{cold.upstream.host}/library/absent:v1"
         nowhere = preheat(cold.nodes[0], absent)
         assert nowhere.returncode == 4
