@@ -12,7 +12,7 @@ CACHE  ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/spegel-consul-ci
 # without compiled files each process of a test compiles the product and the tests anew, which takes longer than it runs
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run install dev-install real-parts test check audit sim faults nomad soak bench clean
+.PHONY: run install dev-install real-parts test check audit fresh sim faults nomad soak bench clean
 
 run: install
 	$(BIN)/spegel-consul dev
@@ -49,6 +49,10 @@ audit: dev-install
 
 test: dev-install real-parts
 	SPEGEL_REAL_PARTS=$(CACHE) $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
+
+# the tests whose inputs are drawn, with inputs that no run before has drawn
+fresh: dev-install
+	SPEGEL_FRESH=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder -m "not real"
 
 # clusters in virtual time, with faults; `make sim NODES=1000 SEEDS=200` takes a night
 NODES ?= 200

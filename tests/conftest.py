@@ -27,9 +27,12 @@ _tables: dict[str, list[list[str]]] = {}
 
 def pytest_configure() -> None:
     os.environ.pop("COLUMNS", None)  # the width of a worker's terminal, which is none
-    # no limit on the wall clock, because a busy machine may stop any process for half a second
+    # No limit on the wall clock, because a busy machine may stop any process for half a second. The same examples each
+    # time, because a change must not wait for an old fault that its run happened to find: `make fresh` looks for those.
     unhurried = [hypothesis.HealthCheck.too_slow]
-    hypothesis.settings.register_profile("any machine", deadline=None, suppress_health_check=unhurried)
+    hypothesis.settings.register_profile(
+        "any machine", deadline=None, suppress_health_check=unhurried, derandomize="SPEGEL_FRESH" not in os.environ
+    )
     hypothesis.settings.load_profile("any machine")
     configure = structlog.configure
 

@@ -340,9 +340,10 @@ def daemon_json(data: bytes) -> None:
     text = data.decode("utf-8", "replace")
     with suppress(Unusable):
         changed, what = added(text, _MIRRORING.targets, snapshotter=True)
-        json.loads(changed)
-        before = json.loads(text if text.strip() else "{}")
-        after = json.loads(taken_out(changed, what))
+        mark = "\ufeff"
+        json.loads(changed.removeprefix(mark))
+        before = json.loads(text.removeprefix(mark).strip() or "null") or {}
+        after = json.loads(taken_out(changed, what).removeprefix(mark))
         for key in ("registry-mirrors", "insecure-registries", "features"):
             if not before.get(key):
                 before.pop(key, None)
