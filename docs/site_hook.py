@@ -1,7 +1,7 @@
 """Pages of the site that stand elsewhere in the tree, and links of pages to files that are no pages.
 
-The READMEs of ``jobs/``, ``consul/`` and ``docker/`` are beside the files that they are about, and pages link to them by
-their place in the tree. In the site they are pages like all others, and a link to a file leads to the repository.
+The READMEs of ``jobs/``, ``consul/`` and ``docker/`` are beside the files that they are about, and pages link to them
+by their place in the tree. In the site they are pages like all others, and a link to a file leads to the repository.
 A new page from outside of ``docs/`` belongs here.
 """
 
