@@ -25,6 +25,7 @@ from spegel_consul.http.peer_tls import PeerTls
 from spegel_consul.http.registry_connection import RegistryConnection, RegistryDialler
 from spegel_consul.http.response_head import MAX_HEAD, Reply, ReplyError, parse_reply, without_interim
 from spegel_consul.peers import PeerError
+from spegel_consul.zerocopy.encrypted.secure_socket import SecureSocket
 from spegel_consul.zerocopy.source import Throughput
 
 _RECEIVE = 1 << 18
@@ -59,7 +60,7 @@ class PeerResponse:
         self._left = reply.length - len(reply.body)
         self.status = reply.status
         self.encrypted = connection.encrypted
-        """Whether the body can only be read by :meth:`chunks`, because :attr:`socket` has it encrypted."""
+        """Whether :attr:`source` is a SecureSocket, whose bytes the kernel can't move."""
         self.connected = 0.0 if connection.reused else connection.connected
         """Time at which the connection was made (time.perf_counter()); 0 if it is a reused one."""
 
@@ -92,21 +93,21 @@ class PeerResponse:
         self.taken()
 
     def buffered(self) -> bytes:
-        """Take the bytes of the body that were received with the head; the rest is read from :attr:`socket`.
+        """Take the bytes of the body that were received with the head; the rest is read from :attr:`source`.
 
-        Report bytes that were read from the socket with :meth:`spliced`, and the end of the body with :meth:`taken`.
+        Report bytes that were read from the source with :meth:`spliced`, and the end of the body with :meth:`taken`.
         """
         received, self._received = self._received, b""
         return received
 
     @property
-    def socket(self) -> trio.socket.SocketType:
+    def source(self) -> trio.socket.SocketType | SecureSocket:
         """The peer's socket, which continues after the buffered bytes."""
         assert self._connection is not None
-        return self._connection.sock
+        return self._connection.source
 
     def spliced(self, count: int) -> None:
-        """Report that ``count`` bytes of the body were taken from :attr:`socket`."""
+        """Report that ``count`` bytes of the body were taken from :attr:`source`."""
         self._left -= count
 
     def taken(self) -> None:

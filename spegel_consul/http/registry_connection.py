@@ -21,6 +21,7 @@ import trio
 from spegel_consul.bounded_dict import BoundedDict
 from spegel_consul.http.peer_tls import Encryption, PeerTls
 from spegel_consul.peers import PeerError, host_port
+from spegel_consul.zerocopy.encrypted.secure_socket import SecureSocket
 from spegel_consul.zerocopy.send import send_bytes
 
 _PLAIN_FOR = 60.0  # seconds until a peer without TLS is asked over TLS again
@@ -37,13 +38,11 @@ class _NoTls(PeerError):
 
 
 class RegistryConnection:
-    """A connection to the registry of a peer; ``secure`` is its encrypted stream."""
+    """A connection to the registry of a peer; ``secure`` is the same socket with TLS, if there is TLS."""
 
-    def __init__(
-        self, address: tuple[str, int], sock: trio.socket.SocketType, secure: trio.SSLStream[trio.SocketStream] | None
-    ) -> None:
+    def __init__(self, address: tuple[str, int], sock: trio.socket.SocketType, secure: SecureSocket | None) -> None:
         self.address = address
-        self.sock = sock
+        self._sock = sock
         self._secure = secure
         self.encrypted = secure is not None
         self.idle_since = 0.0
@@ -55,16 +54,19 @@ class RegistryConnection:
 
     def certificate(self) -> Mapping[str, Any] | None:
         """The peer's certificate, which the context has verified."""
-        return self._secure.getpeercert() if self._secure is not None else None
+        return self._secure.certificate() if self._secure is not None else None
+
+    @property
+    def source(self) -> trio.socket.SocketType | SecureSocket:
+        """The socket, for a transfer that takes the bytes of a body from it."""
+        return self._sock if self._secure is None else self._secure
 
     def is_quiet(self) -> bool:
         """Whether the peer has neither closed the connection nor sent bytes without a request."""
         if self._secure is not None:
-            incoming = getattr(self._secure, "_incoming", None)  # private, because Trio has no public attribute for it
-            if incoming is None or incoming.pending or self._secure.pending():
-                return False
+            return self._secure.is_quiet()
         try:
-            os.read(self.sock.fileno(), 1)
+            os.read(self._sock.fileno(), 1)
         except BlockingIOError:
             return True
         except OSError:
@@ -75,35 +77,38 @@ class RegistryConnection:
         """Send ``data``. Raises PeerError."""
         try:
             if self._secure is None:
-                await send_bytes(self.sock, data)
+                await send_bytes(self._sock, data)
             else:
                 await self._secure.send_all(data)
-        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
+        except (OSError, trio.ClosedResourceError, trio.TooSlowError):
             raise PeerError(f"{self} reset the connection") from None
 
     async def receive(self, most: int) -> bytes:
         """Receive at least one byte. Raises PeerError."""
         try:
             if self._secure is not None:
-                data = bytes(await self._secure.receive_some(most))
+                data = await self._secure.receive_some(most)
             else:
                 data = await self._read(most)
-        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+        except (OSError, trio.ClosedResourceError, trio.TooSlowError):
             raise PeerError(f"{self} reset the connection") from None
         if not data:
             raise PeerError(f"{self} closed the connection")
         return data
 
     async def _read(self, most: int) -> bytes:
-        fd = self.sock.fileno()
+        fd = self._sock.fileno()
         while True:
             try:
                 return os.read(fd, most)
             except BlockingIOError:
-                await trio.lowlevel.wait_readable(self.sock)
+                await trio.lowlevel.wait_readable(self._sock)
 
     def close(self) -> None:
-        self.sock.close()
+        if self._secure is None:
+            self._sock.close()
+        else:
+            self._secure.close()
 
 
 class RegistryDialler:
@@ -171,9 +176,7 @@ class RegistryDialler:
                 await sock.connect(address)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 if context is not None:
-                    name = host if context.check_hostname else None
-                    plain = trio.SocketStream(sock)
-                    secure = trio.SSLStream(plain, context, server_hostname=name, https_compatible=True)
+                    secure = SecureSocket(sock, context, name=host if context.check_hostname else None)
                     await secure.do_handshake()
         except trio.TooSlowError:
             sock.close()
@@ -181,11 +184,10 @@ class RegistryDialler:
                 raise _NoTls(f"{host} port {port} did not answer in TLS", hung=True) from None
             message = f"{host} port {port} did not accept within {within:g} s"
             raise Unreachable(message, hung=True) from None
-        except trio.BrokenResourceError as exc:
-            sock.close()
-            raise _NoTls(f"{host} port {port} and this node do not agree on TLS: {exc.__cause__ or exc}") from None
         except OSError as exc:
             sock.close()
+            if secure is not None:
+                raise _NoTls(f"{host} port {port} and this node do not agree on TLS: {exc}") from None
             raise Unreachable(f"{host} port {port} can't be reached: {exc}") from None
         except BaseException:
             sock.close()

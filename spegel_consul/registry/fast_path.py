@@ -1,8 +1,8 @@
 """Answers simple requests on the client's socket, without ASGI: the fast path.
 
-One task takes a request from the socket to the kernel's sendfile or splice. Manifests and other small contents of the
-own store come from memory. The ASGI path, with a plan of its own, answers requests that are wrong, manifests that are
-promises, and requests for files that are gone.
+One task takes a request from the socket to the kernel's sendfile or splice, or over TLS to a thread that encrypts.
+Manifests and other small contents of the own store come from memory. The ASGI path, with a plan of its own, answers
+requests that are wrong, manifests that are promises, and requests for files that are gone.
 
 Runtimes repeat the same few requests byte for byte. So the result of a request's bytes is remembered - the plan, and
 the head of the answer except for its date - until the store's version changes. If the content is small too, the answer
@@ -43,8 +43,7 @@ from spegel_consul.registry.mirror.validate import Head
 from spegel_consul.registry.plan import Elsewhere, Growing, Own, Planner
 from spegel_consul.store import Store
 from spegel_consul.store.blob_files import SMALL, is_blob, open_blob
-from spegel_consul.zerocopy.outlet import SocketOutlet
-from spegel_consul.zerocopy.send import AT_ONCE, FileAnswer, Truncated, send_bytes, send_file
+from spegel_consul.zerocopy.send import AT_ONCE, FileAnswer, Truncated
 
 log = structlog.get_logger(__name__)
 
@@ -195,14 +194,14 @@ class FastPath:
         if known.method == "HEAD":
             if self._cached(plan) is None and not self._is_there(plan):
                 return None
-            await send_bytes(link.sock, head)
+            await link.send(head)
             known.count(0)
         elif content.size <= SMALL:
             small = await self._small(plan)
             if small is None:
                 return None
             body = small[slice(*plan.bounds)]
-            await send_bytes(link.sock, head + body)
+            await link.send(head + body)
             self._bytes.inc(len(body))
             known.count(len(body))
         else:
@@ -216,7 +215,7 @@ class FastPath:
 
             start, stop = plan.bounds
             try:
-                await send_file(link.sock, head, fd, start, stop, count)
+                await link.outlet(head).file(fd, start, stop, count)
             finally:
                 os.close(fd)
         return 206 if plan.partial else 200
@@ -233,7 +232,7 @@ class FastPath:
             body = b"".join(
                 multipart.before(place) + small[span.start : span.stop] for place, span in enumerate(plan.spans)
             )
-            await send_bytes(link.sock, head + body + multipart.end)
+            await link.send(head + body + multipart.end)
             self._bytes.inc(sum(span.length for span in plan.spans))
         else:
             fd = self._open(plan)
@@ -242,11 +241,11 @@ class FastPath:
             try:
                 for place, span in enumerate(plan.spans):
                     before = head + multipart.before(place)
-                    await send_file(link.sock, before, fd, span.start, span.stop, self._bytes.inc)
+                    await link.outlet(before).file(fd, span.start, span.stop, self._bytes.inc)
                     head = b""
             finally:
                 os.close(fd)
-            await send_bytes(link.sock, multipart.end)
+            await link.send(multipart.end)
         self._lengths["GET", 206].observe(multipart.length)
         return 206
 
@@ -261,7 +260,7 @@ class FastPath:
                     return await self._relay_parts(plan.request, plan.wanted, link, trace)
                 return await self._from_a_peer(method, plan, link, trace)
         except OCIError as exc:
-            await send_bytes(link.sock, self._heads.error(exc, method))
+            await link.send(self._heads.error(exc, method))
             return exc.status.value
         except TransferCut as exc:
             self._metrics.transfers_cut.inc()
@@ -269,7 +268,7 @@ class FastPath:
             raise Truncated from None
 
     async def _to_follower(self, plan: Growing, link: Link) -> int:
-        send_interim = partial(send_bytes, link.sock, INTERIM)
+        send_interim = partial(link.send, INTERIM)
         async with self._growing.open(plan, send_interim, link.check_client) as followed:
             head = self._heads.whole(followed.head, growing=True)
             status, lengths = status_of(followed.head), [0]
@@ -279,7 +278,7 @@ class FastPath:
                 lengths.append(sent)
 
             try:
-                await followed.send(SocketOutlet(link.sock, head), count)
+                await followed.send(link.outlet(head), count)
             finally:
                 self._lengths["GET", status].observe(sum(lengths))
         return status
@@ -305,7 +304,7 @@ class FastPath:
         head = transfer.head
         rendered = self._heads.whole(head, transfer.served_by)
         if method == "HEAD":
-            await send_bytes(link.sock, rendered)
+            await link.send(rendered)
         else:
             await self._carry(transfer, rendered, link, trace, self._lengths[method, status_of(head)].observe)
         return status_of(head)
@@ -319,7 +318,7 @@ class FastPath:
                 head = self._heads.whole(part.head, part.transfer.served_by, part.multipart)
             lengths.append(len(part.before))
             await self._carry(part.transfer, head + part.before, link, trace, lengths.append)
-            await send_bytes(link.sock, part.after)
+            await link.send(part.after)
             lengths.append(len(part.after))
 
         try:
@@ -335,7 +334,7 @@ class FastPath:
         """Send ``head`` and the body. At the end, call ``count`` with the number of the body's bytes that were sent."""
         whole = False
         try:
-            await transfer.send(SocketOutlet(link.sock, head))
+            await transfer.send(link.outlet(head))
             whole = True
         finally:
             sent = transfer.head.stop - transfer.head.start if whole else trace.sent()

@@ -1,8 +1,8 @@
 """Outlets: the destinations of an answer's bytes.
 
-The two outlets are the client's socket, on the fast path, and an ASGI server that takes pieces. Both take a body in the
-same three forms: bytes, a part of a file, and bytes that are still to come from a source. The only difference is
-whether the kernel can carry them.
+The outlets are the client's socket, on the fast path, and an ASGI server that takes pieces; a socket with TLS has its
+own (:mod:`spegel_consul.zerocopy.encrypted.secure_outlet`). All take a body in the same three forms: bytes, a part of
+a file, and bytes that are still to come from a source. The only difference is whether the kernel can carry them.
 
 A new kind of destination belongs here. The order of sending does not: it is in the caller.
 """
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 
 from spegel_consul.disk.threads import in_thread
+from spegel_consul.zerocopy.encrypted.carrier import Carrier
 from spegel_consul.zerocopy.position import Position
 from spegel_consul.zerocopy.relay import Relay
 from spegel_consul.zerocopy.send import Truncated, send_both, send_file, send_head
@@ -42,8 +43,11 @@ class Outlet(Protocol):
         """Send the bytes ``[start, stop)`` of the file ``fd``; call ``count`` with the number sent, also on failure."""
         ...
 
-    async def relay(self, position: Position, hasher: _Hash | None) -> Relay | None:
-        """Return a relay from sockets to the client, or None if none is possible now."""
+    async def relay(self, position: Position, hasher: _Hash | None, *, encrypted: bool) -> Relay | Carrier | None:
+        """Return a relay from sockets to the client, or None if none is possible now.
+
+        ``encrypted``: whether the first source has TLS.
+        """
         ...
 
 
@@ -73,8 +77,13 @@ class SocketOutlet:
         head, self._head = self._head, b""
         await send_file(self._sock, head, fd, start, stop, count)
 
-    async def relay(self, position: Position, hasher: _Hash | None) -> Relay | None:
-        """Return a relay by splice(2), or None if there is no thread for the hasher, or no pipe, now."""
+    async def relay(self, position: Position, hasher: _Hash | None, *, encrypted: bool) -> Relay | Carrier | None:
+        """Return a relay by splice(2), or None if there is no thread for the hasher, or no pipe, now.
+
+        Return a carrier for an encrypted source.
+        """
+        if encrypted:
+            return Carrier(self._sock, position, hasher)
         return await Relay.start(self._sock, position, hasher)
 
 
@@ -101,6 +110,5 @@ class PieceOutlet:
             count(len(piece))
             start += len(piece)
 
-    async def relay(self, position: Position, hasher: _Hash | None) -> Relay | None:
+    async def relay(self, position: Position, hasher: _Hash | None, *, encrypted: bool) -> None:
         """Return None, because an ASGI server gives no access to the client's socket."""
-        return None

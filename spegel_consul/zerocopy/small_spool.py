@@ -12,14 +12,15 @@ A new rule about bodies that have no file belongs here.
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 import trio
 
 from spegel_consul.peers import PeerError
+from spegel_consul.zerocopy.encrypted.plain_end import end_of
+from spegel_consul.zerocopy.encrypted.secure_socket import SecureSocket
 from spegel_consul.zerocopy.position import Position
-from spegel_consul.zerocopy.source import Source, Throughput
+from spegel_consul.zerocopy.source import Throughput
 from spegel_consul.zerocopy.spool import Spool, SpoolSpace, Waits
 
 if TYPE_CHECKING:
@@ -93,21 +94,21 @@ class SmallSpool:
         self._view[before : before + len(data)] = data
         self._hasher.update(data)
 
-    async def pull(self, source: Source, throughput: Throughput) -> None:
+    async def pull(self, source: trio.socket.SocketType | SecureSocket, throughput: Throughput) -> None:
         """Take all remaining bytes from ``source``. Bytes taken before a failure are kept.
 
         Raises PeerError, SourceSlow or SourceLeft.
         """
-        origin, position = source.fileno(), self._position
+        end, position = end_of(source), self._position
         while not self.ended:
             room = self._view[position.taken :]
             try:
-                count = os.readv(origin, (room,))
+                count = end.read_now(room)
             except BlockingIOError:
-                await self.waits.arrival(origin, throughput, position.left)
+                await self.waits.arrival(end.polled, throughput, position.left)
                 continue
-            except OSError as exc:
-                raise PeerError(exc.strerror or repr(exc)) from None
+            except (OSError, trio.ClosedResourceError) as exc:
+                raise PeerError(getattr(exc, "strerror", None) or repr(exc)) from None
             if count == 0:
                 raise PeerError("closed the connection")
             position.took(count)

@@ -34,9 +34,12 @@ from typing import TYPE_CHECKING
 import trio
 
 from spegel_consul.peers import PeerError
+from spegel_consul.zerocopy.encrypted.plain_end import PlainEnd
+from spegel_consul.zerocopy.encrypted.pump import Pump, Stopped
+from spegel_consul.zerocopy.encrypted.secure_socket import SecureSocket
 from spegel_consul.zerocopy.hash_tap import FLAGS, PIPE_SIZE, Tap
 from spegel_consul.zerocopy.position import Position
-from spegel_consul.zerocopy.source import Source, Throughput
+from spegel_consul.zerocopy.source import Throughput
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -213,11 +216,14 @@ class Spool:
         with trio.fail_at(self._until + _GRACE):
             await self._tap.writable()
 
-    async def pull(self, source: Source, throughput: Throughput) -> None:
+    async def pull(self, source: trio.socket.SocketType | SecureSocket, throughput: Throughput) -> None:
         """Take all remaining bytes from ``source``. Bytes taken before a failure are kept.
 
         Raises PeerError, SourceSlow or SourceLeft.
         """
+        if isinstance(source, SecureSocket):
+            await self._pull_encrypted(source, throughput)
+            return
         origin, inlet, position, budget = source.fileno(), self._tap.inlet, self._position, _YIELD_AFTER
         await self._flush()
         arrived = False
@@ -246,6 +252,28 @@ class Spool:
                 budget = _YIELD_AFTER
                 self.waits.check_client()
                 await trio.lowlevel.checkpoint()
+
+    async def _pull_encrypted(self, source: SecureSocket, throughput: Throughput) -> None:
+        """Like :meth:`pull`; the bytes go into the pipe too, because only its thread may wait for the disk."""
+        await self._flush()
+        position = self._position
+        pump = Pump(PlainEnd(lambda: self._tap.inlet), position, None, counts=False)
+        try:
+            while not self.ended:
+                stopped = await pump.run(source)
+                if pump.waited and position.left:
+                    throughput.waited(pump.waited, position.left)
+                if stopped is Stopped.SOURCE:
+                    await self.waits.arrival(source.polled, throughput, position.left)
+                elif stopped is Stopped.SINK:
+                    await self._writable()
+                else:
+                    self.waits.check_client()
+        except BrokenPipeError:  # the thread is gone, which is not a failure of the source
+            self.full = True
+        finally:
+            self._unwritten = memoryview(bytes(pump.unsent))
+            pump.close()
 
     async def settle(self) -> bool:
         """Wait until all bytes that were taken are hashed and stored; return False if this node failed to do so."""

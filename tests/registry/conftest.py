@@ -183,7 +183,7 @@ async def start_node(nursery: trio.Nursery, request: pytest.FixtureRequest, tmp_
         app = ContentApp(build_app(lambda: problem), planner, store, mirror, metrics)  # type: ignore[arg-type]
         sock = listen(ListenAddress(host, 0), "--registry-addr")
         fast_path = None
-        if request.param == "fast path" and is_plain_to_own(tls):
+        if request.param == "fast path":
             fast_path = CountedFastPath(FastPath(planner, store, mirror, ByteCache(1 << 20), metrics))
         scheme = "http" if is_plain_to_own(tls) else "https"
         node = Node(sock.getsockname(), store, router, metrics, fast_path, mirror, scheme=scheme)

@@ -45,7 +45,10 @@ from spegel_consul.http.server.idle_connections import RECEIVE, IdleConnection, 
 from spegel_consul.http.server.idle_timer import IdleTimer
 from spegel_consul.http.server.negotiate import HealthOnly, negotiate
 from spegel_consul.peers import unmapped
-from spegel_consul.zerocopy.send import STALL, FileAnswer, Truncated
+from spegel_consul.zerocopy.encrypted.secure_outlet import SecureOutlet
+from spegel_consul.zerocopy.encrypted.secure_socket import SecureSocket
+from spegel_consul.zerocopy.outlet import SocketOutlet
+from spegel_consul.zerocopy.send import STALL, FileAnswer, Truncated, send_bytes
 from spegel_consul.zerocopy.spool import OWN
 
 log = structlog.get_logger(__name__)
@@ -53,7 +56,7 @@ log = structlog.get_logger(__name__)
 standing: Counter[int] = Counter()
 """Number of open connections by local port."""
 
-_PIECE = 1 << 16
+_PIECE = 1 << 18
 _CLOSE_WITHIN = 5.0  # seconds
 _DRAIN_READS = 64  # reads before a graceful close gives up
 _LINGER = 1.0  # seconds for the reads of a graceful close, and in which a half-closed client must take some bytes
@@ -62,19 +65,33 @@ _LINGER = 1.0  # seconds for the reads of a graceful close, and in which a half-
 class Link:
     """The fast path's view of a connection."""
 
-    __slots__ = ("client", "local", "sock")
+    __slots__ = ("_secure", "_sock", "client", "local")
 
-    def __init__(self, sock: trio.socket.SocketType, *, local: bool, client: str = OWN) -> None:
-        self.sock = sock
+    def __init__(
+        self, sock: trio.socket.SocketType, *, local: bool, client: str = OWN, secure: SecureSocket | None = None
+    ) -> None:
+        self._sock = sock
+        self._secure = secure
         self.client = client
         """The address of the client, or :data:`OWN` if it is on this machine."""
         self.local = local
         """Whether the client is on this machine, which it is if its address is the one that it connected to."""
 
+    async def send(self, data: bytes | memoryview) -> None:
+        """Send ``data``. Raises OSError, trio.TooSlowError or trio.ClosedResourceError."""
+        if self._secure is None:
+            await send_bytes(self._sock, data)
+        else:
+            await self._secure.send_all(data)
+
+    def outlet(self, head: bytes) -> SocketOutlet | SecureOutlet:
+        """Return the outlet for an answer; ``head`` goes with the first bytes of its body."""
+        return SocketOutlet(self._sock, head) if self._secure is None else SecureOutlet(self._secure, head)
+
     def check_client(self) -> None:
         """Raise ConnectionResetError if the client has left; for use while no task reads from the socket."""
         poll = select.poll()
-        poll.register(self.sock, select.POLLRDHUP)
+        poll.register(self._sock, select.POLLRDHUP)
         if poll.poll(0):
             raise ConnectionResetError("the client has left")
 
@@ -116,7 +133,7 @@ class Connection(TCPServer):
         self._limits = limits
         self._plain = stream
         self._tls = tls
-        self._encrypted = False
+        self._secure: SecureSocket | None = None
         self._first = b""  # bytes that were read to see whether the client speaks TLS
         self._fast_path = fast_path
         self._idle_connections = idle_connections
@@ -160,14 +177,15 @@ class Connection(TCPServer):
                         self.context,
                         group,
                         ConnectionState(self.state),
-                        self._encrypted,
+                        self._secure is not None,
                         client,
                         server,
                         self.protocol_send,
                         self._turn,
                     )
                     await self._timer.restart(group, None)
-                    await self._read(Link(sock, local=local, client=OWN if local or client is None else client[0]))
+                    address = OWN if local or client is None else client[0]
+                    await self._read(Link(sock, local=local, client=address, secure=self._secure))
         except Exception as exc:
             # resets and closed resources, in a group, are the usual departure of a client
             log.debug("connection ended", error=_leaf(exc))
@@ -190,30 +208,31 @@ class Connection(TCPServer):
 
     async def _negotiate(self, tls: PeerTls, client: str, *, local: bool) -> None:
         within, terminated = self.config.keep_alive_timeout, self.context.terminated.wait
-        found = await negotiate(self._plain, tls, client, local=local, within=within, terminated=terminated)
-        if found.stream is not None:
-            self.stream, self._encrypted = found.stream, True
+        found = await negotiate(self._plain.socket, tls, client, local=local, within=within, terminated=terminated)
+        if found.secure is not None:
+            self._secure = found.secure
+            self.stream = cast("trio.SSLStream[trio.SocketStream]", found.secure)
+            self._idle_connections = None  # they read plain bytes
         if found.refused:
             self.app = HealthOnly(self.app)
-        if found.stream is not None or found.refused:
-            # the fast path leaves plain bytes to the kernel
             self._fast_path = self._idle_connections = None
         self._first = found.first
 
     async def _read(self, link: Link) -> None:
         timer, fast_path, idle_connections = self._timer, self._fast_path, self._idle_connections
-        self._idle = idle = IdleConnection(link.sock, timer, link.local, self.context.terminated.is_set)
+        sock, secure = self._plain.socket, self._secure
+        self._idle = idle = IdleConnection(sock, timer, link.local, self.context.terminated.is_set)
         try:
             while True:
                 waits = idle_connections is not None and timer.idle and self._at_rest()
                 try:
                     if self._first:
                         data, self._first = self._first, b""
-                    elif self._encrypted:
-                        data = bytes(await self.stream.receive_some(RECEIVE))
+                    elif secure is not None:
+                        data = await secure.receive_some(RECEIVE)
                     else:
                         data = await (
-                            idle_connections.next_request(idle) if idle_connections and waits else _receive(link.sock)
+                            idle_connections.next_request(idle) if idle_connections and waits else _receive(sock)
                         )
                 except (OSError, trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError, Truncated):
                     break
@@ -280,8 +299,9 @@ class Connection(TCPServer):
         Unread bytes would cause a reset, which can overtake the answer (RFC 9112, 9.6).
         """
         try:
-            if not self._encrypted:
-                await self._drain(self._plain.socket)
+            if self._secure is not None:
+                self._secure.say_end()
+            await self._drain(self._plain.socket)
         finally:
             await super()._close()
 
@@ -314,7 +334,7 @@ class Connection(TCPServer):
                     with trio.fail_after(STALL):
                         await self.stream.send_all(data[start : start + _PIECE])
                     self._sent += 1
-        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
             # the client has left or does not read, so all work for it is cancelled
             self._life.cancel()
             await trio.lowlevel.checkpoint()

@@ -24,6 +24,7 @@ from hypercorn.typing import AppWrapper, ASGIReceiveCallable, ASGISendCallable, 
 
 from spegel_consul.http.peer_tls import Encryption, PeerTls
 from spegel_consul.http.server.idle_connections import RECEIVE
+from spegel_consul.zerocopy.encrypted.secure_socket import SecureSocket
 
 log = structlog.get_logger(__name__)
 
@@ -39,48 +40,20 @@ class Refused(Exception):
     """The connection is to be closed without an answer; the message says why."""
 
 
-class Begun(trio.abc.Stream):
-    """A transport stream that begins with bytes that were read before."""
-
-    def __init__(self, stream: trio.SocketStream, first: bytes) -> None:
-        self._stream = stream
-        self._first = first
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        """The bytes that were read before, then those of the stream."""
-        if not self._first:
-            return await self._stream.receive_some(max_bytes)
-        await trio.lowlevel.checkpoint()
-        first, self._first = self._first, b""
-        return first
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Send to the stream."""
-        await self._stream.send_all(data)
-
-    async def wait_send_all_might_not_block(self) -> None:
-        """Wait for the stream."""
-        await self._stream.wait_send_all_might_not_block()
-
-    async def aclose(self) -> None:
-        """Close the stream."""
-        await self._stream.aclose()
-
-
 class Negotiated:
-    """The result: ``stream`` is the encrypted stream or None, ``first`` the bytes of a plain request, ``refused``
+    """The result: ``secure`` is the encrypted socket or None, ``first`` the bytes of a plain request, ``refused``
     whether only health is answered."""
 
-    __slots__ = ("first", "refused", "stream")
+    __slots__ = ("first", "refused", "secure")
 
-    def __init__(self, stream: Any = None, first: bytes = b"", *, refused: bool = False) -> None:
-        self.stream: trio.SSLStream[Any] | None = stream
+    def __init__(self, secure: SecureSocket | None = None, first: bytes = b"", *, refused: bool = False) -> None:
+        self.secure = secure
         self.first = first
         self.refused = refused
 
 
 async def negotiate(
-    stream: trio.SocketStream,
+    sock: trio.socket.SocketType,
     tls: PeerTls,
     client: str,
     *,
@@ -90,32 +63,32 @@ async def negotiate(
 ) -> Negotiated:
     """Read the first bytes, and shake hands if they are TLS. ``within``: seconds until the first byte.
 
-    Raises Refused, and exceptions of the stream.
+    Raises Refused, trio.TooSlowError if the handshake takes too long, and OSError.
     """
     if tls.encryption is Encryption.ALL:
-        return Negotiated(await _encrypted(stream, tls))
-    first = await _first_bytes(stream.socket, within, terminated)
+        return Negotiated(await _encrypted(sock, tls))
+    first = await _first_bytes(sock, within, terminated)
     if first[0] == _HANDSHAKE_RECORD:
-        encrypted = await _encrypted(Begun(stream, first), tls)
-        if not tls.accepts(encrypted.getpeercert()):
+        secure = await _encrypted(sock, tls, first)
+        if not tls.accepts(secure.certificate()):
             raise Refused("the client has the certificate of another service")
         if not local:
             tls.links.note(client, True)
-        return Negotiated(encrypted)
+        return Negotiated(secure)
     refused = not local and tls.encryption is Encryption.REQUIRE
     if not (local or refused):
         tls.links.note(client, False)
     return Negotiated(first=first, refused=refused)
 
 
-async def _encrypted(stream: Any, tls: PeerTls) -> trio.SSLStream[Any]:
+async def _encrypted(sock: trio.socket.SocketType, tls: PeerTls, first: bytes = b"") -> SecureSocket:
     context = tls.server()
     if context is None:
         raise Refused("this node has no certificate")
-    encrypted = trio.SSLStream(stream, context, server_side=True, https_compatible=True)
+    secure = SecureSocket(sock, context, server_side=True, first=first)
     with trio.fail_after(HANDSHAKE):
-        await encrypted.do_handshake()
-    return encrypted
+        await secure.do_handshake()
+    return secure
 
 
 async def _first_bytes(

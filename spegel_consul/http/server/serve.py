@@ -16,7 +16,7 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState, Framework, LifespanState
 from hypercorn.utils import wrap_app
 
-from spegel_consul.http.peer_tls import PeerTls, is_plain_to_own
+from spegel_consul.http.peer_tls import PeerTls
 from spegel_consul.http.server.accept import accept, listen_for_own
 from spegel_consul.http.server.connection import Connection, FastPath
 from spegel_consul.http.server.connection_limits import ConnectionLimits
@@ -57,8 +57,8 @@ async def serve(
 
     Connections of this machine have a queue of their own, if the kernel supports that.
 
-    Requests are offered to ``fast_path`` first, if there is one. Encrypted connections do not use it, because it
-    leaves plain bytes to the kernel. ``limits``: the connection limits for clients on other machines.
+    Requests are offered to ``fast_path`` first, if there is one.
+    ``limits``: the connection limits for clients on other machines.
     ``called``: addresses that clients use for this server, even if this network namespace does not have them.
     ``only_own``: whether all clients count as clients of this machine, because no other machine reaches the socket.
     When ``stop()`` returns, no further connection is accepted, idle ones are closed, and requests in flight have
@@ -69,8 +69,6 @@ async def serve(
     lifespan_state: LifespanState = {}
     lifespan = Lifespan(wrapped, config, lifespan_state)
     context = WorkerContext(None)
-    if not is_plain_to_own(tls):
-        fast_path = None
     idle_connections = IdleConnections(fast_path.at_once) if fast_path is not None else None
     state = ConnectionState(lifespan_state)
 

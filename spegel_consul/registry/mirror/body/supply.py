@@ -13,10 +13,12 @@ to :mod:`spegel_consul.registry.mirror.body.transfer`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing
+from functools import partial
 
 import structlog
+import trio
 
 from spegel_consul.http.peer_client import PeerResponse
 from spegel_consul.oci.path import ContentRequest
@@ -27,12 +29,17 @@ from spegel_consul.registry.mirror.held_bodies import Feed
 from spegel_consul.registry.mirror.mirror_peers import MirrorPeers, image_of
 from spegel_consul.registry.mirror.trace import Trace
 from spegel_consul.ring.dht.claims import Why
+from spegel_consul.zerocopy.encrypted.carrier import Carrier
+from spegel_consul.zerocopy.encrypted.secure_socket import SecureSocket
 from spegel_consul.zerocopy.relay import Passage, Relay
 from spegel_consul.zerocopy.small_spool import SmallSpool
-from spegel_consul.zerocopy.source import SourceLeft, SourceSlow
+from spegel_consul.zerocopy.source import SourceLeft, SourceSlow, Throughput
 from spegel_consul.zerocopy.spool import Spool
 
 log = structlog.get_logger(__name__)
+
+
+Taker = Relay | Carrier | Passage | Spool | SmallSpool
 
 
 def served_by(provider: Provider) -> str:
@@ -61,7 +68,7 @@ class Supply:
         """Drop the fetch so far, because it was for another body and excludes peers that failed there."""
         self._fetch = None
 
-    async def fill(self, feed: Feed, into: Relay | Passage | Spool | SmallSpool, *, alone: bool = False) -> None:
+    async def fill(self, feed: Feed, into: Taker, *, alone: bool = False) -> None:
         """Carry the body to its end, or until ``into`` takes no more. A peer that fails is replaced by another one.
 
         Raises TransferCut if no peer is left, or, if ``alone``, as soon as the peer fails.
@@ -73,7 +80,8 @@ class Supply:
                 continue
             follow = feed.follow
             try:
-                if isinstance(into, Passage) or body.encrypted:
+                pull = _puller(into, body.source)
+                if pull is None:
                     async with aclosing(body.chunks(feed.throughput)) as pieces:
                         async for piece in pieces:
                             await into.put(piece)
@@ -83,7 +91,7 @@ class Supply:
                     await into.put(body.buffered())
                     before = feed.position.taken
                     try:
-                        await into.pull(body.socket, feed.throughput)
+                        await pull(feed.throughput)
                     finally:
                         body.spliced(feed.position.taken - before)
                     if not feed.position.left:
@@ -159,3 +167,17 @@ class Supply:
             fetch.exclude(provider)
         self._fetch = fetch
         return fetch
+
+
+def _puller(
+    into: Taker, source: trio.socket.SocketType | SecureSocket
+) -> Callable[[Throughput], Awaitable[None]] | None:
+    """Return the method by which ``into`` takes the bytes from ``source``; None if it is to be given them.
+
+    That is so if TLS comes in mid-body, from another peer, to a relay that moves bytes in the kernel.
+    """
+    if isinstance(into, Passage):
+        return None
+    if isinstance(into, Relay):
+        return None if isinstance(source, SecureSocket) else partial(into.pull, source)
+    return partial(into.pull, source)

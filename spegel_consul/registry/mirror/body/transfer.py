@@ -356,7 +356,8 @@ class Transfer:
         """Send the bytes that are still to come from peers."""
         feed = self._feed
         assert feed is not None
-        relay = await out.relay(position, self._hasher)
+        encrypted = feed.body is not None and feed.body.encrypted
+        relay = await out.relay(position, self._hasher, encrypted=encrypted)
         into = relay or Passage(out.put, position, self._hasher)
         try:
             await self._supply.fill(feed, into)

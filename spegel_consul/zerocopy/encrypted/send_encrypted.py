@@ -1,0 +1,149 @@
+"""Sending a part of a file over TLS.
+
+The file is read into one buffer of 256 KiB, encrypted from there and sent, slice by slice. A mapping of the file would
+save a copy, but a file that becomes shorter kills the process that reads its mapping.
+
+Up to a MiB is sent on the event loop if its pages are in memory, because a thread costs more than such a file. More is
+sent in threads: encryption does not hold the interpreter, and a disk may be slow. A thread waits for the socket only
+for a moment, which is enough for a client that reads; for a client that does not read, the loop waits. After some MiB
+the next transfer gets the thread.
+
+A new rule about files over TLS belongs here.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+import time
+from collections.abc import Callable
+
+import trio
+
+from spegel_consul.disk.threads import in_thread
+from spegel_consul.zerocopy.encrypted.secure_socket import SLICE, SecureSocket, give_buffer, take_buffer
+from spegel_consul.zerocopy.send import Truncated
+
+ON_LOOP = 1 << 20
+"""Bytes up to which no thread is used."""
+
+_TURN = 0.002  # seconds that a transfer may send on the loop before other tasks run
+_IN_A_ROW = 16 << 20  # bytes after which a thread is for the next transfer
+_WRITABLE_WITHIN = 20  # milliseconds that a thread waits for the socket
+_threads = trio.CapacityLimiter(64)
+
+
+async def send_encrypted(
+    secure: SecureSocket, head: bytes, fd: int, start: int, stop: int, count: Callable[[int], object]
+) -> None:
+    """Send ``head`` and the bytes ``[start, stop)`` of file ``fd``; at the end, call ``count`` with the number sent.
+
+    Raises Truncated, OSError, trio.TooSlowError or trio.ClosedResourceError.
+    """
+    part = _Part(secure, fd, start, stop)
+    secure.encrypt(head)  # it goes out with the first bytes of the file
+    try:
+        on_loop = stop - start <= ON_LOOP
+        while part.reached < stop:
+            if on_loop:
+                on_loop = await part.on_loop()
+            else:
+                await part.in_thread()
+            await secure.flush()
+        await secure.flush()
+    finally:
+        count(max(0, part.reached - start - secure.unsent))
+
+
+class _Part:
+    """A part of a file; ``reached`` is the first byte that was not sent."""
+
+    def __init__(self, secure: SecureSocket, fd: int, start: int, stop: int) -> None:
+        self._secure = secure
+        self._fd = fd
+        self._stop = stop
+        self.reached = start
+
+    async def on_loop(self) -> bool:
+        """Send until the socket is full; return False if the next pages are not in memory."""
+        buffer, turn_ends = take_buffer(), time.perf_counter() + _TURN
+        try:
+            while self.reached < self._stop:
+                try:
+                    piece = self._read(self._fd, buffer, os.RWF_NOWAIT)
+                except OSError:  # also if the file system does not support the flag
+                    return False
+                if not self._send(piece, None):
+                    return True
+                if time.perf_counter() >= turn_ends:
+                    await trio.lowlevel.checkpoint()
+                    turn_ends = time.perf_counter() + _TURN
+        finally:
+            give_buffer(buffer)
+        return True
+
+    def _read(self, fd: int, buffer: bytearray, flags: int = 0) -> memoryview:
+        view = memoryview(buffer)[: min(SLICE, self._stop - self.reached)]
+        got = os.preadv(fd, (view,), self.reached, flags)
+        if not got:
+            raise Truncated
+        return view[:got]
+
+    def _send(self, piece: memoryview, out: int | None) -> bool:
+        self._secure.encrypt(piece)
+        self.reached += len(piece)
+        return self._secure.flush_now(out)
+
+    async def in_thread(self) -> None:
+        """Send in a thread, which is abandoned if the caller is cancelled while the disk hangs.
+
+        The thread has duplicates of the descriptors, because it would else use new files with the same numbers.
+        """
+        secure, lock, started, given_up = self._secure, threading.Lock(), False, False
+        copies = (os.dup(secure.polled), os.dup(self._fd))
+
+        def send() -> None:
+            nonlocal started
+            with lock:
+                if given_up:
+                    return
+                started = True
+            try:
+                self._in_a_row(*copies, lambda: given_up)
+            finally:
+                _close(copies)
+
+        try:
+            await in_thread(send, _threads)
+        except trio.Cancelled:
+            secure.give_up()
+            raise
+        finally:
+            with lock:
+                given_up = True
+            if not started:
+                _close(copies)
+
+    def _in_a_row(self, out: int, fd: int, given_up: Callable[[], bool]) -> None:
+        """Send while the client reads, up to the limit. Called in the thread."""
+        limit = min(self._stop, self.reached + _IN_A_ROW)
+        writable = select.poll()
+        writable.register(out, select.POLLOUT)
+        os.posix_fadvise(fd, self.reached, limit - self.reached, os.POSIX_FADV_WILLNEED)
+        buffer = take_buffer()
+        while self.reached < limit:
+            piece = self._read(fd, buffer)
+            if given_up():
+                return
+            whole = self._send(piece, out)
+            while not whole:
+                if not writable.poll(_WRITABLE_WITHIN) or given_up():
+                    return
+                whole = self._secure.flush_now(out)
+        give_buffer(buffer)
+
+
+def _close(fds: tuple[int, int]) -> None:
+    for fd in fds:
+        os.close(fd)
