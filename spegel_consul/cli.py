@@ -31,7 +31,7 @@ COMMANDS = {
     "cleanup": Registered("configuration", "Restore the runtimes' configuration exactly as it was before."),
     "cleanup-wait": Registered("configuration", "Wait until the cleanup has been done on all nodes."),
     "completion": Registered("completion", "Print the completion script of a shell."),
-    "configuration": Registered("configuration", "Point this node's containerd and Docker at the mirrors."),
+    "configuration": Registered("configuration", "Point this node's runtimes at the mirrors."),
     "dev": Registered("dev", "Run a demonstration: three nodes on this machine, and a pull from one through another."),
     "events": Registered("events", "Show the last thousand events of a node, and new ones, until Ctrl-C."),
     "leader": Registered("leader", "Print the elected bootstrap peer."),

@@ -24,7 +24,17 @@ from spegel_consul.runtimes import docker
 from spegel_consul.runtimes.atomic_files import DiskError
 from spegel_consul.runtimes.backup import ConfigDirectory
 from spegel_consul.runtimes.cleanup_status import serve_cleaned, wait_cleaned
-from spegel_consul.runtimes.configure import Plan, daemon_directory, plan_daemon, plan_hosts
+from spegel_consul.runtimes.clients import installed_clients
+from spegel_consul.runtimes.configure import (
+    Plan,
+    buildkitd_directory,
+    containers_directory,
+    daemon_directory,
+    plan_buildkitd,
+    plan_daemon,
+    plan_hosts,
+    plan_registries_conf,
+)
 from spegel_consul.runtimes.hosts_toml import Mirroring
 from spegel_consul.runtimes.mirror_targets import Target, own_mirror, parse_registries, parse_targets
 
@@ -47,6 +57,18 @@ _directories = (
         default=Path("/etc/docker/daemon.json"),
         help="Docker's own configuration.",
     ),
+    option(
+        "--containers-config-path",
+        type=click.Path(path_type=Path),
+        default=Path("/etc/containers"),
+        help="The directory of registries.conf, which podman, skopeo, Buildah and CRI-O read.",
+    ),
+    option(
+        "--buildkitd-config",
+        type=click.Path(path_type=Path),
+        default=Path("/etc/buildkit/buildkitd.toml"),
+        help="BuildKit's configuration.",
+    ),
 )
 
 
@@ -63,7 +85,8 @@ def _with_directories(command: Any) -> Any:
     multiple=True,
     default=["auto"],
     help="Runtimes to configure: containerd and docker (28 and later) read hosts.toml, docker-daemon is daemon.json for"
-    " the others; auto detects them. May be repeated.",
+    " the others, podman and crio read registries.conf.d, buildkit is buildkitd.toml; auto detects them. May be"
+    " repeated.",
 )
 @_with_directories
 @option("--docker-sock", type=click.Path(path_type=Path), default=Path("/run/docker.sock"), help="Asked by auto.")
@@ -108,7 +131,7 @@ def _with_directories(command: Any) -> Any:
 )
 @click.option("--dry-run", is_flag=True, help="Show what would change, and change nothing.")
 def configuration(dry_run: bool, **given: Any) -> None:
-    """Point this node's containerd and Docker at the mirrors. The command cleanup restores the old configuration."""
+    """Point this node's runtimes at the mirrors. The command cleanup restores the old configuration."""
     try:
         registries = parse_registries(item for items in given["mirrored_registries"] for item in items)
         targets = parse_targets(item for items in given["mirror_targets"] for item in items)
@@ -131,6 +154,14 @@ def configuration(dry_run: bool, **given: Any) -> None:
         if ConfigKind.DOCKER in runtimes:
             base = given["docker_certs_path"].absolute()
             plans.append(plan_hosts(base, registries, mirroring, keep_existing=keep))
+        if runtimes & {ConfigKind.PODMAN, ConfigKind.CRIO}:
+            base = given["containers_config_path"].absolute()
+            plans.append(plan_registries_conf(base, registries, mirroring, keep_existing=keep))
+            if plans[-1].changes and ConfigKind.CRIO in runtimes:
+                notes.append("reload CRI-O to make it read registries.conf.d: systemctl reload crio")
+        if ConfigKind.BUILDKIT in runtimes:
+            path = given["buildkitd_config"].absolute()
+            plans.append(plan_buildkitd(path, registries, mirroring, keep_existing=keep))
         for plan in plans:
             for line in plan.diff() if dry_run else plan.directory.write(plan.files):
                 click.echo(line)
@@ -156,6 +187,8 @@ def cleanup(addr: Any, **given: Any) -> None:
     """Restore the runtimes' configuration exactly as it was before."""
     # in the reverse order of writing, because the directory of daemon.json may contain that of the hosts.toml files
     directories = [
+        buildkitd_directory(given["buildkitd_config"].absolute()),
+        containers_directory(given["containers_config_path"].absolute()),
         ConfigDirectory(given["docker_certs_path"].absolute()),
         daemon_directory(given["docker_daemon_config"].absolute()),
         ConfigDirectory(given["containerd_registry_config_path"].absolute()),
@@ -255,6 +288,7 @@ def _runtimes(given: dict[str, Any], targets: tuple[Target, ...]) -> tuple[set[C
                 f"Docker {found.version} {'with' if found.image_store else 'without'} the containerd image store"
                 " uses mirrors for docker.io only"
             )
+    chosen.update(map(ConfigKind, installed_clients.found()))
     if not chosen:
-        raise click.ClickException("neither containerd nor Docker was found on this machine: give --runtime")
+        raise click.ClickException("no runtime was found on this machine: give --runtime")
     return chosen, notes

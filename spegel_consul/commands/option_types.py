@@ -30,6 +30,9 @@ class ConfigKind(Enum):
     CONTAINERD = "containerd"
     DOCKER = "docker"
     DAEMON = "docker-daemon"
+    PODMAN = "podman"
+    CRIO = "crio"
+    BUILDKIT = "buildkit"
 
 
 class Parsed(click.ParamType[Any]):

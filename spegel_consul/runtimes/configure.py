@@ -9,14 +9,15 @@ own, such as :mod:`spegel_consul.runtimes.hosts_toml`.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from spegel_consul.runtimes import daemon_json, hosts_toml, redaction
+from spegel_consul.runtimes import atomic_files, daemon_json, hosts_toml, redaction
 from spegel_consul.runtimes.atomic_files import DiskError, explained
-from spegel_consul.runtimes.backup import BACKUP, ConfigDirectory, New
+from spegel_consul.runtimes.backup import BACKUP, ConfigDirectory, New, Undo
 from spegel_consul.runtimes.backup_record import Record
+from spegel_consul.runtimes.clients import buildkitd_toml, registries_conf
 from spegel_consul.runtimes.daemon_json import Added
 from spegel_consul.runtimes.hosts_toml import Mirroring, Unusable
 from spegel_consul.runtimes.mirror_targets import DEFAULT, Registry
@@ -88,6 +89,60 @@ def plan_hosts(base: Path, registries: Sequence[Registry], mirroring: Mirroring,
     return Plan(directory, files, {path: directory.current(path) for path in files}, tuple(notes))
 
 
+def plan_registries_conf(
+    base: Path, registries: Sequence[Registry], mirroring: Mirroring, *, keep_existing: bool
+) -> Plan:
+    """Plan our file in registries.conf.d below ``base``, which is /etc/containers. Raises Refused or DiskError.
+
+    ``keep_existing``: as for ``plan_hosts``.
+    """
+    name = registries_conf.NAME
+    directory = containers_directory(base)
+    own = directory.original(name, directory.record())
+    if own is not None and not own.startswith(registries_conf.HEADER.encode()):
+        raise Refused(f"{directory.base / name} was not written by this program: move it away, or give it another name")
+    try:
+        existing = registries_conf.Configuration.of(others_of(base))
+        planned = registries_conf.drop_in(registries, mirroring, existing, keep_existing=keep_existing)
+    except Unusable as exc:
+        raise Refused(f"nothing was changed: {exc}") from None
+    notes = [
+        f"{directory.base / name} leaves out the mirrors {', '.join(locations)} of {prefix}: cleanup brings them back"
+        for prefix, locations in planned.dropped.items()
+    ]
+    origins = {Path(entry.origin) for entry in planned.entries}
+    if later := sorted(str(file) for file in origins if file.parent == directory.base and file.name > name):
+        notes.append(f"{', '.join(later)} is read after {name}, so its tables count: rename it to a name before {name}")
+    if any(registry.host == DEFAULT for registry in registries):
+        notes.append(
+            "podman and CRI-O have no mirror for all registries, so these are mirrored:"
+            f" {', '.join(entry.prefix for entry in planned.entries)}; name others in --mirrored-registries"
+        )
+    if mirroring.authorization is not None:
+        notes.append(f"{name} can't hold the mirror's password: podman login {mirroring.targets[0].address}")
+    return Plan(directory, {name: New(planned.text.encode())}, {name: directory.current(name)}, tuple(notes))
+
+
+def others_of(base: Path) -> list[tuple[str, str]]:
+    """The registries.conf files below ``base`` except ours, in the order of reading. Raises Unusable or DiskError."""
+    directory = base / registries_conf.DIRECTORY
+    with explained(directory, "read"):
+        names = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
+    files = [base / registries_conf.MAIN]
+    files += [directory / name for name in names if name.endswith(".conf") and name != registries_conf.NAME]
+    found: list[tuple[str, str]] = []
+    for path in files:
+        if path.is_dir():
+            continue
+        content = atomic_files.read(path)
+        if content is not None:
+            try:
+                found.append((str(path), _text(content)))
+            except Unusable as exc:
+                raise Unusable(f"{path} can't be used: {exc}") from None
+    return found
+
+
 def plan_daemon(path: Path, mirroring: Mirroring, *, snapshotter: bool) -> Plan:
     """Plan Docker's daemon.json at ``path``. Raises Refused or DiskError."""
     directory = daemon_directory(path)
@@ -115,16 +170,68 @@ def plan_daemon(path: Path, mirroring: Mirroring, *, snapshotter: bool) -> Plan:
     return Plan(directory, plan.files, plan.before, tuple(notes))
 
 
+def plan_buildkitd(path: Path, registries: Sequence[Registry], mirroring: Mirroring, *, keep_existing: bool) -> Plan:
+    """Plan BuildKit's buildkitd.toml at ``path``. Raises Refused or DiskError.
+
+    ``keep_existing``: as for ``plan_hosts``.
+    """
+    directory = buildkitd_directory(path)
+    record = directory.record()
+    content = directory.original(path.name, record)
+    try:
+        if record is not None and directory.is_edited(path.name, record):
+            content = take_out_of_buildkitd(directory.current(path.name) or b"", record.files[path.name].note)
+        existing = _text(content) if content is not None else ""
+        text, what = buildkitd_toml.added(existing, registries, mirroring, keep_existing=keep_existing)
+    except Unusable as exc:
+        raise Refused(f"{path} was left alone, and so was all else: {exc}") from None
+    plan = Plan(
+        directory, {path.name: New(text.encode(), note=asdict(what))}, {path.name: directory.current(path.name)}
+    )
+    notes = [
+        f"{path} no longer names {', '.join(gone)} for {name}: cleanup brings it back"
+        for name, gone in what.dropped.items()
+    ]
+    if any(registry.host == DEFAULT for registry in registries):
+        names = ", ".join(registry.host for registry in buildkitd_toml.mirrored(existing, registries, mirroring))
+        notes.append(
+            f"BuildKit has no mirror for all registries, so these are mirrored: {names}; name others in"
+            " --mirrored-registries"
+        )
+    if not mirroring.resolve_tags:
+        notes.append("BuildKit asks its mirrors for tags too: it has no setting for digests only")
+    if mirroring.authorization is not None:
+        notes.append(
+            f"{path} can't hold the mirror's password: docker login {mirroring.targets[0].address} where builds start"
+        )
+    if plan.changes:
+        notes.append("restart BuildKit to make it read buildkitd.toml: systemctl restart buildkit")
+    return Plan(directory, plan.files, plan.before, tuple(notes))
+
+
 def daemon_directory(path: Path) -> ConfigDirectory:
     """The directory of a daemon.json; our part is taken out of a file that was edited."""
+    return ConfigDirectory(path.parent, _undo(take_out))
 
+
+def containers_directory(base: Path) -> ConfigDirectory:
+    """The directory of our file for podman and CRI-O below ``base``, which is /etc/containers."""
+    return ConfigDirectory(base / registries_conf.DIRECTORY)
+
+
+def buildkitd_directory(path: Path) -> ConfigDirectory:
+    """The directory of a buildkitd.toml; our part is taken out of a file that was edited."""
+    return ConfigDirectory(path.parent, _undo(take_out_of_buildkitd))
+
+
+def _undo(taken_out: Callable[[bytes, Mapping[str, object]], bytes]) -> Undo:
     def undo(content: bytes, note: Mapping[str, object]) -> bytes | None:
         try:
-            return take_out(content, note)
+            return taken_out(content, note)
         except Unusable:
             return None
 
-    return ConfigDirectory(path.parent, undo)
+    return undo
 
 
 def take_out(content: bytes, note: Mapping[str, object]) -> bytes:
@@ -135,6 +242,11 @@ def take_out(content: bytes, note: Mapping[str, object]) -> bytes:
     switched, was_off = (note.get(name) is True for name in ("snapshotter", "was_off"))
     what = Added(tuple(map(str, mirrors)), tuple(map(str, insecure)), switched, was_off)
     return daemon_json.taken_out(_text(content), what).encode()
+
+
+def take_out_of_buildkitd(content: bytes, note: Mapping[str, object]) -> bytes:
+    """A buildkitd.toml without our additions, which ``note`` lists. Raises Unusable."""
+    return buildkitd_toml.taken_out(_text(content), buildkitd_toml.Added.of_note(note)).encode()
 
 
 def _text(content: bytes) -> str:

@@ -17,6 +17,8 @@ import pytest
 from lab.process import HANG, ending
 
 from spegel_consul import cli
+from spegel_consul.runtimes.clients import installed_clients
+from spegel_consul.runtimes.clients.registries_conf import NAME
 
 TARGET = "http://10.0.0.7:5000"
 
@@ -39,6 +41,10 @@ class Node:
         self.docker_certs = root / "docker/certs.d"
         self.daemon = root / "docker/daemon.json"
         self.sock = root / "docker.sock"
+        self.containers = root / "containers"
+        self.buildkitd = root / "buildkit/buildkitd.toml"
+        # what else is on this machine is not this node's
+        monkeypatch.setattr(installed_clients, "TRACES", {name: (root / name,) for name in installed_clients.TRACES})
 
     @property
     def directories(self) -> list[str]:
@@ -46,6 +52,8 @@ class Node:
             f"--containerd-registry-config-path={self.certs}",
             f"--docker-certs-path={self.docker_certs}",
             f"--docker-daemon-config={self.daemon}",
+            f"--containers-config-path={self.containers}",
+            f"--buildkitd-config={self.buildkitd}",
         ]
 
     def run(self, *words: str) -> Done:
@@ -94,6 +102,38 @@ def test_all_runtimes_there_and_back(node: Node) -> None:
     assert node.files() == {"docker/daemon.json"}
     assert node.daemon.read_text() == '{"debug": true}\n'
     assert node.run("cleanup").stdout == "nothing to restore\n"
+
+
+def test_podman_crio_and_buildkit_there_and_back(node: Node) -> None:
+    node.buildkitd.parent.mkdir()
+    node.buildkitd.write_text("debug = true\n")
+    words = ["--runtime=podman", "--runtime=crio", "--runtime=buildkit", "--mirrored-registries=ghcr.io"]
+    shown = node.configure(*words, "--dry-run")
+    assert shown.returncode == 0, shown.stderr
+    assert '+location = "10.0.0.7:5000/ghcr.io"' in shown.stdout
+    assert '+  mirrors = ["10.0.0.7:5000"]' in shown.stdout
+    assert node.files() == {"buildkit/buildkitd.toml"}
+    done = node.configure(*words)
+    assert done.returncode == 0, done.stderr
+    assert "systemctl reload crio" in done.stderr
+    assert "systemctl restart buildkit" in done.stderr
+    assert f"containers/registries.conf.d/{NAME}" in node.files()
+    assert (node.configure(*words).stdout, node.configure(*words).stderr) == ("nothing to change\n", "")
+    undone = node.run("cleanup")
+    assert undone.returncode == 0, undone.stderr
+    assert node.files() == {"buildkit/buildkitd.toml"}
+    assert node.buildkitd.read_text() == "debug = true\n"
+    assert not node.containers.exists()
+
+
+def test_auto_finds_podman_crio_and_buildkit_by_their_traces(node: Node) -> None:
+    (node.root / "podman").mkdir()
+    assert node.configure("--mirrored-registries=ghcr.io").stderr == ""
+    assert {name for name in node.files() if "_backup" not in name} == {f"containers/registries.conf.d/{NAME}"}
+    for name in ("crio", "buildkit"):
+        (node.root / name).mkdir()
+    assert node.configure("--mirrored-registries=quay.io").stderr.count("note: re") == 2
+    assert "buildkit/buildkitd.toml" in node.files()
 
 
 def test_spegels_flags_and_variables(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,10 +202,10 @@ def test_a_mirror_for_all_registries_stays(node: Node) -> None:
     [
         (["--mirror-targets=10.0.0.7:5000"], "must look like http://10.0.0.7:5000", 2),
         (["--mirrored-registries=ghcr.io/team"], "'ghcr.io/team' must look like", 2),
-        (["--runtime=podman"], "'--runtime'", 2),
+        (["--runtime=rkt"], "'--runtime'", 2),
         (["--basic-auth-file=/nowhere"], "--basic-auth-file /nowhere can't be read", 2),
         (["--prepend-existing", "--replace-existing"], "exclude each other", 2),
-        (["--runtime=auto"], "neither containerd nor Docker was found", 1),
+        (["--runtime=auto"], "no runtime was found on this machine", 1),
     ],
 )
 def test_a_wrong_value_is_one_line(node: Node, words: list[str], expected: str, status: int) -> None:
@@ -186,12 +226,15 @@ def test_a_wrong_value_is_one_line(node: Node, words: list[str], expected: str, 
         ),
         ("docker/daemon.json", '{"debug": true,}', "left alone, and so was all else: it is not JSON"),
         ("containerd/certs.d/ghcr.io/hosts.toml", "server = ", "hosts.toml was left alone, and so was all else: it is"),
+        ("containers/registries.conf", "[registries.search]\nregistries = []", "nothing was changed: "),
+        ("containers/registries.conf.d/a.conf", "[[registry]", "a.conf can't be used: it is not TOML"),
+        ("buildkit/buildkitd.toml", "[registry", "buildkitd.toml was left alone, and so was all else: it is not TOML"),
     ],
 )
 def test_a_file_that_cant_be_read_stops_the_whole(node: Node, name: str, content: str, expected: str) -> None:
     (node.root / name).parent.mkdir(parents=True)
     (node.root / name).write_text(content)
-    runtimes = [f"--runtime={name}" for name in ("containerd", "docker", "docker-daemon")]
+    runtimes = [f"--runtime={name}" for name in ("containerd", "docker", "docker-daemon", "podman", "buildkit")]
     done = node.configure(*runtimes, "--mirrored-registries=docker.io,ghcr.io", "--prepend-existing")
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1, done.stderr
