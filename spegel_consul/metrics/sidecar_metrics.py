@@ -99,6 +99,14 @@ class Metrics:
         }
         return found | {"spegel_loop_lateness_seconds": (), "spegel_build_info": ("version",)}
 
+    def mirrored(self) -> tuple[float, float]:
+        """The requests that were looked up at peers: those that one answered, and those that none did."""
+        counts = self.mirror_requests.children.items()
+        hits, misses = (
+            sum(count.value for (_registry, cache), count in counts if cache == wanted) for wanted in ("hit", "miss")
+        )
+        return hits, misses
+
     def _of_requests(self) -> None:
         self.mirror_requests = self._counter(
             "spegel_mirror_requests",

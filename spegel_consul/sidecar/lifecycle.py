@@ -77,6 +77,7 @@ async def _start(
 ) -> None:
     content = await start_content(settings, node, stages, resources, stopping)
     await stages.start("loop lateness", partial(metric_readings.watch_the_loop, content.view.metrics))
+    await stages.start("history", partial(metric_readings.keep_history, content.view))
     tell_level = partial(log_level.follow_signal, lambda level: log.warning("log level changed", level=level))
     await stages.start("log level", tell_level)
     await start_cluster(settings, node, content, stages, resources)

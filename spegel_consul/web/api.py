@@ -3,7 +3,7 @@
 Answers are JSON, errors are ``{"error": "one line"}``, and a new version only adds fields. Each client that reaches the
 port may read everything. Only the log's level can be changed, by requests from this machine; preheats have routes of
 their own (:mod:`spegel_consul.web.preheat`). A new route belongs here; its document
-belongs to :mod:`spegel_consul.web.node_views` or :mod:`spegel_consul.web.queries`.
+belongs to :mod:`spegel_consul.web.node_views`, :mod:`spegel_consul.web.queries` or :mod:`spegel_consul.web.cluster`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from quart import Blueprint, Response, current_app, request
 from spegel_consul import log
 from spegel_consul.web import report_stream
 from spegel_consul.web.access import request_origin
+from spegel_consul.web.cluster import node_summary
+from spegel_consul.web.cluster.cluster_survey import ClusterSurvey
 from spegel_consul.web.node_views import Node
 from spegel_consul.web.queries.questions import BadQuestion, Busy, Measurement, Measurer, lookup, parse
 
@@ -26,7 +28,7 @@ MOST_LOOKUPS = 8
 """Limit of concurrent lookups, because each one may ask many members."""
 
 
-def blueprint(node: Node, measurer: Measurer) -> Blueprint:
+def blueprint(node: Node, measurer: Measurer, survey: ClusterSurvey) -> Blueprint:
     """The routes below ``/api``."""
     api = Blueprint("api", __name__, url_prefix="/api")
     lookups = trio.CapacityLimiter(MOST_LOOKUPS)
@@ -42,6 +44,15 @@ def blueprint(node: Node, measurer: Measurer) -> Blueprint:
     @api.get("/images")
     async def images() -> Response:
         return answer(node.images())
+
+    @api.get("/summary")
+    async def summary() -> Response:
+        return answer(node_summary.of(node))
+
+    @api.get("/cluster")
+    async def cluster() -> Response:
+        """The summaries of all nodes, from the last round of questions to them."""
+        return answer((await survey.look()).to_json())
 
     @api.get("/transfers")
     async def transfers() -> Response:

@@ -10,7 +10,7 @@ catalog for people belongs here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from spegel_consul import __version__
@@ -24,7 +24,8 @@ from spegel_consul.ring.member_view import MemberView
 
 
 class ClusterMembers:
-    """``services``: the healthy routers of the catalog; ``leader``: the last known; ``registry``: this node's."""
+    """``services``: the healthy routers of the catalog; ``leader``: the last known; ``registry``: this node's;
+    ``told``: names by peer id that nodes said of themselves, which those of the catalog override."""
 
     def __init__(
         self,
@@ -34,6 +35,7 @@ class ClusterMembers:
         view: Sequence[MemberView],
         services: Sequence[HealthyService],
         leader: LeaderRecord | None,
+        told: Mapping[str, str],
     ) -> None:
         self._name, self._me, self._registry = name, me, registry
         self.view = view
@@ -62,6 +64,8 @@ class ClusterMembers:
             self.names.setdefault(peer_id, _node_of(service))
         if leader is not None and leader.node:
             self.names.setdefault(leader.peer_id, leader.node)
+        for peer_id, told_name in told.items():
+            self.names.setdefault(peer_id, told_name)
 
     @property
     def missing(self) -> list[str]:

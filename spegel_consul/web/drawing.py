@@ -1,4 +1,4 @@
-"""Geometry of the two drawings of the status page: the ring, and the phases of a request.
+"""Geometry of the drawings of the pages: the ring, the phases of a request, sparklines, the spread of an image.
 
 The results are numbers and texts; the templates escape them and render SVG. A new drawing belongs here.
 """
@@ -14,11 +14,12 @@ from spegel_consul.web.node_views import Document
 
 RADIUS = 100.0
 MOST_DOTS = 24
-"""Up to this number, each member has a dot and a name; more members are counted by sectors of the circle."""
+"""Up to this number, each member has a dot and a name; of more members only some have, and each is in a tick."""
 
-SECTORS = 60
-_TALLEST = 18.0  # height of the fullest sector's bar
-_SENDERS = _DEAD = 5  # members of each kind that have dots in a ring of sectors
+MOST_TICKS = 180
+_TICK = 12.0  # length of a tick
+_STATES = ("alive", "self", "missing", "dead")  # the last one of a tick's members colours it
+_SENDERS = _DEAD = 5  # members of each kind that have dots in a ring of ticks
 _LABEL_GAP = 17.0
 _LABEL_AT = RADIUS + 26
 _LABEL_LENGTH = 14
@@ -48,82 +49,78 @@ class Dot:
 
 
 @dataclass(frozen=True, slots=True)
-class Sector:
-    """The members of one sector, as two bars outside of the circle: corners of polygons, "" for none."""
+class Tick:
+    """A line across the circle for some members in a row, with the state of the worst of them."""
 
-    alive: str
-    dead: str
-    title: str
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+    state: str
 
 
 @dataclass(frozen=True, slots=True)
 class Ring:
-    """The drawing of the ring. ``title``: its text alternative; ``trouble``: number of dead or missing members."""
+    """The drawing of the ring. ``title``: its text alternative; ``trouble``: number of dead or missing members.
+
+    ``each``: the largest number of members in a tick.
+    """
 
     dots: Sequence[Dot]
-    sectors: Sequence[Sector]
+    ticks: Sequence[Tick]
+    each: int
     alive: int
     trouble: int
     title: str
 
 
 def ring(peers: Sequence[Document], received: Mapping[str, int]) -> Ring:
-    """The drawing of ``peers``; ``received`` are bytes by ``host:port`` of the registry that sent them."""
+    """The drawing of ``peers``; ``received`` are bytes by ``host:port`` of the registry that sent them.
+
+    Members are placed in their order in the ring, at equal distances, because positions by their hashes would lie on
+    each other. Members that only the catalog has, which have no position, come last.
+    """
     all_bytes = sum(received.values())
-    placed = [peer for peer in peers if peer["at"] is not None]
-    dots = [_dot(peer, float(peer["at"]), RADIUS, received, all_bytes) for peer in placed]
+    placed = sorted(peers, key=lambda peer: math.inf if peer["at"] is None else float(peer["at"]))
     alive = sum(peer["state"] in ("self", "alive") for peer in peers)
-    trouble = len(peers) - alive
+    trouble, count = len(peers) - alive, max(1, len(placed))
+    dots = [_dot(peer, number / count, RADIUS, received, all_bytes) for number, peer in enumerate(placed)]
     if len(peers) > MOST_DOTS:
-        leader = next((f", {dot.name} leads" for dot in dots if dot.leader), "")
+        leader = next((f", {formatting.elided(dot.name, 60)} leads" for dot in dots if dot.leader), "")
         title = f"{alive} members alive, {trouble} dead or missing{leader}"
-        return Ring(_labelled(_notable(dots), _LABEL_AT + 6), _sectors(placed), alive, trouble, title)
-    # a member that only the catalog has, has no known position: it is drawn above the circle's top
-    unplaced = [peer for peer in peers if peer["at"] is None]
-    dots += [
-        _dot(peer, (number - (len(unplaced) - 1) / 2) * 0.03, RADIUS + 14, received, all_bytes)
-        for number, peer in enumerate(unplaced)
-    ]
-    return Ring(_labelled(dots, _LABEL_AT), [], alive, trouble, "; ".join(dot.title for dot in dots))
+        ticks, each = _ticks([dot.state for dot in dots])
+        return Ring(_labelled(_notable(dots), _LABEL_AT + 6), ticks, each, alive, trouble, title)
+    return Ring(_labelled(dots, _LABEL_AT), [], 1, alive, trouble, "; ".join(dot.title for dot in dots))
 
 
 def _dot(peer: Document, at: float, radius: float, received: Mapping[str, int], all_bytes: int) -> Dot:
     name = peer["node"] or f"…{str(peer['id'])[-8:]}"
     x, y = _point(at, radius)
     state = str(peer["state"])
-    title = f"{name}, {'this node' if state == 'self' else state}{', leader' if peer['leader'] else ''}"
+    leads = ", leader" if peer["leader"] else ""
+    title = f"{formatting.elided(str(name), 100)}, {'this node' if state == 'self' else state}{leads}"
     flow = received.get(str(peer["registry"]), 0) / all_bytes if all_bytes else 0.0
     return Dot(str(name), state, bool(peer["leader"]), x, y, title, round(flow, 3))
 
 
 def _notable(dots: Sequence[Dot]) -> list[Dot]:
-    """The dots in a ring of sectors: this node, the leader, the largest senders and some dead members."""
+    """The dots in a ring of ticks: this node, the leader, the largest senders and some dead members."""
     senders = sorted((dot for dot in dots if dot.flow), key=lambda dot: -dot.flow)[:_SENDERS]
     dead = [dot for dot in dots if dot.state == "dead"][:_DEAD]
     always = [dot for dot in dots if dot.leader or dot.state == "self"]
     return list(dict.fromkeys([*dead, *senders, *always]))
 
 
-def _sectors(placed: Sequence[Document]) -> list[Sector]:
-    counts = [[0, 0] for _ in range(SECTORS)]
-    for peer in placed:
-        counts[int(float(peer["at"]) * SECTORS) % SECTORS][peer["state"] == "dead"] += 1
-    scale = _TALLEST / max(sum(count) for count in counts)
-    found = []
-    for number, (alive, dead) in enumerate(counts):
-        foot = RADIUS + 3
-        top = foot + alive * scale
-        title = f"{alive} members" + (f", and {dead} dead" if dead else "")
-        found.append(Sector(_bar(number, foot, top), _bar(number, top, top + dead * scale), title))
-    return found
-
-
-def _bar(number: int, foot: float, top: float) -> str:
-    if top == foot:
-        return ""
-    left, right = (number + 0.1) / SECTORS, (number + 0.9) / SECTORS
-    corners = _point(left, foot), _point(left, top), _point(right, top), _point(right, foot)
-    return " ".join(f"{x},{y}" for x, y in corners)
+def _ticks(states: Sequence[str]) -> tuple[list[Tick], int]:
+    """The ticks of all members in their order, and the largest number of members in one."""
+    count = min(MOST_TICKS, len(states))
+    found, each = [], 0
+    for number in range(count):
+        members = states[number * len(states) // count : (number + 1) * len(states) // count]
+        inner, outer = _point(number / count, RADIUS - _TICK / 2), _point(number / count, RADIUS + _TICK / 2)
+        found.append(Tick(*inner, *outer, max(members, key=_STATES.index)))
+        each = max(each, len(members))
+    return found, each
 
 
 def _point(at: float, radius: float) -> tuple[float, float]:
@@ -215,3 +212,44 @@ def _bars(steps: Sequence[tuple[str, float, float]], widest: float) -> list[Bar]
             Bar(phase, round(x, 2), round(max(0.6, min(100 - x, (stop - start) * scale)), 2), round(stop - start, 2))
         )
     return found
+
+
+SPARK_HEIGHT = 24
+
+
+def spark(values: Sequence[float]) -> str:
+    """The path of a sparkline: a bar for each value, 1 wide, in a box of so many by :data:`SPARK_HEIGHT`."""
+    most = max(values, default=0.0)
+    steps = []
+    for number, value in enumerate(values):
+        if value > 0:
+            height = max(1.0, round(value / most * SPARK_HEIGHT, 1))
+            steps.append(f"M{number + 0.1:g} {SPARK_HEIGHT}v-{height:g}h.8v{height:g}z")
+    return "".join(steps)
+
+
+MOST_CELLS = 120
+
+
+def spread(nodes: Sequence[int], count: int) -> tuple[int, str]:
+    """The width and the path of the strip of an image, which is 1 high.
+
+    ``nodes``: the numbers of the nodes that have the image, of ``count``. A cell stands for one node, or for some in a
+    row, and is as high as the share of them that have it.
+    """
+    cells = max(1, min(MOST_CELLS, count))
+    having = [0] * cells
+    for node in nodes:
+        having[node * cells // count] += 1
+    steps = []
+    for cell, found in enumerate(having):
+        whole = _first(cell + 1, count, cells) - _first(cell, count, cells)
+        if found:
+            height = round(min(1.0, found / max(1, whole)), 2)
+            steps.append(f"M{cell + 0.06:g} 1v-{height:g}h.88v{height:g}z")
+    return cells, "".join(steps)
+
+
+def _first(cell: int, count: int, cells: int) -> int:
+    """The first of ``count`` nodes in a cell."""
+    return -(-cell * count // cells)

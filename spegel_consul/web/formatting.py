@@ -31,6 +31,11 @@ def part(count: float, whole: float | None) -> str:
     return f"{shown} of {of} {units[power]}"
 
 
+def number(count: float) -> str:
+    """A count: ``1,204``."""
+    return f"{count:,.0f}"
+
+
 def speed(count: float | None) -> str:
     """Bytes a second: ``3.4 MiB/s``."""
     return "–" if count is None else f"{size(count)}/s"

@@ -19,6 +19,8 @@ from spegel_consul.web.node_views import Consul, Node
 LATENESS_PERIOD = 0.25
 """Seconds between two measurements of the event loop's lateness."""
 
+_MINUTE = 60.0
+
 
 def connect(node: Node) -> None:
     """Let the metrics of ``node`` read the values of its parts."""
@@ -68,6 +70,14 @@ async def watch_the_loop(metrics: Metrics, *, task_status: trio.TaskStatus[None]
         due = trio.current_time() + LATENESS_PERIOD
         await trio.sleep_until(due)
         metrics.loop_lateness.observe(trio.current_time() - due)
+
+
+async def keep_history(node: Node, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    """Note the counters that the status page has a history of, once a minute until cancelled."""
+    task_status.started()
+    while True:
+        node.history.note(trio.current_time())
+        await trio.sleep(_MINUTE - trio.current_time() % _MINUTE)
 
 
 def _left(node: Node) -> float | None:

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import trio
 
 from spegel_consul import __version__
+from spegel_consul.bounded_dict import BoundedDict
 from spegel_consul.consul.api.client import ConsulClient, HealthyService
 from spegel_consul.consul.catalog.catalog_watch import CatalogWatch
 from spegel_consul.consul.catalog.registration import Registration
@@ -27,6 +28,7 @@ from spegel_consul.http.basic_auth import Credentials
 from spegel_consul.http.peer_tls import Encryption, PeerTls, is_plain_to_own
 from spegel_consul.join.keeper import RingKeeper
 from spegel_consul.metrics.sidecar_metrics import Metrics
+from spegel_consul.metrics.traffic_history import TrafficHistory
 from spegel_consul.peers import PeerInfo, host_port
 from spegel_consul.registry.mirror.followers import Followers
 from spegel_consul.registry.mirror.following.follows import Follows
@@ -119,6 +121,12 @@ class Node:
     follows: Follows | None = None
     """The groups that this node is at work on; None if following is off."""
     started: float = field(default_factory=time.time)
+    told_names: BoundedDict[str, str] = field(default_factory=lambda: BoundedDict(4096))
+    """Names by peer id that nodes said of themselves; those of the catalog override them."""
+    history: TrafficHistory = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.history = TrafficHistory(self.metrics)
 
     def catalog_names(self) -> set[str]:
         """Names of the nodes in the catalog."""
@@ -156,7 +164,8 @@ class Node:
         consul = self.consul
         leader = consul.candidate.view.leader if consul is not None and consul.candidate is not None else None
         services = consul.members if consul is not None else ()
-        return ClusterMembers(self.name, self.ring.me, host_port(*self.registry), self.ring.view(), services, leader)
+        registry, view = host_port(*self.registry), self.ring.view()
+        return ClusterMembers(self.name, self.ring.me, registry, view, services, leader, self.told_names)
 
     def status(self, cluster_members: ClusterMembers | None = None) -> Document:
         """A summary of this node; times in seconds, unless their names end otherwise."""
@@ -342,11 +351,9 @@ class Node:
 
     def _mirror(self) -> Document:
         metrics = self.metrics
-        requests = metrics.mirror_requests.children.items()
-        hits, misses = (
-            sum(count.value for (_registry, cache), count in requests if cache == wanted) for wanted in ("hit", "miss")
-        )
-        last = metrics.mirror_last_success.value
+        hits, misses = metrics.mirrored()
+        self.history.note(trio.current_time())
+        day, last = self.history.day(), metrics.mirror_last_success.value
         return {
             "hits": int(hits),
             "misses": int(misses),
@@ -359,6 +366,12 @@ class Node:
             "verification_failures": int(metrics.verification_failures.value),
             "cut": int(metrics.transfers_cut.value),
             "stalls": self.penalties.stalls,
+            "day": {
+                "hits": day.hits,
+                "misses": day.misses,
+                "bytes_from_peers": day.from_peers,
+                "bytes_own": day.own,
+            },
         }
 
     def _consul(self) -> Document | None:

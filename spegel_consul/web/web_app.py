@@ -12,6 +12,9 @@ from werkzeug.wrappers import Response as AnyResponse
 from spegel_consul.web import api, debug, pages
 from spegel_consul.web.access import request_origin
 from spegel_consul.web.access.own_names import names_of
+from spegel_consul.web.cluster import cluster_page
+from spegel_consul.web.cluster.cluster_survey import ClusterSurvey
+from spegel_consul.web.cluster.metrics_ports import MetricsPorts
 from spegel_consul.web.node_views import Node
 from spegel_consul.web.preheat import preheat_routes
 from spegel_consul.web.queries.questions import Measurer
@@ -27,10 +30,13 @@ def build_app(node: Node) -> QuartTrio:
     app.config["MAX_CONTENT_LENGTH"] = LONGEST_BODY
     names = names_of(node)
     measurer = Measurer(node)
-    app.register_blueprint(api.blueprint(node, measurer))
+    ports = MetricsPorts(node)
+    survey = ClusterSurvey(node, ports)
+    app.register_blueprint(api.blueprint(node, measurer, survey))
     app.register_blueprint(preheat_routes.blueprint(node))
     app.register_blueprint(debug.blueprint())
-    app.register_blueprint(pages.blueprint(node, measurer))
+    app.register_blueprint(pages.blueprint(node, measurer, ports))
+    app.register_blueprint(cluster_page.blueprint(node, survey))
 
     @app.before_request
     async def only_by_own_names() -> Response | None:

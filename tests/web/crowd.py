@@ -100,6 +100,9 @@ class Client:
     answered_at: float | None = None
     renewals: dict[str, int] = field(default_factory=dict)
 
+    async def health_service(self, name: str, **_: object) -> tuple[int, tuple[HealthyService, ...]]:
+        return 1, ()
+
 
 class Store(MemoryStore):
     def __init__(self, images: int) -> None:

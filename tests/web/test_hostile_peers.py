@@ -78,6 +78,9 @@ class FakeClient:
     answered_at: float | None = None
     renewals: dict[str, int] = field(default_factory=dict)
 
+    async def health_service(self, name: str, **_: object) -> tuple[int, tuple[HealthyService, ...]]:
+        return 1, ()
+
 
 def node() -> Node:
     made = Node(

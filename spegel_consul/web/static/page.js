@@ -2,7 +2,7 @@
 // here, so with JavaScript off the page shows the same.
 "use strict";
 
-const EVERY = 2000;
+const { path, every } = document.body.dataset;
 const state = document.getElementById("live-state");
 
 function exchange(page) {
@@ -17,7 +17,15 @@ function exchange(page) {
 }
 
 const find = document.getElementById("find");
-const shown = () => "/debug/web/" + (find ? "?" + new URLSearchParams(new FormData(find)) : "");
+
+// the page of a list stays the same while it is renewed; another search begins with the first one
+function shown() {
+  if (!find) return path;
+  const asked = new URLSearchParams(new FormData(find));
+  const now = new URLSearchParams(location.search);
+  if (now.has("page") && (now.get("find") ?? "") === asked.get("find")) asked.set("page", now.get("page"));
+  return path + "?" + asked;
+}
 
 async function load(address, options) {
   const answer = await fetch(address, { headers: { accept: "text/html" }, ...options });
@@ -28,16 +36,16 @@ async function refresh() {
   if (!document.hidden) {
     try {
       exchange(await load(shown()));
-      state.textContent = "Live, renewed every 2 seconds.";
+      state.textContent = `Live, renewed every ${every} seconds.`;
     } catch {
       state.textContent = "The node does not answer; what is shown is the last that it said.";
     }
   }
-  setTimeout(refresh, EVERY);
+  setTimeout(refresh, every * 1000);
 }
 
 const form = document.querySelector("#measure form");
-form.addEventListener("submit", async (event) => {
+form?.addEventListener("submit", async (event) => {
   event.preventDefault();
   const button = form.querySelector("button");
   const measured = document.getElementById("measured");
@@ -64,4 +72,4 @@ if (find) {
   find.addEventListener("submit", (event) => event.preventDefault());
 }
 
-setTimeout(refresh, EVERY);
+setTimeout(refresh, every * 1000);
