@@ -73,21 +73,8 @@ class Supply:
                 continue
             follow = feed.follow
             try:
-                if isinstance(into, Passage) or body.encrypted:
-                    async with aclosing(body.chunks(feed.throughput)) as pieces:
-                        async for piece in pieces:
-                            await into.put(piece)
-                            if feed.position.left and into.ended:
-                                return
-                else:
-                    await into.put(body.buffered())
-                    before = feed.position.taken
-                    try:
-                        await into.pull(body.socket, feed.throughput)
-                    finally:
-                        body.spliced(feed.position.taken - before)
-                    if not feed.position.left:
-                        body.taken()
+                with self._peers.measured(feed):
+                    await self._carry(feed, body, into)
                 return
             except SourceSlow as exc:
                 await self._prefer_another(feed, exc, alone=alone)
@@ -105,6 +92,25 @@ class Supply:
                     self._has_failed(feed, exc)
                 if alone:
                     raise TransferCut(f"at byte {feed.reached} of {feed.head.size}: {exc}") from None
+
+    @staticmethod
+    async def _carry(feed: Feed, body: PeerResponse, into: Relay | Passage | Spool | SmallSpool) -> None:
+        """Carry the bytes of one peer."""
+        if isinstance(into, Passage) or body.encrypted:
+            async with aclosing(body.chunks(feed.throughput)) as pieces:
+                async for piece in pieces:
+                    await into.put(piece)
+                    if feed.position.left and into.ended:
+                        return
+        else:
+            await into.put(body.buffered())
+            before = feed.position.taken
+            try:
+                await into.pull(body.socket, feed.throughput)
+            finally:
+                body.spliced(feed.position.taken - before)
+            if not feed.position.left:
+                body.taken()
 
     def _has_failed(self, feed: Feed, why: PeerError) -> None:
         peers, head = self._peers, feed.head
