@@ -9,9 +9,11 @@ A fact about a peer that several packages need belongs here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
+
+from spegel_consul.places import NOWHERE, Place
 
 
 class RingError(Exception):
@@ -120,14 +122,19 @@ class Provider:
     """A peer that announced a key, and the address of its registry.
 
     ``registry`` is ``(host, port)``; the host is an IP address without brackets. ``secondary`` is the registry's
-    address of the other IP family. It is dialled if the first address does not answer.
+    address of the other IP family. It is dialled if the first address does not answer. ``place`` is what the peer says
+    of itself; ``rtt``: seconds of a round trip to it, None if none was measured.
     """
 
     peer_id: str
     registry: tuple[str, int]
     secondary: tuple[str, int] | None = field(default=None, compare=False)
+    place: Place = field(default=NOWHERE, compare=False)
+    rtt: float | None = field(default=None, compare=False)
 
     @property
     def by_secondary(self) -> Provider | None:
         """The same peer with its secondary address first; None if it has none."""
-        return Provider(self.peer_id, self.secondary, self.registry) if self.secondary is not None else None
+        if self.secondary is None:
+            return None
+        return replace(self, registry=self.secondary, secondary=self.registry)

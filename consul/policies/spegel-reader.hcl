@@ -19,3 +19,8 @@ service_prefix "spegel" {
 node_prefix "" {
   policy = "read"
 }
+
+# The place of this node: the agent's datacenter, and its node's metadata (docs/zones.md). Not needed with --zone-from=off.
+agent_prefix "" {
+  policy = "read"
+}

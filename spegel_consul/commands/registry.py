@@ -29,6 +29,7 @@ from spegel_consul.commands.option_types import (
     option,
 )
 from spegel_consul.commands.ring_options import bootstrap_settings, finding_options
+from spegel_consul.commands.zone_options import place_settings, zone_options
 from spegel_consul.consul.api.consul_settings import ConsulSettings
 from spegel_consul.consul.catalog.registration import ServiceMode
 from spegel_consul.http.peer_client import PeerLimits
@@ -38,6 +39,7 @@ from spegel_consul.join.leader_change import OnLeaderChange
 from spegel_consul.lean_imports import without_collector
 from spegel_consul.oci.filters import ImageFilter
 from spegel_consul.registry.mirror.mirror_peers import MirrorSettings
+from spegel_consul.registry.mirror.providers.nearness import CrossZone
 from spegel_consul.registry.mirror.providers.provider_policy import PeerPolicy
 from spegel_consul.runtimes.containerd_sockets import namespaces
 from spegel_consul.sidecar.settings import Settings
@@ -209,6 +211,7 @@ from spegel_consul.signals import stop_signals
     default=None,
     help="File with name:password lines: runtimes and peers must send one of them; this node sends the first to peers.",
 )
+@zone_options
 @finding_options
 @option(
     "--on-leader-change",
@@ -289,6 +292,7 @@ def _settings(given: dict[str, Any]) -> Settings:
         bootstrap = bootstrap_settings(given, os.environ)
         election = election_settings(given)
         consul = ConsulSettings.from_env(os.environ) if bootstrap.uses_consul else None
+        place = place_settings(given, os.environ, uses_consul=consul is not None)
     except ValueError as exc:
         raise click.UsageError(str(exc)) from None
     policy = PeerPolicy(given["peer_policy"])
@@ -322,6 +326,7 @@ def _settings(given: dict[str, Any]) -> Settings:
             verify_first=given["verify_first"],
             runtime_verifies=given["verify"] == "auto",
             follow=given["follow"] == "on",
+            cross_zone=CrossZone(given["cross_zone"]),
         ),
         follow_chain=given["follow_chain"],
         peer_limits=PeerLimits(rate=given["peer_min_rate"]),
@@ -337,6 +342,7 @@ def _settings(given: dict[str, Any]) -> Settings:
         consul_service=ServiceMode(given["consul_service"]),
         election=election,
         on_leader_change=OnLeaderChange(given["on_leader_change"]),
+        **place,
     )
 
 

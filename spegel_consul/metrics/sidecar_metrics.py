@@ -128,6 +128,12 @@ class Metrics:
             "Bytes of content sent to clients and peers, by where they came from: own store or a peer.",
             ["source"],
         )
+        self.received_bytes = self._counter(
+            "spegel_received_bytes",
+            "Bytes of content that peers have sent, by their place: this rack, zone or datacenter, another one (other),"
+            " or unknown.",
+            ["place"],
+        )
         self.verification_failures = self._counter(
             "spegel_verification_failures",
             "Answers of peers whose bytes did not have the requested digest.",

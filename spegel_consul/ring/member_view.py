@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from spegel_consul.peers import host_port, peer_id_to_text
+from spegel_consul.places import NOWHERE, Place
 from spegel_consul.ring.dht.records import Records
 from spegel_consul.ring.members.table import Member
 
@@ -32,6 +33,7 @@ class MemberView:
     heard_ago: float
     keys: int
     at: float
+    place: Place = NOWHERE
 
 
 def view(member: Member, records: Records, now: float) -> MemberView:
@@ -47,4 +49,5 @@ def view(member: Member, records: Records, now: float) -> MemberView:
         heard_ago=max(0.0, now - member.heard),
         keys=records.held_of(member.id),
         at=member.position / CIRCLE,
+        place=member.place,
     )

@@ -6,7 +6,8 @@ The answers follow the expectations of go-libp2p-kad-dht:
 * a provider may only announce itself;
 * FIND_NODE for a node's own id contains the node, because Go checks that before it admits a peer to a full table;
 * a brief question, which only nodes of this program ask, is answered without closer peers;
-* dead peers are not named, except those that may return if there is no other.
+* dead peers are not named, except those that may return if there is no other;
+* if there are more providers than an answer names, half of the named ones are the nearest to the asker.
 
 A record is kept only if a lookup could find it here: its key is the multihash of a string, as all of Spegel's are, and
 this node is among the peers nearest to the key.
@@ -57,7 +58,7 @@ class Answers:
             self._add_provider(peer, message)
             return None
         if message.type is MessageType.GET_PROVIDERS and message.brief:
-            return Message(message.type, message.key, (), self._providers(message.key))
+            return Message(message.type, message.key, (), self._providers(message.key, peer))
         table = self._membership.table
         closer = [
             member.wire
@@ -65,7 +66,7 @@ class Answers:
             if member is not None and member.id != peer
         ]
         if message.type is MessageType.GET_PROVIDERS:
-            return Message(message.type, message.key, tuple(closer), self._providers(message.key))
+            return Message(message.type, message.key, tuple(closer), self._providers(message.key, peer))
         me = self._membership.me
         if message.key == me.id:
             closer.insert(0, me)
@@ -90,12 +91,18 @@ class Answers:
         nearest = table.closest(target, NEAR)
         return len(nearest) < NEAR or self._position ^ target <= position(nearest[-1]) ^ target
 
-    def _providers(self, key: bytes) -> tuple[WirePeer, ...]:
-        known = [*filter(None, map(self._membership.table.get, self._records.providers(key, trio.current_time())))]
-        found = [member.wire for member in known if member.alive]
-        found = found or [member.wire for member in known if member.may_return]
+    def _providers(self, key: bytes, asker: bytes) -> tuple[WirePeer, ...]:
+        table = self._membership.table
+        known = [*filter(None, map(table.get, self._records.providers(key, trio.current_time())))]
+        found = [member for member in known if member.alive] or [member for member in known if member.may_return]
         if len(found) > REPLICAS:
-            found = self._rng.sample(found, REPLICAS)
+            found = self._rng.sample(found, len(found))
+            if (at := table.get(asker)) is not None and (place := at.place):
+                # half of them, because a false place must not hide the others
+                near = sorted(found, key=lambda member: place.distance(member.place))[: REPLICAS // 2]
+                found = list(dict.fromkeys((*near, *found)))
+            found = found[:REPLICAS]
+        named = [member.wire for member in found]
         if key in self._announcements:
-            found.insert(0, self._membership.me)
-        return tuple(found)
+            named.insert(0, self._membership.me)
+        return tuple(named)

@@ -27,6 +27,7 @@ import trio
 
 from spegel_consul.multiaddrs import Address, Contact
 from spegel_consul.peers import PeerInfo, Provider, RingError, peer_id_to_text
+from spegel_consul.places import NOWHERE, Here, Place
 from spegel_consul.ring.claiming import Claiming
 from spegel_consul.ring.dht.announcements import Announcements, Batch
 from spegel_consul.ring.dht.claim_forest import CHAIN
@@ -66,6 +67,7 @@ class KadRouter:
     initial value), and between two member exchanges at least. ``follow_chain``: the length of the chains that this
     node makes as a keeper of downloads; with 0 it keeps none, and others take the next nearest node for a keeper, as
     they do for a Go Spegel. With ``successor_of`` the router takes over the keys and the records of that router.
+    ``here`` is this node's place, which it tells the members and by which it prefers providers.
     Raises RingError if an address to advertise is not an IP address that others can dial.
     """
 
@@ -79,8 +81,10 @@ class KadRouter:
         follow_chain: int = CHAIN,
         successor_of: KadRouter | None = None,
         rng: random.Random | None = None,
+        here: Here | None = None,
     ) -> None:
         self._host = host
+        self._here = here or Here()
         self._position = position(host.id)
         self._registry_port = registry[1]
         self._times = AnswerTimes()
@@ -94,6 +98,7 @@ class KadRouter:
             changed=self._on_change,
             lost=self._on_loss,
             rng=self._rng,
+            here=self._here,
         )
         self._members = self._membership.table
         self._records: Records = successor_of._records if successor_of else Records(validity=ttl + _VALIDITY_MARGIN)
@@ -279,7 +284,10 @@ class KadRouter:
     def _offer(
         self, search: Lookup, found: Iterable[Contact], send: trio.MemorySendChannel[Provider], *, own: bool = False
     ) -> None:
-        """Yield the providers that are not dead, in random order so that not all nodes fetch from the same one."""
+        """Yield the providers that are not dead, the nearest first; those of one distance in random order.
+
+        So not all nodes fetch from the same one, and a lookup that ends early has found the near ones.
+        """
         contacts, last = {}, set()
         for each in found:
             member = self._members.get(each.id)
@@ -287,7 +295,10 @@ class KadRouter:
                 contacts[each.id] = each
                 if member is not None and not member.alive:
                     last.add(each.id)
-        named = {peer: self._registry(contacts[peer]) for peer in self._rng.sample(list(contacts), len(contacts))}
+        order = self._rng.sample(list(contacts), len(contacts))
+        if here := self._here.place:
+            order.sort(key=lambda peer: here.distance(self._place_of(peer)))
+        named = {peer: self._registry(contacts[peer]) for peer in order}
         for peer in search.offer(named, last=last, own=own):
             self._yield(contacts[peer], send)
 
@@ -305,12 +316,19 @@ class KadRouter:
     def _registry(self, of: Contact) -> Address:
         return of.registry or Address(of.routers[0].host, self._registry_port)
 
+    def _place_of(self, peer: bytes) -> Place:
+        member = self._members.get(peer)
+        return member.place if member is not None else NOWHERE
+
     def _provider(self, named: Contact) -> Provider:
         address, secondary = self._registry(named), named.secondary
         if secondary is not None and not has_route(address):
             address, secondary = secondary, None
         other = (secondary.host, secondary.port) if secondary is not None else None
-        return Provider(peer_id_to_text(named.id), (address.host, address.port), other)
+        member = self._members.get(named.id)
+        rtt = member.rtt if member is not None and member.timed else None
+        at = self._place_of(named.id)
+        return Provider(peer_id_to_text(named.id), (address.host, address.port), other, at, rtt)
 
     def _on_change(self) -> None:
         self._rebalance = True

@@ -15,8 +15,10 @@ from spegel_consul.consul.api.client import ConsulClient
 from spegel_consul.consul.catalog.catalog_registries import CatalogRegistries
 from spegel_consul.consul.catalog.catalog_watch import CatalogWatch
 from spegel_consul.consul.catalog.leader_service import LeaderService
+from spegel_consul.consul.catalog.network_coordinates import NetworkCoordinates
+from spegel_consul.consul.catalog.node_place import NodePlace
 from spegel_consul.consul.catalog.registration import Registration, ServiceMode
-from spegel_consul.consul.catalog.service_definitions import REGISTRY, ROUTER, spegel_services
+from spegel_consul.consul.catalog.service_definitions import REGISTRY, ROUTER, place_meta, spegel_services
 from spegel_consul.consul.election.candidate import Candidate
 from spegel_consul.consul.election.leader_record import LeaderRecord
 from spegel_consul.endpoints import identity
@@ -86,6 +88,9 @@ async def _enter_consul(
     stages: Stages,
     registries: CatalogRegistries,
 ) -> tuple[Candidate | None, CatalogWatch | None]:
+    place = NodePlace(client, node.here, settings.place) if settings.place_from_consul else None
+    if place is not None:
+        await stages.start("place", place.run)
     services = spegel_services(
         node=settings.node_name,
         address=node.address,
@@ -99,6 +104,7 @@ async def _enter_consul(
         verifies_clients=not is_plain_to_own(node.tls) and node.tls is not None and node.tls.verifies_clients,
         secondary=node.secondary,
         metrics_bound=settings.metrics_addr.host,
+        place=node.here.place,
     )
     mode, alloc_id = settings.consul_service, os.environ.get("NOMAD_ALLOC_ID")
     registration = catalog = candidate = None
@@ -109,10 +115,17 @@ async def _enter_consul(
             external=mode is ServiceMode.EXTERNAL,
             alloc_id=alloc_id if mode is ServiceMode.AUTO else None,
         )
+        if place is not None:
+            describe = registration.describe
+            place.changed = lambda new: describe(place_meta(new))
         await stages.start("registration", registration.run)
     if mode is not ServiceMode.OFF or BootstrapKind.CATALOG in settings.bootstrap.kinds:
         catalog = CatalogWatch(client, ROUTER)
         await stages.start("catalog", catalog.run)
+        if place is not None and view.nearness is not None:
+            coordinates = NetworkCoordinates(client, node.here, place, catalog)
+            view.nearness.estimate = coordinates.estimate
+            await stages.start("coordinates", coordinates.run)
     if settings.peer_policy is PeerPolicy.CATALOG:
         registries.watch = CatalogWatch(client, REGISTRY)
         await stages.start("registries", registries.watch.run)

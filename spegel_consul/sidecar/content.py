@@ -94,7 +94,9 @@ async def start_content(
     registries = CatalogRegistries()
     permits = one_of(registries.known) if settings.peer_policy is PeerPolicy.CATALOG else any_node
     spool_space = SpoolSpace(settings.data_dir)
-    mirror = Mirror(MirrorParts(router, peers, metrics, settings.mirror, node.credentials, permits, spool_space, store))
+    mirror = Mirror(
+        MirrorParts(router, peers, metrics, settings.mirror, node.credentials, permits, spool_space, store, node.here)
+    )
     await stages.start("following", mirror.run)
     view = Node(
         name=settings.node_name,
@@ -111,6 +113,7 @@ async def start_content(
         allowed_hosts=settings.web_allowed_hosts,
         followers=mirror.followers,
         follows=mirror.peers.follows,
+        nearness=mirror.peers.nearness,
         preheat=_preheat_rules(settings, socket_of),
     )
     await _serve(settings, node, stages, view, mirror)
@@ -129,6 +132,7 @@ def _router_maker(settings: Settings, node: PreparedNode) -> Callable[[KadRouter
             secondary=node.secondary,
             follow_chain=settings.follow_chain if settings.mirror.follow else 0,
             successor_of=before,
+            here=node.here,
         )
 
     return make_router

@@ -22,6 +22,7 @@ from spegel_consul.http.server.listen import ListenError, listen
 from spegel_consul.http.tls import Tls, TlsError
 from spegel_consul.join.sources.nomad_api import NomadClient
 from spegel_consul.peers import RingError, host_port
+from spegel_consul.places import Here
 from spegel_consul.preflight import node_checks
 from spegel_consul.preflight.node_address import NoAddress, advertised
 from spegel_consul.preflight.subject import Subject
@@ -54,6 +55,7 @@ class PreparedNode:
     nomad: NomadClient | None
     tls: PeerTls | None
     credentials: Credentials | None
+    here: Here
 
     @property
     def registry_port(self) -> int:
@@ -108,6 +110,7 @@ def _prepare(settings: Settings) -> PreparedNode:
         NomadClient(settings.bootstrap.nomad) if settings.bootstrap.nomad is not None else None,
         _tls(settings, consul),
         Credentials(settings.basic_auth_file) if settings.basic_auth_file is not None else None,
+        Here(settings.place),
     )
 
 

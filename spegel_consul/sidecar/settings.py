@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +16,18 @@ from spegel_consul.http.tls import TlsFiles
 from spegel_consul.join.join_settings import BootstrapSettings
 from spegel_consul.join.leader_change import OnLeaderChange
 from spegel_consul.oci.filters import ImageFilter
+from spegel_consul.places import Place
 from spegel_consul.registry.mirror.mirror_peers import MirrorSettings
 from spegel_consul.registry.mirror.providers.provider_policy import PeerPolicy
+
+
+class ZoneFrom(enum.Enum):
+    """The source of the names of this node's place that ``--zone`` does not give; auto: Consul if used, else Nomad."""
+
+    AUTO = "auto"
+    CONSUL = "consul"
+    NOMAD = "nomad"
+    OFF = "off"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,3 +70,6 @@ class Settings:
     consul_service: ServiceMode
     election: ElectionSettings
     on_leader_change: OnLeaderChange
+    place: Place
+    """The names of this node's place that are known without Consul."""
+    place_from_consul: bool

@@ -78,10 +78,11 @@ class ClusterMembers:
         known[self._registry] = self._name
         return {registry: name for registry, name in known.items() if registry is not None}
 
-    def peers(self, at: float, keys: int) -> list[dict[str, Any]]:
+    def peers(self, at: float, keys: int, place: str | None = None) -> list[dict[str, Any]]:
         """This node and all others, in order of names.
 
-        ``at`` (0 to 1) is this node's position in the ring, ``keys`` the number of keys that it announces.
+        ``at`` (0 to 1) is this node's position in the ring, ``keys`` the number of keys that it announces, and
+        ``place`` its place.
         """
         versions = {peer_id: service.meta.get("version", "") for service, peer_id in self._identified.items()}
         me = {
@@ -95,6 +96,7 @@ class ClusterMembers:
             "keys": keys,
             "last_seen": 0.0,
             "at": at,
+            "place": place,
             "leader": self._leader == self._me.id,
         }
         found = [me, *(self._member(member, versions.get(member.id)) for member in self.view)]
@@ -115,6 +117,7 @@ class ClusterMembers:
             "keys": member.keys,
             "last_seen": round(member.heard_ago, 1),
             "at": member.at,
+            "place": str(member.place) or None,
             "leader": self._leader == member.id,
         }
 
@@ -131,6 +134,7 @@ class ClusterMembers:
             "keys": None,
             "last_seen": None,
             "at": None,
+            "place": service.meta.get("place") or None,
             "leader": peer_id is not None and self._leader == peer_id,
         }
 

@@ -30,8 +30,10 @@ from spegel_consul.join.keeper import RingKeeper
 from spegel_consul.metrics.sidecar_metrics import Metrics
 from spegel_consul.metrics.traffic_history import TrafficHistory
 from spegel_consul.peers import PeerInfo, host_port
+from spegel_consul.places import NOWHERE, Place
 from spegel_consul.registry.mirror.followers import Followers
 from spegel_consul.registry.mirror.following.follows import Follows
+from spegel_consul.registry.mirror.providers.nearness import Nearness
 from spegel_consul.registry.mirror.providers.penalties import Penalties
 from spegel_consul.registry.mirror.trace import Traces
 from spegel_consul.ring.member_view import MemberView
@@ -120,6 +122,7 @@ class Node:
     followers: Followers = field(default_factory=Followers)
     follows: Follows | None = None
     """The groups that this node is at work on; None if following is off."""
+    nearness: Nearness | None = None
     started: float = field(default_factory=time.time)
     told_names: BoundedDict[str, str] = field(default_factory=lambda: BoundedDict(4096))
     """Names by peer id that nodes said of themselves; those of the catalog override them."""
@@ -127,6 +130,11 @@ class Node:
 
     def __post_init__(self) -> None:
         self.history = TrafficHistory(self.metrics)
+
+    @property
+    def place(self) -> Place:
+        """The place of this node."""
+        return self.nearness.here.place if self.nearness is not None else NOWHERE
 
     def catalog_names(self) -> set[str]:
         """Names of the nodes in the catalog."""
@@ -178,6 +186,7 @@ class Node:
                 "registry": f"{'http' if is_plain_to_own(self.tls) else 'https'}://{host_port(*self.registry)}",
                 "metrics": f"http://{host_port(*self.metrics_address)}",
                 "router": list(self.ring.me.addrs),
+                "place": str(self.place) or None,
                 "store": self.store_kind,
                 "uptime": round(time.time() - self.started, 1),
                 "pid": os.getpid(),
@@ -215,7 +224,8 @@ class Node:
 
     def peers(self, cluster_members: ClusterMembers | None = None) -> list[Document]:
         """This node and all others in the ring or the catalog, in order of names."""
-        found = (cluster_members or self.cluster_members()).peers(self.ring.at, len(self.store.keys()))
+        place = str(self.place) or None
+        found = (cluster_members or self.cluster_members()).peers(self.ring.at, len(self.store.keys()), place)
         return [{**peer, "encrypted": self._is_encrypted(peer)} for peer in found]
 
     def _is_encrypted(self, peer: Document) -> bool | None:
@@ -360,6 +370,7 @@ class Node:
             "hit_ratio": round(hits / (hits + misses), 4) if hits + misses else None,
             "last_success": last or None,
             "bytes_from_peers": int(metrics.served_bytes.labels("peer").value),
+            "bytes_by_place": self.nearness.bytes_by_place() if self.nearness is not None else {},
             "bytes_followed": int(metrics.followed_bytes.value),
             "follow": self.follows is not None,
             "bytes_own": int(metrics.served_bytes.labels("own").value),

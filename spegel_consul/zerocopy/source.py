@@ -69,6 +69,8 @@ class Throughput:
     """
 
     def __init__(self, stall: float, least: int = 0) -> None:
+        self.seconds = 0.0
+        """Seconds of waiting for all sources so far."""
         self.stall = self._own_stall = stall
         self._least = least
         self._growing = False
@@ -119,6 +121,7 @@ class Throughput:
 
     def waited(self, seconds: float, left: int) -> None:
         """Add a wait for the source, which has ``left`` bytes to give. Raises PeerError or SourceSlow."""
+        self.seconds += seconds
         rate = self._silent.rate(seconds, left)
         if rate is not None and rate < DRIP:
             raise PeerError(f"sent {rate:.0f} bytes per second for {self.stall:g} s", hung=True)

@@ -39,6 +39,7 @@ EXAMPLES = {
     "directory": "/of/the/environment",
     "text": "other",
     "integer range": "7",
+    "place": "dc9/zone9",
 }
 """By the type's name, a value that no option has by default."""
 

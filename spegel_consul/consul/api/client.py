@@ -51,6 +51,24 @@ class AgentService:
 
 
 @dataclass(frozen=True, slots=True)
+class AgentNode:
+    """The node of an agent: its name, its datacenter and its metadata."""
+
+    name: str
+    datacenter: str
+    meta: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Coordinate:
+    """A network coordinate; all numbers are seconds."""
+
+    vector: tuple[float, ...]
+    height: float
+    adjustment: float
+
+
+@dataclass(frozen=True, slots=True)
 class HealthyService:
     """An instance of a service in the catalog. ``address`` is the node's address if the service has none."""
 
@@ -209,6 +227,14 @@ class ConsulClient(AbstractAsyncContextManager["ConsulClient"]):
                 for key, item in answer.items()
             }
 
+    async def agent_self(self) -> AgentNode:
+        """The node of this agent; needs ``agent:read``."""
+        answer = await self._http.request("GET", answered_json, "/v1/agent/self")
+        with _Shape("agent"):
+            config = answer["Config"]
+            meta = {str(key): str(value) for key, value in (answer.get("Meta") or {}).items()}
+            return AgentNode(str(config["NodeName"]), str(config["Datacenter"]), meta)
+
     async def register_service(self, definition: Mapping[str, object]) -> None:
         """Register a service with this agent, in place of the service and checks with the same id."""
         await self._http.request(
@@ -276,6 +302,18 @@ class ConsulClient(AbstractAsyncContextManager["ConsulClient"]):
             "GET", _instances, f"/v1/health/service/{name}", params=params
         )
         return found
+
+    async def coordinates(self) -> dict[str, Coordinate]:
+        """The network coordinates of the datacenter's nodes, by their names; needs ``node:read``."""
+        answer = await self._http.request("GET", answered_json, "/v1/coordinate/nodes", params=[("stale", "1")])
+        with _Shape("coordinates"):
+            return {
+                str(row["Node"]): Coordinate(
+                    tuple(map(float, coord["Vec"])), float(coord["Height"]), float(coord["Adjustment"])
+                )
+                for row in answer
+                for coord in [row["Coord"]]
+            }
 
     async def status_leader(self, within: float | None = None) -> str:
         """``ip:port`` of the servers' Raft leader, empty while they have none; waits at most ``within`` seconds."""

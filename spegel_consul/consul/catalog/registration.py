@@ -21,7 +21,7 @@ import enum
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 import trio
@@ -129,6 +129,10 @@ class Registration:
         names = frozenset(service.name for service in services)
         self._own: frozenset[str] = frozenset() if external or alloc_id else names
         self._report = ProblemReport(log, "registration hindered", "registration unhindered")
+
+    def describe(self, meta: Mapping[str, str]) -> None:
+        """Add ``meta`` to the metadata of each service; the next reading of the agent's services registers it."""
+        self.services = tuple(replace(each, meta={**each.meta, **meta}) for each in self.services)
 
     @property
     def problem(self) -> str | None:

@@ -20,6 +20,7 @@ from typing import ClassVar
 from spegel_consul.consul.api.client import AgentService
 from spegel_consul.consul.api.duration import format_duration
 from spegel_consul.peers import host_port
+from spegel_consul.places import NOWHERE, Place
 
 REGISTRY, ROUTER, METRICS, LEADER = "spegel", "spegel-router", "spegel-metrics", "spegel-leader"
 DEFAULT_REGISTRY_PORT = 5000
@@ -154,6 +155,11 @@ class Services:
     leader: ServiceDefinition
 
 
+def place_meta(place: Place) -> dict[str, str]:
+    """The metadata for a place: ``place`` as a whole, and ``zone``, by which prepared queries can filter."""
+    return {name: text for name, text in (("place", str(place)), ("zone", place.zone)) if text}
+
+
 _ALL = ("", "0.0.0.0", "::")  # noqa: S104
 
 
@@ -172,6 +178,7 @@ def spegel_services(
     verifies_clients: bool = False,
     secondary: str | None = None,
     metrics_bound: str = "",
+    place: Place = NOWHERE,
 ) -> Services:
     """The registry, router and metrics services of one node, in this order, and the service of the leader.
 
@@ -180,13 +187,15 @@ def spegel_services(
     its ``/p2p`` part, ``scheme`` the scheme of the registry, and ``interval`` the seconds between two checks.
     ``secondary`` is the node's address of the other family, if any. ``metrics_bound`` is the host that the metrics port
     is bound to, at which the agent of this machine asks; empty or unspecified for all addresses. If the registry
-    ``verifies_clients``, only its port is checked, because the agent has no client certificate.
+    ``verifies_clients``, only its port is checked, because the agent has no client certificate. ``place`` is the
+    node's, as far as it is known.
     """
     suffix = node if registry_port == DEFAULT_REGISTRY_PORT else f"{node}:{registry_port}"
     metrics_host = address if metrics_bound in _ALL else metrics_bound
     meta = {"peer_id": peer_id, "version": version, "advertise": address, "router": router_addr}
     if secondary is not None:
         meta |= {"also": secondary}
+    meta |= place_meta(place)
     ready = HttpCheck(f"{scheme}://{host_port(address, registry_port)}/readyz", interval)
     registry = TcpCheck(host_port(address, registry_port), interval) if verifies_clients else ready
     live = HttpCheck(f"http://{host_port(metrics_host, metrics_port)}/livez", interval, passing=True)

@@ -76,6 +76,8 @@ class Fetch:
             attempts=settings.attempts,
             hedge=settings.hedge,
             is_slow=self._is_last,
+            is_far=peers.nearness.waits,
+            rank=peers.nearness.rank,
         )
         self._wake = trio.Event()
         self._looking_up = self._looked_up = False

@@ -165,7 +165,8 @@ class Mirror:
 
         The caller enters the transfer. The result is None if there is no such provider, or if it does not give an
         acceptable answer within the hedge interval. Then :meth:`open` asks it again, and others. It is None, too, if
-        this node follows a source with other content of the group, because :meth:`open` asks that one first.
+        this node follows a source with other content of the group, because :meth:`open` asks that one first, or if the
+        provider is in another zone, because a lookup may name a near one.
         """
         if (shared := self._shared(request, range_header, trace)) is not None:
             return shared
@@ -174,9 +175,8 @@ class Mirror:
             return None  # a source goes before providers
         suspects = peers.suspects.of(request.reference.digest)
         for provider in peers.recent_of(request):
-            fit = (
-                peers.may_ask(provider) and not peers.penalties.is_slow(provider) and provider.registry not in suspects
-            )
+            fit = peers.may_ask(provider) and not peers.penalties.is_slow(provider)
+            fit = fit and provider.registry not in suspects and not peers.nearness.waits(provider)
             if fit and peers.client.has_idle(provider.registry):
                 with trio.move_on_after(peers.settings.hedge):
                     transfer = await self._ask_at_once(provider, request, range_header, trace)

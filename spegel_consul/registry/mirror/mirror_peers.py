@@ -8,8 +8,8 @@ here, and nothing that belongs to one request does.
 from __future__ import annotations
 
 import urllib.parse
-from collections.abc import Callable, Collection, Sequence
-from contextlib import aclosing, suppress
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass, field
 
 import structlog
@@ -23,9 +23,11 @@ from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.media import MAX_MANIFEST_SIZE
 from spegel_consul.oci.path import FOLLOW_HEADER, MIRRORED_HEADER, ContentRequest, Kind
 from spegel_consul.peers import PeerError, Provider
+from spegel_consul.places import Here
 from spegel_consul.registry.mirror.expected_sizes import Sizes
 from spegel_consul.registry.mirror.following.follows import Behind, Follows, nobody_is_behind
-from spegel_consul.registry.mirror.held_bodies import HeldBodies
+from spegel_consul.registry.mirror.held_bodies import Feed, HeldBodies
+from spegel_consul.registry.mirror.providers.nearness import CrossZone, Nearness
 from spegel_consul.registry.mirror.providers.penalties import Penalties
 from spegel_consul.registry.mirror.providers.provider_cache import RecentProviders
 from spegel_consul.registry.mirror.providers.provider_policy import Permits, any_node
@@ -59,7 +61,7 @@ class MirrorSettings:
     ``verify``: whether blobs are hashed (manifests always are); ``verify_first``: bytes up to which a blob is held
     until it is verified, for at most ``hold`` seconds; ``runtime_verifies``: whether larger blobs for this node's own
     runtime are not hashed, because it does so; ``follow``: whether content that no node has is read from a
-    node that is downloading it."""
+    node that is downloading it; ``cross_zone``: when nodes of other zones are asked."""
 
     resolve_timeout: float = 0.2
     attempts: int = 3
@@ -69,6 +71,7 @@ class MirrorSettings:
     hold: float = 10.0
     runtime_verifies: bool = False
     follow: bool = False
+    cross_zone: CrossZone = CrossZone.FALLBACK
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +80,7 @@ class MirrorParts:
 
     ``router`` names the peers, and ``client`` asks them; ``credentials``: this node's own, for peers; ``permits``:
     which peers may be asked; ``spool_space`` is for bodies that are held; ``store``: where the downloads of this
-    node's runtime are seen, for ``settings.follow``.
+    node's runtime are seen, for ``settings.follow``; ``here``: the place of this node.
     """
 
     router: Router
@@ -88,6 +91,7 @@ class MirrorParts:
     permits: Permits = any_node
     spool_space: SpoolSpace = field(default_factory=lambda: SpoolSpace(None))
     store: Store | None = None
+    here: Here = field(default_factory=Here)
 
 
 def image_of(request: ContentRequest) -> str:
@@ -109,6 +113,7 @@ class MirrorPeers:
         self.router = parts.router
         self.client = parts.client
         self.settings = parts.settings
+        self.nearness = Nearness(parts.here, parts.settings.cross_zone, parts.metrics.received_bytes)
         self.penalties = Penalties()
         self.recent = RecentProviders()
         self.sizes = Sizes()
@@ -135,20 +140,21 @@ class MirrorPeers:
             self.follows.groups.learn(digest, manifest)
 
     def may_ask(self, provider: Provider) -> bool:
-        """Whether the policy permits the provider and no penalty bars it."""
-        return self.permits(provider) and not self.penalties.bars(provider)
+        """Whether the policy permits the provider, it is not in a zone that is not asked, and no penalty bars it."""
+        return self.permits(provider) and self.nearness.permits(provider) and not self.penalties.bars(provider)
 
     def recent_of(self, request: ContentRequest) -> list[Provider]:
         """Return the recent providers of the content, or, of a small blob, those of other content of its image.
 
+        The nearest are first.
         A lookup costs as much as a small blob. Large blobs are looked up, because all nodes would else take an image
         from the peer that gave them its manifest. A blob that no manifest names may be of another image.
         """
         digest = request.reference.digest
         found, size = self.recent.get(request.key), self.sizes.get(digest) if digest is not None else None
         if found or size is None or size > UNSEARCHED or request.kind is not Kind.BLOB:
-            return found
-        return self.recent.get(image_of(request))
+            return sorted(found, key=self.nearness.rank)
+        return sorted(self.recent.get(image_of(request)), key=self.nearness.rank)
 
     def on_mismatch(self, provider: Provider, digest: Digest) -> None:
         """Count and penalize a peer whose bytes did not have the requested digest."""
@@ -217,7 +223,17 @@ class MirrorPeers:
         if method == "GET" and not head.digest.fits(body):
             self.mismatched(head.digest, [provider], () if blame else (provider.registry,))
             raise WrongBytes("sent bytes that do not have the digest")
+        self.nearness.took(provider, len(body))
         return body
+
+    @contextmanager
+    def measured(self, feed: Feed) -> Iterator[None]:
+        """Count what the provider of ``feed`` sends in the context, and how fast."""
+        provider, before, waited = feed.provider, feed.position.taken, feed.throughput.seconds
+        try:
+            yield
+        finally:
+            self.nearness.took(provider, feed.position.taken - before, feed.throughput.seconds - waited)
 
     def hashes(self, head: Head, provider: Provider, client: str) -> bool:
         """Whether complete content from ``provider`` for ``client`` is hashed; "" is a client of this machine."""

@@ -19,6 +19,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from spegel_consul.peers import MAX_PEER_ID, RingError
+from spegel_consul.places import NOWHERE, Place, decode_place
 
 MAX_MESSAGE = 4 << 20
 """Longest accepted message, in bytes (go-libp2p network.MessageSizeMax)."""
@@ -76,10 +77,14 @@ class Message:
 
 
 class MemberReport(NamedTuple):
-    """One entry of a member exchange: a peer, and the seconds since any node heard from it."""
+    """One entry of a member exchange: a peer, the seconds since any node heard from it, and its place.
+
+    The place is a field that older nodes of this program skip and do not send.
+    """
 
     peer: WirePeer
     age: int
+    place: Place = NOWHERE
 
 
 def uvarint(number: int) -> bytes:
@@ -177,11 +182,12 @@ def decode(body: bytes) -> Message:
     return Message(kind, key, tuple(closer), tuple(providers), bool(brief))
 
 
-def encode_members(reports: Iterable[tuple[WirePeer, int]]) -> bytes:
+def encode_members(reports: Iterable[MemberReport]) -> bytes:
     """A framed member exchange."""
     body = bytearray()
-    for peer, age in reports:
-        body += b"\x0a" + frame(b"\x0a" + frame(encode_peer(peer)) + b"\x10" + uvarint(age))
+    for peer, age, place in reports:
+        at = b"\x1a" + frame(place.encode()) if place else b""
+        body += b"\x0a" + frame(b"\x0a" + frame(encode_peer(peer)) + b"\x10" + uvarint(age) + at)
     return frame(bytes(body))
 
 
@@ -191,16 +197,18 @@ def decode_members(body: bytes) -> Iterator[MemberReport]:
     for field, value in fields(body):
         if field != 1 or not isinstance(value, bytes) or count >= MAX_MEMBERS:
             continue
-        peer, age = None, 0
+        peer, age, place = None, 0, NOWHERE
         for inner, content in fields(value):
             if inner == 1 and isinstance(content, bytes):
                 peer = decode_peer(content)
             elif inner == 2 and isinstance(content, int):
                 age = content
+            elif inner == 3 and isinstance(content, bytes):
+                place = decode_place(content)
         if peer is None:
             raise WireError("a member report names no peer")
         count += 1
-        yield MemberReport(peer, age)
+        yield MemberReport(peer, age, place)
 
 
 def encode_withdrawal(keys: Iterable[bytes]) -> bytes:

@@ -18,8 +18,10 @@ import trio
 
 from spegel_consul.multiaddrs import Contact
 from spegel_consul.peers import RingError
+from spegel_consul.places import NOWHERE, Here, Place
 from spegel_consul.ring.dht.messages import (
     Frames,
+    MemberReport,
     Message,
     MessageType,
     WireError,
@@ -51,6 +53,7 @@ class Acquaintances(Protocol):
     """
 
     table: Members
+    here: Here
 
     @property
     def me(self) -> WirePeer:
@@ -61,7 +64,15 @@ class Acquaintances(Protocol):
         """The addresses of a peer that can be used from here."""
         ...
 
-    def learn(self, said: Contact, *, age: float = 0.0, direct: bool = False, source: bytes = b"") -> None:
+    def learn(
+        self,
+        said: Contact,
+        *,
+        age: float = 0.0,
+        direct: bool = False,
+        source: bytes = b"",
+        place: Place = NOWHERE,
+    ) -> None:
         """A peer was named; see :meth:`Members.learn`."""
         ...
 
@@ -108,21 +119,21 @@ class Exchange:
     def _reports(self) -> bytes:
         now = trio.current_time()
         reports = [
-            (member.wire, int(now - member.heard))
+            MemberReport(member.wire, int(now - member.heard), member.place)
             for member in self._membership.table
             if member.alive and now - member.heard < HEARSAY_AGE
         ]
-        return encode_members([(self._membership.me, 0), *reports])
+        return encode_members([MemberReport(self._membership.me, 0, self._membership.here.place), *reports])
 
     async def merge(self, peer: bytes, body: bytes) -> None:
         """Learn the member list of ``peer``. Raises WireError."""
         reports = decode_members(body)
         while some := list(itertools.islice(reports, _SLICE)):
             # nearly all of the thousands of reports only confirm a known member, and are cheap
-            for named, age in self._membership.table.confirm(some, trio.current_time()):
+            for named, age, place in self._membership.table.confirm(some, trio.current_time()):
                 direct = named.id == peer
                 said = self._membership.contact(named)
-                self._membership.learn(said, age=0.0 if direct else age, direct=direct, source=peer)
+                self._membership.learn(said, age=0.0 if direct else age, direct=direct, source=peer, place=place)
             await trio.lowlevel.checkpoint()
         self._membership.heard(peer)
 

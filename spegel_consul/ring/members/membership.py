@@ -20,7 +20,15 @@ import trio
 
 from spegel_consul.multiaddrs import Address, Contact, contact, parse
 from spegel_consul.peers import PeerInfo, RingError, peer_id_from_text, peer_id_to_text
-from spegel_consul.ring.dht.messages import Message, MessageType, WirePeer, decode, encode, encode_withdrawal
+from spegel_consul.places import NOWHERE, Here, Place
+from spegel_consul.ring.dht.messages import (
+    Message,
+    MessageType,
+    WirePeer,
+    decode,
+    encode,
+    encode_withdrawal,
+)
 from spegel_consul.ring.dht.placement import REPLICAS
 from spegel_consul.ring.dht.protocol_ids import KAD, WITHDRAW
 from spegel_consul.ring.members.background import Background
@@ -49,7 +57,8 @@ class Membership:
     """The members of the ring, kept current by probes and gossip.
 
     ``changed`` is called when a member joined, died or came back, ``lost`` when one died. ``gossip`` is the least
-    number of seconds between two exchanges of member lists. ``secondary`` is this node's secondary IP address.
+    number of seconds between two exchanges of member lists. ``secondary`` is this node's secondary IP address, and
+    ``here`` its place.
     """
 
     def __init__(
@@ -62,7 +71,9 @@ class Membership:
         changed: Callable[[], None],
         lost: Callable[[bytes], None],
         rng: random.Random,
+        here: Here,
     ) -> None:
+        self.here = here
         self._registries = (registry,) if secondary is None else (registry, replace(registry, host=secondary))
         self._secondary = secondary
         for address in (host.address, *self._registries):
@@ -135,9 +146,9 @@ class Membership:
                 self._failed(peer, exc, asked=start)
             return None
         self.heard(peer, trio.current_time() - start if warm else None)
-        named = [(closer, 0) for closer in answer.closer[: 2 * REPLICAS]]
-        for closer, _ in self.table.confirm(named, trio.current_time()):
-            self.learn(self.contact(closer), source=peer)
+        for closer in answer.closer[: 2 * REPLICAS]:
+            if not self.table.confirms(closer, 0, trio.current_time()):
+                self.learn(self.contact(closer), source=peer)
         return answer
 
     def is_in_touch(self, peer: bytes) -> bool:
@@ -206,9 +217,17 @@ class Membership:
         self.table.suspect(peer, trio.current_time())
         self._reschedule_probes()
 
-    def learn(self, said: Contact, *, age: float = 0.0, direct: bool = False, source: bytes = b"") -> None:
+    def learn(
+        self,
+        said: Contact,
+        *,
+        age: float = 0.0,
+        direct: bool = False,
+        source: bytes = b"",
+        place: Place = NOWHERE,
+    ) -> None:
         """A peer was named, see :meth:`Members.learn`; a few of the new ones are greeted."""
-        new = self.table.learn(said, trio.current_time(), age=age, direct=direct, source=source)
+        new = self.table.learn(said, trio.current_time(), age=age, direct=direct, source=source, place=place)
         if new is not None:
             self.joined(new.id)
             if not direct and self._rng.random() < _GREET / len(self.table):

@@ -19,6 +19,9 @@ answer this node, it is probed again.
 Gossip must not fill the table either.  One source can introduce only a share of the table.  If the table is full, a
 peer that speaks for itself evicts a dead member, or one that was only named, by the source that named most.
 
+The place of a member is what it said itself. Reports of others count only while it has not, or may have restarted
+since, because a restart may change it.
+
 The table only decides, and has neither clock nor connections: ``now`` goes in, the members to probe come out.
 A rule about what a report, an answer or a failure means for a member belongs here.
 """
@@ -32,8 +35,9 @@ from collections.abc import Iterable, Iterator
 
 from spegel_consul.multiaddrs import Address, Contact
 from spegel_consul.peers import PeerInfo, peer_id_to_text
+from spegel_consul.places import NOWHERE, Place
 from spegel_consul.ring.dht.keys import position
-from spegel_consul.ring.dht.messages import WirePeer
+from spegel_consul.ring.dht.messages import MemberReport, WirePeer
 from spegel_consul.ring.dht.placement import REPLICAS, Placement
 from spegel_consul.ring.members.timer_heap import TimerHeap
 
@@ -74,6 +78,7 @@ class Member:
         "info",
         "noted",
         "ours",
+        "place",
         "position",
         "probe_at",
         "registry",
@@ -84,6 +89,8 @@ class Member:
         "since",
         "source",
         "spoke",
+        "timed",
+        "told_place",
         "wire",
     )
 
@@ -108,6 +115,9 @@ class Member:
         """The time of its next probe; infinity while a probe is under way, None if none is needed."""
         self.noted = math.inf
         self.rtt = 0.05
+        self.timed = False  # whether `rtt` was measured
+        self.place = NOWHERE
+        self.told_place = False  # whether it said `place` itself, since it was last lost
         self.update(contact)
 
     def update(self, contact: Contact) -> None:
@@ -182,9 +192,18 @@ class Members:
         return self._placement.closest(target, count)
 
     def learn(
-        self, contact: Contact, now: float, *, age: float = 0.0, direct: bool = False, source: bytes = b""
+        self,
+        contact: Contact,
+        now: float,
+        *,
+        age: float = 0.0,
+        direct: bool = False,
+        source: bytes = b"",
+        place: Place = NOWHERE,
     ) -> Member | None:
         """A peer was named, by ``source`` or (``direct``) by itself. Returns the member if it is new.
+
+        ``place``: its place as it was told, if it was.
 
         A member's own addresses replace the known ones. A report of others introduces a member, adds a registry
         that is unknown, or replaces the addresses of a member that is dead; it changes no other address.
@@ -197,11 +216,13 @@ class Members:
                 return None
             member = self._members[contact.id] = Member(contact, now - age, None if direct else source)
             member.since = now
+            self._place(member, place, direct=direct)
             if member.source is not None:
                 self._named[member.source] += 1
             self._live(member)
             self._timers.note(member)
             return member
+        self._place(member, place, direct=direct)
         if direct:
             self._spoke(member)
             if contact.routers:
@@ -219,20 +240,27 @@ class Members:
         member.heard = max(member.heard, now - age)
         return None
 
-    def confirm(self, reports: Iterable[tuple[WirePeer, int]], now: float) -> list[tuple[WirePeer, int]]:
+    def confirm(self, reports: Iterable[MemberReport], now: float) -> list[MemberReport]:
         """Apply reports (with ages in seconds) that only confirm a living member; returns the other reports.
 
         This is the fast path of gossip, because most reports change nothing else.
         """
-        known, rest = self._members.get, []
+        rest = []
         for report in reports:
-            wire, age = report
-            member = known(wire.id)
-            if member is None or not member.alive or member.wire != wire:
+            member = self._members.get(report.peer.id)
+            place = report.place
+            moved = place and member is not None and member.place is not place and member.place != place
+            if moved or not self.confirms(report.peer, report.age, now):
                 rest.append(report)
-            elif now - age > member.heard:
-                member.heard = now - age
         return rest
+
+    def confirms(self, wire: WirePeer, age: int, now: float) -> bool:
+        """Whether a report, ``age`` seconds old, only confirms a living member; then it is applied."""
+        member = self._members.get(wire.id)
+        if member is None or not member.alive or member.wire != wire:
+            return False
+        member.heard = max(member.heard, now - age)
+        return True
 
     def answered(self, peer: bytes, now: float, took: float | None = None) -> bool:
         """``peer`` sent a message, ``took`` seconds after the question. True if it was dead until now."""
@@ -245,7 +273,8 @@ class Members:
         member.heard = member.spoke = now
         self._probe(member, None)
         if took is not None:
-            member.rtt += 0.2 * (took - member.rtt)
+            member.rtt += (0.2 if member.timed else 1.0) * (took - member.rtt)
+            member.timed = True
         if revived:
             member.since = now
             self._live(member)
@@ -266,7 +295,7 @@ class Members:
         member.reset = reset and (died or member.reset)
         if not died and not replaced and asked is not None and asked <= member.failed_at:
             return False
-        member.alive = False
+        member.alive = member.told_place = False
         member.failures += 1
         member.failed_at = now
         wait = min(_LONGEST_PROBE, _FIRST_PROBE * 4 ** (member.failures - 1))
@@ -286,7 +315,7 @@ class Members:
         """Probe ``peer`` soon: the connection to it was lost."""
         member = self._members.get(peer)
         if member is not None and member.alive:
-            member.since = now
+            member.since, member.told_place = now, False
             self._probe(member, now + _FIRST_PROBE * self._rng.uniform(0.5, 1.0))
 
     def doubt(self, peer: bytes, now: float) -> bool:
@@ -341,6 +370,11 @@ class Members:
     def _die(self, member: Member) -> None:
         self._placement.discard(member.position)
         self._infos = None
+
+    @staticmethod
+    def _place(member: Member, place: Place, *, direct: bool) -> None:
+        if place and (direct or not member.told_place):
+            member.place, member.told_place = place, member.told_place or direct
 
     def _update(self, member: Member, contact: Contact) -> None:
         before = member.info

@@ -44,6 +44,8 @@ CALLS: dict[str, Call] = {
     "register": lambda c: c.register_service({}),
     "services": lambda c: c.agent_services(),
     "health": lambda c: c.health_service("spegel"),
+    "agent": lambda c: c.agent_self(),
+    "coordinates": lambda c: c.coordinates(),
     "leader": lambda c: c.status_leader(),
     "pass": lambda c: c.check_pass("c"),
 }

@@ -109,6 +109,72 @@ def test_who_is_slow_is_asked_after_the_others_but_not_long_after() -> None:
     assert core.next(0.01) == Ask(peer(1)), "nobody else will be"
 
 
+def zoned(**ranks: int) -> Race:
+    """Providers above 10 are in another zone; ``ranks`` by name, else 0."""
+    return Race(
+        0.0,
+        resolve_timeout=0.2,
+        attempts=3,
+        hedge=0.1,
+        is_far=lambda provider: int(provider.peer_id[4:]) > 10,
+        rank=lambda provider: ranks.get(provider.peer_id, 0),
+    )
+
+
+def test_of_those_that_wait_the_nearest_is_asked_first() -> None:
+    core = zoned(peer1=3, peer2=1, peer3=1)
+    for number in (1, 2, 3):
+        core.found(peer(number))
+    asked = []
+    for now in (0.0, 0.1, 0.2):
+        decision = core.next(now)
+        assert isinstance(decision, Ask)
+        asked.append(decision.provider)
+    assert asked == [peer(2), peer(3), peer(1)], "and of equal ones the one that was found first"
+
+
+def test_a_far_one_waits_for_the_end_of_the_lookup() -> None:
+    core = zoned()
+    core.found(peer(11))
+    assert core.next(0.0) == Wait(0.1, starved=True)
+    core.lookup_ended()
+    assert core.next(0.003) == Ask(peer(11)), "nobody near will be found"
+
+
+def test_a_far_one_waits_no_longer_than_the_hedge() -> None:
+    core = zoned()
+    core.found(peer(11))
+    assert core.next(0.099) == Wait(0.1, starved=True)
+    assert core.next(0.1) == Ask(peer(11))
+
+
+def test_a_near_one_goes_before_a_far_one_that_was_found_first() -> None:
+    core = zoned(peer11=-1)
+    core.found(peer(11))
+    core.found(peer(1))
+    assert core.next(0.001) == Ask(peer(1))
+    assert core.next(0.05) == Wait(0.101)
+    assert core.next(0.101) == Ask(peer(11)), "as well, because the near one does not answer"
+
+
+def test_when_the_near_ones_fail_the_far_one_is_asked_at_once() -> None:
+    core = zoned()
+    core.found(peer(11))
+    core.found(peer(1))
+    core.lookup_ended()
+    assert core.next(0.0) == Ask(peer(1))
+    core.failed(peer(1), 0.004)
+    assert core.next(0.004) == Ask(peer(11))
+
+
+def test_a_far_one_sends_the_rest_of_a_slow_ones_answer() -> None:
+    core = zoned()
+    core.found(peer(11))
+    core.resumed(5.0, skip_slow=True)
+    assert core.next(5.0) == Wait(5.1, starved=True)
+    assert core.next(5.1) == Ask(peer(11))
+
+
 def test_for_the_rest_of_a_slow_ones_answer_no_slow_one_is_asked() -> None:
     core = Race(0.0, resolve_timeout=0.2, attempts=1, hedge=0.1, is_slow=lambda provider: provider != peer(3))
     for number in (1, 2):

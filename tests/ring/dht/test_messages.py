@@ -2,6 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spegel_consul.places import Place
 from spegel_consul.ring.dht.messages import (
     MAX_KEY,
     MAX_PEERS,
@@ -16,6 +17,7 @@ from spegel_consul.ring.dht.messages import (
     decode_withdrawal,
     encode,
     encode_members,
+    encode_peer,
     encode_withdrawal,
     frame,
     uvarint,
@@ -45,9 +47,32 @@ def test_a_message_survives_the_wire(message: Message) -> None:
     assert [decode(body) for body in bodies(encode(message))] == [message]
 
 
-@given(st.lists(st.builds(MemberReport, peers, st.integers(0, 1 << 40)), max_size=5))
+names = st.sampled_from(["", "a", "eu-central-1b", "z" * 64])
+places = st.builds(Place, names, names, names)
+
+
+@given(st.lists(st.builds(MemberReport, peers, st.integers(0, 1 << 40), places), max_size=5))
 def test_a_member_list_survives_the_wire(reports: list[MemberReport]) -> None:
     assert [tuple(decode_members(body)) for body in bodies(encode_members(reports))] == [tuple(reports)]
+
+
+def test_a_member_list_without_places_is_byte_for_byte_that_of_older_nodes() -> None:
+    peer = WirePeer(b"id", (b"address",))
+    old = frame(b"\x0a" + frame(b"\x0a" + frame(encode_peer(peer)) + b"\x10" + uvarint(300)))
+    assert encode_members([MemberReport(peer, 300)]) == old
+
+
+def test_fields_of_newer_nodes_are_skipped() -> None:
+    """A place is to older nodes what these fields are to this one, because all of them skip the fields of tomorrow."""
+    peer, unknown = WirePeer(b"id"), b"\x22" + frame(b"text") + b"\x28\x05" + b"\x31" + bytes(8)
+    report = b"\x0a" + frame(encode_peer(peer)) + b"\x10\x07" + b"\x1a" + frame(b"dc1/a") + unknown
+    assert list(decode_members(b"\x0a" + frame(report))) == [MemberReport(peer, 7, Place("dc1", "a"))]
+
+
+@pytest.mark.parametrize("raw", ["zürich".encode(), b"z" * 10240, b"a/b/c/d", b"\xff" * 9])
+def test_a_place_that_is_none_does_not_spoil_the_report(raw: bytes) -> None:
+    report = b"\x0a" + frame(encode_peer(WirePeer(b"id"))) + b"\x10\x07" + b"\x1a" + frame(raw)
+    assert list(decode_members(b"\x0a" + frame(report))) == [MemberReport(WirePeer(b"id"), 7)]
 
 
 @given(st.binary(max_size=300))

@@ -1,12 +1,14 @@
 import itertools
 import random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from spegel_consul.multiaddrs import Address, Contact
+from spegel_consul.places import NOWHERE, Place
 from spegel_consul.ring.dht.keys import position
-from spegel_consul.ring.dht.messages import WirePeer
+from spegel_consul.ring.dht.messages import MemberReport, WirePeer
 from spegel_consul.ring.members.rate_limit import RateLimit
 from spegel_consul.ring.members.table import FORGET_AFTER, HEARSAY_AGE, QUIET_AGE, SETTLED, Members
 
@@ -39,11 +41,11 @@ def test_hearsay_that_says_nothing_new_is_noted_and_anything_else_is_left_to_lea
     assert member is not None
     assert member.info.addrs == (str(ROUTER),)
     unknown, elsewhere = WirePeer(b"b", member.wire.addresses), WirePeer(b"a", (OTHER.encode(),))
-    said = [(unknown, 0), (member.wire, 30), (elsewhere, 0), (member.wire, 90)]
-    assert members.confirm(said, 100) == [(unknown, 0), (elsewhere, 0)]
+    said = [MemberReport(*each) for each in ((unknown, 0), (member.wire, 30), (elsewhere, 0), (member.wire, 90))]
+    assert members.confirm(said, 100) == [(unknown, 0, NOWHERE), (elsewhere, 0, NOWHERE)]
     assert member.heard == 70, "older news changes nothing"
     members.failed(b"a", 101)
-    assert members.confirm([(member.wire, 0)], 102) == [(member.wire, 0)], "dead"
+    assert members.confirm([MemberReport(member.wire, 0)], 102) == [(member.wire, 0, NOWHERE)], "dead"
     members.learn(Contact(b"a", (OTHER,)), 103)
     assert member.info.addrs == (str(OTHER),)
 
@@ -277,3 +279,42 @@ def test_a_member_is_settled_when_it_was_in_contact_for_long_without_a_break() -
     assert [member.is_settled(400 + after) for after in (0, SETTLED)] == [False, True]
     members.answered(b"a", 405)
     assert member.is_settled(400 + SETTLED), "an answer of a living member is no break"
+
+
+A, B = Place("dc1", "a"), Place("dc1", "b")
+
+
+def test_a_member_says_its_place_itself_and_others_only_fill_the_gap() -> None:
+    members = table()
+    member = members.learn(Contact(b"a", (ROUTER,)), 0, place=A)
+    assert member is not None
+    assert member.place == A, "hearsay is better than nothing"
+    members.learn(Contact(b"a", (ROUTER,)), 1, place=B)
+    assert member.place == B, "the newest hearsay"
+    members.learn(Contact(b"a", (ROUTER,)), 2, direct=True, place=A)
+    members.learn(Contact(b"a", (ROUTER,)), 3, place=B)
+    assert member.place == A, "a liar moves nobody else"
+    members.learn(Contact(b"a", (ROUTER,)), 4, direct=True)
+    assert member.place == A, "an announcement has no place"
+    members.suspect(b"a", 5)
+    members.learn(Contact(b"a", (ROUTER,)), 6, place=B)
+    assert member.place == B, "it may be a new process, which has told others first"
+
+
+def test_a_report_with_another_place_is_left_to_learn() -> None:
+    members = table()
+    member = members.learn(Contact(b"a", (ROUTER,)), 0, place=A)
+    assert member is not None
+    same, moved, silent = (MemberReport(member.wire, 0, place) for place in (Place("dc1", "a"), B, NOWHERE))
+    assert members.confirm([same, moved, silent], 10) == [moved]
+
+
+def test_the_first_round_trip_counts_as_it_is() -> None:
+    members = table()
+    member = members.learn(Contact(b"a", (ROUTER,)), 0)
+    assert member is not None
+    assert not member.timed
+    members.answered(b"a", 1, 0.001)
+    assert (member.timed, member.rtt) == (True, pytest.approx(0.001))
+    members.answered(b"a", 2, 0.006)
+    assert member.rtt == pytest.approx(0.002)

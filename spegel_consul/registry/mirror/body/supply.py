@@ -80,22 +80,8 @@ class Supply:
                 continue
             follow = feed.follow
             try:
-                pull = _puller(into, body.source)
-                if pull is None:
-                    async with aclosing(body.chunks(feed.throughput)) as pieces:
-                        async for piece in pieces:
-                            await into.put(piece)
-                            if feed.position.left and into.ended:
-                                return
-                else:
-                    await into.put(body.buffered())
-                    before = feed.position.taken
-                    try:
-                        await pull(feed.throughput)
-                    finally:
-                        body.spliced(feed.position.taken - before)
-                    if not feed.position.left:
-                        body.taken()
+                with self._peers.measured(feed):
+                    await self._carry(feed, body, into)
                 return
             except SourceSlow as exc:
                 await self._prefer_another(feed, exc, alone=alone)
@@ -113,6 +99,26 @@ class Supply:
                     self._has_failed(feed, exc)
                 if alone:
                     raise TransferCut(f"at byte {feed.reached} of {feed.head.size}: {exc}") from None
+
+    @staticmethod
+    async def _carry(feed: Feed, body: PeerResponse, into: Taker) -> None:
+        """Carry the bytes of one peer."""
+        pull = _puller(into, body.source)
+        if pull is None:
+            async with aclosing(body.chunks(feed.throughput)) as pieces:
+                async for piece in pieces:
+                    await into.put(piece)
+                    if feed.position.left and into.ended:
+                        return
+        else:
+            await into.put(body.buffered())
+            before = feed.position.taken
+            try:
+                await pull(feed.throughput)
+            finally:
+                body.spliced(feed.position.taken - before)
+            if not feed.position.left:
+                body.taken()
 
     def _has_failed(self, feed: Feed, why: PeerError) -> None:
         peers, head = self._peers, feed.head

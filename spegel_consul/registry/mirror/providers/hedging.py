@@ -3,8 +3,9 @@
 Providers arrive while the lookup goes on. The first one is asked at once. Another one is asked when a question has
 failed, or when the hedge interval has passed without an answer. The deadline of the lookup counts only while no
 question is open, because each question has deadlines of its own. A provider that was slow a short time ago is asked
-only if the lookup yields no other one within the hedge interval. An address is asked once, under any peer id, because
-records of one address with many ids must not use up the attempts.
+only if the lookup yields no other one within the hedge interval, and so is one in another zone. Among those that wait,
+the one with the least rank is asked first, and of equal ones the one that was found first. An address is asked once,
+under any peer id, because records of one address with many ids must not use up the attempts.
 
 The race is a plain object: events and the time go in, a decision comes out. A new rule about the order of questions or
 the number of questions belongs here.
@@ -49,7 +50,8 @@ class Race:
     """Decides which provider to ask. ``resolve_timeout`` and ``hedge`` are seconds.
 
     ``attempts`` is the largest number of providers to ask between two accepted answers; providers for which ``is_slow``
-    is true are asked after all others.
+    is true are asked after all others, and those for which ``is_far`` is true after near ones that the lookup may still
+    yield. ``rank`` orders the others.
     """
 
     def __init__(
@@ -60,8 +62,12 @@ class Race:
         attempts: int,
         hedge: float,
         is_slow: Callable[[Provider], bool] = lambda provider: False,
+        is_far: Callable[[Provider], bool] = lambda provider: False,
+        rank: Callable[[Provider], int] = lambda provider: 0,
     ) -> None:
         self._is_slow = is_slow
+        self._is_far = is_far
+        self._rank = rank
         self._skip_slow = False
         self._resolve_timeout = resolve_timeout
         self._attempts = attempts
@@ -158,13 +164,17 @@ class Race:
         deadline = self._idle_since + self._resolve_timeout
         if now >= deadline:
             return Exhausted(f"no peer was found within {self._resolve_timeout * 1000:g} ms")
-        if self._waiting and not self._skip_slow:
+        if any(not (self._skip_slow and self._is_slow(each)) for each in self._waiting):
             deadline = min(deadline, self._idle_since + self._hedge)
         return Wait(deadline, starved=True)
 
     def _choose(self, now: float) -> Provider | None:
-        for provider in self._waiting:
-            if not self._is_slow(provider):
-                return provider
-        settles = self._ended or now >= self._idle_since + min(self._hedge, self._resolve_timeout)
-        return self._waiting[0] if self._waiting and settles and not self._skip_slow else None
+        quick = [provider for provider in self._waiting if not self._is_slow(provider)]
+        near = [provider for provider in quick if not self._is_far(provider)]
+        if near:
+            return min(near, key=self._rank)
+        if not (self._ended or now >= self._idle_since + min(self._hedge, self._resolve_timeout)):
+            return None
+        if quick:
+            return min(quick, key=self._rank)
+        return self._waiting[0] if self._waiting and not self._skip_slow else None
