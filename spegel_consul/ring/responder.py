@@ -94,8 +94,8 @@ class Answers:
         known = [*filter(None, map(self._membership.table.get, self._records.providers(key, trio.current_time())))]
         found = [member.wire for member in known if member.alive]
         found = found or [member.wire for member in known if member.may_return]
-        if len(found) > REPLICAS:
-            found = self._rng.sample(found, REPLICAS)
         if key in self._announcements:
             found.insert(0, self._membership.me)
+        if len(found) > REPLICAS:  # this node among the others, because all ask the same few keepers
+            found = self._rng.sample(found, REPLICAS)
         return tuple(found)
