@@ -163,6 +163,13 @@ from spegel_consul.signals import stop_signals
     help="Least bytes per second of a peer; if it sends less, another peer with the blob sends the rest. 0 for none.",
 )
 @option(
+    "--max-upload",
+    type=click.IntRange(1, 100_000),
+    default=None,
+    help="How many bodies above 64 KiB this node sends to peers at a time; a peer that asks for more is told to ask"
+    " another one. This node's own runtimes are never refused.  [default: any number]",
+)
+@option(
     "--follow",
     type=click.Choice(["on", "off"]),
     default="on",
@@ -330,6 +337,7 @@ def _settings(given: dict[str, Any]) -> Settings:
         ),
         follow_chain=given["follow_chain"],
         peer_limits=PeerLimits(rate=given["peer_min_rate"]),
+        max_upload=given["max_upload"],
         tls=_tls(given),
         peer_tls=_peer_tls(given, consul),
         basic_auth_file=given["basic_auth_file"],

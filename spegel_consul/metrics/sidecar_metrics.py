@@ -147,6 +147,7 @@ class Metrics:
             "spegel_transfers_cut",
             "Answers to clients that ended before their last byte because no peer could go on.",
         ).labels()
+        self._of_uploads()
         self._of_claims()
         self.peer_stalls = self._reading(
             "spegel_peer_stalls", "Peers that kept this node waiting until a deadline.", counter=True
@@ -173,6 +174,17 @@ class Metrics:
             "Open connections, by port.",
             ["port"],
         )
+
+    def _of_uploads(self) -> None:
+        self.uploads = self._reading("spegel_uploads", "Bodies larger than 64 KiB that peers are being sent now.")
+        self.uploads_refused = self._reading(
+            "spegel_uploads_refused",
+            "Requests of peers that this node refused because it was busy; see --max-upload.",
+            counter=True,
+        )
+        self.busy_peers = self._counter(
+            "spegel_busy_peers", "Answers of peers that were busy, after which another peer was asked."
+        ).labels()
 
     def _of_claims(self) -> None:
         self.claims = self._counter(

@@ -102,6 +102,17 @@ class RangeInvalid(OCIError):
         self.size = size
 
 
+class Busy(OCIError):
+    """This node sends as many bodies to peers as it may. Another peer is to be asked, or this one after ``seconds``."""
+
+    code = "TOOMANYREQUESTS"
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+
+    def __init__(self, message: str, seconds: float) -> None:
+        super().__init__(message)
+        self.seconds = seconds
+
+
 class PageInvalid(OCIError, ValueError):
     """The number of entries of a list is none."""
 

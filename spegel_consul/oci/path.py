@@ -26,6 +26,13 @@ The value is the peer id of the node that asks, in base58. Spegel does not know 
 GROWING_HEADER = b"x-spegel-growing"
 """In the answer to such a request: this node is still downloading the content."""
 
+LOAD_HEADER = b"x-spegel-load"
+"""In an answer to a peer: the number of bodies that this node is sending to peers now. Spegel does not know it."""
+
+BUSY_HEADER = b"x-spegel-busy"
+"""In a refusal (503) of a peer's request: the seconds after which this node expects to have room. Spegel does not
+know it, and takes the refusal for a failure."""
+
 _CONTENT = re.compile(r"/v2/(?P<name>.+)/(?P<kind>manifests|blobs)/(?P<reference>[^/]+)\Z", re.DOTALL)
 
 

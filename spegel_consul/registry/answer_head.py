@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from email.utils import formatdate
 
-from spegel_consul.oci.errors import OCIError, RangeInvalid
-from spegel_consul.oci.path import GROWING_HEADER
+from spegel_consul.oci.errors import Busy, OCIError, RangeInvalid, Unauthorized, Unsupported
+from spegel_consul.oci.path import BUSY_HEADER, GROWING_HEADER, LOAD_HEADER
 from spegel_consul.registry.mirror.body.multipart import Multipart
 from spegel_consul.registry.mirror.validate import Head
 
@@ -20,13 +21,18 @@ def status_of(head: Head) -> int:
 
 
 def fields_of(
-    head: Head, served_by: str | None = None, multipart: Multipart | None = None, *, growing: bool = False
+    head: Head,
+    served_by: str | None = None,
+    multipart: Multipart | None = None,
+    *,
+    growing: bool = False,
+    load: int | None = None,
 ) -> list[tuple[bytes, bytes]]:
     """Return the header fields of an answer with ``head``.
 
     ``served_by``: ``host:port`` of the peer that has the content; ``multipart``: the frame of an answer with several
     ranges, which has no Content-Range of its own because each part has one; ``growing``: whether this node is still
-    downloading the content.
+    downloading the content; ``load``: the number of bodies that it is sending to peers, told to peers only.
     """
     content_type = head.media_type if multipart is None else multipart.content_type
     fields = [
@@ -41,7 +47,22 @@ def fields_of(
         fields.append((b"x-spegel-served-by", served_by.encode()))
     if growing:
         fields.append((GROWING_HEADER, b"true"))
+    if load is not None:
+        fields.append((LOAD_HEADER, b"%d" % load))
     return fields
+
+
+def fields_of_error(error: OCIError) -> list[tuple[bytes, bytes]]:
+    """Return the header fields that belong to an answer with ``error``, besides those of its body."""
+    if isinstance(error, RangeInvalid):
+        return [(b"content-range", b"bytes */%d" % error.size)]
+    if isinstance(error, Unauthorized):
+        return [(b"www-authenticate", error.challenge)]
+    if isinstance(error, Unsupported):
+        return [(b"allow", b"GET, HEAD")]
+    if isinstance(error, Busy):
+        return [(BUSY_HEADER, b"%.2f" % error.seconds), (b"retry-after", b"%d" % math.ceil(error.seconds))]
+    return []
 
 
 class HeadRenderer:
@@ -52,24 +73,36 @@ class HeadRenderer:
         self._date = b""
 
     def render(
-        self, head: Head, served_by: str | None = None, multipart: Multipart | None = None, *, growing: bool = False
+        self,
+        head: Head,
+        served_by: str | None = None,
+        multipart: Multipart | None = None,
+        *,
+        growing: bool = False,
+        load: int | None = None,
     ) -> bytes:
         """Render the head of an answer up to its date."""
-        fields = b"".join(b"%b: %b\r\n" % each for each in fields_of(head, served_by, multipart, growing=growing))
+        found = fields_of(head, served_by, multipart, growing=growing, load=load)
+        fields = b"".join(b"%b: %b\r\n" % each for each in found)
         return b"HTTP/1.1 %d \r\n%bdate: " % (status_of(head), fields)
 
     def whole(
-        self, head: Head, served_by: str | None = None, multipart: Multipart | None = None, *, growing: bool = False
+        self,
+        head: Head,
+        served_by: str | None = None,
+        multipart: Multipart | None = None,
+        *,
+        growing: bool = False,
+        load: int | None = None,
     ) -> bytes:
         """Render all of the head of an answer."""
-        return b"%b%b\r\n\r\n" % (self.render(head, served_by, multipart, growing=growing), self.now())
+        return b"%b%b\r\n\r\n" % (self.render(head, served_by, multipart, growing=growing, load=load), self.now())
 
     def error(self, error: OCIError, method: str) -> bytes:
         """Render the answer to a request that failed with ``error``."""
         body = error.body()
         fields = b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body)
-        if isinstance(error, RangeInvalid):
-            fields += b"content-range: bytes */%d\r\n" % error.size
+        fields += b"".join(b"%b: %b\r\n" % each for each in fields_of_error(error))
         head = b"HTTP/1.1 %d \r\n%bdate: %b\r\n\r\n" % (error.status.value, fields, self.now())
         return head if method == "HEAD" else head + body
 

@@ -28,10 +28,10 @@ from hypercorn.typing import (
 )
 
 from spegel_consul.metrics.sidecar_metrics import CONTENT, Metrics
-from spegel_consul.oci.errors import BlobUnknown, OCIError, RangeInvalid, Unauthorized, Unsupported
+from spegel_consul.oci.errors import BlobUnknown, OCIError
 from spegel_consul.oci.path import MIRRORED_HEADER, ContentRequest, unknown
 from spegel_consul.oci.ranges import ByteRange, Ranges
-from spegel_consul.registry.answer_head import fields_of, status_of
+from spegel_consul.registry.answer_head import fields_of, fields_of_error, status_of
 from spegel_consul.registry.growing import Arrived, GrowingContent
 from spegel_consul.registry.listings import Listing, Listings, is_listing
 from spegel_consul.registry.mirror.body.multipart import Multipart
@@ -42,6 +42,7 @@ from spegel_consul.registry.mirror.range_parts import Part, send_parts
 from spegel_consul.registry.mirror.trace import Trace, TraceHeaders, trace_headers
 from spegel_consul.registry.mirror.validate import Head
 from spegel_consul.registry.plan import Elsewhere, Growing, Own, Planner
+from spegel_consul.registry.uploads import Upload, Uploads, upload_of
 from spegel_consul.store import Blob, Store
 from spegel_consul.zerocopy.outlet import PieceOutlet
 from spegel_consul.zerocopy.spool import OWN
@@ -59,12 +60,21 @@ class InternalError(OCIError):
 class ContentApp:
     """Answers the distribution API's content paths, and passes every other request to ``others``."""
 
-    def __init__(self, others: ASGIFramework, planner: Planner, store: Store, mirror: Mirror, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        others: ASGIFramework,
+        planner: Planner,
+        store: Store,
+        mirror: Mirror,
+        metrics: Metrics,
+        uploads: Uploads | None = None,
+    ) -> None:
         self._others = others
         self._store = store
         self._mirror = mirror
         self._planner = planner
         self._metrics = metrics
+        self._uploads = uploads or Uploads()
         self._growing = GrowingContent(planner, store, mirror)
         self._listings = Listings(store)
         self.inflight = dict.fromkeys((CONTENT, *_OTHERS.values()), 0)
@@ -144,17 +154,20 @@ class ContentApp:
         plan = self._planner.plan(*question, from_this_machine=local)
         while isinstance(plan, Growing):
             try:
-                await self._send_growing(answer, plan)
+                with self._uploads.one(upload_of(method, headers, plan)):
+                    await self._send_growing(answer, plan)
                 return
             except Arrived:
                 plan = self._planner.plan(*question, from_this_machine=local)
         if isinstance(plan, Own):
+            upload = upload_of(method, headers, plan)
             try:
                 async with self._store.open(plan.content.digest) as blob:
                     if plan.request.promises:
                         manifest = b"".join([piece async for piece in blob.chunks(0, plan.content.size)])
                         await self._mirror.whole_images.check(plan.request, manifest, answer.client, identity)
-                    await self._send_own(answer, plan, blob)
+                    with self._uploads.one(upload):
+                        await self._send_own(answer, plan, blob, upload)
                     return
             except BlobUnknown as gone:
                 # the file was deleted and the index does not know yet; peers may still have the content
@@ -165,12 +178,13 @@ class ContentApp:
             plan = Elsewhere(plan.request, plan.wanted)
         await self._send_mirrored(answer, plan, method, identity)
 
-    async def _send_own(self, answer: _Answer, plan: Own, blob: Blob) -> None:
+    async def _send_own(self, answer: _Answer, plan: Own, blob: Blob, upload: Upload) -> None:
         content = plan.content
         spans = plan.spans or (ByteRange(0, content.size, content.size),)
         multipart = Multipart(content.media_type, spans) if len(spans) > 1 else None
         head = Head(content.digest, content.media_type, spans[0].start, spans[0].stop, content.size, plan.partial)
-        await answer.head(head, multipart=multipart)
+        load = self._uploads.streams if upload is not Upload.NONE else None
+        await answer.head(head, multipart=multipart, load=load)
         if answer.wants_body:
             for place, span in enumerate(spans):
                 if multipart is not None:
@@ -184,7 +198,7 @@ class ContentApp:
 
     async def _send_growing(self, answer: _Answer, plan: Growing) -> None:
         async with self._growing.open(plan, answer.interim) as followed:
-            await answer.head(followed.head, growing=True)
+            await answer.head(followed.head, growing=True, load=self._uploads.streams)
             await followed.send(PieceOutlet(answer.body), self._own_bytes.inc)
             await answer.end()
 
@@ -239,9 +253,15 @@ class _Answer:
         self.status: int | None = None
 
     async def head(
-        self, head: Head, served_by: str | None = None, multipart: Multipart | None = None, *, growing: bool = False
+        self,
+        head: Head,
+        served_by: str | None = None,
+        multipart: Multipart | None = None,
+        *,
+        growing: bool = False,
+        load: int | None = None,
     ) -> None:
-        await self._start(status_of(head), fields_of(head, served_by, multipart, growing=growing))
+        await self._start(status_of(head), fields_of(head, served_by, multipart, growing=growing, load=load))
 
     async def interim(self) -> None:
         """Send an interim answer (1xx)."""
@@ -264,12 +284,7 @@ class _Answer:
     async def error(self, error: OCIError) -> None:
         body = error.body()
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-        if isinstance(error, RangeInvalid):
-            headers.append((b"content-range", b"bytes */%d" % error.size))
-        if isinstance(error, Unauthorized):
-            headers.append((b"www-authenticate", error.challenge))
-        if isinstance(error, Unsupported):
-            headers.append((b"allow", b"GET, HEAD"))
+        headers += fields_of_error(error)
         await self._start(error.status, headers)
         await self.body(body)
         await self.end()

@@ -22,13 +22,12 @@ from functools import partial
 
 import structlog
 
-from spegel_consul.disk.threads import in_thread
 from spegel_consul.http.server.connection import Link
 from spegel_consul.http.server.request_head import parse_simple
 from spegel_consul.metrics.histogram import HistogramCounts
 from spegel_consul.metrics.sidecar_metrics import CONTENT, Metrics
-from spegel_consul.oci.errors import BlobUnknown, OCIError
-from spegel_consul.oci.path import MIRRORED_HEADER, ContentRequest, Kind
+from spegel_consul.oci.errors import BlobUnknown, Busy, OCIError
+from spegel_consul.oci.path import LOAD_HEADER, MIRRORED_HEADER, ContentRequest, Kind
 from spegel_consul.oci.ranges import Ranges
 from spegel_consul.registry.answer_head import INTERIM, HeadRenderer, status_of
 from spegel_consul.registry.content_cache import ByteCache
@@ -40,9 +39,11 @@ from spegel_consul.registry.mirror.mirror import Mirror
 from spegel_consul.registry.mirror.range_parts import Part, send_parts
 from spegel_consul.registry.mirror.trace import Trace, TraceHeaders, as_fields, trace_headers
 from spegel_consul.registry.mirror.validate import Head
+from spegel_consul.registry.own_files import OwnFiles
 from spegel_consul.registry.plan import Elsewhere, Growing, Own, Planner
+from spegel_consul.registry.uploads import Upload, Uploads, upload_of
 from spegel_consul.store import Store
-from spegel_consul.store.blob_files import SMALL, is_blob, open_blob
+from spegel_consul.store.blob_files import SMALL
 from spegel_consul.zerocopy.send import AT_ONCE, FileAnswer, Truncated
 
 log = structlog.get_logger(__name__)
@@ -63,6 +64,7 @@ class _Known:
     duration: HistogramCounts | None = None
     length: HistogramCounts | None = None
     trace_headers: TraceHeaders = ()
+    upload: Upload = Upload.NONE
 
     def count(self, sent: int) -> None:
         """Observe the size of an answer: ``sent`` bytes of content."""
@@ -73,18 +75,26 @@ class _Known:
 class FastPath:
     """Implements the server's protocol :class:`spegel_consul.http.server.connection.FastPath`."""
 
-    def __init__(self, planner: Planner, store: Store, mirror: Mirror, cache: ByteCache, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        planner: Planner,
+        store: Store,
+        mirror: Mirror,
+        cache: ByteCache,
+        metrics: Metrics,
+        uploads: Uploads | None = None,
+    ) -> None:
         self._planner = planner
-        self._store = store
+        self._uploads = uploads or Uploads()
         self._mirror = mirror
-        self._cache = cache
+        self._files = OwnFiles(store, cache)
         self._metrics = metrics
         self._bytes = metrics.served_bytes.labels("own")
         self._peer_bytes = metrics.served_bytes.labels("peer")
         self._durations = {
             (method, status): metrics.http_requests.labels(CONTENT, method, status)
             for method in ("GET", "HEAD")
-            for status in (200, 206, 404, 416)
+            for status in (200, 206, 404, 416, 503)
         }
         self._lengths = {key: metrics.http_response_size.labels(CONTENT, *key) for key in self._durations}
         self.inflight = 0
@@ -103,26 +113,35 @@ class FastPath:
         assert known.duration is not None
         if known.method == "GET" and plan.content.size > SMALL:
             return self._file_at_once(known, plan, began)
-        small = self._cached(plan)
+        small = self._files.cached(plan)
         if known.method == "HEAD":
-            if small is None and not self._is_there(plan):
+            if small is None and not self._files.is_there(plan):
                 return None
         else:
-            if small is None and (small := self._keep(plan, self._read_small(plan))) is None:
+            if small is None and (small := self._files.keep(plan, self._files.read_small(plan))) is None:
                 return None
             body = small[slice(*plan.bounds)]
             self._bytes.inc(len(body))
         known.count(len(body))
         known.duration.observe(time.perf_counter() - began)
-        return b"%b%b\r\n\r\n%b" % (known.head, self._heads.now(), body)
+        return b"%b%b%b" % (known.head, self._rest_of_head(known), body)
+
+    def _rest_of_head(self, known: _Known) -> bytes:
+        if known.upload is Upload.NONE:
+            return b"%b\r\n\r\n" % self._heads.now()
+        return b"%b\r\n%b: %d\r\n\r\n" % (self._heads.now(), LOAD_HEADER, self._uploads.streams)
 
     def _file_at_once(self, known: _Known, plan: Own, began: float) -> FileAnswer | None:
-        if (fd := self._open(plan)) is None:
+        duration, counted = known.duration, known.upload.counted
+        if counted and self._uploads.refuses(known.upload):
             return None
-        duration = known.duration
+        if (fd := self._files.open(plan)) is None:
+            return None
 
         def ended(sent: int) -> None:
             self.inflight -= 1
+            if counted:
+                self._uploads.leave(time.perf_counter() - began)
             self._bytes.inc(sent)
             known.count(sent)
             if sent == stop - start and duration is not None:
@@ -130,7 +149,9 @@ class FastPath:
 
         start, stop = plan.bounds
         self.inflight += 1
-        return FileAnswer(b"%b%b\r\n\r\n" % (known.head, self._heads.now()), fd, start, stop, ended)
+        if counted:
+            self._uploads.enter(known.upload)
+        return FileAnswer(known.head + self._rest_of_head(known), fd, start, stop, ended)
 
     async def __call__(self, data: bytes, link: Link, /) -> bool:
         """Answer the request and return True, or send nothing and return False."""
@@ -140,7 +161,9 @@ class FastPath:
             return False
         self.inflight += 1
         try:
-            if isinstance(known.plan, Own):
+            if known.upload.counted:
+                status = await self._uploaded(known, link)
+            elif isinstance(known.plan, Own):
                 status = await self._own(known, known.plan, link)
             else:
                 status = await self._mirrored(known, known.plan, link)
@@ -174,30 +197,45 @@ class FastPath:
             short = method == "HEAD" or plan.content.size <= SMALL or plan.bounds[1] - plan.bounds[0] <= AT_ONCE
             status = 206 if plan.partial else 200
             duration, length = self._durations[method, status], self._lengths[method, status]
-            known = _Known(version, method, plan, self._head(plan), short and len(plan.spans) <= 1, duration, length)
+            at_once = short and len(plan.spans) <= 1
+            upload = upload_of(method, request.headers, plan)
+            known = _Known(version, method, plan, self._head(plan), at_once, duration, length, upload=upload)
             if MIRRORED_HEADER in request.headers and (identity := trace_headers(request.headers)):
                 log.debug("asked by a peer", key=plan.request.key, **as_fields(identity))
         else:
-            known = _Known(version, method, plan, trace_headers=trace_headers(request.headers))
+            identity = trace_headers(request.headers)
+            upload = upload_of(method, request.headers, plan)
+            known = _Known(version, method, plan, trace_headers=identity, upload=upload)
         if len(data) <= _MEMORABLE and not isinstance(plan, Growing):
             if len(memory) >= _REMEMBERED:
                 memory.clear()
             memory[data] = known
         return known
 
+    async def _uploaded(self, known: _Known, link: Link) -> int | None:
+        """Send a body to a peer, or refuse it. Return as :meth:`_own`."""
+        try:
+            with self._uploads.one(known.upload):
+                if isinstance(known.plan, Own):
+                    return await self._own(known, known.plan, link)
+                return await self._mirrored(known, known.plan, link)
+        except Busy as exc:
+            await link.send(self._heads.error(exc, known.method))
+            return exc.status.value
+
     async def _own(self, known: _Known, plan: Own, link: Link) -> int | None:
         """Send content of the own store. Return the status that was sent, or None if nothing was sent."""
         content = plan.content
         if len(plan.spans) > 1:
-            return await self._own_parts(plan, link)
-        head = b"%b%b\r\n\r\n" % (known.head, self._heads.now())
+            return await self._own_parts(known, plan, link)
+        head = known.head + self._rest_of_head(known)
         if known.method == "HEAD":
-            if self._cached(plan) is None and not self._is_there(plan):
+            if self._files.cached(plan) is None and not self._files.is_there(plan):
                 return None
             await link.send(head)
             known.count(0)
         elif content.size <= SMALL:
-            small = await self._small(plan)
+            small = await self._files.small(plan)
             if small is None:
                 return None
             body = small[slice(*plan.bounds)]
@@ -205,7 +243,7 @@ class FastPath:
             self._bytes.inc(len(body))
             known.count(len(body))
         else:
-            fd = self._open(plan)
+            fd = self._files.open(plan)
             if fd is None:
                 return None
 
@@ -220,13 +258,13 @@ class FastPath:
                 os.close(fd)
         return 206 if plan.partial else 200
 
-    async def _own_parts(self, plan: Own, link: Link) -> int | None:
+    async def _own_parts(self, known: _Known, plan: Own, link: Link) -> int | None:
         """Like :meth:`_own`, for several ranges of the content."""
         content = plan.content
         multipart = Multipart(content.media_type, plan.spans)
-        head = self._head(plan, multipart) + self._heads.now() + b"\r\n\r\n"
+        head = self._head(plan, multipart) + self._rest_of_head(known)
         if content.size <= SMALL:
-            small = await self._small(plan)
+            small = await self._files.small(plan)
             if small is None:
                 return None
             body = b"".join(
@@ -235,7 +273,7 @@ class FastPath:
             await link.send(head + body + multipart.end)
             self._bytes.inc(sum(span.length for span in plan.spans))
         else:
-            fd = self._open(plan)
+            fd = self._files.open(plan)
             if fd is None:
                 return None
             try:
@@ -270,7 +308,7 @@ class FastPath:
     async def _to_follower(self, plan: Growing, link: Link) -> int:
         send_interim = partial(link.send, INTERIM)
         async with self._growing.open(plan, send_interim, link.check_client) as followed:
-            head = self._heads.whole(followed.head, growing=True)
+            head = self._heads.whole(followed.head, growing=True, load=self._uploads.streams)
             status, lengths = status_of(followed.head), [0]
 
             def count(sent: int) -> None:
@@ -340,58 +378,6 @@ class FastPath:
             sent = transfer.head.stop - transfer.head.start if whole else trace.sent()
             self._peer_bytes.inc(sent)
             count(sent)
-
-    def _is_there(self, plan: Own) -> bool:
-        path = self._store.file(plan.content.digest)
-        try:
-            return path is not None and is_blob(os.lstat(path), plan.content.size)
-        except OSError:
-            return False
-
-    def _open(self, plan: Own) -> int | None:
-        """Return a descriptor of the content's file, or None if the file does not match the index."""
-        path = self._store.file(plan.content.digest)
-        if path is None:
-            return None
-        try:
-            return open_blob(path, plan.content.size)
-        except OSError:
-            return None
-
-    def _read_small(self, plan: Own, flags: int = os.RWF_NOWAIT) -> bytes | None:
-        """Read small content. Return None if it is not in the page cache or does not have its digest."""
-        fd = self._open(plan)
-        if fd is None:
-            return None
-        buffer = bytearray(plan.content.size)
-        try:
-            os.preadv(fd, [buffer], 0, flags)
-        except OSError:
-            return None
-        finally:
-            os.close(fd)
-        small = bytes(buffer)
-        # bytes without the right digest come from a file that is still being written, or from a disk with errors
-        return small if plan.content.digest.fits(small) else None
-
-    async def _small(self, plan: Own) -> bytes | None:
-        """Return small content from the cache or the file, or None if the file does not have its digest."""
-        small = self._cached(plan)
-        if small is None:
-            # a page that is not in the page cache is read in a thread, because the disk may be slow
-            read = self._read_small(plan) or await in_thread(partial(self._read_small, plan, 0))
-            small = self._keep(plan, read)
-        return small
-
-    def _keep(self, plan: Own, small: bytes | None) -> bytes | None:
-        if small is not None:
-            self._cache.put(plan.content.digest, small)
-        return small
-
-    def _cached(self, plan: Own) -> bytes | None:
-        """Return cached content if its length is the one that the head says."""
-        small = self._cache.get(plan.content.digest)
-        return small if small is not None and len(small) == plan.content.size else None
 
     def _head(self, plan: Own, multipart: Multipart | None = None) -> bytes:
         content = plan.content

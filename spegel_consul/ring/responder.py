@@ -95,14 +95,14 @@ class Answers:
         table = self._membership.table
         known = [*filter(None, map(table.get, self._records.providers(key, trio.current_time())))]
         found = [member for member in known if member.alive] or [member for member in known if member.may_return]
-        if len(found) > REPLICAS:
-            found = self._rng.sample(found, len(found))
+        named = [(member.wire, member.place) for member in found]
+        if key in self._announcements:
+            named.insert(0, (self._membership.me, self._membership.here.place))
+        if len(named) > REPLICAS:  # this node among the others, because all ask the same few keepers
+            named = self._rng.sample(named, len(named))
             if (at := table.get(asker)) is not None and (place := at.place):
                 # half of them, because a false place must not hide the others
-                near = sorted(found, key=lambda member: place.distance(member.place))[: REPLICAS // 2]
-                found = list(dict.fromkeys((*near, *found)))
-            found = found[:REPLICAS]
-        named = [member.wire for member in found]
-        if key in self._announcements:
-            named.insert(0, self._membership.me)
-        return tuple(named)
+                near = sorted(named, key=lambda each: place.distance(each[1]))[: REPLICAS // 2]
+                named = list(dict.fromkeys((*near, *named)))
+            del named[REPLICAS:]
+        return tuple(wire for wire, _ in named)

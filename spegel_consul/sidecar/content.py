@@ -33,6 +33,7 @@ from spegel_consul.registry.mirror.providers.provider_policy import PeerPolicy, 
 from spegel_consul.registry.mirror.trace import Trace, as_fields
 from spegel_consul.registry.plan import Planner
 from spegel_consul.registry.registry_app import build_app
+from spegel_consul.registry.uploads import Uploads
 from spegel_consul.ring import Router
 from spegel_consul.ring.net.libp2p_host import Libp2pHost
 from spegel_consul.ring.restartable import ReplaceableRouter
@@ -115,6 +116,7 @@ async def start_content(
         follows=mirror.peers.follows,
         nearness=mirror.peers.nearness,
         preheat=_preheat_rules(settings, socket_of),
+        uploads=Uploads(settings.max_upload),
     )
     await _serve(settings, node, stages, view, mirror)
     mirror.traces.on_end = _log_trace
@@ -143,11 +145,11 @@ async def _serve(settings: Settings, node: PreparedNode, stages: Stages, view: N
     store, metrics, router = view.store, view.metrics, view.ring
     planner = Planner(store, settings.images, node.credentials, follow=settings.mirror.follow)
     cache = ByteCache(is_there=lambda digest: store.describe(digest) is not None)
-    fast_path = FastPath(planner, store, mirror, cache, metrics)
+    fast_path = FastPath(planner, store, mirror, cache, metrics, view.uploads)
     others = build_app(view.problem, view.warnings)
     dial_back.add_to(others)
     identity.add_to(others, lambda: router.me)
-    content = ContentApp(others, planner, store, mirror, metrics)
+    content = ContentApp(others, planner, store, mirror, metrics, view.uploads)
     called = frozenset({node.address, node.secondary or node.address})
     limits = ConnectionLimits(raise_limit())
     await stages.serve("registry", content, node.registry, fast_path, node.tls, limits, called)

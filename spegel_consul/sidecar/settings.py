@@ -57,6 +57,7 @@ class Settings:
     mirror: MirrorSettings
     follow_chain: int
     peer_limits: PeerLimits
+    max_upload: int | None
     tls: TlsFiles | None
     peer_tls: Encryption | None
     """None: all connections are encrypted with ``tls``, or none without it."""

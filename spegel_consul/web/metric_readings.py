@@ -27,6 +27,8 @@ def connect(node: Node) -> None:
     metrics, ring, store = node.metrics, node.ring, node.store
     metrics.ready.set_function(lambda: node.problem() is None)
     metrics.peer_stalls.set_function(lambda: node.penalties.stalls)
+    metrics.uploads.set_function(lambda: node.uploads.streams)
+    metrics.uploads_refused.set_function(lambda: node.uploads.refused)
     metrics.live_transfers.set_function(lambda: len(node.traces.live))
     metrics.advertised_keys.set_function(lambda: len(store.keys()))
     metrics.advertised_image_tags.set_function(lambda: _by_registry(store.advertised().tags))

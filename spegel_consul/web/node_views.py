@@ -36,6 +36,7 @@ from spegel_consul.registry.mirror.following.follows import Follows
 from spegel_consul.registry.mirror.providers.nearness import Nearness
 from spegel_consul.registry.mirror.providers.penalties import Penalties
 from spegel_consul.registry.mirror.trace import Traces
+from spegel_consul.registry.uploads import Uploads
 from spegel_consul.ring.member_view import MemberView
 from spegel_consul.runtimes.pulls import Runtimes
 from spegel_consul.store.inventory import CountedStore
@@ -120,6 +121,7 @@ class Node:
     keeper: RingKeeper | None = None
     consul: Consul | None = None
     followers: Followers = field(default_factory=Followers)
+    uploads: Uploads = field(default_factory=Uploads)
     follows: Follows | None = None
     """The groups that this node is at work on; None if following is off."""
     nearness: Nearness | None = None
@@ -200,6 +202,7 @@ class Node:
             "ring": self._ring(cluster_members),
             "content": self._content(),
             "mirror": self._mirror(),
+            "uploads": self.uploads.to_json(),
             "consul": self._consul(),
             "transfers": self.transfers(cluster_members),
             "following": self.following(cluster_members),
@@ -383,6 +386,7 @@ class Node:
                 "bytes_from_peers": day.from_peers,
                 "bytes_own": day.own,
             },
+            "busy": int(metrics.busy_peers.value),
         }
 
     def _consul(self) -> Document | None:

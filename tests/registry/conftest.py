@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ from spegel_consul.registry.mirror.mirror_peers import MirrorParts, MirrorSettin
 from spegel_consul.registry.mirror.providers.provider_policy import Permits, any_node
 from spegel_consul.registry.plan import Planner
 from spegel_consul.registry.registry_app import build_app
+from spegel_consul.registry.uploads import Uploads
 from spegel_consul.ring.dht.claims import ClaimReport, Verdict, What
 
 from .image import LAYER, MANIFEST
@@ -69,6 +71,13 @@ class CountedFastPath:
         taken = await self._path(data, link)
         self.taken += taken
         return taken
+
+
+class InOrder(random.Random):
+    """Draws the first ones, so that a test knows which provider is asked first."""
+
+    def sample(self, population: Any, k: int, *, counts: Any = None) -> list[Any]:
+        return list(population[:k])
 
 
 ASKER = peer_id_to_text(peer_id_of_ed25519(bytes(32)))
@@ -162,6 +171,7 @@ async def start_node(nursery: trio.Nursery, request: pytest.FixtureRequest, tmp_
         store: Any = None,
         router: Any = None,
         follow: bool = True,
+        uploads: Uploads | None = None,
     ) -> Node:
         metrics, router = Metrics(), router or ListRouter()
         store = store or FileStore(tmp_path / f"content{len(clients)}")
@@ -175,16 +185,18 @@ async def start_node(nursery: trio.Nursery, request: pytest.FixtureRequest, tmp_
                 credentials,
                 permits,
                 store=store,
+                rng=InOrder(0),
             )
         )
         if mirror.peers.follows is not None or mirror.peers.settings.runtime_verifies:
             await nursery.start(mirror.run)
         planner = Planner(store, images or ImageFilter(), credentials, follow=follow)
-        app = ContentApp(build_app(lambda: problem), planner, store, mirror, metrics)  # type: ignore[arg-type]
+        uploads = uploads or Uploads()
+        app = ContentApp(build_app(lambda: problem), planner, store, mirror, metrics, uploads)  # type: ignore[arg-type]
         sock = listen(ListenAddress(host, 0), "--registry-addr")
         fast_path = None
         if request.param == "fast path":
-            fast_path = CountedFastPath(FastPath(planner, store, mirror, ByteCache(1 << 20), metrics))
+            fast_path = CountedFastPath(FastPath(planner, store, mirror, ByteCache(1 << 20), metrics, uploads))
         scheme = "http" if is_plain_to_own(tls) else "https"
         node = Node(sock.getsockname(), store, router, metrics, fast_path, mirror, scheme=scheme)
 

@@ -27,13 +27,15 @@ from spegel_consul.oci.errors import OCIError, RangeInvalid
 from spegel_consul.oci.path import ContentRequest, Kind, unknown
 from spegel_consul.peers import PeerError, Provider, RingError
 from spegel_consul.registry.mirror.mirror_peers import MirrorPeers
-from spegel_consul.registry.mirror.providers.hedging import Ask, Exhausted, Race, Wait
+from spegel_consul.registry.mirror.providers.hedging import BUSY_PATIENCE, PROMISED_PATIENCE, Ask, Exhausted, Race, Wait
 from spegel_consul.registry.mirror.questions.peer_answer import Answer, Question
 from spegel_consul.registry.mirror.questions.source_search import SourceSearch
 from spegel_consul.registry.mirror.trace import CUT, Trace
-from spegel_consul.registry.mirror.validate import Head
+from spegel_consul.registry.mirror.validate import Head, PeerBusy
 
 log = structlog.get_logger(__name__)
+
+_MOST_LOOKUPS = 3  # of one request whose providers are busy
 
 
 class TransferCut(Exception):
@@ -78,7 +80,10 @@ class Fetch:
             is_slow=self._is_last,
             is_far=peers.nearness.waits,
             rank=peers.nearness.rank,
+            choose=lambda waiting: peers.loads.choose(waiting, trio.current_time()),
+            busy_patience=BUSY_PATIENCE if request.falls_back else PROMISED_PATIENCE,
         )
+        self._lookups = 0
         self._wake = trio.Event()
         self._looking_up = self._looked_up = False
         self._questions: list[trio.CancelScope] = []
@@ -124,9 +129,7 @@ class Fetch:
         sources = self._sources
         follows = sources is not None and sources.found
         if follows and self._looked_up:  # nodes may have completed the download since the lookup
-            self._looking_up = self._looked_up = False
-            self._since = trio.current_time()
-            self._race.lookup_begun()
+            self._look_up_again()
         self._race.resumed(trio.current_time(), skip_slow=skip_slow)
         try:
             answer = await self._run(wanted, rest)
@@ -175,7 +178,14 @@ class Fetch:
         for each in [each for each in self._known.values() if each.registry == address]:
             self._found(each)
 
+    def _look_up_again(self) -> None:
+        """Let the race have another lookup as soon as it knows no provider to ask."""
+        self._looking_up = self._looked_up = False
+        self._since = trio.current_time()
+        self._race.lookup_begun()
+
     async def _look_up(self) -> None:
+        self._lookups += 1
         key, first = self._request.key, True
         try:
             async with self._peers.router.lookup(key, count=self._peers.settings.attempts) as providers:
@@ -217,8 +227,11 @@ class Fetch:
                         if self._sources is not None and self._race.knows_nobody:
                             self._sources.claim_in(self._nursery)
                     self._wake = trio.Event()
+                    alone = self._race.knows_nobody
                     with trio.CancelScope(deadline=min(until, settle_at)):
                         await self._wake.wait()
+                    if alone and not self._race.knows_nobody:
+                        await trio.lowlevel.checkpoint()  # an answer to the lookup names several, to choose from
                 case Exhausted() if self._answers:
                     settle_at = -math.inf
                 case Exhausted(reason):
@@ -264,6 +277,7 @@ class Fetch:
     def _start(self, provider: Provider, range_header: str | None, expected: Head | None) -> None:
         question = trio.CancelScope()
         self._questions.append(question)
+        self._peers.loads.asked(provider.registry, trio.current_time())
         self._nursery.start_soon(self._ask, question, provider, range_header, expected)
 
     def _by_secondary(self, provider: Provider) -> Provider | None:
@@ -286,6 +300,10 @@ class Fetch:
                     # another answer has been accepted, so this one may be for a range that is no longer wanted
                     answer.discard()
                     return
+            except PeerBusy as exc:
+                self._race.refused(provider, self._peers.refused(provider, exc), trio.current_time())
+                if self._looked_up and self._race.knows_nobody and self._lookups < _MOST_LOOKUPS:
+                    self._look_up_again()  # a lookup names few of many providers, and others may have it since
             except PeerError as exc:
                 log.debug("peer failed", key=self._request.key, registry=provider.registry[0], error=str(exc))
                 reached = not isinstance(exc, Unreachable)

@@ -25,7 +25,7 @@ import trio
 from spegel_consul.http.peer_client import PeerResponse
 from spegel_consul.metrics.counter import Count
 from spegel_consul.oci.errors import BlobUnknown, ManifestUnknown, RangeInvalid
-from spegel_consul.oci.path import ContentRequest, Kind
+from spegel_consul.oci.path import LOAD_HEADER, ContentRequest, Kind
 from spegel_consul.peers import PeerError, Provider
 from spegel_consul.registry.mirror.body.transfer import Transfer
 from spegel_consul.registry.mirror.fetch import race
@@ -36,7 +36,7 @@ from spegel_consul.registry.mirror.own_requests import OwnRequests
 from spegel_consul.registry.mirror.promises.whole_images import WholeImages
 from spegel_consul.registry.mirror.questions.peer_answer import Answer
 from spegel_consul.registry.mirror.trace import UNKNOWN_REGISTRY, Trace, TraceHeaders, Traces
-from spegel_consul.registry.mirror.validate import Head, judge
+from spegel_consul.registry.mirror.validate import Head, PeerBusy, judge
 from spegel_consul.store import Store
 
 log = structlog.get_logger(__name__)
@@ -173,17 +173,26 @@ class Mirror:
         peers, digest = self.peers, request.reference.digest
         if peers.follows is not None and not trace.client and digest is not None and peers.follows.is_following(digest):
             return None  # a source goes before providers
-        suspects = peers.suspects.of(request.reference.digest)
-        for provider in peers.recent_of(request):
-            fit = peers.may_ask(provider) and not peers.penalties.is_slow(provider)
-            fit = fit and provider.registry not in suspects and not peers.nearness.waits(provider)
-            if fit and peers.client.has_idle(provider.registry):
-                with trio.move_on_after(peers.settings.hedge):
-                    transfer = await self._ask_at_once(provider, request, range_header, trace)
-                    if transfer is not None:
-                        return transfer
-                peers.recent.drop(image_of(request), provider)
-                break
+        suspects, now = peers.suspects.of(request.reference.digest), trio.current_time()
+        fit = [
+            provider
+            for provider in peers.recent_of(request)
+            if peers.client.has_idle(provider.registry)
+            and peers.may_ask(provider)
+            and not peers.penalties.is_slow(provider)
+            and not peers.nearness.waits(provider)
+            and provider.registry not in suspects
+            and not peers.loads.is_busy(provider.registry, now)
+        ]
+        if fit:
+            nearest = peers.nearness.rank(fit[0])
+            provider = peers.loads.choose([each for each in fit if peers.nearness.rank(each) == nearest], now)
+            peers.loads.asked(provider.registry, now)
+            with trio.move_on_after(peers.settings.hedge):
+                transfer = await self._ask_at_once(provider, request, range_header, trace)
+                if transfer is not None:
+                    return transfer
+            peers.recent.drop(image_of(request), provider)
         return None
 
     async def _ask_at_once(
@@ -197,6 +206,8 @@ class Mirror:
         times = asked, 0.0, time.perf_counter()
         try:
             head = judge(response, request, wanted)
+            peers = self.peers
+            peers.loads.told(provider.registry, response.header(LOAD_HEADER), trio.current_time())
             body: bytes | PeerResponse = response
             if self.peers.is_small(head):
                 body = await self.peers.read(response, head, provider, "GET")
@@ -204,8 +215,10 @@ class Mirror:
                 if not await self.peers.can_hold(head):
                     raise PeerError("says another size than a manifest, and others have not been asked")
                 head = replace(head, disputed=True)
-        except (PeerError, RangeInvalid):
+        except (PeerError, RangeInvalid) as exc:
             response.discard()
+            if isinstance(exc, PeerBusy):
+                self.peers.refused(provider, exc)
             return None
         except BaseException:
             response.discard()

@@ -7,6 +7,7 @@ here, and nothing that belongs to one request does.
 
 from __future__ import annotations
 
+import random
 import urllib.parse
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import aclosing, contextmanager, suppress
@@ -27,6 +28,7 @@ from spegel_consul.places import Here
 from spegel_consul.registry.mirror.expected_sizes import Sizes
 from spegel_consul.registry.mirror.following.follows import Behind, Follows, nobody_is_behind
 from spegel_consul.registry.mirror.held_bodies import Feed, HeldBodies
+from spegel_consul.registry.mirror.providers.loads import Loads
 from spegel_consul.registry.mirror.providers.nearness import CrossZone, Nearness
 from spegel_consul.registry.mirror.providers.penalties import Penalties
 from spegel_consul.registry.mirror.providers.provider_cache import RecentProviders
@@ -34,7 +36,7 @@ from spegel_consul.registry.mirror.providers.provider_policy import Permits, any
 from spegel_consul.registry.mirror.providers.suspects import Address, Suspects
 from spegel_consul.registry.mirror.providers.unverified_transfers import UnverifiedTransfers
 from spegel_consul.registry.mirror.trace import TraceHeaders
-from spegel_consul.registry.mirror.validate import Head
+from spegel_consul.registry.mirror.validate import Head, PeerBusy
 from spegel_consul.ring import Router
 from spegel_consul.store import Store
 from spegel_consul.zerocopy.spool import SpoolSpace
@@ -80,7 +82,7 @@ class MirrorParts:
 
     ``router`` names the peers, and ``client`` asks them; ``credentials``: this node's own, for peers; ``permits``:
     which peers may be asked; ``spool_space`` is for bodies that are held; ``store``: where the downloads of this
-    node's runtime are seen, for ``settings.follow``; ``here``: the place of this node.
+    node's runtime are seen, for ``settings.follow``; ``here``: the place of this node; ``rng`` draws among providers.
     """
 
     router: Router
@@ -92,6 +94,7 @@ class MirrorParts:
     spool_space: SpoolSpace = field(default_factory=lambda: SpoolSpace(None))
     store: Store | None = None
     here: Here = field(default_factory=Here)
+    rng: random.Random = field(default_factory=random.Random)
 
 
 def image_of(request: ContentRequest) -> str:
@@ -115,6 +118,7 @@ class MirrorPeers:
         self.settings = parts.settings
         self.nearness = Nearness(parts.here, parts.settings.cross_zone, parts.metrics.received_bytes)
         self.penalties = Penalties()
+        self.loads = Loads(parts.rng)
         self.recent = RecentProviders()
         self.sizes = Sizes()
         self.held_bodies = HeldBodies()
@@ -155,6 +159,11 @@ class MirrorPeers:
         if found or size is None or size > UNSEARCHED or request.kind is not Kind.BLOB:
             return sorted(found, key=self.nearness.rank)
         return sorted(self.recent.get(image_of(request)), key=self.nearness.rank)
+
+    def refused(self, provider: Provider, busy: PeerBusy) -> float | None:
+        """Count a refusal, which is no failure. Return the seconds to wait for the peer; None: do not wait for it."""
+        self._metrics.busy_peers.inc()
+        return self.loads.refused(provider.registry, busy.hint, trio.current_time())
 
     def on_mismatch(self, provider: Provider, digest: Digest) -> None:
         """Count and penalize a peer whose bytes did not have the requested digest."""

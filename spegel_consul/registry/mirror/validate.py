@@ -18,12 +18,21 @@ from spegel_consul.http.peer_client import PeerResponse
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import DigestInvalid, RangeInvalid
 from spegel_consul.oci.media import OCTET_STREAM, header_safe, manifest_media_type
-from spegel_consul.oci.path import ContentRequest
+from spegel_consul.oci.path import BUSY_HEADER, ContentRequest
 from spegel_consul.oci.ranges import parse_ranges
 from spegel_consul.peers import PeerError
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})\Z", re.ASCII)
+_SECONDS = re.compile(r"\d{1,9}(\.\d{1,9})?\Z", re.ASCII)
 _UNSATISFIED = re.compile(r"bytes \*/(\d{1,19})\Z", re.ASCII)
+
+
+class PeerBusy(PeerError):
+    """The peer sends as many bodies as it may, and expects room in ``hint`` seconds, as far as its claim is one."""
+
+    def __init__(self, hint: float) -> None:
+        super().__init__("is busy")
+        self.hint = hint
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +55,7 @@ class Head:
 def judge(
     response: PeerResponse, request: ContentRequest, range_header: str | None, expected: Head | None = None
 ) -> Head:
-    """Return the head of an acceptable answer. Raises PeerError, or RangeInvalid if the peer answered 416.
+    """Return the head of an acceptable answer. Raises PeerBusy, another PeerError, or RangeInvalid if it answered 416.
 
     ``expected``: the required head, because other bytes of the same content have been sent already.
     """
@@ -56,6 +65,8 @@ def judge(
         unsatisfied = _UNSATISFIED.match(content_range)
         if unsatisfied is not None:
             raise RangeInvalid(int(unsatisfied[1]))
+    if status == 503 and (busy := response.header(BUSY_HEADER)) is not None:
+        raise PeerBusy(seconds(busy))
     if status != 200 and not (status == 206 and range_header is not None):
         raise PeerError(f"answered {status}", broken=not 400 <= status < 600)
     if response.header(b"transfer-encoding") is not None:
@@ -86,6 +97,12 @@ def judge(
     if expected is not None and head != replace(expected, media_type=media_type):
         raise PeerError("answered with other bytes than those that are missing")
     return head
+
+
+def seconds(field: str) -> float:
+    """Return the seconds in a header field's value; 0 for a value that is no number of seconds."""
+    found = _SECONDS.match(field)
+    return float(found[0]) if found is not None else 0.0
 
 
 def _asked_for(range_header: str | None, size: int) -> tuple[int, int] | None:

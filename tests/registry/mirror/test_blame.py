@@ -32,7 +32,7 @@ from spegel_consul.zerocopy.outlet import PieceOutlet
 from spegel_consul.zerocopy.position import Position
 from spegel_consul.zerocopy.source import Throughput
 
-from ..conftest import ListRouter, head
+from ..conftest import InOrder, ListRouter, head
 from ..image import BLOB_PATH, LAYER, STREAMED, get
 
 CONTENT = bytes(range(40))
@@ -143,7 +143,7 @@ class Simulation:
         router = ListRouter()
         router.providers = list(providers)
         limit = MirrorSettings(attempts=2 * len(self.peers), verify_first=1000 if self.held else 0)
-        mirror = Mirror(MirrorParts(router, client, Metrics(), limit))  # type: ignore[arg-type]
+        mirror = Mirror(MirrorParts(router, client, Metrics(), limit, rng=InOrder(0)))  # type: ignore[arg-type]
         request = parse_content_path(f"/v2/library/app/blobs/{DIGEST}", "ns=docker.io")
         mismatched = mirror.peers.mismatched
 

@@ -15,7 +15,7 @@ from spegel_consul.peers import Provider
 from spegel_consul.registry.mirror.mirror import Mirror
 from spegel_consul.registry.mirror.mirror_peers import MirrorParts, MirrorSettings
 
-from ..conftest import LIMITS, ListRouter, head
+from ..conftest import LIMITS, InOrder, ListRouter, head
 from ..image import DIGEST, LAYER, MANIFEST, MANIFEST_DIGEST
 
 AT_ONCE = MirrorSettings(verify_first=0, hedge=0.0)
@@ -78,7 +78,7 @@ async def test_cancelled_at_every_checkpoint(
         steps += 1
         router, client = ListRouter(), PeerClient(LIMITS)
         router.providers = [Provider(f"peer{number}", peer.address) for number, peer in enumerate(peers)]
-        mirror = Mirror(MirrorParts(router, client, Metrics(), AT_ONCE))  # type: ignore[arg-type]
+        mirror = Mirror(MirrorParts(router, client, Metrics(), AT_ONCE, rng=InOrder(0)))  # type: ignore[arg-type]
         mirror.peers.sizes.learn(says)
         sockets.clear()
         opened = False

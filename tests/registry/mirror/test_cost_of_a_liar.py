@@ -24,7 +24,7 @@ from spegel_consul.registry.mirror.mirror_peers import MirrorParts, MirrorSettin
 from spegel_consul.zerocopy.outlet import PieceOutlet
 from spegel_consul.zerocopy.source import Throughput
 
-from ..conftest import ListRouter
+from ..conftest import InOrder, ListRouter
 
 SIZE, LAYERS, AT_ONCE = 40, 4, 3
 PROVIDERS = [Provider(f"peer{i}", ("10.0.0.1", 1000 + i)) for i in range(3)]
@@ -65,7 +65,7 @@ class Node:
     def __init__(self, seed: int, settings: MirrorSettings) -> None:
         self.rng = random.Random(seed)
         self.contents: dict[str, bytes] = {}
-        self.mirror = Mirror(MirrorParts(self, self, Metrics(), settings))  # type: ignore[arg-type]
+        self.mirror = Mirror(MirrorParts(self, self, Metrics(), settings, rng=InOrder(0)))  # type: ignore[arg-type]
 
     limits = PeerLimits()
 

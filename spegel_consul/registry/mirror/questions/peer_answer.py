@@ -11,8 +11,10 @@ import math
 import time
 from dataclasses import dataclass, replace
 
+import trio
+
 from spegel_consul.http.peer_client import PeerResponse
-from spegel_consul.oci.path import GROWING_HEADER, ContentRequest, Kind
+from spegel_consul.oci.path import GROWING_HEADER, LOAD_HEADER, ContentRequest, Kind
 from spegel_consul.peers import Provider
 from spegel_consul.registry.mirror.following.group_claim import Follow
 from spegel_consul.registry.mirror.mirror_peers import MirrorPeers
@@ -76,6 +78,7 @@ class Question:
         times = asked, response.connected, time.perf_counter()
         try:
             head = judge(response, request, range_header, expected)
+            peers.loads.told(provider.registry, response.header(LOAD_HEADER), trio.current_time())
             body: bytes | PeerResponse = response
             if request.kind is Kind.MANIFEST:
                 body = await peers.read(response, head, provider, "GET", blame=not follows)
