@@ -100,7 +100,6 @@ class KadRouter:
         self._announcements = Announcements(self._members.closest, ttl=ttl, rng=self._rng)
         if successor_of is not None:
             self._announcements.add(successor_of._announcements.keys())
-        self._answers = Answers(self._membership, self._records, self._announcements, rng=self._rng)
         self._claiming: Claiming = Claiming(
             host,
             self._background,
@@ -108,6 +107,13 @@ class KadRouter:
             self._provider,
             successor_of._claiming if successor_of else None,
             follow_chain,
+        )
+        self._answers = Answers(
+            self._membership,
+            self._records,
+            self._announcements,
+            is_vacant=self._claiming.keeps_no if follow_chain else lambda key: False,
+            rng=self._rng,
         )
         self._announce_alarm = WakeUp()
         self._announces_at = math.inf
@@ -194,6 +200,9 @@ class KadRouter:
     async def claim(self, group: str, report: ClaimReport) -> Verdict:
         return await self._claiming.claim(group, report)
 
+    def is_vacant(self, group: str) -> bool:
+        return self._claiming.is_vacant(group)
+
     async def leave(self) -> None:
         self._leaving = True
         told = set(self._announcements.clear()).intersection(self._host.connected())
@@ -256,6 +265,8 @@ class KadRouter:
                         search.failed(peer, trio.current_time())
                     else:
                         search.answered(peer, trio.current_time())
+                        if answer.vacant:
+                            self._claiming.told_vacant(peer, key)
                         named = list(map(self._membership.contact, answer.providers))
                         for provider in named[:REPLICAS]:  # so that a provider can be probed
                             self._membership.learn(provider, age=_NAMED_AGE, source=peer)

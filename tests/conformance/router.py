@@ -17,6 +17,7 @@ import trio
 from spegel_consul.peers import PeerInfo, Provider, RingError
 from spegel_consul.ring import Router
 from spegel_consul.ring.dht.claims import ClaimReport, What, Why
+from spegel_consul.ring.members.table import SETTLED
 
 WITHIN = 60.0
 """Seconds after which something hangs; what must be quicker is measured in virtual time."""
@@ -248,6 +249,23 @@ class RouterSuite:
                     source = verdict.sources[0]
                     assert (source.peer_id, source.registry) == (earlier.me.id, rig.registry(earlier))
                     assert later.me.id not in {each.peer_id for each in verdict.sources}
+
+    async def test_a_lookup_tells_of_a_group_that_nobody_is_at_work_on(self, rig: Rig) -> None:
+        routers = await ring_of(rig, 3)
+        await trio.sleep(2 * SETTLED)
+        with trio.fail_after(WITHIN):
+            # one claim each, because a node that makes none does not care for the keeper
+            for number, router in enumerate(routers):
+                await router.claim(f"sha256:{number}", ClaimReport())
+            for group in (f"sha256:group {number}" for number in range(8)):
+                for router in routers:
+                    assert await find(router, group) == []
+                    assert router.is_vacant(group)
+                await routers[0].claim(group, ClaimReport(serves=True, working=True))
+                await trio.sleep(1.0)
+                for router in routers:
+                    assert await find(router, group) == []
+                    assert not router.is_vacant(group)
 
     async def test_a_follower_replaces_the_source_that_it_lost(self, rig: Rig) -> None:
         routers = await ring_of(rig, 3)
