@@ -6,7 +6,7 @@ go-libp2p-kad-dht under Spegel's prefix.  Plain objects take the decisions, and 
     Membership      the members, and questions to them (a shell around Members)
     Announcements   the keys to announce, and to which peers   <- announce(), and every change of the members
     Records         the provider records of others             <- ADD_PROVIDER
-    Lookup          the peers to ask for one key, and the end  <- lookup(), one object each
+    Lookup          the peers to ask for one key, and the end  <- KeySearch (a shell too), lookup()
     Answers         the answers to questions of others         <- Service (a shell too)
     Claims          the groups that this node keeps            <- Claiming (a shell too), claim()
 
@@ -21,7 +21,8 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import AsyncIterator, Collection, Iterable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
+from functools import partial
 
 import trio
 
@@ -36,6 +37,7 @@ from spegel_consul.ring.dht.keys import dht_key, position
 from spegel_consul.ring.dht.messages import Message, MessageType, encode
 from spegel_consul.ring.dht.placement import REPLICAS
 from spegel_consul.ring.dht.records import Records
+from spegel_consul.ring.key_search import KeySearch
 from spegel_consul.ring.member_view import CIRCLE, MemberView, view
 from spegel_consul.ring.members.background import Background
 from spegel_consul.ring.members.membership import Membership
@@ -115,6 +117,7 @@ class KadRouter:
             is_vacant=self._claiming.keeps_no if follow_chain else lambda key: False,
             rng=self._rng,
         )
+        self._searches: set[KeySearch] = set()
         self._announce_alarm = WakeUp()
         self._announces_at = math.inf
         self._rebalance = False
@@ -158,7 +161,7 @@ class KadRouter:
             raise RingError("the ring is not running")
         raw = dht_key(key)
         at = position(raw)
-        search = Lookup(
+        lookup = Lookup(
             lambda: self._members.closest(at),
             count=count,
             exclude=self._host.id,
@@ -169,21 +172,25 @@ class KadRouter:
             busy=self._claiming.next_asked(key),
             rng=self._rng,
         )
-        send, receive = trio.open_memory_channel[Provider](math.inf)
-        scope = trio.CancelScope()
+        # closer peers are of use only to a node whose neighbours of the key have changed
+        brief = all(map(self._is_settled, self._members.closest(at)))
+        request = encode(Message(MessageType.GET_PROVIDERS, raw, brief=brief))
+        search = KeySearch(
+            lookup,
+            self._times,
+            lambda peer, told: self._membership.ask_soon(peer, request, told),
+            partial(self._on_answer, raw),
+            self._finish,
+        )
         own = map(self._known, self._records.providers(raw, trio.current_time()))
-        self._offer(search, own, send, own=True)
-        if search.done:
-            self._finish(search, send)
-            send.close()
-        else:
-            # runs in the router's nursery, because a nursery around the yield would wrap the caller's exceptions
-            self._background.spawn(self._search, search, raw, send, scope)
+        self._offer(search, own, own=True)
+        search.go_on()
+        self._searches.add(search)
         try:
-            yield receive
+            yield search
         finally:
-            scope.cancel()
-            receive.close()
+            self._searches.discard(search)
+            search.end()
 
     async def announce(self, added: Collection[str], removed: Collection[str] = ()) -> None:
         if self._leaving:
@@ -234,44 +241,19 @@ class KadRouter:
                     task_status.started()
         finally:
             self._background.nursery = None
+            for search in self._searches:
+                search.end()  # because nobody is asked any more
         if failure is not None:
             raise failure
 
-    async def _search(
-        self, search: Lookup, key: bytes, send: trio.MemorySendChannel[Provider], scope: trio.CancelScope
-    ) -> None:
-        # closer peers are of use only to a node whose neighbours of the key have changed
-        brief = all(map(self._is_settled, self._members.closest(position(key))))
-        request = encode(Message(MessageType.GET_PROVIDERS, key, brief=brief))
-        results, answers = trio.open_memory_channel[tuple[bytes, Message | None]](math.inf)
-
-        async def question(peer: bytes) -> None:
-            start = trio.current_time()
-            answer = await self._membership.ask(peer, request)
-            if answer is not None:
-                self._times.took(trio.current_time() - start)
-            with suppress(trio.BrokenResourceError):  # the lookup is over
-                results.send_nowait((peer, answer))
-
-        # BrokenResourceError: the reader may close its end before this task runs again
-        with scope, send, answers, suppress(trio.BrokenResourceError):
-            while not search.done:
-                for peer in search.ask(trio.current_time()):
-                    # not a child of this task, because an answer after the lookup still shows that the peer is alive
-                    self._background.spawn(question, peer)
-                with trio.move_on_at(search.wake_at):
-                    peer, answer = await answers.receive()
-                    if answer is None:
-                        search.failed(peer, trio.current_time())
-                    else:
-                        search.answered(peer, trio.current_time())
-                        if answer.vacant:
-                            self._claiming.told_vacant(peer, key)
-                        named = list(map(self._membership.contact, answer.providers))
-                        for provider in named[:REPLICAS]:  # so that a provider can be probed
-                            self._membership.learn(provider, age=_NAMED_AGE, source=peer)
-                        self._offer(search, named, send)
-            self._finish(search, send)
+    def _on_answer(self, key: bytes, search: KeySearch, peer: bytes, answer: Message) -> None:
+        if answer.vacant:
+            self._claiming.told_vacant(peer, key)
+        if answer.providers:
+            named = list(map(self._membership.contact, answer.providers))
+            for provider in named[:REPLICAS]:  # so that a provider can be probed
+                self._membership.learn(provider, age=_NAMED_AGE, source=peer)
+            self._offer(search, named)
 
     def _is_settled(self, peer: bytes) -> bool:
         member = self._members.get(peer)
@@ -287,9 +269,7 @@ class KadRouter:
         member = self._members.get(peer)
         return Contact(peer, member.routers, member.registry, member.secondary) if member else Contact(peer, ())
 
-    def _offer(
-        self, search: Lookup, found: Iterable[Contact], send: trio.MemorySendChannel[Provider], *, own: bool = False
-    ) -> None:
+    def _offer(self, search: KeySearch, found: Iterable[Contact], *, own: bool = False) -> None:
         """Yield the providers that are not dead, in random order so that not all nodes fetch from the same one."""
         contacts, last = {}, set()
         for each in found:
@@ -299,19 +279,19 @@ class KadRouter:
                 if member is not None and not member.alive:
                     last.add(each.id)
         named = {peer: self._registry(contacts[peer]) for peer in self._rng.sample(list(contacts), len(contacts))}
-        for peer in search.offer(named, last=last, own=own):
-            self._yield(contacts[peer], send)
+        for peer in search.lookup.offer(named, last=last, own=own):
+            self._yield(search, contacts[peer])
 
-    def _finish(self, search: Lookup, send: trio.MemorySendChannel[Provider]) -> None:
+    def _finish(self, search: KeySearch) -> None:
         """Yield the providers that may be gone, unless a probe has failed meanwhile."""
-        for peer in search.finish():
+        for peer in search.lookup.finish():
             member = self._members.get(peer)
             if member is not None and (member.alive or member.may_return):
-                self._yield(self._known(peer), send)
+                self._yield(search, self._known(peer))
 
-    def _yield(self, named: Contact, send: trio.MemorySendChannel[Provider]) -> None:
+    def _yield(self, search: KeySearch, named: Contact) -> None:
         self._membership.doubt(named.id)
-        send.send_nowait(self._provider(named))
+        search.found(self._provider(named))
 
     def _registry(self, of: Contact) -> Address:
         return of.registry or Address(of.routers[0].host, self._registry_port)

@@ -327,6 +327,15 @@ class RouterSuite:
         for router in (routers[0], routers[2]):
             assert [provider.peer_id for provider in await find(router, "key")] == [routers[1].me.id]
 
+    async def test_a_lookup_ends_with_its_router(self, rig: Rig) -> None:
+        first, second = await ring_of(rig, 2)
+        await second.announce(["key"])
+        await eventually_finds(first, "key", {second.me.id})
+        with trio.fail_after(WITHIN):
+            async with first.lookup("nobody has this") as providers:
+                await rig.kill(first)
+                assert [provider async for provider in providers] == []
+
     async def test_a_router_that_does_not_run_says_so(self, rig: Rig) -> None:
         router = await rig.node()
         await rig.kill(router)
