@@ -15,8 +15,8 @@ from spegel_consul.consul.api.client import ConsulClient
 from spegel_consul.consul.catalog.catalog_registries import CatalogRegistries
 from spegel_consul.consul.catalog.catalog_watch import CatalogWatch
 from spegel_consul.consul.catalog.leader_service import LeaderService
-from spegel_consul.consul.catalog.registration import Registration, ServiceMode
-from spegel_consul.consul.catalog.service_definitions import REGISTRY, ROUTER, spegel_services
+from spegel_consul.consul.catalog.registration import Registration
+from spegel_consul.consul.catalog.service_definitions import REGISTRY, ROUTER, ServiceMode, spegel_services
 from spegel_consul.consul.election.candidate import Candidate
 from spegel_consul.consul.election.leader_record import LeaderRecord
 from spegel_consul.endpoints import identity
