@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from spegel_consul.commands.option_types import DURATION, option
-from spegel_consul.consul.catalog.registration import ServiceMode
+from spegel_consul.consul.catalog.service_definitions import ServiceMode
 from spegel_consul.consul.election.election_view import ElectionSettings
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -31,7 +31,7 @@ from spegel_consul.commands.option_types import (
 from spegel_consul.commands.ring_options import bootstrap_settings, finding_options
 from spegel_consul.commands.zone_options import place_settings, zone_options
 from spegel_consul.consul.api.consul_settings import ConsulSettings
-from spegel_consul.consul.catalog.registration import ServiceMode
+from spegel_consul.consul.catalog.service_definitions import ServiceMode
 from spegel_consul.http.peer_client import PeerLimits
 from spegel_consul.http.peer_tls import Encryption
 from spegel_consul.http.tls import TlsFiles

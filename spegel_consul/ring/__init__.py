@@ -59,6 +59,14 @@ class Router(Protocol):
         """
         ...
 
+    def is_vacant(self, group: str) -> bool:
+        """Whether no node is at work on ``group``, as its keeper said in its answer to a lookup a moment ago.
+
+        The key of that lookup is ``group``. False if there was none, or if the keeper did not answer it. A report that
+        says nothing of this node would have the verdict "alone".
+        """
+        ...
+
     async def leave(self) -> None:
         """Withdraw all keys because this node is about to end; later announcements are ignored.
 

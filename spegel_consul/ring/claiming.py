@@ -4,6 +4,10 @@ The keeper is the living member of this program nearest to the group's key, or t
 refuse the protocol are left out of the choice, so that all nodes agree.  A keeper that gave no valid answer in time is
 left out for a while, and the second nearest is asked once.
 
+A group has the key of its records, so its keeper is among the peers that a lookup of that key asks.  The keeper's
+answer to the lookup says whether it keeps the group.  If it does not, a node without a download of its own needs no
+verdict.
+
     claim() -> keeper -> its Pipeline -> the keeper's Service -> decide() -> Claims
 
 A rule about the choice of a keeper, a time limit or a retry belongs here; the decision about a report belongs in
@@ -25,7 +29,7 @@ from spegel_consul.multiaddrs import Contact
 from spegel_consul.peers import Provider, RingError, peer_id_from_text, peer_id_to_text
 from spegel_consul.ring.dht.claim_messages import MAX_CLAIM_MESSAGE, WireVerdict, decode_verdict, encode_claim
 from spegel_consul.ring.dht.claims import LEASE, MAX_BEHIND, ClaimReport, Claims, Report, Verdict, What
-from spegel_consul.ring.dht.keys import position
+from spegel_consul.ring.dht.keys import dht_key, position
 from spegel_consul.ring.dht.messages import WirePeer
 from spegel_consul.ring.dht.protocol_ids import CLAIMS
 from spegel_consul.ring.members.background import Background
@@ -45,13 +49,19 @@ REFUSED_FOR = 60.0
 """Seconds for which a member that refused the protocol is no keeper; it may be upgraded meanwhile."""
 
 _NEAREST = 64  # members among which a keeper is looked for
+_TOLD_FOR = 1.0  # seconds for which the keeper's word that it does not keep a group counts
+_TOLD = 256
 _PIPELINES = 1024
 _GROUPS = 1024
 
 
 def group_key(group: str) -> bytes:
     """The key of a group, which determines its keeper."""
-    return hashlib.sha256(b"download " + group.encode()).digest()
+    return _key_of_record(dht_key(group))
+
+
+def _key_of_record(raw: bytes) -> bytes:
+    return hashlib.sha256(raw).digest()
 
 
 def report_in_bytes(report: ClaimReport) -> Report:
@@ -87,6 +97,7 @@ class Claiming:
         self._held: BoundedDict[bytes, tuple[bytes, float]] = predecessor._held if predecessor else BoundedDict(_GROUPS)
         self._skipped: BoundedDict[bytes, float] = BoundedDict(_PIPELINES)
         self._pipelines: BoundedDict[bytes, Pipeline[WireVerdict]] = BoundedDict(_PIPELINES)
+        self._told_vacant: BoundedDict[bytes, float] = BoundedDict(_TOLD)  # by group: when its keeper said so
 
     async def claim(self, group: str, report: ClaimReport) -> Verdict:
         """As :meth:`Router.claim`."""
@@ -116,6 +127,25 @@ class Claiming:
     def next_asked(self, group: str) -> bytes | None:
         """The peer to which a claim of ``group`` would go; None if this node decides it, or makes no claims."""
         return self._keeper(group_key(group)) if self._pipelines else None
+
+    def keeps_no(self, raw: bytes) -> bool:
+        """Whether this node keeps nothing of the group of which the records have the key ``raw``."""
+        return _key_of_record(raw) not in self._claims
+
+    def told_vacant(self, peer: bytes, raw: bytes) -> None:
+        """``peer`` has said that it keeps nothing of the group of which the records have the key ``raw``."""
+        group = _key_of_record(raw)
+        if peer == self._keeper(group):
+            now = trio.current_time()
+            self._told_vacant.drop_oldest(lambda at: now - at >= _TOLD_FOR)
+            self._told_vacant[group] = now
+
+    def is_vacant(self, group: str) -> bool:
+        """As :meth:`Router.is_vacant`."""
+        key = group_key(group)
+        if trio.current_time() - self._told_vacant.get(key, -math.inf) < _TOLD_FOR:
+            return True
+        return self._keeper(key) is None and key not in self._claims
 
     def decide(self, peer: bytes, group: bytes, report: Report) -> WireVerdict:
         """The verdict about a report of ``peer``, this node or another."""

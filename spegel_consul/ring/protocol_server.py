@@ -31,6 +31,7 @@ from spegel_consul.ring.responder import Answers
 _TIMEOUT, _IDLE_TIMEOUT = 10.0, 600.0
 _MAX_STREAMS_PER_PEER = 8
 _MAX_REQUEST = 64 << 10
+_AT_ONCE = 1024  # bytes of requests that are answered without waking the task of their stream
 _SLICE = 64  # messages of one peer that are answered between two checkpoints
 _SLOW = 0.02
 _LEAVE_EVERY = 10.0  # seconds, because one scans all records
@@ -71,8 +72,8 @@ class Service:
                 self._background.spawn(self._membership.exchange.introduce, peer)
             frames = Frames(_MAX_REQUEST)
             while True:
-                with trio.fail_after(_IDLE_TIMEOUT):
-                    data = await stream.receive()
+                with trio.fail_after(_IDLE_TIMEOUT) as idle:
+                    data = await stream.receive(partial(self._answer_at_once, stream, frames, idle))
                 if not data:
                     break
                 bodies = frames.feed(data)
@@ -86,6 +87,21 @@ class Service:
                 # released before the wait for the next ones, because the last batch of keys of each peer is 50 KiB
                 data, bodies, answers, out = b"", [], [], b""
             stream.close()
+
+    def _answer_at_once(self, stream: Stream, frames: Frames, idle: trio.CancelScope, data: bytes) -> bool:
+        """Answer a few short requests; False if that is too much to be done at once. Raises WireError."""
+        peer = stream.peer
+        if len(data) > _AT_ONCE or self._records.is_full_of(peer):
+            return False
+        for body in frames.feed(data):
+            answer = self._answers.answer(peer, decode(body))
+            if answer is not None:
+                stream.send(encode(answer))
+        self._membership.heard(peer)
+        now = trio.current_time()
+        if idle.deadline < now + _IDLE_TIMEOUT / 2:
+            idle.deadline = now + _IDLE_TIMEOUT
+        return True
 
     async def _serve_withdrawal(self, stream: Stream) -> None:
         """Forget the records that a peer withdraws; no keys mean all of them, because the peer leaves."""

@@ -5,7 +5,8 @@ The answers follow the expectations of go-libp2p-kad-dht:
 * ADD_PROVIDER is never answered, because Go would take an answer for the answer to its next request;
 * a provider may only announce itself;
 * FIND_NODE for a node's own id contains the node, because Go checks that before it admits a peer to a full table;
-* a brief question, which only nodes of this program ask, is answered without closer peers;
+* a brief question, which only nodes of this program ask, is answered without closer peers, and says if the node keeps
+  no claims of the key's group, so that the asker need not ask for a verdict;
 * dead peers are not named, except those that may return if there is no other;
 * if there are more providers than an answer names, half of the named ones are the nearest to the asker.
 
@@ -19,6 +20,7 @@ A new rule about the content of an answer belongs here; a new limit on streams a
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import trio
 
@@ -37,14 +39,24 @@ It is more than REPLICAS because the provider may know fewer members than this n
 
 
 class Answers:
-    """Answers from this node's members, records and announcements."""
+    """Answers from this node's members, records and announcements.
+
+    ``is_vacant``: whether this node keeps claims, and none of the group that the key of a question names.
+    """
 
     def __init__(
-        self, membership: Membership, records: Records, announcements: Announcements, *, rng: random.Random
+        self,
+        membership: Membership,
+        records: Records,
+        announcements: Announcements,
+        *,
+        is_vacant: Callable[[bytes], bool],
+        rng: random.Random,
     ) -> None:
         self._membership = membership
         self._records = records
         self._announcements = announcements
+        self._is_vacant = is_vacant
         self._rng = rng
         self._position = position(membership.me.id)
 
@@ -58,7 +70,8 @@ class Answers:
             self._add_provider(peer, message)
             return None
         if message.type is MessageType.GET_PROVIDERS and message.brief:
-            return Message(message.type, message.key, (), self._providers(message.key, peer))
+            vacant = self._is_vacant(message.key)
+            return Message(message.type, message.key, (), self._providers(message.key, peer), vacant=vacant)
         table = self._membership.table
         closer = [
             member.wire

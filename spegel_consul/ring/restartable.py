@@ -104,6 +104,9 @@ class ReplaceableRouter:
     async def claim(self, group: str, report: ClaimReport) -> Verdict:
         return await self._current.router.claim(group, report)
 
+    def is_vacant(self, group: str) -> bool:
+        return self._current.router.is_vacant(group)
+
     async def leave(self) -> None:
         if self._next is not None:
             await self._next.router.leave()

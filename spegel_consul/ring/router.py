@@ -6,7 +6,7 @@ go-libp2p-kad-dht under Spegel's prefix.  Plain objects take the decisions, and 
     Membership      the members, and questions to them (a shell around Members)
     Announcements   the keys to announce, and to which peers   <- announce(), and every change of the members
     Records         the provider records of others             <- ADD_PROVIDER
-    Lookup          the peers to ask for one key, and the end  <- lookup(), one object each
+    Lookup          the peers to ask for one key, and the end  <- KeySearch (a shell too), lookup()
     Answers         the answers to questions of others         <- Service (a shell too)
     Claims          the groups that this node keeps            <- Claiming (a shell too), claim()
 
@@ -21,7 +21,8 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import AsyncIterator, Collection, Iterable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
+from functools import partial
 
 import trio
 
@@ -37,6 +38,7 @@ from spegel_consul.ring.dht.keys import dht_key, position
 from spegel_consul.ring.dht.messages import Message, MessageType, encode
 from spegel_consul.ring.dht.placement import REPLICAS
 from spegel_consul.ring.dht.records import Records
+from spegel_consul.ring.key_search import KeySearch
 from spegel_consul.ring.member_view import CIRCLE, MemberView, view
 from spegel_consul.ring.members.background import Background
 from spegel_consul.ring.members.membership import Membership
@@ -105,7 +107,6 @@ class KadRouter:
         self._announcements = Announcements(self._members.closest, ttl=ttl, rng=self._rng)
         if successor_of is not None:
             self._announcements.add(successor_of._announcements.keys())
-        self._answers = Answers(self._membership, self._records, self._announcements, rng=self._rng)
         self._claiming: Claiming = Claiming(
             host,
             self._background,
@@ -114,6 +115,14 @@ class KadRouter:
             successor_of._claiming if successor_of else None,
             follow_chain,
         )
+        self._answers = Answers(
+            self._membership,
+            self._records,
+            self._announcements,
+            is_vacant=self._claiming.keeps_no if follow_chain else lambda key: False,
+            rng=self._rng,
+        )
+        self._searches: set[KeySearch] = set()
         self._announce_alarm = WakeUp()
         self._announces_at = math.inf
         self._rebalance = False
@@ -157,7 +166,7 @@ class KadRouter:
             raise RingError("the ring is not running")
         raw = dht_key(key)
         at = position(raw)
-        search = Lookup(
+        lookup = Lookup(
             lambda: self._members.closest(at),
             count=count,
             exclude=self._host.id,
@@ -168,21 +177,25 @@ class KadRouter:
             busy=self._claiming.next_asked(key),
             rng=self._rng,
         )
-        send, receive = trio.open_memory_channel[Provider](math.inf)
-        scope = trio.CancelScope()
+        # closer peers are of use only to a node whose neighbours of the key have changed
+        brief = all(map(self._is_settled, self._members.closest(at)))
+        request = encode(Message(MessageType.GET_PROVIDERS, raw, brief=brief))
+        search = KeySearch(
+            lookup,
+            self._times,
+            lambda peer, told: self._membership.ask_soon(peer, request, told),
+            partial(self._on_answer, raw),
+            self._finish,
+        )
         own = map(self._known, self._records.providers(raw, trio.current_time()))
-        self._offer(search, own, send, own=True)
-        if search.done:
-            self._finish(search, send)
-            send.close()
-        else:
-            # runs in the router's nursery, because a nursery around the yield would wrap the caller's exceptions
-            self._background.spawn(self._search, search, raw, send, scope)
+        self._offer(search, own, own=True)
+        search.go_on()
+        self._searches.add(search)
         try:
-            yield receive
+            yield search
         finally:
-            scope.cancel()
-            receive.close()
+            self._searches.discard(search)
+            search.end()
 
     async def announce(self, added: Collection[str], removed: Collection[str] = ()) -> None:
         if self._leaving:
@@ -198,6 +211,9 @@ class KadRouter:
 
     async def claim(self, group: str, report: ClaimReport) -> Verdict:
         return await self._claiming.claim(group, report)
+
+    def is_vacant(self, group: str) -> bool:
+        return self._claiming.is_vacant(group)
 
     async def leave(self) -> None:
         self._leaving = True
@@ -230,42 +246,19 @@ class KadRouter:
                     task_status.started()
         finally:
             self._background.nursery = None
+            for search in self._searches:
+                search.end()  # because nobody is asked any more
         if failure is not None:
             raise failure
 
-    async def _search(
-        self, search: Lookup, key: bytes, send: trio.MemorySendChannel[Provider], scope: trio.CancelScope
-    ) -> None:
-        # closer peers are of use only to a node whose neighbours of the key have changed
-        brief = all(map(self._is_settled, self._members.closest(position(key))))
-        request = encode(Message(MessageType.GET_PROVIDERS, key, brief=brief))
-        results, answers = trio.open_memory_channel[tuple[bytes, Message | None]](math.inf)
-
-        async def question(peer: bytes) -> None:
-            start = trio.current_time()
-            answer = await self._membership.ask(peer, request)
-            if answer is not None:
-                self._times.took(trio.current_time() - start)
-            with suppress(trio.BrokenResourceError):  # the lookup is over
-                results.send_nowait((peer, answer))
-
-        # BrokenResourceError: the reader may close its end before this task runs again
-        with scope, send, answers, suppress(trio.BrokenResourceError):
-            while not search.done:
-                for peer in search.ask(trio.current_time()):
-                    # not a child of this task, because an answer after the lookup still shows that the peer is alive
-                    self._background.spawn(question, peer)
-                with trio.move_on_at(search.wake_at):
-                    peer, answer = await answers.receive()
-                    if answer is None:
-                        search.failed(peer, trio.current_time())
-                    else:
-                        search.answered(peer, trio.current_time())
-                        named = list(map(self._membership.contact, answer.providers))
-                        for provider in named[:REPLICAS]:  # so that a provider can be probed
-                            self._membership.learn(provider, age=_NAMED_AGE, source=peer)
-                        self._offer(search, named, send)
-            self._finish(search, send)
+    def _on_answer(self, key: bytes, search: KeySearch, peer: bytes, answer: Message) -> None:
+        if answer.vacant:
+            self._claiming.told_vacant(peer, key)
+        if answer.providers:
+            named = list(map(self._membership.contact, answer.providers))
+            for provider in named[:REPLICAS]:  # so that a provider can be probed
+                self._membership.learn(provider, age=_NAMED_AGE, source=peer)
+            self._offer(search, named)
 
     def _is_settled(self, peer: bytes) -> bool:
         member = self._members.get(peer)
@@ -281,9 +274,7 @@ class KadRouter:
         member = self._members.get(peer)
         return Contact(peer, member.routers, member.registry, member.secondary) if member else Contact(peer, ())
 
-    def _offer(
-        self, search: Lookup, found: Iterable[Contact], send: trio.MemorySendChannel[Provider], *, own: bool = False
-    ) -> None:
+    def _offer(self, search: KeySearch, found: Iterable[Contact], *, own: bool = False) -> None:
         """Yield the providers that are not dead, the nearest first; those of one distance in random order.
 
         So not all nodes fetch from the same one, and a lookup that ends early has found the near ones.
@@ -299,19 +290,19 @@ class KadRouter:
         if here := self._here.place:
             order.sort(key=lambda peer: here.distance(self._place_of(peer)))
         named = {peer: self._registry(contacts[peer]) for peer in order}
-        for peer in search.offer(named, last=last, own=own):
-            self._yield(contacts[peer], send)
+        for peer in search.lookup.offer(named, last=last, own=own):
+            self._yield(search, contacts[peer])
 
-    def _finish(self, search: Lookup, send: trio.MemorySendChannel[Provider]) -> None:
+    def _finish(self, search: KeySearch) -> None:
         """Yield the providers that may be gone, unless a probe has failed meanwhile."""
-        for peer in search.finish():
+        for peer in search.lookup.finish():
             member = self._members.get(peer)
             if member is not None and (member.alive or member.may_return):
-                self._yield(self._known(peer), send)
+                self._yield(search, self._known(peer))
 
-    def _yield(self, named: Contact, send: trio.MemorySendChannel[Provider]) -> None:
+    def _yield(self, search: KeySearch, named: Contact) -> None:
         self._membership.doubt(named.id)
-        send.send_nowait(self._provider(named))
+        search.found(self._provider(named))
 
     def _registry(self, of: Contact) -> Address:
         return of.registry or Address(of.routers[0].host, self._registry_port)

@@ -17,8 +17,14 @@ from spegel_consul.consul.catalog.catalog_watch import CatalogWatch
 from spegel_consul.consul.catalog.leader_service import LeaderService
 from spegel_consul.consul.catalog.network_coordinates import NetworkCoordinates
 from spegel_consul.consul.catalog.node_place import NodePlace
-from spegel_consul.consul.catalog.registration import Registration, ServiceMode
-from spegel_consul.consul.catalog.service_definitions import REGISTRY, ROUTER, place_meta, spegel_services
+from spegel_consul.consul.catalog.registration import Registration
+from spegel_consul.consul.catalog.service_definitions import (
+    REGISTRY,
+    ROUTER,
+    ServiceMode,
+    place_meta,
+    spegel_services,
+)
 from spegel_consul.consul.election.candidate import Candidate
 from spegel_consul.consul.election.leader_record import LeaderRecord
 from spegel_consul.endpoints import identity

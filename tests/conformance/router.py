@@ -17,6 +17,7 @@ import trio
 from spegel_consul.peers import PeerInfo, Provider, RingError
 from spegel_consul.ring import Router
 from spegel_consul.ring.dht.claims import ClaimReport, What, Why
+from spegel_consul.ring.members.table import SETTLED
 
 WITHIN = 60.0
 """Seconds after which something hangs; what must be quicker is measured in virtual time."""
@@ -249,6 +250,23 @@ class RouterSuite:
                     assert (source.peer_id, source.registry) == (earlier.me.id, rig.registry(earlier))
                     assert later.me.id not in {each.peer_id for each in verdict.sources}
 
+    async def test_a_lookup_tells_of_a_group_that_nobody_is_at_work_on(self, rig: Rig) -> None:
+        routers = await ring_of(rig, 3)
+        await trio.sleep(2 * SETTLED)
+        with trio.fail_after(WITHIN):
+            # one claim each, because a node that makes none does not care for the keeper
+            for number, router in enumerate(routers):
+                await router.claim(f"sha256:{number}", ClaimReport())
+            for group in (f"sha256:group {number}" for number in range(8)):
+                for router in routers:
+                    assert await find(router, group) == []
+                    assert router.is_vacant(group)
+                await routers[0].claim(group, ClaimReport(serves=True, working=True))
+                await trio.sleep(1.0)
+                for router in routers:
+                    assert await find(router, group) == []
+                    assert not router.is_vacant(group)
+
     async def test_a_follower_replaces_the_source_that_it_lost(self, rig: Rig) -> None:
         routers = await ring_of(rig, 3)
         report = ClaimReport(serves=True, working=True)
@@ -308,6 +326,15 @@ class RouterSuite:
         assert len(routers[0].members()) == 2
         for router in (routers[0], routers[2]):
             assert [provider.peer_id for provider in await find(router, "key")] == [routers[1].me.id]
+
+    async def test_a_lookup_ends_with_its_router(self, rig: Rig) -> None:
+        first, second = await ring_of(rig, 2)
+        await second.announce(["key"])
+        await eventually_finds(first, "key", {second.me.id})
+        with trio.fail_after(WITHIN):
+            async with first.lookup("nobody has this") as providers:
+                await rig.kill(first)
+                assert [provider async for provider in providers] == []
 
     async def test_a_router_that_does_not_run_says_so(self, rig: Rig) -> None:
         router = await rig.node()

@@ -86,6 +86,9 @@ class MemoryRouter:
         sources = tuple(Provider(text, registry[text]) for text in texts if text in registry)
         return Verdict(decision.what, sources, decision.again)
 
+    def is_vacant(self, group: str) -> bool:
+        return group_key(group) not in self._ring.claims
+
     async def leave(self) -> None:
         await trio.lowlevel.checkpoint()
         self._leaving = True

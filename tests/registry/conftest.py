@@ -95,6 +95,7 @@ class ListRouter:
         self.delay = 0.0
         self.asked: list[str] = []
         self.reports: list[tuple[str, ClaimReport]] = []
+        self.vacant = False
         self.keeper: Callable[[str, ClaimReport], Awaitable[Verdict]] = alone
 
     @asynccontextmanager
@@ -114,6 +115,9 @@ class ListRouter:
     @property
     def me(self) -> PeerInfo:
         return PeerInfo(ASKER, ())
+
+    def is_vacant(self, group: str) -> bool:
+        return self.vacant
 
     async def claim(self, group: str, report: ClaimReport) -> Verdict:
         """The verdict of ``keeper``, which a test may replace."""

@@ -12,6 +12,7 @@ import trio.testing
 from spegel_consul.ring.dht.messages import Message, MessageType, encode
 from spegel_consul.ring.dht.protocol_ids import KAD
 from spegel_consul.ring.members.pipeline import Pipeline
+from spegel_consul.ring.net.host import Take
 from spegel_consul.ring.net.libp2p.noise_transport import Wire
 from spegel_consul.ring.net.libp2p.stream import MuxedStream
 from spegel_consul.ring.protocol_server import Service
@@ -55,7 +56,7 @@ class OneMessage:
         self._left = [message]
         self.ready = trio.Event()
 
-    async def receive(self) -> bytes:
+    async def receive(self, take: Take | None = None) -> bytes:
         await self.ready.wait()
         if self._left:
             return Tracked(self._left.pop())

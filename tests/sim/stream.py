@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from spegel_consul.ring.net.host import StreamClosed, StreamReset
+from spegel_consul.ring.net.host import StreamClosed, StreamReset, Take
 
 if TYPE_CHECKING:
     from tests.sim.network import SimHost
@@ -67,23 +67,26 @@ class SimStream:
             self.host.count()
             self.host.put(self, data)
 
-    async def receive(self) -> bytes:
+    async def receive(self, take: Take | None = None) -> bytes:
+        waited = False
         if self._arrived or self._ended:
             await trio.lowlevel.checkpoint()
         while True:
             if self.broken and not self._was_reset:
                 raise StreamClosed("the stream was reset, or its connection was lost")
             if self._arrived:
-                break
+                data = self._arrived.popleft()
+                self._unread -= len(data)
+                if not waited or take is None or not take(data):
+                    return data
+                continue
             if self._ended:
                 return b""
             if self._was_reset:
                 raise StreamReset("the peer reset the stream")
             self._wake = trio.Event()
             await self._wake.wait()
-        data = self._arrived.popleft()
-        self._unread -= len(data)
-        return data
+            waited = True
 
     def close(self) -> None:
         if not self.broken and not self._closed:

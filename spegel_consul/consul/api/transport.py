@@ -22,13 +22,12 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import trio
 from consul.base import CB, Consul, HTTPClient, Response
 
-from spegel_consul.consul.api.client_tls import FollowedContext
 from spegel_consul.consul.api.consul_errors import (
     AccessDenied,
     ConsulError,
@@ -44,6 +43,9 @@ from spegel_consul.consul.api.token import TokenSource
 from spegel_consul.disk.threads import in_thread
 from spegel_consul.http import bounded_client
 from spegel_consul.http.answer_bounds import AnswerRefused
+
+if TYPE_CHECKING:
+    from spegel_consul.consul.api.client_tls import FollowedContext
 
 CONNECT_TIMEOUT = 3.0
 CALL_TIMEOUT = 10.0
@@ -78,7 +80,12 @@ class TrioHTTPClient(HTTPClient):  # type: ignore[misc]  # the library has no ty
         ]
         self._trusted = settings.trusted
         self._extensions = {"sni_hostname": settings.tls_server_name} if settings.tls_server_name else {}
-        self._tls = FollowedContext(settings) if settings.scheme == "https" else None
+        self._tls: FollowedContext | None = None
+        if settings.scheme == "https":
+            # imported here, because it logs, and most commands and nodes speak plain HTTP to their own agent
+            from spegel_consul.consul.api.client_tls import FollowedContext
+
+            self._tls = FollowedContext(settings)
         # the pool is far larger than the number of long polls, so that a renewal never queues behind one
         self._client = bounded_client.client(
             transport=transport

@@ -17,7 +17,6 @@ A new rule about the registration or removal of services belongs here.  Their fi
 
 from __future__ import annotations
 
-import enum
 import math
 import random
 from collections.abc import Mapping, Sequence
@@ -38,15 +37,6 @@ DEREGISTER_WITHIN = 3.0
 """Seconds by which deregistration may delay a shutdown."""
 NOMAD_GRACE = 10.0
 """Seconds for which a service is left to Nomad before it is registered here."""
-
-
-class ServiceMode(enum.Enum):
-    """The registrant: Nomad's job or else this process, this process, another program, none."""
-
-    AUTO = "auto"
-    SELF = "self"
-    EXTERNAL = "external"
-    OFF = "off"
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ A new service, check or field of the metadata belongs here.
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -30,6 +31,15 @@ LEADER_CHECK_TTL = 3.0
 With the lock-delay of half a second another node leads within four seconds.  It is not shorter, because an agent that
 restarts keeps the state of the check only for that time, rounded down to whole seconds.
 """
+
+
+class ServiceMode(enum.Enum):
+    """The registrant: Nomad's job or else this process, this process, another program, none."""
+
+    AUTO = "auto"
+    SELF = "self"
+    EXTERNAL = "external"
+    OFF = "off"
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,13 +26,12 @@ from collections.abc import Callable, Iterable
 import structlog
 import trio
 
+from spegel_consul.http.server.listen import BACKLOG
+
 log = structlog.get_logger(__name__)
 
 ROUND = 32
 """Largest number of connections that one wake-up accepts before other tasks may run."""
-
-BACKLOG = 1024
-"""Length of the kernel's queue of connections that are not yet accepted."""
 
 _SO_ATTACH_REUSEPORT_CBPF = 51
 _CAPACITY = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})

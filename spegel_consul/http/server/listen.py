@@ -12,8 +12,10 @@ import errno
 import socket
 from dataclasses import dataclass
 
-from spegel_consul.http.server.accept import BACKLOG
 from spegel_consul.peers import host_port
+
+BACKLOG = 1024
+"""Length of the kernel's queue of connections that are not yet accepted."""
 
 
 class ListenError(Exception):

@@ -180,6 +180,9 @@ class Claims:
     def __len__(self) -> int:
         return len(self._groups)
 
+    def __contains__(self, group: bytes) -> bool:
+        return group in self._groups
+
     def report(self, group: bytes, peer: bytes, report: Report, now: float) -> Decision:
         """The decision for ``peer``, which reports the state of ``group`` on its node."""
         self._forget_stale(now)

@@ -38,6 +38,8 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # protobuf wire types
 _CONNECTED = b"\x18\x01"  # Message.Peer.connection = CONNECTED
 _BRIEF = b"\xa0\x06\x01"  # field 100, which Go skips
 _BRIEF_FIELD = 100
+_VACANT = b"\xa8\x06\x01"  # field 101
+_VACANT_FIELD = 101
 _LONGEST_KNOWN = 512  # bytes of an encoded peer that is remembered
 _CLUSTER_LEVEL = b"\x50\x01"  # Message.clusterLevelRaw, which Go always sends and never reads
 
@@ -66,7 +68,8 @@ class WirePeer(NamedTuple):
 class Message:
     """A Kademlia message; ``key`` is a multihash, or a peer id in FIND_NODE.
 
-    ``brief`` is our own: a question whose answer need not name closer peers. Other programs name them all the same.
+    Two fields are our own, and other programs skip them. ``brief``: a question whose answer need not name closer peers.
+    ``vacant``: an answer of a node that keeps no claims of the group that the key names, see ``claiming``.
     """
 
     type: MessageType
@@ -74,6 +77,7 @@ class Message:
     closer: tuple[WirePeer, ...] = ()
     providers: tuple[WirePeer, ...] = ()
     brief: bool = False
+    vacant: bool = False
 
 
 class MemberReport(NamedTuple):
@@ -153,12 +157,14 @@ def encode(message: Message) -> bytes:
     body += _CLUSTER_LEVEL
     if message.brief:
         body += _BRIEF
+    if message.vacant:
+        body += _VACANT
     return frame(bytes(body))
 
 
 def decode(body: bytes) -> Message:
     """A Kademlia message without its length. Raises WireError for anything else."""
-    number = brief = 0
+    number = brief = vacant = 0
     key = b""
     closer: list[WirePeer] = []
     providers: list[WirePeer] = []
@@ -173,13 +179,15 @@ def decode(body: bytes) -> Message:
             providers.append(decode_peer(value))
         elif field == _BRIEF_FIELD and isinstance(value, int):
             brief = value
+        elif field == _VACANT_FIELD and isinstance(value, int):
+            vacant = value
     try:
         kind = MessageType(number)
     except ValueError:
         raise WireError(f"message type {number} is not one of the ring's") from None
     if len(key) > MAX_KEY:
         raise WireError(f"a key of {len(key)} bytes exceeds the limit of {MAX_KEY}")
-    return Message(kind, key, tuple(closer), tuple(providers), bool(brief))
+    return Message(kind, key, tuple(closer), tuple(providers), bool(brief), bool(vacant))
 
 
 def encode_members(reports: Iterable[MemberReport]) -> bytes:

@@ -35,7 +35,7 @@ from spegel_consul.ring.members.background import Background
 from spegel_consul.ring.members.ban_list import BanList
 from spegel_consul.ring.members.gossip import Exchange
 from spegel_consul.ring.members.pipeline import Pipeline
-from spegel_consul.ring.members.table import Members
+from spegel_consul.ring.members.table import Member, Members
 from spegel_consul.ring.members.wakeup import WakeUp
 from spegel_consul.ring.net.host import DialledSelf, Host, ProtocolRefused, Replaced, Silent, StreamClosed, Unreachable
 from spegel_consul.ring.net.loop_time import LoopTime
@@ -50,6 +50,8 @@ _BAN_LOG_EVERY = 60.0
 _WITHDRAW_TIMEOUT = 5.0
 _SPARE_PIPELINES = 64
 _PARALLEL_REVIVALS = 16  # a dial without an answer takes seconds
+Told = Callable[[Message | None], None]
+
 _GREET = 8  # on average, a new member is greeted by so many of the nodes that learn of it from others
 
 
@@ -139,17 +141,39 @@ class Membership:
             with self._loop_time.fail_after(within or (member.timeout if warm else _COLD_TIMEOUT)):
                 answer = await pipeline.ask(request)
         except (RingError, trio.TooSlowError) as exc:
-            log.debug("ring_question_failed", peer=peer_id_to_text(peer), error=repr(exc))
-            # no failure if the question never left because its dial had to wait, or if the peer spoke meanwhile
-            never_left = isinstance(exc, trio.TooSlowError) and not self._host.is_connected(peer)
-            if member.spoke < start and not never_left:
-                self._failed(peer, exc, asked=start)
+            self._not_answered(member, exc, start)
             return None
-        self.heard(peer, trio.current_time() - start if warm else None)
+        self._answered(member, answer, trio.current_time() - start if warm else None)
+        return answer
+
+    def ask_soon(self, peer: bytes, request: bytes, told: Told) -> None:
+        """As :meth:`ask`, and call ``told`` with the result, but never during this call.
+
+        A peer that is in touch is asked at once, and without a task that waits for the answer.
+        """
+        member, pipeline = self.table.get(peer), self._pipelines.get(peer)
+        if member is not None and pipeline is not None and pipeline.is_open:
+            question = _Question(self, member, request, told)
+            if pipeline.send(request, question):
+                self._loop_time.start(question, member.timeout)
+                return
+        self._background.spawn(self._ask_and_tell, peer, request, told)
+
+    async def _ask_and_tell(self, peer: bytes, request: bytes, told: Told) -> None:
+        told(await self.ask(peer, request))
+
+    def _answered(self, member: Member, answer: Message, took: float | None) -> None:
+        self.heard(member.id, took)
         for closer in answer.closer[: 2 * REPLICAS]:
             if not self.table.confirms(closer, 0, trio.current_time()):
-                self.learn(self.contact(closer), source=peer)
-        return answer
+                self.learn(self.contact(closer), source=member.id)
+
+    def _not_answered(self, member: Member, error: Exception, start: float) -> None:
+        log.debug("ring_question_failed", peer=peer_id_to_text(member.id), error=repr(error))
+        # no failure if the question never left because its dial had to wait, or if the peer spoke meanwhile
+        never_left = isinstance(error, trio.TooSlowError) and not self._host.is_connected(member.id)
+        if member.spoke < start and not never_left:
+            self._failed(member.id, error, asked=start)
 
     def is_in_touch(self, peer: bytes) -> bool:
         """Whether a question to ``peer`` needs no new connection."""
@@ -323,3 +347,36 @@ class Membership:
         member = self.table.get(peer)
         if answer is None and (member is None or member.spoke < start):
             self._host.disconnect(peer)  # so that the next probe makes a new connection
+
+
+class _Question:
+    """A question to a member that is in touch, whose answer is told without a task that waits for it."""
+
+    def __init__(self, membership: Membership, member: Member, request: bytes, told: Told) -> None:
+        self._membership = membership
+        self._member = member
+        self._request = request
+        self._told: Told | None = told
+        self._start = trio.current_time()
+
+    def set(self, answer: Message) -> None:
+        if (told := self._end()) is not None:
+            self._membership._answered(self._member, answer, trio.current_time() - self._start)
+            told(answer)
+
+    def fail(self, error: RingError) -> None:
+        if (told := self._end()) is not None:
+            # the peer closes idle streams and surplus connections, so the question is tried again
+            self._membership._background.spawn(self._membership._ask_and_tell, self._member.id, self._request, told)
+
+    def cancel(self) -> None:
+        """The time is over."""
+        if (told := self._end()) is not None:
+            self._membership._not_answered(self._member, trio.TooSlowError(), self._start)
+            told(None)
+
+    def _end(self) -> Told | None:
+        told, self._told = self._told, None
+        if told is not None:
+            self._membership._loop_time.stop(self)
+        return told

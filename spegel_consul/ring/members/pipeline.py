@@ -3,13 +3,15 @@
 Questions to one peer are sent over one stream without waiting for earlier answers.  The peer answers in order, so the
 n-th answer belongs to the n-th question.  A question whose caller has given up keeps its position in the queue.  An
 error on the stream fails all questions that are open on it, and the next question opens a new stream.
+
+A question has a task that waits for its answer, or an object that is told of it (:meth:`Pipeline.send`).
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import structlog
 
@@ -24,6 +26,15 @@ log = structlog.get_logger(__name__)
 _TRIES = 3
 
 A = TypeVar("A")
+_Told = TypeVar("_Told", contravariant=True)
+
+
+class Asker(Protocol[_Told]):
+    """Is told once how its question ended, by the task that reads the connection; so it must not wait."""
+
+    def set(self, value: _Told, /) -> None: ...
+
+    def fail(self, error: RingError, /) -> None: ...
 
 
 class _Conversation(Generic[A]):
@@ -31,12 +42,15 @@ class _Conversation(Generic[A]):
 
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
-        self.waiting: deque[Result[A]] = deque()
+        self.waiting: deque[Asker[A]] = deque()
+
+    def send(self, request: bytes, asker: Asker[A]) -> None:
+        self.stream.send(request)
+        self.waiting.append(asker)
 
     async def ask(self, request: bytes) -> A:
         answer: Result[A] = Result()
-        self.stream.send(request)
-        self.waiting.append(answer)
+        self.send(request, answer)
         return await answer.wait()
 
 
@@ -88,6 +102,19 @@ class Pipeline(Generic[A]):
                     self._conversation = None  # the task that reads from it has not noticed yet
         return await (await self._open()).ask(request)
 
+    def send(self, request: bytes, asker: Asker[A]) -> bool:
+        """Send ``request`` on the open stream, and tell ``asker`` of the answer. False if there is no such stream.
+
+        If the peer has closed the stream, ``asker`` is told a StreamClosed, and :meth:`ask` would try again.
+        """
+        try:
+            if self._conversation is not None:
+                self._conversation.send(request, asker)
+                return True
+        except StreamClosed:
+            self._conversation = None
+        return False
+
     async def _open(self) -> _Conversation[A]:
         if self._conversation is not None:
             return self._conversation
@@ -110,12 +137,17 @@ class Pipeline(Generic[A]):
         conversation = self._conversation = _Conversation(stream)
         opening.set(conversation)
         frames = Frames(self._limit)
+
+        def take(data: bytes) -> bool:
+            for body in frames.feed(data):
+                if not conversation.waiting:
+                    raise WireError("an answer without a question")
+                conversation.waiting.popleft().set(self._decode(body))
+            return True
+
         try:
-            while data := await stream.receive():
-                for body in frames.feed(data):
-                    if not conversation.waiting:
-                        raise WireError("an answer without a question")
-                    conversation.waiting.popleft().set(self._decode(body))
+            while data := await stream.receive(take):
+                take(data)
                 del data  # released before the wait for the next answer, which may be long
         except RingError as exc:
             log.debug("ring_stream_ended", peer=peer_id_to_text(self._peer), error=str(exc))

@@ -57,6 +57,10 @@ class Identity:
     addresses: tuple[bytes, ...]
 
 
+Take = Callable[[bytes], bool]
+"""Handles arriving bytes at once, or returns False without having read them. It does not wait."""
+
+
 class Stream(Protocol):
     """A two-way stream of bytes with one peer, for one protocol."""
 
@@ -69,8 +73,11 @@ class Stream(Protocol):
         """Queue ``data``. Raises StreamClosed."""
         ...
 
-    async def receive(self) -> bytes:
+    async def receive(self, take: Take | None = None) -> bytes:
         """The next bytes, or ``b""`` after the peer closed its side. Raises StreamClosed.
+
+        While the call waits, arriving bytes may be given to ``take``, by the task that reads the connection. The call
+        returns the bytes for which it returned False, and raises its exceptions.
 
         After a cancelled receive the stream can only be reset.
         """

@@ -9,6 +9,8 @@ So time is counted in ticks, and a tick counts only with its nominal length, how
 the event loop ran and read everything that had arrived.  All timeouts share one ticking task, which runs only while
 there are any.
 
+A timeout belongs to a cancel scope, or to an object that waits without a task of its own.
+
 Use it for every timeout whose expiry counts against a peer; use trio's own timeouts for the rest.
 """
 
@@ -16,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 import trio
 
@@ -26,28 +29,42 @@ LONGEST = 8.0
 """A timeout lasts at most this many times its seconds, however late the loop is."""
 
 
+class Timed(Protocol):
+    """What a timeout ends."""
+
+    def cancel(self) -> None: ...
+
+
 class LoopTime:
     """The timeouts of one nursery; ``spawn`` starts a task in it."""
 
     def __init__(self, spawn: Callable[[Callable[[], Awaitable[None]]], None]) -> None:
         self._spawn = spawn
-        self._remaining: dict[trio.CancelScope, float] = {}
+        self._remaining: dict[Timed, tuple[float, float]] = {}  # seconds of listening, and the latest moment
         self._ticking = False
 
     @contextmanager
     def fail_after(self, seconds: float) -> Iterator[trio.CancelScope]:
         """Raise TooSlowError after ``seconds`` of listening."""
         scope = trio.CancelScope(deadline=trio.current_time() + LONGEST * seconds)
-        self._remaining[scope] = seconds
-        if not self._ticking:
-            self._spawn(self._tick)
+        self.start(scope, seconds)
         try:
             with scope:
                 yield scope
         finally:
-            del self._remaining[scope]
+            self.stop(scope)
         if scope.cancelled_caught:
             raise trio.TooSlowError
+
+    def start(self, timed: Timed, seconds: float) -> None:
+        """Call ``timed.cancel()`` after ``seconds`` of listening; it calls :meth:`stop` then, or before."""
+        self._remaining[timed] = seconds, trio.current_time() + LONGEST * seconds
+        if not self._ticking:
+            self._spawn(self._tick)
+
+    def stop(self, timed: Timed) -> None:
+        """End the timeout of ``timed``."""
+        del self._remaining[timed]
 
     async def _tick(self) -> None:
         if self._ticking:
@@ -56,9 +73,11 @@ class LoopTime:
         try:
             while self._remaining:
                 await trio.sleep(TICK)
-                for scope, left in list(self._remaining.items()):
-                    if left <= 0:
-                        scope.cancel()
-                    self._remaining[scope] = left - TICK
+                now = trio.current_time()
+                for timed, (left, latest) in list(self._remaining.items()):
+                    if timed in self._remaining:  # it may have ended by what another one did
+                        self._remaining[timed] = left - TICK, latest
+                        if left <= 0 or now >= latest:
+                            timed.cancel()
         finally:
             self._ticking = False

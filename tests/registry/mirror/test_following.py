@@ -167,6 +167,40 @@ async def test_the_claim_is_made_beside_the_lookup(start_node: Any, tmp_path: Pa
     assert 0.15 < trio.current_time() - began < 0.15 + asker.mirror.peers.settings.resolve_timeout
 
 
+async def test_a_node_without_downloads_makes_no_claim_of_a_group_that_nobody_is_at_work_on(
+    start_node: Any, tmp_path: Path
+) -> None:
+    asker = await start_node(settings=STREAMED, store=DownloadingStore(tmp_path / "asker"))
+    asker.router.vacant = True
+    for kind in ("blobs", "manifests"):
+        assert (await get(asker, path(LAYER, kind))).status_code == 404
+    assert len(asker.router.asked) == 2
+    assert asker.router.reports == []
+    asker.store.download(OTHER)
+    assert (await get(asker, path(LAYER))).status_code == 404
+    assert [group for group, _ in asker.router.reports] == [Digest.of(LAYER)]
+
+
+async def test_the_key_of_a_layer_says_nothing_of_the_group_of_its_manifest(start_node: Any, tmp_path: Path) -> None:
+    asker = await start_node(settings=STREAMED, store=DownloadingStore(tmp_path / "asker"))
+    asker.mirror.peers.learn(GROUP, MANIFEST)
+    asker.router.vacant = True
+    assert (await get(asker, path(LAYER))).status_code == 404
+    assert {group for group, _ in asker.router.reports} == {GROUP}
+
+
+async def test_a_node_without_downloads_follows_after_the_lookup(
+    start_node: Any, sources: list[GrowingSource], tmp_path: Path
+) -> None:
+    asker = await start_node(settings=STREAMED, store=DownloadingStore(tmp_path / "asker"))
+    asker.router.keeper = ScriptedKeeper(follow(sources[0]))
+    sources[0].shown = 1 << 40
+    answer = await get(asker, path(LAYER))
+    assert (answer.status_code, answer.content) == (200, LAYER)
+    await until(lambda: asker.mirror.traces.over)
+    assert asker.mirror.traces.over[-1].to_json()["claimed_ms"] is not None
+
+
 async def test_no_claim_is_made_when_a_provider_is_known(start_node: Any, tmp_path: Path) -> None:
     holder, asker = await start_node(), await start(start_node, tmp_path)
     holder.store.add_content(LAYER)

@@ -98,6 +98,20 @@ class Follows:
         found.claim.ask(request.reference.digest)
         return found
 
+    async def may_claim_late(self, request: ContentRequest) -> bool:
+        """Whether a claim of ``request``, which names a digest, can say nothing of this node.
+
+        The node is not at work on the group, and its runtime has no download. So there may be no need for the claim,
+        see :meth:`is_vacant`.
+        """
+        group = await self.groups.of(request)
+        return group not in self._active and await self._store.at_work() is None
+
+    def is_vacant(self, request: ContentRequest) -> bool:
+        """Whether no node is at work on the group of ``request``, as the lookup has told if the group has its key."""
+        digest = request.reference.digest
+        return digest is not None and self.groups.known(digest) == digest and self._router.is_vacant(digest)
+
     async def _keep(self, active: ActiveGroup) -> None:
         try:
             await active.run()

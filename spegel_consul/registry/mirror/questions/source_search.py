@@ -1,12 +1,12 @@
 """The source of last resort: a node that is still downloading the content.
 
 The verdict of the group's keeper says which node to follow. It is asked for beside the lookup, so that a miss takes no
-longer than the slower of the two, and it is used only if no provider gives an answer. If this node is following a
-source with other content of the group already, that source goes before the providers, because all followers would ask
-the first complete nodes otherwise and share their links. A source has limits of its own,
-because it can't be faster than its own source, and because its runtime may be at other content of the image first. It
-waits with its answer while its runtime is at work, and sends interim answers meanwhile. A source without even those
-hangs.
+longer than the slower of the two, and it is used only if no provider gives an answer. A node whose runtime downloads
+nothing asks after the lookup, and not at all if the keeper has told the lookup that it knows no download. If this node
+is following a source with other content of the group already, that source goes before the providers, because all
+followers would ask the first complete nodes otherwise and share their links. A source has limits of its own, because it
+can't be faster than its own source, and because its runtime may be at other content of the image first. It waits with
+its answer while its runtime is at work, and sends interim answers meanwhile. A source without even those hangs.
 
 A source that fails is reported, and the next verdict names another one, or makes this node the claimer. It gets no
 penalty. A new rule about the questions to sources, or about their failures, belongs here; the rules about verdicts are
@@ -62,6 +62,7 @@ class SourceSearch:
         self._question = question
         self._trace = trace
         self._claimed: trio.Event | None = None
+        self._put_off = False
         self._upstream_until = -math.inf
         self.asked = False
         """Whether a source was looked for."""
@@ -81,12 +82,17 @@ class SourceSearch:
             nursery.start_soon(self._claim, self._claimed)
 
     async def _claim(self, claimed: trio.Event) -> None:
+        self._put_off = await self._follows.may_claim_late(self._request)
+        if not self._put_off:
+            await self._ask_keeper()
+        claimed.set()
+
+    async def _ask_keeper(self) -> None:
         group = await self._follows.begin(self._request)
         if group is None or await group.verdict() is None:
             self._upstream_until = trio.current_time() + _READY
         if group is not None:
             self._trace.claimed = time.perf_counter()
-        claimed.set()
 
     async def answer(self, range_header: str | None, expected: Head | None) -> Answer | None:
         """Return the answer of the node that the keeper says to follow; None if this node is to go upstream.
@@ -96,6 +102,11 @@ class SourceSearch:
         self.asked = True
         if self._claimed is not None:
             await self._claimed.wait()
+        if self._put_off:
+            if self._follows.is_vacant(self._request):
+                return None
+            self._put_off = False
+            await self._ask_keeper()
         deadline = trio.current_time() + FIRST_BYTE
         for _ in range(_MOST_SOURCES):
             if trio.current_time() < self._upstream_until:

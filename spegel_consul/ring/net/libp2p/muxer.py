@@ -7,12 +7,16 @@ frame that grants its few bytes again.  That is a third of the CPU of a question
 open streams are read and written here, without waiting; all other frames, and data that has to wait for a window, go
 the way of the library.  Both ways keep the same counts of the windows.
 
+A reader that waits for one short frame after another is not woken for each: its function is called here, as long as
+nothing of its stream waits to be read.
+
 A limit on the bytes of a connection belongs here.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from typing import Any
 
 import structlog
@@ -32,6 +36,7 @@ yamux.MAX_WINDOW_SIZE = 1 << 20  # limits the window of a stream, and the length
 _WINDOW_SLACK = 1 << 18  # it sometimes grants a little more than its target
 
 _BODY_TIMEOUT = 60.0  # seconds
+_MOST_AT_ONCE = 64  # frames of one read of the socket that are handled at once
 
 _HEADER = struct.Struct(yamux.YAMUX_HEADER_FORMAT)
 _LONGEST_AT_ONCE = yamux.MAX_MESSAGE_SIZE - yamux.HEADER_SIZE
@@ -60,6 +65,8 @@ class BoundedYamux(Yamux):
         super().__init__(session, *args, **kwargs)  # type: ignore[arg-type]
         self.stream_events = _Events(self.streams)
         self._session = session
+        self.takers: dict[int, Callable[[bytes], bool]] = {}
+        """By stream: handles the bytes of a frame at once, or returns False."""
         session.deliver = self._deliver
 
     def write_at_once(self, stream: YamuxStream, data: bytes) -> bool:
@@ -99,7 +106,7 @@ class BoundedYamux(Yamux):
 
     def _deliver(self, received: bytearray) -> None:
         """Take the complete data frames without flags, for open streams, from the start of ``received``."""
-        at = 0
+        at = taken = 0
         while len(received) - at >= yamux.HEADER_SIZE and not self.streams_lock.locked():
             _, kind, flags, number, length = _HEADER.unpack_from(received, at)
             stream = self.streams.get(number)
@@ -107,10 +114,16 @@ class BoundedYamux(Yamux):
             if kind != yamux.TYPE_DATA or flags or stream is None or stream.closed or len(received) < stop:
                 break
             self._check_room(length)
-            self.stream_buffers[number] += received[at + yamux.HEADER_SIZE : stop]
             stream.recv_window = max(0, stream.recv_window - length)
-            self.stream_events[number].set()
+            buffer, taker = self.stream_buffers[number], self.takers.get(number)
+            data = received[at + yamux.HEADER_SIZE : stop]
             at = stop
+            if taker is not None and not buffer and taken < _MOST_AT_ONCE and self.is_open(stream):
+                taken += 1
+                if taker(bytes(data)):
+                    continue
+            buffer += data
+            self.stream_events[number].set()
         del received[:at]
 
     async def _write_frame(self, data: bytes) -> None:

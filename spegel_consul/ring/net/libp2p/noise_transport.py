@@ -74,7 +74,12 @@ class Wire(ReadWriteCloser):
 
     async def fill(self) -> None:
         """Wait for more bytes. Raises ConnectionClosedError at the end of the stream."""
-        data = b"" if self._out.closed else await self._stream.receive_some(_CHUNK)
+        # not receive_some, because it first tries to read, in vain after all has been read
+        data = None
+        while data is None and not self._out.closed:
+            await trio.lowlevel.wait_readable(self._stream.socket)
+            with suppress(BlockingIOError):
+                data = os.read(self._stream.socket.fileno(), _CHUNK)
         if not data:
             raise ConnectionClosedError("the peer closed the connection", transport="tcp")
         self._in += data

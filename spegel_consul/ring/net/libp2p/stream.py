@@ -18,7 +18,7 @@ from libp2p.io.exceptions import ConnectionClosedError
 from libp2p.stream_muxer.exceptions import MuxedStreamEOF, MuxedStreamReset
 
 from spegel_consul.peers import peer_id_to_text
-from spegel_consul.ring.net.host import StreamClosed, StreamReset
+from spegel_consul.ring.net.host import StreamClosed, StreamReset, Take
 from spegel_consul.ring.net.send_queue import Outbox, OutboxFull
 
 log = structlog.get_logger(__name__)
@@ -59,6 +59,8 @@ class MuxedStream:
         self._sent = trio.Event()
         self._pumping = False
         self._consumed = 0  # bytes whose window was not granted again
+        self._take: Take | None = None  # of a receive that waits
+        self._taking_failed: Exception | None = None
         self.is_reset = False
         connection.spawn(self._pump)
 
@@ -76,17 +78,28 @@ class MuxedStream:
             self.reset()
             raise StreamClosed(str(exc)) from None
 
-    async def receive(self) -> bytes:
+    async def receive(self, take: Take | None = None) -> bytes:
         if self._in:
             data = bytes(self._in)
             self._in.clear()
             return data
         self._check()
         muxed = self._muxed
-        while not (data := muxed.conn.take(muxed, _CHUNK)) and muxed.conn.is_open(muxed):
-            await muxed.conn.wait_for_data(muxed)
-            if self.is_reset or self._connection.closed:
-                self._check()
+        if take is not None:
+            self._take = take
+            muxed.conn.takers[muxed.stream_id] = self._take_at_once
+        try:
+            while not (data := muxed.conn.take(muxed, _CHUNK)) and muxed.conn.is_open(muxed):
+                await muxed.conn.wait_for_data(muxed)
+                if self._taking_failed is not None:
+                    raise self._taking_failed
+                if self.is_reset or self._connection.closed:
+                    self._check()
+                await self._grant(0)
+        finally:
+            if take is not None:
+                self._take = None
+                muxed.conn.takers.pop(muxed.stream_id, None)
         if data:
             await self._grant(len(data))
             return bytes(data)
@@ -102,10 +115,30 @@ class MuxedStream:
         self._check()
         raise StreamClosed("the connection was lost")  # never reached, because _check raises after a cancelled read
 
+    def _take_at_once(self, data: bytes) -> bool:
+        """Have the reader's ``take`` handle ``data``; False if the reader is to wake, with or without it."""
+        if self._take is None or self._taking_failed is not None:
+            return False
+        try:
+            taken = self._take(data)
+        except Exception as exc:
+            self._taking_failed = exc
+            taken = False
+        if taken:
+            self._consumed += len(data)
+            if self._grants:
+                self._muxed.conn.wake(self._muxed)
+        return taken
+
+    @property
+    def _grants(self) -> bool:
+        """Whether half of the window is used up."""
+        return self._consumed >= self._muxed.target_recv_window // 2  # type: ignore[no-any-return]
+
     async def _grant(self, count: int) -> None:
         """Grant the window for ``count`` consumed bytes again, once half of it is used up."""
         self._consumed += count
-        if self._consumed >= self._muxed.target_recv_window // 2:
+        if self._grants:
             consumed, self._consumed = self._consumed, 0
             try:
                 await self._muxed._auto_tune_and_send_window_update(bytes_read=consumed)
