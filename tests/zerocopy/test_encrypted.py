@@ -10,7 +10,7 @@ import socket
 import ssl
 import threading
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -451,12 +451,12 @@ async def source(
 
     async def send() -> None:
         try:
-            await end_of(far).send_all(data)
-        except (OSError, trio.ClosedResourceError, trio.TooSlowError):
-            pass
-        if then is not None:
-            await then.wait()
-        far.close()
+            with suppress(OSError, trio.ClosedResourceError, trio.TooSlowError):
+                await end_of(far).send_all(data)
+            if then is not None:
+                await then.wait()
+        finally:
+            far.close()
 
     nursery.start_soon(send)
     return near
@@ -550,10 +550,12 @@ async def test_a_thread_s_waits_count_for_the_source_s_throughput(contexts: Cont
     ended = threading.Event()
 
     async def drip() -> None:
-        while not ended.is_set():
-            await server.send_all(b"x")
-            await trio.sleep(0.004)
-        server.close()
+        try:
+            while not ended.is_set():
+                await server.send_all(b"x")
+                await trio.sleep(0.004)
+        finally:
+            server.close()
 
     nursery.start_soon(drip)
     taker = await client("plain", contexts, nursery)
