@@ -17,6 +17,10 @@ How to read the tables:
                   neighbour is nginx and runs on the clients' core, so that the node is what limits the transfer.
                   "go" is Go's http.Client and io.Copy, which is what Spegel does; "nginx" is proxy_pass; neither
                   verifies. "spegel" verifies unless the row says otherwise; its fair peer is "go, verifying".
+  own TLS         the same over TLS 1.3 with one cipher for all, on one connection.
+  mirrored TLS    the neighbour speaks TLS, and the client, which is the node's own runtime, plain text. Go and nginx
+                  are proxies that do the same. "CPU x go" is Go's CPU by that of the row, in the same round: above 1
+                  the row is cheaper than Go.
   manifests       1 KiB, in thousands of answers per second. "go+containerd" asks a containerd twice per request and
                   keeps metrics, as Spegel does; that containerd runs on the clients' core and is not in "CPU".
   ranges          "bytes=N-" of which 8 MiB are read before the connection is dropped.
@@ -107,9 +111,13 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="fewer workloads and short samples: under 50 s")
+    parser.add_argument("--quick", action="store_true", help="fewer workloads and short samples: about a minute")
     parser.add_argument("--check", action="store_true", help="exit with 1 if a figure is beyond its limit")
-    parser.add_argument("--only", choices=("own", "mirrored"), help="measure one half: what is stored, or what is not")
+    parser.add_argument(
+        "--only",
+        choices=("own", "mirrored", "tls"),
+        help="measure a part: stored, not stored, or both over TLS",
+    )
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="rounds of a full run (default: 3)")
     parser.add_argument("--cache", type=Path, default=cache, help=f"built programs and content (default: {cache})")
     parser.add_argument("--json", type=Path, help="where the figures go (default: result.json in the cache)")

@@ -56,6 +56,12 @@ class Results:
         """How many times the rate of ``base`` in the same round; None if one of them was not measured."""
         return ratio(self.of(table, load, server), self.of(table, load, base))
 
+    def cost_ratio(self, table: str, load: str, server: str, base: str) -> Spread | None:
+        """How many times its CPU ``base`` needed in the same round; above 1 the server is cheaper."""
+        costs = {sample.round: sample.cost for sample in self.of(table, load, base) if sample.bytes}
+        own = [sample for sample in self.of(table, load, server) if sample.bytes and sample.cost]
+        return Spread.of(costs[sample.round] / sample.cost for sample in own if sample.round in costs)
+
     def cold_ratio(self, server: str, base: str) -> Spread | None:
         """The same for the transfers from a cold page cache."""
         return ratio(

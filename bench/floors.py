@@ -12,7 +12,7 @@ from enum import Enum
 
 from bench.figures import Results, Spread
 from bench.programs import GO, GO_SPEGEL, GO_VERIFYING, NGINX, SPEGEL, SPEGEL_UNVERIFIED
-from bench.workload import MANIFESTS, MIRROR, OWN, RANGES, Plan, Workload
+from bench.workload import MANIFESTS, MIRROR, MIRROR_TLS, OWN, OWN_TLS, RANGES, Plan, Workload
 
 _STOP_MARGIN = 0.5
 
@@ -60,6 +60,7 @@ def floors(plan: Plan, results: Results) -> list[Floor]:
     return [
         *_own(plan, results),
         *_mirrored(plan, results),
+        *_encrypted(plan, results),
         *_manifests(plan, results),
         *_cold(results),
         *_lifecycle(results),
@@ -98,6 +99,20 @@ def _mirrored(plan: Plan, results: Results) -> Iterator[Floor]:
     yield Floor(f"{MIRROR}: CPU, unverified", cost, 0.35, 0.35, at_most=True, unit="s/GiB")
 
 
+def _encrypted(plan: Plan, results: Results) -> Iterator[Floor]:
+    """CPU, because the rate over TLS is that of one core, which neighbours take. None for a run without TLS."""
+    for table, ours, base in (
+        (OWN_TLS, SPEGEL, GO),
+        (MIRROR_TLS, SPEGEL_UNVERIFIED, GO),
+        (MIRROR_TLS, SPEGEL, GO_VERIFYING),
+    ):
+        for workload in plan.of(table) if results.of(table) else ():
+            found = results.cost_ratio(table, workload.label, ours, base)
+            variant = ours.removeprefix(SPEGEL).strip(", ")
+            name = f"{table}: {workload.label}, CPU" + (f", {variant}" if variant else "")
+            yield Floor(name, found, 0.9, 0.75, unit=f"x {base}")
+
+
 def _manifests(plan: Plan, results: Results) -> Iterator[Floor]:
     for workload in plan.of(MANIFESTS):
         if workload.method == "GET" and workload.connections > 1:
@@ -133,7 +148,7 @@ def _errors(results: Results) -> Floor:
     """Rates mean nothing if the answers were wrong."""
     ours = [
         sample.errors
-        for table in (OWN, MIRROR, MANIFESTS, RANGES)
+        for table in (OWN, MIRROR, OWN_TLS, MIRROR_TLS, MANIFESTS, RANGES)
         for sample in results.of(table)
         if sample.server.startswith(SPEGEL)
     ]

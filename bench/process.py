@@ -9,10 +9,11 @@ import ctypes
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,13 +31,17 @@ class ServerError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """How one server is started: it is ready when ``ready`` answers 200 on ``port``, or at once without ``ready``."""
+    """How one server is started: it is ready when ``ready`` answers 200 on ``port``, or at once without ``ready``.
+
+    ``tls``: it has to be asked over TLS.
+    """
 
     name: str
     command: Sequence[str]
     port: int = 0
     ready: str | None = None
     environment: dict[str, str] = field(default_factory=dict)
+    tls: bool = False
 
 
 @dataclass(slots=True)
@@ -69,7 +74,7 @@ class Server:
     def wait_ready(self, target: str, timeout: float = START_TIMEOUT, interval: float = 0.005) -> None:
         """Wait until a GET of ``target`` is answered with 200."""
         until = time.monotonic() + timeout
-        while (status := get_status(self.port, target)) != 200:
+        while (status := get_status(self.port, target, tls=self.program.tls)) != 200:
             self.check()
             if time.monotonic() > until:
                 raise ServerError(f"{self.name} is not ready after {timeout:g} s: {target} answered {status}")
@@ -135,10 +140,15 @@ def stop(servers: Sequence[Server]) -> None:
             server.process.wait()
 
 
-def get_status(port: int, target: str, timeout: float = 5.0) -> int:
+def get_status(port: int, target: str, timeout: float = 5.0, *, tls: bool = False) -> int:
     """The status of a GET, 0 if there was no answer; the body is not read."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout) as sock:
+        with ExitStack() as stack:
+            sock = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout))
+            if tls:
+                sock = stack.enter_context(context.wrap_socket(sock))
             sock.sendall(f"GET {target} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n".encode())
             return int(sock.recv(64).split(b" ", 2)[1])
     except (OSError, IndexError, ValueError):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from bench.content import Content
 from bench.process import Program
+from bench.tls import SUITE, Certificate
 from bench.tools import HERE, Tools
 
 SPEGEL = "spegel"
@@ -28,6 +29,9 @@ SOURCE_PORT = 9010
 """Where the nginx listens that has the content which others mirror."""
 
 ANNOUNCER_PORT = 9011
+TLS_SOURCE_PORT = 9012
+"""The same over TLS."""
+
 _LOOPBACK = "127.0.0.1"
 
 _NGINX = """\
@@ -40,7 +44,7 @@ http {{
   uwsgi_temp_path {home}/uwsgi; scgi_temp_path {home}/scgi;
   {upstream}
   server {{
-    listen {address}; default_type application/octet-stream;
+    listen {address}{tls}; default_type application/octet-stream;
     location = /v2/ {{ return 200; }}
     {locations}
   }}
@@ -54,12 +58,15 @@ location ~ "^/v2/.+/blobs/sha256:([0-9a-f]{{64}})$" {{
       alias {blobs}/$1; add_header Docker-Content-Digest sha256:$1;
       default_type application/vnd.oci.image.manifest.v1+json; types {{ }}
     }}"""
+_NGINX_TLS = """ ssl;
+    ssl_certificate {cert}; ssl_certificate_key {key}; ssl_protocols TLSv1.3; ssl_session_tickets off;
+    ssl_conf_command Ciphersuites {suite}"""
 _NGINX_UPSTREAM = "upstream source {{ server {source}; keepalive 128; keepalive_requests 1000000000; }}"
 _NGINX_PROXY = """\
-location /v2/ {
-      proxy_pass http://source; proxy_http_version 1.1; proxy_set_header Connection "";
+location /v2/ {{
+      proxy_pass {scheme}://source; proxy_ssl_protocols TLSv1.3; proxy_http_version 1.1; proxy_set_header Connection "";
       proxy_buffer_size 64k; proxy_buffers 16 64k; proxy_busy_buffers_size 256k; proxy_max_temp_file_size 0;
-    }"""
+    }}"""
 _REGISTRY = """\
 version: 0.1
 log: {{level: error, accesslog: {{disabled: true}}}}
@@ -110,6 +117,7 @@ class Programs:
         self._scratch = scratch
         self._port = 9100
         self._containerd_home = self._home("containerd")
+        self._certificate = Certificate.make(self._home("certificate"))
         self.abilities = Abilities.find()
 
     def own(self) -> list[Program]:
@@ -136,6 +144,32 @@ class Programs:
             found.append(self._nginx(NGINX, self._next_port(), files=False))
         return found
 
+    def own_tls(self) -> list[Program]:
+        """Those that have the content as files, and serve it over TLS."""
+        found = [self.sidecar(SPEGEL, *self._tls_flags)]
+        if self._tools.go_peer is not None:
+            found.append(self._go("serve", GO, f"-cert={self._certificate.cert}", f"-key={self._certificate.key}"))
+        if self._tools.nginx is not None:
+            found.append(self._nginx(NGINX, self._next_port(), files=True, tls=True))
+        return found
+
+    def mirrors_tls(self) -> list[Program]:
+        """Those that fetch it from the source over TLS, and serve it in plain text."""
+        found = [self.mirror(SPEGEL, *self._tls_flags)]
+        if self.abilities.can_skip_verification:
+            found.append(self.mirror(SPEGEL_UNVERIFIED, "--verify=off", *self._tls_flags))
+        if self._tools.go_peer is not None:
+            found += [self._go("proxy", tls=True), self._go("proxy", GO_VERIFYING, "-verify", tls=True)]
+        if self._tools.nginx is not None:
+            found.append(self._nginx(NGINX, self._next_port(), files=False, tls=True))
+        return found
+
+    @property
+    def _tls_flags(self) -> tuple[str, ...]:
+        cert, key = self._certificate.cert, self._certificate.key
+        files = f"--tls-cert-file={cert}", f"--tls-key-file={key}", f"--tls-ca-file={cert}"
+        return ("--peer-tls=require", *files)
+
     def mirror(self, name: str = SPEGEL, *flags: str) -> Program:
         """A sidecar that has no content and has joined the announcer's ring."""
         verify = ["--verify=on"] if self.abilities.can_skip_verification else []
@@ -148,13 +182,14 @@ class Programs:
             layout=self._content.empty_layout,
         )
 
-    def source(self) -> Program:
+    def source(self, *, tls: bool = False) -> Program:
         """The nginx that has what others mirror."""
-        return self._nginx("source", SOURCE_PORT, files=True)
+        return self._nginx("source", TLS_SOURCE_PORT if tls else SOURCE_PORT, files=True, tls=tls)
 
-    def announcer(self) -> Program:
+    def announcer(self, *, tls: bool = False) -> Program:
         """Tells the ring that the source is a node's registry."""
-        command = [sys.executable, "-m", "bench.announcer", str(ANNOUNCER_PORT), str(SOURCE_PORT), *self._content.keys]
+        ports = [str(ANNOUNCER_PORT), str(TLS_SOURCE_PORT if tls else SOURCE_PORT)]
+        command = [sys.executable, "-m", "bench.announcer", *ports, *self._content.keys]
         # what is waited for is the first answer of a mirror
         return Program("announcer", command, environment={"PYTHONPATH": str(HERE.parent)})
 
@@ -187,11 +222,14 @@ class Programs:
         command += [*(f"--{option}={value}" for option, value in options.items()), *flags]
         return Program(name, command, registry, "/readyz", {"PYTHONPATH": str(HERE.parent)})
 
-    def _go(self, mode: str, name: str = GO, *flags: str) -> Program:
+    def _go(self, mode: str, name: str = GO, *flags: str, tls: bool = False) -> Program:
         port = self._next_port()
         command = [str(self._tools.go_peer), f"-mode={mode}", f"-address={_LOOPBACK}:{port}"]
-        command += [f"-blobs={self._content.blobs}", f"-upstream=http://{_LOOPBACK}:{SOURCE_PORT}", *flags]
-        return Program(name, command, port, "/v2/")
+        upstream = f"https://{_LOOPBACK}:{TLS_SOURCE_PORT}" if tls else f"http://{_LOOPBACK}:{SOURCE_PORT}"
+        command += [f"-blobs={self._content.blobs}", f"-upstream={upstream}", *flags]
+        if tls:
+            command.append(f"-ca={self._certificate.cert}")
+        return Program(name, command, port, "/v2/", tls=any(flag.startswith("-cert") for flag in flags))
 
     def _go_spegel(self) -> Program:
         port = self._next_port()
@@ -199,20 +237,26 @@ class Programs:
         command.append(f"-manifest={self._content.pieces['manifest'].path}")
         return Program(GO_SPEGEL, command, port, "/v2/")
 
-    def _nginx(self, name: str, port: int, *, files: bool) -> Program:
+    def _nginx(self, name: str, port: int, *, files: bool, tls: bool = False) -> Program:
         home = self._home("nginx")
         config = home / "nginx.conf"
+        source = f"{_LOOPBACK}:{TLS_SOURCE_PORT if tls else SOURCE_PORT}"
         config.write_text(
             _NGINX.format(
                 home=home,
                 address=f"{_LOOPBACK}:{port}",
-                upstream="" if files else _NGINX_UPSTREAM.format(source=f"{_LOOPBACK}:{SOURCE_PORT}"),
-                locations=_NGINX_FILES.format(blobs=self._content.blobs) if files else _NGINX_PROXY,
+                tls=_NGINX_TLS.format(cert=self._certificate.cert, key=self._certificate.key, suite=SUITE)
+                if files and tls
+                else "",
+                upstream="" if files else _NGINX_UPSTREAM.format(source=source),
+                locations=_NGINX_FILES.format(blobs=self._content.blobs)
+                if files
+                else _NGINX_PROXY.format(scheme="https" if tls else "http"),
             )
         )
         # it keeps root's rights, which is how it may read the content of root's cache directory
         command = [str(self._tools.nginx), "-p", str(home), "-c", str(config), "-g", "user root;"]
-        return Program(name, command, port, "/v2/")
+        return Program(name, command, port, "/v2/", tls=files and tls)
 
     def _registry(self) -> Program:
         port = self._next_port()

@@ -11,11 +11,14 @@ from bench.figures import Results, Spread
 from bench.floors import Floor, Verdict
 from bench.programs import GO, NGINX
 from bench.rounds import Sample
-from bench.workload import MANIFESTS, MIRROR, OWN, RANGES
+from bench.tls import SUITE
+from bench.workload import MANIFESTS, MIRROR, MIRROR_TLS, OWN, OWN_TLS, RANGES
 
 _TITLES = {
     OWN: "Blobs that the node has",
     MIRROR: "Blobs that a neighbour has (the neighbour is nginx; go and nginx are proxies here)",
+    OWN_TLS: f"Blobs that the node has, over TLS 1.3 ({SUITE})",
+    MIRROR_TLS: f"Blobs that a neighbour has, who speaks TLS 1.3 ({SUITE}), for a client in plain text",
     MANIFESTS: "A manifest of 1 KiB",
     RANGES: "Ranges of a blob, as containerd fetches one layer in parallel",
 }
@@ -46,7 +49,9 @@ def tables(console: Console, results: Results) -> None:
 def _rates(results: Results, table: str, samples: Sequence[Sample]) -> Table:
     bulk = samples[0].bulk
     rate, cost = ("GiB/s", "CPU s/GiB") if bulk else ("1000/s", "CPU us each")
-    shown = _table(_TITLES[table], "workload", "server", rate, f"x {GO}", f"x {NGINX}", cost, "p50 us", "p99 us")
+    encrypted = table in (OWN_TLS, MIRROR_TLS)
+    last = (f"CPU x {GO}", f"CPU x {NGINX}") if encrypted else ("p50 us", "p99 us")
+    shown = _table(_TITLES[table], "workload", "server", rate, f"x {GO}", f"x {NGINX}", cost, *last)
     for load in dict.fromkeys(sample.load for sample in samples):
         rows = []
         for server in dict.fromkeys(sample.server for sample in results.of(table, load)):
@@ -63,8 +68,14 @@ def _rates(results: Results, table: str, samples: Sequence[Sample]) -> Table:
                     _text(results.ratio(table, load, server, GO)),
                     _text(results.ratio(table, load, server, NGINX)),
                     f"{paid.median:.3f}" if bulk else f"{paid.median:.1f}",
-                    _latency(own, lambda sample: sample.p50_us),
-                    _latency(own, lambda sample: sample.p99_us),
+                    *(
+                        (_text(results.cost_ratio(table, load, server, base)) for base in (GO, NGINX))
+                        if encrypted
+                        else (
+                            _latency(own, lambda sample: sample.p50_us),
+                            _latency(own, lambda sample: sample.p99_us),
+                        )
+                    ),
                 )
             )
         rows.sort(reverse=True)

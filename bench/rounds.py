@@ -16,6 +16,7 @@ from pathlib import Path
 from bench import proc
 from bench.content import Content
 from bench.process import Server, ServerError
+from bench.tls import TlsClient
 from bench.workload import Workload
 
 DISTURBED = 0.35
@@ -83,7 +84,7 @@ class Client:
 class Sampler:
     """Takes samples of ``seconds`` each when the machine is quiet; ``helpers`` are servers that may work as well."""
 
-    client: Client
+    client: Client | TlsClient
     gate: proc.Gate
     seconds: float
     helpers: tuple[Server, ...] = ()

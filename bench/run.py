@@ -17,8 +17,9 @@ from bench.figures import Results
 from bench.process import Server, ServerError, running
 from bench.programs import GO, NGINX, REGISTRY, SPEGEL, Programs
 from bench.rounds import Client, Sampler
+from bench.tls import TlsClient
 from bench.tools import Tools
-from bench.workload import MANIFESTS, MIRROR, OWN, RANGES, Plan
+from bench.workload import MANIFESTS, MIRROR, MIRROR_TLS, OWN, OWN_TLS, RANGES, Plan
 
 Say = Callable[[str], None]
 
@@ -46,7 +47,7 @@ class Run:
         return found
 
     def all(self, only: str | None = None) -> ServerError | None:
-        """Measure all, or ``only`` "own" or "mirrored" blobs.
+        """Measure all, or ``only`` "own" or "mirrored" blobs, or both over TLS ("tls").
 
         What was found until the error that is returned is in ``results`` all the same.
         """
@@ -55,6 +56,8 @@ class Run:
                 self._own()
             if only in (None, "mirrored") and self._tools.nginx is not None:
                 self._mirrors()
+            if only in (None, "tls"):
+                self._encrypted()
             if only is None:
                 self._lifecycle()
         except ServerError as exc:
@@ -90,10 +93,32 @@ class Run:
             self._wait_found(servers)
             self._table(MIRROR, servers, helpers=(source,))
 
+    def _encrypted(self) -> None:
+        if self._tools.tls_drain is None:
+            return
+        client = TlsClient(self._tools.tls_drain, self._content)
+        programs = self._programs.own_tls()
+        self._say(f"own blobs over TLS: {'; '.join(each.name for each in programs)}")
+        with running(programs, self._arena.server_core, self._scratch) as servers:
+            self._note_starts(servers)
+            self._table(OWN_TLS, servers, client=client)
+        self._say(f"all over {client.cipher}")
+        if self._tools.nginx is None:
+            return
+        programs = self._programs.mirrors_tls()
+        self._say(f"mirrored blobs over TLS: {'; '.join(each.name for each in programs)}")
+        with (
+            self._neighbour(tls=True) as source,
+            running(programs, self._arena.server_core, self._scratch) as servers,
+        ):
+            self._note_starts(servers)
+            self._wait_found(servers)
+            self._table(MIRROR_TLS, servers, helpers=(source,))
+
     @contextmanager
-    def _neighbour(self) -> Iterator[Server]:
+    def _neighbour(self, *, tls: bool = False) -> Iterator[Server]:
         """The nginx that has the content, and a member of the ring that says so."""
-        helpers = [self._programs.source(), self._programs.announcer()]
+        helpers = [self._programs.source(tls=tls), self._programs.announcer(tls=tls)]
         with running(helpers, self._arena.client_core, self._scratch) as servers:
             yield servers[0]
 
@@ -103,9 +128,11 @@ class Run:
             for piece in self._content.pieces.values():
                 server.wait_ready(piece.target)
 
-    def _table(self, table: str, servers: list[Server], helpers: tuple[Server, ...] = ()) -> None:
+    def _table(
+        self, table: str, servers: list[Server], helpers: tuple[Server, ...] = (), client: TlsClient | None = None
+    ) -> None:
         workloads = self._plan.of(table)
-        sampler = Sampler(self._client, self._gate, self._plan.seconds, helpers)
+        sampler = Sampler(client or self._client, self._gate, self._plan.seconds, helpers)
         sampler.warm(servers, workloads)
         for sample in sampler.rounds(servers, workloads, self._plan.rounds):
             self.results.samples.append(sample)

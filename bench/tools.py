@@ -26,6 +26,7 @@ class Tools:
 
     drain: Path
     probe: Path
+    tls_drain: Path | None
     go_peer: Path | None
     go_spegel: Path | None
     containerd: Path | None
@@ -75,9 +76,15 @@ def find(cache: Path) -> Tools:
     if compiler is None:
         raise ToolMissing("no C compiler for the client that asks (apt-get install gcc libc6-dev)")
     compile_ = [str(compiler), "-O2"]
+    tls_drain = None
+    try:
+        tls_drain = built(cache, HERE / "client/tls_drain.c", [*compile_, "-Wl,--no-as-needed", "-lssl", "-lcrypto"])
+    except ToolMissing as exc:
+        missing.append(f"no client for TLS, so nothing is measured over TLS (apt-get install libssl-dev): {exc}")
     return Tools(
         built(cache, HERE / "client/drain.c", compile_),
         built(cache, HERE / "client/probe.c", compile_),
+        tls_drain,
         go_peer,
         go_spegel,
         containerd,

@@ -3,12 +3,16 @@
 //	-mode serve   blobHandler and manifestHandler: mux, response wrapper with ReadFrom, os.Open, io.Copy (sendfile)
 //	-mode proxy   mirrorHandler: http.Client asks -upstream, io.CopyBuffer with 32 KiB from a pool
 //	-verify       what passes in proxy mode is hashed, and an answer whose digest is wrong is not completed
+//	-cert, -key   what is served is encrypted
+//	-ca           whose certificates the upstream may have
 //
 // Not Spegel itself: no gRPC calls to containerd, no metrics, no lookup of peers, so it does less per request.
 package main
 
 import (
 	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/hex"
 	"flag"
 	"fmt"
@@ -176,7 +180,17 @@ func main() {
 	blobs := flag.String("blobs", "", "directory with one file per digest")
 	upstream := flag.String("upstream", "", "http://host:port to proxy to")
 	verify := flag.Bool("verify", false, "check the digest of what passes")
+	cert := flag.String("cert", "", "certificate, for TLS")
+	key := flag.String("key", "", "its key")
+	ca := flag.String("ca", "", "authority of the upstream's certificate")
 	flag.Parse()
+	authorities := x509.NewCertPool()
+	if *ca != "" {
+		pem, err := os.ReadFile(*ca)
+		if err != nil || !authorities.AppendCertsFromPEM(pem) {
+			log.Fatalf("%s holds no certificate: %v", *ca, err)
+		}
+	}
 	s := &server{
 		verify:   *verify,
 		blobs:    *blobs,
@@ -189,6 +203,7 @@ func main() {
 			MaxIdleConnsPerHost: 100,
 			IdleConnTimeout:     90 * time.Second,
 			DisableCompression:  true,
+			TLSClientConfig:     &tls.Config{RootCAs: authorities},
 		}},
 	}
 	handle := s.serve
@@ -204,5 +219,11 @@ func main() {
 		}
 		handle(rw, req)
 	})
-	log.Fatal(http.ListenAndServe(*address, mux))
+	// HTTP/1.1 over TLS too, as all others here
+	noHTTP2 := map[string]func(*http.Server, *tls.Conn, http.Handler){}
+	listening := &http.Server{Addr: *address, Handler: mux, TLSNextProto: noHTTP2}
+	if *cert != "" {
+		log.Fatal(listening.ListenAndServeTLS(*cert, *key))
+	}
+	log.Fatal(listening.ListenAndServe())
 }

@@ -12,12 +12,13 @@ A new rule about bodies that have no file belongs here.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import trio
 
 from spegel_consul.peers import PeerError
-from spegel_consul.zerocopy.encrypted.plain_end import end_of
+from spegel_consul.zerocopy.encrypted.pump import Pump, Stopped
 from spegel_consul.zerocopy.encrypted.secure_socket import SecureSocket
 from spegel_consul.zerocopy.position import Position
 from spegel_consul.zerocopy.source import Throughput
@@ -99,20 +100,37 @@ class SmallSpool:
 
         Raises PeerError, SourceSlow or SourceLeft.
         """
-        end, position = end_of(source), self._position
+        if isinstance(source, SecureSocket):
+            await self._pull_encrypted(source, throughput)
+            return
+        origin, position = source.fileno(), self._position
         while not self.ended:
             room = self._view[position.taken :]
             try:
-                count = end.read_now(room)
+                count = os.readv(origin, (room,))
             except BlockingIOError:
-                await self.waits.arrival(end.polled, throughput, position.left)
+                await self.waits.arrival(origin, throughput, position.left)
                 continue
-            except (OSError, trio.ClosedResourceError) as exc:
-                raise PeerError(getattr(exc, "strerror", None) or repr(exc)) from None
+            except OSError as exc:
+                raise PeerError(exc.strerror or repr(exc)) from None
             if count == 0:
                 raise PeerError("closed the connection")
             position.took(count)
             self._hasher.update(room[:count])
+
+    async def _pull_encrypted(self, source: SecureSocket, throughput: Throughput) -> None:
+        """Like :meth:`pull`, in a thread."""
+        position = self._position
+        pump = Pump(None, position, self._hasher, into=self._view)
+        try:
+            while not self.ended:
+                stopped = await pump.run(source)
+                if pump.waited and position.left:
+                    throughput.waited(pump.waited, position.left)
+                if stopped is Stopped.SOURCE:
+                    await self.waits.arrival(source.polled, throughput, position.left)
+        finally:
+            pump.close()
 
     async def settle(self) -> bool:
         """Return True, because bytes are hashed as they are taken."""

@@ -2,7 +2,8 @@
 
 One thread receives, decrypts, hashes and sends: each piece stays in the processor's cache, and none of it holds the
 interpreter. A thread waits for either end only for a moment, and ends after some MiB, so that transfers rotate and a
-cancelled one ends soon. It waits for no disk, so it is never abandoned. Small bodies need no thread.
+cancelled one ends soon. It waits for no disk, so it is never abandoned. A few records need no thread; more do, because
+they come one by one, and a wait of the event loop costs ten times as much as one of a thread.
 
 The time that a thread waits for the source counts for the source's throughput, as a wait on the event loop does.
 
@@ -22,13 +23,13 @@ import trio
 from spegel_consul.peers import PeerError
 from spegel_consul.zerocopy.encrypted.plain_end import PlainEnd
 from spegel_consul.zerocopy.encrypted.secure_socket import SLICE, SecureSocket, give_buffer, take_buffer
-from spegel_consul.zerocopy.encrypted.send_encrypted import ON_LOOP
 from spegel_consul.zerocopy.position import Position
 
 if TYPE_CHECKING:
     from hashlib import _Hash
 
 _IN_A_ROW = 4 << 20  # bytes after which other transfers, or other tasks, may run
+_ON_LOOP = 64 << 10  # bytes up to which no thread is used
 _WAIT = 20  # milliseconds that a thread waits for its ends, all waits together
 _threads = trio.CapacityLimiter(64)
 
@@ -66,6 +67,7 @@ class _Patience:
 class Pump:
     """Moves the bytes that ``position`` lacks to ``sink``, and all of them to ``hasher``, if there is one.
 
+    ``into``: the memory for the whole body, if there is no sink.
     ``counts``: whether bytes in the sink count as sent to the client. ``keeps_last``: whether the piece that completes
     the body stays in ``last``, and is not put into the sink.
     A pump must be closed.
@@ -73,10 +75,11 @@ class Pump:
 
     def __init__(
         self,
-        sink: PlainEnd | SecureSocket,
+        sink: PlainEnd | SecureSocket | None,
         position: Position,
         hasher: _Hash | None,
         *,
+        into: memoryview | None = None,
         counts: bool = True,
         keeps_last: bool = False,
     ) -> None:
@@ -85,8 +88,9 @@ class Pump:
         self._hasher = hasher
         self._counts = counts
         self._keeps_last = keeps_last
-        self._buffer = take_buffer()
-        self._in_thread = position.left > ON_LOOP
+        self._into = into
+        self._buffer = take_buffer() if into is None else None
+        self._in_thread = position.left > _ON_LOOP
         self.unsent = memoryview(b"")
         """Bytes that were taken from the source, and that the sink did not take yet."""
         self.last = b""
@@ -109,12 +113,15 @@ class Pump:
         return self._run(source, _Patience(0))
 
     def _run(self, source: PlainEnd | SecureSocket, patience: _Patience) -> Stopped:
-        position, view, budget = self._position, memoryview(self._buffer), _IN_A_ROW
+        position, budget = self._position, _IN_A_ROW
+        view = memoryview(self._buffer or b"")
         if not self._empty(patience):
             return Stopped.SINK
         while position.left:
             if budget <= 0:
                 return Stopped.TURN
+            if self._into is not None:
+                view = self._into[position.taken :]
             try:
                 count = source.read_now(view[: min(SLICE, position.left)])
             except BlockingIOError:
@@ -133,6 +140,8 @@ class Pump:
             if self._keeps_last and not position.left:
                 self.last = bytes(piece)
                 break
+            if self._into is not None:
+                continue
             self.unsent = piece
             if not self._empty(patience):
                 return Stopped.SINK
@@ -140,7 +149,7 @@ class Pump:
 
     def _empty(self, patience: _Patience) -> bool:
         """Put the bytes in the buffer into the sink; return whether it took all."""
-        while self.unsent:
+        while self._sink is not None and self.unsent:
             try:
                 sent = self._sink.write_now(self.unsent)
             except BlockingIOError:
@@ -155,4 +164,5 @@ class Pump:
     def close(self) -> None:
         """Give the buffer back; ``unsent`` must not be used any more."""
         self.unsent = memoryview(b"")
-        give_buffer(self._buffer)
+        if self._buffer is not None:
+            give_buffer(self._buffer)

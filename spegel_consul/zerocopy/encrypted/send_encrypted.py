@@ -25,10 +25,8 @@ from spegel_consul.disk.threads import in_thread
 from spegel_consul.zerocopy.encrypted.secure_socket import SLICE, SecureSocket, give_buffer, take_buffer
 from spegel_consul.zerocopy.send import Truncated
 
-ON_LOOP = 1 << 20
-"""Bytes up to which no thread is used."""
-
 _TURN = 0.002  # seconds that a transfer may send on the loop before other tasks run
+_ON_LOOP = 1 << 20  # bytes up to which no thread is used
 _IN_A_ROW = 16 << 20  # bytes after which a thread is for the next transfer
 _WRITABLE_WITHIN = 20  # milliseconds that a thread waits for the socket
 _threads = trio.CapacityLimiter(64)
@@ -44,7 +42,7 @@ async def send_encrypted(
     part = _Part(secure, fd, start, stop)
     secure.encrypt(head)  # it goes out with the first bytes of the file
     try:
-        on_loop = stop - start <= ON_LOOP
+        on_loop = stop - start <= _ON_LOOP
         while part.reached < stop:
             if on_loop:
                 on_loop = await part.on_loop()
