@@ -19,6 +19,8 @@ from spegel_consul.cli import cli
 
 NOT_RUN = {
     "make ": ".ci/run does",
+    ".ci/install-locked ": "make install does, as .ci/run",
+    "python3 -m venv ": "as before",
     "cd ": "a page's commands are run where the page is",
     "spegel-consul registry": "tests/real/test_started.py does",
     "spegel-consul preheat": "tests/real/test_preheat.py does, on nodes with runtimes",
