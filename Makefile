@@ -11,7 +11,7 @@ CACHE  ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/spegel-consul-ci
 # without compiled files each process of a test compiles the product and the tests anew, which takes longer than it runs
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run install dev-install real-parts test check docs audit fresh sim faults nomad soak bench archive clean
+.PHONY: run install dev-install real-parts test check docs audit unit fresh sim faults nomad soak bench archive clean
 
 run: install
 	$(BIN)/spegel-consul dev
@@ -55,6 +55,10 @@ audit: dev-install
 
 test: dev-install real-parts
 	SPEGEL_REAL_PARTS=$(CACHE) $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
+
+# what needs no other program, on any Python
+unit: dev-install
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder -m "not real"
 
 # the tests whose inputs are drawn, with inputs that no run before has drawn
 fresh: dev-install
