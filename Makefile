@@ -1,5 +1,4 @@
-# Two commands for a first look: make run, make test.  Both need Python 3.11 or newer and a C compiler
-# (libp2p pulls in fastecdsa, which has no wheel); what is missing is said, or installed if you are root.
+# Two commands for a first look: make run, make test.  Both need Python 3.11 or newer; nothing is compiled.
 
 PYTHON ?= python3
 VENV   := .venv
@@ -12,26 +11,29 @@ CACHE  ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/spegel-consul-ci
 # without compiled files each process of a test compiles the product and the tests anew, which takes longer than it runs
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run install dev-install real-parts test check docs audit fresh sim faults nomad soak bench clean
+.PHONY: run install dev-install real-parts test check docs audit unit fresh sim faults nomad soak bench archive clean
 
 run: install
 	$(BIN)/spegel-consul dev
 
 install: $(STAMP)
 
-$(STAMP): pyproject.toml .ci/install-build-tools
-	.ci/install-build-tools $(PYTHON)
+$(STAMP): pyproject.toml requirements/run.txt requirements/build.txt .ci/install-locked
+	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON) must be Python 3.11 or newer with venv (Debian, Ubuntu: apt-get install python3-venv); \
+	PYTHON=/path/to/python3 names another one" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	$(BIN)/python -m pip uninstall --quiet --disable-pip-version-check --yes setuptools
+	.ci/install-locked $(BIN)/python --editable
 	touch $@
 
 dev-install: $(VENV)/.dev-installed
 
 $(VENV)/.dev-installed: $(STAMP) pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group dev
-	# stale stubs that libp2p's trio-typing brings along hide trio's own types
-	rm -rf $(VENV)/lib/python3*/site-packages/trio-stubs $(VENV)/lib/python3*/site-packages/outcome-stubs
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/build.txt
+	# pip would warn of what requirements/run.txt leaves out
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn-conflicts --group dev
 	touch $@
 
 real-parts:
@@ -53,6 +55,10 @@ audit: dev-install
 
 test: dev-install real-parts
 	SPEGEL_REAL_PARTS=$(CACHE) $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
+
+# what needs no other program, on any Python
+unit: dev-install
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder -m "not real"
 
 # the tests whose inputs are drawn, with inputs that no run before has drawn
 fresh: dev-install
@@ -82,5 +88,10 @@ soak: dev-install real-parts
 bench: dev-install
 	$(BIN)/python -m bench
 
+# what jobs/README.md runs without an image, for machines of this kind with this version of Python
+DIST ?= dist
+archive:
+	.ci/archive $(PYTHON) $(DIST)
+
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist build *.egg-info

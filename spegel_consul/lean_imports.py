@@ -155,7 +155,7 @@ def install() -> None:
     """Use the declarations of this module; called once, before any of the libraries is imported."""
     sys.meta_path.insert(0, _finder)
     # tracebacks of rich show local variables, which may hold a token; log.py uses the plain ones
-    without("structlog.dev", "rich")
+    without("structlog.dev", "rich", "colorama")
     without("structlog.tracebacks", "rich")
     without("structlog.threadlocal", "greenlet")
     deferred("structlog._native", "asyncio")  # for methods that nothing here calls

@@ -31,7 +31,7 @@ from hypercorn.trio.tcp_server import TCPServer
 
 assert not {"asyncio", "rich", "anyio", "h2.events", "requests"} & set(sys.modules), sorted(sys.modules)
 assert structlog.dev.rich is None
-import asyncio, rich, anyio, h2.events
+import asyncio, rich, h2.events
 
 async def answer():
     return 3

@@ -51,7 +51,8 @@ def ask(url: str, **fields: str) -> int:
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=HANG) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as exc:
-        return exc.code
+        with exc:
+            return exc.code
     except OSError:
         return 0
 
@@ -103,8 +104,8 @@ def test_nothing_secret_is_logged_or_passed_on(tmp_path: Path) -> None:
             try:
                 with urllib.request.urlopen(f"http://127.0.0.1:{metrics}/{page}", timeout=HANG) as answer:
                     pages += answer.read().decode()
-            except urllib.error.HTTPError:
-                continue
+            except urllib.error.HTTPError as exc:
+                exc.close()
     finally:
         with ending(process):
             process.terminate()

@@ -12,6 +12,7 @@ import re
 import sys
 import sysconfig
 import tarfile
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,7 +69,7 @@ def assemble(tar: Path, *distributions: str) -> None:
 
 
 def _files(distributions: tuple[str, ...]) -> Iterator[tuple[Path, str]]:
-    seen: set[str] = set()
+    seen = set(left_out())
     waiting = list(distributions)
     while waiting:
         name = re.sub(r"[-_.]+", "-", waiting.pop()).lower()
@@ -85,6 +86,12 @@ def _files(distributions: tuple[str, ...]) -> Iterator[tuple[Path, str]]:
             inside = ".." not in file.parts and "tests" not in file.parts
             if inside and file.suffix not in (".pyi", ".pth") and path.is_file() and name != "spegel-consul":
                 yield path, str(file)
+
+
+def left_out() -> dict[str, str]:
+    """The packages that are required and not installed, and why."""
+    table = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["tool"]["lock"]["left-out"]
+    return {str(name): str(reason) for name, reason in table.items()}
 
 
 def _tree(directory: Path) -> Iterator[Path]:

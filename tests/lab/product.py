@@ -18,6 +18,7 @@ IMAGE = f"spegel-consul:{__version__}"
 def sources(directory: Path) -> Path:
     """A copy of what an image or an archive is made of, in ``directory``, which is made."""
     shutil.copytree(ROOT / "spegel_consul", directory / "spegel_consul", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "requirements", directory / "requirements")
     for file in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / file, directory)
     return directory
@@ -26,7 +27,7 @@ def sources(directory: Path) -> Path:
 def build(docker: Dockerd, directory: Path) -> None:
     """Build ``IMAGE``, on a base that stands in for Python's slim image."""
     base = directory / "base.tar"
-    base_image.assemble(base, "spegel-consul", "pip", "hatchling")
+    base_image.assemble(base, "spegel-consul", "pip", "setuptools")
     docker.await_ready()
     dockerfile = ROOT / "docker/Dockerfile"
     (name,) = re.findall(r"^ARG PYTHON=(\S+)$", dockerfile.read_text(), re.M)
