@@ -23,6 +23,7 @@ from spegel_consul.endpoints import dial_back
 from spegel_consul.endpoints.check import Check, fail, ok, warn
 from spegel_consul.http.peer_tls import Encryption
 from spegel_consul.preflight import consul_checks
+from spegel_consul.preflight.client_checks import client_checks
 from spegel_consul.preflight.interfaces import in_container, interface_of
 from spegel_consul.preflight.runtime_checks import containerd_checks, docker_checks
 from spegel_consul.preflight.subject import Subject
@@ -38,6 +39,7 @@ async def run(subject: Subject) -> list[Check]:
         ("address", _address),
         ("containerd", containerd_checks),
         ("docker", docker_checks),
+        ("clients", client_checks),
         ("consul", lambda subject: consul_checks.checks_of(subject.consul, subject.leader_key)),
         ("dial-back", _certificate_and_dial_back),
     ]
