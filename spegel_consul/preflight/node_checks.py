@@ -23,7 +23,6 @@ from spegel_consul.endpoints import dial_back
 from spegel_consul.endpoints.check import Check, fail, ok, warn
 from spegel_consul.http.peer_tls import Encryption
 from spegel_consul.preflight import consul_checks
-from spegel_consul.preflight.client_checks import client_checks
 from spegel_consul.preflight.interfaces import in_container, interface_of
 from spegel_consul.preflight.runtime_checks import containerd_checks, docker_checks
 from spegel_consul.preflight.subject import Subject
@@ -39,7 +38,7 @@ async def run(subject: Subject) -> list[Check]:
         ("address", _address),
         ("containerd", containerd_checks),
         ("docker", docker_checks),
-        ("clients", client_checks),
+        ("clients", _clients),
         ("consul", lambda subject: consul_checks.checks_of(subject.consul, subject.leader_key)),
         ("dial-back", _certificate_and_dial_back),
     ]
@@ -89,6 +88,16 @@ async def _address(subject: Subject) -> list[Check]:
         own = runtime_check(subject.address, subject.peer_tls, has_own_address=subject.has_runtime_address)
         checks += [own] if own is not None else []
     return checks
+
+
+async def _clients(subject: Subject) -> list[Check]:
+    if subject.containers_config is None and subject.buildkitd_config is None:
+        await trio.lowlevel.checkpoint()
+        return []
+    # here, because a sidecar's start does not check them and needs no parser of their files
+    from spegel_consul.preflight.clients.client_checks import client_checks
+
+    return await client_checks(subject)
 
 
 async def _certificate_and_dial_back(subject: Subject) -> list[Check]:

@@ -74,14 +74,15 @@ def _registries_conf(
     others = Configuration.of(file for file in files if file[0] != path)
     ours = Configuration.of(file for file in files if file[0] == path)
     entries = [entry for entry in counting.entries.values() if entry.mirrors]
-    if not entries:
-        return [fail(name, f"no file in {base} names a mirror, so podman and CRI-O never ask one", fix)]
-    # that of Docker Hub first, because most images are from there
-    entry = min(entries, key=lambda entry: (entry.prefix != "docker.io", entry.prefix))
-    urls = list(map(_url, entry.mirrors))
-    checks = [probed(name, urls[0], entry.prefix)]
-    if CRIO in clients:
-        checks.append(proxies.check_of(CRIO, _proxies_of(CRIO_SOCKET, CRIO), node_mirrors(subject, urls)))
+    if entries:
+        # that of Docker Hub first, because most images are from there
+        entry = min(entries, key=lambda entry: (entry.prefix != "docker.io", entry.prefix))
+        urls = list(map(_url, entry.mirrors))
+        checks = [probed(name, urls[0], entry.prefix)]
+        if CRIO in clients:
+            checks.append(proxies.check_of(CRIO, _proxies_of(CRIO_SOCKET, CRIO), node_mirrors(subject, urls)))
+    else:
+        checks = [fail(name, f"no table that counts in {base} has a mirror, so podman and CRI-O never ask one", fix)]
     for prefix, copy in ours.entries.items():
         origin = counting.entries[prefix].origin
         other = others.of_host(prefix)
