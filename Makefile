@@ -11,7 +11,7 @@ CACHE  ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/spegel-consul-ci
 # without compiled files each process of a test compiles the product and the tests anew, which takes longer than it runs
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run install dev-install real-parts test check docs audit unit fresh sim faults nomad soak bench archive clean
+.PHONY: run install dev-install real-parts test check docs audit unit fresh sim faults nomad buildkit soak bench archive clean
 
 run: install
 	$(BIN)/spegel-consul dev
@@ -80,6 +80,11 @@ faults: dev-install real-parts
 NOMAD ?= $(shell command -v nomad)
 nomad: dev-install real-parts
 	NOMAD=$(abspath $(NOMAD)) SPEGEL_REAL_PARTS=$(CACHE) $(BIN)/python -m pytest tests/nomad
+
+# a real BuildKit, built from its module, because there is no package of it for CI to install
+buildkit: dev-install real-parts
+	.ci/install-buildkit $(CACHE)/buildkit
+	BUILDKIT=$(CACHE)/buildkit SPEGEL_REAL_PARTS=$(CACHE) $(BIN)/python -m pytest tests/real/runtimes/test_buildkit.py
 
 MINUTES ?= 60
 soak: dev-install real-parts

@@ -23,6 +23,18 @@ variable "image" {
   description = "The image of docker/, which you build and push; no registry has it for you. Pin it by digest in production: name@sha256:…"
 }
 
+variable "driver" {
+  type        = string
+  default     = "docker"
+  description = "The driver that runs this task: docker, or podman where there is no Docker."
+}
+
+variable "config_directories" {
+  type        = list(string)
+  default     = ["/etc/containerd", "/etc/docker"]
+  description = "Directories of the host with the runtimes' configuration, as for configure.nomad.hcl."
+}
+
 variable "containerd_namespace" {
   type        = string
   default     = "moby"
@@ -54,16 +66,13 @@ job "spegel-cleanup" {
 
   group "cleanup" {
     task "cleanup" {
-      driver = "docker"
+      driver = var.driver
 
       config {
         image        = var.image
         network_mode = "host"
         args         = ["cleanup"]
-        volumes = [
-          "/etc/containerd:/etc/containerd",
-          "/etc/docker:/etc/docker",
-        ]
+        volumes = [for directory in var.config_directories : "${directory}:${directory}"]
       }
 
       resources {

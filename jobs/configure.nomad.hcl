@@ -1,7 +1,8 @@
 # Points every node's runtime at its mirror, once per node, and again when the job is run with other values. What was
 # there before is kept aside, and cleanup.nomad.hcl brings it back.
 #
-# hosts.toml is read with every pull; after a change of daemon.json Docker has to be restarted, which this does not do.
+# hosts.toml and registries.conf.d are read with every pull. After a change of daemon.json Docker has to be restarted, and
+# of buildkitd.toml BuildKit; CRI-O has to be reloaded. This does none of it.
 #
 # Clients must allow the docker driver to mount host directories: volumes { enabled = true } in its plugin's configuration.
 
@@ -28,7 +29,19 @@ variable "image" {
 variable "runtime" {
   type        = string
   default     = ""
-  description = "Whose configuration: docker (28 and later), containerd or docker-daemon (daemon.json); empty: as the namespace says."
+  description = "Whose configuration: docker (28 and later), containerd, docker-daemon (daemon.json), podman, crio or buildkit; empty: as the namespace says."
+}
+
+variable "driver" {
+  type        = string
+  default     = "docker"
+  description = "The driver that runs this task: docker, or podman where there is no Docker."
+}
+
+variable "config_directories" {
+  type        = list(string)
+  default     = ["/etc/containerd", "/etc/docker"]
+  description = "Directories of the host with the runtimes' configuration. /etc/containers for podman and CRI-O, /etc/buildkit for BuildKit; Docker makes one that is missing."
 }
 
 variable "containerd_namespace" {
@@ -90,7 +103,7 @@ job "spegel-configure" {
     }
 
     task "configure" {
-      driver = "docker"
+      driver = var.driver
 
       config {
         image        = var.image
@@ -102,10 +115,7 @@ job "spegel-configure" {
           "--mirrored-registries=${join(",", var.mirrored_registries)}",
           "--resolve-tags=${var.resolve_tags}",
         ]
-        volumes = [
-          "/etc/containerd:/etc/containerd",
-          "/etc/docker:/etc/docker",
-        ]
+        volumes = [for directory in var.config_directories : "${directory}:${directory}"]
       }
 
       resources {

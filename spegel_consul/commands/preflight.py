@@ -61,6 +61,18 @@ from spegel_consul.preflight.node_address import NoAddress, advertised
     help="The same for Docker.",
 )
 @option("--docker-sock", type=click.Path(path_type=Path), default=Path("/run/docker.sock"), help="Docker's socket.")
+@option(
+    "--containers-config-path",
+    type=click.Path(path_type=Path),
+    default=Path("/etc/containers"),
+    help="The directory of registries.conf, which podman and CRI-O read.",
+)
+@option(
+    "--buildkitd-config",
+    type=click.Path(path_type=Path),
+    default=Path("/etc/buildkit/buildkitd.toml"),
+    help="BuildKit's configuration.",
+)
 @option("--bootstrap-kind", default="consul", help="As for registry; Consul is checked only with consul.")
 @option("--consul-leader-key", default=ElectionSettings().key, help="As for registry.")
 @option(
@@ -111,6 +123,8 @@ def preflight(as_json: bool, peer: Any, **given: Any) -> None:
         containerd_hosts=given["containerd_registry_config_path"],
         docker_sock=given["docker_sock"],
         docker_hosts=given["docker_certs_path"],
+        containers_config=given["containers_config_path"],
+        buildkitd_config=given["buildkitd_config"],
         consul=consul,
         leader_key=given["consul_leader_key"],
         peer=Peer(peer.host, peer.port) if peer is not None else None,

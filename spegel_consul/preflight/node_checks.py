@@ -38,6 +38,7 @@ async def run(subject: Subject) -> list[Check]:
         ("address", _address),
         ("containerd", containerd_checks),
         ("docker", docker_checks),
+        ("clients", _clients),
         ("consul", lambda subject: consul_checks.checks_of(subject.consul, subject.leader_key)),
         ("dial-back", _certificate_and_dial_back),
     ]
@@ -87,6 +88,16 @@ async def _address(subject: Subject) -> list[Check]:
         own = runtime_check(subject.address, subject.peer_tls, has_own_address=subject.has_runtime_address)
         checks += [own] if own is not None else []
     return checks
+
+
+async def _clients(subject: Subject) -> list[Check]:
+    if subject.containers_config is None and subject.buildkitd_config is None:
+        await trio.lowlevel.checkpoint()
+        return []
+    # here, because a sidecar's start does not check them and needs no parser of their files
+    from spegel_consul.preflight.clients.client_checks import client_checks
+
+    return await client_checks(subject)
 
 
 async def _certificate_and_dial_back(subject: Subject) -> list[Check]:

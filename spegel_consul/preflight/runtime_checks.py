@@ -10,6 +10,7 @@ from __future__ import annotations
 import ssl
 import tomllib
 import urllib.request
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -176,8 +177,8 @@ def _docker(subject: Subject, found: docker.Docker) -> list[Check]:
     if found.reads_hosts and subject.docker_hosts is not None:
         checks += _hosts(subject, "docker", subject.docker_hosts, proxies_)
     elif found.mirrors:
-        checks.append(_probed("docker-mirrors", found.mirrors[0], "docker.io"))
-        checks.append(proxies.check_of("docker", proxies_, _mirrors(subject, found.mirrors)))
+        checks.append(probed("docker-mirrors", found.mirrors[0], "docker.io"))
+        checks.append(proxies.check_of("docker", proxies_, node_mirrors(subject, found.mirrors)))
     else:
         fix = "spegel-consul configuration --runtime docker-daemon"
         checks.append(fail("docker-mirrors", "Docker has no registry-mirrors, so it never asks one", fix))
@@ -211,17 +212,18 @@ def _hosts(subject: Subject, runtime: str, base: Path, proxies_: Proxies | None)
         except (OSError, ValueError) as exc:
             return [fail(name, f"{file} can't be read: {getattr(exc, 'strerror', None) or exc}")]
         if hosts:
-            probed = _probed(name, hosts[0], file.parent.name)
-            return [probed, proxies.check_of(runtime, proxies_, _mirrors(subject, hosts))]
+            first = probed(name, hosts[0], file.parent.name)
+            return [first, proxies.check_of(runtime, proxies_, node_mirrors(subject, hosts))]
     return [fail(name, f"no hosts.toml in {base} names a mirror, so the runtime never asks one", fix)]
 
 
-def _mirrors(subject: Subject, urls: list[str] | tuple[str, ...]) -> list[str]:
+def node_mirrors(subject: Subject, urls: Sequence[str]) -> list[str]:
     """Those of ``urls`` that are registries of nodes: the first, and the others with the same port."""
     return [url for number, url in enumerate(urls) if number == 0 or url.endswith(f":{subject.registry_port}")]
 
 
-def _probed(name: str, url: str, registry: str) -> Check:
+def probed(name: str, url: str, registry: str) -> Check:
+    """Whether the mirror ``url``, the first one of ``registry``, answers without a proxy. Waits 2 s at most."""
     of = "all registries" if registry == "_default" else registry
     shown = redaction.url(url)
     if not url.startswith(("http://", "https://")):

@@ -38,6 +38,9 @@ class Subject:
     containerd_hosts: Path | None = None
     docker_sock: Path | None = None
     docker_hosts: Path | None = None
+    containers_config: Path | None = None
+    """The directory of registries.conf."""
+    buildkitd_config: Path | None = None
     consul: ConsulSettings | None = None
     leader_key: str = LEADER_KEY
     peer: Peer | None = None

@@ -102,7 +102,8 @@ def plan_registries_conf(
     if own is not None and not own.startswith(registries_conf.HEADER.encode()):
         raise Refused(f"{directory.base / name} was not written by this program: move it away, or give it another name")
     try:
-        existing = registries_conf.Configuration.of(others_of(base))
+        others = [file for file in conf_files(base) if file[0] != str(directory.base / name)]
+        existing = registries_conf.Configuration.of(others)
         planned = registries_conf.drop_in(registries, mirroring, existing, keep_existing=keep_existing)
     except Unusable as exc:
         raise Refused(f"nothing was changed: {exc}") from None
@@ -123,13 +124,15 @@ def plan_registries_conf(
     return Plan(directory, {name: New(planned.text.encode())}, {name: directory.current(name)}, tuple(notes))
 
 
-def others_of(base: Path) -> list[tuple[str, str]]:
-    """The registries.conf files below ``base`` except ours, in the order of reading. Raises Unusable or DiskError."""
+def conf_files(base: Path) -> list[tuple[str, str]]:
+    """The paths and texts of the registries.conf files below ``base``, in the order of reading.
+
+    Raises Unusable or DiskError.
+    """
     directory = base / registries_conf.DIRECTORY
     with explained(directory, "read"):
         names = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
-    files = [base / registries_conf.MAIN]
-    files += [directory / name for name in names if name.endswith(".conf") and name != registries_conf.NAME]
+    files = [base / registries_conf.MAIN, *(directory / name for name in names if name.endswith(".conf"))]
     found: list[tuple[str, str]] = []
     for path in files:
         if path.is_dir():

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import json
-import tomllib
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import pairwise
@@ -22,7 +21,7 @@ import dns.message
 import httpx
 from google.protobuf.message import DecodeError
 
-from fuzz import http
+from fuzz import http, runtime_files
 from spegel_consul.consul.api.client import ConsulClient
 from spegel_consul.consul.api.consul_errors import ConsulError
 from spegel_consul.consul.api.consul_settings import ConsulSettings
@@ -47,8 +46,6 @@ from spegel_consul.oci.path import parse_content_path
 from spegel_consul.oci.ranges import ByteRange, parse_ranges
 from spegel_consul.oci.reference import Reference
 from spegel_consul.peers import PeerError, PeerInfo, RingError
-from spegel_consul.preflight.containerd_config import CriSettings, Place, checks_of
-from spegel_consul.preflight.containerd_files import Unreadable, Version, read
 from spegel_consul.registry.mirror import validate as heads
 from spegel_consul.registry.mirror.body.multipart import Multipart
 from spegel_consul.ring.dht.claim_messages import MAX_CLAIM_MESSAGE, decode_claim, decode_verdict, encode_claim
@@ -56,9 +53,6 @@ from spegel_consul.ring.dht.messages import Frames, WireError, decode, decode_me
 from spegel_consul.ring.members.table import Members
 from spegel_consul.ring.net.libp2p.layers import read_description
 from spegel_consul.runtimes.backup_record import Record
-from spegel_consul.runtimes.daemon_json import added, taken_out
-from spegel_consul.runtimes.hosts_toml import Mirroring, Unusable, prepended, replaced
-from spegel_consul.runtimes.mirror_targets import Registry, Target
 from spegel_consul.store.containerd import conversion
 from spegel_consul.store.containerd.proto import containerd_pb2 as pb
 from spegel_consul.store.manifest_walk import ManifestInvalid
@@ -66,7 +60,6 @@ from spegel_consul.store.manifest_walk import parse as parse_manifest
 from spegel_consul.web.preheat.preheat_report import BadLine, NodePreheat
 from tests.consul.asking import put_key
 
-_MIRRORING = Mirroring((Target("http://10.0.0.7:5000"), Target("http://127.0.0.1:5000")), authorization="Basic eA==")
 _ME = b"\x00\x24\x08\x01\x12\x20" + bytes(32)
 
 
@@ -326,43 +319,6 @@ def dns_answer(data: bytes) -> None:
         assert parse_address(str(Address(host, port))) is not None
 
 
-def hosts_toml(data: bytes) -> None:
-    text = data.decode("utf-8", "replace")
-    registry = Registry("docker.io", "https://registry-1.docker.io")
-    for change in (prepended, replaced):
-        with suppress(Unusable):
-            changed = change(text, registry, _MIRRORING)
-            document = tomllib.loads(changed)
-            assert list(document["host"])[:2] == [target.url for target in _MIRRORING.targets]
-
-
-def daemon_json(data: bytes) -> None:
-    text = data.decode("utf-8", "replace")
-    with suppress(Unusable):
-        changed, what = added(text, _MIRRORING.targets, snapshotter=True)
-        mark = "\ufeff"
-        json.loads(changed.removeprefix(mark))
-        before = json.loads(text.removeprefix(mark).strip() or "null") or {}
-        after = json.loads(taken_out(changed, what).removeprefix(mark))
-        for key in ("registry-mirrors", "insecure-registries", "features"):
-            if not before.get(key):
-                before.pop(key, None)
-            if not after.get(key):
-                after.pop(key, None)
-        assert repr(after) == repr(before)
-
-
-def containerd_config(data: bytes) -> None:
-    with TemporaryDirectory() as directory:
-        file = Path(directory, "config.toml")
-        file.write_bytes(data)
-        for version in (Version(), Version(1, 6, 20), Version(2, 1, 9), Version(2, 3)):
-            with suppress(Unreadable):
-                found = read(file, version)
-                place = Place.find(file, found.files, version)
-                list(checks_of(CriSettings.of(found.document), version, Path("/etc/containerd/certs.d"), place))
-
-
 def state_files(data: bytes) -> None:
     """Members of the last run, and the record of what was configured."""
     with TemporaryDirectory() as directory:
@@ -381,6 +337,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     for target in (
         reference, path, byte_range, request_head, reply, http.both_paths, kad, members, withdrawal, claim, identify,
         multiaddr, containerd_event, manifest, leader_value, peer_document, preheat_line, consul_answer, kv_value,
-        nomad_answer, dns_answer, hosts_toml, daemon_json, containerd_config, state_files,
+        nomad_answer, dns_answer, runtime_files.hosts_toml, runtime_files.daemon_json, runtime_files.registries_conf,
+        runtime_files.buildkitd_toml, runtime_files.containerd_config, state_files,
     )
 }  # fmt: skip

@@ -38,6 +38,19 @@ def prometheus() -> Path:
     return _part(ROOT / "prometheus/usr/bin/prometheus")
 
 
+def podman(binary: str = "podman") -> Path:
+    """``podman``, ``buildah`` or ``conmon``."""
+    return _part(ROOT / "podman/usr/bin" / binary)
+
+
+def podman_libraries() -> Path:
+    """The directory of the libraries that podman came with."""
+    found = sorted((ROOT / "podman/usr/lib").glob("*-linux-gnu"))
+    if not found:
+        raise RuntimeError(f"{ROOT / 'podman'} has no libraries: run .ci/install-real-parts")
+    return found[0]
+
+
 def runc() -> Path:
     return _part(ROOT / "runc/usr/sbin/runc")
 
@@ -88,7 +101,7 @@ def check() -> None:
     """Raise RuntimeError unless everything that the lab starts is here."""
     if os.geteuid() != 0:
         raise RuntimeError("the tests with real parts make network namespaces: run them as root")
-    consul(), busybox(), crane(), runc(), node_modules()
+    consul(), busybox(), crane(), podman(), podman("buildah"), podman_libraries(), runc(), node_modules()
     for version in CONTAINERDS:
         containerd(version), containerd(version, "ctr")
     for version in DOCKERS:

@@ -6,11 +6,12 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from socketserver import ThreadingUnixStreamServer
 
 import pytest
+from lab.answering import Server
 
 from spegel_consul.endpoints.check import Check, Status
 from spegel_consul.preflight import daemon_process, runtime_checks
@@ -28,31 +29,6 @@ DEBIAN = """version = 2
       conf_dir = "/etc/cni/net.d"
 """
 FAR = "http://192.0.2.7:5000"
-
-
-class Server(HTTPServer):
-    """A sidecar, or a proxy: it keeps the paths and answers 200."""
-
-    def __init__(self) -> None:
-        self.paths: list[str] = []
-        paths = self.paths
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                paths.append(self.path)
-                self.send_response(200)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-        super().__init__(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
 
 
 class Docker(ThreadingUnixStreamServer):

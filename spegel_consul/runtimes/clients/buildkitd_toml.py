@@ -27,7 +27,7 @@ from tomlkit.exceptions import TOMLKitError
 
 from spegel_consul.runtimes.clients.registries_conf import expanded
 from spegel_consul.runtimes.hosts_toml import Mirroring, Unusable
-from spegel_consul.runtimes.mirror_targets import Registry
+from spegel_consul.runtimes.mirror_targets import Registry, Target
 
 HEADER = '# Added by "spegel-consul configuration"; "spegel-consul cleanup" takes it out.\n'
 _FORM = 'its registries are not written as [registry."…"] tables that a mirror can be added to'
@@ -113,6 +113,13 @@ def mirrored(existing: str, registries: Iterable[Registry], mirroring: Mirroring
     return expanded(registries, _mirrorable(_registries(_parsed(existing)), mirroring))
 
 
+def mirrors(text: str) -> dict[str, tuple[str, ...]]:
+    """The URLs of the mirrors of each registry that has some. Raises Unusable."""
+    known = _registries(_parsed(text))
+    found = {name: tuple(_url(mirror, known) for mirror in _list(table, name)) for name, table in known.items()}
+    return {name: urls for name, urls in found.items() if urls}
+
+
 def taken_out(text: str, what: Added) -> str:
     """``text`` without the additions ``what``. Raises Unusable."""
     text = text.replace(HEADER, "")
@@ -165,6 +172,17 @@ def _mirrorable(known: Mapping[str, object], mirroring: Mirroring) -> list[str]:
         if isinstance(mirror, str)
     }
     return [name for name in known if name not in mirrors.union(ours)]
+
+
+def _url(mirror: str, known: Mapping[str, Mapping[str, Any]]) -> str:
+    host = mirror.partition("/")[0]
+    plain = known.get(host, {}).get("http")
+    if plain is None:
+        try:
+            plain = Target(f"http://{host}").is_loopback
+        except ValueError:  # brackets that are no address
+            plain = False
+    return f"{'http' if plain else 'https'}://{mirror}"
 
 
 def _table(document: Document, name: str) -> dict[str, Any]:

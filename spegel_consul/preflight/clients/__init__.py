@@ -1,0 +1,1 @@
+"""The checks of podman, CRI-O and BuildKit."""

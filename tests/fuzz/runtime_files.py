@@ -1,0 +1,101 @@
+"""The targets that read and edit the runtimes' files, which belong to people."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from spegel_consul.preflight.containerd_config import CriSettings, Place, checks_of
+from spegel_consul.preflight.containerd_files import Unreadable, Version, read
+from spegel_consul.runtimes.clients.buildkitd_toml import Added as BuildkitAdded
+from spegel_consul.runtimes.clients.buildkitd_toml import added as buildkit_added
+from spegel_consul.runtimes.clients.buildkitd_toml import mirrors
+from spegel_consul.runtimes.clients.buildkitd_toml import taken_out as buildkit_taken_out
+from spegel_consul.runtimes.clients.registries_conf import Configuration, drop_in
+from spegel_consul.runtimes.daemon_json import added, taken_out
+from spegel_consul.runtimes.hosts_toml import Mirroring, Unusable, prepended, replaced
+from spegel_consul.runtimes.mirror_targets import Registry, Target
+
+_MIRRORING = Mirroring((Target("http://10.0.0.7:5000"), Target("http://127.0.0.1:5000")), authorization="Basic eA==")
+_CLIENT_REGISTRIES = [Registry("docker.io"), Registry("one.lan:5000", "http://one.lan:5000"), Registry("_default")]
+
+
+def hosts_toml(data: bytes) -> None:
+    text = data.decode("utf-8", "replace")
+    registry = Registry("docker.io", "https://registry-1.docker.io")
+    for change in (prepended, replaced):
+        with suppress(Unusable):
+            changed = change(text, registry, _MIRRORING)
+            document = tomllib.loads(changed)
+            assert list(document["host"])[:2] == [target.url for target in _MIRRORING.targets]
+
+
+def daemon_json(data: bytes) -> None:
+    text = data.decode("utf-8", "replace")
+    with suppress(Unusable):
+        changed, what = added(text, _MIRRORING.targets, snapshotter=True)
+        mark = "\ufeff"
+        json.loads(changed.removeprefix(mark))
+        before = json.loads(text.removeprefix(mark).strip() or "null") or {}
+        after = json.loads(taken_out(changed, what).removeprefix(mark))
+        for key in ("registry-mirrors", "insecure-registries", "features"):
+            if not before.get(key):
+                before.pop(key, None)
+            if not after.get(key):
+                after.pop(key, None)
+        assert repr(after) == repr(before)
+
+
+def registries_conf(data: bytes) -> None:
+    """Two files of other people, and ours after them."""
+    texts = data.decode("utf-8", "replace").split("\0")
+    with suppress(Unusable):
+        existing = Configuration.of(zip(("registries.conf", "10-theirs.conf"), texts, strict=False))
+        for keep in (True, False):
+            planned = drop_in(_CLIENT_REGISTRIES, _MIRRORING, existing, keep_existing=keep)
+            counting = Configuration.of([("ours", planned.text)]).entries
+            assert counting.keys() == {entry.prefix for entry in planned.entries}
+            for entry in counting.values():
+                assert [mirror["location"].partition("/")[0] for mirror in entry.mirrors[:2]] == [
+                    target.address for target in _MIRRORING.targets
+                ]
+
+
+def buildkitd_toml(data: bytes) -> None:
+    text = data.decode("utf-8", "replace")
+    with suppress(Unusable):
+        mirrors(text)
+    for keep in (True, False):
+        with suppress(Unusable):
+            changed, what = buildkit_added(text, _CLIENT_REGISTRIES, _MIRRORING, keep_existing=keep)
+            ours = [target.address for target in _MIRRORING.targets]
+            for name in ("docker.io", "one.lan:5000"):
+                assert tomllib.loads(changed)["registry"][name]["mirrors"][:2] == ours
+            back = tomllib.loads(
+                buildkit_taken_out(changed, BuildkitAdded.of_note(json.loads(json.dumps(asdict(what)))))
+            )
+            assert repr(_without(back, ours)) == repr(_without(tomllib.loads(text), ours))
+
+
+def _without(document: dict[str, Any], ours: list[str]) -> dict[str, Any]:
+    """A mirror of ours that was there before goes with the others."""
+    for table in document.get("registry", {}).values():
+        if "mirrors" in table:
+            table["mirrors"] = [mirror for mirror in table["mirrors"] if mirror not in ours]
+    return document
+
+
+def containerd_config(data: bytes) -> None:
+    with TemporaryDirectory() as directory:
+        file = Path(directory, "config.toml")
+        file.write_bytes(data)
+        for version in (Version(), Version(1, 6, 20), Version(2, 1, 9), Version(2, 3)):
+            with suppress(Unreadable):
+                found = read(file, version)
+                place = Place.find(file, found.files, version)
+                list(checks_of(CriSettings.of(found.document), version, Path("/etc/containerd/certs.d"), place))

@@ -1,0 +1,89 @@
+"""BuildKit's own worker, which the product's own command points at the mirror: `make buildkit`."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from lab.buildkit import Buildkit
+from lab.cluster import MakeCluster, Node
+from lab.image import MIB, MakeImage
+from lab.process import Failed, until
+
+pytestmark = pytest.mark.real
+
+_USERS = """\
+debug = true
+
+[registry."ghcr.io"]
+  mirrors = ["{upstream}"] # in place of ghcr.io, which nobody reaches here
+
+[registry."{upstream}"]
+  http = true
+"""
+
+
+@pytest.fixture
+def daemons() -> Iterator[ExitStack]:
+    """Ends the daemons that a test has started."""
+    with ExitStack() as stack:
+        yield stack
+
+
+def test_a_build_takes_its_base_through_the_mirror(
+    cluster: MakeCluster, image: MakeImage, tmp_path: Path, daemons: ExitStack
+) -> None:
+    lab = cluster(2, consul=False, containerd=None)
+    one, two = lab
+    whole = image("ghcr.io/org/whole:v1", layers=[MIB, MIB], seed=3)
+    partial = image("ghcr.io/org/partial:v1", layers=[MIB, MIB], seed=4)
+    lacking = tmp_path / "lacking"
+    shutil.copytree(partial.layout, lacking)
+    (lacking / "blobs" / partial.amd64.layers[1].replace(":", "/")).unlink()
+    upstream = lab.start_registry()
+    for each in (whole, partial):
+        upstream.push(each)
+    kits: dict[str, Buildkit] = {}
+    for node, layout in ((one, whole.layout), (two, lacking)):
+        node.start_sidecar(wait=False, layout_path=layout, static_bootstrap_peers=f"{one.ip}:5001,{two.ip}:5001")
+        kit = kits[node.name] = Buildkit(node.port, node.dir / "buildkit")
+        kit.config.write_text(_USERS.format(upstream=upstream.host))
+        node.configure("--runtime=buildkit", "--mirrored-registries=ghcr.io", f"--buildkitd-config={kit.config}")
+        daemons.callback(kit.stop)
+    for node in lab:
+        node.sidecar.await_ready()
+    for node, digest in ((two, whole.amd64.layers[1]), (one, partial.amd64.layers[0])):
+        path = f"/v2/org/app/blobs/{digest}"
+        until(lambda node=node, path=path: node.request(path).status == 200, timeout=20, what=f"{node} finds the other")
+
+    def built(node: Node, name: str) -> set[str]:
+        """The blobs that upstream was asked for."""
+        directory = tmp_path / node.name
+        directory.mkdir(exist_ok=True)
+        (directory / "Dockerfile").write_text(f"FROM {name}\nLABEL built=yes\nCOPY Dockerfile /\n")
+        upstream.forget()
+        kits[node.name].build(directory)
+        return {digest for _, digest in upstream.blob_requests()}
+
+    kits[two.name].start()
+    assert built(two, whole.name) == set()
+    # each blob is asked for by itself, so upstream is asked for the one layer that the neighbour lacks
+    kits[one.name].start()
+    assert built(one, partial.name) == {partial.amd64.layers[1]}
+
+    # the file is as before, and upstream is asked
+    node, kit = two, kits[two.name]
+    node.spegel("cleanup", *node.places, f"--buildkitd-config={kit.config}")
+    assert kit.config.read_text() == _USERS.format(upstream=upstream.host)
+    assert [each.name for each in kit.config.parent.iterdir()] == ["buildkitd.toml"]
+    kit.stop()
+    kit.start()
+    kit.forget()
+    assert set(whole.amd64.layers) <= built(node, whole.name)
+    upstream.running().kill9()
+    kit.forget()
+    with pytest.raises(Failed, match="ghcr.io"):
+        built(node, whole.name)

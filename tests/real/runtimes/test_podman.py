@@ -1,0 +1,82 @@
+"""podman and Buildah, which the product's own command points at the mirror. They take an image from one source."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from lab.cluster import MakeCluster, Node
+from lab.image import MIB, MakeImage
+from lab.podman import Podman
+from lab.process import Failed, until
+
+pytestmark = pytest.mark.real
+
+_USERS = """
+[[registry]]
+prefix = "ghcr.io"
+location = "{upstream}"
+insecure = true
+"""
+
+
+def content(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def test_podman_pulls_through_the_mirror_that_was_configured(
+    cluster: MakeCluster, image: MakeImage, tmp_path: Path
+) -> None:
+    lab = cluster(2, consul=False, containerd=None)
+    one, two = lab
+    whole = image("ghcr.io/org/whole:v1", layers=[MIB, MIB], seed=3)
+    partial = image("ghcr.io/org/partial:v1", layers=[MIB, MIB], seed=4)
+    lacking = tmp_path / "lacking"
+    shutil.copytree(partial.layout, lacking)
+    (lacking / "blobs" / partial.amd64.layers[1].replace(":", "/")).unlink()
+    upstream = lab.start_registry()
+    for each in (whole, partial):
+        upstream.push(each)
+    podmans: dict[str, Podman] = {}
+    before: dict[str, dict[str, bytes]] = {}
+    for node, layout in ((one, whole.layout), (two, lacking)):
+        node.start_sidecar(wait=False, layout_path=layout, static_bootstrap_peers=f"{one.ip}:5001,{two.ip}:5001")
+        podman = podmans[node.name] = Podman(node.port, node.dir / "podman")
+        (podman.etc / "registries.conf").write_text(_USERS.format(upstream=upstream.host))
+        before[node.name] = content(podman.etc)
+        node.configure("--runtime=podman", "--mirrored-registries=ghcr.io", f"--containers-config-path={podman.etc}")
+    for node in lab:
+        node.sidecar.await_ready()
+    for node, digest in ((two, whole.amd64.layers[1]), (one, partial.amd64.layers[0])):
+        path = f"/v2/org/app/blobs/{digest}"
+        until(lambda node=node, path=path: node.request(path).status == 200, timeout=20, what=f"{node} finds the other")
+
+    def pulled(node: Node, name: str) -> list[str]:
+        """What upstream was asked for."""
+        upstream.forget()
+        podmans[node.name].pull(name)
+        return [each for each in upstream.requests() if "/manifests/" in each or "/blobs/" in each]
+
+    assert pulled(two, whole.name) == []
+    assert len(podmans[two.name].layers(whole.name)) == len(whole.amd64.layers)
+    # the neighbour lacks a layer, so its manifest is unknown and all of it comes from upstream
+    asked = pulled(one, partial.name)
+    assert {each.rpartition("/")[2] for each in asked} >= {*partial.amd64.digests} - {partial.amd64.manifest}
+
+    # a build takes its base by the same file
+    (tmp_path / "Containerfile").write_text(f"FROM {whole.name}\nLABEL built=yes\n")
+    upstream.forget()
+    podmans[one.name].buildah("build", "--quiet", "--tag", "built", str(tmp_path))
+    assert not [each for each in upstream.requests() if "/manifests/" in each or "/blobs/" in each]
+
+    # without the mirror, podman asks upstream, and finds its files as they were
+    for node in lab:
+        node.spegel("cleanup", *node.places, f"--containers-config-path={podmans[node.name].etc}")
+        assert content(podmans[node.name].etc) == before[node.name]
+    podmans[two.name].podman("rmi", "--all", "--force")
+    assert pulled(two, whole.name) != []
+    upstream.running().kill9()
+    podmans[two.name].podman("rmi", "--all", "--force")
+    with pytest.raises(Failed, match="connection refused"):
+        podmans[two.name].pull(whole.name)
