@@ -58,7 +58,7 @@ def blueprint(node: Node, measurer: Measurer) -> Blueprint:
         received = _received(requests)
         found = _found(find, images, ("name", "digest"))
         shown = found[:MOST_ROWS]
-        listed = _found(find, peers, ("node", "id", "registry", "state", "version"))
+        listed = _found(find, peers, ("node", "id", "registry", "state", "version", "place"))
         status_document = node.status(cluster_members)
         trees = forest.trees(status_document["following"], status_document["followers"])
         facts = {
