@@ -88,6 +88,12 @@ variable "follow" {
   description = "off: content that no node has yet is not read from the node that is downloading it (docs/cold-start.md)."
 }
 
+variable "zone" {
+  type        = string
+  default     = ""
+  description = "Place of the nodes, such as -var 'zone=$${node.datacenter}/$${meta.zone}'; empty: as Consul's agents say (docs/zones.md)."
+}
+
 variable "registry_filters" {
   type        = list(string)
   default     = []
@@ -302,6 +308,10 @@ job "spegel" {
           "${var.containerd_content}:${var.containerd_content}:ro",
           "${var.data_dir}:/var/lib/spegel",
         ], var.secrets_dir != "" ? ["${var.secrets_dir}:/etc/spegel:ro"] : [])
+      }
+
+      env {
+        ZONE = var.zone
       }
 
       resources {

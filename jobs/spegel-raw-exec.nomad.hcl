@@ -112,6 +112,12 @@ variable "follow" {
   description = "off: content that no node has yet is not read from the node that is downloading it (docs/cold-start.md)."
 }
 
+variable "zone" {
+  type        = string
+  default     = ""
+  description = "Place of the nodes, such as -var 'zone=$${node.datacenter}/$${meta.zone}'; empty: as Consul's agents say (docs/zones.md)."
+}
+
 variable "registry_filters" {
   type        = list(string)
   default     = []
@@ -325,6 +331,7 @@ job "spegel" {
 
       env {
         CONSUL_HTTP_ADDR = var.consul_http_addr
+        ZONE             = var.zone
         PYTHONPATH       = "${NOMAD_TASK_DIR}/spegel-consul"
       }
 

@@ -34,6 +34,8 @@ def peers(node: str, as_json: bool) -> None:
         columns += ["registry", "version"]
     if any(peer.get("encrypted") for peer in found):
         columns.append("encrypted")
+    if any(peer.get("place") for peer in found):
+        columns.append("place")
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for column in columns:
         right = column in ("rtt", "keys", "seen")
@@ -54,5 +56,6 @@ def _cells(peer: dict[str, Any]) -> dict[str, str]:
         "seen": "–" if peer["state"] == "self" else formatting.seconds(peer["last_seen"]),
         "registry": shown(peer["registry"] or "–"),
         "version": shown(peer["version"] or "–"),
+        "place": shown(peer.get("place") or "–"),
         "encrypted": _ENCRYPTED.get(peer.get("encrypted"), "–"),
     }

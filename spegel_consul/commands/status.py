@@ -79,6 +79,8 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
     served = f"{formatting.size(mirror['bytes_from_peers'])} from peers, {formatting.size(mirror['bytes_own'])} own"
     if mirror.get("bytes_followed"):
         served += f"; {formatting.size(mirror['bytes_followed'])} came from nodes still downloading"
+    if mirror.get("bytes_crossed"):
+        served += f"; {formatting.size(mirror['bytes_crossed'])} came from other zones"
     trouble = [
         f"{mirror[name]} {what}"
         for name, what in (("verification_failures", "with wrong bytes"), ("cut", "cut"), ("stalls", "stalled"))
@@ -88,6 +90,7 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("node", f"[bold]{shown(node['name'])}[/], {ready}, up {formatting.seconds(node['uptime'])}"),
         ("version", shown(node["version"])),
         ("registry", f"{shown(node['registry'])} ({shown(node['store'])})"),
+        *([("place", shown(node["place"]))] if node.get("place") else []),
         *_encryption(found.get("peer_tls")),
         ("leader", _leader(found["leader"])),
         ("ring", f"{ring['members'] + 1} members{coverage}{split}"),

@@ -68,7 +68,7 @@ def report_in_bytes(report: ClaimReport) -> Report:
     """``report`` with binary peer ids. Raises RingError if a text is not a peer id."""
     lost = peer_id_from_text(report.lost) if report.lost else b""
     behind = tuple(map(peer_id_from_text, report.behind[:MAX_BEHIND]))
-    return Report(lost, report.why, report.serves, report.have, report.working, behind)
+    return Report(lost, report.why, report.serves, report.have, report.working, behind, near_only=report.near_only)
 
 
 class Claiming:
@@ -93,6 +93,7 @@ class Claiming:
         self._provider = provider
         self._position = position(host.id)
         self._claims: Claims = predecessor._claims if predecessor else Claims(chain)
+        self._claims.place_of = membership.place_of
         # by group, the source of the last verdict (this node for a claimer), and the moment
         self._held: BoundedDict[bytes, tuple[bytes, float]] = predecessor._held if predecessor else BoundedDict(_GROUPS)
         self._skipped: BoundedDict[bytes, float] = BoundedDict(_PIPELINES)

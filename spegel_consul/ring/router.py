@@ -28,7 +28,7 @@ import trio
 
 from spegel_consul.multiaddrs import Address, Contact
 from spegel_consul.peers import PeerInfo, Provider, RingError, peer_id_to_text
-from spegel_consul.places import NOWHERE, Here, Place
+from spegel_consul.places import Here
 from spegel_consul.ring.claiming import Claiming
 from spegel_consul.ring.dht.announcements import Announcements, Batch
 from spegel_consul.ring.dht.claim_forest import CHAIN
@@ -288,7 +288,7 @@ class KadRouter:
                     last.add(each.id)
         order = self._rng.sample(list(contacts), len(contacts))
         if here := self._here.place:
-            order.sort(key=lambda peer: here.distance(self._place_of(peer)))
+            order.sort(key=lambda peer: here.distance(self._membership.place_of(peer)))
         named = {peer: self._registry(contacts[peer]) for peer in order}
         for peer in search.lookup.offer(named, last=last, own=own):
             self._yield(search, contacts[peer])
@@ -307,10 +307,6 @@ class KadRouter:
     def _registry(self, of: Contact) -> Address:
         return of.registry or Address(of.routers[0].host, self._registry_port)
 
-    def _place_of(self, peer: bytes) -> Place:
-        member = self._members.get(peer)
-        return member.place if member is not None else NOWHERE
-
     def _provider(self, named: Contact) -> Provider:
         address, secondary = self._registry(named), named.secondary
         if secondary is not None and not has_route(address):
@@ -318,7 +314,7 @@ class KadRouter:
         other = (secondary.host, secondary.port) if secondary is not None else None
         member = self._members.get(named.id)
         rtt = member.rtt if member is not None and member.timed else None
-        at = self._place_of(named.id)
+        at = self._membership.place_of(named.id)
         return Provider(peer_id_to_text(named.id), (address.host, address.port), other, at, rtt)
 
     def _on_change(self) -> None:

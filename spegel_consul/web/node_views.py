@@ -374,6 +374,7 @@ class Node:
             "last_success": last or None,
             "bytes_from_peers": int(metrics.served_bytes.labels("peer").value),
             "bytes_by_place": self.nearness.bytes_by_place() if self.nearness is not None else {},
+            "bytes_crossed": self.nearness.crossed if self.nearness is not None else 0,
             "bytes_followed": int(metrics.followed_bytes.value),
             "follow": self.follows is not None,
             "bytes_own": int(metrics.served_bytes.labels("own").value),

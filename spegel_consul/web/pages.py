@@ -62,7 +62,7 @@ def blueprint(node: Node, measurer: Measurer, ports: MetricsPorts) -> Blueprint:
         received = _received(requests)
         matching = found(find, images, ("name", "digest"))
         shown = matching[:MOST_ROWS]
-        listed = found(find, peers, ("node", "id", "registry", "state", "version"))
+        listed = found(find, peers, ("node", "id", "registry", "state", "version", "place"))
         status_document = node.status(cluster_members)
         addresses = await ports.find()
         trees = forest.trees(status_document["following"], status_document["followers"])

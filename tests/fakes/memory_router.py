@@ -18,6 +18,7 @@ from spegel_consul.peers import (
     peer_id_of_ed25519,
     peer_id_to_text,
 )
+from spegel_consul.places import NOWHERE, Here, Place
 from spegel_consul.ring.claiming import group_key, report_in_bytes
 from spegel_consul.ring.dht.claims import ClaimReport, Claims, Verdict
 
@@ -29,15 +30,21 @@ class MemoryRing:
         self._numbers = itertools.count(1)
         self.running: set[MemoryRouter] = set()
         self.claims = Claims()
+        self.claims.place_of = self._place_of
 
     def number(self) -> int:
         return next(self._numbers)
+
+    def _place_of(self, peer: bytes) -> Place:
+        text = peer_id_to_text(peer)
+        return next((router.here.place for router in self.running if router.me.id == text), NOWHERE)
 
 
 class MemoryRouter:
     """A ``Router`` in a :class:`MemoryRing`; ``registry`` is where its node's registry is dialled."""
 
-    def __init__(self, ring: MemoryRing, *, registry: tuple[str, int]) -> None:
+    def __init__(self, ring: MemoryRing, *, registry: tuple[str, int], here: Here | None = None) -> None:
+        self.here = here or Here()
         self._ring = ring
         self._registry = registry
         number = ring.number()
@@ -52,6 +59,11 @@ class MemoryRouter:
     def me(self) -> PeerInfo:
         return self._me
 
+    @property
+    def as_provider(self) -> Provider:
+        """How others find this node."""
+        return Provider(self.me.id or "", self._registry, place=self.here.place)
+
     def members(self) -> tuple[PeerInfo, ...]:
         return tuple(router.me for router in self._reachable())
 
@@ -64,7 +76,7 @@ class MemoryRouter:
         send, receive = trio.open_memory_channel[Provider](math.inf)
         with send:
             for router in random.sample(found, min(count, len(found))):
-                send.send_nowait(Provider(router.me.id or "", router._registry))
+                send.send_nowait(router.as_provider)
         with receive:
             yield receive
 
@@ -82,8 +94,8 @@ class MemoryRouter:
         me = peer_id_from_text(self._me.id or "")
         decision = self._ring.claims.report(group_key(group), me, report_in_bytes(report), trio.current_time())
         texts = list(map(peer_id_to_text, decision.sources))
-        registry = {router.me.id: router._registry for router in self._ring.running}
-        sources = tuple(Provider(text, registry[text]) for text in texts if text in registry)
+        running = {router.me.id: router for router in self._ring.running}
+        sources = tuple(running[text].as_provider for text in texts if text in running)
         return Verdict(decision.what, sources, decision.again)
 
     def is_vacant(self, group: str) -> bool:

@@ -141,12 +141,18 @@ class ColdStart:
         """Have the node's runtime ask its own sidecar, then ``server``, which is the upstream unless given."""
         runtime(node).mirror(f"http://{node.ip}:5000", server=server or self.upstream.url)
 
-    def start_sidecars(self, nodes: Iterable[Node] = (), **flags: Flag) -> None:
-        """Start a sidecar on all nodes, or on ``nodes``, and wait until everybody knows everybody."""
+    def start_sidecars(
+        self, nodes: Iterable[Node] = (), *, zones: Mapping[str, str] | None = None, **flags: Flag
+    ) -> None:
+        """Start a sidecar on all nodes, or on ``nodes``, and wait until everybody knows everybody.
+
+        ``zones``: the zone of each node, by its name.
+        """
         bootstrap = ",".join(f"{node.ip}:5001" for node in self.nodes[:2])
         for node in list(nodes) or self.nodes:
             self.ask_mirror(node)
-            node.start_sidecar(wait=False, static_bootstrap_peers=bootstrap, skip_preflight=True, **flags)
+            own: Mapping[str, Flag] = {"zone": zones[node.name]} if zones else {}
+            node.start_sidecar(wait=False, static_bootstrap_peers=bootstrap, skip_preflight=True, **flags, **own)
         for node in self.nodes:
             node.sidecar.await_ready()
         for node in self.nodes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Sequence
 from types import TracebackType
 
 from lab.netns import Netns
@@ -17,6 +18,7 @@ from lab.run_dir import RunDir, sweep
 
 SUBNET = "198.51.100.0/24"  # TEST-NET-2, RFC 5737
 _GATEWAY = "198.51.100.1"  # nobody
+_TRUNK = "trunk"
 _RULES = f"""*filter
 :INPUT ACCEPT
 :OUTPUT ACCEPT
@@ -63,6 +65,10 @@ class Port:
             timeout=10,
             capture_output=True,
         )
+
+    def plug_into(self, bridge: str) -> None:
+        """Plug the cable into another bridge of the switch."""
+        self._switch.ip("link", "set", self._cable, "master", bridge)
 
     def link_down(self) -> None:
         """Pull the cable at the switch: the node's own interface loses its carrier."""
@@ -152,6 +158,25 @@ class Network:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         self.remove()
+
+    def divide(self, ports: Sequence[Port], mbit: int) -> None:
+        """Put ``ports`` behind a second bridge; one line of ``mbit`` each way leads to the first."""
+        switch = self._switch
+        switch.ip("link", "add", "br1", "type", "bridge")
+        switch.ip("link", "set", "br1", "up")
+        switch.ip(*f"link add {_TRUNK}0 type veth peer name {_TRUNK}1".split())
+        for number in (0, 1):
+            switch.ip("link", "set", f"{_TRUNK}{number}", "master", f"br{number}", "up")
+            limit = f"tc qdisc replace dev {_TRUNK}{number} root tbf rate {mbit}mbit burst 64kb latency 50ms"
+            switch.run(*limit.split())
+        for port in ports:
+            port.plug_into("br1")
+
+    def crossed_bytes(self) -> int:
+        """Bytes that have gone over the line between the two bridges, both ways."""
+        links = json.loads(self._switch.ip("-json", "-statistics", "link", "show", "type", "veth"))
+        ends = [link for link in links if link["ifname"].startswith(_TRUNK)]
+        return sum(int(link["stats64"]["tx"]["bytes"]) for link in ends)
 
     def remove(self) -> None:
         """Remove all namespaces, with whatever still runs in them."""

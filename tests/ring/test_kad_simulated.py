@@ -11,6 +11,7 @@ from trio.testing import MockClock
 
 from spegel_consul.multiaddrs import Address
 from spegel_consul.peers import RingError, peer_id_from_text
+from spegel_consul.places import Here
 from spegel_consul.ring import Router
 from spegel_consul.ring.dht.claim_forest import CHAIN
 from spegel_consul.ring.dht.keys import dht_key, position
@@ -46,6 +47,7 @@ class SimRig:
         follow_chain: int = CHAIN,
         secondary: str | None = None,
         address: str | None = None,
+        here: Here | None = None,
     ) -> KadRouter:
         host = self.network.host(address)
         registry = (host.address.host, next(self._ports))
@@ -55,6 +57,7 @@ class SimRig:
             secondary=secondary,
             follow_chain=follow_chain,
             rng=random.Random(registry[1]),
+            here=here,
         )
         if not speaks_members:
             host.refuse(MEMBERS)
@@ -313,7 +316,7 @@ async def test_a_keeper_that_names_false_providers_does_not_hide_the_others(
         WirePeer(rig.network.host().id, (Address("10.9.9.9", 5001).encode(), Address("10.9.9.9", 5000, True).encode()))
         for _ in range(lies)
     ]
-    monkeypatch.setattr(liar._answers, "_providers", lambda key: tuple(of_one_address))
+    monkeypatch.setattr(liar._answers, "_providers", lambda key, asker: tuple(of_one_address))
     for _ in range(10):
         found = [provider.peer_id for provider in await find(asker, "layer")]
         assert {owner.me.id for owner in owners} <= set(found)

@@ -5,6 +5,8 @@ a hop adds (a runtime writes by the MiB, a source looks every 10 ms).  A runtime
 order.  A follower keeps a layer of up to 32 MiB back until it has all of it (--verify-first).  Nodes that are complete
 are found by lookup.  A dead node is cut off at once (a process that is killed) or stands still (a machine that is).
 The patience of both sides is the product's: see registry/growing.py, send_growing.py and held_bodies.py.
+
+With ``--zones 3 --trunk 2000`` the nodes stand in three zones by turns, and each zone has one line to the others.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from spegel_consul.places import Place
 from spegel_consul.registry.growing import NO_PROGRESS
 from spegel_consul.registry.mirror.followers import WAIT
 from spegel_consul.registry.mirror.held_bodies import GROWING_STALL
@@ -58,7 +61,19 @@ class Scene:
     """The moments at which the machine of the present claimer stands still."""
     providers_first: bool = False
     """Whether a layer is asked of complete nodes before the source of the verdict."""
+    zones: int = 0
+    """Number of zones; 0: the nodes don't say where they are."""
+    lines: int = 0
+    """Number of zones by which bytes are counted and ``trunk`` limits, if it is not ``zones``."""
+    trunk: float = math.inf
+    """The line of each zone to and from the others."""
+    near_only: bool = False
+    """Whether no node follows across zones (--cross-zone=never)."""
     seed: int = 0
+
+    def line_of(self, number: int) -> int:
+        """The zone of a node."""
+        return number % (self.lines or self.zones or 1)
 
     @property
     def image(self) -> int:
@@ -103,6 +118,10 @@ class Node:
     stalls: float = math.inf
     """The moment from which its runtime gets nothing more, although its mirror lives."""
     from_upstream: float = 0.0
+    crossed: float = 0.0
+    """Bytes from nodes of other zones."""
+    gave: float = 0.0
+    """Bytes to other nodes."""
     turned: float = 0.0
     """The moment of its last new verdict."""
 
@@ -131,12 +150,17 @@ class Outcome:
     """The last node whose own line is not slow."""
     losses: list[tuple[int, int, Why]]
     """Losses that were reported: by which node, of which node, and why."""
+    crossed: float
+    """Bytes between zones, by the size of the image."""
+    hottest: float
+    """Bytes that the busiest node gave, by the mean of all nodes."""
 
     def __str__(self) -> str:
         return (
-            f"{self.factor:.2f} x upstream, last node {self.last:.1f} s (of fast lines {self.last_fast:.1f} s), "
+            f"{self.factor:.2f} x upstream, {self.crossed:.2f} x between zones, "
+            f"last node {self.last:.1f} s (of fast lines {self.last_fast:.1f} s), "
             f"longest wait {self.longest:.1f} s, {self.claims} claims, {self.alone} alone, {len(self.losses)} losses, "
-            f"{self.unfinished} unfinished"
+            f"{self.unfinished} unfinished, hottest node {self.hottest:.1f} x the mean"
         )
 
 
@@ -146,7 +170,7 @@ class Herd:
     def __init__(self, scene: Scene) -> None:
         self.scene = scene
         self.now = 0.0
-        self.claims = Claims()
+        self.claims = self._keeper()
         self._following: dict[int, list[Node]] = {}
         rng = random.Random(scene.seed)
         once = scene.image / scene.line
@@ -183,7 +207,7 @@ class Herd:
         while self.now < limit:
             self.now += STEP
             if self.now >= self._keeper_dies:
-                self._keeper_dies, self.claims = math.inf, Claims()
+                self._keeper_dies, self.claims = math.inf, self._keeper()
             if self._hang_at and self.now >= self._hang_at[0]:
                 self._hang_at.pop(0)
                 claimer = next(each for each in self.nodes if each.what is What.CLAIM and each.lives(self.now))
@@ -208,7 +232,16 @@ class Herd:
             unfinished=sum(node.finished == math.inf for node in lasting),
             last_fast=max((node.finished - node.starts for node in done if node.number not in slow), default=math.inf),
             losses=self.losses,
+            crossed=sum(node.crossed for node in self.nodes) / self.scene.image,
+            hottest=max(node.gave for node in self.nodes) * len(self.nodes) / (sum(n.gave for n in self.nodes) or 1),
         )
+
+    def _keeper(self) -> Claims:
+        claims, zones = Claims(), self.scene.zones
+        if zones:
+            places = [Place("dc1", f"zone{number}") for number in range(zones)]
+            claims.place_of = lambda peer: places[int(peer) % zones]
+        return claims
 
     # -- a node
 
@@ -229,6 +262,10 @@ class Herd:
         source = node.source if node.what is What.FOLLOW else None
         if node.what is not What.CLAIM and node.got[layer] == 0 and (self.scene.providers_first or source is None):
             providers = [each for each in self._complete if each.lives(self.now)]
+            if self.scene.zones:
+                near = [each for each in providers if not self._crosses(each, node)]
+                # another zone is asked after the source of the verdict
+                providers = near if near or source is not None or self.scene.near_only else providers
             if providers:
                 source = self._rng.choice(providers)
         kept = source is not None and self.scene.layers[layer] <= VERIFY_FIRST
@@ -284,6 +321,7 @@ class Herd:
             working=True,
             behind=tuple(self._behind(node))[:16],
             held=b"" if node.what is None or node.what is What.ALONE else (node.source or node).id,
+            near_only=self.scene.near_only,
         )
         decision = self.claims.report(b"group", node.id, report, self.now)
         node.due = self.now + decision.again
@@ -348,6 +386,12 @@ class Herd:
         _share(amounts, [node.number if not transfer.source else -1 for node, transfer, _ in wanted], self._own_line)
         _share(amounts, [transfer.source.number if transfer.source else -1 for _, transfer, _ in wanted], self._out)
         _share(amounts, [node.number for node, _, _ in wanted], lambda number: self.nodes[number].down)
+        if self.scene.trunk < math.inf:
+            crossing = [self._crosses(transfer.source, node) for node, transfer, _ in wanted]
+            ends = [(transfer.source or node, node) for node, transfer, _ in wanted]
+            for end in (0, 1):
+                lines = [self.scene.line_of(pair[end].number) for pair in ends]
+                _share(amounts, [line if far else -1 for line, far in zip(lines, crossing, strict=True)], self._trunk)
         for (node, transfer, _), amount in zip(wanted, amounts, strict=True):
             if amount <= 0:
                 continue
@@ -356,10 +400,19 @@ class Herd:
             transfer.streams = True
             if transfer.source is None:
                 node.from_upstream += amount
+            else:
+                transfer.source.gave += amount
+                node.crossed += amount if self._crosses(transfer.source, node) else 0.0
         for node, transfer, _ in wanted:
             if not transfer.kept:
                 node.shown[transfer.layer] = max(node.shown[transfer.layer], node.got[transfer.layer])
             transfer.grew = transfer.moved
+
+    def _crosses(self, source: Node | None, node: Node) -> bool:
+        return source is not None and self.scene.line_of(source.number) != self.scene.line_of(node.number)
+
+    def _trunk(self, line: int) -> float:
+        return self.scene.trunk if line >= 0 else math.inf
 
     def _out(self, number: int) -> float:
         return self.scene.line if number < 0 else self.nodes[number].up
@@ -398,6 +451,10 @@ def main() -> None:
     asked.add_argument("--providers-first", action="store_true", help="ask complete nodes before the source")
     asked.add_argument("--impatient", action="store_true", help="a source without bytes refuses after 6 s")
     asked.add_argument("--small-layers", action="store_true", help="9 layers of 30 MiB, which are kept back")
+    asked.add_argument("--zones", type=int, default=0, help="zones that the nodes say they are in")
+    asked.add_argument("--lines", type=int, default=0, help="zones that they are in, if they say something else")
+    asked.add_argument("--trunk", type=float, default=math.inf, help="Mbit/s of each zone to and from the others")
+    asked.add_argument("--near-only", action="store_true", help="no node follows across zones")
     asked.add_argument("--seeds", type=int, default=3)
     options = asked.parse_args()
     for seed in range(options.seeds):
@@ -415,6 +472,10 @@ def main() -> None:
             hangs_at=options.hangs_at,
             patient=not options.impatient,
             providers_first=options.providers_first,
+            zones=options.zones,
+            lines=options.lines,
+            trunk=mbit(options.trunk),
+            near_only=options.near_only,
             seed=seed,
         )
         print(

@@ -83,3 +83,43 @@ def test_a_keeper_that_hangs_and_is_the_claimer() -> None:
 
 def test_half_of_the_nodes_die() -> None:
     check(outcomes(Scene(nodes=50, deaths=0.5), seeds=4), factor=1.5, last=2 * ONE_COPY, longest=15.0)
+
+
+ZONES = Scene(nodes=48, zones=3, trunk=mbit(1000))
+
+
+def test_content_crosses_into_each_zone_once() -> None:
+    """Two of the three zones take it from another one; without places it crosses thirty times."""
+    found = outcomes(ZONES)
+    check(found, factor=1.0, last=1.1 * ONE_COPY)
+    assert max(each.crossed for each in found) <= 2.01
+    assert max(each.hottest for each in found) <= 4
+    (without,) = outcomes(replace(ZONES, zones=0, lines=3), seeds=1)
+    assert without.crossed > 20
+
+
+@pytest.mark.parametrize("deaths", [0.1, 0.3])
+def test_deaths_cost_no_further_copy_between_zones(deaths: float) -> None:
+    found = outcomes(replace(ZONES, deaths=deaths))
+    check(found, factor=1.2, last=2 * ONE_COPY)
+    assert max(each.crossed for each in found) <= ZONES.zones
+
+
+def test_a_narrow_line_between_zones_is_crossed_once_too() -> None:
+    (found,) = outcomes(replace(ZONES, zones=2, trunk=mbit(50)), seeds=1)
+    assert not found.unfinished
+    assert found.crossed <= 1.01
+    assert found.last <= 1.1 * Scene().image / mbit(50)
+
+
+def test_zones_that_nothing_crosses_take_a_copy_each_from_upstream() -> None:
+    (found,) = outcomes(replace(ZONES, near_only=True, deaths=0.1), seeds=1)
+    assert not found.unfinished
+    assert found.crossed == 0
+    assert found.factor <= 3.3
+
+
+def test_a_slow_entry_does_not_hold_its_zone() -> None:
+    (found,) = outcomes(replace(ZONES, slow_claimer=mbit(10)), seeds=1)
+    assert found.last_fast <= 2 * ONE_COPY
+    assert found.crossed <= ZONES.zones

@@ -4,7 +4,8 @@ The lookup and the questions are tasks of one nursery. Each task reports events 
 :mod:`spegel_consul.registry.mirror.providers.hedging`, which decides the next question. A fetch outlives its first
 accepted answer, because that peer may fail in mid-body, and then the race goes on for the rest of the bytes. If no
 provider is left, or if other content of the group is coming that way already, a node that is still downloading the
-content is asked (:mod:`spegel_consul.registry.mirror.questions.source_search`).
+content is asked (:mod:`spegel_consul.registry.mirror.questions.source_search`), and so it is before a provider of
+another zone.
 
 A new rule belongs here if it decides which of several answers is used. The order of questions belongs to hedging, and
 the rules for one answer belong to :mod:`spegel_consul.registry.mirror.validate`.
@@ -108,8 +109,9 @@ class Fetch:
             if answer is not None:
                 return answer
         self._race.resumed(trio.current_time())
+        instead = sources if sources is not None and source_first and not sources.asked else None
         try:
-            return await self._run(range_header, expected)
+            return await self._run(range_header, expected, instead)
         except RangeInvalid:
             raise
         except OCIError:
@@ -132,7 +134,7 @@ class Fetch:
             self._look_up_again()
         self._race.resumed(trio.current_time(), skip_slow=skip_slow)
         try:
-            answer = await self._run(wanted, rest)
+            answer = await self._run(wanted, rest, sources if not skip_slow else None)
         except OCIError as exc:
             found = await sources.answer(wanted, rest) if sources is not None and not skip_slow else None
             if found is None:
@@ -202,7 +204,8 @@ class Fetch:
         self._race.lookup_ended()
         self._wake.set()
 
-    async def _run(self, range_header: str | None, expected: Head | None) -> Answer:
+    async def _run(self, range_header: str | None, expected: Head | None, instead: SourceSearch | None) -> Answer:
+        """Return the first acceptable answer; ``instead``: whom to ask before the first provider of another zone."""
         settle_at = math.inf
         aside: set[Provider] = set()
         while True:
@@ -219,6 +222,12 @@ class Fetch:
                         self._race.failed(each.provider, trio.current_time())
             match self._race.next(trio.current_time()):
                 case Ask(provider):
+                    if instead is not None and self._race.asks_one and self._peers.nearness.waits(provider):
+                        # so that one node of a zone takes the content from another zone, and the others follow it
+                        answer, instead = await instead.answer(range_header, expected), None
+                        if answer is not None:
+                            self._race.put_back(provider, trio.current_time())
+                            return answer
                     self._start(provider, range_header, expected)
                 case Wait(until, starved):
                     if starved and not self._looking_up:

@@ -125,7 +125,7 @@ class MirrorPeers:
         self.suspects = Suspects()
         self.unverified = UnverifiedTransfers()
         self.follows = (
-            Follows(parts.router, parts.store, parts.metrics, self.may_ask, behind)
+            Follows(parts.router, parts.store, parts.metrics, self.may_ask, behind, near_only=self.nearness.near_only)
             if parts.settings.follow and parts.store is not None
             else None
         )

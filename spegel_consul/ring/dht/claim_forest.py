@@ -6,18 +6,21 @@ an orphan until its next report.
 
 The choice of a source must stay cheap in a group of thousands.  So entries are kept in buckets by their number of
 followers, and a choice looks at a few entries of each bucket: the newest, which are the ends of chains, and the oldest.
+Each zone has buckets of its own, which are looked at first, so a source of the follower's zone is found among many.
 
 A rule about the order of sources belongs here; a rule about a report as a whole belongs in ``claims``.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 
 from spegel_consul.bounded_dict import BoundedDict
+from spegel_consul.places import Place
 
 CHAIN = 6
 """By default chains grow to this length before a source gets a second follower, and longer only as the logarithm of the
@@ -50,6 +53,15 @@ STILL = 3.0
 OVERDUE = 2.0
 """Seconds after which a missing report of a node at work counts against it as a source."""
 
+MOVE_EVERY = 5.0
+"""Least seconds between two moves of one follower, except away from a lost source."""
+
+ENTRY_EVERY = 60.0
+"""Least seconds between two replacements of the node by which the content enters a zone."""
+
+NARROW_FOR = 60.0
+"""Seconds for which a source that could not serve two followers gets no second one."""
+
 HUNG = 5.0
 """Seconds after which a claimer whose report is missing counts as slow, so that a follower takes over. A claimer that
 only lacks time must not cost another copy, but the takeover must come before followers in mid-body give up their
@@ -59,10 +71,13 @@ sources.
 _LONGEST_CHAIN = 64
 _BUCKETS, _LOOKS = 4, 8
 
-Rank = tuple[bool, int, bool, bool, bool, int, int]
-"""Order of sources, the best is the least: silent, badness of the link, slow claimer, less content than the follower,
-too deep, number of followers, minus depth. The first three tell whether a move is worth its interruption.
+Rank = tuple[bool, bool, int, bool, bool, bool, int, int]
+"""Order of sources, the best is the least: silent, in another zone, badness of the link, slow claimer, less content
+than the follower, too deep, number of followers, minus depth.
 """
+
+_WORTH = 4  # numbers of a rank that tell whether a move is worth its interruption
+_FAULTS = 6  # numbers of a rank of which none is set for a source without faults
 
 
 @dataclass(slots=True, eq=False)
@@ -70,6 +85,7 @@ class Entry:
     """A node at work on the group; moments are seconds of the reports' clock."""
 
     peer: bytes
+    place: Place
     since: float
     """The moment at which it became a claimer or got its source."""
     until: float = 0.0
@@ -82,6 +98,8 @@ class Entry:
     have: int = 0
     have_at_start: int = 0
     """``have`` at the moment ``since``."""
+    near_only: bool = False
+    """It follows no source of another zone."""
     presumed: bool = False
     """It has not reported to this keeper yet; a follower named it as its source."""
     tried: bool = False
@@ -144,6 +162,17 @@ class Entry:
     def lags(self, now: float) -> bool:
         return now < self.lagging_until
 
+    def reaches(self, source: Entry) -> bool:
+        """Whether it may follow ``source``, as far as their zones tell."""
+        return not (self.near_only and self.place.is_far(source.place))
+
+    def is_slow_follower(self, now: float) -> bool:
+        """Whether it gets less than a usual line gives, although its source has more."""
+        source, rate = self.source, self.rate()
+        if source is None or rate is None or now - self.since < GRACE:
+            return False
+        return rate < SLOW_CLAIMER and source.have > self.have + KEEPS_UP
+
     def is_starved(self) -> bool:
         """Whether it falls behind its source by more than held bodies explain, at less than half the rate."""
         source = self.source
@@ -165,6 +194,9 @@ class Entry:
         return 2 if self.lags(now) or self.is_starved() else int(lagging)
 
 
+_Buckets = tuple[dict[Entry, None], ...]
+
+
 class Forest:
     """The entries of one group. ``chain``: the length of a chain from which a source may get a second follower."""
 
@@ -173,11 +205,13 @@ class Forest:
         self.entries: dict[bytes, Entry] = {}
         self.claimers: dict[Entry, None] = {}
         self.failed: BoundedDict[bytes, float] = BoundedDict(256)  # lost sources, and until when they are none
-        self._buckets: tuple[dict[Entry, None], ...] = tuple({} for _ in range(_BUCKETS))
+        self._all: _Buckets = tuple({} for _ in range(_BUCKETS))
+        self._by_area: dict[tuple[str, str], _Buckets] = {}
+        self._entered: BoundedDict[tuple[str, str], float] = BoundedDict(256)  # by zone: the last replacement
 
-    def add(self, peer: bytes, now: float) -> Entry:
+    def add(self, peer: bytes, now: float, place: Place) -> Entry:
         """A new orphan."""
-        entry = self.entries[peer] = Entry(peer, now)
+        entry = self.entries[peer] = Entry(peer, place, now)
         return entry
 
     def remove(self, entry: Entry) -> None:
@@ -188,13 +222,13 @@ class Forest:
         self._unlist(entry)
         del self.entries[entry.peer]
 
-    def touch(self, entry: Entry, *, serves: bool) -> None:
-        """``entry`` reported; it may be a source if it ``serves``."""
+    def touch(self, entry: Entry, *, serves: bool, place: Place) -> None:
+        """``entry`` reported, from ``place``; it may be a source if it ``serves``."""
         self.entries[entry.peer] = self.entries.pop(entry.peer)
         entry.presumed = False
-        if entry.serves != serves:
+        if (entry.serves, entry.place) != (serves, place):
             self._unlist(entry)
-            entry.serves = serves
+            entry.serves, entry.place = serves, place
             self._list(entry)
 
     def expire(self, now: float, most: int = 4) -> Iterator[Entry]:
@@ -254,11 +288,12 @@ class Forest:
         chain = self.chain(source, now, avoid=follower)
         if chain is None or not (source.serves or source.presumed) or self.has_failed(source.peer, now):
             return None
-        if follower.shuns.get(source.peer, -math.inf) > now:
+        if follower.shuns.get(source.peer, -math.inf) > now or not follower.reaches(source):
             return None
         depth = len(chain) - 1
         return (
             source.is_silent(now),
+            follower.place.is_far(source.place),
             source.badness(now, follower),
             chain[-1].is_slow(now),
             source.have + HELD_BACK < follower.have,
@@ -270,19 +305,62 @@ class Forest:
     def choose(self, follower: Entry, now: float) -> tuple[Rank, Entry] | None:
         """The best source for ``follower`` other than its present one, and its rank; None if nobody can be it."""
         best: tuple[Rank, Entry] | None = None
-        for some in self._candidates():
+        for some in self._candidates(follower):
             for source in some:
                 if source is follower.source or source is follower:
                     continue
                 rank = self.rank(source, follower, now)
                 if rank is not None and (best is None or rank < best[0]):
                     best = rank, source
-            if best is not None and not any(best[0][:5]):
+            if best is not None and not any(best[0][:_FAULTS]):
                 break
         return best
 
-    def _candidates(self) -> Iterator[list[Entry]]:
-        for bucket in self._buckets:
+    def move(self, follower: Entry, now: float) -> None:
+        """Give ``follower`` a better source, if its present one is bad and there is one."""
+        source = follower.source
+        if source is None or now - follower.moved_at < MOVE_EVERY:
+            return
+        present = self.rank(source, follower, now)
+        if follower.lags(now):
+            siblings = [each for each in source.children if each is not follower and each.lags(now) and each.serves]
+            ahead = [each for each in siblings if (each.have, each.peer) > (follower.have, follower.peer)]
+            near = [each for each in ahead if not follower.place.is_far(each.place) or (present and present[1])]
+            least = min(near, key=lambda each: (len(each.children), -each.have), default=None)
+            if least is not None and len(least.children) < len(source.children):
+                source.narrow_until = now + NARROW_FOR
+                self.follow(follower, least, now)
+                return
+        if present is not None and any(present[:_WORTH]):
+            chosen = self.choose(follower, now)
+            if chosen is None:
+                return
+            better = chosen[0][:_WORTH] < present[:_WORTH]
+            if better and present[1] and chosen[0][4]:
+                better = False  # of two nodes that take the content from another zone, the one with less moves
+            if better or self._may_cross(follower, chosen, now):
+                self.follow(follower, chosen[1], now)
+
+    def _may_cross(self, follower: Entry, chosen: tuple[Rank, Entry], now: float) -> bool:
+        """Whether ``follower`` replaces the node by which the content enters its zone, because that one is slow.
+
+        One more copy may cross then, because all nodes of the zone would wait for one bad line otherwise. Lines
+        between zones that are only slower than the upstream are no reason.
+        """
+        (_, crosses, *faults), area = chosen[0], follower.place.area
+        if not crosses or any(faults[: _FAULTS - 2]) or self._entered.get(area, -math.inf) > now - ENTRY_EVERY:
+            return False
+        entry = follower
+        while entry.source is not None and not follower.place.is_far(entry.source.place):
+            entry = entry.source
+        if entry is follower or entry.source is None or not entry.is_slow_follower(now):
+            return False
+        self._entered[area] = now
+        return True
+
+    def _candidates(self, follower: Entry) -> Iterator[list[Entry]]:
+        areas = [self._by_area.get(follower.place.area, ())] if follower.place else []
+        for bucket in itertools.chain(*areas, self._all):
             if len(bucket) <= 2 * _LOOKS:
                 yield list(bucket)
             else:
@@ -291,7 +369,17 @@ class Forest:
 
     def _list(self, entry: Entry) -> None:
         if entry.serves:
-            self._buckets[min(len(entry.children), _BUCKETS - 1)][entry] = None
+            index = min(len(entry.children), _BUCKETS - 1)
+            self._all[index][entry] = None
+            if entry.place:
+                own = self._by_area.setdefault(entry.place.area, tuple({} for _ in range(_BUCKETS)))
+                own[index][entry] = None
 
     def _unlist(self, entry: Entry) -> None:
-        self._buckets[min(len(entry.children), _BUCKETS - 1)].pop(entry, None)
+        index = min(len(entry.children), _BUCKETS - 1)
+        self._all[index].pop(entry, None)
+        own = self._by_area.get(entry.place.area) if entry.place else None
+        if own is not None:
+            own[index].pop(entry, None)
+            if not any(own):
+                del self._by_area[entry.place.area]

@@ -3,7 +3,7 @@
 Protobuf by hand, as in ``messages``, each message behind its length as a varint:
 
     Claim   { bytes group = 1; bytes lost = 2; uint32 why = 3; bool serves = 4; uint64 have = 5; bool working = 6;
-              repeated bytes behind = 7; bytes held = 8; }
+              repeated bytes behind = 7; bytes held = 8; bool near_only = 9; }
     Verdict { uint32 what = 1; repeated Peer sources = 2; uint32 again_ms = 3; bytes group = 4; }
 
 A verdict repeats its group, so that an answer to another question is noticed.  Unknown fields are skipped, and the only
@@ -57,6 +57,8 @@ def encode_claim(group: bytes, report: Report) -> bytes:
         body += b"\x3a" + frame(peer)
     if report.held:
         body += b"\x42" + frame(report.held)
+    if report.near_only:
+        body += b"\x48\x01"
     return frame(bytes(body))
 
 
@@ -64,7 +66,7 @@ def decode_claim(body: bytes) -> tuple[bytes, Report]:
     """The group and the report of a message without its length. Raises WireError."""
     group = lost = held = b""
     behind: list[bytes] = []
-    numbers = dict.fromkeys((3, 4, 5, 6), 0)
+    numbers = dict.fromkeys((3, 4, 5, 6, 9), 0)
     for field, value in fields(body):
         if isinstance(value, int):
             if field in numbers:
@@ -80,7 +82,7 @@ def decode_claim(body: bytes) -> tuple[bytes, Report]:
     _check_group(group)
     why = Why(numbers[3]) if numbers[3] in Why._value2member_map_ else Why.NONE
     have = min(numbers[5], _MOST_HAVE)
-    return group, Report(lost, why, bool(numbers[4]), have, bool(numbers[6]), tuple(behind), held)
+    return group, Report(lost, why, bool(numbers[4]), have, bool(numbers[6]), tuple(behind), held, bool(numbers[9]))
 
 
 def encode_verdict(verdict: WireVerdict) -> bytes:

@@ -12,6 +12,9 @@ A node is believed about its own state, about its assigned source and about its 
 else.  Failures end in "alone", which is the download without this module: of a follower that lost MAX_LOSSES sources,
 and of the whole group when STRIKES followers each lost a claimer that had got nothing.
 
+In a group of several zones, a node follows a source of its own zone if there is one. So the content crosses into a zone
+once, with the first of its nodes. A node that may not follow across zones claims, if it is the first of its zone.
+
 A slow claimer costs one more copy: a follower takes over, and after a few seconds the claimer that is not clearly
 faster becomes a follower.  A claimer whose reports stay away counts as slow.  So a node that hangs is left without a
 complaint of its followers.  A new keeper starts without entries, so reports say which source their node holds.
@@ -24,12 +27,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 
 from spegel_consul.bounded_dict import BoundedDict
 from spegel_consul.peers import Provider
+from spegel_consul.places import NOWHERE, Place
 from spegel_consul.ring.dht.claim_forest import CHAIN, GRACE, HUNG, KEEPS_UP, STILL, Entry, Forest
 
 REPORT_EVERY = 2.0
@@ -57,12 +61,6 @@ TAKEOVER_EVERY, MAX_TAKEOVERS = 60.0, 3
 
 NO_TAKEOVER_FOR = 600.0
 """Seconds without a takeover after one that did not help."""
-
-MOVE_EVERY = 5.0
-"""Least seconds between two moves of one follower, except away from a lost source."""
-
-NARROW_FOR = 60.0
-"""Seconds for which a source that could not serve two followers gets no second one."""
 
 SLOW_FOR = 10.0
 """Seconds for which a follower's complaint of slowness counts."""
@@ -105,7 +103,7 @@ class ClaimReport:
     ``lost`` is the source that failed, and ``why``. ``serves``: this node's runtime has an ingest of the asked digest,
     or the store has the blob, so the node may be a claimer or a source. ``have``: bytes of the group's blobs on this
     node, complete or growing. ``working``: the runtime has an unfinished ingest of the group. ``behind``: followers of
-    this node that lag, at most 16.
+    this node that lag, at most 16. ``near_only``: whether this node follows no source of another zone.
     """
 
     lost: str = ""
@@ -114,6 +112,7 @@ class ClaimReport:
     have: int = 0
     working: bool = False
     behind: tuple[str, ...] = ()
+    near_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +138,7 @@ class Report:
     working: bool = False
     behind: tuple[bytes, ...] = ()
     held: bytes = b""
+    near_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +174,8 @@ class Claims:
 
     def __init__(self, chain: int = CHAIN) -> None:
         self._chain = chain
+        self.place_of: Callable[[bytes], Place] = lambda peer: NOWHERE
+        """The place of a peer, as far as it is known."""
         self._groups: dict[bytes, _Group] = {}  # in the order of their last reports
         self._held_by: Counter[bytes] = Counter()
 
@@ -227,7 +229,8 @@ class Claims:
         if mine.presumed and report.held != mine.peer:
             group.release(mine)
             first = True
-        group.touch(mine, serves=report.serves or report.working)
+        mine.near_only = report.near_only
+        group.touch(mine, serves=report.serves or report.working, place=self.place_of(mine.peer))
         mine.until = now + max(LEASE, 2 * pause + SETTLE)
         mine.measure(report.have, report.working, now)
         for peer in report.behind[:MAX_BEHIND]:
@@ -245,7 +248,8 @@ class Claims:
             return
         source = group.entries.get(held)
         if source is None and not group.has_failed(held, now) and len(group.entries) < MAX_OF_GROUP:
-            source = group.add(held, now)  # not of the share of that peer, which has not said anything
+            # not of the share of that peer, which has not said anything
+            source = group.add(held, now, self.place_of(held))
             source.presumed, source.until, source.due = True, now + SETTLE, now + REPORT_EVERY
             group.claim(source, now)
         if source is not None and group.chain(source, now, avoid=mine) is not None:
@@ -283,7 +287,7 @@ class Claims:
         else:
             if not (mine.source.working or mine.source.presumed):  # it may be complete, then it reports no more
                 mine.source.until = max(mine.source.until, now + LEASE)
-            self._move(group, mine, now)
+            group.move(mine, now)
 
     def _lose(self, group: _Group, mine: Entry, source: Entry, report: Report, now: float) -> None:
         """``mine`` got nothing more from its source."""
@@ -306,7 +310,7 @@ class Claims:
         """Whether another claimer makes this one superfluous: of two, the older stays unless it is half as fast."""
         rate = mine.rate()
         for other in group.claimers:
-            if other is mine or other.presumed or not other.working or other.is_silent(now):
+            if other is mine or other.presumed or not other.working or other.is_silent(now) or not mine.reaches(other):
                 continue
             theirs = other.rate()
             if min(now - mine.since, now - other.since) < GRACE or rate is None or theirs is None:
@@ -328,7 +332,8 @@ class Claims:
         if chain is None or not chain[-1].is_slow(now):
             return False
         slow = chain[-1]
-        if any(not (each is slow or each.presumed or each.is_silent(now, HUNG)) for each in group.claimers):
+        reached = [each for each in group.claimers if each is not slow and mine.reaches(each)]
+        if any(not (each.presumed or each.is_silent(now, HUNG)) for each in reached):
             return False
         group.takeovers = [at for at in group.takeovers if at > now - TAKEOVER_EVERY]
         hangs = slow.is_silent(now, HUNG) or now < slow.accused_until
@@ -348,26 +353,6 @@ class Claims:
         slow.slow_until = now + SLOW_FOR
         return True
 
-    @staticmethod
-    def _move(group: _Group, mine: Entry, now: float) -> None:
-        """Give ``mine`` a better source, if its present one is bad and there is one."""
-        source = mine.source
-        if source is None or now - mine.moved_at < MOVE_EVERY:
-            return
-        if mine.lags(now):
-            siblings = [each for each in source.children if each is not mine and each.lags(now) and each.serves]
-            ahead = [each for each in siblings if (each.have, each.peer) > (mine.have, mine.peer)]
-            least = min(ahead, key=lambda each: (len(each.children), -each.have), default=None)
-            if least is not None and len(least.children) < len(source.children):
-                source.narrow_until = now + NARROW_FOR
-                group.follow(mine, least, now)
-                return
-        present = group.rank(source, mine, now)
-        if present is not None and any(present[:3]):
-            chosen = group.choose(mine, now)
-            if chosen is not None and chosen[0][:3] < present[:3]:
-                group.follow(mine, chosen[1], now)
-
     def _entry_of(self, group: _Group, peer: bytes, now: float) -> Entry | None:
         """The entry of a peer that reports, perhaps a new one; None if the group or the share of the peer is full."""
         found = group.entries.get(peer)
@@ -376,7 +361,7 @@ class Claims:
         if self._held_by[peer] >= MAX_OF_PEER or (found is None and len(group.entries) >= MAX_OF_GROUP):
             return None
         self._held_by[peer] += 1
-        return found or group.add(peer, now)
+        return found or group.add(peer, now, self.place_of(peer))
 
     def _drop(self, group: _Group, entry: Entry) -> None:
         group.remove(entry)

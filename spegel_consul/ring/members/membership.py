@@ -111,6 +111,13 @@ class Membership:
         here = self._host.address
         return (here,) if self._secondary is None else (here, replace(here, host=self._secondary))
 
+    def place_of(self, peer: bytes) -> Place:
+        """The place of a member, or of this node; NOWHERE if it is unknown."""
+        if peer == self._host.id:
+            return self.here.place
+        member = self.table.get(peer)
+        return member.place if member is not None else NOWHERE
+
     async def join(self, peers: Sequence[PeerInfo]) -> int:
         """As :meth:`Router.join`."""
         standing: set[bytes] = set()

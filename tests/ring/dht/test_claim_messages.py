@@ -24,6 +24,7 @@ reports = st.builds(
     working=st.booleans(),
     behind=st.lists(ids, max_size=16).map(tuple),
     held=st.one_of(st.just(b""), ids),
+    near_only=st.booleans(),
 )
 peers = st.builds(WirePeer, ids, st.lists(st.binary(max_size=40), max_size=5).map(tuple))
 verdicts = st.one_of(

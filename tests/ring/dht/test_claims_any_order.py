@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spegel_consul.places import NOWHERE, Place
 from spegel_consul.ring.dht import claims as rules
 from spegel_consul.ring.dht.claim_forest import Forest
 from spegel_consul.ring.dht.claims import Claims, Decision, Report, What, Why
@@ -27,9 +28,13 @@ reports = st.builds(
     working=st.booleans(),
     behind=st.lists(st.sampled_from(PEERS), max_size=20).map(tuple),
     held=st.sampled_from([b"", *PEERS]),
+    near_only=st.booleans(),
 )
+places = st.sampled_from([NOWHERE, Place("dc1"), Place("dc1", "a"), Place("dc1", "b"), Place("dc2", "a")])
 steps = st.lists(
-    st.tuples(st.sampled_from(PEERS), st.sampled_from([b"g", b"h"]), reports, st.sampled_from([0, 0.1, 2, 7, 31])),
+    st.tuples(
+        st.sampled_from(PEERS), st.sampled_from([b"g", b"h"]), reports, st.sampled_from([0, 0.1, 2, 7, 31]), places
+    ),
     max_size=80,
 )
 
@@ -55,9 +60,15 @@ def check(claims: Claims) -> None:
                 at = at.source
             assert (entry in forest.claimers) == entry.claimer
             assert all(child.source is entry for child in entry.children)
-        listed = [entry for bucket in forest._buckets for entry in bucket]
-        assert len(listed) == len(set(listed))
-        assert set(listed) == {entry for entry in forest.entries.values() if entry.serves}
+        serving = {entry for entry in forest.entries.values() if entry.serves}
+        for buckets, expected in [
+            (forest._all, serving),
+            *((own, {each for each in serving if each.place.area == area}) for area, own in forest._by_area.items()),
+        ]:
+            listed = [entry for bucket in buckets for entry in bucket]
+            assert len(listed) == len(set(listed))
+            assert set(listed) == expected
+        assert set(forest._by_area) == {entry.place.area for entry in serving if entry.place}
     assert held == claims._held_by
     assert all(count <= rules.MAX_OF_PEER for count in held.values())
 
@@ -75,10 +86,12 @@ def passes(claims: Claims, group: bytes, decision: Decision, peer: bytes) -> boo
 
 @settings(max_examples=100, deadline=None)
 @given(steps)
-def test_nothing_makes_a_cycle_or_names_a_descendant(some: list[tuple[bytes, bytes, Report, float]]) -> None:
-    claims, now = Claims(), 0.0
-    for peer, group, report, pause in some:
+def test_nothing_makes_a_cycle_or_names_a_descendant(some: list[tuple[bytes, bytes, Report, float, Place]]) -> None:
+    claims, now, at = Claims(), 0.0, dict.fromkeys(PEERS, NOWHERE)
+    claims.place_of = at.__getitem__
+    for peer, group, report, pause, place in some:
         now += pause
+        at[peer] = place
         decision = claims.report(group, peer, report, now)
         check(claims)
         assert (decision.what is What.FOLLOW) == bool(decision.sources)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import structlog
 import trio
@@ -44,7 +45,10 @@ def nobody_is_behind(now: float) -> tuple[str, ...]:
 
 
 class Follows:
-    """The claims of this node. They are made while :meth:`run` runs; before and after, no request follows."""
+    """The claims of this node. They are made while :meth:`run` runs; before and after, no request follows.
+
+    ``near_only``: whether no source of another zone is followed.
+    """
 
     def __init__(
         self,
@@ -53,7 +57,10 @@ class Follows:
         metrics: Metrics,
         may_ask: Callable[[Provider], bool],
         behind: Behind = nobody_is_behind,
+        *,
+        near_only: bool = False,
     ) -> None:
+        self._near_only = near_only
         self.groups = Groups(store)
         self._router = router
         self._store = store
@@ -157,6 +164,7 @@ class Follows:
         work = await self.look(active)
         while True:
             report = claim.report(work, self._behind(trio.current_time()))
+            report = replace(report, near_only=self._near_only)
             verdict, began = None, time.perf_counter()
             with trio.move_on_after(_REPORT_WITHIN):
                 try:

@@ -123,6 +123,16 @@ class Race:
         """Whether no provider is being asked or waits to be asked."""
         return not self._open and not self._waiting
 
+    @property
+    def asks_one(self) -> bool:
+        """Whether one provider is being asked."""
+        return len(self._open) == 1
+
+    def put_back(self, provider: Provider, now: float) -> None:
+        """The provider of an Ask was not asked, because there is an answer without it."""
+        self.failed(provider, now)
+        self.again(provider)
+
     def lookup_begun(self) -> None:
         """Note that a lookup may yield further providers."""
         self._ended = False

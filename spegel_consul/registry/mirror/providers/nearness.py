@@ -52,6 +52,8 @@ class Nearness:
         self._cross_zone = cross_zone
         self.estimate: Callable[[str], float | None] = lambda peer_id: None
         """Seconds of a round trip to a peer, by its id, that this node has not measured; None if they are unknown."""
+        self.crossed = 0
+        """Bytes that providers of other zones have sent."""
         self._rates: BoundedDict[tuple[str, int], float] = BoundedDict(_MOST)
         self._received = {name: received.labels(name) for name in (*DISTANCE_NAMES, UNKNOWN)}
 
@@ -91,6 +93,7 @@ class Nearness:
         A transfer that hardly waits says nothing of the provider, because its client is the slow side.
         """
         self._received[self.name(provider)].inc(count)
+        self.crossed += count if self.is_far(provider) else 0
         if count >= _LEAST_BYTES and waited >= _LEAST_WAIT:
             rate, before = count / waited, self._rates.get(provider.registry)
             self._rates[provider.registry] = rate if before is None else before + _FORGETS * (rate - before)
