@@ -113,7 +113,7 @@ async def start_content(
         followers=mirror.followers,
         follows=mirror.peers.follows,
         preheat=_preheat_rules(settings, socket_of),
-        uploads=Uploads(settings.max_upload),
+        uploads=Uploads(settings.max_upload, settings.upload_rate),
     )
     await _serve(settings, node, stages, view, mirror)
     mirror.traces.on_end = _log_trace

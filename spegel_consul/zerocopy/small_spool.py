@@ -98,12 +98,16 @@ class SmallSpool:
 
         Raises PeerError, SourceSlow or SourceLeft.
         """
-        origin, position = source.fileno(), self._position
+        origin, position, pace = source.fileno(), self._position, throughput.pace
         while not self.ended:
             room = self._view[position.taken :]
+            if pace is not None:
+                room = room[: await pace.take(len(room))]
             try:
                 count = os.readv(origin, (room,))
             except BlockingIOError:
+                if pace is not None:
+                    pace.give_back(len(room))
                 await self.waits.arrival(origin, throughput, position.left)
                 continue
             except OSError as exc:
@@ -111,6 +115,8 @@ class SmallSpool:
             if count == 0:
                 raise PeerError("closed the connection")
             position.took(count)
+            if pace is not None:
+                pace.give_back(len(room) - count)
             self._hasher.update(room[:count])
 
     async def settle(self) -> bool:

@@ -220,11 +220,16 @@ class Spool:
         """
         origin, inlet, position, budget = source.fileno(), self._tap.inlet, self._position, _YIELD_AFTER
         await self._flush()
-        arrived = False
+        arrived, pace = False, throughput.pace
         while not self.ended:
+            most = min(position.left, PIPE_SIZE)
+            if pace is not None:
+                most = await pace.take(most)
             try:
-                taken = os.splice(origin, inlet, min(position.left, PIPE_SIZE), flags=FLAGS)
+                taken = os.splice(origin, inlet, most, flags=FLAGS)
             except BlockingIOError:
+                if pace is not None:
+                    pace.give_back(most)
                 budget = _YIELD_AFTER
                 if arrived:  # the source has bytes, so the pipe is full
                     await self._writable()
@@ -241,6 +246,8 @@ class Spool:
                 raise PeerError("closed the connection")
             arrived = False
             position.took(taken)
+            if pace is not None:
+                pace.give_back(most - taken)
             budget -= taken
             if budget <= 0:
                 budget = _YIELD_AFTER
