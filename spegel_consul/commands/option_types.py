@@ -67,7 +67,23 @@ def _size(text: str) -> int:
     return int(found[1]) << _UNITS[(found[2] or "").upper()]
 
 
+_LEAST, _MOST = 64 << 10, 1 << 40  # bytes per second; peers take a slower source for a silent one
+
+
+def _rate(text: str) -> int:
+    found = _SIZE.match(text.strip().removesuffix("/s"))
+    if found is None or not found[2]:
+        raise ValueError(
+            f"{text!r} is not a rate: give bytes per second with a unit, such as 512KiB/s, 50MiB/s or 1GiB/s"
+        )
+    rate = int(found[1]) << _UNITS[found[2].upper()]
+    if not _LEAST <= rate <= _MOST:
+        raise ValueError(f"{text!r} is not between 64KiB/s and 1TiB/s; leave the flag out for no limit")
+    return rate
+
+
 SIZE = Parsed("size", _size)
+RATE = Parsed("rate", _rate)
 DURATION = Parsed("duration", parse_duration)
 REACHABLE = Parsed("address", one_or_two)
 FILE = click.Path(path_type=Path, dir_okay=False)

@@ -17,6 +17,7 @@ import click
 import trio
 
 from spegel_consul.commands.consul_options import consul_options, election_settings
+from spegel_consul.commands.limit_options import limit_options
 from spegel_consul.commands.option_types import (
     ADDRESS,
     DURATION,
@@ -162,13 +163,7 @@ from spegel_consul.signals import stop_signals
     default="2MiB",
     help="Least bytes per second of a peer; if it sends less, another peer with the blob sends the rest. 0 for none.",
 )
-@option(
-    "--max-upload",
-    type=click.IntRange(1, 100_000),
-    default=None,
-    help="How many bodies above 64 KiB this node sends to peers at a time; a peer that asks for more is told to ask"
-    " another one. This node's own runtimes are never refused.  [default: any number]",
-)
+@limit_options
 @option(
     "--follow",
     type=click.Choice(["on", "off"]),
@@ -334,10 +329,12 @@ def _settings(given: dict[str, Any]) -> Settings:
             runtime_verifies=given["verify"] == "auto",
             follow=given["follow"] == "on",
             cross_zone=CrossZone(given["cross_zone"]),
+            download_rate=given["download_rate_limit"],
         ),
         follow_chain=given["follow_chain"],
         peer_limits=PeerLimits(rate=given["peer_min_rate"]),
         max_upload=given["max_upload"],
+        upload_rate=given["upload_rate_limit"],
         tls=_tls(given),
         peer_tls=_peer_tls(given, consul),
         basic_auth_file=given["basic_auth_file"],

@@ -98,10 +98,20 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("announced", f"{content['keys']} keys"),
         ("mirrored", f"{mirror['hits']} hits, {mirror['misses']} misses ({formatting.share(mirror['hit_ratio'])})"),
         ("sent", served),
+        *_uploads(found.get("uploads")),
         ("last success", formatting.ago(mirror["last_success"])),
         *([("trouble", f"[yellow]{', '.join(trouble)}[/]")] if trouble else []),
         ("transfers", str(len(found["transfers"]))),
     ]
+
+
+def _uploads(uploads: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """``uploads``: as in the API; None from an older node."""
+    if uploads is None or not (uploads["streams"] or uploads["most"]):
+        return []
+    most = f" of {uploads['most']}" if uploads["most"] else ""
+    refused = f", {uploads['refused']} refused as busy" if uploads["refused"] else ""
+    return [("uploads", f"{uploads['streams']}{most} bodies to peers{refused}")]
 
 
 def _encryption(peer_tls: dict[str, Any] | None) -> list[tuple[str, str]]:

@@ -77,16 +77,22 @@ class PeerResponse:
         """
         if received := self.buffered():
             yield received
+        pace = throughput.pace if throughput is not None else None
         while self._left:
             assert self._connection is not None, "a body is read once"
+            most = min(self._left, _RECEIVE)
+            if pace is not None:
+                most = await pace.take(most)
             began = trio.current_time()
             stall = self._client.limits.stall if throughput is None else throughput.stall
             with trio.move_on_after(stall) if throughput is None else throughput.waiting(began + stall) as waiting:
-                data = await self._connection.receive(min(self._left, _RECEIVE))
+                data = await self._connection.receive(most)
             if waiting.cancelled_caught:
                 raise PeerError(f"{self._connection} sent nothing for {stall:g} s", hung=True)
             waited = trio.current_time() - began
             self._left -= len(data)
+            if pace is not None:
+                pace.give_back(most - len(data))
             yield data
             if throughput is not None and self._left:
                 throughput.waited(waited, self._left)

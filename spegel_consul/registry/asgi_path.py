@@ -186,10 +186,13 @@ class ContentApp:
         load = self._uploads.streams if upload is not Upload.NONE else None
         await answer.head(head, multipart=multipart, load=load)
         if answer.wants_body:
+            pace = self._uploads.pace_of(upload)
             for place, span in enumerate(spans):
                 if multipart is not None:
                     await answer.body(multipart.before(place))
                 async for piece in blob.chunks(span.start, span.stop):
+                    if pace is not None:
+                        await pace.take_all(len(piece))
                     await answer.body(piece)
                     self._own_bytes.inc(len(piece))
             if multipart is not None:
@@ -197,9 +200,16 @@ class ContentApp:
         await answer.end()
 
     async def _send_growing(self, answer: _Answer, plan: Growing) -> None:
+        pace = self._uploads.pace
+
+        async def body(piece: bytes) -> None:
+            if pace is not None:
+                await pace.take_all(len(piece))
+            await answer.body(piece)
+
         async with self._growing.open(plan, answer.interim) as followed:
             await answer.head(followed.head, growing=True, load=self._uploads.streams)
-            await followed.send(PieceOutlet(answer.body), self._own_bytes.inc)
+            await followed.send(PieceOutlet(body), self._own_bytes.inc)
             await answer.end()
 
     async def _send_mirrored(self, answer: _Answer, plan: Elsewhere, method: str, identity: TraceHeaders) -> None:

@@ -122,6 +122,8 @@ class FastPath:
                 return None
             body = small[slice(*plan.bounds)]
             self._bytes.inc(len(body))
+            if self._uploads.pace is not None and known.upload is not Upload.NONE:
+                self._uploads.pace.spend(len(body))
         known.count(len(body))
         known.duration.observe(time.perf_counter() - began)
         return b"%b%b%b" % (known.head, self._rest_of_head(known), body)
@@ -133,7 +135,7 @@ class FastPath:
 
     def _file_at_once(self, known: _Known, plan: Own, began: float) -> FileAnswer | None:
         duration, counted = known.duration, known.upload.counted
-        if counted and self._uploads.refuses(known.upload):
+        if counted and (self._uploads.pace is not None or self._uploads.refuses(known.upload)):
             return None
         if (fd := self._files.open(plan)) is None:
             return None
@@ -240,6 +242,8 @@ class FastPath:
                 return None
             body = small[slice(*plan.bounds)]
             await link.send(head + body)
+            if (pace := self._uploads.pace_of(known.upload)) is not None:
+                pace.spend(len(body))
             self._bytes.inc(len(body))
             known.count(len(body))
         else:
@@ -253,7 +257,7 @@ class FastPath:
 
             start, stop = plan.bounds
             try:
-                await link.outlet(head).file(fd, start, stop, count)
+                await link.outlet(head, self._uploads.pace_of(known.upload)).file(fd, start, stop, count)
             finally:
                 os.close(fd)
         return 206 if plan.partial else 200
@@ -276,10 +280,11 @@ class FastPath:
             fd = self._files.open(plan)
             if fd is None:
                 return None
+            pace = self._uploads.pace_of(known.upload)
             try:
                 for place, span in enumerate(plan.spans):
                     before = head + multipart.before(place)
-                    await link.outlet(before).file(fd, span.start, span.stop, self._bytes.inc)
+                    await link.outlet(before, pace).file(fd, span.start, span.stop, self._bytes.inc)
                     head = b""
             finally:
                 os.close(fd)
@@ -316,7 +321,7 @@ class FastPath:
                 lengths.append(sent)
 
             try:
-                await followed.send(link.outlet(head), count)
+                await followed.send(link.outlet(head, self._uploads.pace), count)
             finally:
                 self._lengths["GET", status].observe(sum(lengths))
         return status

@@ -26,6 +26,10 @@ from spegel_consul.oci.errors import Busy
 from spegel_consul.oci.path import FOLLOW_HEADER, MIRRORED_HEADER
 from spegel_consul.registry.plan import Elsewhere, Growing, Own
 from spegel_consul.store.blob_files import SMALL
+from spegel_consul.zerocopy.pacing import Pace
+
+SHARE = 2 << 20
+"""Bytes per second that each body should get. A peer takes the rest from another node if it gets less, by default."""
 
 _SHORTEST, _LONGEST = 0.25, 5.0  # seconds of a hint
 _WEIGHT = 0.2  # of the last body in the mean duration
@@ -61,10 +65,16 @@ def upload_of(method: str, headers: Mapping[bytes, bytes], plan: Own | Elsewhere
 
 
 class Uploads:
-    """The uploads of one node; at most ``most`` at a time, None for any number."""
+    """The uploads of one node.
 
-    def __init__(self, most: int | None = None) -> None:
-        self.most = most
+    ``rate``: bytes per second of all of them together; ``most``: their number. None is for any number, but with a rate
+    there are at most as many as get :data:`SHARE` each.
+    """
+
+    def __init__(self, most: int | None = None, rate: int | None = None) -> None:
+        self.pace = Pace(rate) if rate is not None else None
+        """The limit that bodies for peers are counted against."""
+        self.most = most if most is not None or rate is None else max(1, rate // SHARE)
         self.streams = 0
         """Number of bodies that are being sent to peers now."""
         self.refused = 0
@@ -72,8 +82,13 @@ class Uploads:
         self._lasts = 1.0  # seconds, the mean of the last bodies
 
     def to_json(self) -> dict[str, int | None]:
-        """The uploads for the API; ``most`` is None without a limit."""
-        return {"streams": self.streams, "most": self.most, "refused": self.refused}
+        """The uploads for the API; ``most`` and ``rate``, in bytes per second, are None without a limit."""
+        rate = self.pace.rate if self.pace is not None else None
+        return {"streams": self.streams, "most": self.most, "refused": self.refused, "rate": rate}
+
+    def pace_of(self, upload: Upload) -> Pace | None:
+        """Return the limit that the bytes of an answer are counted against, None for none."""
+        return self.pace if upload is not Upload.NONE else None
 
     def refuses(self, upload: Upload) -> bool:
         """Whether :meth:`enter` would raise Busy now."""

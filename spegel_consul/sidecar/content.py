@@ -116,7 +116,7 @@ async def start_content(
         follows=mirror.peers.follows,
         nearness=mirror.peers.nearness,
         preheat=_preheat_rules(settings, socket_of),
-        uploads=Uploads(settings.max_upload),
+        uploads=Uploads(settings.max_upload, settings.upload_rate),
     )
     await _serve(settings, node, stages, view, mirror)
     mirror.traces.on_end = _log_trace

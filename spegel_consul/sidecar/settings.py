@@ -58,6 +58,8 @@ class Settings:
     follow_chain: int
     peer_limits: PeerLimits
     max_upload: int | None
+    upload_rate: int | None
+    """Bytes per second to peers; that from peers is in ``mirror``."""
     tls: TlsFiles | None
     peer_tls: Encryption | None
     """None: all connections are encrypted with ``tls``, or none without it."""

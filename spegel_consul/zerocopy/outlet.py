@@ -18,6 +18,7 @@ import trio
 
 from spegel_consul.disk.threads import in_thread
 from spegel_consul.zerocopy.encrypted.carrier import Carrier
+from spegel_consul.zerocopy.pacing import Pace
 from spegel_consul.zerocopy.position import Position
 from spegel_consul.zerocopy.relay import Relay
 from spegel_consul.zerocopy.send import Truncated, send_both, send_file, send_head
@@ -54,10 +55,12 @@ class Outlet(Protocol):
 class SocketOutlet:
     """A client's socket; ``head`` is sent together with the first bytes of the body.
 
+    ``pace``: the limit that bytes of files are counted against.
     Raises OSError, trio.TooSlowError, trio.ClosedResourceError, or Truncated if a file is too short.
     """
 
-    def __init__(self, sock: trio.socket.SocketType, head: bytes) -> None:
+    def __init__(self, sock: trio.socket.SocketType, head: bytes, pace: Pace | None = None) -> None:
+        self._pace = pace
         self._sock = sock
         self._head = head
 
@@ -75,7 +78,7 @@ class SocketOutlet:
     async def file(self, fd: int, start: int, stop: int, count: Callable[[int], None]) -> None:
         """Send a part of a file by sendfile(2), and the head before it."""
         head, self._head = self._head, b""
-        await send_file(self._sock, head, fd, start, stop, count)
+        await send_file(self._sock, head, fd, start, stop, count, self._pace)
 
     async def relay(self, position: Position, hasher: _Hash | None, *, encrypted: bool) -> Relay | Carrier | None:
         """Return a relay by splice(2), or None if there is no thread for the hasher, or no pipe, now.

@@ -102,10 +102,16 @@ class Relay:
         Raises PeerError, SourceSlow or SourceLeft; then another source can continue from the position.
         """
         inlet, origin, position, budget = self._pipe[1], source.fileno(), self._position, _YIELD_AFTER
+        pace = throughput.pace
         while left := position.left:
+            most = min(left, PIPE_SIZE)
+            if pace is not None:
+                most = await pace.take(most)
             try:
-                taken = os.splice(origin, inlet, min(left, PIPE_SIZE), flags=FLAGS)
+                taken = os.splice(origin, inlet, most, flags=FLAGS)
             except BlockingIOError:
+                if pace is not None:
+                    pace.give_back(most)
                 budget = _YIELD_AFTER
                 await throughput.readable(origin, left)
                 continue
@@ -114,6 +120,8 @@ class Relay:
             if taken == 0:
                 raise PeerError("closed the connection")
             position.took(taken)
+            if pace is not None:
+                pace.give_back(most - taken)
             self._inside = taken
             if self._tap is None:
                 await self._drain(taken)

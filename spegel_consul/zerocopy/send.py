@@ -26,6 +26,7 @@ from contextlib import suppress
 import trio
 
 from spegel_consul.disk.threads import in_thread
+from spegel_consul.zerocopy.pacing import Pace
 
 STALL = 60.0
 """Seconds without progress after which sending to a client fails."""
@@ -88,16 +89,25 @@ def _cork(sock: trio.socket.SocketType, on: bool) -> None:
 
 
 async def send_file(
-    sock: trio.socket.SocketType, head: bytes, fd: int, start: int, stop: int, count: Callable[[int], object]
+    sock: trio.socket.SocketType,
+    head: bytes,
+    fd: int,
+    start: int,
+    stop: int,
+    count: Callable[[int], object],
+    pace: Pace | None = None,
 ) -> None:
     """Send ``head`` and the bytes ``[start, stop)`` of file ``fd``; at the end, call ``count`` with the number sent.
 
+    ``pace``: the limit that the bytes of the file are counted against.
     Raises Truncated, OSError, trio.TooSlowError or trio.ClosedResourceError.
     """
     global _active
     reached, probed, cold = start, start, False
     _active += 1
     try:
+        if pace is not None:
+            pace.begin(sock)
         if head:
             _cork(sock, True)
             await send_bytes(sock, head)
@@ -107,9 +117,12 @@ async def send_file(
             if reached >= probed and not cold:
                 probed = reached + most
                 cold = not _resident(fd, reached, probed)
+            if cold:
+                most = min(most, _CHUNK)
+            if pace is not None:
+                most = await pace.take(most)
             try:
                 if cold:
-                    most = min(most, _CHUNK)
                     sent = await _cold(out, fd, reached, most)
                 else:
                     sent = os.sendfile(out, fd, reached, most)
@@ -118,6 +131,8 @@ async def send_file(
             if sent == 0:
                 raise Truncated
             reached += max(sent, 0)
+            if pace is not None:
+                pace.give_back(most - max(sent, 0))
             if sent < most:
                 # the socket is full, and other tasks run while this one waits for it
                 with trio.fail_after(STALL):
@@ -132,6 +147,8 @@ async def send_file(
         count(reached - start)
         if head:
             _cork(sock, False)
+        if pace is not None:
+            pace.end(sock)
 
 
 class FileAnswer:

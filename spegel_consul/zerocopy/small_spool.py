@@ -103,12 +103,16 @@ class SmallSpool:
         if isinstance(source, SecureSocket):
             await self._pull_encrypted(source, throughput)
             return
-        origin, position = source.fileno(), self._position
+        origin, position, pace = source.fileno(), self._position, throughput.pace
         while not self.ended:
             room = self._view[position.taken :]
+            if pace is not None:
+                room = room[: await pace.take(len(room))]
             try:
                 count = os.readv(origin, (room,))
             except BlockingIOError:
+                if pace is not None:
+                    pace.give_back(len(room))
                 await self.waits.arrival(origin, throughput, position.left)
                 continue
             except OSError as exc:
@@ -116,6 +120,8 @@ class SmallSpool:
             if count == 0:
                 raise PeerError("closed the connection")
             position.took(count)
+            if pace is not None:
+                pace.give_back(len(room) - count)
             self._hasher.update(room[:count])
 
     async def _pull_encrypted(self, source: SecureSocket, throughput: Throughput) -> None:
@@ -124,7 +130,7 @@ class SmallSpool:
         pump = Pump(None, position, self._hasher, into=self._view)
         try:
             while not self.ended:
-                stopped = await pump.run(source)
+                stopped = await pump.run(source, throughput.pace)
                 if pump.waited and position.left:
                     throughput.waited(pump.waited, position.left)
                 if stopped is Stopped.SOURCE:

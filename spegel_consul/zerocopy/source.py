@@ -19,6 +19,7 @@ from typing import Protocol
 import trio
 
 from spegel_consul.peers import PeerError
+from spegel_consul.zerocopy.pacing import Pace
 
 DRIP = 16 << 10
 """Bytes per second below which a source counts as silent."""
@@ -65,12 +66,14 @@ class Throughput:
     """The throughput of the sources of one transfer.
 
     A source may be silent for ``stall`` seconds. SourceSlow is raised once in a transfer, for a source that gives fewer
-    than ``least`` bytes per second; 0 is for never.
+    than ``least`` bytes per second; 0 is for never. ``pace`` is the limit that the bytes of sources are counted
+    against. Its waits are no waits for a source.
     """
 
-    def __init__(self, stall: float, least: int = 0) -> None:
+    def __init__(self, stall: float, least: int = 0, pace: Pace | None = None) -> None:
         self.seconds = 0.0
         """Seconds of waiting for all sources so far."""
+        self.pace = pace
         self.stall = self._own_stall = stall
         self._least = least
         self._growing = False

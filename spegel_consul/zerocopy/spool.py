@@ -226,11 +226,16 @@ class Spool:
             return
         origin, inlet, position, budget = source.fileno(), self._tap.inlet, self._position, _YIELD_AFTER
         await self._flush()
-        arrived = False
+        arrived, pace = False, throughput.pace
         while not self.ended:
+            most = min(position.left, PIPE_SIZE)
+            if pace is not None:
+                most = await pace.take(most)
             try:
-                taken = os.splice(origin, inlet, min(position.left, PIPE_SIZE), flags=FLAGS)
+                taken = os.splice(origin, inlet, most, flags=FLAGS)
             except BlockingIOError:
+                if pace is not None:
+                    pace.give_back(most)
                 budget = _YIELD_AFTER
                 if arrived:  # the source has bytes, so the pipe is full
                     await self._writable()
@@ -247,6 +252,8 @@ class Spool:
                 raise PeerError("closed the connection")
             arrived = False
             position.took(taken)
+            if pace is not None:
+                pace.give_back(most - taken)
             budget -= taken
             if budget <= 0:
                 budget = _YIELD_AFTER
@@ -260,7 +267,7 @@ class Spool:
         pump = Pump(PlainEnd(lambda: self._tap.inlet), position, None, counts=False)
         try:
             while not self.ended:
-                stopped = await pump.run(source)
+                stopped = await pump.run(source, throughput.pace)
                 if pump.waited and position.left:
                     throughput.waited(pump.waited, position.left)
                 if stopped is Stopped.SOURCE:

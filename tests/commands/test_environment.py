@@ -30,6 +30,7 @@ EXAMPLES = {
     "host:port": "127.0.0.9:99",
     "duration": "7s",
     "size": "12KiB",
+    "rate": "12MiB/s",
     "address": "10.9.9.9",
     "list": "one.example,two.example",
     "kind": "static,file",

@@ -48,6 +48,7 @@ from spegel_consul.peers import unmapped
 from spegel_consul.zerocopy.encrypted.secure_outlet import SecureOutlet
 from spegel_consul.zerocopy.encrypted.secure_socket import SecureSocket
 from spegel_consul.zerocopy.outlet import SocketOutlet
+from spegel_consul.zerocopy.pacing import Pace
 from spegel_consul.zerocopy.send import STALL, FileAnswer, Truncated, send_bytes
 from spegel_consul.zerocopy.spool import OWN
 
@@ -84,9 +85,12 @@ class Link:
         else:
             await self._secure.send_all(data)
 
-    def outlet(self, head: bytes) -> SocketOutlet | SecureOutlet:
-        """Return the outlet for an answer; ``head`` goes with the first bytes of its body."""
-        return SocketOutlet(self._sock, head) if self._secure is None else SecureOutlet(self._secure, head)
+    def outlet(self, head: bytes, pace: Pace | None = None) -> SocketOutlet | SecureOutlet:
+        """Return the outlet for an answer; ``head`` goes with the first bytes of its body.
+
+        ``pace``: the limit that bytes of files are counted against.
+        """
+        return SocketOutlet(self._sock, head, pace) if self._secure is None else SecureOutlet(self._secure, head, pace)
 
     def check_client(self) -> None:
         """Raise ConnectionResetError if the client has left; for use while no task reads from the socket."""

@@ -39,6 +39,7 @@ from spegel_consul.registry.mirror.trace import TraceHeaders
 from spegel_consul.registry.mirror.validate import Head, PeerBusy
 from spegel_consul.ring import Router
 from spegel_consul.store import Store
+from spegel_consul.zerocopy.pacing import Pace
 from spegel_consul.zerocopy.spool import SpoolSpace
 
 log = structlog.get_logger(__name__)
@@ -63,7 +64,8 @@ class MirrorSettings:
     ``verify``: whether blobs are hashed (manifests always are); ``verify_first``: bytes up to which a blob is held
     until it is verified, for at most ``hold`` seconds; ``runtime_verifies``: whether larger blobs for this node's own
     runtime are not hashed, because it does so; ``follow``: whether content that no node has is read from a
-    node that is downloading it; ``cross_zone``: when nodes of other zones are asked."""
+    node that is downloading it; ``cross_zone``: when nodes of other zones are asked; ``download_rate``: bytes per
+    second from all peers together, None for any number."""
 
     resolve_timeout: float = 0.2
     attempts: int = 3
@@ -74,6 +76,7 @@ class MirrorSettings:
     runtime_verifies: bool = False
     follow: bool = False
     cross_zone: CrossZone = CrossZone.FALLBACK
+    download_rate: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +122,8 @@ class MirrorPeers:
         self.nearness = Nearness(parts.here, parts.settings.cross_zone, parts.metrics.received_bytes)
         self.penalties = Penalties()
         self.loads = Loads(parts.rng)
+        rate = parts.settings.download_rate
+        self.downloads = Pace(rate) if rate is not None else None
         self.recent = RecentProviders()
         self.sizes = Sizes()
         self.held_bodies = HeldBodies()
@@ -229,6 +234,8 @@ class MirrorPeers:
                 body = b"".join([piece async for piece in pieces])
         if reading.cancelled_caught:
             raise PeerError(f"did not send {head.size} bytes within {stall:g} s", hung=True)
+        if self.downloads is not None:
+            self.downloads.spend(len(body))
         if method == "GET" and not head.digest.fits(body):
             self.mismatched(head.digest, [provider], () if blame else (provider.registry,))
             raise WrongBytes("sent bytes that do not have the digest")

@@ -61,7 +61,7 @@ class Carrier:
         """
         end, position, pump = end_of(source), self._position, self._pump
         while position.left:
-            stopped = await pump.run(end)
+            stopped = await pump.run(end, throughput.pace)
             if stopped is Stopped.SINK:
                 await self._empty()
             if pump.waited and position.left:

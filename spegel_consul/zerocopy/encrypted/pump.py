@@ -23,6 +23,7 @@ import trio
 from spegel_consul.peers import PeerError
 from spegel_consul.zerocopy.encrypted.plain_end import PlainEnd
 from spegel_consul.zerocopy.encrypted.secure_socket import SLICE, SecureSocket, give_buffer, take_buffer
+from spegel_consul.zerocopy.pacing import Pace
 from spegel_consul.zerocopy.position import Position
 
 if TYPE_CHECKING:
@@ -97,12 +98,24 @@ class Pump:
         self.waited = 0.0
         """Seconds that the last run waited for the source."""
 
-    async def run(self, source: PlainEnd | SecureSocket) -> Stopped:
-        """Move bytes while both ends are ready. Raises PeerError if the source fails, OSError if the sink does."""
+    async def run(self, source: PlainEnd | SecureSocket, pace: Pace | None = None) -> Stopped:
+        """Move bytes while both ends are ready. Raises PeerError if the source fails, OSError if the sink does.
+
+        ``pace``: the limit that the bytes are counted against.
+        """
+        if pace is None or not self._position.left:
+            return await self._move(source, _IN_A_ROW)
+        before, most = self._position.taken, await pace.take(self._position.left)
+        try:
+            return await self._move(source, most)
+        finally:
+            pace.give_back(most - (self._position.taken - before))
+
+    async def _move(self, source: PlainEnd | SecureSocket, most: int) -> Stopped:
         if self._in_thread:
             patience = _Patience(_WAIT)
             try:
-                stopped = await trio.to_thread.run_sync(self._run, source, patience, limiter=_threads)
+                stopped = await trio.to_thread.run_sync(self._run, source, patience, most, limiter=_threads)
             except RuntimeError:  # the limit of processes is reached
                 self._in_thread = False
             else:
@@ -110,10 +123,10 @@ class Pump:
                 return stopped
         await trio.lowlevel.checkpoint()
         self.waited = 0.0
-        return self._run(source, _Patience(0))
+        return self._run(source, _Patience(0), most)
 
-    def _run(self, source: PlainEnd | SecureSocket, patience: _Patience) -> Stopped:
-        position, budget = self._position, _IN_A_ROW
+    def _run(self, source: PlainEnd | SecureSocket, patience: _Patience, budget: int) -> Stopped:
+        position = self._position
         view = memoryview(self._buffer or b"")
         if not self._empty(patience):
             return Stopped.SINK
@@ -123,7 +136,7 @@ class Pump:
             if self._into is not None:
                 view = self._into[position.taken :]
             try:
-                count = source.read_now(view[: min(SLICE, position.left)])
+                count = source.read_now(view[: min(SLICE, position.left, budget)])
             except BlockingIOError:
                 if patience.wait(source.polled, select.POLLIN):
                     continue

@@ -23,6 +23,7 @@ import trio
 
 from spegel_consul.disk.threads import in_thread
 from spegel_consul.zerocopy.encrypted.secure_socket import SLICE, SecureSocket, give_buffer, take_buffer
+from spegel_consul.zerocopy.pacing import Pace
 from spegel_consul.zerocopy.send import Truncated
 
 _TURN = 0.002  # seconds that a transfer may send on the loop before other tasks run
@@ -33,17 +34,26 @@ _threads = trio.CapacityLimiter(64)
 
 
 async def send_encrypted(
-    secure: SecureSocket, head: bytes, fd: int, start: int, stop: int, count: Callable[[int], object]
+    secure: SecureSocket,
+    head: bytes,
+    fd: int,
+    start: int,
+    stop: int,
+    count: Callable[[int], object],
+    pace: Pace | None = None,
 ) -> None:
     """Send ``head`` and the bytes ``[start, stop)`` of file ``fd``; at the end, call ``count`` with the number sent.
 
+    ``pace``: the limit that the bytes of the file are counted against.
     Raises Truncated, OSError, trio.TooSlowError or trio.ClosedResourceError.
     """
-    part = _Part(secure, fd, start, stop)
+    part = _Part(secure, fd, start, stop if pace is None else start)
     secure.encrypt(head)  # it goes out with the first bytes of the file
     try:
         on_loop = stop - start <= _ON_LOOP
         while part.reached < stop:
+            if pace is not None and part.reached == part.stop:
+                part.stop += await pace.take(stop - part.stop)
             if on_loop:
                 on_loop = await part.on_loop()
             else:
@@ -51,23 +61,25 @@ async def send_encrypted(
             await secure.flush()
         await secure.flush()
     finally:
+        if pace is not None:
+            pace.give_back(part.stop - part.reached)
         count(max(0, part.reached - start - secure.unsent))
 
 
 class _Part:
-    """A part of a file; ``reached`` is the first byte that was not sent."""
+    """A part of a file; ``reached`` is the first byte that was not sent, ``stop`` the first that must wait."""
 
     def __init__(self, secure: SecureSocket, fd: int, start: int, stop: int) -> None:
         self._secure = secure
         self._fd = fd
-        self._stop = stop
+        self.stop = stop
         self.reached = start
 
     async def on_loop(self) -> bool:
         """Send until the socket is full; return False if the next pages are not in memory."""
         buffer, turn_ends = take_buffer(), time.perf_counter() + _TURN
         try:
-            while self.reached < self._stop:
+            while self.reached < self.stop:
                 try:
                     piece = self._read(self._fd, buffer, os.RWF_NOWAIT)
                 except OSError:  # also if the file system does not support the flag
@@ -82,7 +94,7 @@ class _Part:
         return True
 
     def _read(self, fd: int, buffer: bytearray, flags: int = 0) -> memoryview:
-        view = memoryview(buffer)[: min(SLICE, self._stop - self.reached)]
+        view = memoryview(buffer)[: min(SLICE, self.stop - self.reached)]
         got = os.preadv(fd, (view,), self.reached, flags)
         if not got:
             raise Truncated
@@ -125,7 +137,7 @@ class _Part:
 
     def _in_a_row(self, out: int, fd: int, given_up: Callable[[], bool]) -> None:
         """Send while the client reads, up to the limit. Called in the thread."""
-        limit = min(self._stop, self.reached + _IN_A_ROW)
+        limit = min(self.stop, self.reached + _IN_A_ROW)
         writable = select.poll()
         writable.register(out, select.POLLOUT)
         os.posix_fadvise(fd, self.reached, limit - self.reached, os.POSIX_FADV_WILLNEED)

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spegel_consul.peers import Provider
-from spegel_consul.registry.mirror.providers.hedging import Ask, Exhausted, Race, Wait
+from spegel_consul.registry.mirror.providers.hedging import BUSY_PATIENCE, Ask, Exhausted, Race, Wait
 
 
 def peer(number: int) -> Provider:
@@ -38,6 +38,92 @@ def test_a_failure_moves_on_at_once() -> None:
     assert core.next(0.01) == Ask(peer(2))
     core.failed(peer(2), 0.02)
     assert core.next(0.02) == Exhausted("no further peer has it")
+
+
+def test_a_busy_provider_is_no_attempt_and_the_next_is_asked_at_once() -> None:
+    core = race(attempts=1)
+    core.found(peer(1))
+    core.found(peer(2))
+    core.lookup_ended()
+    assert core.next(0.0) == Ask(peer(1))
+    core.refused(peer(1), 1.0, 0.01)
+    assert core.next(0.01) == Ask(peer(2))
+    core.failed(peer(2), 0.02)
+    assert core.next(0.02) == Exhausted("1 peers were asked and none had it")
+
+
+def test_if_all_are_busy_the_first_with_room_is_asked_again() -> None:
+    core = race()
+    core.found(peer(1))
+    core.found(peer(2))
+    core.lookup_ended()
+    assert core.next(0.0) == Ask(peer(1))
+    core.refused(peer(1), 1.0, 0.0)
+    assert core.next(0.0) == Ask(peer(2))
+    core.refused(peer(2), 0.5, 0.0)
+    assert core.next(0.0) == Wait(0.5)
+    assert core.next(0.5) == Ask(peer(2))
+    core.failed(peer(2), 0.6)
+    assert core.next(0.6) == Wait(1.0)
+    assert core.next(1.0) == Ask(peer(1))
+
+
+def test_a_lookup_goes_on_while_all_are_busy() -> None:
+    core = race()
+    core.found(peer(1))
+    assert core.next(0.0) == Ask(peer(1))
+    core.refused(peer(1), 1.0, 0.0)
+    assert core.next(0.0) == Wait(0.2, starved=True)
+    assert core.next(0.2) == Wait(1.0)
+    core.found(peer(2))
+    assert core.next(0.3) == Ask(peer(2)), "found late, and not busy"
+
+
+def test_busy_providers_are_waited_for_for_some_seconds() -> None:
+    core, now, asked = race(), 0.0, 0
+    core.found(peer(1))
+    core.lookup_ended()
+    while not isinstance(action := core.next(now), Exhausted):
+        if isinstance(action, Ask):
+            asked += 1
+            core.refused(peer(1), 0.5, now)
+        else:
+            now = action.until
+    assert BUSY_PATIENCE - 1.0 < now <= BUSY_PATIENCE
+    assert asked >= 8
+    assert action == Exhausted("the peers that have it are busy")
+
+
+def test_a_provider_that_only_refuses_is_not_waited_for() -> None:
+    core = race()
+    core.found(peer(1))
+    core.lookup_ended()
+    assert core.next(0.0) == Ask(peer(1))
+    core.refused(peer(1), None, 0.0)
+    assert isinstance(core.next(0.0), Exhausted)
+
+
+def test_a_slow_source_is_not_left_to_wait_for_busy_providers() -> None:
+    core = race()
+    core.found(peer(1))
+    core.found(peer(2))
+    core.lookup_ended()
+    assert core.next(0.0) == Ask(peer(1))
+    core.accepted(peer(1))
+    core.resumed(5.0, skip_slow=True)
+    assert core.next(5.0) == Ask(peer(2))
+    core.refused(peer(2), 1.0, 5.0)
+    assert isinstance(core.next(5.0), Exhausted)
+
+
+def test_a_provider_that_is_excluded_is_not_waited_for() -> None:
+    core = race()
+    core.found(peer(1))
+    core.lookup_ended()
+    assert core.next(0.0) == Ask(peer(1))
+    core.refused(peer(1), 1.0, 0.0)
+    core.exclude(peer(1))
+    assert isinstance(core.next(0.0), Exhausted)
 
 
 def test_nobody_has_it() -> None:

@@ -102,7 +102,7 @@ class Transfer:
         head, limits = answer.head, self._peers.client.limits
         assert isinstance(answer.body, PeerResponse)
         position = Position(head.stop - head.start)
-        throughput = Throughput(limits.stall, limits.rate)
+        throughput = Throughput(limits.stall, limits.rate, self._peers.downloads)
         feed = Feed(head, answer.provider, answer.body, position, throughput, follow=answer.follow, grows=answer.grows)
         feed.begin()
         return feed

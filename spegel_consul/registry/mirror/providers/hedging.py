@@ -31,7 +31,7 @@ BUSY_PATIENCE = 5.0
 PROMISED_PATIENCE = 60.0
 """The same for a client that has no other source, so that its pull would fail."""
 
-_MOST_REFUSALS = 16  # refusals between two accepted answers that are no attempts
+_MOST_REFUSALS = 64  # refusals between two accepted answers that are no attempts; time bounds them otherwise
 
 
 @dataclass(frozen=True, slots=True)
