@@ -129,6 +129,12 @@ class Metrics:
             "Blobs of peers to be verified before their first byte is sent, by result.",
             ["result"],
         )
+        self.tag_choices = self._counter(
+            "spegel_tag_choices",
+            "Tags that were asked of peers, by the choice: only (one peer answered), agreed, newest (they differed),"
+            " own (theirs were older), too_old (beyond --tag-max-age).",
+            ["choice"],
+        )
         self.transfers_cut = self._counter(
             "spegel_transfers_cut",
             "Answers to clients that ended before their last byte because no peer could go on.",

@@ -26,6 +26,10 @@ The value is the peer id of the node that asks, in base58. Spegel does not know 
 GROWING_HEADER = b"x-spegel-growing"
 """In the answer to such a request: this node is still downloading the content."""
 
+TAG_AGE_HEADER = b"x-spegel-tag-age"
+"""In the answer to a request for a tag: the seconds since the tag was known to stand for this digest at its registry
+(:mod:`spegel_consul.registry.mirror.tags.tag_ages`). Spegel does not know the header."""
+
 _CONTENT = re.compile(r"/v2/(?P<name>.+)/(?P<kind>manifests|blobs)/(?P<reference>[^/]+)\Z", re.DOTALL)
 
 

@@ -6,7 +6,7 @@ import time
 from email.utils import formatdate
 
 from spegel_consul.oci.errors import OCIError, RangeInvalid
-from spegel_consul.oci.path import GROWING_HEADER
+from spegel_consul.oci.path import GROWING_HEADER, TAG_AGE_HEADER
 from spegel_consul.registry.mirror.body.multipart import Multipart
 from spegel_consul.registry.mirror.validate import Head
 
@@ -37,6 +37,8 @@ def fields_of(
     ]
     if head.partial and multipart is None:
         fields.append((b"content-range", b"bytes %d-%d/%d" % (head.start, head.stop - 1, head.size)))
+    if head.tag_age is not None:
+        fields.append((TAG_AGE_HEADER, b"%d" % head.tag_age))
     if served_by is not None:
         fields.append((b"x-spegel-served-by", served_by.encode()))
     if growing:
@@ -62,7 +64,13 @@ class HeadRenderer:
         self, head: Head, served_by: str | None = None, multipart: Multipart | None = None, *, growing: bool = False
     ) -> bytes:
         """Render all of the head of an answer."""
-        return b"%b%b\r\n\r\n" % (self.render(head, served_by, multipart, growing=growing), self.now())
+        return self.render(head, served_by, multipart, growing=growing) + self.end()
+
+    def end(self, tag_age: int | None = None) -> bytes:
+        """Render the rest of a rendered head: its date, and the age of an own tag, which is another each second."""
+        if tag_age is None:
+            return self.now() + b"\r\n\r\n"
+        return b"%b\r\n%b: %d\r\n\r\n" % (self.now(), TAG_AGE_HEADER, tag_age)
 
     def error(self, error: OCIError, method: str) -> bytes:
         """Render the answer to a request that failed with ``error``."""

@@ -17,7 +17,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import structlog
@@ -25,7 +24,6 @@ import structlog
 from spegel_consul.disk.threads import in_thread
 from spegel_consul.http.server.connection import Link
 from spegel_consul.http.server.request_head import parse_simple
-from spegel_consul.metrics.histogram import HistogramCounts
 from spegel_consul.metrics.sidecar_metrics import CONTENT, Metrics
 from spegel_consul.oci.errors import BlobUnknown, OCIError
 from spegel_consul.oci.path import MIRRORED_HEADER, ContentRequest, Kind
@@ -33,12 +31,14 @@ from spegel_consul.oci.ranges import Ranges
 from spegel_consul.registry.answer_head import INTERIM, HeadRenderer, status_of
 from spegel_consul.registry.content_cache import ByteCache
 from spegel_consul.registry.growing import Arrived, GrowingContent
+from spegel_consul.registry.known_request import KnownRequest
 from spegel_consul.registry.mirror.body.multipart import Multipart
 from spegel_consul.registry.mirror.body.transfer import Transfer
 from spegel_consul.registry.mirror.fetch import TransferCut
 from spegel_consul.registry.mirror.mirror import Mirror
 from spegel_consul.registry.mirror.range_parts import Part, send_parts
-from spegel_consul.registry.mirror.trace import Trace, TraceHeaders, as_fields, trace_headers
+from spegel_consul.registry.mirror.tags.tag_ages import OwnTagIsNewer
+from spegel_consul.registry.mirror.trace import Trace, as_fields, trace_headers
 from spegel_consul.registry.mirror.validate import Head
 from spegel_consul.registry.plan import Elsewhere, Growing, Own, Planner
 from spegel_consul.store import Store
@@ -50,25 +50,6 @@ log = structlog.get_logger(__name__)
 
 _REMEMBERED = 1024
 _MEMORABLE = 2048  # bytes of the longest request that is remembered
-
-
-@dataclass(frozen=True, slots=True)
-class _Known:
-    """The result of a request while the store had ``version``; ``head`` is the answer's head up to its date."""
-
-    version: int
-    method: str
-    plan: Own | Elsewhere | Growing
-    head: bytes = b""
-    at_once: bool = False
-    duration: HistogramCounts | None = None
-    length: HistogramCounts | None = None
-    trace_headers: TraceHeaders = ()
-
-    def count(self, sent: int) -> None:
-        """Observe the size of an answer: ``sent`` bytes of content."""
-        if self.length is not None:
-            self.length.observe(sent)
 
 
 class FastPath:
@@ -90,7 +71,7 @@ class FastPath:
         self._lengths = {key: metrics.http_response_size.labels(CONTENT, *key) for key in self._durations}
         self.inflight = 0
         """Number of requests that are being answered; of :meth:`at_once`, only those from files are counted."""
-        self._known: tuple[dict[bytes, _Known], dict[bytes, _Known]] = ({}, {})
+        self._known: tuple[dict[bytes, KnownRequest], dict[bytes, KnownRequest]] = ({}, {})
         self._heads = HeadRenderer()
         self._growing = GrowingContent(planner, store, mirror)
 
@@ -115,9 +96,9 @@ class FastPath:
             self._bytes.inc(len(body))
         known.count(len(body))
         known.duration.observe(time.perf_counter() - began)
-        return b"%b%b\r\n\r\n%b" % (known.head, self._heads.now(), body)
+        return b"%b%b%b" % (known.head, self._end(known), body)
 
-    def _file_at_once(self, known: _Known, plan: Own, began: float) -> FileAnswer | None:
+    def _file_at_once(self, known: KnownRequest, plan: Own, began: float) -> FileAnswer | None:
         if (fd := self._open(plan)) is None:
             return None
         duration = known.duration
@@ -131,7 +112,7 @@ class FastPath:
 
         start, stop = plan.bounds
         self.inflight += 1
-        return FileAnswer(b"%b%b\r\n\r\n" % (known.head, self._heads.now()), fd, start, stop, ended)
+        return FileAnswer(known.head + self._end(known), fd, start, stop, ended)
 
     async def __call__(self, data: bytes, link: Link, /) -> bool:
         """Answer the request and return True, or send nothing and return False."""
@@ -147,6 +128,9 @@ class FastPath:
                 status = await self._mirrored(known, known.plan, link)
         except Arrived:  # the next plan sends what the store has now
             return await self(data, link)
+        except OwnTagIsNewer:
+            own = self._planner.own(known.plan.request)
+            status = await self._own(self._own_request(known.version, known.method, own), own, link) if own else None
         finally:
             self.inflight -= 1
         if status is None:
@@ -154,7 +138,7 @@ class FastPath:
         self._durations[known.method, status].observe(time.perf_counter() - started)
         return True
 
-    def _look(self, data: bytes, local: bool) -> _Known | None:
+    def _look(self, data: bytes, local: bool) -> KnownRequest | None:
         """Return the result of the request, remembered or new, or None if only the ASGI path can answer it."""
         memory, version = self._known[local], self._planner.version
         known = memory.get(data)
@@ -171,27 +155,34 @@ class FastPath:
         if plan.request.promises:
             return None
         if isinstance(plan, Own):
-            # several ranges are not answered at once, because each answer has a boundary, and so a head, of its own
-            short = method == "HEAD" or plan.content.size <= SMALL or plan.bounds[1] - plan.bounds[0] <= AT_ONCE
-            status = 206 if plan.partial else 200
-            duration, length = self._durations[method, status], self._lengths[method, status]
-            known = _Known(version, method, plan, self._head(plan), short and len(plan.spans) <= 1, duration, length)
+            known = self._own_request(version, method, plan)
             if MIRRORED_HEADER in request.headers and (identity := trace_headers(request.headers)):
                 log.debug("asked by a peer", key=plan.request.key, **as_fields(identity))
         else:
-            known = _Known(version, method, plan, trace_headers=trace_headers(request.headers))
-        if len(data) <= _MEMORABLE and not isinstance(plan, Growing):
+            known = KnownRequest(version, method, plan, trace_headers=trace_headers(request.headers))
+        if len(data) <= _MEMORABLE and not isinstance(plan, Growing) and self._planner.is_lasting(plan.request):
             if len(memory) >= _REMEMBERED:
                 memory.clear()
             memory[data] = known
         return known
 
-    async def _own(self, known: _Known, plan: Own, link: Link) -> int | None:
+    def _own_request(self, version: int, method: str, plan: Own) -> KnownRequest:
+        # several ranges are not answered at once, because each answer has a boundary, and so a head, of its own
+        short = method == "HEAD" or plan.content.size <= SMALL or plan.bounds[1] - plan.bounds[0] <= AT_ONCE
+        key = method, 206 if plan.partial else 200
+        tag = plan.request.reference if plan.request.reference.digest is None else None
+        at_once, duration, length = short and len(plan.spans) <= 1, self._durations[key], self._lengths[key]
+        return KnownRequest(version, method, plan, self._head(plan), at_once, duration, length, tag=tag)
+
+    def _end(self, known: KnownRequest) -> bytes:
+        return self._heads.end(None if known.tag is None else self._mirror.peers.tag_ages.own(known.tag))
+
+    async def _own(self, known: KnownRequest, plan: Own, link: Link) -> int | None:
         """Send content of the own store. Return the status that was sent, or None if nothing was sent."""
         content = plan.content
         if len(plan.spans) > 1:
             return await self._own_parts(plan, link)
-        head = b"%b%b\r\n\r\n" % (known.head, self._heads.now())
+        head = known.head + self._end(known)
         if known.method == "HEAD":
             if self._cached(plan) is None and not self._is_there(plan):
                 return None
@@ -250,7 +241,7 @@ class FastPath:
         self._lengths["GET", 206].observe(multipart.length)
         return 206
 
-    async def _mirrored(self, known: _Known, plan: Elsewhere | Growing, link: Link) -> int:
+    async def _mirrored(self, known: KnownRequest, plan: Elsewhere | Growing, link: Link) -> int:
         """Send content of a peer or a download, or the error if there is none. Return the status that was sent."""
         method = known.method
         try:

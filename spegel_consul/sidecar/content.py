@@ -137,7 +137,14 @@ def _router_maker(settings: Settings, node: PreparedNode) -> Callable[[KadRouter
 async def _serve(settings: Settings, node: PreparedNode, stages: Stages, view: Node, mirror: Mirror) -> None:
     """Serve the registry and the web port."""
     store, metrics, router = view.store, view.metrics, view.ring
-    planner = Planner(store, settings.images, node.credentials, follow=settings.mirror.follow)
+    planner = Planner(
+        store,
+        settings.images,
+        node.credentials,
+        follow=settings.mirror.follow,
+        own_age=mirror.peers.tag_ages.own,
+        tag_max_age=settings.mirror.tag_max_age,
+    )
     cache = ByteCache(is_there=lambda digest: store.describe(digest) is not None)
     fast_path = FastPath(planner, store, mirror, cache, metrics)
     others = build_app(view.problem, view.warnings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -39,17 +40,21 @@ class MemoryStore(IndexedStore):
         self._read()
         return digest
 
-    def add_image(self, name: str, manifest: bytes) -> Digest:
-        """Put a manifest or index in under a full name; it is announced when its parts are there too."""
+    def add_image(self, name: str, manifest: bytes, age: float | None = None) -> Digest:
+        """Put a manifest or index in under a full name; it is announced when its parts are there too.
+
+        ``age``: the seconds since the runtime wrote the name, None if it does not say.
+        """
         media_type = manifest_media_type(manifest) or OCI_MANIFEST
         digest = self.add_content(manifest, media_type)
-        self._index.put_image(ImageRecord(name, Descriptor(digest, len(manifest), media_type)))
+        updated_at = None if age is None else time.time() - age
+        self._put_image(ImageRecord(name, Descriptor(digest, len(manifest), media_type), updated_at))
         self._read()
         return digest
 
     def remove_image(self, name: str) -> None:
         """Take a name away; the content stays."""
-        self._index.drop_image(name)
+        self._drop_image(name)
         self._publish()
 
     def remove_content(self, digest: Digest) -> None:

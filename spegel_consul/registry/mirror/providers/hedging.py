@@ -1,7 +1,8 @@
 """The order in which peers are asked for content: hedged requests.
 
 Providers arrive while the lookup goes on. The first one is asked at once. Another one is asked when a question has
-failed, or when the hedge interval has passed without an answer. The deadline of the lookup counts only while no
+failed, or when the hedge interval has passed without an answer. For a tag the first two are asked at once, because they
+may differ. The deadline of the lookup counts only while no
 question is open, because each question has deadlines of its own. A provider that was slow a short time ago is asked
 only if the lookup yields no other one within the hedge interval. An address is asked once, under any peer id, because
 records of one address with many ids must not use up the attempts.
@@ -49,7 +50,7 @@ class Race:
     """Decides which provider to ask. ``resolve_timeout`` and ``hedge`` are seconds.
 
     ``attempts`` is the largest number of providers to ask between two accepted answers; providers for which ``is_slow``
-    is true are asked after all others.
+    is true are asked after all others. The first ``abreast`` questions do not wait for each other.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Race:
         resolve_timeout: float,
         attempts: int,
         hedge: float,
+        abreast: int = 1,
         is_slow: Callable[[Provider], bool] = lambda provider: False,
     ) -> None:
         self._is_slow = is_slow
@@ -66,6 +68,7 @@ class Race:
         self._resolve_timeout = resolve_timeout
         self._attempts = attempts
         self._hedge = hedge
+        self._abreast = abreast
         self._waiting: deque[Provider] = deque()
         self._asked: set[tuple[str, int]] = set()
         self._open: set[Provider] = set()
@@ -139,7 +142,8 @@ class Race:
     def next(self, now: float) -> Ask | Wait | Exhausted:
         """Return the next action. The provider of an Ask counts as asked."""
         provider = self._choose(now) if self._started < self._attempts else None
-        if provider is not None and (not self._open or now >= self._last_start + self._hedge):
+        is_due = not self._open or self._started < self._abreast or now >= self._last_start + self._hedge
+        if provider is not None and is_due:
             self._waiting.remove(provider)
             self._asked.add(provider.registry)
             self._open.add(provider)
