@@ -84,7 +84,7 @@ def _age_limit(text: str) -> AgeLimit:
 
 SIZE = Parsed("size", _size)
 DURATION = Parsed("duration", parse_duration)
-AGE_LIMIT = Parsed("[regex=]duration", _age_limit)
+AGE_LIMIT = Parsed("age limit", _age_limit)
 REACHABLE = Parsed("address", one_or_two)
 FILE = click.Path(path_type=Path, dir_okay=False)
 

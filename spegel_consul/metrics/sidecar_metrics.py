@@ -204,6 +204,11 @@ class Metrics:
             ["registry"],
         )
 
+        self.images_only_here = self._reading(
+            "spegel_images_only_here",
+            "Images of this node that no other node has, as of the last count; there is one every ten minutes.",
+        )
+
     def _of_the_ring(self) -> None:
         self.ring_members = self._reading(
             "spegel_ring_members", "Other members of the ring that are believed to be alive."

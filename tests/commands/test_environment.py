@@ -39,6 +39,7 @@ EXAMPLES = {
     "directory": "/of/the/environment",
     "text": "other",
     "integer range": "7",
+    "age limit": ":latest$=30m",
 }
 """By the type's name, a value that no option has by default."""
 

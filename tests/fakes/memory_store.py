@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import trio
 
@@ -47,8 +48,11 @@ class MemoryStore(IndexedStore):
         """
         media_type = manifest_media_type(manifest) or OCI_MANIFEST
         digest = self.add_content(manifest, media_type)
-        updated_at = None if age is None else time.time() - age
-        self._put_image(ImageRecord(name, Descriptor(digest, len(manifest), media_type), updated_at))
+        record = ImageRecord(name, Descriptor(digest, len(manifest), media_type))
+        if age is None:
+            self._index.put_image(record)
+        else:
+            self._put_image(replace(record, updated_at=time.time() - age))
         self._read()
         return digest
 
