@@ -46,7 +46,7 @@ _ALERTS = """
 | `rate(spegel_transfers_cut_total[5m]) > 0.1` | transfers end early, and runtimes fetch the rest upstream |
 | `sum(rate(spegel_claims_total{verdict="none"}[15m])) > 0.1` | keepers do not answer: nodes go upstream on their own |
 | `sum(spegel_images_only_here) > 0` | images would be lost with their only node: see [copies.md](copies.md) |
-| `sum(rate(spegel_tag_choices_total{choice="newest"}[1h])) > 0` | nodes have different digests under one tag: see [tags.md](tags.md) |
+| `sum(rate(spegel_tag_choices_total{choice="newest"}[1h])) > 0` | a tag differs between nodes: see [tags.md](tags.md) |
 | `spegel_consul_staleness_seconds > 120` | the agent does not answer; what is known is kept |
 | `histogram_quantile(0.99, rate(spegel_loop_lateness_seconds_bucket[5m])) > 0.1` | the loop is held up |
 """

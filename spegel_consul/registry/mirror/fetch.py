@@ -76,6 +76,7 @@ class Fetch:
         self._sources = SourceSearch(peers, follows, request, self._question, trace) if follows is not None else None
         self._nursery = nursery
         self._is_tag = request.reference.digest is None
+        self._agreed_on = peers.tag_ages.agreed_on(request.key) if self._is_tag else None
         self._since = trio.current_time()
         settings = peers.settings
         self._race = Race(
@@ -83,7 +84,7 @@ class Fetch:
             resolve_timeout=settings.resolve_timeout,
             attempts=settings.attempts,
             hedge=settings.hedge,
-            abreast=_TAGS_ABREAST if self._is_tag else 1,
+            abreast=_TAGS_ABREAST if self._is_tag and self._agreed_on is None else 1,
             is_slow=self._is_last,
         )
         self._wake = trio.Event()
@@ -248,7 +249,7 @@ class Fetch:
         if not self._is_tag:
             return await self._pick(expected, last=last)
         heads = [answer.head for answer in self._answers]
-        agreed = agree(heads)
+        agreed = agree(heads) or heads[0].digest == self._agreed_on
         if not agreed and not last:
             return None
         head = heads[best := newest(heads)]
@@ -256,6 +257,8 @@ class Fetch:
         self._peers.tag_answered(
             "own" if own_is_newer else "agreed" if agreed else "only" if len(heads) == 1 else "newest"
         )
+        if agree(heads):
+            self._peers.tag_ages.agreed(self._request.key, head.digest)
         if own_is_newer:
             raise OwnTagIsNewer(f"this node has a newer digest of {self._request.reference}")
         return self._answers[best]

@@ -68,6 +68,19 @@ async def test_two_that_agree_are_enough(start_node: Any, start_peer: Any) -> No
     assert asker.metric("spegel_tag_choices_total", {"choice": "agreed"}) == 1
 
 
+async def test_a_crowd_of_requests_asks_one_peer_after_two_have_agreed(start_node: Any) -> None:
+    asker = await start_node()
+    holders = [await holder(start_node, OLD, 3600), await holder(start_node, OLD, 60)]
+    asker.router.knows(*holders)
+    for _ in range(4):
+        assert (await get(asker, TAG_PATH, **RUNTIME)).content == OLD
+    sent = [each.metric("spegel_served_bytes_total", {"source": "own"}) for each in holders]
+    assert sum(sent) == 5 * len(OLD)
+    for each in holders:
+        each.store.add_image(NAME, NEW, 1)
+    assert (await get(asker, TAG_PATH, **RUNTIME)).content == NEW, "another digest is no agreement with the last one"
+
+
 async def test_one_that_hangs_costs_the_hedge_interval(start_node: Any, start_peer: Any) -> None:
     asker = await start_node()
     silent = await start_peer(then="hang")

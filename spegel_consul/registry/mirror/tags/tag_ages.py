@@ -27,6 +27,7 @@ import trio
 from spegel_consul.bounded_dict import BoundedDict
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.reference import Reference
+from spegel_consul.registry.mirror.providers.provider_cache import FRESH
 from spegel_consul.registry.mirror.trace import HIT
 from spegel_consul.registry.mirror.validate import Head
 from spegel_consul.store import Store
@@ -71,6 +72,16 @@ class TagAges:
     def __init__(self, store: Store | None) -> None:
         self._store = store
         self._passed_on: BoundedDict[str, _PassedOn] = BoundedDict(_MOST)
+        self._agreed: BoundedDict[str, tuple[Digest, float]] = BoundedDict(_MOST)
+
+    def agreed(self, name: str, digest: Digest) -> None:
+        """Several peers have just said the same digest of the tag."""
+        self._agreed[name] = digest, trio.current_time() + FRESH
+
+    def agreed_on(self, name: str) -> Digest | None:
+        """Return the digest that peers agreed on a moment ago, so that one of them is enough to confirm it."""
+        digest, until = self._agreed.get(name, (None, 0.0))
+        return digest if until > trio.current_time() else None
 
     def passed_on(self, name: str, head: Head) -> None:
         """The runtime of this node gets the tag ``name`` from a peer."""
