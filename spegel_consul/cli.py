@@ -34,6 +34,7 @@ COMMANDS = {
     "configuration": Registered("configuration", "Point this node's runtimes at the mirrors."),
     "dev": Registered("dev", "Run a demonstration: three nodes on this machine, and a pull from one through another."),
     "events": Registered("events", "Show the last thousand events of a node, and new ones, until Ctrl-C."),
+    "images": Registered("images", "List the images that a node has, or those that would be lost with a node."),
     "leader": Registered("leader", "Print the elected bootstrap peer."),
     "lookup": Registered("lookup", "List the nodes that have an image or a digest, and the time until each was found."),
     "peers": Registered("peers", "List the members of the ring as a node sees them, and those that only Consul knows."),

@@ -18,6 +18,7 @@ import click
 from spegel_consul.consul.api.duration import parse_duration
 from spegel_consul.http.server.listen import ListenAddress
 from spegel_consul.preflight.node_address import one_or_two
+from spegel_consul.registry.mirror.tags.age_limits import AgeLimit
 from spegel_consul.web.access.own_names import allowed_host
 
 T = TypeVar("T")
@@ -82,9 +83,27 @@ def _rate(text: str) -> int:
     return rate
 
 
+def _age_limit(text: str) -> AgeLimit:
+    expression, separator, duration = text.rpartition("=")
+    pattern = None
+    if separator:
+        try:
+            pattern = re.compile(expression)
+        except re.error as exc:
+            raise ValueError(f"{expression!r} is not a regular expression: {exc}") from None
+    if not expression and separator:
+        raise ValueError(f"{text!r} has no regular expression before the sign =: give a duration alone for all tags")
+    try:
+        return AgeLimit(pattern, None if duration == "off" else parse_duration(duration))
+    except ValueError:
+        message = f"{text!r} is no limit: give a duration such as 30m, REGEX=30m, 0 to ask upstream always, or off"
+        raise ValueError(message) from None
+
+
 SIZE = Parsed("size", _size)
 RATE = Parsed("rate", _rate)
 DURATION = Parsed("duration", parse_duration)
+AGE_LIMIT = Parsed("age limit", _age_limit)
 REACHABLE = Parsed("address", one_or_two)
 FILE = click.Path(path_type=Path, dir_okay=False)
 

@@ -20,6 +20,7 @@ from spegel_consul.commands.consul_options import consul_options, election_setti
 from spegel_consul.commands.limit_options import limit_options
 from spegel_consul.commands.option_types import (
     ADDRESS,
+    AGE_LIMIT,
     DURATION,
     FILE,
     HOSTS,
@@ -42,6 +43,7 @@ from spegel_consul.oci.filters import ImageFilter
 from spegel_consul.registry.mirror.mirror_peers import MirrorSettings
 from spegel_consul.registry.mirror.providers.nearness import CrossZone
 from spegel_consul.registry.mirror.providers.provider_policy import PeerPolicy
+from spegel_consul.registry.mirror.tags.age_limits import AgeLimits
 from spegel_consul.runtimes.containerd_sockets import namespaces
 from spegel_consul.sidecar.settings import Settings
 from spegel_consul.signals import stop_signals
@@ -142,6 +144,14 @@ from spegel_consul.signals import stop_signals
 )
 @option(
     "--mirror-resolve-retries", type=click.IntRange(1, 20), default=3, help="How many peers are tried for one request."
+)
+@option(
+    "--tag-max-age",
+    type=AGE_LIMIT,
+    multiple=True,
+    help="Age from which on a tag is not taken from nodes, so that the runtime asks upstream: 30m for all tags, or"
+    " REGEX=30m for names with that expression; off for no limit; may be repeated, and the first that fits counts."
+    "  [default: off]",
 )
 @option(
     "--verify",
@@ -330,6 +340,7 @@ def _settings(given: dict[str, Any]) -> Settings:
             follow=given["follow"] == "on",
             cross_zone=CrossZone(given["cross_zone"]),
             download_rate=given["download_rate_limit"],
+            tag_max_age=AgeLimits(given["tag_max_age"]),
         ),
         follow_chain=given["follow_chain"],
         peer_limits=PeerLimits(rate=given["peer_min_rate"]),

@@ -100,7 +100,7 @@ def asks(command: Callable[..., Any]) -> Callable[..., Any]:
     )(made)
 
 
-def get(node: str, path: str, *, timeout: float = TIMEOUT, **query: str) -> Any:
+def get(node: str, path: str, *, method: str = "GET", timeout: float = TIMEOUT, **query: str) -> Any:
     """The document at ``path`` of a sidecar. Raises Unreachable, or click.ClickException with the answer's error.
 
     ``timeout`` (seconds) is for the whole answer, so a slow drip ends too.
@@ -108,7 +108,7 @@ def get(node: str, path: str, *, timeout: float = TIMEOUT, **query: str) -> Any:
 
     try:
         with blocking_client.ask(
-            "GET",
+            method,
             f"{node}{path}",
             connect=min(timeout, CONNECT_TIMEOUT),
             silence=timeout,

@@ -143,6 +143,12 @@ class Metrics:
             "Blobs of peers to be verified before their first byte is sent, by result.",
             ["result"],
         )
+        self.tag_choices = self._counter(
+            "spegel_tag_choices",
+            "Tags that were asked of peers, by the choice: only (one peer answered), agreed, newest (they differed),"
+            " own (theirs were older), too_old (beyond --tag-max-age).",
+            ["choice"],
+        )
         self.transfers_cut = self._counter(
             "spegel_transfers_cut",
             "Answers to clients that ended before their last byte because no peer could go on.",
@@ -222,6 +228,11 @@ class Metrics:
             "spegel_advertised_content_digests",
             "Digests of content that this node announces: manifests, configurations and layers.",
             ["registry"],
+        )
+
+        self.images_only_here = self._reading(
+            "spegel_images_only_here",
+            "Images of this node that no other node has, as of the last count; there is one every ten minutes.",
         )
 
     def _of_the_ring(self) -> None:

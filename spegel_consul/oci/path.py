@@ -33,6 +33,10 @@ BUSY_HEADER = b"x-spegel-busy"
 """In a refusal (503) of a peer's request: the seconds after which this node expects to have room. Spegel does not
 know it, and takes the refusal for a failure."""
 
+TAG_AGE_HEADER = b"x-spegel-tag-age"
+"""In the answer to a request for a tag: the seconds since the tag was known to stand for this digest at its registry
+(:mod:`spegel_consul.registry.mirror.tags.tag_ages`). Spegel does not know the header."""
+
 _CONTENT = re.compile(r"/v2/(?P<name>.+)/(?P<kind>manifests|blobs)/(?P<reference>[^/]+)\Z", re.DOTALL)
 
 

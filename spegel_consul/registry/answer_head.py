@@ -7,7 +7,7 @@ import time
 from email.utils import formatdate
 
 from spegel_consul.oci.errors import Busy, OCIError, RangeInvalid, Unauthorized, Unsupported
-from spegel_consul.oci.path import BUSY_HEADER, GROWING_HEADER, LOAD_HEADER
+from spegel_consul.oci.path import BUSY_HEADER, GROWING_HEADER, LOAD_HEADER, TAG_AGE_HEADER
 from spegel_consul.registry.mirror.body.multipart import Multipart
 from spegel_consul.registry.mirror.validate import Head
 
@@ -43,6 +43,8 @@ def fields_of(
     ]
     if head.partial and multipart is None:
         fields.append((b"content-range", b"bytes %d-%d/%d" % (head.start, head.stop - 1, head.size)))
+    if head.tag_age is not None:
+        fields.append((TAG_AGE_HEADER, b"%d" % head.tag_age))
     if served_by is not None:
         fields.append((b"x-spegel-served-by", served_by.encode()))
     if growing:
@@ -96,7 +98,19 @@ class HeadRenderer:
         load: int | None = None,
     ) -> bytes:
         """Render all of the head of an answer."""
-        return b"%b%b\r\n\r\n" % (self.render(head, served_by, multipart, growing=growing, load=load), self.now())
+        return self.render(head, served_by, multipart, growing=growing, load=load) + self.end()
+
+    def end(self, tag_age: int | None = None, load: int | None = None) -> bytes:
+        """Render the rest of a rendered head: its date, and what is another each second.
+
+        ``tag_age``: the age of an own tag; ``load``: the bodies that are being sent to peers, for a peer.
+        """
+        rest = self.now()
+        if tag_age is not None:
+            rest += b"\r\n%b: %d" % (TAG_AGE_HEADER, tag_age)
+        if load is not None:
+            rest += b"\r\n%b: %d" % (LOAD_HEADER, load)
+        return rest + b"\r\n\r\n"
 
     def error(self, error: OCIError, method: str) -> bytes:
         """Render the answer to a request that failed with ``error``."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from http import HTTPStatus
 
 import structlog
@@ -39,6 +40,7 @@ from spegel_consul.registry.mirror.body.transfer import Transfer
 from spegel_consul.registry.mirror.fetch import TransferCut
 from spegel_consul.registry.mirror.mirror import Mirror
 from spegel_consul.registry.mirror.range_parts import Part, send_parts
+from spegel_consul.registry.mirror.tags.tag_ages import OwnTagIsNewer
 from spegel_consul.registry.mirror.trace import Trace, TraceHeaders, trace_headers
 from spegel_consul.registry.mirror.validate import Head
 from spegel_consul.registry.plan import Elsewhere, Growing, Own, Planner
@@ -162,27 +164,42 @@ class ContentApp:
         if isinstance(plan, Own):
             upload = upload_of(method, headers, plan)
             try:
-                async with self._store.open(plan.content.digest) as blob:
-                    if plan.request.promises:
-                        manifest = b"".join([piece async for piece in blob.chunks(0, plan.content.size)])
-                        await self._mirror.whole_images.check(plan.request, manifest, answer.client, identity)
-                    with self._uploads.one(upload):
-                        await self._send_own(answer, plan, blob, upload)
-                    return
+                await self._from_store(answer, plan, identity, upload)
+                return
             except BlobUnknown as gone:
                 # the file was deleted and the index does not know yet; peers may still have the content
-                if answer.status is not None:
-                    raise TransferCut(f"{plan.content.digest} was deleted while it was sent") from None
                 if headers.get(MIRRORED_HEADER) == b"true":
                     raise unknown(plan.request, gone.message) from None
             plan = Elsewhere(plan.request, plan.wanted)
-        await self._send_mirrored(answer, plan, method, identity)
+        try:
+            await self._send_mirrored(answer, plan, method, identity)
+        except OwnTagIsNewer as exc:
+            own = self._planner.own(plan.request)
+            if own is None:
+                raise unknown(plan.request, str(exc)) from None
+            await self._from_store(answer, own, identity, upload_of(method, headers, own))
+
+    async def _from_store(self, answer: _Answer, plan: Own, identity: TraceHeaders, upload: Upload) -> None:
+        """Send content of the own store. Raises BlobUnknown before anything was sent, and TransferCut."""
+        try:
+            async with self._store.open(plan.content.digest) as blob:
+                if plan.request.promises:
+                    manifest = b"".join([piece async for piece in blob.chunks(0, plan.content.size)])
+                    await self._mirror.whole_images.check(plan.request, manifest, answer.client, identity)
+                with self._uploads.one(upload):
+                    await self._send_own(answer, plan, blob, upload)
+        except BlobUnknown:
+            if answer.status is None:
+                raise
+            raise TransferCut(f"{plan.content.digest} was deleted while it was sent") from None
 
     async def _send_own(self, answer: _Answer, plan: Own, blob: Blob, upload: Upload) -> None:
         content = plan.content
         spans = plan.spans or (ByteRange(0, content.size, content.size),)
         multipart = Multipart(content.media_type, spans) if len(spans) > 1 else None
         head = Head(content.digest, content.media_type, spans[0].start, spans[0].stop, content.size, plan.partial)
+        if plan.request.reference.digest is None:
+            head = replace(head, tag_age=self._mirror.peers.tag_ages.own(plan.request.reference))
         load = self._uploads.streams if upload is not Upload.NONE else None
         await answer.head(head, multipart=multipart, load=load)
         if answer.wants_body:

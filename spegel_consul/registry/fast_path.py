@@ -17,27 +17,27 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import structlog
 
 from spegel_consul.http.server.connection import Link
 from spegel_consul.http.server.request_head import parse_simple
-from spegel_consul.metrics.histogram import HistogramCounts
 from spegel_consul.metrics.sidecar_metrics import CONTENT, Metrics
 from spegel_consul.oci.errors import BlobUnknown, Busy, OCIError
-from spegel_consul.oci.path import LOAD_HEADER, MIRRORED_HEADER, ContentRequest, Kind
+from spegel_consul.oci.path import MIRRORED_HEADER, ContentRequest, Kind
 from spegel_consul.oci.ranges import Ranges
 from spegel_consul.registry.answer_head import INTERIM, HeadRenderer, status_of
 from spegel_consul.registry.content_cache import ByteCache
 from spegel_consul.registry.growing import Arrived, GrowingContent
+from spegel_consul.registry.known_request import KnownRequest
 from spegel_consul.registry.mirror.body.multipart import Multipart
 from spegel_consul.registry.mirror.body.transfer import Transfer
 from spegel_consul.registry.mirror.fetch import TransferCut
 from spegel_consul.registry.mirror.mirror import Mirror
 from spegel_consul.registry.mirror.range_parts import Part, send_parts
-from spegel_consul.registry.mirror.trace import Trace, TraceHeaders, as_fields, trace_headers
+from spegel_consul.registry.mirror.tags.tag_ages import OwnTagIsNewer
+from spegel_consul.registry.mirror.trace import Trace, as_fields, trace_headers
 from spegel_consul.registry.mirror.validate import Head
 from spegel_consul.registry.own_files import OwnFiles
 from spegel_consul.registry.plan import Elsewhere, Growing, Own, Planner
@@ -50,26 +50,6 @@ log = structlog.get_logger(__name__)
 
 _REMEMBERED = 1024
 _MEMORABLE = 2048  # bytes of the longest request that is remembered
-
-
-@dataclass(frozen=True, slots=True)
-class _Known:
-    """The result of a request while the store had ``version``; ``head`` is the answer's head up to its date."""
-
-    version: int
-    method: str
-    plan: Own | Elsewhere | Growing
-    head: bytes = b""
-    at_once: bool = False
-    duration: HistogramCounts | None = None
-    length: HistogramCounts | None = None
-    trace_headers: TraceHeaders = ()
-    upload: Upload = Upload.NONE
-
-    def count(self, sent: int) -> None:
-        """Observe the size of an answer: ``sent`` bytes of content."""
-        if self.length is not None:
-            self.length.observe(sent)
 
 
 class FastPath:
@@ -99,7 +79,7 @@ class FastPath:
         self._lengths = {key: metrics.http_response_size.labels(CONTENT, *key) for key in self._durations}
         self.inflight = 0
         """Number of requests that are being answered; of :meth:`at_once`, only those from files are counted."""
-        self._known: tuple[dict[bytes, _Known], dict[bytes, _Known]] = ({}, {})
+        self._known: tuple[dict[bytes, KnownRequest], dict[bytes, KnownRequest]] = ({}, {})
         self._heads = HeadRenderer()
         self._growing = GrowingContent(planner, store, mirror)
 
@@ -126,14 +106,9 @@ class FastPath:
                 self._uploads.pace.spend(len(body))
         known.count(len(body))
         known.duration.observe(time.perf_counter() - began)
-        return b"%b%b%b" % (known.head, self._rest_of_head(known), body)
+        return b"%b%b%b" % (known.head, self._end(known), body)
 
-    def _rest_of_head(self, known: _Known) -> bytes:
-        if known.upload is Upload.NONE:
-            return b"%b\r\n\r\n" % self._heads.now()
-        return b"%b\r\n%b: %d\r\n\r\n" % (self._heads.now(), LOAD_HEADER, self._uploads.streams)
-
-    def _file_at_once(self, known: _Known, plan: Own, began: float) -> FileAnswer | None:
+    def _file_at_once(self, known: KnownRequest, plan: Own, began: float) -> FileAnswer | None:
         duration, counted = known.duration, known.upload.counted
         if counted and (self._uploads.pace is not None or self._uploads.refuses(known.upload)):
             return None
@@ -153,7 +128,7 @@ class FastPath:
         self.inflight += 1
         if counted:
             self._uploads.enter(known.upload)
-        return FileAnswer(known.head + self._rest_of_head(known), fd, start, stop, ended)
+        return FileAnswer(known.head + self._end(known), fd, start, stop, ended)
 
     async def __call__(self, data: bytes, link: Link, /) -> bool:
         """Answer the request and return True, or send nothing and return False."""
@@ -171,6 +146,13 @@ class FastPath:
                 status = await self._mirrored(known, known.plan, link)
         except Arrived:  # the next plan sends what the store has now
             return await self(data, link)
+        except OwnTagIsNewer:
+            own = self._planner.own(known.plan.request)
+            status = (
+                await self._own(self._own_request(known.version, known.method, own, known.upload), own, link)
+                if own
+                else None
+            )
         finally:
             self.inflight -= 1
         if status is None:
@@ -178,7 +160,7 @@ class FastPath:
         self._durations[known.method, status].observe(time.perf_counter() - started)
         return True
 
-    def _look(self, data: bytes, local: bool) -> _Known | None:
+    def _look(self, data: bytes, local: bool) -> KnownRequest | None:
         """Return the result of the request, remembered or new, or None if only the ASGI path can answer it."""
         memory, version = self._known[local], self._planner.version
         known = memory.get(data)
@@ -195,26 +177,20 @@ class FastPath:
         if plan.request.promises:
             return None
         if isinstance(plan, Own):
-            # several ranges are not answered at once, because each answer has a boundary, and so a head, of its own
-            short = method == "HEAD" or plan.content.size <= SMALL or plan.bounds[1] - plan.bounds[0] <= AT_ONCE
-            status = 206 if plan.partial else 200
-            duration, length = self._durations[method, status], self._lengths[method, status]
-            at_once = short and len(plan.spans) <= 1
-            upload = upload_of(method, request.headers, plan)
-            known = _Known(version, method, plan, self._head(plan), at_once, duration, length, upload=upload)
+            known = self._own_request(version, method, plan, upload_of(method, request.headers, plan))
             if MIRRORED_HEADER in request.headers and (identity := trace_headers(request.headers)):
                 log.debug("asked by a peer", key=plan.request.key, **as_fields(identity))
         else:
             identity = trace_headers(request.headers)
             upload = upload_of(method, request.headers, plan)
-            known = _Known(version, method, plan, trace_headers=identity, upload=upload)
-        if len(data) <= _MEMORABLE and not isinstance(plan, Growing):
+            known = KnownRequest(version, method, plan, trace_headers=identity, upload=upload)
+        if len(data) <= _MEMORABLE and not isinstance(plan, Growing) and self._planner.is_lasting(plan.request):
             if len(memory) >= _REMEMBERED:
                 memory.clear()
             memory[data] = known
         return known
 
-    async def _uploaded(self, known: _Known, link: Link) -> int | None:
+    async def _uploaded(self, known: KnownRequest, link: Link) -> int | None:
         """Send a body to a peer, or refuse it. Return as :meth:`_own`."""
         try:
             with self._uploads.one(known.upload):
@@ -225,12 +201,25 @@ class FastPath:
             await link.send(self._heads.error(exc, known.method))
             return exc.status.value
 
-    async def _own(self, known: _Known, plan: Own, link: Link) -> int | None:
+    def _own_request(self, version: int, method: str, plan: Own, upload: Upload) -> KnownRequest:
+        # several ranges are not answered at once, because each answer has a boundary, and so a head, of its own
+        short = method == "HEAD" or plan.content.size <= SMALL or plan.bounds[1] - plan.bounds[0] <= AT_ONCE
+        key = method, 206 if plan.partial else 200
+        tag = plan.request.reference if plan.request.reference.digest is None else None
+        at_once, duration, length = short and len(plan.spans) <= 1, self._durations[key], self._lengths[key]
+        head = self._head(plan)
+        return KnownRequest(version, method, plan, head, at_once, duration, length, tag=tag, upload=upload)
+
+    def _end(self, known: KnownRequest) -> bytes:
+        tag_age = None if known.tag is None else self._mirror.peers.tag_ages.own(known.tag)
+        return self._heads.end(tag_age, None if known.upload is Upload.NONE else self._uploads.streams)
+
+    async def _own(self, known: KnownRequest, plan: Own, link: Link) -> int | None:
         """Send content of the own store. Return the status that was sent, or None if nothing was sent."""
         content = plan.content
         if len(plan.spans) > 1:
             return await self._own_parts(known, plan, link)
-        head = known.head + self._rest_of_head(known)
+        head = known.head + self._end(known)
         if known.method == "HEAD":
             if self._files.cached(plan) is None and not self._files.is_there(plan):
                 return None
@@ -262,11 +251,11 @@ class FastPath:
                 os.close(fd)
         return 206 if plan.partial else 200
 
-    async def _own_parts(self, known: _Known, plan: Own, link: Link) -> int | None:
+    async def _own_parts(self, known: KnownRequest, plan: Own, link: Link) -> int | None:
         """Like :meth:`_own`, for several ranges of the content."""
         content = plan.content
         multipart = Multipart(content.media_type, plan.spans)
-        head = self._head(plan, multipart) + self._rest_of_head(known)
+        head = self._head(plan, multipart) + self._end(known)
         if content.size <= SMALL:
             small = await self._files.small(plan)
             if small is None:
@@ -292,7 +281,7 @@ class FastPath:
         self._lengths["GET", 206].observe(multipart.length)
         return 206
 
-    async def _mirrored(self, known: _Known, plan: Elsewhere | Growing, link: Link) -> int:
+    async def _mirrored(self, known: KnownRequest, plan: Elsewhere | Growing, link: Link) -> int:
         """Send content of a peer or a download, or the error if there is none. Return the status that was sent."""
         method = known.method
         try:

@@ -9,7 +9,7 @@ with a peer's, or with an error.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -20,8 +20,9 @@ from spegel_consul.oci.filters import ImageFilter
 from spegel_consul.oci.media import INDEXES, MANIFESTS
 from spegel_consul.oci.path import FOLLOW_HEADER, MIRRORED_HEADER, ContentRequest, Kind, parse_content_path, unknown
 from spegel_consul.oci.ranges import ByteRange, Ranges, parse_ranges
-from spegel_consul.oci.reference import DEFAULT_REGISTRY
+from spegel_consul.oci.reference import DEFAULT_REGISTRY, Reference
 from spegel_consul.peers import RingError, peer_id_from_text
+from spegel_consul.registry.mirror.tags.age_limits import AgeLimits
 from spegel_consul.store import Store
 
 _DOCKERD = b"docker/"
@@ -83,16 +84,26 @@ class Growing:
 class Planner:
     """Plans with the index of ``store`` and the filter ``images``. ``credentials``, if any, are required of clients.
 
-    ``follow``: whether peers may be sent content that this node still downloads.
+    ``follow``: whether peers may be sent content that this node still downloads. ``own_age``: the age of an own tag,
+    which clients that are no peers get only within ``tag_max_age``.
     """
 
     def __init__(
-        self, store: Store, images: ImageFilter, credentials: Credentials | None = None, *, follow: bool = False
+        self,
+        store: Store,
+        images: ImageFilter,
+        credentials: Credentials | None = None,
+        *,
+        follow: bool = False,
+        own_age: Callable[[Reference], float | None] = lambda reference: None,
+        tag_max_age: AgeLimits | None = None,
     ) -> None:
         self._store = store
         self._images = images
         self._credentials = credentials
         self._follow = follow
+        self._own_age = own_age
+        self._tag_max_age = tag_max_age or AgeLimits()
         # parsed paths are cached, because runtimes repeat a few and parsing costs more than the rest of a plan
         self._parse = lru_cache(_REMEMBERED)(self._parse_accepted)
 
@@ -100,6 +111,10 @@ class Planner:
     def version(self) -> int:
         """A number that changes whenever :meth:`plan` may return another plan for the same request."""
         return self._store.version if self._credentials is None else self._store.version + self._credentials.version
+
+    def is_lasting(self, request: ContentRequest) -> bool:
+        """Whether the plan holds until the version changes, because no limit of a tag's age is reached meanwhile."""
+        return self._tag_max_age.of(request.reference) is None
 
     def check(self, authorization: bytes | None) -> None:
         """Raise Unauthorized if credentials are required and ``authorization``, a field value, is not one of them."""
@@ -118,7 +133,7 @@ class Planner:
         """Return the plan for a request. ``path`` and ``query`` are undecoded, the names of ``headers`` in lower case.
 
         The fast path remembers plans by the request's bytes. So a plan must depend on nothing but these bytes,
-        ``from_this_machine`` and :attr:`version`.
+        ``from_this_machine`` and :attr:`version`, unless it is not :meth:`is_lasting`.
 
         Raises the OCIError to answer with.
         """
@@ -141,7 +156,9 @@ class Planner:
         wanted = parse_ranges(header.decode("latin-1")) if header is not None else None
         # The runtime of this node asks for a tag in order to learn whether the tag has moved. Its own store can't tell,
         # because the runtime itself wrote the tag there. Peers and the upstream registry can.
-        own = None if asks_whether_moved else self.own(request, wanted)
+        # Another client gets the own tag, unless it is too old. A peer applies a limit of its own.
+        too_old = not from_peer and self._is_too_old(reference)
+        own = None if asks_whether_moved or too_old else self.own(request, wanted)
         if own is not None:
             return own
         if from_peer:
@@ -177,6 +194,10 @@ class Planner:
                 f"{request.reference} is not mirrored here, by the registries and filters that are configured"
             )
         return request
+
+    def _is_too_old(self, reference: Reference) -> bool:
+        limited = self._tag_max_age.of(reference) is not None
+        return limited and self._tag_max_age.refuses(reference, self._own_age(reference))
 
     def _find(self, request: ContentRequest) -> Descriptor | None:
         digest = request.reference.digest or self._store.resolve(str(request.reference))

@@ -47,6 +47,7 @@ from spegel_consul.store.inventory import CountedStore
 from spegel_consul.store.layout import LayoutStore
 from spegel_consul.store.union import UnionStore
 from spegel_consul.web import monitoring
+from spegel_consul.web.copies.own_copies import OwnCopies
 from spegel_consul.web.node_views import Node, PreheatRules
 from spegel_consul.zerocopy.spool import SpoolSpace
 
@@ -143,7 +144,14 @@ def _router_maker(settings: Settings, node: PreparedNode) -> Callable[[KadRouter
 async def _serve(settings: Settings, node: PreparedNode, stages: Stages, view: Node, mirror: Mirror) -> None:
     """Serve the registry and the web port."""
     store, metrics, router = view.store, view.metrics, view.ring
-    planner = Planner(store, settings.images, node.credentials, follow=settings.mirror.follow)
+    planner = Planner(
+        store,
+        settings.images,
+        node.credentials,
+        follow=settings.mirror.follow,
+        own_age=mirror.peers.tag_ages.own,
+        tag_max_age=settings.mirror.tag_max_age,
+    )
     cache = ByteCache(is_there=lambda digest: store.describe(digest) is not None)
     fast_path = FastPath(planner, store, mirror, cache, metrics, view.uploads)
     others = build_app(view.problem, view.warnings)
@@ -156,7 +164,9 @@ async def _serve(settings: Settings, node: PreparedNode, stages: Stages, view: N
     if node.runtime is not None:
         await stages.serve("runtime", content, node.runtime, fast_path, only_own=True)
     # a short drain, because a client that follows events never ends its request
-    await stages.serve("web", monitoring.build_app(view), node.metrics, limits=limits, drain_timeout=1.0)
+    copies = OwnCopies(view)
+    await stages.start("copies", copies.run)
+    await stages.serve("web", monitoring.build_app(view, copies), node.metrics, limits=limits, drain_timeout=1.0)
     metrics.followers.set_function(lambda: len(mirror.followers))
     metrics.http_inflight.set_function(
         lambda: {

@@ -87,6 +87,13 @@ class Store(Protocol):
         """The digest behind a full image name such as ``docker.io/library/nginx:1.27``, or None."""
         ...
 
+    def tag_age(self, name: str) -> float | None:
+        """Seconds since the runtime wrote that the full image name stands for the digest of ``resolve``; None: unknown.
+
+        See :mod:`spegel_consul.store.tag_times`.
+        """
+        ...
+
     def describe(self, digest: Digest) -> Descriptor | None:
         """Size and media type of content that this node has, or None."""
         ...

@@ -48,10 +48,16 @@ def everything(name: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class ImageRecord:
-    """An image record of the runtime: any name, and the descriptor of its manifest or index."""
+    """An image record of the runtime: any name, and the descriptor of its manifest or index.
+
+    ``updated_at``: the Unix time at which the runtime wrote it, in seconds, and ``labels`` are for
+    :mod:`spegel_consul.store.tag_times`; two records that differ in nothing else are the same image.
+    """
 
     name: str
     target: Descriptor
+    updated_at: float | None = field(default=None, compare=False)
+    labels: tuple[tuple[str, str], ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +130,11 @@ class Index:
         return frozenset(self._served).union(self._names)
 
     # Records
+
+    def record_of(self, name: str) -> str | None:
+        """Return the name of the record that the name is announced for, or None."""
+        held = self._announcing(name)
+        return held.record.name if held is not None else None
 
     def reached(self, record_name: str) -> frozenset[Digest]:
         """Return the digests of a record's image, present or not, as far as its manifests are known."""

@@ -6,6 +6,7 @@ which feeds the index, and open(), which finds the bytes. A new question that ne
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -16,9 +17,10 @@ from spegel_consul.oci.descriptor import Descriptor
 from spegel_consul.oci.digest import Digest
 from spegel_consul.store import Changed, Downloads, Image, inventory
 from spegel_consul.store.blob_files import absent
-from spegel_consul.store.index import Index, everything
+from spegel_consul.store.index import ImageRecord, Index, Snapshot, everything
 from spegel_consul.store.inventory import Advertised, StoredImage
 from spegel_consul.store.manifest_walk import Document
+from spegel_consul.store.tag_times import TagTimes
 from spegel_consul.store.watchers import Watchers
 from spegel_consul.zerocopy.growing_file import GrowingFile
 
@@ -30,6 +32,7 @@ class IndexedStore:
 
     def __init__(self, accept: Callable[[str], bool] = everything) -> None:
         self._index = Index(accept)
+        self._tag_times = TagTimes()
         self._watchers = Watchers()
         self._problem: str | None = None
 
@@ -47,6 +50,12 @@ class IndexedStore:
 
     def resolve(self, name: str) -> Digest | None:
         return self._index.resolve(name)
+
+    def tag_age(self, name: str) -> float | None:
+        record, digest = self._index.record_of(name), self._index.resolve(name)
+        if record is None or digest is None:
+            return None
+        return self._tag_times.age(record, digest, trio.current_time())
 
     def describe(self, digest: Digest) -> Descriptor | None:
         return self._index.describe(digest)
@@ -89,6 +98,21 @@ class IndexedStore:
         await trio.lowlevel.checkpoint()
         with self._watchers.watch(self.keys()) as watch:
             yield watch
+
+    def _apply(self, snapshot: Snapshot) -> None:
+        """Have the index hold exactly the records of ``snapshot``."""
+        self._index.apply(snapshot)
+        self._tag_times.listed(snapshot.images, trio.current_time(), time.time())
+
+    def _put_image(self, record: ImageRecord) -> None:
+        """Add or replace one image record."""
+        self._index.put_image(record)
+        self._tag_times.saw(record, trio.current_time(), time.time())
+
+    def _drop_image(self, name: str) -> None:
+        """Remove an image record, if it exists."""
+        self._index.drop_image(name)
+        self._tag_times.drop(name)
 
     def _publish(self) -> Changed:
         """Settle the index and tell the watchers."""

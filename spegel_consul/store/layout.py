@@ -20,7 +20,7 @@ import os
 import stat
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -127,7 +127,7 @@ class LayoutStore(IndexedStore):
             self._problem = None
 
     async def _take(self, snapshot: Snapshot) -> None:
-        self._index.apply(snapshot)
+        self._apply(snapshot)
         while unread := self._index.unread():
             documents = await read_documents(self._path / "blobs", unread, self._limiter)
             for content in unread:
@@ -140,7 +140,7 @@ class LayoutStore(IndexedStore):
 
     def _empty(self) -> None:
         self._stamp = None
-        self._index.apply(Snapshot())
+        self._index.apply(Snapshot())  # the tags' times stay, because the layout may only be out of sight
         self._publish()
 
     def _trouble(self, reason: str, *, keeps: bool = False) -> None:
@@ -157,7 +157,8 @@ def look(path: Path, known: Stamp | None) -> _Seen:
     if stamp == known:
         return _Seen(stamp, None)
     body = foreign_files.read(path / "index.json", MAX_INDEX_SIZE, follow=False)
-    return _Seen(stamp, Snapshot(tuple(images(body)), tuple(_contents(path / "blobs"))))
+    records = tuple(_dated(path / "blobs", record) for record in images(body))
+    return _Seen(stamp, Snapshot(records, tuple(_contents(path / "blobs"))))
 
 
 def images(index: bytes) -> Iterator[ImageRecord]:
@@ -172,6 +173,14 @@ def images(index: bytes) -> Iterator[ImageRecord]:
     for entry in listed:
         if isinstance(entry, dict) and (record := _image(entry)) is not None:
             yield record
+
+
+def _dated(blobs: Path, record: ImageRecord) -> ImageRecord:
+    """Return the record with a time: a layout has none for a name, and the manifest was written just before it."""
+    try:
+        return replace(record, updated_at=blob_path(blobs, record.target.digest).lstat().st_mtime)
+    except OSError:
+        return record
 
 
 def _image(entry: dict[str, object]) -> ImageRecord | None:

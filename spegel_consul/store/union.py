@@ -50,6 +50,9 @@ class UnionStore:
     def resolve(self, name: str) -> Digest | None:
         return next((digest for store in self._stores if (digest := store.resolve(name)) is not None), None)
 
+    def tag_age(self, name: str) -> float | None:
+        return next((store.tag_age(name) for store in self._stores if store.resolve(name) is not None), None)
+
     def describe(self, digest: Digest) -> Descriptor | None:
         return next((found for store in self._stores if (found := store.describe(digest)) is not None), None)
 

@@ -17,22 +17,24 @@ from spegel_consul.endpoints.late_app import LateApp
 from spegel_consul.endpoints.plain_app import Answer, PlainApp, Question
 from spegel_consul.web import metric_readings
 from spegel_consul.web.access.own_names import names_of
+from spegel_consul.web.copies.own_copies import OwnCopies
 from spegel_consul.web.node_views import Node
 
 if TYPE_CHECKING:
     from quart_trio import QuartTrio
 
 
-def build_app(node: Node) -> PlainApp:
+def build_app(node: Node, copies: OwnCopies) -> PlainApp:
     """Metrics, health, the router's id, and, imported when they are asked first, the API and the pages of ``node``."""
 
     def load() -> Callable[[], QuartTrio]:
         from spegel_consul.web import web_app
 
-        return lambda: web_app.build_app(node)
+        return lambda: web_app.build_app(node, copies)
 
     app, names = PlainApp(LateApp(load)), names_of(node)
     metric_readings.connect(node)
+    node.metrics.images_only_here.set_function(lambda: copies.only_here)
 
     async def scrape(_: Question) -> Answer:
         return Answer(200, generate_latest(node.metrics.registry), CONTENT_TYPE_LATEST)

@@ -15,6 +15,8 @@ from spegel_consul.web.access.own_names import names_of
 from spegel_consul.web.cluster import cluster_page
 from spegel_consul.web.cluster.cluster_survey import ClusterSurvey
 from spegel_consul.web.cluster.metrics_ports import MetricsPorts
+from spegel_consul.web.copies import copies_routes
+from spegel_consul.web.copies.own_copies import OwnCopies
 from spegel_consul.web.node_views import Node
 from spegel_consul.web.preheat import preheat_routes
 from spegel_consul.web.queries.questions import Measurer
@@ -23,7 +25,7 @@ LONGEST_BODY = 64 << 10
 """Bytes; a request's body is at most a name or a log level."""
 
 
-def build_app(node: Node) -> QuartTrio:
+def build_app(node: Node, copies: OwnCopies | None = None) -> QuartTrio:
     """The API and the status page of ``node``, for requests by one of its own names."""
     app = QuartTrio("spegel_consul.web", static_folder=None)
     app.config["RESPONSE_TIMEOUT"] = None  # /api/events waits for events
@@ -33,6 +35,7 @@ def build_app(node: Node) -> QuartTrio:
     ports = MetricsPorts(node)
     survey = ClusterSurvey(node, ports)
     app.register_blueprint(api.blueprint(node, measurer, survey))
+    app.register_blueprint(copies_routes.blueprint(node, copies or OwnCopies(node)))
     app.register_blueprint(preheat_routes.blueprint(node))
     app.register_blueprint(debug.blueprint())
     app.register_blueprint(pages.blueprint(node, measurer, ports))

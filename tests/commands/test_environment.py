@@ -41,6 +41,7 @@ EXAMPLES = {
     "text": "other",
     "integer range": "7",
     "place": "dc9/zone9",
+    "age limit": ":latest$=30m",
 }
 """By the type's name, a value that no option has by default."""
 

@@ -53,6 +53,7 @@ HELP = {
     "configuration": {*OPTIONS, "click", "tomlkit"},
     "dev": {*TRIO, "click"},
     "events": ASKS,
+    "images": ASKS,
     "leader": {*OPTIONS, "click"},
     "lookup": ASKS,
     "peers": ASKS,

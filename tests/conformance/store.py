@@ -158,6 +158,15 @@ class StoreSuite:
         assert store.resolve("docker.io/library/absent:v1") is None
         assert store.images() == (Image(image.name, image.root),)
 
+    async def test_a_tag_has_an_age(self, full: tuple[Store, SampleImage]) -> None:
+        store, image = full
+        first = store.tag_age(image.name)
+        assert first is not None
+        assert 0 <= first < 3600
+        await trio.sleep(0.01)
+        assert (store.tag_age(image.name) or 0.0) > first
+        assert store.tag_age("docker.io/library/absent:v1") is None
+
     async def test_describes_content(self, full: tuple[Store, SampleImage]) -> None:
         store, image = full
         for digest in image.host_platform:

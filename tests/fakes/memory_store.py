@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import trio
 
@@ -39,17 +41,24 @@ class MemoryStore(IndexedStore):
         self._read()
         return digest
 
-    def add_image(self, name: str, manifest: bytes) -> Digest:
-        """Put a manifest or index in under a full name; it is announced when its parts are there too."""
+    def add_image(self, name: str, manifest: bytes, age: float | None = None) -> Digest:
+        """Put a manifest or index in under a full name; it is announced when its parts are there too.
+
+        ``age``: the seconds since the runtime wrote the name, None if it does not say.
+        """
         media_type = manifest_media_type(manifest) or OCI_MANIFEST
         digest = self.add_content(manifest, media_type)
-        self._index.put_image(ImageRecord(name, Descriptor(digest, len(manifest), media_type)))
+        record = ImageRecord(name, Descriptor(digest, len(manifest), media_type))
+        if age is None:
+            self._index.put_image(record)
+        else:
+            self._put_image(replace(record, updated_at=time.time() - age))
         self._read()
         return digest
 
     def remove_image(self, name: str) -> None:
         """Take a name away; the content stays."""
-        self._index.drop_image(name)
+        self._drop_image(name)
         self._publish()
 
     def remove_content(self, digest: Digest) -> None:

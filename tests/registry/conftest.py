@@ -194,7 +194,14 @@ async def start_node(nursery: trio.Nursery, request: pytest.FixtureRequest, tmp_
         )
         if mirror.peers.follows is not None or mirror.peers.settings.runtime_verifies:
             await nursery.start(mirror.run)
-        planner = Planner(store, images or ImageFilter(), credentials, follow=follow)
+        planner = Planner(
+            store,
+            images or ImageFilter(),
+            credentials,
+            follow=follow,
+            own_age=mirror.peers.tag_ages.own,
+            tag_max_age=mirror.peers.settings.tag_max_age,
+        )
         uploads = uploads or Uploads()
         app = ContentApp(build_app(lambda: problem), planner, store, mirror, metrics, uploads)  # type: ignore[arg-type]
         sock = listen(ListenAddress(host, 0), "--registry-addr")

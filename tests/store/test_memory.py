@@ -41,7 +41,7 @@ class MemoryShelf:
     def _put(self, store: MemoryStore, image: SampleImage) -> None:
         for digest, body in image.blobs.items():
             store.add_content(body, image.media_types[digest])
-        store.add_image(image.name, image.blobs[image.root])
+        store.add_image(image.name, image.blobs[image.root], 0)
 
 
 @pytest.mark.parametrize("files", [False, True], ids=["bytes", "files"])

@@ -49,7 +49,7 @@ class UnionShelf:
         for place in self._places[image.name] if self.parts else ():
             for digest, body in image.blobs.items():
                 self.parts[place].add_content(body, image.media_types[digest])
-            self.parts[place].add_image(image.name, image.blobs[image.root])
+            self.parts[place].add_image(image.name, image.blobs[image.root], 0)
 
 
 class TestUnionStore(StoreSuite):

@@ -22,6 +22,7 @@ from spegel_consul.http.server.listen import ListenAddress, listen
 from spegel_consul.http.server.serve import serve
 from spegel_consul.web import monitoring
 from spegel_consul.web.access.own_names import OwnNames, allowed_host
+from spegel_consul.web.copies.own_copies import OwnCopies
 from spegel_consul.web.node_views import Node
 from spegel_consul.web.queries import questions
 from spegel_consul.web.queries.trial_pull import Puller
@@ -143,7 +144,9 @@ async def served() -> AsyncIterator[tuple[str, int]]:
     stop = trio.Event()
     async with trio.open_nursery() as nursery:
         address = sock.getsockname()
-        await nursery.start(partial(serve, monitoring.build_app(shown()), sock, stop=stop.wait, drain_timeout=0.1))
+        await nursery.start(
+            partial(serve, monitoring.build_app(shown(), OwnCopies(shown())), sock, stop=stop.wait, drain_timeout=0.1)
+        )
         try:
             yield address
         finally:

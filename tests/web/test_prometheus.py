@@ -71,16 +71,18 @@ def test_each_query_of_the_dashboard_names_a_metric_that_exists() -> None:
 
 
 QUIET_AND_FIRING = {
-    "SpegelDown": ('up{job="spegel-consul"}', "1x60", "0x60"),
-    "SpegelNotReady": ("spegel_ready", "1x60", "0x60"),
-    "SpegelRingSplit": ('spegel_ring_split{instance="n1"}', "0x60", "1x60"),
-    "SpegelNotOneLeader": ('spegel_leader{instance="n1"}', "1x60", "0x60"),
-    "SpegelWrongBytes": ("spegel_verification_failures_total", "3x60", "0+1x60"),
-    "SpegelTransfersCut": ("spegel_transfers_cut_total", "0+2x60", "0+60x60"),
-    "SpegelNoKeepers": ('spegel_claims_total{verdict="none"}', "0+2x60", "0+60x60"),
-    "SpegelConsulAway": ("spegel_consul_staleness_seconds", "60x60", "0+60x60"),
-    "SpegelCertificateEnds": ("spegel_certificate_expiry_seconds", "259200x60", "3600x60"),
-    "SpegelLoopLate": ('spegel_loop_lateness_seconds_bucket{le="%s"}', "0+60x60", "0x60"),
+    "SpegelDown": ('up{job="spegel-consul"}', "1x180", "0x180"),
+    "SpegelNotReady": ("spegel_ready", "1x180", "0x180"),
+    "SpegelRingSplit": ('spegel_ring_split{instance="n1"}', "0x180", "1x180"),
+    "SpegelNotOneLeader": ('spegel_leader{instance="n1"}', "1x180", "0x180"),
+    "SpegelWrongBytes": ("spegel_verification_failures_total", "3x180", "0+1x180"),
+    "SpegelTransfersCut": ("spegel_transfers_cut_total", "0+2x180", "0+60x180"),
+    "SpegelNoKeepers": ('spegel_claims_total{verdict="none"}', "0+2x180", "0+60x180"),
+    "SpegelOnlyCopies": ("spegel_images_only_here", "0x180", "2x180"),
+    "SpegelTagsDiffer": ('spegel_tag_choices_total{choice="newest"}', "7x180", "0+1x180"),
+    "SpegelConsulAway": ("spegel_consul_staleness_seconds", "60x180", "0+60x180"),
+    "SpegelCertificateEnds": ("spegel_certificate_expiry_seconds", "259200x180", "3600x180"),
+    "SpegelLoopLate": ('spegel_loop_lateness_seconds_bucket{le="%s"}', "0+60x180", "0x180"),
 }
 """For each alert a series, its values a minute apart without cause for the alert, and with."""
 
@@ -100,7 +102,7 @@ def test_each_alert_fires_for_its_cause_alone(tmp_path: Path) -> None:
             inputs = [{"series": series, "values": values}]
             if "%s" in series:
                 inputs = [{"series": series % "0.1", "values": values}]
-                inputs += [{"series": series % edge, "values": "0+60x60"} for edge in ("1", "+Inf")]
+                inputs += [{"series": series % edge, "values": "0+60x180"} for edge in ("1", "+Inf")]
             tests.append(
                 {
                     "interval": "1m",
@@ -108,7 +110,7 @@ def test_each_alert_fires_for_its_cause_alone(tmp_path: Path) -> None:
                     "promql_expr_test": [
                         {
                             "expr": f'count(ALERTS{{alertname="{rule["alert"]}", alertstate="firing"}})',
-                            "eval_time": "55m",
+                            "eval_time": "175m",
                             "exp_samples": [{"value": 1}] if fires else [],
                         }
                     ],

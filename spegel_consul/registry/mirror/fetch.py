@@ -7,6 +7,10 @@ provider is left, or if other content of the group is coming that way already, a
 content is asked (:mod:`spegel_consul.registry.mirror.questions.source_search`), and so it is before a provider of
 another zone.
 
+Providers of a tag may have different digests under it. So two are asked at once, and the race ends as soon as two name
+the same digest, or no other provider is to be had, or the hedge interval has passed since the first answer. The
+youngest tag is used (:mod:`spegel_consul.registry.mirror.tags.tag_ages`).
+
 A new rule belongs here if it decides which of several answers is used. The order of questions belongs to hedging, and
 the rules for one answer belong to :mod:`spegel_consul.registry.mirror.validate`.
 """
@@ -31,12 +35,15 @@ from spegel_consul.registry.mirror.mirror_peers import MirrorPeers
 from spegel_consul.registry.mirror.providers.hedging import BUSY_PATIENCE, PROMISED_PATIENCE, Ask, Exhausted, Race, Wait
 from spegel_consul.registry.mirror.questions.peer_answer import Answer, Question
 from spegel_consul.registry.mirror.questions.source_search import SourceSearch
+from spegel_consul.registry.mirror.tags.tag_ages import OwnTagIsNewer, agree, newest
 from spegel_consul.registry.mirror.trace import CUT, Trace
 from spegel_consul.registry.mirror.validate import Head, PeerBusy
 
 log = structlog.get_logger(__name__)
 
 _MOST_LOOKUPS = 3  # of one request whose providers are busy
+
+_TAGS_ABREAST = 2
 
 
 class TransferCut(Exception):
@@ -71,6 +78,8 @@ class Fetch:
         follows = peers.follows if own else None
         self._sources = SourceSearch(peers, follows, request, self._question, trace) if follows is not None else None
         self._nursery = nursery
+        self._is_tag = request.reference.digest is None
+        self._agreed_on = peers.tag_ages.agreed_on(request.key) if self._is_tag else None
         self._since = trio.current_time()
         settings = peers.settings
         self._race = Race(
@@ -78,6 +87,7 @@ class Fetch:
             resolve_timeout=settings.resolve_timeout,
             attempts=settings.attempts,
             hedge=settings.hedge,
+            abreast=_TAGS_ABREAST if self._is_tag and self._agreed_on is None else 1,
             is_slow=self._is_last,
             is_far=peers.nearness.waits,
             rank=peers.nearness.rank,
@@ -210,12 +220,14 @@ class Fetch:
         aside: set[Provider] = set()
         while True:
             if count := len(self._answers):
-                answer = await self._pick(expected, last=trio.current_time() >= settle_at)
+                answer = await self._choose(expected, last=trio.current_time() >= settle_at)
                 if answer is not None:
                     return self._accept(answer)
                 if len(self._answers) > count:
                     continue
-                settle_at = min(settle_at, trio.current_time() + self._peers.settings.resolve_timeout)
+                settings = self._peers.settings
+                patience = settings.hedge if self._is_tag else settings.resolve_timeout
+                settle_at = min(settle_at, trio.current_time() + patience)
                 for each in self._answers:
                     if each.provider not in aside:  # another provider is asked, because this answer may not be used
                         aside.add(each.provider)
@@ -229,6 +241,8 @@ class Fetch:
                             self._race.put_back(provider, trio.current_time())
                             return answer
                     self._start(provider, range_header, expected)
+                case Wait(starved=True) if self._answers and self._is_tag and not self._looking_up:
+                    settle_at = -math.inf  # a lookup of this moment has named the providers
                 case Wait(until, starved):
                     if starved and not self._looking_up:
                         self._looking_up = True
@@ -246,7 +260,32 @@ class Fetch:
                 case Exhausted(reason):
                     if self._refused is not None:
                         raise self._refused
+                    if self._question.refused_age:
+                        self._peers.tag_answered("too_old")
+                        reason = f"{reason} that --tag-max-age accepts"
                     raise unknown(self._request, f"{self._request.reference} is not mirrored: {reason}")
+
+    async def _choose(self, expected: Head | None, *, last: bool) -> Answer | None:
+        """Return the answer to use, or None while a better one may come. ``last``: nothing more is waited for.
+
+        Raises OwnTagIsNewer.
+        """
+        if not self._is_tag:
+            return await self._pick(expected, last=last)
+        heads = [answer.head for answer in self._answers]
+        agreed = agree(heads) or heads[0].digest == self._agreed_on
+        if not agreed and not last:
+            return None
+        head = heads[best := newest(heads)]
+        own_is_newer = self._peers.tag_ages.own_is_newer(self._request.reference, head)
+        self._peers.tag_answered(
+            "own" if own_is_newer else "agreed" if agreed else "only" if len(heads) == 1 else "newest"
+        )
+        if agree(heads):
+            self._peers.tag_ages.agreed(self._request.key, head.digest)
+        if own_is_newer:
+            raise OwnTagIsNewer(f"this node has a newer digest of {self._request.reference}")
+        return self._answers[best]
 
     async def _pick(self, expected: Head | None, *, last: bool) -> Answer | None:
         """Return the answer to use, or None while a better one may come. ``last``: nothing more is waited for.

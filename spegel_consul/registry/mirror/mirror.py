@@ -110,6 +110,8 @@ class Mirror:
             async with race(self.peers, request, method, trace) as fetch:
                 with self.lookups.one(trace.client, request):
                     answer = await fetch.first(range_header)
+                if request.reference.digest is None and not trace.client:
+                    self.peers.tag_ages.passed_on(str(request.reference), answer.head)
                 async with Transfer(self.peers, fetch, request, answer, trace) as transfer:
                     yield transfer
 
@@ -153,6 +155,8 @@ class Mirror:
 
         ``client``: the address of the client, "" for a client on this machine.
         """
+        if request.reference.digest is None and not client:
+            self.peers.tag_ages.not_passed_on(str(request.reference))
         self.own_requests.note(request, method, client, trio.current_time())
         if method == "GET" and not client and (digest := request.reference.digest) is not None:
             self.peers.own_runtime_asks(digest)

@@ -35,6 +35,8 @@ from spegel_consul.registry.mirror.providers.provider_cache import RecentProvide
 from spegel_consul.registry.mirror.providers.provider_policy import Permits, any_node
 from spegel_consul.registry.mirror.providers.suspects import Address, Suspects
 from spegel_consul.registry.mirror.providers.unverified_transfers import UnverifiedTransfers
+from spegel_consul.registry.mirror.tags.age_limits import AgeLimits
+from spegel_consul.registry.mirror.tags.tag_ages import TagAges
 from spegel_consul.registry.mirror.trace import TraceHeaders
 from spegel_consul.registry.mirror.validate import Head, PeerBusy
 from spegel_consul.ring import Router
@@ -65,7 +67,7 @@ class MirrorSettings:
     until it is verified, for at most ``hold`` seconds; ``runtime_verifies``: whether larger blobs for this node's own
     runtime are not hashed, because it does so; ``follow``: whether content that no node has is read from a
     node that is downloading it; ``cross_zone``: when nodes of other zones are asked; ``download_rate``: bytes per
-    second from all peers together, None for any number."""
+    second from all peers together, None for any number; ``tag_max_age``: the ages from which on tags are not taken."""
 
     resolve_timeout: float = 0.2
     attempts: int = 3
@@ -77,6 +79,7 @@ class MirrorSettings:
     follow: bool = False
     cross_zone: CrossZone = CrossZone.FALLBACK
     download_rate: int | None = None
+    tag_max_age: AgeLimits = field(default_factory=AgeLimits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +132,7 @@ class MirrorPeers:
         self.held_bodies = HeldBodies()
         self.suspects = Suspects()
         self.unverified = UnverifiedTransfers()
+        self.tag_ages = TagAges(parts.store)
         self.follows = (
             Follows(parts.router, parts.store, parts.metrics, self.may_ask, behind, near_only=self.nearness.near_only)
             if parts.settings.follow and parts.store is not None
@@ -297,6 +301,10 @@ class MirrorPeers:
     async def is_to_be_held(self, head: Head) -> bool:
         """Whether the content is held: also if its digest is in doubt, within the same space as what is disputed."""
         return self.holds(head) or (bool(self.suspects.of(head.digest)) and await self.can_hold(head))
+
+    def tag_answered(self, choice: str) -> None:
+        """Count a tag by how its digest was chosen; see the metric."""
+        self._metrics.tag_choices.labels(choice).inc()
 
     def held(self, result: str) -> None:
         """Count the result of holding a body; see the metric."""

@@ -40,7 +40,7 @@ class Head:
     """A peer's claims about the content that it is about to send: ``[start, stop)`` of ``size`` bytes.
 
     ``disputed``: manifests or other peers claim another size, so the content is held until it is verified, whatever
-    its size.
+    its size. ``tag_age``: the age of the tag in seconds, if a tag was asked for and the peer tells it.
     """
 
     digest: Digest
@@ -50,6 +50,7 @@ class Head:
     size: int
     partial: bool
     disputed: bool = field(default=False, compare=False)
+    tag_age: int | None = field(default=None, compare=False)
 
 
 def judge(

@@ -225,9 +225,9 @@ class ContainerdStore(IndexedStore):
         for name in names:
             record = await client.image(name)
             if record is None:
-                self._index.drop_image(name)
+                self._drop_image(name)
             else:
-                self._index.put_image(record)
+                self._put_image(record)
         # an index leads to manifests, these to layers: with each that is read, more is known to ask for
         asked: set[Digest] = set()
         while digests := digests.union(*map(self._index.reached, names)) - asked:
@@ -255,7 +255,7 @@ class ContainerdStore(IndexedStore):
         """Make the index what containerd says now."""
         # images first: content that comes in between is there for images that come in between
         images = await client.images()
-        self._index.apply(Snapshot(images, await client.contents()))
+        self._apply(Snapshot(images, await client.contents()))
         await self._read()
         changed = self._publish()
         log.debug("containerd listed", images=len(images), added=len(changed.added), removed=len(changed.removed))

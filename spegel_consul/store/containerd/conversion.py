@@ -64,7 +64,9 @@ def image_record(image: pb.Image) -> ImageRecord | None:
     except DigestInvalid as exc:
         log.warning("image ignored", image=image.name, reason=str(exc))
         return None
-    return ImageRecord(image.name, Descriptor(digest, target.size, target.media_type))
+    updated_at = image.updated_at.seconds + image.updated_at.nanos / 1e9 if image.HasField("updated_at") else None
+    labels = tuple(sorted(image.labels.items()))
+    return ImageRecord(image.name, Descriptor(digest, target.size, target.media_type), updated_at, labels)
 
 
 def content(info: pb.Info) -> Content | None:

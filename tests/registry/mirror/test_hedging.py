@@ -28,6 +28,19 @@ def test_first_provider_is_asked_at_once_and_the_next_after_the_hedge() -> None:
     assert core.next(0.25) == Wait(math.inf, starved=True)
 
 
+def test_the_first_two_providers_of_a_tag_are_asked_at_once() -> None:
+    core = Race(0.0, resolve_timeout=0.2, attempts=3, hedge=0.1, abreast=2)
+    for number in (1, 2, 3):
+        core.found(peer(number))
+    assert core.next(0.01) == Ask(peer(1))
+    assert core.next(0.01) == Ask(peer(2))
+    assert core.next(0.01) == Wait(0.11)
+    core.failed(peer(1), 0.02)
+    assert core.next(0.02) == Wait(0.11)
+    core.failed(peer(2), 0.03)
+    assert core.next(0.03) == Ask(peer(3))
+
+
 def test_a_failure_moves_on_at_once() -> None:
     core = race()
     core.found(peer(1))

@@ -1,7 +1,8 @@
 """The order in which peers are asked for content: hedged requests.
 
 Providers arrive while the lookup goes on. The first one is asked at once. Another one is asked when a question has
-failed, or when the hedge interval has passed without an answer. The deadline of the lookup counts only while no
+failed, or when the hedge interval has passed without an answer. For a tag the first two are asked at once, because they
+may differ. The deadline of the lookup counts only while no
 question is open, because each question has deadlines of its own. A provider that was slow a short time ago is asked
 only if the lookup yields no other one within the hedge interval, and so is one in another zone. Among those that wait,
 the one with the least rank is asked first, and of equal ones the one that was found first. An address is asked once,
@@ -64,8 +65,8 @@ class Race:
 
     ``attempts`` is the largest number of providers to ask between two accepted answers; providers for which ``is_slow``
     is true are asked after all others, and those for which ``is_far`` is true after near ones that the lookup may still
-    yield. ``rank`` orders the others, and of several with the least rank ``choose`` returns the one to ask.
-    ``busy_patience``: seconds that the race waits for busy providers.
+    yield. ``rank`` orders the others, and of several with the least rank ``choose`` returns the one to ask. The first
+    ``abreast`` questions do not wait for each other. ``busy_patience``: seconds that the race waits for busy providers.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Race:
         resolve_timeout: float,
         attempts: int,
         hedge: float,
+        abreast: int = 1,
         is_slow: Callable[[Provider], bool] = lambda provider: False,
         is_far: Callable[[Provider], bool] = lambda provider: False,
         rank: Callable[[Provider], int] = lambda provider: 0,
@@ -93,6 +95,7 @@ class Race:
         self._resolve_timeout = resolve_timeout
         self._attempts = attempts
         self._hedge = hedge
+        self._abreast = abreast
         self._waiting: deque[Provider] = deque()
         self._asked: set[tuple[str, int]] = set()
         self._open: set[Provider] = set()
@@ -187,8 +190,8 @@ class Race:
 
     def next(self, now: float) -> Ask | Wait | Exhausted:
         """Return the next action. The provider of an Ask counts as asked."""
-        may_ask = self._started < self._attempts and (not self._open or now >= self._last_start + self._hedge)
-        provider = self._choose(now) if may_ask else None
+        is_due = not self._open or self._started < self._abreast or now >= self._last_start + self._hedge
+        provider = self._choose(now) if self._started < self._attempts and is_due else None
         if provider is not None:
             self._waiting.remove(provider)
             self._asked.add(provider.registry)

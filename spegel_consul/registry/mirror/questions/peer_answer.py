@@ -14,10 +14,11 @@ from dataclasses import dataclass, replace
 import trio
 
 from spegel_consul.http.peer_client import PeerResponse
-from spegel_consul.oci.path import GROWING_HEADER, LOAD_HEADER, ContentRequest, Kind
-from spegel_consul.peers import Provider
+from spegel_consul.oci.path import GROWING_HEADER, LOAD_HEADER, TAG_AGE_HEADER, ContentRequest, Kind
+from spegel_consul.peers import PeerError, Provider
 from spegel_consul.registry.mirror.following.group_claim import Follow
 from spegel_consul.registry.mirror.mirror_peers import MirrorPeers
+from spegel_consul.registry.mirror.tags.tag_ages import parse_age
 from spegel_consul.registry.mirror.trace import Trace
 from spegel_consul.registry.mirror.validate import Head, judge, type_of
 
@@ -53,6 +54,8 @@ class Question:
         # HEAD of a manifest becomes GET, because the media type in the answer is read from the manifest itself
         self.method = "GET" if request.kind is Kind.MANIFEST else method
         self._trace = trace
+        self.refused_age = False
+        """Whether a peer's tag was refused because of its age."""
 
     async def ask(
         self,
@@ -79,6 +82,8 @@ class Question:
         try:
             head = judge(response, request, range_header, expected)
             peers.loads.told(provider.registry, response.header(LOAD_HEADER), trio.current_time())
+            if request.reference.digest is None:
+                head = replace(head, tag_age=self._tag_age(response))
             body: bytes | PeerResponse = response
             if request.kind is Kind.MANIFEST:
                 body = await peers.read(response, head, provider, "GET", blame=not follows)
@@ -91,3 +96,13 @@ class Question:
             raise
         grows = follows and response.header(GROWING_HEADER) is not None
         return Answer(provider, head, body, times, follow, grows)
+
+    def _tag_age(self, response: PeerResponse) -> int | None:
+        """Return the age that the peer tells of its tag, or None. Raises PeerError if it is beyond --tag-max-age."""
+        age, reference = parse_age(response.header(TAG_AGE_HEADER)), self._request.reference
+        limits = self._peers.settings.tag_max_age
+        if limits.refuses(reference, age):
+            self.refused_age = True
+            told = "does not tell the age of its tag" if age is None else f"has had the tag for {age} s"
+            raise PeerError(f"{told}, and --tag-max-age is {limits.of(reference):g} s")
+        return age

@@ -1,0 +1,116 @@
+"""The age of a tag: told to peers, read from their answers, and compared.
+
+A digest names the same bytes for ever, and a tag moves. So nodes that pulled a tag at different times have different
+images under it. Each node tells the age of its tag: the seconds since its registry was known to say so. It is an
+age and never a time of day, because clocks of nodes differ.
+
+The store knows since when its runtime has the tag (:mod:`spegel_consul.store.tag_times`). If the runtime had it from a
+peer through this mirror, it is as old as the peer said, and not as young as the pull: otherwise one old tag would look
+new on each node that takes it. So the mirror remembers what it passed on, until the runtime asks upstream.
+
+A claim of a peer is bounded: anything but a whole number of seconds, and more than ten years, is no age. A peer that
+tells no age, such as Spegel, comes after those that do. A peer that lies can make its tag be taken, as it could before
+there were ages; the policy of addresses decides whom to ask at all.
+
+A new rule about the age of one tag, or the choice between two, belongs here. The rules for the wait for more answers
+are in :mod:`spegel_consul.registry.mirror.fetch`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import trio
+
+from spegel_consul.bounded_dict import BoundedDict
+from spegel_consul.oci.digest import Digest
+from spegel_consul.oci.reference import Reference
+from spegel_consul.registry.mirror.providers.provider_cache import FRESH
+from spegel_consul.registry.mirror.trace import HIT
+from spegel_consul.registry.mirror.validate import Head
+from spegel_consul.store import Store
+from spegel_consul.store.tag_times import OLDEST
+
+_MOST = 4096
+
+
+class OwnTagIsNewer(Exception):
+    """The peers that answered have an older tag than this node, so this node's own is to be sent."""
+
+    outcome = HIT
+
+
+def parse_age(value: str | None) -> int | None:
+    """Return the seconds in a peer's header field, or None if it is absent, malformed or absurd."""
+    if value is None or not (value.isascii() and value.isdigit() and len(value) < 12):
+        return None
+    return int(value) if int(value) <= OLDEST else None
+
+
+def newest(heads: Sequence[Head]) -> int:
+    """Return the index of the answer with the youngest tag; of equals, and of unknown ones, the first."""
+    return min(range(len(heads)), key=lambda each: _order(heads[each].tag_age))
+
+
+def agree(heads: Sequence[Head]) -> bool:
+    """Whether several answers name the same digest."""
+    return len(heads) > 1 and all(each.digest == heads[0].digest for each in heads)
+
+
+@dataclass(frozen=True, slots=True)
+class _PassedOn:
+    digest: Digest
+    age: float | None
+    at: float
+
+
+class TagAges:
+    """The ages of this node's own tags, by the store and by what the mirror passed on to the runtime."""
+
+    def __init__(self, store: Store | None) -> None:
+        self._store = store
+        self._passed_on: BoundedDict[str, _PassedOn] = BoundedDict(_MOST)
+        self._agreed: BoundedDict[str, tuple[Digest, float]] = BoundedDict(_MOST)
+
+    def agreed(self, name: str, digest: Digest) -> None:
+        """Several peers have just said the same digest of the tag."""
+        self._agreed[name] = digest, trio.current_time() + FRESH
+
+    def agreed_on(self, name: str) -> Digest | None:
+        """Return the digest that peers agreed on a moment ago, so that one of them is enough to confirm it."""
+        digest, until = self._agreed.get(name, (None, 0.0))
+        return digest if until > trio.current_time() else None
+
+    def passed_on(self, name: str, head: Head) -> None:
+        """The runtime of this node gets the tag ``name`` from a peer."""
+        self._passed_on[name] = _PassedOn(head.digest, head.tag_age, trio.current_time())
+
+    def not_passed_on(self, name: str) -> None:
+        """The runtime of this node asks upstream for the tag, or keeps its own."""
+        self._passed_on.pop(name, None)
+
+    def own(self, reference: Reference) -> int | None:
+        """Return the age in seconds of the tag in the own store; None if there is none, or it is not known."""
+        name, store = str(reference), self._store
+        age = store.tag_age(name) if store is not None else None
+        if store is None or age is None:
+            return None
+        given = self._passed_on.get(name)
+        if given is not None and given.digest == store.resolve(name):
+            elapsed = trio.current_time() - given.at
+            if age <= elapsed:  # the runtime wrote it after it was given, so it is as old as it was given
+                return None if given.age is None else int(given.age + elapsed)
+        return int(age)
+
+    def own_is_newer(self, reference: Reference, head: Head) -> bool:
+        """Whether this node has another digest under the tag, and a younger one than a peer's ``head``."""
+        own = self._store.resolve(str(reference)) if self._store is not None else None
+        if own is None or own == head.digest:
+            return False
+        return _order(self.own(reference)) < _order(head.tag_age)
+
+
+def _order(age: float | None) -> float:
+    return math.inf if age is None else age
