@@ -35,7 +35,7 @@ def build_app(node: Node) -> QuartTrio:
     app.register_blueprint(api.blueprint(node, measurer, survey))
     app.register_blueprint(preheat_routes.blueprint(node))
     app.register_blueprint(debug.blueprint())
-    app.register_blueprint(pages.blueprint(node, measurer, ports))
+    app.register_blueprint(pages.blueprint(node, measurer, ports.pages))
     app.register_blueprint(cluster_page.blueprint(node, survey))
 
     @app.before_request
