@@ -65,3 +65,16 @@ traceback
 
 # prometheus_client calls it: the interface of collectors
 _.collect
+
+# the templates of the pages read them, and Jinja its own
+_.zones
+_.unlisted
+_.x1
+_.y1
+_.x2
+_.y2
+_.globals
+# dataclasses.asdict reads them: the summary of a node in /api/cluster
+_.uptime
+_.image_bytes
+_.transfer_count

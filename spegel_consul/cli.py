@@ -47,6 +47,7 @@ COMMANDS = {
         "registry", "Run the sidecar: serve this node's content, and mirror other content from peers."
     ),
     "status": Registered("status", "Show a summary of a node: the ring, its content, its hit ratio, and its problems."),
+    "top": Registered("top", "Show the nodes of the cluster and their transfers, the busiest first, until Ctrl-C."),
     "version": Registered("version", "Print the version."),
 }
 

@@ -16,6 +16,7 @@ import click
 from spegel_consul.commands.option_types import ADDRESS, DURATION, LIST, ConfigKind, option
 from spegel_consul.disk import foreign_files
 from spegel_consul.endpoints.check import Status
+from spegel_consul.error_words import in_words
 from spegel_consul.http.basic_auth import Credentials, CredentialsError
 from spegel_consul.http.server.listen import ListenError
 from spegel_consul.preflight import proxies
@@ -253,7 +254,7 @@ def _authorization(path: Path | None) -> str | None:
         else:
             return Credentials(path).own  # the first line, as in the registry
     except (OSError, UnicodeDecodeError) as exc:
-        raise ValueError(f"--basic-auth-file {path} can't be read: {exc}") from None
+        raise ValueError(f"--basic-auth-file {path} can't be read: {in_words(exc)}") from None
     except CredentialsError as exc:
         raise ValueError(f"--basic-auth-file {exc}") from None
     if pair.startswith(":") or "\n" in pair:

@@ -17,7 +17,7 @@ import trio
 from spegel_consul.commands.option_types import ADDRESS, LIST, REACHABLE, ConfigKind, option
 from spegel_consul.consul.api.consul_settings import ConsulSettings
 from spegel_consul.consul.election.election_view import ElectionSettings
-from spegel_consul.endpoints.check import has_failed
+from spegel_consul.endpoints.check import has_failed, verdict
 from spegel_consul.endpoints.dial_back import Peer
 from spegel_consul.http.peer_tls import Encryption
 from spegel_consul.preflight.node_address import NoAddress, advertised
@@ -137,5 +137,5 @@ def preflight(as_json: bool, peer: Any, **given: Any) -> None:
     if as_json:
         click.echo(json.dumps([check.as_dict() for check in checks], indent=2))
     else:
-        print_hanging(line for check in checks for line in check.lines())
+        print_hanging([line for check in checks for line in check.lines()] + [("", verdict(checks))])
     raise SystemExit(1 if has_failed(checks) else 0)

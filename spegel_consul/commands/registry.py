@@ -1,7 +1,8 @@
 """``spegel-consul registry``: the sidecar.
 
 The command parses flags into :class:`Settings`, forks the guard, and runs the lifecycle. A new flag belongs here, with
-a field in the settings; the check of one value belongs to its type, and a check of several values to ``_settings``.
+a field in the settings and a place in :mod:`spegel_consul.commands.option_groups`; the check of one value belongs to
+its type, and a check of several values to ``_settings``.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import trio
 
 from spegel_consul.commands.consul_options import consul_options, election_settings
 from spegel_consul.commands.limit_options import limit_options
+from spegel_consul.commands.option_groups import SectionedCommand
 from spegel_consul.commands.option_types import (
     ADDRESS,
     AGE_LIMIT,
@@ -49,7 +51,7 @@ from spegel_consul.sidecar.settings import Settings
 from spegel_consul.signals import stop_signals
 
 
-@click.command()
+@click.command(cls=SectionedCommand)
 @option("--registry-addr", type=ADDRESS, default=":5000", help="Address for clients and peers that ask for content.")
 @option(
     "--runtime-addr",

@@ -20,6 +20,8 @@ import httpx
 import trio
 from rich.console import Console
 
+from spegel_consul.error_words import in_words
+
 LOOPBACK = "127.0.0.1"
 START_TIMEOUT = 60.0
 _STOP_TIMEOUT = 15.0
@@ -49,7 +51,7 @@ async def ready(client: httpx.AsyncClient, node: Node) -> None:
             try:
                 response = await client.get(f"http://{node.registry}/readyz")
             except httpx.TransportError as exc:
-                reason = str(exc) or repr(exc)
+                reason = in_words(exc)
             else:
                 if response.status_code == 200:
                     return

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from spegel_consul.disk import foreign_files
+from spegel_consul.error_words import in_words
 
 T = TypeVar("T")
 
@@ -64,7 +65,7 @@ class FollowedFile(Generic[T]):
     @property
     def problem(self) -> str | None:
         """:attr:`failure` in words."""
-        return None if self.failure is None else getattr(self.failure, "strerror", None) or str(self.failure)
+        return None if self.failure is None else in_words(self.failure)
 
     def load(self) -> T:
         """The value now, read without a thread, for the start-up. Raises the exceptions of ``read``."""

@@ -7,7 +7,7 @@ here; the checks themselves belong to :mod:`spegel_consul.preflight`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from enum import Enum
 
@@ -35,6 +35,24 @@ class Check:
         """Lines for people, each a lead and a text; a wrapped text continues below the text."""
         yield f"{self.status.value:>4}  ", f"{self.name}: {self.says}"
         yield from (("      | ", line) for line in self.fix.splitlines())
+
+
+def verdict(checks: Sequence[Check]) -> str:
+    """One line that says what the findings mean together."""
+    failed, warned = (
+        [check.name for check in checks if check.status is status] for status in (Status.FAIL, Status.WARN)
+    )
+    warnings = f"{len(warned)} warning{'s' if len(warned) > 1 else ''} ({_names(warned)})"
+    if failed:
+        fatal = any(check.fatal for check in checks)
+        effect = "the sidecar does not start" if fatal else "pulls may not use the mirror"
+        also = f", and {warnings}" if warned else ""
+        return f"not ready: {len(failed)} of {len(checks)} checks failed ({_names(failed)}){also}; {effect}"
+    return f"ready, with {warnings}" if warned else f"ready: all {len(checks)} checks are ok"
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(dict.fromkeys(names))
 
 
 def ok(name: str, says: str) -> Check:

@@ -22,6 +22,7 @@ import trio
 
 from spegel_consul.endpoints.check import Check, fail, ok, warn
 from spegel_consul.endpoints.plain_app import Answer, PlainApp, Question
+from spegel_consul.error_words import in_words
 from spegel_consul.peers import host_port, unmapped
 
 PATH = "/dial-back"
@@ -76,7 +77,8 @@ def ask(peer: Peer, address: str, port: int) -> Check:
     try:
         seen, reached, error = _asked_by_any(peer, address, port)
     except (OSError, http.client.HTTPException, ValueError, KeyError) as exc:
-        return warn(name, f"{host_port(peer.host, peer.port)} could not be asked to connect to this node: {exc}")
+        where = host_port(peer.host, peer.port)
+        return warn(name, f"{where} could not be asked to connect to this node: {in_words(exc)}")
     if seen != address:
         return warn(
             name,
@@ -140,8 +142,7 @@ async def _dial(host: str, port: int) -> str | None:
     except trio.TooSlowError:
         return f"no answer within {_CONNECT_TIMEOUT:g} s"
     except OSError as exc:
-        cause = exc.__cause__ or exc
-        return str(getattr(cause, "strerror", None) or cause)
+        return in_words(exc.__cause__ or exc)
     await trio.aclose_forcefully(stream)
     return None
 

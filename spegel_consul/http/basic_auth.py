@@ -18,6 +18,7 @@ import trio
 
 from spegel_consul.disk import foreign_files
 from spegel_consul.disk.followed_file import FollowedFile, stamps
+from spegel_consul.error_words import in_words
 from spegel_consul.log import ProblemReport
 
 log = structlog.get_logger(__name__)
@@ -82,7 +83,7 @@ class Credentials:
         try:
             text = foreign_files.read(self._path, _SIZE_LIMIT)
         except OSError as exc:
-            raise CredentialsError(f"{self._path} can't be read: {exc.strerror}") from None
+            raise CredentialsError(f"{self._path} can't be read: {in_words(exc)}") from None
         known = []
         for number, line in enumerate(text.decode("utf-8", "replace").splitlines(), 1):
             line = line.strip()

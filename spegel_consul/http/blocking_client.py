@@ -20,6 +20,7 @@ from urllib.parse import urlencode, urlsplit
 import h11
 
 from spegel_consul import __version__
+from spegel_consul.error_words import in_words
 from spegel_consul.http.answer_bounds import BoundedBody
 from spegel_consul.peers import host_port
 
@@ -28,7 +29,14 @@ _MAX_HEAD = 100 << 10
 
 
 class NoAnswer(Exception):
-    """The server can't be reached, or does not speak HTTP; the message is one line."""
+    """The server can't be reached, or does not speak HTTP; the message is one line.
+
+    ``answered``: the server accepted the connection, and what it sent, or its end of the connection, is no HTTP.
+    """
+
+    def __init__(self, message: str, *, answered: bool = False) -> None:
+        super().__init__(message)
+        self.answered = answered
 
 
 class AnswerLate(Exception):
@@ -112,7 +120,7 @@ def _connected(host: str, port: int, tls: bool, within: float) -> socket.socket:
     except TimeoutError:
         raise NoAnswer(f"no connection within {within:g} s") from None
     except (OSError, UnicodeError) as exc:
-        raise NoAnswer(_reason(exc)) from None
+        raise NoAnswer(in_words(exc)) from None
 
 
 class _Exchange:
@@ -137,12 +145,12 @@ class _Exchange:
                     self._http.receive_data(data)
                 elif isinstance(event, h11.Event):
                     if isinstance(event, h11.ConnectionClosed):
-                        raise NoAnswer("the server closed the connection without an answer")
+                        raise NoAnswer("the server closed the connection without an answer", answered=True)
                     return event
                 else:
-                    raise NoAnswer("the server sent more than one answer")
+                    raise NoAnswer("the server sent more than one answer", answered=True)
             except h11.RemoteProtocolError as exc:
-                raise NoAnswer(str(exc)) from None
+                raise NoAnswer(str(exc), answered=True) from None
 
     @contextmanager
     def _wait(self) -> Iterator[None]:
@@ -155,7 +163,7 @@ class _Exchange:
         except TimeoutError:
             raise AnswerLate from None
         except OSError as exc:
-            raise NoAnswer(_reason(exc)) from None
+            raise NoAnswer(in_words(exc)) from None
 
 
 def _reason(exc: Exception) -> str:

@@ -19,6 +19,7 @@ from typing import Any
 import trio
 
 from spegel_consul.bounded_dict import BoundedDict
+from spegel_consul.error_words import in_words
 from spegel_consul.http.peer_tls import Encryption, PeerTls
 from spegel_consul.peers import PeerError, host_port
 from spegel_consul.zerocopy.encrypted.secure_socket import SecureSocket
@@ -187,8 +188,8 @@ class RegistryDialler:
         except OSError as exc:
             sock.close()
             if secure is not None:
-                raise _NoTls(f"{host} port {port} and this node do not agree on TLS: {exc}") from None
-            raise Unreachable(f"{host} port {port} can't be reached: {exc}") from None
+                raise _NoTls(f"{host} port {port} and this node do not agree on TLS: {in_words(exc)}") from None
+            raise Unreachable(f"{host} port {port} can't be reached: {in_words(exc)}") from None
         except BaseException:
             sock.close()
             raise

@@ -19,6 +19,7 @@ import trio
 from spegel_consul.disk import foreign_files as foreign
 from spegel_consul.disk import pem
 from spegel_consul.disk.followed_file import FollowedFile, stamps
+from spegel_consul.error_words import in_words
 from spegel_consul.http.peer_tls import Encryption, PeerLinks
 from spegel_consul.log import ProblemReport
 
@@ -120,7 +121,7 @@ def _load_certificate(context: ssl.SSLContext, files: TlsFiles) -> None:
         pem.load_pair(context, files.cert, files.key)
     except (OSError, ValueError) as exc:
         pair = f"certificate {files.cert} and key {files.key}"
-        raise TlsError(f"{pair} do not make a pair in PEM form: {getattr(exc, 'reason', None) or exc}") from None
+        raise TlsError(f"{pair} do not make a pair in PEM form: {in_words(exc)}") from None
 
 
 def _load_authorities(context: ssl.SSLContext, files: TlsFiles) -> None:
@@ -132,11 +133,11 @@ def _load_authorities(context: ssl.SSLContext, files: TlsFiles) -> None:
         with pem.loaded(files.ca) as copy:
             context.load_verify_locations(copy)
     except OSError as exc:
-        raise TlsError(f"{files.ca} holds no certificate in PEM form: {getattr(exc, 'reason', None) or exc}") from None
+        raise TlsError(f"{files.ca} holds no certificate in PEM form: {in_words(exc)}") from None
 
 
 def _check_readable(path: Path) -> None:
     try:
         foreign.read(path, pem.SIZE)
     except OSError as exc:
-        raise TlsError(f"{path} can't be read: {exc.strerror}") from None
+        raise TlsError(f"{path} can't be read: {in_words(exc)}") from None

@@ -19,6 +19,7 @@ import trio
 
 from spegel_consul.disk import foreign_files
 from spegel_consul.disk.threads import in_thread
+from spegel_consul.error_words import in_words
 from spegel_consul.peers import PeerInfo
 
 log = structlog.get_logger(__name__)
@@ -71,7 +72,7 @@ class Remembered:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             foreign_files.write(self._path, text.encode())
         except OSError as exc:
-            self._log_once(f"cannot write {self._path}: {exc.strerror or exc}")
+            self._log_once(f"cannot write {self._path}: {in_words(exc)}")
         else:
             self._written = frozenset(members)
 
@@ -85,7 +86,7 @@ class Remembered:
         except FileNotFoundError:
             return ()
         except OSError as exc:
-            self._log_once(f"cannot read {path}: {exc.strerror or exc}")
+            self._log_once(f"cannot read {path}: {in_words(exc)}")
         except (ValueError, TypeError, KeyError, RecursionError):
             self._log_once(f"{path} is damaged and will be replaced")
         return ()

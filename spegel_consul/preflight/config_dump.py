@@ -18,6 +18,7 @@ import time
 import tomllib
 from pathlib import Path
 
+from spegel_consul.error_words import in_words
 from spegel_consul.preflight.containerd_files import Document
 from spegel_consul.preflight.daemon_process import DaemonProcess
 
@@ -45,7 +46,7 @@ def ask(process: DaemonProcess, config: Path) -> Document:
             stderr=subprocess.PIPE,
         )
     except OSError as exc:
-        raise NoDump(f"its program can't be run: {exc.strerror}") from None
+        raise NoDump(f"its program can't be run: {in_words(exc)}") from None
     with program:
         try:
             text, complaint = _outputs(program)

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from spegel_consul.disk import foreign_files
+from spegel_consul.error_words import in_words
 
 CRI, IMAGES = "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images"
 SHORT_CRI = "cri"
@@ -142,7 +143,7 @@ def _parsed(path: Path, version: Version) -> File:
     except FileNotFoundError:
         raise
     except (OSError, ValueError, RecursionError) as exc:
-        raise Unreadable(f"{path} can't be read: {getattr(exc, 'strerror', None) or exc}") from None
+        raise Unreadable(f"{path} can't be read: {in_words(exc)}") from None
 
 
 def _with_imports(first: File, version: Version, cwd: Path) -> tuple[File, ...]:

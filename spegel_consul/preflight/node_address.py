@@ -20,6 +20,8 @@ import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from spegel_consul.error_words import in_words
+
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 # documentation prefixes (RFC 5737, RFC 3849): on no local network, so the default route decides
@@ -181,4 +183,4 @@ def _resolved(host: str) -> str:
     try:
         return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
     except OSError as exc:
-        raise NoAddress(f"host {host!r} can't be resolved ({exc}): set --advertise-addr") from None
+        raise NoAddress(f"host {host!r} can't be resolved ({in_words(exc)}): set --advertise-addr") from None

@@ -19,6 +19,7 @@ import trio
 from spegel_consul.disk import foreign_files
 from spegel_consul.disk.threads import in_thread
 from spegel_consul.endpoints.check import Check, fail, ok, warn
+from spegel_consul.error_words import in_words
 from spegel_consul.preflight import config_dump, containerd_config, containerd_files, daemon_process, proxies
 from spegel_consul.preflight.containerd_config import CriSettings, Place
 from spegel_consul.preflight.containerd_files import Version
@@ -152,7 +153,7 @@ def _content(root: Path | None) -> Check:
     except OSError as exc:
         return warn(
             name,
-            f"{root} can't be read ({exc.strerror}): blobs are read through its API, which is slower",
+            f"{root} can't be read ({in_words(exc)}): blobs are read through its API, which is slower",
             f"mount {root} read-only at the same place, or give --containerd-content-path",
         )
     return ok(name, f"{root} can be read")
@@ -210,7 +211,7 @@ def _hosts(subject: Subject, runtime: str, base: Path, proxies_: Proxies | None)
         try:
             hosts = list(tomllib.loads(foreign_files.read(file, foreign_files.CONFIG_SIZE).decode()).get("host", {}))
         except (OSError, ValueError) as exc:
-            return [fail(name, f"{file} can't be read: {getattr(exc, 'strerror', None) or exc}")]
+            return [fail(name, f"{file} can't be read: {in_words(exc)}")]
         if hosts:
             first = probed(name, hosts[0], file.parent.name)
             return [first, proxies.check_of(runtime, proxies_, node_mirrors(subject, hosts))]

@@ -22,6 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from spegel_consul.disk import foreign_files
+from spegel_consul.error_words import in_words
 
 _SUFFIX = ".spegel-consul"
 _LOCK_TIMEOUT = 10.0  # seconds
@@ -45,7 +46,7 @@ def explained(path: Path, doing: str) -> Iterator[None]:
             errno.ENOSPC: ": nothing was changed in it; free some disk space",
             errno.ENOTDIR: ": a part of the path is a file",
         }
-        raise DiskError(f"can't {doing} {path}: {exc.strerror or exc}{hints.get(exc.errno or 0, '')}") from None
+        raise DiskError(f"can't {doing} {path}: {in_words(exc)}{hints.get(exc.errno or 0, '')}") from None
 
 
 def temporary(path: Path) -> Path:

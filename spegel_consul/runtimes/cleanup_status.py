@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from spegel_consul.error_words import in_words
 from spegel_consul.http.server.listen import ListenAddress, listen
 
 _PROBE_TIMEOUT = 1.0
@@ -80,7 +81,7 @@ def _probe_all(endpoint: ListenAddress) -> str | None:
     try:
         infos = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)
     except OSError as exc:
-        return f"{endpoint.host} can't be resolved: {exc}"
+        return f"{endpoint.host} can't be resolved: {in_words(exc)}"
     addresses = sorted({str(info[4][0]) for info in infos})
     with ThreadPoolExecutor(10) as pool:
         problems = [problem for problem in pool.map(lambda host: _probe(host, endpoint.port), addresses) if problem]
@@ -94,6 +95,6 @@ def _probe(host: str, port: int) -> str | None:
         with connection.getresponse() as answer:
             return None if answer.status == 200 else f"{host} answered {answer.status}"
     except (OSError, http.client.HTTPException) as exc:
-        return f"{host} did not answer: {exc}"
+        return f"{host} did not answer: {in_words(exc)}"
     finally:
         connection.close()

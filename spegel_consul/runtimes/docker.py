@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spegel_consul.error_words import in_words
+
 _TIMEOUT = 5.0
 _FIRST_WITH_HOSTS = 28
 
@@ -89,7 +91,7 @@ def _get(sock: Path, path: str) -> dict[str, Any]:
             body = answer.read(1 << 24)
             document = json.loads(body) if answer.status == 200 else None
     except (OSError, http.client.HTTPException, ValueError) as exc:
-        raise NoDocker(f"Docker at {sock} does not answer: {exc}") from None
+        raise NoDocker(f"Docker at {sock} does not answer: {in_words(exc)}") from None
     finally:
         connection.close()
     if not isinstance(document, dict):

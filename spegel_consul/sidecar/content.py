@@ -185,8 +185,10 @@ async def _serve(settings: Settings, node: PreparedNode, stages: Stages, view: N
 def _store(settings: Settings, socket_of: Callable[[], Path]) -> CountedStore:
     if settings.layout_path is not None:
         return LayoutStore(settings.layout_path, settings.images.accepts)
+    from spegel_consul.store.containerd.absence import Absence
     from spegel_consul.store.containerd.containerd_store import ContainerdStore
 
+    absence = Absence()
     stores = [
         ContainerdStore(
             socket_of,
@@ -194,6 +196,7 @@ def _store(settings: Settings, socket_of: Callable[[], Path]) -> CountedStore:
             settings.containerd_content_path,
             settings.images.accepts,
             expected=len(settings.containerd_namespaces) == 1,
+            absence=absence,
         )
         for namespace in settings.containerd_namespaces
     ]

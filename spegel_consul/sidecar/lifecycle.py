@@ -28,6 +28,7 @@ from spegel_consul.sidecar.settings import Settings
 from spegel_consul.sidecar.stages import Stages, attempt
 from spegel_consul.signals import stop_signals
 from spegel_consul.web import metric_readings
+from spegel_consul.web.node_views import Node
 
 log = structlog.get_logger(__name__)
 
@@ -56,14 +57,14 @@ async def _run(settings: Settings, node: PreparedNode, signals: AsyncIterator[in
             # if a stop signal arrives during start-up, the start-up is abandoned
             with trio.CancelScope() as starting:
                 nursery.start_soon(_cancel_at, stopping, starting)
-                await _start(settings, node, stages, resources, stopping)
+                view = await _start(settings, node, stages, resources, stopping)
         except RingError as exc:
             problem = exc
         if problem is None:
             if not starting.cancelled_caught:
                 log.info("started", registry=node.registry_url, router=str(node.router_port), version=__version__)
                 if not settings.skip_preflight:
-                    nursery.start_soon(attempt, "preflight", partial(log_findings, settings, node))
+                    nursery.start_soon(attempt, "preflight", partial(log_findings, settings, node, view.problem()))
             await stopping.wait()
             log.info("stopping")
         await stages.stop()
@@ -74,7 +75,7 @@ async def _run(settings: Settings, node: PreparedNode, signals: AsyncIterator[in
 
 async def _start(
     settings: Settings, node: PreparedNode, stages: Stages, resources: AsyncExitStack, stopping: trio.Event
-) -> None:
+) -> Node:
     content = await start_content(settings, node, stages, resources, stopping)
     await stages.start("loop lateness", partial(metric_readings.watch_the_loop, content.view.metrics))
     await stages.start("history", partial(metric_readings.keep_history, content.view))
@@ -82,6 +83,7 @@ async def _start(
     await stages.start("log level", tell_level)
     await start_cluster(settings, node, content, stages, resources)
     await stages.start("heap", heap.keep_small)
+    return content.view
 
 
 async def _cancel_at(event: trio.Event, scope: trio.CancelScope) -> None:

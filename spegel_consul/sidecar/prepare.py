@@ -126,8 +126,11 @@ def _tls(settings: Settings, consul: ConsulClient | None) -> PeerTls | None:
     return ConsulTls(consul, settings.peer_tls, settings.data_dir)
 
 
-async def log_findings(settings: Settings, node: PreparedNode) -> None:
-    """Log the findings of preflight about this node. The command ``preflight`` checks the runtimes' files."""
+async def log_findings(settings: Settings, node: PreparedNode, known: str | None) -> None:
+    """Log the findings of preflight about this node. The command ``preflight`` checks the runtimes' files.
+
+    ``known``: the problem of the store, which the log has already.
+    """
     sock = settings.containerd_sock or await in_thread(find_socket)
     subject = Subject(
         address=node.address,
@@ -144,5 +147,5 @@ async def log_findings(settings: Settings, node: PreparedNode) -> None:
         has_runtime_address=node.runtime is not None,
     )
     for check in await node_checks.run(subject):
-        say = log.debug if check.status is Status.OK else log.warning
+        say = log.debug if check.status is Status.OK or check.says == known else log.warning
         say("preflight", check=check.name, status=check.status.value, says=check.says, fix=check.fix or None)

@@ -28,6 +28,7 @@ import structlog
 import trio
 
 from spegel_consul.disk import foreign_files
+from spegel_consul.error_words import in_words
 from spegel_consul.oci.descriptor import Descriptor
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import BlobUnknown, DigestInvalid
@@ -90,7 +91,7 @@ class LayoutStore(IndexedStore):
             self._forget(digest)
             raise absent(digest) from None
         except OSError as exc:
-            raise BlobUnknown(f"blob {digest} can't be read: {exc.strerror}", {"digest": digest}) from exc
+            raise BlobUnknown(f"blob {digest} can't be read: {in_words(exc)}", {"digest": digest}) from exc
         try:
             yield blob
         finally:
@@ -113,7 +114,7 @@ class LayoutStore(IndexedStore):
             if exc.errno == errno.ELOOP:
                 self._empty()  # the target of a symbolic link must not be served
             self._stamp = None
-            self._trouble(f"image layout {self._path} can't be read: {exc.strerror or exc}")
+            self._trouble(f"image layout {self._path} can't be read: {in_words(exc)}")
         except LayoutInvalid as exc:
             # the last valid snapshot and its stamp stay, so that the next look tries again
             self._trouble(f"index.json of image layout {self._path} is not valid: {exc}", keeps=self._stamp is not None)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,6 @@ from quart import Blueprint, Response, request
 
 from spegel_consul.web import drawing, forest, formatting
 from spegel_consul.web.access import request_origin
-from spegel_consul.web.cluster.metrics_ports import MetricsPorts, page_of
 from spegel_consul.web.node_views import Document, Node
 from spegel_consul.web.queries.image_locations import ImageLocations
 from spegel_consul.web.queries.questions import BadQuestion, Busy, Measurer
@@ -48,8 +48,11 @@ HEADERS = {
 }
 
 
-def blueprint(node: Node, measurer: Measurer, ports: MetricsPorts) -> Blueprint:
-    """The routes below ``/debug/web`` but that of the cluster."""
+def blueprint(node: Node, measurer: Measurer, links: Callable[[], Awaitable[Mapping[str, str]]]) -> Blueprint:
+    """The routes below ``/debug/web`` but that of the cluster.
+
+    ``links`` returns the URLs of the other nodes' pages by their peer ids.
+    """
     pages = Blueprint("pages", __name__, url_prefix=ROOT.rstrip("/"))
     templates = environment()
     locations = ImageLocations(node)
@@ -64,14 +67,13 @@ def blueprint(node: Node, measurer: Measurer, ports: MetricsPorts) -> Blueprint:
         shown = matching[:MOST_ROWS]
         listed = found(find, peers, ("node", "id", "registry", "state", "version", "place"))
         status_document = node.status(cluster_members)
-        addresses = await ports.find()
         trees = forest.trees(status_document["following"], status_document["followers"])
         facts = {
             "status": status_document,
             "find": find,
             "many": max(len(peers), len(images)) > MOST_ROWS,
             "peers": _by_interest(listed, received)[:MOST_ROWS],
-            "links": {peer_id: page_of(address) for peer_id, address in addresses.items()},
+            "links": await links(),
             "peers_found": len(listed),
             "peers_known": len(peers),
             "images": shown,

@@ -38,7 +38,7 @@ def build_app(node: Node, copies: OwnCopies | None = None) -> QuartTrio:
     app.register_blueprint(copies_routes.blueprint(node, copies or OwnCopies(node)))
     app.register_blueprint(preheat_routes.blueprint(node))
     app.register_blueprint(debug.blueprint())
-    app.register_blueprint(pages.blueprint(node, measurer, ports))
+    app.register_blueprint(pages.blueprint(node, measurer, ports.pages))
     app.register_blueprint(cluster_page.blueprint(node, survey))
 
     @app.before_request

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from spegel_consul.error_words import in_words
 from spegel_consul.peers import PeerError
 from spegel_consul.zerocopy.hash_tap import FLAGS, PIPE_SIZE, Tap
 from spegel_consul.zerocopy.position import Position
@@ -116,7 +117,7 @@ class Relay:
                 await throughput.readable(origin, left)
                 continue
             except OSError as exc:
-                raise PeerError(exc.strerror or repr(exc)) from None
+                raise PeerError(in_words(exc)) from None
             if taken == 0:
                 raise PeerError("closed the connection")
             position.took(taken)

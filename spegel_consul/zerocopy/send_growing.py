@@ -23,6 +23,7 @@ from collections.abc import Callable
 
 import trio
 
+from spegel_consul.error_words import in_words
 from spegel_consul.peers import PeerError
 from spegel_consul.zerocopy.growing_file import GrowingFile
 from spegel_consul.zerocopy.growth import Growth
@@ -69,7 +70,7 @@ async def send_growing(
         try:
             size = file.size()
         except OSError as exc:  # the file system has lost the file
-            raise PeerError(f"can't be read: {exc.strerror}") from None
+            raise PeerError(f"can't be read: {in_words(exc)}") from None
         if file.total is not None and size > file.total:
             raise PeerError(f"has more than its {file.total} bytes", broken=True)
         there = min(size - start, position.total)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from spegel_consul.error_words import in_words
 from spegel_consul.peers import PeerError
 from spegel_consul.zerocopy.encrypted.pump import Pump, Stopped
 from spegel_consul.zerocopy.encrypted.secure_socket import SecureSocket
@@ -116,7 +117,7 @@ class SmallSpool:
                 await self.waits.arrival(origin, throughput, position.left)
                 continue
             except OSError as exc:
-                raise PeerError(exc.strerror or repr(exc)) from None
+                raise PeerError(in_words(exc)) from None
             if count == 0:
                 raise PeerError("closed the connection")
             position.took(count)

@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from spegel_consul.error_words import in_words
 from spegel_consul.peers import PeerError
 from spegel_consul.zerocopy.encrypted.plain_end import PlainEnd
 from spegel_consul.zerocopy.encrypted.pump import Pump, Stopped
@@ -247,7 +248,7 @@ class Spool:
                 self.full = True
                 return
             except OSError as exc:
-                raise PeerError(exc.strerror or repr(exc)) from None
+                raise PeerError(in_words(exc)) from None
             if taken == 0:
                 raise PeerError("closed the connection")
             arrived = False

@@ -181,6 +181,7 @@ STAGES = [
     "web",
     "heap",
     "loop lateness",
+    "history",
     "log level",
     "registration",
     "catalog",

@@ -13,7 +13,11 @@ from quart_trio import QuartTrio
 from web.crowd import LONG, crowd
 from web.test_page import SHOTS
 
+from spegel_consul.peers import PeerError
 from spegel_consul.web import formatting
+from spegel_consul.web.cluster import cluster_survey
+from spegel_consul.web.cluster.node_summary import NodeSummary
+from spegel_consul.web.node_views import Node
 from spegel_consul.web.pages import MOST_ROWS
 from spegel_consul.web.web_app import build_app
 
@@ -93,14 +97,61 @@ def served() -> dict[str, dict[str, tuple[int, dict[str, str], bytes]]]:
     """What each of the nodes answers, by path."""
 
     async def answers(size: tuple[int, int, int]) -> dict[str, tuple[int, dict[str, str], bytes]]:
-        client = build_app(crowd(*size)).test_client()
+        node = crowd(*size)
+        node.started -= 90_000
+        for minute in range(1500):
+            traffic(node, minute, trio.current_time() - 60 * (1500 - minute))
+        client = build_app(node).test_client()
         found = {}
-        for path in ("/debug/web/", "/debug/web/?find=", "/debug/web/?find=client-0017", *FILES):
+        for path in PATHS:
             response = await client.get(path)
             found[path] = response.status_code, dict(response.headers), await response.get_data()
         return found
 
-    return {name: trio.run(answers, size) for name, size in SIZES.items()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cluster_survey, "_ask", summary)
+        return {name: trio.run(answers, size) for name, size in SIZES.items()}
+
+
+PATHS = [
+    *(f"/debug/web/{page}{query}" for page in ("", "cluster") for query in ("", "?find=", "?find=client-0017")),
+    *FILES,
+]
+
+
+def traffic(node: Node, minute: int, now: float) -> None:
+    """A minute of a day in which the evening was quiet."""
+    busy = minute % 500 < 350
+    requests, served = node.metrics.mirror_requests, node.metrics.served_bytes
+    requests.labels("docker.io", "hit").inc(minute * minute % 17 if busy else 0)
+    requests.labels("docker.io", "miss").inc(minute % 11 == 0)
+    served.labels("peer").inc((minute * minute % 17) << 20 if busy else 0)
+    served.labels("own").inc((minute * 7 % 13) << 22)
+    node.history.note(now)
+
+
+async def summary(client: object, peer: dict[str, Any], at: tuple[str, int]) -> NodeSummary:
+    """A cluster in which some nodes do not answer, some are not ready, and some run an older version."""
+    number = int(peer["id"][-8:])
+    if number % 97 == 5:
+        raise PeerError(f"{at[0]}:9090 did not answer within 2 s")
+    names = [f"registry.example.com/team/app-{each:02}:v1" for each in range(40) if number % (each + 1) == 0]
+    return NodeSummary(
+        id=peer["id"],
+        version="0.1.0" if number % 30 else "0.0.9",
+        ready=number % 60 != 7,
+        reason="containerd is away",
+        warnings=("the ring lacks 2 of 102 healthy routers: a, b",) if number % 41 == 3 else (),
+        leader=f"12D3KooW{3:044}",
+        peer_tls="prefer",
+        zone=f"rack-{number % 4}",
+        image_count=len(names),
+        images=tuple((name, "sha256:1") for name in names),
+        day_hits=number % 900,
+        day_misses=number % 7,
+        day_bytes=number << 25,
+        followers=number % 3,
+    )
 
 
 CLIPPED = """() => {
@@ -117,10 +168,22 @@ CLIPPED = """() => {
 }"""
 
 
+# a page scrolls in itself on a phone if a finger on a list moves the list, and not the page
+SCROLLING = """() => [...document.querySelectorAll("body *")].filter((element) => {
+  const style = getComputedStyle(element);
+  return /auto|scroll/.test(style.overflowX + style.overflowY)
+    && (element.scrollHeight > element.clientHeight + 1 || element.scrollWidth > element.clientWidth + 1);
+}).map((element) => element.id || element.className)"""
+
+
 @pytest.mark.real
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize(
+    ("name", "path"), [*((name, "/debug/web/") for name in SIZES), ("crowd-1000", "/debug/web/cluster")]
+)
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (360, "light")])
-def test_it_is_readable_on_a_desktop_and_on_a_phone(chromium, served, name: str, width: int, scheme: str) -> None:
+def test_it_is_readable_on_a_desktop_and_on_a_phone(
+    chromium, served, name: str, path: str, width: int, scheme: str
+) -> None:
     context = chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
     page = context.new_page()
     page.set_default_timeout(20_000)
@@ -132,15 +195,22 @@ def test_it_is_readable_on_a_desktop_and_on_a_phone(chromium, served, name: str,
         route.fulfill(status=status, headers=headers, body=body)
 
     page.route("**/*", answer)
-    page.goto("http://node.test/debug/web/")
-    assert page.title() == "nomad-client-0000 · spegel-consul"
+    page.goto(f"http://node.test{path}")
+    whole = path.endswith("cluster")
+    assert page.title() == f"{f'Cluster of {SIZES[name][0] + 3}' if whole else 'nomad-client-0000'} · spegel-consul"
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.evaluate("document.documentElement.scrollHeight") < 5000
-    assert page.evaluate(CLIPPED) == []
+    if width < 640:
+        assert page.evaluate(SCROLLING) == []
+    assert "% of" in page.locator("#headline").inner_text()
+    if not whole:
+        assert page.locator(".spark").count() == 4
+        assert page.evaluate(CLIPPED) == []
     SHOTS.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=SHOTS / f"{name}-{width}-{scheme}.png", full_page=True)
+    page.screenshot(path=SHOTS / f"{name}-{'cluster' if whole else 'node'}-{width}-{scheme}.png", full_page=True)
     if page.locator("#find").count():
         page.get_by_label("Find nodes").fill("client-0017")
-        page.locator("#peers tbody tr:only-child", has_text="nomad-client-0017").wait_for()
+        rows = f"#{'nodes' if whole else 'peers'} tbody tr:only-child"
+        page.locator(rows, has_text="nomad-client-0017").wait_for()
     assert said == []
     context.close()

@@ -91,6 +91,22 @@ def test_it_shows_the_ring_the_peers_and_the_requests(busy, open_page) -> None:
         shoot(watched, scheme)
 
 
+def test_the_whole_cluster_is_in_one_page_and_its_nodes_are_links(busy, open_page) -> None:
+    watched = open_page("/debug/web/cluster")
+    page = watched.page
+    rows = page.locator("#nodes tbody tr")
+    assert rows.count() == 3
+    assert all("ready" in text or "this node" in text for text in rows.all_inner_texts())
+    assert "3 of 3 nodes answered" in page.locator("header").inner_text()
+    assert page.locator("#images tbody tr").count() == 1
+    assert "1 of 3" in page.locator("#images tbody tr").first.inner_text()
+    page.get_by_role("link", name="n0").first.click()
+    page.wait_for_url(f"http://{busy[0].ip}:9090/debug/web/")
+    assert page.locator("h1").inner_text() == "n0"
+    assert all(url.startswith(f"http://{busy[0].ip}:9090/") for url in watched.elsewhere)
+    watched.elsewhere.clear()
+
+
 def test_images_say_where_else_they_are(busy, chromium) -> None:
     page = chromium.new_page()
     page.goto(f"http://{busy[0].ip}:9090/debug/web/")
@@ -208,7 +224,7 @@ def test_a_keyboard_gets_everywhere_and_everything_has_a_name(busy, open_page) -
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "Skip to content"
     reached = set()
-    for _ in range(16):
+    for _ in range(20):
         page.keyboard.press("Tab")
         reached.add(page.evaluate("document.activeElement.id || document.activeElement.textContent.trim()"))
     assert {"image", "Measure", "Reload", "status", "metrics"} <= reached
@@ -265,6 +281,7 @@ def test_answers_let_nothing_else_in(busy) -> None:
     assert busy.get("/debug/web/../app.py", 1).status == 404
     assert busy.get("/debug/web/%2e%2e%2fapp.py", 1).status == 404
     page = busy.get("/debug/web/", 1).body.decode()
-    assert not re.findall(r"(?:src|href|action)=\"(?:https?:)?//", page)
+    links = {f'<a href="http://{node.ip}:9090/debug/web/"' for node in busy.lab}
+    assert set(re.findall(r"<[^>]*(?:src|href|action)=\"(?:https?:)?//[^>\"]*\"", page)) <= links
     status = json.loads(busy.get("/api/status", 1).body)
     assert "token" not in json.dumps(status).lower()

@@ -16,6 +16,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from spegel_consul.disk import foreign_files, pem
+from spegel_consul.error_words import in_words
 from spegel_consul.peers import in_url
 
 DEFAULT_ADDRESS = "127.0.0.1:8500"
@@ -137,7 +138,7 @@ class ConsulSettings:
                 pair = pem.Pair.read(self.client_cert, self.client_key)
                 pair.load(context)
             except (OSError, ValueError) as why:
-                raise ValueError(f"CONSUL_CLIENT_CERT, CONSUL_CLIENT_KEY: {self.client_cert}: {why}") from why
+                raise ValueError(f"CONSUL_CLIENT_CERT, CONSUL_CLIENT_KEY: {self.client_cert}: {in_words(why)}") from why
 
         def load(another: ssl.SSLContext) -> None:
             if authorities:
@@ -157,7 +158,7 @@ class ConsulSettings:
             found = sorted(path for path in Path(self.capath).rglob("*") if path.is_file())
             next(Path(self.capath).iterdir(), None)
         except OSError as why:
-            raise ValueError(f"CONSUL_CAPATH: {self.capath}: {why.strerror}") from why
+            raise ValueError(f"CONSUL_CAPATH: {self.capath}: {in_words(why)}") from why
         if not found:
             raise ValueError(f"CONSUL_CAPATH: {self.capath}: no files in it")
         return "".join(_certificates("CONSUL_CAPATH", path) for path in found)
@@ -170,7 +171,7 @@ def _certificates(variable: str, path: Path) -> str:
     except (ssl.SSLError, ValueError) as why:
         raise ValueError(f"{variable}: {path}: no certificates in PEM form") from why
     except OSError as why:
-        raise ValueError(f"{variable}: {path}: {why.strerror}") from why
+        raise ValueError(f"{variable}: {path}: {in_words(why)}") from why
     return text if text.endswith("\n") else text + "\n"
 
 

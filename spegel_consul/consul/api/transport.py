@@ -41,6 +41,7 @@ from spegel_consul.consul.api.consul_settings import ConsulSettings
 from spegel_consul.consul.api.duration import parse_duration
 from spegel_consul.consul.api.token import TokenSource
 from spegel_consul.disk.threads import in_thread
+from spegel_consul.error_words import in_words
 from spegel_consul.http import bounded_client
 from spegel_consul.http.answer_bounds import AnswerRefused
 
@@ -227,12 +228,12 @@ def root_cause(error: BaseException) -> str:
     """The reason (refused, certificate) in a chain of exceptions; the first one of httpx often has an empty text."""
     if isinstance(error, httpx.LocalProtocolError):
         return "the request has a header that HTTP does not allow"  # its own text shows the token
-    best, seen, at = str(error), set(), error
+    best, seen, at = in_words(error), set(), error
     while id(at) not in seen:
         seen.add(id(at))
         below = at.exceptions[0] if isinstance(at, BaseExceptionGroup) else at.__cause__ or at.__context__
         if below is None:
             break
         at = below
-        best = str(at) if str(at) and not isinstance(at, BaseExceptionGroup) else best
-    return best or type(error).__name__
+        best = in_words(at) if str(at) and not isinstance(at, BaseExceptionGroup) else best
+    return best

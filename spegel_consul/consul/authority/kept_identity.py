@@ -19,6 +19,7 @@ import structlog
 
 from spegel_consul.consul.api.client import Leaf, Roots
 from spegel_consul.disk import foreign_files
+from spegel_consul.error_words import in_words
 from spegel_consul.log import ProblemReport
 
 log = structlog.get_logger(__name__)
@@ -45,7 +46,7 @@ class KeptIdentity:
         except FileNotFoundError:
             return None
         except OSError as exc:
-            self._report.tell(f"cannot read {self._path}: {exc.strerror or exc}")
+            self._report.tell(f"cannot read {self._path}: {in_words(exc)}")
         except (ValueError, TypeError, KeyError, RecursionError):
             self._report.tell(f"{self._path} is damaged and will be replaced")
         return None
@@ -57,7 +58,7 @@ class KeptIdentity:
         try:
             await self._calls.run(partial(_save, self._path, leaf, roots))
         except OSError as exc:
-            self._report.tell(f"cannot write {self._path}: {exc.strerror or exc}")
+            self._report.tell(f"cannot write {self._path}: {in_words(exc)}")
         else:
             self._report.tell(None)
 

@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterable
 import structlog
 import trio
 
+from spegel_consul.error_words import in_words
 from spegel_consul.http.server.listen import BACKLOG
 
 log = structlog.get_logger(__name__)
@@ -107,7 +108,7 @@ def listen_for_own(sock: socket.socket, called: Iterable[str] = ()) -> socket.so
     except OSError as exc:
         own.close()
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 0)
-        log.debug("connections of this machine have no queue of their own", error=str(exc))
+        log.debug("connections of this machine have no queue of their own", error=in_words(exc))
         return None
     return own
 
@@ -133,7 +134,7 @@ async def accept(sock: socket.socket, handle: Callable[[socket.socket], object])
                     continue  # an error of one connection only (accept(2))
                 if (now := trio.current_time()) >= warn_at:
                     warn_at = now + _WARN_EVERY
-                    log.error("no connection can be accepted now", error=exc.strerror)
+                    log.error("no connection can be accepted now", error=in_words(exc))
                 await trio.sleep(_BACK_OFF)
     finally:
         trio.lowlevel.notify_closing(sock)

@@ -12,6 +12,7 @@ import errno
 import socket
 from dataclasses import dataclass
 
+from spegel_consul.error_words import in_words
 from spegel_consul.peers import host_port
 
 BACKLOG = 1024
@@ -60,7 +61,7 @@ def listen(address: ListenAddress, flag: str) -> socket.socket:
         try:
             candidates = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
         except OSError as exc:
-            raise ListenError(f"{flag} {address}: host can't be resolved: {exc}") from None
+            raise ListenError(f"{flag} {address}: host can't be resolved: {in_words(exc)}") from None
         families = [(info[0], info[4]) for info in candidates[:1]]
     else:
         families = [(socket.AF_INET6, ("::", address.port)), (socket.AF_INET, ("0.0.0.0", address.port))]  # noqa: S104

@@ -18,6 +18,7 @@ from typing import Any
 
 import trio
 
+from spegel_consul.error_words import in_words
 from spegel_consul.join.peer_formats import FIRST, one_line
 from spegel_consul.join.polled import SourceError
 from spegel_consul.multiaddrs import Address
@@ -107,7 +108,7 @@ class DnsSource:
             except dns.resolver.NXDOMAIN:
                 raise SourceError("the name does not exist (NXDOMAIN)") from None
             except (dns.exception.DNSException, OSError, ValueError) as why:
-                problem = one_line(str(why) or type(why).__name__)
+                problem = one_line(in_words(why))
             else:
                 return answer if answer.rrset is not None else None
         raise SourceError(problem)

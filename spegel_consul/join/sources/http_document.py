@@ -21,6 +21,7 @@ import trio
 
 from spegel_consul.consul.api.transport import root_cause
 from spegel_consul.disk import foreign_files, pem
+from spegel_consul.error_words import in_words
 from spegel_consul.http import bounded_client
 from spegel_consul.http.answer_bounds import AnswerRefused
 from spegel_consul.http.peer_tls import PeerTls
@@ -86,7 +87,7 @@ class HttpSource:
         except httpx.HTTPError as why:
             raise SourceError(one_line(root_cause(why), 200)) from None
         except OSError as why:
-            raise SourceError(f"{self._cert_dir}: {why.strerror or why}") from None
+            raise SourceError(f"{self._cert_dir}: {in_words(why)}") from None
         except ValueError as why:
             raise SourceError(one_line(str(why), 200)) from None
 
@@ -103,5 +104,5 @@ def _tls(cert_dir: Path) -> ssl.SSLContext:
         if cert.exists():
             pem.load_pair(context, cert, key)
     except (OSError, ValueError) as why:
-        raise ValueError(f"{cert_dir}: {why}") from None
+        raise ValueError(f"{cert_dir}: {in_words(why)}") from None
     return context

@@ -28,6 +28,7 @@ import trio
 from spegel_consul.consul.api.token import TokenSource
 from spegel_consul.consul.api.transport import root_cause
 from spegel_consul.disk import pem
+from spegel_consul.error_words import in_words
 from spegel_consul.http import bounded_client
 from spegel_consul.http.answer_bounds import AnswerRefused
 from spegel_consul.join.peer_formats import one_line
@@ -103,7 +104,7 @@ class NomadSettings:
             if self.client_cert and self.client_key:
                 pem.load_pair(context, self.client_cert, self.client_key)
         except (OSError, ValueError) as why:
-            raise ValueError(f"NOMAD_CACERT, NOMAD_CLIENT_CERT, NOMAD_CLIENT_KEY: {why}") from None
+            raise ValueError(f"NOMAD_CACERT, NOMAD_CLIENT_CERT, NOMAD_CLIENT_KEY: {in_words(why)}") from None
         if not self.verify:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE

@@ -27,6 +27,7 @@ import structlog
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from spegel_consul.error_words import in_words
 from spegel_consul.multiaddrs import Address
 from spegel_consul.peers import RingError, peer_id_to_text
 from spegel_consul.ring.dht.messages import Frames, frame
@@ -234,7 +235,7 @@ class Libp2pHost:
             stream = await self._dialler.connect(host, port, named=named)
         except Exception as exc:  # getaddrinfo raises more than OSError for an impossible name
             kind = Silent if isinstance(exc, NoAnswer) else Unreachable
-            result.fail(kind(f"can't connect to {host!a}, port {port}: {exc}"))
+            result.fail(kind(f"can't connect to {host!a}, port {port}: {in_words(exc)}"))
             return
         begun = False
 

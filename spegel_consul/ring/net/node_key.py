@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from spegel_consul.disk import foreign_files
+from spegel_consul.error_words import in_words
 from spegel_consul.peers import RingError, peer_id_of_ed25519
 
 KEY_FILE = "private.key"
@@ -38,7 +39,7 @@ def load_or_create(data_dir: Path | None) -> Ed25519PrivateKey:
     except FileNotFoundError:
         return _create(path)
     except OSError as exc:
-        raise RingError(f"cannot read the private key {path}: {exc.strerror or exc}") from exc
+        raise RingError(f"cannot read the private key {path}: {in_words(exc)}") from exc
 
 
 def peer_id(key: Ed25519PrivateKey) -> bytes:
@@ -68,5 +69,5 @@ def _create(path: Path) -> Ed25519PrivateKey:
         path.parent.mkdir(parents=True, exist_ok=True)
         foreign_files.write(path, pem, mode=0o600)  # atomic, even if the machine stops meanwhile
     except OSError as exc:
-        raise RingError(f"cannot write the private key {path}: {exc.strerror or exc}") from exc
+        raise RingError(f"cannot write the private key {path}: {in_words(exc)}") from exc
     return key

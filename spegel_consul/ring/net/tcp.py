@@ -6,6 +6,7 @@ import socket
 
 import trio
 
+from spegel_consul.error_words import in_words
 from spegel_consul.peers import RingError, host_port
 
 
@@ -22,12 +23,12 @@ async def listen(bind: tuple[str, int] | socket.socket) -> trio.SocketListener:
             await sock.bind((host, port))
         except OSError as exc:
             sock.close()
-            raise RingError(f"the ring can't listen on {host_port(host, port)}: {exc.strerror or exc}") from exc
+            raise RingError(f"the ring can't listen on {host_port(host, port)}: {in_words(exc)}") from exc
     try:
         sock.listen(1024)
     except OSError as exc:
         sock.close()
-        raise RingError(f"the ring can't listen on {bind}: {exc.strerror or exc}") from exc
+        raise RingError(f"the ring can't listen on {bind}: {in_words(exc)}") from exc
     return trio.SocketListener(sock)
 
 

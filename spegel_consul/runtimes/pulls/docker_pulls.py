@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 import trio
 
+from spegel_consul.error_words import in_words
 from spegel_consul.http import bounded_client
 from spegel_consul.http.bounded_lines import TooLong, read_lines
 from spegel_consul.oci.reference import Reference
@@ -59,7 +60,7 @@ class DockerPulls:
         except trio.TooSlowError:
             raise CantPull(f"Docker has not pulled the image within {within:g} s") from None
         except (httpx.HTTPError, TooLong) as exc:
-            raise CantPull(f"Docker at {self.socket} broke off: {exc or type(exc).__name__}") from None
+            raise CantPull(f"Docker at {self.socket} broke off: {in_words(exc)}") from None
 
     async def _follow(self, answer: httpx.Response, received: Received) -> None:
         layers: dict[str, int] = {}

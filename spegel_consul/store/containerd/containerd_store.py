@@ -39,6 +39,7 @@ from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import BlobUnknown
 from spegel_consul.store import Blob, Downloads
 from spegel_consul.store.blob_files import blob_file
+from spegel_consul.store.containerd.absence import Absence
 from spegel_consul.store.containerd.awaited_content import AwaitedContent
 from spegel_consul.store.containerd.conversion import ContentChanged, Event, ImageChanged, ImageDeleted
 from spegel_consul.store.containerd.grpc_calls import ContainerdUnavailable, EventStream
@@ -67,7 +68,7 @@ class ContainerdStore(IndexedStore):
     That is asked before each attempt to connect, in a thread, so it may wait a moment. ``content_path``: root of the
     content store (``…/io.containerd.content.v1.content``) if it is not where containerd says; ``relist_interval``:
     seconds between listings that find what no event tells; ``expected``: whether it is worth a word if there is no
-    such namespace.
+    such namespace; ``absence``: shared with the other stores of the same containerd.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class ContainerdStore(IndexedStore):
         *,
         relist_interval: float = 30.0,
         expected: bool = True,
+        absence: Absence | None = None,
     ) -> None:
         super().__init__(accept)
         self._find_socket = socket
@@ -89,7 +91,7 @@ class ContainerdStore(IndexedStore):
         self._reader = Reader()
         self._reader.directory = content_path
         self._problem = "images of containerd have not been listed yet"
-        self._away = False
+        self._absence = absence or Absence()
         self._said_empty = not expected
         self._next_listing = 0.0
         self._ingests = Ingests(lambda: self._reader.directory, namespace, self._download_ended)
@@ -275,9 +277,7 @@ class ContainerdStore(IndexedStore):
         self._next_listing = min(self._next_listing, trio.current_time() + seconds)
 
     def _went_away(self, reason: str) -> None:
-        if not self._away:
-            log.warning("containerd is away", reason=reason)
-        self._away = True
+        self._absence.began(self._namespace, reason)
         self._problem = reason
 
     async def _came_back(self, client: ContainerdClient) -> None:
@@ -292,7 +292,8 @@ class ContainerdStore(IndexedStore):
                     namespaces=namespaces,
                     socket=str(self._socket),
                 )
-        if self._away or self._problem is not None:
+        was_away = self._absence.ended(self._namespace)
+        if was_away or self._problem is not None:
             log.info(
                 "containerd is here",
                 socket=str(self._socket),
@@ -301,7 +302,6 @@ class ContainerdStore(IndexedStore):
                 directory=str(self._reader.directory),
                 images=len(self.images()),
             )
-        self._away = False
         self._problem = None
 
 

@@ -32,6 +32,7 @@ from google.protobuf import empty_pb2
 from google.protobuf.message import Message
 
 from spegel_consul.disk.threads import in_thread
+from spegel_consul.error_words import in_words
 from spegel_consul.oci.digest import Digest
 from spegel_consul.store.containerd import conversion
 from spegel_consul.store.containerd.grpc_calls import (
@@ -279,5 +280,5 @@ def why_unreachable(socket: Path) -> str:
         return f"nobody listens on containerd's socket {socket}: start containerd"
     except OSError as exc:
         reason = errno.errorcode.get(exc.errno, "") if exc.errno else "no answer"
-        return f"can't connect to containerd's socket {socket}: {exc.strerror or exc} {reason}".rstrip()
+        return f"can't connect to containerd's socket {socket}: {in_words(exc)} {reason}".rstrip()
     return f"the connection to containerd at {socket} was lost, or what listens there is not containerd"

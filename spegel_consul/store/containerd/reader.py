@@ -19,6 +19,7 @@ import structlog
 import trio
 
 from spegel_consul.disk.threads import in_thread
+from spegel_consul.error_words import in_words
 from spegel_consul.oci.descriptor import Descriptor
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import BlobUnknown
@@ -59,7 +60,7 @@ class Reader:
             except FileNotFoundError:
                 file_is_missing = True
             except OSError as exc:
-                self._say_slow(str(exc))
+                self._say_slow(in_words(exc))
         # containerd has the last word: the directory may be another one, or out of sight
         if self.client is not None:
             try:

@@ -73,7 +73,7 @@ class ClusterSurvey:
                 own = NodeSummary.parse(node_summary.of(self._node))
                 rows[number] = NodeRow(peer, page_of(self._node.metrics_address), own)
             elif (reason := _not_asked(peer, address, len(waiting))) is not None:
-                rows[number] = NodeRow(peer, page_of(address), None, reason)
+                rows[number] = NodeRow(peer, page_of(address) if address is not None else None, None, reason)
             else:
                 assert address is not None
                 waiting.append((number, peer, address))

@@ -88,7 +88,11 @@ class MetricsPorts:
                 self._stale_at = trio.current_time() + _FRESH
         return addresses(self._node.ring.view(), self._services, self._node.metrics_address[1])
 
+    async def pages(self) -> dict[str, str]:
+        """The URLs of their status pages by peer id."""
+        return {peer_id: page_of(address) for peer_id, address in (await self.find()).items()}
 
-def page_of(address: Address | None) -> str | None:
+
+def page_of(address: Address) -> str:
     """The URL of a node's status page."""
-    return f"http://{host_port(*address)}/debug/web/" if address is not None else None
+    return f"http://{host_port(*address)}/debug/web/"

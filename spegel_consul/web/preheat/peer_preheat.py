@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 
 import httpx
 
+from spegel_consul.error_words import in_words
 from spegel_consul.http.bounded_lines import TooLong, read_lines
 from spegel_consul.peers import host_port
 from spegel_consul.web.preheat.preheat_report import BadLine, NodePreheat, State
@@ -60,13 +61,13 @@ async def ask(
             if not await _read(answer, where, tell):
                 fail(f"the connection to {where} ended before the pull")
     except httpx.ConnectError as exc:
-        fail(f"{where} can't be reached: {exc or 'no connection'}; peers must reach its --metrics-addr")
+        fail(f"{where} can't be reached: {in_words(exc)}; peers must reach its --metrics-addr")
     except httpx.ConnectTimeout:
         fail(f"{where} does not accept connections within {CONNECT_TIMEOUT:g} s")
     except httpx.ReadTimeout:
         fail(f"{where} sent nothing for {SILENCE:g} s: it hangs")
     except (httpx.HTTPError, TooLong, BadLine, _Refused) as exc:
-        fail(f"{where}: {exc or type(exc).__name__}")
+        fail(f"{where}: {in_words(exc)}")
 
 
 class _Refused(Exception):

@@ -1,0 +1,23 @@
+"""``in_words``: the reason in an exception of the system, as people read it.
+
+Python's text of such an exception begins with its number (``[Errno 111] Connection refused``) or names a line of C
+(``_ssl.c:992``), and libraries copy it into their own messages. A person needs the words alone. All errors, warnings
+and findings for people use this one function; a new form of such a text belongs here.
+"""
+
+from __future__ import annotations
+
+import re
+
+_NUMBERS = re.compile(r"\[(?:Errno|WinError) -?\d+\] ?|\[[A-Z0-9_]+: [A-Z0-9_]+\] ?|\[SSL\] ?| ?\(_ssl\.c:\d+\)")
+
+
+def in_words(exc: BaseException) -> str:
+    """The reason without numbers, in one line: ``Connection refused``; the kind of the exception if it has no text.
+
+    The name of a file is left out of an OSError, because the caller names it.
+    """
+    while isinstance(exc, BaseExceptionGroup):
+        exc = exc.exceptions[0]
+    text = str((isinstance(exc, OSError) and exc.strerror) or exc)
+    return " ".join(_NUMBERS.sub("", text).split()) or type(exc).__name__
