@@ -11,7 +11,8 @@ OWN, MIRROR, MANIFESTS, RANGES = "own blobs", "mirrored blobs", "manifests", "ra
 OWN_TLS, MIRROR_TLS = "own TLS", "mirrored TLS"
 
 _CHUNK = 8 * MIB
-_ENCRYPTED = {"1 MiB": (1,), "100 MiB": (1,)}
+_OWN_TLS = {"1 MiB": (1,), "100 MiB": (1,)}
+_MIRROR_TLS = {"1 MiB": (4,), "100 MiB": (1,)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ def full(rounds: int) -> Plan:
     """Everything."""
     sizes = {"1 MiB": (1, 4, 16), "100 MiB": (1, 4, 16), "1 GiB": (1, 4, 16)}
     workloads = _blobs(OWN, sizes) + _blobs(MIRROR, sizes)
-    workloads += _blobs(OWN_TLS, _ENCRYPTED) + _blobs(MIRROR_TLS, _ENCRYPTED)
+    workloads += _blobs(OWN_TLS, _OWN_TLS) + _blobs(MIRROR_TLS, _MIRROR_TLS)
     workloads += [Workload(MANIFESTS, "manifest", many, method) for method in ("GET", "HEAD") for many in (1, 16, 64)]
     workloads += [Workload(RANGES, "1 GiB", many, step=_CHUNK) for many in (1, 4)]
     return Plan(tuple(workloads), rounds, 1.2, 10.0, 600.0, True, max(3, rounds), 30.0, True)
@@ -73,7 +74,7 @@ def quick() -> Plan:
     """A look at each table in about a minute."""
     workloads = _blobs(OWN, {"1 MiB": (4,), "100 MiB": (1, 4)})
     workloads += _blobs(MIRROR, {"1 MiB": (4,), "100 MiB": (4,)})
-    workloads += _blobs(OWN_TLS, _ENCRYPTED) + _blobs(MIRROR_TLS, _ENCRYPTED)
+    workloads += _blobs(OWN_TLS, _OWN_TLS) + _blobs(MIRROR_TLS, _MIRROR_TLS)
     workloads += [Workload(MANIFESTS, "manifest", 16), Workload(MANIFESTS, "manifest", 16, "HEAD")]
     workloads += [Workload(RANGES, "1 GiB", 4, step=_CHUNK)]
     return Plan(tuple(workloads), 2, 0.25, 0.3, 4.0, False, 2, 2.0, False)

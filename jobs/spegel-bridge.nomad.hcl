@@ -8,6 +8,13 @@
 #
 #   nomad job run -var 'mirror_targets=http://${attr.unique.network.ip-address}:5000' configure.nomad.hcl
 #
+# With peer_tls = "require" the runtime needs a port of its own, because it comes from the bridge's address, as strangers
+# may. It speaks plain text, so it must be open on loopback only: give each Nomad client a host network for that,
+#
+#   client { host_network "loopback" { cidr = "127.0.0.1/8" } }
+#
+# give this job runtime_port = 5002, and point the runtimes at it: -var mirror_targets=http://127.0.0.1:5002.
+#
 # A runtime with an HTTP proxy needs that address in its NO_PROXY; `spegel-consul preflight` prints the line.
 #
 # Clients must allow the docker driver to mount host directories: volumes { enabled = true } in its plugin's configuration.
@@ -101,7 +108,19 @@ variable "consul_identity" {
 variable "peer_tls" {
   type        = string
   default     = "off"
-  description = "prefer or require: encryption between nodes, with certificates of Consul; require needs a --runtime-addr here (docs/security.md)."
+  description = "prefer or require: encryption between nodes, with certificates of Consul; require needs runtime_port (docs/security.md)."
+}
+
+variable "runtime_port" {
+  type        = number
+  default     = 0
+  description = "A port for the node's own runtimes, in plain text, for peer_tls = require; 0 for none."
+}
+
+variable "runtime_host_network" {
+  type        = string
+  default     = "loopback"
+  description = "The host_network of the Nomad clients on which runtime_port is open; it must be loopback, as no password is asked."
 }
 
 variable "follow" {
@@ -235,6 +254,15 @@ job "spegel" {
         static = var.metrics_port
         to     = -1
       }
+      dynamic "port" {
+        for_each = var.runtime_port > 0 ? [var.runtime_port] : []
+        labels   = ["runtime"]
+        content {
+          static       = port.value
+          to           = port.value
+          host_network = var.runtime_host_network
+        }
+      }
     }
 
     # Three names, because DNS answers a name with all its instances, whatever their ports are.
@@ -340,7 +368,8 @@ job "spegel" {
           "--peer-tls=${var.peer_tls}",
           "--peer-policy=${var.peer_policy}",
           "--log-level=${var.log_level}",
-        ], [for filter in var.registry_filters : "--registry-filters=${filter}"], var.extra_args)
+        ], [for filter in var.registry_filters : "--registry-filters=${filter}"],
+        var.runtime_port > 0 ? ["--runtime-addr=:${var.runtime_port}"] : [], var.extra_args)
         volumes = concat([
           "${var.containerd_dir}:/run/spegel-containerd",
           "${var.containerd_content}:${var.containerd_content}:ro",

@@ -20,6 +20,7 @@ from spegel_consul.consul.election.election_view import ElectionSettings
 from spegel_consul.endpoints.check import has_failed, verdict
 from spegel_consul.endpoints.dial_back import Peer
 from spegel_consul.http.peer_tls import Encryption
+from spegel_consul.http.tls import Tls, TlsError, TlsFiles
 from spegel_consul.preflight.node_address import NoAddress, advertised
 
 
@@ -81,6 +82,13 @@ from spegel_consul.preflight.node_address import NoAddress, advertised
     default=None,
     help="As for registry; the peers then have TLS too.",
 )
+@option("--tls-key-file", type=click.Path(path_type=Path), default=None, help="As for registry.")
+@option("--tls-ca-file", type=click.Path(path_type=Path), default=None, help="As for registry.")
+@option(
+    "--tls-verify-clients/--no-tls-verify-clients",
+    default=False,
+    help="As for registry; the peer is then shown the certificate.",
+)
 @option(
     "--peer-tls",
     type=click.Choice(["off", "prefer", "require"]),
@@ -105,8 +113,9 @@ def preflight(as_json: bool, peer: Any, **given: Any) -> None:
     bound = given["registry_addr"]
     try:
         address = advertised(given["advertise_addr"], bound.host)
+        certificates = _certificates(given)
         consul = ConsulSettings.from_env(os.environ) if given["bootstrap_kind"] == "consul" else None
-    except NoAddress as exc:
+    except (NoAddress, TlsError) as exc:
         raise click.ClickException(str(exc)) from None
     except ValueError as exc:
         raise click.UsageError(str(exc)) from None
@@ -130,6 +139,7 @@ def preflight(as_json: bool, peer: Any, **given: Any) -> None:
         peer=Peer(peer.host, peer.port) if peer is not None else None,
         tls=given["tls_cert_file"] is not None and given["peer_tls"] == "off",
         peer_tls=Encryption(given["peer_tls"]) if given["peer_tls"] != "off" else None,
+        certificates=certificates,
         has_runtime_address=given["runtime_addr"] is not None,
         runtimes=frozenset() if "auto" in runtimes else runtimes,
     )
@@ -139,3 +149,16 @@ def preflight(as_json: bool, peer: Any, **given: Any) -> None:
     else:
         print_hanging([line for check in checks for line in check.lines()] + [("", verdict(checks))])
     raise SystemExit(1 if has_failed(checks) else 0)
+
+
+def _certificates(given: dict[str, Any]) -> Tls | None:
+    """This node's certificates from files; None without a key, which the checks that show no certificate do not need.
+
+    Raises TlsError.
+    """
+    cert, key, verify_clients = given["tls_cert_file"], given["tls_key_file"], given["tls_verify_clients"]
+    if cert is None or key is None:
+        if verify_clients:
+            raise click.UsageError("--tls-verify-clients needs --tls-cert-file and --tls-key-file")
+        return None
+    return Tls(TlsFiles(cert, key, given["tls_ca_file"], verify_clients))

@@ -107,10 +107,9 @@ class PeerResponse:
         return received
 
     @property
-    def source(self) -> trio.socket.SocketType | SecureSocket:
-        """The peer's socket, which continues after the buffered bytes."""
-        assert self._connection is not None
-        return self._connection.source
+    def source(self) -> trio.socket.SocketType | SecureSocket | None:
+        """The peer's socket, which continues after the buffered bytes; None for an answer without a connection."""
+        return None if self._connection is None else self._connection.source
 
     def spliced(self, count: int) -> None:
         """Report that ``count`` bytes of the body were taken from :attr:`source`."""

@@ -103,7 +103,11 @@ async def _clients(subject: Subject) -> list[Check]:
 async def _certificate_and_dial_back(subject: Subject) -> list[Check]:
     """The certificate comes first, because nodes that require TLS are asked with it."""
     checks: list[Check] = []
-    contexts: tuple[ssl.SSLContext | None, ...] = (dial_back.unverified(),) if subject.tls else (None,)
+    contexts: tuple[ssl.SSLContext | None, ...] = (None,)
+    if subject.tls:
+        # peers that verify clients refuse those without a certificate
+        shown = subject.certificates if subject.certificates and subject.certificates.verifies_clients else None
+        contexts = (shown.client() if shown is not None else dial_back.unverified(),)
     if subject.peer_tls is not None:
         if subject.certificates is not None:
             context = subject.certificates.client()

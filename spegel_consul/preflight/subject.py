@@ -48,7 +48,7 @@ class Subject:
     """Whether the nodes' registries speak TLS and nothing else."""
     peer_tls: Encryption | None = None
     certificates: PeerTls | None = None
-    """Those of ``peer_tls``, if the sidecar runs; None: Consul is asked for one."""
+    """This node's own, from files or of the running sidecar; None with ``peer_tls``: Consul is asked for one."""
     has_runtime_address: bool = False
     runtimes: frozenset[str] = frozenset()
     """The runtimes that are in use; empty to find out."""

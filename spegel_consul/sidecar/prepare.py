@@ -143,7 +143,7 @@ async def log_findings(settings: Settings, node: PreparedNode, known: str | None
         leader_key=settings.election.key,
         tls=not is_plain_to_own(node.tls),
         peer_tls=settings.peer_tls,
-        certificates=node.tls if settings.peer_tls is not None else None,
+        certificates=node.tls,
         has_runtime_address=node.runtime is not None,
     )
     for check in await node_checks.run(subject):

@@ -288,6 +288,18 @@ def test_podman_can_run_what_changes_its_files(name: str) -> None:
     assert task["config"]["volumes"] == '[for directory in var.config_directories : "${directory}:${directory}"]'
 
 
+def test_a_runtime_s_own_port_is_open_on_the_network_that_the_job_names() -> None:
+    path = ROOT / "jobs/spegel-bridge.nomad.hcl"
+    dynamic = group(path)["network"]["dynamic"]["port"]
+    assert dynamic["labels"] == ["runtime"]
+    assert dynamic["content"]["host_network"] == "var.runtime_host_network"
+    declared = load(path)["variable"]
+    assert declared["runtime_port"]["default"] == 0
+    assert declared["runtime_host_network"]["default"] == "loopback"
+    (task,) = tasks(path)
+    assert 'var.runtime_port > 0 ? ["--runtime-addr=:${var.runtime_port}"] : []' in task["config"]["args"]
+
+
 @pytest.mark.parametrize("name", ["configure", "spegel"])
 def test_where_docker_reads_hosts_toml_it_is_new_enough(name: str) -> None:
     constraint = group(ROOT / f"jobs/{name}.nomad.hcl")["dynamic"]["constraint"]

@@ -58,7 +58,8 @@ class SimulatedPeer:
 class SimulatedResponse(PeerResponse):
     """The bytes from ``start`` on."""
 
-    encrypted = True  # so the bytes pass through this process
+    encrypted = True
+    source = None  # so the bytes pass through this process
 
     def __init__(self, peer: SimulatedPeer, start: int) -> None:
         self._peer = peer

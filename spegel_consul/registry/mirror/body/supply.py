@@ -176,13 +176,13 @@ class Supply:
 
 
 def _puller(
-    into: Taker, source: trio.socket.SocketType | SecureSocket
+    into: Taker, source: trio.socket.SocketType | SecureSocket | None
 ) -> Callable[[Throughput], Awaitable[None]] | None:
     """Return the method by which ``into`` takes the bytes from ``source``; None if it is to be given them.
 
-    That is so if TLS comes in mid-body, from another peer, to a relay that moves bytes in the kernel.
+    That is so, too, if TLS comes in mid-body, from another peer, to a relay that moves bytes in the kernel.
     """
-    if isinstance(into, Passage):
+    if source is None or isinstance(into, Passage):
         return None
     if isinstance(into, Relay):
         return None if isinstance(source, SecureSocket) else partial(into.pull, source)
