@@ -11,7 +11,7 @@ CACHE  ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/spegel-consul-ci
 # without compiled files each process of a test compiles the product and the tests anew, which takes longer than it runs
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run install dev-install real-parts test check docs audit unit fresh sim faults nomad soak bench archive clean
+.PHONY: run install dev-install real-parts test check docs audit unit fresh sim faults nomad newer soak bench archive clean
 
 run: install
 	$(BIN)/spegel-consul dev
@@ -80,6 +80,11 @@ faults: dev-install real-parts
 NOMAD ?= $(shell command -v nomad)
 nomad: dev-install real-parts
 	NOMAD=$(abspath $(NOMAD)) SPEGEL_REAL_PARTS=$(CACHE) $(BIN)/python -m pytest tests/nomad
+
+# the tests with real runtimes, with a containerd that no Debian suite has, and DOCKER, a checkout of moby, if there is one
+DOCKER ?=
+newer: dev-install real-parts
+	SPEGEL_REAL_PARTS=$$(.ci/build-newer-runtimes $(CACHE) $(DOCKER)) $(BIN)/python -m pytest tests/real/runtimes tests/real/test_pull.py
 
 MINUTES ?= 60
 soak: dev-install real-parts
