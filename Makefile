@@ -11,7 +11,7 @@ CACHE  ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/spegel-consul-ci
 # without compiled files each process of a test compiles the product and the tests anew, which takes longer than it runs
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run install dev-install real-parts test check docs audit unit fresh sim faults nomad buildkit soak bench archive clean
+.PHONY: run install dev-install real-parts test check docs audit unit fresh sim faults nomad newer buildkit soak bench archive clean
 
 run: install
 	$(BIN)/spegel-consul dev
@@ -85,6 +85,11 @@ nomad: dev-install real-parts
 buildkit: dev-install real-parts
 	.ci/install-buildkit $(CACHE)/buildkit
 	BUILDKIT=$(CACHE)/buildkit SPEGEL_REAL_PARTS=$(CACHE) $(BIN)/python -m pytest tests/real/runtimes/test_buildkit.py
+
+# the tests with real runtimes, with a containerd that no Debian suite has, and DOCKER, a checkout of moby, if there is one
+DOCKER ?=
+newer: dev-install real-parts
+	SPEGEL_REAL_PARTS=$$(.ci/build-newer-runtimes $(CACHE) $(DOCKER)) $(BIN)/python -m pytest tests/real/runtimes tests/real/test_pull.py
 
 MINUTES ?= 60
 soak: dev-install real-parts

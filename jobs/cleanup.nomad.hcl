@@ -59,6 +59,10 @@ job "spegel-cleanup" {
   node_pool   = var.node_pool
   namespace   = var.namespace
 
+  ui {
+    description = "Takes the mirrors out of the runtimes' configuration again, on every node."
+  }
+
   constraint {
     attribute = "${attr.kernel.name}"
     value     = "linux"

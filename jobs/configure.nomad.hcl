@@ -86,6 +86,10 @@ job "spegel-configure" {
   node_pool   = var.node_pool
   namespace   = var.namespace
 
+  ui {
+    description = "Points the container runtime of every node at its mirror."
+  }
+
   constraint {
     attribute = "${attr.kernel.name}"
     value     = "linux"

@@ -184,6 +184,10 @@ job "spegel" {
   namespace   = var.namespace
   priority    = var.priority
 
+  ui {
+    description = "A mirror of container images on every node: nodes fetch layers from each other, and from the registry what no node has."
+  }
+
   constraint {
     attribute = "${attr.kernel.name}"
     value     = "linux"

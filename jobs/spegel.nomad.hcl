@@ -201,6 +201,10 @@ job "spegel" {
   namespace   = var.namespace
   priority    = var.priority
 
+  ui {
+    description = "A mirror of container images on every node: nodes fetch layers from each other, and from the registry what no node has."
+  }
+
   constraint {
     attribute = "${attr.kernel.name}"
     value     = "linux"
@@ -360,6 +364,11 @@ job "spegel" {
         image        = var.image
         network_mode = "host"
         init         = true
+
+        # only data_dir is written to, and root may open what belongs to root without any capability
+        readonly_rootfs = true
+        cap_drop        = ["all"]
+        security_opt    = ["no-new-privileges"]
 
         # each connection is an open file
         ulimit {

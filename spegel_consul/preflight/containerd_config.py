@@ -72,7 +72,8 @@ class Place:
         stated = [file.version for file in files if file.version > 1]
         last = stated[-1] if stated else version.newest_file
         for file in reversed(files):
-            is_copied = (file.version if version >= Version(2, 3) else last) < 3  # from the old table to the new one
+            # from the old table to the new one
+            is_copied = file.version < version.newest_file if version >= Version(2, 3) else last < 3
             for name in ((SHORT_CRI,) if file.version == 1 else ()) + (CRI,) if is_copied else ():
                 if table(file.plugin(name), "registry"):
                     return cls(file.path, name)

@@ -5,7 +5,8 @@ A file may import others, and each file has a version of its own. The result dep
 * 1.x: the table of a plugin in a later file replaces that of an earlier one. The last version counts for all files.
 * 2.0 to 2.2: tables are merged key by key. If the last version is 2, the CRI's old table is then copied into the new
   one. A file without a version only has its names changed, so its settings for the CRI are lost.
-* 2.3 and later: each file is brought to the newest version before it is merged.
+* 2.3 and later: each file is brought to the newest version, 4, before it is merged. So the old table of a file of
+  version 3 counts again (seen with 2.4.2).
 
 Lists are joined everywhere. Every rule is compared with ``containerd config dump`` of real daemons
 (tests/real/runtimes/test_containerd_files.py). The result is a document of one version without imports, like that of
@@ -214,7 +215,7 @@ def _merged(files: Iterable[File], version: Version) -> Document:
         for name, value in table(file.document, "plugins").items():
             own[CRI if name == SHORT_CRI and file.version < 2 else name] = value
         if version >= Version(2, 3):
-            own = _migrated(own) if file.version < 3 else own
+            own = _migrated(own) if file.version < newest else own
             last = max(last, file.version)
         elif file.version > 1:
             last = file.version

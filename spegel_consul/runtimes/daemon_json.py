@@ -26,6 +26,8 @@ from spegel_consul.runtimes.mirror_targets import Target
 NAME = "daemon.json"
 MIRRORS, INSECURE, FEATURES = "registry-mirrors", "insecure-registries", "features"
 SNAPSHOTTER = "containerd-snapshotter"
+LOOPBACK = ("127.0.0.0/8", "::1/128")
+"""What is insecure by default; from Docker 29.10 on only while daemon.json has no list (its release notes)."""
 _SPACE = " \t\r\n"
 _MARK = "\ufeff"
 
@@ -46,7 +48,8 @@ class Added:
 def added(existing: str, targets: Iterable[Target], *, snapshotter: bool) -> tuple[str, Added]:
     """``existing`` with ``targets`` as the first mirrors of docker.io, and the additions. Raises Unusable.
 
-    A mirror without TLS that is not on loopback must also be in insecure-registries (Docker 26 and before).
+    A mirror without TLS that is not on loopback must also be in insecure-registries (Docker 26 and before). A list
+    that was not there before gets the defaults too, because they would end with it.
     ``snapshotter`` switches the containerd image store on, because without it a node has no content for peers.
     """
     mark, text = _marked(existing)
@@ -62,6 +65,8 @@ def added(existing: str, targets: Iterable[Target], *, snapshotter: bool) -> tup
         for target in targets
         if target.is_plain and not target.is_loopback and target.address not in allowed
     )
+    if insecure and document.get(INSECURE) is None:
+        insecure += LOOPBACK
     features = document.get(FEATURES)
     if features is None:
         features = {}

@@ -113,6 +113,21 @@ def test_the_check_finds_what_is_wrong() -> None:
             conforms("task", wrong, "example")
 
 
+@name_of
+def test_its_page_says_what_it_is_for(path: Path) -> None:
+    (job,) = load(path)["job"].values()
+    assert job["ui"]["description"].endswith(".")
+
+
+@pytest.mark.parametrize("path", [path for path in MIRRORS if "exec" not in path.name], ids=lambda path: path.stem)
+def test_a_container_has_no_more_rights_than_it_needs(path: Path) -> None:
+    """As docker/README.md runs it, which a test with the image does."""
+    (task,) = [task for task in tasks(path) if "lifecycle" not in task]
+    config = task["config"]
+    assert config["readonly_rootfs"] is True
+    assert (config["cap_drop"], config["security_opt"]) == (["all"], ["no-new-privileges"])
+
+
 @name_of_mirror
 def test_every_service_has_its_port_and_its_checks(path: Path) -> None:
     body = group(path)

@@ -68,6 +68,8 @@ def test_the_lines_to_add_are_for_the_file_that_decides(tmp_path: Path, files: F
     [
         ("2.3.0", 'version = 4\n[plugins."io.containerd.cri.v1.images".registry]\nconfig_path = "/a"\n', "/a"),
         ("2.3.0", 'version = 3\n[plugins."io.containerd.cri.v1.images".registry]\nconfig_path = "/a"\n', "/a"),
+        ("2.4.2", 'version = 3\n[plugins."io.containerd.grpc.v1.cri".registry]\nconfig_path = "/a"\n', "/a"),
+        ("2.4.2", 'version = 4\n[plugins."io.containerd.grpc.v1.cri".registry]\nconfig_path = "/a"\n', "none"),
         ("2.3.0", '[plugins.cri.registry]\nconfig_path = "/a"\n', "/a"),
         ("2.3.0", 'version = 2\n[plugins."io.containerd.grpc.v1.cri".registry]\nconfig_path = "/a"\n', "/a"),
         ("", 'version = 4\n[plugins."io.containerd.cri.v1.images".registry]\nconfig_path = "/a"\n', "/a"),

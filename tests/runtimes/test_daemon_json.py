@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lab.daemon_files import BOM, ODD
 
-from spegel_consul.runtimes.daemon_json import Added, added, taken_out
+from spegel_consul.runtimes.daemon_json import LOOPBACK, Added, added, taken_out
 from spegel_consul.runtimes.hosts_toml import Unusable
 from spegel_consul.runtimes.mirror_targets import Target
 
@@ -26,10 +26,10 @@ EXISTING = """\
 
 def test_only_what_is_new_is_put_in() -> None:
     text, what = added(EXISTING, [NEAR, LOCAL, TLS], snapshotter=True)
-    assert what == Added((NEAR.url, LOCAL.url, TLS.url), ("10.0.0.7:5000",), True)
+    assert what == Added((NEAR.url, LOCAL.url, TLS.url), ("10.0.0.7:5000", *LOOPBACK), True)
     document = json.loads(text)
     assert document["registry-mirrors"] == [NEAR.url, LOCAL.url, TLS.url, "https://cache.lan"]
-    assert document["insecure-registries"] == ["10.0.0.7:5000"]
+    assert document["insecure-registries"] == ["10.0.0.7:5000", *LOOPBACK]
     assert document["features"] == {"buildkit": True, "containerd-snapshotter": True}
     for line in [*EXISTING.splitlines()[:3], '    "log-opts":   {"max-size": "10m"},']:
         assert line in text.splitlines()
@@ -99,7 +99,8 @@ def test_everything_else_keeps_its_meaning_and_taking_out_undoes_it(
         if name not in ("registry-mirrors", "insecure-registries", "features"):
             assert after[name] == value
     assert {NEAR.url, LOCAL.url, *before.get("registry-mirrors", [])} == set(after["registry-mirrors"])
-    assert {"10.0.0.7:5000", *before.get("insecure-registries", [])} == set(after["insecure-registries"])
+    defaults = set() if "insecure-registries" in before else set(LOOPBACK)
+    assert {"10.0.0.7:5000", *defaults, *before.get("insecure-registries", [])} == set(after["insecure-registries"])
     back = json.loads(taken_out(text, what))
     for name in ("registry-mirrors", "insecure-registries"):
         assert back.get(name, []) == before.get(name, [])
@@ -133,7 +134,8 @@ def test_a_file_that_docker_accepts_is_kept(existing: str) -> None:
     after = read_by_docker(text)
     assert text.startswith(BOM) == existing.startswith(BOM)
     assert after["registry-mirrors"] == [NEAR.url, LOCAL.url, *(before.get("registry-mirrors") or [])]
-    assert after["insecure-registries"] == [NEAR.address]
+    defaults = () if before.get("insecure-registries") is not None else LOOPBACK
+    assert after["insecure-registries"] == [NEAR.address, *defaults]
     assert after["features"] == {**(before.get("features") or {}), "containerd-snapshotter": True}
     assert after.get("debug") == before.get("debug")
     assert added(text, [NEAR, LOCAL], snapshotter=True) == (text, Added())
@@ -143,3 +145,13 @@ def test_a_file_that_docker_accepts_is_kept(existing: str) -> None:
         expected = before.get(name) or None
         assert left == (None if expected == {"containerd-snapshotter": None} else expected)
     assert back.get("debug") == before.get("debug")
+
+
+def test_registries_on_loopback_stay_without_tls() -> None:
+    """From Docker 29.10 on a list takes the place of the default, so a new one has it too; one that is there stays."""
+    assert json.loads(added("{}", [NEAR], snapshotter=False)[0])["insecure-registries"] == [NEAR.address, *LOOPBACK]
+    assert "insecure-registries" not in json.loads(added("{}", [LOCAL], snapshotter=False)[0])
+    for mine in ([], ["127.0.0.1:5001"]):
+        text, what = added(json.dumps({"insecure-registries": mine}), [NEAR], snapshotter=False)
+        assert sorted(json.loads(text)["insecure-registries"]) == sorted([*mine, NEAR.address])
+        assert what.insecure == (NEAR.address,)

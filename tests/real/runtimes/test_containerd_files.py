@@ -32,6 +32,12 @@ def dumped(daemon: str, path: Path) -> CriSettings | None:
     return None if done.returncode else CriSettings.of(tomllib.loads(done.stdout.decode()))
 
 
+def stated(daemon: str) -> Version:
+    """The version that the program says of itself."""
+    said = subprocess.run([parts.containerd(daemon), "--version"], capture_output=True, timeout=30, check=True)
+    return Version.parse(said.stdout.decode().split()[2])
+
+
 def brief(settings: CriSettings | None) -> str:
     if settings is None:
         return "refused"
@@ -43,20 +49,27 @@ def brief(settings: CriSettings | None) -> str:
 
 @pytest.mark.parametrize("daemon", parts.CONTAINERDS if ALL else ["21"])
 def test_the_table_is_true(tmp_path: Path, daemon: str) -> None:
-    """The plain tests compare the rules with the same table."""
+    """The plain tests compare the rules with the same table.
+
+    A newer containerd in the place of one (`make newer`) is not in the table: its rules are compared with what it says.
+    """
     hosts = tmp_path / "certs.d"
-    version = Version.parse(VERSIONS[daemon])
+    version = stated(daemon)
+    is_listed = version == Version.parse(VERSIONS[daemon])
     for number, (name, files) in enumerate(FILES.items()):
         directory = tmp_path / str(number)
         directory.mkdir()
         path = files.write(directory)
         settings = dumped(daemon, path)
-        assert brief(settings) == files.expected[list(VERSIONS).index(daemon)], name
+        if is_listed:
+            assert brief(settings) == files.expected[list(VERSIONS).index(daemon)], name
         try:
-            place = Place.find(path, read(path, version, directory).files, version)
+            found = read(path, version, directory)
         except Unreadable:
             assert settings is None, name
             continue
+        assert brief(settings) == brief(CriSettings.of(found.document)), name
+        place = Place.find(path, found.files, version)
         assert settings is not None, name
         (check, *_) = checks_of(settings, version, hosts, place)
         if check.status is Status.OK or "mirrors" in check.says:
