@@ -148,15 +148,20 @@ class Planner:
         request = parse(path, query, namespace, agent.startswith(_DOCKERD), from_peer, one_source)
         reference = request.reference
         asks_whether_moved = (
-            reference.digest is None and from_this_machine and not from_peer and agent.startswith(_RUNTIMES)
+            reference.digest is None
+            and from_this_machine
+            and not from_peer
+            and request.falls_back
+            and agent.startswith(_RUNTIMES)
         )
         # Range is defined for GET (RFC 9110, 14.2); If-Range can't match (13.1.5), because no answer has a validator
         heeds_range = method == "GET" and request.kind is Kind.BLOB and b"if-range" not in headers
         header = headers.get(b"range") if heeds_range else None
         wanted = parse_ranges(header.decode("latin-1")) if header is not None else None
         # The runtime of this node asks for a tag in order to learn whether the tag has moved. Its own store can't tell,
-        # because the runtime itself wrote the tag there. Peers and the upstream registry can.
-        # Another client gets the own tag, unless it is too old. A peer applies a limit of its own.
+        # because the runtime itself wrote the tag there. Peers and the upstream registry can. With the registry in the
+        # path it has no upstream to ask. Another client gets the own tag, unless it is too old. A peer applies a limit
+        # of its own.
         too_old = not from_peer and self._is_too_old(reference)
         own = None if asks_whether_moved or too_old else self.own(request, wanted)
         if own is not None:

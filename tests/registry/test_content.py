@@ -101,6 +101,14 @@ async def test_the_own_runtime_asks_others_about_its_tags(node: Any) -> None:
     assert by_digest.status_code == 200
 
 
+@pytest.mark.parametrize("agent", ["containerd/2.1.9", "docker/28.5.2"])
+async def test_with_the_registry_in_the_path_the_own_runtime_gets_what_the_node_has(node: Any, agent: str) -> None:
+    """It would ask no registry that knows better, so the pull would fail."""
+    response = await get(node, "/v2/docker.io/library/app/manifests/v1", **{"User-Agent": agent})
+    assert response.status_code == 200
+    assert node.router.asked == []
+
+
 @pytest.mark.parametrize(
     ("path", "status", "code"),
     [

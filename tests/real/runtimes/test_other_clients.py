@@ -63,6 +63,10 @@ def test_skopeo_gets_no_image_of_another_registry(cluster: MakeCluster, image: M
     assert copy(node, f"quay.io/org/app@{hub.index}", conf, tmp_path / "by-digest") == manifest_of(hub)
     assert not [request for request in upstream.requests() if "/manifests/" in request or "/blobs/" in request]
 
+    # containerd's library has HTTP for loopback, so Nomad's containerd driver, which has no mirrors, pulls by the path
+    node.containerd.ctr("images", "pull", f"127.0.0.1:5000/{hub.name}", namespace="nomad")
+    assert node.containerd.content(namespace="nomad") >= hub.digests
+
     # with no upstream the pull fails, and says so
     upstream.running().kill9()
     with pytest.raises(Failed, match="manifest unknown|connection refused"):

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from lab import parts
 from lab.cluster import MakeCluster, Node
 from lab.image import MIB, MakeImage
 from lab.podman import Podman
@@ -63,6 +64,13 @@ def test_podman_pulls_through_the_mirror_that_was_configured(
     # the neighbour lacks a layer, so its manifest is unknown and all of it comes from upstream
     asked = pulled(one, partial.name)
     assert {each.rpartition("/")[2] for each in asked} >= {*partial.amd64.digests} - {partial.amd64.manifest}
+
+    # clients without mirrors name the registry in the path, and get the image of a neighbour too
+    in_path = f"{two.ip}:5000/{whole.name}"
+    two.crane("validate", "--remote", in_path)
+    skopeo = [parts.system("skopeo"), "--insecure-policy", "copy", "--quiet", "--src-tls-verify=false"]
+    two.netns.run(*skopeo, f"docker://{in_path}", f"dir:{tmp_path / 'copied'}")
+    podmans[two.name].podman("pull", "--quiet", "--tls-verify=false", in_path)
 
     # a build takes its base by the same file
     (tmp_path / "Containerfile").write_text(f"FROM {whole.name}\nLABEL built=yes\n")
