@@ -36,7 +36,7 @@ from lab.sidecar import arguments
 from rich.console import Console
 from rich.table import Table
 
-from bench import proc
+from bench import beside, proc
 from bench.herd.options import layers
 
 UPSTREAM, DEFAULT, SPEGEL = "upstream", "default", "Spegel"
@@ -185,6 +185,7 @@ def main() -> int:
     parser.add_argument("--image", type=layers, default="4x255MiB", metavar="LAYERS", help="(default: 4x255MiB)")
     parser.add_argument("--turns", type=int, default=3, metavar="T", help="turns of each way (default: 3)")
     parser.add_argument("--busy", type=int, default=0, metavar="B", help="processes that compute meanwhile")
+    parser.add_argument("--keep", action="store_true", help="keep the figures in bench/beside.json")
     options = parser.parse_args()
     ways = [DEFAULT, "auto", "off", *([SPEGEL] if options.spegel else []), UPSTREAM]
     console, began = Console(width=120, highlight=False), time.monotonic()
@@ -210,6 +211,13 @@ def main() -> int:
         each = " ".join(f"{one:.2f}" for one in found[way].seconds)
         table.add_row(way, f"{seconds:.2f}", f"{seconds / times:.2f}", f"{cpu:.2f}", ratio, each)
     console.print(table)
+    if options.keep:
+        name = f"{sum(options.image) >> 20} MiB in {len(options.image)} layers"
+        name += f", {options.busy} busy processes beside it" if options.busy else ""
+        kept = [
+            beside.Way(way, statistics.median(found[way].seconds), statistics.median(found[way].cpu)) for way in ways
+        ]
+        beside.keep(beside.PULL, name, kept)
     return 0
 
 

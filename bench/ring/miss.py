@@ -35,6 +35,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from bench import beside
 from bench.empty_containerd import containerd, end, started
 from bench.proc import cpu_seconds
 
@@ -60,6 +61,7 @@ def main() -> None:
     parser.add_argument("--tree", action="append", metavar="PATH", help="another source tree to measure as well")
     parser.add_argument("--spegel", metavar="PATH", help="a Spegel binary to compare with")
     parser.add_argument("--containerd", metavar="PATH", help="the containerd that Spegel asks")
+    parser.add_argument("--keep", action="store_true", help="keep the figures in bench/beside.json")
     options = parser.parse_args()
     if not 1 <= options.nodes <= 100:
         parser.error("--nodes must be 1 to 100")
@@ -98,6 +100,10 @@ def main() -> None:
             for ring in rings:
                 ring.turn(kind, options.requests)
     _print(rings, f"A miss in a ring of {options.nodes}, {options.busy} busy processes, {kind}")
+    if options.keep:
+        name = f"{options.nodes} nodes" + (f", {options.busy} busy processes beside it" if options.busy else "")
+        ways = [beside.Way(ring.name, ring.percentile(0.5), statistics.median(ring.cpu)) for ring in rings]
+        beside.keep(beside.MISS, name, ways)
 
 
 @dataclass
