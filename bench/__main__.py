@@ -30,8 +30,8 @@ How to read the tables:
   CPU             user and system of the server's processes; of all figures the one that neighbours disturb least.
   floors          "goal" is what a quiet machine shows, "limit" what --check insists on.
 
-README's section "How fast it is" is made by --rounds 3 --readme README.md on an idle machine. The samples are kept in
-bench/results.json, from which python -m bench.readme makes the section again.
+README's section "How fast it is" and docs/performance.md are made by --rounds 3 --keep on an idle machine. The samples
+are kept in bench/results.json, from which python -m bench.readme writes them again.
 """
 
 from __future__ import annotations
@@ -97,9 +97,9 @@ def main() -> int:
     if failure is not None:
         print(f"bench: {failure}", file=sys.stderr)
         return EXIT_UNABLE
-    if options.readme is not None:
+    if options.keep:
         kept.save(readme.KEPT, text)
-        readme.write(options.readme, readme.section(*kept.load(readme.KEPT)))
+        readme.write_all()
     if options.check:
         print(report.last_line(verdicts))
         return EXIT_BROKEN if any(floor.verdict is Verdict.BROKEN for floor in verdicts) else 0
@@ -122,18 +122,13 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--cache", type=Path, default=cache, help=f"built programs and content (default: {cache})")
     parser.add_argument("--json", type=Path, help="where the figures go (default: result.json in the cache)")
     parser.add_argument(
-        "--readme", type=Path, help="write its section of speed from this run; kept in bench/results.json"
+        "--keep", action="store_true", help="keep this run in bench/results.json, and write the documents from it"
     )
     options = parser.parse_args()
     if options.rounds < 1:
         parser.error("--rounds must be at least 1")
-    if options.readme is not None:
-        if options.only is not None:
-            parser.error("--readme tells of all, so --only can't be given with it")
-        try:
-            readme.parted(options.readme.read_text())
-        except (OSError, readme.NoPlace) as exc:
-            parser.error(f"--readme: {exc}")  # rather now than after ten minutes
+    if options.keep and options.only is not None:
+        parser.error("--keep tells of all, so --only can't be given with it")
     options.json = options.json or options.cache / "result.json"
     return options
 

@@ -16,16 +16,18 @@ import re
 import signal
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bench import proc
+from bench.empty_containerd import containerd
 from bench.process import get_status
 from bench.ring.fleet import Fleet, each
 
@@ -61,9 +63,12 @@ class Setup:
     keys: int
     peers: int
     keys_of_peers: int = 100
+    containerd: str = ""
+    """The containerd whose content is served, instead of a layout."""
 
     def __str__(self) -> str:
-        return "idle" if not self.keys and not self.peers else f"{self.keys} keys, {self.peers} peers"
+        store = ", containerd" if self.containerd else ""
+        return ("idle" if not self.keys and not self.peers else f"{self.keys} keys, {self.peers} peers") + store
 
 
 def parse_maps(smaps: str) -> dict[str, Total]:
@@ -116,7 +121,30 @@ def sidecar(
 ) -> Iterator[tuple[int, int]]:
     """A sidecar of ``tree`` that is ready and has settled: the pids of its guard and of itself."""
     write_layout(directory / "layout", setup.keys)
-    words = [*command, "registry", "--layout-path", str(directory / "layout"), "--data-dir", str(directory / "data")]
+    with ExitStack() as stack:
+        source = ["--layout-path", str(directory / "layout")]
+        if setup.containerd:
+            socket = stack.enter_context(containerd(setup.containerd, directory / "c"))
+            if setup.keys:
+                import_layout(Path(setup.containerd).with_name("ctr"), socket, directory / "layout")
+            source = ["--containerd-sock", str(socket), "--containerd-namespace", "k8s.io"]
+            source += ["--containerd-content-path", str(socket.parent / "root/io.containerd.content.v1.content")]
+        yield from _ready([*command, "registry", *source], tree, directory, setup, bootstrap)
+
+
+def import_layout(ctr: Path, socket: Path, layout: Path) -> None:
+    """Put the images of ``layout`` into containerd, as they are."""
+    archive = layout.with_suffix(".tar")
+    with tarfile.open(archive, "w") as tar:
+        tar.add(layout, ".")
+    words = ["-a", str(socket), "-n", "k8s.io", "images", "import", "--no-unpack", "--local", str(archive)]
+    subprocess.run([str(ctr), *words], check=True, stdout=subprocess.DEVNULL)
+
+
+def _ready(
+    command: Sequence[str], tree: Path, directory: Path, setup: Setup, bootstrap: str
+) -> Iterator[tuple[int, int]]:
+    words = [*command, "--data-dir", str(directory / "data")]
     for number, kind in enumerate(("registry", "router", "metrics")):
         words += [f"--{kind}-addr", f"127.0.0.1:{_PORTS + number}"]
     words += ["--bootstrap-kind", "static", "--static-bootstrap-peers", bootstrap, "--skip-preflight"]
@@ -190,13 +218,12 @@ def main() -> None:
     parser.add_argument("--tree", type=Path, default=here, help="checkout with the sidecar (default: this one)")
     parser.add_argument("--keys", type=int, default=2000, help="blobs of the node (default: 2000)")
     parser.add_argument("--peers", type=int, default=20, help="members of the ring (default: 20)")
+    parser.add_argument("--containerd", default="", metavar="PATH", help="also with the content of this containerd")
     options = parser.parse_args()
-    for setup in (
-        Setup(0, 0),
-        Setup(options.keys, 0),
-        Setup(0, options.peers),
-        Setup(options.keys, options.peers),
-    ):
+    setups = [Setup(0, 0), Setup(options.keys, 0), Setup(0, options.peers), Setup(options.keys, options.peers)]
+    if options.containerd:
+        setups += [replace(setup, containerd=options.containerd) for setup in setups]
+    for setup in setups:
         measure(options.tree, setup)
 
 

@@ -1,9 +1,10 @@
-# What README says of speed is made from a run and its floors, sentences with figures included, so that no figure can
-# outlive the run that it came from.  The run is kept in results.json, and a test compares the two.
+# What the documents say of speed is made from a run and its floors, sentences with figures included, so that no figure
+# can outlive the run that it came from.  The run is kept in results.json, what was measured beside Spegel in
+# beside.json, and a test compares both with the documents.
 
-"""Write README's section "How fast it is" from the run that is kept: python -m bench.readme
+"""Write README's section "How fast it is", and docs/performance.md, from the runs that are kept: python -m bench.readme
 
-`python -m bench --readme README.md` measures first, and keeps what it measured.
+`python -m bench --keep` measures first, and keeps what it measured.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import kept, workload
+from bench import beside, kept, workload
 from bench.figures import Results, Spread
 from bench.floors import Verdict, floors
 from bench.programs import GO, GO_SPEGEL, GO_VERIFYING, NGINX, SPEGEL, SPEGEL_UNVERIFIED
@@ -24,6 +25,7 @@ from bench.tools import HERE
 from bench.workload import MANIFESTS, MIRROR, OWN, RANGES, Plan
 
 KEPT = HERE / "results.json"
+README, PAGE = HERE.parent / "README.md", HERE.parent / "docs/performance.md"
 _BEGIN, _END = "<!-- bench: begin -->\n", "<!-- bench: end -->\n"
 _WIDTH = 120
 _SMALL = "1 MiB"
@@ -33,6 +35,7 @@ _ROWS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     ("a neighbour's blobs, verified (default), to a Go that verifies", MIRROR, SPEGEL, (GO_VERIFYING,)),
     ("the same, to a Go that doesn't", MIRROR, SPEGEL, (GO, NGINX)),
 )
+_SUMMARY = ((OWN, GO), (MIRROR, GO_VERIFYING))
 _NAMES = {GO: "Go", NGINX: "nginx", GO_SPEGEL: "a Go that asks containerd as Spegel does"}
 
 
@@ -41,17 +44,24 @@ class NoPlace(Exception):
 
 
 def main() -> None:
-    """Write the section."""
+    """Write both documents."""
     parser = argparse.ArgumentParser(prog="python -m bench.readme", description=__doc__.partition("\n")[0])
-    parser.add_argument("readme", type=Path, nargs="?", default=HERE.parent / "README.md", help="default: README.md")
     parser.add_argument("--json", type=Path, default=KEPT, help="a run that was kept (default: bench/results.json)")
     options = parser.parse_args()
     try:
-        write(options.readme, section(*kept.load(options.json)))
+        write_all(options.json)
     except (OSError, NoPlace) as exc:
         parser.error(str(exc))
     except (KeyError, TypeError, ValueError) as exc:
         parser.error(f"{options.json} is no run of this version: {exc!r}")
+
+
+def write_all(file: Path = KEPT) -> None:
+    """Write the sections of README and of the page. Raises OSError, NoPlace, and what :func:`kept.load` raises."""
+    machine, results = kept.load(file)
+    found = beside.load()
+    write(README, summary(machine, results, found))
+    write(PAGE, page(machine, results, found))
 
 
 def write(file: Path, text: str) -> None:
@@ -71,9 +81,43 @@ def parted(whole: str) -> tuple[str, str, str]:
     return before, between, after
 
 
+def summary(machine: dict[str, Any], results: Results, found: Sequence[beside.Measurement]) -> str:
+    """Four lines of Markdown for README."""
+    plan = _plan(machine)
+    judged = floors(plan, results)
+    broken = sum(floor.verdict is Verdict.BROKEN for floor in judged)
+    known = sum(floor.verdict is not Verdict.UNKNOWN for floor in judged)
+    own, mirrored = (_range(_ratios(plan, results, table, SPEGEL, base)) for table, base in _SUMMARY)
+    lines = [
+        f"- Blobs that the node has leave at {own} times the rate of Go's `net/http`, from {_SMALL} to 1 GiB.",
+        f"- A neighbour's blobs come, verified, at {mirrored} times the rate of a Go that verifies.",
+        _beside(found),
+        f"- {broken} of the benchmark's {known} floors did not hold. [All figures](docs/performance.md), and how to"
+        " measure them.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _beside(found: Sequence[beside.Measurement]) -> str:
+    said = []
+    for kind, way, what in ((beside.MISS, "follow on", "a miss"), (beside.PULL, "default", "a pull")):
+        for each in found:
+            ratio = each.ratio(way) if each.kind == kind and "busy" not in each.name else None
+            if ratio is not None:
+                said.append(f"{what} ({each.name}) takes {ratio[0]:.2f} times its time, {ratio[1]:.2f} times its CPU")
+                break
+    return f"- Beside Spegel: {'; '.join(said) or 'not measured'}."
+
+
+def page(machine: dict[str, Any], results: Results, found: Sequence[beside.Measurement]) -> str:
+    """Markdown of all that was measured."""
+    tables = "\n".join(beside.tables(found, machine["cores"]))
+    return f"{section(machine, results)}\n### Beside Spegel\n\n{tables}" if tables else section(machine, results)
+
+
 def section(machine: dict[str, Any], results: Results) -> str:
     """Markdown of what a run found on ``machine``; of what was not measured it says so."""
-    plan = workload.quick() if machine["quick"] else workload.full(machine["rounds"])
+    plan = _plan(machine)
     blocks = [
         _filled(_how(machine, plan)),
         "\n".join(_table(plan, results)),
@@ -82,6 +126,10 @@ def section(machine: dict[str, Any], results: Results) -> str:
         _filled(_cpu(plan, results)),
     ]
     return "\n\n".join(filter(None, blocks)) + "\n"
+
+
+def _plan(machine: dict[str, Any]) -> Plan:
+    return workload.quick() if machine["quick"] else workload.full(machine["rounds"])
 
 
 def _filled(sentences: Sequence[str] | Iterator[str]) -> str:

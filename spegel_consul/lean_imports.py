@@ -163,6 +163,9 @@ def install() -> None:
     without("httpx", "httpx._main")  # the command line, which needs click, pygments and rich
     # clients speak HTTP/1.1 on trio
     without("httpcore", "anyio", "h2")
+    # calls of containerd block in threads
+    placeholder("grpc.aio")
+    deferred("grpc._cython.cygrpc", "asyncio")
     # the transport of consul/api replaces the one on requests
     without_init("consul")
     # the server speaks HTTP/1.1 only, and ignores an upgrade to websockets

@@ -25,7 +25,7 @@ def test_an_identity_of_another_kind_is_refused() -> None:
 PROGRAM = """
 import sys
 import spegel_consul
-import structlog, httpx, httpcore
+import structlog, httpx, httpcore, grpc
 from consul.base import Consul
 from hypercorn.trio.tcp_server import TCPServer
 

@@ -19,7 +19,6 @@ import http.client
 import json
 import os
 import random
-import signal
 import statistics
 import subprocess
 import sys
@@ -36,10 +35,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from bench import beside
+from bench.empty_containerd import containerd, end, started
 from bench.proc import cpu_seconds
 
 _CLONE_NEWNET = 0x40000000
-_PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 _READY, _SETTLED = 240.0, 15.0  # seconds
 _PAUSE = 0.01
@@ -61,6 +61,7 @@ def main() -> None:
     parser.add_argument("--tree", action="append", metavar="PATH", help="another source tree to measure as well")
     parser.add_argument("--spegel", metavar="PATH", help="a Spegel binary to compare with")
     parser.add_argument("--containerd", metavar="PATH", help="the containerd that Spegel asks")
+    parser.add_argument("--keep", action="store_true", help="keep the figures in bench/beside.json")
     options = parser.parse_args()
     if not 1 <= options.nodes <= 100:
         parser.error("--nodes must be 1 to 100")
@@ -81,7 +82,7 @@ def main() -> None:
                 stack.callback(rings[-1].stop)
                 rings[-1].start_sidecars(tree, follow)
         if options.spegel:
-            socket = stack.enter_context(_containerd(options.containerd, home / "ctrd"))
+            socket = stack.enter_context(containerd(options.containerd, home / "ctrd"))
             rings.append(_Ring("Spegel", len(rings) + 1, options.nodes, home))
             stack.callback(rings[-1].stop)
             stack.enter_context(rings[-1].serve_bootstrap())
@@ -94,11 +95,15 @@ def main() -> None:
         for ring in rings:
             ring.measure_idle()
         for _ in range(options.busy):
-            stack.callback(partial(_end, _started([sys.executable, "-c", "while True: pass"])))
+            stack.callback(partial(end, started([sys.executable, "-c", "while True: pass"])))
         for _ in range(options.turns):
             for ring in rings:
                 ring.turn(kind, options.requests)
     _print(rings, f"A miss in a ring of {options.nodes}, {options.busy} busy processes, {kind}")
+    if options.keep:
+        name = f"{options.nodes} nodes" + (f", {options.busy} busy processes beside it" if options.busy else "")
+        ways = [beside.Way(ring.name, ring.percentile(0.5), statistics.median(ring.cpu)) for ring in rings]
+        beside.keep(beside.MISS, name, ways)
 
 
 @dataclass
@@ -128,7 +133,7 @@ class _Ring:
             command += [f"--metrics-addr={ip}:9090", "--bootstrap-kind=static", f"--data-dir={home}/data"]
             command += [f"--static-bootstrap-peers=/ip4/{self.address(0)}/tcp/5001", f"--follow={follow}"]
             command += [f"--node-name=n{node}", "--log-level=error"]
-            self.processes.append(_started(command))
+            self.processes.append(started(command))
 
     def start_spegel(self, binary: str, socket: Path) -> None:
         for node in range(self.nodes):
@@ -139,7 +144,7 @@ class _Ring:
             command += [f"--http-bootstrap-url=http://127.0.0.1:{8000 + self.number}/id", f"--data-dir={home}"]
             command += [f"--registry-addr={ip}:5000", f"--router-addr={ip}:5001", f"--metrics-addr={ip}:9090"]
             command += [f"--containerd-sock={socket}", f"--containerd-content-path={home}"]
-            self.processes.append(_started(command))
+            self.processes.append(started(command))
 
     @contextmanager
     def serve_bootstrap(self) -> Iterator[None]:
@@ -215,55 +220,11 @@ class _Ring:
         for process in self.processes:
             process.terminate()
         for process in self.processes:
-            _end(process)
+            end(process)
 
     def percentile(self, share: float) -> float:
         """Milliseconds: the median over the turns."""
         return statistics.median(turn[min(len(turn) - 1, int(len(turn) * share))] for turn in self.times)
-
-
-@contextmanager
-def _containerd(binary: str, home: Path) -> Iterator[Path]:
-    """An empty containerd with its content store only; the path of its socket."""
-    home.mkdir()
-    plugins = ["cri.v1.images", "cri.v1.runtime", "grpc.v1.cri", "internal.v1.opt", "nri.v1.nri"]
-    plugins += [f"snapshotter.v1.{name}" for name in ("aufs", "btrfs", "devmapper", "zfs", "erofs")]
-    disabled = ", ".join(f'"io.containerd.{name}"' for name in plugins)
-    socket = home / "c.sock"
-    config = home / "config.toml"
-    config.write_text(
-        f'version = 2\nroot = "{home}/root"\nstate = "{home}/state"\ndisabled_plugins = [{disabled}]\n'
-        f'[grpc]\n  address = "{socket}"\n'
-    )
-    process = _started([binary, "--config", str(config), "--log-level", "error"])
-    try:
-        until = time.monotonic() + _READY
-        while not socket.exists():
-            if process.poll() is not None or time.monotonic() > until:
-                raise SystemExit("containerd does not start")
-            time.sleep(0.1)
-        yield socket
-    finally:
-        _end(process)
-
-
-def _started(command: Sequence[str]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        preexec_fn=lambda: _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL),
-    )
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(10)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
 
 
 def _ip(*arguments: str) -> None:

@@ -125,21 +125,22 @@ class Claiming:
                 failed += 1
         raise RingError("no keeper of the download answered")
 
-    def next_asked(self, group: str) -> bytes | None:
-        """The peer to which a claim of ``group`` would go; None if this node decides it, or makes no claims."""
-        return self._keeper(group_key(group)) if self._pipelines else None
+    def next_asked(self, raw: bytes) -> bytes | None:
+        """The peer to which a claim of the group would go of which the records have the key ``raw``.
+
+        None if this node decides it, or makes no claims.
+        """
+        return self._keeper(_key_of_record(raw)) if self._pipelines else None
 
     def keeps_no(self, raw: bytes) -> bool:
         """Whether this node keeps nothing of the group of which the records have the key ``raw``."""
         return _key_of_record(raw) not in self._claims
 
-    def told_vacant(self, peer: bytes, raw: bytes) -> None:
-        """``peer`` has said that it keeps nothing of the group of which the records have the key ``raw``."""
-        group = _key_of_record(raw)
-        if peer == self._keeper(group):
-            now = trio.current_time()
-            self._told_vacant.drop_oldest(lambda at: now - at >= _TOLD_FOR)
-            self._told_vacant[group] = now
+    def told_vacant(self, raw: bytes) -> None:
+        """The keeper has said that it keeps nothing of the group of which the records have the key ``raw``."""
+        now = trio.current_time()
+        self._told_vacant.drop_oldest(lambda at: now - at >= _TOLD_FOR)
+        self._told_vacant[_key_of_record(raw)] = now
 
     def is_vacant(self, group: str) -> bool:
         """As :meth:`Router.is_vacant`."""

@@ -166,25 +166,29 @@ class KadRouter:
             raise RingError("the ring is not running")
         raw = dht_key(key)
         at = position(raw)
+        closest, keeper = self._members.closest_of(at), self._claiming.next_asked(raw)
         lookup = Lookup(
-            lambda: self._members.closest(at),
+            closest,
             count=count,
             exclude=self._host.id,
             hedge=self._times.hedge,
-            in_touch=self._membership.is_in_touch,
+            # a keeper that got claims only needs one more stream, once
+            in_touch=lambda peer: (
+                self._membership.is_in_touch(peer) or (peer == keeper and self._host.is_connected(peer))
+            ),
             settled=self._is_settled,
-            own_settled=self._is_keeper(at),
-            busy=self._claiming.next_asked(key),
+            own_settled=self._is_keeper(at, closest()),
+            busy=keeper,
             rng=self._rng,
         )
         # closer peers are of use only to a node whose neighbours of the key have changed
-        brief = all(map(self._is_settled, self._members.closest(at)))
+        brief = all(map(self._is_settled, closest()))
         request = encode(Message(MessageType.GET_PROVIDERS, raw, brief=brief))
         search = KeySearch(
             lookup,
             self._times,
             lambda peer, told: self._membership.ask_soon(peer, request, told),
-            partial(self._on_answer, raw),
+            partial(self._on_answer, raw, keeper),
             self._finish,
         )
         own = map(self._known, self._records.providers(raw, trio.current_time()))
@@ -251,9 +255,9 @@ class KadRouter:
         if failure is not None:
             raise failure
 
-    def _on_answer(self, key: bytes, search: KeySearch, peer: bytes, answer: Message) -> None:
-        if answer.vacant:
-            self._claiming.told_vacant(peer, key)
+    def _on_answer(self, key: bytes, keeper: bytes | None, search: KeySearch, peer: bytes, answer: Message) -> None:
+        if answer.vacant and peer == keeper:
+            self._claiming.told_vacant(key)
         if answer.providers:
             named = list(map(self._membership.contact, answer.providers))
             for provider in named[:REPLICAS]:  # so that a provider can be probed
@@ -264,10 +268,9 @@ class KadRouter:
         member = self._members.get(peer)
         return member is not None and member.is_settled(trio.current_time())
 
-    def _is_keeper(self, at: int) -> bool:
-        """Whether this node is among the peers that are told of keys at this position."""
+    def _is_keeper(self, at: int, others: Sequence[bytes]) -> bool:
+        """Whether this node is among the peers that are told of keys at this position; ``others``: the nearest."""
         # one less, because a provider does not announce to itself
-        others = self._members.closest(at, REPLICAS)
         return len(others) < REPLICAS or self._position ^ at < position(others[-1]) ^ at
 
     def _known(self, peer: bytes) -> Contact:

@@ -1,4 +1,4 @@
-"""README's section of speed is what the renderer makes of the run that is kept, and of nothing else."""
+"""What the documents say of speed is what the renderer makes of the runs that are kept, and of nothing else."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import kept, readme, workload
+from bench import beside, kept, readme, workload
 from bench.cold import ColdSample
 from bench.figures import Results
 from bench.floors import floors
@@ -18,7 +18,6 @@ from bench.programs import GO, GO_VERIFYING, NGINX, SPEGEL, SPEGEL_UNVERIFIED
 from bench.rounds import Sample
 from bench.workload import MANIFESTS, MIRROR, OWN
 
-README = Path(__file__).parents[2] / "README.md"
 MACHINE = {
     "cores": 2,
     "python": "3.11.2",
@@ -56,8 +55,51 @@ def said(found: Results, **machine: object) -> str:
     return re.sub(r"\s+", " ", readme.section(MACHINE | machine, found))
 
 
-def test_readme_says_what_the_kept_run_says() -> None:
-    assert readme.parted(README.read_text())[1] == readme.section(*kept.load(readme.KEPT))
+def test_the_documents_say_what_the_kept_runs_say() -> None:
+    machine, results = kept.load(readme.KEPT)
+    found = beside.load()
+    assert readme.parted(readme.README.read_text())[1] == readme.summary(machine, results, found)
+    assert readme.parted(readme.PAGE.read_text())[1] == readme.page(machine, results, found)
+
+
+def measured(name: str, load: float = 1.0) -> beside.Measurement:
+    ways = (beside.Way("follow on", 1.5, 3.0), beside.Way("Spegel", 2.0, 2.0))
+    return beside.Measurement(beside.MISS, name, load, ways)
+
+
+def test_readme_has_four_lines_with_the_figures_of_both_runs() -> None:
+    lines = readme.summary(
+        MACHINE, results(), [measured("6 nodes, 2 busy processes"), measured("6 nodes")]
+    ).splitlines()
+    assert len(lines) == 4
+    assert lines[0] == "- Blobs that the node has leave at 0.9 times the rate of Go's `net/http`, from 1 MiB to 1 GiB."
+    assert lines[2] == "- Beside Spegel: a miss (6 nodes) takes 0.75 times its time, 1.50 times its CPU."
+    assert lines[3].startswith("- 2 of the benchmark's 36 floors did not hold. ")
+    assert "- Beside Spegel: not measured." in readme.summary(MACHINE, results(), [])
+
+
+def test_what_was_measured_beside_spegel_is_a_table() -> None:
+    text = readme.page(MACHINE, results(), [measured("6 nodes", load=9.0), measured("25 nodes")])
+    assert text.partition("### Beside Spegel\n\n")[2].splitlines() == [
+        "| a miss in a ring | | ms | x Spegel | CPU, ms | x Spegel |",
+        "|---|---|---|---|---|---|",
+        "| 6 nodes (load 9) | follow on | 1.50 | 0.75 | 3.00 | 1.50 |",
+        "|  | Spegel | 2.00 | 1.00 | 2.00 | 1.00 |",
+        "| 25 nodes | follow on | 1.50 | 0.75 | 3.00 | 1.50 |",
+        "|  | Spegel | 2.00 | 1.00 | 2.00 | 1.00 |",
+    ]
+    assert "Beside" not in readme.page(MACHINE, results(), [])
+
+
+def test_a_measurement_replaces_the_one_with_its_name(tmp_path: Path) -> None:
+    file = tmp_path / "beside.json"
+    for time in (1.0, 2.0):
+        beside.keep(beside.MISS, "6 nodes", [beside.Way("Spegel", time, 1.0)], file)
+    beside.keep(beside.PULL, "1 MiB", [beside.Way("default", 3.0, 1.0)], file)
+    found = beside.load(file)
+    assert [(each.name, each.ways[0].time) for each in found] == [("6 nodes", 2.0), ("1 MiB", 3.0)]
+    assert found[0].ratio("Spegel") == (1.0, 1.0)
+    assert found[1].ratio("default") is None
 
 
 def test_the_table_has_ratios_of_medians() -> None:

@@ -96,7 +96,8 @@ class Groups:
         if request.kind is Kind.MANIFEST:
             self.expect(digest)
             return digest
-        if self._expected or digest not in self._group_of:
+        idle = not self._reading.locked() and digest not in self._stored and trio.current_time() < self._next_search
+        if self._expected or (digest not in self._group_of and not idle):
             with trio.move_on_after(_READ):
                 async with self._reading:  # of several requests for blobs of one image, one reads
                     await self._read_expected()

@@ -27,9 +27,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import takewhile
 
 from spegel_consul.bounded_dict import BoundedDict
 from spegel_consul.peers import Provider
@@ -376,12 +377,7 @@ class Claims:
 
     def _forget_stale(self, now: float) -> None:
         """Forget the groups from which no report came for long."""
-        for group in list(self._stale(now)):
+        before = now - max(STRUCK_FOR, FAILED_FOR)
+        for group in list(takewhile(lambda each: self._groups[each].touched <= before, self._groups)):
             for entry in self._groups.pop(group).entries.values():
                 self._uncount(entry)
-
-    def _stale(self, now: float) -> Iterator[bytes]:
-        for group, found in self._groups.items():
-            if found.touched > now - max(STRUCK_FOR, FAILED_FOR):
-                return
-            yield group

@@ -31,7 +31,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from spegel_consul.multiaddrs import Address, Contact
 from spegel_consul.peers import PeerInfo, peer_id_to_text
@@ -159,6 +159,7 @@ class Members:
         self._rng = rng or random.Random()
         self._members: dict[bytes, Member] = {}
         self._placement = Placement()
+        self._version = 0  # of the placement
         self._timers: TimerHeap[Member] = TimerHeap()
         self._infos: tuple[PeerInfo, ...] | None = None
         self._named: Counter[bytes] = Counter()  # by source: the members with this ``source``
@@ -190,6 +191,18 @@ class Members:
     def closest(self, target: int, count: int = REPLICAS) -> list[bytes]:
         """The living members nearest to a position, the nearest first."""
         return self._placement.closest(target, count)
+
+    def closest_of(self, target: int) -> Callable[[], list[bytes]]:
+        """As :meth:`closest`, to be called again and again, because most calls come before the next change."""
+        version, found = -1, list[bytes]()
+
+        def closest() -> list[bytes]:
+            nonlocal version, found
+            if version != self._version:
+                version, found = self._version, self.closest(target)
+            return found
+
+        return closest
 
     def learn(
         self,
@@ -364,10 +377,12 @@ class Members:
         member.probe_at = math.inf
 
     def _live(self, member: Member) -> None:
+        self._version += 1
         self._placement.add(member.id, member.position)
         self._infos = None
 
     def _die(self, member: Member) -> None:
+        self._version += 1
         self._placement.discard(member.position)
         self._infos = None
 

@@ -4,7 +4,7 @@
 
 """Measure a pull of one image through the CRI: two nodes with real containerds, of which one has the image.
 
-    python -m bench.pull [--spegel PATH] [--image 4x256MiB] [--turns 3] [--busy 2]
+    python -m bench.pull [--spegel PATH] [--image 4x255MiB] [--turns 3] [--busy 2]
 
 The turns: "default" and "auto" are sidecars with --verify=on and --verify=auto, "off" with --verify=off, "upstream" is
 a pull from the registry without mirrors. Needs root and the parts of .ci/install-real-parts.
@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,7 +36,7 @@ from lab.sidecar import arguments
 from rich.console import Console
 from rich.table import Table
 
-from bench import proc
+from bench import beside, proc
 from bench.herd.options import layers
 
 UPSTREAM, DEFAULT, SPEGEL = "upstream", "default", "Spegel"
@@ -95,8 +95,8 @@ class Bench:
             return
         nodes = self._holder, self._puller
         start = self._start_spegel if way == SPEGEL else self._start_own
-        processes = [start(node, other, way) for node, other in zip(nodes, reversed(nodes), strict=True)]
-        try:
+        with ExitStack() as stack:
+            processes = [start(node, other, way, stack) for node, other in zip(nodes, reversed(nodes), strict=True)]
             for process in processes:
                 process.until(self._is_found, timeout=_FOUND_WITHIN, what=f"{way}: the image is found")
             for node in nodes:
@@ -105,9 +105,6 @@ class Bench:
                 )
             time.sleep(_SETTLED)
             yield [process.pid for process in processes]
-        finally:
-            for process in processes:
-                process.stop()
 
     def _is_found(self) -> bool:
         path = f"/v2/{_REPOSITORY}/manifests/{self._image.index}?ns={self._upstream.host}"
@@ -116,16 +113,18 @@ class Bench:
         except OSError:
             return False
 
-    def _start_own(self, node: Node, other: Node, way: str) -> Process:
-        return node.start_sidecar(
+    def _start_own(self, node: Node, other: Node, way: str, stack: ExitStack) -> Process:
+        sidecar = node.start_sidecar(
             wait=False,
             static_bootstrap_peers=[f"/ip4/{other.ip}/tcp/5001"],
             skip_preflight=True,
             log_level="error",
             verify=_VERIFY[way],
-        ).process
+        )
+        stack.callback(sidecar.stop)
+        return sidecar.process
 
-    def _start_spegel(self, node: Node, other: Node, way: str) -> Process:
+    def _start_spegel(self, node: Node, other: Node, way: str, stack: ExitStack) -> Process:
         assert self._spegel is not None
         containerd, home = node.containerd, node.dir / "go"
         home.mkdir(exist_ok=True)
@@ -144,7 +143,9 @@ class Bench:
             }
         )
         argv = [self._spegel, "--log-level=ERROR", "registry", *flags]
-        return node.netns.start(f"Spegel on {node.name}", argv, log_path=home / "log")
+        process = node.netns.start(f"Spegel on {node.name}", argv, log_path=home / "log")
+        stack.callback(process.stop)
+        return process
 
 
 def measure(
@@ -181,9 +182,10 @@ def main() -> int:
         prog="python -m bench.pull", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--spegel", type=Path, metavar="PATH", help="a Spegel binary to compare with")
-    parser.add_argument("--image", type=layers, default="4x256MiB", metavar="LAYERS", help="(default: 4x256MiB)")
+    parser.add_argument("--image", type=layers, default="4x255MiB", metavar="LAYERS", help="(default: 4x255MiB)")
     parser.add_argument("--turns", type=int, default=3, metavar="T", help="turns of each way (default: 3)")
     parser.add_argument("--busy", type=int, default=0, metavar="B", help="processes that compute meanwhile")
+    parser.add_argument("--keep", action="store_true", help="keep the figures in bench/beside.json")
     options = parser.parse_args()
     ways = [DEFAULT, "auto", "off", *([SPEGEL] if options.spegel else []), UPSTREAM]
     console, began = Console(width=120, highlight=False), time.monotonic()
@@ -209,6 +211,13 @@ def main() -> int:
         each = " ".join(f"{one:.2f}" for one in found[way].seconds)
         table.add_row(way, f"{seconds:.2f}", f"{seconds / times:.2f}", f"{cpu:.2f}", ratio, each)
     console.print(table)
+    if options.keep:
+        name = f"{sum(options.image) >> 20} MiB in {len(options.image)} layers"
+        name += f", {options.busy} busy processes beside it" if options.busy else ""
+        kept = [
+            beside.Way(way, statistics.median(found[way].seconds), statistics.median(found[way].cpu)) for way in ways
+        ]
+        beside.keep(beside.PULL, name, kept)
     return 0
 
 
