@@ -179,12 +179,15 @@ class Race:
         return Wait(deadline, starved=True)
 
     def _choose(self, now: float) -> Provider | None:
-        quick = [provider for provider in self._waiting if not self._is_slow(provider)]
-        near = [provider for provider in quick if not self._is_far(provider)]
-        if near:
-            return min(near, key=self._rank)
+        order = self._waiting if len(self._waiting) < 2 else sorted(self._waiting, key=self._rank)
+        far = None
+        for provider in order:
+            if not self._is_slow(provider):
+                if not self._is_far(provider):
+                    return provider
+                far = far or provider
         if not (self._ended or now >= self._idle_since + min(self._hedge, self._resolve_timeout)):
             return None
-        if quick:
-            return min(quick, key=self._rank)
+        if far is not None:
+            return far
         return self._waiting[0] if self._waiting and not self._skip_slow else None
