@@ -55,7 +55,8 @@ class Place:
 
     def or_else(self, other: Place) -> Place:
         """This place, with the names of ``other`` where its own are unknown."""
-        return Place(self.datacenter or other.datacenter, self.zone or other.zone, self.rack or other.rack)
+        found = Place(self.datacenter or other.datacenter, self.zone or other.zone, self.rack or other.rack)
+        return found or NOWHERE
 
     def distance(self, other: Place) -> int:
         """From 0 (the same rack) to 3 (another datacenter); 2 if too little is known."""
@@ -77,7 +78,7 @@ class Place:
 
 
 NOWHERE = Place()
-"""The place of which nothing is known."""
+"""The place of which nothing is known; all functions of this module give this object for it."""
 
 
 class Here:
@@ -101,9 +102,7 @@ def parse_place(text: str) -> Place:
             raise ValueError(f"the name {_short(name)} has {len(name)} characters: at most {MAX_NAME} are allowed")
         if not _NAME.match(name):
             raise ValueError(f"the name {_short(name)} has a character that is not allowed: use {_ALLOWED}")
-    if len(names) == 1:
-        return Place(zone=names[0])
-    return Place(*names)
+    return (Place(zone=names[0]) if len(names) == 1 else Place(*names)) or NOWHERE
 
 
 def known_name(text: object) -> str:
@@ -118,7 +117,7 @@ def decode_place(raw: bytes) -> Place:
     if len(raw) > _LONGEST_WIRE:
         return NOWHERE
     names = raw.decode("ascii", "replace").split("/")
-    return Place(*map(known_name, names)) if len(names) <= 3 else NOWHERE
+    return (Place(*map(known_name, names)) if len(names) <= 3 else NOWHERE) or NOWHERE
 
 
 def _differ(one: str, other: str) -> bool:

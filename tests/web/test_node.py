@@ -11,7 +11,9 @@ from spegel_consul.consul.api.consul_settings import ConsulSettings
 from spegel_consul.consul.authority.consul_tls import ConsulTls
 from spegel_consul.http.peer_tls import Encryption
 from spegel_consul.metrics.sidecar_metrics import Metrics
-from spegel_consul.peers import PeerInfo
+from spegel_consul.peers import PeerInfo, Provider
+from spegel_consul.places import NOWHERE, Here, Place
+from spegel_consul.registry.mirror.providers.nearness import CrossZone, Nearness
 from spegel_consul.registry.mirror.providers.penalties import Penalties
 from spegel_consul.registry.mirror.trace import Traces
 from spegel_consul.ring.member_view import MemberView
@@ -109,3 +111,20 @@ async def test_which_peers_are_encrypted() -> None:
     assert made.status()["peer_tls"] == {"mode": "prefer", "expires": None, "problem": problem}
     assert problem in made.warnings()
     assert made.status()["node"]["registry"] == "http://10.0.0.1:5000"
+
+
+async def test_where_nodes_are_and_what_crossed() -> None:
+    made = node()
+    assert (made.status()["node"]["place"], made.status()["mirror"]["bytes_crossed"]) == (None, 0)
+    near = made.nearness = Nearness(Here(Place("dc1", "a")), CrossZone.FALLBACK, made.metrics.received_bytes)
+    for place, count in ((Place("dc1", "a"), 3), (Place("dc1", "b"), 5), (Place("dc2"), 7), (NOWHERE, 11)):
+        near.took(Provider("peer", ("10.0.0.9", 5000), place=place), count)
+    assert made.status()["node"]["place"] == "dc1/a"
+    mirror = made.status()["mirror"]
+    assert mirror["bytes_by_place"] == {"rack": 0, "zone": 3, "datacenter": 5, "other": 7, "unknown": 11}
+    assert mirror["bytes_crossed"] == 12
+    assert {str(peer["state"]): peer["place"] for peer in made.peers()} == {
+        "self": "dc1/a",
+        "alive": None,
+        "dead": None,
+    }

@@ -166,7 +166,7 @@ class MirrorPeers:
         digest = request.reference.digest
         found, size = self.recent.get(request.key), self.sizes.get(digest) if digest is not None else None
         if found or size is None or size > UNSEARCHED or request.kind is not Kind.BLOB:
-            return sorted(found, key=self.nearness.rank)
+            return found if len(found) < 2 else sorted(found, key=self.nearness.rank)
         return sorted(self.recent.get(image_of(request)), key=self.nearness.rank)
 
     def refused(self, provider: Provider, busy: PeerBusy) -> float | None:

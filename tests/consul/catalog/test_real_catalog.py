@@ -17,6 +17,7 @@ from lab.process import HANG
 from spegel_consul.consul.api.client import ConsulClient
 from spegel_consul.consul.api.consul_errors import AccessDenied
 from spegel_consul.consul.catalog.catalog_watch import CatalogWatch
+from spegel_consul.consul.catalog.node_place import NodePlace
 from spegel_consul.consul.catalog.registration import Registration
 from spegel_consul.consul.catalog.service_definitions import (
     LEADER,
@@ -29,6 +30,7 @@ from spegel_consul.consul.catalog.service_definitions import (
 from spegel_consul.consul.election.candidate import Candidate
 from spegel_consul.consul.election.election_view import State
 from spegel_consul.consul.election.leader_record import LeaderRecord
+from spegel_consul.places import NOWHERE, Here, Place
 from tests.consul.asking import put_key, statuses
 from tests.consul.realconsul import ConsulAgent
 
@@ -204,6 +206,20 @@ async def test_the_shipped_policy_is_sufficient_and_no_token_is_not(tmp_path: Pa
             assert (await nobody.health_service(REGISTRY))[1] == ()  # 200 and empty: why absence proves nothing
 
 
+async def test_the_place_of_an_agent(tmp_path: Path) -> None:
+    with ConsulAgent(tmp_path, {"node_meta": {"zone": "eu-1a", "rack": "r7"}}) as agent:
+        async with ConsulClient(agent.settings()) as client, trio.open_nursery() as nursery:
+            await agent.ready(client)
+            here = Here()
+            place = NodePlace(client, here, NOWHERE)
+            await nursery.start(place.run)
+            assert here.place == Place("dc1", "eu-1a", "r7")
+            assert place.node == "n1"
+            # the coordinate of a new agent takes a while, and so does an answer without one
+            assert set(await client.coordinates()) <= {"n1"}
+            nursery.cancel_scope.cancel()
+
+
 WRITES = ("session", "renew", "acquire", "release", "destroy", "register", "pass", "deregister")
 
 
@@ -218,12 +234,18 @@ WRITES = ("session", "renew", "acquire", "release", "destroy", "register", "pass
                 "session_prefix": ["session", "renew", "destroy"],
                 "service_prefix": ["register", "pass", "own services", "list", "deregister"],
                 "node_prefix": ["list"],
+                "agent_prefix": ["place"],
             },
         ),
         (
             "spegel-reader",
             WRITES,
-            {"key": ["read"], "service_prefix": ["own services", "list"], "node_prefix": ["list"]},
+            {
+                "key": ["read"],
+                "service_prefix": ["own services", "list"],
+                "node_prefix": ["list"],
+                "agent_prefix": ["place"],
+            },
         ),
     ],
 )
@@ -273,6 +295,7 @@ async def _what_fails(client: ConsulClient, admin: ConsulClient) -> list[str]:
         "acquire": partial(client.kv_acquire, "spegel/leader", lock, b"{}"),
         "release": partial(client.kv_release, "spegel/leader", lock, b"{}"),
         "destroy": partial(client.session_destroy, spare),
+        "place": client.agent_self,
         "register": partial(client.register_service, led.to_json()),
         "pass": partial(client.check_pass, led.check_id("ttl")),
         "own services": own_services,

@@ -20,16 +20,16 @@ from collections.abc import Callable
 from spegel_consul.bounded_dict import BoundedDict
 from spegel_consul.metrics.counter import LabelledCounter
 from spegel_consul.peers import Provider
-from spegel_consul.places import DISTANCE_NAMES, Here
+from spegel_consul.places import DISTANCE_NAMES, NOWHERE, SAME_DATACENTER, Here
 
 UNKNOWN = "unknown"
 """The distance of a provider if the place of either side is unknown, for people and metrics."""
 
-_ROUND_TRIPS = (0.02, 0.08)
+_MIDDLING_TRIP, _LONG_TRIP = 0.02, 0.08
 """Seconds: the bounds of the classes of round trips, above what a busy node of the same network takes."""
 
-_RATES = (8 << 20, 2 << 20)
-"""Bytes per second: the bounds of the classes of throughput, from fast to slow."""
+_GOOD_RATE, _POOR_RATE = 8 << 20, 2 << 20
+"""Bytes per second: the bounds of the classes of throughput."""
 
 _LEAST_BYTES, _LEAST_WAIT = 1 << 20, 0.1  # of a transfer whose throughput is remembered, in seconds of waiting
 _MOST = 4096
@@ -49,7 +49,9 @@ class Nearness:
 
     def __init__(self, here: Here, cross_zone: CrossZone, received: LabelledCounter) -> None:
         self.here = here
-        self._cross_zone = cross_zone
+        self._fallback = cross_zone is CrossZone.FALLBACK
+        self.near_only = cross_zone is CrossZone.NEVER
+        """Whether no content may come from another zone."""
         self.estimate: Callable[[str], float | None] = lambda peer_id: None
         """Seconds of a round trip to a peer, by its id, that this node has not measured; None if they are unknown."""
         self.crossed = 0
@@ -57,18 +59,16 @@ class Nearness:
         self._rates: BoundedDict[tuple[str, int], float] = BoundedDict(_MOST)
         self._received = {name: received.labels(name) for name in (*DISTANCE_NAMES, UNKNOWN)}
 
-    @property
-    def near_only(self) -> bool:
-        """Whether no content may come from another zone."""
-        return self._cross_zone is CrossZone.NEVER
+    # a hit asks for these several times, and in a ring without places the answer is always the same
 
     def is_far(self, provider: Provider) -> bool:
         """Whether the provider is in another zone."""
-        return self.here.place.is_far(provider.place)
+        here, there = self.here.place, provider.place
+        return here is not NOWHERE and there is not NOWHERE and here.is_far(there)
 
     def waits(self, provider: Provider) -> bool:
         """Whether the provider is asked only for want of a near one."""
-        return self._cross_zone is CrossZone.FALLBACK and self.is_far(provider)
+        return self._fallback and self.is_far(provider)
 
     def permits(self, provider: Provider) -> bool:
         """Whether the provider may be asked."""
@@ -76,16 +76,20 @@ class Nearness:
 
     def rank(self, provider: Provider) -> int:
         """The rank of the provider; the least is asked first."""
+        here, there = self.here.place, provider.place
+        distance = SAME_DATACENTER if here is NOWHERE or there is NOWHERE else here.distance(there)
         rtt = provider.rtt if provider.rtt is not None else self.estimate(provider.peer_id)
-        trip = sum(rtt >= bound for bound in _ROUND_TRIPS) if rtt is not None else 0
-        rate = self._rates.get(provider.registry)
-        slowness = sum(rate < bound for bound in _RATES) if rate is not None else 0
-        return (self.here.place.distance(provider.place) * 4 + trip) * 4 + slowness
+        trip = 0 if rtt is None else (rtt >= _MIDDLING_TRIP) + (rtt >= _LONG_TRIP)
+        rate = self._rates.get(provider.registry) if self._rates else None
+        slowness = 0 if rate is None else (rate < _GOOD_RATE) + (rate < _POOR_RATE)
+        return (distance * 4 + trip) * 4 + slowness
 
     def name(self, provider: Provider) -> str:
         """The distance of the provider for people: rack, zone, datacenter, other or unknown."""
         here, there = self.here.place, provider.place
-        return DISTANCE_NAMES[here.distance(there)] if here and there else UNKNOWN
+        if here is NOWHERE or there is NOWHERE or not (here and there):
+            return UNKNOWN
+        return DISTANCE_NAMES[here.distance(there)]
 
     def took(self, provider: Provider, count: int, waited: float = 0.0) -> None:
         """Count ``count`` bytes that the provider has sent while this node waited for them for ``waited`` seconds.
