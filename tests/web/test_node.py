@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import pytest
 from fakes.memory_store import MemoryStore
 
+from spegel_consul.commands.status import _lines
 from spegel_consul.consul.api.client import ConsulClient, HealthyService
 from spegel_consul.consul.api.consul_settings import ConsulSettings
 from spegel_consul.consul.authority.consul_tls import ConsulTls
 from spegel_consul.http.peer_tls import Encryption
 from spegel_consul.metrics.sidecar_metrics import Metrics
+from spegel_consul.oci.errors import Busy
 from spegel_consul.peers import PeerInfo, Provider
 from spegel_consul.places import NOWHERE, Here, Place
 from spegel_consul.registry.mirror.providers.nearness import CrossZone, Nearness
 from spegel_consul.registry.mirror.providers.penalties import Penalties
 from spegel_consul.registry.mirror.trace import Traces
+from spegel_consul.registry.uploads import Upload, Uploads
 from spegel_consul.ring.member_view import MemberView
+from spegel_consul.web import pages
+from spegel_consul.web.metric_readings import connect
 from spegel_consul.web.node_views import Consul, Node
 
 
@@ -128,3 +134,32 @@ async def test_where_nodes_are_and_what_crossed() -> None:
         "alive": None,
         "dead": None,
     }
+
+
+async def test_what_is_told_of_the_uploads() -> None:
+    made = node("10.0.0.1")
+    assert made.status()["uploads"] == {"streams": 0, "most": None, "refused": 0, "rate": None}
+    assert "bodies to peers" not in shown(made)
+    made.uploads = Uploads(1, rate=3 << 20)
+    connect(made)
+    made.metrics.busy_peers.inc()
+    with made.uploads.one(Upload.BODY):
+        with pytest.raises(Busy):
+            made.uploads.enter(Upload.BODY)
+        found = made.status()
+        assert found["uploads"] == {"streams": 1, "most": 1, "refused": 1, "rate": 3 << 20}
+        assert found["mirror"]["busy"] == 1
+        assert "1 of 1 bodies to peers now, at most 3.0 MiB/s, 1 refused as busy" in shown(made)
+        assert ("uploads", "1 of 1 bodies to peers, 1 refused as busy") in _lines(found)
+        values = {name: made.metrics.registry.get_sample_value(name) for name in ("spegel_uploads", REFUSED, BUSY)}
+    assert values == {"spegel_uploads": 1.0, REFUSED: 1.0, BUSY: 1.0}
+
+
+REFUSED, BUSY = "spegel_uploads_refused_total", "spegel_busy_peers_total"
+
+
+def shown(made: Node) -> str:
+    """What the page says of the uploads."""
+    page = pages._templates().get_template("parts.html").module
+    uploads: str = page.uploads(made.status()["uploads"])  # type: ignore[attr-defined]
+    return uploads.strip()

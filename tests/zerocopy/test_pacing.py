@@ -166,16 +166,35 @@ async def send(peer: trio.socket.SocketType, size: int) -> None:
         view = view[await peer.send(view) :]
 
 
-async def test_a_source_that_is_silent_is_still_found(tmp_path: Path) -> None:
-    pace = Pace(64 << 10)
-    throughput = Throughput(0.2, pace=pace)
-    throughput.begin(MIB)
-    async with connected() as (source, _):
-        with pytest.raises(PeerError, match="sent nothing for 0.2 s"):
-            await spooled_small(source, Position(MIB), throughput, tmp_path)
+@pytest.mark.parametrize("pull", [relayed, spooled, spooled_small])
+async def test_bytes_that_have_not_come_are_given_back(pull: Pull, tmp_path: Path) -> None:
+    pace, size = Pace(64 << 10), MIB
+    throughput = Throughput(5.0, pace=pace)
+    throughput.begin(size)
+
+    async def drip() -> None:
+        for _ in range(40):
+            await peer.send(b"x")
+            await trio.sleep(0.01)
+        peer.shutdown(socket.SHUT_WR)
+
+    async with connected() as (source, peer), trio.open_nursery() as nursery:
+        nursery.start_soon(drip)
+        began = trio.current_time()
+        with pytest.raises(PeerError, match="closed the connection"):
+            await pulled(pull, source, size, throughput, tmp_path)
+    assert trio.current_time() - began < 1.5, "40 steps of 8 KiB would take 5 s"
     began = trio.current_time()
     await pace.take(1000)
-    assert trio.current_time() - began < 0.1, "bytes that did not come were given back"
+    assert trio.current_time() - began < 0.1
+
+
+async def pulled(pull: Pull, source: trio.socket.SocketType, size: int, throughput: Throughput, path: Path) -> None:
+    """Raise the failure of ``pull`` bare."""
+    try:
+        await pull(source, Position(size), throughput, path)
+    except ExceptionGroup as group:
+        raise group.exceptions[0] from None
 
 
 @asynccontextmanager
