@@ -18,6 +18,7 @@ import trio
 from spegel_consul.disk.threads import in_thread
 from spegel_consul.http.basic_auth import Credentials
 from spegel_consul.http.peer_client import PeerClient, PeerResponse
+from spegel_consul.metrics.counter import Count
 from spegel_consul.metrics.sidecar_metrics import Metrics
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.media import MAX_MANIFEST_SIZE
@@ -119,6 +120,7 @@ class MirrorPeers:
         self.suspects = Suspects()
         self.unverified = UnverifiedTransfers()
         self.tag_ages = TagAges(parts.store)
+        self._choices: dict[str, Count] = {}
         self.follows = (
             Follows(parts.router, parts.store, parts.metrics, self.may_ask, behind)
             if parts.settings.follow and parts.store is not None
@@ -267,7 +269,9 @@ class MirrorPeers:
 
     def tag_answered(self, choice: str) -> None:
         """Count a tag by how its digest was chosen; see the metric."""
-        self._metrics.tag_choices.labels(choice).inc()
+        if choice not in self._choices:
+            self._choices[choice] = self._metrics.tag_choices.labels(choice)
+        self._choices[choice].inc()
 
     def held(self, result: str) -> None:
         """Count the result of holding a body; see the metric."""
