@@ -34,6 +34,7 @@ from spegel_consul.registry.mirror.providers.suspects import Address, Suspects
 from spegel_consul.registry.mirror.providers.unverified_transfers import UnverifiedTransfers
 from spegel_consul.registry.mirror.tags.age_limits import AgeLimits
 from spegel_consul.registry.mirror.tags.tag_ages import TagAges
+from spegel_consul.registry.mirror.tags.upstream_tags import UpstreamTags
 from spegel_consul.registry.mirror.trace import TraceHeaders
 from spegel_consul.registry.mirror.validate import Head
 from spegel_consul.ring import Router
@@ -81,7 +82,8 @@ class MirrorParts:
 
     ``router`` names the peers, and ``client`` asks them; ``credentials``: this node's own, for peers; ``permits``:
     which peers may be asked; ``spool_space`` is for bodies that are held; ``store``: where the downloads of this
-    node's runtime are seen, for ``settings.follow``.
+    node's runtime are seen, for ``settings.follow``;
+    ``upstream_tags``: with them, tags are checked at their registries.
     """
 
     router: Router
@@ -92,6 +94,7 @@ class MirrorParts:
     permits: Permits = any_node
     spool_space: SpoolSpace = field(default_factory=lambda: SpoolSpace(None))
     store: Store | None = None
+    upstream_tags: UpstreamTags | None = None
 
 
 def image_of(request: ContentRequest) -> str:
