@@ -22,7 +22,6 @@ from spegel_consul.commands.limit_options import limit_options
 from spegel_consul.commands.option_groups import SectionedCommand
 from spegel_consul.commands.option_types import (
     ADDRESS,
-    AGE_LIMIT,
     DURATION,
     FILE,
     HOSTS,
@@ -33,6 +32,7 @@ from spegel_consul.commands.option_types import (
     option,
 )
 from spegel_consul.commands.ring_options import bootstrap_settings, finding_options
+from spegel_consul.commands.tag_options import checks_tags, tag_max_age, tag_options
 from spegel_consul.commands.zone_options import place_settings, zone_options
 from spegel_consul.consul.api.consul_settings import ConsulSettings
 from spegel_consul.consul.catalog.service_definitions import ServiceMode
@@ -45,7 +45,6 @@ from spegel_consul.oci.filters import ImageFilter
 from spegel_consul.registry.mirror.mirror_peers import MirrorSettings
 from spegel_consul.registry.mirror.providers.nearness import CrossZone
 from spegel_consul.registry.mirror.providers.provider_policy import PeerPolicy
-from spegel_consul.registry.mirror.tags.age_limits import AgeLimits
 from spegel_consul.runtimes.containerd_sockets import namespaces
 from spegel_consul.sidecar.settings import Settings
 from spegel_consul.signals import stop_signals
@@ -147,14 +146,7 @@ from spegel_consul.signals import stop_signals
 @option(
     "--mirror-resolve-retries", type=click.IntRange(1, 20), default=3, help="How many peers are tried for one request."
 )
-@option(
-    "--tag-max-age",
-    type=AGE_LIMIT,
-    multiple=True,
-    help="Age from which on a tag is not taken from nodes, so that the runtime asks upstream: 30m for all tags, or"
-    " REGEX=30m for names with that expression; off for no limit; may be repeated, and the first that fits counts."
-    "  [default: off]",
-)
+@tag_options
 @option(
     "--verify",
     type=click.Choice(["on", "auto", "off"]),
@@ -342,8 +334,9 @@ def _settings(given: dict[str, Any]) -> Settings:
             follow=given["follow"] == "on",
             cross_zone=CrossZone(given["cross_zone"]),
             download_rate=given["download_rate_limit"],
-            tag_max_age=AgeLimits(given["tag_max_age"]),
+            tag_max_age=tag_max_age(given),
         ),
+        tag_check=checks_tags(given, images),
         follow_chain=given["follow_chain"],
         peer_limits=PeerLimits(rate=given["peer_min_rate"]),
         max_upload=given["max_upload"],

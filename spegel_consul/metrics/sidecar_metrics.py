@@ -149,6 +149,12 @@ class Metrics:
             " own (theirs were older), too_old (beyond --tag-max-age).",
             ["choice"],
         )
+        self.tag_checks = self._counter(
+            "spegel_tag_checks",
+            "Tags that were checked at their registries, by the result: same, moved (answered 404), denied,"
+            " unreachable (both sent as without the check).",
+            ["result"],
+        )
         self.transfers_cut = self._counter(
             "spegel_transfers_cut",
             "Answers to clients that ended before their last byte because no peer could go on.",

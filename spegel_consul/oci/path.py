@@ -37,6 +37,10 @@ TAG_AGE_HEADER = b"x-spegel-tag-age"
 """In the answer to a request for a tag: the seconds since the tag was known to stand for this digest at its registry
 (:mod:`spegel_consul.registry.mirror.tags.tag_ages`). Spegel does not know the header."""
 
+TAG_CHECK_HEADER = b"x-spegel-tag-check"
+"""In an answer with a tag that was checked at its registry: the result of the check
+(:mod:`spegel_consul.registry.mirror.tags.upstream_tags`)."""
+
 _CONTENT = re.compile(r"/v2/(?P<name>.+)/(?P<kind>manifests|blobs)/(?P<reference>[^/]+)\Z", re.DOTALL)
 
 

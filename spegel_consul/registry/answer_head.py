@@ -7,7 +7,7 @@ import time
 from email.utils import formatdate
 
 from spegel_consul.oci.errors import Busy, OCIError, RangeInvalid, Unauthorized, Unsupported
-from spegel_consul.oci.path import BUSY_HEADER, GROWING_HEADER, LOAD_HEADER, TAG_AGE_HEADER
+from spegel_consul.oci.path import BUSY_HEADER, GROWING_HEADER, LOAD_HEADER, TAG_AGE_HEADER, TAG_CHECK_HEADER
 from spegel_consul.registry.mirror.body.multipart import Multipart
 from spegel_consul.registry.mirror.validate import Head
 
@@ -45,6 +45,8 @@ def fields_of(
         fields.append((b"content-range", b"bytes %d-%d/%d" % (head.start, head.stop - 1, head.size)))
     if head.tag_age is not None:
         fields.append((TAG_AGE_HEADER, b"%d" % head.tag_age))
+    if head.tag_check:
+        fields.append((TAG_CHECK_HEADER, head.tag_check.encode()))
     if served_by is not None:
         fields.append((b"x-spegel-served-by", served_by.encode()))
     if growing:

@@ -153,6 +153,8 @@ class ContentApp:
             await answer.listing(await self._listings.answer(*question))
             return
         identity = trace_headers(headers)
+        answer.from_peer = headers.get(MIRRORED_HEADER) == b"true"
+        answer.authorization = self._planner.upstream_authorization(headers)
         plan = self._planner.plan(*question, from_this_machine=local)
         while isinstance(plan, Growing):
             try:
@@ -168,7 +170,7 @@ class ContentApp:
                 return
             except BlobUnknown as gone:
                 # the file was deleted and the index does not know yet; peers may still have the content
-                if headers.get(MIRRORED_HEADER) == b"true":
+                if answer.from_peer:
                     raise unknown(plan.request, gone.message) from None
             plan = Elsewhere(plan.request, plan.wanted)
         try:
@@ -200,6 +202,8 @@ class ContentApp:
         head = Head(content.digest, content.media_type, spans[0].start, spans[0].stop, content.size, plan.partial)
         if plan.request.reference.digest is None:
             head = replace(head, tag_age=self._mirror.peers.tag_ages.own(plan.request.reference))
+            if not answer.from_peer:  # a peer checks what it passes on
+                head = await self._mirror.checked(plan.request, head, answer.authorization)
         load = self._uploads.streams if upload is not Upload.NONE else None
         await answer.head(head, multipart=multipart, load=load)
         if answer.wants_body:
@@ -244,7 +248,9 @@ class ContentApp:
                 )
             if answer.wants_body:
                 await transfer.hold()
-            await answer.head(transfer.head, served_by=transfer.served_by)
+            head = await self._mirror.checked(plan.request, transfer.head, answer.authorization)
+            trace.tag_check = head.tag_check
+            await answer.head(head, served_by=transfer.served_by)
             if answer.wants_body:
                 await self._carry(answer, transfer)
             await answer.end()
@@ -276,6 +282,9 @@ class _Answer:
         self.wants_body = method != "HEAD"
         self.client = OWN
         """The address of the client, or :data:`OWN` if it is on this machine."""
+        self.from_peer = False
+        self.authorization: str | None = None
+        """The client's credentials for the image's registry."""
         self.sent = 0
         self.status: int | None = None
 

@@ -2,7 +2,8 @@
 
 One task takes a request from the socket to the kernel's sendfile or splice, or over TLS to a thread that encrypts.
 Manifests and other small contents of the own store come from memory. The ASGI path, with a plan of its own, answers
-requests that are wrong, manifests that are promises, and requests for files that are gone.
+requests that are wrong, manifests that are promises, tags that are checked at their registries, and requests for files
+that are gone.
 
 Runtimes repeat the same few requests byte for byte. So the result of a request's bytes is remembered - the plan, and
 the head of the answer except for its date - until the store's version changes. If the content is small too, the answer
@@ -174,7 +175,8 @@ class FastPath:
             plan = self._planner.plan(method, request.path, request.query, request.headers, from_this_machine=local)
         except OCIError:
             return None
-        if plan.request.promises:
+        checked = self._mirror.checks(plan.request) and request.headers.get(MIRRORED_HEADER) != b"true"
+        if plan.request.promises or checked:
             return None
         if isinstance(plan, Own):
             known = self._own_request(version, method, plan, upload_of(method, request.headers, plan))

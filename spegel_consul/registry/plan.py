@@ -112,6 +112,11 @@ class Planner:
         """A number that changes whenever :meth:`plan` may return another plan for the same request."""
         return self._store.version if self._credentials is None else self._store.version + self._credentials.version
 
+    def upstream_authorization(self, headers: Mapping[bytes, bytes]) -> str | None:
+        """Return the client's credentials for the image's registry; what this node itself requires is none."""
+        found = headers.get(b"authorization") if self._credentials is None else None
+        return found.decode("latin-1") if found is not None else None
+
     def is_lasting(self, request: ContentRequest) -> bool:
         """Whether the plan holds until the version changes, because no limit of a tag's age is reached meanwhile."""
         return self._tag_max_age.of(request.reference) is None

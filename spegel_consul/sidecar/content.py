@@ -30,6 +30,7 @@ from spegel_consul.registry.fast_path import FastPath
 from spegel_consul.registry.mirror.mirror import Mirror
 from spegel_consul.registry.mirror.mirror_peers import MirrorParts
 from spegel_consul.registry.mirror.providers.provider_policy import PeerPolicy, any_node, one_of
+from spegel_consul.registry.mirror.tags.upstream_tags import UpstreamTags
 from spegel_consul.registry.mirror.trace import Trace, as_fields
 from spegel_consul.registry.plan import Planner
 from spegel_consul.registry.registry_app import build_app
@@ -97,7 +98,18 @@ async def start_content(
     permits = one_of(registries.known) if settings.peer_policy is PeerPolicy.CATALOG else any_node
     spool_space = SpoolSpace(settings.data_dir)
     mirror = Mirror(
-        MirrorParts(router, peers, metrics, settings.mirror, node.credentials, permits, spool_space, store, node.here)
+        MirrorParts(
+            router,
+            peers,
+            metrics,
+            settings.mirror,
+            node.credentials,
+            permits,
+            spool_space,
+            store,
+            node.here,
+            upstream_tags=UpstreamTags() if settings.tag_check else None,
+        )
     )
     await stages.start("following", mirror.run)
     view = Node(

@@ -55,6 +55,8 @@ class Settings:
     """An OCI image layout to serve; None: the content of containerd is served."""
     images: ImageFilter
     mirror: MirrorSettings
+    tag_check: bool
+    """Whether tags are checked at their registries."""
     follow_chain: int
     peer_limits: PeerLimits
     max_upload: int | None

@@ -132,9 +132,9 @@ class Index:
     # Records
 
     def record_of(self, name: str) -> str | None:
-        """Return the name of the record that the name is announced for, or None."""
-        held = self._announcing(name)
-        return held.record.name if held is not None else None
+        """Return the name of the record that counts for the announced name, or None."""
+        records = self._records.get(name)
+        return min(records, key=lambda each: (each != name, each)) if records else None
 
     def reached(self, record_name: str) -> frozenset[Digest]:
         """Return the digests of a record's image, present or not, as far as its manifests are known."""
@@ -292,10 +292,10 @@ class Index:
 
     def _announcing(self, name: str) -> _Held | None:
         """Return the image that ``name`` is announced for, or None if it is not whole."""
-        records = self._records.get(name)
-        if not records:
+        record = self.record_of(name)
+        if record is None:
             return None
-        held = self._images[min(records, key=lambda each: (each != name, each))]
+        held = self._images[record]
         return held if self._is_whole(held.record.target.digest) else None
 
     def _touch(self, digest: Digest, *, walk: bool) -> None:

@@ -29,6 +29,7 @@ from spegel_consul.registry.fast_path import FastPath
 from spegel_consul.registry.mirror.mirror import Mirror
 from spegel_consul.registry.mirror.mirror_peers import MirrorParts, MirrorSettings
 from spegel_consul.registry.mirror.providers.provider_policy import Permits, any_node
+from spegel_consul.registry.mirror.tags.upstream_tags import UpstreamTags
 from spegel_consul.registry.plan import Planner
 from spegel_consul.registry.registry_app import build_app
 from spegel_consul.registry.uploads import Uploads
@@ -176,6 +177,7 @@ async def start_node(nursery: trio.Nursery, request: pytest.FixtureRequest, tmp_
         router: Any = None,
         follow: bool = True,
         uploads: Uploads | None = None,
+        upstream_tags: UpstreamTags | None = None,
     ) -> Node:
         metrics, router = Metrics(), router or ListRouter()
         store = store or FileStore(tmp_path / f"content{len(clients)}")
@@ -190,6 +192,7 @@ async def start_node(nursery: trio.Nursery, request: pytest.FixtureRequest, tmp_
                 permits,
                 store=store,
                 rng=InOrder(0),
+                upstream_tags=upstream_tags,
             )
         )
         if mirror.peers.follows is not None or mirror.peers.settings.runtime_verifies:

@@ -25,7 +25,7 @@ import trio
 from spegel_consul.http.peer_client import PeerResponse
 from spegel_consul.metrics.counter import Count
 from spegel_consul.oci.errors import BlobUnknown, ManifestUnknown, RangeInvalid
-from spegel_consul.oci.path import LOAD_HEADER, ContentRequest, Kind
+from spegel_consul.oci.path import LOAD_HEADER, ContentRequest, Kind, unknown
 from spegel_consul.peers import PeerError, Provider
 from spegel_consul.registry.mirror.body.transfer import Transfer
 from spegel_consul.registry.mirror.fetch import race
@@ -35,6 +35,7 @@ from spegel_consul.registry.mirror.mirror_peers import MirrorParts, MirrorPeers,
 from spegel_consul.registry.mirror.own_requests import OwnRequests
 from spegel_consul.registry.mirror.promises.whole_images import WholeImages
 from spegel_consul.registry.mirror.questions.peer_answer import Answer
+from spegel_consul.registry.mirror.tags.upstream_tags import TagCheck
 from spegel_consul.registry.mirror.trace import UNKNOWN_REGISTRY, Trace, TraceHeaders, Traces
 from spegel_consul.registry.mirror.validate import Head, PeerBusy, judge
 from spegel_consul.store import Store
@@ -59,6 +60,7 @@ class Mirror:
         self._counters: dict[str, tuple[Count, Count]] = {}
         self._metrics = parts.metrics
         self._store = parts.store
+        self._upstream_tags = parts.upstream_tags
         self.whole_images = WholeImages(self.peers, self.traces, self.lookups, parts.store)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -75,6 +77,23 @@ class Mirror:
         async with store.watch() as changes:
             async for changed in changes:
                 self.peers.unverified.arrived(changed.added)
+
+    def checks(self, request: ContentRequest) -> bool:
+        """Whether what is sent for the request is checked at the image's registry before."""
+        return self._upstream_tags is not None and request.reference.digest is None
+
+    async def checked(self, request: ContentRequest, head: Head, authorization: str | None) -> Head:
+        """Return the head with the result of the check, if the request has one. Raises ManifestUnknown.
+
+        ``authorization``: the client's credentials for the registry, if it sent some.
+        """
+        if self._upstream_tags is None or request.reference.digest is not None:
+            return head
+        result = await self._upstream_tags.check(request.reference, head.digest, authorization)
+        self._metrics.tag_checks.labels(result.value).inc()
+        if result is TagCheck.MOVED:
+            raise unknown(request, f"{request.reference} is not {head.digest} at its registry any more")
+        return replace(head, tag_check=result.value)
 
     def _counted(self, request: ContentRequest) -> tuple[Count, Count]:
         """Return the counters of hits and misses of the request's registry.

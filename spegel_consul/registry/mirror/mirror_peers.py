@@ -19,6 +19,7 @@ import trio
 from spegel_consul.disk.threads import in_thread
 from spegel_consul.http.basic_auth import Credentials
 from spegel_consul.http.peer_client import PeerClient, PeerResponse
+from spegel_consul.metrics.counter import Count
 from spegel_consul.metrics.sidecar_metrics import Metrics
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.media import MAX_MANIFEST_SIZE
@@ -37,6 +38,7 @@ from spegel_consul.registry.mirror.providers.suspects import Address, Suspects
 from spegel_consul.registry.mirror.providers.unverified_transfers import UnverifiedTransfers
 from spegel_consul.registry.mirror.tags.age_limits import AgeLimits
 from spegel_consul.registry.mirror.tags.tag_ages import TagAges
+from spegel_consul.registry.mirror.tags.upstream_tags import UpstreamTags
 from spegel_consul.registry.mirror.trace import TraceHeaders
 from spegel_consul.registry.mirror.validate import Head, PeerBusy
 from spegel_consul.ring import Router
@@ -88,7 +90,8 @@ class MirrorParts:
 
     ``router`` names the peers, and ``client`` asks them; ``credentials``: this node's own, for peers; ``permits``:
     which peers may be asked; ``spool_space`` is for bodies that are held; ``store``: where the downloads of this
-    node's runtime are seen, for ``settings.follow``; ``here``: the place of this node; ``rng`` draws among providers.
+    node's runtime are seen, for ``settings.follow``; ``here``: the place of this node; ``rng`` draws among providers;
+    ``upstream_tags``: with them, tags are checked at their registries.
     """
 
     router: Router
@@ -101,6 +104,7 @@ class MirrorParts:
     store: Store | None = None
     here: Here = field(default_factory=Here)
     rng: random.Random = field(default_factory=random.Random)
+    upstream_tags: UpstreamTags | None = None
 
 
 def image_of(request: ContentRequest) -> str:
@@ -133,6 +137,7 @@ class MirrorPeers:
         self.suspects = Suspects()
         self.unverified = UnverifiedTransfers()
         self.tag_ages = TagAges(parts.store)
+        self._choices: dict[str, Count] = {}
         self.follows = (
             Follows(parts.router, parts.store, parts.metrics, self.may_ask, behind, near_only=self.nearness.near_only)
             if parts.settings.follow and parts.store is not None
@@ -304,7 +309,9 @@ class MirrorPeers:
 
     def tag_answered(self, choice: str) -> None:
         """Count a tag by how its digest was chosen; see the metric."""
-        self._metrics.tag_choices.labels(choice).inc()
+        if choice not in self._choices:
+            self._choices[choice] = self._metrics.tag_choices.labels(choice)
+        self._choices[choice].inc()
 
     def held(self, result: str) -> None:
         """Count the result of holding a body; see the metric."""

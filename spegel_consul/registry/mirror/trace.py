@@ -76,6 +76,10 @@ class Trace:
     first_byte = 0.0
     verified = 0.0
     done = 0.0
+    tag_age: int | None = None
+    """The age in seconds that the peer told of a tag."""
+    tag_check = ""
+    """The result of the check of a tag at its registry."""
     peer = ""
     size = 0
     bytes = 0
@@ -139,6 +143,8 @@ class Trace:
             "key": self.key,
             "registry": self.registry,
             "peer": self.peer or None,
+            "tag_age": self.tag_age,
+            "tag_check": self.tag_check or None,
             "request_id": self.request_id or None,
             "lookup_ms": self._since(self.looked_up),
             "claimed_ms": self._since(self.claimed),

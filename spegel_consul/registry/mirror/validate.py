@@ -40,7 +40,8 @@ class Head:
     """A peer's claims about the content that it is about to send: ``[start, stop)`` of ``size`` bytes.
 
     ``disputed``: manifests or other peers claim another size, so the content is held until it is verified, whatever
-    its size. ``tag_age``: the age of the tag in seconds, if a tag was asked for and the peer tells it.
+    its size. ``tag_age``: the age of the tag in seconds, if a tag was asked for and the peer tells it;
+    ``tag_check``: the result of its check at the registry, if there was one.
     """
 
     digest: Digest
@@ -51,6 +52,7 @@ class Head:
     partial: bool
     disputed: bool = field(default=False, compare=False)
     tag_age: int | None = field(default=None, compare=False)
+    tag_check: str = field(default="", compare=False)
 
 
 def judge(

@@ -92,7 +92,7 @@ class Transfer:
                 self._hasher = answer.head.digest.hasher()
         if isinstance(answer, Answer):
             trace.asked, trace.connected, trace.first_byte = answer.times
-        trace.peer = self.served_by
+        trace.peer, trace.tag_age = self.served_by, answer.head.tag_age
         trace.size = self._position.total or answer.head.stop - answer.head.start
         if self._content is not None:
             trace.size = trace.bytes = len(self._content)
