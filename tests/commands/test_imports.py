@@ -70,6 +70,7 @@ HELP = {
         "h2",
     },
     "status": ASKS,
+    "top": ASKS,
     "version": {"click"},
 }
 
