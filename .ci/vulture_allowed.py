@@ -7,6 +7,7 @@ A name belongs here only with its reader. What only tests read is removed instea
 _.convert  # ParamType
 _.get_command  # Group
 _.format_commands
+_.format_options
 
 # python-consul2 reads them: its endpoint classes ask their client and its transport
 _.delete  # abstract method of HTTPClient

@@ -18,4 +18,6 @@ def completion(shell: str) -> None:
     root = click.get_current_context().find_root().command
     found = get_completion_class(shell)
     assert found is not None
-    click.echo(found(root, {}, "spegel-consul", "_SPEGEL_CONSUL_COMPLETE").source())
+    script = found(root, {}, "spegel-consul", "_SPEGEL_CONSUL_COMPLETE").source()
+    # click's script for fish drops a summary from its first comma on
+    click.echo(script.replace('string split "," $completion', 'string split --max 1 "," $completion'))

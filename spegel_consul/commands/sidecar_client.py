@@ -177,15 +177,15 @@ def document(node: str, status: int, body: bytes) -> Any:
 
 
 def not_ours(node: str, status: int) -> NoReturn:
-    _name_wrong_port(node)
+    _name_wrong_port(node, speaks_http=status > 0)
     raise Unreachable(f"the server at {node} is no spegel-consul, or one without this command (status {status})")
 
 
-def _name_wrong_port(node: str) -> None:
+def _name_wrong_port(node: str, *, speaks_http: bool) -> None:
     """Raises Unreachable if it is known what answers at ``node`` instead of a metrics port."""
     from spegel_consul.commands import wrong_port
 
-    if (found := wrong_port.name_of(node)) is not None:
+    if (found := wrong_port.name_of(node, speaks_http=speaks_http)) is not None:
         raise Unreachable(
             f"{node} is {found}: --node names the metrics port of a sidecar, {DEFAULT_PORT} unless --metrics-addr says"
             " another"
@@ -211,7 +211,7 @@ def shown(text: str) -> str:
 def unreachable(node: str, exc: blocking_client.NoAnswer) -> NoReturn:
     reason = str(exc) or type(exc).__name__
     if exc.answered:
-        _name_wrong_port(node)
+        _name_wrong_port(node, speaks_http=False)
         raise Unreachable(f"the server at {node} is no spegel-consul: {reason}; name another one with --node") from None
     raise Unreachable(f"no sidecar answers at {node}: {reason}; name another one with --node") from None
 

@@ -18,10 +18,13 @@ _LONGEST = 64 << 10
 _ROUTER = b"/multistream/1.0.0\n"
 
 
-def name_of(node: str) -> str | None:
-    """What answers at the URL ``node``, in words; None if that is not known. Takes seconds at most; does not raise."""
-    if _says_first(node, _ROUTER):
-        return "the router of a spegel-consul (--router-addr)"
+def name_of(node: str, *, speaks_http: bool) -> str | None:
+    """What answers at the URL ``node``, in words; None if that is not known. Takes seconds at most; does not raise.
+
+    ``speaks_http``: whether the server's answer was one in HTTP.
+    """
+    if not speaks_http:
+        return "the router of a spegel-consul (--router-addr)" if _says_first(node, _ROUTER) else None
     status, headers, _ = _get(node, "/v2/")
     if status in (200, 401) and "registry/2.0" in headers:
         ours = _get(node, "/id")

@@ -23,8 +23,17 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
-from spegel_consul.dev.processes import LOOPBACK, START_TIMEOUT, DevError, Node, own_consul, ready, sidecars
-from spegel_consul.dev.sample import IMAGE, write_image, write_layout
+from spegel_consul.dev.processes import (
+    START_TIMEOUT,
+    DevError,
+    Node,
+    learn_names,
+    make_nodes,
+    own_consul,
+    ready,
+    sidecars,
+)
+from spegel_consul.dev.sample import IMAGE, write_image
 from spegel_consul.oci.digest import Digest
 from spegel_consul.signals import stop_signals
 
@@ -76,27 +85,17 @@ async def _until_signal(scope: trio.CancelScope) -> None:
 
 
 async def _show(console: Console, home: Path, once: bool, port: int, size: int) -> int:
-    nodes = [
-        Node(
-            number,
-            f"{LOOPBACK}:{port + 10 * number}",
-            f"{LOOPBACK}:{port + 10 * number + 1}",
-            f"{LOOPBACK}:{port + 10 * number + 2}",
-            home / f"node{number}",
-        )
-        for number in range(NODES)
-    ]
-    for node in nodes:
-        (node.home / "layout").mkdir(parents=True)
-        write_layout(node.home / "layout", [])
-    write_image(nodes[0].home / "layout", size << 20)
+    nodes = make_nodes(NODES, home, port)
+    write_image(nodes[0].layout, size << 20)
+    console.print(f"status page  {nodes[1].page}  (node2; all nodes: {nodes[1].page}cluster)")
     async with own_consul(console, home) as consul:
-        console.print(f"starting {NODES} nodes; only node 1 has the image [bold]{IMAGE}[/] ({size} MiB)")
+        console.print(f"starting {NODES} nodes; only node1 has the image [bold]{IMAGE}[/] ({size} MiB)")
         async with sidecars(nodes, consul):
             async with httpx.AsyncClient(trust_env=False, timeout=30.0) as client:
                 for node in nodes:
                     await ready(client, node)
                 pieces = await _pull(console, client, nodes[1])
+                await learn_names(client, nodes)
             neighbours = {node.registry for node in nodes} - {nodes[1].registry}
             own = [piece for piece in pieces if piece.served_by not in neighbours]
             _report(console, pieces, nodes, consul)
@@ -117,8 +116,8 @@ async def _show(console: Console, home: Path, once: bool, port: int, size: int) 
 
 
 def _report(console: Console, pieces: Sequence[_Piece], nodes: Sequence[Node], consul: str | None) -> None:
-    names = {node.registry: f"node {node.number + 1}" for node in nodes}
-    table = Table(title=f"{IMAGE} pulled through node 2")
+    names = {node.registry: node.name for node in nodes}
+    table = Table(title=f"{IMAGE} pulled through node2")
     for column in ("piece", "digest", "bytes", "served by", "ms"):
         table.add_column(column, justify="right" if column in ("bytes", "ms") else "left")
     for piece in pieces:
@@ -127,7 +126,7 @@ def _report(console: Console, pieces: Sequence[_Piece], nodes: Sequence[Node], c
     console.print(table)
     for node in nodes:
         console.print(
-            f"node {node.number + 1}   registry http://{node.registry}/v2/   ready http://{node.registry}/readyz   "
+            f"{node.name}   status page {node.page}   registry http://{node.registry}/v2/   "
             f"metrics http://{node.metrics}/metrics"
         )
     reference = IMAGE.split("/", 1)[1].replace(":", "/manifests/")
@@ -162,7 +161,7 @@ async def _pull(console: Console, client: httpx.AsyncClient, node: Node) -> list
         pieces.append(_Piece(what, expected, received, served_by, time.perf_counter() - started))
         return kept
 
-    await _until_found(client, f"{base}/manifests/{tag}?ns={registry}")
+    await _until_found(client, node)
     columns = (TextColumn("{task.description:>10}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=console) as progress:
         manifest = json.loads(await fetch("manifest", f"{base}/manifests/{tag}", None, 0, progress))
@@ -175,10 +174,13 @@ async def _pull(console: Console, client: httpx.AsyncClient, node: Node) -> list
     return pieces
 
 
-async def _until_found(client: httpx.AsyncClient, url: str) -> None:
-    """The ring forms within a second or two after the last node is ready."""
+async def _until_found(client: httpx.AsyncClient, node: Node) -> None:
+    """The ring forms within a second or two after the last node is ready.
+
+    It is asked by the API, because a probe of the mirror would count as a request that no neighbour answered.
+    """
     with trio.move_on_after(START_TIMEOUT):
-        while (await client.head(url)).status_code != 200:
+        while not (await client.get(f"http://{node.metrics}/api/lookup", params={"key": IMAGE})).json()["providers"]:
             await trio.sleep(0.1)
         return
     raise DevError(f"no neighbour offered the image within {START_TIMEOUT:g} s")

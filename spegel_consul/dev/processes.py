@@ -20,6 +20,7 @@ import httpx
 import trio
 from rich.console import Console
 
+from spegel_consul.dev.sample import write_layout
 from spegel_consul.error_words import in_words
 
 LOOPBACK = "127.0.0.1"
@@ -33,11 +34,37 @@ class DevError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Node:
+    """A node on a loopback address of its own, so that all have the same ports, as on machines of their own."""
+
     number: int
-    registry: str
-    router: str
-    metrics: str
+    address: str
+    port: int
     home: Path
+
+    @property
+    def name(self) -> str:
+        return f"node{self.number + 1}"
+
+    @property
+    def registry(self) -> str:
+        return f"{self.address}:{self.port}"
+
+    @property
+    def router(self) -> str:
+        return f"{self.address}:{self.port + 1}"
+
+    @property
+    def metrics(self) -> str:
+        return f"{self.address}:{self.port + 2}"
+
+    @property
+    def page(self) -> str:
+        """The URL of its status page."""
+        return f"http://{self.metrics}/debug/web/"
+
+    @property
+    def layout(self) -> Path:
+        return self.home / "layout"
 
     @property
     def log(self) -> Path:
@@ -57,7 +84,22 @@ async def ready(client: httpx.AsyncClient, node: Node) -> None:
                     return
                 reason = response.text.strip()
             await trio.sleep(0.05)
-    raise DevError(f"node {node.number + 1} is not ready after {START_TIMEOUT:g} s: {reason}")
+    raise DevError(f"{node.name} is not ready after {START_TIMEOUT:g} s: {reason}")
+
+
+def make_nodes(count: int, home: Path, port: int) -> list[Node]:
+    """Nodes with empty stores below ``home``; ``port`` is the first of their three ports."""
+    nodes = [Node(number, f"127.0.0.{number + 1}", port, home / f"node{number + 1}") for number in range(count)]
+    for node in nodes:
+        node.layout.mkdir(parents=True)
+        write_layout(node.layout, [])
+    return nodes
+
+
+async def learn_names(client: httpx.AsyncClient, nodes: Sequence[Node]) -> None:
+    """Have each node look at the whole cluster, because without a catalog it learns the others' names by that."""
+    for node in nodes:
+        await client.get(f"http://{node.metrics}/api/cluster")
 
 
 @asynccontextmanager
@@ -69,7 +111,7 @@ async def sidecars(nodes: Sequence[Node], consul: str | None) -> AsyncIterator[N
             await process.wait()
             if not stopping.is_set():
                 tail = "\n".join(node.log.read_text(errors="replace").splitlines()[-5:])
-                raise DevError(f"node {node.number + 1} exited with {process.returncode}:\n{tail}")
+                raise DevError(f"{node.name} exited with {process.returncode}:\n{tail}")
 
         processes: list[trio.Process] = []
         try:
@@ -90,10 +132,10 @@ def _command(node: Node, first: Node, consul: str | None) -> list[str]:
         "registry-addr": node.registry,
         "router-addr": node.router,
         "metrics-addr": node.metrics,
-        "advertise-addr": LOOPBACK,
-        "node-name": f"dev-{node.number + 1}",
+        "advertise-addr": node.address,
+        "node-name": node.name,
         "data-dir": str(node.home / "data"),
-        "layout-path": str(node.home / "layout"),
+        "layout-path": str(node.layout),
         "bootstrap-kind": "consul" if consul else "static",
     }
     if consul is None:
@@ -131,7 +173,7 @@ async def own_consul(console: Console, home: Path) -> AsyncIterator[str | None]:
     """Run a Consul agent; its HTTP address, or None if there is no ``consul`` on PATH."""
     binary = shutil.which("consul")
     if binary is None:
-        console.print("no consul on PATH: the nodes find each other through node 1 (static bootstrap)")
+        console.print("no consul on PATH: the nodes find each other through node1 (static bootstrap)")
         yield None
         return
     http, dns, server, serf_lan, serf_wan = _free_ports(5)

@@ -31,7 +31,7 @@ _MAX_HEAD = 100 << 10
 class NoAnswer(Exception):
     """The server can't be reached, or does not speak HTTP; the message is one line.
 
-    ``answered``: the server accepted the connection, and what it sent, or its end of the connection, is no HTTP.
+    ``answered``: the server accepted the connection, and what it sent is no HTTP.
     """
 
     def __init__(self, message: str, *, answered: bool = False) -> None:
@@ -128,6 +128,7 @@ class _Exchange:
 
     def __init__(self, sock: socket.socket, silence: float, deadline: float) -> None:
         self._sock, self._silence, self._deadline = sock, silence, deadline
+        self._answered = False
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEAD)
 
     def send(self, request: h11.Request) -> None:
@@ -142,15 +143,16 @@ class _Exchange:
                 if event is h11.NEED_DATA:
                     with self._wait():
                         data = self._sock.recv(_PIECE)
+                    self._answered = self._answered or bool(data)
                     self._http.receive_data(data)
                 elif isinstance(event, h11.Event):
                     if isinstance(event, h11.ConnectionClosed):
-                        raise NoAnswer("the server closed the connection without an answer", answered=True)
+                        raise NoAnswer("the server closed the connection without an answer")
                     return event
                 else:
-                    raise NoAnswer("the server sent more than one answer", answered=True)
+                    raise NoAnswer("the server sent more than one answer")
             except h11.RemoteProtocolError as exc:
-                raise NoAnswer(str(exc), answered=True) from None
+                raise NoAnswer(str(exc), answered=self._answered) from None
 
     @contextmanager
     def _wait(self) -> Iterator[None]:

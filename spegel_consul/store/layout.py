@@ -8,6 +8,9 @@ Names are in the annotations of index.json's entries. containerd writes the full
 tools write it to org.opencontainers.image.ref.name, or only the tag, which is no full name. An entry without a full
 name is served by digest, because it was put here on purpose and has no name to filter.
 
+Tools that write a layout by containerd's content library have their downloads in ``ingest/`` beside ``blobs/``, in the
+form of :mod:`spegel_consul.store.containerd.ingests`; their refs begin with :data:`NAMESPACE`. Peers can follow them.
+
 A new rule about the files of a layout belongs here; the rule which content is served belongs to
 :mod:`spegel_consul.store.index`.
 """
@@ -34,16 +37,21 @@ from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import BlobUnknown, DigestInvalid
 from spegel_consul.oci.media import OCI_MANIFEST, entries, header_safe
 from spegel_consul.oci.reference import Reference
-from spegel_consul.store import Blob
+from spegel_consul.store import Blob, Downloads
 from spegel_consul.store.blob_files import absent, blob_file, blob_path, open_file
+from spegel_consul.store.containerd.ingests import Ingests
 from spegel_consul.store.documents import read_documents
 from spegel_consul.store.index import Content, ImageRecord, Snapshot, everything
 from spegel_consul.store.indexed_store import IndexedStore
+from spegel_consul.zerocopy.growing_file import GrowingFile
 
 log = structlog.get_logger(__name__)
 
 NAME_ANNOTATIONS = ("io.containerd.image.name", "org.opencontainers.image.ref.name")
 """Annotations with names, the preferred one first."""
+
+NAMESPACE = "layout"
+"""The first part of the refs of downloads that may be shown."""
 
 MAX_INDEX_SIZE = 32 << 20
 """Size limit of index.json, in bytes."""
@@ -77,9 +85,19 @@ class LayoutStore(IndexedStore):
         self._stamp: Stamp | None = None
         self._problem = f"image layout {path} has not been read yet"
         self._in_trouble = False
+        self._ingests = Ingests(lambda: path, NAMESPACE, lambda digest: None)
 
     def file(self, digest: Digest) -> str | None:
         return blob_file(self._path, digest)
+
+    async def downloading(self, digest: Digest) -> GrowingFile | None:
+        return None if self._index.refuses(digest) else await self._ingests.open(digest)
+
+    async def downloads(self) -> Downloads:
+        return await self._ingests.downloads(self._index.refuses)
+
+    async def at_work(self) -> int | None:
+        return await self._ingests.at_work()
 
     @asynccontextmanager
     async def open(self, digest: Digest) -> AsyncIterator[Blob]:

@@ -22,7 +22,7 @@ from spegel_consul.disk.threads import in_thread, open_in_thread
 from spegel_consul.oci.media import OCI_MANIFEST
 
 PRODUCT = Path(spegel_consul.__file__).parent
-COMPUTES = {"web/pages.py", "web/queries/trial_pull.py", "zerocopy/encrypted/pump.py"}
+COMPUTES = {"web/cluster/cluster_page.py", "web/pages.py", "web/queries/trial_pull.py", "zerocopy/encrypted/pump.py"}
 """Threads in which nothing waits for a device."""
 
 

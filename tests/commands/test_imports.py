@@ -71,6 +71,7 @@ HELP = {
         "h2",
     },
     "status": ASKS,
+    "top": ASKS,
     "version": {"click"},
 }
 

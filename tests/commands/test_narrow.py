@@ -66,9 +66,12 @@ def test_leader(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_preflight(monkeypatch: pytest.MonkeyPatch) -> None:
     words = ("--advertise-addr=10.0.0.9", "--bootstrap-kind=dns")
     whole = printed(monkeypatch, io.StringIO(), preflight.preflight, *words)
+    *whole, verdict = whole
     assert whole == ["  ok  containerd: " + CHECKS[0].says, "fail  rights: no", f"      | {RULE}"]
+    assert verdict.startswith("not ready: 1 of 2 checks failed (rights)")
     narrow = printed(monkeypatch, Terminal(), preflight.preflight, *words)
     assert max(map(len, narrow)) <= COLUMNS
+    narrow = narrow[: narrow.index(next(line for line in narrow if line.startswith("not ready")))]
     assert unwrapped(narrow[:-2], 6) == unwrapped(whole[:-1], 6)
     assert unwrapped(narrow[-2:], 8) == unwrapped(whole[-1:], 8)
     assert len(narrow) > len(whole)

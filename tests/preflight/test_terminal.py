@@ -26,7 +26,7 @@ def test_preflight(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.exit_code == 1, result.output
     assert "10.0.0.7 can't connect (" in result.output
     assert [line for line in result.output.split("\n") if not line.isprintable()] == []
-    assert len(result.output.splitlines()) == 4
+    assert len(result.output.splitlines()) == 5
 
 
 @pytest.mark.parametrize("seen", [EVIL, "10.0.0.9\nrm -rf /", "", "host"])

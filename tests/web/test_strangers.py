@@ -128,6 +128,61 @@ def test_an_older_sidecar_is_told_from_a_broken_one(command: list[str]) -> None:
     assert len(done.output.splitlines()) == 1
 
 
+def port(paths: dict[str, bytes]) -> Serve:
+    """A server with answers for these paths."""
+
+    def serve(connection: socket.socket, request: bytes) -> None:
+        target = request.split()[1].decode().partition("?")[0]
+        connection.sendall(paths.get(target, whole(b"no\n", 404)))
+
+    return serve
+
+
+V2 = whole(b"{}").replace(b"\r\n\r\n", b"\r\nDocker-Distribution-Api-Version: registry/2.0\r\n\r\n")
+OUR_ID = whole(b'[{"ID": "12D3KooW", "Addrs": []}]')
+WRONG_PORTS = [
+    ({"/v2/": V2, "/id": OUR_ID}, "is the registry of a spegel-consul (--registry-addr)"),
+    ({"/v2/": V2.replace(b"200", b"401"), "/id": OUR_ID}, "is the registry of a spegel-consul (--registry-addr)"),
+    ({"/v2/": V2}, "is an image registry"),
+    ({"/v2/": V2, "/id": whole(b"[]")}, "is an image registry"),
+    ({"/v1/status/leader": whole(b'"10.0.0.1:8300"')}, "is Consul or Nomad"),
+    ({}, "is no spegel-consul, or one without this command"),
+]
+
+
+@pytest.mark.parametrize(("paths", "words"), WRONG_PORTS, ids=lambda value: value if isinstance(value, str) else "")
+def test_a_wrong_port_is_named(paths: dict[str, bytes], words: str) -> None:
+    with server(port(paths)) as node:
+        done = run(node, "status")
+    assert done.exit_code == sidecar_client.EXIT_UNREACHABLE
+    assert words in done.output
+    assert ("9090 unless --metrics-addr" in done.output) == bool(paths)
+    assert len(done.output.splitlines()) == 1
+
+
+def test_the_port_of_a_router_is_named() -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def speak() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection:
+                connection.sendall(b"\x13/multistream/1.0.0\n")
+                connection.recv(65536)
+
+    threading.Thread(target=speak, daemon=True).start()
+    try:
+        done = run(f"127.0.0.1:{listener.getsockname()[1]}", "peers")
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+    assert done.exit_code == sidecar_client.EXIT_UNREACHABLE
+    assert "is the router of a spegel-consul (--router-addr)" in done.output
+
+
 def test_events_go_on_when_the_node_is_back_with_numbers_that_begin_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(events, "_RETRY_AFTER", 0.05)
     asked: list[bytes] = []

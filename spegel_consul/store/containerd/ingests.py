@@ -41,6 +41,7 @@ import trio
 from spegel_consul.bounded_dict import BoundedDict
 from spegel_consul.disk import foreign_files
 from spegel_consul.disk.threads import open_in_thread
+from spegel_consul.error_words import in_words
 from spegel_consul.oci.digest import Digest
 from spegel_consul.store import Downloads
 from spegel_consul.store.blob_files import blob_file
@@ -295,7 +296,7 @@ class Ingests:
                 "containerd's downloads can't be read, so other nodes wait until they are complete:"
                 " give this process the right to read the directory",
                 directory=f"{root}/ingest",
-                reason=exc.strerror or str(exc),
+                reason=in_words(exc),
             )
 
 
