@@ -8,7 +8,9 @@ and findings for people use this one function; a new form of such a text belongs
 from __future__ import annotations
 
 import re
+import ssl
 
+_NO_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG")
 _NUMBERS = re.compile(r"\[(?:Errno|WinError) -?\d+\] ?|\[[A-Z0-9_]+: [A-Z0-9_]+\] ?|\[SSL\] ?| ?\(_ssl\.c:\d+\)")
 
 
@@ -19,5 +21,7 @@ def in_words(exc: BaseException) -> str:
     """
     while isinstance(exc, BaseExceptionGroup):
         exc = exc.exceptions[0]
+    if isinstance(exc, ssl.SSLError) and exc.reason in _NO_TLS:
+        return "the other side does not speak TLS"
     text = str((isinstance(exc, OSError) and exc.strerror) or exc)
     return " ".join(_NUMBERS.sub("", text).split()) or type(exc).__name__

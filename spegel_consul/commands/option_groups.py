@@ -37,6 +37,16 @@ SECTIONS = {
         "follow-chain",
         "peer-min-rate",
     ),
+    "Choosing among nodes": (
+        "zone",
+        "zone-from",
+        "cross-zone",
+        "tag-max-age",
+        "tag-check",
+        "max-upload",
+        "upload-rate-limit",
+        "download-rate-limit",
+    ),
     "Security": (
         "verify",
         "verify-first",

@@ -439,7 +439,7 @@ async def test_nodes_that_require_tls_are_asked_to_dial_back_over_tls(start_node
         (require, (ours,), "answers 404"),  # these nodes dial nobody back
         (require, (ours, None), "answers 404"),
         (plain, (ours, None), "answers 404"),
-        (plain, (ours,), "SSL|record"),
+        (plain, (ours,), "does not speak TLS"),
         (require, (None,), "answers 403"),
     ):
         check = await trio.to_thread.run_sync(

@@ -137,7 +137,7 @@ class Lookup:
     def offer(
         self, providers: Mapping[bytes, Hashable], *, last: Set[bytes] = frozenset(), own: bool = False
     ) -> list[bytes]:
-        """The providers of one answer to yield, of ``providers`` (id to address) in a random order; each once.
+        """The providers of one answer to yield, of ``providers`` (id to address) in the order to be used.
 
         Those in ``last`` may be gone: they are kept for the end. ``own``: the answer is this node's records.
         """
@@ -145,8 +145,7 @@ class Lookup:
         known = set(self._found.values())
         new: list[bytes] = []
         others: list[bytes] = []
-        # in any order, because a peer names its providers in the same one to all, and each answer is cut to a few
-        for provider, address in self._rng.sample(list(providers.items()), len(providers)):
+        for provider, address in providers.items():
             if provider in last:
                 self._last[provider] = address
             elif provider != self._me and provider not in self._found:

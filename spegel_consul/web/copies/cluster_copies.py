@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import trio
 
+from spegel_consul.error_words import in_words
 from spegel_consul.http import bounded_client
 from spegel_consul.http.answer_bounds import AnswerRefused
 from spegel_consul.oci.media import entries
@@ -87,7 +88,7 @@ async def _peer(client: httpx.AsyncClient, metrics: tuple[str, int], wanted: int
     except trio.TooSlowError:
         return [], f"{where} did not answer within {WITHIN:g} s"
     except (httpx.HTTPError, AnswerRefused) as exc:
-        return [], f"{where} can't be asked: {exc or type(exc).__name__}"
+        return [], f"{where} can't be asked: {in_words(exc)}"
     except (ValueError, RecursionError):
         return [], f"{where} did not answer with a count of copies"
 
