@@ -361,12 +361,20 @@ async def test_a_file_that_is_shorter_than_it_was(contexts: Contexts, file: Any,
     client.close()
 
 
-async def test_a_slow_client_holds_no_thread(contexts: Contexts, file: Any) -> None:
+def limited(monkeypatch: pytest.MonkeyPatch) -> trio.CapacityLimiter:
+    """A limiter of this test's own, because a thread that outlives its event loop never gives its token back."""
+    threads = trio.CapacityLimiter(8)
+    monkeypatch.setattr(send_module, "_threads", threads)
+    return threads
+
+
+async def test_a_slow_client_holds_no_thread(contexts: Contexts, file: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = limited(monkeypatch)
     server, client = await shaken(contexts)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(send_encrypted, server, b"", file.fileno(), 0, len(DATA), lambda _: None)
         with trio.fail_after(10):
-            while not server.unsent or send_module._threads.borrowed_tokens:
+            while not server.unsent or threads.borrowed_tokens:
                 await trio.sleep(0.01)
         assert await read(client, len(DATA)) == DATA
     server.close()
@@ -386,6 +394,7 @@ async def test_a_disk_that_hangs_keeps_nobody_waiting(
         return preadv(fd, buffers, offset, flags)
 
     monkeypatch.setattr(os, "preadv", hanging)
+    threads = limited(monkeypatch)
     server, client = await shaken(contexts)
     counts: list[int] = []
     async with trio.open_nursery() as nursery:
@@ -399,7 +408,7 @@ async def test_a_disk_that_hangs_keeps_nobody_waiting(
     server.close()
     goes_on.set()
     with trio.fail_after(10):
-        while send_module._threads.borrowed_tokens:
+        while threads.borrowed_tokens:
             await trio.sleep(0.005)
     # what the thread read later was sent to nobody
     assert await read(client, 100) == b""

@@ -90,7 +90,7 @@ async def test_cancelled_at_every_checkpoint(
                     opened = True
                     await trio.lowlevel.checkpoint()
         trio.lowlevel.remove_instrument(cancels)
-        kept = {each.sock for several in client._idle.values() for each in several}
+        kept = {each.source for several in client._idle.values() for each in several}
         left = [sock for sock in sockets if sock.fileno() >= 0 and sock not in kept]
         assert not left, f"{len(left)} of {len(sockets)} connections are left after {steps} steps"
         client.close()
