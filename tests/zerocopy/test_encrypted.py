@@ -298,6 +298,31 @@ async def test_an_idle_connection_is_quiet_until_something_comes(contexts: Conte
     assert not client.is_quiet()
 
 
+async def test_openssl_s_memory_stays_small(contexts: Contexts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It never shrinks, and a thousand idle connections would keep it."""
+    most = [0]
+
+    class Watched(ssl.MemoryBIO):
+        def write(self, data: Any) -> int:
+            count = super().write(data)
+            most[0] = max(most[0], self.pending)
+            return count
+
+        def read(self, size: int = -1) -> bytes:
+            most[0] = max(most[0], self.pending)
+            return super().read(size)
+
+    monkeypatch.setattr(ssl, "MemoryBIO", Watched)
+    server, client = await shaken(contexts)
+    for size in (100, 70_000, SLICE):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(server.send_all, DATA)
+            assert await read(client, len(DATA), size) == DATA
+    assert 1 << 15 < most[0] < 3 << 15
+    server.close()
+    client.close()
+
+
 async def test_a_socket_with_tls_can_t_be_given_to_the_kernel(contexts: Contexts) -> None:
     """sendfile, splice and all else that takes a file's descriptor ask for fileno()."""
     server, client = await shaken(contexts)
