@@ -298,6 +298,42 @@ async def test_an_idle_connection_is_quiet_until_something_comes(contexts: Conte
     assert not client.is_quiet()
 
 
+class Watched:
+    """A memory of OpenSSL's, and the most that was ever in it."""
+
+    def __init__(self, memory: ssl.MemoryBIO) -> None:
+        self._memory = memory
+        self.most = 0
+
+    @property
+    def pending(self) -> int:
+        self.most = max(self.most, self._memory.pending)
+        return self._memory.pending
+
+    def write(self, data: bytes) -> int:
+        count = self._memory.write(data)
+        assert self.pending
+        return count
+
+    def read(self) -> bytes:
+        assert self.pending
+        return self._memory.read()
+
+
+async def test_openssl_s_memory_stays_small(contexts: Contexts) -> None:
+    """It never shrinks, and a thousand idle connections would keep it."""
+    server, client = await shaken(contexts)
+    watched = server._outgoing, client._incoming = Watched(server._outgoing), Watched(client._incoming)  # type: ignore[assignment]
+    for size in (100, 70_000, SLICE):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(server.send_all, DATA)
+            assert await read(client, len(DATA), size) == DATA
+    for memory in watched:
+        assert 1 << 15 <= memory.most < 3 << 15
+    server.close()
+    client.close()
+
+
 async def test_a_socket_with_tls_can_t_be_given_to_the_kernel(contexts: Contexts) -> None:
     """sendfile, splice and all else that takes a file's descriptor ask for fileno()."""
     server, client = await shaken(contexts)
@@ -361,12 +397,20 @@ async def test_a_file_that_is_shorter_than_it_was(contexts: Contexts, file: Any,
     client.close()
 
 
-async def test_a_slow_client_holds_no_thread(contexts: Contexts, file: Any) -> None:
+def limited(monkeypatch: pytest.MonkeyPatch) -> trio.CapacityLimiter:
+    """A limiter of this test's own, because a thread that outlives its event loop never gives its token back."""
+    threads = trio.CapacityLimiter(8)
+    monkeypatch.setattr(send_module, "_threads", threads)
+    return threads
+
+
+async def test_a_slow_client_holds_no_thread(contexts: Contexts, file: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = limited(monkeypatch)
     server, client = await shaken(contexts)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(send_encrypted, server, b"", file.fileno(), 0, len(DATA), lambda _: None)
         with trio.fail_after(10):
-            while not server.unsent or send_module._threads.borrowed_tokens:
+            while not server.unsent or threads.borrowed_tokens:
                 await trio.sleep(0.01)
         assert await read(client, len(DATA)) == DATA
     server.close()
@@ -386,6 +430,7 @@ async def test_a_disk_that_hangs_keeps_nobody_waiting(
         return preadv(fd, buffers, offset, flags)
 
     monkeypatch.setattr(os, "preadv", hanging)
+    threads = limited(monkeypatch)
     server, client = await shaken(contexts)
     counts: list[int] = []
     async with trio.open_nursery() as nursery:
@@ -399,7 +444,7 @@ async def test_a_disk_that_hangs_keeps_nobody_waiting(
     server.close()
     goes_on.set()
     with trio.fail_after(10):
-        while send_module._threads.borrowed_tokens:
+        while threads.borrowed_tokens:
             await trio.sleep(0.005)
     # what the thread read later was sent to nobody
     assert await read(client, 100) == b""

@@ -1,8 +1,9 @@
 """``SecureSocket``: TLS on a non-blocking socket.
 
-Encrypted bytes pass through memory (``ssl.MemoryBIO``) in pieces of 256 KiB. So one system call carries sixteen
-records, where a socket that OpenSSL reads and writes itself needs a call or two for each record, and Trio's stream
-copies and checks each record several times.
+Encrypted bytes pass through memory (``ssl.MemoryBIO``), and one system call carries 256 KiB of them. So it carries
+sixteen records, where a socket that OpenSSL reads and writes itself needs a call or two for each record, and Trio's
+stream copies and checks each record several times. OpenSSL's memory never shrinks again, and an idle connection keeps
+it, so it never gets more than two records at once.
 
 Methods with ``_now`` never wait, so they may be called in a thread; the others wait on the event loop. All of them use
 one TLS state, so a thread may use it only while no task does. That is so on both sides: the server reads no request
@@ -32,6 +33,7 @@ from spegel_consul.zerocopy.send import STALL
 SLICE = 1 << 18
 """Bytes that are encrypted, or decrypted, before the next system call."""
 
+_AT_ONCE = 1 << 15  # bytes that OpenSSL's memory gets at once
 _MAX_SPARE = 32
 _spare_buffers: list[bytearray] = []
 
@@ -72,7 +74,7 @@ class SecureSocket:
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._incoming.write(first)
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server_side, server_hostname=name)
-        self._unsent = memoryview(b"")  # encrypted bytes that the socket did not take yet
+        self._sealed: list[bytes | memoryview] = []  # encrypted bytes that the socket did not take yet
         self._sending = trio.Lock()
         self._ended = False  # the other side has closed the TCP connection, or its direction of it
         self._broken = False  # the TLS state is not to be used any more
@@ -85,7 +87,7 @@ class SecureSocket:
     @property
     def unsent(self) -> int:
         """Number of encrypted bytes that were not sent yet."""
-        return self._outgoing.pending + len(self._unsent)
+        return self._outgoing.pending + sum(map(len, self._sealed))
 
     def certificate(self) -> Mapping[str, Any] | None:
         """Return the certificate of the other side, which the context has verified; None if there is none."""
@@ -120,13 +122,20 @@ class SecureSocket:
 
         Raises BlockingIOError if no byte is there yet.
         """
-        count = 0
-        while True:
-            count += self._decrypt(view[count:])
-            if count:
-                return count
-            if self._ended or not self._receive_now():
-                return 0
+        count = self._decrypt(view)
+        while not count and not self._ended:
+            buffer = take_buffer()
+            try:
+                # not more than fits, because the rest would have to wait in OpenSSL's memory
+                here = memoryview(buffer)[: max(len(view), _AT_ONCE)]
+                received = os.readv(self._open(), (here,))
+                self._ended = not received
+                for start in range(0, received, _AT_ONCE):
+                    self._incoming.write(here[start : min(start + _AT_ONCE, received)])
+                    count += self._decrypt(view[count:])
+            finally:
+                give_buffer(buffer)
+        return count
 
     def _decrypt(self, view: memoryview) -> int:
         """Decrypt the records that were received, as many as fit."""
@@ -147,42 +156,42 @@ class SecureSocket:
 
     def _receive_now(self) -> bool:
         """Receive encrypted bytes; return False at the end. Raises BlockingIOError."""
-        buffer = take_buffer()
-        try:
-            count = os.readv(self._open(), (buffer,))
-            self._incoming.write(memoryview(buffer)[:count])
-        finally:
-            give_buffer(buffer)
-        self._ended = not count
-        return bool(count)
+        data = os.read(self._open(), _AT_ONCE)
+        self._incoming.write(data)
+        self._ended = not data
+        return bool(data)
 
     def encrypt(self, data: bytes | memoryview) -> None:
         """Encrypt ``data``, not more than a few slices; :meth:`flush_now` or :meth:`flush` sends it."""
         if self._broken:
             raise trio.ClosedResourceError
-        if data:
-            try:
-                self._tls.write(data)  # all of it, because memory takes all
-            except BaseException:  # a client that wants to renegotiate, too
-                self._fail()
-                raise
+        view = memoryview(data)
+        try:
+            for start in range(0, len(view), _AT_ONCE):
+                self._tls.write(view[start : start + _AT_ONCE])  # all of it, because memory takes all
+                self._sealed.append(self._outgoing.read())
+        except BaseException:  # a client that wants to renegotiate, too
+            self._fail()
+            raise
 
     def flush_now(self, fd: int | None = None) -> bool:
         """Send the encrypted bytes that the socket takes; return whether these are all.
 
         ``fd``: a duplicate of the descriptor, for a thread that may be abandoned.
         """
-        out = self._open() if fd is None else fd
-        while True:
-            if not self._unsent:
-                if not self._outgoing.pending:
-                    return True
-                self._unsent = memoryview(self._outgoing.read())
+        out, sealed = self._open() if fd is None else fd, self._sealed
+        if self._outgoing.pending:  # of the handshake, an alert
+            sealed.append(self._outgoing.read())
+        while sealed:
             try:
-                sent = os.write(out, self._unsent)
+                sent = os.writev(out, sealed)
             except BlockingIOError:
                 return False
-            self._unsent = self._unsent[sent:]
+            while sealed and sent >= len(sealed[0]):
+                sent -= len(sealed.pop(0))
+            if sent:
+                sealed[0] = memoryview(sealed[0])[sent:]
+        return True
 
     def write_now(self, view: memoryview) -> int:
         """Encrypt and send ``view``, at most a slice; return its length. Raises BlockingIOError if it has to wait.
@@ -257,7 +266,7 @@ class SecureSocket:
 
     def say_end(self) -> None:
         """Send close_notify, if the socket takes it and all bytes before it were sent."""
-        if self._broken or self._unsent:
+        if self._broken or self._sealed:
             return
         # it raises, because the other side has not sent its own close_notify yet
         with suppress(OSError, ValueError, trio.ClosedResourceError):
