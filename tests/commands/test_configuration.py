@@ -126,6 +126,19 @@ def test_podman_crio_and_buildkit_there_and_back(node: Node) -> None:
     assert not node.containers.exists()
 
 
+def test_a_proxys_password_in_a_file_of_buildkit_is_not_shown(node: Node) -> None:
+    node.buildkitd.parent.mkdir()
+    node.buildkitd.write_text('[worker.oci.labels]\n  proxy = "http://me:s3cret@proxy:3128"\n')
+    shown = node.configure("--runtime=buildkit", "--mirrored-registries=ghcr.io", "--dry-run")
+    assert shown.returncode == 0, shown.stderr
+    assert 'proxy = "http://…@proxy:3128"' in shown.stdout
+    assert "s3cret" not in shown.stdout + shown.stderr
+    node.buildkitd.write_text('proxy = "http://me:s3cret@proxy:3128"\n[registry\n')
+    refused = node.configure("--runtime=buildkit", "--mirrored-registries=ghcr.io")
+    assert refused.returncode == 1
+    assert "s3cret" not in refused.stdout + refused.stderr
+
+
 def test_auto_finds_podman_crio_and_buildkit_by_their_traces(node: Node) -> None:
     (node.root / "podman").mkdir()
     assert node.configure("--mirrored-registries=ghcr.io").stderr == ""

@@ -33,6 +33,11 @@ NOT_RUN = {
     "nomad ": "`make nomad` does, on a real one",
     "export NOMAD_VAR_": "as before",
     "systemctl restart docker": "no systemd is here; tests/real/runtimes restarts Dockers",
+    "systemctl restart buildkit": "no systemd is here; `make buildkit` restarts one",
+    "skopeo copy ": "tests/real/runtimes/test_podman.py does, where there is an image",
+    "crane --insecure ": "as before",
+    "podman pull ": "as before",
+    "ctr --namespace ": "tests/real/runtimes/test_other_clients.py does",
 }
 """By how they begin: commands that are not run here, but elsewhere, or why not."""
 STARTS = ("make ", "spegel-consul registry", "nomad job run ")

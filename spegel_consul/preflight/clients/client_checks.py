@@ -8,12 +8,11 @@ socket says little of what a node's jobs pull with. A new check of one of these 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from spegel_consul.disk.threads import in_thread
-from spegel_consul.endpoints.check import Check, fail, warn
+from spegel_consul.endpoints.check import Check, Status, fail, warn
 from spegel_consul.preflight import daemon_process, proxies
 from spegel_consul.preflight.proxies import Proxies
 from spegel_consul.preflight.runtime_checks import node_mirrors, probed
@@ -139,11 +138,11 @@ def _host_of(url: str) -> str:
 
 
 def _path_checked(check: Check, url: str, host: str) -> Check:
-    """A mirror with the registry in its path is told the registry twice, and answers 404 (docs/buildkit.md)."""
-    if url.partition("://")[2].partition("/")[2] != host:
+    """A mirror with the registry in its path is told the registry twice, so it finds no tag (docs/buildkit.md)."""
+    if check.status is Status.FAIL or url.partition("://")[2].partition("/")[2] != host:
         return check
-    says = f"the mirror {url} has {host} in its path, but BuildKit names the registry itself, so all is answered 404"
-    return replace(fail(check.name, says), fix="spegel-consul configuration --runtime buildkit --replace-existing")
+    says = f"the mirror {url} has {host} in its path, but BuildKit names the registry itself: no tag is found there"
+    return warn(check.name, says, "spegel-consul configuration --runtime buildkit --replace-existing")
 
 
 def _proxies_of(socket: Path, program: str) -> Proxies | None:

@@ -5,9 +5,9 @@ appended, and the rest of the text stays. Then tomllib parses the result and com
 because some forms of TOML can't be extended (an inline table, dotted keys).
 
 BuildKit resolves names with containerd's library, which tells a mirror the registry (``ns=``). So a mirror is
-``127.0.0.1:5000`` without a path: with ``127.0.0.1:5000/ghcr.io`` the registry would be named twice. HTTP instead of
-HTTPS is a key of the mirror's own table (util/resolver/resolver.go). There is no table for all registries, and no
-setting for digests only.
+``127.0.0.1:5000`` without a path: with ``127.0.0.1:5000/ghcr.io`` the registry would be named twice, and no
+tag be found. HTTP instead of HTTPS is a key of the mirror's own table (util/resolver/resolver.go). There is no table
+for all registries, and no setting for digests only.
 
 The caller keeps ``Added``, the list of the additions. So they can be taken out of a file that was edited meanwhile. A
 new key belongs here, with its removal.

@@ -68,8 +68,14 @@ def test_a_build_takes_its_base_through_the_mirror(
         kits[node.name].build(directory)
         return {digest for _, digest in upstream.blob_requests()}
 
+    def restarted(kit: Buildkit) -> None:
+        kit.stop()
+        kit.start()
+        kit.forget()
+
     kits[two.name].start()
     assert built(two, whole.name) == set()
+    assert not [request for request in upstream.requests() if "/manifests/" in request]
     # each blob is asked for by itself, so upstream is asked for the one layer that the neighbour lacks
     kits[one.name].start()
     assert built(one, partial.name) == {partial.amd64.layers[1]}
@@ -79,10 +85,15 @@ def test_a_build_takes_its_base_through_the_mirror(
     node.spegel("cleanup", *node.places, f"--buildkitd-config={kit.config}")
     assert kit.config.read_text() == _USERS.format(upstream=upstream.host)
     assert [each.name for each in kit.config.parent.iterdir()] == ["buildkitd.toml"]
-    kit.stop()
-    kit.start()
-    kit.forget()
+    restarted(kit)
     assert set(whole.amd64.layers) <= built(node, whole.name)
+
+    # BuildKit names the registry itself, so a mirror with the registry in its path knows no tag
+    with_path = _USERS.format(upstream=upstream.host).replace("mirrors = [", f'mirrors = ["{node.ip}:5000/ghcr.io", ')
+    kit.config.write_text(with_path + f'[registry."{node.ip}:5000"]\n  http = true\n')
+    restarted(kit)
+    assert built(node, whole.name) == set()
+    assert any(f"/manifests/{whole.tag}" in request for request in upstream.requests())
     upstream.running().kill9()
     kit.forget()
     with pytest.raises(Failed, match="ghcr.io"):
