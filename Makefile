@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml requirements/run.txt requirements/build.txt .ci/install
 		{ echo "$(PYTHON) must be Python 3.11 or newer with venv (Debian, Ubuntu: apt-get install python3-venv); \
 	PYTHON=/path/to/python3 names another one" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip uninstall --quiet --disable-pip-version-check --yes setuptools
+	$(BIN)/python -m pip uninstall -qq --disable-pip-version-check --yes setuptools
 	.ci/install-locked $(BIN)/python --editable
 	touch $@
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import stat
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,13 @@ def _with_directories(command: Any) -> Any:
 @option("--registry-addr", type=ADDRESS, default=":5000", help="As for registry; decides the default of mirrors.")
 @option("--resolve-tags", type=bool, default=True, help="Whether mirrors are asked for tags, or for digests only.")
 @option(
+    "--docker-referrers",
+    type=bool,
+    default=False,
+    help="Whether Docker asks the mirrors for signatures of images too. Docker 29.1 and later then pulls images with"
+    " attestations while their registry is down; Docker 28 refuses such a file, and so all pulls.",
+)
+@option(
     "--prepend-existing",
     type=bool,
     is_flag=False,
@@ -154,7 +162,8 @@ def configuration(dry_run: bool, **given: Any) -> None:
             plans.append(plan_daemon(path, mirroring, snapshotter=given["containerd_snapshotter"]))
         if ConfigKind.DOCKER in runtimes:
             base = given["docker_certs_path"].absolute()
-            plans.append(plan_hosts(base, registries, mirroring, keep_existing=keep))
+            asked = replace(mirroring, referrers=given["docker_referrers"])
+            plans.append(plan_hosts(base, registries, asked, keep_existing=keep))
         if runtimes & {ConfigKind.PODMAN, ConfigKind.CRIO}:
             base = given["containers_config_path"].absolute()
             plans.append(plan_registries_conf(base, registries, mirroring, keep_existing=keep))

@@ -32,9 +32,19 @@ def loaded(path: str | Path) -> Iterator[str]:
 def client_context(authorities: str | Path | None) -> ssl.SSLContext:
     """A context that trusts the certificates in the file ``authorities``, or the system's. Raises OSError."""
     if authorities is None:
-        return ssl.create_default_context()
+        return as_go_verifies(ssl.create_default_context())
     with loaded(authorities) as copy:
-        return ssl.create_default_context(cafile=copy)
+        return as_go_verifies(ssl.create_default_context(cafile=copy))
+
+
+def as_go_verifies(context: ssl.SSLContext) -> ssl.SSLContext:
+    """``context`` without the strict mode of Python 3.13 and later.
+
+    That mode refuses chains without an Authority Key Identifier, as private authorities often make them. Consul and the
+    runtimes, which are written in Go, and Python before 3.13 accept such chains.
+    """
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    return context
 
 
 @dataclass(frozen=True, slots=True)

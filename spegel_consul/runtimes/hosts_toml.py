@@ -37,12 +37,16 @@ class Unusable(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Mirroring:
-    """The mirrors to write. ``authorization``: value of the Authorization header that mirrors are sent."""
+    """The mirrors to write. ``authorization``: value of the Authorization header that mirrors are sent.
+
+    ``referrers``: whether mirrors are asked for signatures too; containerd 2.1 and Docker 28 refuse such a file.
+    """
 
     targets: tuple[Target, ...]
     resolve_tags: bool = True
     authorization: str | None = None
     dial_timeout: str = "200ms"
+    referrers: bool = False
 
 
 def fresh(registry: Registry, mirroring: Mirroring, certificates: Iterable[str] = ()) -> str:
@@ -149,7 +153,7 @@ def _check(text: str, meant: dict[str, object], mirroring: Mirroring) -> None:
 
 
 def _hosts(mirroring: Mirroring) -> str:
-    capabilities = ["pull", "resolve"] if mirroring.resolve_tags else ["pull"]
+    capabilities = ["pull", *["resolve"] * mirroring.resolve_tags, *["referrers"] * mirroring.referrers]
     tables = []
     for target in mirroring.targets:
         table = f"[host.{_quoted(target.url)}]\n"

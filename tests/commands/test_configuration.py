@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import tomllib
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -328,3 +329,12 @@ def test_cleanup_wait(node: Node) -> None:
         assert wait.wait(2 * HANG) == 0
         cleanup.send_signal(signal.SIGTERM)
         assert cleanup.wait(HANG) == 0
+
+
+def test_only_docker_asks_for_signatures_and_only_if_that_is_said(node: Node) -> None:
+    words = ["configuration", "--runtime=docker", "--runtime=containerd", f"--mirror-targets={TARGET}"]
+    for flags, docker in (([], ["pull", "resolve"]), (["--docker-referrers=true"], ["pull", "resolve", "referrers"])):
+        assert node.run(*words, *flags).returncode == 0
+        for directory, expected in ((node.docker_certs, docker), (node.certs, ["pull", "resolve"])):
+            document = tomllib.loads((directory / "_default/hosts.toml").read_text())
+            assert document["host"][TARGET]["capabilities"] == expected

@@ -45,6 +45,15 @@ def test_tags_may_be_left_to_upstream_and_a_password_be_sent() -> None:
         assert host["header"] == {"Authorization": "Basic eDp5"}
 
 
+@pytest.mark.parametrize(
+    ("tags", "expected"), [(True, ["pull", "resolve", "referrers"]), (False, ["pull", "referrers"])]
+)
+def test_mirrors_are_asked_for_signatures_only_where_that_is_said(tags: bool, expected: list[str]) -> None:
+    mirroring = Mirroring(MIRRORING.targets, resolve_tags=tags, referrers=True)
+    for host in tomllib.loads(fresh(Registry(DEFAULT), mirroring))["host"].values():
+        assert host["capabilities"] == expected
+
+
 def test_certificates_of_a_directory_without_hosts_stay_in_force() -> None:
     text = fresh(GHCR, MIRRORING, ["b.crt", "client.cert", "client.key", "a.crt", "odd.cert"])
     document = tomllib.loads(text)

@@ -128,7 +128,7 @@ class ConsulSettings:
         All files are read here. So the task that uses a context can change it with the function, without waiting.
         """
         authorities = self._authorities()
-        context = ssl.create_default_context(cadata=authorities)
+        context = pem.as_go_verifies(ssl.create_default_context(cadata=authorities))
         if not self.verify:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
