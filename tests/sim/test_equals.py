@@ -2,14 +2,14 @@
 
 import pytest
 
-from tests.sim.equals import Equals, Scene
+from tests.sim.equals import MOST_HEAT, Equals, Scene
 
 
 @pytest.mark.parametrize("holders", [5, 20, 50])
 def test_no_node_of_a_ring_of_equals_is_hot(holders: int) -> None:
     for seed in range(2):
         outcome = Equals(Scene(holders=holders, pulls=2 * holders, seed=seed)).run()
-        assert outcome.hottest <= 3.0, outcome
+        assert outcome.hottest <= MOST_HEAT, outcome
         assert not outcome.failed, outcome
 
 
