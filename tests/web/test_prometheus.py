@@ -72,7 +72,7 @@ def test_each_query_of_the_dashboard_names_a_metric_that_exists() -> None:
 def test_each_expression_of_the_reference_names_a_metric_that_exists() -> None:
     text = REFERENCE["reference"]().partition("## What")[2]
     alerts = re.findall(r"^\| `([^`]+)`(?: for [^|]+)? \|[^|]*\|$", text, re.M)
-    assert len(alerts) == 9
+    assert len(alerts) == 11
     for alert in alerts:
         assert named(alert) <= REFERENCE["names"]() | {"up"}, alert
 
