@@ -78,8 +78,9 @@ def tables(found: Sequence[Measurement], cores: int) -> Iterator[str]:
             for number, way in enumerate(each.ways):
                 ratio = each.ratio(way.name)
                 times, cpu = (f"{figure:.2f}" for figure in ratio) if ratio is not None else ("", "")
+                paid, cpu = (f"{way.cpu:.2f}", cpu) if way.cpu else ("", "")
                 name = "" if number else each.name + busy
-                yield f"| {name} | {way.name} | {way.time:.2f} | {times} | {way.cpu:.2f} | {cpu} |"
+                yield f"| {name} | {way.name} | {way.time:.2f} | {times} | {paid} | {cpu} |"
         if rows:
             yield ""
 
