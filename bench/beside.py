@@ -53,7 +53,8 @@ class Measurement:
 
 def keep(kind: str, name: str, ways: Sequence[Way], file: Path = KEPT) -> None:
     """Put a measurement into ``file``."""
-    new = Measurement(kind, name, round(os.getloadavg()[0], 1), tuple(ways))
+    rounded = tuple(Way(way.name, round(way.time, 3), round(way.cpu, 3)) for way in ways)
+    new = Measurement(kind, name, round(os.getloadavg()[0], 1), rounded)
     found = {(each.kind, each.name): each for each in load(file)} | {(kind, name): new}
     rows = [json.dumps(asdict(each)) for _, each in sorted(found.items())]
     file.write_text("[\n" + ",\n".join(rows) + "\n]\n")
