@@ -53,7 +53,8 @@ class Measurement:
 
 def keep(kind: str, name: str, ways: Sequence[Way], file: Path = KEPT) -> None:
     """Put a measurement into ``file``."""
-    new = Measurement(kind, name, round(os.getloadavg()[0], 1), tuple(ways))
+    rounded = tuple(Way(way.name, round(way.time, 3), round(way.cpu, 3)) for way in ways)
+    new = Measurement(kind, name, round(os.getloadavg()[0], 1), rounded)
     found = {(each.kind, each.name): each for each in load(file)} | {(kind, name): new}
     rows = [json.dumps(asdict(each)) for _, each in sorted(found.items())]
     file.write_text("[\n" + ",\n".join(rows) + "\n]\n")
@@ -78,8 +79,9 @@ def tables(found: Sequence[Measurement], cores: int) -> Iterator[str]:
             for number, way in enumerate(each.ways):
                 ratio = each.ratio(way.name)
                 times, cpu = (f"{figure:.2f}" for figure in ratio) if ratio is not None else ("", "")
+                paid, cpu = (f"{way.cpu:.2f}", cpu) if way.cpu else ("", "")
                 name = "" if number else each.name + busy
-                yield f"| {name} | {way.name} | {way.time:.2f} | {times} | {way.cpu:.2f} | {cpu} |"
+                yield f"| {name} | {way.name} | {way.time:.2f} | {times} | {paid} | {cpu} |"
         if rows:
             yield ""
 

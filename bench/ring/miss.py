@@ -43,6 +43,7 @@ _CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
 _READY, _SETTLED = 240.0, 15.0  # seconds
 _PAUSE = 0.01
+_JOINED_THROUGH = 3  # nodes of Spegel's ring
 _WARM = 60
 
 
@@ -145,11 +146,17 @@ class _Ring:
             command += [f"--registry-addr={ip}:5000", f"--router-addr={ip}:5001", f"--metrics-addr={ip}:9090"]
             command += [f"--containerd-sock={socket}", f"--containerd-content-path={home}"]
             self.processes.append(started(command))
+            # those that others join through are there first, because a node that fails to join tries again only later
+            if node >= _JOINED_THROUGH - 1:
+                self.wait_ready()
 
     @contextmanager
     def serve_bootstrap(self) -> Iterator[None]:
         """The list of bootstrap peers that Spegel asks for."""
-        peers = [{"ID": "", "Addrs": [f"/ip4/{self.address(node)}/tcp/5001"]} for node in range(min(3, self.nodes))]
+        peers = [
+            {"ID": "", "Addrs": [f"/ip4/{self.address(node)}/tcp/5001"]}
+            for node in range(min(_JOINED_THROUGH, self.nodes))
+        ]
         body = json.dumps(peers).encode()
 
         class Handler(BaseHTTPRequestHandler):
@@ -171,7 +178,7 @@ class _Ring:
 
     def wait_ready(self) -> None:
         until = time.monotonic() + _READY
-        for node in range(self.nodes):
+        for node in range(len(self.processes)):
             while not self._is_ready(node):
                 if self.processes[node].poll() is not None or time.monotonic() > until:
                     raise SystemExit(f"node {node} of {self.name} does not become ready: {self.processes[node].args!r}")

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import pytest
 import trio
+import trio.testing
 from conformance.router import eventually
 
 from spegel_consul.multiaddrs import Address
@@ -207,6 +208,44 @@ class HostSuite:
                     nursery.start_soon(talk, number)
         await eventually(lambda: not server.live, WITHIN)
         assert server.seen == ["end"] * 20
+
+    async def test_bytes_are_taken_in_order_as_they_arrive(self, pair: tuple[Host, Host]) -> None:
+        here, there = pair
+        pieces = [bytes([number]) * 300 for number in range(100)]
+        taken = bytearray()
+
+        def take(data: bytes) -> bool:
+            if data.endswith(b"not this"):
+                return False
+            if data == b"wrong":
+                raise StreamClosed("refused by the reader")
+            taken.extend(data)
+            return True
+
+        with trio.fail_after(WITHIN):
+            stream = await here.open(there.id, [there.address], ECHO)
+            stream.send(b"first")
+            assert await read(stream, 5) == b"first"
+
+            async def send() -> None:
+                for piece in [*pieces, b"not this"]:
+                    await trio.testing.wait_all_tasks_blocked()
+                    stream.send(piece)
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(send)
+                while not (found := await stream.receive(take)).endswith(b"not this"):
+                    taken.extend(found)  # what came before the call waited
+            assert bytes(taken) + found == b"".join(pieces) + b"not this"
+            async with trio.open_nursery() as nursery:
+
+                async def refuse() -> None:
+                    await trio.testing.wait_all_tasks_blocked()
+                    stream.send(b"wrong")
+
+                nursery.start_soon(refuse)
+                with pytest.raises(StreamClosed, match="refused by the reader"):
+                    await stream.receive(take)
 
     async def test_an_ended_side_leaves_the_other_open(self, pair: tuple[Host, Host], server: Server) -> None:
         here, there = pair

@@ -58,6 +58,7 @@ def test_addresses_are_those_of_go() -> None:
         ),
         (Message(MessageType.GET_PROVIDERS, RAW), f"280803 1222{KEY_HEX} 5001"),
         (Message(MessageType.GET_PROVIDERS, RAW, brief=True), f"2b0803 1222{KEY_HEX} 5001 a00601"),
+        (Message(MessageType.GET_PROVIDERS, RAW, vacant=True), f"2b0803 1222{KEY_HEX} 5001 a80601"),
         (Message(MessageType.FIND_NODE, ONE.id), f"2c0804 1226{ID_1} 5001"),
         (Message(MessageType.PING), "040805 5001"),
         (
@@ -66,7 +67,7 @@ def test_addresses_are_those_of_go() -> None:
         ),
         (Message(MessageType.FIND_NODE, b"", (TWO,)), f"460804 4240{PEER_2}1801 5001"),
     ],
-    ids=["add_provider", "get_providers", "brief", "find_node", "ping", "providers", "nodes"],
+    ids=["add_provider", "get_providers", "brief", "vacant", "find_node", "ping", "providers", "nodes"],
 )
 def test_messages_are_those_of_go(message: Message, golden: str) -> None:
     data = bytes.fromhex(golden)
