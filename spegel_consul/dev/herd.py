@@ -29,10 +29,13 @@ from spegel_consul.store.layout import NAMESPACE
 from spegel_consul.web import formatting
 
 NODES = 6
-_COPY_TAKES = 8.0  # seconds in which the upstream sends one copy
+_RATE = 8 << 20
+"""Bytes a second that leave the upstream: more than makes a claimer slow, which would cost a second copy."""
 _DRAW_EVERY = 0.25
 _JOINED_WITHIN = 30.0
 _MOST_COPIES = 1.1
+_HELD = "256KiB"
+"""Smaller layers are held until they are verified; the layers of the demonstration shall pass on as they grow."""
 
 
 @dataclass(slots=True)
@@ -57,8 +60,12 @@ async def run(console: Console, home: Path, once: bool, port: int, size: int) ->
     total = sum(path.stat().st_size for path in image.glob("blobs/*/*"))
     nodes = make_nodes(NODES, home, port)
     console.print(f"status page  {nodes[0].page}  (node1; all nodes: {nodes[0].page}cluster)")
-    upstream = Upstream(image, total / _COPY_TAKES)
-    async with own_consul(console, home) as consul, upstream.serving(nodes[0].address), sidecars(nodes, consul):
+    upstream = Upstream(image, _RATE)
+    async with (
+        own_consul(console, home) as consul,
+        upstream.serving(nodes[0].address),
+        sidecars(nodes, consul, verify_first=_HELD),
+    ):
         console.print(f"{NODES} nodes start; only the upstream at http://{upstream.address} has {IMAGE} ({size} MiB)")
         async with httpx.AsyncClient(trust_env=False, timeout=30.0) as client:
             for node in nodes:
@@ -145,8 +152,9 @@ async def _fetch_image(pull: _Pull, upstream: Upstream) -> None:
             ingest = _begin(pull.node.layout, kind, digest, size)
             for place in (f"http://{pull.node.registry}{path}?ns={registry}", f"http://{upstream.address}{path}"):
                 async with client.stream("GET", place) as response:
-                    if response.status_code == 200:
-                        await _write(pull, response, ingest / "data", from_upstream=upstream.address in place)
+                    if response.status_code == 200 and await _write(
+                        pull, response, ingest / "data", from_upstream=upstream.address in place
+                    ):
                         _commit(pull.node.layout, ingest, digest)
                         return
             raise DevError(f"{pull.node.name}: neither the mirror nor the upstream has {digest}")
@@ -172,12 +180,21 @@ def _begin(layout: Path, kind: str, digest: Digest, size: int) -> Path:
     return ingest
 
 
-async def _write(pull: _Pull, response: httpx.Response, path: Path, *, from_upstream: bool) -> None:
+async def _write(pull: _Pull, response: httpx.Response, path: Path, *, from_upstream: bool) -> bool:
+    """Append the body to a download; returns False, with an empty file, if it is cut, as when a claimer is replaced."""
+    written = 0
     with path.open("ab", buffering=0) as file:
-        async for piece in response.aiter_raw():
-            file.write(piece)
-            pull.have += len(piece)
-            pull.upstream += len(piece) if from_upstream else 0
+        try:
+            async for piece in response.aiter_raw():
+                file.write(piece)
+                written += len(piece)
+                pull.have += len(piece)
+                pull.upstream += len(piece) if from_upstream else 0
+        except httpx.HTTPError:
+            file.truncate(0)
+            pull.have -= written
+            return False
+    return True
 
 
 def _commit(layout: Path, ingest: Path, digest: Digest) -> None:
