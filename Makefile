@@ -12,7 +12,7 @@ CACHE  ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/spegel-consul-ci
 # without compiled files each process of a test compiles the product and the tests anew, which takes longer than it runs
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run install dev-install real-parts test check audit fresh sim faults nomad soak bench clean
+.PHONY: run install dev-install real-parts test check docs audit fresh sim faults nomad soak bench clean
 
 run: install
 	$(BIN)/spegel-consul dev
@@ -43,6 +43,10 @@ check: dev-install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/vulture
+
+# the documentation as a site, in build/site
+docs: dev-install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 audit: dev-install
 	.ci/audit $(VENV)

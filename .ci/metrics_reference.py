@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
+import yaml
 from prometheus_client.core import Metric
 
 from spegel_consul.metrics.sidecar_metrics import Metrics
@@ -36,23 +39,27 @@ can be asked when somebody scrapes costs requests nothing.
 _ALERTS = """
 ## What to be told of
 
-| expression | what it means |
-|---|---|
-| `up{job="spegel-consul"} == 0` | the sidecar does not answer; pulls there go upstream |
-| `spegel_ready == 0` | containerd or Docker can't be reached; `/readyz` has the reason |
-| `max by (instance) (spegel_ring_split) > 0` for 5 minutes | the ring lacks healthy routers of the catalog |
-| `sum(spegel_leader) != 1` for 1 minute | not exactly one leads; the ring goes on, and nodes that start join late |
-| `increase(spegel_verification_failures_total[1h]) > 0` | a peer has wrong bytes; the log names it |
-| `rate(spegel_transfers_cut_total[5m]) > 0.1` | transfers end early, and runtimes fetch the rest upstream |
-| `sum(rate(spegel_claims_total{verdict="none"}[15m])) > 0.1` | keepers do not answer: nodes go upstream on their own |
-| `spegel_consul_staleness_seconds > 120` | the agent does not answer; what is known is kept |
-| `histogram_quantile(0.99, rate(spegel_loop_lateness_seconds_bucket[5m])) > 0.1` | the loop is held up |
+[alerts.yml](alerts.yml) has these alerts for Prometheus.
+
+| alert | expression | for | what it means |
+|---|---|---|---|
 """
+
+
+def alerts() -> list[dict[str, Any]]:
+    """The rules of docs/alerts.yml."""
+    text = (Path(__file__).parents[1] / "docs/alerts.yml").read_text()
+    (group,) = yaml.safe_load(text)["groups"]
+    return list(group["rules"])
 
 
 def reference() -> str:
     """The text of docs/metrics.md."""
-    return _HEAD + "".join(sorted(_lines())) + _ALERTS
+    rows = [
+        f"| {rule['alert']} | `{rule['expr']}` | {rule.get('for', '')} | {rule['annotations']['summary']} |\n"
+        for rule in alerts()
+    ]
+    return _HEAD + "".join(sorted(_lines())) + _ALERTS + "".join(rows)
 
 
 def names() -> frozenset[str]:

@@ -285,7 +285,7 @@ def test_where_docker_reads_hosts_toml_it_is_new_enough(name: str) -> None:
 
 
 def test_the_readmes_version_is_this_one() -> None:
-    for page in ("README.md", "jobs/README.md"):
+    for page in ("README.md", "docs/nomad.md", "jobs/README.md"):
         for version in re.findall(r"registry\.example\.com/spegel:([\d.]+)", (ROOT / page).read_text()):
             assert version == __version__
 

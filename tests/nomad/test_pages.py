@@ -1,4 +1,4 @@
-# One machine, and on it from top to bottom what the README's tutorial, docs/nomad.md, docs/troubleshooting.md and
+# One machine, and on it from top to bottom what docs/nomad.md, docs/troubleshooting.md and
 # jobs/README.md tell people to type.  Addresses and the archive's URL are examples in there; nothing else is changed.
 
 """The documentation's commands for Nomad do what it says, on a real one."""
@@ -60,7 +60,7 @@ def test_what_the_pages_tell_people_to_type(machines, record_property, tmp_path:
     def timed(what: str, began: float) -> None:
         times.append((what, time.monotonic() - began))
 
-    # README: the tutorial
+    # docs/nomad.md: the tutorial, whose job the README has as well
     began = time.monotonic()
     (line,) = commands("README.md", "nomad ")
     (example,) = re.findall(r"registry\.example\.com/\S+:[\d.]+", line)
@@ -71,16 +71,19 @@ def test_what_the_pages_tell_people_to_type(machines, record_property, tmp_path:
     assert '[host."http://127.0.0.1:5000"]' in written.read_text()
     app = build(tmp_path / "app", "docker.io/library/app:v1", [MIB])
     docker.docker("load", "-i", app.tar)
-    tutorial = (documents.ROOT / "README.md").read_text().partition("### Without Nomad")[0]
-    for line in documents.lines("README.md"):
+    tutorial = (documents.ROOT / "docs/nomad.md").read_text().partition("## The first deploy")[0]
+    assert line in tutorial
+    for line in documents.lines("docs/nomad.md"):
         if line in tutorial and re.match(r"(curl|consul|dig|spegel-consul pull) ", line):
             until(lambda line=line: _works(machine, line), timeout=20, what=line)
-    timed("README: the tutorial", began)
+    timed("docs/nomad.md: the tutorial", began)
 
-    # docs/nomad.md, and a look at the log
+    # the rest of docs/nomad.md, and a look at the log
     began = time.monotonic()
     where = documents.ROOT
     for line in commands("docs/nomad.md", "nomad ", "cd "):
+        if line in tutorial:
+            continue
         if line.startswith("cd "):
             where = where / line.split()[1]
         elif " run " in line:

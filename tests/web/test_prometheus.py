@@ -6,6 +6,7 @@ import json
 import re
 import runpy
 import shutil
+import subprocess
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,12 +70,56 @@ def test_each_query_of_the_dashboard_names_a_metric_that_exists() -> None:
         assert named(expression) <= known, expression
 
 
-def test_each_expression_of_the_reference_names_a_metric_that_exists() -> None:
-    text = REFERENCE["reference"]().partition("## What")[2]
-    alerts = re.findall(r"^\| `([^`]+)`(?: for [^|]+)? \|[^|]*\|$", text, re.M)
-    assert len(alerts) == 9
-    for alert in alerts:
-        assert named(alert) <= REFERENCE["names"]() | {"up"}, alert
+QUIET_AND_FIRING = {
+    "SpegelDown": ('up{job="spegel-consul"}', "1x60", "0x60"),
+    "SpegelNotReady": ("spegel_ready", "1x60", "0x60"),
+    "SpegelRingSplit": ('spegel_ring_split{instance="n1"}', "0x60", "1x60"),
+    "SpegelNotOneLeader": ('spegel_leader{instance="n1"}', "1x60", "0x60"),
+    "SpegelWrongBytes": ("spegel_verification_failures_total", "3x60", "0+1x60"),
+    "SpegelTransfersCut": ("spegel_transfers_cut_total", "0+2x60", "0+60x60"),
+    "SpegelNoKeepers": ('spegel_claims_total{verdict="none"}', "0+2x60", "0+60x60"),
+    "SpegelConsulAway": ("spegel_consul_staleness_seconds", "60x60", "0+60x60"),
+    "SpegelCertificateEnds": ("spegel_certificate_expiry_seconds", "259200x60", "3600x60"),
+    "SpegelLoopLate": ('spegel_loop_lateness_seconds_bucket{le="%s"}', "0+60x60", "0x60"),
+}
+"""For each alert a series, its values a minute apart without cause for the alert, and with."""
+
+
+def test_each_alert_names_a_metric_that_exists() -> None:
+    assert set(QUIET_AND_FIRING) == {rule["alert"] for rule in REFERENCE["alerts"]()}
+    for rule in REFERENCE["alerts"]():
+        assert named(rule["expr"]) <= REFERENCE["names"]() | {"up"}, rule["alert"]
+
+
+@pytest.mark.real
+def test_each_alert_fires_for_its_cause_alone(tmp_path: Path) -> None:
+    tests = []
+    for rule in REFERENCE["alerts"]():
+        series, *cases = QUIET_AND_FIRING[rule["alert"]]
+        for fires, values in zip((False, True), cases, strict=True):
+            inputs = [{"series": series, "values": values}]
+            if "%s" in series:
+                inputs = [{"series": series % "0.1", "values": values}]
+                inputs += [{"series": series % edge, "values": "0+60x60"} for edge in ("1", "+Inf")]
+            tests.append(
+                {
+                    "interval": "1m",
+                    "input_series": inputs,
+                    "promql_expr_test": [
+                        {
+                            "expr": f'count(ALERTS{{alertname="{rule["alert"]}", alertstate="firing"}})',
+                            "eval_time": "55m",
+                            "exp_samples": [{"value": 1}] if fires else [],
+                        }
+                    ],
+                }
+            )
+    file = tmp_path / "alerts_test.yml"
+    file.write_text(json.dumps({"rule_files": [str(DOCS / "alerts.yml")], "tests": tests}))
+    promtool = parts.prometheus().with_name("promtool")
+    for command in (["check", "rules", DOCS / "alerts.yml"], ["test", "rules", file]):
+        done = subprocess.run([promtool, *command], capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 class Prometheus:

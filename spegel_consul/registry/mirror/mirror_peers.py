@@ -228,6 +228,11 @@ class MirrorPeers:
         large = head.size > settings.verify_first
         return doubted or not large or self.unverified.hashes(provider, trio.current_time())
 
+    def sent_unhashed(self, digest: Digest, senders: Sequence[Provider]) -> None:
+        """This node's runtime was sent all bytes of ``digest``, unhashed; nothing follows if hashing is off."""
+        if self.settings.runtime_verifies:
+            self.unverified.sent(digest, senders, trio.current_time())
+
     def own_runtime_asks(self, digest: Digest) -> None:
         """If this node's runtime was sent all bytes of ``digest`` and asks for it again, their senders are suspects."""
         senders = self.unverified.asked(digest, trio.current_time())

@@ -70,6 +70,16 @@ async def test_a_wrong_blob_is_fetched_from_another_peer_the_next_time_and_its_s
     assert asker.mirror.peers.penalties.bars(Provider("peer0", liar.address))
 
 
+async def test_without_verification_a_second_request_accuses_nobody(start_node: Any, pair: Any) -> None:
+    holder, _ = pair
+    asker = await start_node(settings=MirrorSettings(verify=False))
+    asker.router.knows(holder)
+    for _ in range(2):
+        assert (await get(asker, BLOB_PATH)).content == LAYER
+    assert not asker.mirror.peers.suspects.of(DIGEST)
+    assert not asker.mirror.peers.unverified.hashes(Provider("peer0", holder.address), trio.current_time())
+
+
 async def test_the_only_peer_is_asked_again_and_its_blob_is_hashed(start_node: Any, start_peer: Any) -> None:
     asker = await start_node(settings=AUTO)
     liar = await start_peer(head(200, len(LAYER)), WRONG)

@@ -372,6 +372,6 @@ class Transfer:
             await into.release()
             if self._hasher is None and not self._trace.client and self._is_all():
                 senders = [each for each in feed.senders if each.registry not in feed.passed_on]
-                self._peers.unverified.sent(self.head.digest, senders, trio.current_time())
+                self._peers.sent_unhashed(self.head.digest, senders)
         finally:
             into.close()
