@@ -23,6 +23,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
+from spegel_consul.dev import herd
 from spegel_consul.dev.processes import (
     START_TIMEOUT,
     DevError,
@@ -51,15 +52,18 @@ class _Piece:
     seconds: float
 
 
-async def run(once: bool, port: int, size: int) -> int:
-    """Run the demonstration and return the exit status. ``port``: the first of the ports; ``size``: MiB of layers."""
+async def run(once: bool, port: int, size: int, cold_start: bool) -> int:
+    """Run a demonstration and return the exit status. ``port``: the first of the ports; ``size``: MiB of layers.
+
+    ``cold_start``: that of :mod:`spegel_consul.dev.herd`.
+    """
     console = Console(stderr=False, highlight=False, soft_wrap=True)
     home = Path(tempfile.mkdtemp(prefix="spegel-dev-"))
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_until_signal, nursery.cancel_scope)
             try:
-                status = await _show(console, home, once, port, size)
+                status = await (herd.run if cold_start else _show)(console, home, once, port, size)
             except (DevError, OSError, httpx.HTTPError, ExceptionGroup) as exc:
                 first = _leaf(exc)
                 console.print(f"failed: {escape(str(first) or repr(first))}")

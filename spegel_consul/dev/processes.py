@@ -11,7 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,7 +103,8 @@ async def learn_names(client: httpx.AsyncClient, nodes: Sequence[Node]) -> None:
 
 
 @asynccontextmanager
-async def sidecars(nodes: Sequence[Node], consul: str | None) -> AsyncIterator[None]:
+async def sidecars(nodes: Sequence[Node], consul: str | None, **flags: str) -> AsyncIterator[None]:
+    """Run the nodes' sidecars; ``flags`` are further ones of all, with underscores."""
     async with trio.open_nursery() as nursery:
         stopping = trio.Event()
 
@@ -116,7 +117,7 @@ async def sidecars(nodes: Sequence[Node], consul: str | None) -> AsyncIterator[N
         processes: list[trio.Process] = []
         try:
             for node in nodes:
-                process = await _start(_command(node, nodes[0], consul), node.log, consul)
+                process = await _start(_command(node, nodes[0], consul, flags), node.log, consul)
                 processes.append(process)
                 nursery.start_soon(watch, node, process)
             yield
@@ -127,7 +128,7 @@ async def sidecars(nodes: Sequence[Node], consul: str | None) -> AsyncIterator[N
             nursery.cancel_scope.cancel()
 
 
-def _command(node: Node, first: Node, consul: str | None) -> list[str]:
+def _command(node: Node, first: Node, consul: str | None, more: Mapping[str, str]) -> list[str]:
     flags = {
         "registry-addr": node.registry,
         "router-addr": node.router,
@@ -138,6 +139,7 @@ def _command(node: Node, first: Node, consul: str | None) -> list[str]:
         "layout-path": str(node.layout),
         "bootstrap-kind": "consul" if consul else "static",
     }
+    flags |= {name.replace("_", "-"): value for name, value in more.items()}
     if consul is None:
         flags["static-bootstrap-peers"] = first.router
     return [sys.executable, "-m", "spegel_consul", "registry", *(f"--{name}={value}" for name, value in flags.items())]

@@ -51,6 +51,12 @@ def _put(layout: Path, content: bytes, media_type: str) -> dict[str, object]:
     return {"mediaType": media_type, "digest": str(digest), "size": len(content)}
 
 
+def manifest_of(layout: Path) -> Digest:
+    """The digest of the manifest of the only image in a layout."""
+    [entry] = json.loads((layout / "index.json").read_text())["manifests"]
+    return Digest(entry["digest"])
+
+
 def write_layout(layout: Path, manifests: Sequence[dict[str, object]]) -> None:
     (layout / "oci-layout").write_text(json.dumps({"imageLayoutVersion": "1.0.0"}))
     (layout / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": list(manifests)}))

@@ -29,6 +29,10 @@ class Traffic:
     def requests(self) -> int:
         return self.hits + self.misses
 
+    def to_json(self) -> dict[str, int]:
+        """The figures in the API."""
+        return {"hits": self.hits, "misses": self.misses, "bytes_from_peers": self.from_peers, "bytes_own": self.own}
+
     @property
     def hit_ratio(self) -> float | None:
         """The share of requests that a neighbour answered; None without a request."""

@@ -381,12 +381,7 @@ class Node:
             "verification_failures": int(metrics.verification_failures.value),
             "cut": int(metrics.transfers_cut.value),
             "stalls": self.penalties.stalls,
-            "day": {
-                "hits": day.hits,
-                "misses": day.misses,
-                "bytes_from_peers": day.from_peers,
-                "bytes_own": day.own,
-            },
+            "day": day.to_json(),
             "busy": int(metrics.busy_peers.value),
         }
 

@@ -142,7 +142,7 @@ def test_no_sidecar_there_is_one_line_and_exit_3(ring, command: str) -> None:
     assert "no sidecar answers at http://127.0.0.1:1" in done.stderr
     other = spegel(ring, *command.split(), "--node", "127.0.0.1:8500")
     assert other.returncode == 3
-    assert "is no spegel-consul" in other.stderr
+    assert "is Consul or Nomad: --node names the metrics port" in other.stderr
 
 
 @pytest.mark.parametrize("node", ["", "a b", "ftp://x"])
