@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from spegel_consul.peers import host_port, peer_id_to_text
 from spegel_consul.places import NOWHERE, Place
 from spegel_consul.ring.dht.records import Records
-from spegel_consul.ring.members.table import Member
+from spegel_consul.ring.members.member import Member
 
 CIRCLE = 1 << 256
 """The number of positions in the ring."""

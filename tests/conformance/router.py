@@ -17,7 +17,7 @@ import trio
 from spegel_consul.peers import PeerInfo, Provider, RingError
 from spegel_consul.ring import Router
 from spegel_consul.ring.dht.claims import ClaimReport, What, Why
-from spegel_consul.ring.members.table import SETTLED
+from spegel_consul.ring.members.member import SETTLED
 
 WITHIN = 60.0
 """Seconds after which something hangs; what must be quicker is measured in virtual time."""

@@ -17,7 +17,7 @@ from spegel_consul.ring.dht.claim_forest import CHAIN
 from spegel_consul.ring.dht.keys import dht_key, position
 from spegel_consul.ring.dht.messages import Message, MessageType, WirePeer, encode
 from spegel_consul.ring.dht.protocol_ids import MEMBERS, WITHDRAW
-from spegel_consul.ring.members.table import SETTLED
+from spegel_consul.ring.members.member import SETTLED
 from spegel_consul.ring.net.host import Stream
 from spegel_consul.ring.router import KadRouter
 

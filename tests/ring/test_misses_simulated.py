@@ -11,8 +11,8 @@ from conformance.router import eventually, find
 from sim.network import SimNetwork
 from trio.testing import MockClock
 
-from spegel_consul.ring.members import table
-from spegel_consul.ring.members.table import SETTLED
+from spegel_consul.ring.members import member
+from spegel_consul.ring.members.member import SETTLED
 from spegel_consul.ring.router import KadRouter
 
 # nodes, and rounds of churn
@@ -107,7 +107,7 @@ async def test_the_early_end_of_misses_costs_no_hit(
     nursery: trio.Nursery, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, size: int, rounds: int
 ) -> None:
     early, made, few = await in_vain(nursery, size, rounds)
-    monkeypatch.setattr(table, "SETTLED", float("inf"))
+    monkeypatch.setattr(member, "SETTLED", float("inf"))
     late, again, many = await in_vain(nursery, size, rounds)
     print(f"{size} nodes: {early} of {made} in vain, without the early end {late} of {again}; {few} / {many} messages")
     assert early <= late

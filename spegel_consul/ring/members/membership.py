@@ -34,8 +34,9 @@ from spegel_consul.ring.dht.protocol_ids import KAD, WITHDRAW
 from spegel_consul.ring.members.background import Background
 from spegel_consul.ring.members.ban_list import BanList
 from spegel_consul.ring.members.gossip import Exchange
+from spegel_consul.ring.members.member import Member
 from spegel_consul.ring.members.pipeline import Pipeline
-from spegel_consul.ring.members.table import Member, Members
+from spegel_consul.ring.members.table import Members
 from spegel_consul.ring.members.wakeup import WakeUp
 from spegel_consul.ring.net.host import DialledSelf, Host, ProtocolRefused, Replaced, Silent, StreamClosed, Unreachable
 from spegel_consul.ring.net.loop_time import LoopTime

@@ -33,19 +33,16 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
-from spegel_consul.multiaddrs import Address, Contact
-from spegel_consul.peers import PeerInfo, peer_id_to_text
+from spegel_consul.multiaddrs import Contact
+from spegel_consul.peers import PeerInfo
 from spegel_consul.places import NOWHERE, Place
-from spegel_consul.ring.dht.keys import position
 from spegel_consul.ring.dht.messages import MemberReport, WirePeer
 from spegel_consul.ring.dht.placement import REPLICAS, Placement
+from spegel_consul.ring.members.member import Member
 from spegel_consul.ring.members.timer_heap import TimerHeap
 
 HEARSAY_AGE = 300.0
 """Seconds; an older report does not introduce a member."""
-
-QUIET_AGE = 1200.0
-"""Seconds; a member from which no node heard for so long is probed."""
 
 DOUBT_AGE = 5.0
 """Seconds; a provider that was not heard from for so long is probed when a lookup yields it."""
@@ -53,101 +50,11 @@ DOUBT_AGE = 5.0
 FORGET_AFTER = 8
 """Consecutive failures after which a member is forgotten; with the back-off that is some minutes."""
 
-SETTLED = 10.0
-"""Seconds; a member that has been in contact for so long holds the records that others have announced to it.
-
-Providers notice a new or restarted member within a second or two, and announce their keys to it in another second.
-"""
-
 _SHARE = 0.5  # of the table, for members that one source named and that have not spoken themselves
 
 _FIRST_PROBE, _LONGEST_PROBE = 0.1, 45.0  # with jitter 56 s, so a member that hung is known again within a minute
 _LEAST_JITTER = 0.75
 _SECOND_OPINION = 2.0  # seconds after a failure before a report of others leads to a probe
-
-
-class Member:
-    """One other peer and what is known of it."""
-
-    __slots__ = (
-        "alive",
-        "failed_at",
-        "failures",
-        "heard",
-        "id",
-        "info",
-        "noted",
-        "ours",
-        "place",
-        "position",
-        "probe_at",
-        "registry",
-        "reset",
-        "routers",
-        "rtt",
-        "secondary",
-        "since",
-        "source",
-        "spoke",
-        "timed",
-        "told_place",
-        "wire",
-    )
-
-    def __init__(self, contact: Contact, heard: float, source: bytes | None) -> None:
-        self.id = contact.id
-        self.source = source  # the peer that named it; None once it spoke for itself
-        self.position = position(contact.id)
-        self.routers: tuple[Address, ...] = ()
-        self.info = PeerInfo(peer_id_to_text(contact.id), ())
-        self.registry: Address | None = None
-        self.secondary: Address | None = None  # the registry's secondary address
-        self.wire = WirePeer(contact.id)
-        self.heard = heard
-        self.spoke = -math.inf  # the last message to this node; `heard` also counts reports of others
-        self.alive = True
-        self.since = math.inf  # when it entered, came back, or lost a connection, after which it may be a new process
-        self.ours: bool | None = None  # whether it is a node of this program; None: not known yet
-        self.failures = 0
-        self.failed_at = 0.0
-        self.reset = False  # whether the last failure was a connection that was reset or refused
-        self.probe_at: float | None = None
-        """The time of its next probe; infinity while a probe is under way, None if none is needed."""
-        self.noted = math.inf
-        self.rtt = 0.05
-        self.timed = False  # whether `rtt` was measured
-        self.place = NOWHERE
-        self.told_place = False  # whether it said `place` itself, since it was last lost
-        self.update(contact)
-
-    def update(self, contact: Contact) -> None:
-        """Take over the addresses of ``contact``; the registry is kept if ``contact`` has none."""
-        if contact.routers != self.routers:
-            self.routers = contact.routers
-            self.info = PeerInfo(self.info.id, tuple(map(str, self.routers)))
-        if contact.registry is not None:
-            self.registry, self.secondary = contact.registry, contact.secondary
-        own = [*self.routers, *filter(None, (self.registry, self.secondary))]
-        self.wire = WirePeer(self.id, tuple(address.encode() for address in own))
-
-    @property
-    def due_at(self) -> float:
-        """The time at which it is due for a probe, as far as is known now."""
-        return self.heard + QUIET_AGE if self.probe_at is None else self.probe_at
-
-    @property
-    def may_return(self) -> bool:
-        """Whether it is dead only because its connection was reset, and no probe of it has failed since."""
-        return not self.alive and self.reset and self.failures == 1
-
-    def is_settled(self, now: float) -> bool:
-        """Whether it has been alive and in contact for so long that it holds its records, see SETTLED."""
-        return self.alive and now - self.since >= SETTLED
-
-    @property
-    def timeout(self) -> float:
-        """Seconds to wait for an answer from this member."""
-        return min(3.0, max(0.5, 8 * self.rtt))
 
 
 class Members:

@@ -9,8 +9,9 @@ from spegel_consul.multiaddrs import Address, Contact
 from spegel_consul.places import NOWHERE, Place
 from spegel_consul.ring.dht.keys import position
 from spegel_consul.ring.dht.messages import MemberReport, WirePeer
+from spegel_consul.ring.members.member import QUIET_AGE, SETTLED
 from spegel_consul.ring.members.rate_limit import RateLimit
-from spegel_consul.ring.members.table import FORGET_AFTER, HEARSAY_AGE, QUIET_AGE, SETTLED, Members
+from spegel_consul.ring.members.table import FORGET_AFTER, HEARSAY_AGE, Members
 
 ROUTER, OTHER = Address("10.0.0.1", 5001), Address("10.0.0.2", 5001)
 REGISTRY = Address("10.0.0.1", 5000, http=True)
