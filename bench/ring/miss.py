@@ -147,7 +147,7 @@ class _Ring:
             command += [f"--containerd-sock={socket}", f"--containerd-content-path={home}"]
             self.processes.append(started(command))
             # those that others join through are there first, because a node that fails to join tries again only later
-            if node >= _JOINED_THROUGH - 1:
+            if node == _JOINED_THROUGH - 1:
                 self.wait_ready()
 
     @contextmanager
