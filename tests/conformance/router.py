@@ -254,10 +254,11 @@ class RouterSuite:
         routers = await ring_of(rig, 3)
         await trio.sleep(SETTLED)
         with trio.fail_after(10 * WITHIN):
-            # one claim each, because a node that makes none does not care for the keeper
-            for number, router in enumerate(routers):
-                await router.claim(f"sha256:{number}", ClaimReport())
-            for group in (f"sha256:group {number}" for number in range(8)):
+            # each claims something that another node keeps, because a node that claims nothing does not care for keepers
+            for number in range(24):
+                for router in routers:
+                    await router.claim(f"sha256:{number}", ClaimReport())
+            for group in (f"sha256:group {number}" for number in range(3)):
                 for router in routers:
                     while not router.is_vacant(group):  # until the members have been in contact for some seconds
                         assert await find(router, group) == []
