@@ -21,7 +21,7 @@ def in_words(exc: BaseException) -> str:
     """
     while isinstance(exc, BaseExceptionGroup):
         exc = exc.exceptions[0]
-    if isinstance(exc, ssl.SSLError) and exc.reason in _NO_TLS:
+    if isinstance(exc, ssl.SSLError) and getattr(exc, "reason", None) in _NO_TLS:
         return "the other side does not speak TLS"
     text = str((isinstance(exc, OSError) and exc.strerror) or exc)
     return " ".join(_NUMBERS.sub("", text).split()) or type(exc).__name__

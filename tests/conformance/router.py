@@ -254,7 +254,7 @@ class RouterSuite:
         routers = await ring_of(rig, 3)
         await trio.sleep(SETTLED)
         with trio.fail_after(10 * WITHIN):
-            # each claims something that another node keeps, because a node that claims nothing does not care for keepers
+            # each claims something that another keeps, because a node that claims nothing does not care for keepers
             for number in range(24):
                 for router in routers:
                     await router.claim(f"sha256:{number}", ClaimReport())

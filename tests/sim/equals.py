@@ -151,9 +151,10 @@ class Equals:
     def _look_up(self, race: Race) -> None:
         search = Lookup(lambda: (), count=ATTEMPTS, exclude=b"", rng=random.Random(self._rng.random()))
         for _ in range(3):  # keepers
+            # in random order, as the router names them
             known = self.holders
-            if len(known) > REPLICAS:
-                known = self._rng.sample(known, REPLICAS)
+            if self.scene.by_load or len(known) > REPLICAS:
+                known = self._rng.sample(known, min(len(known), REPLICAS))
             named = {b"%d" % each.number: each.registry for each in known}
             for found in search.offer(named) if self.scene.by_load else list(named)[:ATTEMPTS]:  # type: ignore[arg-type]
                 race.found(Provider(found.decode(), named[found]))

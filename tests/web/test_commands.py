@@ -66,7 +66,7 @@ def test_peers(ring) -> None:
     done = spegel(ring, "peers")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert lines[0].split() == ["node", "state", "rtt", "keys", "seen", "registry", "version"]
+    assert lines[0].split() == ["node", "state", "rtt", "keys", "seen", "registry", "version", "place"]
     assert [line.split()[0] for line in lines[1:]] == ["n0", "n1", "n2"]
     assert done.stdout.count("leader") == 1
     assert [peer["node"] for peer in json.loads(spegel(ring, "peers", "--json").stdout)] == ["n0", "n1", "n2"]

@@ -139,7 +139,7 @@ async def test_where_nodes_are_and_what_crossed() -> None:
 async def test_what_is_told_of_the_uploads() -> None:
     made = node("10.0.0.1")
     assert made.status()["uploads"] == {"streams": 0, "most": None, "refused": 0, "rate": None}
-    assert "bodies to peers" not in shown(made)
+    assert "bodies to neighbours" not in shown(made)
     made.uploads = Uploads(1, rate=3 << 20)
     connect(made)
     made.metrics.busy_peers.inc()
@@ -149,7 +149,7 @@ async def test_what_is_told_of_the_uploads() -> None:
         found = made.status()
         assert found["uploads"] == {"streams": 1, "most": 1, "refused": 1, "rate": 3 << 20}
         assert found["mirror"]["busy"] == 1
-        assert "1 of 1 bodies to peers now, at most 3.0 MiB/s, 1 refused as busy" in shown(made)
+        assert "1 of 1 bodies to neighbours now, at most 3.0 MiB/s, 1 refused as busy" in shown(made)
         assert ("uploads", "1 of 1 bodies to peers, 1 refused as busy") in _lines(found)
         values = {name: made.metrics.registry.get_sample_value(name) for name in ("spegel_uploads", REFUSED, BUSY)}
     assert values == {"spegel_uploads": 1.0, REFUSED: 1.0, BUSY: 1.0}
@@ -160,6 +160,6 @@ REFUSED, BUSY = "spegel_uploads_refused_total", "spegel_busy_peers_total"
 
 def shown(made: Node) -> str:
     """What the page says of the uploads."""
-    page = pages._templates().get_template("parts.html").module
+    page = pages.environment().get_template("parts.html").module
     uploads: str = page.uploads(made.status()["uploads"])  # type: ignore[attr-defined]
     return uploads.strip()
