@@ -63,6 +63,8 @@ class Scene:
     """Whether a layer is asked of complete nodes before the source of the verdict."""
     zones: int = 0
     """Number of zones; 0: the nodes don't say where they are."""
+    racks: int = 0
+    """Number of racks of each zone; 0: the nodes don't say in which rack they are."""
     lines: int = 0
     """Number of zones by which bytes are counted and ``trunk`` limits, if it is not ``zones``."""
     trunk: float = math.inf
@@ -74,6 +76,11 @@ class Scene:
     def line_of(self, number: int) -> int:
         """The zone of a node."""
         return number % (self.lines or self.zones or 1)
+
+    def place_of(self, number: int) -> Place:
+        """What a node says of itself."""
+        zone, rack = number % self.zones, number // self.zones % (self.racks or 1)
+        return Place("dc1", f"zone{zone}", f"{zone}-{rack}" if self.racks else "")
 
     @property
     def image(self) -> int:
@@ -170,6 +177,7 @@ class Herd:
     def __init__(self, scene: Scene) -> None:
         self.scene = scene
         self.now = 0.0
+        self._places = [scene.place_of(number) for number in range(scene.nodes)] if scene.zones else []
         self.claims = self._keeper()
         self._following: dict[int, list[Node]] = {}
         rng = random.Random(scene.seed)
@@ -237,10 +245,9 @@ class Herd:
         )
 
     def _keeper(self) -> Claims:
-        claims, zones = Claims(), self.scene.zones
-        if zones:
-            places = [Place("dc1", f"zone{number}") for number in range(zones)]
-            claims.place_of = lambda peer: places[int(peer) % zones]
+        claims = Claims()
+        if self.scene.zones:
+            claims.place_of = lambda peer: self._places[int(peer)]
         return claims
 
     # -- a node
@@ -266,6 +273,9 @@ class Herd:
                 near = [each for each in providers if not self._crosses(each, node)]
                 # another zone is asked after the source of the verdict
                 providers = near if near or source is not None or self.scene.near_only else providers
+                here = self._places[node.number]
+                distances = [here.distance(self._places[each.number]) for each in providers]
+                providers = [each for each, far in zip(providers, distances, strict=True) if far == min(distances)]
             if providers:
                 source = self._rng.choice(providers)
         kept = source is not None and self.scene.layers[layer] <= VERIFY_FIRST
@@ -452,6 +462,7 @@ def main() -> None:
     asked.add_argument("--impatient", action="store_true", help="a source without bytes refuses after 6 s")
     asked.add_argument("--small-layers", action="store_true", help="9 layers of 30 MiB, which are kept back")
     asked.add_argument("--zones", type=int, default=0, help="zones that the nodes say they are in")
+    asked.add_argument("--racks", type=int, default=0, help="racks of each zone that the nodes say they are in")
     asked.add_argument("--lines", type=int, default=0, help="zones that they are in, if they say something else")
     asked.add_argument("--trunk", type=float, default=math.inf, help="Mbit/s of each zone to and from the others")
     asked.add_argument("--near-only", action="store_true", help="no node follows across zones")
@@ -473,6 +484,7 @@ def main() -> None:
             patient=not options.impatient,
             providers_first=options.providers_first,
             zones=options.zones,
+            racks=options.racks,
             lines=options.lines,
             trunk=mbit(options.trunk),
             near_only=options.near_only,
