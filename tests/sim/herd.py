@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import math
 import random
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -446,7 +447,8 @@ def _share(amounts: list[float], keys: list[int], rate: Callable[[int], float]) 
             room -= amounts[index]
 
 
-def main() -> None:
+def main() -> int:
+    """The exit status: 1 if a living node has no image, or if more than a copy for each zone has crossed."""
     asked = argparse.ArgumentParser(prog="python -m tests.sim.herd", description="Nodes that pull one image at once.")
     asked.add_argument("--nodes", type=int, default=200)
     asked.add_argument("--deaths", type=float, default=0.0, help="share of the nodes that die")
@@ -468,6 +470,7 @@ def main() -> None:
     asked.add_argument("--near-only", action="store_true", help="no node follows across zones")
     asked.add_argument("--seeds", type=int, default=3)
     options = asked.parse_args()
+    failed = False
     for seed in range(options.seeds):
         scene = Scene(
             nodes=options.nodes,
@@ -490,10 +493,11 @@ def main() -> None:
             near_only=options.near_only,
             seed=seed,
         )
-        print(
-            f"seed {seed}: {Herd(scene).run()}; one copy through the line {scene.image / scene.line:.1f} s", flush=True
-        )
+        found = Herd(scene).run()
+        failed |= bool(found.unfinished) or bool(options.zones and found.crossed > options.zones)
+        print(f"seed {seed}: {found}; one copy through the line {scene.image / scene.line:.1f} s", flush=True)
+    return int(failed)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
