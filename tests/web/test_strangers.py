@@ -110,7 +110,9 @@ def test_each_is_one_line_and_exit_3(
 ) -> None:
     if serve in (hangs, drips):
         monkeypatch.setattr(sidecar_client, "TIMEOUT", 0.4)
-        monkeypatch.setattr(sidecar_client.get, "__kwdefaults__", {**(sidecar_client.get.__kwdefaults__ or {}), "timeout": 0.4})
+        monkeypatch.setattr(
+            sidecar_client.get, "__kwdefaults__", {**(sidecar_client.get.__kwdefaults__ or {}), "timeout": 0.4}
+        )
         monkeypatch.setattr(sidecar_client, "_LINE_TIMEOUT", 0.4)
     with server(serve) as node:
         done = run(node, *command)
