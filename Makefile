@@ -70,6 +70,7 @@ SEEDS ?= 20
 sim: dev-install
 	$(BIN)/python -m tests.sim --nodes $(NODES) --seeds $(SEEDS) --jobs $(shell nproc)
 	$(BIN)/python -m tests.sim.equals --nodes $(NODES)
+	$(BIN)/python -m tests.sim.herd --nodes $(NODES) --zones 3 --racks 10 --trunk 2000
 
 # every fault at its full length (a quarter of an hour), and what pulls noticed of it
 faults: dev-install real-parts

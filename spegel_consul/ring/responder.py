@@ -24,12 +24,15 @@ from collections.abc import Callable
 
 import trio
 
+from spegel_consul.places import Place
 from spegel_consul.ring.dht.announcements import Announcements
 from spegel_consul.ring.dht.keys import KEY_LENGTH, SHA2_256, position
 from spegel_consul.ring.dht.messages import Message, MessageType, WireError, WirePeer
 from spegel_consul.ring.dht.placement import REPLICAS
 from spegel_consul.ring.dht.records import Records
 from spegel_consul.ring.members.membership import Membership
+
+_Named = tuple[WirePeer, Place]
 
 NEAR = 3 * REPLICAS
 """This node keeps the records of a key if it is among so many nearest peers.
@@ -112,10 +115,24 @@ class Answers:
         if key in self._announcements:
             named.insert(0, (self._membership.me, self._membership.here.place))
         if len(named) > REPLICAS:  # this node among the others, because all ask the same few keepers
-            named = self._rng.sample(named, len(named))
-            if (at := table.get(asker)) is not None and (place := at.place):
+            some = self._rng.sample(named, REPLICAS)
+            if (at := table.get(asker)) is not None and at.place:
                 # half of them, because a false place must not hide the others
-                near = sorted(named, key=lambda each: place.distance(each[1]))[: REPLICAS // 2]
-                named = list(dict.fromkeys((*near, *named)))
-            del named[REPLICAS:]
+                some = list(dict.fromkeys((*self._nearest(named, at.place, REPLICAS // 2), *some)))
+            named = some[:REPLICAS]
         return tuple(wire for wire, _ in named)
+
+    def _nearest(self, named: list[_Named], place: Place, count: int) -> list[_Named]:
+        """The ``count`` members nearest to a place, in random order within each distance."""
+        distances: dict[Place, int] = {}
+        by_distance: dict[int, list[_Named]] = {}
+        for each in named:
+            # a sort of the thousands that have an image would take milliseconds
+            if (distance := distances.get(each[1])) is None:
+                distance = distances[each[1]] = place.distance(each[1])
+            by_distance.setdefault(distance, []).append(each)
+        found: list[_Named] = []
+        for distance in sorted(by_distance):
+            group, missing = by_distance[distance], count - len(found)
+            found += self._rng.sample(group, min(len(group), missing))
+        return found

@@ -35,3 +35,18 @@ def test_a_figure_without_limit_is_held() -> None:
     assert Figure("x", 9, "s", 9).held
     assert not Figure("x", 9, "s", 8.9).held
     assert not Figure("x", 99, "%", 100, at_least=True).held
+
+
+def test_the_tables_of_one_node_are_measured() -> None:
+    options = ["--nodes", "60", "--keys", "20", "--idle", "0.1"]
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.ring.table", *options],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=HANG,
+        check=True,
+    )
+    assert done.stderr == ""
+    for figure in ("bytes of one member", "CPU of a quiet minute", "lookup, p50 and p95", "announcement of 10 keys"):
+        assert figure in done.stdout

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import math
 import random
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -63,6 +64,8 @@ class Scene:
     """Whether a layer is asked of complete nodes before the source of the verdict."""
     zones: int = 0
     """Number of zones; 0: the nodes don't say where they are."""
+    racks: int = 0
+    """Number of racks of each zone; 0: the nodes don't say in which rack they are."""
     lines: int = 0
     """Number of zones by which bytes are counted and ``trunk`` limits, if it is not ``zones``."""
     trunk: float = math.inf
@@ -74,6 +77,11 @@ class Scene:
     def line_of(self, number: int) -> int:
         """The zone of a node."""
         return number % (self.lines or self.zones or 1)
+
+    def place_of(self, number: int) -> Place:
+        """What a node says of itself."""
+        zone, rack = number % self.zones, number // self.zones % (self.racks or 1)
+        return Place("dc1", f"zone{zone}", f"{zone}-{rack}" if self.racks else "")
 
     @property
     def image(self) -> int:
@@ -170,6 +178,7 @@ class Herd:
     def __init__(self, scene: Scene) -> None:
         self.scene = scene
         self.now = 0.0
+        self._places = [scene.place_of(number) for number in range(scene.nodes)] if scene.zones else []
         self.claims = self._keeper()
         self._following: dict[int, list[Node]] = {}
         rng = random.Random(scene.seed)
@@ -237,10 +246,9 @@ class Herd:
         )
 
     def _keeper(self) -> Claims:
-        claims, zones = Claims(), self.scene.zones
-        if zones:
-            places = [Place("dc1", f"zone{number}") for number in range(zones)]
-            claims.place_of = lambda peer: places[int(peer) % zones]
+        claims = Claims()
+        if self.scene.zones:
+            claims.place_of = lambda peer: self._places[int(peer)]
         return claims
 
     # -- a node
@@ -266,6 +274,9 @@ class Herd:
                 near = [each for each in providers if not self._crosses(each, node)]
                 # another zone is asked after the source of the verdict
                 providers = near if near or source is not None or self.scene.near_only else providers
+                here = self._places[node.number]
+                distances = [here.distance(self._places[each.number]) for each in providers]
+                providers = [each for each, far in zip(providers, distances, strict=True) if far == min(distances)]
             if providers:
                 source = self._rng.choice(providers)
         kept = source is not None and self.scene.layers[layer] <= VERIFY_FIRST
@@ -436,7 +447,8 @@ def _share(amounts: list[float], keys: list[int], rate: Callable[[int], float]) 
             room -= amounts[index]
 
 
-def main() -> None:
+def main() -> int:
+    """The exit status: 1 if a living node has no image, or if more than a copy for each zone has crossed."""
     asked = argparse.ArgumentParser(prog="python -m tests.sim.herd", description="Nodes that pull one image at once.")
     asked.add_argument("--nodes", type=int, default=200)
     asked.add_argument("--deaths", type=float, default=0.0, help="share of the nodes that die")
@@ -452,11 +464,13 @@ def main() -> None:
     asked.add_argument("--impatient", action="store_true", help="a source without bytes refuses after 6 s")
     asked.add_argument("--small-layers", action="store_true", help="9 layers of 30 MiB, which are kept back")
     asked.add_argument("--zones", type=int, default=0, help="zones that the nodes say they are in")
+    asked.add_argument("--racks", type=int, default=0, help="racks of each zone that the nodes say they are in")
     asked.add_argument("--lines", type=int, default=0, help="zones that they are in, if they say something else")
     asked.add_argument("--trunk", type=float, default=math.inf, help="Mbit/s of each zone to and from the others")
     asked.add_argument("--near-only", action="store_true", help="no node follows across zones")
     asked.add_argument("--seeds", type=int, default=3)
     options = asked.parse_args()
+    failed = False
     for seed in range(options.seeds):
         scene = Scene(
             nodes=options.nodes,
@@ -473,15 +487,17 @@ def main() -> None:
             patient=not options.impatient,
             providers_first=options.providers_first,
             zones=options.zones,
+            racks=options.racks,
             lines=options.lines,
             trunk=mbit(options.trunk),
             near_only=options.near_only,
             seed=seed,
         )
-        print(
-            f"seed {seed}: {Herd(scene).run()}; one copy through the line {scene.image / scene.line:.1f} s", flush=True
-        )
+        found = Herd(scene).run()
+        failed |= bool(found.unfinished) or bool(options.zones and found.crossed > options.zones)
+        print(f"seed {seed}: {found}; one copy through the line {scene.image / scene.line:.1f} s", flush=True)
+    return int(failed)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -98,6 +98,13 @@ def test_content_crosses_into_each_zone_once() -> None:
     assert without.crossed > 20
 
 
+def test_racks_do_not_make_a_node_hot() -> None:
+    (found,) = outcomes(replace(ZONES, nodes=150, racks=10), seeds=1)
+    assert not found.unfinished
+    assert found.crossed <= 2.01
+    assert found.hottest <= 3.1
+
+
 @pytest.mark.parametrize("deaths", [0.1, 0.3])
 def test_deaths_cost_no_further_copy_between_zones(deaths: float) -> None:
     found = outcomes(replace(ZONES, deaths=deaths))

@@ -27,6 +27,7 @@ VALIDITY = 19 * 60.0
 _ROW = struct.Struct("<16sId")  # key's hash, peer's number, expiry
 _ID, _HASH = 20, 16  # leading bytes of a row that identify the record, and the key
 _ROWS_PER_BUCKET = 24
+_LONG = 200 * _ROW.size  # bytes; most rows of a longer bucket are of one key, which no split divides
 
 
 class Records:
@@ -96,6 +97,9 @@ class Records:
         """The peers with a valid record for ``key``."""
         hashed = self._hash(key)
         bucket = self._bucket(hashed)
+        if len(bucket) > _LONG:
+            rows = _ROW.iter_unpack(bucket)
+            return [self._peer[number] for row, number, expiry in rows if row == hashed and expiry > now]
         found = []
         at = _find(bucket, hashed)
         while at >= 0:

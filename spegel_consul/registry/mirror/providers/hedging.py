@@ -239,8 +239,9 @@ class Race:
     def _nearest(self, fit: Sequence[Provider]) -> Provider:
         if len(fit) == 1:
             return fit[0]
-        least = min(map(self._rank, fit))
-        return self._prefer([provider for provider in fit if self._rank(provider) == least])
+        ranks = list(map(self._rank, fit))
+        least = min(ranks)
+        return self._prefer([provider for provider, rank in zip(fit, ranks, strict=True) if rank == least])
 
     def _readmit(self, now: float) -> None:
         """Let the busy providers whose time has come be asked again."""

@@ -38,6 +38,7 @@ DOUBTED_AFTER = 30.0
 """Seconds of nothing but refusals after which a busy peer is not waited for."""
 
 _REMEMBERED = 300.0  # seconds for which refusals are remembered
+_MOVED_EVERY = 1.0  # seconds; an entry becomes the newest no more often than that, because each hit needs entries
 _MOST = 4096
 
 
@@ -108,7 +109,10 @@ class Loads:
         return first
 
     def _entry(self, registry: Address, now: float) -> _Known:
-        known = self._known.get(registry) or _Known()
+        known = self._known.get(registry)
+        if known is not None and now < known.changed + _MOVED_EVERY:
+            return known
+        known = known or _Known()
         known.changed = now
         self._known.drop_oldest(lambda each: each.changed + _REMEMBERED <= now)
         self._known[registry] = known
