@@ -85,7 +85,8 @@ async def _run(control: socket.socket, members: int, held: int, free: int) -> No
         ports = [router._membership.routers[0].port for router in routers]
         now = trio.current_time() - 60  # so that they are settled
         for router in routers:
-            router._membership.table._capacity = RUNNING  # so that it learns no member that does not run
+            # so that it learns no member that does not run
+            router._membership.exchange.greet = _no_exchange  # type: ignore[method-assign]
             for peer, port in zip(peers, ports, strict=False):
                 contact = Contact(peer, (Address(LOOPBACK, port),), Address(LOOPBACK, 5000, http=True))
                 member = router._membership.table.learn(contact, now, direct=True)
@@ -97,6 +98,10 @@ async def _run(control: socket.socket, members: int, held: int, free: int) -> No
         hello = {"peers": [peer.hex() for peer in peers], "ports": ports, "held": told, "free": untold}
         await trio.SocketStream(trio.socket.from_stdlib_socket(control)).send_all(json.dumps(hello).encode() + b"\n")
         await trio.sleep_forever()
+
+
+async def _no_exchange(peer: bytes) -> None:
+    pass
 
 
 def _keys_of(peers: list[bytes]) -> Iterator[str]:
