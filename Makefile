@@ -91,7 +91,8 @@ buildkit: dev-install real-parts
 # the tests with real runtimes, with a containerd that no Debian suite has, and DOCKER, a checkout of moby, if there is one
 DOCKER ?=
 newer: dev-install real-parts
-	SPEGEL_REAL_PARTS=$$(.ci/build-newer-runtimes $(CACHE) $(DOCKER)) $(BIN)/python -m pytest tests/real/runtimes tests/real/test_pull.py
+	parts=$$(.ci/build-newer-runtimes $(CACHE) $(DOCKER)) && \
+		SPEGEL_REAL_PARTS=$$parts $(BIN)/python -m pytest tests/real/runtimes tests/real/test_pull.py
 
 MINUTES ?= 60
 soak: dev-install real-parts

@@ -13,7 +13,9 @@
 #
 #   client { host_network "loopback" { cidr = "127.0.0.1/8" } }
 #
-# give this job runtime_port = 5002, and point the runtimes at it: -var mirror_targets=http://127.0.0.1:5002.
+# give this job runtime_port = 5002, and point the runtimes at it: -var mirror_targets=http://127.0.0.1:5002. Other
+# allocations on this node's bridge reach that port as well, at the allocation's own address. Where these are strangers,
+# forbid it (iptables, chain NOMAD-ADMIN), give --basic-auth-file, or use spegel.nomad.hcl.
 #
 # A runtime with an HTTP proxy needs that address in its NO_PROXY; `spegel-consul preflight` prints the line.
 #

@@ -158,8 +158,7 @@ class ContentApp:
         plan = self._planner.plan(*question, from_this_machine=local)
         while isinstance(plan, Growing):
             try:
-                with self._uploads.one(upload_of(method, headers, plan)):
-                    await self._send_growing(answer, plan)
+                await self._send_growing(answer, plan)
                 return
             except Arrived:
                 plan = self._planner.plan(*question, from_this_machine=local)
@@ -229,9 +228,10 @@ class ContentApp:
             await answer.body(piece)
 
         async with self._growing.open(plan, answer.interim) as followed:
-            await answer.head(followed.head, growing=True, load=self._uploads.streams)
-            await followed.send(PieceOutlet(body), self._own_bytes.inc)
-            await answer.end()
+            with self._uploads.one(Upload.FOLLOWED):
+                await answer.head(followed.head, growing=True, load=self._uploads.streams)
+                await followed.send(PieceOutlet(body), self._own_bytes.inc)
+                await answer.end()
 
     async def _send_mirrored(self, answer: _Answer, plan: Elsewhere, method: str, identity: TraceHeaders) -> None:
         with self._mirror.begin(plan.request, method, identity, answer.client) as trace:

@@ -120,6 +120,8 @@ class FastPath:
             self.inflight -= 1
             if counted:
                 self._uploads.leave(time.perf_counter() - began)
+            if (pace := self._uploads.pace_of(known.upload)) is not None:
+                pace.spend(sent)
             self._bytes.inc(sent)
             known.count(sent)
             if sent == stop - start and duration is not None:
@@ -139,7 +141,7 @@ class FastPath:
             return False
         self.inflight += 1
         try:
-            if known.upload.counted:
+            if known.upload.counted and not isinstance(known.plan, Growing):
                 status = await self._uploaded(known, link)
             elif isinstance(known.plan, Own):
                 status = await self._own(known, known.plan, link)
@@ -270,6 +272,8 @@ class FastPath:
                 multipart.before(place) + small[span.start : span.stop] for place, span in enumerate(plan.spans)
             )
             await link.send(head + body + multipart.end)
+            if (pace := self._uploads.pace_of(known.upload)) is not None:
+                pace.spend(len(body))
             self._bytes.inc(sum(span.length for span in plan.spans))
         else:
             fd = self._files.open(plan)
@@ -308,17 +312,19 @@ class FastPath:
     async def _to_follower(self, plan: Growing, link: Link) -> int:
         send_interim = partial(link.send, INTERIM)
         async with self._growing.open(plan, send_interim, link.check_client) as followed:
-            head = self._heads.whole(followed.head, growing=True, load=self._uploads.streams)
-            status, lengths = status_of(followed.head), [0]
+            # a follower that waits for its first byte is no upload yet
+            with self._uploads.one(Upload.FOLLOWED):
+                head = self._heads.whole(followed.head, growing=True, load=self._uploads.streams)
+                status, lengths = status_of(followed.head), [0]
 
-            def count(sent: int) -> None:
-                self._bytes.inc(sent)
-                lengths.append(sent)
+                def count(sent: int) -> None:
+                    self._bytes.inc(sent)
+                    lengths.append(sent)
 
-            try:
-                await followed.send(link.outlet(head, self._uploads.pace), count)
-            finally:
-                self._lengths["GET", status].observe(sum(lengths))
+                try:
+                    await followed.send(link.outlet(head, self._uploads.pace), count)
+                finally:
+                    self._lengths["GET", status].observe(sum(lengths))
         return status
 
     async def _from_a_peer(self, method: str, plan: Elsewhere, link: Link, trace: Trace) -> int:

@@ -87,11 +87,13 @@ class KeySearch:
                 self._times.took(now - start)
             if self._over:
                 return
-            if answer is None:
-                self.lookup.failed(peer, now)
-            else:
-                self.lookup.answered(peer, now)
-                self._answered(self, peer, answer)
-            self.go_on()
+            try:
+                if answer is None:
+                    self.lookup.failed(peer, now)
+                else:
+                    self.lookup.answered(peer, now)
+                    self._answered(self, peer, answer)
+            finally:
+                self.go_on()
 
         return told

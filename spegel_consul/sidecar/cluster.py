@@ -123,7 +123,7 @@ async def _enter_consul(
         )
         if place is not None:
             describe = registration.describe
-            place.changed = lambda new: describe(place_meta(new))
+            place.changed = lambda new: describe({"place": "", "zone": "", **place_meta(new)})
         await stages.start("registration", registration.run)
     if mode is not ServiceMode.OFF or BootstrapKind.CATALOG in settings.bootstrap.kinds:
         catalog = CatalogWatch(client, ROUTER)

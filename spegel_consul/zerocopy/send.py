@@ -128,6 +128,10 @@ async def send_file(
                     sent = os.sendfile(out, fd, reached, most)
             except BlockingIOError:
                 sent = -1
+            except BaseException:
+                if pace is not None:
+                    pace.give_back(most)
+                raise
             if sent == 0:
                 raise Truncated
             reached += max(sent, 0)

@@ -374,3 +374,10 @@ async def test_the_api_has_the_same_facts(peers: Peers, autojump_clock: MockCloc
     assert (found["answered"], len(found["nodes"])) == (6, 8)
     own = json.loads(await (await client.get("/api/summary")).get_data())
     assert NodeSummary.parse(own).name == "nomad-client-0000"
+
+
+def test_half_a_surrogate_pair_of_a_node_can_be_shown() -> None:
+    half = json.loads('"a\\ud800b"')
+    parsed = NodeSummary.parse({"id": member(1), "name": half, "warnings": [half], "images": [[half, half]]})
+    assert parsed.name == "a?b"
+    repr(parsed).encode()

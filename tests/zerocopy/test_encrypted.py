@@ -220,6 +220,31 @@ async def test_many_small_records_in_one_piece_leave_turns_to_other_tasks(contex
         assert turns[0] > 150
 
 
+async def test_records_without_content_leave_turns_to_other_tasks(
+    contexts: Contexts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A peer may send key updates for ever, and Python's ssl can't: so bytes come, and nothing is in them."""
+    server, client = await shaken(contexts)
+    turns = 0
+
+    def nothing() -> bool:
+        nonlocal turns
+        turns += 1
+        return True
+
+    monkeypatch.setattr(SecureSocket, "_receive_now", lambda self: nothing())
+    monkeypatch.setattr(SecureSocket, "_decrypt", lambda self, view: 0)
+    with trio.move_on_after(0.05) as limited:
+        await server.receive_some(100)
+    assert limited.cancelled_caught
+    assert turns > 1
+    monkeypatch.setattr(os, "readv", lambda fd, buffers: 1)
+    with pytest.raises(BlockingIOError):
+        server.read_now(memoryview(bytearray(100)))
+    server.close()
+    client.close()
+
+
 @pytest.mark.parametrize("how", ["close_notify", "end of the connection", "end within a record"])
 async def test_an_end_is_an_end_whoever_says_it(contexts: Contexts, how: str) -> None:
     """Without close_notify it may be forged, so a caller must not take it for the end of a body."""

@@ -57,7 +57,7 @@ log = structlog.get_logger(__name__)
 standing: Counter[int] = Counter()
 """Number of open connections by local port."""
 
-_PIECE = 1 << 18
+_PIECE = 1 << 16
 _CLOSE_WITHIN = 5.0  # seconds
 _DRAIN_READS = 64  # reads before a graceful close gives up
 _LINGER = 1.0  # seconds for the reads of a graceful close, and in which a half-closed client must take some bytes

@@ -284,6 +284,8 @@ class Fetch:
         if agree(heads):
             self._peers.tag_ages.agreed(self._request.key, head.digest)
         if own_is_newer:
+            if not self._trace.client:
+                self._peers.tag_ages.kept(self._request.reference)
             raise OwnTagIsNewer(f"this node has a newer digest of {self._request.reference}")
         return self._answers[best]
 
@@ -349,6 +351,9 @@ class Fetch:
                     answer.discard()
                     return
             except PeerBusy as exc:
+                if question.cancel_called:  # another answer has been accepted, and the race has the provider again
+                    self._peers.refused(provider, exc)
+                    return
                 self._race.refused(provider, self._peers.refused(provider, exc), trio.current_time())
                 if self._looked_up and self._race.knows_nobody and self._lookups < _MOST_LOOKUPS:
                     self._look_up_again()  # a lookup names few of many providers, and others may have it since

@@ -170,7 +170,7 @@ class HeldBody:
             feed.passed_on,
         )
         if feed.body is None:
-            mine.throughput = Throughput(feed.throughput.stall)
+            mine.throughput = Throughput(feed.throughput.stall, pace=feed.throughput.pace)
         feed.body = feed.follow = None
         return mine
 

@@ -24,7 +24,7 @@ import trio
 
 from spegel_consul.http.peer_client import PeerResponse
 from spegel_consul.metrics.counter import Count
-from spegel_consul.oci.errors import BlobUnknown, ManifestUnknown, RangeInvalid
+from spegel_consul.oci.errors import BlobUnknown, ManifestUnknown, OCIError, RangeInvalid
 from spegel_consul.oci.path import LOAD_HEADER, ContentRequest, Kind, unknown
 from spegel_consul.peers import PeerError, Provider
 from spegel_consul.registry.mirror.body.transfer import Transfer
@@ -127,8 +127,13 @@ class Mirror:
                     yield shared
                 return
             async with race(self.peers, request, method, trace) as fetch:
-                with self.lookups.one(trace.client, request):
-                    answer = await fetch.first(range_header)
+                try:
+                    with self.lookups.one(trace.client, request):
+                        answer = await fetch.first(range_header)
+                except OCIError:  # the runtime asks upstream
+                    if request.reference.digest is None and not trace.client:
+                        self.peers.tag_ages.not_passed_on(str(request.reference))
+                    raise
                 if request.reference.digest is None and not trace.client:
                     self.peers.tag_ages.passed_on(str(request.reference), answer.head)
                 async with Transfer(self.peers, fetch, request, answer, trace) as transfer:
@@ -174,8 +179,6 @@ class Mirror:
 
         ``client``: the address of the client, "" for a client on this machine.
         """
-        if request.reference.digest is None and not client:
-            self.peers.tag_ages.not_passed_on(str(request.reference))
         self.own_requests.note(request, method, client, trio.current_time())
         if method == "GET" and not client and (digest := request.reference.digest) is not None:
             self.peers.own_runtime_asks(digest)

@@ -369,8 +369,10 @@ class _Question:
 
     def set(self, answer: Message) -> None:
         if (told := self._end()) is not None:
-            self._membership._answered(self._member, answer, trio.current_time() - self._start)
-            told(answer)
+            try:
+                self._membership._answered(self._member, answer, trio.current_time() - self._start)
+            finally:
+                told(answer)
 
     def fail(self, error: RingError) -> None:
         if (told := self._end()) is not None:

@@ -166,7 +166,7 @@ def _scalars(of_class: type, document: object) -> dict[str, Any]:
             raise BadSummary(f"{field.name} of the summary is no {_KINDS[kind]}")
         if kind is int and not 0 <= value < 1 << 62:
             raise BadSummary(f"{field.name} of the summary is out of range")
-        found[field.name] = value[:_LONGEST_NAME] if kind is str else value
+        found[field.name] = _clean(value[:_LONGEST_NAME]) if kind is str else value
     return found
 
 
@@ -183,10 +183,16 @@ def _list(document: Mapping[str, Any], name: str, most: int) -> list[Any]:
 def _image(value: object) -> tuple[str, str]:
     if not isinstance(value, list) or len(value) != 2 or not all(isinstance(each, str) for each in value):
         raise BadSummary("an image of the summary is no name and digest")
-    return value[0][:_LONGEST_NAME], value[1][:_LONGEST_NAME]
+    return _clean(value[0][:_LONGEST_NAME]), _clean(value[1][:_LONGEST_NAME])
 
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
         raise BadSummary("a text of the summary is none")
+    value = _clean(value)
     return value if len(value) <= _LONGEST_TEXT else value[: _LONGEST_TEXT - 1] + "…"
+
+
+def _clean(text: str) -> str:
+    """``text`` without halves of surrogate pairs, which JSON may have and UTF-8 may not."""
+    return text.encode("utf-8", "replace").decode()

@@ -87,7 +87,7 @@ async def _peer(client: httpx.AsyncClient, metrics: tuple[str, int], wanted: int
         return list(_images(json.loads(answer.body))), None
     except trio.TooSlowError:
         return [], f"{where} did not answer within {WITHIN:g} s"
-    except (httpx.HTTPError, AnswerRefused) as exc:
+    except (httpx.HTTPError, httpx.InvalidURL, AnswerRefused) as exc:
         return [], f"{where} can't be asked: {in_words(exc)}"
     except (ValueError, RecursionError):
         return [], f"{where} did not answer with a count of copies"

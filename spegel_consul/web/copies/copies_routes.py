@@ -46,7 +46,8 @@ def blueprint(node: Node, own: OwnCopies) -> Blueprint:
 
 def _wanted() -> int | None:
     text = request.args.get("fewer", "2")
-    return int(text) if text.isascii() and text.isdigit() and 2 <= int(text[:3]) <= MOST_COPIES else None
+    is_number = len(text) <= 3 and text.isascii() and text.isdigit()
+    return int(text) if is_number and 2 <= int(text) <= MOST_COPIES else None
 
 
 def _no_number() -> Response:

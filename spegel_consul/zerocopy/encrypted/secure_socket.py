@@ -34,6 +34,7 @@ SLICE = 1 << 18
 """Bytes that are encrypted, or decrypted, before the next system call."""
 
 _AT_ONCE = 1 << 15  # bytes that OpenSSL's memory gets at once
+_EMPTY_PASSES = 8  # reads without content in a row, after which others have their turn
 _MAX_SPARE = 32
 _spare_buffers: list[bytearray] = []
 
@@ -122,8 +123,11 @@ class SecureSocket:
 
         Raises BlockingIOError if no byte is there yet.
         """
-        count = self._decrypt(view)
+        count, passes = self._decrypt(view), 0
         while not count and not self._ended:
+            passes += 1
+            if passes > _EMPTY_PASSES:
+                raise BlockingIOError
             buffer = take_buffer()
             try:
                 # not more than fits, because the rest would have to wait in OpenSSL's memory
@@ -242,11 +246,17 @@ class SecureSocket:
                 return data
 
     async def _fill(self) -> bool:
+        waited = False
         while True:
             try:
-                return self._receive_now()
+                there = self._receive_now()
             except BlockingIOError:
                 await trio.lowlevel.wait_readable(self.sock)
+                waited = True
+            else:
+                if not waited:  # because records without content may always be ready
+                    await trio.lowlevel.checkpoint()
+                return there
 
     def is_quiet(self) -> bool:
         """Whether the other side has neither closed the connection nor sent bytes that were not read."""

@@ -107,6 +107,19 @@ def test_busy_providers_are_waited_for_for_some_seconds() -> None:
     assert action == Exhausted("the peers that have it are busy")
 
 
+def test_the_wait_for_busy_providers_ends_also_if_an_event_comes_late() -> None:
+    """A time in the past would keep the task busy for ever."""
+    core = race()
+    core.found(peer(1))
+    core.found(peer(2))
+    core.lookup_ended()
+    assert core.next(0.0) == Ask(peer(1))
+    core.refused(peer(1), 0.5, 0.0)
+    assert core.next(0.0) == Ask(peer(2))
+    core.failed(peer(2), BUSY_PATIENCE + 1.0)
+    assert core.next(BUSY_PATIENCE + 1.0) == Exhausted("the peers that have it are busy")
+
+
 def test_a_provider_that_only_refuses_is_not_waited_for() -> None:
     core = race()
     core.found(peer(1))

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spegel_consul.peers import Provider
-from spegel_consul.registry.mirror.providers import loads
+from spegel_consul.registry.mirror.providers import hedging, loads
 from spegel_consul.registry.mirror.providers.loads import Loads
 from spegel_consul.registry.mirror.validate import seconds
 
@@ -89,10 +89,21 @@ def test_any_hint_is_a_wait_of_at_most_some_seconds(text: str) -> None:
 
 def test_a_peer_that_does_nothing_but_refuse_is_not_waited_for() -> None:
     core = Loads(random.Random(0))
-    moments = [core.refused(PEERS[0].registry, 1.0, now) for now in (0.0, loads.DOUBTED_AFTER - 1, loads.DOUBTED_AFTER)]
-    assert [each is not None for each in moments] == [True, True, False]
-    core.told(PEERS[0].registry, "2", 60.0)
-    assert core.refused(PEERS[0].registry, 1.0, 61.0) is not None
+    last = loads.DOUBTED_AFTER
+    waits = {now: core.refused(PEERS[0].registry, 1.0, float(now)) for now in range(int(last) + 1)}
+    assert [waits[now] is not None for now in (0, int(last) - 1, int(last))] == [True, True, False]
+    core.told(PEERS[0].registry, "2", last + 1)
+    assert core.refused(PEERS[0].registry, 1.0, last + 2) is not None
+
+
+def test_refusals_long_ago_say_nothing_of_a_peer_that_nobody_asked_since() -> None:
+    core = Loads(random.Random(0))
+    assert core.refused(PEERS[0].registry, 1.0, 0.0) is not None
+    assert core.refused(PEERS[0].registry, 1.0, loads.DOUBTED_AFTER + 10) is not None
+
+
+def test_a_request_that_waits_for_long_outlives_no_doubt() -> None:
+    assert loads.DOUBTED_AFTER > hedging.PROMISED_PATIENCE
 
 
 def test_strangers_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -177,6 +177,26 @@ async def test_what_the_mirror_passed_on_does_not_get_younger(start_node: Any) -
     assert int((await get(middle, TAG_PATH)).headers["x-spegel-tag-age"]) < 3600
 
 
+async def test_a_tag_that_was_passed_on_is_not_newer_than_a_peers_new_one(start_node: Any) -> None:
+    asker = await start_node()
+    asker.router.knows(await holder(start_node, OLD, 3600))
+    assert (await get(asker, TAG_PATH, **RUNTIME)).content == OLD
+    for data in (LAYER, b"{}"):
+        asker.store.add_content(data)
+    asker.store.add_image(NAME, OLD, 0)
+    asker.mirror.peers.recent = RecentProviders()
+    asker.router.knows(await holder(start_node, NEW, 600))
+    assert (await get(asker, TAG_PATH, **RUNTIME)).content == NEW
+
+
+async def test_an_own_tag_that_is_sent_again_does_not_get_younger(start_node: Any) -> None:
+    asker = await holder(start_node, NEW, 600)
+    asker.router.knows(await holder(start_node, OLD, 3600))
+    assert (await get(asker, TAG_PATH, **RUNTIME)).content == NEW
+    asker.store.add_image(NAME, NEW, 0)  # the runtime has written it again
+    assert int((await get(asker, TAG_PATH)).headers["x-spegel-tag-age"]) >= 600
+
+
 async def test_a_digest_has_no_age(start_node: Any) -> None:
     node = await holder(start_node, OLD, 60)
     by_digest = f"/v2/library/app/manifests/{Digest.of(OLD)}?ns=docker.io"

@@ -208,7 +208,7 @@ class Race:
             return Exhausted(f"{self._started} peers were asked and none had it")
         if self._ended and self._busy:
             free_at = min(self._busy.values())
-            if free_at < self._busy_until and not self._skip_slow:
+            if max(free_at, now) < self._busy_until and not self._skip_slow:
                 return Wait(free_at)
             return Exhausted("the peers that have it are busy")
         if self._ended:

@@ -34,9 +34,10 @@ MOST_LOAD = 10_000
 SHORTEST_WAIT, LONGEST_WAIT = 0.25, 2.0
 """Seconds of the hint of a busy peer that are believed; others are taken for the nearer of these."""
 
-DOUBTED_AFTER = 30.0
-"""Seconds of nothing but refusals after which a busy peer is not waited for."""
+DOUBTED_AFTER = 90.0
+"""Seconds of nothing but refusals after which a busy peer is not waited for; more than any request waits."""
 
+_FORGIVEN = 10.0  # seconds without a question after which older refusals say nothing
 _REMEMBERED = 300.0  # seconds for which refusals are remembered
 _MOVED_EVERY = 1.0  # seconds; an entry becomes the newest no more often than that, because each hit needs entries
 _MOST = 4096
@@ -83,7 +84,7 @@ class Loads:
         Return the seconds to wait before it is asked again, or None if it is not to be waited for.
         """
         known = self._entry(registry, now)
-        if known.refuses_since is None:
+        if known.refuses_since is None or now > known.busy_until + _FORGIVEN:
             known.refuses_since = now
         # not all at the same moment, because those that were refused together would come back together
         wait = min(max(hint, SHORTEST_WAIT), LONGEST_WAIT) * self._rng.uniform(0.75, 1.25)

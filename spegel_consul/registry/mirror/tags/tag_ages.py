@@ -87,8 +87,15 @@ class TagAges:
         """The runtime of this node gets the tag ``name`` from a peer."""
         self._passed_on[name] = _PassedOn(head.digest, head.tag_age, trio.current_time())
 
+    def kept(self, reference: Reference) -> None:
+        """The runtime of this node gets its own tag again, which does not get younger by being written again."""
+        name, age = str(reference), self.own(reference)
+        digest = self._store.resolve(name) if self._store is not None else None
+        if digest is not None:
+            self._passed_on[name] = _PassedOn(digest, age, trio.current_time())
+
     def not_passed_on(self, name: str) -> None:
-        """The runtime of this node asks upstream for the tag, or keeps its own."""
+        """The runtime of this node asks upstream for the tag."""
         self._passed_on.pop(name, None)
 
     def own(self, reference: Reference) -> int | None:

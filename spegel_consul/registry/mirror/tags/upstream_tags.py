@@ -47,6 +47,8 @@ log = structlog.get_logger(__name__)
 WITHIN = 3.0
 """Seconds of one check, with a token and a wait for others."""
 
+_SHARE = 0.8  # of WITHIN, for the registry itself, so that a wait in the queue does not look like a silent registry
+
 MOST = 16
 """Checks at one registry at the same time."""
 
@@ -109,10 +111,9 @@ class UpstreamTags:
         try:
             with trio.fail_after(WITHIN):
                 said = await self._ask(reference, registry, authorization)
-        except (trio.TooSlowError, httpx.TransportError, OSError) as exc:
-            self._down_until[registry] = trio.current_time() + DOWN
+        except (_Unreachable, AnswerRefused, httpx.HTTPError, httpx.InvalidURL, trio.TooSlowError, OSError) as exc:
             return _unreachable(reference, exc)
-        except (_Unreachable, AnswerRefused, httpx.HTTPError, httpx.InvalidURL) as exc:
+        except (RuntimeError, ValueError) as exc:  # the limit of processes; a field value that can't be sent
             return _unreachable(reference, exc)
         if said.denied:
             return TagCheck.MOVED if authorization is not None else TagCheck.DENIED
@@ -130,7 +131,13 @@ class UpstreamTags:
             if self._down_until.get(registry, 0.0) > now:
                 raise _Unreachable("the registry did not answer a moment ago")
             async with await in_thread(self._client) as client:
-                said = await self._head(client, reference, _HOSTS.get(registry, registry), authorization)
+                try:
+                    with trio.fail_after(_SHARE * WITHIN):
+                        said = await self._head(client, reference, _HOSTS.get(registry, registry), authorization)
+                except (trio.TooSlowError, httpx.TransportError, OSError):
+                    # not for a wait in the queue, which says nothing of the registry
+                    self._down_until[registry] = trio.current_time() + DOWN
+                    raise
             self._said[key] = said, trio.current_time() + FRESH
             return said
 
