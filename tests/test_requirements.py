@@ -1,5 +1,5 @@
-# Whoever installs gets requirements/run.txt, so it must have all that the product imports.  In CI nothing but that list
-# and the tools of the tests is installed, so each other test is one of it too; here it is tested on any machine.
+# An installation has the packages of requirements/run.txt, which must be all that the product imports.  In CI nothing
+# but that list and the tools of the tests is installed, so each other test tests it too; this one does on any machine.
 
 """The list of packages that is installed: pyproject.toml's requirements, less what nothing imports."""
 

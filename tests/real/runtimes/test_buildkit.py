@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,7 +9,8 @@ from pathlib import Path
 import pytest
 from lab.buildkit import Buildkit
 from lab.cluster import MakeCluster, Node
-from lab.image import MIB, MakeImage
+from lab.image import MakeImage
+from lab.neighbours import Neighbours
 from lab.process import Failed, until
 
 pytestmark = pytest.mark.real
@@ -36,18 +36,11 @@ def daemons() -> Iterator[ExitStack]:
 def test_a_build_takes_its_base_through_the_mirror(
     cluster: MakeCluster, image: MakeImage, tmp_path: Path, daemons: ExitStack
 ) -> None:
-    lab = cluster(2, consul=False, containerd=None)
+    made = Neighbours.make(cluster, image, tmp_path)
+    lab, whole, partial, upstream = made.lab, made.whole, made.partial, made.upstream
     one, two = lab
-    whole = image("ghcr.io/org/whole:v1", layers=[MIB, MIB], seed=3)
-    partial = image("ghcr.io/org/partial:v1", layers=[MIB, MIB], seed=4)
-    lacking = tmp_path / "lacking"
-    shutil.copytree(partial.layout, lacking)
-    (lacking / "blobs" / partial.amd64.layers[1].replace(":", "/")).unlink()
-    upstream = lab.start_registry()
-    for each in (whole, partial):
-        upstream.push(each)
     kits: dict[str, Buildkit] = {}
-    for node, layout in ((one, whole.layout), (two, lacking)):
+    for node, layout in made.layouts():
         node.start_sidecar(wait=False, layout_path=layout, static_bootstrap_peers=f"{one.ip}:5001,{two.ip}:5001")
         kit = kits[node.name] = Buildkit(node.port, node.dir / "buildkit")
         kit.config.write_text(_USERS.format(upstream=upstream.host))

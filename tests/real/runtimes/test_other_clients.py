@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import shutil
 import tarfile
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 from lab import parts
 from lab.cluster import MakeCluster, Node
 from lab.image import CONFIG, MANIFEST, MIB, Image, MakeImage
+from lab.neighbours import Neighbours
 from lab.process import Failed, until
 
 pytestmark = pytest.mark.real
@@ -89,17 +89,10 @@ insecure = true
 
 def test_skopeo_gets_an_image_whole_or_from_upstream(cluster: MakeCluster, image: MakeImage, tmp_path: Path) -> None:
     """The registry is in the mirror's path, as docs/podman.md says. skopeo takes all of an image from one source."""
-    lab = cluster(2, consul=False, containerd=None)
+    made = Neighbours.make(cluster, image, tmp_path)
+    lab, whole, partial, upstream = made.lab, made.whole, made.partial, made.upstream
     one, two = lab
-    whole = image("ghcr.io/org/whole:v1", layers=[MIB, MIB], seed=3)
-    partial = image("ghcr.io/org/partial:v1", layers=[MIB, MIB], seed=4)
-    lacking = tmp_path / "lacking"
-    shutil.copytree(partial.layout, lacking)
-    (lacking / "blobs" / partial.amd64.layers[1].replace(":", "/")).unlink()
-    upstream = lab.start_registry()
-    for each in (whole, partial):
-        upstream.push(each)
-    for node, layout in ((one, whole.layout), (two, lacking)):
+    for node, layout in made.layouts():
         node.start_sidecar(layout_path=layout, static_bootstrap_peers=f"{one.ip}:5001,{two.ip}:5001")
     for node, digest in ((two, whole.amd64.layers[1]), (one, partial.amd64.layers[0])):
         path = f"/v2/org/app/blobs/{digest}"

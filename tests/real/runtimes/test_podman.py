@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
 from lab import parts
 from lab.cluster import MakeCluster, Node
-from lab.image import MIB, MakeImage
+from lab.image import MakeImage
+from lab.neighbours import Neighbours
 from lab.podman import Podman
 from lab.process import Failed, until
 
@@ -29,19 +29,12 @@ def content(root: Path) -> dict[str, bytes]:
 def test_podman_pulls_through_the_mirror_that_was_configured(
     cluster: MakeCluster, image: MakeImage, tmp_path: Path
 ) -> None:
-    lab = cluster(2, consul=False, containerd=None)
+    made = Neighbours.make(cluster, image, tmp_path)
+    lab, whole, partial, upstream = made.lab, made.whole, made.partial, made.upstream
     one, two = lab
-    whole = image("ghcr.io/org/whole:v1", layers=[MIB, MIB], seed=3)
-    partial = image("ghcr.io/org/partial:v1", layers=[MIB, MIB], seed=4)
-    lacking = tmp_path / "lacking"
-    shutil.copytree(partial.layout, lacking)
-    (lacking / "blobs" / partial.amd64.layers[1].replace(":", "/")).unlink()
-    upstream = lab.start_registry()
-    for each in (whole, partial):
-        upstream.push(each)
     podmans: dict[str, Podman] = {}
     before: dict[str, dict[str, bytes]] = {}
-    for node, layout in ((one, whole.layout), (two, lacking)):
+    for node, layout in made.layouts():
         node.start_sidecar(wait=False, layout_path=layout, static_bootstrap_peers=f"{one.ip}:5001,{two.ip}:5001")
         podman = podmans[node.name] = Podman(node.port, node.dir / "podman")
         (podman.etc / "registries.conf").write_text(_USERS.format(upstream=upstream.host))
