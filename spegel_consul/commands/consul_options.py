@@ -13,7 +13,7 @@ import click
 
 from spegel_consul.commands.option_types import DURATION, option
 from spegel_consul.consul.catalog.service_definitions import ServiceMode
-from spegel_consul.consul.election.election_view import ElectionSettings
+from spegel_consul.election.election_view import ElectionSettings
 
 F = TypeVar("F", bound=Callable[..., Any])
 

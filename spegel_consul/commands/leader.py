@@ -19,7 +19,7 @@ from spegel_consul.commands.sidecar_client import print_hanging
 from spegel_consul.consul.api.client import ConsulClient, KVEntry
 from spegel_consul.consul.api.consul_errors import ConsulError
 from spegel_consul.consul.api.consul_settings import ConsulSettings
-from spegel_consul.consul.election.leader_record import LeaderRecord
+from spegel_consul.election.leader_record import LeaderRecord
 
 EXIT_VACANT = 3
 

@@ -16,7 +16,7 @@ import trio
 
 from spegel_consul.commands.option_types import ADDRESS, LIST, REACHABLE, ConfigKind, option
 from spegel_consul.consul.api.consul_settings import ConsulSettings
-from spegel_consul.consul.election.election_view import ElectionSettings
+from spegel_consul.election.election_view import ElectionSettings
 from spegel_consul.endpoints.check import has_failed, verdict
 from spegel_consul.endpoints.dial_back import Peer
 from spegel_consul.http.peer_tls import Encryption

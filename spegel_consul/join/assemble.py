@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from spegel_consul.consul.catalog.catalog_watch import CatalogWatch
-from spegel_consul.consul.election.candidate import Candidate
-from spegel_consul.consul.election.leader_record import LeaderRecord
+from spegel_consul.election.candidate import Candidate
+from spegel_consul.election.leader_record import LeaderRecord
 from spegel_consul.http.peer_tls import PeerTls
 from spegel_consul.join import Bootstrap
 from spegel_consul.join.fallback import SeveralBootstraps

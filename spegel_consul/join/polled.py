@@ -14,7 +14,7 @@ from typing import Protocol
 import structlog
 import trio
 
-from spegel_consul.consul.api.backoff import Backoff
+from spegel_consul.backoff import Backoff
 from spegel_consul.join.observed_peers import ObservedPeers
 from spegel_consul.peers import PeerInfo
 

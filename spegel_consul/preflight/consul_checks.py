@@ -13,7 +13,7 @@ from email.utils import parsedate_to_datetime
 from spegel_consul.consul.api.consul_errors import AccessDenied, ConsulError
 from spegel_consul.consul.api.consul_settings import ConsulSettings
 from spegel_consul.consul.api.transport import TrioHTTPClient
-from spegel_consul.consul.election.election_view import ElectionSettings
+from spegel_consul.election.election_view import ElectionSettings
 from spegel_consul.endpoints.check import Check, fail, ok, warn
 
 LEADER_KEY = ElectionSettings().key

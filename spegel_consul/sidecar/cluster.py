@@ -25,8 +25,8 @@ from spegel_consul.consul.catalog.service_definitions import (
     place_meta,
     spegel_services,
 )
-from spegel_consul.consul.election.candidate import Candidate
-from spegel_consul.consul.election.leader_record import LeaderRecord
+from spegel_consul.election.candidate import Candidate
+from spegel_consul.election.leader_record import LeaderRecord
 from spegel_consul.endpoints import identity
 from spegel_consul.http.peer_tls import is_plain_to_own
 from spegel_consul.join import Bootstrap, KnownRouters

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from spegel_consul.consul.api.consul_settings import ConsulSettings
 from spegel_consul.consul.catalog.service_definitions import ServiceMode
-from spegel_consul.consul.election.election_view import ElectionSettings
+from spegel_consul.election.election_view import ElectionSettings
 from spegel_consul.http.peer_client import PeerLimits
 from spegel_consul.http.peer_tls import Encryption
 from spegel_consul.http.server.listen import ListenAddress

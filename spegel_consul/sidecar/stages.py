@@ -22,7 +22,7 @@ import structlog
 import trio
 from hypercorn.typing import Framework
 
-from spegel_consul.consul.api.backoff import Backoff
+from spegel_consul.backoff import Backoff
 from spegel_consul.http.peer_tls import PeerTls
 from spegel_consul.http.server.connection_limits import ConnectionLimits
 from spegel_consul.http.server.serve import DRAIN_TIMEOUT, serve

@@ -16,7 +16,7 @@ from typing import Any
 from spegel_consul import __version__
 from spegel_consul.consul.api.client import HealthyService
 from spegel_consul.consul.catalog.service_definitions import ROUTER
-from spegel_consul.consul.election.leader_record import LeaderRecord
+from spegel_consul.election.leader_record import LeaderRecord
 from spegel_consul.join import schedule
 from spegel_consul.join.catalog_routers import to_peer
 from spegel_consul.peers import PeerInfo

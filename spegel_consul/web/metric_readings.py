@@ -12,7 +12,7 @@ from typing import Any
 
 import trio
 
-from spegel_consul.consul.election.election_view import State
+from spegel_consul.election.election_view import State
 from spegel_consul.metrics.sidecar_metrics import Labels, Metrics
 from spegel_consul.web.node_views import Consul, Node
 

@@ -22,8 +22,8 @@ from spegel_consul.bounded_dict import BoundedDict
 from spegel_consul.consul.api.client import ConsulClient, HealthyService
 from spegel_consul.consul.catalog.catalog_watch import CatalogWatch
 from spegel_consul.consul.catalog.registration import Registration
-from spegel_consul.consul.election.candidate import Candidate
-from spegel_consul.consul.election.election_view import State
+from spegel_consul.election.candidate import Candidate
+from spegel_consul.election.election_view import State
 from spegel_consul.http.basic_auth import Credentials
 from spegel_consul.http.peer_tls import Encryption, PeerTls, is_plain_to_own
 from spegel_consul.join.keeper import RingKeeper

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from lab.process import HANG, until
 
 from spegel_consul.cli import cli
-from spegel_consul.consul.election.leader_record import LeaderRecord, vacant
+from spegel_consul.election.leader_record import LeaderRecord, vacant
 from tests.consul.realconsul import ConsulAgent
 
 pytestmark = pytest.mark.real

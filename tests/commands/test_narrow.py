@@ -10,7 +10,7 @@ import pytest
 
 from spegel_consul.commands import leader, preflight
 from spegel_consul.consul.api.client import KVEntry
-from spegel_consul.consul.election.leader_record import LeaderRecord
+from spegel_consul.election.leader_record import LeaderRecord
 from spegel_consul.endpoints.check import Check, fail, ok
 from spegel_consul.preflight import node_checks as checks
 

@@ -25,7 +25,7 @@ from fuzz import http, runtime_files
 from spegel_consul.consul.api.client import ConsulClient
 from spegel_consul.consul.api.consul_errors import ConsulError
 from spegel_consul.consul.api.consul_settings import ConsulSettings
-from spegel_consul.consul.election.leader_record import LeaderRecord
+from spegel_consul.election.leader_record import LeaderRecord
 from spegel_consul.http.peer_client import PeerClient, PeerResponse
 from spegel_consul.http.response_head import Reply, ReplyError, parse_reply
 from spegel_consul.http.server.request_head import parse_simple

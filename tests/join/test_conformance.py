@@ -19,7 +19,7 @@ import pytest
 from conformance.bootstrap import BootstrapSuite, NamingSuite, SeveralPeersSuite, router
 from lab.process import HANG, ending, until
 
-from spegel_consul.consul.election.leader_record import LeaderRecord
+from spegel_consul.election.leader_record import LeaderRecord
 from spegel_consul.join import Bootstrap
 from spegel_consul.join.fallback import SeveralBootstraps
 from spegel_consul.join.polled import PolledBootstrap, Source

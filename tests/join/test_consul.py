@@ -11,9 +11,9 @@ import trio.testing
 
 from spegel_consul.consul.catalog.catalog_watch import CatalogWatch
 from spegel_consul.consul.catalog.service_definitions import ROUTER, spegel_services
-from spegel_consul.consul.election.candidate import Candidate
-from spegel_consul.consul.election.election_view import State
-from spegel_consul.consul.election.leader_record import LeaderRecord
+from spegel_consul.election.candidate import Candidate
+from spegel_consul.election.election_view import State
+from spegel_consul.election.leader_record import LeaderRecord
 from spegel_consul.join import Bootstrap
 from spegel_consul.join.sources.consul_leader import ConsulBootstrap
 from spegel_consul.peers import PeerInfo

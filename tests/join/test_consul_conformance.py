@@ -13,8 +13,8 @@ from conformance.bootstrap import BootstrapSuite, Place, SeveralPeersSuite, rout
 
 from spegel_consul.consul.api.client import ConsulClient
 from spegel_consul.consul.catalog.catalog_watch import CatalogWatch
-from spegel_consul.consul.election.candidate import Candidate
-from spegel_consul.consul.election.leader_record import LeaderRecord
+from spegel_consul.election.candidate import Candidate
+from spegel_consul.election.leader_record import LeaderRecord
 from spegel_consul.join import Bootstrap
 from spegel_consul.join.sources.consul_catalog import CatalogBootstrap
 from spegel_consul.join.sources.consul_leader import ConsulBootstrap

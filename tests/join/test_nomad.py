@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from spegel_consul.consul.election.leader_record import LeaderRecord
+from spegel_consul.election.leader_record import LeaderRecord
 from spegel_consul.join.polled import SourceError
 from spegel_consul.join.sources.nomad_api import NomadClient, NomadError, NomadSettings, variable_path
 from spegel_consul.join.sources.nomad_service import NomadServiceSource

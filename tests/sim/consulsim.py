@@ -27,7 +27,7 @@ from spegel_consul.consul.api.consul_errors import (
     NotFound,
 )
 from spegel_consul.consul.catalog.service_definitions import LEADER_CHECK_TTL
-from spegel_consul.consul.election.election_events import (
+from spegel_consul.election.election_events import (
     Acquire,
     Acquired,
     Action,
@@ -47,9 +47,9 @@ from spegel_consul.consul.election.election_events import (
     Stopped,
     Ticked,
 )
-from spegel_consul.consul.election.election_view import ElectionSettings, State, View
-from spegel_consul.consul.election.leader_record import LeaderRecord, vacant
-from spegel_consul.consul.election.state_machine import Election
+from spegel_consul.election.election_view import ElectionSettings, State, View
+from spegel_consul.election.leader_record import LeaderRecord, vacant
+from spegel_consul.election.state_machine import Election
 
 GOSSIP = (5.0, 8.0)
 LATENCY = (0.001, 0.02)

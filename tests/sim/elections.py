@@ -12,9 +12,9 @@ import trio.testing
 
 from spegel_consul.consul.catalog.leader_service import LeaderService
 from spegel_consul.consul.catalog.service_definitions import ServiceDefinition, TtlCheck
-from spegel_consul.consul.election.candidate import Candidate
-from spegel_consul.consul.election.election_view import ElectionSettings, State
-from spegel_consul.consul.election.leader_record import LeaderRecord
+from spegel_consul.election.candidate import Candidate
+from spegel_consul.election.election_view import ElectionSettings, State
+from spegel_consul.election.leader_record import LeaderRecord
 from tests.consul.fakeconsul import FakeConsul
 
 

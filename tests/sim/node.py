@@ -19,9 +19,9 @@ from spegel_consul.consul.api.client import HealthyService
 from spegel_consul.consul.catalog.catalog_watch import CatalogWatch
 from spegel_consul.consul.catalog.leader_service import LeaderService
 from spegel_consul.consul.catalog.service_definitions import ROUTER, spegel_services
-from spegel_consul.consul.election.candidate import Candidate
-from spegel_consul.consul.election.election_view import State
-from spegel_consul.consul.election.leader_record import LeaderRecord
+from spegel_consul.election.candidate import Candidate
+from spegel_consul.election.election_view import State
+from spegel_consul.election.leader_record import LeaderRecord
 from spegel_consul.join import catalog_routers
 from spegel_consul.join.keeper import RingKeeper
 from spegel_consul.join.remembered_members import MAX_PEERS, Remembered

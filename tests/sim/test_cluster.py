@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from unittest import mock
 
-from spegel_consul.consul.election.state_machine import Election
+from spegel_consul.election.state_machine import Election
 from spegel_consul.ring.router import KadRouter
 from tests.sim import faults
 from tests.sim.faults import Fault

@@ -8,8 +8,8 @@ import trio
 import trio.testing
 from structlog.testing import capture_logs
 
-from spegel_consul.consul.election.election_view import State
-from spegel_consul.consul.election.leader_record import FLAGS, LeaderRecord
+from spegel_consul.election.election_view import State
+from spegel_consul.election.leader_record import FLAGS, LeaderRecord
 from tests.sim.elections import until, world
 
 

@@ -7,7 +7,7 @@ import trio
 import trio.testing
 from structlog.testing import capture_logs
 
-from spegel_consul.consul.election.election_view import State
+from spegel_consul.election.election_view import State
 from tests.sim.elections import until, world
 
 

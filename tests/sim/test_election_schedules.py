@@ -10,7 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 
-from spegel_consul.consul.election.election_view import ElectionSettings, State
+from spegel_consul.election.election_view import ElectionSettings, State
 from tests.sim.consulsim import Simulation
 
 SCHEDULES = 10_000

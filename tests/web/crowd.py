@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from fakes.memory_store import MemoryStore
 
 from spegel_consul.consul.api.client import HealthyService
-from spegel_consul.consul.election.election_view import State, View
-from spegel_consul.consul.election.leader_record import LeaderRecord
+from spegel_consul.election.election_view import State, View
+from spegel_consul.election.leader_record import LeaderRecord
 from spegel_consul.metrics.sidecar_metrics import Metrics
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.reference import Reference

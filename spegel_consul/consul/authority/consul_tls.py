@@ -25,7 +25,7 @@ from typing import Any
 import structlog
 import trio
 
-from spegel_consul.consul.api.backoff import Backoff, BlockingIndex
+from spegel_consul.backoff import Backoff, BlockingIndex
 from spegel_consul.consul.api.client import ConsulClient, Leaf, Roots
 from spegel_consul.consul.api.consul_errors import (
     AccessDenied,

@@ -17,7 +17,7 @@ import random
 import structlog
 import trio
 
-from spegel_consul.consul.api.backoff import Backoff, BlockingIndex
+from spegel_consul.backoff import Backoff, BlockingIndex
 from spegel_consul.consul.api.client import ConsulClient, HealthyService
 from spegel_consul.consul.api.consul_errors import ConsulError
 from spegel_consul.log import ProblemReport

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 import structlog
 import trio
 
-from spegel_consul.consul.api.backoff import Backoff
+from spegel_consul.backoff import Backoff
 from spegel_consul.consul.api.client import AgentNode, ConsulClient
 from spegel_consul.consul.api.consul_errors import AccessDenied, ConsulError
 from spegel_consul.log import ProblemReport

@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 import structlog
 import trio
 
-from spegel_consul.consul.api.backoff import Backoff
+from spegel_consul.backoff import Backoff
 from spegel_consul.consul.api.client import AgentService, ConsulClient
 from spegel_consul.consul.api.consul_errors import ConsulError
 from spegel_consul.consul.catalog.service_definitions import METRICS, REGISTRY, ROUTER, ServiceDefinition

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 import trio
 
 from spegel_consul.consul.catalog.catalog_watch import CatalogWatch
-from spegel_consul.consul.election.candidate import Candidate
-from spegel_consul.consul.election.leader_record import LeaderRecord
+from spegel_consul.election.candidate import Candidate
+from spegel_consul.election.leader_record import LeaderRecord
 from spegel_consul.join.observed_peers import ObservedPeers
 from spegel_consul.join.sources.consul_catalog import choose
 from spegel_consul.peers import PeerInfo

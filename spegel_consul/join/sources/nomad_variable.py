@@ -24,8 +24,8 @@ from typing import Any
 import structlog
 import trio
 
-from spegel_consul.consul.api.backoff import Backoff, BlockingIndex
-from spegel_consul.consul.election.leader_record import LeaderRecord
+from spegel_consul.backoff import Backoff, BlockingIndex
+from spegel_consul.election.leader_record import LeaderRecord
 from spegel_consul.join.observed_peers import ObservedPeers
 from spegel_consul.join.sources.nomad_api import NomadClient, NomadError, variable_path
 from spegel_consul.multiaddrs import parse

@@ -27,9 +27,9 @@ from spegel_consul.consul.catalog.service_definitions import (
     ServiceDefinition,
     spegel_services,
 )
-from spegel_consul.consul.election.candidate import Candidate
-from spegel_consul.consul.election.election_view import State
-from spegel_consul.consul.election.leader_record import LeaderRecord
+from spegel_consul.election.candidate import Candidate
+from spegel_consul.election.election_view import State
+from spegel_consul.election.leader_record import LeaderRecord
 from spegel_consul.places import NOWHERE, Here, Place
 from tests.consul.asking import put_key, statuses
 from tests.consul.realconsul import ConsulAgent

@@ -21,7 +21,7 @@ import trio
 from spegel_consul.consul.api.client import ConsulClient
 from spegel_consul.consul.api.consul_errors import AccessDenied, CheckNotPassing, ConsulError, NoClusterLeader
 from spegel_consul.consul.catalog.leader_service import LeaderService
-from spegel_consul.consul.election.election_events import (
+from spegel_consul.election.election_events import (
     Acquire,
     Acquired,
     Action,
@@ -41,9 +41,9 @@ from spegel_consul.consul.election.election_events import (
     Stopped,
     Ticked,
 )
-from spegel_consul.consul.election.election_view import ElectionSettings, State, View
-from spegel_consul.consul.election.leader_record import FLAGS, LeaderRecord, vacant
-from spegel_consul.consul.election.state_machine import Election
+from spegel_consul.election.election_view import ElectionSettings, State, View
+from spegel_consul.election.leader_record import FLAGS, LeaderRecord, vacant
+from spegel_consul.election.state_machine import Election
 from spegel_consul.log import ProblemReport
 from spegel_consul.observable import Observable
 

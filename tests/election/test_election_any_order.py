@@ -16,7 +16,7 @@ from spegel_consul.consul.api.consul_errors import (
     InvalidSession,
     NotFound,
 )
-from spegel_consul.consul.election.election_events import (
+from spegel_consul.election.election_events import (
     Acquire,
     Acquired,
     Action,
@@ -35,9 +35,9 @@ from spegel_consul.consul.election.election_events import (
     Started,
     Ticked,
 )
-from spegel_consul.consul.election.election_view import ElectionSettings, State
-from spegel_consul.consul.election.state_machine import Election
-from tests.consul.electing import DOWN, ME, OTHER, free, held
+from spegel_consul.election.election_view import ElectionSettings, State
+from spegel_consul.election.state_machine import Election
+from tests.election.electing import DOWN, ME, OTHER, free, held
 
 
 class AnyOrder(RuleBasedStateMachine):

@@ -43,7 +43,7 @@ import random
 from dataclasses import replace
 from typing import Any
 
-from spegel_consul.consul.api.backoff import Backoff, BlockingIndex
+from spegel_consul.backoff import Backoff, BlockingIndex
 from spegel_consul.consul.api.client import KVEntry
 from spegel_consul.consul.api.consul_errors import (
     AccessDenied,
@@ -52,8 +52,8 @@ from spegel_consul.consul.api.consul_errors import (
     InvalidSessionTTL,
     NotFound,
 )
-from spegel_consul.consul.election.acquisition import Acquisition
-from spegel_consul.consul.election.election_events import (
+from spegel_consul.election.acquisition import Acquisition
+from spegel_consul.election.election_events import (
     Acquire,
     Acquired,
     Action,
@@ -73,9 +73,9 @@ from spegel_consul.consul.election.election_events import (
     Stopped,
     Ticked,
 )
-from spegel_consul.consul.election.election_view import ElectionSettings, State, View
-from spegel_consul.consul.election.leader_record import LeaderRecord
-from spegel_consul.consul.election.session_lease import Heartbeat
+from spegel_consul.election.election_view import ElectionSettings, State, View
+from spegel_consul.election.leader_record import LeaderRecord
+from spegel_consul.election.session_lease import Heartbeat
 
 SAFETY = 0.5
 """Seconds before the end of its lease at which a leader stops to lead."""

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from spegel_consul.consul.api.consul_errors import AccessDenied, InvalidSession, InvalidSessionTTL
-from spegel_consul.consul.election import candidate
-from spegel_consul.consul.election.election_events import (
+from spegel_consul.election import candidate
+from spegel_consul.election.election_events import (
     Acquire,
     Acquired,
     CreateSession,
@@ -29,10 +29,10 @@ from spegel_consul.consul.election.election_events import (
     Stopped,
     Ticked,
 )
-from spegel_consul.consul.election.election_view import ElectionSettings, State
-from spegel_consul.consul.election.leader_record import LeaderRecord
-from spegel_consul.consul.election.state_machine import SAFETY, Election
-from tests.consul.electing import ME, OTHER, begin, free, held, leading, owning
+from spegel_consul.election.election_view import ElectionSettings, State
+from spegel_consul.election.leader_record import LeaderRecord
+from spegel_consul.election.state_machine import SAFETY, Election
+from tests.election.electing import ME, OTHER, begin, free, held, leading, owning
 
 
 def test_a_follower_only_reads_and_probes() -> None:

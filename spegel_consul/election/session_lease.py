@@ -22,8 +22,8 @@ from __future__ import annotations
 import math
 import random
 
-from spegel_consul.consul.api.backoff import Backoff
-from spegel_consul.consul.election.election_events import Probe, Renew
+from spegel_consul.backoff import Backoff
+from spegel_consul.election.election_events import Probe, Renew
 
 GOSSIP = 5.0
 """Least seconds after which agents with Consul's default gossip declare a lost node dead (measured: 6.5)."""

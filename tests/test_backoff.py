@@ -5,7 +5,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spegel_consul.consul.api.backoff import Backoff, BlockingIndex
+from spegel_consul.backoff import Backoff, BlockingIndex
 
 
 @given(st.integers(), st.integers(1, 200))

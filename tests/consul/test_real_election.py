@@ -19,9 +19,9 @@ from spegel_consul.consul.api.consul_errors import ConsulTimeout
 from spegel_consul.consul.api.consul_settings import ConsulSettings
 from spegel_consul.consul.catalog.leader_service import LeaderService
 from spegel_consul.consul.catalog.service_definitions import LEADER, ServiceDefinition, TtlCheck
-from spegel_consul.consul.election.candidate import Candidate
-from spegel_consul.consul.election.election_view import ElectionSettings, State
-from spegel_consul.consul.election.leader_record import FLAGS, LeaderRecord
+from spegel_consul.election.candidate import Candidate
+from spegel_consul.election.election_view import ElectionSettings, State
+from spegel_consul.election.leader_record import FLAGS, LeaderRecord
 from tests.consul.asking import put_key, statuses
 from tests.consul.realconsul import ConsulAgent
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from spegel_consul.consul.election.leader_record import LeaderRecord
+from spegel_consul.election.leader_record import LeaderRecord
 
 
 class State(enum.Enum):

@@ -6,7 +6,7 @@ import random
 
 from spegel_consul.consul.api.client import KVEntry
 from spegel_consul.consul.api.consul_errors import ConsulUnavailable
-from spegel_consul.consul.election.election_events import (
+from spegel_consul.election.election_events import (
     Acquire,
     Acquired,
     CreateSession,
@@ -15,9 +15,9 @@ from spegel_consul.consul.election.election_events import (
     SessionCreated,
     Started,
 )
-from spegel_consul.consul.election.election_view import ElectionSettings, State
-from spegel_consul.consul.election.leader_record import LeaderRecord, vacant
-from spegel_consul.consul.election.state_machine import Election
+from spegel_consul.election.election_view import ElectionSettings, State
+from spegel_consul.election.leader_record import LeaderRecord, vacant
+from spegel_consul.election.state_machine import Election
 
 ME = LeaderRecord("me", ("/ip4/10.0.0.1/tcp/1/p2p/me",), node="n1")
 OTHER = LeaderRecord("other", ("/ip4/10.0.0.2/tcp/1/p2p/other",), node="n2")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spegel_consul.consul.election.leader_record import LeaderRecord, vacant
+from spegel_consul.election.leader_record import LeaderRecord, vacant
 from spegel_consul.peers import PeerInfo
 
 ME = LeaderRecord(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from spegel_consul.consul.api.consul_errors import NotFound
-from spegel_consul.consul.election.election_events import (
+from spegel_consul.election.election_events import (
     Acquire,
     Failed,
     KeyRead,
@@ -17,9 +17,9 @@ from spegel_consul.consul.election.election_events import (
     Stopped,
     Ticked,
 )
-from spegel_consul.consul.election.election_view import State
-from spegel_consul.consul.election.state_machine import SAFETY
-from tests.consul.electing import DOWN, ME, OTHER, begin, free, held, leading, owning
+from spegel_consul.election.election_view import State
+from spegel_consul.election.state_machine import SAFETY
+from tests.election.electing import DOWN, ME, OTHER, begin, free, held, leading, owning
 
 
 def test_failed_renewals_are_repeated_until_the_lease_ends() -> None:

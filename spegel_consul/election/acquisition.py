@@ -15,8 +15,8 @@ import math
 import random
 
 from spegel_consul.consul.api.client import KVEntry
-from spegel_consul.consul.election.election_view import ElectionSettings
-from spegel_consul.consul.election.leader_record import LeaderRecord
+from spegel_consul.election.election_view import ElectionSettings
+from spegel_consul.election.leader_record import LeaderRecord
 
 SPACING = 0.04
 """Mean seconds between the attempts of two nodes."""
