@@ -1,1 +1,1 @@
-"""Which node leads? The election of the bootstrap peer by a session lock. Nothing here knows libp2p."""
+"""Which node leads? The election of the bootstrap peer by a lock. Nothing here knows Consul, Nomad or libp2p."""

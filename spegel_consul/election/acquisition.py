@@ -6,6 +6,9 @@ for the lock-delay, so an earlier attempt is only load.
 The time over which nodes spread their attempts grows with their number.  With one node per SPACING the first node tries
 soon, and has the lock before most others wake up, in a cluster of any size.
 
+A store that does not show who holds the lock keeps the value of a holder that died.  So a lock that seems to be held is
+tried too, seldom, because each attempt may cost the servers a write.
+
 A new rule about the time of an attempt belongs here.
 """
 
@@ -14,9 +17,10 @@ from __future__ import annotations
 import math
 import random
 
-from spegel_consul.consul.api.client import KVEntry
+from spegel_consul.backoff import Backoff
 from spegel_consul.election.election_view import ElectionSettings
 from spegel_consul.election.leader_record import LeaderRecord
+from spegel_consul.election.lock_store import LockEntry, LockRules
 
 SPACING = 0.04
 """Mean seconds between the attempts of two nodes."""
@@ -28,12 +32,15 @@ _SIZE_UNKNOWN = 0.3
 class Acquisition:
     """The attempts of one node. ``cluster_size``: number of nodes in the election, 0 for unknown."""
 
-    def __init__(self, settings: ElectionSettings, rng: random.Random) -> None:
+    def __init__(self, settings: ElectionSettings, rules: LockRules, rng: random.Random) -> None:
         self.cluster_size = 0
-        self._settings = settings
+        self._settings, self._rules = settings, rules
         self._rng = rng
         self._vacancy: tuple[int, int] | None = None
+        self._holder: str | None = None
+        self._refusals = Backoff(1.0, 30.0, rng)
         self._at = 0.0
+        self._held_at = math.inf
         self._denied_until = -math.inf
         self._read_at = -math.inf
 
@@ -55,11 +62,12 @@ class Acquisition:
         """The same for the few nodes that have made a session; it grows with the time that an answer takes."""
         return self.spread(max(4 * SPACING, 8 * answered_in)) / 2
 
-    def vacant(self, entry: KVEntry | None, now: float, *, starting: bool) -> None:
+    def vacant(self, entry: LockEntry | None, now: float, *, starting: bool) -> None:
         """The key is free; set the time of the attempt if it is another vacancy than before.
 
         A node that is ``starting`` does not know how the key became free, so it does not wait for the lock-delay.
         """
+        self._holder = None
         vacancy = (entry.modify_index, entry.lock_index) if entry else (0, 0)
         if vacancy != self._vacancy:
             self._vacancy = vacancy
@@ -67,15 +75,30 @@ class Acquisition:
             self._at = now + delay + self.spread()
 
     def taken(self) -> None:
-        """A node has the lock."""
-        self._vacancy = None
+        """This node has the lock."""
+        self._vacancy = self._holder = None
+        self._refusals.reset()
+
+    def held(self, holder: str, now: float) -> float:
+        """The value names ``holder``, another node's session. Returns the time of the next attempt, or infinity."""
+        if holder != self._holder:
+            self.taken()
+            self._holder = holder
+            every = self._rules.try_held
+            self._held_at = now + every * self._rng.uniform(0.5, 1.5) if every < math.inf else math.inf
+        return max(self._held_at, self._denied_until)
 
     def refused(self, now: float) -> None:
         """The attempt failed: another node was faster, or the lock-delay is longer than in the settings."""
-        self._at = now + self._settings.retry * self._rng.uniform(0.75, 1.25)
+        self._holder = None
+        if self._rules.refusal_costs:
+            self._at = now + self._refusals.next()
+        else:
+            self._at = now + self._settings.retry * self._rng.uniform(0.75, 1.25)
 
     def denied(self, now: float) -> float:
         """The token may not lead. Returns the seconds until the next attempt, because tokens are replaced."""
+        self._holder = None
         wait = self._settings.denied_retry * self._rng.uniform(0.75, 1.25)
         self._denied_until = now + wait
         return wait
@@ -93,7 +116,7 @@ class Acquisition:
         """The time of the next read of the free key."""
         return min(self._read_at + FREE_SPACING, self.at)
 
-    def _released(self, entry: KVEntry | None) -> bool:
+    def _released(self, entry: LockEntry | None) -> bool:
         """Whether the lock was released, so that there is no lock-delay."""
         if entry is None:
             return self._settings.behavior != "delete"

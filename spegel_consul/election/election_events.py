@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from spegel_consul.consul.api.client import KVEntry
-from spegel_consul.consul.api.consul_errors import ConsulError
+from spegel_consul.election.lock_store import LockEntry, LockError
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +27,7 @@ class Ticked:
 class KeyRead:
     number: int
     index: int
-    entry: KVEntry | None
+    entry: LockEntry | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +61,7 @@ class Failed:
     """The request of ``action`` failed."""
 
     action: Action
-    error: ConsulError
+    error: LockError
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +103,7 @@ class Renew:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Ask whether the servers have a Raft leader; fails with NoClusterLeader if they have none."""
+    """Ask whether the servers are available."""
 
     within: float
 
@@ -118,7 +117,7 @@ class Destroy:
 
 @dataclass(frozen=True, slots=True)
 class Resign:
-    """Release the key with a vacant mark, then destroy the session. The reverse order would start the lock-delay."""
+    """Release the lock with a vacant mark, and end the session."""
 
     session: str
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 
 from spegel_consul.multiaddrs import parse, split_peer_id
 from spegel_consul.peers import PeerInfo
@@ -79,6 +80,11 @@ class LeaderRecord:
 def vacant(*, released_by: str | None, at: str) -> bytes:
     """The value to write with the release of the lock."""
     return _dump({"schema": SCHEMA, "state": "vacant", "released_by": released_by, "at": at})
+
+
+def utc_now() -> str:
+    """The time as records have it."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _dump(fields: dict[str, object]) -> bytes:

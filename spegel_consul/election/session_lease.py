@@ -1,18 +1,18 @@
-"""``Heartbeat``: the session, the lease that it gives, and the time of the next request to Consul.
+"""``Heartbeat``: the session, the lease that it gives, and the time of the next request about it.
 
-It is the heartbeat lane of ``state_machine``.  A node with a session renews it.  A node without a session asks for the
-servers' Raft leader, which any server answers from memory.  Either answer proves that Consul is available.  If it comes
-after a failure, the main lane abandons its long poll, whose connection may be half dead for a minute.
+It is the heartbeat lane of ``state_machine``.  A node with a session renews it.  A node without a session probes
+whether the servers are available, if the store has a cheap question for that.  Either answer proves that they are.  If
+it comes after a failure, the main lane abandons its long poll, whose connection may be half dead for a minute.
 
 Few nodes renew, and they repeat a failed renewal fast while the lease lasts.  All others probe.  So the pause after a
 failed probe grows with the number of nodes; in a small cluster all are back within a second.
 
-The lease is local arithmetic.  Consul does not end a session by its TTL sooner than one TTL after it got a renewal.  It
-ends a session sooner if gossip declares the node dead, which takes at least GOSSIP, and then refuses the lock to every
-node for the lock-delay.  So no other node leads before the smaller of both times has passed since the last successful
-renewal was sent.  For that time a leader stays leader, or less if its check of ``spegel-leader`` may have failed.  This
-is the rule "lock-delay of TTL - 5 s or more", solved for the leader's side: a short lock-delay costs more renewals of
-one node, and no second leader.
+The lease is local arithmetic.  No store ends a session by its TTL sooner than one TTL after it got a renewal.  Consul
+ends a session sooner if gossip declares the node dead, which takes at least ``ends_early``, and then refuses the lock
+to every node for the lock-delay.  So no other node leads before the smaller of both times has passed since the last
+successful renewal was sent.  For that time a leader stays leader, or less if its check of ``spegel-leader`` may have
+failed.  This is the rule "lock-delay of TTL - 5 s or more", solved for the leader's side: a short lock-delay costs more
+renewals of one node, and no second leader.
 
 A new rule about the lease, or about the time of a renewal or a probe, belongs here.
 """
@@ -24,9 +24,9 @@ import random
 
 from spegel_consul.backoff import Backoff
 from spegel_consul.election.election_events import Probe, Renew
+from spegel_consul.election.election_view import ElectionSettings
+from spegel_consul.election.lock_store import LockRules
 
-GOSSIP = 5.0
-"""Least seconds after which agents with Consul's default gossip declare a lost node dead (measured: 6.5)."""
 RENEW_AGAIN = 0.8
 """The longest pause in seconds after a failed renewal."""
 PROBE_AGAIN = (0.7, 5.0)
@@ -36,14 +36,14 @@ PROBE_AGAIN = (0.7, 5.0)
 class Heartbeat:
     """Sends one request at a time: a renewal while there is a session, else a probe. One clock for all times."""
 
-    def __init__(self, ttl: float, lock_delay: float, rng: random.Random) -> None:
-        self.ttl = ttl
+    def __init__(self, settings: ElectionSettings, rules: LockRules, rng: random.Random) -> None:
+        self.ttl = settings.ttl
         self.session: str | None = None
         self.failing = False
         self.lease_end = -math.inf
         self.session_end = -math.inf
-        """Consul does not end the session by its TTL before this time."""
-        self._lock_delay = lock_delay
+        """The servers do not end the session by its TTL before this time."""
+        self._ends_early, self._probes = settings.lock_delay + rules.ends_early, rules.probes
         self._rng = rng
         self._next = math.inf
         self._in_flight: Renew | Probe | None = None
@@ -52,7 +52,7 @@ class Heartbeat:
     @property
     def lease(self) -> float:
         """Seconds of leadership per renewal."""
-        return min(self.ttl, self._lock_delay + GOSSIP)
+        return min(self.ttl, self._ends_early)
 
     @property
     def deadline(self) -> float:
@@ -115,5 +115,8 @@ class Heartbeat:
         self._schedule(began)
 
     def _schedule(self, began: float) -> None:
+        if self.session is None and not self._probes:
+            self._next = math.inf
+            return
         half = (self.ttl if self.session is None else self.lease) / 2
         self._next = began + half * self._rng.uniform(0.9, 1.0)

@@ -1,8 +1,8 @@
 """The election's state machine: events and the time go in, actions come out.
 
 It has no I/O and no clock.  The elected node is a bootstrap peer and nothing more: the ring is joined through it, and
-it owns nothing.  So a wrong answer for some seconds is harmless, an answer that flaps is not, and the loss of Consul
-must change nothing.
+it owns nothing.  So a wrong answer for some seconds is harmless, an answer that flaps is not, and the loss of the
+lock's store must change nothing.
 
 There is one lock on one key, held by a session.  Sessions are lazy: a follower has none, because each session costs the
 servers a renewal every few seconds.  A session is made when the key is free and this node's jitter has elapsed, and
@@ -27,7 +27,10 @@ found", and a plain read shows an old holder (Session.Renew and the KV endpoint 
 is applied to it; seen with Consul 1.8).  So a node with a session reads consistently, which such a leader refuses, and
 only such a read ends a session: a lost session has lost its lock.
 
-The time at which a node tries to acquire a free lock is that of ``acquisition``, so that many nodes do not try at once.
+The time at which a node tries to acquire a lock is that of ``acquisition``, so that many nodes do not try at once.
+
+Stores differ (``lock_store.LockRules``).  If a store does not show who holds its lock, a FOLLOWER tries to acquire it
+too, seldom, because the holder that the value names may be dead.
 
 A process that was killed and starts again finds the lock held by its former session.  No other node has this identity
 at these addresses, so it hands over from there and does not wait for the end of the old session.  It does so only at
@@ -44,14 +47,6 @@ from dataclasses import replace
 from typing import Any
 
 from spegel_consul.backoff import Backoff, BlockingIndex
-from spegel_consul.consul.api.client import KVEntry
-from spegel_consul.consul.api.consul_errors import (
-    AccessDenied,
-    ConsulError,
-    InvalidSession,
-    InvalidSessionTTL,
-    NotFound,
-)
 from spegel_consul.election.acquisition import Acquisition
 from spegel_consul.election.election_events import (
     Acquire,
@@ -75,6 +70,15 @@ from spegel_consul.election.election_events import (
 )
 from spegel_consul.election.election_view import ElectionSettings, State, View
 from spegel_consul.election.leader_record import LeaderRecord
+from spegel_consul.election.lock_store import (
+    LockEntry,
+    LockError,
+    LockRules,
+    NotPermitted,
+    SessionEnded,
+    SessionUnknown,
+    TTLRefused,
+)
 from spegel_consul.election.session_lease import Heartbeat
 
 SAFETY = 0.5
@@ -88,15 +92,17 @@ class Election:
     ``alive_until``: the time before which the check that the session is bound to does not fail.
     """
 
-    def __init__(self, settings: ElectionSettings, me: LeaderRecord, rng: random.Random) -> None:
+    def __init__(self, settings: ElectionSettings, rules: LockRules, me: LeaderRecord, rng: random.Random) -> None:
         self.settings = settings
         self.me = me
         self.alive_until = math.inf
         self.view = View()
         self.denied: str | None = None
         """The reason why this node's token may not lead; None if it may, and before the first attempt."""
-        self._rng = rng
-        self._heartbeat = Heartbeat(settings.ttl, settings.lock_delay, rng)
+        self._shows_holder = rules.try_held == math.inf
+        # without probes a node hears nothing for as long as one read waits
+        self._longest_silence = 0.0 if rules.probes else settings.wait
+        self._heartbeat = Heartbeat(settings, rules, rng)
         self._problems: dict[type[Action], str] = {}
         # main lane: there is always exactly one of a read, another request, or a pause
         self._reads = 0
@@ -105,7 +111,7 @@ class Election:
         self._awaits_spacing = False  # the pause is a spacing of reads of a free key
         self._index = BlockingIndex()
         self._backoff = Backoff(0.25, 10.0, rng)
-        self._acquisition = Acquisition(settings, rng)
+        self._acquisition = Acquisition(settings, rules, rng)
         self._session_doubted = False  # a renewal was answered with "not found"
         self._suspend_at = math.inf  # both lanes: without an answer until then the state is SUSPENDED
 
@@ -196,30 +202,33 @@ class Election:
     def _key_read(self, event: KeyRead, now: float) -> tuple[Action, ...]:
         self._reading = False
         self._resume_at = math.inf
-        self._suspend_at = now + self.ttl
+        self._answered(now)
         self._heartbeat.watch(now)
         self._solved(ReadKey)
         self._index.advance(event.index)
         entry = event.entry
         if entry is None or entry.session is None:
             return self._key_free(entry, now)
-        self._acquisition.taken()
         self._backoff.reset()
         if entry.session == self._heartbeat.session:
             return self._key_mine(entry, entry.session, now)
         return self._key_others(entry, entry.session, now)
 
-    def _key_others(self, entry: KVEntry, holder: str, now: float) -> tuple[Action, ...]:
+    def _key_others(self, entry: LockEntry, holder: str, now: float) -> tuple[Action, ...]:
         starting = self.view.state is State.STARTING
         record = LeaderRecord.parse(entry.value)
         self._solved(CreateSession, Acquire)
         self._set(state=State.FOLLOWER, leader=record, epoch=entry.modify_index, session=holder, fresh=True)
-        if starting and record is not None and record.identity == self.me.identity:
+        next_try = self._acquisition.held(holder, now)
+        if starting and self._shows_holder and record is not None and record.identity == self.me.identity:
             return (Resign(holder), *self._read(self.settings.wait))
-        return (*self._drop_session(now), *self._read(self.settings.wait))
+        if now >= next_try:
+            return self._attempt()
+        return (*self._drop_session(now), *self._read(min(self.settings.wait, next_try - now)))
 
-    def _key_mine(self, entry: KVEntry, session: str, now: float) -> tuple[Action, ...]:
+    def _key_mine(self, entry: LockEntry, session: str, now: float) -> tuple[Action, ...]:
         self._session_doubted = False
+        self._acquisition.taken()
         if now < self._lead_end:
             self._set(state=State.LEADER, leader=self.me, epoch=entry.modify_index, session=session, fresh=True)
         written = LeaderRecord.parse(entry.value)
@@ -231,7 +240,7 @@ class Election:
         self._acquisition.wait(now, self.settings.retry)  # because another program may overwrite the value each time
         return (Acquire(session),)
 
-    def _key_free(self, entry: KVEntry | None, now: float) -> tuple[Action, ...]:
+    def _key_free(self, entry: LockEntry | None, now: float) -> tuple[Action, ...]:
         if self._session_doubted:
             self._session_lost(now)
         first = self.view.state is State.STARTING
@@ -242,9 +251,11 @@ class Election:
                 self._resume_at, self._awaits_spacing = self._acquisition.read_again, True
                 return ()
             return self._read_free(now)
-        if self._heartbeat.session is not None:
-            return (Acquire(self._heartbeat.session),)
-        return (CreateSession(self.ttl),)
+        return self._attempt()
+
+    def _attempt(self) -> tuple[Action, ...]:
+        session = self._heartbeat.session
+        return (Acquire(session),) if session is not None else (CreateSession(self.ttl),)
 
     def _read_free(self, now: float) -> tuple[Action, ...]:
         """Read the key again when it changes, or when the attempt is due."""
@@ -269,7 +280,7 @@ class Election:
 
     def _heard(self, action: Renew | Probe, began: float, now: float) -> tuple[Action, ...]:
         recovered = self._heartbeat.answered(action, began, now)
-        self._suspend_at = now + self.ttl
+        self._answered(now)
         self._solved(Renew, Probe)
         if not recovered and self.view.fresh:
             return ()
@@ -288,6 +299,9 @@ class Election:
 
     # -- both
 
+    def _answered(self, now: float) -> None:
+        self._suspend_at = now + self.ttl + self._longest_silence
+
     def _tick(self, now: float) -> tuple[Action, ...]:
         actions: tuple[Action, ...] = self._heartbeat.beat(now)
         if self.view.state is State.LEADER and now >= self._lead_end:
@@ -299,7 +313,7 @@ class Election:
             actions += self._read_free(now) if self._awaits_spacing else self._read()
         return actions
 
-    def _failed(self, action: Action, error: ConsulError, now: float) -> tuple[Action, ...]:
+    def _failed(self, action: Action, error: LockError, now: float) -> tuple[Action, ...]:
         match action:
             case ReadKey(number):
                 if number != self._reads:
@@ -308,16 +322,16 @@ class Election:
                 self._reading = False
                 self._set(fresh=False)
                 return self._pause(now)
-            case CreateSession() | Acquire() if isinstance(error, AccessDenied):
+            case CreateSession() | Acquire() if isinstance(error, NotPermitted):
                 return self._deny(action, error, now)
             case CreateSession():
                 self._problems[CreateSession] = f"creating a session: {error}"
-                if isinstance(error, InvalidSessionTTL):
+                if isinstance(error, TTLRefused):
                     self._heartbeat.ttl = error.nearest(self.ttl)
                 return self._pause(now)
             case Acquire(session):
                 self._problems[Acquire] = f"locking {self.settings.key}: {error}"
-                if isinstance(error, InvalidSession) and session == self._heartbeat.session:
+                if isinstance(error, SessionEnded) and session == self._heartbeat.session:
                     self._session_lost(now)
                 return self._pause(now)
             case Renew() | Probe():
@@ -325,23 +339,26 @@ class Election:
             case _:
                 return ()
 
-    def _deny(self, action: CreateSession | Acquire, error: AccessDenied, now: float) -> tuple[Action, ...]:
+    def _deny(self, action: CreateSession | Acquire, error: NotPermitted, now: float) -> tuple[Action, ...]:
         """Follow only, and try to lead again later, because tokens are replaced."""
         what = "creating a session" if isinstance(action, CreateSession) else f"locking {self.settings.key}"
         self.denied = f"{what}: {error}"
         wait = self._acquisition.denied(now)
         return (*self._drop_session(now), *self._read(min(wait, self.settings.wait)))
 
-    def _beat_failed(self, action: Renew | Probe, error: ConsulError, now: float) -> tuple[Action, ...]:
+    def _beat_failed(self, action: Renew | Probe, error: LockError, now: float) -> tuple[Action, ...]:
         if not self._heartbeat.failed(action, now, self._acquisition.spread_time):
             return ()
         if isinstance(action, Probe):
-            self._problems[Probe] = f"asking for Consul's leader: {error}"
+            self._problems[Probe] = f"asking for the servers' leader: {error}"
             self._set(fresh=False)
             return ()
+        if isinstance(error, SessionEnded):
+            self._session_lost(now)
+            return self._read_now()
         # only a 404 of Consul itself names the session, and so proves that it is gone; after the TTL any 404 counts,
         # because a read costs nothing then
-        if isinstance(error, NotFound) and (action.session in str(error) or now >= self._heartbeat.session_end):
+        if isinstance(error, SessionUnknown) and (action.session in str(error) or now >= self._heartbeat.session_end):
             self._session_doubted = True
             self._suspend()
             return self._read_now()

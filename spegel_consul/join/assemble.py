@@ -18,12 +18,12 @@ from spegel_consul.join.fallback import SeveralBootstraps
 from spegel_consul.join.join_settings import BootstrapKind, BootstrapSettings
 from spegel_consul.join.polled import PolledBootstrap
 from spegel_consul.join.sources.consul_catalog import CatalogBootstrap
-from spegel_consul.join.sources.consul_leader import ConsulBootstrap
 from spegel_consul.join.sources.dns import DnsSource
+from spegel_consul.join.sources.elected_leader import ElectedBootstrap
 from spegel_consul.join.sources.http_document import HttpSource
 from spegel_consul.join.sources.nomad_api import NomadClient
+from spegel_consul.join.sources.nomad_lock import NomadVarBootstrap
 from spegel_consul.join.sources.nomad_service import NomadServiceSource
-from spegel_consul.join.sources.nomad_variable import NomadVarBootstrap
 from spegel_consul.join.sources.peer_file import LOOK_EVERY, FileSource
 from spegel_consul.join.sources.static import StaticBootstrap
 
@@ -49,7 +49,7 @@ def assemble(
         for kind in settings.kinds:
             match kind:
                 case BootstrapKind.CONSUL if candidate is not None:
-                    yield kind.value, ConsulBootstrap(candidate, catalog)
+                    yield kind.value, ElectedBootstrap(candidate, catalog)
                 case BootstrapKind.CATALOG if catalog is not None:
                     yield kind.value, CatalogBootstrap(catalog, me.to_peer())
                 case BootstrapKind.NOMAD_VAR if nomad is not None:

@@ -25,6 +25,7 @@ from spegel_consul.consul.catalog.service_definitions import (
     place_meta,
     spegel_services,
 )
+from spegel_consul.consul.consul_lock import ConsulLock
 from spegel_consul.election.candidate import Candidate
 from spegel_consul.election.leader_record import LeaderRecord
 from spegel_consul.endpoints import identity
@@ -138,12 +139,11 @@ async def _enter_consul(
     if BootstrapKind.CONSUL not in settings.bootstrap.kinds:
         view.consul = Consul(client, None, catalog, registration, registries.watch)
         return None, catalog
+    leader_service = LeaderService(client, services.leader) if mode is not ServiceMode.OFF else None
     candidate = Candidate(
-        client,
+        ConsulLock(client, settings.election, leader_service),
         me,
-        settings.election,
         cluster_size=lambda: len(catalog.members) if catalog is not None else 0,
-        leader_service=LeaderService(client, services.leader) if mode is not ServiceMode.OFF else None,
     )
     view.consul = Consul(client, candidate, catalog, registration, registries.watch)
     await stages.start("election", candidate.run)

@@ -19,6 +19,7 @@ from spegel_consul.consul.api.consul_errors import ConsulTimeout
 from spegel_consul.consul.api.consul_settings import ConsulSettings
 from spegel_consul.consul.catalog.leader_service import LeaderService
 from spegel_consul.consul.catalog.service_definitions import LEADER, ServiceDefinition, TtlCheck
+from spegel_consul.consul.consul_lock import ConsulLock
 from spegel_consul.election.candidate import Candidate
 from spegel_consul.election.election_view import ElectionSettings, State
 from spegel_consul.election.leader_record import FLAGS, LeaderRecord
@@ -48,7 +49,7 @@ class Group:
         client = await self._stack.enter_async_context(ConsulClient(settings))
         leader_service = LeaderService(client, service) if service is not None else None
         candidate, scope = (
-            Candidate(client, me, election, leader_service=leader_service, cluster_size=lambda: cluster_size),
+            Candidate(ConsulLock(client, election, leader_service), me, cluster_size=lambda: cluster_size),
             trio.CancelScope(),
         )
 
@@ -223,7 +224,7 @@ async def test_a_hundred_candidates_and_few_writes(tmp_path: Path) -> None:
 
 
 def _count_acquires(candidate: Candidate, asked: list[str]) -> None:
-    client = candidate._client
+    client = candidate._store._client
     acquire = client.kv_acquire
 
     async def counted(key: str, session: str, value: bytes, flags: int = 0) -> bool:
@@ -258,7 +259,7 @@ async def test_the_lock_ends_soon_after_its_process(agent: ConsulAgent, client: 
 @asynccontextmanager
 async def hanging(candidate: Candidate) -> AsyncIterator[None]:
     """None of its requests leaves."""
-    http = candidate._client._http
+    http = candidate._store._client._http
 
     over = trio.Event()
 

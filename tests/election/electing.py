@@ -6,6 +6,7 @@ import random
 
 from spegel_consul.consul.api.client import KVEntry
 from spegel_consul.consul.api.consul_errors import ConsulUnavailable
+from spegel_consul.consul.consul_lock import RULES
 from spegel_consul.election.election_events import (
     Acquire,
     Acquired,
@@ -34,7 +35,7 @@ def free(record: LeaderRecord | None = None, index: int = 30) -> KVEntry:
 
 
 def begin(**changes: object) -> Election:
-    election = Election(ElectionSettings(**changes), ME, random.Random(1))
+    election = Election(ElectionSettings(**changes), RULES, ME, random.Random(1))
     assert election.handle(Started(), 0) == (ReadKey(1, 0, 60.0),)
     return election
 

@@ -9,6 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from spegel_consul.consul import consul_lock
 from spegel_consul.consul.api.consul_errors import (
     AccessDenied,
     CheckNotPassing,
@@ -36,17 +37,20 @@ from spegel_consul.election.election_events import (
     Ticked,
 )
 from spegel_consul.election.election_view import ElectionSettings, State
+from spegel_consul.election.lock_store import LockRules, SessionEnded
 from spegel_consul.election.state_machine import Election
+from spegel_consul.join.sources import nomad_lock
 from tests.election.electing import DOWN, ME, OTHER, free, held
 
 
 class AnyOrder(RuleBasedStateMachine):
     """Whatever Consul answers and whenever: one request per lane, never stuck, never leading without a lease."""
 
-    @initialize(seed=st.integers(0, 1000))
-    def start(self, seed: int) -> None:
+    @initialize(seed=st.integers(0, 1000), rules=st.sampled_from([consul_lock.RULES, nomad_lock.RULES]))
+    def start(self, seed: int, rules: LockRules) -> None:
         self.now = 0.0
-        self.election = Election(ElectionSettings(), ME, random.Random(seed))
+        self.lease = min(15.0, 0.5 + rules.ends_early)
+        self.election = Election(ElectionSettings(), rules, ME, random.Random(seed))
         self.flight: list[Action] = []
         self.sessions = 0
         self.lease_end = -math.inf
@@ -77,7 +81,7 @@ class AnyOrder(RuleBasedStateMachine):
         action = self.flight.pop(data.draw(st.integers(0, len(self.flight) - 1)))
         errors = [DOWN, NotFound("404 page"), InvalidSession("500"), CheckNotPassing("500"), ConsulError("x")]
         if isinstance(action, Renew):
-            errors.append(NotFound(f"404 Session id '{action.session}' not found"))
+            errors += [NotFound(f"404 Session id '{action.session}' not found"), SessionEnded("409")]
         if isinstance(action, CreateSession | Acquire):
             errors.append(AccessDenied("403"))
         if error := data.draw(st.none() | st.sampled_from(errors)):
@@ -89,15 +93,15 @@ class AnyOrder(RuleBasedStateMachine):
                     st.sampled_from([None, free(), free(OTHER), held("x"), held(session, ME), held(session, OTHER)])
                 )
                 self.feed(KeyRead(number, data.draw(st.integers(0, 50)), key))
-            case CreateSession(ttl):
+            case CreateSession():
                 self.sessions += 1
-                self.lease_end = self.now + min(ttl, 5.5)
+                self.lease_end = self.now + self.lease
                 self.feed(SessionCreated(f"s{self.sessions}", self.now))
             case Acquire():
                 self.feed(Acquired(data.draw(st.booleans())))
             case Renew(session, _):
                 if session == f"s{self.sessions}":
-                    self.lease_end = self.now + 5.5
+                    self.lease_end = self.now + self.lease
                 self.feed(Renewed(action, self.now))
             case Probe():
                 self.feed(Probed(action))

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from spegel_consul.consul.api.client import KVEntry
 from spegel_consul.consul.api.consul_errors import AccessDenied, InvalidSession, InvalidSessionTTL
+from spegel_consul.consul.consul_lock import RULES
 from spegel_consul.election import candidate
 from spegel_consul.election.election_events import (
     Acquire,
@@ -31,7 +33,9 @@ from spegel_consul.election.election_events import (
 )
 from spegel_consul.election.election_view import ElectionSettings, State
 from spegel_consul.election.leader_record import LeaderRecord
+from spegel_consul.election.lock_store import SessionEnded
 from spegel_consul.election.state_machine import SAFETY, Election
+from spegel_consul.join.sources.nomad_lock import RULES as UNSEEN
 from tests.election.electing import ME, OTHER, begin, free, held, leading, owning
 
 
@@ -62,7 +66,7 @@ def test_a_released_key_is_tried_soon() -> None:
 def test_the_larger_the_cluster_the_further_it_spreads(cluster_size: int, longest: float) -> None:
     waits = []
     for seed in range(200):
-        election = Election(ElectionSettings(), ME, random.Random(seed))
+        election = Election(ElectionSettings(), RULES, ME, random.Random(seed))
         election.cluster_size = cluster_size
         election.handle(Started(), 0)
         election.handle(KeyRead(1, 20, held("x")), 0)
@@ -152,6 +156,75 @@ def test_the_former_self_hands_over() -> None:
 def test_the_same_identity_elsewhere_is_not_the_former_self() -> None:
     secondary = LeaderRecord("me", ("/ip4/10.9.9.9/tcp/1/p2p/me",))
     assert begin().handle(KeyRead(1, 20, held("x", secondary)), 0) == (ReadKey(2, 20, 60.0),)
+
+
+def unseen(value: KVEntry | None) -> tuple[Election, ReadKey]:
+    """An election at a store that does not show who holds its lock, which has answered with ``value``."""
+    election = Election(ElectionSettings(jitter=0, lock_delay=10), UNSEEN, ME, random.Random(1))
+    [first] = election.handle(Started(), 0)
+    [read] = election.handle(KeyRead(first.number, 20, value), 0)
+    return election, read
+
+
+def test_a_lock_that_only_seems_to_be_held_is_tried_about_once_a_minute() -> None:
+    election, read = unseen(held("dead"))
+    assert 30 <= read.wait <= 60
+    assert election.handle(KeyRead(2, 20, held("dead")), 29)[0].wait < 60
+    assert election.view.state is State.FOLLOWER
+    assert election.handle(KeyRead(3, 20, held("dead")), 90) == (CreateSession(15),)
+    [again] = election.handle(SessionCreated("s", 90), 90)
+    assert election.handle(KeyRead(again.number, 20, held("dead")), 90.1) == (Acquire("s"),)
+    [after] = election.handle(Acquired(False), 90.2)
+    [destroy, read] = election.handle(KeyRead(after.number, 20, held("dead")), 91)
+    assert destroy == Destroy("s")
+    assert 30 <= read.wait <= 60  # not again before another minute
+
+
+def test_a_new_holder_has_a_minute_of_its_own() -> None:
+    election, _ = unseen(held("dead"))
+    [read] = election.handle(KeyRead(2, 21, held("new", index=21)), 89)
+    assert 30 <= read.wait <= 60
+
+
+def test_where_a_refusal_is_a_write_the_pauses_grow() -> None:
+    election = Election(ElectionSettings(jitter=0, lock_delay=10), UNSEEN, ME, random.Random(1))
+    election.handle(Started(), 0)
+    [create] = election.handle(KeyRead(1, 20, free()), 0)
+    assert create == CreateSession(15)
+    [read] = election.handle(SessionCreated("s", 0), 0)
+    now, tries = 0.0, 0
+    while now < 300:
+        actions = election.handle(KeyRead(read.number, 20, free()), now)
+        if actions == (Acquire("s"),):
+            tries += 1
+            actions = election.handle(Acquired(False), now)
+        while not (reads := [action for action in actions if isinstance(action, ReadKey)]):
+            now = election.deadline
+            actions = election.handle(Ticked(), now)
+        [read] = reads
+        now += read.wait
+    assert 10 <= tries <= 40
+
+
+def test_a_lock_whose_id_is_not_shown_is_not_handed_over() -> None:
+    _, read = unseen(held("old", ME))
+    assert isinstance(read, ReadKey)
+
+
+def test_without_probes_a_silent_read_is_no_outage() -> None:
+    election, _ = unseen(held("x"))
+    assert election.deadline == 60 + 15  # nothing but the end of the read, and a TTL
+    assert election.handle(Ticked(), election.deadline) == ()
+    assert election.view.state is State.SUSPENDED
+
+
+def test_an_ended_session_ends_the_lead_at_once() -> None:
+    election = leading()
+    renewal = election.deadline
+    [renew] = election.handle(Ticked(), renewal)
+    [read] = election.handle(Failed(renew, SessionEnded("409")), renewal)
+    assert isinstance(read, ReadKey)
+    assert election.view.state is State.SUSPENDED
 
 
 @pytest.mark.parametrize(("lock_delay", "lease"), [(0, 5), (0.5, 5.5), (10, 15), (60, 15)])
@@ -260,4 +333,4 @@ def test_no_decision_reads_the_wall_clock() -> None:
                 names.add(node.module)
         if names & {"time", "datetime"}:
             readers[path.name] = path.read_text().count("datetime.")
-    assert readers == {"candidate.py": 1}  # the date in a record
+    assert readers == {"leader_record.py": 1}  # the date in a record

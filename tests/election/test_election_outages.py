@@ -60,7 +60,7 @@ def test_a_probe_after_failures_abandons_the_read() -> None:
     [probe] = election.handle(Ticked(), 7.5)
     assert election.handle(Failed(probe, DOWN), 8) == ()
     assert (election.view.state, election.view.fresh) == (State.FOLLOWER, False)
-    assert election.problem == "asking for Consul's leader: refused"
+    assert election.problem == "asking for the servers' leader: refused"
     assert election.handle(Ticked(), 9) == (probe,)
     assert election.handle(Probed(probe), 9) == ()
     assert 9 < election.deadline <= 9.3  # as all others, so each at another moment

@@ -34,8 +34,8 @@ from spegel_consul.join.peer_formats import parse_document
 from spegel_consul.join.polled import SourceError
 from spegel_consul.join.remembered_members import PEERS_FILE, Remembered
 from spegel_consul.join.sources.nomad_api import NomadClient, NomadSettings
+from spegel_consul.join.sources.nomad_lock import NomadLock
 from spegel_consul.join.sources.nomad_service import NomadServiceSource
-from spegel_consul.join.sources.nomad_variable import NomadVarBootstrap
 from spegel_consul.multiaddrs import Address, contact
 from spegel_consul.multiaddrs import decode as decode_address
 from spegel_consul.multiaddrs import parse as parse_address
@@ -291,11 +291,12 @@ def nomad_answer(data: bytes) -> None:
         async with NomadClient(NomadSettings(), transport=httpx.MockTransport(handle)) as client:
             with suppress(SourceError):
                 await NomadServiceSource(client, "spegel-router", PeerInfo("12D3", ("/ip4/10.0.0.1/tcp/1",))).ask()
-            bootstrap = NomadVarBootstrap(client, "spegel/leader", LeaderRecord("12D3", ("/ip4/10.0.0.1/tcp/1",)))
+            lock, me = NomadLock(client, "spegel/leader"), LeaderRecord("12D3", ("/ip4/10.0.0.1/tcp/1",))
             with suppress(SourceError):
-                await bootstrap._read(0, 1.0)
+                if (entry := (await lock.read(0, 1.0, consistent=False))[1]) is not None:
+                    LeaderRecord.parse(entry.value)
             with suppress(SourceError):
-                await bootstrap._acquire()
+                await lock.acquire("s", me)
 
     run(ask)
 

@@ -27,6 +27,8 @@ class FakeNomad:
         self.services: dict[str, list[dict]] = {}
         self.links: dict[str, int | str] = {}
         """By node: a status to answer with, "read-only", "cut", "hang" or "html"; absent is well."""
+        self.losing: str | None = None
+        """The operation whose answers are lost on their way."""
         self.calls: Counter[str] = Counter()
 
     def client(self, node: str = "n", settings: NomadSettings | None = None) -> NomadClient:
@@ -43,7 +45,10 @@ class FakeNomad:
                 return httpx.Response(fault, text="because I say so\nand more")
             if fault == "read-only" and request.method != "GET":
                 return httpx.Response(403, text="Permission denied")
-            return await self._observed(request)
+            answer = await self._observed(request)
+            if self.losing is not None and self.losing in request.url.params:
+                raise httpx.ReadError("reset by peer", request=request)
+            return answer
 
         return NomadClient(settings or NomadSettings(), transport=httpx.MockTransport(handle))
 
@@ -73,6 +78,7 @@ class FakeNomad:
             return httpx.Response(200, json=self.services.get(request.url.path.removeprefix("/v1/service/"), []))
         path = request.url.path.removeprefix("/v1/var/")
         if request.method == "GET":
+            self.calls["read"] += 1
             return await self._read(path, query)
         operation = next((name for name in query if name.startswith("lock-")), "set")
         self.calls[operation] += 1

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -23,11 +24,11 @@ from spegel_consul.election.leader_record import LeaderRecord
 from spegel_consul.join import Bootstrap
 from spegel_consul.join.fallback import SeveralBootstraps
 from spegel_consul.join.polled import PolledBootstrap, Source
-from spegel_consul.join.sources import dns, nomad_variable
+from spegel_consul.join.sources import dns
 from spegel_consul.join.sources.dns import DnsSource
 from spegel_consul.join.sources.http_document import HttpSource
+from spegel_consul.join.sources.nomad_lock import RULES, NomadVarBootstrap
 from spegel_consul.join.sources.nomad_service import NomadServiceSource
-from spegel_consul.join.sources.nomad_variable import NomadVarBootstrap
 from spegel_consul.join.sources.peer_file import FileSource
 from spegel_consul.join.sources.static import StaticBootstrap
 from spegel_consul.peers import PeerInfo
@@ -267,7 +268,11 @@ class NomadVarPlace(NomadServicePlace):
 
     async def bootstrap(self) -> Bootstrap:
         return NomadVarBootstrap(
-            self._nomad.client(), "nomad/jobs/spegel/leader", RECORD, rng=random.Random(1), try_every=10_000
+            self._nomad.client(),
+            "nomad/jobs/spegel/leader",
+            RECORD,
+            rules=replace(RULES, try_held=10_000),
+            rng=random.Random(1),
         )
 
     async def name(self, *peers: Peer) -> None:
@@ -285,8 +290,7 @@ class TestNomadVar(BootstrapSuite):
     elects = True
 
     @pytest.fixture(params=[403])
-    def place(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> NomadVarPlace:
-        monkeypatch.setattr(nomad_variable, "_DENIED_PAUSE", 0.1)
+    def place(self, request: pytest.FixtureRequest) -> NomadVarPlace:
         return NomadVarPlace(FakeNomad(), request.param)
 
 

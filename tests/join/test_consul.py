@@ -11,11 +11,12 @@ import trio.testing
 
 from spegel_consul.consul.catalog.catalog_watch import CatalogWatch
 from spegel_consul.consul.catalog.service_definitions import ROUTER, spegel_services
+from spegel_consul.consul.consul_lock import ConsulLock
 from spegel_consul.election.candidate import Candidate
 from spegel_consul.election.election_view import State
 from spegel_consul.election.leader_record import LeaderRecord
 from spegel_consul.join import Bootstrap
-from spegel_consul.join.sources.consul_leader import ConsulBootstrap
+from spegel_consul.join.sources.elected_leader import ElectedBootstrap
 from spegel_consul.peers import PeerInfo
 from tests.consul.fakeconsul import FakeConsul
 
@@ -39,11 +40,11 @@ async def consul() -> AsyncIterator[FakeConsul]:
 
 async def start(
     nursery: trio.Nursery, consul: FakeConsul, me: LeaderRecord, *, catalog: bool = False
-) -> tuple[Candidate, ConsulBootstrap]:
+) -> tuple[Candidate, ElectedBootstrap]:
     client = consul.client(me.node)
-    candidate = Candidate(client, me, rng=random.Random(me.node))
+    candidate = Candidate(ConsulLock(client), me, rng=random.Random(me.node))
     watch = CatalogWatch(client, ROUTER) if catalog else None
-    bootstrap = ConsulBootstrap(candidate, watch)
+    bootstrap = ElectedBootstrap(candidate, watch)
     await nursery.start(candidate.run)
     if watch:
         await nursery.start(watch.run)

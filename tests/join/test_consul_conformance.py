@@ -13,11 +13,12 @@ from conformance.bootstrap import BootstrapSuite, Place, SeveralPeersSuite, rout
 
 from spegel_consul.consul.api.client import ConsulClient
 from spegel_consul.consul.catalog.catalog_watch import CatalogWatch
+from spegel_consul.consul.consul_lock import ConsulLock
 from spegel_consul.election.candidate import Candidate
 from spegel_consul.election.leader_record import LeaderRecord
 from spegel_consul.join import Bootstrap
 from spegel_consul.join.sources.consul_catalog import CatalogBootstrap
-from spegel_consul.join.sources.consul_leader import ConsulBootstrap
+from spegel_consul.join.sources.elected_leader import ElectedBootstrap
 from spegel_consul.peers import PeerInfo
 from tests.consul.asking import put_key
 from tests.consul.realconsul import ConsulAgent
@@ -70,9 +71,9 @@ class LeaderPlace(ConsulPlace):
     """A leader in the key, which outlasts the agent; this node follows."""
 
     async def bootstrap(self) -> Bootstrap:
-        candidate = Candidate(self._client, RECORD, rng=random.Random(1))
+        candidate = Candidate(ConsulLock(self._client), RECORD, rng=random.Random(1))
         await self._nursery.start(candidate.run)
-        return ConsulBootstrap(candidate)
+        return ElectedBootstrap(candidate)
 
     async def name(self, *peers: Peer) -> None:
         self._named = peers

@@ -9,11 +9,12 @@ import pytest
 import trio
 import trio.testing
 
+from spegel_consul.election.election_view import State
 from spegel_consul.election.leader_record import LeaderRecord
 from spegel_consul.join.polled import SourceError
 from spegel_consul.join.sources.nomad_api import NomadClient, NomadError, NomadSettings, variable_path
+from spegel_consul.join.sources.nomad_lock import NomadVarBootstrap
 from spegel_consul.join.sources.nomad_service import NomadServiceSource
-from spegel_consul.join.sources.nomad_variable import NomadVarBootstrap
 from spegel_consul.peers import PeerInfo
 from tests.join.fakenomad import FakeNomad
 
@@ -60,7 +61,7 @@ def agree(*bootstraps: NomadVarBootstrap) -> str | None:
 
 def leads(bootstrap: NomadVarBootstrap) -> bool:
     """Whether it believes that it holds the lock."""
-    return bootstrap._lock is not None
+    return bootstrap._candidate.view.state is State.LEADER
 
 
 async def until(predicate: object, within: float) -> float:
@@ -147,6 +148,45 @@ async def test_without_the_right_to_write_it_follows_and_names_the_missing_right
     assert "the token needs read and write on variable nomad/jobs/spegel/leader: see jobs/acl/" in reader.problem
     leader = await cluster.start("a")
     await until(lambda: agree(leader, reader) == "a", 30)
+
+
+async def test_without_the_right_to_write_a_missing_variable_is_asked_for_seldom(
+    autojump_clock: trio.testing.MockClock, nomad: FakeNomad, cluster: Cluster
+) -> None:
+    nomad.links["a"] = "read-only"
+    await cluster.start("a")
+    await trio.sleep(600)
+    assert 10 <= nomad.calls["read"] <= 2 * 600 / 15
+
+
+async def test_a_lock_whose_id_was_lost_with_the_answer_is_no_lead_and_ends(
+    autojump_clock: trio.testing.MockClock, nomad: FakeNomad, cluster: Cluster
+) -> None:
+    node = await cluster.start("a")
+    nomad.losing = "lock-acquire"
+    await until(lambda: nomad.holder() == "a", 5)
+    nomad.losing = None
+    before = trio.current_time()
+    await until(lambda: leads(node), 200)
+    assert trio.current_time() - before > 30
+    await trio.sleep(100)
+    assert leads(node)
+    assert nomad.holder() == "a"
+
+
+async def test_a_new_process_does_not_take_the_lock_of_its_former_one_for_its_own(
+    autojump_clock: trio.testing.MockClock, nomad: FakeNomad, cluster: Cluster
+) -> None:
+    first = await cluster.start("a")
+    await until(lambda: leads(first), 5)
+    nomad.links["a"] = "cut"  # killed: it releases nothing
+    cluster.scopes["a"].cancel()
+    await trio.sleep(1)
+    nomad.links.clear()
+    again = await cluster.start("a")
+    await until(lambda: again.peers(), 5)
+    assert not leads(again)
+    assert await until(lambda: leads(again), 200) > 30
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from spegel_consul.consul.api.consul_errors import (
     NotFound,
 )
 from spegel_consul.consul.catalog.service_definitions import LEADER_CHECK_TTL
+from spegel_consul.consul.consul_lock import RULES
 from spegel_consul.election.election_events import (
     Acquire,
     Acquired,
@@ -127,7 +128,7 @@ class Simulation:
 
     def _sidecar(self, number: int) -> Sidecar:
         me = LeaderRecord(f"p{number}", (f"/ip4/10.0.0.{number}/tcp/1/p2p/p{number}",), node=f"n{number}")
-        election = Election(self.settings, me, random.Random(self.rng.random()))
+        election = Election(self.settings, RULES, me, random.Random(self.rng.random()))
         election.cluster_size = 3
         sidecar = Sidecar(number, election)
         self.at(self.now, lambda: self._feed(sidecar, Started()))

@@ -12,6 +12,7 @@ import trio.testing
 
 from spegel_consul.consul.catalog.leader_service import LeaderService
 from spegel_consul.consul.catalog.service_definitions import ServiceDefinition, TtlCheck
+from spegel_consul.consul.consul_lock import ConsulLock
 from spegel_consul.election.candidate import Candidate
 from spegel_consul.election.election_view import ElectionSettings, State
 from spegel_consul.election.leader_record import LeaderRecord
@@ -41,7 +42,7 @@ class World:
         client = self.consul.client(name)
         service = ServiceDefinition(f"spegel-leader:{name}", "spegel-leader", "10.0.0.1", 5001, (TtlCheck(3.0),))
         leader = LeaderService(client, service) if leader_service else None
-        candidate = Candidate(client, me, election, leader_service=leader, rng=rng)
+        candidate = Candidate(ConsulLock(client, election, leader), me, rng=rng)
         scope = trio.CancelScope()
 
         async def run(task_status: trio.TaskStatus[None]) -> None:

@@ -19,13 +19,14 @@ from spegel_consul.consul.api.client import HealthyService
 from spegel_consul.consul.catalog.catalog_watch import CatalogWatch
 from spegel_consul.consul.catalog.leader_service import LeaderService
 from spegel_consul.consul.catalog.service_definitions import ROUTER, spegel_services
+from spegel_consul.consul.consul_lock import ConsulLock
 from spegel_consul.election.candidate import Candidate
 from spegel_consul.election.election_view import State
 from spegel_consul.election.leader_record import LeaderRecord
 from spegel_consul.join import catalog_routers
 from spegel_consul.join.keeper import RingKeeper
 from spegel_consul.join.remembered_members import MAX_PEERS, Remembered
-from spegel_consul.join.sources.consul_leader import ConsulBootstrap
+from spegel_consul.join.sources.elected_leader import ElectedBootstrap
 from spegel_consul.peers import PeerInfo
 from spegel_consul.ring.dht.messages import MemberReport, WireError, frame
 from spegel_consul.ring.members import gossip
@@ -135,13 +136,12 @@ class SimNode:
         )
         catalog = CatalogWatch(self._client, ROUTER, rng=rng())
         self.candidate = Candidate(
-            self._client,
+            ConsulLock(self._client, leader_service=LeaderService(self._client, services.leader)),
             record,
             cluster_size=lambda: len(catalog.members),
-            leader_service=LeaderService(self._client, services.leader),
             rng=rng(),
         )
-        bootstrap = ConsulBootstrap(self.candidate, catalog)
+        bootstrap = ElectedBootstrap(self.candidate, catalog)
         known = catalog_routers.CatalogRouters(catalog)
         self.keeper = RingKeeper(self.router, bootstrap, known_routers=known, remembered=self._kept, rng=rng())
         self.running = True

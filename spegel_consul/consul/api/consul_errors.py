@@ -4,6 +4,8 @@ There is one class per reaction of the callers.  The client library has one exce
 exceptions of its HTTP client, and returns true or false values for a 404.  So each answer is classified here once, by
 its status and its text; the texts are those of Consul 1.8 to 1.22.
 
+The classes to which the election reacts are errors of ``election/lock_store`` too.
+
 A new reaction to an answer of Consul needs a class here, and a case in :func:`error_for`.
 """
 
@@ -12,12 +14,13 @@ from __future__ import annotations
 import re
 
 from spegel_consul.consul.api.duration import parse_duration
+from spegel_consul.election.lock_store import LockError, NotPermitted, SessionEnded, SessionUnknown, TTLRefused
 
 _EXAMINED = 1024
 """Characters of an answer's text that patterns are matched against."""
 
 
-class ConsulError(Exception):
+class ConsulError(LockError):
     """Consul could not be asked, or refused."""
 
 
@@ -29,11 +32,11 @@ class ConsulTimeout(ConsulUnavailable):
     """No answer within the time that the call allows."""
 
 
-class AccessDenied(ConsulError):
+class AccessDenied(ConsulError, NotPermitted):
     """401 or 403: the token is unknown or lacks a right. Says nothing about locks or sessions."""
 
 
-class NotFound(ConsulError):
+class NotFound(ConsulError, SessionUnknown):
     """404 from an endpoint whose regular answers do not include it."""
 
 
@@ -53,11 +56,11 @@ class NoClusterLeader(ServerError):
     """The servers have no leader at the moment, or the agent knows no server."""
 
 
-class InvalidSession(ServerError):
+class InvalidSession(ServerError, SessionEnded):
     """A lock operation named a session that Consul does not have."""
 
 
-class InvalidSessionTTL(ServerError):
+class InvalidSessionTTL(ServerError, TTLRefused):
     """The TTL is outside the servers' limits: ``shortest`` and ``longest`` in seconds, None if the answer has none."""
 
     def __init__(self, message: str, shortest: float | None = None, longest: float | None = None) -> None:
@@ -65,7 +68,6 @@ class InvalidSessionTTL(ServerError):
         self.shortest, self.longest = shortest, longest
 
     def nearest(self, ttl: float) -> float:
-        """The allowed TTL that is nearest to ``ttl``."""
         return min(max(ttl, self.shortest or 10.0), self.longest or 86400.0)
 
 

@@ -28,6 +28,7 @@ import trio
 from spegel_consul.consul.api.token import TokenSource
 from spegel_consul.consul.api.transport import root_cause
 from spegel_consul.disk import pem
+from spegel_consul.election.lock_store import LockError
 from spegel_consul.error_words import in_words
 from spegel_consul.http import bounded_client
 from spegel_consul.http.answer_bounds import AnswerRefused
@@ -40,13 +41,16 @@ _CALL_WITHIN = 10.0
 MAX_BYTES = 4 << 20  # of an answer; a variable has at most 64 KiB, an instance of a service about 500 bytes
 
 
-class NomadError(SourceError):
-    """Nomad could not be asked, or refused. ``status`` is the HTTP status, 0 without an answer."""
+class NomadError(SourceError, LockError):
+    """Nomad could not be asked, or refused.
 
-    def __init__(self, message: str, status: int = 0, document: Any = None) -> None:
+    ``status`` is the HTTP status, 0 without an answer; ``index`` is the one of an answer that says "not found".
+    """
+
+    def __init__(self, message: str, status: int = 0, index: int = 0) -> None:
         super().__init__(message)
         self.status = status
-        self.document = document
+        self.index = index
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +172,8 @@ class NomadClient(AbstractAsyncContextManager["NomadClient"]):
             raise NomadError(f"{self._where}: {why}: not an answer of Nomad's") from None
         except Exception as why:  # because a closed client, or a fault of a library, must not end a task
             raise NomadError(f"{self._where}: {one_line(root_cause(why))}") from None
+        told = answer.headers.get("X-Nomad-Index", "")
+        index = int(told) if told.isascii() and told.isdigit() else 0
         document, fault = None, ""
         try:
             document = json.loads(answer.body) if answer.body else None
@@ -177,11 +183,10 @@ class NomadClient(AbstractAsyncContextManager["NomadClient"]):
             says = f"{method} {path}: {answer.status} {one_line(answer.text[:400])}".rstrip()
             if answer.status in (401, 403) and self._tokens.problem is not None:
                 says += f" ({self._tokens.problem})"
-            raise NomadError(says, answer.status, document)
+            raise NomadError(says, answer.status, index)
         if fault:
             raise NomadError(f"{method} {path}: {fault}")
-        index = answer.headers.get("X-Nomad-Index", "")
-        return int(index) if index.isascii() and index.isdigit() else 0, document
+        return index, document
 
 
 def variable_path(path: str) -> str:

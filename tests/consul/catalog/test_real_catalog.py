@@ -27,6 +27,7 @@ from spegel_consul.consul.catalog.service_definitions import (
     ServiceDefinition,
     spegel_services,
 )
+from spegel_consul.consul.consul_lock import ConsulLock
 from spegel_consul.election.candidate import Candidate
 from spegel_consul.election.election_view import State
 from spegel_consul.election.leader_record import LeaderRecord
@@ -184,7 +185,7 @@ async def test_the_shipped_policy_is_sufficient_and_no_token_is_not(tmp_path: Pa
         async with ConsulClient(settings) as client, node() as (here, nursery):
             with pytest.raises(AccessDenied, match="ACL not found"):
                 await client.kv_get("spegel/leader")
-            candidate = Candidate(client, LeaderRecord("peer1", ("/ip4/127.0.0.1/tcp/1/p2p/peer1",)))
+            candidate = Candidate(ConsulLock(client), LeaderRecord("peer1", ("/ip4/127.0.0.1/tcp/1/p2p/peer1",)))
             registration = Registration(client, here.services())
             await nursery.start(candidate.run)
             await nursery.start(registration.run)

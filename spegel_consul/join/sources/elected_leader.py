@@ -1,4 +1,4 @@
-"""``ConsulBootstrap``: the elected leader, and some routers of the catalog while the leader is of no use.
+"""``ElectedBootstrap``: the elected leader, and some routers of the catalog while the leader is of no use.
 
 The leader is a rendezvous, not an owner: it stays the answer while Consul is unavailable, between two leaders, and when
 its session changes.  In two cases it names no other node: in a cluster without a leader yet, and on the leader itself
@@ -21,7 +21,7 @@ from spegel_consul.join.sources.consul_catalog import choose
 from spegel_consul.peers import PeerInfo
 
 
-class ConsulBootstrap:
+class ElectedBootstrap:
     """Names the leader of ``candidate``'s election, and members of ``catalog`` (of ``spegel-router``) if needed.
 
     Other tasks run the candidate and the watch of the catalog.
