@@ -21,12 +21,11 @@ import fcntl
 import os
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
 
-from spegel_consul.error_words import in_words
-from spegel_consul.peers import PeerError
 from spegel_consul.zerocopy.hash_tap import FLAGS, PIPE_SIZE, Tap
 from spegel_consul.zerocopy.position import Position
 from spegel_consul.zerocopy.send import STALL, send_bytes
@@ -103,26 +102,13 @@ class Relay:
         Raises PeerError, SourceSlow or SourceLeft; then another source can continue from the position.
         """
         inlet, origin, position, budget = self._pipe[1], source.fileno(), self._position, _YIELD_AFTER
-        pace = throughput.pace
+        splice = partial(os.splice, origin, inlet, flags=FLAGS)
         while left := position.left:
-            most = min(left, PIPE_SIZE)
-            if pace is not None:
-                most = await pace.take(most)
-            try:
-                taken = os.splice(origin, inlet, most, flags=FLAGS)
-            except BlockingIOError:
-                if pace is not None:
-                    pace.give_back(most)
+            taken = await throughput.take(position, min(left, PIPE_SIZE), splice)
+            if not taken:
                 budget = _YIELD_AFTER
                 await throughput.readable(origin, left)
                 continue
-            except OSError as exc:
-                raise PeerError(in_words(exc)) from None
-            if taken == 0:
-                raise PeerError("closed the connection")
-            position.took(taken)
-            if pace is not None:
-                pace.give_back(most - taken)
             self._inside = taken
             if self._tap is None:
                 await self._drain(taken)

@@ -17,8 +17,6 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from spegel_consul.error_words import in_words
-from spegel_consul.peers import PeerError
 from spegel_consul.zerocopy.encrypted.pump import Pump, Stopped
 from spegel_consul.zerocopy.encrypted.secure_socket import SecureSocket
 from spegel_consul.zerocopy.position import Position
@@ -104,26 +102,17 @@ class SmallSpool:
         if isinstance(source, SecureSocket):
             await self._pull_encrypted(source, throughput)
             return
-        origin, position, pace = source.fileno(), self._position, throughput.pace
+        origin, position = source.fileno(), self._position
+
+        def read(most: int) -> int:
+            return os.readv(origin, (self._view[position.taken : position.taken + most],))
+
         while not self.ended:
-            room = self._view[position.taken :]
-            if pace is not None:
-                room = room[: await pace.take(len(room))]
-            try:
-                count = os.readv(origin, (room,))
-            except BlockingIOError:
-                if pace is not None:
-                    pace.give_back(len(room))
+            before = position.taken
+            if count := await throughput.take(position, len(self._view) - before, read):
+                self._hasher.update(self._view[before : before + count])
+            else:
                 await self.waits.arrival(origin, throughput, position.left)
-                continue
-            except OSError as exc:
-                raise PeerError(in_words(exc)) from None
-            if count == 0:
-                raise PeerError("closed the connection")
-            position.took(count)
-            if pace is not None:
-                pace.give_back(len(room) - count)
-            self._hasher.update(room[:count])
 
     async def _pull_encrypted(self, source: SecureSocket, throughput: Throughput) -> None:
         """Like :meth:`pull`, in a thread."""

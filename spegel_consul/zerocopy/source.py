@@ -11,15 +11,17 @@ A new rule about the throughput or the failure of a source belongs here. The rea
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 import trio
 
+from spegel_consul.error_words import in_words
 from spegel_consul.peers import PeerError
 from spegel_consul.zerocopy.pacing import Pace
+from spegel_consul.zerocopy.position import Position
 
 DRIP = 16 << 10
 """Bytes per second below which a source counts as silent."""
@@ -112,6 +114,31 @@ class Throughput:
                 self._waiting = None
         if self._leaving:
             raise SourceLeft
+
+    async def take(self, position: Position, most: int, move: Callable[[int], int]) -> int:
+        """Call ``move`` with as many of the ``most`` bytes as the limit allows; return how many bytes it moved.
+
+        ``move`` takes bytes from the source. Returns 0 if there are none now, or no room for them. Raises PeerError if
+        the source has failed or has ended, and BrokenPipeError of ``move``.
+        """
+        pace, moved = self.pace, 0
+        if pace is not None:
+            most = await pace.take(most)
+        try:
+            moved = move(most)
+        except BlockingIOError:
+            return 0
+        except BrokenPipeError:
+            raise
+        except OSError as exc:
+            raise PeerError(in_words(exc)) from None
+        finally:
+            if pace is not None:
+                pace.give_back(most - moved)
+        if not moved:
+            raise PeerError("closed the connection")
+        position.took(moved)
+        return moved
 
     async def readable(self, fd: int, left: int) -> None:
         """Wait until ``fd`` is readable. Raises PeerError, SourceSlow or SourceLeft."""

@@ -28,12 +28,12 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
 
-from spegel_consul.error_words import in_words
 from spegel_consul.peers import PeerError
 from spegel_consul.zerocopy.encrypted.plain_end import PlainEnd
 from spegel_consul.zerocopy.encrypted.pump import Pump, Stopped
@@ -227,16 +227,14 @@ class Spool:
             return
         origin, inlet, position, budget = source.fileno(), self._tap.inlet, self._position, _YIELD_AFTER
         await self._flush()
-        arrived, pace = False, throughput.pace
+        splice, arrived = partial(os.splice, origin, inlet, flags=FLAGS), False
         while not self.ended:
-            most = min(position.left, PIPE_SIZE)
-            if pace is not None:
-                most = await pace.take(most)
             try:
-                taken = os.splice(origin, inlet, most, flags=FLAGS)
-            except BlockingIOError:
-                if pace is not None:
-                    pace.give_back(most)
+                taken = await throughput.take(position, min(position.left, PIPE_SIZE), splice)
+            except BrokenPipeError:  # the thread is gone, which is not a failure of the source
+                self.full = True
+                return
+            if not taken:
                 budget = _YIELD_AFTER
                 if arrived:  # the source has bytes, so the pipe is full
                     await self._writable()
@@ -244,17 +242,7 @@ class Spool:
                 else:
                     arrived = await self.waits.arrival(origin, throughput, position.left)
                 continue
-            except BrokenPipeError:  # the thread is gone, which is not a failure of the source
-                self.full = True
-                return
-            except OSError as exc:
-                raise PeerError(in_words(exc)) from None
-            if taken == 0:
-                raise PeerError("closed the connection")
             arrived = False
-            position.took(taken)
-            if pace is not None:
-                pace.give_back(most - taken)
             budget -= taken
             if budget <= 0:
                 budget = _YIELD_AFTER
