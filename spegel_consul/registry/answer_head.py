@@ -76,31 +76,13 @@ class HeadRenderer:
         self._second = 0
         self._date = b""
 
-    def render(
-        self,
-        head: Head,
-        served_by: str | None = None,
-        multipart: Multipart | None = None,
-        *,
-        growing: bool = False,
-        load: int | None = None,
-    ) -> bytes:
-        """Render the head of an answer up to its date."""
-        found = fields_of(head, served_by, multipart, growing=growing, load=load)
-        fields = b"".join(b"%b: %b\r\n" % each for each in found)
-        return b"HTTP/1.1 %d \r\n%bdate: " % (status_of(head), fields)
+    def render(self, head: Head, fields: list[tuple[bytes, bytes]]) -> bytes:
+        """Render the head of an answer with ``fields`` (:func:`fields_of`) up to its date."""
+        return b"HTTP/1.1 %d \r\n%bdate: " % (status_of(head), b"".join(b"%b: %b\r\n" % each for each in fields))
 
-    def whole(
-        self,
-        head: Head,
-        served_by: str | None = None,
-        multipart: Multipart | None = None,
-        *,
-        growing: bool = False,
-        load: int | None = None,
-    ) -> bytes:
+    def whole(self, head: Head, fields: list[tuple[bytes, bytes]]) -> bytes:
         """Render all of the head of an answer."""
-        return self.render(head, served_by, multipart, growing=growing, load=load) + self.end()
+        return self.render(head, fields) + self.end()
 
     def end(self, tag_age: int | None = None, load: int | None = None) -> bytes:
         """Render the rest of a rendered head: its date, and what is another each second.

@@ -204,7 +204,7 @@ class ContentApp:
             if not answer.from_peer:  # a peer checks what it passes on
                 head = await self._mirror.checked(plan.request, head, answer.authorization)
         load = self._uploads.streams if upload is not Upload.NONE else None
-        await answer.head(head, multipart=multipart, load=load)
+        await answer.head(head, fields_of(head, multipart=multipart, load=load))
         if answer.wants_body:
             pace = self._uploads.pace_of(upload)
             for place, span in enumerate(spans):
@@ -229,7 +229,8 @@ class ContentApp:
 
         async with self._growing.open(plan, answer.interim) as followed:
             with self._uploads.one(Upload.FOLLOWED):
-                await answer.head(followed.head, growing=True, load=self._uploads.streams)
+                fields = fields_of(followed.head, growing=True, load=self._uploads.streams)
+                await answer.head(followed.head, fields)
                 await followed.send(PieceOutlet(body), self._own_bytes.inc)
                 await answer.end()
 
@@ -250,7 +251,7 @@ class ContentApp:
                 await transfer.hold()
             head = await self._mirror.checked(plan.request, transfer.head, answer.authorization)
             trace.tag_check = head.tag_check
-            await answer.head(head, served_by=transfer.served_by)
+            await answer.head(head, fields_of(head, transfer.served_by))
             if answer.wants_body:
                 await self._carry(answer, transfer)
             await answer.end()
@@ -258,7 +259,8 @@ class ContentApp:
     async def _relay_parts(self, answer: _Answer, request: ContentRequest, wanted: Ranges, trace: Trace) -> None:
         async def send(part: Part) -> None:
             if part.first:
-                await answer.head(part.head, served_by=part.transfer.served_by, multipart=part.multipart)
+                fields = fields_of(part.head, part.transfer.served_by, part.multipart)
+                await answer.head(part.head, fields)
             await answer.body(part.before)
             await self._carry(answer, part.transfer)
             await answer.body(part.after)
@@ -288,16 +290,8 @@ class _Answer:
         self.sent = 0
         self.status: int | None = None
 
-    async def head(
-        self,
-        head: Head,
-        served_by: str | None = None,
-        multipart: Multipart | None = None,
-        *,
-        growing: bool = False,
-        load: int | None = None,
-    ) -> None:
-        await self._start(status_of(head), fields_of(head, served_by, multipart, growing=growing, load=load))
+    async def head(self, head: Head, fields: list[tuple[bytes, bytes]]) -> None:
+        await self._start(status_of(head), fields)
 
     async def interim(self) -> None:
         """Send an interim answer (1xx)."""

@@ -28,7 +28,7 @@ from spegel_consul.metrics.sidecar_metrics import CONTENT, Metrics
 from spegel_consul.oci.errors import BlobUnknown, Busy, OCIError
 from spegel_consul.oci.path import MIRRORED_HEADER, ContentRequest, Kind
 from spegel_consul.oci.ranges import Ranges
-from spegel_consul.registry.answer_head import INTERIM, HeadRenderer, status_of
+from spegel_consul.registry.answer_head import INTERIM, HeadRenderer, fields_of, status_of
 from spegel_consul.registry.content_cache import ByteCache
 from spegel_consul.registry.growing import Arrived, GrowingContent
 from spegel_consul.registry.known_request import KnownRequest
@@ -314,7 +314,8 @@ class FastPath:
         async with self._growing.open(plan, send_interim, link.check_client) as followed:
             # a follower that waits for its first byte is no upload yet
             with self._uploads.one(Upload.FOLLOWED):
-                head = self._heads.whole(followed.head, growing=True, load=self._uploads.streams)
+                fields = fields_of(followed.head, growing=True, load=self._uploads.streams)
+                head = self._heads.whole(followed.head, fields)
                 status, lengths = status_of(followed.head), [0]
 
                 def count(sent: int) -> None:
@@ -346,7 +347,7 @@ class FastPath:
         if method == "GET":
             await transfer.hold(link.check_client)
         head = transfer.head
-        rendered = self._heads.whole(head, transfer.served_by)
+        rendered = self._heads.whole(head, fields_of(head, transfer.served_by))
         if method == "HEAD":
             await link.send(rendered)
         else:
@@ -359,7 +360,8 @@ class FastPath:
         async def send(part: Part) -> None:
             head = b""
             if part.first:
-                head = self._heads.whole(part.head, part.transfer.served_by, part.multipart)
+                fields = fields_of(part.head, part.transfer.served_by, part.multipart)
+                head = self._heads.whole(part.head, fields)
             lengths.append(len(part.before))
             await self._carry(part.transfer, head + part.before, link, trace, lengths.append)
             await link.send(part.after)
@@ -388,4 +390,4 @@ class FastPath:
     def _head(self, plan: Own, multipart: Multipart | None = None) -> bytes:
         content = plan.content
         head = Head(content.digest, content.media_type, *plan.bounds, content.size, plan.partial)
-        return self._heads.render(head, multipart=multipart)
+        return self._heads.render(head, fields_of(head, multipart=multipart))
