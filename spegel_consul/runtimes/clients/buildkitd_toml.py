@@ -26,7 +26,7 @@ import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
 from spegel_consul.runtimes.clients.registries_conf import expanded
-from spegel_consul.runtimes.hosts_toml import Mirroring, Unusable
+from spegel_consul.runtimes.hosts_toml import Mirroring, Unusable, parsed
 from spegel_consul.runtimes.mirror_targets import Registry, Target
 
 HEADER = '# Added by "spegel-consul configuration"; "spegel-consul cleanup" takes it out.\n'
@@ -68,7 +68,7 @@ def added(
 
     ``keep_existing``: whether the mirrors are put before those of a table, or replace them.
     """
-    before = _parsed(existing)
+    before = parsed(existing)
     document = copy.deepcopy(before)
     known = _registries(before)
     ours = tuple(target.address for target in mirroring.targets)
@@ -110,12 +110,12 @@ def added(
 
 def mirrored(existing: str, registries: Iterable[Registry], mirroring: Mirroring) -> tuple[Registry, ...]:
     """``registries`` with ``_default`` replaced by registries that the file can name. Raises Unusable."""
-    return expanded(registries, _mirrorable(_registries(_parsed(existing)), mirroring))
+    return expanded(registries, _mirrorable(_registries(parsed(existing)), mirroring))
 
 
 def mirrors(text: str) -> dict[str, tuple[str, ...]]:
     """The URLs of the mirrors of each registry that has some. Raises Unusable."""
-    known = _registries(_parsed(text))
+    known = _registries(parsed(text))
     found = {name: tuple(_url(mirror, known) for mirror in _list(table, name)) for name, table in known.items()}
     return {name: urls for name, urls in found.items() if urls}
 
@@ -123,7 +123,7 @@ def mirrors(text: str) -> dict[str, tuple[str, ...]]:
 def taken_out(text: str, what: Added) -> str:
     """``text`` without the additions ``what``. Raises Unusable."""
     text = text.replace(HEADER, "")
-    document = _parsed(text)
+    document = parsed(text)
     known = _registries(document)
     for name in {*what.mirrors, *what.plain, *what.tables}.intersection(known):
         table = known[name]
@@ -139,18 +139,9 @@ def taken_out(text: str, what: Added) -> str:
             del known[name]
     if what.first and not known:
         document.pop("registry", None)
-    text = _edited(text, document, list(_registries(_parsed(text))))
+    text = _edited(text, document, list(_registries(parsed(text))))
     _check(text, document)
     return text
-
-
-def _parsed(text: str) -> Document:
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as exc:
-        raise Unusable(f"it is not TOML: {exc}") from None
-    except RecursionError:
-        raise Unusable("it is nested too deeply") from None
 
 
 def _registries(document: Document) -> dict[str, dict[str, Any]]:
@@ -200,7 +191,7 @@ def _list(table: Mapping[str, Any], name: str) -> list[str]:
 def _edited(text: str, document: Document, names: Iterable[str]) -> str:
     """``text`` with the tables ``names`` as ``document`` has them, and without those that it has not."""
     wanted = document.get("registry", {})
-    before = _registries(_parsed(text))
+    before = _registries(parsed(text))
     changed = [name for name in names if wanted.get(name) != before[name]]
     if not changed and "registry" in document:
         return text

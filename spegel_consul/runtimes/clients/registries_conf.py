@@ -18,14 +18,13 @@ from __future__ import annotations
 
 import json
 import re
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from spegel_consul.oci.errors import NameInvalid
 from spegel_consul.oci.reference import split_registry
-from spegel_consul.runtimes.hosts_toml import Mirroring, Unusable
+from spegel_consul.runtimes.hosts_toml import Mirroring, Unusable, parsed
 from spegel_consul.runtimes.mirror_targets import DEFAULT, Registry
 
 NAME = "99-spegel.conf"
@@ -86,7 +85,7 @@ class Configuration:
         searched: tuple[str, ...] = ()
         for name, text in files:
             try:
-                document = _parsed(text)
+                document = parsed(text)
                 entries |= {prefix: Entry(prefix, keys, name) for prefix, keys in _tables(document).items()}
                 searched = _searched(document, searched)
             except Unusable as exc:
@@ -194,15 +193,6 @@ def _mirrors(mirroring: Mirroring, path: str, *, by_digest: bool) -> Iterator[Ke
         if not mirroring.resolve_tags and not by_digest:  # a table that has the one must not have the other
             keys["pull-from-mirror"] = "digest-only"
         yield keys
-
-
-def _parsed(text: str) -> dict[str, Any]:
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as exc:
-        raise Unusable(f"it is not TOML: {exc}") from None
-    except RecursionError:
-        raise Unusable("it is nested too deeply") from None
 
 
 def _tables(document: Keys) -> dict[str, Keys]:
@@ -315,7 +305,7 @@ def _check(text: str, entries: Iterable[Entry]) -> None:
     """Raises Unusable unless the clients read from ``text`` what is meant."""
     tables = [dict(entry.keys) for entry in entries]
     try:
-        document = _parsed(text)
+        document = parsed(text)
         _tables(document)
     except Unusable as exc:
         raise Unusable(f"the tables of all files can't be copied into one: {exc}") from None

@@ -25,6 +25,7 @@ from spegel_consul.web.queries.questions import BadQuestion, Busy, parse_image
 
 log = structlog.get_logger(__name__)
 
+_REFUSALS = {BadQuestion: 400, NotMirrored: 403, Busy: 429}
 WITHIN = 600.0
 """Time limit of a preheat whose asker names none, in seconds."""
 
@@ -49,12 +50,8 @@ def blueprint(node: Node) -> Blueprint:
             count, within = _count(request.args.get("nodes", "all")), _within()
             reference = parse_image(request.args.get("image", ""))
             own.check(reference)
-        except BadQuestion as exc:
-            return error(400, str(exc))
-        except NotMirrored as exc:
-            return error(403, str(exc))
-        except Busy as exc:
-            return error(429, str(exc))
+        except tuple(_REFUSALS) as exc:
+            return error(_REFUSALS[type(exc)], str(exc))
         targets = await preheat_targets.find(node, count)
         report = ClusterReport(str(reference), [(target.id, target.name) for target in targets])
         return _streamed(lambda: ClusterPreheat(node, own).run(reference, targets, within, report), report)
@@ -70,12 +67,8 @@ def blueprint(node: Node) -> Blueprint:
             if (refused := preheat_access.refusal(node, rules, str(reference))) is not None:
                 return error(403, refused)
             own.check(reference)
-        except BadQuestion as exc:
-            return error(400, str(exc))
-        except NotMirrored as exc:
-            return error(403, str(exc))
-        except Busy as exc:
-            return error(429, str(exc))
+        except tuple(_REFUSALS) as exc:
+            return error(_REFUSALS[type(exc)], str(exc))
         log.info("preheat accepted", image=str(reference), sender=str(request_origin.client_address()))
         report = OwnReport()
         return _streamed(lambda: own.run(reference, within, report), report)
