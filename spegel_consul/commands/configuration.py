@@ -14,7 +14,8 @@ from typing import Any
 
 import click
 
-from spegel_consul.commands.option_types import ADDRESS, DURATION, LIST, ConfigKind, option
+from spegel_consul.commands.option_types import ADDRESS, DURATION, LIST, ConfigKind, option, path_option
+from spegel_consul.commands.runtime_options import runtime_files
 from spegel_consul.disk import foreign_files
 from spegel_consul.endpoints.check import Status
 from spegel_consul.error_words import in_words
@@ -40,45 +41,6 @@ from spegel_consul.runtimes.configure import (
 from spegel_consul.runtimes.hosts_toml import Mirroring
 from spegel_consul.runtimes.mirror_targets import Target, own_mirror, parse_registries, parse_targets
 
-_directories = (
-    option(
-        "--containerd-registry-config-path",
-        type=click.Path(path_type=Path),
-        default=Path("/etc/containerd/certs.d"),
-        help="The config_path of containerd.",
-    ),
-    option(
-        "--docker-certs-path",
-        type=click.Path(path_type=Path),
-        default=Path("/etc/docker/certs.d"),
-        help="The same for Docker 28 and later with the containerd image store.",
-    ),
-    option(
-        "--docker-daemon-config",
-        type=click.Path(path_type=Path),
-        default=Path("/etc/docker/daemon.json"),
-        help="Docker's own configuration.",
-    ),
-    option(
-        "--containers-config-path",
-        type=click.Path(path_type=Path),
-        default=Path("/etc/containers"),
-        help="The directory of registries.conf, which podman, skopeo, Buildah and CRI-O read.",
-    ),
-    option(
-        "--buildkitd-config",
-        type=click.Path(path_type=Path),
-        default=Path("/etc/buildkit/buildkitd.toml"),
-        help="BuildKit's configuration.",
-    ),
-)
-
-
-def _with_directories(command: Any) -> Any:
-    for decorate in reversed(_directories):
-        command = decorate(command)
-    return command
-
 
 @click.command()
 @option(
@@ -90,8 +52,8 @@ def _with_directories(command: Any) -> Any:
     " the others, podman and crio read registries.conf.d, buildkit is buildkitd.toml; auto detects them. May be"
     " repeated.",
 )
-@_with_directories
-@option("--docker-sock", type=click.Path(path_type=Path), default=Path("/run/docker.sock"), help="Asked by auto.")
+@runtime_files
+@path_option("--docker-sock", "/run/docker.sock", help="Asked by auto.")
 @option(
     "--mirrored-registries",
     type=LIST,
@@ -125,10 +87,9 @@ def _with_directories(command: Any) -> Any:
 @option(
     "--replace-existing", is_flag=True, help="The same as --prepend-existing=false: the hosts are dropped, by name."
 )
-@option(
+@path_option(
     "--basic-auth-file",
-    type=click.Path(path_type=Path),
-    default=None,
+    None,
     help="File with name:password lines, the first of which is sent to the mirrors; or a directory with the files"
     " username and password.",
 )
@@ -186,7 +147,7 @@ def configuration(dry_run: bool, **given: Any) -> None:
 
 
 @click.command()
-@_with_directories
+@runtime_files
 @option(
     "--addr",
     type=ADDRESS,

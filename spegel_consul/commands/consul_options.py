@@ -6,16 +6,13 @@ they get no flags.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
-from spegel_consul.commands.option_types import DURATION, option
+from spegel_consul.commands.option_types import DURATION, option, together
 from spegel_consul.consul.catalog.service_definitions import ServiceMode
 from spegel_consul.election.election_view import ElectionSettings
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 _DEFAULTS = ElectionSettings()
 
@@ -24,28 +21,23 @@ leader_key = option(
 )
 
 
-def consul_options(command: F) -> F:
-    """The flags of the election and of the registration."""
-    flags = [
-        option(
-            "--consul-service",
-            type=click.Choice([mode.value for mode in ServiceMode]),
-            default=ServiceMode.AUTO.value,
-            help="Registration of the services: auto registers those that the Nomad job does not, self all of them, "
-            "external none; off also reads no catalog.",
-        ),
-        leader_key,
-        option("--consul-session-ttl", type=DURATION, default=f"{_DEFAULTS.ttl:g}s", help="TTL of the lock's session."),
-        option(
-            "--consul-lock-delay",
-            type=DURATION,
-            default=f"{_DEFAULTS.lock_delay:g}s",
-            help="How long Consul refuses a lock after its session has ended; the same on all nodes.",
-        ),
-    ]
-    for flag in reversed(flags):
-        command = flag(command)
-    return command
+consul_options = together(
+    option(
+        "--consul-service",
+        type=click.Choice([mode.value for mode in ServiceMode]),
+        default=ServiceMode.AUTO.value,
+        help="Registration of the services: auto registers those that the Nomad job does not, self all of them, "
+        "external none; off also reads no catalog.",
+    ),
+    leader_key,
+    option("--consul-session-ttl", type=DURATION, default=f"{_DEFAULTS.ttl:g}s", help="TTL of the lock's session."),
+    option(
+        "--consul-lock-delay",
+        type=DURATION,
+        default=f"{_DEFAULTS.lock_delay:g}s",
+        help="How long Consul refuses a lock after its session has ended; the same on all nodes.",
+    ),
+)
 
 
 def election_settings(given: dict[str, Any]) -> ElectionSettings:

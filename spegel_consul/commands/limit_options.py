@@ -5,15 +5,11 @@ What each limit does is in docs/limits.md. A new flag of that kind belongs here.
 
 from __future__ import annotations
 
-from typing import TypeVar
-
 import click
 
-from spegel_consul.commands.option_types import RATE, option
+from spegel_consul.commands.option_types import RATE, option, together
 
-T = TypeVar("T")
-
-_OPTIONS = (
+limit_options = together(
     option(
         "--max-upload",
         type=click.IntRange(1, 100_000),
@@ -35,10 +31,3 @@ _OPTIONS = (
         help="Bytes per second of content that this node takes from peers, such as 50MiB/s.  [default: any number]",
     ),
 )
-
-
-def limit_options(command: T) -> T:
-    """Add the flags to a command."""
-    for add in reversed(_OPTIONS):
-        command = add(command)
-    return command

@@ -126,3 +126,19 @@ def option(flag: str, **kwargs: Any) -> Callable[[T], T]:
     variable = flag.partition("/")[0].removeprefix("--").replace("-", "_").upper()
     kwargs.setdefault("show_default", True)
     return click.option(flag, envvar=variable, show_envvar=True, **kwargs)  # type: ignore[return-value]
+
+
+def path_option(flag: str, default: str | None, *, help: str) -> Callable[[T], T]:
+    """A flag whose value is a path."""
+    return option(flag, type=click.Path(path_type=Path), default=Path(default) if default else None, help=help)
+
+
+def together(*options: Callable[[T], T]) -> Callable[[T], T]:
+    """Several flags as one decorator; help shows them in this order."""
+
+    def add_all(command: T) -> T:
+        for add in reversed(options):
+            command = add(command)
+        return command
+
+    return add_all

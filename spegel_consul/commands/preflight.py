@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
 from typing import Any
 
 import click
 import trio
 
-from spegel_consul.commands.option_types import ADDRESS, LIST, REACHABLE, ConfigKind, option
+from spegel_consul.commands.option_types import ADDRESS, LIST, REACHABLE, ConfigKind, option, path_option
+from spegel_consul.commands.runtime_options import (
+    buildkitd_config,
+    containerd_registry_config_path,
+    containers_config_path,
+    docker_certs_path,
+)
 from spegel_consul.consul.api.consul_settings import ConsulSettings
 from spegel_consul.election.election_view import ElectionSettings
 from spegel_consul.endpoints.check import has_failed, verdict
@@ -27,18 +32,12 @@ from spegel_consul.preflight.node_address import NoAddress, advertised
 @click.command()
 @option("--registry-addr", type=ADDRESS, default=":5000", help="Address on which the sidecar listens.")
 @option("--advertise-addr", type=REACHABLE, default=(), help="As for registry.")
-@option(
-    "--containerd-sock",
-    type=click.Path(path_type=Path),
-    default=None,
-    help="containerd's socket.  [default: as for registry]",
-)
+@path_option("--containerd-sock", None, help="containerd's socket.  [default: as for registry]")
 @option("--containerd-namespace", type=LIST, multiple=True, default=["auto"], help="As for registry; may be repeated.")
-@option("--containerd-content-path", type=click.Path(path_type=Path), default=None, help="As for registry.")
-@option(
+@path_option("--containerd-content-path", None, help="As for registry.")
+@path_option(
     "--containerd-config",
-    type=click.Path(path_type=Path),
-    default=None,
+    None,
     help="containerd's configuration.  [default: the file that the running one was started with]",
 )
 @option(
@@ -49,41 +48,16 @@ from spegel_consul.preflight.node_address import NoAddress, advertised
     help="Runtimes that pull images here, as for configuration: only their faults are failures; auto finds out. May be"
     " repeated.",
 )
-@option(
-    "--containerd-registry-config-path",
-    type=click.Path(path_type=Path),
-    default=Path("/etc/containerd/certs.d"),
-    help="The directory that configuration writes.",
-)
-@option(
-    "--docker-certs-path",
-    type=click.Path(path_type=Path),
-    default=Path("/etc/docker/certs.d"),
-    help="The same for Docker.",
-)
-@option("--docker-sock", type=click.Path(path_type=Path), default=Path("/run/docker.sock"), help="Docker's socket.")
-@option(
-    "--containers-config-path",
-    type=click.Path(path_type=Path),
-    default=Path("/etc/containers"),
-    help="The directory of registries.conf, which podman and CRI-O read.",
-)
-@option(
-    "--buildkitd-config",
-    type=click.Path(path_type=Path),
-    default=Path("/etc/buildkit/buildkitd.toml"),
-    help="BuildKit's configuration.",
-)
+@containerd_registry_config_path
+@docker_certs_path
+@path_option("--docker-sock", "/run/docker.sock", help="Docker's socket.")
+@containers_config_path
+@buildkitd_config
 @option("--bootstrap-kind", default="consul", help="As for registry; Consul is checked only with consul.")
 @option("--consul-leader-key", default=ElectionSettings().key, help="As for registry.")
-@option(
-    "--tls-cert-file",
-    type=click.Path(path_type=Path),
-    default=None,
-    help="As for registry; the peers then have TLS too.",
-)
-@option("--tls-key-file", type=click.Path(path_type=Path), default=None, help="As for registry.")
-@option("--tls-ca-file", type=click.Path(path_type=Path), default=None, help="As for registry.")
+@path_option("--tls-cert-file", None, help="As for registry; the peers then have TLS too.")
+@path_option("--tls-key-file", None, help="As for registry.")
+@path_option("--tls-ca-file", None, help="As for registry.")
 @option(
     "--tls-verify-clients/--no-tls-verify-clients",
     default=False,

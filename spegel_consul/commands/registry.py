@@ -30,6 +30,7 @@ from spegel_consul.commands.option_types import (
     SIZE,
     flat,
     option,
+    path_option,
 )
 from spegel_consul.commands.ring_options import bootstrap_settings, finding_options
 from spegel_consul.commands.tag_options import checks_tags, tag_max_age, tag_options
@@ -85,10 +86,9 @@ from spegel_consul.signals import stop_signals
     default=Path("/var/lib/spegel"),
     help="Directory for this node's identity and its last members, and for blobs while they are verified.",
 )
-@option(
+@path_option(
     "--containerd-sock",
-    type=click.Path(path_type=Path),
-    default=None,
+    None,
     help="containerd's socket; also that of a Docker with the containerd image store."
     "  [default: the first that answers of the sockets of containerd, Docker, k3s, k0s and MicroK8s]",
 )
@@ -99,34 +99,22 @@ from spegel_consul.signals import stop_signals
     default=["auto"],
     help="Docker: moby. Kubernetes: k8s.io. ctr, nerdctl: default. Several with commas; auto: all these and nomad.",
 )
-@option(
+@path_option(
     "--containerd-content-path",
-    type=click.Path(path_type=Path),
-    default=None,
+    None,
     help="containerd's content directory.  [default: the one that containerd reports]",
 )
-@option(
-    "--layout-path",
-    type=click.Path(path_type=Path),
-    default=None,
-    help="OCI image layout to serve instead of containerd's content.",
-)
+@path_option("--layout-path", None, help="OCI image layout to serve instead of containerd's content.")
 @option(
     "--preheat",
     type=click.Choice(["off", "peers"]),
     default="off",
     help="Whether programs on this machine and peers may have this node's runtimes pull an image; see docs/preheat.md.",
 )
-@option(
-    "--docker-sock",
-    type=click.Path(path_type=Path),
-    default=Path("/run/docker.sock"),
-    help="Docker's socket, for preheats.",
-)
-@option(
+@path_option("--docker-sock", "/run/docker.sock", help="Docker's socket, for preheats.")
+@path_option(
     "--containerd-registry-config-path",
-    type=click.Path(path_type=Path),
-    default=Path("/etc/containerd/certs.d"),
+    "/etc/containerd/certs.d",
     help="Directory of hosts.toml as containerd sees it, for preheats outside the CRI.",
 )
 @option(

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
-from spegel_consul.commands.option_types import LIST, Parsed, flat, option
+from spegel_consul.commands.option_types import LIST, Parsed, flat, option, together
 from spegel_consul.http.server.listen import ListenAddress
 from spegel_consul.join.join_settings import NOMAD_KINDS, BootstrapKind, BootstrapSettings
 from spegel_consul.join.sources.nomad_api import NomadSettings
-
-T = TypeVar("T", bound=Callable[..., Any])
 
 _KINDS = ", ".join(kind.value for kind in BootstrapKind)
 
@@ -34,7 +32,7 @@ def _server(text: str) -> tuple[str, int]:
     return address.host, address.port
 
 
-_OPTIONS = (
+finding_options = together(
     option(
         "--bootstrap-kind",
         type=Parsed("kind", _kinds),
@@ -84,13 +82,6 @@ _OPTIONS = (
         help="file: list of peers that another program maintains, such as a rendered template.",
     ),
 )
-
-
-def finding_options(command: T) -> T:
-    """Add the flags to ``command``."""
-    for add in reversed(_OPTIONS):
-        command = add(command)
-    return command
 
 
 def bootstrap_settings(given: Mapping[str, Any], env: Mapping[str, str]) -> BootstrapSettings:

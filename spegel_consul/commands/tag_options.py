@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
-from spegel_consul.commands.option_types import AGE_LIMIT, option
+from spegel_consul.commands.option_types import AGE_LIMIT, option, together
 from spegel_consul.oci.filters import ImageFilter
 from spegel_consul.registry.mirror.tags.age_limits import AgeLimits
 
-T = TypeVar("T", bound=Callable[..., Any])
-
-_OPTIONS = (
+tag_options = together(
     option(
         "--tag-max-age",
         type=AGE_LIMIT,
@@ -30,13 +27,6 @@ _OPTIONS = (
         " a tag whose registry can't be reached is sent as without the check. Needs --mirrored-registries.",
     ),
 )
-
-
-def tag_options(command: T) -> T:
-    """Add the options to a command."""
-    for add in reversed(_OPTIONS):
-        command = add(command)
-    return command
 
 
 def tag_max_age(given: dict[str, Any]) -> AgeLimits:

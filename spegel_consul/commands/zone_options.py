@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 import click
 
-from spegel_consul.commands.option_types import Parsed, option
+from spegel_consul.commands.option_types import Parsed, option, together
 from spegel_consul.places import Place, known_name, parse_place
 from spegel_consul.registry.mirror.providers.nearness import CrossZone
 from spegel_consul.sidecar.settings import ZoneFrom
 
-T = TypeVar("T", bound=Callable[..., Any])
-
-_OPTIONS = (
+zone_options = together(
     option(
         "--zone",
         type=Parsed("place", parse_place),
@@ -38,13 +36,6 @@ _OPTIONS = (
         " ones that are known, without a wait for others; never: not at all.",
     ),
 )
-
-
-def zone_options(command: T) -> T:
-    """Add the flags to ``command``."""
-    for add in reversed(_OPTIONS):
-        command = add(command)
-    return command
 
 
 def place_settings(given: Mapping[str, Any], env: Mapping[str, str], *, uses_consul: bool) -> dict[str, Any]:
