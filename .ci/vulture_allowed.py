@@ -52,6 +52,7 @@ _.num_tickets
 # http.server reads them
 _.do_GET
 _.log_message
+format
 _.daemon_threads
 
 # templates read them

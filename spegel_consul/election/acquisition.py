@@ -36,7 +36,7 @@ class Acquisition:
         self.cluster_size = 0
         self._settings, self._rules = settings, rules
         self._rng = rng
-        self._vacancy: tuple[int, int] | None = None
+        self._vacancy: int | None = None
         self._holder: str | None = None
         self._refusals = Backoff(1.0, 30.0, rng)
         self._at = 0.0
@@ -68,7 +68,7 @@ class Acquisition:
         A node that is ``starting`` does not know how the key became free, so it does not wait for the lock-delay.
         """
         self._holder = None
-        vacancy = (entry.modify_index, entry.lock_index) if entry else (0, 0)
+        vacancy = entry.modify_index if entry else 0
         if vacancy != self._vacancy:
             self._vacancy = vacancy
             delay = 0.0 if starting or self._released(entry) else self._settings.lock_delay

@@ -61,7 +61,7 @@ class LockRules:
 
 
 class LockEntry(Protocol):
-    """A read lock. ``session`` is its holder, None if it is free; the indexes grow with each change."""
+    """A read lock. ``session`` is its holder, None if it is free; the index grows with each change."""
 
     @property
     def value(self) -> bytes: ...
@@ -69,8 +69,6 @@ class LockEntry(Protocol):
     def session(self) -> str | None: ...
     @property
     def modify_index(self) -> int: ...
-    @property
-    def lock_index(self) -> int: ...
 
 
 class LockStore(ABC):

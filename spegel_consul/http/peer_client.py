@@ -30,6 +30,7 @@ from spegel_consul.zerocopy.source import Throughput
 
 _RECEIVE = 1 << 18
 _MOST_INTERIM = 64  # of one answer; a source sends one a second while it waits
+_IDLE = 30.0  # seconds for which an idle connection is kept
 _RECEIVE_HEAD = 1 << 12  # not more, because bytes of the body that come with the head can't be spliced
 
 
@@ -38,14 +39,13 @@ class PeerLimits:
     """Deadlines in seconds: to connect, to the head of the answer, and between two reads of its body.
 
     ``rate``: bytes per second below which the rest of a body is taken from another peer, if there is one; 0 for never.
-    ``idle``: seconds for which an idle connection is kept; ``idle_connections``: the largest number of them per peer.
+    ``idle_connections``: the largest number of idle connections that are kept per peer.
     """
 
     connect: float = 1.0
     first_byte: float = 2.0
     stall: float = 5.0
     rate: int = 2 << 20
-    idle: float = 30.0
     idle_connections: int = 16
 
 
@@ -241,7 +241,7 @@ class PeerClient:
         idle = self._idle.get(address, [])
         while idle:
             connection = idle.pop()
-            if trio.current_time() - connection.idle_since < self.limits.idle and connection.is_quiet():
+            if trio.current_time() - connection.idle_since < _IDLE and connection.is_quiet():
                 connection.reused = True
                 return connection
             connection.close()
@@ -250,7 +250,7 @@ class PeerClient:
     def _keep(self, connection: RegistryConnection) -> None:
         now = trio.current_time()
         if now >= self._next_sweep:
-            self._next_sweep = now + self.limits.idle
+            self._next_sweep = now + _IDLE
             self._sweep(now)
         kept = self._idle.setdefault(connection.address, [])
         if len(kept) < self.limits.idle_connections:
@@ -263,9 +263,9 @@ class PeerClient:
         """Close connections that have been idle for too long, at all peers."""
         for address, connections in list(self._idle.items()):
             for connection in connections:
-                if now - connection.idle_since >= self.limits.idle:
+                if now - connection.idle_since >= _IDLE:
                     connection.close()
-            fresh = [connection for connection in connections if now - connection.idle_since < self.limits.idle]
+            fresh = [connection for connection in connections if now - connection.idle_since < _IDLE]
             if fresh:
                 self._idle[address] = fresh
             else:

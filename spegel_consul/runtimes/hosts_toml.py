@@ -20,6 +20,7 @@ import tomllib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import tomlkit
 from tomlkit.exceptions import ParseError, TOMLKitError
@@ -29,6 +30,7 @@ from spegel_consul.runtimes.mirror_targets import Registry, Target
 
 NAME = "hosts.toml"
 _HEADER = '# Written by "spegel-consul configuration"; "spegel-consul cleanup" brings back what was here before.\n'
+_DIAL_TIMEOUT = "200ms"
 
 
 class Unusable(ValueError):
@@ -45,7 +47,6 @@ class Mirroring:
     targets: tuple[Target, ...]
     resolve_tags: bool = True
     authorization: str | None = None
-    dial_timeout: str = "200ms"
     referrers: bool = False
 
 
@@ -67,7 +68,7 @@ def _shallow() -> Iterator[None]:
 @_shallow()
 def prepended(existing: str, registry: Registry, mirroring: Mirroring) -> str:
     """``existing`` with our hosts before its own. Raises Unusable."""
-    meant = _parsed(existing)
+    meant = parsed(existing)
     try:
         document = tomlkit.parse(existing)
     except ParseError as exc:
@@ -101,19 +102,21 @@ def prepended(existing: str, registry: Registry, mirroring: Mirroring) -> str:
 @_shallow()
 def replaced(existing: str, registry: Registry, mirroring: Mirroring) -> str:
     """``existing`` with our hosts instead of its own; other keys stay, comments do not. Raises Unusable."""
-    kept = {key: value for key, value in _parsed(existing).items() if key != "host"}
+    kept = {key: value for key, value in parsed(existing).items() if key != "host"}
     return prepended(tomlkit.dumps(kept), registry, mirroring)
 
 
 @_shallow()
 def dropped(existing: str, mirroring: Mirroring) -> tuple[str, ...]:
     """The hosts that ``replaced`` takes out of ``existing``. Raises Unusable."""
-    hosts = _parsed(existing).get("host", {})
+    hosts = parsed(existing).get("host", {})
     ours = {target.url for target in mirroring.targets}
     return tuple(str(url) for url in hosts if url not in ours) if isinstance(hosts, dict) else ()
 
 
-def _parsed(text: str) -> dict[str, object]:
+@_shallow()
+def parsed(text: str) -> dict[str, Any]:
+    """The document of a TOML file. Raises Unusable."""
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as exc:
@@ -157,7 +160,7 @@ def _hosts(mirroring: Mirroring) -> str:
     tables = []
     for target in mirroring.targets:
         table = f"[host.{_quoted(target.url)}]\n"
-        table += f"  capabilities = {json.dumps(capabilities)}\n  dial_timeout = {_quoted(mirroring.dial_timeout)}\n"
+        table += f"  capabilities = {json.dumps(capabilities)}\n  dial_timeout = {_quoted(_DIAL_TIMEOUT)}\n"
         if mirroring.authorization is not None:
             table += f"  [host.{_quoted(target.url)}.header]\n    Authorization = {_quoted(mirroring.authorization)}\n"
         tables.append(table)

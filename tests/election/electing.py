@@ -26,12 +26,12 @@ DOWN = ConsulUnavailable("refused")
 
 
 def held(by: str, record: LeaderRecord = OTHER, index: int = 20) -> KVEntry:
-    return KVEntry("spegel/leader", record.to_json(session=by, since=""), by, index, 1)
+    return KVEntry("spegel/leader", record.to_json(session=by, since=""), by, index)
 
 
 def free(record: LeaderRecord | None = None, index: int = 30) -> KVEntry:
     value = record.to_json(session="gone", since="") if record else vacant(released_by="n2", at="")
-    return KVEntry("spegel/leader", value, None, index, 1)
+    return KVEntry("spegel/leader", value, None, index)
 
 
 def begin(**changes: object) -> Election:

@@ -280,7 +280,7 @@ class Simulation:
     def _entry(self) -> KVEntry | None:
         if self.value is None:
             return None
-        return KVEntry(self.settings.key, self.value, self.holder, self.index, self.lock_index)
+        return KVEntry(self.settings.key, self.value, self.holder, self.index)
 
     def _write(self, value: bytes | None) -> None:
         self.value, self.index = value, self.index + 1

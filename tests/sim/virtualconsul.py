@@ -92,7 +92,7 @@ class VirtualConsul:
         self.keys.change()
         self.entry = None
         if value is not None:
-            self.entry = KVEntry("spegel/leader", value, self.holder, self.keys.index, lock_index)
+            self.entry = KVEntry("spegel/leader", value, self.holder, self.keys.index)
 
     def new_session(self, session: Session) -> str:
         self._names += 1

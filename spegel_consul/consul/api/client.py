@@ -28,13 +28,12 @@ from spegel_consul.consul.api.transport import TrioConsul, TrioHTTPClient, answe
 
 @dataclass(frozen=True, slots=True)
 class KVEntry:
-    """A key. ``session`` is the holder of its lock, None if the lock is free; the indexes are Raft indexes."""
+    """A key. ``session`` is the holder of its lock, None if the lock is free; ``modify_index`` is a Raft index."""
 
     key: str
     value: bytes
     session: str | None
     modify_index: int
-    lock_index: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +151,6 @@ class ConsulClient(AbstractAsyncContextManager["ConsulClient"]):
                 value=item.get("Value") or b"",
                 session=item.get("Session") or None,
                 modify_index=int(item["ModifyIndex"]),
-                lock_index=int(item["LockIndex"]),
             )
         return _index(raw), entry
 

@@ -54,12 +54,13 @@ RIGHT = f'service "{SERVICE}" {{ policy = "write" }}'
 
 _OUTAGES = (ConsulUnavailable, RateLimited, ServerError)
 _SPACING = 0.5  # least seconds between two queries
+_WAIT = 60.0  # seconds for which a query blocks
 _FIRST = 3.0  # seconds for which the start-up waits for a certificate
 _LOOK_EVERY = 60.0  # seconds
 
 
 class ConsulTls:
-    """Certificates of :data:`SERVICE`, followed by :meth:`run`; a query blocks for at most ``wait`` seconds.
+    """Certificates of :data:`SERVICE`, followed by :meth:`run`.
 
     ``data_dir``: where the last certificate is kept. ``clock``: Unix time. Implements
     :class:`spegel_consul.http.peer_tls.PeerTls`.
@@ -73,16 +74,12 @@ class ConsulTls:
         encryption: Encryption,
         data_dir: Path | None,
         *,
-        wait: float = 60.0,
-        rng: random.Random | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.encryption = encryption
         self.links = PeerLinks()
         self._client = client
         self._kept = KeptIdentity(data_dir)
-        self._wait = wait
-        self._rng = rng or random.Random()
         self._clock = clock
         self._leaf: Leaf | None = None
         self._roots: Roots | None = None
@@ -164,17 +161,17 @@ class ConsulTls:
             self._report.tell(self.problem)
 
     async def _ask_leaf(self, index: int) -> int:
-        answered, leaf = await self._client.connect_leaf(SERVICE, index, self._wait)
+        answered, leaf = await self._client.connect_leaf(SERVICE, index, _WAIT)
         await self._take(leaf=leaf)
         return answered
 
     async def _ask_roots(self, index: int) -> int:
-        answered, roots = await self._client.connect_roots(index, self._wait)
+        answered, roots = await self._client.connect_roots(index, _WAIT)
         await self._take(roots=roots)
         return answered
 
     async def _follow(self, what: str, ask: Callable[[int], Awaitable[int]]) -> None:
-        index, backoff = BlockingIndex(), Backoff(_SPACING, 15.0, self._rng)
+        index, backoff = BlockingIndex(), Backoff(_SPACING, 15.0, random.Random())
         while True:
             began = trio.current_time()
             try:

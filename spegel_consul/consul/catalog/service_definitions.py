@@ -68,7 +68,7 @@ class TcpCheck:
 
     address: str
     interval: float = 2.0
-    passing: bool = True
+    passing: ClassVar[bool] = True
     kind: ClassVar[str] = "tcp"
 
     def to_json(self) -> dict[str, object]:
@@ -81,7 +81,7 @@ class TtlCheck:
     """Passes for ``ttl`` seconds after each report. An agent that restarts within that time keeps its state."""
 
     ttl: float
-    passing: bool = True
+    passing: ClassVar[bool] = True
     kind: ClassVar[str] = "ttl"
 
     def to_json(self) -> dict[str, object]:
@@ -106,9 +106,9 @@ class ServiceDefinition:
     address: str
     port: int
     checks: tuple[HttpCheck | TcpCheck | TtlCheck, ...]
-    tags: tuple[str, ...] = ()
+    tags: ClassVar[tuple[str, ...]] = ()
     meta: Mapping[str, str] = field(default_factory=dict, hash=False)
-    weights: tuple[int, int] = (10, 1)
+    weights: ClassVar[tuple[int, int]] = (10, 1)
 
     def check_id(self, kind: str) -> str:
         """The id of the check of this kind, for sessions that are bound to it."""

@@ -57,7 +57,6 @@ class Variable:
     value: bytes
     session: str | None
     modify_index: int
-    lock_index: int = 0
 
 
 class NomadLock(LockStore):
