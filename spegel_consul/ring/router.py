@@ -41,7 +41,7 @@ from spegel_consul.ring.dht.records import Records
 from spegel_consul.ring.key_search import KeySearch
 from spegel_consul.ring.member_view import CIRCLE, MemberView, view
 from spegel_consul.ring.members.background import Background
-from spegel_consul.ring.members.membership import Membership
+from spegel_consul.ring.members.membership import NAMED_AGE, Membership
 from spegel_consul.ring.members.wakeup import WakeUp
 from spegel_consul.ring.net.host import Host
 from spegel_consul.ring.net.routes import has_route
@@ -56,7 +56,6 @@ _BATCH_TIMEOUT = 10.0
 _REBALANCE_AFTER = 0.1
 _SWEEP_EVERY = 60.0
 _SLICE = 250  # keys that are handled between two checkpoints
-_NAMED_AGE = 60.0  # seconds; the assumed age of the report that a named provider is alive
 
 
 class KadRouter:
@@ -261,7 +260,7 @@ class KadRouter:
         if answer.providers:
             named = list(map(self._membership.contact, answer.providers))
             for provider in named[:REPLICAS]:  # so that a provider can be probed
-                self._membership.learn(provider, age=_NAMED_AGE, source=peer)
+                self._membership.learn(provider, age=NAMED_AGE, source=peer)
             self._offer(search, named)
 
     def _is_settled(self, peer: bytes) -> bool:

@@ -445,6 +445,24 @@ async def test_the_dead_are_forgotten_by_all_and_hearsay_does_not_bring_them_bac
         assert [len(router.members()) for router in routers[:5]] == [4] * 5
 
 
+async def test_members_that_have_not_noticed_a_death_bring_nobody_back(rig: SimRig, autojump_clock: MockClock) -> None:
+    """In a larger ring a node has no connection to some of the others, which break in no moment."""
+    routers = await rig.ring(40)
+    await trio.sleep(MINUTE)
+    gone = routers.pop()
+    unaware = len(routers) - len(rig.hosts[gone.me.id].connected())
+    assert unaware > 2
+    await rig.kill(gone)
+
+    def listing() -> int:
+        return sum(any(member.id == gone.me.id for member in router.members()) for router in routers)
+
+    await eventually(lambda: listing() <= unaware, within=5)
+    for _ in range(8):
+        await trio.sleep(MINUTE)
+        assert listing() <= unaware
+
+
 async def test_a_quiet_ring_stays_together(rig: SimRig, autojump_clock: MockClock) -> None:
     routers = await rig.ring(4)
     await trio.sleep(6 * 60 * MINUTE)

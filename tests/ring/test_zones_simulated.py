@@ -65,6 +65,17 @@ async def test_a_place_that_becomes_known_later_is_told(rig: SimRig, autojump_cl
     await eventually(lambda: all(known(router)[late.me.id or ""] == ZONES[1] for router in others), within=600)
 
 
+async def test_a_place_that_is_taken_back_is_forgotten(rig: SimRig, autojump_clock: MockClock) -> None:
+    here = Here(ZONES[1])
+    moved = await rig.node(here=here)
+    others = [await rig.node(here=Here(ZONES[0])) for _ in range(5)]
+    for router in others:
+        await router.join([moved.me])
+    await eventually(lambda: all(known(router).get(moved.me.id or "") == ZONES[1] for router in others), within=120)
+    here.place = NOWHERE
+    await eventually(lambda: all(known(router)[moved.me.id or ""] == NOWHERE for router in others), within=900)
+
+
 async def test_a_lookup_yields_the_nearest_first(rig: SimRig, autojump_clock: MockClock) -> None:
     places = ZONES * 4
     routers = await ring(rig, places)

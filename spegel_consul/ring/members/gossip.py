@@ -18,7 +18,7 @@ import trio
 
 from spegel_consul.multiaddrs import Contact
 from spegel_consul.peers import RingError
-from spegel_consul.places import NOWHERE, Here, Place
+from spegel_consul.places import Here, Place
 from spegel_consul.ring.dht.messages import (
     Frames,
     MemberReport,
@@ -71,7 +71,7 @@ class Acquaintances(Protocol):
         age: float = 0.0,
         direct: bool = False,
         source: bytes = b"",
-        place: Place = NOWHERE,
+        place: Place | None = None,
     ) -> None:
         """A peer was named; see :meth:`Members.learn`."""
         ...
@@ -130,7 +130,7 @@ class Exchange:
         reports = decode_members(body)
         while some := list(itertools.islice(reports, _SLICE)):
             # nearly all of the thousands of reports only confirm a known member, and are cheap
-            for named, age, place in self._membership.table.confirm(some, trio.current_time()):
+            for named, age, place in self._membership.table.confirm(some, trio.current_time(), peer):
                 direct = named.id == peer
                 said = self._membership.contact(named)
                 self._membership.learn(said, age=0.0 if direct else age, direct=direct, source=peer, place=place)

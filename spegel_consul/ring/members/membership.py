@@ -49,6 +49,8 @@ _PROBE_TIMEOUT, _DOUBT_TIMEOUT = 2.0, 1.0
 _PROBED_TOGETHER = 0.02  # seconds; members that are due so soon are probed together, to save a wake-up
 _BAN_LOG_EVERY = 60.0
 _WITHDRAW_TIMEOUT = 5.0
+NAMED_AGE = 60.0
+"""Seconds; the assumed age of the report that a peer is alive which an answer names."""
 _SPARE_PIPELINES = 64
 _PARALLEL_REVIVALS = 16  # a dial without an answer takes seconds
 Told = Callable[[Message | None], None]
@@ -173,8 +175,9 @@ class Membership:
     def _answered(self, member: Member, answer: Message, took: float | None) -> None:
         self.heard(member.id, took)
         for closer in answer.closer[: 2 * REPLICAS]:
-            if not self.table.confirms(closer, 0, trio.current_time()):
-                self.learn(self.contact(closer), source=member.id)
+            # it does not say when anybody heard from it, so a known one is no younger by it
+            if not self.table.confirms(closer, math.inf, trio.current_time()):
+                self.learn(self.contact(closer), age=NAMED_AGE, source=member.id)
 
     def _not_answered(self, member: Member, error: Exception, start: float) -> None:
         log.debug("ring_question_failed", peer=peer_id_to_text(member.id), error=repr(error))
@@ -256,7 +259,7 @@ class Membership:
         age: float = 0.0,
         direct: bool = False,
         source: bytes = b"",
-        place: Place = NOWHERE,
+        place: Place | None = None,
     ) -> None:
         """A peer was named, see :meth:`Members.learn`; a few of the new ones are greeted."""
         new = self.table.learn(said, trio.current_time(), age=age, direct=direct, source=source, place=place)

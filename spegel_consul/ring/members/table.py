@@ -4,8 +4,9 @@ Every node knows every other node, so that a lookup is one hop.  Records are fou
 complete, so members are learnt from every source: their own messages, the closer peers in answers, and gossip.
 
 A member is alive until a question to it fails.  From then on it is neither asked nor named as a provider, and it is
-probed with a growing back-off.  One answer makes it alive again; FORGET_AFTER consecutive failures remove it.  A lost
-connection is no failure: it only brings the next probe forward.  Questions that were open at the moment of a failure
+probed with a growing back-off.  One answer makes it alive again.  FORGET_AFTER consecutive failures remove it, but not
+before the members that have not noticed its death stop to introduce it.  A lost connection is no failure: it only
+brings the next probe forward.  Questions that were open at the moment of a failure
 add no failure of their own, because one reset ends all of them.
 
 A process that restarts resets its connections and refuses new ones for some milliseconds.  So a member whose only
@@ -19,8 +20,8 @@ answer this node, it is probed again.
 Gossip must not fill the table either.  One source can introduce only a share of the table.  If the table is full, a
 peer that speaks for itself evicts a dead member, or one that was only named, by the source that named most.
 
-The place of a member is what it said itself. Reports of others count only while it has not, or may have restarted
-since, because a restart may change it.
+The place of a member is what it said itself, also if that is none. Reports of others count only while it has not, or
+may have restarted since, because a restart may change it; one without a place is of a node that does not know it.
 
 The table only decides, and has neither clock nor connections: ``now`` goes in, the members to probe come out.
 A rule about what a report, an answer or a failure means for a member belongs here.
@@ -35,7 +36,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from spegel_consul.multiaddrs import Contact
 from spegel_consul.peers import PeerInfo
-from spegel_consul.places import NOWHERE, Place
+from spegel_consul.places import Place
 from spegel_consul.ring.dht.messages import MemberReport, WirePeer
 from spegel_consul.ring.dht.placement import REPLICAS, Placement
 from spegel_consul.ring.members.member import Member
@@ -48,7 +49,7 @@ DOUBT_AGE = 5.0
 """Seconds; a provider that was not heard from for so long is probed when a lookup yields it."""
 
 FORGET_AFTER = 8
-"""Consecutive failures after which a member is forgotten; with the back-off that is some minutes."""
+"""Consecutive failures after which a member may be forgotten; with the back-off that is some minutes."""
 
 _SHARE = 0.5  # of the table, for members that one source named and that have not spoken themselves
 
@@ -119,11 +120,11 @@ class Members:
         age: float = 0.0,
         direct: bool = False,
         source: bytes = b"",
-        place: Place = NOWHERE,
+        place: Place | None = None,
     ) -> Member | None:
         """A peer was named, by ``source`` or (``direct``) by itself. Returns the member if it is new.
 
-        ``place``: its place as it was told, if it was.
+        ``place``: its place as it was told, NOWHERE for none; None if nothing was said of it.
 
         A member's own addresses replace the known ones. A report of others introduces a member, adds a registry
         that is unknown, or replaces the addresses of a member that is dead; it changes no other address.
@@ -160,8 +161,8 @@ class Members:
         member.heard = max(member.heard, now - age)
         return None
 
-    def confirm(self, reports: Iterable[MemberReport], now: float) -> list[MemberReport]:
-        """Apply reports (with ages in seconds) that only confirm a living member; returns the other reports.
+    def confirm(self, reports: Iterable[MemberReport], now: float, speaker: bytes) -> list[MemberReport]:
+        """Apply the reports of ``speaker`` that only confirm a living member; returns the others, and that of itself.
 
         This is the fast path of gossip, because most reports change nothing else.
         """
@@ -170,11 +171,11 @@ class Members:
             member = self._members.get(report.peer.id)
             place = report.place
             moved = place and member is not None and member.place is not place and member.place != place
-            if moved or not self.confirms(report.peer, report.age, now):
+            if moved or report.peer.id == speaker or not self.confirms(report.peer, report.age, now):
                 rest.append(report)
         return rest
 
-    def confirms(self, wire: WirePeer, age: int, now: float) -> bool:
+    def confirms(self, wire: WirePeer, age: float, now: float) -> bool:
         """Whether a report, ``age`` seconds old, only confirms a living member; then it is applied."""
         member = self._members.get(wire.id)
         if member is None or not member.alive or member.wire != wire:
@@ -206,7 +207,7 @@ class Members:
         """A question to ``peer``, which began at ``asked`` (default: now), failed.
 
         ``replaced``: another peer has its address now. ``reset``: its connection was reset or refused. True if it was
-        alive until now. Forgets it after FORGET_AFTER failures.
+        alive until now. Forgets it after FORGET_AFTER failures, when no report can introduce it any more.
         """
         member = self._members.get(peer)
         if member is None:
@@ -218,7 +219,7 @@ class Members:
         member.alive = member.told_place = False
         member.failures += 1
         member.failed_at = now
-        wait = min(_LONGEST_PROBE, _FIRST_PROBE * 4 ** (member.failures - 1))
+        wait = min(_LONGEST_PROBE, _FIRST_PROBE * 4 ** min(member.failures - 1, FORGET_AFTER))
         if replaced:
             # keep a tombstone so that gossip from peers that have not noticed yet does not re-add it
             member.failures = FORGET_AFTER if now - member.heard > HEARSAY_AGE else FORGET_AFTER - 1
@@ -227,7 +228,7 @@ class Members:
         self._probe(member, at if wait < 1 else math.ceil(at))  # rounded: one wake-up for many dead members
         if died:
             self._die(member)
-        if member.failures >= FORGET_AFTER:
+        if member.failures >= FORGET_AFTER and now - member.heard > HEARSAY_AGE:
             self._forget(member)
         return died
 
@@ -294,8 +295,8 @@ class Members:
         self._infos = None
 
     @staticmethod
-    def _place(member: Member, place: Place, *, direct: bool) -> None:
-        if place and (direct or not member.told_place):
+    def _place(member: Member, place: Place | None, *, direct: bool) -> None:
+        if place is not None and (direct or (place and not member.told_place)):
             member.place, member.told_place = place, member.told_place or direct
 
     def _update(self, member: Member, contact: Contact) -> None:

@@ -43,10 +43,10 @@ def test_hearsay_that_says_nothing_new_is_noted_and_anything_else_is_left_to_lea
     assert member.info.addrs == (str(ROUTER),)
     unknown, elsewhere = WirePeer(b"b", member.wire.addresses), WirePeer(b"a", (OTHER.encode(),))
     said = [MemberReport(*each) for each in ((unknown, 0), (member.wire, 30), (elsewhere, 0), (member.wire, 90))]
-    assert members.confirm(said, 100) == [(unknown, 0, NOWHERE), (elsewhere, 0, NOWHERE)]
+    assert members.confirm(said, 100, b"other") == [(unknown, 0, NOWHERE), (elsewhere, 0, NOWHERE)]
     assert member.heard == 70, "older news changes nothing"
     members.failed(b"a", 101)
-    assert members.confirm([MemberReport(member.wire, 0)], 102) == [(member.wire, 0, NOWHERE)], "dead"
+    assert members.confirm([MemberReport(member.wire, 0)], 102, b"other") == [(member.wire, 0, NOWHERE)], "dead"
     members.learn(Contact(b"a", (OTHER,)), 103)
     assert member.info.addrs == (str(OTHER),)
 
@@ -115,10 +115,24 @@ def test_the_dead_are_probed_at_once_then_ever_more_rarely_and_forgotten() -> No
         assert [member.id for member in members.due(now)] == [b"a"]
         assert members.due(now) == [], "a probe is under way"
         members.failed(b"a", now)
-    assert len(waits) == FORGET_AFTER - 1
+    assert len(waits) >= FORGET_AFTER - 1
     assert waits[0] < 0.2
     assert all(later > earlier for earlier, later in itertools.pairwise(waits[:5]))
-    assert 60 < now < 400
+    assert HEARSAY_AGE < now < HEARSAY_AGE + 60
+    # who has not noticed its death last heard from it before
+    assert members.learn(Contact(b"a", (ROUTER,)), now, age=now) is None
+
+
+def test_the_dead_stay_known_while_others_report_them() -> None:
+    """And a number of failures without end is no number that is too large."""
+    members = table()
+    member = members.learn(Contact(b"a", (ROUTER,)), 0)
+    for now in range(10, 60_000, 40):
+        members.learn(Contact(b"a", (ROUTER,)), now, age=50)
+        members.failed(b"a", now)
+    assert members.get(b"a") is member
+    assert not members.is_alive(b"a")
+    assert members.next_probe() - now < 60
 
 
 def test_whose_address_another_one_has_is_looked_for_once_more_when_nobody_would_name_it() -> None:
@@ -297,9 +311,15 @@ def test_a_member_says_its_place_itself_and_others_only_fill_the_gap() -> None:
     assert member.place == A, "a liar moves nobody else"
     members.learn(Contact(b"a", (ROUTER,)), 4, direct=True)
     assert member.place == A, "an announcement has no place"
+    members.learn(Contact(b"a", (ROUTER,)), 4, place=NOWHERE)
+    assert member.place == A, "the other one may not know it"
     members.suspect(b"a", 5)
     members.learn(Contact(b"a", (ROUTER,)), 6, place=B)
     assert member.place == B, "it may be a new process, which has told others first"
+    members.learn(Contact(b"a", (ROUTER,)), 7, direct=True, place=NOWHERE)
+    assert member.place == NOWHERE, "it has none any more"
+    members.learn(Contact(b"a", (ROUTER,)), 8, place=B)
+    assert member.place == NOWHERE
 
 
 def test_a_report_with_another_place_is_left_to_learn() -> None:
@@ -307,7 +327,8 @@ def test_a_report_with_another_place_is_left_to_learn() -> None:
     member = members.learn(Contact(b"a", (ROUTER,)), 0, place=A)
     assert member is not None
     same, moved, silent = (MemberReport(member.wire, 0, place) for place in (Place("dc1", "a"), B, NOWHERE))
-    assert members.confirm([same, moved, silent], 10) == [moved]
+    assert members.confirm([same, moved, silent], 10, b"other") == [moved]
+    assert members.confirm([same, moved, silent], 10, b"a") == [same, moved, silent], "its own word"
 
 
 def test_the_first_round_trip_counts_as_it_is() -> None:
