@@ -1,10 +1,10 @@
+"""None"""
+
 from __future__ import annotations
 
-import errno
 import os
 import socket
-import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,22 +13,15 @@ import trio.testing
 from conformance.downloads import BODY, MIB, Downloads, DownloadSuite, content
 from fakes.content_store import FakeContentStore, FakeIngest
 from fakes.memory_store import MemoryStore
-from structlog.testing import capture_logs
 
-from spegel_consul.disk import foreign_files
-from spegel_consul.oci.descriptor import Descriptor
 from spegel_consul.oci.digest import Digest
 from spegel_consul.store import Store
 from spegel_consul.store.containerd import ingests
-from spegel_consul.store.containerd.awaited_content import PAUSES, AwaitedContent
 from spegel_consul.store.containerd.containerd_store import ContainerdStore
-from spegel_consul.store.containerd.conversion import ContentChanged
-from spegel_consul.store.containerd.ingests import Ingests
-from spegel_consul.store.index import Content, ImageRecord, Index
 from spegel_consul.store.union import UnionStore
-from spegel_consul.zerocopy.growing_file import GrowingFile
+from tests.store.observed_ingests import NOWHERE, Observed, observed
 
-NOWHERE = Path("/nonexistent/containerd.sock")
+__all__ = ["observed"]
 
 
 class FileDownloads:
@@ -59,32 +52,6 @@ class TestUnionDownloads(DownloadSuite):
             return UnionStore([MemoryStore(), containerd_store(root, "moby"), containerd_store(root)])
 
         return FileDownloads(tmp_path / "content", union)
-
-
-class Observed:
-    """Ingests of a directory, the digests that are gone, and the number of looks."""
-
-    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.content = FakeContentStore(root)
-        self.gone: list[Digest] = []
-        self.looks = 0
-        self.hangs: threading.Event | None = None
-        self.ingests = Ingests(lambda: root, "k8s.io", self.gone.append)
-        directory = self.ingests._directory
-        look = directory.look
-
-        def counted(root: Path) -> ingests.Look:
-            self.looks += 1
-            if self.hangs is not None:
-                self.hangs.wait(60)
-            return look(root)
-
-        monkeypatch.setattr(directory, "look", counted)
-
-
-@pytest.fixture
-def observed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Observed:
-    return Observed(tmp_path / "content", monkeypatch)
 
 
 @pytest.mark.parametrize("total", [None, b"", b"-5", b"0", b"12x", b"\xff", b"9" * 40, b"1048575", b"1048577\n"])
@@ -277,234 +244,6 @@ async def test_the_longest_of_several_is_taken(observed: Observed) -> None:
     file.close()
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
     assert await observed.ingests.at_work() == sum(sizes)
-
-
-async def test_callers_share_a_look(observed: Observed, mock_clock: trio.testing.MockClock) -> None:
-    bodies = [f"body {number}".encode() for number in range(500)]
-    digests = [observed.content.begin(body).digest for body in bodies]
-    absent = Digest.of(b"absent")
-
-    async def ask(digests: Sequence[Digest]) -> None:
-        async with trio.open_nursery() as nursery:
-            for digest in digests:
-                nursery.start_soon(_open_and_close, observed.ingests, digest)
-                nursery.start_soon(observed.ingests.at_work)
-
-    await ask([*digests[:50], absent])
-    first = observed.looks
-    assert first <= 3, "those that wait for a look take the same next one"
-    await ask([*digests[:50], absent])
-    assert observed.looks == first, "asked again within 50 ms"
-    mock_clock.jump(ingests.SHARED * 1.01)
-    await ask([*digests[:50], absent])
-    assert observed.looks == first + 1
-    late = observed.content.begin(b"a moment ago")
-    mock_clock.jump(0.001)
-    file = await observed.ingests.open(late.digest)
-    assert file is not None, "a digest that nobody has asked for gets a look of its own"
-    file.close()
-    assert observed.looks == first + 2
-
-
-async def _open_and_close(found: Ingests, digest: Digest) -> None:
-    file = await found.open(digest)
-    if file is not None:
-        file.close()
-
-
-async def test_refs_are_read_once(observed: Observed, monkeypatch: pytest.MonkeyPatch) -> None:
-    directory = ingests.IngestDirectory("k8s.io")
-    for number in range(500):
-        observed.content.begin(b"%d" % number, namespace="k8s.io" if number % 2 else "moby")
-    assert len(directory.look(observed.content.root).names) == 250
-    read: list[object] = []
-    monkeypatch.setattr(ingests.foreign_files, "read", lambda *arguments, **_: read.append(arguments) or b"")
-    assert len(directory.look(observed.content.root).names) == 250
-    assert not read
-    monkeypatch.undo()
-    late = observed.content.begin(b"late")
-    ref = (late.path / "ref").read_bytes()
-    (late.path / "ref").write_bytes(b"")
-    assert late.digest not in directory.look(observed.content.root).names
-    (late.path / "ref").write_bytes(ref)
-    assert late.digest in directory.look(observed.content.root).names, "an empty ref is one that is being written"
-
-
-async def test_a_disk_that_hangs_costs_one_thread(observed: Observed, mock_clock: trio.testing.MockClock) -> None:
-    ingest = observed.content.begin(BODY)
-    assert await observed.ingests.at_work() == 0
-    observed.hangs = threading.Event()
-    mock_clock.jump(1)
-    answers: list[object] = []
-
-    async def ask() -> None:
-        answers.append(await observed.ingests.open(ingest.digest))
-        answers.append(await observed.ingests.at_work())
-
-    with capture_logs() as logs:
-        async with trio.open_nursery() as nursery:
-            for _ in range(20):
-                nursery.start_soon(ask)
-            await trio.testing.wait_all_tasks_blocked(0.05)
-            assert not answers
-            mock_clock.jump(ingests.WITHIN)
-        assert sorted(map(str, answers)) == ["0"] * 20 + ["None"] * 20
-        await ask()
-    assert observed.looks == 2, "one thread hangs, and the others are told at once"
-    assert len([entry for entry in logs if entry["log_level"] == "warning"]) == 1
-    observed.hangs.set()
-    observed.hangs = None
-    for _ in range(1000):
-        if (file := await observed.ingests.open(ingest.digest)) is not None:
-            file.close()
-            return
-        await trio.testing.wait_all_tasks_blocked(0.01)
-    pytest.fail("the disk is back, and its downloads are not")
-
-
-async def test_a_directory_that_is_not_there_has_no_downloads(tmp_path: Path) -> None:
-    with capture_logs() as logs:
-        for root in (tmp_path / "absent", None):
-            found = Ingests(lambda root=root: root, "k8s.io", lambda digest: None)
-            assert await found.at_work() is None
-            assert await found.open(Digest.of(b"x")) is None
-    assert not logs
-
-
-async def test_a_directory_that_is_a_file_is_told(tmp_path: Path) -> None:
-    (tmp_path / "ingest").write_text("")
-    found = Ingests(lambda: tmp_path, "k8s.io", lambda digest: None)
-    with capture_logs() as logs:
-        for _ in range(3):
-            assert await found.open(Digest.of(b"x")) is None
-    (warning,) = logs
-    assert "downloads can't be read" in warning["event"]
-
-
-async def test_content_of_refused_images_is_not_shown(tmp_path: Path) -> None:
-    store = ContainerdStore(lambda: NOWHERE, "k8s.io", tmp_path / "content", lambda name: not name.startswith("secret"))
-    ingest = FakeContentStore(tmp_path / "content").begin(BODY)
-    (await _found(store, ingest.digest)).close()
-    await ingest.commit()
-    (await _found(store, ingest.digest)).close()
-    store._index.put_content(Content(ingest.digest, len(BODY), ("secret.example/app",)))
-    assert await store.downloading(ingest.digest) is None
-    store._index.put_content(Content(ingest.digest, len(BODY), ("docker.io/library/app",)))
-    (await _found(store, ingest.digest)).close()
-
-
-async def test_only_what_the_index_does_not_know_is_expected(tmp_path: Path) -> None:
-    store = ContainerdStore(lambda: NOWHERE, "k8s.io", tmp_path / "content", lambda name: not name.startswith("secret"))
-    unknown, refused, served = (Digest.of(name) for name in (b"unknown", b"refused", b"served"))
-    store._index.put_content(Content(refused, 7, ("secret.example/app",)))
-    store._index.put_content(Content(served, 6, ("docker.io/library/app",)))
-    store._index.settle()
-    union = UnionStore([MemoryStore(), store])
-    for digest in (unknown, refused, served):
-        union.expect(digest)
-    assert [digest in store._awaited for digest in (unknown, refused, served)] == [True, False, False]
-    due = store._awaited.next
-    store.expect(unknown)
-    assert store._awaited.next == due, "a question that is under way goes on"
-
-
-@pytest.mark.parametrize("call", ["size", "abandoned"])
-async def test_a_file_system_that_loses_files_leaves_none_open(
-    observed: Observed, monkeypatch: pytest.MonkeyPatch, call: str
-) -> None:
-    """As a network file system may: the file was opened, and then its state can't be asked."""
-    opened: list[int] = []
-    real = foreign_files.open_regular
-
-    def open_regular(path: str | Path, *, follow: bool = True) -> int:
-        opened.append(real(path, follow=follow))
-        return opened[-1]
-
-    def lost(file: GrowingFile) -> int:
-        raise OSError(errno.ESTALE, "Stale file handle")
-
-    ingest = observed.content.begin(BODY)
-    await ingest.grow(5)
-    observed.content.begin(BODY)
-    monkeypatch.setattr(foreign_files, "open_regular", open_regular)
-    monkeypatch.setattr(GrowingFile, call, lost)
-    assert await observed.ingests.open(ingest.digest) is None
-    assert opened
-    for fd in opened:
-        with pytest.raises(OSError, match="Bad file descriptor"):
-            os.fstat(fd)
-
-
-class Containerd:
-    """Has ``contents``."""
-
-    def __init__(self, *contents: Content) -> None:
-        self.contents = contents
-
-    async def find(self, digests: Collection[Digest]) -> list[Content]:
-        return [content for content in self.contents if content.digest in digests]
-
-
-async def test_content_that_this_namespace_had_and_deleted_is_not_shown(tmp_path: Path) -> None:
-    """The file may still be there, because another namespace has the same content."""
-    store = ContainerdStore(lambda: NOWHERE, "k8s.io", tmp_path / "content")
-    ingest = FakeContentStore(tmp_path / "content").begin(BODY)
-    (await _found(store, ingest.digest)).close()
-    await ingest.commit()
-    await trio.sleep(2 * ingests.SHARED)
-    (await _found(store, ingest.digest)).close()
-    changed = [ContentChanged(ingest.digest)]
-    served = Content(ingest.digest, len(BODY), ("docker.io/library/app",))
-    await store._handle(Containerd(served), changed)  # type: ignore[arg-type]
-    assert store.describe(ingest.digest) is not None
-    await store._handle(Containerd(), changed)  # type: ignore[arg-type]
-    assert store.describe(ingest.digest) is None
-    assert await store.downloading(ingest.digest) is None
-
-
-async def _found(store: Store, digest: Digest) -> GrowingFile:
-    file = await store.downloading(digest)
-    assert file is not None
-    return file
-
-
-def test_what_the_index_refuses() -> None:
-    index = Index(lambda name: name.startswith("docker.io/"))
-    stray, refused, served, held = (Digest.of(name) for name in (b"stray", b"refused", b"served", b"held"))
-    index.put_content(Content(stray, 5))
-    index.put_content(Content(refused, 7, ("ghcr.io/team/app",)))
-    index.put_content(Content(served, 6, ("docker.io/library/app",)))
-    index.put_content(Content(held, 4))
-    index.put_image(ImageRecord("ghcr.io/team/app:v1", Descriptor(held, 4, "text/plain")))
-    index.unread()
-    found = [index.refuses(digest) for digest in (stray, refused, served, held, Digest.of(b"absent"))]
-    assert found == [False, True, False, True, False]
-
-
-class TestAwaitedContent:
-    DIGEST = Digest.of(b"awaited")
-
-    def test_it_is_asked_for_with_growing_pauses_and_given_up(self) -> None:
-        awaited = AwaitedContent()
-        assert awaited.next == float("inf")
-        awaited.add(self.DIGEST, 10.0)
-        now = 10.0
-        for pause in PAUSES:
-            assert awaited.due(now) == {self.DIGEST}
-            assert not awaited.answered(self.DIGEST, False, now)
-            assert awaited.next == now + pause
-            assert awaited.due(now) == frozenset()
-            now += pause
-        assert awaited.answered(self.DIGEST, False, now)
-        assert self.DIGEST not in awaited
-        assert awaited.next == float("inf")
-
-    def test_it_is_known_when_it_is_served(self) -> None:
-        awaited = AwaitedContent()
-        awaited.add(self.DIGEST, 10.0)
-        assert self.DIGEST in awaited
-        assert not awaited.answered(self.DIGEST, True, 10.0)
-        assert self.DIGEST not in awaited
 
 
 async def test_of_too_many_ingests_the_newest_are_seen(observed: Observed, monkeypatch: pytest.MonkeyPatch) -> None:

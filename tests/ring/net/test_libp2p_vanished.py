@@ -7,7 +7,6 @@ import os
 import pytest
 import trio
 from conformance.router import eventually
-from ring.net.test_libp2p_floods import PING, WITHIN
 from ring.net.test_libp2p_hostile import Victim, attacker, friend, victim
 
 from spegel_consul.multiaddrs import Address, Contact
@@ -15,6 +14,7 @@ from spegel_consul.ring.net import dialler
 from spegel_consul.ring.net.host import Silent
 from spegel_consul.ring.net.libp2p_host import Libp2pHost
 from spegel_consul.ring.router import KadRouter
+from tests.ring.net.libp2p_floods import PING, WITHIN
 
 __all__ = ["attacker", "friend", "victim"]
 
