@@ -13,7 +13,7 @@ from spegel_consul.election.election_view import State
 from spegel_consul.election.leader_record import LeaderRecord
 from spegel_consul.join.polled import SourceError
 from spegel_consul.join.sources.nomad_api import NomadClient, NomadError, NomadSettings, variable_path
-from spegel_consul.join.sources.nomad_lock import NomadVarBootstrap
+from spegel_consul.join.sources.nomad_lock import NomadLock, NomadVarBootstrap
 from spegel_consul.join.sources.nomad_service import NomadServiceSource
 from spegel_consul.peers import PeerInfo
 from tests.join.fakenomad import FakeNomad
@@ -148,6 +148,38 @@ async def test_without_the_right_to_write_it_follows_and_names_the_missing_right
     assert "the token needs read and write on variable nomad/jobs/spegel/leader: see jobs/acl/" in reader.problem
     leader = await cluster.start("a")
     await until(lambda: agree(leader, reader) == "a", 30)
+
+
+async def test_a_nomad_without_locks_is_never_written_to_and_the_way_without_them_is_named(
+    autojump_clock: trio.testing.MockClock, nomad: FakeNomad, cluster: Cluster
+) -> None:
+    nomad.has_locks = False
+    nodes = [await cluster.start(name) for name in ("a", "bb")]
+    await until(lambda: all(node.problem for node in nodes), 10)
+    assert "has no locks on variables (1.7 has): use --bootstrap-kind=nomad-service" in nodes[0].problem
+    await trio.sleep(600)
+    assert not nomad.variables
+    assert not any(leads(node) or node.peers() for node in nodes)
+    assert nomad.calls["lock-renew"] < 2 * 600 / 9
+
+    nomad.has_locks = True  # the servers were upgraded
+    await until(lambda: agree(*nodes), 30)
+    assert sum(leads(node) for node in nodes) == 1
+
+
+@pytest.mark.parametrize("fault", [500, 429, "cut"])
+async def test_a_nomad_that_can_t_answer_is_asked_again_for_locks(
+    autojump_clock: trio.testing.MockClock, nomad: FakeNomad, fault: int | str
+) -> None:
+    nomad.has_locks = False
+    lock = NomadLock(nomad.client("a"), PATH)
+    nomad.links["a"] = fault
+    with pytest.raises(NomadError):
+        await lock.acquire("s", record("a"))
+    nomad.links.clear()
+    with pytest.raises(NomadError, match="no locks"):
+        await lock.acquire("s", record("a"))
+    assert not nomad.variables
 
 
 async def test_without_the_right_to_write_a_missing_variable_is_asked_for_seldom(

@@ -10,6 +10,9 @@ starts again can't release the lock of its former one; both locks end by their T
 
 A node that may read the variable and not write it follows without taking part.
 
+Nomad before 1.7 takes each operation on a lock for a plain write, so each node would believe that it leads.  Before the
+first attempt the operation that needs no value is sent without one: only a Nomad without locks asks for the value.
+
 A new rule about this lock belongs here; a new decision of the election belongs to ``election/state_machine``.
 """
 
@@ -39,11 +42,16 @@ RULES = LockRules(ends_early=math.inf, try_held=60.0, refusal_costs=True, probes
 _SPREAD = 1.0
 """Seconds over which the attempts for a free lock are spread; the number of nodes is not known."""
 _NODES = 25  # of which that is the time: see acquisition.SPACING
+_WITHOUT_LOCKS = "this Nomad has no locks on variables (1.7 has): use --bootstrap-kind=nomad-service"
 _UNKNOWN = "unknown"  # the session in a value without one
 
 
 class NomadPermissionDenied(NomadError, NotPermitted):
     """403: the token lacks a right."""
+
+
+class NomadWithoutLocks(NomadError, NotPermitted):
+    """This Nomad is older than locks on variables."""
 
 
 class NomadLockLost(NomadError, SessionEnded):
@@ -68,6 +76,7 @@ class NomadLock(LockStore):
         self._client = client
         self._session: str | None = None
         self._lock: str | None = None
+        self._has_locks = False
 
     async def read(self, index: int, wait: float, *, consistent: bool) -> tuple[int, Variable | None]:
         params = {} if consistent else {"stale": ""}
@@ -86,6 +95,7 @@ class NomadLock(LockStore):
         return self._session, trio.current_time()
 
     async def acquire(self, session: str, me: LeaderRecord) -> bool:
+        await self._require_locks()
         lock = {"TTL": f"{TTL:g}s", "LockDelay": f"{LOCK_DELAY:g}s"}
         try:
             variable = await self._put("lock-acquire", lock, self._items("held", me))
@@ -127,6 +137,19 @@ class NomadLock(LockStore):
         self._lock = None
         await self._put(None, lock, items)
         await self._put("lock-release", lock)
+
+    async def _require_locks(self) -> None:
+        """Raise NomadError if this Nomad has no locks, or if that can't be known now. Nothing is written."""
+        if self._has_locks:
+            return
+        try:
+            await self._put("lock-renew", {"ID": str(uuid.uuid4())})
+        except NomadError as why:
+            if why.status == 400 and "missing required Items" in str(why):
+                raise NomadWithoutLocks(_WITHOUT_LOCKS) from None
+            if not 400 <= why.status < 500 or why.status == 429:
+                raise
+        self._has_locks = True
 
     async def _put(self, operation: str | None, lock: dict[str, str], items: dict[str, str] | None = None) -> Any:
         body = {"Path": self.settings.key, "Lock": lock} | ({"Items": items} if items else {})

@@ -70,7 +70,6 @@ sources.
 
 _LONGEST_CHAIN = 64
 _BUCKETS, _LOOKS = 4, 8
-_EXPIRED_AT_ONCE = 4
 
 Rank = tuple[bool, bool, int, bool, bool, bool, int, int]
 """Order of sources, the best is the least: silent, in another zone, badness of the link, slow claimer, less content
@@ -201,7 +200,7 @@ _Buckets = tuple[dict[Entry, None], ...]
 class Forest:
     """The entries of one group. ``chain``: the length of a chain from which a source may get a second follower."""
 
-    def __init__(self, chain: int) -> None:
+    def __init__(self, chain: int = CHAIN) -> None:
         self._chain = chain
         self.entries: dict[bytes, Entry] = {}
         self.claimers: dict[Entry, None] = {}
@@ -232,9 +231,9 @@ class Forest:
             entry.serves, entry.place = serves, place
             self._list(entry)
 
-    def expire(self, now: float) -> Iterator[Entry]:
+    def expire(self, now: float, most: int = 4) -> Iterator[Entry]:
         """Drop the ended ones of the next few entries, all of which have their turn; yields them."""
-        for entry in list(islice(self.entries.values(), _EXPIRED_AT_ONCE)):
+        for entry in list(islice(self.entries.values(), most)):
             if entry.until <= now:
                 self.remove(entry)
                 yield entry
