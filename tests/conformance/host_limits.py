@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
-from conformance.host import ECHO, OTHER, WITHIN, Rig, Server, read
+from conformance.host_rig import ECHO, OTHER, WITHIN, Rig, Server, read
 from conformance.router import eventually
 
 from spegel_consul.ring.net.host import Host, Stream, StreamClosed, Unreachable

@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 import trio
 from conformance.router import eventually
-from ring.test_kad_simulated import SimRig, raw_id
 from trio.testing import MockClock
 
 from spegel_consul.multiaddrs import Address
@@ -21,6 +20,7 @@ from spegel_consul.ring.dht.protocol_ids import CLAIMS, MEMBERS
 from spegel_consul.ring.net.host import Stream
 from spegel_consul.ring.restartable import ReplaceableRouter
 from spegel_consul.ring.router import KadRouter
+from tests.ring.sim_rig import SimRig, raw_id
 
 WORK = ClaimReport(serves=True, working=True)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import trio
 from conformance.router import eventually
-from ring.test_kad_simulated import SimRig, raw_id
 from trio.testing import MockClock
 
 from spegel_consul.multiaddrs import Address, Contact
@@ -15,6 +14,7 @@ from spegel_consul.ring.dht.claims import ClaimReport, What
 from spegel_consul.ring.dht.keys import dht_key
 from spegel_consul.ring.dht.placement import REPLICAS
 from spegel_consul.ring.router import KadRouter
+from tests.ring.sim_rig import SimRig, raw_id
 
 ZONES = [Place("dc1", "a"), Place("dc1", "b"), Place("dc1", "c")]
 WORK = ClaimReport(serves=True, working=True)

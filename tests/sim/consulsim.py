@@ -15,7 +15,6 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from spegel_consul.consul.api.client import KVEntry
 from spegel_consul.consul.api.consul_errors import (
@@ -48,33 +47,17 @@ from spegel_consul.election.election_events import (
     Stopped,
     Ticked,
 )
-from spegel_consul.election.election_view import ElectionSettings, State, View
+from spegel_consul.election.election_view import ElectionSettings
 from spegel_consul.election.leader_record import LeaderRecord, vacant
 from spegel_consul.election.state_machine import Election
+from tests.sim.consul_sidecars import Session, Sidecar, leads, time_limit
 
 GOSSIP = (5.0, 8.0)
 LATENCY = (0.001, 0.02)
 KEEPALIVE = 25.0
 """When the kernel gives up a connection whose other end is gone."""
 
-
-@dataclass
-class Session:
-    node: int
-    ends: float
-
-
-@dataclass
-class Sidecar:
-    """One process of one node."""
-
-    number: int
-    election: Election
-    alive: bool = True
-    wake: float = math.inf
-    reading: int = 0
-    passed: float = -math.inf
-    """Time of the last report for its check of spegel-leader."""
+_NOTHING = Probed(Probe(-1.0))
 
 
 class Simulation:
@@ -149,7 +132,7 @@ class Simulation:
 
     def leaders(self) -> list[Sidecar]:
         """Those that call themselves leaders."""
-        return [sidecar for sidecar in self.sidecars if sidecar.alive and _leads(sidecar.election.view)]
+        return [sidecar for sidecar in self.sidecars if sidecar.alive and leads(sidecar.election.view)]
 
     def _feed(self, sidecar: Sidecar, event: Event) -> None:
         if not sidecar.alive:
@@ -176,14 +159,14 @@ class Simulation:
         if self.refused[sidecar.number]:
             self.after(0.001, lambda: self._fail(sidecar, action, ConsulUnavailable("refused")))
         elif self.silent[sidecar.number] or self.dead[sidecar.number]:
-            limit = _limit(action) + 3
+            limit = time_limit(action) + 3
             self.after(limit, lambda: self._fail(sidecar, action, ConsulTimeout("silent")))
         else:
             self.after(self.rng.uniform(*LATENCY), lambda: self._arrive(sidecar, action, began))
 
     def _arrive(self, sidecar: Sidecar, action: Action, began: float) -> None:
         if not self.quorum:
-            held = 0.005 if isinstance(action, Probe) else min(7.0, _limit(action))
+            held = 0.005 if isinstance(action, Probe) else min(7.0, time_limit(action))
             self.after(held, lambda: self._held(sidecar, action, began))
             return
         self._apply(sidecar, action, began)
@@ -253,7 +236,7 @@ class Simulation:
 
     def _answer(self, sidecar: Sidecar, action: Action, event: Event) -> None:
         if self._unreachable(sidecar):
-            self.after(_limit(action), lambda: self._fail(sidecar, action, ConsulTimeout("silent")))
+            self.after(time_limit(action), lambda: self._fail(sidecar, action, ConsulTimeout("silent")))
         else:
             self.after(self.rng.uniform(*LATENCY), lambda: self._deliver(sidecar, action, event))
 
@@ -342,7 +325,7 @@ class Simulation:
         for waiting, action in list(self._waiting):
             if waiting is sidecar:
                 self._waiting.remove((waiting, action))
-                later = 0.001 if how == "refused" else min(_limit(action) + 3, KEEPALIVE)
+                later = 0.001 if how == "refused" else min(time_limit(action) + 3, KEEPALIVE)
                 self.after(later, lambda action=action: self._fail(sidecar, action, ConsulUnavailable("reset")))
         if how == "dead" and affected[number] == 1 and (noticed := self.rng.uniform(*GOSSIP)) < seconds:
             self.after(noticed, lambda: self._declared_dead(number))
@@ -395,20 +378,3 @@ class Simulation:
         leaders = self.leaders()
         if len(leaders) > 1 and self.now > self.excused_until:
             self.violations.append(f"{self.now:.3f} s: {[leader.number for leader in leaders]} lead")
-
-
-def _leads(view: View) -> bool:
-    return view.state is State.LEADER and view.fresh
-
-
-_NOTHING = Probed(Probe(-1.0))
-
-
-def _limit(action: Action) -> float:
-    match action:
-        case ReadKey(_, index, wait):
-            return wait * 17 / 16 + 2 if index else 10.0
-        case Renew(_, within) | Probe(within):
-            return within
-        case _:
-            return 10.0

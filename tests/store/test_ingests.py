@@ -1,4 +1,4 @@
-"""None"""
+"""Ingests of containerd: which are shown as growing content, and until when."""
 
 from __future__ import annotations
 

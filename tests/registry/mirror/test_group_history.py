@@ -23,8 +23,8 @@ from spegel_consul.registry.mirror.following.group_history import (
 )
 
 from ..image import LAYER
+from .following_node import CONFIG, GROUP, MANIFEST, OTHER, Pull, sources, start, until
 from .growing_source import CLAIM, GrowingSource, ScriptedKeeper, follow
-from .test_following import CONFIG, GROUP, MANIFEST, OTHER, Pull, sources, start, until
 
 __all__ = ["sources"]  # a fixture
 

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 
 import pytest
 import trio
-from conformance.host import ECHO, WITHIN, HostSuite, Server, pair, server
+from conformance.host import HostSuite
 from conformance.host_limits import HostLimitsSuite
+from conformance.host_rig import ECHO, WITHIN, Server, pair, server
 from conformance.router import eventually
 from sim.network import SimHost, SimNetwork
 from trio.testing import MockClock

@@ -1,4 +1,4 @@
-"""None"""
+"""Floods by peers that have proved an identity: what they get is bounded, and the others go on."""
 
 from __future__ import annotations
 
