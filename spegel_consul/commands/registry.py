@@ -44,8 +44,8 @@ from spegel_consul.join.leader_change import OnLeaderChange
 from spegel_consul.lean_imports import without_collector
 from spegel_consul.oci.filters import ImageFilter
 from spegel_consul.registry.mirror.mirror_peers import MirrorSettings
+from spegel_consul.registry.mirror.providers.address_policy import PeerPolicy
 from spegel_consul.registry.mirror.providers.nearness import CrossZone
-from spegel_consul.registry.mirror.providers.provider_policy import PeerPolicy
 from spegel_consul.runtimes.containerd_sockets import namespaces
 from spegel_consul.sidecar.settings import Settings
 from spegel_consul.signals import stop_signals

@@ -9,7 +9,7 @@ from email.utils import formatdate
 from spegel_consul.oci.errors import Busy, OCIError, RangeInvalid, Unauthorized, Unsupported
 from spegel_consul.oci.path import BUSY_HEADER, GROWING_HEADER, LOAD_HEADER, TAG_AGE_HEADER, TAG_CHECK_HEADER
 from spegel_consul.registry.mirror.body.multipart import Multipart
-from spegel_consul.registry.mirror.validate import Head
+from spegel_consul.registry.mirror.validate_head import Head
 
 INTERIM = b"HTTP/1.1 103 Early Hints\r\n\r\n"
 """The interim answer, as :mod:`spegel_consul.http.server.hypercorn_protocol` sends it too."""

@@ -42,7 +42,7 @@ from spegel_consul.registry.mirror.mirror import Mirror
 from spegel_consul.registry.mirror.range_parts import Part, send_parts
 from spegel_consul.registry.mirror.tags.tag_ages import OwnTagIsNewer
 from spegel_consul.registry.mirror.trace import Trace, TraceHeaders, trace_headers
-from spegel_consul.registry.mirror.validate import Head
+from spegel_consul.registry.mirror.validate_head import Head
 from spegel_consul.registry.plan import Elsewhere, Growing, Own, Planner
 from spegel_consul.registry.uploads import Upload, Uploads, upload_of
 from spegel_consul.store import Blob, Store

@@ -39,7 +39,7 @@ from spegel_consul.registry.mirror.mirror import Mirror
 from spegel_consul.registry.mirror.range_parts import Part, send_parts
 from spegel_consul.registry.mirror.tags.tag_ages import OwnTagIsNewer
 from spegel_consul.registry.mirror.trace import Trace, as_fields, trace_headers
-from spegel_consul.registry.mirror.validate import Head
+from spegel_consul.registry.mirror.validate_head import Head
 from spegel_consul.registry.own_files import OwnFiles
 from spegel_consul.registry.plan import Elsewhere, Growing, Own, Planner
 from spegel_consul.registry.uploads import Upload, Uploads, upload_of

@@ -35,7 +35,7 @@ from spegel_consul.peers import PeerError
 from spegel_consul.registry.mirror.fetch import TransferCut
 from spegel_consul.registry.mirror.followers import WAIT, FollowedSend
 from spegel_consul.registry.mirror.mirror import Mirror
-from spegel_consul.registry.mirror.validate import Head
+from spegel_consul.registry.mirror.validate_head import Head
 from spegel_consul.registry.plan import Growing, Planner
 from spegel_consul.store import Store
 from spegel_consul.zerocopy.growing_file import GrowingFile

@@ -36,7 +36,7 @@ from spegel_consul.join.catalog_routers import CatalogRouters
 from spegel_consul.join.join_settings import BootstrapKind
 from spegel_consul.join.keeper import RingKeeper
 from spegel_consul.join.remembered_members import Remembered
-from spegel_consul.registry.mirror.providers.provider_policy import PeerPolicy
+from spegel_consul.registry.mirror.providers.address_policy import PeerPolicy
 from spegel_consul.ring import Router
 from spegel_consul.ring.restartable import ReplaceableRouter
 from spegel_consul.sidecar.content import Content

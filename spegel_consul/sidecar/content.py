@@ -29,7 +29,7 @@ from spegel_consul.registry.content_cache import ByteCache
 from spegel_consul.registry.fast_path import FastPath
 from spegel_consul.registry.mirror.mirror import Mirror
 from spegel_consul.registry.mirror.mirror_peers import MirrorParts
-from spegel_consul.registry.mirror.providers.provider_policy import PeerPolicy, any_node, one_of
+from spegel_consul.registry.mirror.providers.address_policy import PeerPolicy, any_node, one_of
 from spegel_consul.registry.mirror.tags.upstream_tags import UpstreamTags
 from spegel_consul.registry.mirror.trace import Trace, as_fields
 from spegel_consul.registry.plan import Planner

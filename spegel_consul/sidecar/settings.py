@@ -18,7 +18,7 @@ from spegel_consul.join.leader_change import OnLeaderChange
 from spegel_consul.oci.filters import ImageFilter
 from spegel_consul.places import Place
 from spegel_consul.registry.mirror.mirror_peers import MirrorSettings
-from spegel_consul.registry.mirror.providers.provider_policy import PeerPolicy
+from spegel_consul.registry.mirror.providers.address_policy import PeerPolicy
 
 
 class ZoneFrom(enum.Enum):

@@ -46,7 +46,7 @@ from spegel_consul.oci.path import parse_content_path
 from spegel_consul.oci.ranges import ByteRange, parse_ranges
 from spegel_consul.oci.reference import Reference
 from spegel_consul.peers import PeerError, PeerInfo, RingError
-from spegel_consul.registry.mirror import validate as heads
+from spegel_consul.registry.mirror import validate_head as heads
 from spegel_consul.registry.mirror.body.multipart import Multipart
 from spegel_consul.ring.dht.claim_messages import MAX_CLAIM_MESSAGE, decode_claim, decode_verdict, encode_claim
 from spegel_consul.ring.dht.messages import Frames, WireError, decode, decode_members, decode_withdrawal

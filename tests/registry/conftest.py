@@ -28,7 +28,7 @@ from spegel_consul.registry.content_cache import ByteCache
 from spegel_consul.registry.fast_path import FastPath
 from spegel_consul.registry.mirror.mirror import Mirror
 from spegel_consul.registry.mirror.mirror_peers import MirrorParts, MirrorSettings
-from spegel_consul.registry.mirror.providers.provider_policy import Permits, any_node
+from spegel_consul.registry.mirror.providers.address_policy import Permits, any_node
 from spegel_consul.registry.mirror.tags.upstream_tags import UpstreamTags
 from spegel_consul.registry.plan import Planner
 from spegel_consul.registry.registry_app import build_app

@@ -12,7 +12,7 @@ the same digest, or no other provider is to be had, or the hedge interval has pa
 youngest tag is used (:mod:`spegel_consul.registry.mirror.tags.tag_ages`).
 
 A new rule belongs here if it decides which of several answers is used. The order of questions belongs to hedging, and
-the rules for one answer belong to :mod:`spegel_consul.registry.mirror.validate`.
+the rules for one answer belong to :mod:`spegel_consul.registry.mirror.validate_head`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from spegel_consul.registry.mirror.questions.peer_answer import Answer, Question
 from spegel_consul.registry.mirror.questions.source_search import SourceSearch
 from spegel_consul.registry.mirror.tags.tag_ages import OwnTagIsNewer, agree, newest
 from spegel_consul.registry.mirror.trace import CUT, Trace
-from spegel_consul.registry.mirror.validate import Head, PeerBusy
+from spegel_consul.registry.mirror.validate_head import Head, PeerBusy
 
 log = structlog.get_logger(__name__)
 

@@ -26,7 +26,7 @@ from spegel_consul.oci.digest import Digest
 from spegel_consul.peers import Provider
 from spegel_consul.registry.mirror.following.group_claim import Follow
 from spegel_consul.registry.mirror.providers.suspects import Address
-from spegel_consul.registry.mirror.validate import Head
+from spegel_consul.registry.mirror.validate_head import Head
 from spegel_consul.zerocopy.position import Position
 from spegel_consul.zerocopy.send_growing import CHAIN_STALL
 from spegel_consul.zerocopy.small_spool import SmallSpool

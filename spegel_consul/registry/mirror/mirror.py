@@ -37,7 +37,7 @@ from spegel_consul.registry.mirror.promises.whole_images import WholeImages
 from spegel_consul.registry.mirror.questions.peer_answer import Answer
 from spegel_consul.registry.mirror.tags.upstream_tags import TagCheck
 from spegel_consul.registry.mirror.trace import UNKNOWN_REGISTRY, Trace, TraceHeaders, Traces
-from spegel_consul.registry.mirror.validate import Head, PeerBusy, judge
+from spegel_consul.registry.mirror.validate_head import Head, PeerBusy, judge
 from spegel_consul.store import Store
 
 log = structlog.get_logger(__name__)

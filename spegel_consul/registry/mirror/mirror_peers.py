@@ -29,18 +29,18 @@ from spegel_consul.places import Here
 from spegel_consul.registry.mirror.expected_sizes import Sizes
 from spegel_consul.registry.mirror.following.follows import Behind, Follows, nobody_is_behind
 from spegel_consul.registry.mirror.held_bodies import Feed, HeldBodies
+from spegel_consul.registry.mirror.providers.address_policy import Permits, any_node
 from spegel_consul.registry.mirror.providers.loads import Loads
 from spegel_consul.registry.mirror.providers.nearness import CrossZone, Nearness
 from spegel_consul.registry.mirror.providers.penalties import Penalties
 from spegel_consul.registry.mirror.providers.provider_cache import RecentProviders
-from spegel_consul.registry.mirror.providers.provider_policy import Permits, any_node
 from spegel_consul.registry.mirror.providers.suspects import Address, Suspects
 from spegel_consul.registry.mirror.providers.unverified_transfers import UnverifiedTransfers
 from spegel_consul.registry.mirror.tags.age_limits import AgeLimits
 from spegel_consul.registry.mirror.tags.tag_ages import TagAges
 from spegel_consul.registry.mirror.tags.upstream_tags import UpstreamTags
 from spegel_consul.registry.mirror.trace import TraceHeaders
-from spegel_consul.registry.mirror.validate import Head, PeerBusy
+from spegel_consul.registry.mirror.validate_head import Head, PeerBusy
 from spegel_consul.ring import Router
 from spegel_consul.store import Store
 from spegel_consul.zerocopy.pacing import Pace

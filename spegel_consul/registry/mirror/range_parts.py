@@ -22,7 +22,7 @@ from spegel_consul.registry.mirror.body.transfer import Transfer
 from spegel_consul.registry.mirror.fetch import TransferCut
 from spegel_consul.registry.mirror.mirror import Mirror
 from spegel_consul.registry.mirror.trace import Trace
-from spegel_consul.registry.mirror.validate import Head
+from spegel_consul.registry.mirror.validate_head import Head
 
 
 @dataclass(frozen=True, slots=True)

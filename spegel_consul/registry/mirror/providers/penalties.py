@@ -8,7 +8,7 @@ second ID as well. A record that names a barred address leads to its secondary a
 reached, because that is the purpose of a secondary address.
 
 A new reason to ask a peer later or not at all, because of its own behaviour, belongs here. The addresses that may never
-be asked are in :mod:`spegel_consul.registry.mirror.providers.provider_policy`.
+be asked are in :mod:`spegel_consul.registry.mirror.providers.address_policy`.
 """
 
 from __future__ import annotations

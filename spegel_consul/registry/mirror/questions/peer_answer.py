@@ -1,8 +1,8 @@
 """One question to one peer, and its acceptable answer.
 
 A manifest or a small blob is read and verified before the answer is there. A new rule belongs here if it concerns the
-exchange with one peer. The acceptance of a head is in :mod:`spegel_consul.registry.mirror.validate`, and the choice
-among several answers in :mod:`spegel_consul.registry.mirror.fetch`.
+exchange with one peer. The acceptance of a head is in :mod:`spegel_consul.registry.mirror.validate_head`, and the
+choice among several answers in :mod:`spegel_consul.registry.mirror.fetch`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from spegel_consul.registry.mirror.following.group_claim import Follow
 from spegel_consul.registry.mirror.mirror_peers import MirrorPeers
 from spegel_consul.registry.mirror.tags.tag_ages import parse_age
 from spegel_consul.registry.mirror.trace import Trace
-from spegel_consul.registry.mirror.validate import Head, judge, type_of
+from spegel_consul.registry.mirror.validate_head import Head, judge, type_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ from spegel_consul.registry.mirror.following.group_claim import Follow
 from spegel_consul.registry.mirror.mirror_peers import MirrorPeers, WrongBytes
 from spegel_consul.registry.mirror.questions.peer_answer import Answer, Question
 from spegel_consul.registry.mirror.trace import Trace
-from spegel_consul.registry.mirror.validate import Head
+from spegel_consul.registry.mirror.validate_head import Head
 from spegel_consul.ring.dht.claims import Why
 
 log = structlog.get_logger(__name__)

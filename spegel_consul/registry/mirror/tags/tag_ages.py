@@ -29,7 +29,7 @@ from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.reference import Reference
 from spegel_consul.registry.mirror.providers.provider_cache import FRESH
 from spegel_consul.registry.mirror.trace import HIT
-from spegel_consul.registry.mirror.validate import Head
+from spegel_consul.registry.mirror.validate_head import Head
 from spegel_consul.store import Store
 from spegel_consul.store.tag_times import OLDEST
 
