@@ -18,7 +18,7 @@ from spegel_consul.ring.net.libp2p_host import Libp2pHost
 from spegel_consul.ring.net.node_key import load_or_create
 from spegel_consul.ring.router import KadRouter
 
-from .growing_source import DownloadingStore
+from .following.growing_source import DownloadingStore
 from .test_cold_cluster import FOLLOW, Image, Runtime, Upstream
 
 ADDRESS = "127.0.0.1"

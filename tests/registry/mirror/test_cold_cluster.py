@@ -20,7 +20,7 @@ from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.media import OCI_MANIFEST
 from spegel_consul.registry.mirror.mirror_peers import MirrorSettings
 
-from .growing_source import DownloadingStore
+from .following.growing_source import DownloadingStore
 
 FOLLOW = MirrorSettings(follow=True, verify_first=0)
 

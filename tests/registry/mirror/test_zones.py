@@ -16,7 +16,7 @@ from spegel_consul.places import NOWHERE, Here, Place
 from spegel_consul.registry.mirror.mirror_peers import MirrorSettings
 from spegel_consul.registry.mirror.providers.nearness import CrossZone
 
-from .growing_source import DownloadingStore
+from .following.growing_source import DownloadingStore
 from .test_cold_cluster import FOLLOW, Image, Runtime, Upstream
 
 A, B = Place("dc1", "a"), Place("dc1", "b")

@@ -19,8 +19,8 @@ from spegel_consul.registry.mirror.questions.source_search import SILENT
 from spegel_consul.ring.dht.claims import ClaimReport, Why
 from spegel_consul.zerocopy.send_growing import CHAIN_STALL, STALL
 
-from ..conftest import ASKER, LIMITS
-from ..image import LAYER, get
+from ...conftest import ASKER, LIMITS
+from ...image import LAYER, get
 from .following_node import (
     CONFIG,
     GROUP,

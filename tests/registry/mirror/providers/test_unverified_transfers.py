@@ -14,8 +14,8 @@ from spegel_consul.peers import Provider
 from spegel_consul.registry.mirror.mirror_peers import MirrorSettings
 from spegel_consul.registry.mirror.providers.unverified_transfers import ASKED_AGAIN, HASHED, UnverifiedTransfers
 
-from ..conftest import head
-from ..image import BLOB_PATH, DIGEST, LAYER, get
+from ...conftest import head
+from ...image import BLOB_PATH, DIGEST, LAYER, get
 
 AUTO = MirrorSettings(verify_first=0, runtime_verifies=True)
 WRONG = bytes([LAYER[0] ^ 1]) + LAYER[1:]

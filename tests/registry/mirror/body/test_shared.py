@@ -15,8 +15,8 @@ import trio
 from spegel_consul.http.peer_client import PeerLimits
 from spegel_consul.zerocopy import spool
 
-from ..conftest import head
-from ..image import BLOB_PATH, DIGEST, LAYER
+from ...conftest import head
+from ...image import BLOB_PATH, DIGEST, LAYER
 from .test_body import state
 from .test_held import results
 

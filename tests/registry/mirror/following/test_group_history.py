@@ -22,7 +22,7 @@ from spegel_consul.registry.mirror.following.group_history import (
     LeftSource,
 )
 
-from ..image import LAYER
+from ...image import LAYER
 from .following_node import CONFIG, GROUP, MANIFEST, OTHER, Pull, sources, start, until
 from .growing_source import CLAIM, GrowingSource, ScriptedKeeper, follow
 

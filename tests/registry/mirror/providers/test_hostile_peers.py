@@ -20,8 +20,8 @@ from spegel_consul.oci.media import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI
 from spegel_consul.peers import Provider
 from spegel_consul.registry.mirror.mirror_peers import MirrorSettings
 
-from ..conftest import head
-from .test_mirror import LAYER, get
+from ...conftest import head
+from ..test_mirror import LAYER, get
 
 SMALL = LAYER[:100_000]
 BODIES = {"read whole": SMALL, "held": LAYER, "streamed": LAYER}

@@ -13,8 +13,8 @@ from spegel_consul.peers import Provider
 from spegel_consul.registry.mirror.providers import penalties as module
 from spegel_consul.registry.mirror.providers.penalties import HUNG, LIED, SLOW, Penalties
 
-from ..conftest import NOT_FOUND, head
-from ..image import BLOB_PATH, DIGEST, LAYER, get
+from ...conftest import NOT_FOUND, head
+from ...image import BLOB_PATH, DIGEST, LAYER, get
 
 ADDRESSES = [("10.0.0.1", 5000), ("10.0.0.2", 5000), ("10.0.0.2", 5001), ("fd00::1", 5000), ("fd00::2", 5000)]
 ADDRESS = st.sampled_from(ADDRESSES)

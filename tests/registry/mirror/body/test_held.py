@@ -14,8 +14,8 @@ import trio
 from spegel_consul.registry.mirror.mirror_peers import MirrorSettings
 from spegel_consul.zerocopy import spool
 
-from ..conftest import head, open_files
-from ..image import BLOB_PATH, DIGEST, LAYER, get
+from ...conftest import head, open_files
+from ...image import BLOB_PATH, DIGEST, LAYER, get
 
 WRONG = bytes([LAYER[0] ^ 1]) + LAYER[1:]
 

@@ -12,8 +12,8 @@ from spegel_consul.http.peer_client import PeerClient, PeerResponse
 from spegel_consul.peers import Provider
 from spegel_consul.registry.mirror.mirror_peers import MirrorSettings
 
-from ..conftest import head
-from ..image import BLOB_PATH, LAYER, STREAMED, get
+from ...conftest import head
+from ...image import BLOB_PATH, LAYER, STREAMED, get
 
 
 @pytest.mark.parametrize("then", ["close", "hang"])

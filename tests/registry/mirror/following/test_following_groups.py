@@ -16,8 +16,8 @@ from spegel_consul.peers import Provider
 from spegel_consul.registry.mirror.following import group_claim
 from spegel_consul.ring.dht.claims import ClaimReport, Verdict
 
-from ..conftest import ASKER
-from ..image import LAYER, get
+from ...conftest import ASKER
+from ...image import LAYER, get
 from .following_node import GROUP, MANIFEST, OTHER, STREAMED, path, sources, start, until
 from .growing_source import ALONE, CLAIM, DownloadingStore, GrowingSource, ScriptedKeeper, follow
 

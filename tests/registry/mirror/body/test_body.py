@@ -18,8 +18,8 @@ from spegel_consul.zerocopy.relay import Relay
 from spegel_consul.zerocopy.small_spool import SmallSpool
 from spegel_consul.zerocopy.spool import Spool
 
-from ..conftest import head
-from ..image import BLOB_PATH, LAYER
+from ...conftest import head
+from ...image import BLOB_PATH, LAYER
 
 SIZE = len(LAYER)
 CUTS = (0, 1, 4095, 4096, 700_000, 900_001, SIZE - 1, SIZE)

@@ -15,7 +15,7 @@ from spegel_consul.ring.dht.claims import ClaimReport, Verdict, What
 from spegel_consul.store import Downloads
 from spegel_consul.zerocopy.growing_file import GrowingFile
 
-from ..conftest import FileStore
+from ...conftest import FileStore
 
 
 @dataclass

@@ -24,7 +24,7 @@ from spegel_consul.registry.mirror.mirror_peers import MirrorParts, MirrorSettin
 from spegel_consul.zerocopy.outlet import PieceOutlet
 from spegel_consul.zerocopy.source import Throughput
 
-from ..conftest import InOrder, ListRouter
+from ...conftest import InOrder, ListRouter
 
 SIZE, LAYERS, AT_ONCE = 40, 4, 3
 PROVIDERS = [Provider(f"peer{i}", ("10.0.0.1", 1000 + i)) for i in range(3)]

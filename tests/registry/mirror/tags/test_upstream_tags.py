@@ -17,7 +17,7 @@ from spegel_consul.oci.reference import Reference
 from spegel_consul.registry.mirror.tags import upstream_tags
 from spegel_consul.registry.mirror.tags.upstream_tags import TagCheck, UpstreamTags
 
-from ..image import LAYER, MANIFEST, MANIFEST_DIGEST, TAG_PATH, get
+from ...image import LAYER, MANIFEST, MANIFEST_DIGEST, TAG_PATH, get
 
 APP = Reference("docker.io", "library/app", tag="v1")
 OTHER = Digest.of(b"moved")

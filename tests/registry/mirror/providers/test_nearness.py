@@ -13,8 +13,8 @@ from spegel_consul.places import NOWHERE, Here, Place
 from spegel_consul.registry.mirror.mirror_peers import MirrorSettings
 from spegel_consul.registry.mirror.providers.nearness import CrossZone, Nearness
 
-from ..conftest import head
-from ..image import BLOB_PATH, LAYER, STREAMED, get
+from ...conftest import head
+from ...image import BLOB_PATH, LAYER, STREAMED, get
 
 HERE = Place("dc1", "a", "r1")
 RACK, ZONE, FAR, OTHER = Place("dc1", "a", "r1"), Place("dc1", "a", "r2"), Place("dc1", "b"), Place("dc2", "a")

@@ -16,8 +16,8 @@ from spegel_consul.registry.mirror.following.group_claim import CLAIM_WITHIN
 from spegel_consul.registry.mirror.mirror_peers import MirrorSettings
 from spegel_consul.ring.dht.claims import ClaimReport, Verdict, Why
 
-from ..conftest import ASKER
-from ..image import LAYER, get
+from ...conftest import ASKER
+from ...image import LAYER, get
 from .following_node import CONFIG, CONTENT, HELD, OTHER, STREAMED, WAYS, Pull, losses, path, sources, start, until
 from .growing_source import CLAIM, GrowingSource, ScriptedKeeper, follow
 

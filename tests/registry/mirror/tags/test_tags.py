@@ -16,10 +16,10 @@ from spegel_consul.registry.mirror.mirror_peers import MirrorSettings
 from spegel_consul.registry.mirror.providers.provider_cache import RecentProviders
 from spegel_consul.registry.mirror.tags.age_limits import AgeLimit, AgeLimits
 from spegel_consul.registry.mirror.tags.tag_ages import agree, newest, parse_age
-from spegel_consul.registry.mirror.validate import Head
+from spegel_consul.registry.mirror.validate_head import Head
 
-from ..conftest import head
-from ..image import LAYER, MANIFEST, TAG_PATH, get
+from ...conftest import head
+from ...image import LAYER, MANIFEST, TAG_PATH, get
 
 NAME = "docker.io/library/app:v1"
 OLD = MANIFEST

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from spegel_consul.peers import Provider
 from spegel_consul.registry.mirror.providers import hedging, loads
 from spegel_consul.registry.mirror.providers.loads import Loads
-from spegel_consul.registry.mirror.validate import seconds
+from spegel_consul.registry.mirror.validate_head import seconds
 
 PEERS = [Provider(f"peer{number}", (f"10.0.0.{number}", 5000)) for number in range(8)]
 

@@ -10,8 +10,8 @@ from spegel_consul.peers import Provider
 from spegel_consul.registry.mirror.mirror_peers import MirrorSettings
 from spegel_consul.zerocopy import source
 
-from ..conftest import head
-from .test_mirror import DIGEST, LAYER, get
+from ...conftest import head
+from ..test_mirror import DIGEST, LAYER, get
 
 PIECE = 50_000
 STEADY = [part for start in range(0, len(LAYER), PIECE) for part in (LAYER[start : start + PIECE], 0.05)]

@@ -9,8 +9,8 @@ import httpx
 import pytest
 import trio
 
-from ..conftest import NOT_FOUND, head, open_files
-from ..image import BLOB_PATH, DIGEST, LAYER, MANIFEST, MANIFEST_DIGEST, STREAMED, TAG_PATH, get
+from ...conftest import NOT_FOUND, head, open_files
+from ...image import BLOB_PATH, DIGEST, LAYER, MANIFEST, MANIFEST_DIGEST, STREAMED, TAG_PATH, get
 
 
 @pytest.mark.parametrize(

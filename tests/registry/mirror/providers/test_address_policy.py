@@ -10,10 +10,10 @@ import pytest
 
 from spegel_consul.http.basic_auth import Credentials
 from spegel_consul.peers import Provider
-from spegel_consul.registry.mirror.providers.provider_policy import any_node, one_of
+from spegel_consul.registry.mirror.providers.address_policy import any_node, one_of
 
-from ..conftest import NOT_FOUND
-from ..image import TAG_PATH, get
+from ...conftest import NOT_FOUND
+from ...image import TAG_PATH, get
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from spegel_consul.oci.media import OCI_MANIFEST
 from spegel_consul.registry.mirror.mirror_peers import MirrorSettings
 from spegel_consul.ring.dht.claims import Why
 
-from ..image import LAYER
+from ...image import LAYER
 from .growing_source import DownloadingStore, GrowingSource
 
 OTHER = bytes(reversed(range(251))) * 8000

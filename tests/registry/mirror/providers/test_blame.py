@@ -27,13 +27,13 @@ from spegel_consul.registry.mirror.fetch import TransferCut
 from spegel_consul.registry.mirror.held_bodies import Feed
 from spegel_consul.registry.mirror.mirror import Mirror
 from spegel_consul.registry.mirror.mirror_peers import MirrorParts, MirrorSettings
-from spegel_consul.registry.mirror.validate import Head
+from spegel_consul.registry.mirror.validate_head import Head
 from spegel_consul.zerocopy.outlet import PieceOutlet
 from spegel_consul.zerocopy.position import Position
 from spegel_consul.zerocopy.source import Throughput
 
-from ..conftest import InOrder, ListRouter, head
-from ..image import BLOB_PATH, LAYER, STREAMED, get
+from ...conftest import InOrder, ListRouter, head
+from ...image import BLOB_PATH, LAYER, STREAMED, get
 
 CONTENT = bytes(range(40))
 DIGEST = Digest.of(CONTENT)
