@@ -72,9 +72,10 @@ from spegel_consul.runtimes.mirror_targets import Target, own_mirror, parse_regi
 @option(
     "--docker-referrers",
     type=bool,
-    default=False,
+    default=None,
     help="Whether Docker asks the mirrors for signatures of images too. Docker 29.1 and later then pulls images with"
-    " attestations while their registry is down; Docker 28 refuses such a file, and so all pulls.",
+    " attestations while their registry is down; older ones refuse such a file, and so all pulls.  [default: by the"
+    " version of the Docker behind --docker-sock]",
 )
 @option(
     "--prepend-existing",
@@ -123,7 +124,7 @@ def configuration(dry_run: bool, **given: Any) -> None:
             plans.append(plan_daemon(path, mirroring, snapshotter=given["containerd_snapshotter"]))
         if ConfigKind.DOCKER in runtimes:
             base = given["docker_certs_path"].absolute()
-            asked = replace(mirroring, referrers=given["docker_referrers"])
+            asked = replace(mirroring, referrers=_asks_for_signatures(given["docker_referrers"], given["docker_sock"]))
             plans.append(plan_hosts(base, registries, asked, keep_existing=keep))
         if runtimes & {ConfigKind.PODMAN, ConfigKind.CRIO}:
             base = given["containers_config_path"].absolute()
@@ -203,6 +204,16 @@ def cleanup_wait(probe_endpoint: Any, threshold: int, period: float, timeout: fl
     """Wait until the cleanup has been done on all nodes."""
     if (problem := wait_cleaned(probe_endpoint, threshold, period, timeout)) is not None:
         raise click.ClickException(problem)
+
+
+def _asks_for_signatures(given: bool | None, sock: Path) -> bool:
+    """Whether hosts.toml gets the capability ``referrers``; not if Docker's version is not known."""
+    if given is not None:
+        return given
+    try:
+        return docker.ask(sock).knows_referrers
+    except docker.NoDocker:
+        return False
 
 
 def _keeps_existing(prepend: bool | None, replace: bool) -> bool:

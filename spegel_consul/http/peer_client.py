@@ -186,12 +186,21 @@ class PeerClient:
     async def request_at_once(
         self, address: tuple[str, int], method: str, target: str, headers: Sequence[tuple[str, str]]
     ) -> PeerResponse | None:
-        """Send a request over an idle connection; return None if there is none or it fails."""
+        """Send a request over an idle connection; return None if there is none or it fails.
+
+        The caller limits the time.
+        """
         connection = self._reuse(address)
         if connection is None:
             return None
         try:
-            return await self._exchange(connection, method, target, headers, self.limits.first_byte)
+            await connection.send(_question(connection, method, target, headers))
+            data = b""
+            while True:
+                data += await connection.receive(_RECEIVE_HEAD)
+                response = await self._response(connection, data, method)
+                if response is not None:
+                    return response
         except PeerError:
             connection.close()
             return None
@@ -208,11 +217,9 @@ class PeerClient:
         within: float,
         silence: float = math.inf,
     ) -> PeerResponse:
-        lines = [f"{method} {target} HTTP/1.1", f"host: {connection}", *(f"{name}: {value}" for name, value in headers)]
-        question = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
         last, interim = trio.current_time() + within, 0
         with trio.move_on_after(min(within, silence)) as waiting:
-            await connection.send(question)
+            await connection.send(_question(connection, method, target, headers))
             data = b""
             while True:
                 data += await connection.receive(_RECEIVE_HEAD)
@@ -221,21 +228,24 @@ class PeerClient:
                     interim += count
                     if count and interim <= _MOST_INTERIM:
                         waiting.deadline = min(last, trio.current_time() + silence)
-                reply = self._parse(connection, data, method) if data else None
-                if reply is not None:
-                    return PeerResponse(self, connection, reply)
-                if len(data) > MAX_HEAD:
-                    raise PeerError(f"{connection} sent a head of more than {MAX_HEAD} bytes", broken=True)
-                await trio.lowlevel.checkpoint()  # for other tasks, because single bytes may always be ready
+                response = await self._response(connection, data, method)
+                if response is not None:
+                    return response
         limit = within if trio.current_time() >= last else silence
         raise PeerError(f"{connection} did not answer within {limit:g} s", hung=True)
 
-    @staticmethod
-    def _parse(connection: RegistryConnection, data: bytes, method: str) -> Reply | None:
+    async def _response(self, connection: RegistryConnection, data: bytes, method: str) -> PeerResponse | None:
+        """Return the answer that begins with ``data``, or None if its head is not complete. Raises PeerError."""
         try:
-            return parse_reply(data, method)
+            reply = parse_reply(data, method) if data else None
         except ReplyError as exc:
             raise PeerError(f"{connection} did not answer in HTTP: {exc}", broken=True) from None
+        if reply is not None:
+            return PeerResponse(self, connection, reply)
+        if len(data) > MAX_HEAD:
+            raise PeerError(f"{connection} sent a head of more than {MAX_HEAD} bytes", broken=True)
+        await trio.lowlevel.checkpoint()  # for other tasks, because single bytes may always be ready
+        return None
 
     def _reuse(self, address: tuple[str, int]) -> RegistryConnection | None:
         idle = self._idle.get(address, [])
@@ -277,3 +287,8 @@ class PeerClient:
             for connection in kept:
                 connection.close()
         self._idle.clear()
+
+
+def _question(connection: RegistryConnection, method: str, target: str, headers: Sequence[tuple[str, str]]) -> bytes:
+    lines = [f"{method} {target} HTTP/1.1", f"host: {connection}", *(f"{name}: {value}" for name, value in headers)]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")

@@ -177,6 +177,7 @@ def _docker(subject: Subject, found: docker.Docker) -> list[Check]:
     proxies_ = Proxies.of_docker(found)
     if found.reads_hosts and subject.docker_hosts is not None:
         checks += _hosts(subject, "docker", subject.docker_hosts, proxies_)
+        checks += _referrers(found, subject.docker_hosts)
     elif found.mirrors:
         checks.append(probed("docker-mirrors", found.mirrors[0], "docker.io"))
         checks.append(proxies.check_of("docker", proxies_, node_mirrors(subject, found.mirrors)))
@@ -204,10 +205,7 @@ def _hosts(subject: Subject, runtime: str, base: Path, proxies_: Proxies | None)
     """Whether the hosts.toml files of a runtime name a mirror that answers, and that it asks without a proxy."""
     name = f"{runtime}-hosts"
     fix = f"spegel-consul configuration --runtime {runtime}"
-    found = sorted(base.glob("*/hosts.toml")) if base.is_dir() else []
-    found = [file for file in found if file.parent.name != "_backup"]
-    # _default first, because it is for most registries
-    for file in sorted(found, key=lambda file: (file.parent.name != "_default", file)):
+    for file in _hosts_files(base):
         try:
             hosts = list(tomllib.loads(foreign_files.read(file, foreign_files.CONFIG_SIZE).decode()).get("host", {}))
         except (OSError, ValueError) as exc:
@@ -216,6 +214,39 @@ def _hosts(subject: Subject, runtime: str, base: Path, proxies_: Proxies | None)
             first = probed(name, hosts[0], file.parent.name)
             return [first, proxies.check_of(runtime, proxies_, node_mirrors(subject, hosts))]
     return [fail(name, f"no hosts.toml in {base} names a mirror, so the runtime never asks one", fix)]
+
+
+def _referrers(found: docker.Docker, base: Path) -> list[Check]:
+    """Whether hosts.toml names the capability ``referrers`` to a Docker that knows it, and to no other."""
+    name, fix = "docker-referrers", "spegel-consul configuration --runtime docker"
+    naming = [file for file in _hosts_files(base) if "referrers" in _capabilities(file)]
+    if naming and not found.knows_referrers:
+        says = (
+            f"Docker {found.version} refuses {naming[0]}, and so all pulls: it does not know the capability referrers"
+        )
+        return [fail(name, says, fix)]
+    if found.knows_referrers and not naming:
+        says = f"Docker {found.version} can't pull images with attestations while their registry is down"
+        return [warn(name, says, fix)]
+    return []
+
+
+def _capabilities(file: Path) -> set[str]:
+    """The capabilities of all hosts of a hosts.toml; those of a file that can't be read are unknown."""
+    try:
+        hosts = tomllib.loads(foreign_files.read(file, foreign_files.CONFIG_SIZE).decode()).get("host", {})
+        return {each for host in hosts.values() for each in host.get("capabilities", ())}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return set()
+
+
+def _hosts_files(base: Path) -> list[Path]:
+    """The hosts.toml files that a runtime reads, that of _default first, because it is for most registries."""
+    found = base.glob("*/hosts.toml") if base.is_dir() else ()
+    return sorted(
+        (file for file in found if file.parent.name != "_backup"),
+        key=lambda file: (file.parent.name != "_default", file),
+    )
 
 
 def node_mirrors(subject: Subject, urls: Sequence[str]) -> list[str]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from spegel_consul.error_words import in_words
 
 _TIMEOUT = 5.0
 _FIRST_WITH_HOSTS = 28
+_FIRST_WITH_REFERRERS = (29, 1)
 
 
 class NoDocker(Exception):
@@ -53,6 +55,12 @@ class Docker:
     @property
     def reads_hosts(self) -> bool:
         return self.image_store and self.is_new_enough
+
+    @property
+    def knows_referrers(self) -> bool:
+        """Whether this version reads a hosts.toml with the capability ``referrers``; older ones refuse the file."""
+        found = re.match(r"(\d+)\.(\d+)", self.version)
+        return found is not None and (int(found[1]), int(found[2])) >= _FIRST_WITH_REFERRERS
 
 
 def ask(sock: Path) -> Docker:

@@ -15,6 +15,7 @@ A new way to put bytes of this node on a socket belongs here; bytes of other soc
 
 from __future__ import annotations
 
+import ctypes
 import os
 import select
 import socket
@@ -40,6 +41,10 @@ _TURN = 0.002  # seconds that all transfers together may send before other tasks
 _WRITABLE_WITHIN = 20  # milliseconds that a thread waits for the socket
 _threads = trio.CapacityLimiter(64)
 _one_byte = [bytearray(1)]
+_send_more = ctypes.CDLL(None).send
+"""send(2), because Trio's send() makes a pass of the event loop, which costs more than the call."""
+_send_more.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_int)
+_send_more.restype = ctypes.c_ssize_t
 _active = 0  # transfers that send on the event loop now
 
 AT_ONCE = _CHUNK
@@ -72,20 +77,9 @@ async def send_both(sock: trio.socket.SocketType, head: bytes, data: bytes | mem
 
 
 async def send_head(sock: trio.socket.SocketType, head: bytes) -> None:
-    """Send all of ``head``; the kernel may delay it until further bytes follow (MSG_MORE)."""
-    with trio.fail_after(STALL):
-        sent = await sock.send(head, socket.MSG_MORE)
-    await send_bytes(sock, head[sent:])
-
-
-def _cork(sock: trio.socket.SocketType, on: bool) -> None:
-    """Make the kernel hold back a last, small packet, or send it.
-
-    The option, and not MSG_MORE, because Trio's send() makes a pass of the event loop, which costs more than the call.
-    """
-    # only a hint: the calls that send report the errors of a closed socket
-    with suppress(OSError):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, on)
+    """Send all of ``head``; the kernel may delay it until further bytes follow, which must be sent."""
+    sent = _send_more(sock.fileno(), head, len(head), socket.MSG_MORE)
+    await send_bytes(sock, head[max(0, sent) :])  # raises the error, if there was one
 
 
 async def send_file(
@@ -109,8 +103,7 @@ async def send_file(
         if pace is not None:
             pace.begin(sock)
         if head:
-            _cork(sock, True)
-            await send_bytes(sock, head)
+            await (send_head if start < stop else send_bytes)(sock, head)
         out, turn_ends = sock.fileno(), time.perf_counter() + _TURN / _active
         while reached < stop:
             most = min(stop - reached, _ALONE if _active == 1 and not cold else _CHUNK)
@@ -149,8 +142,6 @@ async def send_file(
     finally:
         _active -= 1
         count(reached - start)
-        if head:
-            _cork(sock, False)
         if pace is not None:
             pace.end(sock)
 
@@ -178,19 +169,17 @@ class FileAnswer:
         """
         if not _resident(self._fd, self._start, self._stop):
             return False
-        _cork(sock, True)
         out = sock.fileno()
+        self._head = self._head[max(0, _send_more(out, self._head, len(self._head), socket.MSG_MORE)) :]
+        if self._head:
+            return False  # send_rest waits for the socket, or raises its error
         try:
-            self._head = self._head[os.write(out, self._head) :]
-            if not self._head:
-                sent = os.sendfile(out, self._fd, self._start, self._stop - self._start)
-                if sent == 0:
-                    raise Truncated
-                self._reached += sent
+            sent = os.sendfile(out, self._fd, self._start, self._stop - self._start)
         except BlockingIOError:
             return False
-        finally:
-            _cork(sock, False)
+        if sent == 0:
+            raise Truncated
+        self._reached += sent
         return self._reached == self._stop
 
     async def send_rest(self, sock: trio.socket.SocketType) -> None:

@@ -331,7 +331,19 @@ def test_cleanup_wait(node: Node) -> None:
         assert cleanup.wait(HANG) == 0
 
 
-def test_only_docker_asks_for_signatures_and_only_if_that_is_said(node: Node) -> None:
+@pytest.mark.parametrize(
+    ("version", "asks"), [("28.5.2", False), ("29.0.4", False), ("29.1.0", True), ("30.0.0", True)]
+)
+def test_a_docker_that_knows_the_capability_asks_for_signatures(node: Node, version: str, asks: bool) -> None:
+    with Docker(node.sock, version, True) as docker:
+        done = node.configure()
+        docker.shutdown()
+    assert done.returncode == 0, done.stderr
+    document = tomllib.loads((node.docker_certs / "_default/hosts.toml").read_text())
+    assert ("referrers" in document["host"][TARGET]["capabilities"]) is asks
+
+
+def test_only_docker_asks_for_signatures(node: Node) -> None:
     words = ["configuration", "--runtime=docker", "--runtime=containerd", f"--mirror-targets={TARGET}"]
     for flags, docker in (([], ["pull", "resolve"]), (["--docker-referrers=true"], ["pull", "resolve", "referrers"])):
         assert node.run(*words, *flags).returncode == 0

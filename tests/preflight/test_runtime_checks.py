@@ -140,6 +140,31 @@ async def test_docker_behind_a_proxy_asks_loopback_itself(machine: Machine) -> N
     assert (checks["docker-proxy"].status, checks["docker-hosts"].status) == (Status.OK, Status.OK)
 
 
+@pytest.mark.parametrize(
+    ("version", "referrers", "status", "says"),
+    [
+        ("28.5.2", True, Status.FAIL, "refuses"),
+        ("29.0.4", True, Status.FAIL, "refuses"),
+        ("29.1.0-rc.1", False, Status.WARN, "while their registry is down"),
+        ("30.0.0", False, Status.WARN, "while their registry is down"),
+        ("29.7.2", True, None, ""),
+        ("28.5.2", False, None, ""),
+        ("dev", False, None, ""),
+    ],
+)
+async def test_the_capability_referrers(
+    machine: Machine, version: str, referrers: bool, status: Status | None, says: str
+) -> None:
+    machine.docker(ServerVersion=version)
+    mirroring = Mirroring((Target(machine.mirror.url),), referrers=referrers)
+    directory = machine.root / "docker" / "_default"
+    directory.mkdir(parents=True)
+    (directory / "hosts.toml").write_text(fresh(Registry("_default"), mirroring))
+    found = named(await runtime_checks.docker_checks(machine.subject())).get("docker-referrers")
+    assert (found.status if found else None) is status
+    assert found is None or (says in found.says and found.fix == "spegel-consul configuration --runtime docker")
+
+
 async def test_containerd_behind_a_proxy(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = machine.root / "proc"
     directory.mkdir()

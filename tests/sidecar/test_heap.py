@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -62,6 +63,32 @@ assert gc.get_freeze_count() > 10_000, gc.get_freeze_count()
 assert len(gc.get_objects()) < 100, len(gc.get_objects())
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_code_that_was_executed_once_is_unmapped_and_runs_again() -> None:
+    code = """
+import ctypes, decimal, hashlib, re, sqlite3, ssl
+from pathlib import Path
+from spegel_consul.sidecar import heap
+
+def mapped():  # KiB of machine code in memory
+    smaps = Path("/proc/self/smaps").read_text()
+    return sum(map(int, re.findall(r"^\\S+ r-xp (?:.*\\n)+?Rss: +(\\d+)", smaps, re.MULTILINE)))
+
+before = mapped()
+heap.unmap_code(ctypes.CDLL(None))
+after = mapped()
+assert after < 0.8 * before, (before, after)
+assert hashlib.sha256(b"a").hexdigest().startswith("ca978112")
+assert sqlite3.connect(":memory:").execute("select 1").fetchone() == (1,)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_system_without_the_call_or_the_file_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    heap.unmap_code(SimpleNamespace())
+    monkeypatch.setattr(heap, "_MAPPINGS", Path("/nonexistent/maps"))
+    heap.unmap_code(SimpleNamespace(madvise=lambda *given: pytest.fail(f"called with {given}")))
 
 
 async def test_late_imports_are_frozen_once(

@@ -7,6 +7,7 @@ here, and nothing that belongs to one request does.
 
 from __future__ import annotations
 
+import functools
 import random
 import urllib.parse
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -105,6 +106,11 @@ class MirrorParts:
     here: Here = field(default_factory=Here)
     rng: random.Random = field(default_factory=random.Random)
     upstream_tags: UpstreamTags | None = None
+
+
+@functools.lru_cache(maxsize=128)
+def _quoted(namespace: str) -> str:
+    return urllib.parse.quote(namespace, safe="")
 
 
 def image_of(request: ContentRequest) -> str:
@@ -211,9 +217,8 @@ class MirrorPeers:
         ask for content that the peer may still be downloading.
         """
         reference = request.reference
-        name = urllib.parse.quote(reference.digest or reference.tag or "", safe=":")
-        namespace = urllib.parse.quote(reference.namespace, safe="")
-        target = f"/v2/{reference.repository}/{request.kind.value}/{name}?ns={namespace}"
+        name = reference.digest or reference.tag
+        target = f"/v2/{reference.repository}/{request.kind.value}/{name}?ns={_quoted(reference.namespace)}"
         headers = [(MIRRORED_HEADER.decode(), "true"), ("accept", "*/*")]
         if follow and self.follows is not None:
             headers.append((FOLLOW_HEADER.decode(), self.follows.me))
