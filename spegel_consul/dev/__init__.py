@@ -32,6 +32,7 @@ from spegel_consul.dev.processes import (
     learn_names,
     make_nodes,
     own_consul,
+    print_pages,
     ready,
     sidecars,
 )
@@ -101,7 +102,7 @@ async def _until_signal(scope: trio.CancelScope) -> None:
 async def _show(console: Console, home: Path, once: bool, port: int, size: int) -> int:
     nodes = make_nodes(NODES, home, port)
     write_image(nodes[0].layout, size << 20)
-    console.print(f"status page  {nodes[1].page}  (node2; all nodes: {nodes[1].page}cluster)")
+    print_pages(console, nodes[1])
     async with own_consul(console, home) as consul:
         console.print(f"starting {NODES} nodes; only node1 has the image [bold]{IMAGE}[/] ({size} MiB)")
         async with sidecars(nodes, consul):

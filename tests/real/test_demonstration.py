@@ -12,7 +12,7 @@ from lab.cluster import MakeCluster
 
 pytestmark = pytest.mark.real
 
-PAGE = re.compile(r"status page  http://127\.0\.0\.\d:5052/debug/web/ ")
+PAGE = re.compile(r"status page    http://127\.0\.0\.\d:5052/debug/web/ ")
 
 
 def demonstration(cluster: MakeCluster, *flags: str) -> list[str]:
