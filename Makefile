@@ -18,7 +18,7 @@ run: install
 
 install: $(STAMP)
 
-$(STAMP): pyproject.toml requirements/run.txt requirements/build.txt .ci/install-locked
+$(STAMP): pyproject.toml requirements/run.txt requirements/build.txt .ci/install-locked .ci/trim_packages.py
 	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "$(PYTHON) must be Python 3.11 or newer with venv (Debian, Ubuntu: apt-get install python3-venv); \
 	PYTHON=/path/to/python3 names another one" >&2; exit 1; }

@@ -39,7 +39,7 @@ can be asked when somebody scrapes costs requests nothing.
 _ALERTS = """
 ## What to be told of
 
-[alerts.yml](alerts.yml) has these alerts for Prometheus.
+[alerts.yml](alerts.yml) has these alerts for Prometheus; each leads to [what to do](alerts.md).
 
 | alert | expression | for | what it means |
 |---|---|---|---|
@@ -56,19 +56,35 @@ def alerts() -> list[dict[str, Any]]:
 def reference() -> str:
     """The text of docs/metrics.md."""
     rows = [
-        f"| {rule['alert']} | `{rule['expr']}` | {rule.get('for', '')} | {rule['annotations']['summary']} |\n"
+        f"| [{rule['alert']}]({_beside(rule['annotations']['runbook'])}) | `{rule['expr']}` | {rule.get('for', '')} "
+        f"| {rule['annotations']['summary']} |\n"
         for rule in alerts()
     ]
     return _HEAD + "".join(sorted(_lines())) + _ALERTS + "".join(rows)
 
 
+def _beside(runbook: str) -> str:
+    """The link to it from a page of docs/."""
+    return runbook.removeprefix("docs/")
+
+
 def names() -> frozenset[str]:
     """All names that can be scraped from a node, those of histograms' parts among them."""
-    found: set[str] = set()
+    return frozenset(about())
+
+
+def about() -> dict[str, str]:
+    """What each metric means, by the names that :func:`names` has."""
+    found: dict[str, str] = {}
     for family in _families():
-        name = _name(family)
-        found |= {name, *(f"{name}{part}" for part in _PARTS.get(family.type, ()))}
-    return frozenset(found)
+        for part in ("", *_PARTS.get(family.type, ())):
+            found[f"{_name(family)}{part}"] = family.documentation
+    return found
+
+
+def labels() -> dict[str, tuple[str, ...]]:
+    """The labels of each metric of the product, by its name without parts of histograms."""
+    return Metrics().labels()
 
 
 _PARTS = {"histogram": ("_bucket", "_sum", "_count")}

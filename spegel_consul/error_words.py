@@ -12,6 +12,8 @@ import ssl
 
 _NO_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG")
 _NUMBERS = re.compile(r"\[(?:Errno|WinError) -?\d+\] ?|\[[A-Z0-9_]+: [A-Z0-9_]+\] ?|\[SSL\] ?| ?\(_ssl\.c:\d+\)")
+_ADDRESS = re.compile(r"Error connecting to \([^)]*\): ")
+"""Trio's words before the reason; the caller names the address."""
 
 
 def in_words(exc: BaseException) -> str:
@@ -24,4 +26,4 @@ def in_words(exc: BaseException) -> str:
     if isinstance(exc, ssl.SSLError) and getattr(exc, "reason", None) in _NO_TLS:
         return "the other side does not speak TLS"
     text = str((isinstance(exc, OSError) and exc.strerror) or exc)
-    return " ".join(_NUMBERS.sub("", text).split()) or type(exc).__name__
+    return " ".join(_NUMBERS.sub("", _ADDRESS.sub("", text)).split()) or type(exc).__name__

@@ -30,6 +30,8 @@ SYSTEM = {
         (socket.gaierror(-2, "Name or service not known"), "Name or service not known"),
         (ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER] wrong version number (_ssl.c:1006)"), "wrong version number"),
         (httpx.ConnectError("[Errno 111] Connection refused"), "Connection refused"),
+        (OSError(111, "Error connecting to ('127.0.0.1', 8500): Connection refused"), "Connection refused"),
+        (OSError("[Errno 111] Error connecting to ('::1', 80, 0, 0): No route"), "No route"),
         (ExceptionGroup("all", [ExceptionGroup("some", [OSError(1, "Not permitted")])]), "Not permitted"),
         (OSError("two\nlines"), "two lines"),
         (TimeoutError(), "TimeoutError"),

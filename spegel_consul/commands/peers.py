@@ -56,6 +56,6 @@ def _cells(peer: dict[str, Any]) -> dict[str, str]:
         "seen": "–" if peer["state"] == "self" else formatting.seconds(peer["last_seen"]),
         "registry": shown(peer["registry"] or "–"),
         "version": shown(peer["version"] or "–"),
-        "place": shown(peer.get("place") or "–"),
+        "place": shown((peer.get("place") or "–").rstrip("/")),
         "encrypted": _ENCRYPTED.get(peer.get("encrypted"), "–"),
     }

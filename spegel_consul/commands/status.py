@@ -90,7 +90,7 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("node", f"[bold]{shown(node['name'])}[/], {ready}, up {formatting.seconds(node['uptime'])}"),
         ("version", shown(node["version"])),
         ("registry", f"{shown(node['registry'])} ({shown(node['store'])})"),
-        *([("place", shown(node["place"]))] if node.get("place") else []),
+        *([("place", shown(node["place"].rstrip("/")))] if node.get("place") else []),
         *_encryption(found.get("peer_tls")),
         ("leader", _leader(found["leader"])),
         ("ring", f"{ring['members'] + 1} members{coverage}{split}"),

@@ -20,8 +20,9 @@ import httpx
 import trio
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 from spegel_consul.dev import herd
 from spegel_consul.dev.processes import (
@@ -31,12 +32,14 @@ from spegel_consul.dev.processes import (
     learn_names,
     make_nodes,
     own_consul,
+    print_pages,
     ready,
     sidecars,
 )
 from spegel_consul.dev.sample import IMAGE, write_image
 from spegel_consul.oci.digest import Digest
 from spegel_consul.signals import stop_signals
+from spegel_consul.web import formatting
 
 NODES = 3
 
@@ -50,6 +53,14 @@ class _Piece:
     size: int
     served_by: str
     seconds: float
+
+
+class _Speed(ProgressColumn):
+    """Bytes a second in the units of all other figures; rich's own column has powers of ten."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{formatting.size(int(speed))}/s" if speed else "")
 
 
 async def run(once: bool, port: int, size: int, cold_start: bool) -> int:
@@ -91,7 +102,7 @@ async def _until_signal(scope: trio.CancelScope) -> None:
 async def _show(console: Console, home: Path, once: bool, port: int, size: int) -> int:
     nodes = make_nodes(NODES, home, port)
     write_image(nodes[0].layout, size << 20)
-    console.print(f"status page  {nodes[1].page}  (node2; all nodes: {nodes[1].page}cluster)")
+    print_pages(console, nodes[1])
     async with own_consul(console, home) as consul:
         console.print(f"starting {NODES} nodes; only node1 has the image [bold]{IMAGE}[/] ({size} MiB)")
         async with sidecars(nodes, consul):
@@ -159,6 +170,7 @@ async def _pull(console: Console, client: httpx.AsyncClient, node: Node) -> list
                 received += len(chunk)
                 kept = kept + chunk if received < 1 << 20 else b""
                 progress.update(task, completed=received)
+        progress.update(task, total=received)
         if hasher.hexdigest() != expected.encoded:
             raise DevError(f"{what}: the bytes do not have digest {expected}")
         served_by = response.headers.get("x-spegel-served-by", "")
@@ -166,7 +178,7 @@ async def _pull(console: Console, client: httpx.AsyncClient, node: Node) -> list
         return kept
 
     await _until_found(client, node)
-    columns = (TextColumn("{task.description:>10}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    columns = (TextColumn("{task.description:>10}"), BarColumn(), DownloadColumn(binary_units=True), _Speed())
     with Progress(*columns, console=console) as progress:
         manifest = json.loads(await fetch("manifest", f"{base}/manifests/{tag}", None, 0, progress))
         for what, part in (

@@ -20,7 +20,16 @@ from rich.console import Console
 from rich.live import Live
 from rich.tree import Tree
 
-from spegel_consul.dev.processes import DevError, Node, learn_names, make_nodes, own_consul, ready, sidecars
+from spegel_consul.dev.processes import (
+    DevError,
+    Node,
+    learn_names,
+    make_nodes,
+    own_consul,
+    print_pages,
+    ready,
+    sidecars,
+)
 from spegel_consul.dev.sample import IMAGE, write_image, write_layout
 from spegel_consul.dev.upstream import Upstream
 from spegel_consul.oci.digest import Digest
@@ -59,7 +68,7 @@ async def run(console: Console, home: Path, once: bool, port: int, size: int) ->
     write_image(image, size << 20)
     total = sum(path.stat().st_size for path in image.glob("blobs/*/*"))
     nodes = make_nodes(NODES, home, port)
-    console.print(f"status page  {nodes[0].page}  (node1; all nodes: {nodes[0].page}cluster)")
+    print_pages(console, nodes[0])
     upstream = Upstream(image, _RATE)
     async with (
         own_consul(console, home) as consul,
@@ -80,7 +89,10 @@ async def run(console: Console, home: Path, once: bool, port: int, size: int) ->
             f" and the upstream sent {formatting.size(upstream.sent)}"
         )
         if copies > _MOST_COPIES:
-            console.print(f"failed: more than {_MOST_COPIES} copies left the upstream")
+            console.print(
+                f"failed: more than {_MOST_COPIES} copies left the upstream. On a machine that is too busy for the"
+                " demonstration a source is slower than 2 MiB/s, and is replaced"
+            )
             return 1
         if not once:
             console.print("\nrunning until Ctrl-C")

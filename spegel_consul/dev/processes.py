@@ -71,6 +71,12 @@ class Node:
         return self.home / "log"
 
 
+def print_pages(console: Console, node: Node) -> None:
+    """Print the pages of a node, and of all nodes, before anything else."""
+    console.print(f"status page    {node.page}  ({node.name})")
+    console.print(f"whole cluster  {node.page}cluster")
+
+
 async def ready(client: httpx.AsyncClient, node: Node) -> None:
     reason = "no answer"
     with trio.move_on_after(START_TIMEOUT):

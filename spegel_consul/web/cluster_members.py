@@ -140,6 +140,9 @@ class ClusterMembers:
 
 
 def _node_of(service: HealthyService) -> str:
-    """The sidecar's name, not the agent's, because several sidecars may share an agent."""
+    """The sidecar's name, not the agent's, because several sidecars may share an agent.
+
+    Older versions have it in the service's id alone, there with the registry's port unless that is 5000.
+    """
     name = service.id.removeprefix(f"{ROUTER}:")
-    return name if name != service.id else service.node
+    return service.meta.get("node") or (name if name != service.id else service.node)

@@ -11,6 +11,7 @@ from spegel_consul.commands.status import _lines
 from spegel_consul.consul.api.client import ConsulClient, HealthyService
 from spegel_consul.consul.api.consul_settings import ConsulSettings
 from spegel_consul.consul.authority.consul_tls import ConsulTls
+from spegel_consul.consul.catalog.service_definitions import spegel_services
 from spegel_consul.http.peer_tls import Encryption
 from spegel_consul.metrics.sidecar_metrics import Metrics
 from spegel_consul.oci.errors import Busy
@@ -86,6 +87,22 @@ async def test_routers_that_nomad_registered_are_known_by_their_addresses() -> N
     assert made.cluster_members().names == {"me": "n1", "peer2": "n2"}
     assert made.cluster_members().registries()["10.0.0.2:5000"] == "n2"
     assert {peer["node"]: peer["state"] for peer in made.peers()} == {"n1": "self", "n2": "alive", None: "dead"}
+
+
+async def test_a_node_has_the_name_that_it_was_given_whatever_its_port_is() -> None:
+    made = node()
+    registered = [
+        spegel_services(
+            node=f"n{number}", address=f"10.0.0.{number}", peer_id=f"peer{number}", router_addr="", version="1",
+            registry_port=port, router_port=5001, metrics_port=9090,
+        ).always[1]
+        for number, port in ((2, 5050), (3, 5000))
+    ]  # fmt: skip
+    found = tuple(
+        HealthyService(each.id, each.name, "agent", each.address, each.port, meta=each.meta) for each in registered
+    )
+    made.consul = Consul(Client(), None, Catalog(found), None)  # type: ignore[arg-type]
+    assert made.cluster_members().names == {"me": "n1", "peer2": "n2", "peer3": "n3"}
 
 
 async def test_those_that_are_not_in_the_ring_are_missing_still() -> None:

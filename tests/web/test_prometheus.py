@@ -1,4 +1,4 @@
-"""The metrics, their reference, the dashboard and the scrape configuration, with a real Prometheus."""
+"""The metrics, their reference, the alerts, and the dashboard and the scrape configuration, with a real Prometheus."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 from lab import parts
 from lab.process import until
+from web.dashboard import expressions, filled, named
 
 from spegel_consul.metrics.sidecar_metrics import Metrics
 
 DOCS = Path(__file__).parents[2] / "docs"
 REFERENCE = runpy.run_path(str(DOCS.parent / ".ci/metrics_reference.py"))
-DASHBOARD = json.loads((DOCS / "grafana/spegel-consul.json").read_text())
 
 SPEGELS = {
     "spegel_mirror_requests_total": ("registry", "cache"),
@@ -47,29 +47,6 @@ def test_the_reference_is_fresh() -> None:
     )
 
 
-def expressions() -> list[str]:
-    return [target["expr"] for panel in DASHBOARD["panels"] for target in panel.get("targets", ())]
-
-
-def filled(expression: str) -> str:
-    """As Grafana sends it."""
-    for variable, value in (("$__rate_interval", "1m"), ("$job", ".+"), ("$node", ".+")):
-        expression = expression.replace(variable, value)
-    return expression
-
-
-def named(expression: str) -> set[str]:
-    return set(re.findall(r"\b((?:spegel|http|process)_[a-z_]+|up)\b", expression))
-
-
-def test_each_query_of_the_dashboard_names_a_metric_that_exists() -> None:
-    assert len(expressions()) > 30
-    known = REFERENCE["names"]() | {"up"}
-    for expression in expressions():
-        assert named(expression), expression
-        assert named(expression) <= known, expression
-
-
 QUIET_AND_FIRING = {
     "SpegelDown": ('up{job="spegel-consul"}', "1x180", "0x180"),
     "SpegelNotReady": ("spegel_ready", "1x180", "0x180"),
@@ -86,11 +63,21 @@ QUIET_AND_FIRING = {
 }
 """For each alert a series, its values a minute apart without cause for the alert, and with."""
 
+BESIDE = {"SpegelNotOneLeader": ('spegel_leader{datacenter="dc2"}', "1x180")}
+"""Another series, in both cases: a second datacenter, which has a leader of its own."""
+
 
 def test_each_alert_names_a_metric_that_exists() -> None:
     assert set(QUIET_AND_FIRING) == {rule["alert"] for rule in REFERENCE["alerts"]()}
     for rule in REFERENCE["alerts"]():
         assert named(rule["expr"]) <= REFERENCE["names"]() | {"up"}, rule["alert"]
+
+
+def test_each_alert_leads_to_a_section_about_it() -> None:
+    sections = re.findall(r"^## (.*)$", (DOCS / "alerts.md").read_text(), re.M)
+    assert sections == [rule["alert"] for rule in REFERENCE["alerts"]()]
+    for rule in REFERENCE["alerts"]():
+        assert rule["annotations"]["runbook"] == f"docs/alerts.md#{rule['alert'].lower()}"
 
 
 @pytest.mark.real
@@ -100,6 +87,8 @@ def test_each_alert_fires_for_its_cause_alone(tmp_path: Path) -> None:
         series, *cases = QUIET_AND_FIRING[rule["alert"]]
         for fires, values in zip((False, True), cases, strict=True):
             inputs = [{"series": series, "values": values}]
+            if beside := BESIDE.get(rule["alert"]):
+                inputs.append({"series": beside[0], "values": beside[1]})
             if "%s" in series:
                 inputs = [{"series": series % "0.1", "values": values}]
                 inputs += [{"series": series % edge, "values": "0+60x180"} for edge in ("1", "+Inf")]

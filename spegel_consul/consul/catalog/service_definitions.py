@@ -202,7 +202,7 @@ def spegel_services(
     """
     suffix = node if registry_port == DEFAULT_REGISTRY_PORT else f"{node}:{registry_port}"
     metrics_host = address if metrics_bound in _ALL else metrics_bound
-    meta = {"peer_id": peer_id, "version": version, "advertise": address, "router": router_addr}
+    meta = {"node": node, "peer_id": peer_id, "version": version, "advertise": address, "router": router_addr}
     if secondary is not None:
         meta |= {"also": secondary}
     meta |= place_meta(place)

@@ -108,7 +108,7 @@ def of(node: Node) -> Document:
         "name": node.name,
         "version": __version__,
         "store": node.store_kind,
-        "zone": status["node"].get("place") or "",
+        "zone": (status["node"].get("place") or "").rstrip("/"),
         "ready": status["ready"],
         "reason": _text("; ".join(status["reasons"])),
         "warnings": [_text(warning) for warning in status["warnings"][:MOST_WARNINGS]],

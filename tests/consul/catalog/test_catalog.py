@@ -66,7 +66,13 @@ def test_three_services_and_their_checks() -> None:
         "Address": "10.0.0.7",
         "Port": 5000,
         "Tags": [],
-        "Meta": {"peer_id": "p", "version": "1", "advertise": "10.0.0.7", "router": "/ip4/10.0.0.7/tcp/5001/p2p/p"},
+        "Meta": {
+            "node": "n1",
+            "peer_id": "p",
+            "version": "1",
+            "advertise": "10.0.0.7",
+            "router": "/ip4/10.0.0.7/tcp/5001/p2p/p",
+        },
         "Weights": {"Passing": 10, "Warning": 1},
         "Checks": [
             {

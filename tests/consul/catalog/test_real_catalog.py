@@ -120,6 +120,7 @@ async def test_life_of_a_registration(client: ConsulClient) -> None:
         assert (member.address, member.port) == ("127.0.0.1", here.ports[0])
         assert member.id == f"spegel:n1:{here.ports[0]}"
         assert dict(member.meta) == {
+            "node": "n1",
             "peer_id": "peer1",
             "version": "1.2.3",
             "advertise": "127.0.0.1",
