@@ -66,7 +66,6 @@ async def authority(silent: Authority) -> Authority:
     return silent
 
 
-
 async def until(condition: Callable[[], object], limit: float = 120) -> None:
     with trio.fail_after(limit):
         while not condition():
