@@ -25,15 +25,23 @@ from tests.real.encryption.mirrors import (
 pytestmark = pytest.mark.real
 
 
-def _moves_from_plain_to_encrypted(mirrors: Mirrors) -> None:
-    mirrors.start_all("off")
+def _moves_from_off_to_prefer(mirrors: Mirrors) -> None:
+    move(mirrors, "off", "prefer")
+
+
+def _moves_from_prefer_to_require(mirrors: Mirrors) -> None:
+    move(mirrors, "prefer", "require")
+
+
+def move(mirrors: Mirrors, before: str, after: str) -> None:
+    """Node by node, as a rolling update of the job does."""
+    mirrors.start_all(before)
     with mirrors.pulls() as pulls:
-        pulls.from_peers("all are plain", 1)
-        for mode in ("prefer", "require"):
-            for node in (*mirrors.holders, mirrors.puller):
-                mirrors.restart(node, mode)
-                pulls.some(f"{node} has {mode}", 1)
-            pulls.from_peers(f"all have {mode}", 1)
+        pulls.from_peers(f"all have {before}", 1)
+        for node in (*mirrors.holders, mirrors.puller):
+            mirrors.restart(node, after)
+            pulls.some(f"{node} has {after}", 1)
+        pulls.from_peers(f"all have {after}", 1)
     # one of them may not have been asked yet
     assert set(encrypted(mirrors.puller).values()) in ({True}, {True, None})
 
@@ -150,7 +158,8 @@ def configure(node: Node, hcl: str) -> None:
 
 
 LONG = [
-    _moves_from_plain_to_encrypted,
+    _moves_from_off_to_prefer,
+    _moves_from_prefer_to_require,
     _root_is_not_cross_signed,
     _agents_die,
     _clock_passes_the_end_of_certificates,
