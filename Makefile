@@ -72,10 +72,10 @@ sim: dev-install
 	$(BIN)/python -m tests.sim.equals --nodes $(NODES)
 	$(BIN)/python -m tests.sim.herd --nodes $(NODES) --zones 3 --racks 10 --trunk 2000
 
-# every fault at its full length (a quarter of an hour), and what pulls noticed of it
+# every fault at its full length (half an hour), and what pulls noticed of it
 faults: dev-install real-parts
 	SPEGEL_FAULTS=all SPEGEL_FAULTS_TABLE=docs/reliability.md SPEGEL_REAL_PARTS=$(CACHE) \
-		$(BIN)/python -m pytest tests/faults tests/real/test_cold_start.py tests/real/test_peer_tls.py tests/real/test_zones.py \
+		$(BIN)/python -m pytest tests/faults tests/real/test_cold_start.py tests/real/encryption tests/real/test_zones.py \
 		tests/real/runtimes/test_downloads.py tests/real/runtimes/test_containerd_files.py
 
 # what the documentation tells people to type for Nomad, on a real one; there is no package of it for CI to install

@@ -32,7 +32,7 @@ def peers(node: str, as_json: bool) -> None:
     columns = ["node", "state", "rtt", "keys", "seen"]
     if console.width >= _NARROW:
         columns += ["registry", "version"]
-    if any(peer.get("encrypted") for peer in found):
+    if _encrypts(node, found):
         columns.append("encrypted")
     if any(peer.get("place") for peer in found):
         columns.append("place")
@@ -44,6 +44,13 @@ def peers(node: str, as_json: bool) -> None:
         cells = _cells(peer)
         table.add_row(*(cells[column] for column in columns))
     console.print(table)
+
+
+def _encrypts(node: str, found: list[dict[str, Any]]) -> bool:
+    """Whether the node encrypts to peers that can, even if none of them does."""
+    if any(peer.get("encrypted") for peer in found):
+        return True
+    return sidecar_client.get(node, "/api/status").get("peer_tls") is not None
 
 
 def _cells(peer: dict[str, Any]) -> dict[str, str]:

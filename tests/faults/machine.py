@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from lab import parts
+from lab.wall_clock import WallClock
 
 from tests.faults.catalog import fault
 from tests.faults.scene import Scene, lasting
@@ -39,23 +39,16 @@ def the_disk_is_full(scene: Scene) -> None:
 def the_clock_is_wrong(scene: Scene, shift: str) -> None:
     """Of the wall: what measures time within a process does not follow it."""
     node = scene.nodes[3]
-    clock = node.dir / "clock"
-    clock.write_text("+0")
-    env = {
-        "LD_PRELOAD": str(parts.faketime()),
-        "FAKETIME_TIMESTAMP_FILE": str(clock),
-        "FAKETIME_NO_CACHE": "1",
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-    }
+    clock = WallClock(node.dir / "clock")
     with scene.fault(f"clock of a sidecar steps by {shift}, and back", unasked=(node,)):
         node.sidecar.kill9()
-        scene.start(node, env=env)
+        scene.start(node, env=clock.env)
         node.sidecar.await_ready(60)
         scene.await_one_ring()
-        clock.write_text(shift)
+        clock.set(shift)
         time.sleep(lasting(20, 3))
         scene.await_one_ring()
-        clock.write_text("+0")
+        clock.set("+0")
         time.sleep(lasting(10, 1))
         node.sidecar.kill9()
         scene.start(node)

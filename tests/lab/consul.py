@@ -88,14 +88,14 @@ class ConsulAgent:
         self.process: Process | None = None
         self._servers = options.servers
         self._dir = directory
-        self._options = options
+        self.options = options
 
     def start(self) -> None:
         """Start it; ``sees`` says when it is of use. A restarted one keeps its data."""
         data = self._dir / "data"
         data.mkdir(parents=True, exist_ok=True)
         config = self._dir / "agent.hcl"
-        config.write_text(self._options.configuration())
+        config.write_text(self.options.configuration())
         argv: list[str | Path] = [parts.consul(), "agent", f"-node={self.name}", f"-bind={self.ip}"]
         argv += [f"-client=127.0.0.1 {self.ip}", f"-data-dir={data}", f"-config-file={config}"]
         if self.is_server:

@@ -6,13 +6,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
 from lab.cluster import Cluster, Node
+from lab.consul import ConsulOptions
 from lab.image import MIB
-from lab.netns import Netns
+from lab.netns import Netns, Response
 from lab.process import until
 from lab.sidecar import Sidecar
 
@@ -20,12 +23,13 @@ pytestmark = pytest.mark.real
 
 HOST, TASK = "172.26.64.1", "172.26.64.2"
 PORTS = "5000,5001,9090"
+OWN_PORT = 5002
 
 
 @pytest.fixture
-def bridged(cluster) -> Iterator[tuple[Cluster, Netns]]:
-    """Two nodes, and a task's network namespace on the first of them."""
-    lab = cluster(2)
+def bridged(cluster, request: pytest.FixtureRequest) -> Iterator[tuple[Cluster, Netns]]:
+    """Two nodes, and a task's network namespace on the first of them. A parameter is Consul's configuration."""
+    lab = cluster(2, consul=ConsulOptions(hcl=getattr(request, "param", "")))
     node = lab[0]
     task = Netns(f"{node.netns.name}t")
     task.add()
@@ -100,6 +104,51 @@ def test_peers_reach_it_by_the_advertised_address_only(bridged, image) -> None:
         assert moved.digests <= inner.containerd.content()
         assert sidecar.stop() == 0
         assert outer.consul.instances("spegel", passing=False)[0]["Service"]["Address"] == outer.ip
+    finally:
+        sidecar.kill9()
+
+
+@pytest.mark.parametrize("bridged", ["connect { enabled = true }\n"], indirect=True, ids=["connect"])
+def test_the_runtime_of_a_node_that_requires_tls_has_a_port_of_its_own(bridged, image) -> None:
+    """By the loopback address it comes through NAT with the address of the bridge, as strangers may."""
+    lab, task = bridged
+    inner, outer = lab.nodes
+    app = image(layers=[MIB])
+    for rule in (
+        f"-A OUTPUT -d 127.0.0.1 -p tcp -m multiport --dports 5000,{OWN_PORT} -j DNAT --to-destination {TASK}",
+        f"-A POSTROUTING -s 127.0.0.1 -d {TASK} -j MASQUERADE",
+    ):
+        inner.netns.run("iptables", "-w", "-t", "nat", *rule.split())
+    inner.netns.run("sh", "-c", "echo 1 > /proc/sys/net/ipv4/conf/nomad/route_localnet")
+    sidecar = start_in(task, inner, advertise_addr=inner.ip, peer_tls="require", runtime_addr=f":{OWN_PORT}")
+    outer.start_sidecar(peer_tls="require", layout_path=app.layout)
+    path = f"/v2/{app.repository}/manifests/{app.tag}?ns={app.registry}"
+
+    def by_loopback(port: int) -> Response:
+        return inner.netns.request("GET", "127.0.0.1", port, path, timeout=3)
+
+    def is_served() -> bool:
+        try:
+            return by_loopback(OWN_PORT).status == 200
+        except OSError:
+            return False
+
+    try:
+        until(is_served, timeout=30, what=f"its runtime is served\n{sidecar.process.tail()}")
+        refused = by_loopback(5000)
+        assert (refused.status, b"over TLS only" in refused.body) == (403, True)
+        with pytest.raises(OSError, match="refused"):
+            outer.request(path, to=inner, port=OWN_PORT)
+        inner.containerd.mirror(f"http://127.0.0.1:{OWN_PORT}")
+        inner.containerd.pull_cri(app.name)
+        assert app.digests <= inner.containerd.content()
+        peers = json.loads(inner.request("/api/peers", port=9090).body)
+        assert [peer["encrypted"] for peer in peers if peer["state"] == "alive"] == [True]
+        words = ["preflight", "--peer-tls=require", f"--advertise-addr={inner.ip}", "--json"]
+        for given, warned in (([], True), ([f"--runtime-addr=:{OWN_PORT}"], False)):
+            argv = task.inside([sys.executable, "-m", "spegel_consul", *words, *given])
+            said = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False).stdout
+            assert ("--runtime-addr :5002" in said) is warned, said
     finally:
         sidecar.kill9()
 

@@ -125,12 +125,13 @@ async def test_the_page_shows_them_as_text() -> None:
 @pytest.mark.parametrize("command", [["status"], ["peers"], ["lookup", "docker.io/library/app:v1"]])
 async def test_the_commands_show_them_as_text(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     client = build_app(node()).test_client()
-    paths = {"status": "/api/status", "peers": "/api/peers", "lookup": "/api/lookup?key=docker.io/library/app:v1"}
-    response = await client.get(paths[command[0]])
-    document = json.loads(await response.get_data())
+    documents = {}
+    for path in ("/api/status", "/api/peers", "/api/lookup?key=docker.io/library/app:v1"):
+        response = await client.get(path)
+        documents[path.partition("?")[0]] = json.loads(await response.get_data())
 
-    def answered(*_: Any, **__: Any) -> Any:
-        return document
+    def answered(_: str, path: str, *__: Any, **___: Any) -> Any:
+        return documents[path.partition("?")[0]]
 
     monkeypatch.setattr(sidecar_client, "get", answered)
     shown = CliRunner().invoke(cli, command)

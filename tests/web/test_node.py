@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import pytest
+from click.testing import CliRunner
 from fakes.memory_store import MemoryStore
 
+from spegel_consul.commands import sidecar_client
+from spegel_consul.commands.peers import peers
 from spegel_consul.commands.status import _lines
 from spegel_consul.consul.api.client import ConsulClient, HealthyService
 from spegel_consul.consul.api.consul_settings import ConsulSettings
@@ -134,6 +137,33 @@ async def test_which_peers_are_encrypted() -> None:
     assert made.status()["peer_tls"] == {"mode": "prefer", "expires": None, "problem": problem}
     assert problem in made.warnings()
     assert made.status()["node"]["registry"] == "http://10.0.0.1:5000"
+
+
+@pytest.mark.parametrize(
+    ("encryption", "links", "column"),
+    [
+        (None, {}, []),
+        (Encryption.PREFER, {}, ["–", "–", "–", "–"]),
+        (Encryption.PREFER, {"10.0.0.2": False}, ["–", "no", "–", "–"]),
+        (Encryption.PREFER, {"10.0.0.2": True, "10.0.0.3": False}, ["–", "yes", "–", "no"]),
+    ],
+)
+async def test_the_command_peers_shows_who_is_encrypted(
+    encryption: Encryption | None, links: dict[str, bool], column: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = node("10.0.0.1", "10.0.0.2", "10.0.0.9")
+    if encryption is not None:
+        made.tls = ConsulTls(ConsulClient(ConsulSettings()), encryption, None)
+        for host, encrypted in links.items():
+            made.tls.links.note(host, encrypted)
+    documents = {"/api/peers": made.peers(), "/api/status": made.status()}
+    monkeypatch.setattr(sidecar_client, "get", lambda node, path: documents[path])
+    monkeypatch.setenv("COLUMNS", "200")
+    lines = CliRunner().invoke(peers).output.splitlines()
+    assert ("encrypted" in lines[0]) is bool(column)
+    if column:
+        at = lines[0].index("encrypted")
+        assert [line[at:].split()[0] for line in lines[1:]] == column
 
 
 async def test_where_nodes_are_and_what_crossed() -> None:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import ssl
-import stat
 import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,133 +13,53 @@ from lab.connect_authority import HOURS, ConnectAuthority
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
-from spegel_consul.consul.authority import consul_tls
-from spegel_consul.consul.authority.consul_tls import ConsulTls
-from spegel_consul.consul.authority.kept_identity import IDENTITY_FILE
-from spegel_consul.http.peer_tls import Encryption
+from tests.consul.authority.conftest import Authority, until
+from tests.consul.authority.handshake import agree, handshake
 from tests.consul.fakeconsul import FakeConsul
 
 
-@pytest.fixture
-def clock() -> MockClock:
-    return MockClock(autojump_threshold=0)
-
-
-@pytest.fixture(autouse=True)
-def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Time that jumps would overtake a thread. Tests with files use no such clock."""
-
-    async def inline(call: Callable[[], Any]) -> Any:
-        await trio.lowlevel.checkpoint()
-        return call()
-
-    monkeypatch.setattr(consul_tls, "in_thread", inline)
-
-
-@pytest.fixture
-async def consul(nursery: trio.Nursery) -> FakeConsul:
-    return FakeConsul(nursery)
-
-
-@pytest.fixture
-def authority() -> ConnectAuthority:
-    return ConnectAuthority()
-
-
-def tls_of(consul: FakeConsul, data_dir: Path | None = None, node: str = "n1") -> ConsulTls:
-    began = time.time()
-    return ConsulTls(consul.client(node), Encryption.REQUIRE, data_dir, clock=lambda: began + trio.current_time())
-
-
-def shake_hands(server: ConsulTls, client: ConsulTls) -> bool:
-    """Whether both sides believe the other. Raises ssl.SSLError."""
-    ours, theirs = server.server(), client.client()
-    assert ours is not None
-    assert theirs is not None
-    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
-    one = ours.wrap_bio(to_server, to_client, server_side=True)
-    two = theirs.wrap_bio(to_client, to_server)
-    for _ in range(3):
-        for side in (two, one):
-            try:
-                side.do_handshake()
-            except ssl.SSLWantReadError:
-                continue
-    assert one.version() == two.version() == "TLSv1.3"
-    return server.accepts(one.getpeercert()) and client.accepts(two.getpeercert())
-
-
-async def until(condition: Callable[[], object], limit: float = 120) -> None:
-    with trio.fail_after(limit):
-        while not condition():
-            await trio.sleep(0.05)
-
-
-async def test_the_first_certificate(
-    consul: FakeConsul, authority: ConnectAuthority, nursery: trio.Nursery, tmp_path: Path
-) -> None:
-    consul.issue(leaf=authority.leaf(), roots=authority.roots())
-    one, two = tls_of(consul, tmp_path / "new"), tls_of(consul)
-    for each in (one, two):
-        await nursery.start(each.run)
-        assert each.problem is None
-    assert shake_hands(one, two)
-    assert one.expires == pytest.approx(time.time() + 72 * HOURS, abs=60)
-    kept = tmp_path / "new" / IDENTITY_FILE
-    await until(kept.exists)
-    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
-
-
-async def test_a_new_authority_and_a_late_certificate(
-    clock: MockClock, consul: FakeConsul, authority: ConnectAuthority, nursery: trio.Nursery
-) -> None:
-    consul.issue(leaf=authority.leaf(), roots=authority.roots())
-    one, two = tls_of(consul), tls_of(consul)
-    for each in (one, two):
-        await nursery.start(each.run)
+async def test_a_new_authority_and_a_late_certificate(autojump_clock: MockClock, authority: Authority) -> None:
+    one, two = await authority.start(), await authority.start()
     used = one.server(), one.client()
-    authority.rotate()
-    consul.issue(roots=authority.roots())
+    authority.ca.rotate()
+    authority.consul.issue(roots=authority.ca.roots())
     await until(lambda: one.server() is not used[0])
     assert one.client() is not used[1]
-    assert shake_hands(one, two)
+    assert agree(one, two)
     await trio.sleep(20)
     before = one.server()
-    consul.issue(leaf=authority.leaf())
+    authority.consul.issue(leaf=authority.ca.leaf())
     await until(lambda: one.server() is not before)
     await until(lambda: two._used() == one._used())
-    assert shake_hands(one, two)
+    assert agree(one, two)
     # the old authority is gone from the list: nobody has a certificate of it any more
-    authority.forget()
-    consul.issue(roots=authority.roots())
+    authority.ca.forget()
+    authority.consul.issue(roots=authority.ca.roots())
     await until(lambda: one._roots is not None and len(one._roots.certificates) == 1)
     await until(lambda: two._used() == one._used())
-    assert shake_hands(one, two)
+    assert agree(one, two)
     assert one.problem is None
 
 
 @pytest.mark.parametrize("shape", [{"intermediate": True}, {"intermediate": True, "company": True}], ids=str)
 async def test_certificates_with_intermediates(
-    clock: MockClock, consul: FakeConsul, nursery: trio.Nursery, shape: dict[str, bool]
+    autojump_clock: MockClock, silent: Authority, shape: dict[str, bool]
 ) -> None:
     """As Vault signs them, and the authority of a secondary datacenter."""
-    authority = ConnectAuthority(**shape)
-    one, two = tls_of(consul), tls_of(consul)
-    for each in (one, two):
-        consul.issue(leaf=authority.leaf(), roots=authority.roots())
-        await nursery.start(each.run)
-        authority.rotate()
+    silent.ca = ConnectAuthority(**shape)
+    nodes = []
+    for _ in range(2):
+        silent.issue()
+        nodes.append(await silent.start())
+        silent.ca.rotate()
+    one, two = nodes
     await until(lambda: one._used() == two._used())
     assert one.problem is None
-    assert shake_hands(one, two)
+    assert agree(one, two)
 
 
-async def test_an_agent_that_is_killed_and_comes_back(
-    clock: MockClock, consul: FakeConsul, authority: ConnectAuthority, nursery: trio.Nursery
-) -> None:
-    consul.issue(leaf=authority.leaf(), roots=authority.roots())
-    tls = tls_of(consul)
-    await nursery.start(tls.run)
+async def test_an_agent_that_is_killed_and_comes_back(autojump_clock: MockClock, authority: Authority) -> None:
+    consul, tls = authority.consul, await authority.start()
     used = tls.server()
     consul.links["n1"] = "cut"
     consul._bump()
@@ -155,17 +71,16 @@ async def test_an_agent_that_is_killed_and_comes_back(
     await trio.sleep(30)
     assert tls.problem is None
     del consul.links["n1"]
-    consul.issue(leaf=authority.leaf())
+    consul.issue(leaf=authority.ca.leaf())
     await until(lambda: tls.server() is not used)
 
 
 async def test_a_certificate_that_is_not_renewed_is_reported_before_its_end(
-    clock: MockClock, consul: FakeConsul, authority: ConnectAuthority, nursery: trio.Nursery
+    autojump_clock: MockClock, authority: Authority
 ) -> None:
-    consul.issue(leaf=authority.leaf(), roots=authority.roots())
-    tls, ahead = tls_of(consul), 0.0
+    consul, tls, ahead = authority.consul, authority.make(), 0.0
     tls._clock = lambda: time.time() + ahead
-    await nursery.start(tls.run)
+    await authority.nursery.start(tls.run)
     consul.links["n1"] = "cut"
     consul._bump()
     ahead = 65 * HOURS
@@ -182,39 +97,34 @@ async def test_a_certificate_that_is_not_renewed_is_reported_before_its_end(
         "the certificate for peers expires within 6 h",
         "the certificate for peers expires within 5 h",
     ]
-    assert shake_hands(tls, tls)
+    assert agree(tls, tls)
     ahead = 72 * HOURS
     assert tls.problem.startswith("the certificate for peers has expired: ")
     assert (tls.server(), tls.client()) == (None, None)
     del consul.links["n1"]
-    consul.issue(leaf=authority.leaf(ends=144 * HOURS))
+    consul.issue(leaf=authority.ca.leaf(ends=144 * HOURS))
     await until(lambda: tls.problem is None)
-    assert shake_hands(tls, tls)
+    assert agree(tls, tls)
 
 
-async def test_connect_is_switched_off_while_it_is_in_use(
-    clock: MockClock, consul: FakeConsul, authority: ConnectAuthority, nursery: trio.Nursery
-) -> None:
-    consul.issue(leaf=authority.leaf(), roots=authority.roots())
-    tls = tls_of(consul)
-    await nursery.start(tls.run)
+async def test_connect_is_switched_off_while_it_is_in_use(autojump_clock: MockClock, authority: Authority) -> None:
+    tls = await authority.start()
     used = tls.server()
     with capture_logs() as said:
-        consul.disable_connect()
+        authority.consul.disable_connect()
         await until(lambda: tls.problem)
     assert tls.server() is used
     assert tls.problem is not None
     assert tls.problem.startswith("the certificate for peers is not renewed: Consul has no authority, add connect {")
     assert [line["log_level"] for line in said] == ["warning"]
-    consul.issue(leaf=authority.leaf(), roots=authority.roots())
+    authority.issue()
     await until(lambda: tls.problem is None)
 
 
-async def test_connect_is_off(clock: MockClock, consul: FakeConsul, nursery: trio.Nursery) -> None:
-    tls = tls_of(consul)
+async def test_connect_is_off(autojump_clock: MockClock, silent: Authority) -> None:
     began = trio.current_time()
     with capture_logs() as said:
-        await nursery.start(tls.run)
+        tls = await silent.start()
     assert trio.current_time() - began == pytest.approx(3.0, abs=0.5)
     assert tls.problem is not None
     assert "no certificate for peers: Consul has no authority, add connect { enabled = true }" in tls.problem
@@ -222,16 +132,11 @@ async def test_connect_is_off(clock: MockClock, consul: FakeConsul, nursery: tri
     assert [line["event"] for line in said] == ["certificates hindered"]
 
 
-async def test_a_token_without_the_right(clock: MockClock, consul: FakeConsul, nursery: trio.Nursery) -> None:
-    consul.links["n1"] = "denied"
-    tls = tls_of(consul)
-    await nursery.start(tls.run)
+async def test_a_token_without_the_right(autojump_clock: MockClock, silent: Authority) -> None:
+    silent.consul.links["n1"] = "denied"
+    tls = await silent.start()
     assert tls.problem is not None
     assert 'the token needs service "spegel" { policy = "write" }' in tls.problem
-
-
-def broken(document: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    return {**document, **changes}
 
 
 @pytest.mark.parametrize(
@@ -247,24 +152,17 @@ def broken(document: dict[str, Any], **changes: Any) -> dict[str, Any]:
     ],
 )
 async def test_a_certificate_that_can_not_be_used(
-    clock: MockClock,
-    consul: FakeConsul,
-    authority: ConnectAuthority,
-    nursery: trio.Nursery,
-    changes: dict[str, Any],
-    says: str,
+    autojump_clock: MockClock, authority: Authority, changes: dict[str, Any], says: str
 ) -> None:
-    consul.issue(leaf=authority.leaf(), roots=authority.roots())
-    tls = tls_of(consul)
-    await nursery.start(tls.run)
+    tls = await authority.start()
     used = tls.server()
-    consul.issue(leaf=broken(authority.leaf(), **changes))
+    authority.consul.issue(leaf=authority.ca.leaf() | changes)
     await until(lambda: tls.problem)
     assert tls.problem is not None
     assert says in tls.problem
     assert "PRIVATE KEY" not in tls.problem
     assert tls.server() is used
-    consul.issue(leaf=authority.leaf())
+    authority.issue()
     await until(lambda: tls.problem is None)
     assert tls.server() is not used
 
@@ -281,166 +179,66 @@ async def test_a_certificate_that_can_not_be_used(
     ids=str,
 )
 async def test_a_list_of_authorities_that_can_not_be_used(
-    clock: MockClock, consul: FakeConsul, authority: ConnectAuthority, nursery: trio.Nursery, changes: dict[str, Any]
+    autojump_clock: MockClock, silent: Authority, changes: dict[str, Any]
 ) -> None:
     # first, and then later
-    consul.issue(leaf=authority.leaf(), roots=broken(authority.roots(), **changes))
-    tls = tls_of(consul)
-    await nursery.start(tls.run)
+    silent.consul.issue(leaf=silent.ca.leaf(), roots=silent.ca.roots() | changes)
+    tls = await silent.start()
     assert tls.server() is None
     assert tls.problem is not None
     assert tls.problem.startswith("no certificate for peers: ")
-    consul.issue(roots=authority.roots())
+    silent.consul.issue(roots=silent.ca.roots())
     await until(lambda: tls.problem is None)
     used = tls.server()
-    consul.issue(roots=broken(authority.roots(), **changes))
+    silent.consul.issue(roots=silent.ca.roots() | changes)
     await until(lambda: tls.problem)
     assert tls.server() is used
-    assert shake_hands(tls, tls)
+    assert agree(tls, tls)
 
 
 @pytest.mark.parametrize("order", [("leaf", "roots"), ("roots", "leaf")])
-async def test_answers_in_any_order(
-    clock: MockClock, consul: FakeConsul, authority: ConnectAuthority, nursery: trio.Nursery, order: tuple[str, str]
-) -> None:
-    made = {"leaf": authority.leaf(), "roots": authority.roots()}
-    consul.issue(**{order[0]: made[order[0]]})
-    tls = tls_of(consul)
-    await nursery.start(tls.run)
+async def test_answers_in_any_order(autojump_clock: MockClock, silent: Authority, order: tuple[str, str]) -> None:
+    made = {"leaf": silent.ca.leaf(), "roots": silent.ca.roots()}
+    silent.consul.issue(**{order[0]: made[order[0]]})
+    tls = await silent.start()
     assert tls.server() is None
     assert tls.problem is not None
-    consul.issue(**{order[1]: made[order[1]]})
+    silent.consul.issue(**{order[1]: made[order[1]]})
     # the question for the second answer hangs until its time limit, as one to servers that are just starting may
     await until(lambda: tls.server(), limit=200)
 
 
-async def test_a_restart_while_consul_is_away(
-    consul: FakeConsul, authority: ConnectAuthority, nursery: trio.Nursery, tmp_path: Path
+async def test_names_of_others_are_not_believed(autojump_clock: MockClock, authority: Authority) -> None:
+    """The chains are right, because the authority signs for each service."""
+    ca = authority.ca
+    good = f"spiffe://{ca.trust_domain}/ns/default/dc/dc1/svc/spegel"
+    tls, other = await authority.start(), await authority.start()
+    for leaf in (
+        ca.leaf("web"),
+        ca.leaf(uris=(good, good)),
+        ca.leaf(uris=(good, good.replace("spegel", "web"))),
+        ca.leaf(uris=(good.replace(ca.trust_domain, "elsewhere.consul"),)),
+    ):
+        before = other.server()
+        authority.consul.issue(leaf=leaf)
+        await until(lambda before=before: other.server() is not before)
+        for certificate in handshake(other, other):
+            assert not tls.accepts(certificate)
+
+
+async def test_another_authority_is_not_believed(
+    autojump_clock: MockClock, authority: Authority, nursery: trio.Nursery
 ) -> None:
-    consul.issue(leaf=authority.leaf(), roots=authority.roots())
-    before = tls_of(consul, tmp_path)
-    async with trio.open_nursery() as run:
-        await run.start(before.run)
-        await until((tmp_path / IDENTITY_FILE).exists)
-        run.cancel_scope.cancel()
-    consul.links["n1"] = "cut"
-    began = trio.current_time()
-    after = tls_of(consul, tmp_path)
-    await nursery.start(after.run)
-    assert trio.current_time() - began < 1
-    assert after.problem is None
-    assert shake_hands(before, after)
+    stranger = Authority(FakeConsul(nursery), nursery, ConnectAuthority(authority.ca.trust_domain))
+    stranger.issue()
+    ours, theirs = await authority.start(), await stranger.start()
+    for server, client in ((ours, theirs), (theirs, ours)):
+        with pytest.raises(ssl.SSLCertVerificationError):
+            handshake(server, client)
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[]", '{"leaf": {"a": "b"}, "roots": {}}', "\0", "[" * 100_000])
-async def test_a_damaged_file_is_replaced(
-    consul: FakeConsul,
-    authority: ConnectAuthority,
-    nursery: trio.Nursery,
-    tmp_path: Path,
-    content: str,
-) -> None:
-    file = tmp_path / IDENTITY_FILE
-    file.write_text(content)
-    consul.issue(leaf=authority.leaf(), roots=authority.roots())
-    tls = tls_of(consul, tmp_path)
-    with capture_logs() as said:
-        await nursery.start(tls.run)
-    assert [line["event"] for line in said] == ["certificate is not kept", "certificate"]
-    assert shake_hands(tls, tls)
-    await until(lambda: file.read_text() != content)
-    assert json.loads(file.read_text())["leaf"]["serial"]
-
-
-async def test_a_file_that_has_expired_or_belongs_to_nobody_is_not_used(
-    consul: FakeConsul,
-    authority: ConnectAuthority,
-    nursery: trio.Nursery,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    consul.issue(leaf=authority.leaf(begins=-9 * HOURS, ends=1), roots=authority.roots())
-    before = tls_of(consul, tmp_path)
-    async with trio.open_nursery() as run:
-        await run.start(before.run)
-        await until((tmp_path / IDENTITY_FILE).exists)
-        run.cancel_scope.cancel()
-    consul.links["n1"] = "cut"
-    after = tls_of(consul, tmp_path)
-    after._clock = lambda: time.time() + 60
-    monkeypatch.setattr(consul_tls, "_FIRST", 0.1)
-    await nursery.start(after.run)
-    assert after.server() is None
-    assert after.problem is not None
-    assert after.problem.startswith("no certificate for peers: ")
-
-
-async def test_a_data_directory_that_can_not_be_written(
-    consul: FakeConsul, authority: ConnectAuthority, nursery: trio.Nursery, tmp_path: Path
-) -> None:
-    (tmp_path / "file").write_text("")
-    consul.issue(leaf=authority.leaf(), roots=authority.roots())
-    tls = tls_of(consul, tmp_path / "file" / "below")
-    with capture_logs() as said:
-        await nursery.start(tls.run)
-        await until(lambda: len(said) > 1)
-    assert "certificate is not kept" in [line["event"] for line in said]
-    assert shake_hands(tls, tls)
-
-
-async def test_certificates_of_others_are_not_believed(
-    clock: MockClock, consul: FakeConsul, authority: ConnectAuthority, nursery: trio.Nursery
-) -> None:
-    consul.issue(leaf=authority.leaf(), roots=authority.roots())
-    tls = tls_of(consul)
-    await nursery.start(tls.run)
-    other = tls_of(consul)
-    good = f"spiffe://{authority.trust_domain}/ns/default/dc/dc1/svc/spegel"
-    async with trio.open_nursery() as run:
-        await run.start(other.run)
-        for leaf in (
-            authority.leaf("web"),
-            authority.leaf(uris=(good, good)),
-            authority.leaf(uris=(good, good.replace("spegel", "web"))),
-            authority.leaf(uris=(good.replace(authority.trust_domain, "elsewhere.consul"),)),
-        ):
-            used = other.server()
-            consul.issue(leaf=leaf)
-            await until(lambda used=used: other.server() is not used)
-            assert not tls.accepts(peer_certificate(other))
-        run.cancel_scope.cancel()
-    stranger = ConnectAuthority(authority.trust_domain)
-    foreign = FakeConsul(nursery)
-    foreign.issue(leaf=stranger.leaf(), roots=stranger.roots())
-    other = tls_of(foreign)
-    await nursery.start(other.run)
-    with pytest.raises(ssl.SSLCertVerificationError):
-        shake_hands(other, tls)
-
-
-def peer_certificate(tls: ConsulTls) -> dict[str, Any]:
-    """What a peer sees after a handshake."""
-    ours, theirs = tls.server(), tls.client()
-    assert ours is not None
-    assert theirs is not None
-    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
-    one = ours.wrap_bio(to_server, to_client, server_side=True)
-    two = theirs.wrap_bio(to_client, to_server)
-    for _ in range(3):
-        for side in (two, one):
-            try:
-                side.do_handshake()
-            except ssl.SSLWantReadError:
-                continue
-    return dict(two.getpeercert() or {})
-
-
-async def test_connections_that_stand_outlive_a_rotation(
-    clock: MockClock, consul: FakeConsul, authority: ConnectAuthority, nursery: trio.Nursery
-) -> None:
-    consul.issue(leaf=authority.leaf(), roots=authority.roots())
-    tls = tls_of(consul)
-    await nursery.start(tls.run)
+async def test_connections_that_stand_outlive_a_rotation(autojump_clock: MockClock, authority: Authority) -> None:
+    tls = await authority.start()
     used = tls.server()
     ends = [trio.SocketStream(trio.socket.from_stdlib_socket(end)) for end in socket.socketpair()]
     assert used is not None
@@ -450,9 +248,9 @@ async def test_connections_that_stand_outlive_a_rotation(
     async with trio.open_nursery() as shaking:
         shaking.start_soon(one.do_handshake)
         shaking.start_soon(two.do_handshake)
-    authority.rotate()
-    authority.forget()
-    consul.issue(leaf=authority.leaf(), roots=authority.roots())
+    authority.ca.rotate()
+    authority.ca.forget()
+    authority.issue()
     await until(lambda: tls.server() is not used)
     await one.send_all(b"still here")
     assert await two.receive_some() == b"still here"
