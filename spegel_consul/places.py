@@ -53,6 +53,12 @@ class Place:
         """The datacenter and the zone."""
         return self.datacenter, self.zone
 
+    @property
+    def areas(self) -> tuple[tuple[str, ...], ...]:
+        """The known ones of the rack, the zone and the datacenter, the smallest first."""
+        names = self.datacenter, self.zone, self.rack
+        return tuple(names[:length] for length in (3, 2, 1) if names[length - 1])
+
     def or_else(self, other: Place) -> Place:
         """This place, with the names of ``other`` where its own are unknown."""
         found = Place(self.datacenter or other.datacenter, self.zone or other.zone, self.rack or other.rack)
@@ -68,9 +74,13 @@ class Place:
             return SAME_RACK
         return SAME_ZONE if self.zone and self.zone == other.zone else SAME_DATACENTER
 
+    def crosses(self, other: Place) -> int:
+        """0 if ``other`` may be in the same zone, 1 if it is certainly in another zone, 2 if in another datacenter."""
+        return 2 if _differ(self.datacenter, other.datacenter) else int(_differ(self.zone, other.zone))
+
     def is_far(self, other: Place) -> bool:
         """Whether ``other`` is certainly in another zone or datacenter."""
-        return _differ(self.datacenter, other.datacenter) or _differ(self.zone, other.zone)
+        return self.crosses(other) > 0
 
     def encode(self) -> bytes:
         """The place for other nodes; empty if nothing is known."""

@@ -15,7 +15,7 @@ from spegel_consul.registry.mirror import followers, held_bodies
 from spegel_consul.registry.mirror.following import follows, group_claim, group_history
 from spegel_consul.registry.mirror.own_requests import SHOWN_FOR
 from spegel_consul.registry.mirror.questions import source_search
-from spegel_consul.ring.dht import claim_forest
+from spegel_consul.ring.dht import claim_entry, claim_forest
 from spegel_consul.ring.dht.claims import Why
 from spegel_consul.web.node_views import Document
 
@@ -60,8 +60,8 @@ LIMITS: list[tuple[Any, str]] = [
     (followers.WAIT, "the source waits up to {} s"),
     (source_search.SILENT, "sends not even those for {} s hangs"),
     (held_bodies.GROWING_STALL, "sends nothing for {} s"),
-    (claim_forest.SLOW_CLAIMER / (1 << 20), "gets less than {} MiB/s"),
-    (claim_forest.KEEPS_UP / (1 << 20), "lags more than {} MiB"),
+    (claim_entry.SLOW_CLAIMER / (1 << 20), "gets less than {} MiB/s"),
+    (claim_entry.KEEPS_UP / (1 << 20), "lags more than {} MiB"),
     (followers.LAG / (1 << 20), "lags more than {} MiB"),
 ]
 

@@ -65,7 +65,9 @@ class Scene:
     zones: int = 0
     """Number of zones; 0: the nodes don't say where they are."""
     racks: int = 0
-    """Number of racks of each zone; 0: the nodes don't say in which rack they are."""
+    """Number of racks of each zone, by which bytes are counted."""
+    silent_racks: bool = False
+    """Whether the nodes don't say in which rack they are."""
     lines: int = 0
     """Number of zones by which bytes are counted and ``trunk`` limits, if it is not ``zones``."""
     trunk: float = math.inf
@@ -78,10 +80,18 @@ class Scene:
         """The zone of a node."""
         return number % (self.lines or self.zones or 1)
 
+    def rack_of(self, number: int) -> str:
+        """The rack of a node, whether the nodes say it or not."""
+        zones = self.lines or self.zones or 1
+        return f"{number % zones}-{number // zones % (self.racks or 1)}"
+
     def place_of(self, number: int) -> Place:
         """What a node says of itself."""
-        zone, rack = number % self.zones, number // self.zones % (self.racks or 1)
-        return Place("dc1", f"zone{zone}", f"{zone}-{rack}" if self.racks else "")
+        return Place("dc1", f"zone{self.line_of(number)}", self.rack_of(number) if self.tells_rack else "")
+
+    @property
+    def tells_rack(self) -> bool:
+        return bool(self.racks) and not self.silent_racks
 
     @property
     def image(self) -> int:
@@ -128,6 +138,8 @@ class Node:
     from_upstream: float = 0.0
     crossed: float = 0.0
     """Bytes from nodes of other zones."""
+    left_rack: float = 0.0
+    """Bytes from nodes of other racks, of any zone."""
     gave: float = 0.0
     """Bytes to other nodes."""
     turned: float = 0.0
@@ -160,12 +172,14 @@ class Outcome:
     """Losses that were reported: by which node, of which node, and why."""
     crossed: float
     """Bytes between zones, by the size of the image."""
+    left_racks: float
+    """Bytes between racks of all zones, by the size of the image."""
     hottest: float
     """Bytes that the busiest node gave, by the mean of all nodes."""
 
     def __str__(self) -> str:
         return (
-            f"{self.factor:.2f} x upstream, {self.crossed:.2f} x between zones, "
+            f"{self.factor:.2f} x upstream, {self.crossed:.2f} x between zones, {self.left_racks:.2f} x between racks, "
             f"last node {self.last:.1f} s (of fast lines {self.last_fast:.1f} s), "
             f"longest wait {self.longest:.1f} s, {self.claims} claims, {self.alone} alone, {len(self.losses)} losses, "
             f"{self.unfinished} unfinished, hottest node {self.hottest:.1f} x the mean"
@@ -242,6 +256,7 @@ class Herd:
             last_fast=max((node.finished - node.starts for node in done if node.number not in slow), default=math.inf),
             losses=self.losses,
             crossed=sum(node.crossed for node in self.nodes) / self.scene.image,
+            left_racks=sum(node.left_rack for node in self.nodes) / self.scene.image,
             hottest=max(node.gave for node in self.nodes) * len(self.nodes) / (sum(n.gave for n in self.nodes) or 1),
         )
 
@@ -414,6 +429,7 @@ class Herd:
             else:
                 transfer.source.gave += amount
                 node.crossed += amount if self._crosses(transfer.source, node) else 0.0
+                node.left_rack += amount if self._leaves_rack(transfer.source, node) else 0.0
         for node, transfer, _ in wanted:
             if not transfer.kept:
                 node.shown[transfer.layer] = max(node.shown[transfer.layer], node.got[transfer.layer])
@@ -421,6 +437,9 @@ class Herd:
 
     def _crosses(self, source: Node | None, node: Node) -> bool:
         return source is not None and self.scene.line_of(source.number) != self.scene.line_of(node.number)
+
+    def _leaves_rack(self, source: Node, node: Node) -> bool:
+        return bool(self.scene.racks) and self.scene.rack_of(source.number) != self.scene.rack_of(node.number)
 
     def _trunk(self, line: int) -> float:
         return self.scene.trunk if line >= 0 else math.inf
@@ -465,6 +484,7 @@ def main() -> int:
     asked.add_argument("--small-layers", action="store_true", help="9 layers of 30 MiB, which are kept back")
     asked.add_argument("--zones", type=int, default=0, help="zones that the nodes say they are in")
     asked.add_argument("--racks", type=int, default=0, help="racks of each zone that the nodes say they are in")
+    asked.add_argument("--silent-racks", action="store_true", help="the nodes don't say in which rack they are")
     asked.add_argument("--lines", type=int, default=0, help="zones that they are in, if they say something else")
     asked.add_argument("--trunk", type=float, default=math.inf, help="Mbit/s of each zone to and from the others")
     asked.add_argument("--near-only", action="store_true", help="no node follows across zones")
@@ -488,6 +508,7 @@ def main() -> int:
             providers_first=options.providers_first,
             zones=options.zones,
             racks=options.racks,
+            silent_racks=options.silent_racks,
             lines=options.lines,
             trunk=mbit(options.trunk),
             near_only=options.near_only,

@@ -98,11 +98,30 @@ def test_content_crosses_into_each_zone_once() -> None:
     assert without.crossed > 20
 
 
-def test_racks_do_not_make_a_node_hot() -> None:
+def test_content_enters_each_rack_once_and_makes_no_node_hot() -> None:
+    """Without racks it passes between them 135 times."""
     (found,) = outcomes(replace(ZONES, nodes=150, racks=10), seeds=1)
-    assert not found.unfinished
+    check([found], factor=1.0, last=1.1 * ONE_COPY)
     assert found.crossed <= 2.01
+    assert found.left_racks <= 29.5
     assert found.hottest <= 3.1
+    (silent,) = outcomes(replace(ZONES, nodes=150, racks=10, silent_racks=True), seeds=1)
+    assert silent.left_racks > 100
+    assert found.last <= 1.03 * silent.last
+
+
+@pytest.mark.parametrize("racks", [2, 3])
+def test_racks_do_not_divide_the_narrow_links_of_a_small_group(racks: int) -> None:
+    found = outcomes(replace(ZONES, nodes=6, zones=1, racks=racks, link=mbit(250)))
+    check(found, factor=1.0, last=1.25 * ONE_COPY)
+    assert max(each.left_racks for each in found) <= racks - 0.5
+
+
+def test_racks_of_held_layers_are_not_slower() -> None:
+    scene = replace(ZONES, nodes=60, racks=4, layers=SMALL_LAYERS)
+    found, silent = outcomes(scene, seeds=2), outcomes(replace(scene, silent_racks=True), seeds=2)
+    assert max(each.last for each in found) <= max(each.last for each in silent)
+    assert max(each.left_racks for each in found) <= 15
 
 
 @pytest.mark.parametrize("deaths", [0.1, 0.3])

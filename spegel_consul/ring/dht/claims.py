@@ -35,7 +35,8 @@ from itertools import takewhile
 from spegel_consul.bounded_dict import BoundedDict
 from spegel_consul.peers import Provider
 from spegel_consul.places import NOWHERE, Place
-from spegel_consul.ring.dht.claim_forest import CHAIN, GRACE, HUNG, KEEPS_UP, STILL, Entry, Forest
+from spegel_consul.ring.dht.claim_entry import GRACE, HUNG, KEEPS_UP, Entry
+from spegel_consul.ring.dht.claim_forest import CHAIN, STILL, Forest
 
 REPORT_EVERY = 2.0
 """Seconds between two reports of a node in a small group."""

@@ -30,7 +30,18 @@ reports = st.builds(
     held=st.sampled_from([b"", *PEERS]),
     near_only=st.booleans(),
 )
-places = st.sampled_from([NOWHERE, Place("dc1"), Place("dc1", "a"), Place("dc1", "b"), Place("dc2", "a")])
+places = st.sampled_from(
+    [
+        NOWHERE,
+        Place("dc1"),
+        Place("dc1", "a"),
+        Place("dc1", "b"),
+        Place("dc2", "a"),
+        Place("dc1", "a", "r1"),
+        Place("dc1", "a", "r2"),
+        Place("", "", "r1"),
+    ]
+)
 steps = st.lists(
     st.tuples(
         st.sampled_from(PEERS), st.sampled_from([b"g", b"h"]), reports, st.sampled_from([0, 0.1, 2, 7, 31]), places
@@ -63,12 +74,12 @@ def check(claims: Claims) -> None:
         serving = {entry for entry in forest.entries.values() if entry.serves}
         for buckets, expected in [
             (forest._all, serving),
-            *((own, {each for each in serving if each.place.area == area}) for area, own in forest._by_area.items()),
+            *((own, {each for each in serving if area in each.place.areas}) for area, own in forest._by_area.items()),
         ]:
             listed = [entry for bucket in buckets for entry in bucket]
             assert len(listed) == len(set(listed))
             assert set(listed) == expected
-        assert set(forest._by_area) == {entry.place.area for entry in serving if entry.place}
+        assert set(forest._by_area) == {area for entry in serving for area in entry.place.areas}
     assert held == claims._held_by
     assert all(count <= rules.MAX_OF_PEER for count in held.values())
 

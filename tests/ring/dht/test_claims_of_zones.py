@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
 from spegel_consul.places import NOWHERE, Place
@@ -19,7 +21,8 @@ class Zones(Keeper):
 
     def place_of(self, peer: bytes) -> Place:
         zone = peer[:1].decode()
-        return self.places.get(peer, NOWHERE if zone == "?" else Place("dc1", zone))
+        rack = peer.decode().split("-")[0] if b"-" in peer else ""  # a3-1 is in the third rack of the zone a
+        return self.places.get(peer, NOWHERE if zone == "?" else Place("dc1", zone, rack))
 
 
 @pytest.fixture
@@ -141,6 +144,58 @@ def test_a_new_keeper_takes_over_what_crosses(keeper: Zones) -> None:
     assert [keeper.report(name) for name in ("b1", "b2")] == ["a1", "b1"]
 
 
+def test_content_enters_each_rack_once(keeper: Zones) -> None:
+    names = [f"{zone}{rack}-{number}" for number in range(9) for rack in range(4) for zone in "ab"]
+    sources = {name: keeper.report(name) for name in names}
+    into_racks = [name for name, source in sources.items() if source.split("-")[0] != name.split("-")[0]]
+    assert into_racks == names[:8], "the first of each rack"
+    assert [name for name in into_racks if sources[name][0] not in (name[0], "c")] == ["b0-0"]
+    fanout = Counter(sources.values())
+    assert max(fanout.values()) <= 3
+    keeper.now = MOVE_EVERY + 1
+    assert {name: keeper.report(name) for name in names} == sources, "and all of them stay"
+
+
+def test_a_rack_is_found_among_hundreds_of_nodes_of_its_zone(keeper: Zones) -> None:
+    keeper.report("a1-0")
+    keeper.report("a2-0")
+    for number in range(1, 400):
+        keeper.report(f"a{3 + number % 5}-{number}")
+    assert keeper.report("a2-1") == "a2-0"
+
+
+def test_a_source_of_the_rack_that_is_not_good_is_no_reason_to_stay(keeper: Zones) -> None:
+    for name in ("a1-0", "a2-0", *(f"a{rack}-0" for rack in range(3, 8))):
+        keeper.report(name)
+    assert keeper.report("a2-1", serves=False, working=False) == "a2-0"
+    keeper.now = 3
+    keeper.report("a1-0", have=9 * MIB, behind=(b"a2-0",))  # the link of a2-0 is bad
+    assert keeper.report("a2-2")[:2] != "a2"
+
+
+def test_a_group_as_long_as_a_chain_passes_through_one_rack_after_the_other(keeper: Zones) -> None:
+    """No source has two followers, so no link is divided."""
+    names = ["a1-0", "a2-0", "a1-1", "a2-1", "a1-2"]
+    for name in names:
+        keeper.report(name)
+    for _ in range(2):
+        found = {name: keeper.report(name) for name in names}
+    assert found == {"a1-0": "claim", "a1-1": "a1-0", "a1-2": "a1-1", "a2-0": "a1-2", "a2-1": "a2-0"}
+
+
+def test_the_datacenter_comes_before_another_one(keeper: Zones) -> None:
+    keeper.places |= {b"x1": Place("dc2", "x"), b"y1": Place("dc1", "y"), b"z1": Place("dc1", "z")}
+    assert keeper.report("x1") == "claim"
+    assert keeper.report("y1") == "x1"
+    assert keeper.report("x2", serves=False, working=False) in ("x1", "y1")
+    assert keeper.report("z1") == "y1"
+    for number in range(100):
+        keeper.places[b"x%d" % (number + 3)] = Place("dc2", "x")
+        keeper.report(f"x{number + 3}")
+    keeper.places[b"w1"] = Place("dc1", "w")
+    assert keeper.report("w1") in ("y1", "z1")
+
+
 def test_a_node_that_moves_is_a_source_where_it_is_now(keeper: Zones) -> None:
     keeper.report("a1")
     assert keeper.report("b1") == "a1"
@@ -157,5 +212,5 @@ def test_places_without_end_cost_no_memory() -> None:
         at[0] = Place("dc", f"zone{number}")
         claims.report(GROUP, b"peer", Report(serves=True, working=True), number / 100)
     (group,) = claims._groups.values()
-    assert len(group._by_area) == 1
+    assert len(group._by_area) == 2, "its zone and its datacenter"
     assert len(group._entered) <= 256 < MAX_OF_GROUP
