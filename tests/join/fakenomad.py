@@ -28,6 +28,8 @@ class FakeNomad:
         self.links: dict[str, int | str] = {}
         """By node: a status to answer with, "read-only", "cut", "hang" or "html"; absent is well."""
         self.calls: Counter[str] = Counter()
+        self.has_locks = True
+        """False for one before 1.7, which ignores the operations on locks: what asks for one is a plain write."""
 
     def client(self, node: str = "n", settings: NomadSettings | None = None) -> NomadClient:
         async def handle(request: httpx.Request) -> httpx.Response:
@@ -76,7 +78,12 @@ class FakeNomad:
             return await self._read(path, query)
         operation = next((name for name in query if name.startswith("lock-")), "set")
         self.calls[operation] += 1
-        return self._write(path, operation, json.loads(request.content))
+        body = json.loads(request.content)
+        if not self.has_locks:
+            operation, body = "set", {**body, "Lock": None}
+        if operation == "set" and not body.get("Items"):
+            return httpx.Response(400, text="variable missing required Items object")
+        return self._write(path, operation, body)
 
     async def _read(self, path: str, query: dict[str, str]) -> httpx.Response:
         if "index" in query:

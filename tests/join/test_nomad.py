@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import socket
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,39 @@ async def test_without_the_right_to_write_it_follows_and_names_the_missing_right
     await until(lambda: agree(leader, reader) == "a", 30)
 
 
+async def test_a_nomad_without_locks_is_never_written_to_and_the_way_without_them_is_named(
+    autojump_clock: trio.testing.MockClock, nomad: FakeNomad, cluster: Cluster
+) -> None:
+    nomad.has_locks = False
+    nodes = [await cluster.start(name) for name in ("a", "bb")]
+    await until(lambda: all(node.problem for node in nodes), 10)
+    assert "has no locks on variables (1.7 has): use --bootstrap-kind=nomad-service" in nodes[0].problem
+    await trio.sleep(600)
+    assert not nomad.variables
+    assert not any(leads(node) or node.peers() for node in nodes)
+    assert sum(nomad.calls.values()) < 2 * 600 / 9
+
+    nomad.has_locks = True  # the servers were upgraded
+    await until(lambda: agree(*nodes), 30)
+    assert sum(leads(node) for node in nodes) == 1
+
+
+@pytest.mark.parametrize("fault", [500, 429, "cut"])
+async def test_a_nomad_that_can_t_answer_is_asked_again_for_locks(
+    autojump_clock: trio.testing.MockClock, nomad: FakeNomad, cluster: Cluster, fault: int | str
+) -> None:
+    nomad.has_locks = False
+    client = nomad.client("a")
+    node = NomadVarBootstrap(client, PATH, record("a"))
+    nomad.links["a"] = fault
+    with pytest.raises(NomadError):
+        await node._acquire()
+    nomad.links.clear()
+    with pytest.raises(NomadError, match="no locks"):
+        await node._acquire()
+    assert not nomad.variables
+
+
 @pytest.mark.parametrize(
     "items", [{}, {"peer_id": ""}, {"peer_id": "x"}, {"peer_id": "x", "addrs": "junk"}, {"state": "?"}]
 )
@@ -168,6 +202,18 @@ def test_where_nomad_is() -> None:
     assert (task.uds, task.token, task.token_file) == ("/secrets/api.sock", "t", "/secrets/nomad_token")
     named = NomadSettings.from_env({"NOMAD_UNIX_ADDR": "unix:///s", "NOMAD_ADDR": "https://nomad:4646/"})
     assert (named.uds, named.address) == (None, "https://nomad:4646")
+
+
+def test_where_nomad_is_for_a_task_that_is_not_told(tmp_path: Path) -> None:
+    """Before 1.10 Nomad makes the socket of the task API and names it in no variable."""
+    env = {"NOMAD_SECRETS_DIR": str(tmp_path), "NOMAD_TOKEN": "t"}
+    assert NomadSettings.from_env(env).address == "http://127.0.0.1:4646"  # Nomad before 1.5
+    path = str(tmp_path / "api.sock")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(path)
+        assert NomadSettings.from_env(env).uds == path
+        assert NomadSettings.from_env({**env, "NOMAD_UNIX_ADDR": "unix:///s"}).uds == "/s"
+        assert NomadSettings.from_env({**env, "NOMAD_ADDR": "http://nomad:4646"}).uds is None
 
 
 @pytest.mark.parametrize(

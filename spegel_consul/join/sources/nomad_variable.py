@@ -11,12 +11,16 @@ question changes nothing.  A lead ends only by a renewal that is answered with 4
 
 A node that may read the variable and not write it follows without taking part.
 
+Nomad before 1.7 takes each operation on a lock for a plain write, so each node would believe that it leads.  Before the
+first attempt the operation that needs no value is sent without one: only a Nomad without locks asks for the value.
+
 A new rule about this lock belongs here.
 """
 
 from __future__ import annotations
 
 import random
+import uuid
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -41,7 +45,8 @@ TRY_EVERY = 60.0
 
 _SPREAD = 1.0  # seconds over which the attempts for a free lock are spread
 _RELEASE_WITHIN = 3.0
-_DENIED_PAUSE = 10.0  # seconds, because only an operator changes rights
+_DENIED_PAUSE = 10.0  # seconds, because only an operator changes rights, or Nomad's version
+_NO_LOCKS = 501
 
 
 class NomadVarBootstrap:
@@ -65,6 +70,7 @@ class NomadVarBootstrap:
         self._observed = ObservedPeers(f"nomad-var {self._name}")
         self._lock: str | None = None
         self._lease = 0.0
+        self._has_locks = False
 
     @property
     def problem(self) -> str | None:
@@ -126,7 +132,7 @@ class NomadVarBootstrap:
             except NomadError as why:
                 index.reset()
                 self._observed.set_problem(str(why) + (_ADVICE.format(path=self._name) if why.status == 403 else ""))
-                await trio.sleep(max(backoff.next(), _DENIED_PAUSE if why.status == 403 else 0.0))
+                await trio.sleep(max(backoff.next(), _DENIED_PAUSE if why.status in (403, _NO_LOCKS) else 0.0))
             else:
                 backoff.reset()
 
@@ -181,7 +187,21 @@ class NomadVarBootstrap:
                 self._observed.set_peers([LeaderRecord(peer_id, routers).to_peer()])
         return False
 
+    async def _require_locks(self) -> None:
+        """Raise NomadError if this Nomad has no locks, or if that can't be known now. Nothing is written."""
+        if self._has_locks:
+            return
+        try:
+            await self._call("lock-renew", {"Path": self._name, "Lock": {"ID": str(uuid.uuid4())}})
+        except NomadError as why:
+            if why.status == 400 and "missing required Items" in str(why):
+                raise NomadError(_WITHOUT_LOCKS, _NO_LOCKS) from None
+            if not 400 <= why.status < 500 or why.status == 429:
+                raise
+        self._has_locks = True
+
     async def _acquire(self) -> bool:
+        await self._require_locks()
         began = trio.current_time()
         lock = {"TTL": f"{TTL:g}s", "LockDelay": f"{LOCK_DELAY:g}s"}
         try:
@@ -237,4 +257,5 @@ class NomadVarBootstrap:
         return {name: text for name, text in texts.items() if text}
 
 
+_WITHOUT_LOCKS = "this Nomad has no locks on variables (1.7 has): use --bootstrap-kind=nomad-service"
 _ADVICE = " (the token needs read and write on variable {path}: see jobs/acl/)"
