@@ -91,7 +91,7 @@ async def ready(client: httpx.AsyncClient, node: Node) -> None:
 def make_nodes(count: int, home: Path, port: int) -> list[Node]:
     """Nodes with empty stores below ``home``; ``port`` is the first of their three ports. Raises DevError.
 
-    A port that is in use is an error at once, because another demonstration answers there as if it were a node of this one.
+    A port that is in use is an error at once, because another demonstration answers there like a node of this one.
     """
     nodes = [Node(number, f"127.0.0.{number + 1}", port, home / f"node{number + 1}") for number in range(count)]
     for node in nodes:
