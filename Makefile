@@ -11,7 +11,7 @@ CACHE  ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/spegel-consul-ci
 # without compiled files each process of a test compiles the product and the tests anew, which takes longer than it runs
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run install dev-install real-parts test check docs audit unit fresh sim faults nomad newer buildkit soak bench archive clean
+.PHONY: run install dev-install real-parts test check docs audit unit fresh sim faults nomad nomad-there newer buildkit soak bench archive clean
 
 run: install
 	$(BIN)/spegel-consul dev
@@ -79,9 +79,14 @@ faults: dev-install real-parts
 		tests/real/runtimes/test_downloads.py tests/real/runtimes/test_containerd_files.py
 
 # what the documentation tells people to type for Nomad, on a real one; there is no package of it for CI to install
-NOMAD ?= $(shell command -v nomad)
-nomad: dev-install real-parts
-	NOMAD=$(abspath $(NOMAD)) SPEGEL_REAL_PARTS=$(CACHE) $(BIN)/python -m pytest tests/nomad
+NOMAD ?= nomad
+NOMAD_PROGRAM = $(abspath $(shell command -v "$(NOMAD)"))
+nomad: nomad-there dev-install real-parts
+	NOMAD=$(NOMAD_PROGRAM) SPEGEL_REAL_PARTS=$(CACHE) $(BIN)/python -m pytest tests/nomad
+
+nomad-there:
+	@"$(NOMAD_PROGRAM)" version 2>&1 | grep '^Nomad v' || \
+		{ echo "'$(NOMAD)' is no Nomad: make nomad NOMAD=/path/to/nomad names its program" >&2; exit 1; }
 
 # a real BuildKit, built from its module, because there is no package of it for CI to install
 buildkit: dev-install real-parts

@@ -26,6 +26,7 @@ from spegel_consul.error_words import in_words
 LOOPBACK = "127.0.0.1"
 START_TIMEOUT = 60.0
 _STOP_TIMEOUT = 15.0
+_PORTS = 3  # of a node, one after another: registry, router, metrics
 
 
 class DevError(Exception):
@@ -94,9 +95,20 @@ async def ready(client: httpx.AsyncClient, node: Node) -> None:
 
 
 def make_nodes(count: int, home: Path, port: int) -> list[Node]:
-    """Nodes with empty stores below ``home``; ``port`` is the first of their three ports."""
+    """Nodes with empty stores below ``home``; ``port`` is the first of their three ports. Raises DevError.
+
+    A port that is in use is an error at once, because another demonstration answers there like a node of this one.
+    """
     nodes = [Node(number, f"127.0.0.{number + 1}", port, home / f"node{number + 1}") for number in range(count)]
     for node in nodes:
+        for each in range(port, port + _PORTS):
+            with socket.socket() as sock:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    sock.bind((node.address, each))
+                except OSError as why:
+                    at = f"{node.address}:{each}"
+                    raise DevError(f"{at}: {in_words(why)}; --port names the first of {_PORTS} other ports") from None
         node.layout.mkdir(parents=True)
         write_layout(node.layout, [])
     return nodes

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import click
 import pygohcl
 import pytest
+from lab import documents
 from lab.cli_commands import command, commands
 
 from spegel_consul import __version__
@@ -323,6 +326,20 @@ def test_where_docker_reads_hosts_toml_it_is_new_enough(name: str) -> None:
         "operator": "version",
         "value": f">= {docker._FIRST_WITH_HOSTS}.0.0",
     }
+
+
+@name_of
+def test_the_readme_s_command_leaves_out_what_nomad_1_6_refuses_and_nothing_else(path: Path, tmp_path: Path) -> None:
+    (line,) = [line for line in documents.lines("jobs/README.md") if line.startswith("sed ")]
+    shutil.copy(path, tmp_path)
+    subprocess.run(["bash", "-c", line], cwd=tmp_path, check=True, timeout=20)
+    left = load(tmp_path / path.name)
+    expected = load(path)
+    for job in expected["job"].values():
+        del job["ui"]
+        for group in job["group"].values():
+            group.get("task", {}).get("spegel", {}).pop("consul", None)
+    assert left == expected
 
 
 def test_the_readmes_version_is_this_one() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shlex
 import subprocess
@@ -23,6 +24,25 @@ from spegel_consul import __version__
 BINARY = Path(os.environ.get("NOMAD", ""))
 IMAGE = "ghcr.io/spegel-consul/spegel-consul"
 """What the jobs call the product's image, before its tag."""
+PAUSE = "spegel-lab/pause:1"
+"""The container that holds the network of a job in a bridge; Nomad's own is in a registry."""
+
+
+def version() -> tuple[int, ...]:
+    """Nomad's own, such as (1, 6, 5). Raises RuntimeError."""
+    if not BINARY.is_file():
+        raise RuntimeError("NOMAD names no file: make nomad NOMAD=/path/to/nomad")
+    said = subprocess.run([BINARY, "version"], capture_output=True, text=True, timeout=20, check=True).stdout
+    found = re.match(r"Nomad v(\d+)\.(\d+)\.(\d+)", said)
+    if found is None:
+        raise RuntimeError(f"{BINARY} is no Nomad: {said[:100]}")
+    return tuple(map(int, found.groups()))
+
+
+def has_locks() -> bool:
+    """Whether it has locks on variables."""
+    return version() >= (1, 7)
+
 
 _HCL = """
 name       = "{name}"
@@ -43,6 +63,8 @@ client {{
     "user.denylist"        = "Administrator"
     "fingerprint.denylist" = "env_aws,env_gce,env_azure,env_digitalocean"
   }}
+  cni_path = "/usr/lib/cni"
+  host_network "loopback" {{ cidr = "127.0.0.1/8" }}
   artifact {{ disable_filesystem_isolation = true }}
   host_volume "spegel-containerd" {{ path = "/run/docker/containerd" }}
   host_volume "spegel-content" {{
@@ -56,6 +78,7 @@ plugin "docker" {{
   config {{
     volumes {{ enabled = true }}
     gc {{ image = false }}
+    infra_image = "{pause}"
   }}
 }}
 plugin "raw_exec" {{
@@ -87,14 +110,13 @@ class Machine:
                 server=server.ip,
                 is_server=str(node is server).lower(),
                 acl=str(acl).lower(),
+                pause=PAUSE,
             )
         )
         self.nomad: Process | None = None
 
     def start(self) -> None:
         """Start Nomad; Docker runs already."""
-        if not BINARY.is_file():
-            raise RuntimeError("NOMAD names no file: make nomad NOMAD=/path/to/nomad")
         (self._dir.parent / "dk/data/containerd/daemon/io.containerd.content.v1.content").mkdir(exist_ok=True)
         argv = self.docker.enter([BINARY, "agent", f"-config={self._dir / 'agent.hcl'}"])
         env = {"PATH": self._path()}

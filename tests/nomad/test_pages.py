@@ -22,7 +22,6 @@ from spegel_consul import __version__
 
 from .agent import IMAGE, Machine
 
-JOBS = documents.ROOT / "jobs"
 SERVICES = ("spegel", "spegel-router", "spegel-metrics")
 LIMIT = 150
 """Seconds: the longest that one command may take; a job is awaited by Nomad itself."""
@@ -52,7 +51,8 @@ def run_job(machine: Machine, command: str, where: Path) -> None:
     assert list(machine.running("spegel")) == [machine.node.name]
 
 
-def test_what_the_pages_tell_people_to_type(machines, record_property, tmp_path: Path) -> None:
+def test_what_the_pages_tell_people_to_type(machines, top: Path, record_property, tmp_path: Path) -> None:
+    jobs = top / "jobs"
     (machine,) = machines(1)
     node, docker = machine.node, machine.docker
     times: list[tuple[str, float]] = []
@@ -65,7 +65,7 @@ def test_what_the_pages_tell_people_to_type(machines, record_property, tmp_path:
     (line,) = commands("README.md", "nomad ")
     (example,) = re.findall(r"registry\.example\.com/\S+:[\d.]+", line)
     name = pushed(machine, example)
-    run_job(machine, line.replace(example, name), documents.ROOT)
+    run_job(machine, line.replace(example, name), top)
     assert name in docker.images(), "Docker has pulled it"
     written = docker.certs_d / "_default/hosts.toml"
     assert '[host."http://127.0.0.1:5000"]' in written.read_text()
@@ -80,7 +80,7 @@ def test_what_the_pages_tell_people_to_type(machines, record_property, tmp_path:
 
     # the rest of docs/nomad.md, and a look at the log
     began = time.monotonic()
-    where = documents.ROOT
+    where = top
     for line in commands("docs/nomad.md", "nomad ", "cd "):
         if line in tutorial:
             continue
@@ -101,18 +101,18 @@ def test_what_the_pages_tell_people_to_type(machines, record_property, tmp_path:
             line = _archived(machine, line)
         if "native" in line or "cleanup" in line:
             continue  # tests/nomad/test_native.py; below
-        run_job(machine, line, JOBS)
+        run_job(machine, line, jobs)
         timed(f"jobs/README.md: {line.split()[-1]}" + (", containerd" if "containerd.hcl" in line else ""), began)
 
     # and the removal
     began = time.monotonic()
     assert written.exists()
     clean, *others = commands("jobs/README.md", "nomad job run cleanup", "nomad job stop", "consul kv delete")
-    machine.shell(clean, JOBS, LIMIT)
+    machine.shell(clean, jobs, LIMIT)
     until(lambda: _completed(machine, "spegel-cleanup"), timeout=30, what="the cleanup is complete")
     assert not written.exists()
     for line in others:
-        machine.shell(line, JOBS, LIMIT)
+        machine.shell(line, jobs, LIMIT)
     until(lambda: not node.consul.instances("spegel", passing=False), timeout=20, what="Consul has forgotten it")
     assert node.consul.kv_get("spegel/leader") is None
     with pytest.raises(Failed, match="404"):

@@ -32,6 +32,7 @@ NOT_RUN = {
     "docker run ": "tests/real/test_image.py does, with the image",
     "nomad ": "`make nomad` does, on a real one",
     "export NOMAD_VAR_": "as before",
+    "sed -i -e ": "tests/jobs/test_jobs.py does, on a copy",
     "systemctl restart docker": "no systemd is here; tests/real/runtimes restarts Dockers",
     "systemctl restart buildkit": "no systemd is here; `make buildkit` restarts one",
     "skopeo copy ": "tests/real/runtimes/test_podman.py does, where there is an image",

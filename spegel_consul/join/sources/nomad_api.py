@@ -1,9 +1,9 @@
 """``NomadClient``: variables, their locks and services of Nomad's HTTP API, on Trio.
 
 A task reaches Nomad without any configured address, through the socket of the task API.  Nomad puts the socket into the
-secrets directory of the task and names it in NOMAD_UNIX_ADDR; the token of the workload identity is in NOMAD_TOKEN.
-NOMAD_ADDR replaces that socket, because an operator sets it on purpose.  The other variables are those of the ``nomad``
-command.
+secrets directory of the task, and since 1.10 names it in NOMAD_UNIX_ADDR; the token of the workload identity is in
+NOMAD_TOKEN.  NOMAD_ADDR replaces that socket, because an operator sets it on purpose.  The other variables are those of
+the ``nomad`` command.
 
 Sources: Nomad's command/agent/variable_endpoint.go, nomad/variables_endpoint.go, api/api.go.
 
@@ -74,7 +74,10 @@ class NomadSettings:
     def from_env(cls, env: Mapping[str, str]) -> NomadSettings:
         """From ``NOMAD_*``; empty means unset. Raises ValueError that names the variable that can't be used."""
         variable = "NOMAD_ADDR" if env.get("NOMAD_ADDR") else "NOMAD_UNIX_ADDR"
-        address, uds = env.get(variable) or DEFAULT_ADDRESS, None
+        secrets = env.get("NOMAD_SECRETS_DIR")
+        socket = Path(secrets) / "api.sock" if secrets else None
+        default = f"unix://{socket}" if socket is not None and socket.is_socket() else DEFAULT_ADDRESS
+        address, uds = env.get(variable) or default, None
         parts = urlsplit(address)
         if parts.scheme == "unix":
             address, uds = "http://localhost", parts.path
@@ -82,7 +85,6 @@ class NomadSettings:
                 raise ValueError(f"{variable}: a unix socket needs an absolute path (unix:///secrets/api.sock)")
         elif parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"{variable}: {address!r} is not a URL: expected something like {DEFAULT_ADDRESS}")
-        secrets = env.get("NOMAD_SECRETS_DIR")
         token_file = str(Path(secrets) / "nomad_token") if secrets else None
         if bool(env.get("NOMAD_CLIENT_CERT")) != bool(env.get("NOMAD_CLIENT_KEY")):
             missing = "NOMAD_CLIENT_KEY" if env.get("NOMAD_CLIENT_CERT") else "NOMAD_CLIENT_CERT"
