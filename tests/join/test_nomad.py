@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import socket
 from pathlib import Path
 
 import pytest
@@ -240,6 +241,18 @@ def test_where_nomad_is() -> None:
     assert (task.uds, task.token, task.token_file) == ("/secrets/api.sock", "t", "/secrets/nomad_token")
     named = NomadSettings.from_env({"NOMAD_UNIX_ADDR": "unix:///s", "NOMAD_ADDR": "https://nomad:4646/"})
     assert (named.uds, named.address) == (None, "https://nomad:4646")
+
+
+def test_where_nomad_is_for_a_task_that_is_not_told(tmp_path: Path) -> None:
+    """Before 1.10 Nomad makes the socket of the task API and names it in no variable."""
+    env = {"NOMAD_SECRETS_DIR": str(tmp_path), "NOMAD_TOKEN": "t"}
+    assert NomadSettings.from_env(env).address == "http://127.0.0.1:4646"  # Nomad before 1.5
+    path = str(tmp_path / "api.sock")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(path)
+        assert NomadSettings.from_env(env).uds == path
+        assert NomadSettings.from_env({**env, "NOMAD_UNIX_ADDR": "unix:///s"}).uds == "/s"
+        assert NomadSettings.from_env({**env, "NOMAD_ADDR": "http://nomad:4646"}).uds is None
 
 
 @pytest.mark.parametrize(
