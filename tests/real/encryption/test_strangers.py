@@ -6,7 +6,7 @@ import base64
 import json
 import ssl
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,12 @@ pytestmark = pytest.mark.real
 _LYING_AGENT = Path(__file__).with_name("lying_agent.py")
 _LIES_AT = f"127.0.0.1:{HTTP_PORT + 50}"
 
+Leaves = list[tuple[dict[str, Any], str]]
+"""Certificates, and what a node says that refuses them."""
+
+_ANOTHER, _EXPIRED = "has the certificate of another service", "certificate has expired"
+_OLD = {"begins": -9 * HOURS, "ends": -HOURS}
+
 
 def _plain_peer(mirrors: Mirrors) -> None:
     """It speaks HTTP and nothing else, as a node of Spegel does."""
@@ -63,7 +69,22 @@ def _plain_peer_is_not_asked(mirrors: Mirrors) -> None:
         pulls.from_upstream("others speak no TLS")
 
 
-def _certificates_that_are_refused(mirrors: Mirrors) -> None:
+def _another_service_and_an_old_certificate(mirrors: Mirrors) -> None:
+    refused(mirrors, lambda authority: [(authority.leaf("web"), _ANOTHER), (authority.leaf(**_OLD), _EXPIRED)])
+
+
+def _two_names_another_domain_and_another_authority(mirrors: Mirrors) -> None:
+    def leaves(authority: ConnectAuthority) -> Leaves:
+        good = f"spiffe://{authority.trust_domain}/ns/default/dc/dc1/svc/spegel"
+        other_domain = good.replace(authority.trust_domain, "11111111-2222-3333-4444-555555555555.consul")
+        foreign = ConnectAuthority(authority.trust_domain).leaf()
+        named = [(authority.leaf(uris=uris), _ANOTHER) for uris in ((good, good), (other_domain,))]
+        return [*named, (foreign, "unable to get local issuer certificate")]
+
+    refused(mirrors, leaves)
+
+
+def refused(mirrors: Mirrors, leaves: Callable[[ConnectAuthority], Leaves]) -> None:
     """One holder presents them, to peers that it asks and to those that ask it."""
     liar, other = mirrors.holders
     authority = mirrors.rotate()  # so that the test has the key of Consul's root
@@ -76,9 +97,9 @@ def _certificates_that_are_refused(mirrors: Mirrors) -> None:
         with mirrors.pulls() as pulls:
             mirrors.leave(other)
             pulls.from_peers("the certificate is right", 1)
-            for leaf, says in refused(authority):
+            for leaf, says in leaves(authority):
                 seen = len(mirrors.puller.sidecar.log())
-                clock.set("-5h" if "expired" in says else "+0")
+                clock.set("-5h" if says == _EXPIRED else "+0")
                 (lies / "leaf.json").write_text(json.dumps(leaf))
                 liar.sidecar.kill9()  # connections that stand would go on
                 mirrors.start(liar, "require")
@@ -97,19 +118,6 @@ def _certificates_that_are_refused(mirrors: Mirrors) -> None:
             until(lambda: encrypted(mirrors.puller).get(liar.name), timeout=30, what="it is believed")
             pulls.from_peers("the certificate is right again", 1)
             assert b" 200 " in answer(liar, mirrors.puller, authority, authority.leaf(), "/v2/")
-
-
-def refused(authority: ConnectAuthority) -> list[tuple[dict[str, Any], str]]:
-    """Certificates, and what the node says that refuses them."""
-    good = f"spiffe://{authority.trust_domain}/ns/default/dc/dc1/svc/spegel"
-    other_domain = good.replace(authority.trust_domain, "11111111-2222-3333-4444-555555555555.consul")
-    another, expired = "has the certificate of another service", "certificate has expired"
-    cases = [(authority.leaf("web"), another), (authority.leaf(begins=-9 * HOURS, ends=-HOURS), expired)]
-    if AT_NIGHT:
-        cases += [(authority.leaf(uris=(good, good)), another), (authority.leaf(uris=(other_domain,)), another)]
-        foreign = ConnectAuthority(authority.trust_domain)
-        cases += [(foreign.leaf(), "unable to get local issuer certificate")]
-    return cases
 
 
 def _answers_of_consul_that_can_not_be_used(mirrors: Mirrors) -> None:
@@ -250,8 +258,12 @@ def secure(
         return sock.recv(4096).partition(b"\r\n")[0]
 
 
-SCENES = [_plain_peer, _certificates_that_are_refused, _passwords_and_certificates, _strangers]
-LONG = [_plain_peer_is_not_asked, _answers_of_consul_that_can_not_be_used]
+SCENES = [_plain_peer, _another_service_and_an_old_certificate, _passwords_and_certificates, _strangers]
+LONG = [
+    _two_names_another_domain_and_another_authority,
+    _plain_peer_is_not_asked,
+    _answers_of_consul_that_can_not_be_used,
+]
 
 
 @pytest.mark.parametrize("version", RUNTIMES)
