@@ -18,7 +18,7 @@ COLUMNS = 40
 ADDRESSES = ("/ip4/10.0.0.7/tcp/5001/p2p/12D3KooWQW1aVZ9Dcs3Rhxxd", "/ip4/10.99.0.7/tcp/5001")
 SESSION = "b0a7fb2c-9d0d-4c05-8c3f-1d8a1a3c9f41"
 RECORD = LeaderRecord("12D3KooW", ADDRESSES, node="client-7", registry="http://[b]10.0.0.7:5000")
-ENTRY = KVEntry("spegel/leader", RECORD.to_json(session=SESSION, since=""), SESSION, 7, 1)
+ENTRY = KVEntry("spegel/leader", RECORD.to_json(session=SESSION, since=""), SESSION, 7)
 RULE = 'service_prefix "spegel" { policy = "write" } # [bold]'
 CHECKS = [
     ok("containerd", "10.0.0.7 answers and has 3 namespaces, all of which are served"),

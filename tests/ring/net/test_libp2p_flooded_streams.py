@@ -7,7 +7,7 @@ from contextlib import suppress
 import pytest
 import trio
 from conformance.router import eventually
-from ring.net.test_libp2p_hostile import Victim
+from ring.net.test_libp2p_hostile import Victim, attacker, friend, victim
 
 from spegel_consul.peers import RingError
 from spegel_consul.ring.net.libp2p import muxer
@@ -16,6 +16,8 @@ from spegel_consul.ring.net.libp2p.peer_connection import MAX_INBOUND_STREAMS
 from spegel_consul.ring.net.libp2p_host import Libp2pHost
 from spegel_consul.ring.router import KadRouter
 from tests.ring.net.libp2p_floods import WITHIN
+
+__all__ = ["attacker", "friend", "victim"]
 
 
 async def test_streams_that_the_peer_does_not_end_count_until_they_are_reset(
