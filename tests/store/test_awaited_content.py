@@ -94,13 +94,17 @@ class Containerd:
         return [content for content in self.contents if content.digest in digests]
 
 
-async def test_content_that_this_namespace_had_and_deleted_is_not_shown(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shared", [0.0, 3600.0], ids=["the end is seen", "calls share a look before the end"])
+async def test_content_that_this_namespace_had_and_deleted_is_not_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: float
+) -> None:
     """The file may still be there, because another namespace has the same content."""
+    monkeypatch.setattr(ingests, "SHARED", shared)
+    monkeypatch.setattr(ingests, "_LONGEST_SHARED", shared)
     store = ContainerdStore(lambda: NOWHERE, "k8s.io", tmp_path / "content")
     ingest = FakeContentStore(tmp_path / "content").begin(BODY)
     (await _found(store, ingest.digest)).close()
     await ingest.commit()
-    await trio.sleep(2 * ingests.SHARED)
     (await _found(store, ingest.digest)).close()
     changed = [ContentChanged(ingest.digest)]
     served = Content(ingest.digest, len(BODY), ("docker.io/library/app",))

@@ -237,9 +237,9 @@ class ContainerdStore(IndexedStore):
             await self._read()
             asked |= digests
         self._publish()
-        for digest in filter(self._awaited.__contains__, asked):
+        for digest in asked:
             settled = self._index.describe(digest) is not None or self._index.refuses(digest)
-            given_up = self._awaited.answered(digest, settled, trio.current_time())
+            given_up = digest in self._awaited and self._awaited.answered(digest, settled, trio.current_time())
             # the index tells what it has, and when it has it no more; or the namespace has never had it
             if settled or (given_up and not self._index.is_stray(digest)):
                 self._ingests.forget(digest)
