@@ -76,6 +76,11 @@ class ReplaceableRouter:
         """The number of provider records that this node holds for others."""
         return self._current.router.records
 
+    @property
+    def warning(self) -> str | None:
+        """A problem of the ring that an operator has to solve; None if there is none."""
+        return self._current.router.warning
+
     def view(self) -> tuple[MemberView, ...]:
         """All other members, including dead ones, for display."""
         return self._current.router.view()

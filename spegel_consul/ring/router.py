@@ -24,6 +24,7 @@ from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 
+import structlog
 import trio
 
 from spegel_consul.multiaddrs import Address, Contact
@@ -42,11 +43,14 @@ from spegel_consul.ring.key_search import KeySearch
 from spegel_consul.ring.member_view import CIRCLE, MemberView, view
 from spegel_consul.ring.members.background import Background
 from spegel_consul.ring.members.membership import NAMED_AGE, Membership
+from spegel_consul.ring.members.table import FULL
 from spegel_consul.ring.members.wakeup import WakeUp
 from spegel_consul.ring.net.host import Host
 from spegel_consul.ring.net.routes import has_route
 from spegel_consul.ring.protocol_server import Service
 from spegel_consul.ring.responder import Answers
+
+log = structlog.get_logger(__name__)
 
 TTL = 900.0
 """Seconds between announcements of a key (Spegel's KeyTTL); a record is valid for 4 minutes longer."""
@@ -102,6 +106,7 @@ class KadRouter:
             here=self._here,
         )
         self._members = self._membership.table
+        self._told_full = False
         self._records: Records = successor_of._records if successor_of else Records(validity=ttl + _VALIDITY_MARGIN)
         self._announcements = Announcements(self._members.closest, ttl=ttl, rng=self._rng)
         if successor_of is not None:
@@ -138,6 +143,11 @@ class KadRouter:
 
     def members(self) -> tuple[PeerInfo, ...]:
         return self._members.infos()
+
+    @property
+    def warning(self) -> str | None:
+        """A problem of the ring that an operator has to solve; None if there is none."""
+        return FULL if self._members.full else None
 
     def view(self) -> tuple[MemberView, ...]:
         """All other members, including dead ones, for display."""
@@ -320,6 +330,12 @@ class KadRouter:
         return Provider(peer_id_to_text(named.id), (address.host, address.port), other, at, rtt)
 
     def _on_change(self) -> None:
+        if self._members.full != self._told_full:
+            self._told_full = self._members.full
+            if self._told_full:
+                log.warning("ring_table_full", members=len(self._members), means=FULL)
+            else:
+                log.info("ring_table_has_room", members=len(self._members))
         self._rebalance = True
         self._announce_alarm.wake()
 

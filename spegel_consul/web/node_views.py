@@ -57,6 +57,9 @@ class Ring(Protocol):
     def records(self) -> int: ...
     @property
     def unannounced(self) -> int: ...
+
+    @property
+    def warning(self) -> str | None: ...
     def view(self) -> tuple[MemberView, ...]: ...
     def lookup(self, key: str, *, count: int = 3) -> AbstractAsyncContextManager[Any]: ...
 
@@ -151,7 +154,7 @@ class Node:
 
     def warnings(self, cluster_members: ClusterMembers | None = None) -> tuple[str, ...]:
         """Problems for an operator that do not keep this node from serving; one line each."""
-        found = list(self.store.warnings)
+        found = [*self.store.warnings, *filter(None, [self.ring.warning])]
         if self.tls is not None and self.tls.problem is not None:
             found.append(self.tls.problem)
         if self.keeper is not None and self.keeper.last_error is not None:

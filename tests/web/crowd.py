@@ -42,6 +42,7 @@ class Ring:
     others: int
     records: int = 0
     unannounced: int = 0
+    warning: str | None = None
     at: float = 0.31
     me: PeerInfo = field(default_factory=lambda: PeerInfo("me", (f"/ip4/{address(0)}/tcp/5001",)))
 

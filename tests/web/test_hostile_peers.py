@@ -43,6 +43,7 @@ class FakeRing:
     at: float = 0.5
     records: int = 0
     unannounced: int = 0
+    warning: str | None = None
 
     def view(self) -> tuple[MemberView, ...]:
         return tuple(

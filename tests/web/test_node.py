@@ -25,6 +25,7 @@ from spegel_consul.registry.mirror.providers.penalties import Penalties
 from spegel_consul.registry.mirror.trace import Traces
 from spegel_consul.registry.uploads import Upload, Uploads
 from spegel_consul.ring.member_view import MemberView
+from spegel_consul.ring.members.table import FULL
 from spegel_consul.web import pages
 from spegel_consul.web.metric_readings import connect
 from spegel_consul.web.node_views import Consul, Node
@@ -38,6 +39,7 @@ class Ring:
     at: float = 0.5
     records: int = 0
     unannounced: int = 0
+    warning: str | None = None
 
     def view(self) -> tuple[MemberView, ...]:
         return tuple(
@@ -117,6 +119,16 @@ async def test_those_that_are_not_in_the_ring_are_missing_still() -> None:
         "n3": "dead",
         "n9": "missing",
     }
+
+
+async def test_a_full_table_is_a_warning_and_a_metric() -> None:
+    made = node()
+    connect(made)
+    assert made.metrics.registry.get_sample_value("spegel_ring_full") == 0
+    made.ring.warning = FULL  # type: ignore[misc]
+    assert FULL in made.warnings()
+    assert FULL in made.status()["warnings"]
+    assert made.metrics.registry.get_sample_value("spegel_ring_full") == 1
 
 
 async def test_which_peers_are_encrypted() -> None:

@@ -42,6 +42,15 @@ from spegel_consul.ring.dht.placement import REPLICAS, Placement
 from spegel_consul.ring.members.member import Member
 from spegel_consul.ring.members.timer_heap import TimerHeap
 
+CAPACITY = 4096
+"""Most members of a table."""
+
+FULL = (
+    f"the ring has more nodes than the {CAPACITY} that a node can know, so nodes miss each other's copies and pull "
+    "from upstream: use several rings (large-clusters.md)"
+)
+"""What a full table means, for people."""
+
 HEARSAY_AGE = 300.0
 """Seconds; an older report does not introduce a member."""
 
@@ -61,7 +70,7 @@ _SECOND_OPINION = 2.0  # seconds after a failure before a report of others leads
 class Members:
     """The table of at most ``capacity`` members; never contains ``me``."""
 
-    def __init__(self, me: bytes, *, capacity: int = 4096, rng: random.Random | None = None) -> None:
+    def __init__(self, me: bytes, *, capacity: int = CAPACITY, rng: random.Random | None = None) -> None:
         self._me = me
         self._capacity = capacity
         self._rng = rng or random.Random()
@@ -70,6 +79,8 @@ class Members:
         self._version = 0  # of the placement
         self._timers: TimerHeap[Member] = TimerHeap()
         self._infos: tuple[PeerInfo, ...] | None = None
+        self.full = False
+        """Whether there is no place for one more living member; until a fiftieth of the places is free again."""
         self._named: Counter[bytes] = Counter()  # by source: the members with this ``source``
 
     def __len__(self) -> int:
@@ -288,11 +299,13 @@ class Members:
         self._version += 1
         self._placement.add(member.id, member.position)
         self._infos = None
+        self.full = self.full or len(self._placement) >= self._capacity
 
     def _die(self, member: Member) -> None:
         self._version += 1
         self._placement.discard(member.position)
         self._infos = None
+        self.full = self.full and len(self._placement) > self._capacity - max(1, self._capacity // 50)
 
     @staticmethod
     def _place(member: Member, place: Place | None, *, direct: bool) -> None:

@@ -237,6 +237,21 @@ def test_a_full_table_gives_up_the_dead_first_and_never_the_living() -> None:
     assert {member.id for member in members} == {b"b", b"c"}
 
 
+def test_a_table_is_full_until_some_places_are_free_again() -> None:
+    members = table(capacity=100)
+    for number in range(100):
+        assert not members.full
+        members.learn(Contact(b"%d" % number, (ROUTER,)), 0, direct=True)
+    assert members.full
+    members.failed(b"0", 1)
+    assert members.full, "one that comes and goes changes nothing"
+    members.learn(Contact(b"new", (ROUTER,)), 2, direct=True)
+    assert members.full
+    members.failed(b"1", 3)
+    members.failed(b"2", 3)
+    assert not members.full
+
+
 def test_the_time_to_wait_for_an_answer_follows_the_round_trip_time() -> None:
     members = table()
     members.learn(Contact(b"a", (ROUTER,)), 0)
