@@ -191,6 +191,7 @@ ROWS: dict[str, tuple[Chart | Figure, ...]] = {
             },
         ),
         Chart("Missing members", {"{{node}}": of("spegel_ring_missing")}),
+        Chart("Full member tables", {"{{node}}": of("spegel_ring_full")}),
         Chart(
             "Joins, restarts, splits",
             {

@@ -24,7 +24,7 @@ UPDATED = 120
 """Seconds for an update of both nodes, one after the other, with 15 s between them."""
 
 
-def test_updates_encrypt_and_add_a_password_while_pulls_go_on(machines, top: Path, record_property, tmp_path) -> None:
+def test_updates_encrypt_and_add_a_password(machines, top: Path, record_property, tmp_path) -> None:
     first, second = made = machines(2, consul=CONNECT)
     jobs = top / "jobs"
     first.shell(f"nomad job run {DOCKER} spegel.nomad.hcl", jobs, 240)

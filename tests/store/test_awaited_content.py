@@ -8,8 +8,6 @@ from collections.abc import Collection
 from pathlib import Path
 
 import pytest
-import trio
-import trio.testing
 from conformance.downloads import BODY
 from fakes.content_store import FakeContentStore
 from fakes.memory_store import MemoryStore

@@ -51,6 +51,7 @@ QUIET_AND_FIRING = {
     "SpegelDown": ('up{job="spegel-consul"}', "1x180", "0x180"),
     "SpegelNotReady": ("spegel_ready", "1x180", "0x180"),
     "SpegelRingSplit": ('spegel_ring_split{instance="n1"}', "0x180", "1x180"),
+    "SpegelRingFull": ('spegel_ring_full{instance="n1"}', "0x180", "1x180"),
     "SpegelNotOneLeader": ('spegel_leader{instance="n1"}', "1x180", "0x180"),
     "SpegelWrongBytes": ("spegel_verification_failures_total", "3x180", "0+1x180"),
     "SpegelTransfersCut": ("spegel_transfers_cut_total", "0+2x180", "0+60x180"),
