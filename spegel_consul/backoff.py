@@ -1,7 +1,7 @@
-"""The pause after a failed question to Consul, and the index from which the next one waits.
+"""The pause after a failed question to a server, and the index from which the next one waits.
 
-All tasks that poll Consul share these two objects, which have no I/O.  The rules of the index are those of "Blocking
-Queries: implementation details" in Consul's manual.
+All tasks that poll Consul, Nomad or another source share these two objects, which have no I/O.  The rules of the index
+are those of "Blocking Queries: implementation details" in Consul's manual.
 
 A new rule about the time or the index of a repeated question belongs here.
 """

@@ -23,7 +23,7 @@ from spegel_consul.http.basic_auth import Credentials, CredentialsError
 from spegel_consul.http.server.listen import ListenError
 from spegel_consul.preflight import proxies
 from spegel_consul.preflight.proxies import Proxies
-from spegel_consul.runtimes import docker
+from spegel_consul.runtimes import docker, hosts_files
 from spegel_consul.runtimes.atomic_files import DiskError
 from spegel_consul.runtimes.backup import ConfigDirectory
 from spegel_consul.runtimes.cleanup_status import serve_cleaned, wait_cleaned
@@ -53,7 +53,7 @@ from spegel_consul.runtimes.mirror_targets import Target, own_mirror, parse_regi
     " repeated.",
 )
 @runtime_files
-@path_option("--docker-sock", "/run/docker.sock", help="Asked by auto.")
+@path_option("--docker-sock", "/run/docker.sock", help="Asked by auto, and for Docker's version.")
 @option(
     "--mirrored-registries",
     type=LIST,
@@ -124,7 +124,9 @@ def configuration(dry_run: bool, **given: Any) -> None:
             plans.append(plan_daemon(path, mirroring, snapshotter=given["containerd_snapshotter"]))
         if ConfigKind.DOCKER in runtimes:
             base = given["docker_certs_path"].absolute()
-            asked = replace(mirroring, referrers=_asks_for_signatures(given["docker_referrers"], given["docker_sock"]))
+            asked = replace(
+                mirroring, referrers=_asks_for_signatures(given["docker_referrers"], given["docker_sock"], base)
+            )
             plans.append(plan_hosts(base, registries, asked, keep_existing=keep))
         if runtimes & {ConfigKind.PODMAN, ConfigKind.CRIO}:
             base = given["containers_config_path"].absolute()
@@ -206,14 +208,14 @@ def cleanup_wait(probe_endpoint: Any, threshold: int, period: float, timeout: fl
         raise click.ClickException(problem)
 
 
-def _asks_for_signatures(given: bool | None, sock: Path) -> bool:
-    """Whether hosts.toml gets the capability ``referrers``; not if Docker's version is not known."""
+def _asks_for_signatures(given: bool | None, sock: Path, base: Path) -> bool:
+    """Whether hosts.toml gets the capability ``referrers``; if Docker is silent, the files in ``base`` keep it."""
     if given is not None:
         return given
     try:
         return docker.ask(sock).knows_referrers
     except docker.NoDocker:
-        return False
+        return any("referrers" in hosts_files.capabilities(file) for file in hosts_files.files(base))
 
 
 def _keeps_existing(prepend: bool | None, replace: bool) -> bool:

@@ -96,6 +96,10 @@ class Acquisition:
         else:
             self._at = now + self._settings.retry * self._rng.uniform(0.75, 1.25)
 
+    def failed(self) -> None:
+        """The attempt has no answer, or another one; a held lock is tried again as if it had just been seen."""
+        self._holder = None
+
     def denied(self, now: float) -> float:
         """The token may not lead. Returns the seconds until the next attempt, because tokens are replaced."""
         self._holder = None

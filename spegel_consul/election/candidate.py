@@ -209,6 +209,9 @@ class Candidate:
             if denied is None:
                 log.info("this token may lead")
             elif self._denied is None:
-                log.warning("following only: this token may not lead", error=denied)
+                if self._election.has_no_locks:
+                    log.warning("following only: nobody can lead", error=denied)
+                else:
+                    log.warning("following only: this token may not lead", error=denied)
         self._report.tell(problem if problem != denied else None)
         self._problem, self._denied = problem, denied

@@ -13,7 +13,7 @@ from spegel_consul.election.leader_record import LeaderRecord
 
 
 class State(enum.Enum):
-    """The role of this node. ``SUSPENDED``: no answer from Consul for too long; the last leader stays known."""
+    """The role of this node. ``SUSPENDED``: no answer from the store for too long; the last leader stays known."""
 
     STARTING = "starting"
     FOLLOWER = "follower"
@@ -29,7 +29,7 @@ class View:
 
     ``leader`` is the last known leader, also while no node holds the lock; None before the first one, and while the
     value of the key has no record. ``epoch`` is the key's ModifyIndex, which grows with each leader. ``session`` holds
-    the lock. ``fresh`` is False while Consul does not answer.
+    the lock. ``fresh`` is False while the store does not answer.
     """
 
     state: State = State.STARTING

@@ -27,6 +27,10 @@ class NotPermitted(LockError):
     """The token lacks a right. Says nothing about locks or sessions."""
 
 
+class NoLocks(NotPermitted):
+    """The store has no locks, so nobody can lead, whatever its value says."""
+
+
 class SessionUnknown(LockError):
     """The store does not know the session, if the answer names it; another answer may be a proxy's."""
 

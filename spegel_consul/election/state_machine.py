@@ -25,7 +25,8 @@ Two lanes run at once, each with at most one request in flight:
 Servers that have just elected their Raft leader may answer with old data: for some milliseconds a renewal gets "not
 found", and a plain read shows an old holder (Session.Renew and the KV endpoint ask the leader's memory before the log
 is applied to it; seen with Consul 1.8).  So a node with a session reads consistently, which such a leader refuses, and
-only such a read ends a session: a lost session has lost its lock.
+only such a read ends a session: a lost session has lost its lock.  Where a read does not show who holds the lock, the
+answer to a renewal ends it.
 
 The time at which a node tries to acquire a lock is that of ``acquisition``, so that many nodes do not try at once.
 
@@ -74,6 +75,7 @@ from spegel_consul.election.lock_store import (
     LockEntry,
     LockError,
     LockRules,
+    NoLocks,
     NotPermitted,
     SessionEnded,
     SessionUnknown,
@@ -98,7 +100,9 @@ class Election:
         self.alive_until = math.inf
         self.view = View()
         self.denied: str | None = None
-        """The reason why this node's token may not lead; None if it may, and before the first attempt."""
+        """The reason why this node may not lead; None if it may, and before the first attempt."""
+        self.has_no_locks = False
+        """Whether nobody can lead, because the store has no locks; who is named as the leader may be dead."""
         self._shows_holder = rules.try_held == math.inf
         # without probes a node hears nothing for as long as one read waits
         self._longest_silence = 0.0 if rules.probes else settings.wait
@@ -131,7 +135,8 @@ class Election:
     @property
     def problem(self) -> str | None:
         """One line for people that says what does not work; None if there is no problem."""
-        return next(iter(self._problems.values()), self.denied if self.view.state is State.CANDIDATE else None)
+        is_needed = self.has_no_locks or self.view.state is State.CANDIDATE
+        return next(iter(self._problems.values()), self.denied if is_needed else None)
 
     @property
     def _lead_end(self) -> float:
@@ -166,7 +171,7 @@ class Election:
                 return self._read(self._acquisition.spread_again(now - began))
             case Acquired(won):
                 self._solved(Acquire)
-                self.denied = None
+                self.denied, self.has_no_locks = None, False
                 if won:
                     return self._read()
                 self._acquisition.refused(now)
@@ -325,11 +330,13 @@ class Election:
             case CreateSession() | Acquire() if isinstance(error, NotPermitted):
                 return self._deny(action, error, now)
             case CreateSession():
+                self._acquisition.failed()
                 self._problems[CreateSession] = f"creating a session: {error}"
                 if isinstance(error, TTLRefused):
                     self._heartbeat.ttl = error.nearest(self.ttl)
                 return self._pause(now)
             case Acquire(session):
+                self._acquisition.failed()
                 self._problems[Acquire] = f"locking {self.settings.key}: {error}"
                 if isinstance(error, SessionEnded) and session == self._heartbeat.session:
                     self._session_lost(now)
@@ -343,6 +350,7 @@ class Election:
         """Follow only, and try to lead again later, because tokens are replaced."""
         what = "creating a session" if isinstance(action, CreateSession) else f"locking {self.settings.key}"
         self.denied = f"{what}: {error}"
+        self.has_no_locks = isinstance(error, NoLocks)
         wait = self._acquisition.denied(now)
         return (*self._drop_session(now), *self._read(min(wait, self.settings.wait)))
 
@@ -353,7 +361,7 @@ class Election:
             self._problems[Probe] = f"asking for the servers' leader: {error}"
             self._set(fresh=False)
             return ()
-        if isinstance(error, SessionEnded):
+        if isinstance(error, SessionEnded) and not self._shows_holder:
             self._session_lost(now)
             return self._read_now()
         # only a 404 of Consul itself names the session, and so proves that it is gone; after the TTL any 404 counts,

@@ -33,7 +33,7 @@ from spegel_consul.preflight.subject import (
     docker_is_used,
     unless_used,
 )
-from spegel_consul.runtimes import docker, redaction
+from spegel_consul.runtimes import docker, hosts_files, redaction
 from spegel_consul.store.containerd.grpc_calls import ContainerdUnavailable
 from spegel_consul.store.containerd.grpc_client import ContainerdClient
 
@@ -205,7 +205,7 @@ def _hosts(subject: Subject, runtime: str, base: Path, proxies_: Proxies | None)
     """Whether the hosts.toml files of a runtime name a mirror that answers, and that it asks without a proxy."""
     name = f"{runtime}-hosts"
     fix = f"spegel-consul configuration --runtime {runtime}"
-    for file in _hosts_files(base):
+    for file in hosts_files.files(base):
         try:
             hosts = list(tomllib.loads(foreign_files.read(file, foreign_files.CONFIG_SIZE).decode()).get("host", {}))
         except (OSError, ValueError) as exc:
@@ -219,7 +219,7 @@ def _hosts(subject: Subject, runtime: str, base: Path, proxies_: Proxies | None)
 def _referrers(found: docker.Docker, base: Path) -> list[Check]:
     """Whether hosts.toml names the capability ``referrers`` to a Docker that knows it, and to no other."""
     name, fix = "docker-referrers", "spegel-consul configuration --runtime docker"
-    naming = [file for file in _hosts_files(base) if "referrers" in _capabilities(file)]
+    naming = [file for file in hosts_files.files(base) if "referrers" in hosts_files.capabilities(file)]
     if naming and not found.knows_referrers:
         says = (
             f"Docker {found.version} refuses {naming[0]}, and so all pulls: it does not know the capability referrers"
@@ -229,24 +229,6 @@ def _referrers(found: docker.Docker, base: Path) -> list[Check]:
         says = f"Docker {found.version} can't pull images with attestations while their registry is down"
         return [warn(name, says, fix)]
     return []
-
-
-def _capabilities(file: Path) -> set[str]:
-    """The capabilities of all hosts of a hosts.toml; those of a file that can't be read are unknown."""
-    try:
-        hosts = tomllib.loads(foreign_files.read(file, foreign_files.CONFIG_SIZE).decode()).get("host", {})
-        return {each for host in hosts.values() for each in host.get("capabilities", ())}
-    except (OSError, ValueError, TypeError, AttributeError):
-        return set()
-
-
-def _hosts_files(base: Path) -> list[Path]:
-    """The hosts.toml files that a runtime reads, that of _default first, because it is for most registries."""
-    found = base.glob("*/hosts.toml") if base.is_dir() else ()
-    return sorted(
-        (file for file in found if file.parent.name != "_backup"),
-        key=lambda file: (file.parent.name != "_default", file),
-    )
 
 
 def node_mirrors(subject: Subject, urls: Sequence[str]) -> list[str]:

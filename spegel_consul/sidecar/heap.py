@@ -33,7 +33,8 @@ LATE = 100
 """Modules imported since the last freeze that justify another one; each one exempts the objects of its moment too."""
 
 _MADV_DONTNEED = 4
-_MAPPINGS = Path("/proc/self/maps")
+_MAPPINGS = Path("/proc/self/smaps")
+_MAPPING = re.compile(rb"([0-9a-f]+)-([0-9a-f]+) (\S+) \S+ \S+ (\d+)")  # addresses, rights, inode of the file
 
 _FREE = 1 << 20
 """Bytes of free memory that may stay, so that a small burst needs no new pages."""
@@ -61,18 +62,23 @@ def freeze() -> None:
 def unmap_code(libc: Any) -> None:
     """Unmap the pages of machine code; each is mapped again, from the page cache, when it is executed next.
 
-    Half of them were needed by imports and the start alone. Code is never written to, so nothing is lost.
-    ``libc``: the C library of this process.
+    Half of them were needed by imports and the start alone. Mappings with private pages are left alone, because those
+    would be lost: text relocations, and the marks of debuggers and tracers. ``libc``: the C library of this process.
     """
     if not hasattr(libc, "madvise"):
         return
     libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     try:
-        mappings = _MAPPINGS.read_text()
+        lines = _MAPPINGS.read_bytes().splitlines()
     except OSError:
         return
-    for start, stop in re.findall(r"^([0-9a-f]+)-([0-9a-f]+) r-xp \S+ \S+ [1-9]", mappings, re.MULTILINE):
-        libc.madvise(int(start, 16), int(stop, 16) - int(start, 16), _MADV_DONTNEED)
+    code: re.Match[bytes] | None = None
+    for line in lines:
+        if head := _MAPPING.match(line):
+            code = head if head[3] == b"r-xp" and head[4] != b"0" else None
+        elif code is not None and line.startswith(b"Anonymous:") and line.split()[1] == b"0":
+            start, stop = int(code[1], 16), int(code[2], 16)
+            libc.madvise(start, stop - start, _MADV_DONTNEED)
 
 
 def give_back(libc: Any, most_free: int) -> bool:

@@ -18,6 +18,7 @@ from spegel_consul.election.election_events import (
 )
 from spegel_consul.election.election_view import ElectionSettings, State
 from spegel_consul.election.leader_record import LeaderRecord, vacant
+from spegel_consul.election.lock_store import LockRules
 from spegel_consul.election.state_machine import Election
 
 ME = LeaderRecord("me", ("/ip4/10.0.0.1/tcp/1/p2p/me",), node="n1")
@@ -34,15 +35,15 @@ def free(record: LeaderRecord | None = None, index: int = 30) -> KVEntry:
     return KVEntry("spegel/leader", value, None, index)
 
 
-def begin(**changes: object) -> Election:
-    election = Election(ElectionSettings(**changes), RULES, ME, random.Random(1))
+def begin(rules: LockRules = RULES, **changes: object) -> Election:
+    election = Election(ElectionSettings(**changes), rules, ME, random.Random(1))
     assert election.handle(Started(), 0) == (ReadKey(1, 0, 60.0),)
     return election
 
 
-def owning(**changes: object) -> Election:
+def owning(rules: LockRules = RULES, **changes: object) -> Election:
     """Has a session, has read that the key is still free, and asks for the lock."""
-    election = begin(jitter=0, **changes)
+    election = begin(rules, jitter=0, **changes)
     [create] = election.handle(KeyRead(1, 5, None), 0)
     assert isinstance(create, CreateSession)
     election.handle(SessionCreated("s", 0), 0)
@@ -50,8 +51,8 @@ def owning(**changes: object) -> Election:
     return election
 
 
-def leading(**changes: object) -> Election:
-    election = owning(**changes)
+def leading(rules: LockRules = RULES, **changes: object) -> Election:
+    election = owning(rules, **changes)
     assert election.handle(Acquired(True), 0) == (ReadKey(3, 0, 60.0, True),)
     assert election.view.state is State.CANDIDATE  # not before it was read back
     [read] = election.handle(KeyRead(3, 9, held("s", ME, 9)), 0)

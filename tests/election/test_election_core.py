@@ -218,13 +218,22 @@ def test_without_probes_a_silent_read_is_no_outage() -> None:
     assert election.view.state is State.SUSPENDED
 
 
-def test_an_ended_session_ends_the_lead_at_once() -> None:
-    election = leading()
+def test_an_ended_session_ends_the_lead_at_once_where_no_read_would_tell() -> None:
+    election = leading(UNSEEN)
     renewal = election.deadline
     [renew] = election.handle(Ticked(), renewal)
     [read] = election.handle(Failed(renew, SessionEnded("409")), renewal)
     assert isinstance(read, ReadKey)
     assert election.view.state is State.SUSPENDED
+
+
+def test_the_lead_outlasts_a_renewal_that_says_so_where_a_read_tells() -> None:
+    election = leading()
+    renewal = election.deadline
+    [renew] = election.handle(Ticked(), renewal)
+    assert election.handle(Failed(renew, SessionEnded("500: invalid session cookie")), renewal) == ()
+    assert election.view.state is State.LEADER
+    assert "invalid session cookie" in (election.problem or "")
 
 
 @pytest.mark.parametrize(("lock_delay", "lease"), [(0, 5), (0.5, 5.5), (10, 15), (60, 15)])

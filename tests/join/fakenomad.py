@@ -26,7 +26,7 @@ class FakeNomad:
         self.variables: dict[str, dict] = {}
         self.services: dict[str, list[dict]] = {}
         self.links: dict[str, int | str] = {}
-        """By node: a status to answer with, "read-only", "cut", "hang" or "html"; absent is well."""
+        """By node: a status to answer with, "read-only", "writes fail", "cut", "hang" or "html"; absent is well."""
         self.losing: str | None = None
         """The operation whose answers are lost on their way."""
         self.calls: Counter[str] = Counter()
@@ -47,6 +47,9 @@ class FakeNomad:
                 return httpx.Response(fault, text="because I say so\nand more")
             if fault == "read-only" and request.method != "GET":
                 return httpx.Response(403, text="Permission denied")
+            if fault == "writes fail" and request.method != "GET":
+                self.calls["failed write"] += 1
+                return httpx.Response(500, text="no space left on device")
             answer = await self._observed(request)
             if self.losing is not None and self.losing in request.url.params:
                 raise httpx.ReadError("reset by peer", request=request)

@@ -6,15 +6,17 @@ import random
 import socket
 from pathlib import Path
 
+import httpx
 import pytest
 import trio
 import trio.testing
 
 from spegel_consul.election.election_view import State
 from spegel_consul.election.leader_record import LeaderRecord
+from spegel_consul.election.lock_store import NotPermitted
 from spegel_consul.join.polled import SourceError
 from spegel_consul.join.sources.nomad_api import NomadClient, NomadError, NomadSettings, variable_path
-from spegel_consul.join.sources.nomad_lock import NomadLock, NomadVarBootstrap
+from spegel_consul.join.sources.nomad_lock import NomadLock, NomadLockLost, NomadVarBootstrap
 from spegel_consul.join.sources.nomad_service import NomadServiceSource
 from spegel_consul.peers import PeerInfo
 from tests.join.fakenomad import FakeNomad
@@ -168,6 +170,114 @@ async def test_a_nomad_without_locks_is_never_written_to_and_the_way_without_the
     assert sum(leads(node) for node in nodes) == 1
 
 
+async def test_a_follower_whose_attempts_fail_makes_few_of_them(
+    autojump_clock: trio.testing.MockClock, nomad: FakeNomad, cluster: Cluster
+) -> None:
+    leader = await cluster.start("a")
+    await until(lambda: leads(leader), 5)
+    nomad.links["bb"] = "writes fail"
+    follower = await cluster.start("bb")
+    before = nomad.calls["read"]
+    await trio.sleep(600)
+    assert agree(leader, follower) == "a"
+    assert 1 <= nomad.calls["failed write"] <= 600 / 25
+    assert nomad.calls["read"] - before < 600 / 2
+
+
+async def test_who_wrote_the_variable_of_a_nomad_without_locks_is_no_leader(
+    autojump_clock: trio.testing.MockClock, nomad: FakeNomad, cluster: Cluster
+) -> None:
+    nomad.has_locks = False
+    nomad.write(PATH, {"state": "held", "peer_id": "dead", "addrs": "/ip4/10.0.0.9/tcp/5001/p2p/dead"})
+    node = await cluster.start("a")
+    await until(lambda: node.problem, 100)
+    await trio.sleep(600)
+    assert "use --bootstrap-kind=nomad-service" in node.problem
+    assert nomad.variables[PATH]["Items"]["peer_id"] == "dead"
+
+    nomad.has_locks = True
+    await until(lambda: leads(node), 200)
+    assert node.problem is None
+
+
+async def test_answers_without_an_index_are_not_asked_for_at_once(
+    autojump_clock: trio.testing.MockClock, nomad: FakeNomad, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leader = await cluster.start("a")
+    await until(lambda: leads(leader), 5)
+    observed = nomad._observed
+
+    async def stripped(request: httpx.Request) -> httpx.Response:
+        answer = await observed(request)
+        answer.headers.pop("X-Nomad-Index", None)
+        return answer
+
+    monkeypatch.setattr(nomad, "_observed", stripped)
+    await cluster.start("bb")
+    before = nomad.calls["read"]
+    await trio.sleep(100)
+    assert nomad.calls["read"] - before < 2 * 100 / 0.4
+
+
+@pytest.mark.parametrize("status", [401, 403])
+async def test_a_refusal_of_the_token_says_nothing_of_locks(
+    autojump_clock: trio.testing.MockClock, nomad: FakeNomad, status: int
+) -> None:
+    nomad.has_locks = False
+    lock = NomadLock(nomad.client("a"), PATH)
+    nomad.links["a"] = status
+    with pytest.raises(NotPermitted):
+        await lock.acquire("s", record("a"))
+    nomad.links.clear()
+    with pytest.raises(NomadError, match="no locks"):
+        await lock.acquire("s", record("a"))
+    assert not nomad.variables
+
+
+async def test_a_late_refusal_of_an_old_lock_leaves_the_new_one(
+    autojump_clock: trio.testing.MockClock, nomad: FakeNomad
+) -> None:
+    me = record("a")
+    lock = NomadLock(nomad.client("a"), PATH)
+    first, _ = await lock.create_session(me, 15.0)
+    assert await lock.acquire(first, me)
+    second, _ = await lock.create_session(me, 15.0)
+    nomad.variables.clear()  # the first lock has ended
+    lock._lock, lock._locking = "old", first
+    put = lock._put
+
+    async def late(operation: str | None, given: dict[str, str], items: dict[str, str] | None = None) -> object:
+        if given.get("ID") == "old":
+            lock._lock = None
+            assert await lock.acquire(second, me)
+        return await put(operation, given, items)
+
+    lock._put = late  # type: ignore[method-assign]
+    with pytest.raises(NomadLockLost):
+        await lock.renew(first, 5.0)
+    await lock.renew(second, 5.0)
+    assert nomad.calls["lock-renew"] >= 2
+
+
+async def test_a_session_whose_lock_has_ended_is_not_renewed(
+    autojump_clock: trio.testing.MockClock, nomad: FakeNomad
+) -> None:
+    me = record("a")
+    lock = NomadLock(nomad.client("a"), PATH)
+    session, _ = await lock.create_session(me, 15.0)
+    await lock.renew(session, 5.0)  # a name alone: the servers are asked whether they answer
+    assert nomad.calls["read"] == 1
+    assert await lock.acquire(session, me)
+    nomad.variables.clear()
+    for _ in range(2):
+        with pytest.raises(NomadLockLost):
+            await lock.renew(session, 5.0)
+    nomad.links["a"] = "cut"
+    other, _ = await lock.create_session(me, 15.0)
+    with pytest.raises(NomadError, match="refused"):
+        await lock.renew(other, 5.0)
+
+
 @pytest.mark.parametrize("fault", [500, 429, "cut"])
 async def test_a_nomad_that_can_t_answer_is_asked_again_for_locks(
     autojump_clock: trio.testing.MockClock, nomad: FakeNomad, fault: int | str
@@ -251,6 +361,10 @@ def test_where_nomad_is_for_a_task_that_is_not_told(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(path)
         assert NomadSettings.from_env(env).uds == path
+        without_identity = {"NOMAD_SECRETS_DIR": str(tmp_path)}  # the task API answers no task without a token
+        assert NomadSettings.from_env(without_identity).uds is None
+        (tmp_path / "nomad_token").touch()
+        assert NomadSettings.from_env(without_identity).uds == path
         assert NomadSettings.from_env({**env, "NOMAD_UNIX_ADDR": "unix:///s"}).uds == "/s"
         assert NomadSettings.from_env({**env, "NOMAD_ADDR": "http://nomad:4646"}).uds is None
 

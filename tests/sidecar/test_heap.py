@@ -87,7 +87,7 @@ assert sqlite3.connect(":memory:").execute("select 1").fetchone() == (1,)
 
 def test_a_system_without_the_call_or_the_file_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     heap.unmap_code(SimpleNamespace())
-    monkeypatch.setattr(heap, "_MAPPINGS", Path("/nonexistent/maps"))
+    monkeypatch.setattr(heap, "_MAPPINGS", Path("/nonexistent/smaps"))
     heap.unmap_code(SimpleNamespace(madvise=lambda *given: pytest.fail(f"called with {given}")))
 
 

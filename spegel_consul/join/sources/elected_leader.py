@@ -1,8 +1,9 @@
 """``ElectedBootstrap``: the elected leader, and some routers of the catalog while the leader is of no use.
 
-The leader is a rendezvous, not an owner: it stays the answer while Consul is unavailable, between two leaders, and when
-its session changes.  In two cases it names no other node: in a cluster without a leader yet, and on the leader itself
-(perhaps a new one, elected into an old ring).  Then up to three healthy routers of the catalog are named in addition.
+The leader is a rendezvous, not an owner: it stays the answer while the store of the lock is unavailable, between two
+leaders, and when its session changes.  In two cases it names no other node: in a cluster without a leader yet, and on
+the leader itself (perhaps a new one, elected into an old ring).  Then up to three healthy routers of the catalog are
+named in addition.
 
 A new rule about the use of the election for joins belongs here.
 """
@@ -24,7 +25,7 @@ from spegel_consul.peers import PeerInfo
 class ElectedBootstrap:
     """Names the leader of ``candidate``'s election, and members of ``catalog`` (of ``spegel-router``) if needed.
 
-    Other tasks run the candidate and the watch of the catalog.
+    The candidate and the watch of the catalog run elsewhere.
     """
 
     def __init__(self, candidate: Candidate, catalog: CatalogWatch | None = None) -> None:

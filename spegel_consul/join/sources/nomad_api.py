@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import ssl
 from collections.abc import Mapping
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -75,9 +75,7 @@ class NomadSettings:
         """From ``NOMAD_*``; empty means unset. Raises ValueError that names the variable that can't be used."""
         variable = "NOMAD_ADDR" if env.get("NOMAD_ADDR") else "NOMAD_UNIX_ADDR"
         secrets = env.get("NOMAD_SECRETS_DIR")
-        socket = Path(secrets) / "api.sock" if secrets else None
-        default = f"unix://{socket}" if socket is not None and socket.is_socket() else DEFAULT_ADDRESS
-        address, uds = env.get(variable) or default, None
+        address, uds = env.get(variable) or _task_api(env) or DEFAULT_ADDRESS, None
         parts = urlsplit(address)
         if parts.scheme == "unix":
             address, uds = "http://localhost", parts.path
@@ -189,6 +187,15 @@ class NomadClient(AbstractAsyncContextManager["NomadClient"]):
         if fault:
             raise NomadError(f"{method} {path}: {fault}")
         return index, document
+
+
+def _task_api(env: Mapping[str, str]) -> str | None:
+    """The task API of a Nomad that does not name it, if this task has a token: it answers nobody else."""
+    secrets = Path(env.get("NOMAD_SECRETS_DIR") or "/nonexistent")
+    with suppress(OSError):  # the directory may be another user's
+        if (env.get("NOMAD_TOKEN") or (secrets / "nomad_token").exists()) and (secrets / "api.sock").is_socket():
+            return f"unix://{secrets}/api.sock"
+    return None
 
 
 def variable_path(path: str) -> str:

@@ -30,7 +30,7 @@ import trio
 from spegel_consul.election.candidate import Candidate
 from spegel_consul.election.election_view import ElectionSettings
 from spegel_consul.election.leader_record import LeaderRecord, utc_now
-from spegel_consul.election.lock_store import LockRules, LockStore, NotPermitted, SessionEnded
+from spegel_consul.election.lock_store import LockRules, LockStore, NoLocks, NotPermitted, SessionEnded
 from spegel_consul.join.sources.elected_leader import ElectedBootstrap
 from spegel_consul.join.sources.nomad_api import NomadClient, NomadError, variable_path
 
@@ -43,14 +43,17 @@ _SPREAD = 1.0
 """Seconds over which the attempts for a free lock are spread; the number of nodes is not known."""
 _NODES = 25  # of which that is the time: see acquisition.SPACING
 _WITHOUT_LOCKS = "this Nomad has no locks on variables (1.7 has): use --bootstrap-kind=nomad-service"
+_REFUSED = (400, 404, 409)  # by a Nomad that looks for the lock; any other answer says nothing of locks
+_SPACING = 0.5
+"""Seconds between two blocking reads: a proxy may strip the index, and then each is answered at once."""
 _UNKNOWN = "unknown"  # the session in a value without one
 
 
 class NomadPermissionDenied(NomadError, NotPermitted):
-    """403: the token lacks a right."""
+    """401 or 403: the token lacks a right, or is none."""
 
 
-class NomadWithoutLocks(NomadError, NotPermitted):
+class NomadWithoutLocks(NomadError, NoLocks):
     """This Nomad is older than locks on variables."""
 
 
@@ -76,11 +79,15 @@ class NomadLock(LockStore):
         self._client = client
         self._session: str | None = None
         self._lock: str | None = None
+        self._locking: str | None = None  # the session that the lock was acquired for
         self._has_locks = False
+        self._read_at = -math.inf
 
     async def read(self, index: int, wait: float, *, consistent: bool) -> tuple[int, Variable | None]:
         params = {} if consistent else {"stale": ""}
         if index:
+            await trio.sleep_until(self._read_at + _SPACING)
+            self._read_at = trio.current_time()
             params |= {"index": str(index), "wait": f"{wait * 1000:.0f}ms"}
         try:
             answered, variable = await self._request("GET", params=params, wait=wait if index else 0.0)
@@ -91,7 +98,7 @@ class NomadLock(LockStore):
         return answered, self._variable(variable)
 
     async def create_session(self, me: LeaderRecord, ttl: float) -> tuple[str, float]:
-        self._session, self._lock = str(uuid.uuid4()), None
+        self._session, self._lock, self._locking = str(uuid.uuid4()), None, None
         return self._session, trio.current_time()
 
     async def acquire(self, session: str, me: LeaderRecord) -> bool:
@@ -107,21 +114,24 @@ class NomadLock(LockStore):
             self._lock = str(variable["Lock"]["ID"])
         except (KeyError, TypeError):
             raise NomadError("the answer to lock-acquire has no lock in it") from None
+        self._locking = session
         return True
 
     async def renew(self, session: str, within: float) -> None:
-        """Renew the lock; a session without a lock is only a name."""
-        if self._lock is None:
-            return
+        """Renew the lock; a session that has not had it is only a name, so the servers are asked for the value."""
+        lock = self._lock
+        if lock is None and self._locking == session:
+            raise NomadLockLost("the lock has ended")
         try:
             with trio.fail_after(within):
-                await self._put("lock-renew", {"ID": self._lock})
+                await (self.read(0, 0.0, consistent=False) if lock is None else self._put("lock-renew", {"ID": lock}))
         except trio.TooSlowError:
             raise NomadError(f"no answer within {within:g} s") from None
         except NomadError as why:
-            if why.status not in (404, 409):
+            if lock is None or why.status not in (404, 409):
                 raise
-            self._lock = None
+            if self._lock == lock:  # else a later session has another lock by now
+                self._lock = None
             raise NomadLockLost(str(why), why.status) from None
 
     async def destroy(self, session: str) -> None:
@@ -147,7 +157,7 @@ class NomadLock(LockStore):
         except NomadError as why:
             if why.status == 400 and "missing required Items" in str(why):
                 raise NomadWithoutLocks(_WITHOUT_LOCKS) from None
-            if not 400 <= why.status < 500 or why.status == 429:
+            if why.status not in _REFUSED:
                 raise
         self._has_locks = True
 
@@ -161,7 +171,7 @@ class NomadLock(LockStore):
         try:
             return await self._client.request(method, self._path, params=params, body=body, wait=wait)
         except NomadError as why:
-            if why.status != 403:
+            if why.status not in (401, 403):
                 raise
             advice = f"(the token needs read and write on variable {self.settings.key}: see jobs/acl/)"
             raise NomadPermissionDenied(f"{why} {advice}", why.status) from None
