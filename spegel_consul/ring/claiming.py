@@ -194,7 +194,7 @@ class Claiming:
         usable = [each for each in named if each.registry or each.routers]
         if wire.what is What.FOLLOW and not usable:
             raise RingError("the sources of the verdict can't be dialled from here")
-        held = self._host.id if wire.what is What.CLAIM else usable[0].id if usable else b""
+        held = usable[0].id if usable else self._host.id if wire.what is What.CLAIM else b""
         self._held[key] = (held, trio.current_time())
         return Verdict(wire.what, tuple(map(self._provider, usable)), wire.again)
 

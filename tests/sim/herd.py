@@ -128,8 +128,6 @@ class Node:
     transfers: dict[int, Transfer] = field(default_factory=dict)
     what: What | None = None
     source: Node | None = None
-    tried: Node | None = None
-    """The slow claimer from which it took over, while it is on trial."""
     due: float = 0.0
     finished: float = math.inf
     moved: float = math.inf
@@ -353,16 +351,8 @@ class Herd:
         )
         decision = self.claims.report(b"group", node.id, report, self.now)
         node.due = self.now + decision.again
-        named = self.nodes[int(decision.sources[0])] if decision.sources else None
-        source, tried = (None, named) if decision.what is What.CLAIM else (named, None)
-        if tried is not None and node.tried is None:
-            bodies = [each for each in node.transfers.values() if each.source is tried]
-            for transfer in ([each for each in bodies if each.streams] or bodies)[-1:]:
-                self._follow(node, transfer, None)
-        node.tried = tried
+        source = self.nodes[int(decision.sources[0])] if decision.sources else None
         for transfer in node.transfers.values():
-            if tried is not None and transfer.source is tried:
-                continue
             if decision.what is not What.FOLLOW and transfer.source is not None:
                 if transfer.source.finished == math.inf or not transfer.source.lives(self.now):
                     self._follow(node, transfer, None)

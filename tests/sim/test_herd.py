@@ -40,16 +40,6 @@ def test_a_slow_claimer_does_not_hold_the_others(nodes: int) -> None:
     assert found[0].last_fast <= 1.5 * ONE_COPY
 
 
-@pytest.mark.parametrize(("nodes", "line"), [(6, 8), (6, 16), (30, 12)])
-def test_a_slow_upstream_is_not_asked_for_a_second_copy(nodes: int, line: float) -> None:
-    """One layer of five is the price of the trial that shows that another node is no faster."""
-    scene = Scene(nodes=nodes, line=mbit(line))
-    outcome = Herd(scene).run()
-    assert not outcome.unfinished, outcome
-    assert outcome.factor <= 1.26, outcome
-    assert outcome.last <= 1.27 * scene.image / scene.line, outcome
-
-
 @pytest.mark.parametrize("nodes", [6, 50])
 def test_a_slow_node_in_the_middle_holds_nobody(nodes: int) -> None:
     herd = Herd(Scene(nodes=nodes, slow_middle=mbit(50)))

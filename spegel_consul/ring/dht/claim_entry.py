@@ -67,8 +67,6 @@ class Entry:
     """It has not reported to this keeper yet; a follower named it as its source."""
     tried: bool = False
     """It took over from a slow claimer before."""
-    trial: Entry | None = None
-    """The slow claimer from which it took over, until it has shown to be faster."""
     moved_at: float = -math.inf
     lagging_until: float = -math.inf
     narrow_until: float = -math.inf

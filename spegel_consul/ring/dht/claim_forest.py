@@ -135,7 +135,7 @@ class Forest:
     def release(self, entry: Entry) -> None:
         """Make ``entry`` an orphan."""
         self.claimers.pop(entry, None)
-        entry.claimer, entry.trial = False, None
+        entry.claimer = False
         source, entry.source = entry.source, None
         if source is not None:
             self._unlist(source)

@@ -113,7 +113,7 @@ def decode_verdict(body: bytes) -> WireVerdict:
         raise WireError(f"verdict {what} is none of this protocol") from None
     if kind is What.FOLLOW and not sources:
         raise WireError("the verdict to follow names no source")
-    named = tuple(sources) if kind is not What.ALONE else ()
+    named = tuple(sources) if kind is What.FOLLOW else ()
     return WireVerdict(group, kind, named, min(_LONGEST_PAUSE, max(_LEAST_PAUSE, pause / 1000)))
 
 

@@ -32,11 +32,11 @@ from dataclasses import dataclass
 from enum import IntEnum
 from itertools import takewhile
 
+from spegel_consul.bounded_dict import BoundedDict
 from spegel_consul.peers import Provider
 from spegel_consul.places import NOWHERE, Place
-from spegel_consul.ring.dht.claim_entry import HUNG, KEEPS_UP, Entry
-from spegel_consul.ring.dht.claim_forest import CHAIN, STILL
-from spegel_consul.ring.dht.claim_group import MAX_LOSSES, STRUCK_FOR, Group
+from spegel_consul.ring.dht.claim_entry import GRACE, HUNG, KEEPS_UP, Entry
+from spegel_consul.ring.dht.claim_forest import CHAIN, STILL, Forest
 
 REPORT_EVERY = 2.0
 """Seconds between two reports of a node in a small group."""
@@ -52,11 +52,17 @@ LONGEST_PAUSE = 20.0
 LEASE = 30.0
 """Seconds after its last report until an entry ends; longer where reports are rarer."""
 
+STRIKES, MAX_LOSSES, STRUCK_FOR = 3, 5, 60.0
+"""Failures within STRUCK_FOR seconds after which the group, or one follower, is alone."""
+
 FAILED_FOR = 60.0
 """Seconds for which a lost source is neither a source nor a claimer."""
 
 TAKEOVER_EVERY, MAX_TAKEOVERS = 60.0, 3
 """Least seconds between two takeovers of one group, unless the claimer hangs; then the most takeovers in that time."""
+
+NO_TAKEOVER_FOR = 600.0
+"""Seconds without a takeover after one that did not help."""
 
 SLOW_FOR = 10.0
 """Seconds for which a follower's complaint of slowness counts."""
@@ -113,11 +119,7 @@ class ClaimReport:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The keeper's answer: ``sources``, best first, at most 3; the next report is due in ``again`` seconds.
-
-    A claimer with a source is on trial: it leaves the source, a slow claimer, with one body only, because a runtime
-    ends what it has begun upstream, and the upstream may be slow for all.
-    """
+    """The keeper's answer: ``sources``, best first, at most 3; the next report is due in ``again`` seconds."""
 
     what: What
     sources: tuple[Provider, ...] = ()
@@ -145,13 +147,28 @@ class Report:
 class Decision:
     """A :class:`Verdict` with binary peer ids.
 
-    The first of ``sources`` is assigned. The others are the sources of that one, which have at least its content. The
-    source of a claimer is the slow one from which it took over, as long as it is on trial.
+    The first of ``sources`` is assigned. The others are the sources of that one, which have at least its content.
     """
 
     what: What
     sources: tuple[bytes, ...] = ()
     again: float = REPORT_EVERY
+
+
+class _Group(Forest):
+    """A forest and what is remembered of failures."""
+
+    def __init__(self, now: float, chain: int) -> None:
+        super().__init__(chain)
+        self.born = self.touched = now
+        self.strikes: BoundedDict[bytes, tuple[float, bytes]] = BoundedDict(16)  # by claimer: when, by which follower
+        self.alone: BoundedDict[bytes, float] = BoundedDict(256)
+        self.takeover_from = -math.inf
+        self.takeovers: list[float] = []
+
+    def is_struck(self, now: float) -> bool:
+        # of as many followers, because one may be mistaken
+        return len({follower for at, follower in self.strikes.values() if at > now - STRUCK_FOR}) >= STRIKES
 
 
 class Claims:
@@ -161,7 +178,7 @@ class Claims:
         self._chain = chain
         self.place_of: Callable[[bytes], Place] = lambda peer: NOWHERE
         """The place of a peer, as far as it is known."""
-        self._groups: dict[bytes, Group] = {}  # in the order of their last reports
+        self._groups: dict[bytes, _Group] = {}  # in the order of their last reports
         self._held_by: Counter[bytes] = Counter()
 
     def __len__(self) -> int:
@@ -177,7 +194,7 @@ class Claims:
         if found is None:
             if not report.serves or len(self._groups) >= MAX_GROUPS:
                 return Decision(What.ALONE)
-            found = Group(now, self._chain)
+            found = _Group(now, self._chain)
         self._groups[group] = found
         found.touched = now
         for gone in found.expire(now):
@@ -200,7 +217,7 @@ class Claims:
     @staticmethod
     def _decision(mine: Entry, pause: float) -> Decision:
         if mine.claimer:
-            return Decision(What.CLAIM, (mine.trial.peer,) if mine.trial is not None else (), pause)
+            return Decision(What.CLAIM, again=pause)
         sources: list[bytes] = []
         source = mine.source
         while source is not None and len(sources) < MAX_SOURCES:
@@ -208,7 +225,7 @@ class Claims:
             source = source.source
         return Decision(What.FOLLOW, tuple(sources), pause)
 
-    def _note(self, group: Group, mine: Entry, report: Report, pause: float, now: float) -> None:
+    def _note(self, group: _Group, mine: Entry, report: Report, pause: float, now: float) -> None:
         """Take over what a node says of itself and of its followers."""
         first = mine.source is None and not mine.claimer and now - group.born < SETTLE
         if mine.presumed and report.held != mine.peer:
@@ -225,7 +242,7 @@ class Claims:
         if first and report.held:
             self._inherit(group, mine, report.held, now)
 
-    def _inherit(self, group: Group, mine: Entry, held: bytes, now: float) -> None:
+    def _inherit(self, group: _Group, mine: Entry, held: bytes, now: float) -> None:
         """Keep the source that another keeper gave."""
         if held == mine.peer:
             if mine.serves and not group.has_failed(mine.peer, now):
@@ -241,7 +258,7 @@ class Claims:
             group.follow(mine, source, now)
             mine.moved_at = -math.inf
 
-    def _decide(self, group: Group, mine: Entry, report: Report, now: float) -> None:
+    def _decide(self, group: _Group, mine: Entry, report: Report, now: float) -> None:
         """Make ``mine`` a claimer or a follower; it stays an orphan if it is to be alone."""
         source = mine.source
         if source is not None and report.lost == source.peer:
@@ -257,7 +274,7 @@ class Claims:
             return
         if mine.source is not None and (mine.source.until <= now or mine.source.is_adrift(now)):
             self._drop(group, mine.source)
-        if mine.claimer and (not mine.serves or group.fails(mine, now) or group.must_yield(mine, now)):
+        if mine.claimer and (not mine.serves or self._must_yield(group, mine, now)):
             group.release(mine)
         if mine.claimer:
             return
@@ -267,15 +284,14 @@ class Claims:
                 group.follow(mine, chosen[1], now)
             elif mine.serves and not group.has_failed(mine.peer, now):
                 group.claim(mine, now)
-        elif (slow := self._takes_over(group, mine, now)) is not None:
+        elif self._takes_over(group, mine, now):
             group.claim(mine, now)
-            mine.trial = slow if slow.working and not slow.is_silent(now, HUNG) and now >= slow.accused_until else None
         else:
             if not (mine.source.working or mine.source.presumed):  # it may be complete, then it reports no more
                 mine.source.until = max(mine.source.until, now + LEASE)
             group.move(mine, now)
 
-    def _lose(self, group: Group, mine: Entry, source: Entry, report: Report, now: float) -> None:
+    def _lose(self, group: _Group, mine: Entry, source: Entry, report: Report, now: float) -> None:
         """``mine`` got nothing more from its source."""
         mine.losses = [*(at for at in mine.losses if at > now - STRUCK_FOR), now]
         if len(mine.losses) >= MAX_LOSSES:
@@ -292,38 +308,54 @@ class Claims:
         self._drop(group, source)
 
     @staticmethod
-    def _takes_over(group: Group, mine: Entry, now: float) -> Entry | None:
-        """The slow claimer for which ``mine`` is to download from upstream."""
-        if not mine.serves:
-            return None
+    def _must_yield(group: _Group, mine: Entry, now: float) -> bool:
+        """Whether another claimer makes this one superfluous: of two, the older stays unless it is half as fast."""
+        rate = mine.rate()
+        for other in group.claimers:
+            if other is mine or other.presumed or not other.working or other.is_silent(now) or not mine.reaches(other):
+                continue
+            theirs = other.rate()
+            if min(now - mine.since, now - other.since) < GRACE or rate is None or theirs is None:
+                continue
+            older = (other.since, other.peer) < (mine.since, mine.peer)
+            if older and rate < 2 * theirs:
+                group.takeover_from = now + NO_TAKEOVER_FOR  # the upstream is slow for both
+                return True
+            if not older and 2 * rate <= theirs and theirs > 0:
+                return True
+        return False
+
+    @staticmethod
+    def _takes_over(group: _Group, mine: Entry, now: float) -> bool:
+        """Whether ``mine`` is to download from upstream because its claimer is slow."""
+        if not mine.serves or mine.tried:
+            return False
         chain = group.chain(mine, now)
         if chain is None or not chain[-1].is_slow(now):
-            return None
+            return False
         slow = chain[-1]
         reached = [each for each in group.claimers if each is not slow and mine.reaches(each)]
         if any(not (each.presumed or each.is_silent(now, HUNG)) for each in reached):
-            return None
+            return False
         group.takeovers = [at for at in group.takeovers if at > now - TAKEOVER_EVERY]
         hangs = slow.is_silent(now, HUNG) or now < slow.accused_until
-        if mine.tried and not hangs:
-            return None
         if now < group.takeover_from and (not hangs or len(group.takeovers) >= MAX_TAKEOVERS):
-            return None
+            return False
         if slow.is_silent(now, HUNG) and now - mine.grew_at < STILL:  # only its reports don't come through
-            return None
+            return False
         # the first follower that lives has the most content, and the others of its chain stay with it
         nearer = {*chain[1:-1], *slow.children} if mine.source is not slow else ()
         if any(each.serves and not each.tried and not each.is_silent(now) for each in nearer):
-            return None
+            return False
         if group.has_failed(mine.peer, now):
-            return None
+            return False
         group.takeover_from, mine.tried = max(group.takeover_from, now + TAKEOVER_EVERY), True
         group.takeovers.append(now)
         slow.restart()  # the rates of the two are compared over the same time
         slow.slow_until = now + SLOW_FOR
-        return slow
+        return True
 
-    def _entry_of(self, group: Group, peer: bytes, now: float) -> Entry | None:
+    def _entry_of(self, group: _Group, peer: bytes, now: float) -> Entry | None:
         """The entry of a peer that reports, perhaps a new one; None if the group or the share of the peer is full."""
         found = group.entries.get(peer)
         if found is not None and not found.presumed:
@@ -333,7 +365,7 @@ class Claims:
         self._held_by[peer] += 1
         return found or group.add(peer, now, self.place_of(peer))
 
-    def _drop(self, group: Group, entry: Entry) -> None:
+    def _drop(self, group: _Group, entry: Entry) -> None:
         group.remove(entry)
         self._uncount(entry)
 

@@ -36,7 +36,6 @@ verdicts = st.one_of(
         st.sampled_from([0.5, 2.0, 20.0, 60.0]),
     ),
     st.builds(WireVerdict, st.just(GROUP), st.sampled_from([What.CLAIM, What.ALONE]), st.just(()), st.just(2.0)),
-    st.builds(WireVerdict, st.just(GROUP), st.just(What.CLAIM), st.tuples(peers), st.just(1.0)),
 )
 
 

@@ -22,8 +22,7 @@ from dataclasses import dataclass
 from spegel_consul.bounded_dict import BoundedDict
 from spegel_consul.peers import Provider
 from spegel_consul.registry.mirror.following.group_history import MOVED, NO_KEEPER, TAKEOVER, UPSTREAM, GroupHistory
-from spegel_consul.ring.dht.claim_group import MAX_LOSSES, STRUCK_FOR
-from spegel_consul.ring.dht.claims import ClaimReport, Verdict, What, Why
+from spegel_consul.ring.dht.claims import MAX_LOSSES, STRUCK_FOR, ClaimReport, Verdict, What, Why
 
 CLAIM_WITHIN = 2.0
 """Seconds that a request waits for a verdict."""
@@ -75,7 +74,7 @@ class Follow:
         """Whether the body has begun."""
         self._leave: Callable[[], None] = lambda: None
         self._left = False
-        claim.follows[self] = None
+        claim.follows.add(self)
 
     @property
     def over(self) -> bool:
@@ -105,7 +104,7 @@ class Follow:
     def close(self, received: int = 0) -> None:
         """End; ``received``: the number of bytes of the body that came from the source."""
         if self in self._claim.follows:
-            del self._claim.follows[self]
+            self._claim.follows.remove(self)
             if self.streams or received:
                 self._claim.followed()
             self._claim.took(received)
@@ -130,8 +129,7 @@ class GroupClaim:
         self.group = group
         self.asked: BoundedDict[str, None] = BoundedDict(_MOST_ASKED)
         """Digests that requests have asked for."""
-        self.follows: dict[Follow, None] = {}
-        """The oldest is the first."""
+        self.follows: set[Follow] = set()
         self.source: Provider | None = None
         """The node to follow now."""
         self.what: What | None = None
@@ -151,7 +149,6 @@ class GroupClaim:
         self._losses: list[float] = []
         self._silent: list[float] = []
         self._alone_until = -math.inf
-        self._tried: Provider | None = None  # the slow claimer from which this node took over, while it is on trial
         self._bad = 0
         self._again = 0.0
         self._work = Work()
@@ -296,8 +293,7 @@ class GroupClaim:
             return  # the verdict is older than this failure
         if verdict.what is What.FOLLOW and now < self._alone_until:  # an honest keeper says the same
             verdict = Verdict(What.ALONE, again=verdict.again)
-        self.what, tried = verdict.what, self._tried
-        self._tried = self._first_usable(verdict.sources) if verdict.what is What.CLAIM else None
+        self.what = verdict.what
         named = verdict.sources if verdict.what is What.FOLLOW else ()
         source = self._first_usable(named)
         self.pending = False
@@ -308,8 +304,6 @@ class GroupClaim:
             self._on_failure(Why.UNREACHABLE)
             self._lost = named[0], Why.UNREACHABLE
             self._pend()
-        if self._tried is not None and tried is None:
-            self._begin_trial(self._tried)
         self._change(source, {What.CLAIM: TAKEOVER, What.ALONE: UPSTREAM}.get(verdict.what, MOVED))
 
     def _first_usable(self, named: Sequence[Provider]) -> Provider | None:
@@ -321,15 +315,6 @@ class GroupClaim:
                 return each
         return None
 
-    def _begin_trial(self, slow: Provider) -> None:
-        """Leave a slow claimer with one body, to see whether the upstream is faster for this node.
-
-        The newest has most of its bytes before it, so it is the least likely to end before that has been seen.
-        """
-        bodies = [each for each in self.follows if each.source.registry == slow.registry]
-        for follow in ([each for each in bodies if each.streams] or bodies)[-1:]:
-            follow.leave()
-
     def _change(self, source: Provider | None, why: str) -> None:
         before, self.source = self.source, source
         if before is not None and (source is None or source.registry != before.registry):
@@ -338,9 +323,7 @@ class GroupClaim:
                 self.history.leave(before, why)
         if source is None and why != MOVED:
             self.history.end(why)
-        kept = source or self._tried
-        leaving = [each for each in self.follows if kept is None or each.source.registry != kept.registry]
-        for follow in leaving:
+        for follow in [each for each in self.follows if source is None or each.source.registry != source.registry]:
             follow.leave()
 
     def unanswered(self) -> None:

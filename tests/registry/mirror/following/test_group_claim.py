@@ -124,41 +124,6 @@ def test_all_requests_leave_a_source_together(rig: Rig, verdict: Verdict) -> Non
     assert all(each.over for each in requests)
 
 
-def trial(rig: Rig) -> list[bool]:
-    """Two bodies and a question follow a slow claimer when this node takes over; whether each of them leaves it."""
-    rig.report(follow(ONE))
-    bodies = [rig.request(), rig.request(), rig.request()]
-    bodies[0].streams = bodies[1].streams = True
-    left = [False, False, False]
-    for number, body in enumerate(bodies):
-        body.on_leave(lambda number=number: left.__setitem__(number, True))  # type: ignore[misc]
-    rig.report(Verdict(What.CLAIM, (ONE,), 1.0))
-    return left
-
-
-def test_a_claimer_on_trial_takes_one_body_from_upstream(rig: Rig) -> None:
-    left = trial(rig)
-    assert left == [False, True, False], "the newest that has begun"
-    assert rig.claim.to_follow is None, "new content comes from upstream"
-    rig.report(Verdict(What.CLAIM, (ONE,), 1.0))
-    assert left == [False, True, False], "and no more of them, as long as it lasts"
-
-
-@pytest.mark.parametrize(
-    ("verdict", "others"), [(CLAIM, True), (ALONE, True), (follow(TWO), True), (follow(ONE), False)]
-)
-def test_the_end_of_a_trial(rig: Rig, verdict: Verdict, others: bool) -> None:
-    left = trial(rig)
-    rig.report(verdict)
-    assert left == [others, True, others]
-    assert rig.claim.role == {What.CLAIM: "claimer", What.ALONE: "alone", What.FOLLOW: "follower"}[verdict.what]
-
-
-def test_a_node_that_follows_nobody_has_no_trial(rig: Rig) -> None:
-    rig.report(Verdict(What.CLAIM, (ONE,), 1.0))
-    assert (rig.claim.to_follow, rig.claim.role) == (None, "claimer")
-
-
 def test_the_first_usable_source_is_followed(rig: Rig) -> None:
     rig.report(follow(BARRED, TWO))
     assert rig.claim.to_follow is TWO
@@ -342,7 +307,7 @@ def test_in_any_order(events: list[str]) -> None:
             rig.report(verdicts.get(event))
             sent_at.append(rig.now)
         assert claim.to_follow is not BARRED
-        assert claim.follows.keys() == set(requests)
+        assert claim.follows == set(requests)
         for each in requests:
             assert each.over or each.source == claim.source
     assert all(later - earlier >= 0.0999 for earlier, later in pairwise(sent_at))
