@@ -246,7 +246,7 @@ class Metrics:
             "spegel_ring_members", "Other members of the ring that are believed to be alive."
         )
         self.ring_full = self._reading(
-            "spegel_ring_full", "1 while the table of members is full: the ring has more nodes than this node can know."
+            "spegel_ring_full", "1 while the table of members is full: the ring may have more nodes than it holds."
         )
         self.ring_missing = self._reading(
             "spegel_ring_missing", "Healthy routers in the catalog that this node's ring does not have."

@@ -42,7 +42,7 @@ from spegel_consul.ring.dht.records import Records
 from spegel_consul.ring.key_search import KeySearch
 from spegel_consul.ring.member_view import CIRCLE, MemberView, view
 from spegel_consul.ring.members.background import Background
-from spegel_consul.ring.members.membership import NAMED_AGE, Membership
+from spegel_consul.ring.members.membership import Membership
 from spegel_consul.ring.members.table import FULL
 from spegel_consul.ring.members.wakeup import WakeUp
 from spegel_consul.ring.net.host import Host
@@ -270,7 +270,7 @@ class KadRouter:
         if answer.providers:
             named = list(map(self._membership.contact, answer.providers))
             for provider in named[:REPLICAS]:  # so that a provider can be probed
-                self._membership.learn(provider, age=NAMED_AGE, source=peer)
+                self._membership.named(provider, peer)
             self._offer(search, named)
 
     def _is_settled(self, peer: bytes) -> bool:

@@ -15,7 +15,7 @@ FOREIGN = {
     "security-opt ulimit user volume",
     "docker buildx": "driver driver-opt use registry-map",
     "ctr, nerdctl, crane, regctl, skopeo": "hosts-dir insecure namespace plain-http src-tls-verify tls tls-verify",
-    "bench, tests.sim, tests.fuzz": "lines minutes racks rounds spegel trunk zones nodes seed",
+    "bench, tests.sim, tests.fuzz": "lines minutes racks rounds silent-racks spegel trunk zones nodes seed",
     "py-spy": "output pid",
     "cosign, gh, sha256sum, pip": "bundle certificate-identity certificate-oidc-issuer check format ignore-missing "
     "no-deps repo require-hashes upgrade",

@@ -59,7 +59,7 @@ async def test_handshakes_that_stall_hold_up_nobody(
 @pytest.mark.parametrize("source", [HOLDER, "127.0.0.1"])
 async def test_a_connection_ahead_of_its_need(start_node: Any, source: str) -> None:
     """A runtime opens one and asks later; it waits as long as any idle connection, and no longer."""
-    node = await start_node(host=HOLDER, tls=consul_tls(PREFER), keep_alive=1.0)
+    node = await start_node(host=HOLDER, tls=consul_tls(PREFER), keep_alive=2.0)
     node.store.add_content(LAYER)
     async with await trio.open_tcp_stream(*node.address, local_address=source) as spare:
         await trio.sleep(0.5)
@@ -68,10 +68,15 @@ async def test_a_connection_ahead_of_its_need(start_node: Any, source: str) -> N
     async with await trio.open_tcp_stream(*node.address, local_address=source) as spare:
         with trio.fail_after(5):
             assert await spare.receive_some() == b""
+
+
+@pytest.mark.parametrize("source", [HOLDER, "127.0.0.1"])
+async def test_a_stop_ends_a_connection_ahead_of_its_need(start_node: Any, source: str) -> None:
+    node = await start_node(host=HOLDER, tls=consul_tls(PREFER), keep_alive=60.0)
     async with await trio.open_tcp_stream(*node.address, local_address=source) as spare:
         await trio.sleep(0.1)
         node.stop.set()
-        with trio.fail_after(0.9):
+        with trio.fail_after(10):
             assert await spare.receive_some() == b""
 
 

@@ -175,9 +175,8 @@ class Membership:
     def _answered(self, member: Member, answer: Message, took: float | None) -> None:
         self.heard(member.id, took)
         for closer in answer.closer[: 2 * REPLICAS]:
-            # it does not say when anybody heard from it, so a known one is no younger by it
             if not self.table.confirms(closer, math.inf, trio.current_time()):
-                self.learn(self.contact(closer), age=NAMED_AGE, source=member.id)
+                self.named(self.contact(closer), member.id)
 
     def _not_answered(self, member: Member, error: Exception, start: float) -> None:
         log.debug("ring_question_failed", peer=peer_id_to_text(member.id), error=repr(error))
@@ -267,6 +266,11 @@ class Membership:
             self.joined(new.id)
             if not direct and self._rng.random() < _GREET / len(self.table):
                 self._background.spawn(self.exchange.greet, new.id)
+
+    def named(self, contact: Contact, source: bytes) -> None:
+        """An answer of ``source`` names a peer, not when anybody heard from it: a known member is no younger by it."""
+        age = NAMED_AGE if self.table.get(contact.id) is None else math.inf
+        self.learn(contact, age=age, source=source)
 
     def joined(self, peer: bytes) -> None:
         """``peer`` entered the table."""

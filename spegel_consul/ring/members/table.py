@@ -46,8 +46,8 @@ CAPACITY = 4096
 """Most members of a table."""
 
 FULL = (
-    f"the ring has more nodes than the {CAPACITY} that a node can know, so nodes miss each other's copies and pull "
-    "from upstream: use several rings (large-clusters.md)"
+    f"the ring has {CAPACITY} members or more, and a node knows no more, so nodes may miss each other's copies and "
+    "pull from upstream: use several rings (large-clusters.md)"
 )
 """What a full table means, for people."""
 

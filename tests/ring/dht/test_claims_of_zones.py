@@ -170,7 +170,7 @@ def test_a_source_of_the_rack_that_is_not_good_is_no_reason_to_stay(keeper: Zone
     assert keeper.report("a2-1", serves=False, working=False) == "a2-0"
     keeper.now = 3
     keeper.report("a1-0", have=9 * MIB, behind=(b"a2-0",))  # the link of a2-0 is bad
-    assert keeper.report("a2-2")[:2] != "a2"
+    assert keeper.report("a2-2") in {"a1-0", *(f"a{rack}-0" for rack in range(3, 8))}
 
 
 def test_a_group_as_long_as_a_chain_passes_through_one_rack_after_the_other(keeper: Zones) -> None:
