@@ -200,7 +200,7 @@ async def test_wrong_bytes_of_a_source_are_reported_and_not_punished(
 async def test_a_complete_provider_is_blamed_for_wrong_bytes_as_before(
     start_node: Any, start_peer: Any, tmp_path: Path
 ) -> None:
-    from ..conftest import head
+    from ...conftest import head
 
     asker = await start(start_node, tmp_path, STREAMED)
     liar = await start_peer(head(200, len(LAYER)), bytes(len(LAYER)))
