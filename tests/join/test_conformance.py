@@ -279,6 +279,11 @@ class NomadVarPlace(NomadServicePlace):
         for peer in peers:
             self._nomad.write("nomad/jobs/spegel/leader", {"peer_id": f"peer{peer[0]}", "addrs": router(peer)})
 
+    async def fail(self) -> None:
+        await super().fail()
+        for path, variable in list(self._nomad.variables.items()):  # so that a read that has begun ends
+            self._nomad.write(path, variable["Items"])
+
 
 class TestNomadService(BootstrapSuite, SeveralPeersSuite):
     @pytest.fixture(params=["hang", "html"])
