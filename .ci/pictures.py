@@ -34,7 +34,7 @@ _FONTS = re.compile(r"@font-face \{.*?\}\s*", re.S)
 
 
 def _run() -> str:
-    """Run the demonstration, and take the page of its second node at the end; all that the terminal was sent."""
+    """Run the demonstration, and take the page of a follower at the end; all that the terminal was sent."""
     program = Path(sys.executable).with_name("spegel-consul")
     terminal, other = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 30, _COLUMNS, 0, 0))
@@ -46,7 +46,10 @@ def _run() -> str:
     try:
         while _END not in said:
             said += os.read(terminal, 1 << 16)
-        _photograph(re.findall(rb"http://\S+/debug/web/", said)[0].decode().replace("127.0.0.1", "127.0.0.2"))
+        _, _, last = said.decode().rpartition("upstream\x1b[0m sent")
+        # the first node of the drawing has all from upstream; each other has all from a neighbour
+        follower = re.findall(r"node(\d)", last)[1]
+        _photograph(re.findall(rb"http://\S+/debug/web/", said)[0].decode().replace("127.0.0.1", f"127.0.0.{follower}"))
     except OSError:
         raise SystemExit(f"the demonstration ended early:\n{said.decode()}") from None
     finally:

@@ -34,4 +34,7 @@ def build(docker: Dockerd, directory: Path) -> None:
     changes = [word for change in base_image.CHANGES for word in ("--change", change)]
     docker.docker("import", *changes, base, name, timeout=120)
     base.unlink()
-    docker.docker("build", "--network=none", "-t", IMAGE, "-f", dockerfile, sources(directory / "context"), timeout=180)
+    context = sources(directory / "context")
+    (context / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci/trim_packages.py", context / ".ci")
+    docker.docker("build", "--network=none", "-t", IMAGE, "-f", dockerfile, context, timeout=180)

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 
 from lab.netns import NETNS_DIR, Netns
-from lab.process import is_running
+from lab.process import Failed, is_running
 
 _PREFIX = "slab"
 _NAME = re.compile(rf"{_PREFIX}-(?P<pid>\d+)-\d+(-.*)?")
@@ -62,7 +62,11 @@ def sweep() -> None:
     """Remove what dead runs left."""
     spaces, directories = left_behind()
     for space in spaces:
-        space.delete()
+        try:
+            space.delete()
+        except Failed:
+            if space.path.exists():  # else another run has swept it meanwhile
+                raise
     for directory in directories:
         shutil.rmtree(directory, ignore_errors=True)
 

@@ -232,14 +232,19 @@ class ContainerdStore(IndexedStore):
                 self._put_image(record)
         # an index leads to manifests, these to layers: with each that is read, more is known to ask for
         asked: set[Digest] = set()
+        had: set[Digest] = set()
         while digests := digests.union(*map(self._index.reached, names)) - asked:
+            had.update(digest for digest in digests if self._index.describe(digest) is not None)
             await self._look_for(client, digests)
             await self._read()
             asked |= digests
         self._publish()
-        for digest in asked:
+        for digest in had:
+            if self._index.describe(digest) is None:  # deleted
+                self._ingests.forget(digest)
+        for digest in filter(self._awaited.__contains__, asked):
             settled = self._index.describe(digest) is not None or self._index.refuses(digest)
-            given_up = digest in self._awaited and self._awaited.answered(digest, settled, trio.current_time())
+            given_up = self._awaited.answered(digest, settled, trio.current_time())
             # the index tells what it has, and when it has it no more; or the namespace has never had it
             if settled or (given_up and not self._index.is_stray(digest)):
                 self._ingests.forget(digest)
