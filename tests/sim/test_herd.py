@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from spegel_consul.ring.dht.claims import Why
-from tests.sim.herd import MIB, Herd, Outcome, Scene, mbit
+from tests.sim.herd import Herd
+from tests.sim.herd_scene import MIB, Outcome, Scene, mbit
 
 ONE_COPY = Scene().image / Scene().line
 SMALL_LAYERS = (30 * MIB,) * 9
