@@ -69,8 +69,8 @@ class Downloads:
 class Store(Protocol):
     """What this node has.
 
-    Everything answers from memory but ``open``, ``downloading``, ``downloads``, ``at_work``, ``run`` and iterating
-    ``watch``.
+    Everything answers from memory but ``open``, ``downloading``, ``downloads``, ``peek``, ``at_work``, ``run`` and
+    iterating ``watch``.
     """
 
     @property
@@ -122,6 +122,14 @@ class Store(Protocol):
 
         Content that was committed a moment ago is found too, even if the index does not know it yet. None if there is
         no such download, and for a download that can't be read. The bytes are not verified.
+        """
+        ...
+
+    async def peek(self, digest: Digest, most: int) -> bytes | None:
+        """The bytes of the content directory's file, even if the index does not know the content, or not yet.
+
+        They are for this process alone, and not verified: they may be of another namespace or of a refused image. None
+        if there is no such file, or if it has more than ``most`` bytes.
         """
         ...
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 
 import structlog
 import trio
 
+from spegel_consul.disk import foreign_files
 from spegel_consul.oci.descriptor import Descriptor
 from spegel_consul.oci.digest import Digest
 from spegel_consul.store import Changed, Downloads, Image, inventory
@@ -26,6 +28,8 @@ from spegel_consul.zerocopy.growing_file import GrowingFile
 
 log = structlog.get_logger(__name__)
 
+_PEEK_WITHIN = 2.0  # seconds
+
 
 class IndexedStore:
     """Base of the stores. ``accept`` is the filter of full image names."""
@@ -35,6 +39,7 @@ class IndexedStore:
         self._tag_times = TagTimes()
         self._watchers = Watchers()
         self._problem: str | None = None
+        self._peeks = foreign_files.FileCalls(_PEEK_WITHIN)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -66,6 +71,15 @@ class IndexedStore:
     async def downloading(self, digest: Digest) -> GrowingFile | None:
         """Return None; a store whose runtime's downloads can be read overrides these methods."""
         await trio.lowlevel.checkpoint()
+        return None
+
+    async def peek(self, digest: Digest, most: int) -> bytes | None:
+        path = self.file(digest)
+        if path is None:
+            await trio.lowlevel.checkpoint()
+            return None
+        with suppress(OSError):
+            return await self._peeks.run(partial(foreign_files.read, path, most, follow=False))
         return None
 
     async def downloads(self) -> Downloads:

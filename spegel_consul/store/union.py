@@ -104,6 +104,12 @@ class UnionStore:
                 return found
         return None
 
+    async def peek(self, digest: Digest, most: int) -> bytes | None:
+        for store in self._stores:
+            if (found := await store.peek(digest, most)) is not None:
+                return found
+        return None
+
     async def downloads(self) -> Downloads:
         growing: dict[Digest, int] = {}
         ended: set[Digest] = set()

@@ -74,6 +74,14 @@ class DownloadSuite:
                 assert file.complete == (size == len(BODY))
             assert not file.abandoned()
 
+    async def test_a_file_that_no_look_has_seen_is_known_to_this_process_only(self, downloads: Downloads) -> None:
+        download = await downloads.begin(BODY)
+        assert await downloads.store.peek(download.digest, len(BODY)) is None, "it is not committed"
+        await download.commit()
+        assert await downloads.store.peek(download.digest, len(BODY)) == BODY
+        assert await downloads.store.peek(download.digest, len(BODY) - 1) is None
+        assert await downloads.store.peek(Digest.of(b"absent"), MIB) is None
+
     async def test_a_commit_under_an_open_file(self, downloads: Downloads) -> None:
         download = await downloads.begin(BODY)
         await download.grow(MIB)

@@ -5,10 +5,11 @@ blobs make nodes wait for each other. A config or a layer belongs to the group o
 manifests the one that was learnt last counts, because it is the one that is being pulled. An index is a group of its
 own, and so is a blob of no known manifest.
 
-A manifest is learnt when it passes through the mirror. If no peer has it, the runtime takes it from upstream, and the
-store has it before the runtime asks for the first blob. So the mirror remembers for which manifests the runtime has
-just asked, and reads them from the store at the next request for a blob. A manifest that was in the store before this
-process began is never asked for. It is looked for when the runtime asks for a blob of no known manifest.
+A manifest is learnt when it passes through the mirror. If no peer has it, the runtime takes it from upstream, and
+commits it before it asks for the first blob. So the mirror remembers for which manifests the runtime has just asked,
+and reads them at the next request for a blob. Their files are read, because the index need not know them by then. A
+manifest that was in the store before this process began is never asked for. It is looked for when the runtime asks for
+a blob of no known manifest.
 
 A new rule about what belongs to a group belongs here; what a node does for a group belongs to
 :mod:`spegel_consul.registry.mirror.following`.
@@ -25,14 +26,12 @@ from itertools import islice
 import trio
 
 from spegel_consul.bounded_dict import BoundedDict
-from spegel_consul.oci.descriptor import Descriptor
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import BlobUnknown
-from spegel_consul.oci.media import MANIFESTS, MAX_MANIFEST_SIZE, OCTET_STREAM
+from spegel_consul.oci.media import MANIFESTS, MAX_MANIFEST_SIZE
 from spegel_consul.oci.path import ContentRequest, Kind
 from spegel_consul.registry.mirror.expected_sizes import named_blobs
 from spegel_consul.store import Store
-from spegel_consul.store.blob_files import FileBlob
 
 _MOST = 8192
 _MOST_GROUPS = 512
@@ -64,7 +63,6 @@ class Groups:
         self._read: BoundedDict[Digest, None] = BoundedDict(_MOST)  # stored manifests that were read
         self._next_search = -math.inf
         self._reading = trio.Lock()
-        self._disk = trio.CapacityLimiter(2)  # a disk may hang
 
     def learn(self, digest: str, manifest: bytes) -> None:
         """Learn the group of ``manifest``, which has this digest. Bytes that are no JSON object are ignored."""
@@ -149,13 +147,5 @@ class Groups:
             with suppress(BlobUnknown):
                 async with self._store.open(digest) as blob:
                     return b"".join([piece async for piece in blob.chunks(0, content.size)])
-        growing = await self._store.downloading(digest)
-        if growing is None:
-            return None
-        with growing, suppress(BlobUnknown, OSError):  # the file system may lose a file
-            size = growing.size()
-            if not growing.complete or size > MAX_MANIFEST_SIZE:
-                return None
-            file = FileBlob(Descriptor(digest, size, OCTET_STREAM), growing.fd, self._disk)
-            return b"".join([piece async for piece in file.chunks(0, size)])
-        return None
+        # the runtime has committed it, but the index learns that late, or never if the download took milliseconds
+        return await self._store.peek(digest, MAX_MANIFEST_SIZE)

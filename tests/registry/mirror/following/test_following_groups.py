@@ -78,7 +78,7 @@ async def test_the_group_is_read_from_the_manifest_that_the_runtime_took_from_up
     asker = await start_node(settings=STREAMED, store=store)
     asker.router.keeper = ScriptedKeeper(CLAIM)
     assert (await get(asker, path(MANIFEST, "manifests"))).status_code == 404
-    store.download(MANIFEST, len(MANIFEST))  # committed, and unknown to the index
+    store.commit(MANIFEST)
     store.download(LAYER)
     assert (await get(asker, path(LAYER))).status_code == 404
     assert {group for group, _ in asker.router.reports} == {GROUP}
