@@ -1,6 +1,7 @@
 # Several processes share the files among them (each is a group), so the long ones must not come last: those with real
-# parts, and first of them the faults, the longest of all.  The files that look at the ring of tests/web/conftest.py are
-# one group, because otherwise each process would start a ring of its own and keep it up to the end of the run.
+# parts, first of them the faults, the longest of all, and then the simulations.  The files that look at the ring of
+# tests/web/conftest.py are one group, because otherwise each process would start a ring of its own and keep it up to
+# the end of the run.
 #
 # Some tests measure, and the run ends with a table of what they saw.  Rows travel with the reports of their tests,
 # because under pytest-xdist the test runs in another process than the one that prints.
@@ -18,7 +19,7 @@ from typing import Any
 import hypothesis
 import pytest
 import structlog
-from lab import clock
+from lab import clock, drawn
 
 _ELSEWHERE = {"NOMAD": "nomad", "BUILDKIT": "real/runtimes/test_buildkit.py"}  # `make nomad`, `make buildkit`
 collect_ignore = [path for variable, path in _ELSEWHERE.items() if variable not in os.environ]
@@ -32,7 +33,7 @@ def pytest_configure() -> None:
     # time, because a change must not wait for an old fault that its run happened to find: `make fresh` looks for those.
     unhurried = [hypothesis.HealthCheck.too_slow]
     hypothesis.settings.register_profile(
-        "any machine", deadline=None, suppress_health_check=unhurried, derandomize="SPEGEL_FRESH" not in os.environ
+        "any machine", deadline=None, suppress_health_check=unhurried, derandomize=not drawn.FRESH
     )
     hypothesis.settings.load_profile("any machine")
     configure = structlog.configure
@@ -67,7 +68,7 @@ def _logging_as_before() -> Iterator[None]:
 
 def _place(item: pytest.Item) -> int:
     if item.get_closest_marker("real") is None:
-        return 2
+        return 2 if item.path.parent.name == "sim" else 3
     return int(item.path.parent.name != "faults")
 
 
