@@ -19,7 +19,7 @@ from typing import Any
 import hypothesis
 import pytest
 import structlog
-from lab import clock, drawn
+from lab import clock, thorough
 
 _ELSEWHERE = {"NOMAD": "nomad", "BUILDKIT": "real/runtimes/test_buildkit.py"}  # `make nomad`, `make buildkit`
 collect_ignore = [path for variable, path in _ELSEWHERE.items() if variable not in os.environ]
@@ -33,7 +33,7 @@ def pytest_configure() -> None:
     # time, because a change must not wait for an old fault that its run happened to find: `make fresh` looks for those.
     unhurried = [hypothesis.HealthCheck.too_slow]
     hypothesis.settings.register_profile(
-        "any machine", deadline=None, suppress_health_check=unhurried, derandomize=not drawn.FRESH
+        "any machine", deadline=None, suppress_health_check=unhurried, derandomize=not thorough.FRESH
     )
     hypothesis.settings.load_profile("any machine")
     configure = structlog.configure

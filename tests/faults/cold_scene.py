@@ -13,16 +13,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
+from lab import thorough
 from lab.cluster import Node
 from lab.cold_start import ColdStart, Outcome, Pulls, runtime
 from lab.image import MIB, Image
 from lab.process import until
 
-from tests.faults.scene import ALL, HANG_TIMEOUT
+from tests.faults.scene import HANG_TIMEOUT
 
-RUNTIMES = ["1.7", "2.1", "2.1-parallel", "1.7", "2.1", "docker28"] if ALL else ["1.7", "2.1", "1.7", "2.1"]
-LAYERS = [40 * MIB, 24 * MIB, 24 * MIB, 6 * MIB] if ALL else [16 * MIB, 12 * MIB, 6 * MIB]
-UPSTREAM = 200 if ALL else 100  # Mbit/s: 4 s for one copy, or 3 s
+RUNTIMES = ["1.7", "2.1", "2.1-parallel", "1.7", "2.1", "docker28"] if thorough.ALL else ["1.7", "2.1", "1.7", "2.1"]
+LAYERS = [40 * MIB, 24 * MIB, 24 * MIB, 6 * MIB] if thorough.ALL else [16 * MIB, 12 * MIB, 6 * MIB]
+UPSTREAM = 200 if thorough.ALL else 100  # Mbit/s: 4 s for one copy, or 3 s
 VERIFY_FIRST = "8MiB"  # so all but the last layer pass as they grow
 HEAD_START = 0.3
 # the runtime of a node whose sidecar died goes on upstream, so two copies may leave it, and the headers of the packets

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
+from lab import thorough
 from lab.cluster import Cluster, Node
 from lab.consul import ConsulOptions
 from lab.image import MIB, build
@@ -33,9 +33,6 @@ T = TypeVar("T")
 
 RUNTIMES = ["21", "17", "21", "16", "21", None, "21"]
 """containerd's versions; None is a Docker."""
-
-ALL = os.environ.get("SPEGEL_FAULTS") == "all"
-"""Whether faults last as long as they should, and those that need minutes happen too."""
 
 _LAYERS = [8 * MIB, 300_000, 1000]
 _IMAGES = 6
@@ -273,4 +270,4 @@ def node_url(node: Node) -> str:
 
 def lasting(seconds: float, in_short: float) -> float:
     """How long a fault lasts."""
-    return seconds if ALL else in_short
+    return seconds if thorough.ALL else in_short

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from lab import parts
+from lab import parts, thorough
 
 from tests.faults import cold_starts
 from tests.faults.catalog import COLD_STARTS, Fault
 from tests.faults.cold_scene import ColdScene
-from tests.faults.scene import ALL
 from tests.faults.table import cold_row_of
 
 pytestmark = pytest.mark.real
@@ -26,7 +25,7 @@ def scene() -> Iterator[ColdScene]:
 
 
 @pytest.mark.parametrize(
-    "fault", [pytest.param(fault, id=fault.name) for fault in COLD_STARTS if ALL or not fault.takes_minutes]
+    "fault", [pytest.param(fault, id=fault.name) for fault in COLD_STARTS if thorough.ALL or not fault.takes_minutes]
 )
 def test_no_pull_fails(scene: ColdScene, fault: Fault, record_property) -> None:
     told = len(scene.rows)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from lab import parts
+from lab import parts, thorough
 
 from tests.faults import consul, crowds, machine, network, runtimes, sidecars
 from tests.faults.catalog import FAULTS, Fault
-from tests.faults.scene import ALL, Scene
+from tests.faults.scene import Scene
 from tests.faults.table import row_of
 
 pytestmark = pytest.mark.real
@@ -25,7 +25,7 @@ def scene() -> Iterator[Scene]:
 
 
 @pytest.mark.parametrize(
-    "fault", [pytest.param(fault, id=fault.name) for fault in FAULTS if ALL or not fault.takes_minutes]
+    "fault", [pytest.param(fault, id=fault.name) for fault in FAULTS if thorough.ALL or not fault.takes_minutes]
 )
 def test_no_pull_fails(scene: Scene, fault: Fault, record_property) -> None:
     told = len(scene.rows)

@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator
 
 import pytest
+from lab import thorough
 from lab.cold_start import ColdStart, Outcome
 from lab.image import MIB, Image
 
@@ -20,9 +20,7 @@ FLAGS = {"follow": "on", "verify_first": "8MiB"}  # so the first two layers pass
 COPIES = 1.2
 UPSTREAM = 100  # Mbit/s: 2 s for one copy
 ALL_RUNTIMES = ["1.7", "2.1", "2.1-parallel", "docker28"]
-RUNTIMES = (
-    ALL_RUNTIMES if os.environ.get("SPEGEL_FAULTS") == "all" else ["1.7", "2.1-parallel"]
-)  # `make faults` takes all
+RUNTIMES = ALL_RUNTIMES if thorough.ALL else ["1.7", "2.1-parallel"]  # `make faults` takes all
 
 
 @pytest.fixture(scope="module", params=RUNTIMES)

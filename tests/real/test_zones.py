@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
+from lab import thorough
 from lab.cluster import Node
 from lab.cold_start import ColdStart, Outcome, ingested, size_of
 from lab.image import MIB, Image
@@ -18,8 +18,7 @@ pytestmark = pytest.mark.real
 
 BETWEEN = 50  # Mbit/s between the zones
 LINK = 200  # Mbit/s of each node
-MANY = os.environ.get("SPEGEL_FAULTS") == "all"  # `make faults`
-EACH = 3 if MANY else 2  # nodes of each zone
+EACH = 3 if thorough.ALL else 2  # nodes of each zone
 LAYERS = [9 * MIB, 5 * MIB]
 TALK = MIB
 """Bytes for everything but content: the ring, manifests, heads and acknowledgements."""
@@ -43,7 +42,7 @@ class Zones(ColdStart):
         return (self.lab.network.crossed_bytes() - before - TALK) / sum(size_of(image).values())
 
 
-@pytest.fixture(scope="module", params=["2.1", "1.7", "docker28"] if MANY else ["2.1"])
+@pytest.fixture(scope="module", params=["2.1", "1.7", "docker28"] if thorough.ALL else ["2.1"])
 def zones(request: pytest.FixtureRequest) -> Iterator[Zones]:
     with Zones([request.param] * 2 * EACH, upstream_mbit=1000, link_mbit=LINK) as zones:
         yield zones

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import trio
-from lab import drawn
+from lab import thorough
 
 from spegel_consul.http.peer_client import PeerClient
 from spegel_consul.http.server.connection import Link
@@ -32,7 +32,7 @@ from spegel_consul.store.layout import LayoutStore
 
 from .conftest import ListRouter
 
-REQUESTS = drawn.count(2_500, 20_000)
+REQUESTS = thorough.drawn(2_500, 20_000)
 BIG = os.urandom(300_000)
 SMALL = b"small layer"
 
@@ -209,7 +209,7 @@ async def test_both_roads_give_the_same_answers(layout: Layout, nursery: trio.Nu
     one = await trio.open_tcp_stream(*short.address)
     other = await trio.open_tcp_stream(*long.address)
     async with one, other:
-        for request, has_body in generated(layout, drawn.FIRST_SEED):
+        for request, has_body in generated(layout, thorough.FIRST_SEED):
             with trio.fail_after(10):
                 assert await answer(one, request, has_body) == await answer(other, request, has_body), request
     assert short.taken > REQUESTS / 4, "the fast path was hardly ever taken"

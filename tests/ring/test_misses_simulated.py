@@ -2,12 +2,12 @@
 # looked up, once with the early end and once without it.
 
 import itertools
-import os
 import random
 
 import pytest
 import trio
 from conformance.router import eventually, find
+from lab import thorough
 from sim.network import SimNetwork
 from trio.testing import MockClock
 
@@ -16,7 +16,7 @@ from spegel_consul.ring.members.member import SETTLED
 from spegel_consul.ring.router import KadRouter
 
 # nodes, and rounds of churn
-PLANS = [(30, 4), (200, 12)] if os.environ.get("SPEGEL_FAULTS") == "all" else [(30, 4)]
+PLANS = [(30, 4), (200, 12)] if thorough.ALL else [(30, 4)]
 
 
 class Ring:

@@ -10,12 +10,12 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 
-from lab import drawn
+from lab import thorough
 
 from spegel_consul.election.election_view import ElectionSettings, State
 from tests.sim.consulsim import Simulation
 
-SCHEDULES = drawn.count(2_000, 20_000)
+SCHEDULES = thorough.drawn(2_000, 20_000)
 NODES = 3
 SLACK = 2.0
 """Beyond two TTLs and the lock-delay: the spread, a refused attempt, and the ways there and back."""
@@ -113,7 +113,7 @@ def _run_many(seeds: range) -> list[Outcome]:
 
 def test_schedules_of_faults() -> None:
     chunk = 250
-    first = drawn.FIRST_SEED
+    first = thorough.FIRST_SEED
     parts = [range(start, start + chunk) for start in range(first, first + SCHEDULES, chunk)]
     with ProcessPoolExecutor(min(4, os.cpu_count() or 1), mp_context=get_context("forkserver")) as pool:
         outcomes = [outcome for part in pool.map(_run_many, parts) for outcome in part]

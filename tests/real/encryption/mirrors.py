@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from lab import thorough
 from lab.cluster import Cluster, MakeCluster, Node
 from lab.connect_authority import ConnectAuthority
 from lab.consul import ConsulOptions
@@ -26,8 +26,7 @@ from lab.sidecar import METRICS_PORT, Flag
 from tests.real.consul.sidecars import log_events
 from tests.real.test_pull import members, metric
 
-AT_NIGHT = os.environ.get("SPEGEL_FAULTS") == "all"  # `make faults`
-RUNTIMES = ["21", "17"] if AT_NIGHT else ["21"]
+RUNTIMES = ["21", "17"] if thorough.ALL else ["21"]
 
 CONNECT = "connect { enabled = true }\n"
 POLICY = Path(__file__).parents[3] / "consul/policies/spegel.hcl"

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from lab import thorough
 from lab.cluster import Node
 from lab.process import until
 from lab.wall_clock import WallClock
 
 from tests.real.encryption.mirrors import (
-    AT_NIGHT,
     RUNTIMES,
     Mirrors,
     Scene,
@@ -52,11 +52,11 @@ def _authority_rotates(mirrors: Mirrors) -> None:
     with mirrors.pulls() as pulls:
         pulls.some("before the rotation", 1)
         # new certificates come up to 30 s after a new root, and the second rotation does not wait for them
-        with mirrors.renewed(*(mirrors.lab if AT_NIGHT else ())):
+        with mirrors.renewed(*(mirrors.lab if thorough.ALL else ())):
             mirrors.rotate()
             mirrors.await_authorities(2)
         pulls.from_peers("with two authorities", 1)
-        if AT_NIGHT:
+        if thorough.ALL:
             mirrors.rotate()
             mirrors.await_authorities(3)
             pulls.from_peers("with three authorities", 1)
@@ -165,7 +165,7 @@ LONG = [
     _clock_passes_the_end_of_certificates,
     _connect_is_switched_off,
 ]
-SCENES = [_authority_rotates, *(LONG if AT_NIGHT else [])]
+SCENES = [_authority_rotates, *(LONG if thorough.ALL else [])]
 
 
 @pytest.mark.parametrize("version", RUNTIMES)

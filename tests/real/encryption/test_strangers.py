@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lab import thorough
 from lab.cluster import Node
 from lab.connect_authority import HOURS, ConnectAuthority
 from lab.consul import HTTP_PORT
@@ -20,7 +21,6 @@ from lab.sidecar import METRICS_PORT, REGISTRY_PORT, ROUTER_PORT
 from lab.wall_clock import WallClock
 
 from tests.real.encryption.mirrors import (
-    AT_NIGHT,
     RUNTIMES,
     Mirrors,
     Scene,
@@ -258,8 +258,9 @@ def secure(
         return sock.recv(4096).partition(b"\r\n")[0]
 
 
-SCENES = [_plain_peer, _another_service_and_an_old_certificate, _passwords_and_certificates, _strangers]
+SCENES = [_plain_peer, _passwords_and_certificates, _strangers]
 LONG = [
+    _another_service_and_an_old_certificate,
     _two_names_another_domain_and_another_authority,
     _plain_peer_is_not_asked,
     _answers_of_consul_that_can_not_be_used,
@@ -267,6 +268,6 @@ LONG = [
 
 
 @pytest.mark.parametrize("version", RUNTIMES)
-@pytest.mark.parametrize("scene", SCENES + (LONG if AT_NIGHT else []), ids=lambda scene: scene.__name__)
+@pytest.mark.parametrize("scene", SCENES + (LONG if thorough.ALL else []), ids=lambda scene: scene.__name__)
 def test_no_pull_fails(scene: Scene, version: str, cluster, image, record_property) -> None:
     play(scene, version, cluster, image, record_property)

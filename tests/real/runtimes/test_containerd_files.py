@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
-from lab import parts
+from lab import parts, thorough
 from lab.containerd_files import FILES, VERSIONS
 from lab.hosts import mirror_toml, write_hosts
 from lab.process import Process
@@ -21,7 +20,6 @@ from spegel_consul.preflight.containerd_files import Unreadable, Version, read
 
 pytestmark = pytest.mark.real
 
-ALL = os.environ.get("SPEGEL_FAULTS") == "all"
 """Else one daemon for each test, because the plain tests have what all three said."""
 
 
@@ -47,7 +45,7 @@ def brief(settings: CriSettings | None) -> str:
     return " ".join([settings.config_path or "none", *(word for word, is_set in words.items() if is_set)])
 
 
-@pytest.mark.parametrize("daemon", parts.CONTAINERDS if ALL else ["21"])
+@pytest.mark.parametrize("daemon", parts.CONTAINERDS if thorough.ALL else ["21"])
 def test_the_table_is_true(tmp_path: Path, daemon: str) -> None:
     """The plain tests compare the rules with the same table.
 
@@ -98,7 +96,7 @@ disabled_plugins = ["io.containerd.internal.v1.opt"]
 """
 
 
-@pytest.mark.parametrize("daemon", parts.CONTAINERDS if ALL else ["17"])
+@pytest.mark.parametrize("daemon", parts.CONTAINERDS if thorough.ALL else ["17"])
 def test_preflight_asks_the_running_daemon(tmp_path: Path, daemon: str) -> None:
     """Its file has another name, a second one takes the CRI's table away, and there is a proxy with a password."""
     (tmp_path / "conf.d").mkdir()

@@ -13,6 +13,7 @@ import pytest
 import trio
 from conformance.downloads import opened
 from conformance.store import eventually, running
+from lab import thorough
 from lab.cluster import Cluster, MakeCluster, Node
 from lab.containerd import PullError
 from lab.docker import NAMESPACE as DOCKER_NAMESPACE
@@ -32,7 +33,7 @@ PARALLEL = """
   concurrent_layer_fetch_buffer = 4194304
 """
 ALL_RUNTIMES = ["1.6", "1.7", "2.1", "2.1 in parallel", "Docker 28"]
-RUNTIMES = ALL_RUNTIMES if os.environ.get("SPEGEL_FAULTS") == "all" else ["1.7", "Docker 28"]  # `make faults` takes all
+RUNTIMES = ALL_RUNTIMES if thorough.ALL else ["1.7", "Docker 28"]  # `make faults` takes all
 ABORTED_WITHIN = 20.0  # seconds
 
 

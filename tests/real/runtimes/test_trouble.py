@@ -15,6 +15,7 @@ import time
 from contextlib import AbstractContextManager
 
 import pytest
+from lab import thorough
 from lab.cluster import Cluster, MakeCluster, Node
 from lab.docker_io import DockerIo
 from lab.image import MIB, Image, MakeImage
@@ -24,6 +25,8 @@ from lab.registry import Registry
 pytestmark = pytest.mark.real
 
 LAYERS = [8 * MIB, MIB]
+ALL_RUNTIMES = ["containerd16", "containerd17", "containerd21", "docker26", "docker28"]
+RUNTIMES = ALL_RUNTIMES if thorough.ALL else ["containerd17", "docker28"]
 SOON = 10.0
 """Seconds: 1 to connect, 2 to the first byte, 5 of silence, and the pull itself."""
 
@@ -47,7 +50,7 @@ def lab(cluster: MakeCluster) -> Cluster:
     return cluster(3, consul=False, containerd=["21", None, "21"])
 
 
-@pytest.fixture(params=["containerd16", "containerd17", "containerd21", "docker26", "docker28"])
+@pytest.fixture(params=RUNTIMES)
 def node(request: pytest.FixtureRequest, lab: Cluster, docker_io: DockerIo) -> Node:
     """The node that pulls, with its runtime configured as we do it."""
     node, kind, version = lab[1], request.param[:-2], request.param[-2:]
@@ -137,7 +140,7 @@ def test_a_neighbour_that_hangs_one_that_lies_and_a_dead_sidecar(
     assert later.amd64.layers[1] in blobs(upstream)
 
 
-@pytest.mark.parametrize("node", ["containerd16", "containerd17", "containerd21", "docker28"], indirect=True)
+@pytest.mark.parametrize("node", [each for each in RUNTIMES if each != "docker26"], indirect=True)
 def test_the_own_sidecar_hangs(lab: Cluster, node: Node, docker_io: DockerIo, image_of: MakeImage) -> None:
     app = image_of("docker.io/library/app:v1")
     docker_io.registry.push(app)
