@@ -111,7 +111,7 @@ def refused(mirrors: Mirrors, leaves: Callable[[ConnectAuthority], Leaves]) -> N
                     what=f"it is refused: {says}",
                 )
                 assert answer(liar, mirrors.puller, authority, leaf, "/v2/") == b"", says
-            assert pulls.some("nobody may serve", 1) > 0
+            pulls.from_upstream("nobody may serve")
             clock.set("+0")
             (lies / "leaf.json").unlink()
             until(lambda: certificates(liar)[-1][0] != leaf["SerialNumber"], timeout=20, what="it has a right one")
