@@ -37,9 +37,10 @@ def assemble(
     candidate: Candidate | None = None,
     catalog: CatalogWatch | None = None,
     nomad: NomadClient | None = None,
+    nomad_var: NomadVarBootstrap | None = None,
     tls: PeerTls | None = None,
 ) -> Bootstrap:
-    """The bootstrap of ``settings``; a kind whose candidate, catalog or Nomad client is None is left out.
+    """The bootstrap of ``settings``; a kind is left out if its part (candidate, catalog, Nomad client, ...) is None.
 
     ``router_port`` is the port of peers that are named only by an IP address; ``alone``: see SeveralBootstraps;
     ``tls``: see HttpSource.
@@ -52,8 +53,8 @@ def assemble(
                     yield kind.value, ElectedBootstrap(candidate, catalog)
                 case BootstrapKind.CATALOG if catalog is not None:
                     yield kind.value, CatalogBootstrap(catalog, me.to_peer())
-                case BootstrapKind.NOMAD_VAR if nomad is not None:
-                    yield kind.value, NomadVarBootstrap(nomad, settings.nomad_var, me)
+                case BootstrapKind.NOMAD_VAR if nomad_var is not None:
+                    yield kind.value, nomad_var
                 case BootstrapKind.NOMAD_SERVICE if nomad is not None:
                     source = NomadServiceSource(nomad, settings.nomad_service, me.to_peer(), me.alloc_id)
                     yield kind.value, PolledBootstrap(source)

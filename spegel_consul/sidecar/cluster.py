@@ -36,6 +36,7 @@ from spegel_consul.join.catalog_routers import CatalogRouters
 from spegel_consul.join.join_settings import BootstrapKind
 from spegel_consul.join.keeper import RingKeeper
 from spegel_consul.join.remembered_members import Remembered
+from spegel_consul.join.sources.nomad_lock import NomadVarBootstrap
 from spegel_consul.registry.mirror.providers.address_policy import PeerPolicy
 from spegel_consul.ring import Router
 from spegel_consul.ring.restartable import ReplaceableRouter
@@ -55,8 +56,12 @@ async def start_cluster(
     candidate = catalog = None
     if node.consul is not None:
         candidate, catalog = await _enter_consul(settings, node.consul, me, node, view, stages, content.registries)
+    nomad_var = None
     if node.nomad is not None:
         await resources.enter_async_context(node.nomad)
+        if BootstrapKind.NOMAD_VAR in settings.bootstrap.kinds:
+            nomad_var = NomadVarBootstrap(node.nomad, settings.bootstrap.nomad_var, me)
+            view.nomad_candidate = nomad_var.candidate
     bootstrap = assemble(
         settings.bootstrap,
         me,
@@ -65,6 +70,7 @@ async def start_cluster(
         candidate=candidate,
         catalog=catalog,
         nomad=node.nomad,
+        nomad_var=nomad_var,
         tls=node.tls,
     )
     known_routers = CatalogRouters(catalog) if catalog is not None else None

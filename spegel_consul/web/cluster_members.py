@@ -11,7 +11,8 @@ catalog for people belongs here.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Protocol
 
 from spegel_consul import __version__
 from spegel_consul.consul.api.client import HealthyService
@@ -21,6 +22,24 @@ from spegel_consul.join import schedule
 from spegel_consul.join.catalog_routers import to_peer
 from spegel_consul.peers import PeerInfo
 from spegel_consul.ring.member_view import MemberView
+
+
+class Ring(Protocol):
+    """The part of a router that the views read."""
+
+    @property
+    def me(self) -> PeerInfo: ...
+    @property
+    def at(self) -> float: ...
+    @property
+    def records(self) -> int: ...
+    @property
+    def unannounced(self) -> int: ...
+
+    @property
+    def warning(self) -> str | None: ...
+    def view(self) -> tuple[MemberView, ...]: ...
+    def lookup(self, key: str, *, count: int = 3) -> AbstractAsyncContextManager[Any]: ...
 
 
 class ClusterMembers:

@@ -41,6 +41,9 @@ def connect(node: Node) -> None:
     metrics.ring_rejoins.set_function(lambda: node.keeper.rejoins if node.keeper is not None else 0)
     metrics.ring_restarts.set_function(lambda: node.keeper.restarts if node.keeper is not None else 0)
     metrics.ring_splits.set_function(lambda: node.keeper.splits if node.keeper is not None else 0)
+    metrics.leader.set_function(
+        lambda: node.candidate.view.state is State.LEADER if node.candidate is not None else None
+    )
     metrics.leader_flapping.set_function(lambda: node.keeper is not None and node.keeper.flapping)
     metrics.certificate_expiry.set_function(lambda: _left(node))
     _connect_consul(node, metrics)
@@ -52,9 +55,6 @@ def _connect_consul(node: Node, metrics: Metrics) -> None:
     def read(what: Callable[[Consul], float | Mapping[Labels, float] | None]) -> Callable[[], Any]:
         return lambda: what(node.consul) if node.consul is not None else None
 
-    metrics.leader.set_function(
-        read(lambda consul: consul.candidate.view.state is State.LEADER if consul.candidate is not None else None)
-    )
     metrics.catalog_members.set_function(read(lambda consul: len(consul.members)))
     metrics.ring_missing.set_function(read(lambda consul: len(node.cluster_members().missing)))
     metrics.ring_split.set_function(read(lambda consul: bool(node.cluster_members().missing)))

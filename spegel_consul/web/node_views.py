@@ -11,9 +11,8 @@ import os
 import platform
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import trio
 
@@ -29,7 +28,7 @@ from spegel_consul.http.peer_tls import Encryption, PeerTls, is_plain_to_own
 from spegel_consul.join.keeper import RingKeeper
 from spegel_consul.metrics.sidecar_metrics import Metrics
 from spegel_consul.metrics.traffic_history import TrafficHistory
-from spegel_consul.peers import PeerInfo, host_port
+from spegel_consul.peers import host_port
 from spegel_consul.places import NOWHERE, Place
 from spegel_consul.registry.mirror.followers import Followers
 from spegel_consul.registry.mirror.following.follows import Follows
@@ -37,31 +36,12 @@ from spegel_consul.registry.mirror.providers.nearness import Nearness
 from spegel_consul.registry.mirror.providers.penalties import Penalties
 from spegel_consul.registry.mirror.trace import Traces
 from spegel_consul.registry.uploads import Uploads
-from spegel_consul.ring.member_view import MemberView
 from spegel_consul.runtimes.pulls import Runtimes
 from spegel_consul.store.inventory import CountedStore
-from spegel_consul.web.cluster_members import ClusterMembers
+from spegel_consul.web.cluster_members import ClusterMembers, Ring
 
 Document = dict[str, Any]
 """A JSON object of the API."""
-
-
-class Ring(Protocol):
-    """The part of a router that the views read."""
-
-    @property
-    def me(self) -> PeerInfo: ...
-    @property
-    def at(self) -> float: ...
-    @property
-    def records(self) -> int: ...
-    @property
-    def unannounced(self) -> int: ...
-
-    @property
-    def warning(self) -> str | None: ...
-    def view(self) -> tuple[MemberView, ...]: ...
-    def lookup(self, key: str, *, count: int = 3) -> AbstractAsyncContextManager[Any]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +83,7 @@ class PreheatRules:
 class Node:
     """``registry`` and ``metrics_address`` are the advertised ``(IP address, port)``.
 
-    ``keeper`` and ``consul`` are set when they start, and are None until then.
+    ``keeper``, ``consul`` and ``nomad_candidate`` are set when they start, and are None until then.
     """
 
     name: str
@@ -123,6 +103,8 @@ class Node:
     """None: this node takes no part in preheats."""
     keeper: RingKeeper | None = None
     consul: Consul | None = None
+    nomad_candidate: Candidate | None = None
+    """This node's part in an election by the lock on a Nomad variable."""
     followers: Followers = field(default_factory=Followers)
     uploads: Uploads = field(default_factory=Uploads)
     follows: Follows | None = None
@@ -140,6 +122,12 @@ class Node:
     def place(self) -> Place:
         """The place of this node."""
         return self.nearness.here.place if self.nearness is not None else NOWHERE
+
+    @property
+    def candidate(self) -> Candidate | None:
+        """This node's part in the election, by Consul's lock if there are two; None without an election."""
+        by_consul = self.consul.candidate if self.consul is not None else None
+        return by_consul or self.nomad_candidate
 
     def catalog_names(self) -> set[str]:
         """Names of the nodes in the catalog."""
@@ -161,6 +149,8 @@ class Node:
             found.append(f"alone in the ring: {self.keeper.last_error}")
         if self.keeper is not None and self.keeper.flapping:
             found.append("the leader changes so often that its changes are not followed for a while")
+        if self.nomad_candidate is not None and self.nomad_candidate.problem is not None:
+            found.append(self.nomad_candidate.problem)
         if self.consul is not None:
             found += self.consul.problems()
             cluster_members = cluster_members or self.cluster_members()
@@ -175,7 +165,7 @@ class Node:
     def cluster_members(self) -> ClusterMembers:
         """The members of the cluster as known now. Methods that take one make their own without it."""
         consul = self.consul
-        leader = consul.candidate.view.leader if consul is not None and consul.candidate is not None else None
+        leader = self.candidate.view.leader if self.candidate is not None else None
         services = consul.members if consul is not None else ()
         registry, view = host_port(*self.registry), self.ring.view()
         return ClusterMembers(self.name, self.ring.me, registry, view, services, leader, self.told_names)
@@ -213,10 +203,10 @@ class Node:
         }
 
     def leader(self) -> Document | None:
-        """The leader by Consul's lock, as far as known; None without an election."""
-        if self.consul is None or self.consul.candidate is None:
+        """The leader by the lock, as far as known; None without an election."""
+        if self.candidate is None:
             return None
-        view = self.consul.candidate.view
+        view = self.candidate.view
         found = view.leader
         return {
             "state": view.state.value,

@@ -59,7 +59,7 @@ def agree(*bootstraps: NomadVarBootstrap) -> str | None:
 
 def leads(bootstrap: NomadVarBootstrap) -> bool:
     """Whether it believes that it holds the lock."""
-    return bootstrap._candidate.view.state is State.LEADER
+    return bootstrap.candidate.view.state is State.LEADER
 
 
 async def until(predicate: object, within: float) -> float:

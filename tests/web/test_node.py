@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import pytest
+import trio
 from click.testing import CliRunner
 from fakes.memory_store import MemoryStore
 
@@ -15,7 +16,9 @@ from spegel_consul.consul.api.client import ConsulClient, HealthyService
 from spegel_consul.consul.api.consul_settings import ConsulSettings
 from spegel_consul.consul.authority.consul_tls import ConsulTls
 from spegel_consul.consul.catalog.service_definitions import spegel_services
+from spegel_consul.election.leader_record import LeaderRecord
 from spegel_consul.http.peer_tls import Encryption
+from spegel_consul.join.sources.nomad_lock import NomadVarBootstrap
 from spegel_consul.metrics.sidecar_metrics import Metrics
 from spegel_consul.oci.errors import Busy
 from spegel_consul.peers import PeerInfo, Provider
@@ -29,6 +32,7 @@ from spegel_consul.ring.members.table import FULL
 from spegel_consul.web import pages
 from spegel_consul.web.metric_readings import connect
 from spegel_consul.web.node_views import Consul, Node
+from tests.join.fakenomad import FakeNomad
 
 
 @dataclass
@@ -129,6 +133,30 @@ async def test_a_full_table_is_a_warning_and_a_metric() -> None:
     assert FULL in made.warnings()
     assert FULL in made.status()["warnings"]
     assert made.metrics.registry.get_sample_value("spegel_ring_full") == 1
+
+
+async def test_who_leads_by_the_lock_on_a_nomad_variable(nursery: trio.Nursery) -> None:
+    nomad, found = FakeNomad(), {}
+    for name in ("n1", "n2"):
+        record = LeaderRecord(name, (f"/ip4/10.0.0.1/tcp/5001/p2p/{name}",), node=name)
+        election = NomadVarBootstrap(nomad.client(name), "nomad/jobs/spegel/leader", record)
+        await nursery.start(election.run)
+        found[name] = made = node()
+        made.consul, made.nomad_candidate = None, election.candidate
+        connect(made)
+        with trio.fail_after(30):
+            while (leader := made.leader()) is None or leader["node"] != "n1" or leader["state"] == "candidate":
+                await trio.sleep(0.1)
+    assert [each.leader()["me"] for each in found.values()] == [True, False]
+    assert [each.metrics.registry.get_sample_value("spegel_leader") for each in found.values()] == [1, 0]
+    nomad.links["n2"] = 403
+    nomad.write("nomad/jobs/spegel/leader", {"peer_id": "n1", "addrs": "/ip4/10.0.0.1/tcp/5001/p2p/n1", "node": "n1"})
+    with trio.fail_after(30):
+        while not found["n2"].warnings():
+            await trio.sleep(0.1)
+    assert "403" in found["n2"].warnings()[0]
+    assert found["n1"].warnings() == ()
+    assert node().leader() is None
 
 
 async def test_which_peers_are_encrypted() -> None:

@@ -29,7 +29,7 @@ class ElectedBootstrap:
     """
 
     def __init__(self, candidate: Candidate, catalog: CatalogWatch | None = None) -> None:
-        self._candidate = candidate
+        self.candidate = candidate
         self._catalog = catalog
         self._leader: LeaderRecord | None = None
         self._observed = ObservedPeers("consul")
@@ -37,8 +37,8 @@ class ElectedBootstrap:
     @property
     def problem(self) -> str | None:
         """The problem of the election, or of the catalog while it is needed."""
-        if self._candidate.problem is not None or self._catalog is None or not self._names_no_other():
-            return self._candidate.problem
+        if self.candidate.problem is not None or self._catalog is None or not self._names_no_other():
+            return self.candidate.problem
         return self._catalog.problem
 
     @property
@@ -65,9 +65,9 @@ class ElectedBootstrap:
 
     async def _follow_election(self) -> None:
         while True:
-            view = self._candidate.view
+            view = self.candidate.view
             self._update()
-            await self._candidate.changed(view)
+            await self.candidate.changed(view)
 
     async def _follow_catalog(self, catalog: CatalogWatch) -> None:
         while True:
@@ -76,11 +76,11 @@ class ElectedBootstrap:
             await catalog.changed(members)
 
     def _update(self) -> None:
-        self._leader = self._candidate.view.leader or self._leader
+        self._leader = self.candidate.view.leader or self._leader
         peers: tuple[PeerInfo, ...] = (self._leader.to_peer(),) if self._leader is not None else ()
         if self._catalog is not None and self._names_no_other():
-            peers += choose(self._catalog.members, self._candidate.me.to_peer())
+            peers += choose(self._catalog.members, self.candidate.me.to_peer())
         self._observed.set_peers(peers)
 
     def _names_no_other(self) -> bool:
-        return self._leader is None or self._leader.peer_id == self._candidate.me.peer_id
+        return self._leader is None or self._leader.peer_id == self.candidate.me.peer_id

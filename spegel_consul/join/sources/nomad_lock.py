@@ -214,5 +214,5 @@ class NomadVarBootstrap(ElectedBootstrap):
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Take part until cancelled, then release the lock within 3 s; calls ``started()`` at once."""
         async with trio.open_nursery() as nursery:
-            await nursery.start(self._candidate.run)
+            await nursery.start(self.candidate.run)
             await super().run(task_status=task_status)
