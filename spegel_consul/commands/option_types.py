@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +17,7 @@ import click
 
 from spegel_consul.consul.api.duration import parse_duration
 from spegel_consul.http.server.listen import ListenAddress
+from spegel_consul.join.bootstrap_kind import BootstrapKind
 from spegel_consul.preflight.node_address import one_or_two
 from spegel_consul.registry.mirror.tags.age_limits import AgeLimit
 from spegel_consul.web.access.own_names import allowed_host
@@ -53,6 +54,25 @@ class Parsed(click.ParamType[Any]):
 
 
 ADDRESS = Parsed("host:port", ListenAddress.parse)
+
+ALL_BOOTSTRAP_KINDS = ", ".join(kind.value for kind in BootstrapKind)
+
+
+def _kinds(text: str) -> tuple[BootstrapKind, ...]:
+    names = [part for part in text.replace(",", " ").split() if part]
+    try:
+        return tuple(map(BootstrapKind, names))
+    except ValueError:
+        unknown = next(name for name in names if name not in [kind.value for kind in BootstrapKind])
+        raise ValueError(f"{unknown!r} is not one of {ALL_BOOTSTRAP_KINDS}") from None
+
+
+BOOTSTRAP_KINDS = Parsed("kind", _kinds)
+
+
+def kinds_of(given: Iterable[tuple[BootstrapKind, ...]]) -> tuple[BootstrapKind, ...]:
+    """Return the kinds of an option of this type that may be repeated, each once."""
+    return tuple(dict.fromkeys(kind for each in given for kind in each))
 
 
 _SIZE = re.compile(r"(\d{1,15}) *(?:([KMGT])i?)?B?\Z", re.ASCII | re.IGNORECASE)

@@ -13,7 +13,16 @@ from typing import Any
 import click
 import trio
 
-from spegel_consul.commands.option_types import ADDRESS, LIST, REACHABLE, ConfigKind, option, path_option
+from spegel_consul.commands.option_types import (
+    ADDRESS,
+    BOOTSTRAP_KINDS,
+    LIST,
+    REACHABLE,
+    ConfigKind,
+    kinds_of,
+    option,
+    path_option,
+)
 from spegel_consul.commands.runtime_options import (
     buildkitd_config,
     containerd_registry_config_path,
@@ -26,6 +35,7 @@ from spegel_consul.endpoints.check import has_failed, verdict
 from spegel_consul.endpoints.dial_back import Peer
 from spegel_consul.http.peer_tls import Encryption
 from spegel_consul.http.tls import Tls, TlsError, TlsFiles
+from spegel_consul.join.bootstrap_kind import BootstrapKind
 from spegel_consul.preflight.node_address import NoAddress, advertised
 
 
@@ -53,7 +63,13 @@ from spegel_consul.preflight.node_address import NoAddress, advertised
 @path_option("--docker-sock", "/run/docker.sock", help="Docker's socket.")
 @containers_config_path
 @buildkitd_config
-@option("--bootstrap-kind", default="consul", help="As for registry; Consul is checked only with consul.")
+@option(
+    "--bootstrap-kind",
+    type=BOOTSTRAP_KINDS,
+    multiple=True,
+    default=["consul"],
+    help="As for registry; Consul is checked if consul is among them.",
+)
 @option("--consul-leader-key", default=ElectionSettings().key, help="As for registry.")
 @path_option("--tls-cert-file", None, help="As for registry; the peers then have TLS too.")
 @path_option("--tls-key-file", None, help="As for registry.")
@@ -88,7 +104,8 @@ def preflight(as_json: bool, peer: Any, **given: Any) -> None:
     try:
         address = advertised(given["advertise_addr"], bound.host)
         certificates = _certificates(given)
-        consul = ConsulSettings.from_env(os.environ) if given["bootstrap_kind"] == "consul" else None
+        uses_consul = BootstrapKind.CONSUL in kinds_of(given["bootstrap_kind"])
+        consul = ConsulSettings.from_env(os.environ) if uses_consul else None
     except (NoAddress, TlsError) as exc:
         raise click.ClickException(str(exc)) from None
     except ValueError as exc:

@@ -8,21 +8,20 @@ from typing import Any
 
 import click
 
-from spegel_consul.commands.option_types import LIST, Parsed, flat, option, together
+from spegel_consul.commands.option_types import (
+    ALL_BOOTSTRAP_KINDS,
+    BOOTSTRAP_KINDS,
+    LIST,
+    Parsed,
+    flat,
+    kinds_of,
+    option,
+    together,
+)
 from spegel_consul.http.server.listen import ListenAddress
-from spegel_consul.join.join_settings import NOMAD_KINDS, BootstrapKind, BootstrapSettings
+from spegel_consul.join.bootstrap_kind import NOMAD_KINDS
+from spegel_consul.join.join_settings import BootstrapSettings
 from spegel_consul.join.sources.nomad_api import NomadSettings
-
-_KINDS = ", ".join(kind.value for kind in BootstrapKind)
-
-
-def _kinds(text: str) -> tuple[BootstrapKind, ...]:
-    names = [part for part in text.replace(",", " ").split() if part]
-    try:
-        return tuple(map(BootstrapKind, names))
-    except ValueError:
-        unknown = next(name for name in names if name not in [kind.value for kind in BootstrapKind])
-        raise ValueError(f"{unknown!r} is not one of {_KINDS}") from None
 
 
 def _server(text: str) -> tuple[str, int]:
@@ -35,12 +34,12 @@ def _server(text: str) -> tuple[str, int]:
 finding_options = together(
     option(
         "--bootstrap-kind",
-        type=Parsed("kind", _kinds),
+        type=BOOTSTRAP_KINDS,
         multiple=True,
         default=("consul",),
         show_default="consul",
-        help=f"Sources of bootstrap peers: {_KINDS}. Several with commas: the first that yields peers is used, the "
-        "others are fall-backs.",
+        help=f"Sources of bootstrap peers: {ALL_BOOTSTRAP_KINDS}. Several with commas: the first that yields peers is "
+        "used, the others are fall-backs.",
     ),
     option(
         "--static-bootstrap-peers",
@@ -86,9 +85,9 @@ finding_options = together(
 
 def bootstrap_settings(given: Mapping[str, Any], env: Mapping[str, str]) -> BootstrapSettings:
     """Settings from the values of the flags. Raises ValueError for a missing or unusable value."""
-    kinds = tuple(dict.fromkeys(kind for each in given["bootstrap_kind"] for kind in each))
+    kinds = kinds_of(given["bootstrap_kind"])
     if not kinds:
-        raise ValueError(f"--bootstrap-kind: none given, expected one of {_KINDS}")
+        raise ValueError(f"--bootstrap-kind: none given, expected one of {ALL_BOOTSTRAP_KINDS}")
     settings = BootstrapSettings(
         kinds,
         static_peers=flat(given["static_bootstrap_peers"]),

@@ -14,8 +14,9 @@ from spegel_consul.election.candidate import Candidate
 from spegel_consul.election.leader_record import LeaderRecord
 from spegel_consul.http.peer_tls import PeerTls
 from spegel_consul.join import Bootstrap
+from spegel_consul.join.bootstrap_kind import BootstrapKind
 from spegel_consul.join.fallback import SeveralBootstraps
-from spegel_consul.join.join_settings import BootstrapKind, BootstrapSettings
+from spegel_consul.join.join_settings import BootstrapSettings
 from spegel_consul.join.polled import PolledBootstrap
 from spegel_consul.join.sources.consul_catalog import CatalogBootstrap
 from spegel_consul.join.sources.dns import DnsSource

@@ -8,29 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 
+from spegel_consul.join.bootstrap_kind import CONSUL_KINDS, BootstrapKind
 from spegel_consul.join.peer_formats import parse_peers
 from spegel_consul.join.sources.http_document import HttpSource
 from spegel_consul.join.sources.nomad_api import NomadSettings, variable_path
-
-
-class BootstrapKind(Enum):
-    """A kind of bootstrap; the values are those of ``--bootstrap-kind``."""
-
-    CONSUL = "consul"
-    CATALOG = "catalog"
-    NOMAD_VAR = "nomad-var"
-    NOMAD_SERVICE = "nomad-service"
-    HTTP = "http"
-    DNS = "dns"
-    STATIC = "static"
-    FILE = "file"
-
-
-CONSUL_KINDS = frozenset({BootstrapKind.CONSUL, BootstrapKind.CATALOG})
-NOMAD_KINDS = frozenset({BootstrapKind.NOMAD_VAR, BootstrapKind.NOMAD_SERVICE})
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,8 +32,8 @@ from spegel_consul.endpoints import identity
 from spegel_consul.http.peer_tls import is_plain_to_own
 from spegel_consul.join import Bootstrap, KnownRouters
 from spegel_consul.join.assemble import assemble
+from spegel_consul.join.bootstrap_kind import BootstrapKind
 from spegel_consul.join.catalog_routers import CatalogRouters
-from spegel_consul.join.join_settings import BootstrapKind
 from spegel_consul.join.keeper import RingKeeper
 from spegel_consul.join.remembered_members import Remembered
 from spegel_consul.join.sources.nomad_lock import NomadVarBootstrap

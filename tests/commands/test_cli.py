@@ -16,7 +16,7 @@ from lab.process import HANG
 
 from spegel_consul import __version__, cli
 from spegel_consul.http.server.listen import ListenAddress
-from spegel_consul.join.join_settings import BootstrapKind
+from spegel_consul.join.bootstrap_kind import BootstrapKind
 from spegel_consul.sidecar.settings import Settings
 
 

@@ -29,6 +29,29 @@ def test_preflight(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(result.output.splitlines()) == 5
 
 
+@pytest.mark.parametrize(
+    ("kinds", "checked"),
+    [("consul", True), ("consul,static", True), ("file consul", True), ("dns", False), ("static,nomad-service", False)],
+)
+def test_consul_is_checked_if_it_is_among_the_kinds(monkeypatch: pytest.MonkeyPatch, kinds: str, checked: bool) -> None:
+    subjects: list[Subject] = []
+
+    async def run(subject: Subject) -> list[Check]:
+        subjects.append(subject)
+        return []
+
+    monkeypatch.setattr(checks, "run", run)
+    result = CliRunner().invoke(preflight, ["--advertise-addr", "10.0.0.9"], env={"BOOTSTRAP_KIND": kinds})
+    assert result.exit_code == 0, result.output
+    assert [subject.consul is not None for subject in subjects] == [checked]
+
+
+def test_a_kind_that_does_not_exist_is_named() -> None:
+    result = CliRunner().invoke(preflight, ["--advertise-addr", "10.0.0.9", "--bootstrap-kind", "konsul"])
+    assert result.exit_code == 2
+    assert "'konsul' is not one of consul, catalog," in result.output
+
+
 @pytest.mark.parametrize("seen", [EVIL, "10.0.0.9\nrm -rf /", "", "host"])
 def test_a_peer_that_sees_no_address(monkeypatch: pytest.MonkeyPatch, seen: str) -> None:
     class Answer:
