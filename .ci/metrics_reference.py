@@ -20,26 +20,30 @@ _HEAD = """\
 
 <!-- written by: python .ci/metrics_reference.py >docs/metrics.md -->
 
-At `http://NODE:9090/metrics`, in the format of Prometheus. Names and labels are Spegel's where the meaning is, so its
-dashboards and alerts go on working. [prometheus.yml](prometheus.yml) finds all nodes through Consul, and
-[grafana/spegel-consul.json](grafana/spegel-consul.json) is a dashboard to import.
-[cold-start.md](cold-start.md#how-to-see-it) says what the metrics of claims and follows mean together.
+This page is the reference of all metrics and alerts. A sidecar has its metrics at `http://NODE:9090/metrics`, in the
+format of Prometheus. A metric that Spegel has too has Spegel's name and labels, so Spegel's dashboards and alerts work.
 
-`handler` has three values, which are Spegel's: `/v2/*` for the distribution API, `/readyz` and `/livez`. Other paths
-are not counted. `method` is `GET`, `HEAD` or `other`. `registry` is the one that the runtime asked for, `unknown` for a
-digest that it asked for without one; what comes after the first hundred of them is counted as `other`.
+- [prometheus.yml](prometheus.yml) lets Prometheus find all nodes through Consul.
+- [grafana/spegel-consul.json](grafana/spegel-consul.json) is a dashboard to import.
+- [Cold start](cold-start.md#how-to-see-it) explains the metrics of claims and followed downloads.
 
-Counting costs 0.9 µs for an answer from the own store and 1.8 µs for a mirrored one (`python -m bench.counting`); what
-can be asked when somebody scrapes costs requests nothing.
+| label | values |
+|---|---|
+| `handler` | as in Spegel: `/v2/*` for the distribution API, `/readyz` and `/livez`. Other paths are not counted |
+| `method` | `GET`, `HEAD` or `other` |
+| `registry` | the registry of the request; `unknown` for a digest without one; `other` from the 101st registry on |
+
+Counting costs 0.9 µs for an answer from the own store and 1.8 µs for a mirrored one (`python -m bench.counting`). Other
+figures are read at the time of a scrape, so they cost requests nothing.
 
 | metric | type | labels | meaning |
 |---|---|---|---|
 """
 
 _ALERTS = """
-## What to be told of
+## Alerts
 
-[alerts.yml](alerts.yml) has these alerts for Prometheus; each leads to [what to do](alerts.md).
+[alerts.yml](alerts.yml) has these alerts for Prometheus. [Alerts](alerts.md) says what to do about each.
 
 | alert | expression | for | what it means |
 |---|---|---|---|
