@@ -48,7 +48,7 @@ def a_server_is_killed(scene: Scene) -> None:
         kill_and_restart(scene, [victim], 12)
 
 
-@fault("Raft leader killed")
+@fault("Raft leader killed", takes_minutes=True)
 def the_raft_leader_is_killed(scene: Scene) -> None:
     with scene.fault("Consul's Raft leader killed"):
         kill_and_restart(scene, [raft_leader(scene)], lasting(12, 2))
