@@ -71,8 +71,11 @@ BOOTSTRAP_KINDS = Parsed("kind", _kinds)
 
 
 def kinds_of(given: Iterable[tuple[BootstrapKind, ...]]) -> tuple[BootstrapKind, ...]:
-    """Return the kinds of an option of this type that may be repeated, each once."""
-    return tuple(dict.fromkeys(kind for each in given for kind in each))
+    """Return the kinds of an option that may be repeated, each once. Raises ValueError if there is none."""
+    kinds = tuple(dict.fromkeys(kind for each in given for kind in each))
+    if not kinds:
+        raise ValueError(f"--bootstrap-kind: none given, expected one of {ALL_BOOTSTRAP_KINDS}")
+    return kinds
 
 
 _SIZE = re.compile(r"(\d{1,15}) *(?:([KMGT])i?)?B?\Z", re.ASCII | re.IGNORECASE)

@@ -86,8 +86,6 @@ finding_options = together(
 def bootstrap_settings(given: Mapping[str, Any], env: Mapping[str, str]) -> BootstrapSettings:
     """Settings from the values of the flags. Raises ValueError for a missing or unusable value."""
     kinds = kinds_of(given["bootstrap_kind"])
-    if not kinds:
-        raise ValueError(f"--bootstrap-kind: none given, expected one of {ALL_BOOTSTRAP_KINDS}")
     settings = BootstrapSettings(
         kinds,
         static_peers=flat(given["static_bootstrap_peers"]),

@@ -61,7 +61,8 @@ async def start_cluster(
         await resources.enter_async_context(node.nomad)
         if BootstrapKind.NOMAD_VAR in settings.bootstrap.kinds:
             nomad_var = NomadVarBootstrap(node.nomad, settings.bootstrap.nomad_var, me)
-            view.nomad_candidate = nomad_var.candidate
+            if settings.bootstrap.kinds[0] is BootstrapKind.NOMAD_VAR:  # otherwise it is a fall-back
+                view.nomad_candidate = nomad_var.candidate
     bootstrap = assemble(
         settings.bootstrap,
         me,

@@ -128,8 +128,8 @@ class Store(Protocol):
     async def peek(self, digest: Digest, most: int) -> bytes | None:
         """The bytes of the content directory's file, even if the index does not know the content, or not yet.
 
-        They are for this process alone, and not verified: they may be of another namespace or of a refused image. None
-        if there is no such file, or if it has more than ``most`` bytes.
+        They are for this process alone, and not verified: they may be of another namespace. None if only refused images
+        have the content, if there is no such file, or if it has more than ``most`` bytes.
         """
         ...
 

@@ -104,7 +104,7 @@ class Node:
     keeper: RingKeeper | None = None
     consul: Consul | None = None
     nomad_candidate: Candidate | None = None
-    """This node's part in an election by the lock on a Nomad variable."""
+    """This node's part in the election by the lock on a Nomad variable, if that is its first kind of bootstrap."""
     followers: Followers = field(default_factory=Followers)
     uploads: Uploads = field(default_factory=Uploads)
     follows: Follows | None = None
@@ -125,9 +125,8 @@ class Node:
 
     @property
     def candidate(self) -> Candidate | None:
-        """This node's part in the election, by Consul's lock if there are two; None without an election."""
-        by_consul = self.consul.candidate if self.consul is not None else None
-        return by_consul or self.nomad_candidate
+        """This node's part in the election; None without one."""
+        return self.nomad_candidate or (self.consul.candidate if self.consul is not None else None)
 
     def catalog_names(self) -> set[str]:
         """Names of the nodes in the catalog."""
@@ -149,8 +148,9 @@ class Node:
             found.append(f"alone in the ring: {self.keeper.last_error}")
         if self.keeper is not None and self.keeper.flapping:
             found.append("the leader changes so often that its changes are not followed for a while")
-        if self.nomad_candidate is not None and self.nomad_candidate.problem is not None:
-            found.append(self.nomad_candidate.problem)
+        hindered = self.nomad_candidate.problem if self.nomad_candidate is not None else None
+        if hindered is not None and not any(hindered in each for each in found):
+            found.append(hindered)
         if self.consul is not None:
             found += self.consul.problems()
             cluster_members = cluster_members or self.cluster_members()

@@ -46,10 +46,13 @@ def test_consul_is_checked_if_it_is_among_the_kinds(monkeypatch: pytest.MonkeyPa
     assert [subject.consul is not None for subject in subjects] == [checked]
 
 
-def test_a_kind_that_does_not_exist_is_named() -> None:
-    result = CliRunner().invoke(preflight, ["--advertise-addr", "10.0.0.9", "--bootstrap-kind", "konsul"])
+@pytest.mark.parametrize(
+    ("given", "says"), [("konsul", "'konsul' is not one of"), (",", "none given, expected one of")]
+)
+def test_kinds_that_can_t_be_used_are_named(given: str, says: str) -> None:
+    result = CliRunner().invoke(preflight, ["--advertise-addr", "10.0.0.9", "--bootstrap-kind", given])
     assert result.exit_code == 2
-    assert "'konsul' is not one of consul, catalog," in result.output
+    assert f"{says} consul, catalog," in result.output
 
 
 @pytest.mark.parametrize("seen", [EVIL, "10.0.0.9\nrm -rf /", "", "host"])

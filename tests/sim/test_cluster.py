@@ -31,7 +31,7 @@ def _digests(printed: str) -> list[tuple[str, str]]:
 
 
 def test_clusters_become_one_ring_after_faults() -> None:
-    printed = _simulate("--nodes", "50", "--seeds", "4", "--jobs", "2")
+    printed = _simulate("--nodes", "30", "--seeds", "4", "--jobs", "2")
     assert [seed for seed, _ in _digests(printed)] == [str(seed) for seed in range(4)]
 
 

@@ -111,10 +111,9 @@ class Groups:
             elif now >= expected.next_try:
                 expected.tries, expected.next_try = expected.tries + 1, now + _TRY_EVERY
                 manifest = await self._manifest(digest)
-                if manifest is not None:
+                if manifest is not None and digest.fits(manifest):
                     self._expected.pop(digest, None)
-                    if digest.fits(manifest):
-                        self.learn(digest, manifest)
+                    self.learn(digest, manifest)
 
     async def _search(self, blob: Digest) -> None:
         """Learn a manifest of the store that names ``blob``, if there is one."""
@@ -143,7 +142,9 @@ class Groups:
     async def _manifest(self, digest: Digest) -> bytes | None:
         """Return the bytes under ``digest`` if the store has them, and they are not too many for a manifest."""
         content = self._store.describe(digest)
-        if content is not None and content.size <= MAX_MANIFEST_SIZE:
+        if content is not None and content.size > MAX_MANIFEST_SIZE:
+            return None
+        if content is not None:
             with suppress(BlobUnknown):
                 async with self._store.open(digest) as blob:
                     return b"".join([piece async for piece in blob.chunks(0, content.size)])
