@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -15,6 +14,7 @@ from pathlib import Path
 from socketserver import ThreadingUnixStreamServer
 
 import pytest
+from lab.ports import free_port
 from lab.process import HANG, ending
 
 from spegel_consul import cli
@@ -313,9 +313,7 @@ def test_a_docker_behind_a_proxy_is_noted(node: Node) -> None:
 
 
 def test_cleanup_wait(node: Node) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     waiting = [sys.executable, "-m", "spegel_consul", "cleanup-wait", f"--probe-endpoint=127.0.0.1:{port}"]
     waiting += ["--period=50ms"]
     late = subprocess.run([*waiting, "--timeout=200ms"], capture_output=True, text=True, timeout=HANG, check=False)

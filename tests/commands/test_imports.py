@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import subprocess
 import sys
 import urllib.request
@@ -15,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from lab.ports import free_port
 from lab.process import HANG, ending, until
 
 from spegel_consul.cli import COMMANDS
@@ -111,9 +111,7 @@ def test_a_question_to_consul(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_sidecar_that_monitoring_and_runtimes_ask(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        metrics = f"127.0.0.1:{free.getsockname()[1]}"
+    metrics = f"127.0.0.1:{free_port()}"
     argv = [*program(tmp_path / "roots"), "registry", "--registry-addr=127.0.0.1:0", "--router-addr=127.0.0.1:0"]
     argv += [f"--metrics-addr={metrics}", f"--data-dir={tmp_path}/data", f"--layout-path={tmp_path}/layout"]
     argv += ["--bootstrap-kind=static", "--static-bootstrap-peers=127.0.0.1:1", "--consul-service=off"]

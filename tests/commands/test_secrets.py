@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -14,6 +13,7 @@ import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from lab.ports import free_port
 from lab.process import HANG, ending, until
 
 OF_OURS = ("consul-token-1", "consul-pass-2", "nomad-token-3", "url-pass-4", "peer-pass-5")
@@ -37,12 +37,6 @@ class Recorder(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         pass
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def ask(url: str, **fields: str) -> int:

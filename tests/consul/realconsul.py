@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import urllib.request
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import trio
+from lab.ports import free_ports
 from lab.process import HANG, until
 
 from spegel_consul.consul.api.client import ConsulClient
@@ -51,7 +51,7 @@ class ConsulAgent:
         if durable:
             self._kind = ["-server", "-bootstrap-expect=1", f"-data-dir={directory / 'consul-data'}"]
         self._directory = directory
-        self.ports = _free_ports()
+        self.ports = dict(zip(_PORTS, free_ports(len(_PORTS)), strict=True))
         ports = {name: port for name, port in self.ports.items() if not (tls and name == "http")}
         self.config = {
             "bind_addr": "127.0.0.1",
@@ -137,15 +137,3 @@ class ConsulAgent:
 
         until(bootstrapped, timeout=HANG, what="the ACL system is there")
         return made[0]
-
-
-def _free_ports() -> dict[str, int]:
-    held = []
-    for _ in _PORTS:
-        sock = socket.socket()
-        sock.bind(("127.0.0.1", 0))
-        held.append(sock)
-    ports = dict(zip(_PORTS, (sock.getsockname()[1] for sock in held), strict=True))
-    for sock in held:
-        sock.close()
-    return ports

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 from conformance.bootstrap import BootstrapSuite, NamingSuite, SeveralPeersSuite, router
+from lab.ports import free_port
 from lab.process import HANG, ending, until
 
 from spegel_consul.election.leader_record import LeaderRecord
@@ -173,7 +174,7 @@ class Dnsmasq:
         self._hosts.write_text("")
         self._arguments = arguments
         self._log = directory / "dnsmasq.log"
-        self.port = _free_port()
+        self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self.start()
 
@@ -314,9 +315,3 @@ class TestSeveral(NamingSuite, SeveralPeersSuite):
     @pytest.fixture
     def place(self, tmp_path: Path) -> SeveralPlace:
         return SeveralPlace(tmp_path / "peers")
-
-
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from lab.answering import Server
+from lab.ports import free_port
 
 from spegel_consul.endpoints.check import Check, Status
 from spegel_consul.preflight import daemon_process
@@ -96,9 +96,7 @@ async def test_a_client_without_mirrors_fails_only_if_it_is_named(machine: Machi
 
 
 async def test_a_mirror_that_is_gone_fails_what_was_configured(machine: Machine) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        machine.mirroring = Mirroring((Target(f"http://127.0.0.1:{free.getsockname()[1]}"),))
+    machine.mirroring = Mirroring((Target(f"http://127.0.0.1:{free_port()}"),))
     machine.configure()
     found = await machine.checks()
     assert {name for name, check in found.items() if check.status is Status.FAIL} == {
