@@ -71,15 +71,19 @@ async def run(once: bool, port: int, size: int, cold_start: bool) -> int:
     console = Console(stderr=False, highlight=False, soft_wrap=True)
     home = Path(tempfile.mkdtemp(prefix="spegel-dev-"))
     try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_until_signal, nursery.cancel_scope)
-            try:
-                status = await (herd.run if cold_start else _show)(console, home, once, port, size)
-            except (DevError, OSError, httpx.HTTPError, ExceptionGroup) as exc:
-                first = _leaf(exc)
-                console.print(f"failed: {escape(str(first) or repr(first))}")
-                status = 1
-            nursery.cancel_scope.cancel()
+        # signals are received until the nodes have stopped, because a second one would leave them running
+        async with trio.open_nursery() as receiving:
+            status = None
+            with trio.CancelScope() as demonstration:
+                receiving.start_soon(_on_signal, demonstration)
+                try:
+                    status = await (herd.run if cold_start else _show)(console, home, once, port, size)
+                except (DevError, OSError, httpx.HTTPError, ExceptionGroup) as exc:
+                    first = _leaf(exc)
+                    console.print(f"failed: {escape(str(first) or repr(first))}")
+                    status = 1
+            receiving.cancel_scope.cancel()
+        if status is not None:
             return status
         console.print("stopped")
         return 1 if once else 0
@@ -93,7 +97,7 @@ def _leaf(exc: Exception) -> Exception:
     return exc
 
 
-async def _until_signal(scope: trio.CancelScope) -> None:
+async def _on_signal(scope: trio.CancelScope) -> None:
     with trio.open_signal_receiver(*stop_signals()) as signals:
         async for _ in signals:
             scope.cancel()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,9 @@ import trio.testing
 from conformance.downloads import BODY, MIB, Downloads, DownloadSuite, content
 from fakes.content_store import FakeContentStore, FakeIngest
 from fakes.memory_store import MemoryStore
+from lab.process import HANG
 
+from spegel_consul.disk import foreign_files
 from spegel_consul.oci.digest import Digest
 from spegel_consul.store import Store
 from spegel_consul.store.containerd import ingests
@@ -276,3 +279,29 @@ async def test_all_downloads_are_told_by_one_look(observed: Observed) -> None:
     assert downloads.ended == {begun[0].digest, begun[2].digest}
     assert not {begun[0].digest, begun[2].digest, other.digest} & downloads.growing.keys()
     assert observed.looks == 2
+
+
+async def test_what_only_refused_images_have_is_not_peeked_at(tmp_path: Path) -> None:
+    store = MemoryStore(accept=lambda name: "refused" not in name)
+    digest = store.add_image("refused.example/app:v1", b'{"layers": []}')
+    (tmp_path / "file").write_bytes(b'{"layers": []}')
+    store.file = lambda digest: str(tmp_path / "file")  # type: ignore[method-assign]
+    assert store._index.refuses(digest)
+    assert await store.peek(digest, MIB) is None
+    assert await store.peek(Digest.of(b"unknown to the index"), MIB) is not None
+
+
+async def test_a_disk_that_hangs_holds_the_first_one_who_peeks_and_nobody_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goes_on = threading.Event()
+    monkeypatch.setattr(foreign_files, "read", lambda *_, **__: goes_on.wait(HANG))
+    store = containerd_store(tmp_path)
+    took = []
+    for _ in range(2):
+        began = trio.current_time()
+        assert await store.peek(Digest.of(b"manifest"), MIB) is None
+        took.append(trio.current_time() - began)
+    goes_on.set()
+    assert 0.2 < took[0] < 1.0
+    assert took[1] < 0.1
