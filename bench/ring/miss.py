@@ -60,7 +60,7 @@ def main() -> None:
     )
     parser.add_argument("--manifests", action="store_true", help="ask for manifests instead of blobs")
     parser.add_argument("--tree", action="append", metavar="PATH", help="another source tree to measure as well")
-    parser.add_argument("--spegel", metavar="PATH", help="a Spegel binary to compare with")
+    parser.add_argument("--spegel", metavar="PATH", help="a Spegel later than 0.7.4 to compare with")
     parser.add_argument("--containerd", metavar="PATH", help="the containerd that Spegel asks")
     parser.add_argument("--keep", action="store_true", help="keep the figures in bench/beside.json")
     options = parser.parse_args()
@@ -82,14 +82,15 @@ def main() -> None:
                 rings.append(_Ring(name, len(rings) + 1, options.nodes, home))
                 stack.callback(rings[-1].stop)
                 rings[-1].start_sidecars(tree, follow)
+        for ring in rings:
+            ring.wait_ready()  # a node of Spegel that has too little time to join tries again only much later
         if options.spegel:
             socket = stack.enter_context(containerd(options.containerd, home / "ctrd"))
             rings.append(_Ring("Spegel", len(rings) + 1, options.nodes, home))
             stack.callback(rings[-1].stop)
             stack.enter_context(rings[-1].serve_bootstrap())
             rings[-1].start_spegel(options.spegel, socket)
-        for ring in rings:
-            ring.wait_ready()
+            rings[-1].wait_ready()
         time.sleep(_SETTLED)
         for ring in rings:
             ring.ask(kind, _WARM)
@@ -180,8 +181,13 @@ class _Ring:
         until = time.monotonic() + _READY
         for node in range(len(self.processes)):
             while not self._is_ready(node):
-                if self.processes[node].poll() is not None or time.monotonic() > until:
-                    raise SystemExit(f"node {node} of {self.name} does not become ready: {self.processes[node].args!r}")
+                process, why = self.processes[node], ""
+                if process.poll() is not None:
+                    why = f"exited with {process.returncode}: start it by hand to see why"
+                elif time.monotonic() > until:
+                    why = f"is not ready after {_READY:g} s"
+                if why:
+                    raise SystemExit(f"node {node} of {self.name} {why}\n{process.args!r}")
                 time.sleep(0.2)
 
     def _is_ready(self, node: int) -> bool:

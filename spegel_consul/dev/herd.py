@@ -91,7 +91,7 @@ async def run(console: Console, home: Path, once: bool, port: int, size: int) ->
         if copies > _MOST_COPIES:
             console.print(
                 f"failed: more than {_MOST_COPIES} copies left the upstream. On a machine that is too busy for the"
-                " demonstration a source is slower than 2 MiB/s, and is replaced"
+                " demonstration a source is too slow, and is replaced; --size makes the image smaller"
             )
             return 1
         if not once:

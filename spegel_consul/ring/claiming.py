@@ -68,7 +68,17 @@ def report_in_bytes(report: ClaimReport) -> Report:
     """``report`` with binary peer ids. Raises RingError if a text is not a peer id."""
     lost = peer_id_from_text(report.lost) if report.lost else b""
     behind = tuple(map(peer_id_from_text, report.behind[:MAX_BEHIND]))
-    return Report(lost, report.why, report.serves, report.have, report.working, behind, near_only=report.near_only)
+    return Report(
+        lost,
+        report.why,
+        report.serves,
+        report.have,
+        report.working,
+        behind,
+        near_only=report.near_only,
+        left=report.left,
+        declines=report.declines,
+    )
 
 
 class Claiming:
@@ -155,7 +165,7 @@ class Claiming:
         sources = tuple(filter(None, map(self._wire, decision.sources)))
         if decision.what is What.FOLLOW and not sources:
             return WireVerdict(group, What.ALONE, again=decision.again)
-        return WireVerdict(group, decision.what, sources, decision.again)
+        return WireVerdict(group, decision.what, sources, decision.again, decision.slow_upstream)
 
     def _keeper(self, key: bytes) -> bytes | None:
         """The member that keeps the group; None if it is this node."""
@@ -196,7 +206,7 @@ class Claiming:
             raise RingError("the sources of the verdict can't be dialled from here")
         held = usable[0].id if usable else self._host.id if wire.what is What.CLAIM else b""
         self._held[key] = (held, trio.current_time())
-        return Verdict(wire.what, tuple(map(self._provider, usable)), wire.again)
+        return Verdict(wire.what, tuple(map(self._provider, usable)), wire.again, wire.slow_upstream)
 
     def _wire(self, peer: bytes) -> WirePeer | None:
         if peer == self._host.id:

@@ -96,7 +96,7 @@ class MemoryRouter:
         texts = list(map(peer_id_to_text, decision.sources))
         running = {router.me.id: router for router in self._ring.running}
         sources = tuple(running[text].as_provider for text in texts if text in running)
-        return Verdict(decision.what, sources, decision.again)
+        return Verdict(decision.what, sources, decision.again, decision.slow_upstream)
 
     def is_vacant(self, group: str) -> bool:
         return group_key(group) not in self._ring.claims

@@ -32,7 +32,7 @@ def test_three_nodes(cluster: MakeCluster) -> None:
 
 
 def test_a_cold_start_shows_who_follows_whom(cluster: MakeCluster) -> None:
-    first, *lines = demonstration(cluster, "--herd", "--size=8")
+    first, *lines = demonstration(cluster, "--herd", "--size=4")
     assert PAGE.match(first)
     assert lines[-1].startswith("upstream copies = 1.0")
     tree = [line.partition("node") for line in lines if "━" in line]

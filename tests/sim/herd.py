@@ -188,6 +188,7 @@ class Herd:
             behind=tuple(self._behind(node))[:16],
             held=b"" if node.what is None or node.what is What.ALONE else (node.source or node).id,
             near_only=self.scene.near_only,
+            left=int(self.scene.image - sum(node.shown)),
         )
         decision = self.claims.report(b"group", node.id, report, self.now)
         node.due = self.now + decision.again

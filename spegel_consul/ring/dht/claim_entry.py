@@ -28,6 +28,9 @@ SLOW_CLAIMER = float(2 << 20)
 GRACE = 4.0
 """Seconds for which a new claimer is not called slow."""
 
+NEARLY_DONE = 10.0
+"""Seconds of download before its end in which a claimer is not called slow: it ends before a takeover could help."""
+
 RATE_WINDOW = 3.0
 """Least seconds over which a rate is measured."""
 
@@ -59,12 +62,16 @@ class Entry:
     serves: bool = False
     working: bool = False
     have: int = 0
+    left: int = 0
+    """Bytes that it does not have yet; 0 if it does not know."""
     have_at_start: int = 0
     """``have`` at the moment ``since``."""
     near_only: bool = False
     """It follows no source of another zone."""
     presumed: bool = False
     """It has not reported to this keeper yet; a follower named it as its source."""
+    declines: bool = False
+    """It takes over from no slow claimer, because it knows that the upstream is slow for all."""
     tried: bool = False
     """It took over from a slow claimer before."""
     moved_at: float = -math.inf
@@ -82,11 +89,11 @@ class Entry:
     _mark: tuple[float, int] | None = None
     _older: tuple[float, int] | None = None
 
-    def measure(self, have: int, working: bool, now: float) -> None:
-        """Note the bytes that the node has, for its rate."""
+    def measure(self, have: int, left: int, working: bool, now: float) -> None:
+        """Note the bytes that the node has, for its rate, and those that it does not have yet."""
         if have > self.have:
             self.grew_at = now
-        self.have, self.working, self._reported = have, working, now
+        self.have, self.left, self.working, self._reported = have, left, working, now
         if not working:
             self.restart()
         elif self._mark is None:
@@ -120,6 +127,8 @@ class Entry:
         if not self.working:
             return False
         rate = self.rate()
+        if rate is not None and 0 < self.left <= NEARLY_DONE * rate:
+            return False
         return now < self.slow_until or (rate is not None and rate < SLOW_CLAIMER)
 
     def lags(self, now: float) -> bool:

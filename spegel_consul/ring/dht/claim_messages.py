@@ -3,8 +3,9 @@
 Protobuf by hand, as in ``messages``, each message behind its length as a varint:
 
     Claim   { bytes group = 1; bytes lost = 2; uint32 why = 3; bool serves = 4; uint64 have = 5; bool working = 6;
-              repeated bytes behind = 7; bytes held = 8; bool near_only = 9; }
-    Verdict { uint32 what = 1; repeated Peer sources = 2; uint32 again_ms = 3; bytes group = 4; }
+              repeated bytes behind = 7; bytes held = 8; bool near_only = 9; uint64 left = 10; bool declines = 11; }
+    Verdict { uint32 what = 1; repeated Peer sources = 2; uint32 again_ms = 3; bytes group = 4;
+              bool slow_upstream = 5; }
 
 A verdict repeats its group, so that an answer to another question is noticed.  Unknown fields are skipped, and the only
 error that bytes can cause is a WireError.
@@ -27,7 +28,7 @@ MAX_CLAIM_MESSAGE = 4 << 10
 GROUP_LENGTH = 32
 """Length of the key of a group, in bytes."""
 
-_MOST_HAVE = 1 << 62
+_MOST_BYTES = 1 << 62
 _LEAST_PAUSE, _LONGEST_PAUSE = 0.5, 60.0
 
 
@@ -38,6 +39,7 @@ class WireVerdict(NamedTuple):
     what: What
     sources: tuple[WirePeer, ...] = ()
     again: float = 2.0
+    slow_upstream: bool = False
 
 
 def encode_claim(group: bytes, report: Report) -> bytes:
@@ -59,6 +61,10 @@ def encode_claim(group: bytes, report: Report) -> bytes:
         body += b"\x42" + frame(report.held)
     if report.near_only:
         body += b"\x48\x01"
+    if report.left:
+        body += b"\x50" + uvarint(report.left)
+    if report.declines:
+        body += b"\x58\x01"
     return frame(bytes(body))
 
 
@@ -66,7 +72,7 @@ def decode_claim(body: bytes) -> tuple[bytes, Report]:
     """The group and the report of a message without its length. Raises WireError."""
     group = lost = held = b""
     behind: list[bytes] = []
-    numbers = dict.fromkeys((3, 4, 5, 6, 9), 0)
+    numbers = dict.fromkeys((3, 4, 5, 6, 9, 10, 11), 0)
     for field, value in fields(body):
         if isinstance(value, int):
             if field in numbers:
@@ -81,20 +87,23 @@ def decode_claim(body: bytes) -> tuple[bytes, Report]:
             held = _peer(value)
     _check_group(group)
     why = Why(numbers[3]) if numbers[3] in Why._value2member_map_ else Why.NONE
-    have = min(numbers[5], _MOST_HAVE)
-    return group, Report(lost, why, bool(numbers[4]), have, bool(numbers[6]), tuple(behind), held, bool(numbers[9]))
+    have, left = min(numbers[5], _MOST_BYTES), min(numbers[10], _MOST_BYTES)
+    serves, working, near_only, declines = (bool(numbers[each]) for each in (4, 6, 9, 11))
+    return group, Report(lost, why, serves, have, working, tuple(behind), held, near_only, left, declines)
 
 
 def encode_verdict(verdict: WireVerdict) -> bytes:
     """A framed verdict; sources beyond MAX_CLAIM_MESSAGE are left out."""
     fixed = b"\x18" + uvarint(round(verdict.again * 1000)) + b"\x22" + frame(verdict.group)
+    if verdict.slow_upstream:
+        fixed += b"\x28\x01"
     sources = b"".join(_sources(verdict.sources, MAX_CLAIM_MESSAGE - len(fixed) - 2))
     return frame(b"\x08" + uvarint(verdict.what) + sources + fixed)
 
 
 def decode_verdict(body: bytes) -> WireVerdict:
     """A verdict without its length. Raises WireError."""
-    what = pause = 0
+    what = pause = slow = 0
     group = b""
     sources: list[WirePeer] = []
     for field, value in fields(body):
@@ -106,6 +115,8 @@ def decode_verdict(body: bytes) -> WireVerdict:
             pause = value
         elif field == 4 and isinstance(value, bytes):
             group = value
+        elif field == 5 and isinstance(value, int):
+            slow = value
     _check_group(group)
     try:
         kind = What(what)
@@ -114,7 +125,8 @@ def decode_verdict(body: bytes) -> WireVerdict:
     if kind is What.FOLLOW and not sources:
         raise WireError("the verdict to follow names no source")
     named = tuple(sources) if kind is What.FOLLOW else ()
-    return WireVerdict(group, kind, named, min(_LONGEST_PAUSE, max(_LEAST_PAUSE, pause / 1000)))
+    again = min(_LONGEST_PAUSE, max(_LEAST_PAUSE, pause / 1000))
+    return WireVerdict(group, kind, named, again, bool(slow))
 
 
 def _sources(peers: Iterable[WirePeer], room: int) -> Iterable[bytes]:

@@ -15,9 +15,11 @@ and of the whole group when STRIKES followers each lost a claimer that had got n
 In a group of several zones, a node follows a source of its own zone if there is one. So the content crosses into a zone
 once, with the first of its nodes. A node that may not follow across zones claims, if it is the first of its zone.
 
-A slow claimer costs one more copy: a follower takes over, and after a few seconds the claimer that is not clearly
-faster becomes a follower.  A claimer whose reports stay away counts as slow.  So a node that hangs is left without a
-complaint of its followers.  A new keeper starts without entries, so reports say which source their node holds.
+A slow claimer that is not nearly done costs one more copy: a follower takes over, and after a few seconds the claimer
+that is not clearly faster becomes a follower.  All nodes of the group are told then, and take over from no slow claimer
+of that registry for a while.  A claimer whose reports stay away counts as slow.  So a node that hangs
+is left without a complaint of its followers.  A new keeper starts without entries, so reports say which source their
+node holds.
 
 A rule about a report belongs here, a rule about the order of sources in ``claim_forest``, a rule about the keeper's
 place in the ring in the router.
@@ -28,7 +30,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from itertools import takewhile
 
@@ -105,7 +107,9 @@ class ClaimReport:
     ``lost`` is the source that failed, and ``why``. ``serves``: this node's runtime has an ingest of the asked digest,
     or the store has the blob, so the node may be a claimer or a source. ``have``: bytes of the group's blobs on this
     node, complete or growing. ``working``: the runtime has an unfinished ingest of the group. ``behind``: followers of
-    this node that lag, at most 16. ``near_only``: whether this node follows no source of another zone.
+    this node that lag, at most 16. ``near_only``: whether this node follows no source of another zone. ``left``: bytes
+    of the group that this node does not have yet; 0 if it does not know. ``declines``: whether this node takes over
+    from no slow claimer, because a verdict has said lately that the registry is slow for all.
     """
 
     lost: str = ""
@@ -115,15 +119,21 @@ class ClaimReport:
     working: bool = False
     behind: tuple[str, ...] = ()
     near_only: bool = False
+    left: int = 0
+    declines: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The keeper's answer: ``sources``, best first, at most 3; the next report is due in ``again`` seconds."""
+    """The keeper's answer: ``sources``, best first, at most 3; the next report is due in ``again`` seconds.
+
+    ``slow_upstream``: whether a takeover of this group did not help, because the upstream was slow for both.
+    """
 
     what: What
     sources: tuple[Provider, ...] = ()
     again: float = REPORT_EVERY
+    slow_upstream: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +151,8 @@ class Report:
     behind: tuple[bytes, ...] = ()
     held: bytes = b""
     near_only: bool = False
+    left: int = 0
+    declines: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +165,7 @@ class Decision:
     what: What
     sources: tuple[bytes, ...] = ()
     again: float = REPORT_EVERY
+    slow_upstream: bool = False
 
 
 class _Group(Forest):
@@ -164,6 +177,7 @@ class _Group(Forest):
         self.strikes: BoundedDict[bytes, tuple[float, bytes]] = BoundedDict(16)  # by claimer: when, by which follower
         self.alone: BoundedDict[bytes, float] = BoundedDict(256)
         self.takeover_from = -math.inf
+        self.slow_upstream = False
         self.takeovers: list[float] = []
 
     def is_struck(self, now: float) -> bool:
@@ -208,7 +222,7 @@ class Claims:
                 if mine.source is None or mine.source.claimer:
                     pause = CLAIMER_REPORTS_EVERY
                 mine.due = now + pause
-                return self._decision(mine, pause)
+                return replace(self._decision(mine, pause), slow_upstream=found.slow_upstream)
             self._drop(found, mine)
         if not (found.entries or found.failed or found.strikes or found.alone):
             del self._groups[group]
@@ -231,10 +245,10 @@ class Claims:
         if mine.presumed and report.held != mine.peer:
             group.release(mine)
             first = True
-        mine.near_only = report.near_only
+        mine.near_only, mine.declines = report.near_only, report.declines
         group.touch(mine, serves=report.serves or report.working, place=self.place_of(mine.peer))
         mine.until = now + max(LEASE, 2 * pause + SETTLE)
-        mine.measure(report.have, report.working, now)
+        mine.measure(report.have, report.left, report.working, now)
         for peer in report.behind[:MAX_BEHIND]:
             child = group.entries.get(peer)
             if child is not None and child.source is mine:
@@ -319,7 +333,8 @@ class Claims:
                 continue
             older = (other.since, other.peer) < (mine.since, mine.peer)
             if older and rate < 2 * theirs:
-                group.takeover_from = now + NO_TAKEOVER_FOR  # the upstream is slow for both
+                group.takeover_from = now + NO_TAKEOVER_FOR
+                group.slow_upstream = True
                 return True
             if not older and 2 * rate <= theirs and theirs > 0:
                 return True
@@ -339,13 +354,16 @@ class Claims:
             return False
         group.takeovers = [at for at in group.takeovers if at > now - TAKEOVER_EVERY]
         hangs = slow.is_silent(now, HUNG) or now < slow.accused_until
+        if mine.declines and not hangs:
+            return False
         if now < group.takeover_from and (not hangs or len(group.takeovers) >= MAX_TAKEOVERS):
             return False
         if slow.is_silent(now, HUNG) and now - mine.grew_at < STILL:  # only its reports don't come through
             return False
         # the first follower that lives has the most content, and the others of its chain stay with it
         nearer = {*chain[1:-1], *slow.children} if mine.source is not slow else ()
-        if any(each.serves and not each.tried and not each.is_silent(now) for each in nearer):
+        willing = [each for each in nearer if each.serves and not each.tried and (hangs or not each.declines)]
+        if any(not each.is_silent(now) for each in willing):
             return False
         if group.has_failed(mine.peer, now):
             return False

@@ -25,6 +25,8 @@ reports = st.builds(
     behind=st.lists(ids, max_size=16).map(tuple),
     held=st.one_of(st.just(b""), ids),
     near_only=st.booleans(),
+    left=st.integers(0, 1 << 62),
+    declines=st.booleans(),
 )
 peers = st.builds(WirePeer, ids, st.lists(st.binary(max_size=40), max_size=5).map(tuple))
 verdicts = st.one_of(
@@ -34,6 +36,7 @@ verdicts = st.one_of(
         st.just(What.FOLLOW),
         st.lists(peers, min_size=1, max_size=3).map(tuple),
         st.sampled_from([0.5, 2.0, 20.0, 60.0]),
+        st.booleans(),
     ),
     st.builds(WireVerdict, st.just(GROUP), st.sampled_from([What.CLAIM, What.ALONE]), st.just(()), st.just(2.0)),
 )

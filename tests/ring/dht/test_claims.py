@@ -158,15 +158,59 @@ def test_a_slow_claimer_is_replaced_with_all_who_follow(keeper: Keeper) -> None:
     assert keeper.report("b", keeper.held[b"b"]) == "claim"
 
 
+def test_a_slow_claimer_that_is_nearly_done_costs_no_other_copy(keeper: Keeper) -> None:
+    def claimers(left: int) -> list[str]:
+        keeper.claims, keeper.now, keeper.held = Claims(), 0.0, {}
+        for name in "ab":
+            keeper.report(name)
+        for _ in range(5):
+            keeper.wait(2, b=0.5)
+            keeper.held[b"a"] = keeper.held.get(b"a", 0) + MIB
+            keeper.report("a", keeper.held[b"a"], left=left)
+        keeper.lost("b", "a", Why.SLOW, have=keeper.held[b"b"])
+        return [name for name in "ab" if keeper.report(name, keeper.held[name.encode()], left=left) == "claim"]
+
+    assert claimers(left=4 * MIB) == ["a"], "8 seconds more"
+    assert claimers(left=20 * MIB) == ["a", "b"]
+    assert claimers(left=0) == ["a", "b"], "it may be long"
+
+
 def test_a_takeover_that_does_not_help_ends_soon_and_is_rare(keeper: Keeper) -> None:
     for name in "abc":
         keeper.report(name)
-    claimers = set()
+    seen = [("a",)]
     for _ in range(28):
         keeper.wait(2, a=0.6, b=0.6, c=0.6)
-        claimers.add(tuple(name for name in "abc" if keeper.report(name, keeper.held[name.encode()]) == "claim"))
-    assert claimers == {("a",), ("a", "b")}
+        now = tuple(name for name in "abc" if keeper.report(name, keeper.held[name.encode()]) == "claim")
+        seen += [now] if now != seen[-1] else []
+        slow = keeper.decide("c", keeper.held[b"c"]).slow_upstream
+        assert slow == (seen == [("a",), ("a", "b"), ("a",)]), "all know it from the end of the trial on"
+    assert seen == [("a",), ("a", "b"), ("a",)]
     assert keeper.report("b", keeper.held[b"b"]) == "a"
+
+
+def test_a_node_that_knows_a_slow_upstream_takes_over_only_from_a_claimer_that_hangs(keeper: Keeper) -> None:
+    def claimers(*willing: str) -> set[str]:
+        keeper.claims, keeper.now, keeper.held = Claims(), 0.0, dict.fromkeys((b"a", b"b", b"c", b"d"), 0)
+        found = set()
+        for _ in range(8):
+            keeper.now += 2
+            for name in "abcd":
+                keeper.held[name.encode()] += MIB
+                if keeper.report(name, keeper.held[name.encode()], declines=name not in willing) == "claim":
+                    found.add(name)
+        return found
+
+    assert claimers() == {"a"}
+    assert claimers("b", "c", "d") == {"a", "b"}
+    assert claimers("d") == {"a", "d"}, "the first that is willing"
+    keeper.claims, keeper.now = Claims(), 0.0
+    for name in "ab":
+        keeper.report(name, declines=True)
+    for _ in range(4):
+        keeper.now += 2
+        keeper.report("b", MIB, declines=True)
+    assert keeper.report("b", MIB, declines=True) == "claim"
 
 
 def test_a_second_claimer_that_hangs_is_replaced_at_once_too_but_not_any_number(keeper: Keeper) -> None:

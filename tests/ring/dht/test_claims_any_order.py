@@ -29,6 +29,8 @@ reports = st.builds(
     behind=st.lists(st.sampled_from(PEERS), max_size=20).map(tuple),
     held=st.sampled_from([b"", *PEERS]),
     near_only=st.booleans(),
+    left=st.sampled_from([0, 1, MIB, 1 << 40]),
+    declines=st.booleans(),
 )
 places = st.sampled_from(
     [

@@ -9,6 +9,7 @@ A new rule about the number of claims, or about what a report is made from, belo
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,6 +17,7 @@ from dataclasses import replace
 import structlog
 import trio
 
+from spegel_consul.bounded_dict import BoundedDict
 from spegel_consul.metrics.sidecar_metrics import Metrics
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.path import ContentRequest
@@ -32,6 +34,11 @@ log = structlog.get_logger(__name__)
 
 MOST = 256
 """Groups at work at the same time; requests of further groups go upstream as if there were no keepers."""
+
+SLOW_FOR = 1800.0
+"""Seconds for which this node takes over from no slow claimer, after a verdict that the registry is slow for all."""
+
+_REGISTRIES = 256  # that are remembered as slow
 
 _REPORT_WITHIN = 2 * CLAIM_WITHIN + 1.0  # seconds; a router asks two keepers at most
 
@@ -69,6 +76,7 @@ class Follows:
         self._behind = behind
         self._nursery: trio.Nursery | None = None
         self._active: dict[str, ActiveGroup] = {}
+        self._slow_until: BoundedDict[str, float] = BoundedDict(_REGISTRIES)
 
     @property
     def me(self) -> str:
@@ -164,7 +172,8 @@ class Follows:
         work = await self.look(active)
         while True:
             report = claim.report(work, self._behind(trio.current_time()))
-            report = replace(report, near_only=self._near_only)
+            declines = trio.current_time() < self._slow_until.get(claim.history.registry, -math.inf)
+            report = replace(report, near_only=self._near_only, declines=declines)
             verdict, began = None, time.perf_counter()
             with trio.move_on_after(_REPORT_WITHIN):
                 try:
@@ -179,6 +188,8 @@ class Follows:
                 return
             self._metrics.claim_seconds.observe(time.perf_counter() - began)
             self._metrics.claims.labels(verdict.what.name.lower()).inc()
+            if verdict.slow_upstream:
+                self._slow_until[claim.history.registry] = trio.current_time() + SLOW_FOR
             if verdict.what is What.ALONE and not work.serves and await self._store.at_work() is not None:
                 # a runtime may begin the download a moment after it has asked the mirror
                 work = await self.look(active)

@@ -62,6 +62,7 @@ class Work:
     serves: bool = False
     have: int = 0
     working: bool = False
+    left: int = 0
 
 
 class Follow:
@@ -282,7 +283,7 @@ class GroupClaim:
         self._reported_lost, self._lost = self._lost, None
         source, why = self._reported_lost or (None, Why.NONE)
         peer_id = source.peer_id if source is not None else ""
-        return ClaimReport(peer_id, why, work.serves, work.have, work.working, behind)
+        return ClaimReport(peer_id, why, work.serves, work.have, work.working, behind, left=work.left)
 
     def answer(self, verdict: Verdict) -> None:
         """The keeper has answered the last report. Transfers of another source than the new one leave it."""

@@ -50,6 +50,7 @@ class GroupHistory:
         self.began = now
         self.image = ""
         """``registry/repository`` of the first request that named both; "" if none has."""
+        self.registry = ""
         self.left: LeftSource | None = None
         """The last source that was left."""
         self.received = 0
@@ -62,7 +63,7 @@ class GroupHistory:
     def name(self, registry: str | None, repository: str) -> None:
         """A request names the image."""
         if not self.image and registry is not None:
-            self.image = f"{registry}/{repository}"
+            self.registry, self.image = registry, f"{registry}/{repository}"
 
     def followed(self, source: Provider, now: float) -> bool:
         """``source`` sends a blob. Return whether a follow begins with it."""

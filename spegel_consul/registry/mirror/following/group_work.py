@@ -33,6 +33,7 @@ class GroupWork:
         A look that takes too long returns what it has found.
         """
         serves, have, working, opened = False, 0, False, 0
+        left = sum(contents.values())
         with trio.move_on_after(_WITHIN):
             downloads = await self._store.downloads()
             for text in dict.fromkeys((*asked, *contents)):
@@ -47,8 +48,9 @@ class GroupWork:
                     size = await self._committed(text)
                 if size is not None:
                     have += size
+                    left -= min(size, contents.get(text, 0))
                     serves = serves or text in asked
-        return Work(serves, have, working)
+        return Work(serves, have, working, left)
 
     def _known(self, text: str) -> int | None:
         try:

@@ -16,7 +16,7 @@ from spegel_consul.registry.mirror.held_bodies import GROWING_STALL
 from spegel_consul.registry.mirror.mirror_peers import MirrorSettings
 from spegel_consul.registry.mirror.questions import source_search
 from spegel_consul.registry.mirror.questions.source_search import SILENT
-from spegel_consul.ring.dht.claims import ClaimReport, Why
+from spegel_consul.ring.dht.claims import ClaimReport, Verdict, What, Why
 from spegel_consul.zerocopy.send_growing import CHAIN_STALL, STALL
 
 from ...conftest import ASKER, LIMITS
@@ -79,7 +79,8 @@ async def test_the_report_says_what_the_node_has(
     await until(lambda: len(asker.router.reports) == 2)
     assert {group for group, _ in asker.router.reports} == {GROUP}
     first, second = [report for _, report in asker.router.reports]
-    assert first == second == ClaimReport(serves=True, working=True, have=len(CONFIG) + 70_000)
+    left = len(MANIFEST) + len(OTHER) - 70_000 + len(LAYER)
+    assert first == second == ClaimReport(serves=True, working=True, have=len(CONFIG) + 70_000, left=left)
     sources[0].shown = 1 << 40
     await pull.done.wait()
 
@@ -96,6 +97,16 @@ async def test_a_claimer_is_answered_404_and_asks_nobody(
     assert len(asker.router.reports) == 1, "one claim counts for all content of the image"
     assert len(asker.mirror.peers.follows.active) == 1
     assert asker.metric("spegel_claims_total", {"verdict": "claim"}) == 1
+
+
+async def test_a_registry_that_is_slow_for_all_is_remembered(start_node: Any, tmp_path: Path) -> None:
+    asker = await start(start_node, tmp_path)
+    asker.router.keeper = ScriptedKeeper(Verdict(What.CLAIM, slow_upstream=True))
+    await get(asker, path(LAYER))
+    asker.router.keeper = ScriptedKeeper(CLAIM)
+    for number, registry in enumerate(("docker.io", "other.example.com")):
+        await get(asker, path(b"%d" % number).replace("docker.io", registry))
+    assert [report.declines for _, report in asker.router.reports] == [False, True, False]
 
 
 async def test_the_claim_is_made_beside_the_lookup(start_node: Any, tmp_path: Path) -> None:

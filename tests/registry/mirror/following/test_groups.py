@@ -107,11 +107,13 @@ async def test_the_work_on_a_group(store: DownloadingStore) -> None:
     store.add_content(SECOND)
     nothing = await work.look(contents, [Digest.of(TOP)])
     assert (nothing.serves, nothing.have, nothing.working) == (False, len(SECOND), False)
+    assert nothing.left == 5 + len(BASE) + len(TOP)
     path = store.download(TOP, 100)
     store.download(BASE, len(BASE))
     before = store.looks
     found = await work.look(contents, [Digest.of(TOP)])
     assert (found.serves, found.have, found.working) == (True, len(SECOND) + len(BASE) + 100, True)
+    assert found.left == 5 + len(TOP) - 100
     assert store.looks == before + 1
     # a download that ends without its bytes is none; what was committed stays known without another look
     path.unlink()
