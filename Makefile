@@ -4,8 +4,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-# Most tests wait for real programs; a file's tests stay together, the long files go first (tests/conftest.py).
-JOBS   ?= $(shell echo $$(($$(nproc) + 2)))
+# Most tests wait; a file's tests stay together, and tests/conftest.py has their order.
+JOBS   ?= $(shell echo $$(($$(nproc) * 3)))
 CACHE  ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/spegel-consul-ci
 
 # without compiled files each process of a test compiles the product and the tests anew, which takes longer than it runs

@@ -1,7 +1,8 @@
 # Several processes share the files among them (each is a group), so the long ones must not come last: those with real
-# parts, first of them the faults, the longest of all, and then the simulations.  The files that look at the ring of
-# tests/web/conftest.py are one group, because otherwise each process would start a ring of its own and keep it up to
-# the end of the run.
+# parts, first of them the faults, the longest of all, and the simulations.  Files with real parts and others take
+# turns, because both wait most of the time: so there are enough processes for both cores, and few real runtimes at a
+# time.  The files that look at the ring of tests/web/conftest.py are one group, because otherwise each process would
+# start a ring of its own and keep it up to the end of the run.
 #
 # Some tests measure, and the run ends with a table of what they saw.  Rows travel with the reports of their tests,
 # because under pytest-xdist the test runs in another process than the one that prints.
@@ -47,7 +48,7 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    items.sort(key=_place)
+    items[:] = _by_turns(sorted(items, key=_place))
     for item in items:
         # what real parts do takes real time
         if inspect.iscoroutinefunction(getattr(item, "obj", None)) and item.get_closest_marker("real") is None:
@@ -70,6 +71,20 @@ def _place(item: pytest.Item) -> int:
     if item.get_closest_marker("real") is None:
         return 2 if item.path.parent.name == "sim" else 3
     return int(item.path.parent.name != "faults")
+
+
+def _by_turns(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Groups with real parts and others by turns; the ones with real parts are over a little earlier."""
+    groups: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        groups.setdefault(_group(item), []).append(item)
+    turns: tuple[list[list[pytest.Item]], list[list[pytest.Item]]] = ([], [])
+    for group in groups.values():
+        turns[group[0].get_closest_marker("real") is None].append(group)
+    real, others = turns
+    each = len(others) * 4 // (5 * max(1, len(real)))
+    ordered = [group for number, first in enumerate(real) for group in (first, *others[number * each :][:each])]
+    return [item for group in (*ordered, *others[len(real) * each :]) for item in group]
 
 
 def _group(item: pytest.Item) -> Path:

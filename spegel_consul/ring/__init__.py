@@ -17,7 +17,7 @@ from typing import Protocol
 import trio
 
 from spegel_consul.peers import PeerInfo, Provider
-from spegel_consul.ring.dht.claims import ClaimReport, Verdict
+from spegel_consul.ring.dht.claim_reports import ClaimReport, Verdict
 
 
 class Router(Protocol):

@@ -28,7 +28,8 @@ from spegel_consul.bounded_dict import BoundedDict
 from spegel_consul.multiaddrs import Contact
 from spegel_consul.peers import Provider, RingError, peer_id_from_text, peer_id_to_text
 from spegel_consul.ring.dht.claim_messages import MAX_CLAIM_MESSAGE, WireVerdict, decode_verdict, encode_claim
-from spegel_consul.ring.dht.claims import LEASE, MAX_BEHIND, ClaimReport, Claims, Report, Verdict, What
+from spegel_consul.ring.dht.claim_reports import MAX_BEHIND, ClaimReport, Report, Verdict, What
+from spegel_consul.ring.dht.claims import LEASE, Claims
 from spegel_consul.ring.dht.keys import dht_key, position
 from spegel_consul.ring.dht.messages import WirePeer
 from spegel_consul.ring.dht.protocol_ids import CLAIMS

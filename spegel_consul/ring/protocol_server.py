@@ -18,7 +18,7 @@ import trio
 from spegel_consul.peers import RingError
 from spegel_consul.ring.claiming import Claiming
 from spegel_consul.ring.dht.claim_messages import MAX_CLAIM_MESSAGE, WireVerdict, decode_claim, encode_verdict
-from spegel_consul.ring.dht.claims import What
+from spegel_consul.ring.dht.claim_reports import What
 from spegel_consul.ring.dht.messages import Frames, WireError, decode, decode_withdrawal, encode
 from spegel_consul.ring.dht.protocol_ids import CLAIMS, KAD, WITHDRAW
 from spegel_consul.ring.dht.records import Records

@@ -19,7 +19,7 @@ import structlog
 import trio
 
 from spegel_consul.peers import PeerInfo, Provider, RingError
-from spegel_consul.ring.dht.claims import ClaimReport, Verdict
+from spegel_consul.ring.dht.claim_reports import ClaimReport, Verdict
 from spegel_consul.ring.member_view import MemberView
 from spegel_consul.ring.router import KadRouter
 

@@ -33,7 +33,7 @@ from spegel_consul.places import Here
 from spegel_consul.ring.claiming import Claiming
 from spegel_consul.ring.dht.announcements import Announcements, Batch
 from spegel_consul.ring.dht.claim_forest import CHAIN
-from spegel_consul.ring.dht.claims import ClaimReport, Verdict
+from spegel_consul.ring.dht.claim_reports import ClaimReport, Verdict
 from spegel_consul.ring.dht.iterative_lookup import AnswerTimes, Lookup
 from spegel_consul.ring.dht.keys import dht_key, position
 from spegel_consul.ring.dht.messages import Message, MessageType, encode

@@ -16,7 +16,7 @@ import trio
 
 from spegel_consul.peers import PeerInfo, Provider, RingError
 from spegel_consul.ring import Router
-from spegel_consul.ring.dht.claims import ClaimReport, What, Why
+from spegel_consul.ring.dht.claim_reports import ClaimReport, What, Why
 from spegel_consul.ring.members.member import SETTLED
 
 WITHIN = 60.0

@@ -16,7 +16,7 @@ from spegel_consul.registry.mirror.following import follows, group_claim, group_
 from spegel_consul.registry.mirror.own_requests import SHOWN_FOR
 from spegel_consul.registry.mirror.questions import source_search
 from spegel_consul.ring.dht import claim_entry, claim_forest
-from spegel_consul.ring.dht.claims import Why
+from spegel_consul.ring.dht.claim_reports import Why
 from spegel_consul.web.node_views import Document
 
 PAGE = (ROOT / "docs/cold-start.md").read_text()

@@ -20,7 +20,8 @@ from spegel_consul.peers import (
 )
 from spegel_consul.places import NOWHERE, Here, Place
 from spegel_consul.ring.claiming import group_key, report_in_bytes
-from spegel_consul.ring.dht.claims import ClaimReport, Claims, Verdict
+from spegel_consul.ring.dht.claim_reports import ClaimReport, Verdict
+from spegel_consul.ring.dht.claims import Claims
 
 
 class MemoryRing:

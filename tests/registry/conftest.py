@@ -33,7 +33,7 @@ from spegel_consul.registry.mirror.tags.upstream_tags import UpstreamTags
 from spegel_consul.registry.plan import Planner
 from spegel_consul.registry.registry_app import build_app
 from spegel_consul.registry.uploads import Uploads
-from spegel_consul.ring.dht.claims import ClaimReport, Verdict, What
+from spegel_consul.ring.dht.claim_reports import ClaimReport, Verdict, What
 
 from .image import LAYER, MANIFEST
 

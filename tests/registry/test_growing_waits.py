@@ -12,7 +12,7 @@ from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.path import ContentRequest, parse_content_path
 from spegel_consul.registry import growing
 from spegel_consul.registry.mirror.followers import WAIT
-from spegel_consul.ring.dht.claims import What
+from spegel_consul.ring.dht.claim_reports import What
 from spegel_consul.zerocopy.send_growing import CHAIN_STALL, STALL
 from tests.registry.growing_node import (
     LAYER,

@@ -13,7 +13,7 @@ from spegel_consul.multiaddrs import Address
 from spegel_consul.peers import RingError, peer_id_to_text
 from spegel_consul.ring.claiming import SKIPPED_FOR, group_key
 from spegel_consul.ring.dht.claim_messages import WireVerdict, decode_claim, encode_claim, encode_verdict
-from spegel_consul.ring.dht.claims import ClaimReport, Report, Verdict, What, Why
+from spegel_consul.ring.dht.claim_reports import ClaimReport, Report, Verdict, What, Why
 from spegel_consul.ring.dht.keys import position
 from spegel_consul.ring.dht.messages import Frames, WirePeer, frame
 from spegel_consul.ring.dht.protocol_ids import CLAIMS, MEMBERS

@@ -10,7 +10,7 @@ from trio.testing import MockClock
 from spegel_consul.multiaddrs import Address, Contact
 from spegel_consul.peers import Provider, peer_id_from_text, peer_id_of_ed25519
 from spegel_consul.places import NOWHERE, Here, Place
-from spegel_consul.ring.dht.claims import ClaimReport, What
+from spegel_consul.ring.dht.claim_reports import ClaimReport, What
 from spegel_consul.ring.dht.keys import dht_key
 from spegel_consul.ring.dht.placement import REPLICAS
 from spegel_consul.ring.router import KadRouter

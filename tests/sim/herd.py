@@ -21,7 +21,8 @@ from spegel_consul.registry.growing import NO_PROGRESS
 from spegel_consul.registry.mirror.followers import WAIT
 from spegel_consul.registry.mirror.held_bodies import GROWING_STALL
 from spegel_consul.registry.mirror.questions.source_search import FIRST_BYTE, SILENT
-from spegel_consul.ring.dht.claims import Claims, Report, What, Why
+from spegel_consul.ring.dht.claim_reports import Report, What, Why
+from spegel_consul.ring.dht.claims import Claims
 from spegel_consul.zerocopy.send_growing import CHAIN_STALL, STALL
 from tests.sim.herd_scene import LAG, LAG_FOR, MIB, SLOTS, STEP, VERIFY_FIRST, Node, Outcome, Scene, Transfer, mbit
 

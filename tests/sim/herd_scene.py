@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 from spegel_consul.places import Place
-from spegel_consul.ring.dht.claims import What, Why
+from spegel_consul.ring.dht.claim_reports import What, Why
 
 STEP = 0.05
 MIB = 1 << 20

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from spegel_consul.ring.dht.claims import Why
+from spegel_consul.ring.dht.claim_reports import Why
 from tests.sim.herd import Herd
 from tests.sim.herd_scene import MIB, Outcome, Scene, mbit
 

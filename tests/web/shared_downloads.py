@@ -18,7 +18,7 @@ from spegel_consul.oci.path import ContentRequest, parse_content_path
 from spegel_consul.peers import PeerInfo, Provider
 from spegel_consul.registry.mirror.following.follows import ActiveGroup, Follows
 from spegel_consul.registry.mirror.following.group_claim import Follow
-from spegel_consul.ring.dht.claims import ClaimReport, Verdict, What
+from spegel_consul.ring.dht.claim_reports import ClaimReport, Verdict, What
 from spegel_consul.store import Downloads
 from spegel_consul.web.node_views import Node
 from spegel_consul.zerocopy.growing_file import GrowingFile

@@ -16,7 +16,7 @@ from spegel_consul.cli import cli
 from spegel_consul.commands import sidecar_client
 from spegel_consul.peers import Provider
 from spegel_consul.registry.mirror.followers import LATE_AFTER
-from spegel_consul.ring.dht.claims import Verdict, What, Why
+from spegel_consul.ring.dht.claim_reports import Verdict, What, Why
 from spegel_consul.web import formatting
 from spegel_consul.web.forest import trees
 from spegel_consul.web.node_views import Node

@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from spegel_consul.peers import MAX_PEER_ID
-from spegel_consul.ring.dht.claims import MAX_BEHIND, MAX_SOURCES, Report, What, Why
+from spegel_consul.ring.dht.claim_reports import MAX_BEHIND, MAX_SOURCES, Report, What, Why
 from spegel_consul.ring.dht.messages import WireError, WirePeer, decode_peer, encode_peer, fields, frame, uvarint
 
 MAX_CLAIM_MESSAGE = 4 << 10

@@ -30,18 +30,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from enum import IntEnum
+from dataclasses import replace
 from itertools import takewhile
 
 from spegel_consul.bounded_dict import BoundedDict
-from spegel_consul.peers import Provider
 from spegel_consul.places import NOWHERE, Place
 from spegel_consul.ring.dht.claim_entry import GRACE, HUNG, KEEPS_UP, Entry
 from spegel_consul.ring.dht.claim_forest import CHAIN, STILL, Forest
-
-REPORT_EVERY = 2.0
-"""Seconds between two reports of a node in a small group."""
+from spegel_consul.ring.dht.claim_reports import MAX_BEHIND, MAX_SOURCES, REPORT_EVERY, Decision, Report, What, Why
 
 CLAIMER_REPORTS_EVERY = 1.0
 """Seconds between two reports of a claimer, whose rate must be known soon, and of its followers, which take over."""
@@ -73,99 +69,6 @@ SETTLE = 10.0
 """Seconds for which the keeper of a new group takes over what reports say of their present sources."""
 
 MAX_GROUPS, MAX_OF_PEER, MAX_OF_GROUP = 20_000, 2_000, 10_000
-
-MAX_SOURCES = 3
-"""Most sources of one verdict."""
-
-MAX_BEHIND = 16
-"""Most lagging followers of one report."""
-
-
-class Why(IntEnum):
-    """The failure of a source, as its follower saw it. SLOW: its bytes flow too slowly; not that none has come yet."""
-
-    NONE = 0
-    REFUSED = 1
-    CUT = 2
-    UNREACHABLE = 3
-    WRONG = 4
-    SLOW = 5
-
-
-class What(IntEnum):
-    """The kinds of a verdict."""
-
-    CLAIM = 1
-    FOLLOW = 2
-    ALONE = 3
-
-
-@dataclass(frozen=True, slots=True)
-class ClaimReport:
-    """The state of a group at one node; peer ids are in their text form (base58).
-
-    ``lost`` is the source that failed, and ``why``. ``serves``: this node's runtime has an ingest of the asked digest,
-    or the store has the blob, so the node may be a claimer or a source. ``have``: bytes of the group's blobs on this
-    node, complete or growing. ``working``: the runtime has an unfinished ingest of the group. ``behind``: followers of
-    this node that lag, at most 16. ``near_only``: whether this node follows no source of another zone. ``left``: bytes
-    of the group that this node does not have yet; 0 if it does not know. ``declines``: whether this node takes over
-    from no slow claimer, because a verdict has said lately that the registry is slow for all.
-    """
-
-    lost: str = ""
-    why: Why = Why.NONE
-    serves: bool = False
-    have: int = 0
-    working: bool = False
-    behind: tuple[str, ...] = ()
-    near_only: bool = False
-    left: int = 0
-    declines: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """The keeper's answer: ``sources``, best first, at most 3; the next report is due in ``again`` seconds.
-
-    ``slow_upstream``: whether a takeover of this group did not help, because the upstream was slow for both.
-    """
-
-    what: What
-    sources: tuple[Provider, ...] = ()
-    again: float = REPORT_EVERY
-    slow_upstream: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """A :class:`ClaimReport` with binary peer ids.
-
-    ``held`` is the node's source by its last verdict, or its own id if that was "claim".
-    """
-
-    lost: bytes = b""
-    why: Why = Why.NONE
-    serves: bool = False
-    have: int = 0
-    working: bool = False
-    behind: tuple[bytes, ...] = ()
-    held: bytes = b""
-    near_only: bool = False
-    left: int = 0
-    declines: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """A :class:`Verdict` with binary peer ids.
-
-    The first of ``sources`` is assigned. The others are the sources of that one, which have at least its content.
-    """
-
-    what: What
-    sources: tuple[bytes, ...] = ()
-    again: float = REPORT_EVERY
-    slow_upstream: bool = False
 
 
 class _Group(Forest):

@@ -10,7 +10,7 @@ from spegel_consul.ring.dht.claim_messages import (
     encode_claim,
     encode_verdict,
 )
-from spegel_consul.ring.dht.claims import Report, What, Why
+from spegel_consul.ring.dht.claim_reports import Report, What, Why
 from spegel_consul.ring.dht.messages import Frames, WireError, WirePeer, frame, uvarint
 
 GROUP = bytes(range(32))

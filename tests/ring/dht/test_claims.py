@@ -1,7 +1,8 @@
 import pytest
 
 from spegel_consul.ring.dht import claims as rules
-from spegel_consul.ring.dht.claims import Claims, Decision, Report, What, Why
+from spegel_consul.ring.dht.claim_reports import Decision, Report, What, Why
+from spegel_consul.ring.dht.claims import Claims
 
 MIB = 1 << 20
 GROUP = b"group"

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from spegel_consul.places import NOWHERE, Place
 from spegel_consul.ring.dht import claims as rules
 from spegel_consul.ring.dht.claim_forest import Forest
-from spegel_consul.ring.dht.claims import Claims, Decision, Report, What, Why
+from spegel_consul.ring.dht.claim_reports import MAX_SOURCES, Decision, Report, What, Why
+from spegel_consul.ring.dht.claims import Claims
 
 MIB = 1 << 20
 PEERS = [b"%d" % number for number in range(8)]
@@ -108,7 +109,7 @@ def test_nothing_makes_a_cycle_or_names_a_descendant(some: list[tuple[bytes, byt
         decision = claims.report(group, peer, report, now)
         check(claims)
         assert (decision.what is What.FOLLOW) == bool(decision.sources)
-        assert len(decision.sources) == len(set(decision.sources)) <= rules.MAX_SOURCES
+        assert len(decision.sources) == len(set(decision.sources)) <= MAX_SOURCES
         assert peer not in decision.sources
         assert not passes(claims, group, decision, peer)
         assert rules.CLAIMER_REPORTS_EVERY <= decision.again <= rules.LONGEST_PAUSE

@@ -8,7 +8,8 @@ import pytest
 
 from spegel_consul.places import NOWHERE, Place
 from spegel_consul.ring.dht.claim_forest import ENTRY_EVERY, MOVE_EVERY
-from spegel_consul.ring.dht.claims import MAX_OF_GROUP, Claims, Report, Why
+from spegel_consul.ring.dht.claim_reports import Report, Why
+from spegel_consul.ring.dht.claims import MAX_OF_GROUP, Claims
 
 from .test_claims import GROUP, MIB, Keeper
 

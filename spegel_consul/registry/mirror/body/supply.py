@@ -28,7 +28,7 @@ from spegel_consul.registry.mirror.following.group_claim import Follow
 from spegel_consul.registry.mirror.held_bodies import Feed
 from spegel_consul.registry.mirror.mirror_peers import MirrorPeers, image_of
 from spegel_consul.registry.mirror.trace import Trace
-from spegel_consul.ring.dht.claims import Why
+from spegel_consul.ring.dht.claim_reports import Why
 from spegel_consul.zerocopy.encrypted.carrier import Carrier
 from spegel_consul.zerocopy.encrypted.secure_socket import SecureSocket
 from spegel_consul.zerocopy.relay import Passage, Relay

@@ -41,7 +41,7 @@ from spegel_consul.registry.mirror.held_bodies import Feed, HeldBody
 from spegel_consul.registry.mirror.mirror_peers import MirrorPeers, image_of
 from spegel_consul.registry.mirror.questions.peer_answer import Answer
 from spegel_consul.registry.mirror.trace import Trace
-from spegel_consul.ring.dht.claims import Why
+from spegel_consul.ring.dht.claim_reports import Why
 from spegel_consul.zerocopy.outlet import Outlet
 from spegel_consul.zerocopy.position import Position
 from spegel_consul.zerocopy.relay import Passage

@@ -27,7 +27,7 @@ from spegel_consul.registry.mirror.following.group_history import COMPLETE, IDLE
 from spegel_consul.registry.mirror.following.group_work import GroupWork
 from spegel_consul.registry.mirror.groups import Groups
 from spegel_consul.ring import Router
-from spegel_consul.ring.dht.claims import What, Why
+from spegel_consul.ring.dht.claim_reports import What, Why
 from spegel_consul.store import Store
 
 log = structlog.get_logger(__name__)

@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from spegel_consul.bounded_dict import BoundedDict
 from spegel_consul.peers import Provider
 from spegel_consul.registry.mirror.following.group_history import MOVED, NO_KEEPER, TAKEOVER, UPSTREAM, GroupHistory
-from spegel_consul.ring.dht.claims import MAX_LOSSES, STRUCK_FOR, ClaimReport, Verdict, What, Why
+from spegel_consul.ring.dht.claim_reports import ClaimReport, Verdict, What, Why
+from spegel_consul.ring.dht.claims import MAX_LOSSES, STRUCK_FOR
 
 CLAIM_WITHIN = 2.0
 """Seconds that a request waits for a verdict."""
@@ -57,7 +58,7 @@ Usable = Callable[[Provider], bool]
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What the node has of a group: see :class:`spegel_consul.ring.dht.claims.ClaimReport`."""
+    """What the node has of a group: see :class:`spegel_consul.ring.dht.claim_reports.ClaimReport`."""
 
     serves: bool = False
     have: int = 0

@@ -33,7 +33,7 @@ from spegel_consul.registry.mirror.mirror_peers import MirrorPeers, WrongBytes
 from spegel_consul.registry.mirror.questions.peer_answer import Answer, Question
 from spegel_consul.registry.mirror.trace import Trace
 from spegel_consul.registry.mirror.validate_head import Head
-from spegel_consul.ring.dht.claims import Why
+from spegel_consul.ring.dht.claim_reports import Why
 
 log = structlog.get_logger(__name__)
 

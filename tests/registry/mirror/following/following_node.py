@@ -13,7 +13,7 @@ import trio
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.media import OCI_MANIFEST
 from spegel_consul.registry.mirror.mirror_peers import MirrorSettings
-from spegel_consul.ring.dht.claims import Why
+from spegel_consul.ring.dht.claim_reports import Why
 
 from ...image import LAYER
 from .growing_source import DownloadingStore, GrowingSource

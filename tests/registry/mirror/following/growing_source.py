@@ -11,7 +11,7 @@ import trio
 
 from spegel_consul.oci.digest import Digest
 from spegel_consul.peers import Provider, peer_id_of_ed25519, peer_id_to_text
-from spegel_consul.ring.dht.claims import ClaimReport, Verdict, What
+from spegel_consul.ring.dht.claim_reports import ClaimReport, Verdict, What
 from spegel_consul.store import Downloads
 from spegel_consul.zerocopy.growing_file import GrowingFile
 

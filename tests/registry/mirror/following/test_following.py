@@ -16,7 +16,7 @@ from spegel_consul.registry.mirror.held_bodies import GROWING_STALL
 from spegel_consul.registry.mirror.mirror_peers import MirrorSettings
 from spegel_consul.registry.mirror.questions import source_search
 from spegel_consul.registry.mirror.questions.source_search import SILENT
-from spegel_consul.ring.dht.claims import ClaimReport, Verdict, What, Why
+from spegel_consul.ring.dht.claim_reports import ClaimReport, Verdict, What, Why
 from spegel_consul.zerocopy.send_growing import CHAIN_STALL, STALL
 
 from ...conftest import ASKER, LIMITS

@@ -14,7 +14,7 @@ from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.media import OCI_MANIFEST
 from spegel_consul.peers import Provider
 from spegel_consul.registry.mirror.following import group_claim
-from spegel_consul.ring.dht.claims import ClaimReport, Verdict
+from spegel_consul.ring.dht.claim_reports import ClaimReport, Verdict
 
 from ...conftest import ASKER
 from ...image import LAYER, get

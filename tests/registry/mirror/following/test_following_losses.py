@@ -14,7 +14,7 @@ from spegel_consul.peers import Provider, RingError
 from spegel_consul.registry.mirror.following import group_claim
 from spegel_consul.registry.mirror.following.group_claim import CLAIM_WITHIN
 from spegel_consul.registry.mirror.mirror_peers import MirrorSettings
-from spegel_consul.ring.dht.claims import ClaimReport, Verdict, Why
+from spegel_consul.ring.dht.claim_reports import ClaimReport, Verdict, Why
 
 from ...conftest import ASKER
 from ...image import LAYER, get

@@ -21,7 +21,8 @@ from spegel_consul.registry.mirror.following.group_claim import (
     GroupClaim,
     Work,
 )
-from spegel_consul.ring.dht.claims import MAX_LOSSES, STRUCK_FOR, Verdict, What, Why
+from spegel_consul.ring.dht.claim_reports import Verdict, What, Why
+from spegel_consul.ring.dht.claims import MAX_LOSSES, STRUCK_FOR
 
 ONE, TWO, BARRED = (Provider(name, ("10.0.0.1", port)) for port, name in enumerate(("one", "two", "barred"), 1))
 CLAIM, ALONE = Verdict(What.CLAIM), Verdict(What.ALONE)
