@@ -42,10 +42,10 @@ def containerd(binary: str, home: Path) -> Iterator[Path]:
         end(process)
 
 
-def started(command: Sequence[str]) -> subprocess.Popen[bytes]:
+def started(command: Sequence[str], stdin: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         command,
-        stdin=subprocess.DEVNULL,
+        stdin=stdin,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         preexec_fn=lambda: _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL),

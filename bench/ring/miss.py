@@ -6,8 +6,8 @@ Each ring is N sidecars as N processes, and with --spegel one more ring of N Spe
 has no content).  The rings are measured by turns, one request at a time at one node.  The CPU is that of all nodes of
 the ring during the turn, without what the ring costs while it is idle, which is measured before.
 
-All nodes run in a network namespace of their own and each at an address of its own, because Spegel announces no
-loopback address, and go-libp2p accepts eight connections from one address.  So it needs root.
+Each node has a network namespace of its own behind one bridge, because Spegel announces no loopback address, and
+go-libp2p accepts eight connections from one address.  So it needs root.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import IO
 
 from rich.console import Console
 from rich.table import Table
@@ -44,6 +45,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _READY, _SETTLED = 240.0, 15.0  # seconds
 _PAUSE = 0.01
 _JOINED_THROUGH = 3  # nodes of Spegel's ring
+_BRIDGE = "10.213.0.254"
 _WARM = 60
 
 
@@ -70,7 +72,13 @@ def main() -> None:
         parser.error("--spegel needs --containerd, because Spegel does not start without one")
     if _libc.unshare(_CLONE_NEWNET):
         parser.error("a network namespace can't be made: this needs root")
-    _ip("link", "set", "lo", "up")
+    for arguments in (
+        "link set lo up",
+        "link add nodes type bridge",
+        f"addr add {_BRIDGE}/16 dev nodes",
+        "link set nodes up",
+    ):
+        _ip(arguments)
     kind = "manifests" if options.manifests else "blobs"
     with ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="miss-")))
@@ -129,27 +137,41 @@ class _Ring:
             (layout / "blobs/sha256").mkdir(parents=True)
             (layout / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
             (layout / "index.json").write_text('{"schemaVersion":2,"manifests":[]}')
-            _ip("addr", "add", f"{ip}/32", "dev", "lo")
             command = [f"{tree}/.venv/bin/spegel-consul", "registry", "--skip-preflight", "--hang-timeout=0"]
             command += [f"--layout-path={layout}", f"--registry-addr={ip}:5000", f"--router-addr={ip}:5001"]
             command += [f"--metrics-addr={ip}:9090", "--bootstrap-kind=static", f"--data-dir={home}/data"]
             command += [f"--static-bootstrap-peers=/ip4/{self.address(0)}/tcp/5001", f"--follow={follow}"]
             command += [f"--node-name=n{node}", "--log-level=error"]
-            self.processes.append(started(command))
+            self._start(command)
 
     def start_spegel(self, binary: str, socket: Path) -> None:
         for node in range(self.nodes):
             ip, home = self.address(node), self.home / f"{self.number}-{node}"
             home.mkdir()
-            _ip("addr", "add", f"{ip}/32", "dev", "lo")
             command = [binary, "--log-level=ERROR", "registry", "--bootstrap-kind=http"]
-            command += [f"--http-bootstrap-url=http://127.0.0.1:{8000 + self.number}/id", f"--data-dir={home}"]
+            command += [f"--http-bootstrap-url=http://{_BRIDGE}:{8000 + self.number}/id", f"--data-dir={home}"]
             command += [f"--registry-addr={ip}:5000", f"--router-addr={ip}:5001", f"--metrics-addr={ip}:9090"]
             command += [f"--containerd-sock={socket}", f"--containerd-content-path={home}"]
-            self.processes.append(started(command))
+            self._start(command)
             # those that others join through are there first, because a node that fails to join tries again only later
             if node == _JOINED_THROUGH - 1:
                 self.wait_ready()
+
+    def _start(self, command: Sequence[str]) -> None:
+        """Start the next node in a namespace of its own, which exists as long as the node."""
+        ip, outside = self.address(len(self.processes)), f"r{self.number}n{len(self.processes)}"
+        process = started(["unshare", "--net", "sh", "-c", 'read -r go; exec "$@"', "sh", *command], subprocess.PIPE)
+        self.processes.append(process)
+        while _namespace(process.pid).samefile(_namespace("self")):
+            time.sleep(0.01)
+        _ip(f"link add {outside} type veth peer name eth0 netns {process.pid}")
+        _ip(f"link set {outside} master nodes up")
+        with _inside(process):
+            for arguments in ("link set lo up", f"addr add {ip}/16 dev eth0", "link set eth0 up"):
+                _ip(arguments)
+        if process.stdin is not None:
+            with process.stdin:
+                process.stdin.write(b"\n")
 
     @contextmanager
     def serve_bootstrap(self) -> Iterator[None]:
@@ -170,7 +192,7 @@ class _Ring:
             def log_message(self, format: str, *args: object) -> None:
                 pass
 
-        server = ThreadingHTTPServer(("127.0.0.1", 8000 + self.number), Handler)
+        server = ThreadingHTTPServer((_BRIDGE, 8000 + self.number), Handler)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
             yield
@@ -199,8 +221,10 @@ class _Ring:
             return False
 
     def ask(self, kind: str, count: int) -> list[float]:
-        """Milliseconds of each of ``count`` misses at one node."""
+        """Milliseconds of each of ``count`` misses at one node, asked from there as its runtime does."""
         connection = http.client.HTTPConnection(self.address(self.nodes // 2), 5000, timeout=30)
+        with _inside(self.processes[self.nodes // 2]):
+            connection.connect()
         took = []
         for _ in range(count):
             digest = hashlib.sha256(random.randbytes(32)).hexdigest()
@@ -240,8 +264,28 @@ class _Ring:
         return statistics.median(turn[min(len(turn) - 1, int(len(turn) * share))] for turn in self.times)
 
 
-def _ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True)
+def _ip(arguments: str) -> None:
+    subprocess.run(["ip", *arguments.split()], check=True)
+
+
+@contextmanager
+def _inside(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """In the network namespace of ``process``: sockets that are made here, and programs that are started."""
+    with _namespace("self").open() as outside, _namespace(process.pid).open() as inside:
+        _enter(inside)
+        try:
+            yield
+        finally:
+            _enter(outside)
+
+
+def _namespace(process: int | str) -> Path:
+    return Path(f"/proc/{process}/ns/net")
+
+
+def _enter(namespace: IO[str]) -> None:
+    if _libc.setns(namespace.fileno(), _CLONE_NEWNET):
+        raise OSError(ctypes.get_errno(), "the network namespace can't be entered")
 
 
 def _print(rings: Sequence[_Ring], title: str) -> None:
