@@ -361,17 +361,17 @@ class Election:
             self._problems[Probe] = f"asking for the servers' leader: {error}"
             self._set(fresh=False)
             return ()
-        if isinstance(error, SessionEnded) and not self._shows_holder:
+        ended = isinstance(error, SessionEnded) and not self._shows_holder
+        if ended:
             self._session_lost(now)
-            return self._read_now()
+        # after _session_lost, which solves it, because the log has to say why this node leads no longer
+        self._problems[Renew] = f"renewing the session: {error}"
         # only a 404 of Consul itself names the session, and so proves that it is gone; after the TTL any 404 counts,
         # because a read costs nothing then
         if isinstance(error, SessionUnknown) and (action.session in str(error) or now >= self._heartbeat.session_end):
-            self._session_doubted = True
+            self._session_doubted = ended = True
             self._suspend()
-            return self._read_now()
-        self._problems[Renew] = f"renewing the session: {error}"
-        return ()
+        return self._read_now() if ended else ()
 
     def _solved(self, *kinds: type[Action]) -> None:
         for kind in kinds:

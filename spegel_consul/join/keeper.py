@@ -10,7 +10,8 @@ A bootstrap names peers, and the keeper joins through them:
 If no peer is named, or none of them answers, the keeper joins through members of its last run.
 
 Two parts of a split ring do not find each other.  So the keeper compares the members with the routers in the catalog
-and joins missing ones; that merges the parts, because both sides exchange their member lists.
+and joins missing ones; that merges the parts, because both sides exchange their member lists.  Named peers that are no
+members are joined too, because a catalog has only the routers of its own datacenter.
 
 Only an election makes a leader.  Without one, the named peers may change at any rate: the keeper joins through each
 change, and none counts as a change of leader.
@@ -34,7 +35,7 @@ import trio
 from spegel_consul.join import Bootstrap, KnownRouters
 from spegel_consul.join.leader_change import OnLeaderChange
 from spegel_consul.join.remembered_members import Remembered
-from spegel_consul.join.schedule import DEBOUNCE, EVERY, Coverage, Flapping, Schedule, missing
+from spegel_consul.join.schedule import DEBOUNCE, EVERY, Coverage, Flapping, Recall, Schedule, missing
 from spegel_consul.peers import PeerInfo, RingError
 from spegel_consul.ring import Router
 
@@ -85,6 +86,7 @@ class RingKeeper:
         self._rng = rng or random.Random()
         self._schedule = Schedule(every=every, debounce=debounce, rng=self._rng)
         self._coverage = Coverage(self._rng)
+        self._recall = Recall(every, self._rng)
         self._flapping = Flapping()
         self._was_alone = True
         self._leader: PeerInfo | None = None
@@ -139,8 +141,11 @@ class RingKeeper:
                 if self._coverage.due(now, known=bool(routers)):
                     await self._cover(routers)
                     continue
+                async with trio.open_nursery() as nursery:
+                    for peer in self._absent(named, now):
+                        nursery.start_soon(self._recall_peer, peer)
                 await self._remember(now)
-                with trio.move_on_after(min(due - now, _CHECK)):
+                with trio.move_on_at(min(due, now + _CHECK)):
                     await self._bootstrap.changed(named)
         finally:
             await self._remembered.save_last(self._router.members())
@@ -153,7 +158,7 @@ class RingKeeper:
 
     def _follow(self, now: float, *, replaced: bool) -> None:
         """The named peers changed; ``replaced`` if the leader is another node."""
-        if self._leader is not None and self._policy is OnLeaderChange.IGNORE:
+        if self._ignores_leader():
             return
         if replaced:
             self._leader_changed = True
@@ -215,16 +220,32 @@ class RingKeeper:
     async def _cover(self, routers: Sequence[PeerInfo]) -> None:
         """Join routers that are in the catalog and not in the ring."""
         absent = missing(routers, self._router.members(), self._router.me)
-        reached = 0
-        if absent:
-            try:
-                reached = await self._router.join(self._rng.sample(absent, min(_SAMPLE, len(absent))))
-            except RingError as exc:
-                log.debug("ring_cover_failed", error=str(exc))
+        reached = await self._reach(self._rng.sample(absent, min(_SAMPLE, len(absent)))) if absent else 0
         if self._coverage.compared(trio.current_time(), missing=len(absent), reached=reached):
             self.splits += 1
             log.warning("ring_split", missing=len(absent), members=len(self._router.members()))
         self.missing = len(missing(routers, self._router.members(), self._router.me))
+
+    def _absent(self, named: Sequence[PeerInfo], now: float) -> Sequence[PeerInfo]:
+        """The named peers that are no members, and are to be joined now; without members the schedule joins all."""
+        members = self._router.members()
+        if self._ignores_leader() or not members:
+            return ()
+        return self._recall.due(missing(named, members, self._router.me), now)
+
+    async def _recall_peer(self, peer: PeerInfo) -> None:
+        reached = await self._reach([peer])
+        self._recall.tried(peer, trio.current_time(), reached=bool(reached))
+
+    def _ignores_leader(self) -> bool:
+        return self._leader is not None and self._policy is OnLeaderChange.IGNORE
+
+    async def _reach(self, absent: Sequence[PeerInfo]) -> int:
+        try:
+            return await self._router.join(absent)
+        except RingError as exc:
+            log.debug("ring_cover_failed", error=str(exc))
+            return 0
 
     async def _remember(self, now: float) -> None:
         if now - self._saved >= _SAVE_EVERY:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 from spegel_consul.peers import PeerInfo
 
@@ -116,6 +116,26 @@ class Coverage:
         soon = missing > 0 and reached > 0
         self._at = now + (COVERAGE_AFTER_CHANGE if soon else COVERAGE_EVERY) * self._rng.uniform(0.8, 1.2)
         return self.split and not was
+
+
+class Recall:
+    """Schedules joins through named peers that are no members, such as those that a long outage has removed.
+
+    One that answered is tried again only after ``every`` seconds, because it may be a member under another address.
+    """
+
+    def __init__(self, every: float, rng: random.Random) -> None:
+        self._every = every
+        self._rng = rng
+        self._at: dict[PeerInfo, float] = {}
+
+    def due(self, absent: Sequence[PeerInfo], now: float) -> Sequence[PeerInfo]:
+        """Those of ``absent`` to join now. A new one has to be absent for a while, because a join is under way."""
+        self._at = {peer: self._at.get(peer, now + COVERAGE_EVERY * self._rng.uniform(0.8, 1.2)) for peer in absent}
+        return [peer for peer, at in self._at.items() if at <= now]
+
+    def tried(self, peer: PeerInfo, now: float, *, reached: bool) -> None:
+        self._at[peer] = now + (self._every if reached else COVERAGE_EVERY) * self._rng.uniform(0.8, 1.2)
 
 
 def missing(routers: Iterable[PeerInfo], members: Collection[PeerInfo], me: PeerInfo) -> list[PeerInfo]:

@@ -156,6 +156,7 @@ def test_only_consuls_own_404_ends_the_session() -> None:
     gone = NotFound("404 Session id 's' not found")
     assert election.handle(Failed(RENEW, gone), 4) == (ReadKey(5, 0, 60.0, True),)
     assert (election.view.state, election.view.session) == (State.SUSPENDED, None)
+    assert election.problem == "renewing the session: 404 Session id 's' not found", "for the log"
     # without its session the lock is free
     assert election.handle(KeyRead(5, 50, free(ME, 50)), 4) != ()
     assert election.view.state is State.CANDIDATE

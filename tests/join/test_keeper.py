@@ -278,6 +278,41 @@ async def test_a_catalog_that_is_empty_filtered_or_old_removes_no_member(
     assert keeper.last_error is None
 
 
+async def test_a_named_peer_that_was_forgotten_is_joined_again_within_two_minutes(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """A long outage between two sites removes the members of each from the tables of the other."""
+    ring = MemoryRing()
+    near, far = await ring_of(nursery, ring, 2), MemoryRouter(ring, registry=("127.0.0.1", 2))
+    router = Recorder(ring)
+    named = Named(near[0].me, PeerInfo(None, far.me.addrs))
+    keeper = await keep(nursery, router, named, known_routers=Catalog(router.me, *(each.me for each in near)))
+    await trio.sleep(600)
+    assert len(router.members()) == 2
+    assert 8 <= len(router.times) <= 14, "the absent one is tried about once a minute"
+    assert (keeper.splits, keeper.missing, keeper.last_error) == (0, 0, None)
+    await nursery.start(far.run)
+    await trio.sleep(80)
+    assert set(router.members()) == {near[0].me, near[1].me, far.me}
+
+
+async def test_a_named_peer_that_is_a_member_under_another_address_is_joined_as_seldom_as_all(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    class Translated(Recorder):
+        async def join(self, peers: Sequence[PeerInfo]) -> int:
+            return await super().join([friend.me if peer == by_name else peer for peer in peers])
+
+    ring = MemoryRing()
+    router, friend = Translated(ring), await other(nursery, ring)
+    by_name = PeerInfo(None, ("/dns4/friend.example/tcp/5001",))
+    keeper = await keep(nursery, router, Named(by_name))
+    await trio.sleep(3 * EVERY)
+    assert router.members() == (friend.me,)
+    assert len(router.times) <= 7
+    assert keeper.splits == 0
+
+
 async def test_a_catalog_without_ids_is_compared_by_address(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
     ring = MemoryRing()
     router, friend = Recorder(ring), await other(nursery, ring)

@@ -6,6 +6,7 @@ import random
 
 import httpx
 import pytest
+import structlog
 import trio
 import trio.testing
 
@@ -121,6 +122,24 @@ async def test_a_lock_that_was_taken_away_is_noticed(
     await until(lambda: not leads(node), 20)
     nomad.variables.clear()
     await until(lambda: leads(node), 100)
+
+
+async def test_the_log_has_the_reason_of_a_lost_lead_once(
+    autojump_clock: trio.testing.MockClock, nomad: FakeNomad, cluster: Cluster
+) -> None:
+    node = await cluster.start("a")
+    await until(lambda: leads(node), 5)
+    with structlog.testing.capture_logs() as logs:
+        nomad.variables[PATH]["Lock"]["ID"] = "another"
+        await until(lambda: not leads(node), 20)
+        nomad.variables.clear()
+        await until(lambda: leads(node), 100)
+        await trio.sleep(60)
+    events = [entry["event"] for entry in logs if entry["log_level"] == "warning" or "unhindered" in entry["event"]]
+    assert events == ["election hindered", "election unhindered"]
+    (reason,) = [entry["problem"] for entry in logs if entry["log_level"] == "warning"]
+    assert reason.startswith("renewing the session: ")
+    assert "attempting to modify locked variable" in reason
 
 
 async def test_a_short_outage_ends_no_lead(

@@ -52,13 +52,17 @@ acl {{
 class ConsulOptions:
     """How the agents of one cluster are configured.
 
-    The first ``servers`` nodes run a server, the others a client.
+    The first ``servers`` nodes from number ``first`` run a server, the others a client. ``wan``: addresses of servers
+    of other datacenters, which this one's servers join.
     ``session_ttl_min`` allows sessions shorter than Consul's 10 s. ``acl`` denies what no token allows;
     MASTER_TOKEN may do everything. ``https`` also opens HTTPS_PORT, for which ``hcl``, which is added to every
     agent's configuration, has to name certificates.
     """
 
     servers: int = 1
+    first: int = 0
+    datacenter: str = "dc1"
+    wan: tuple[str, ...] = ()
     fast_gossip: bool = False
     session_ttl_min: str | None = None
     acl: bool = False
@@ -75,6 +79,10 @@ class ConsulOptions:
             hcl += _ACL
         return hcl
 
+    @property
+    def server_numbers(self) -> range:
+        return range(self.first, self.first + self.servers)
+
 
 class ConsulAgent:
     """One agent; HTTP and DNS on the node's loopback and its address."""
@@ -83,10 +91,9 @@ class ConsulAgent:
         self.ip = port.ip
         self.netns = port.netns
         self.name = f"n{port.index}"
-        self.is_server = port.index < options.servers
+        self.is_server = port.index in options.server_numbers
         self.token = MASTER_TOKEN if options.acl else None
         self.process: Process | None = None
-        self._servers = options.servers
         self._dir = directory
         self.options = options
 
@@ -98,9 +105,12 @@ class ConsulAgent:
         config.write_text(self.options.configuration())
         argv: list[str | Path] = [parts.consul(), "agent", f"-node={self.name}", f"-bind={self.ip}"]
         argv += [f"-client=127.0.0.1 {self.ip}", f"-data-dir={data}", f"-config-file={config}"]
+        argv.append(f"-datacenter={self.options.datacenter}")
         if self.is_server:
-            argv += ["-server", f"-bootstrap-expect={self._servers}"]
-        argv += [f"-retry-join={server}" for server in map(address, range(self._servers)) if server != self.ip]
+            argv += ["-server", f"-bootstrap-expect={self.options.servers}"]
+            argv += [f"-retry-join-wan={server}" for server in self.options.wan]
+        servers = map(address, self.options.server_numbers)
+        argv += [f"-retry-join={server}" for server in servers if server != self.ip]
         self.process = self.netns.start(f"consul {self.name}", argv, log_path=self._dir / "consul.log")
 
     def running(self) -> Process:

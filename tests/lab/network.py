@@ -172,6 +172,13 @@ class Network:
         for port in ports:
             port.plug_into("br1")
 
+    def cut(self) -> None:
+        """Interrupt the line between the two bridges; the nodes notice no more than silence."""
+        self._switch.ip("link", "set", f"{_TRUNK}0", "down")
+
+    def mend(self) -> None:
+        self._switch.ip("link", "set", f"{_TRUNK}0", "up")
+
     def crossed_bytes(self) -> int:
         """Bytes that have gone over the line between the two bridges, both ways."""
         links = json.loads(self._switch.ip("-json", "-statistics", "link", "show", "type", "veth"))

@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import re
 import runpy
-import shutil
 import subprocess
-import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from lab import parts
 from lab.process import until
+from lab.prometheus import Prometheus
 from web.dashboard import expressions, filled, named
 
 from spegel_consul.metrics.sidecar_metrics import Metrics
@@ -114,49 +112,12 @@ def test_each_alert_fires_for_its_cause_alone(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-class Prometheus:
-    def __init__(self, ring) -> None:
-        self._netns = ring[0].netns
-
-    def ask(self, path: str, **query: str) -> Any:
-        response = self._netns.request("GET", "127.0.0.1", 9099, f"{path}?{urllib.parse.urlencode(query)}", timeout=20)
-        document = json.loads(response.body)
-        assert document["status"] == "success", document
-        return document["data"]
-
-    def values(self, expression: str) -> dict[str, float]:
-        found = self.ask("/api/v1/query", query=expression)["result"]
-        return {each["metric"].get("node", ""): float(each["value"][1]) for each in found}
-
-    def targets(self) -> list[dict[str, Any]]:
-        try:
-            return list(self.ask("/api/v1/targets", state="active")["activeTargets"])
-        except (OSError, ValueError):
-            return []  # it is starting
-
-
 @pytest.fixture(scope="module")
 def prometheus(ring) -> Iterator[Prometheus]:
     """The configuration of the documentation, but for the interval."""
-    directory = ring.lab.dir / "prometheus"
-    directory.mkdir()
-    text = (DOCS / "prometheus.yml").read_text()
-    assert "scrape_interval: 15s" in text
-    (directory / "prometheus.yml").write_text(text.replace("scrape_interval: 15s", "scrape_interval: 1s"))
-    argv = [parts.prometheus(), f"--config.file={directory}/prometheus.yml", f"--storage.tsdb.path={directory}/data"]
-    process = ring[0].netns.start(
-        "prometheus", [*argv, "--web.listen-address=127.0.0.1:9099"], log_path=directory / "prometheus.log"
-    )
-    made = Prometheus(ring)
-    try:
-        process.until(lambda: len(made.targets()) == 3, timeout=30, what="Prometheus found three nodes through Consul")
-        process.until(
-            lambda: len(made.values("rate(spegel_ready[10s])")) == 3, timeout=30, what="it scraped each of them twice"
-        )
+    with Prometheus(ring[0].netns, ring.lab.dir / "prometheus", (DOCS / "prometheus.yml").read_text()) as made:
+        made.await_scrapes(3)
         yield made
-    finally:
-        process.kill9()
-        shutil.rmtree(directory / "data", ignore_errors=True)
 
 
 @pytest.mark.real
@@ -171,6 +132,9 @@ def test_all_targets_are_up_and_tell_what_is_so(ring, prometheus) -> None:
     assert prometheus.values("spegel_ring_members") == {"n0": 2, "n1": 2, "n2": 2}
     assert prometheus.values("spegel_ring_split") == {"n0": 0, "n1": 0, "n2": 0}
     assert sum(prometheus.values("spegel_leader").values()) == 1
+    assert prometheus.values("sum by (datacenter) (spegel_leader)", by="datacenter") == {"dc1": 1}, (
+        "as the alert has it"
+    )
     assert prometheus.values("spegel_advertised_image_tags") == {"n0": 1}
     assert prometheus.values("spegel_advertised_content_digests")["n0"] >= len(ring.image.digests)
     assert prometheus.values("spegel_consul_staleness_seconds")["n1"] < 70

@@ -75,6 +75,8 @@ class Entry:
     tried: bool = False
     """It took over from a slow claimer before."""
     moved_at: float = -math.inf
+    stays_until: float = -math.inf
+    """It left a bad source shortly before."""
     lagging_until: float = -math.inf
     narrow_until: float = -math.inf
     """It could not serve two followers at once until shortly before."""

@@ -36,7 +36,10 @@ STILL = 3.0
 """Seconds without growth after which a follower may have a source that hangs."""
 
 MOVE_EVERY = 5.0
-"""Least seconds between two moves of one follower, except away from a lost source."""
+"""Least seconds between two moves of one follower, except away from a lost source and to the end of a chain."""
+
+STAYS_FOR = 60.0
+"""Seconds for which a follower that left a bad source does not make room, because it could come back to that source."""
 
 ENTRY_EVERY = 60.0
 """Least seconds between two replacements of the node by which the content enters a zone."""
@@ -237,6 +240,8 @@ class Forest:
             if better and present.enters and chosen[0].less:
                 better = False  # of two nodes by which the content enters a zone or a rack, the one with less moves
             if better or self._may_cross(follower, chosen, now):
+                if present.silent or present.badness:
+                    follower.stays_until = now + STAYS_FOR
                 self.follow(follower, chosen[1], now)
 
     def _make_room(self, follower: Entry, source: Entry, now: float) -> bool:
@@ -245,7 +250,7 @@ class Forest:
         A group that fits into one chain needs no source with two followers, which share its link: the chain passes
         through one rack after the other.
         """
-        if len(self.entries) > self._chain + 1 or not follower.place.rack:
+        if len(self.entries) > self._chain + 1 or not follower.place.rack or now < follower.stays_until:
             return False
         last = source
         while last.place.rack and last.place.distance(follower.place) != SAME_RACK:

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from spegel_consul.places import NOWHERE, Place
-from spegel_consul.ring.dht.claim_forest import ENTRY_EVERY, MOVE_EVERY
+from spegel_consul.ring.dht.claim_forest import ENTRY_EVERY, MOVE_EVERY, STAYS_FOR
 from spegel_consul.ring.dht.claim_reports import Report, Why
 from spegel_consul.ring.dht.claims import MAX_OF_GROUP, Claims
 
@@ -182,6 +182,24 @@ def test_a_group_as_long_as_a_chain_passes_through_one_rack_after_the_other(keep
     for _ in range(2):
         found = {name: keeper.report(name) for name in names}
     assert found == {"a1-0": "claim", "a1-1": "a1-0", "a1-2": "a1-1", "a2-0": "a1-2", "a2-1": "a2-0"}
+
+
+@pytest.mark.parametrize("trouble", ["silent", "behind"])
+def test_a_follower_that_left_a_bad_source_does_not_come_back_for_a_minute(keeper: Zones, trouble: str) -> None:
+    """Making room would put it behind the same source as soon as that one seems well again."""
+    assert [keeper.report(name) for name in ("a1-0", "a1-1", "a2-0")] == ["claim", "a1-0", "a1-1"]
+    source, moves = "a1-1", []
+    for second in range(1, 121):
+        keeper.now, have = second, second * 10 * MIB
+        bad = second % 12 < 6
+        keeper.report("a1-0", have, behind=(b"a1-1",) if bad and trouble == "behind" else ())
+        if not (bad and trouble == "silent"):
+            keeper.report("a1-1", have)
+        if (now := keeper.report("a2-0", have)) != source:
+            source, moves = now, [*moves, second]
+    assert moves[0] < 20, "it leaves the bad source"
+    assert all(later - earlier >= STAYS_FOR for earlier, later in zip(moves[::2], moves[1::2], strict=False))
+    assert len(moves) <= 4
 
 
 def test_the_datacenter_comes_before_another_one(keeper: Zones) -> None:
