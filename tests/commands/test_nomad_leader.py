@@ -96,7 +96,7 @@ def test_a_token_without_the_right(nomad: FakeNomad) -> None:
         ({}, 1, f"spegel-consul: {PATH}: http://127.0.0.1:1: "),
         ({"NOMAD_ADDR": "nomad:4646"}, 2, "spegel-consul: NOMAD_ADDR: 'nomad:4646'"),
         ({"NOMAD_VARIABLE": "a b"}, 2, "spegel-consul: 'a b' is not the path of a Nomad variable"),
-        ({"BOOTSTRAP_KIND": "dns,nomad-service"}, 2, "spegel-consul: --bootstrap-kind: only consul and nomad-var elect"),
+        ({"BOOTSTRAP_KIND": "dns,nomad-service"}, 2, "spegel-consul: --bootstrap-kind: only consul and nomad-var"),
     ],
 )
 def test_as_a_process_every_failure_is_one_line(given: dict[str, str], status: int, line: str) -> None:

@@ -62,8 +62,9 @@ def test_three_clients_find_each_other_share_and_elect(machines, top: Path, reco
         with pytest.raises(Failed, match="404"):
             first.api(LEADER)
         assert first.shell(ask, status=3).startswith("vacant")
-        first.shell(f"nomad var put nomad/jobs/other/leader state=held peer_id=12D3 addrs=/ip4/{first.node.ip}/tcp/1 node=x")
-        assert first.shell(f"{ask.partition(' #')[0]} --nomad-variable=nomad/jobs/other/leader").startswith("x\n")
+        other = "nomad/jobs/other/leader"
+        first.shell(f"nomad var put {other} state=held peer_id=12D3 addrs=/ip4/{first.node.ip}/tcp/1 node=x")
+        assert first.shell(f"{ask.partition(' #')[0]} --nomad-variable={other}").startswith("x\n")
     until(lambda: all(_members(machine) == 2 for machine in made), timeout=60, what="all are in one ring")
     first.shell(configure, jobs, 120)
 
