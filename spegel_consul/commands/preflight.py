@@ -30,12 +30,13 @@ from spegel_consul.commands.runtime_options import (
     docker_certs_path,
 )
 from spegel_consul.consul.api.consul_settings import ConsulSettings
+from spegel_consul.consul.catalog.service_definitions import ServiceMode
 from spegel_consul.election.election_view import ElectionSettings
 from spegel_consul.endpoints.check import has_failed, verdict
 from spegel_consul.endpoints.dial_back import Peer
 from spegel_consul.http.peer_tls import Encryption
 from spegel_consul.http.tls import Tls, TlsError, TlsFiles
-from spegel_consul.join.bootstrap_kind import BootstrapKind
+from spegel_consul.join.bootstrap_kind import CONSUL_KINDS
 from spegel_consul.preflight.node_address import NoAddress, advertised
 
 
@@ -68,7 +69,13 @@ from spegel_consul.preflight.node_address import NoAddress, advertised
     type=BOOTSTRAP_KINDS,
     multiple=True,
     default=["consul"],
-    help="As for registry; Consul is checked if consul is among them.",
+    help="As for registry; Consul is checked if consul or catalog is among them.",
+)
+@option(
+    "--consul-service",
+    type=click.Choice([mode.value for mode in ServiceMode]),
+    default=ServiceMode.AUTO.value,
+    help="As for registry; decides the rights that the token needs.",
 )
 @option("--consul-leader-key", default=ElectionSettings().key, help="As for registry.")
 @path_option("--tls-cert-file", None, help="As for registry; the peers then have TLS too.")
@@ -96,6 +103,7 @@ from spegel_consul.preflight.node_address import NoAddress, advertised
 def preflight(as_json: bool, peer: Any, **given: Any) -> None:
     """Check this node's set-up for a mirror, and print the lines to change. Exits 1 if a check fails."""
     from spegel_consul.commands.sidecar_client import print_hanging
+    from spegel_consul.preflight.consul_checks import ConsulUse
     from spegel_consul.preflight.node_checks import run
     from spegel_consul.preflight.subject import Subject
     from spegel_consul.runtimes.containerd_sockets import find_socket, namespaces
@@ -104,8 +112,8 @@ def preflight(as_json: bool, peer: Any, **given: Any) -> None:
     try:
         address = advertised(given["advertise_addr"], bound.host)
         certificates = _certificates(given)
-        uses_consul = BootstrapKind.CONSUL in kinds_of(given["bootstrap_kind"])
-        consul = ConsulSettings.from_env(os.environ) if uses_consul else None
+        kinds = kinds_of(given["bootstrap_kind"])
+        consul = ConsulSettings.from_env(os.environ) if CONSUL_KINDS.intersection(kinds) else None
     except (NoAddress, TlsError) as exc:
         raise click.ClickException(str(exc)) from None
     except ValueError as exc:
@@ -126,7 +134,7 @@ def preflight(as_json: bool, peer: Any, **given: Any) -> None:
         containers_config=given["containers_config_path"],
         buildkitd_config=given["buildkitd_config"],
         consul=consul,
-        leader_key=given["consul_leader_key"],
+        consul_use=ConsulUse.of(kinds, ServiceMode(given["consul_service"]), given["consul_leader_key"]),
         peer=Peer(peer.host, peer.port) if peer is not None else None,
         tls=given["tls_cert_file"] is not None and given["peer_tls"] == "off",
         peer_tls=Encryption(given["peer_tls"]) if given["peer_tls"] != "off" else None,

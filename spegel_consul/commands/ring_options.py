@@ -31,6 +31,12 @@ def _server(text: str) -> tuple[str, int]:
     return address.host, address.port
 
 
+nomad_variable = option(
+    "--nomad-variable",
+    default="nomad/jobs/spegel/leader",
+    help="nomad-var: path of the variable that is locked; one for each cluster that shares a Nomad.",
+)
+
 finding_options = together(
     option(
         "--bootstrap-kind",
@@ -72,7 +78,7 @@ finding_options = together(
         default=None,
         help="dns: server to ask, such as 127.0.0.1:8600.  [default: those in /etc/resolv.conf]",
     ),
-    option("--nomad-variable", default="nomad/jobs/spegel/leader", help="nomad-var: path of the variable to lock."),
+    nomad_variable,
     option("--nomad-service", default="spegel-router", help="nomad-service: name of the routers' service in Nomad."),
     option(
         "--bootstrap-file",

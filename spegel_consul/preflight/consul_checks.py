@@ -1,40 +1,82 @@
 """Checks of Consul: its answer, its leader, its clock and the rights of the token.
 
 Consul itself tells which rights a token has, through the endpoint of its own web interface. The request changes
-nothing. A new right that the sidecar needs belongs here.
+nothing. A new right that the sidecar needs belongs here, with the use that needs it.
 """
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Container, Iterator
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from typing import NamedTuple
 
 from spegel_consul.consul.api.consul_errors import AccessDenied, ConsulError
 from spegel_consul.consul.api.consul_settings import ConsulSettings
 from spegel_consul.consul.api.transport import TrioHTTPClient
+from spegel_consul.consul.catalog.service_definitions import ServiceMode
 from spegel_consul.election.election_view import ElectionSettings
 from spegel_consul.endpoints.check import Check, fail, ok, warn
+from spegel_consul.join.bootstrap_kind import BootstrapKind
 
-LEADER_KEY = ElectionSettings().key
 _CLOCK_TOLERANCE = 2.0  # seconds
-_RIGHTS = (
-    ("session", "", "write", 'session_prefix "" { policy = "write" }'),
-    ("service", "spegel", "write", 'service_prefix "spegel" { policy = "write" }'),
-    ("node", "", "read", 'node_prefix "" { policy = "read" }'),
-)
 
 
-def _rights(key: str) -> tuple[tuple[str, str, str, str], ...]:
-    return (("key", key, "write", f'key "{key}" {{ policy = "write" }}'), *_RIGHTS)
+@dataclass(frozen=True, slots=True)
+class ConsulUse:
+    """What the sidecar does with Consul; all of it, unless its flags say otherwise."""
+
+    leader_key: str | None = ElectionSettings().key
+    """The key of the election; None: the sidecar takes no part in it."""
+    registers: bool = True
+    reads_catalog: bool = True
+
+    @classmethod
+    def of(cls, kinds: Container[BootstrapKind], mode: ServiceMode, leader_key: str) -> ConsulUse:
+        """The use with these values of ``--bootstrap-kind``, ``--consul-service`` and ``--consul-leader-key``."""
+        return cls(
+            leader_key if BootstrapKind.CONSUL in kinds else None,
+            mode in (ServiceMode.AUTO, ServiceMode.SELF),
+            mode is not ServiceMode.OFF or BootstrapKind.CATALOG in kinds,
+        )
+
+    def rights(self) -> Iterator[Right]:
+        """The rights that the token needs."""
+        if self.leader_key is not None:
+            yield Right("key", self.leader_key, "write", f'key "{self.leader_key}"')
+            yield Right("session", "", "write", 'session_prefix ""')
+        if self.registers:
+            yield Right("service", "spegel", "write", 'service_prefix "spegel"')
+        elif self.reads_catalog:
+            yield Right("service", "spegel", "read", 'service_prefix "spegel"')
+        if self.reads_catalog:
+            yield Right("node", "", "read", 'node_prefix ""')
 
 
-async def checks_of(consul: ConsulSettings | None, leader_key: str) -> list[Check]:
+class Right(NamedTuple):
+    """A right, as Consul is asked for it; ``subject`` is the beginning of the rule that gives it."""
+
+    resource: str
+    segment: str
+    access: str
+    subject: str
+
+    def __str__(self) -> str:
+        return f"{self.resource}:{self.access}"
+
+    @property
+    def rule(self) -> str:
+        return f'{self.subject} {{ policy = "{self.access}" }}'
+
+
+async def checks_of(consul: ConsulSettings | None, use: ConsulUse) -> list[Check]:
     """Checks of the answer, leader, clock and token's rights; none without ``consul``. Takes 10 s at most."""
     if consul is None:
         return []
     question = json.dumps(
-        [{"Resource": kind, "Segment": at, "Access": how} for kind, at, how, _ in _rights(leader_key)]
+        [{"Resource": each.resource, "Segment": each.segment, "Access": each.access} for each in use.rights()]
     )
     try:
         http = TrioHTTPClient(consul)
@@ -56,7 +98,7 @@ async def checks_of(consul: ConsulSettings | None, leader_key: str) -> list[Chec
         except ConsulError as exc:
             checks.append(_without_rights(exc))
         else:
-            checks.append(rights_check([entry.get("Allow") is True for entry in allowed], leader_key))
+            checks.append(rights_check([entry.get("Allow") is True for entry in allowed], use))
     except ConsulError as exc:
         return [fail("consul", str(exc), "CONSUL_HTTP_ADDR=http://…:8500")]
     finally:
@@ -73,13 +115,12 @@ def _without_rights(exc: ConsulError) -> Check:
     return warn("acl", f"could not be checked: {exc}")
 
 
-def rights_check(allowed: list[bool], key: str = LEADER_KEY) -> Check:
+def rights_check(allowed: list[bool], use: ConsulUse) -> Check:
     """The check of the rights; ``allowed`` is Consul's answer, in the order of the needed rights."""
-    missing = [right for right, has in zip(_rights(key), allowed, strict=False) if not has]
+    missing = [right for right, has in zip(use.rights(), allowed, strict=False) if not has]
     if not missing:
         return ok("acl", "the token has every right that is needed")
-    names = ", ".join(f"{kind}:{how}" for kind, _, how, _ in missing)
-    return fail("acl", f"the token lacks {names}", "\n".join(rule for *_, rule in missing))
+    return fail("acl", f"the token lacks {', '.join(map(str, missing))}", "\n".join(right.rule for right in missing))
 
 
 def clock_check(date: str | None, before: float, after: float) -> Check:

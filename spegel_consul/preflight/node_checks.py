@@ -39,7 +39,7 @@ async def run(subject: Subject) -> list[Check]:
         ("containerd", containerd_checks),
         ("docker", docker_checks),
         ("clients", _clients),
-        ("consul", lambda subject: consul_checks.checks_of(subject.consul, subject.leader_key)),
+        ("consul", lambda subject: consul_checks.checks_of(subject.consul, subject.consul_use)),
         ("dial-back", _certificate_and_dial_back),
     ]
     found: list[list[Check]] = [[] for _ in groups]

@@ -8,14 +8,14 @@ decides; else the traces of pulls do. A new trace belongs here.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from spegel_consul.consul.api.consul_settings import ConsulSettings
 from spegel_consul.endpoints.check import Check, Status
 from spegel_consul.endpoints.dial_back import Peer
 from spegel_consul.http.peer_tls import Encryption, PeerTls
-from spegel_consul.preflight.consul_checks import LEADER_KEY
+from spegel_consul.preflight.consul_checks import ConsulUse
 
 CONTAINERD, DOCKER = "containerd", "docker"
 KUBELET = Path("/var/lib/kubelet")
@@ -42,7 +42,7 @@ class Subject:
     """The directory of registries.conf."""
     buildkitd_config: Path | None = None
     consul: ConsulSettings | None = None
-    leader_key: str = LEADER_KEY
+    consul_use: ConsulUse = field(default_factory=ConsulUse)
     peer: Peer | None = None
     tls: bool = False
     """Whether the nodes' registries speak TLS and nothing else."""

@@ -32,7 +32,7 @@ from spegel_consul.endpoints import identity
 from spegel_consul.http.peer_tls import is_plain_to_own
 from spegel_consul.join import Bootstrap, KnownRouters
 from spegel_consul.join.assemble import assemble
-from spegel_consul.join.bootstrap_kind import BootstrapKind
+from spegel_consul.join.bootstrap_kind import BootstrapKind, elector
 from spegel_consul.join.catalog_routers import CatalogRouters
 from spegel_consul.join.keeper import RingKeeper
 from spegel_consul.join.remembered_members import Remembered
@@ -61,7 +61,7 @@ async def start_cluster(
         await resources.enter_async_context(node.nomad)
         if BootstrapKind.NOMAD_VAR in settings.bootstrap.kinds:
             nomad_var = NomadVarBootstrap(node.nomad, settings.bootstrap.nomad_var, me)
-            if settings.bootstrap.kinds[0] is BootstrapKind.NOMAD_VAR:  # otherwise it is a fall-back
+            if elector(settings.bootstrap.kinds) is BootstrapKind.NOMAD_VAR:  # otherwise it is a fall-back
                 view.nomad_candidate = nomad_var.candidate
     bootstrap = assemble(
         settings.bootstrap,

@@ -24,6 +24,7 @@ from spegel_consul.join.sources.nomad_api import NomadClient
 from spegel_consul.peers import RingError, host_port
 from spegel_consul.places import Here
 from spegel_consul.preflight import node_checks
+from spegel_consul.preflight.consul_checks import ConsulUse
 from spegel_consul.preflight.node_address import NoAddress, advertised
 from spegel_consul.preflight.subject import Subject
 from spegel_consul.ring.net.node_key import load_or_create
@@ -140,7 +141,7 @@ async def log_findings(settings: Settings, node: PreparedNode, known: str | None
         namespaces=settings.containerd_namespaces,
         content_path=settings.containerd_content_path,
         consul=settings.consul,
-        leader_key=settings.election.key,
+        consul_use=ConsulUse.of(settings.bootstrap.kinds, settings.consul_service, settings.election.key),
         tls=not is_plain_to_own(node.tls),
         peer_tls=settings.peer_tls,
         certificates=node.tls,

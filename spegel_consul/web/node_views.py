@@ -104,7 +104,7 @@ class Node:
     keeper: RingKeeper | None = None
     consul: Consul | None = None
     nomad_candidate: Candidate | None = None
-    """This node's part in the election by the lock on a Nomad variable, if that is its first kind of bootstrap."""
+    """This node's part in the election by the lock on a Nomad variable, if that is its first kind that elects."""
     followers: Followers = field(default_factory=Followers)
     uploads: Uploads = field(default_factory=Uploads)
     follows: Follows | None = None

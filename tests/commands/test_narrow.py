@@ -39,7 +39,7 @@ def scene(monkeypatch: pytest.MonkeyPatch) -> None:
     async def run(*_: object) -> list[Check]:
         return CHECKS
 
-    monkeypatch.setattr(leader, "_read", read)
+    monkeypatch.setattr(leader, "_read_key", read)
     monkeypatch.setattr(checks, "run", run)
     monkeypatch.setenv("COLUMNS", str(COLUMNS))
     monkeypatch.setenv("TERM", "xterm")

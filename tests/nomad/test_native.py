@@ -42,7 +42,7 @@ def test_three_clients_find_each_other_share_and_elect(machines, top: Path, reco
     with pytest.raises(Failed, match="Permission denied"):
         first.shell("NOMAD_TOKEN= nomad job status", jobs)
 
-    policy, run, configure, show = section()
+    policy, run, configure, show, ask = section()
     first.shell(policy, jobs)
     began = time.monotonic()
     first.shell(run, jobs, 240)
@@ -55,11 +55,16 @@ def test_three_clients_find_each_other_share_and_elect(machines, top: Path, reco
     if has_locks():
         until(lambda: leader(first) in names, timeout=60, what="one of them holds the lock")
         assert leader(first) in first.shell(show, jobs)
+        assert first.shell(ask).splitlines()[0] == leader(first)
     else:
         for alloc in first.running("spegel").values():
             until(lambda alloc=alloc: _names_the_way(first, alloc["ID"]), timeout=60, what="it says what is missing")
         with pytest.raises(Failed, match="404"):
             first.api(LEADER)
+        assert first.shell(ask, status=3).startswith("vacant")
+        other = "nomad/jobs/other/leader"
+        first.shell(f"nomad var put {other} state=held peer_id=12D3 addrs=/ip4/{first.node.ip}/tcp/1 node=x")
+        assert first.shell(f"{ask.partition(' #')[0]} --nomad-variable={other}").startswith("x\n")
     until(lambda: all(_members(machine) == 2 for machine in made), timeout=60, what="all are in one ring")
     first.shell(configure, jobs, 120)
 

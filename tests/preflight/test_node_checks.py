@@ -13,11 +13,13 @@ import pytest
 import trio
 
 from spegel_consul.consul.api.consul_settings import ConsulSettings
+from spegel_consul.consul.catalog.service_definitions import ServiceMode
 from spegel_consul.endpoints import dial_back
 from spegel_consul.endpoints.check import Check, Status, fail, has_failed, ok, warn
 from spegel_consul.endpoints.plain_app import PlainApp, answering, not_allowed
+from spegel_consul.join.bootstrap_kind import BootstrapKind
 from spegel_consul.preflight import interfaces, node_checks
-from spegel_consul.preflight.consul_checks import clock_check, rights_check
+from spegel_consul.preflight.consul_checks import ConsulUse, clock_check, rights_check
 from spegel_consul.preflight.node_checks import address_check
 from spegel_consul.preflight.subject import Subject
 from spegel_consul.runtimes.containerd_sockets import NAMESPACES, SocketSearch, find_socket, namespaces
@@ -33,14 +35,31 @@ def test_clock(off: float, status: Status, fraction: float) -> None:
 
 
 def test_rights() -> None:
-    assert rights_check([True] * 5).status is Status.OK
-    check = rights_check([True, False, True, False, True])
+    assert rights_check([True] * 4, ConsulUse()).status is Status.OK
+    check = rights_check([True, False, True, False], ConsulUse())
     assert check.status is Status.FAIL
     assert "session:write, node:read" in check.says
     assert check.fix.splitlines() == [
         'session_prefix "" { policy = "write" }',
         'node_prefix "" { policy = "read" }',
     ]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "mode", "needed"),
+    [
+        ("consul", "auto", "key:write session:write service:write node:read"),
+        ("static consul", "external", "key:write session:write service:read node:read"),
+        ("consul", "off", "key:write session:write"),
+        ("consul catalog", "off", "key:write session:write service:read node:read"),
+        ("catalog", "self", "service:write node:read"),
+        ("catalog nomad-var", "external", "service:read node:read"),
+        ("catalog", "off", "service:read node:read"),
+    ],
+)
+def test_the_rights_that_kinds_of_bootstrap_need(kinds: str, mode: str, needed: str) -> None:
+    use = ConsulUse.of([BootstrapKind(kind) for kind in kinds.split()], ServiceMode(mode), "spegel/leader")
+    assert " ".join(map(str, use.rights())) == needed
 
 
 async def test_the_right_to_the_leader_key_that_is_configured() -> None:
@@ -65,7 +84,7 @@ async def test_the_right_to_the_leader_key_that_is_configured() -> None:
     async with trio.open_nursery() as nursery:
         (listener,) = await nursery.start(partial(trio.serve_tcp, agent, 0, host="127.0.0.1"))
         port = listener.socket.getsockname()[1]
-        subject = Subject("192.0.2.1", 5000, consul=ConsulSettings(port=port), leader_key="team/a/leader")
+        subject = Subject("192.0.2.1", 5000, consul=ConsulSettings(port=port), consul_use=ConsulUse("team/a/leader"))
         checks = {check.name: check for check in await node_checks.run(subject)}
         nursery.cancel_scope.cancel()
     assert {"Resource": "key", "Segment": "team/a/leader", "Access": "write"} in asked

@@ -31,7 +31,15 @@ def test_preflight(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("kinds", "checked"),
-    [("consul", True), ("consul,static", True), ("file consul", True), ("dns", False), ("static,nomad-service", False)],
+    [
+        ("consul", True),
+        ("consul,static", True),
+        ("file consul", True),
+        ("catalog", True),
+        ("nomad-service,catalog", True),
+        ("dns", False),
+        ("static,nomad-service", False),
+    ],
 )
 def test_consul_is_checked_if_it_is_among_the_kinds(monkeypatch: pytest.MonkeyPatch, kinds: str, checked: bool) -> None:
     subjects: list[Subject] = []

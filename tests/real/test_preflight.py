@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from lab.cluster import Cluster, MakeCluster, Node
+from lab.cold_start import metric
 from lab.consul import ConsulOptions
 from lab.containerd import PullError
 from lab.image import MIB, MakeImage
@@ -17,7 +18,8 @@ from lab.process import until
 
 pytestmark = pytest.mark.real
 
-POLICY = Path(__file__).parents[2] / "consul/policies/spegel.hcl"
+POLICIES = Path(__file__).parents[2] / "consul/policies"
+POLICY, READER = POLICIES / "spegel.hcl", POLICIES / "spegel-reader.hcl"
 
 
 class Report:
@@ -99,6 +101,38 @@ def test_a_node_that_is_right_and_what_can_be_wrong(cluster: MakeCluster, image:
     report = preflight(node, env=env)
     assert (report["consul"], report["containerd"]) == ("fail", "fail")
     assert "nobody listens" in report.says("containerd")
+
+
+def test_the_rights_of_a_node_that_only_reads_the_catalog(cluster: MakeCluster) -> None:
+    lab = cluster(2, consul=ConsulOptions(acl=True))
+    first, node = lab
+    first.start_sidecar()
+    until(lambda: first.consul.instances("spegel-router"), timeout=20, what="there is a router to find")
+    policy = node.consul.put("/v1/acl/policy", {"Name": "reader", "Rules": READER.read_text()})
+    token = node.consul.put("/v1/acl/token", {"Policies": [{"ID": policy["ID"]}]})["SecretID"]
+    env = {"CONSUL_HTTP_TOKEN": token}
+    report = preflight(node, "--bootstrap-kind=catalog", env=env)
+    assert (report["consul"], report.says("acl")) == (
+        "ok",
+        'the token lacks service:write | service_prefix "spegel" { policy = "write" }',
+    )
+    report = preflight(node, "--bootstrap-kind=catalog", "--consul-service=external", env=env)
+    assert (report["consul"], report["acl"]) == ("ok", "ok")
+    report = preflight(node, "--bootstrap-kind=catalog", "--consul-service=external")
+    assert report.says("acl").startswith("the token lacks service:read, node:read |")
+    assert 'service_prefix "spegel" { policy = "read" }' in report.says("acl")
+
+    # and so it is: the sidecar itself finds the other one with these rights, and misses none
+    node.start_sidecar(bootstrap_kind="catalog", consul_service="external", env=env)
+    sidecar = node.sidecar
+    until(lambda: '"preflight"' in sidecar.log(), timeout=20, what="it has checked the node")
+    found = [event for event in map(json.loads, sidecar.log().splitlines()) if event["event"] == "preflight"]
+    assert {event["status"] for event in found if event["check"] in ("consul", "acl")} == {"ok"}
+    until(lambda: metric(node, "spegel_ring_members") == 1, timeout=20, what="it has joined")
+
+    for each in lab:
+        each.consul.running().kill9()
+    assert preflight(node, "--bootstrap-kind=catalog", env=env)["consul"] == "fail"
 
 
 def test_docker(cluster: MakeCluster) -> None:
