@@ -231,7 +231,8 @@ class RingKeeper:
         members = self._router.members()
         if self._ignores_leader() or not members:
             return ()
-        return self._recall.due(missing(named, members, self._router.me), now)
+        due = self._recall.due(missing(named, members, self._router.me), now)
+        return self._rng.sample(due, min(_SAMPLE, len(due)))
 
     async def _recall_peer(self, peer: PeerInfo) -> None:
         reached = await self._reach([peer])
