@@ -76,7 +76,7 @@ sim: dev-install
 faults: dev-install real-parts
 	SPEGEL_FAULTS=all SPEGEL_FAULTS_TABLE=docs/reliability.md SPEGEL_REAL_PARTS=$(CACHE) \
 		$(BIN)/python -m pytest tests/faults tests/real/test_cold_start.py tests/real/encryption tests/real/test_zones.py \
-		tests/real/runtimes/test_downloads.py tests/real/runtimes/test_trouble.py tests/real/runtimes/test_containerd_files.py
+		tests/real/test_datacenters.py tests/real/runtimes/test_downloads.py tests/real/runtimes/test_trouble.py tests/real/runtimes/test_containerd_files.py
 
 # what the documentation tells people to type for Nomad, on a real one; there is no package of it for CI to install
 NOMAD ?= nomad

@@ -12,7 +12,7 @@ from lab import thorough
 from lab.cluster import Node
 from lab.cold_start import ColdStart, Outcome, ingested, size_of
 from lab.image import MIB, Image
-from lab.process import until
+from lab.process import load, until
 
 pytestmark = pytest.mark.real
 
@@ -20,6 +20,8 @@ BETWEEN = 50  # Mbit/s between the zones
 LINK = 200  # Mbit/s of each node
 EACH = 3 if thorough.ALL else 2  # nodes of each zone
 LAYERS = [9 * MIB, 5 * MIB]
+BUSY, TRIES = 2, 4
+"""A near node has 100 ms to answer before a far one is asked, which is too little on a machine with much other work."""
 TALK = MIB
 """Bytes for everything but content: the ring, manifests, heads and acknowledgements."""
 
@@ -59,10 +61,14 @@ def test_what_crosses(zones: Zones) -> None:
     assert 0.8 < zones.crossed(image, zones.b) <= 1.1
     zones.remove(image)
 
-    image = zones.image(LAYERS)
-    assert_whole(zones.pull(image, nodes=[zones.a[0], zones.b[0]]))
-    assert zones.crossed(image, [*zones.a[1:], *zones.b[1:]]) <= 0, "both zones have it"
-    zones.remove(image)
+    for _ in range(TRIES):
+        image = zones.image(LAYERS)
+        assert_whole(zones.pull(image, nodes=[zones.a[0], zones.b[0]]))
+        crossed, slower = zones.crossed(image, [*zones.a[1:], *zones.b[1:]]), load()
+        zones.remove(image)
+        if crossed <= 0 or slower < BUSY:
+            break
+    assert crossed <= 0, "both zones have it"
 
 
 def test_a_node_that_is_killed_in_the_zone_fails_no_pull(zones: Zones) -> None:
