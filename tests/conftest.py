@@ -22,7 +22,12 @@ import pytest
 import structlog
 from lab import clock, thorough
 
-_ELSEWHERE = {"NOMAD": "nomad", "BUILDKIT": "real/runtimes/test_buildkit.py"}  # `make nomad`, `make buildkit`
+# `make nomad`, `make buildkit`, `make kaniko`
+_ELSEWHERE = {
+    "NOMAD": "nomad",
+    "BUILDKIT": "real/runtimes/test_buildkit.py",
+    "KANIKO": "real/runtimes/test_kaniko.py",
+}
 collect_ignore = [path for variable, path in _ELSEWHERE.items() if variable not in os.environ]
 
 _tables: dict[str, list[list[str]]] = {}

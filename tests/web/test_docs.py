@@ -31,6 +31,7 @@ NOT_RUN = {
     "consul acl ": "tests/real/consul/test_folder.py does, with ACLs",
     "docker run ": "tests/real/test_image.py does, with the image",
     "nomad ": "`make nomad` does, on a real one",
+    "spegel-consul leader --bootstrap-kind=nomad-var": "as before",
     "export NOMAD_VAR_": "as before",
     "sed -i -e ": "tests/jobs/test_jobs.py does, on a copy",
     "systemctl restart docker": "no systemd is here; tests/real/runtimes restarts Dockers",
