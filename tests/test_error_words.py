@@ -85,5 +85,5 @@ def test_no_handler_shows_an_error_of_the_system_by_its_own_text() -> None:
 def test_the_search_finds_what_it_should() -> None:
     code = "try: pass\nexcept (OSError, ValueError) as exc:\n  raise X(f'{exc or 1}')\n"
     assert raw_texts(ast.parse(code)) == [3]
-    assert raw_texts(ast.parse(code.replace("exc or 1", "getattr(exc, \"reason\", exc)"))) == [3]
+    assert raw_texts(ast.parse(code.replace("exc or 1", 'getattr(exc, "reason", exc)'))) == [3]
     assert raw_texts(ast.parse(code.replace("exc or 1", "in_words(exc)"))) == []
