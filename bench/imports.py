@@ -25,6 +25,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from lab.ports import free_port
+
 COMMANDS = ("--help", "--version", "status", "leader")
 SIDECAR = ("spegel_consul.commands.registry", "spegel_consul.sidecar.lifecycle")
 _PATIENCE = 60.0
@@ -55,9 +57,7 @@ def seconds_to_ready(env: Mapping[str, str]) -> tuple[float, float]:
 @contextmanager
 def sidecar(home: Path, env: Mapping[str, str]) -> Iterator[tuple[int, tuple[str, int]]]:
     """A sidecar with an empty store and without Consul: its guard's pid, and the address of its metrics port."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        metrics = free.getsockname()
+    metrics = ("127.0.0.1", free_port())
     (home / "layout/blobs/sha256").mkdir(parents=True)
     (home / "layout/oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
     (home / "layout/index.json").write_text('{"schemaVersion": 2, "manifests": []}')

@@ -23,6 +23,8 @@ def in_words(exc: BaseException) -> str:
     """
     while isinstance(exc, BaseExceptionGroup):
         exc = exc.exceptions[0]
+    if isinstance(reason := getattr(exc, "reason", None), Exception):  # urllib's errors wrap another one
+        exc = reason
     if isinstance(exc, ssl.SSLError) and getattr(exc, "reason", None) in _NO_TLS:
         return "the other side does not speak TLS"
     text = str((isinstance(exc, OSError) and exc.strerror) or exc)

@@ -7,6 +7,7 @@ import errno
 import os
 import socket
 import ssl
+from urllib.error import URLError
 
 import httpx
 import pytest
@@ -33,6 +34,7 @@ SYSTEM = {
         (OSError(111, "Error connecting to ('127.0.0.1', 8500): Connection refused"), "Connection refused"),
         (OSError("[Errno 111] Error connecting to ('::1', 80, 0, 0): No route"), "No route"),
         (ExceptionGroup("all", [ExceptionGroup("some", [OSError(1, "Not permitted")])]), "Not permitted"),
+        (URLError(ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")), "Connection refused"),
         (OSError("two\nlines"), "two lines"),
         (TimeoutError(), "TimeoutError"),
         (ValueError("x [2001:db8::1]:80"), "x [2001:db8::1]:80"),
@@ -63,6 +65,8 @@ def raw_texts(tree: ast.AST) -> list[int]:
                     raw = any(map(is_it, parts))
                 case ast.Call(func=ast.Name(id="str"), args=[argument]):
                     raw = is_it(argument)
+                case ast.Call(func=ast.Name(id="getattr"), args=[argument, ast.Constant(value="reason"), *_]):
+                    raw = is_it(argument)
                 case ast.Attribute(attr="strerror", value=value):
                     raw = is_it(value)
                 case _:
@@ -81,4 +85,5 @@ def test_no_handler_shows_an_error_of_the_system_by_its_own_text() -> None:
 def test_the_search_finds_what_it_should() -> None:
     code = "try: pass\nexcept (OSError, ValueError) as exc:\n  raise X(f'{exc or 1}')\n"
     assert raw_texts(ast.parse(code)) == [3]
+    assert raw_texts(ast.parse(code.replace("exc or 1", 'getattr(exc, "reason", exc)'))) == [3]
     assert raw_texts(ast.parse(code.replace("exc or 1", "in_words(exc)"))) == []

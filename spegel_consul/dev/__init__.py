@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -149,7 +150,9 @@ def _report(console: Console, pieces: Sequence[_Piece], nodes: Sequence[Node], c
             f"metrics http://{node.metrics}/metrics"
         )
     reference = IMAGE.split("/", 1)[1].replace(":", "/manifests/")
-    console.print(f"try     curl -s 'http://{nodes[2].registry}/v2/{reference}?ns={IMAGE.split('/', 1)[0]}'")
+    program = sys.argv[0] if sys.argv[0].endswith("spegel-consul") else "spegel-consul"
+    console.print(f"try     {program} top --node {nodes[1].metrics}")
+    console.print(f"        curl -s 'http://{nodes[2].registry}/v2/{reference}?ns={IMAGE.split('/', 1)[0]}'")
     if consul is not None:
         console.print(f"leader  CONSUL_HTTP_ADDR={consul} consul kv get spegel/leader")
 

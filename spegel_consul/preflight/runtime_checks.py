@@ -60,7 +60,7 @@ async def containerd_checks(subject: Subject) -> list[Check]:
     else:
         checks.append(ok("containerd", f"{version} answers at {sock}"))
         checks.append(_namespaces(subject.namespaces, existing))
-        checks.append(await in_thread(lambda: _content(root)))
+        checks.append(await in_thread(lambda: _content(root, fresh=not existing)))
     if subject.containerd_hosts is None:
         return checks
     has_docker = subject.docker_sock is not None and await trio.Path(subject.docker_sock).exists()
@@ -133,24 +133,28 @@ def _proxies_of(process: DaemonProcess | None) -> Proxies | None:
 
 
 def _namespaces(wanted: tuple[str, ...], existing: tuple[str, ...]) -> Check:
-    missing = [name for name in wanted if name not in existing]
-    if len(missing) < len(wanted):
-        return ok("namespace", f"{', '.join(name for name in wanted if name in existing)} is there")
+    found = [name for name in wanted if name in existing]
+    if found:
+        return ok("namespace", f"containerd has {', '.join(found)}")
+    if not existing:
+        return ok("namespace", "containerd has none yet: the first image makes one")
     return warn(
         "namespace",
-        f"{', '.join(missing)} is not there yet (there are: {', '.join(existing) or 'none'}):"
-        " it appears with the first image, unless the name is wrong",
+        f"containerd has {', '.join(existing)}, and none of those that are served: {', '.join(wanted)}",
         "\n".join(f"--containerd-namespace {name}" for name in existing),
     )
 
 
-def _content(root: Path | None) -> Check:
+def _content(root: Path | None, *, fresh: bool) -> Check:
+    """Whether blobs can be read from the disk; a ``fresh`` containerd has no image yet, nor the directory for it."""
     name = "content"
     if root is None:
         return warn(name, "containerd does not tell its content path: blobs are read through its API, which is slower")
     try:
         next((root / "blobs").iterdir(), None)
     except OSError as exc:
+        if fresh and isinstance(exc, FileNotFoundError) and root.parent.is_dir():
+            return ok(name, f"{root} is not there yet: the first image makes it")
         return warn(
             name,
             f"{root} can't be read ({in_words(exc)}): blobs are read through its API, which is slower",
@@ -252,7 +256,6 @@ def probed(name: str, url: str, registry: str) -> Check:
         with direct.open(probe, timeout=_PROBE_TIMEOUT) as answer:
             answer.read(16)
     except (OSError, ValueError) as exc:
-        reason = getattr(exc, "reason", exc)
-        says = f"{shown}, the first mirror of {of}, does not answer: {reason}"
+        says = f"{shown}, the first mirror of {of}, does not answer: {in_words(exc)}"
         return fail(name, says, "start the sidecar there, or write the files anew: spegel-consul configuration")
     return ok(name, f"{shown}, the first mirror of {of}, is alive")

@@ -74,7 +74,8 @@ def make_link_to_fifo(path: Path) -> None:
     path.symlink_to(fifo)
 
 
-KINDS = [make_fifo, make_directory, make_socket, make_device, make_sparse, make_link_to_fifo]
+DEVICE = pytest.param(make_device, marks=pytest.mark.real)  # as for the real programs, it takes root
+KINDS = [make_fifo, make_directory, make_socket, DEVICE, make_sparse, make_link_to_fifo]
 SAYS = ("FIFO", "directory", "socket", "device", "too long", "more than", "symbolic link")
 
 Reads = Callable[[Path, Callable[[Path], None]], Awaitable[str]]

@@ -14,7 +14,8 @@ FOREIGN = {
     "Docker, podman": "cap-add cap-drop feature group-add init insecure-registry name network read-only restart "
     "security-opt ulimit user volume",
     "docker buildx": "driver driver-opt use registry-map",
-    "ctr, nerdctl, crane, regctl, skopeo": "hosts-dir insecure namespace plain-http src-tls-verify tls tls-verify",
+    "ctr, nerdctl, crane, regctl, skopeo": "hosts-dir insecure namespace plain-http platform src-tls-verify "
+    "tls tls-verify",
     "bench, tests.sim, tests.fuzz": "lines minutes racks rounds silent-racks spegel trunk zones nodes seed",
     "py-spy": "output pid",
     "cosign, gh, sha256sum, pip": "bundle certificate-identity certificate-oidc-issuer check format ignore-missing "

@@ -12,11 +12,14 @@ from html.parser import HTMLParser
 from itertools import pairwise
 
 import pytest
+import yaml
 from lab.documents import ROOT
 
 SITE = [*sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")), "jobs/README.md", "consul/README.md"]
-EXTENSIONS = ["tables", "admonition", "pymdownx.superfences"]
-"""As mkdocs.yml has them."""
+EXTENSIONS = [
+    each if isinstance(each, str) else next(iter(each))
+    for each in yaml.safe_load((ROOT / "mkdocs.yml").read_text())["markdown_extensions"]
+]
 
 
 class Lists(HTMLParser):

@@ -61,6 +61,17 @@ def start(lab: Cluster) -> None:
     until(lambda: len(lab[1].consul.instances("spegel")) == 2, timeout=20, what="both are in the catalog")
 
 
+def test_a_containerd_without_an_image(cluster: MakeCluster) -> None:
+    lab = cluster(2)
+    start(lab)
+    lab[1].configure("--runtime=containerd")
+    report = preflight(lab[1])
+    assert report.failures() == []
+    assert "the first image makes" in report.says("namespace")
+    report = preflight(lab[1], "--containerd-content-path=/no/such")
+    assert report.failures() == ["content"]
+
+
 def test_a_node_that_is_right_and_what_can_be_wrong(cluster: MakeCluster, image: MakeImage) -> None:
     lab = cluster(2, consul=ConsulOptions(acl=True))
     node = lab[1]

@@ -202,6 +202,8 @@ def test_it_is_readable_on_a_desktop_and_on_a_phone(
     assert page.evaluate("document.documentElement.scrollHeight") < 5000
     if width < 640:
         assert page.evaluate(SCROLLING) == []
+        for table in page.locator("section:has(input.all)").all():
+            assert table.locator("label.all").is_visible() == (table.locator("tbody tr").count() > 5)
     assert "% of" in page.locator("#headline").inner_text()
     if not whole:
         assert page.locator(".spark").count() == 4

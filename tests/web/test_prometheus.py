@@ -79,6 +79,15 @@ def test_each_alert_leads_to_a_section_about_it() -> None:
         assert rule["annotations"]["runbook"] == f"docs/alerts.md#{rule['alert'].lower()}"
 
 
+def test_each_alert_says_what_it_means_for_pulls_and_what_to_do_first() -> None:
+    for rule in REFERENCE["alerts"]():
+        description = rule["annotations"]["description"]
+        assert re.search(r"\b[Pp]ulls?\b", description), rule["alert"]
+        assert re.search(r"\. First |can wait until the day", description), rule["alert"]
+        alone = re.match(r"(sum|max by \(datacenter)", rule["expr"])
+        assert ("$labels.instance" in description) == (alone is None), rule["alert"]
+
+
 @pytest.mark.real
 def test_each_alert_fires_for_its_cause_alone(tmp_path: Path) -> None:
     tests = []
