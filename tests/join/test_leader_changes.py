@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 import trio
 from conformance.router import eventually
-from join.test_keeper import Named
+from join.keeping import Named
 
 from spegel_consul.join.keeper import RingKeeper
 from spegel_consul.join.leader_change import OnLeaderChange

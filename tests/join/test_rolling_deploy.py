@@ -12,7 +12,7 @@ import pytest
 import structlog
 import trio
 from conformance.router import eventually
-from join.test_keeper import Named
+from join.keeping import Named
 from sim.network import SimNetwork
 from trio.testing import MockClock
 
