@@ -240,7 +240,7 @@ class Forest:
             if better and present.enters and chosen[0].less:
                 better = False  # of two nodes by which the content enters a zone or a rack, the one with less moves
             if better or self._may_cross(follower, chosen, now):
-                if present.silent or present.badness:
+                if present.silent or present.badness == 2:  # the source itself, not that two followers share its link
                     follower.stays_until = now + STAYS_FOR
                 self.follow(follower, chosen[1], now)
 
