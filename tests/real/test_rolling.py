@@ -86,7 +86,8 @@ def test_no_pull_fails_while_six_nodes_are_restarted_one_by_one(cluster, image) 
 
     def start(node: Node) -> None:
         asker = {} if node.index < HOLDERS else {"layout_path": empty}
-        node.start_sidecar(wait=False, log_level="info", **asker)
+        # a busy machine may need more than the usual 200 ms for a lookup, which says nothing of restarts
+        node.start_sidecar(wait=False, log_level="info", mirror_resolve_timeout="1s", **asker)
 
     def settled(node: Node) -> None:
         node.sidecar.await_ready(60)
