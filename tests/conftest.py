@@ -30,6 +30,8 @@ _ELSEWHERE = {
 }
 collect_ignore = [path for variable, path in _ELSEWHERE.items() if variable not in os.environ]
 
+_LONG_ID = 100
+
 _tables: dict[str, list[list[str]]] = {}
 
 
@@ -49,6 +51,13 @@ def pytest_configure() -> None:
         configure(**{**settings, "cache_logger_on_first_use": False})
 
     structlog.configure = configure_for_now
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """A name for a long value, because each process sends each of its tests' names to the first one, and each report too."""
+    if isinstance(val, (str, bytes)) and len(val) > _LONG_ID:
+        return f"{len(val)} of {val[:_LONG_ID // 2]!r}"
+    return None
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
