@@ -188,7 +188,7 @@ class Follows:
                 return
             self._metrics.claim_seconds.observe(time.perf_counter() - began)
             self._metrics.claims.labels(verdict.what.name.lower()).inc()
-            if verdict.slow_upstream:
+            if verdict.slow_upstream and claim.history.registry:  # requests without a name may be for any registries
                 self._slow_until[claim.history.registry] = trio.current_time() + SLOW_FOR
             if verdict.what is What.ALONE and not work.serves and await self._store.at_work() is not None:
                 # a runtime may begin the download a moment after it has asked the mirror

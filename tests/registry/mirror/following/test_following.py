@@ -109,6 +109,14 @@ async def test_a_registry_that_is_slow_for_all_is_remembered(start_node: Any, tm
     assert [report.declines for _, report in asker.router.reports] == [False, True, False]
 
 
+async def test_a_registry_without_a_name_is_not_remembered(start_node: Any, tmp_path: Path) -> None:
+    asker = await start(start_node, tmp_path)
+    asker.router.keeper = ScriptedKeeper(Verdict(What.CLAIM, slow_upstream=True))
+    for content in (b"1", b"2"):
+        await get(asker, path(content).removesuffix("?ns=docker.io"))
+    assert [report.declines for _, report in asker.router.reports] == [False, False]
+
+
 async def test_the_claim_is_made_beside_the_lookup(start_node: Any, tmp_path: Path) -> None:
     asker = await start(start_node, tmp_path)
     keeper = asker.router.keeper = ScriptedKeeper(ALONE)
