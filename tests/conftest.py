@@ -54,9 +54,9 @@ def pytest_configure() -> None:
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:
-    """A name for a long value, because each process sends each of its tests' names to the first one, and each report too."""
+    """Return a name for a long value, because each process sends the names of all tests, and each report has one."""
     if isinstance(val, (str, bytes)) and len(val) > _LONG_ID:
-        return f"{len(val)} of {val[:_LONG_ID // 2]!r}"
+        return f"{len(val)} of {val[: _LONG_ID // 2]!r}"
     return None
 
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
-from lab.cli_commands import command
-from lab.process import HANG
+from lab.cli_commands import as_process, command
 
 from spegel_consul import __version__, cli
 from spegel_consul.http.server.listen import ListenAddress
@@ -21,14 +19,7 @@ from spegel_consul.sidecar.settings import Settings
 
 
 def spegel(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "spegel_consul", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=HANG,
-        env={**os.environ, **(env or {})},
-        check=False,
-    )
+    return as_process(*arguments, env={**os.environ, **(env or {})})
 
 
 def test_version() -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 import trio
 from click.testing import CliRunner, Result
+from lab.cli_commands import failure
 from lab.process import HANG
 
 from spegel_consul.cli import cli
@@ -100,14 +99,7 @@ def test_a_token_without_the_right(nomad: FakeNomad) -> None:
     ],
 )
 def test_as_a_process_every_failure_is_one_line(given: dict[str, str], status: int, line: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "spegel_consul", "leader"],
-        env={"BOOTSTRAP_KIND": "nomad-var", "NOMAD_ADDR": "http://127.0.0.1:1", **given},
-        capture_output=True,
-        text=True,
-        timeout=HANG,
-        check=False,
-    )
-    assert (done.returncode, done.stdout) == (status, "")
-    assert done.stderr.startswith(line)
-    assert done.stderr.count("\n") == 1
+    env = {"BOOTSTRAP_KIND": "nomad-var", "NOMAD_ADDR": "http://127.0.0.1:1", **given}
+    code, told = failure("leader", env=env)
+    assert code == status
+    assert told.startswith(line)
