@@ -252,12 +252,13 @@ def _runtimes(given: dict[str, Any], targets: tuple[Target, ...]) -> tuple[set[C
         return chosen, []
     chosen.remove(ConfigKind.AUTO)
     notes: list[str] = []
-    if given["containerd_registry_config_path"].parent.is_dir() or Path("/run/containerd/containerd.sock").exists():
+    traces = given["containerd_registry_config_path"].parent, Path("/run/containerd/containerd.sock")
+    if any(map(foreign_files.may_exist, traces)):
         chosen.add(ConfigKind.CONTAINERD)
     try:
         found = docker.ask(given["docker_sock"])
     except docker.NoDocker as exc:
-        if given["docker_certs_path"].parent.is_dir():
+        if foreign_files.may_exist(given["docker_certs_path"].parent):
             chosen.add(ConfigKind.DOCKER)
             notes.append(f"{exc}; hosts.toml is read by Docker 28 and later, use --runtime=docker-daemon for others")
     else:

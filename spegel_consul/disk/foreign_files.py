@@ -81,6 +81,17 @@ def read(path: str | Path, limit: int, *, follow: bool = True) -> bytes:
     raise OSError(errno.EFBIG, f"has more than {size(limit)}, the limit for this kind of file", str(path))
 
 
+def may_exist(path: str | Path) -> bool:
+    """Whether there is something at ``path``, also if this process may not look: whoever uses it is told why then."""
+    try:
+        os.stat(path)  # noqa: PTH116
+    except PermissionError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 def stamp(path: str | Path) -> tuple[int, int, int, int]:
     """A value that changes when the file is replaced, written or given another mode. Raises OSError."""
     status = Path(path).stat()

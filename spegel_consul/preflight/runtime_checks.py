@@ -14,8 +14,6 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import trio
-
 from spegel_consul.disk import foreign_files
 from spegel_consul.disk.threads import in_thread
 from spegel_consul.endpoints.check import Check, fail, ok, warn
@@ -63,11 +61,16 @@ async def containerd_checks(subject: Subject) -> list[Check]:
         checks.append(await in_thread(lambda: _content(root, fresh=not existing)))
     if subject.containerd_hosts is None:
         return checks
-    has_docker = subject.docker_sock is not None and await trio.Path(subject.docker_sock).exists()
+    has_docker = await _has_docker(subject)
     own = await in_thread(partial(_cri, subject, subject.containerd_hosts, sock, Version.parse(version)))
     if await in_thread(lambda: cri_is_used(subject, existing, has_docker=has_docker)):
         return checks + own
     return checks + unless_used(own, f"{_CRI_UNUSED} --runtime containerd")
+
+
+async def _has_docker(subject: Subject) -> bool:
+    sock = subject.docker_sock
+    return sock is not None and await in_thread(partial(foreign_files.may_exist, sock))
 
 
 def _cri(subject: Subject, hosts: Path, sock: Path, version: Version) -> list[Check]:
@@ -75,7 +78,7 @@ def _cri(subject: Subject, hosts: Path, sock: Path, version: Version) -> list[Ch
     process = daemon_process.of_socket(sock, "containerd")
     local = process if process is not None and process.shares_files else None
     path = subject.containerd_config or _config_of(local) or DEFAULT_CONFIG
-    if not path.exists() and (local is None or path == subject.containerd_config):
+    if not foreign_files.may_exist(path) and (local is None or path == subject.containerd_config):
         says = f"{path} does not exist, so the config_path of the CRI is not known"
         return [warn("config-path", says, "# give its path\n--containerd-config /path/config.toml")]
     checks: list[Check] = []
@@ -165,7 +168,7 @@ def _content(root: Path | None, *, fresh: bool) -> Check:
 
 async def docker_checks(subject: Subject) -> list[Check]:
     """The checks of Docker; none without a socket file."""
-    if subject.docker_sock is None or not await trio.Path(subject.docker_sock).exists():
+    if subject.docker_sock is None or not await _has_docker(subject):
         return []
     try:
         found = await in_thread(partial(docker.ask, subject.docker_sock))

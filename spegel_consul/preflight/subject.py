@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from spegel_consul.consul.api.consul_settings import ConsulSettings
+from spegel_consul.disk import foreign_files
 from spegel_consul.endpoints.check import Check, Status
 from spegel_consul.endpoints.dial_back import Peer
 from spegel_consul.http.peer_tls import Encryption, PeerTls
@@ -60,7 +61,7 @@ def cri_is_used(subject: Subject, namespaces: Iterable[str] | None, *, has_docke
     if subject.runtimes:
         return CONTAINERD in subject.runtimes
     existing = set(namespaces or ())
-    if CRI_NAMESPACE in existing or subject.kubelet.is_dir():
+    if CRI_NAMESPACE in existing or foreign_files.may_exist(subject.kubelet):
         return True
     # Docker, nerdctl and Nomad's driver use containerd without its CRI
     return not has_docker and not existing
@@ -70,7 +71,7 @@ def docker_is_used(subject: Subject, images: int) -> bool:
     """Whether images are pulled through Docker, which has ``images``."""
     if subject.runtimes:
         return DOCKER in subject.runtimes
-    return images > 0 or not subject.kubelet.is_dir()
+    return images > 0 or not foreign_files.may_exist(subject.kubelet)
 
 
 def unless_used(checks: Iterable[Check], reason: str) -> list[Check]:

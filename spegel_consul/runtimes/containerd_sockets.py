@@ -1,13 +1,14 @@
 """Known paths of containerd's socket, and the known namespaces.
 
-The paths are those of the distributions. The first one with a listener is used, else the first one that exists, else
-the first one, which messages then name. The sidecar repeats the search until a path has a listener, and then stays with
-it. A new distribution's path or namespace belongs here.
+The paths are those of the distributions. The first one with a listener is used, else the first one that exists or that
+this process may not look for, else the first one, which messages then name. The sidecar repeats the search until a path
+has a listener, and then stays with it. A new distribution's path or namespace belongs here.
 """
 
 from __future__ import annotations
 
 import socket
+import stat
 import threading
 from collections.abc import Iterable
 from contextlib import suppress
@@ -30,7 +31,7 @@ NAMESPACES = ("moby", "k8s.io", "default", "nomad")
 def find_socket(candidates: Iterable[Path] = SOCKETS) -> Path:
     """The first path with a listener, else the first that exists, else the first. Waits 1 s at most for each."""
     candidates = tuple(candidates)
-    existing = [path for path in candidates if path.is_socket()]
+    existing = [path for path in candidates if _may_be_socket(path)]
     return next(filter(_is_served, existing), (existing or candidates)[0])
 
 
@@ -51,6 +52,15 @@ class SocketSearch:
             if _is_served(path):
                 self._found = path
             return path
+
+
+def _may_be_socket(path: Path) -> bool:
+    try:
+        return stat.S_ISSOCK(path.stat().st_mode)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
 
 
 def _is_served(path: Path) -> bool:

@@ -234,6 +234,7 @@ def dnsmasq(tmp_path: Path) -> Iterator[Dnsmasq]:
     server.stop()
 
 
+@pytest.mark.real
 class TestDns(BootstrapSuite, SeveralPeersSuite):
     @pytest.fixture
     def place(self, dnsmasq: Dnsmasq, monkeypatch: pytest.MonkeyPatch) -> DnsPlace:

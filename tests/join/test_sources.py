@@ -142,6 +142,7 @@ async def test_a_file_that_comes_late_and_is_rewritten(tmp_path: Path) -> None:
 # -- DNS
 
 
+@pytest.mark.real
 async def test_thirty_addresses_are_sorted_and_the_first_three_taken(dnsmasq: Dnsmasq) -> None:  # noqa: F811
     addresses = [f"10.0.{n // 10}.{n}" for n in range(2, 32)]
     random.Random(1).shuffle(addresses)
@@ -167,11 +168,13 @@ async def served(source: Source) -> bool:
     return True
 
 
+@pytest.mark.real
 async def test_srv_records_bring_their_ports(dnsmasq: Dnsmasq) -> None:  # noqa: F811
     source = DnsSource("_router._tcp.spegel.test", 5001, ("127.0.0.1", dnsmasq.port))
     assert [peer.addrs[0] for peer in await asked(source)] == [f"/ip4/10.1.0.{n}/tcp/{6000 + n}" for n in (1, 2, 3)]
 
 
+@pytest.mark.real
 async def test_a_name_that_does_not_exist(dnsmasq: Dnsmasq) -> None:  # noqa: F811
     assert "NXDOMAIN" in await refused(DnsSource("nobody.test", 5001, ("127.0.0.1", dnsmasq.port)))
 

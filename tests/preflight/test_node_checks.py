@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 import trio
+from lab.rights import without_rights
 
 from spegel_consul.consul.api.consul_settings import ConsulSettings
 from spegel_consul.consul.catalog.service_definitions import ServiceMode
@@ -163,6 +164,25 @@ async def test_nobody_there(tmp_path: Path) -> None:
     (tmp_path / "d.sock").touch()
     checks = {check.name: check for check in await node_checks.run(subject)}
     assert "Docker at" in checks["docker"].says
+
+
+async def test_what_this_user_may_not_look_for_may_be_there(tmp_path: Path) -> None:
+    hidden = tmp_path / "hidden"
+    hidden.mkdir(mode=0)
+    with without_rights():
+        assert find_socket([tmp_path / "hidden/c.sock"]) == hidden / "c.sock"
+        subject = Subject(
+            "10.0.0.7",
+            5000,
+            containerd_sock=hidden / "c.sock",
+            containerd_config=hidden / "config.toml",
+            containerd_hosts=tmp_path,
+            docker_sock=hidden / "d.sock",
+            kubelet=hidden / "kubelet",
+        )
+        checks = {check.name: check for check in await node_checks.run(subject)}
+    for name in ("containerd", "containerd-config", "docker"):
+        assert "permission" in checks[name].says.lower(), checks[name]
 
 
 def test_sockets_and_namespaces(tmp_path: Path) -> None:

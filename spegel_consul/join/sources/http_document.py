@@ -95,13 +95,13 @@ class HttpSource:
 def _tls(cert_dir: Path) -> ssl.SSLContext:
     """The TLS context with the files of ``cert_dir``. Raises ValueError."""
     ca, cert, key = (cert_dir / name for name in ("ca.crt", "tls.crt", "tls.key"))
-    if not (ca.exists() or cert.exists()):
+    if not (foreign_files.may_exist(ca) or foreign_files.may_exist(cert)):
         raise ValueError(f"{cert_dir} has neither ca.crt nor tls.crt")
-    if cert.exists() != key.exists():
+    if foreign_files.may_exist(cert) != foreign_files.may_exist(key):
         raise ValueError(f"{cert_dir}: tls.crt and tls.key belong together, one is missing")
     try:
-        context = pem.client_context(ca if ca.exists() else None)
-        if cert.exists():
+        context = pem.client_context(ca if foreign_files.may_exist(ca) else None)
+        if foreign_files.may_exist(cert):
             pem.load_pair(context, cert, key)
     except (OSError, ValueError) as why:
         raise ValueError(f"{cert_dir}: {in_words(why)}") from None
