@@ -148,6 +148,7 @@ def test_the_sidecar_does_not_outlive_its_guard() -> None:
         os.close(watching)
 
 
+@pytest.mark.real  # only root may make namespaces everywhere
 def test_pid_1_takes_signals_and_leaves_no_zombies() -> None:
     """As in a container, where all whose parents have ended become its children."""
     orphan = """
