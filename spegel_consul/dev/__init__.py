@@ -33,6 +33,7 @@ from spegel_consul.dev.processes import (
     learn_names,
     make_nodes,
     own_consul,
+    plain_client,
     print_pages,
     ready,
     sidecars,
@@ -111,7 +112,7 @@ async def _show(console: Console, home: Path, once: bool, port: int, size: int) 
     async with own_consul(console, home) as consul:
         console.print(f"starting {NODES} nodes; only node1 has the image [bold]{IMAGE}[/] ({size} MiB)")
         async with sidecars(nodes, consul):
-            async with httpx.AsyncClient(trust_env=False, timeout=30.0) as client:
+            async with plain_client() as client:
                 for node in nodes:
                     await ready(client, node)
                 pieces = await _pull(console, client, nodes[1])

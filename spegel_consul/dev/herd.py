@@ -26,6 +26,7 @@ from spegel_consul.dev.processes import (
     learn_names,
     make_nodes,
     own_consul,
+    plain_client,
     print_pages,
     ready,
     sidecars,
@@ -76,7 +77,7 @@ async def run(console: Console, home: Path, once: bool, port: int, size: int) ->
         sidecars(nodes, consul, verify_first=_HELD),
     ):
         console.print(f"{NODES} nodes start; only the upstream at http://{upstream.address} has {IMAGE} ({size} MiB)")
-        async with httpx.AsyncClient(trust_env=False, timeout=30.0) as client:
+        async with plain_client() as client:
             for node in nodes:
                 await ready(client, node)
             await _joined(client, nodes)
@@ -152,10 +153,9 @@ def _bar(pull: _Pull) -> str:
 async def _fetch_image(pull: _Pull, upstream: Upstream) -> None:
     """Pull as containerd does: the tag is resolved upstream, all content is asked for at the mirror first."""
     # from the node's own address, because the sidecar takes other addresses for other machines
-    transport = httpx.AsyncHTTPTransport(local_address=pull.node.address)
     registry, _, rest = IMAGE.partition("/")
     repository, _, tag = rest.partition(":")
-    async with httpx.AsyncClient(transport=transport, trust_env=False, timeout=60.0) as client:
+    async with plain_client(pull.node.address) as client:
         resolved = await client.head(f"http://{upstream.address}/v2/{repository}/manifests/{tag}")
         digest = Digest(resolved.headers["docker-content-digest"])
 

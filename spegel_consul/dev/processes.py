@@ -78,6 +78,12 @@ def print_pages(console: Console, node: Node) -> None:
     console.print(f"whole cluster  {node.page}cluster")
 
 
+def plain_client(address: str | None = None) -> httpx.AsyncClient:
+    """Return a client of plain HTTP, which asks from ``address``; another one would read the authorities for 40 ms."""
+    transport = httpx.AsyncHTTPTransport(verify=False, trust_env=False, local_address=address)
+    return httpx.AsyncClient(transport=transport, trust_env=False, timeout=60.0)
+
+
 async def ready(client: httpx.AsyncClient, node: Node) -> None:
     reason = "no answer"
     with trio.move_on_after(START_TIMEOUT):
@@ -204,7 +210,7 @@ async def own_consul(console: Console, home: Path) -> AsyncIterator[str | None]:
     log = home / "consul.log"
     process = await _start(command, log, None)
     try:
-        async with httpx.AsyncClient(trust_env=False) as client:
+        async with plain_client() as client:
             with trio.move_on_after(START_TIMEOUT) as scope:
                 while not await _has_leader(client, address):
                     if process.poll() is not None:

@@ -61,7 +61,7 @@ def image(tmp_path: Path) -> Path:
 async def test_the_upstream_counts_content_and_nothing_else(image: Path) -> None:
     upstream = Upstream(image, 1 << 30)
     digest = manifest_of(image)
-    async with upstream.serving("127.0.0.1"), httpx.AsyncClient(trust_env=False) as client:
+    async with upstream.serving("127.0.0.1"), httpx.AsyncClient(verify=False, trust_env=False) as client:
         base = f"http://{upstream.address}/v2/demo/hello"
         head = await client.head(f"{base}/manifests/{IMAGE.rpartition(':')[2]}")
         assert (head.status_code, head.headers["docker-content-digest"]) == (200, digest)
@@ -79,7 +79,7 @@ async def test_the_link_of_the_upstream_is_shared(image: Path) -> None:
     began = trio.current_time()
     async with (
         upstream.serving("127.0.0.1"),
-        httpx.AsyncClient(trust_env=False) as client,
+        httpx.AsyncClient(verify=False, trust_env=False) as client,
         trio.open_nursery() as nursery,
     ):
         for layer in layers:

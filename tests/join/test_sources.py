@@ -108,7 +108,7 @@ async def test_http_without_a_server() -> None:
     assert await refused(HttpSource("http://127.0.0.1:1/id"))
 
 
-async def test_http_with_mutual_tls(web: HttpPlace, tmp_path: Path) -> None:  # noqa: F811
+async def test_http_with_mutual_tls(web: HttpPlace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     authority = Authority()
     authority.issue(tmp_path / "server", "localhost")
     authority.issue(tmp_path / "client", "client")
@@ -121,6 +121,10 @@ async def test_http_with_mutual_tls(web: HttpPlace, tmp_path: Path) -> None:  # 
     url = f"https://localhost:{web.server.server_port}/id"
     assert await asked(HttpSource(url, tmp_path / "client")) == [PEER]
     assert "certificate" in (await refused(HttpSource(url))).lower()
+    web.server.socket.context.verify_mode = ssl.CERT_NONE
+    assert "certificate" in (await refused(HttpSource(url))).lower(), "this system does not know the authority"
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "client/ca.crt"))
+    assert await asked(HttpSource(url)) == [PEER]
     (tmp_path / "client/tls.key").unlink()
     with pytest.raises(ValueError, match=r"tls\.crt and tls\.key belong together"):
         HttpSource(url, tmp_path / "client")

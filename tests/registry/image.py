@@ -28,5 +28,5 @@ STREAMED = MirrorSettings(verify_first=0)
 
 
 async def get(node: Any, path: str, method: str = "GET", **headers: str) -> httpx.Response:
-    async with httpx.AsyncClient(base_url=node.url, trust_env=False, timeout=10) as client:
+    async with httpx.AsyncClient(verify=False, base_url=node.url, trust_env=False, timeout=10) as client:
         return await client.request(method, path, headers=headers)

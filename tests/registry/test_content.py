@@ -39,7 +39,7 @@ async def node(start_node: Any) -> Any:
 
 
 async def get(node: Any, path: str, method: str = "GET", **headers: str) -> httpx.Response:
-    async with httpx.AsyncClient(base_url=node.url, trust_env=False) as client:
+    async with httpx.AsyncClient(verify=False, base_url=node.url, trust_env=False) as client:
         return await client.request(method, path, headers=headers)
 
 

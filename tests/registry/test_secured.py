@@ -141,7 +141,7 @@ def test_files_that_are_wrong(authority: Authority, tmp_path: Path) -> None:
 
 async def get(node: Any, path: str, user: str | None = None) -> httpx.Response:
     headers = {} if user is None else {"authorization": "Basic " + base64.b64encode(user.encode()).decode()}
-    async with httpx.AsyncClient(trust_env=False) as client:
+    async with httpx.AsyncClient(verify=False, trust_env=False) as client:
         return await client.get(node.url + path, headers=headers)
 
 

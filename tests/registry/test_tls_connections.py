@@ -310,7 +310,7 @@ async def test_a_body_that_was_cut_is_never_complete(
     await nursery.start(peer.run)
     asker = await start_node(host=ASKER, tls=tls(REQUIRE), settings=MirrorSettings(verify_first=verify_first))
     asker.router.knows(peer.address)
-    transport = httpx.AsyncHTTPTransport(local_address=ASKER)
+    transport = httpx.AsyncHTTPTransport(verify=False, local_address=ASKER)
     async with httpx.AsyncClient(transport=transport) as client:
         try:
             answer = await client.get(f"http://{ASKER}:{asker.address[1]}{path_of(data)}")

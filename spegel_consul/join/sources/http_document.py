@@ -14,6 +14,7 @@ import ssl
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 
 import httpx
@@ -52,21 +53,27 @@ class HttpSource:
         self._cert_dir = cert_dir
         self._files = foreign_files.FileCalls()
         self._tls = tls if cert_dir is None and parts.scheme == "https" else None
-        self._context: Callable[[], ssl.SSLContext | bool | None] = tls.client if tls is not None else lambda: True
+        self._read: Callable[[], ssl.SSLContext] | None = None  # the context, if it is made of files
         if cert_dir is not None:
-            self._context = partial(_tls, cert_dir)
-            self._context()
-        elif parts.scheme == "http":
-            self._context = lambda: False
+            self._read = partial(_tls, cert_dir)
+            self._read()
+        elif parts.scheme == "https" and tls is None:
+            self._read = partial(pem.client_context, None)
 
     @property
     def name(self) -> str:
         return self._name
 
+    async def _context(self) -> ssl.SSLContext | Literal[False] | None:
+        """The client side of TLS; False for plain HTTP, None without a certificate."""
+        if self._read is not None:
+            return await self._files.run(self._read)
+        return self._tls.client() if self._tls is not None else False
+
     async def ask(self) -> Sequence[PeerInfo]:
         """The first three peers of the document. Raises SourceError."""
         try:
-            context = self._context() if self._cert_dir is None else await self._files.run(self._context)
+            context = await self._context()
             if context is None:
                 raise SourceError("this node has no certificate")
             headers = {"Accept": "application/json, text/plain"}
@@ -87,7 +94,7 @@ class HttpSource:
         except httpx.HTTPError as why:
             raise SourceError(one_line(root_cause(why), 200)) from None
         except OSError as why:
-            raise SourceError(f"{self._cert_dir}: {in_words(why)}") from None
+            raise SourceError(f"{self._cert_dir or 'the authorities of this system'}: {in_words(why)}") from None
         except ValueError as why:
             raise SourceError(one_line(str(why), 200)) from None
 

@@ -142,7 +142,7 @@ async def test_identities_that_are_malformed_stay_here(start_node: Any, start_pe
 
 async def test_labels_of_metrics_are_bounded(start_node: Any) -> None:
     node = await start_node()
-    async with httpx.AsyncClient(base_url=node.url, trust_env=False) as client:
+    async with httpx.AsyncClient(verify=False, base_url=node.url, trust_env=False) as client:
         for number in range(150):
             await client.get(f"/v2/app/manifests/v1?ns=r{number}.example.com")
             await client.request(f"M{number}", "/v2/app/manifests/v1")

@@ -70,7 +70,7 @@ class Pull:
         self.done = trio.Event()
 
     async def run(self) -> None:
-        async with httpx.AsyncClient(base_url=self.node.url, trust_env=False, timeout=60) as client:
+        async with httpx.AsyncClient(verify=False, base_url=self.node.url, trust_env=False, timeout=60) as client:
             try:
                 async with client.stream("GET", path(self.content)) as response:
                     self.status = response.status_code

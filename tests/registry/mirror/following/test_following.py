@@ -307,7 +307,7 @@ async def test_others_requests_make_no_claim(start_node: Any, sources: list[Grow
     asker.router.keeper = ScriptedKeeper(follow(sources[0]))
     assert (await get(asker, path(LAYER), "HEAD")).status_code == 404
     assert (await get(asker, "/v2/library/app/manifests/v1?ns=docker.io")).status_code == 404
-    transport = httpx.AsyncHTTPTransport(local_address="127.0.0.2")
+    transport = httpx.AsyncHTTPTransport(verify=False, local_address="127.0.0.2")
     async with httpx.AsyncClient(base_url=asker.url, transport=transport) as client:
         assert (await client.get(path(LAYER))).status_code == 404
     assert asker.router.reports == []

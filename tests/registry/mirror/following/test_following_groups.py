@@ -93,7 +93,7 @@ async def test_only_manifests_of_own_clients_change_groups(
     asker.router.knows(sources[0].address)
     crafted = MANIFEST + b"\n"
     sources[0].content = {Digest.of(crafted): crafted}
-    transport = httpx.AsyncHTTPTransport(local_address=client)
+    transport = httpx.AsyncHTTPTransport(verify=False, local_address=client)
     async with httpx.AsyncClient(base_url=asker.url, transport=transport) as asks:
         assert (await asks.get(path(crafted, "manifests"))).content == crafted
     groups = asker.mirror.peers.follows.groups

@@ -95,14 +95,14 @@ async def test_a_growing_blob_with_a_password(start_node: Any, tmp_path: Path) -
     credentials = Credentials(file)
     source, asker, download = await cold_pair(start_node, tmp_path, credentials=credentials)
     known = {"authorization": "Basic " + base64.b64encode(b"node:correct horse").decode()}
-    async with httpx.AsyncClient(trust_env=False, headers=known) as client:
+    async with httpx.AsyncClient(verify=False, trust_env=False, headers=known) as client:
         assert (await client.get(source.url + PATH)).status_code == 404
         assert await followed_as_it_grows(asker, download, client) == LAYER
     assert asker.metric("spegel_followed_bytes_total") == len(LAYER)
     served = source.metric("spegel_served_bytes_total", {"source": "own"})
     wrong = {"authorization": "Basic " + base64.b64encode(b"node:wrong").decode()}
     for fields in ({}, wrong):
-        async with httpx.AsyncClient(trust_env=False) as client:
+        async with httpx.AsyncClient(verify=False, trust_env=False) as client:
             response = await client.get(source.url + PATH, headers=AS_PEER | fields)
         assert response.status_code == 401
         assert LAYER[:64] not in response.content

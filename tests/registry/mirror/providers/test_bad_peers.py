@@ -62,7 +62,7 @@ async def test_wrong_bytes_are_never_completed(start_node: Any, start_peer: Any)
     node.router.knows(liar.address)
     received = b""
     with pytest.raises(httpx.RemoteProtocolError):
-        async with httpx.AsyncClient(base_url=node.url, trust_env=False) as client:
+        async with httpx.AsyncClient(verify=False, base_url=node.url, trust_env=False) as client:
             async with client.stream("GET", BLOB_PATH) as response:
                 async for chunk in response.aiter_raw():
                     received += chunk

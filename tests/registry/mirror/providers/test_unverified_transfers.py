@@ -108,7 +108,7 @@ async def test_a_client_of_another_machine_gets_verified_bytes(start_node: Any, 
     asker = await start_node(settings=AUTO)
     liar = await start_peer(head(200, len(LAYER)), WRONG)
     asker.router.knows(liar.address)
-    transport = httpx.AsyncHTTPTransport(local_address="127.0.0.2")
+    transport = httpx.AsyncHTTPTransport(verify=False, local_address="127.0.0.2")
     async with httpx.AsyncClient(transport=transport, base_url=asker.url) as client:
         with pytest.raises(httpx.RemoteProtocolError):
             await client.get(BLOB_PATH)
