@@ -121,7 +121,7 @@ class Reply:
 
     def __init__(self, stream: trio.SocketStream) -> None:
         self._stream = stream
-        self._received = b""
+        self._received = bytearray()
         self._taken = 0  # bytes of the body
         self.interim = 0
         self.status = 0

@@ -88,7 +88,7 @@ class Client:
     ) -> None:
         self.sink = sink
         self._near = near
-        self.received = b""
+        self.received = bytearray()
         self.ended = trio.Event()
         nursery.start_soon(self._read)
 

@@ -135,7 +135,7 @@ async def test_records_that_come_in_pieces(contexts: Contexts, version: ssl.TLSV
         wire.size = size
         for text in (b"x", b"a request", DATA[:700]):
             wire.tls.write(text)
-            got = b""
+            got = bytearray()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(wire.push)
                 while len(got) < len(text):

@@ -99,7 +99,7 @@ def test_the_thread_waits_a_moment_for_a_client_and_then_leaves_that_to_the_loop
         assert 0 < moved < SIZE
         with pytest.raises(BlockingIOError):
             send._send_cold(sink.fileno(), file, moved, SIZE - moved)
-        received = b""
+        received = bytearray()
         while len(received) < moved:
             received += client.recv(1 << 20)
         assert received == DATA[:moved]

@@ -78,7 +78,7 @@ async def test_nobody_waits_for_a_source_while_the_client_is_what_is_slow() -> N
         def waited(self, seconds: float, left: int) -> None:
             waits.append(seconds)
 
-    received = b""
+    received = bytearray()
     with source, far, sink, client:
         relay = Relay(sink, Position(len(data)), None)
         async with trio.open_nursery() as nursery:

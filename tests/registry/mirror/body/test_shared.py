@@ -30,7 +30,7 @@ class Client:
 
     def __init__(self) -> None:
         self.sock = trio.socket.socket()
-        self.received = b""
+        self.received = bytearray()
 
     async def ask(self, node: Any, path: str, source: str) -> None:
         self.sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_RCVBUF, 8192)
@@ -42,7 +42,7 @@ class Client:
         while len(self.received) < enough and (data := await self.sock.recv(1 << 16)):
             self.received += data
 
-    async def body(self) -> bytes:
+    async def body(self) -> bytearray:
         await self.read(1 << 62)
         return self.received.partition(b"\r\n\r\n")[2]
 
