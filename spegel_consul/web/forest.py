@@ -45,11 +45,16 @@ class Follower:
 
 @dataclass(slots=True)
 class Tree:
-    """One group. ``role`` is "" if this node has all of it, and only its followers are at work."""
+    """One group. ``role`` is "" if this node has all of it, and only its followers are at work.
+
+    ``working``: whether this node's runtime is downloading. A claimer stays one for some seconds after that, and one
+    that finds the content at a neighbour meanwhile never begins.
+    """
 
     group: str
     image: str
     role: str = ""
+    working: bool = True
     source: str = ""
     have: int = 0
     size: int | None = None
@@ -62,6 +67,8 @@ class Tree:
         """The work of this node: ``following n3``."""
         if self.role == "follower":
             return f"following {formatting.elided(self.source, 40)}"
+        if self.role in ("claimer", "alone") and not self.working:
+            return "nothing is downloading"
         return _DOING.get(self.role, self.role)
 
     @property
@@ -96,6 +103,7 @@ def _tree(each: Document) -> Tree:
         each["group"],
         each["image"] or formatting.short(each["group"]),
         each["role"] or "asking",
+        each.get("working", True),  # nodes of older versions do not say it
         each["source_node"] or each["source"] or "",
         each["have"],
         each["size"],

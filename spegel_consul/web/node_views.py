@@ -281,6 +281,7 @@ class Node:
                     "image": history.image or None,
                     "group": claim.group,
                     "role": claim.role or None,
+                    "working": claim.working,
                     "source": at,
                     "source_node": names.get(at) if at is not None else None,
                     "have": claim.have,

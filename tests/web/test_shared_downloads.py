@@ -67,6 +67,7 @@ async def test_the_api_says_which_node_is_followed_and_how_far_this_one_is() -> 
             "image": "docker.io/library/app",
             "group": GROUP,
             "role": "follower",
+            "working": True,
             "source": f"{address(3)}:5000",
             "source_node": name_of(3),
             "have": HERE,
@@ -85,6 +86,16 @@ async def test_the_role_is_that_of_the_verdict(verdict: Verdict, role: str) -> N
     async with at_work(node, verdict):
         (found,) = node.following()
         assert (found["role"], found["source"] is not None) == (role, role == "follower")
+
+
+async def test_a_claimer_whose_runtime_downloads_nothing_is_not_shown_as_downloading() -> None:
+    node = crowd(9)
+    async with at_work(node, CLAIM):
+        (document,) = node.following()
+        assert document["working"]
+        assert [each.text for each in trees([document], [])] == ["downloading from upstream, 41 of 64 MiB"]
+        # the runtime has all of it, or has found it at a neighbour
+        assert [each.doing for each in trees([{**document, "working": False}], [])] == ["nothing is downloading"]
 
 
 async def test_the_reason_why_a_source_was_left_is_shown() -> None:

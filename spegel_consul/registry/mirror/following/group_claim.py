@@ -177,6 +177,11 @@ class GroupClaim:
         return self._work.have
 
     @property
+    def working(self) -> bool:
+        """Whether the node's runtime was downloading content of the group at the last report."""
+        return self._work.working
+
+    @property
     def age(self) -> float:
         """Seconds since the node began to work on the group."""
         return self._now() - self.history.began
