@@ -231,7 +231,7 @@ class RingKeeper:
         members = self._router.members()
         if self._ignores_leader() or not members:
             return ()
-        due = self._recall.due(missing(named, members, self._router.me), now)
+        due = self._recall.due(missing(named, members, self._router.me), now, members=len(members))
         return self._rng.sample(due, min(_SAMPLE, len(due)))
 
     async def _recall_peer(self, peer: PeerInfo) -> None:

@@ -119,7 +119,8 @@ class Coverage:
 
 
 class Recall:
-    """Schedules joins through named peers that are no members, such as those that a long outage has removed.
+    """Schedules joins through named peers that are no members, such as those that start later than this node, or that a
+    long outage has removed: soon at first, then less and less often, once a minute at last.
 
     One that answered is tried again only after ``every`` seconds, because it may be a member under another address.
     """
@@ -128,14 +129,25 @@ class Recall:
         self._every = every
         self._rng = rng
         self._at: dict[PeerInfo, float] = {}
+        self._after: dict[PeerInfo, float] = {}
 
-    def due(self, absent: Sequence[PeerInfo], now: float) -> Sequence[PeerInfo]:
-        """Those of ``absent`` to join now. A new one has to be absent for a while, because a join is under way."""
-        self._at = {peer: self._at.get(peer, now + COVERAGE_EVERY * self._rng.uniform(0.8, 1.2)) for peer in absent}
+    def due(self, absent: Sequence[PeerInfo], now: float, *, members: int) -> Sequence[PeerInfo]:
+        """Those of ``absent`` to join now. A new one has to be absent for a while, because a join is under way.
+
+        It is under way longer in a ring of many ``members``, whose joins are spread.
+        """
+        first = COVERAGE_AFTER_CHANGE + min(LONGEST_SPLAY, SPLAY_PER_MEMBER * members)
+        self._after = {peer: self._after.get(peer, first) for peer in absent}
+        self._at = {peer: self._at.get(peer, now + self._spread(first)) for peer in absent}
         return [peer for peer, at in self._at.items() if at <= now]
 
     def tried(self, peer: PeerInfo, now: float, *, reached: bool) -> None:
-        self._at[peer] = now + (self._every if reached else COVERAGE_EVERY) * self._rng.uniform(0.8, 1.2)
+        """``peer`` was asked; ``reached``: whether it answered."""
+        self._after[peer] = min(COVERAGE_EVERY, 2 * self._after[peer])
+        self._at[peer] = now + self._spread(self._every if reached else self._after[peer])
+
+    def _spread(self, seconds: float) -> float:
+        return seconds * self._rng.uniform(0.8, 1.2)
 
 
 def missing(routers: Iterable[PeerInfo], members: Collection[PeerInfo], me: PeerInfo) -> list[PeerInfo]:

@@ -88,6 +88,20 @@ async def test_a_named_peer_that_was_forgotten_is_joined_again_within_two_minute
     assert set(router.members()) == {near[0].me, near[1].me, far.me}
 
 
+async def test_a_named_peer_that_starts_later_is_joined_within_seconds(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    ring = MemoryRing()
+    (near,), late = await ring_of(nursery, ring, 1), MemoryRouter(ring, registry=("127.0.0.1", 2))
+    router = Recorder(ring)
+    await keep(nursery, router, Named(near.me, PeerInfo(None, late.me.addrs)))
+    await trio.sleep(1)
+    assert router.members() == (near.me,)
+    await nursery.start(late.run)
+    await trio.sleep(20)
+    assert set(router.members()) == {near.me, late.me}
+
+
 async def test_a_named_peer_that_is_a_member_under_another_address_is_joined_as_seldom_as_all(
     nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
