@@ -152,9 +152,9 @@ def _bar(pull: _Pull) -> str:
 
 async def _fetch_image(pull: _Pull, upstream: Upstream) -> None:
     """Pull as containerd does: the tag is resolved upstream, all content is asked for at the mirror first."""
-    # from the node's own address, because the sidecar takes other addresses for other machines
     registry, _, rest = IMAGE.partition("/")
     repository, _, tag = rest.partition(":")
+    # from the node's own address, because the sidecar takes other addresses for other machines
     async with plain_client(pull.node.address) as client:
         resolved = await client.head(f"http://{upstream.address}/v2/{repository}/manifests/{tag}")
         digest = Digest(resolved.headers["docker-content-digest"])
