@@ -88,10 +88,12 @@ nomad-there:
 	@"$(NOMAD_PROGRAM)" version 2>&1 | grep '^Nomad v' || \
 		{ echo "'$(NOMAD)' is no Nomad: make nomad NOMAD=/path/to/nomad names its program" >&2; exit 1; }
 
-# a real BuildKit, built from its module, because there is no package of it for CI to install
+# a real BuildKit, built from its module, because there is no package of it for CI to install, and buildx
 buildkit: dev-install real-parts
 	.ci/install-buildkit $(CACHE)/buildkit
-	BUILDKIT=$(CACHE)/buildkit SPEGEL_REAL_PARTS=$(CACHE) $(BIN)/python -m pytest tests/real/runtimes/test_buildkit.py
+	.ci/install-real-parts $(CACHE) buildx
+	BUILDKIT=$(CACHE)/buildkit SPEGEL_REAL_PARTS=$(CACHE) \
+		$(BIN)/python -m pytest tests/real/runtimes/test_buildkit.py tests/real/runtimes/test_buildx.py
 
 # what the documentation says about kaniko, on a real one; there is no package of it for CI to install
 KANIKO ?= executor
