@@ -11,7 +11,7 @@ CACHE  ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/spegel-consul-ci
 # without compiled files each process of a test compiles the product and the tests anew, which takes longer than it runs
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run install dev-install real-parts test check docs audit unit fresh sim faults nomad nomad-there newer buildkit kaniko soak bench archive clean
+.PHONY: run install dev-install real-parts test check docs audit unit fresh sim faults nomad nomad-there newer buildkit kaniko crio soak bench archive clean
 
 run: install
 	$(BIN)/spegel-consul dev
@@ -88,16 +88,24 @@ nomad-there:
 	@"$(NOMAD_PROGRAM)" version 2>&1 | grep '^Nomad v' || \
 		{ echo "'$(NOMAD)' is no Nomad: make nomad NOMAD=/path/to/nomad names its program" >&2; exit 1; }
 
-# a real BuildKit, built from its module, because there is no package of it for CI to install
+# a real BuildKit, built from its module, because there is no package of it for CI to install, and buildx
 buildkit: dev-install real-parts
 	.ci/install-buildkit $(CACHE)/buildkit
-	BUILDKIT=$(CACHE)/buildkit SPEGEL_REAL_PARTS=$(CACHE) $(BIN)/python -m pytest tests/real/runtimes/test_buildkit.py
+	.ci/install-real-parts $(CACHE) buildx
+	BUILDKIT=$(CACHE)/buildkit SPEGEL_REAL_PARTS=$(CACHE) \
+		$(BIN)/python -m pytest tests/real/runtimes/test_buildkit.py tests/real/runtimes/test_buildx.py
 
 # what the documentation says about kaniko, on a real one; there is no package of it for CI to install
 KANIKO ?= executor
 kaniko: dev-install real-parts
 	KANIKO=$(abspath $(shell command -v "$(KANIKO)")) SPEGEL_REAL_PARTS=$(CACHE) \
 		$(BIN)/python -m pytest tests/real/runtimes/test_kaniko.py
+
+# what the documentation says about CRI-O, on a real one; there is no package of it for CI to install
+CRIO ?= crio
+crio: dev-install real-parts
+	CRIO=$(abspath $(shell command -v "$(CRIO)")) SPEGEL_REAL_PARTS=$(CACHE) \
+		$(BIN)/python -m pytest tests/real/runtimes/test_crio.py
 
 # the tests with real runtimes, with a containerd that no Debian suite has, and DOCKER, a checkout of moby, if there is one
 DOCKER ?=

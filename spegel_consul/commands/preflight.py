@@ -46,6 +46,7 @@ from spegel_consul.preflight.node_address import NoAddress, advertised
 @path_option("--containerd-sock", None, help="containerd's socket.  [default: as for registry]")
 @option("--containerd-namespace", type=LIST, multiple=True, default=["auto"], help="As for registry; may be repeated.")
 @path_option("--containerd-content-path", None, help="As for registry.")
+@path_option("--layout-path", None, help="As for registry; containerd is then checked only if --runtime names it.")
 @path_option(
     "--containerd-config",
     None,
@@ -120,11 +121,12 @@ def preflight(as_json: bool, peer: Any, **given: Any) -> None:
         raise click.UsageError(str(exc)) from None
     # both of Docker's kinds are one runtime here
     runtimes = frozenset(name.removesuffix("-daemon") for name in given["runtime"])
+    needs_containerd = given["layout_path"] is None or ConfigKind.CONTAINERD.value in runtimes
     subject = Subject(
         address=address,
         registry_port=bound.port,
         bound=bound.host,
-        containerd_sock=given["containerd_sock"] or find_socket(),
+        containerd_sock=given["containerd_sock"] or find_socket() if needs_containerd else None,
         namespaces=namespaces(name for names in given["containerd_namespace"] for name in names),
         content_path=given["containerd_content_path"],
         containerd_config=given["containerd_config"],

@@ -13,7 +13,7 @@ from lab.network import Port
 from lab.process import Failed, Process, run
 
 
-def _program(name: str) -> Path:
+def program(name: str) -> Path:
     found = Path(os.environ.get("BUILDKIT", "/nowhere"), name)
     if not found.is_file():
         raise RuntimeError(f"{found} is missing: make buildkit")
@@ -37,7 +37,7 @@ class Buildkit:
 
     def start(self, timeout: float = 30) -> None:
         """Start it, and wait until it answers."""
-        argv: list[str | Path] = [_program("buildkitd"), "--config", self.config, "--root", self._dir / "root"]
+        argv: list[str | Path] = [program("buildkitd"), "--config", self.config, "--root", self._dir / "root"]
         argv += ["--addr", self._address, "--containerd-worker=false", "--oci-worker-snapshotter=native"]
         argv += ["--oci-worker-net=host", "--oci-worker-binary=runc"]
         log_path, env = self._dir / "buildkitd.log", {"PATH": parts.path(parts.runc())}
@@ -50,7 +50,7 @@ class Buildkit:
 
     def build(self, directory: Path, timeout: float = 60) -> str:
         """Build the Dockerfile in ``directory`` without a cache; returns the progress."""
-        argv: list[str | Path] = ["sh", "-c", 'exec "$@" 2>&1', "sh", _program("buildctl"), "--addr", self._address]
+        argv: list[str | Path] = ["sh", "-c", 'exec "$@" 2>&1', "sh", program("buildctl"), "--addr", self._address]
         argv += ["build", "--frontend=dockerfile.v0", "--progress=plain", "--no-cache"]
         argv += [f"--local=context={directory}", f"--local=dockerfile={directory}"]
         argv += [f"--output=type=oci,dest={self._dir / 'built.tar'}"]
@@ -58,11 +58,11 @@ class Buildkit:
 
     def forget(self) -> None:
         """Remove all that it has pulled."""
-        run(self._netns.inside([_program("buildctl"), "--addr", self._address, "prune", "--all"]))
+        run(self._netns.inside([program("buildctl"), "--addr", self._address, "prune", "--all"]))
 
     def _answers(self) -> bool:
         try:
-            run(self._netns.inside([_program("buildctl"), "--addr", self._address, "debug", "workers"]))
+            run(self._netns.inside([program("buildctl"), "--addr", self._address, "debug", "workers"]))
         except Failed:
             return False
         return True

@@ -33,7 +33,8 @@ class Dockerd:
     ``mirrors`` are those of daemon.json, for docker.io only. ``fresh``: daemon.json is as after an installation.
     ``insecure``: registries that may be without TLS; before 28, mirrors of daemon.json are such.
     ``docker_io``: what it takes for docker.io. ``installed``: what it sees, and whoever ``enter``s, is a machine of its
-    own on which Docker has its usual paths, and its containerd those of containerd too.
+    own on which Docker has its usual paths, and its containerd those of containerd too. ``bridge``: the address and the
+    prefix length of a bridge for its containers; without one they have the node's network or none.
     """
 
     def __init__(
@@ -48,11 +49,13 @@ class Dockerd:
         insecure: Sequence[str] = (SUBNET,),
         docker_io: DockerIo | None = None,
         installed: bool = False,
+        bridge: str | None = None,
     ) -> None:
         self.netns = port.netns
         self.version = version
         self.sock = directory / "d.sock"
         self.certs_d = directory / "etc/certs.d"
+        self.client = directory / "client"
         self.containerd_sock = directory / "exec/containerd/containerd.sock"
         self.content_path = directory / "data/containerd/daemon/io.containerd.content.v1.content"
         self.process: Process | None = None
@@ -68,7 +71,7 @@ class Dockerd:
             "hosts": [f"unix://{self.sock}"],
             "iptables": False,
             "ip6tables": False,
-            "bridge": "none",
+            **({"bip": bridge, "ip-masq": False} if bridge is not None else {"bridge": "none"}),
         }
         if not fresh:
             options |= {
@@ -142,7 +145,7 @@ class Dockerd:
 
     def docker(self, *words: str | Path, timeout: float = 20) -> str:
         """Docker's own command line."""
-        env = {"DOCKER_CONFIG": str(self._dir / "client")}
+        env = {"DOCKER_CONFIG": str(self.client)}
         return self.netns.run(parts.docker(self.version), "-H", f"unix://{self.sock}", *words, timeout=timeout, env=env)
 
     def _answers(self) -> bool:

@@ -84,6 +84,10 @@ def docker(version: str) -> Path:
     return _part(dockerd(version).parents[1] / "bin/docker")
 
 
+def buildx() -> Path:
+    return _part(ROOT / "buildx/usr/libexec/docker/cli-plugins/docker-buildx")
+
+
 def system(name: str) -> str:
     """A program that the machine itself provides, such as ``dig``."""
     found = shutil.which(name)

@@ -24,7 +24,11 @@ http:
 """
 _TLS = """  tls: {{certificate: {certificate}, key: {key}}}
 """
-_ACCESS = re.compile(r'^(?P<client>\S+) - \S+ \[[^]]*\] "(?P<request>\S+ \S+) HTTP/[\d.]+" (?P<status>\d{3}) ', re.M)
+_ACCESS = re.compile(
+    r'^(?P<client>\S+) - \S+ \[[^]]*\] "(?P<request>\S+ \S+) HTTP/[\d.]+" (?P<status>\d{3}) '
+    r'(?:\d+ "[^"\n]*" "(?P<agent>[^"\n]*)")?',
+    re.M,
+)
 
 
 class Registry:
@@ -76,6 +80,10 @@ class Registry:
     def answers(self) -> list[tuple[str, int]]:
         """Like ``requests``, each with the status of its answer."""
         return [(match["request"], int(match["status"])) for match in self._accesses()]
+
+    def user_agents(self) -> set[str]:
+        """The User-Agent of all clients since it started or ``forget`` was called."""
+        return {match["agent"] for match in self._accesses() if match["agent"]}
 
     def blob_requests(self) -> list[tuple[str, str]]:
         """The address of the client and the digest, for each GET of a blob."""

@@ -55,6 +55,29 @@ def test_consul_is_checked_if_it_is_among_the_kinds(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
+    ("words", "checked"),
+    [
+        (["--runtime=crio"], True),
+        (["--runtime=crio", "--layout-path=/images"], False),
+        (["--runtime=crio", "--runtime=containerd", "--layout-path=/images"], True),
+    ],
+)
+def test_containerd_is_checked_if_it_is_served_or_pulls(
+    monkeypatch: pytest.MonkeyPatch, words: list[str], checked: bool
+) -> None:
+    subjects: list[Subject] = []
+
+    async def run(subject: Subject) -> list[Check]:
+        subjects.append(subject)
+        return []
+
+    monkeypatch.setattr(checks, "run", run)
+    result = CliRunner().invoke(preflight, ["--advertise-addr=10.0.0.9", "--bootstrap-kind=dns", *words])
+    assert result.exit_code == 0, result.output
+    assert [subject.containerd_sock is not None for subject in subjects] == [checked]
+
+
+@pytest.mark.parametrize(
     ("given", "says"), [("konsul", "'konsul' is not one of"), (",", "none given, expected one of")]
 )
 def test_kinds_that_can_t_be_used_are_named(given: str, says: str) -> None:
