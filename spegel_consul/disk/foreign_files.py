@@ -82,7 +82,7 @@ def read(path: str | Path, limit: int, *, follow: bool = True) -> bytes:
 
 
 def may_exist(path: str | Path) -> bool:
-    """Whether there is something at ``path``, also if this process may not look: whoever uses it is told why then."""
+    """Whether there is something at ``path``. True if this process may not look: using the path names that reason."""
     try:
         os.stat(path)  # noqa: PTH116
     except PermissionError:

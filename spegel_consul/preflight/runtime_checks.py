@@ -61,16 +61,17 @@ async def containerd_checks(subject: Subject) -> list[Check]:
         checks.append(await in_thread(lambda: _content(root, fresh=not existing)))
     if subject.containerd_hosts is None:
         return checks
-    has_docker = await _has_docker(subject)
+    has_docker = await _docker_sock(subject) is not None
     own = await in_thread(partial(_cri, subject, subject.containerd_hosts, sock, Version.parse(version)))
     if await in_thread(lambda: cri_is_used(subject, existing, has_docker=has_docker)):
         return checks + own
     return checks + unless_used(own, f"{_CRI_UNUSED} --runtime containerd")
 
 
-async def _has_docker(subject: Subject) -> bool:
+async def _docker_sock(subject: Subject) -> Path | None:
+    """Docker's socket, if it may exist."""
     sock = subject.docker_sock
-    return sock is not None and await in_thread(partial(foreign_files.may_exist, sock))
+    return sock if sock is not None and await in_thread(partial(foreign_files.may_exist, sock)) else None
 
 
 def _cri(subject: Subject, hosts: Path, sock: Path, version: Version) -> list[Check]:
@@ -168,10 +169,11 @@ def _content(root: Path | None, *, fresh: bool) -> Check:
 
 async def docker_checks(subject: Subject) -> list[Check]:
     """The checks of Docker; none without a socket file."""
-    if subject.docker_sock is None or not await _has_docker(subject):
+    sock = await _docker_sock(subject)
+    if sock is None:
         return []
     try:
-        found = await in_thread(partial(docker.ask, subject.docker_sock))
+        found = await in_thread(partial(docker.ask, sock))
     except docker.NoDocker as exc:
         if subject.runtimes and not docker_is_used(subject, 0):
             return []

@@ -6,9 +6,26 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab.cluster import Cluster, MakeCluster, Node
+from lab.cluster import Cluster, MakeCluster
 from lab.image import MIB, Image, MakeImage
+from lab.process import until
 from lab.registry import Registry
+
+_REGISTRIES = """
+[[registry]]
+prefix = "ghcr.io"
+location = "{upstream}"
+insecure = true
+"""
+_BUILDKITD = """\
+debug = true
+
+[registry."ghcr.io"]
+  mirrors = ["{upstream}"] # in place of ghcr.io, which nobody reaches here
+
+[registry."{upstream}"]
+  http = true
+"""
 
 
 @dataclass(frozen=True)
@@ -35,7 +52,28 @@ class Neighbours:
             upstream.push(each)
         return cls(lab, whole, partial, lacking, upstream)
 
-    def layouts(self) -> tuple[tuple[Node, Path], ...]:
-        """Each node with the layout that it serves."""
+    @property
+    def registries_conf(self) -> str:
+        """A user's own registries.conf, with ``upstream`` in place of ghcr.io."""
+        return _REGISTRIES.format(upstream=self.upstream.host)
+
+    @property
+    def buildkitd_toml(self) -> str:
+        """A user's own buildkitd.toml, with ``upstream`` in place of ghcr.io."""
+        return _BUILDKITD.format(upstream=self.upstream.host)
+
+    def start_sidecars(self) -> None:
+        """Start a sidecar on each node, and wait until each finds what only the other has."""
         one, two = self.lab
-        return (one, self.whole.layout), (two, self.lacking)
+        for node, layout in ((one, self.whole.layout), (two, self.lacking)):
+            node.start_sidecar(wait=False, layout_path=layout, static_bootstrap_peers=f"{one.ip}:5001,{two.ip}:5001")
+        for node in self.lab:
+            node.sidecar.await_ready()
+        for node, digest in ((two, self.whole.amd64.layers[1]), (one, self.partial.amd64.layers[0])):
+            path = f"/v2/org/app/blobs/{digest}"
+            until(lambda node=node, path=path: node.request(path).status == 200, timeout=20, what=f"{node} finds it")
+
+
+def content(root: Path) -> dict[str, bytes]:
+    """The files below ``root``."""
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}

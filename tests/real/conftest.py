@@ -33,6 +33,13 @@ def cluster() -> Iterator[MakeCluster]:
         yield make
 
 
+@pytest.fixture
+def daemons() -> Iterator[ExitStack]:
+    """Ends the daemons that a test has started beside those of its cluster."""
+    with ExitStack() as stack:
+        yield stack
+
+
 @pytest.fixture(scope="session")
 def image() -> Iterator[MakeImage]:
     """``image("docker.io/library/app:v1", layers=[…], seed=1)``: built once for the same arguments."""

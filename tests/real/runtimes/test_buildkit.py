@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -11,26 +10,9 @@ from lab.buildkit import Buildkit
 from lab.cluster import MakeCluster, Node
 from lab.image import MakeImage
 from lab.neighbours import Neighbours
-from lab.process import Failed, until
+from lab.process import Failed
 
 pytestmark = pytest.mark.real
-
-_USERS = """\
-debug = true
-
-[registry."ghcr.io"]
-  mirrors = ["{upstream}"] # in place of ghcr.io, which nobody reaches here
-
-[registry."{upstream}"]
-  http = true
-"""
-
-
-@pytest.fixture
-def daemons() -> Iterator[ExitStack]:
-    """Ends the daemons that a test has started."""
-    with ExitStack() as stack:
-        yield stack
 
 
 def test_a_build_takes_its_base_through_the_mirror(
@@ -40,17 +22,12 @@ def test_a_build_takes_its_base_through_the_mirror(
     lab, whole, partial, upstream = made.lab, made.whole, made.partial, made.upstream
     one, two = lab
     kits: dict[str, Buildkit] = {}
-    for node, layout in made.layouts():
-        node.start_sidecar(wait=False, layout_path=layout, static_bootstrap_peers=f"{one.ip}:5001,{two.ip}:5001")
+    for node in lab:
         kit = kits[node.name] = Buildkit(node.port, node.dir / "buildkit")
-        kit.config.write_text(_USERS.format(upstream=upstream.host))
+        kit.config.write_text(made.buildkitd_toml)
         node.configure("--runtime=buildkit", "--mirrored-registries=ghcr.io", f"--buildkitd-config={kit.config}")
         daemons.callback(kit.stop)
-    for node in lab:
-        node.sidecar.await_ready()
-    for node, digest in ((two, whole.amd64.layers[1]), (one, partial.amd64.layers[0])):
-        path = f"/v2/org/app/blobs/{digest}"
-        until(lambda node=node, path=path: node.request(path).status == 200, timeout=20, what=f"{node} finds the other")
+    made.start_sidecars()
 
     def built(node: Node, name: str) -> set[str]:
         """The blobs that upstream was asked for."""
@@ -76,13 +53,13 @@ def test_a_build_takes_its_base_through_the_mirror(
     # the file is as before, and upstream is asked
     node, kit = two, kits[two.name]
     node.spegel("cleanup", *node.places, f"--buildkitd-config={kit.config}")
-    assert kit.config.read_text() == _USERS.format(upstream=upstream.host)
+    assert kit.config.read_text() == made.buildkitd_toml
     assert [each.name for each in kit.config.parent.iterdir()] == ["buildkitd.toml"]
     restarted(kit)
     assert set(whole.amd64.layers) <= built(node, whole.name)
 
     # BuildKit names the registry itself, so a mirror with the registry in its path knows no tag
-    with_path = _USERS.format(upstream=upstream.host).replace("mirrors = [", f'mirrors = ["{node.ip}:5000/ghcr.io", ')
+    with_path = made.buildkitd_toml.replace("mirrors = [", f'mirrors = ["{node.ip}:5000/ghcr.io", ')
     kit.config.write_text(with_path + f'[registry."{node.ip}:5000"]\n  http = true\n')
     restarted(kit)
     assert built(node, whole.name) == set()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
 from contextlib import ExitStack
 from ipaddress import ip_network
 from pathlib import Path
@@ -16,28 +15,11 @@ from lab.documents import ROOT
 from lab.image import MakeImage
 from lab.neighbours import Neighbours
 from lab.network import SUBNET
-from lab.process import until
 
 pytestmark = pytest.mark.real
 
 _CONTAINERS = list(ip_network(SUBNET).subnets())[1]
 _SECTION = re.compile(r"^## buildx with the driver docker-container\n(.*?)^## ", re.M | re.S)
-_USERS = """\
-debug = true
-
-[registry."ghcr.io"]
-  mirrors = ["{upstream}"] # in place of ghcr.io, which nobody reaches here
-
-[registry."{upstream}"]
-  http = true
-"""
-
-
-@pytest.fixture
-def builders() -> Iterator[ExitStack]:
-    """Ends the builders that a test has made."""
-    with ExitStack() as stack:
-        yield stack
 
 
 def connected(node: Node, lab: Cluster) -> str:
@@ -67,29 +49,25 @@ def documented(node: Node, config: Path, *, on_host: bool) -> tuple[list[str], l
 
 @pytest.mark.parametrize("on_host", [False, True])
 def test_a_builder_takes_its_base_through_the_mirror(
-    cluster: MakeCluster, image: MakeImage, tmp_path: Path, builders: ExitStack, on_host: bool
+    cluster: MakeCluster, image: MakeImage, tmp_path: Path, daemons: ExitStack, on_host: bool
 ) -> None:
     made = Neighbours.make(cluster, image, tmp_path)
     lab, whole, partial, upstream = made.lab, made.whole, made.partial, made.upstream
     one, two = lab
-    before = _USERS.format(upstream=upstream.host)
+    before = made.buildkitd_toml
     kits: dict[str, Buildx] = {}
     configs: dict[str, Path] = {}
-    for node, layout in made.layouts():
-        node.start_sidecar(wait=False, layout_path=layout, static_bootstrap_peers=f"{one.ip}:5001,{two.ip}:5001")
+    for node in lab:
         docker = node.add_docker("28", bridge=connected(node, lab))
         config = configs[node.name] = node.dir / "buildx/buildkitd.toml"
         config.parent.mkdir()
         config.write_text(before)
         kit = kits[node.name] = Buildx(docker, node.dir / "bx")
-        builders.callback(kit.end)
+        daemons.callback(kit.end)
     for node in lab:
-        node.sidecar.await_ready()
         node.docker.await_ready()
         kits[node.name].load_image()
-    for node, digest in ((two, whole.amd64.layers[1]), (one, partial.amd64.layers[0])):
-        path = f"/v2/org/app/blobs/{digest}"
-        until(lambda node=node, path=path: node.request(path).status == 200, timeout=20, what=f"{node} finds the other")
+    made.start_sidecars()
 
     def built(node: Node, name: str) -> set[str]:
         """The blobs that upstream was asked for."""

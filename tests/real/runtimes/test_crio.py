@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -16,28 +15,9 @@ from lab.cluster import MakeCluster, Node
 from lab.cri import CriError
 from lab.crio import Crio
 from lab.image import MakeImage
-from lab.neighbours import Neighbours
-from lab.process import until
+from lab.neighbours import Neighbours, content
 
 pytestmark = pytest.mark.real
-
-_USERS = """\
-[[registry]]
-prefix = "ghcr.io"
-location = "{upstream}"
-insecure = true
-"""
-
-
-@pytest.fixture
-def daemons() -> Iterator[ExitStack]:
-    """Ends the daemons that a test has started."""
-    with ExitStack() as stack:
-        yield stack
-
-
-def content(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
 def preflight(crio: Crio) -> dict[str, str]:
@@ -57,18 +37,13 @@ def test_crio_pulls_through_the_mirror_that_was_configured(
     one, two = lab
     crios: dict[str, Crio] = {}
     before: dict[str, dict[str, bytes]] = {}
-    for node, layout in made.layouts():
-        node.start_sidecar(wait=False, layout_path=layout, static_bootstrap_peers=f"{one.ip}:5001,{two.ip}:5001")
+    for node in lab:
         crio = crios[node.name] = Crio(node.port, node.dir / "crio", watches=node is one)
-        (crio.etc / "registries.conf").write_text(_USERS.format(upstream=upstream.host))
+        (crio.etc / "registries.conf").write_text(made.registries_conf)
         before[node.name] = content(crio.etc)
         daemons.callback(crio.stop)
         crio.start()
-    for node in lab:
-        node.sidecar.await_ready()
-    for node, digest in ((two, whole.amd64.layers[1]), (one, partial.amd64.layers[0])):
-        path = f"/v2/org/app/blobs/{digest}"
-        until(lambda node=node, path=path: node.request(path).status == 200, timeout=20, what=f"{node} finds the other")
+    made.start_sidecars()
 
     def pulled(node: Node, name: str) -> set[str]:
         """What upstream was asked for: tags and digests."""

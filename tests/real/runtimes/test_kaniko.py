@@ -15,7 +15,7 @@ from lab.cluster import MakeCluster, Node
 from lab.documents import ROOT
 from lab.image import MakeImage
 from lab.neighbours import Neighbours
-from lab.process import run, until
+from lab.process import run
 
 pytestmark = pytest.mark.real
 
@@ -49,13 +49,7 @@ def test_a_build_takes_its_base_through_the_mirror(cluster: MakeCluster, image: 
     made = Neighbours.make(cluster, image, tmp_path)
     lab, whole, partial, upstream = made.lab, made.whole, made.partial, made.upstream
     one, two = lab
-    for node, layout in made.layouts():
-        node.start_sidecar(wait=False, layout_path=layout, static_bootstrap_peers=f"{one.ip}:5001,{two.ip}:5001")
-    for node in lab:
-        node.sidecar.await_ready()
-    for node, digest in ((two, whole.amd64.layers[1]), (one, partial.amd64.layers[0])):
-        path = f"/v2/org/app/blobs/{digest}"
-        until(lambda node=node, path=path: node.request(path).status == 200, timeout=20, what=f"{node} finds the other")
+    made.start_sidecars()
 
     def built(node: Node, name: str, directory: str) -> set[str]:
         """The blobs that upstream was asked for."""

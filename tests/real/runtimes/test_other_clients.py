@@ -92,11 +92,7 @@ def test_skopeo_gets_an_image_whole_or_from_upstream(cluster: MakeCluster, image
     made = Neighbours.make(cluster, image, tmp_path)
     lab, whole, partial, upstream = made.lab, made.whole, made.partial, made.upstream
     one, two = lab
-    for node, layout in made.layouts():
-        node.start_sidecar(layout_path=layout, static_bootstrap_peers=f"{one.ip}:5001,{two.ip}:5001")
-    for node, digest in ((two, whole.amd64.layers[1]), (one, partial.amd64.layers[0])):
-        path = f"/v2/org/app/blobs/{digest}"
-        until(lambda node=node, path=path: node.request(path).status == 200, timeout=20, what=f"{node} finds the other")
+    made.start_sidecars()
 
     def pull(node: Node, name: str, to: str) -> list[str]:
         """What upstream was asked for."""

@@ -8,22 +8,11 @@ import pytest
 from lab import parts
 from lab.cluster import MakeCluster, Node
 from lab.image import MakeImage
-from lab.neighbours import Neighbours
+from lab.neighbours import Neighbours, content
 from lab.podman import Podman
-from lab.process import Failed, until
+from lab.process import Failed
 
 pytestmark = pytest.mark.real
-
-_USERS = """
-[[registry]]
-prefix = "ghcr.io"
-location = "{upstream}"
-insecure = true
-"""
-
-
-def content(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
 def test_podman_pulls_through_the_mirror_that_was_configured(
@@ -34,17 +23,12 @@ def test_podman_pulls_through_the_mirror_that_was_configured(
     one, two = lab
     podmans: dict[str, Podman] = {}
     before: dict[str, dict[str, bytes]] = {}
-    for node, layout in made.layouts():
-        node.start_sidecar(wait=False, layout_path=layout, static_bootstrap_peers=f"{one.ip}:5001,{two.ip}:5001")
+    for node in lab:
         podman = podmans[node.name] = Podman(node.port, node.dir / "podman")
-        (podman.etc / "registries.conf").write_text(_USERS.format(upstream=upstream.host))
+        (podman.etc / "registries.conf").write_text(made.registries_conf)
         before[node.name] = content(podman.etc)
         node.configure("--runtime=podman", "--mirrored-registries=ghcr.io", f"--containers-config-path={podman.etc}")
-    for node in lab:
-        node.sidecar.await_ready()
-    for node, digest in ((two, whole.amd64.layers[1]), (one, partial.amd64.layers[0])):
-        path = f"/v2/org/app/blobs/{digest}"
-        until(lambda node=node, path=path: node.request(path).status == 200, timeout=20, what=f"{node} finds the other")
+    made.start_sidecars()
 
     def pulled(node: Node, name: str) -> list[str]:
         """What upstream was asked for."""
