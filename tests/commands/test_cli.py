@@ -114,13 +114,34 @@ def test_help_names_every_flag_and_variable() -> None:
         (["--unknown"], {}, "--unknown"),
     ],
 )
-def test_a_wrong_value_is_one_line_and_exit_2(arguments: list[str], env: dict[str, str], expected: str) -> None:
-    done = spegel("registry", *arguments, env=env)
+def test_a_wrong_value_is_one_line_and_exit_2(
+    arguments: list[str],
+    env: dict[str, str],
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sys.argv", ["spegel-consul", "registry", *arguments])
+    monkeypatch.setattr("spegel_consul.sidecar.watchdog.become_guarded", lambda silence: pytest.fail("it starts"))
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert_one_line(*capfd.readouterr(), expected)
+
+
+def test_a_wrong_value_ends_the_process() -> None:
+    done = spegel("registry", "--registry-addr", "5000")
     assert done.returncode == 2
-    assert done.stdout == ""
-    assert len(done.stderr.splitlines()) == 1, done.stderr
-    assert done.stderr.startswith("spegel-consul: ")
-    assert expected in done.stderr
+    assert_one_line(done.stdout, done.stderr, "'--registry-addr'")
+
+
+def assert_one_line(out: str, err: str, expected: str) -> None:
+    assert out == ""
+    assert len(err.splitlines()) == 1, err
+    assert err.startswith("spegel-consul: ")
+    assert expected in err
 
 
 def test_an_unusable_data_dir_is_one_line_and_exit_1(tmp_path: Path) -> None:
