@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import os
 from collections.abc import Iterator
@@ -38,6 +39,7 @@ _tables: dict[str, list[list[str]]] = {}
 
 
 def pytest_configure() -> None:
+    gc.disable()  # until all tests are collected, because everything that is made until then stays
     os.environ.pop("COLUMNS", None)  # the width of a worker's terminal, which is none
     # No limit on the wall clock, because a busy machine may stop any process for half a second. The same examples each
     # time, because a change must not wait for an old fault that its run happened to find: `make fresh` looks for those.
@@ -70,8 +72,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if inspect.iscoroutinefunction(getattr(item, "obj", None)) and item.get_closest_marker("real") is None:
             item.add_marker(pytest.mark.trio(run=clock.run))
     if config.pluginmanager.hasplugin("xdist"):
+        marks: dict[Path, pytest.MarkDecorator] = {}
         for item in items:
-            item.add_marker(pytest.mark.xdist_group(_group(item).relative_to(config.rootpath).as_posix()))
+            group = _group(item)
+            if group not in marks:
+                marks[group] = pytest.mark.xdist_group(group.relative_to(config.rootpath).as_posix())
+            item.add_marker(marks[group])
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # the collector would look at all tests again and again, a tenth of the time of the short ones
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)
