@@ -32,8 +32,8 @@ dev-install: $(VENV)/.dev-installed
 $(VENV)/.dev-installed: $(STAMP) pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/build.txt
-	# pip would warn of what requirements/run.txt leaves out
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn-conflicts --group dev
+	# pip would warn of what requirements/run.txt leaves out, and compile twenty times what is imported of the tools
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn-conflicts --no-compile --group dev
 	touch $@
 
 real-parts:
