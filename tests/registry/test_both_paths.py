@@ -32,7 +32,7 @@ from spegel_consul.store.layout import LayoutStore
 
 from .conftest import ListRouter
 
-REQUESTS = thorough.drawn(2_500, 20_000)
+REQUESTS = thorough.drawn(1_000, 20_000)
 BIG = os.urandom(300_000)
 SMALL = b"small layer"
 

@@ -16,7 +16,7 @@ from spegel_consul.ring.members.member import SETTLED
 from spegel_consul.ring.router import KadRouter
 
 # nodes, and rounds of churn
-PLANS = [(30, 4), (200, 12)] if thorough.ALL else [(30, 4)]
+PLANS = [(30, 4), (200, 12)] if thorough.ALL else [(30, 3)]
 
 
 class Ring:

@@ -31,12 +31,12 @@ def _digests(printed: str) -> list[tuple[str, str]]:
 
 
 def test_clusters_become_one_ring_after_faults() -> None:
-    printed = _simulate("--nodes", "30", "--seeds", "4", "--jobs", "2")
-    assert [seed for seed, _ in _digests(printed)] == [str(seed) for seed in range(4)]
+    printed = _simulate("--nodes", "30", "--seeds", "2", "--jobs", "2")
+    assert [seed for seed, _ in _digests(printed)] == [str(seed) for seed in range(2)]
 
 
 def test_a_seed_replays_exactly() -> None:
-    among_others = _digests(_simulate("--nodes", "24", "--seeds", "3", "--jobs", "2"))
+    among_others = _digests(_simulate("--nodes", "24", "--seeds", "2", "--jobs", "2"))
     alone = _digests(_simulate("--nodes", "24", "--seed-from", "1", "--seeds", "1"))
     assert alone == [among_others[1]]
     assert alone[0][0] == "1"
