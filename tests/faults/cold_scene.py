@@ -32,6 +32,10 @@ _BAD_PORT = 5060
 _BAD_UPSTREAM = Path(__file__).with_name("bad_upstream.py")
 
 
+class TooManyCopies(AssertionError):
+    """No pull failed, and the upstream sent more than it should have."""
+
+
 @dataclass(slots=True)
 class ColdRow:
     """What a fault did. Seconds; ``first`` and ``last`` are when nodes that were not spared were ready."""
@@ -125,7 +129,8 @@ class ColdScene:
             )
         assert counted, "all nodes were spared"
         assert not failures, failures
-        assert outcome.copies <= copies, f"{outcome.copies:.2f} copies left the upstream"
+        if outcome.copies > copies:
+            raise TooManyCopies(f"{outcome.copies:.2f} copies left the upstream")
         for node in self.nodes:
             assert "Traceback" not in node.sidecar.log()
         self.mend()

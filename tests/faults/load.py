@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 
-from lab import cri
+from lab import cri, thorough
 from lab.cluster import Node
 from lab.containerd import PullError
 from lab.image import Image, is_whole
@@ -29,7 +29,7 @@ from lab.sidecar import METRICS_PORT
 
 PULL_TIMEOUT = 40.0
 PULLERS = 3
-_PAUSE = 0.1
+_PAUSE = 0.1 if thorough.ALL else 0.5
 _LOOKUP_EVERY = 0.25
 _LOOKUP_TIMEOUT = 10.0
 

@@ -9,12 +9,14 @@ from lab import parts, thorough
 
 from tests.faults import cold_starts
 from tests.faults.catalog import COLD_STARTS, Fault
-from tests.faults.cold_scene import ColdScene
+from tests.faults.cold_scene import ColdScene, TooManyCopies
 from tests.faults.table import cold_row_of
 
 pytestmark = pytest.mark.real
 
 assert cold_starts  # it has listed its own
+
+TRIES = 3
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +32,15 @@ def scene() -> Iterator[ColdScene]:
 def test_no_pull_fails(scene: ColdScene, fault: Fault, record_property) -> None:
     told = len(scene.rows)
     try:
-        fault.do(scene)
+        # a download that a busy machine stops for seconds looks slow, and a takeover from a slow one is one more copy
+        for left in reversed(range(TRIES)):
+            try:
+                fault.do(scene)
+                break
+            except TooManyCopies:
+                if not left:
+                    raise
+                scene.mend()
     except BaseException:
         scene.mend()
         raise

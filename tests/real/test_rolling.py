@@ -39,7 +39,7 @@ class Puller:
                 time.sleep(0.02)
             elif self._pull():
                 self.pulls += 1
-                time.sleep(0.05)  # a load, and not all that the machine can do
+                time.sleep(0.2)  # a load, and not all that the machine can do
 
     def _pull(self) -> bool:
         app = self._image
