@@ -25,7 +25,7 @@ times what a free one does."""
 
 TAIL_LINES = 40
 _LINE_LENGTH = 500
-_POLL = 0.02
+_POLL, _LONGEST_POLL = 0.02, 0.3
 _SAMPLE = 0.05  # seconds of CPU
 
 _running: set[Process] = set()
@@ -49,7 +49,7 @@ def until(predicate: Callable[[], object], *, timeout: float, what: str) -> None
     while not predicate():
         if (waited := time.monotonic() - began) > timeout and waited > timeout * load():
             raise Failed(f"not within {timeout:g} s: {what}")
-        time.sleep(_POLL)
+        time.sleep(min(max(_POLL, waited / 10), _LONGEST_POLL))  # a question may cost more than what it waits for
 
 
 @contextmanager
