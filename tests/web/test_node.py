@@ -32,6 +32,7 @@ from spegel_consul.ring.members.table import FULL
 from spegel_consul.web import pages
 from spegel_consul.web.metric_readings import connect
 from spegel_consul.web.node_views import Consul, Node
+from spegel_consul.zerocopy.encrypted.kernel_tls import KERNEL
 from tests.join.fakenomad import FakeNomad
 
 
@@ -174,7 +175,8 @@ async def test_which_peers_are_encrypted() -> None:
     tls.links.note("10.0.0.3", False)
     assert encrypted() == {"self": None, "alive": True, "dead": False, "missing": None}
     problem = "no certificate for peers: Consul sent no other"
-    assert made.status()["peer_tls"] == {"mode": "prefer", "expires": None, "problem": problem}
+    expected = {"mode": "prefer", "expires": None, "problem": problem, "kernel": KERNEL.encrypted}
+    assert made.status()["peer_tls"] == expected
     assert problem in made.warnings()
     assert made.status()["node"]["registry"] == "http://10.0.0.1:5000"
 
