@@ -21,6 +21,7 @@ from spegel_consul.zerocopy.encrypted.kernel_socket import (
     KernelSocket,
     NotEncrypting,
     WiredSocket,
+    _alert_of,
     accept_in_kernel,
 )
 from spegel_consul.zerocopy.encrypted.kernel_tls import KERNEL, KernelTls, encrypts
@@ -246,6 +247,21 @@ def test_what_ends_the_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert kernel.wanted
     kernel.found(False, "TLS_AES_128_GCM_SHA256")
     assert (kernel.encrypted, kernel.wanted) == (False, False)
+
+
+@pytest.mark.parametrize(
+    ("written", "alert"),
+    [
+        (b"", b""),
+        (b"\x01\x00", b"\x01\x00"),
+        (b"\x02\x14\x01\x00", b"\x02\x14"),
+        (b"\x18\x00\x00\x01\x00" * 3, b""),
+        (b"\x18\x00\x00\x01\x00\x02\x14", b"\x02\x14"),
+    ],
+)
+def test_new_keys_are_no_alert(written: bytes, alert: bytes) -> None:
+    """Their answer would be close_notify, if its first bytes were taken for an alert."""
+    assert _alert_of(written) == alert
 
 
 def test_a_wire_takes_what_openssl_has_at_once(tmp_path: Path) -> None:

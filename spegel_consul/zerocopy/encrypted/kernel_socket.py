@@ -8,9 +8,9 @@ to receive, later versions do.
 Only :class:`KernelSocket` has a property for the socket itself, and it can't be made for a socket that the kernel does
 not encrypt. What is written to the socket of a :class:`WiredSocket` would be clear text.
 
-OpenSSL never writes content on a :class:`KernelSocket`. So the keys never change: a client's request for new keys (TLS
-1.3, KeyUpdate) changes those of the client only, because kernels before 6.14 take no second key. What OpenSSL does
-write are alerts, close_notify among them, which the kernel must be told from content.
+OpenSSL never writes content on a :class:`KernelSocket`. What it does write are alerts, close_notify among them, which
+the kernel must be told from content, and answers to requests for new keys (TLS 1.3, KeyUpdate). These answers are
+dropped, because kernels before 6.14 take no second key: such a request changes the keys of the client only.
 
 A new rule about connections that OpenSSL began on the socket belongs here.
 """
@@ -31,6 +31,7 @@ from spegel_consul.zerocopy.encrypted.wire import Wire
 
 _ALERT = b"\x15"
 _ALERT_SIZE = 2
+_KEY_UPDATE = b"\x18\x00\x00\x01\x00"  # the answer to a request for new keys
 _RECORD_TYPES = frozenset(range(20, 24))
 _MAJOR_VERSION = 3  # of all records
 
@@ -150,7 +151,9 @@ class KernelSocket(WiredSocket):
         if not self._send_sealed(fd):
             return False
         if self._outgoing.pending:
-            alert = self._outgoing.read()[:_ALERT_SIZE]
+            alert = _alert_of(self._outgoing.read())
+            if not alert:
+                return True
             with socket.fromfd(self._open() if fd is None else fd, self._sock.family, self._sock.type) as out:
                 out.sendmsg([alert], [(SOL_TLS, SET_RECORD_TYPE, _ALERT)])
         return True
@@ -162,6 +165,13 @@ class KernelSocket(WiredSocket):
         if not self.flush_now():
             raise BlockingIOError
         return os.write(self._open(), view)
+
+
+def _alert_of(written: bytes) -> bytes:
+    """The first alert of what OpenSSL wrote; none if there is none."""
+    while written.startswith(_KEY_UPDATE):
+        written = written[len(_KEY_UPDATE) :]
+    return written[:_ALERT_SIZE]
 
 
 def _close(tls: socket.socket, wire: Wire) -> None:
