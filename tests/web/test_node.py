@@ -160,7 +160,7 @@ async def test_who_leads_by_the_lock_on_a_nomad_variable(nursery: trio.Nursery) 
     assert node().leader() is None
 
 
-async def test_which_peers_are_encrypted() -> None:
+async def test_which_peers_are_encrypted(monkeypatch: pytest.MonkeyPatch) -> None:
     made = node("10.0.0.1", "10.0.0.2", "10.0.0.9")
 
     def encrypted() -> dict[str, object]:
@@ -178,6 +178,10 @@ async def test_which_peers_are_encrypted() -> None:
     expected = {"mode": "prefer", "expires": None, "problem": problem, "kernel": KERNEL.encrypted}
     assert made.status()["peer_tls"] == expected
     assert problem in made.warnings()
+    monkeypatch.setattr(KERNEL, "encrypted", None)
+    assert ("encryption", "prefer") in _lines(made.status())
+    monkeypatch.setattr(KERNEL, "encrypted", True)
+    assert ("encryption", "prefer, files by the kernel") in _lines(made.status())
     assert made.status()["node"]["registry"] == "http://10.0.0.1:5000"
 
 
