@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 import trio
+from lab.certificates import Authority
 
 from spegel_consul.http.server.connection import Link
+from spegel_consul.http.tls import Tls, TlsFiles
 from spegel_consul.zerocopy.encrypted import kernel_tls
 from spegel_consul.zerocopy.encrypted.kernel_outlet import KernelOutlet
 from spegel_consul.zerocopy.encrypted.kernel_socket import (
@@ -230,6 +232,16 @@ def test_the_kernel_is_asked_once(monkeypatch: pytest.MonkeyPatch, known: bool) 
         assert bool(context.options & kernel_tls._OP_ENABLE_KTLS) is known
         assert kernel.wanted is known
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_contexts_from_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: bool) -> None:
+    """Only that of the server lets OpenSSL give keys to the kernel."""
+    monkeypatch.setattr(KERNEL, "_supported", known)
+    authority = Authority.make(tmp_path)
+    made = Tls(TlsFiles(*authority.issue(tmp_path, "node", "127.0.0.1"), authority.path))
+    assert bool(made.server().options & kernel_tls._OP_ENABLE_KTLS) is known
+    assert not made.client().options & kernel_tls._OP_ENABLE_KTLS
 
 
 def test_what_ends_the_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
