@@ -107,7 +107,7 @@ crio: dev-install real-parts
 	CRIO=$(abspath $(shell command -v "$(CRIO)")) SPEGEL_REAL_PARTS=$(CACHE) \
 		$(BIN)/python -m pytest tests/real/runtimes/test_crio.py
 
-# connections that the kernel encrypts, on Debian's kernel in an emulated machine, which takes a quarter of an hour
+# connections that the kernel encrypts, on Debian's kernel in an emulated machine, which takes some minutes
 ktls: dev-install real-parts
 	.ci/test-with-ktls $(CACHE) $(BIN)/python -q tests/registry/test_kernel_tls.py tests/zerocopy/test_kernel_tls.py
 
