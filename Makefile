@@ -11,7 +11,7 @@ CACHE  ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/spegel-consul-ci
 # without compiled files each process of a test compiles the product and the tests anew, which takes longer than it runs
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run install dev-install real-parts test check docs audit unit fresh sim faults nomad nomad-there newer buildkit kaniko crio soak bench archive clean
+.PHONY: run install dev-install real-parts test check docs audit unit fresh sim faults nomad nomad-there newer buildkit kaniko crio ktls soak bench archive clean
 
 run: install
 	$(BIN)/spegel-consul dev
@@ -106,6 +106,10 @@ CRIO ?= crio
 crio: dev-install real-parts
 	CRIO=$(abspath $(shell command -v "$(CRIO)")) SPEGEL_REAL_PARTS=$(CACHE) \
 		$(BIN)/python -m pytest tests/real/runtimes/test_crio.py
+
+# connections that the kernel encrypts, on Debian's kernel in an emulated machine, which takes some minutes
+ktls: dev-install real-parts
+	.ci/test-with-ktls $(CACHE) $(BIN)/python -q tests/registry/test_kernel_tls.py tests/zerocopy/test_kernel_tls.py
 
 # the tests with real runtimes, with a containerd that no Debian suite has, and DOCKER, a checkout of moby, if there is one
 DOCKER ?=

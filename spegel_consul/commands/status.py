@@ -119,7 +119,8 @@ def _encryption(peer_tls: dict[str, Any] | None) -> list[tuple[str, str]]:
         return []
     expires = peer_tls["expires"]
     until = f", certificate for {formatting.seconds(expires - time.time())} more" if expires is not None else ""
-    return [("encryption", f"{shown(peer_tls['mode'])}{until}")]
+    kernel = ", files by the kernel" if peer_tls.get("kernel") else ""
+    return [("encryption", f"{shown(peer_tls['mode'])}{until}{kernel}")]
 
 
 def _leader(leader: dict[str, Any] | None) -> str:

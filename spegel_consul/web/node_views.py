@@ -39,6 +39,7 @@ from spegel_consul.registry.uploads import Uploads
 from spegel_consul.runtimes.pulls import Runtimes
 from spegel_consul.store.inventory import CountedStore
 from spegel_consul.web.cluster_members import ClusterMembers, Ring
+from spegel_consul.zerocopy.encrypted.kernel_tls import KERNEL
 
 Document = dict[str, Any]
 """A JSON object of the API."""
@@ -239,7 +240,8 @@ class Node:
         """The encryption between nodes; None without any."""
         if self.tls is None:
             return None
-        return {"mode": self.tls.encryption.value, "expires": self.tls.expires, "problem": self.tls.problem}
+        mode, kernel = self.tls.encryption.value, KERNEL.encrypted
+        return {"mode": mode, "expires": self.tls.expires, "problem": self.tls.problem, "kernel": kernel}
 
     def images(self) -> list[Document]:
         """The images of which this node has all content."""

@@ -98,7 +98,7 @@ def test_the_nightly_run_and_the_documents_name_targets_of_make() -> None:
     makefile = text("Makefile")
     nightly = re.findall(r"^ +- (make [^\n]+)$", text(".github/workflows/nightly.yml"), re.M)
     named = re.findall(r"`make ([a-z-]+)[^`]*`", "".join(map(text, PAGES)))
-    assert {command.split()[1] for command in nightly} == {"bench", "faults", "fresh", "soak", "sim"}
+    assert {command.split()[1] for command in nightly} == {"bench", "faults", "fresh", "soak", "sim", "ktls"}
     for command in nightly:
         for word in command.split()[2:]:
             assert re.search(rf"^{word.partition('=')[0]} \?=", makefile, re.M), command

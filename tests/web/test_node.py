@@ -32,6 +32,7 @@ from spegel_consul.ring.members.table import FULL
 from spegel_consul.web import pages
 from spegel_consul.web.metric_readings import connect
 from spegel_consul.web.node_views import Consul, Node
+from spegel_consul.zerocopy.encrypted.kernel_tls import KERNEL
 from tests.join.fakenomad import FakeNomad
 
 
@@ -159,7 +160,7 @@ async def test_who_leads_by_the_lock_on_a_nomad_variable(nursery: trio.Nursery) 
     assert node().leader() is None
 
 
-async def test_which_peers_are_encrypted() -> None:
+async def test_which_peers_are_encrypted(monkeypatch: pytest.MonkeyPatch) -> None:
     made = node("10.0.0.1", "10.0.0.2", "10.0.0.9")
 
     def encrypted() -> dict[str, object]:
@@ -174,8 +175,13 @@ async def test_which_peers_are_encrypted() -> None:
     tls.links.note("10.0.0.3", False)
     assert encrypted() == {"self": None, "alive": True, "dead": False, "missing": None}
     problem = "no certificate for peers: Consul sent no other"
-    assert made.status()["peer_tls"] == {"mode": "prefer", "expires": None, "problem": problem}
+    expected = {"mode": "prefer", "expires": None, "problem": problem, "kernel": KERNEL.encrypted}
+    assert made.status()["peer_tls"] == expected
     assert problem in made.warnings()
+    monkeypatch.setattr(KERNEL, "encrypted", None)
+    assert ("encryption", "prefer") in _lines(made.status())
+    monkeypatch.setattr(KERNEL, "encrypted", True)
+    assert ("encryption", "prefer, files by the kernel") in _lines(made.status())
     assert made.status()["node"]["registry"] == "http://10.0.0.1:5000"
 
 

@@ -45,9 +45,11 @@ from spegel_consul.http.server.idle_connections import RECEIVE, IdleConnection, 
 from spegel_consul.http.server.idle_timer import IdleTimer
 from spegel_consul.http.server.negotiate import HealthOnly, negotiate
 from spegel_consul.peers import unmapped
+from spegel_consul.zerocopy.encrypted.kernel_outlet import KernelOutlet
+from spegel_consul.zerocopy.encrypted.kernel_socket import KernelSocket
 from spegel_consul.zerocopy.encrypted.secure_outlet import SecureOutlet
 from spegel_consul.zerocopy.encrypted.secure_socket import SecureSocket
-from spegel_consul.zerocopy.outlet import SocketOutlet
+from spegel_consul.zerocopy.outlet import Outlet, SocketOutlet
 from spegel_consul.zerocopy.pacing import Pace
 from spegel_consul.zerocopy.send import STALL, FileAnswer, Truncated, send_bytes
 from spegel_consul.zerocopy.spool import OWN
@@ -85,12 +87,16 @@ class Link:
         else:
             await self._secure.send_all(data)
 
-    def outlet(self, head: bytes, pace: Pace | None = None) -> SocketOutlet | SecureOutlet:
+    def outlet(self, head: bytes, pace: Pace | None = None) -> Outlet:
         """Return the outlet for an answer; ``head`` goes with the first bytes of its body.
 
         ``pace``: the limit that bytes of files are counted against.
         """
-        return SocketOutlet(self._sock, head, pace) if self._secure is None else SecureOutlet(self._secure, head, pace)
+        if self._secure is None:
+            return SocketOutlet(self._sock, head, pace)
+        if isinstance(self._secure, KernelSocket):
+            return KernelOutlet(self._secure, head, pace)
+        return SecureOutlet(self._secure, head, pace)
 
     def check_client(self) -> None:
         """Raise ConnectionResetError if the client has left; for use while no task reads from the socket."""

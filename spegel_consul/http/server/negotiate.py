@@ -5,6 +5,9 @@ announced. A TLS client begins with a handshake record, and no HTTP request begi
 read as any request is, without a system call more, and wait as long as any idle connection, because a runtime may open
 a connection ahead of its need. They are passed on to the side that they belong to.
 
+If the kernel may encrypt the connection, OpenSSL must read all bytes of TLS from the socket. So a look at the first
+byte of another machine leaves it there; that is one system call more for plain text.
+
 A client on another machine that speaks plain text is served (``Encryption.PREFER``), or refused with a sentence that
 says why (``REQUIRE``). Even then health is answered, because load balancers and monitoring ask for it from elsewhere.
 
@@ -15,6 +18,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -24,6 +28,8 @@ from hypercorn.typing import AppWrapper, ASGIReceiveCallable, ASGISendCallable, 
 
 from spegel_consul.http.peer_tls import Encryption, PeerTls
 from spegel_consul.http.server.idle_connections import RECEIVE
+from spegel_consul.zerocopy.encrypted.kernel_socket import accept_in_kernel
+from spegel_consul.zerocopy.encrypted.kernel_tls import KERNEL
 from spegel_consul.zerocopy.encrypted.secure_socket import SecureSocket
 
 log = structlog.get_logger(__name__)
@@ -66,10 +72,11 @@ async def negotiate(
     Raises Refused, trio.TooSlowError if the handshake takes too long, and OSError.
     """
     if tls.encryption is Encryption.ALL:
-        return Negotiated(await _encrypted(sock, tls))
-    first = await _first_bytes(sock, within, terminated)
+        return Negotiated(await _encrypted(sock, tls, in_kernel=KERNEL.wanted))
+    in_kernel = not local and KERNEL.wanted  # a runtime that has TLS though it needs none is not worth the look
+    first = await _first_bytes(sock, within, terminated, leave_tls=in_kernel)
     if first[0] == _HANDSHAKE_RECORD:
-        secure = await _encrypted(sock, tls, first)
+        secure = await _encrypted(sock, tls, b"" if in_kernel else first, in_kernel=in_kernel)
         if not tls.accepts(secure.certificate()):
             raise Refused("the client has the certificate of another service")
         if not local:
@@ -81,20 +88,31 @@ async def negotiate(
     return Negotiated(first=first, refused=refused)
 
 
-async def _encrypted(sock: trio.socket.SocketType, tls: PeerTls, first: bytes = b"") -> SecureSocket:
+async def _encrypted(
+    sock: trio.socket.SocketType, tls: PeerTls, first: bytes = b"", *, in_kernel: bool
+) -> SecureSocket:
     context = tls.server()
     if context is None:
         raise Refused("this node has no certificate")
-    secure = SecureSocket(sock, context, server_side=True, first=first)
     with trio.fail_after(HANDSHAKE):
+        if in_kernel and (accepted := await accept_in_kernel(sock, context)) is not None:
+            return accepted
+        secure = SecureSocket(sock, context, server_side=True, first=first)
         await secure.do_handshake()
     return secure
 
 
 async def _first_bytes(
-    sock: trio.socket.SocketType, within: float, terminated: Callable[[], Awaitable[object]]
+    sock: trio.socket.SocketType,
+    within: float,
+    terminated: Callable[[], Awaitable[object]],
+    *,
+    leave_tls: bool,
 ) -> bytes:
-    """Wait for the first bytes. Raises Refused if the client sends none, or if the server stops meanwhile."""
+    """Wait for the first bytes. Raises Refused if the client sends none, or if the server stops meanwhile.
+
+    ``leave_tls``: leave bytes of TLS in the socket, and return only one of them.
+    """
     with trio.move_on_after(within) as waiting:
         async with trio.open_nursery() as nursery:
 
@@ -105,6 +123,10 @@ async def _first_bytes(
             nursery.start_soon(leave)
             while True:
                 await trio.lowlevel.wait_readable(sock)
+                if leave_tls:
+                    first = await sock.recv(1, socket.MSG_PEEK)
+                    if first and first[0] == _HANDSHAKE_RECORD:
+                        break
                 try:
                     first = os.read(sock.fileno(), RECEIVE)
                     break

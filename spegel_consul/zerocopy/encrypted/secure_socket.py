@@ -10,7 +10,8 @@ one TLS state, so a thread may use it only while no task does. That is so on bot
 while an answer of the fast path is sent, and a client sends nothing while it reads a body.
 
 There is no ``fileno()``, because sendfile(2) or splice(2) on the descriptor would send clear text: the kernel does not
-encrypt here (kTLS). ``polled`` is the descriptor, for waiting only.
+encrypt here. ``polled`` is the descriptor, for waiting only. Where the kernel encrypts (kTLS), the connection is a
+:class:`spegel_consul.zerocopy.encrypted.kernel_socket.KernelSocket`.
 
 The end of the connection is reported alike with and without close_notify. An attacker can forge an end, so an end must
 never make a body complete: bodies are framed by their length, or by chunks.
@@ -28,6 +29,7 @@ from typing import Any
 
 import trio
 
+from spegel_consul.zerocopy.encrypted.wire import Wire
 from spegel_consul.zerocopy.send import STALL
 
 SLICE = 1 << 18
@@ -71,10 +73,21 @@ class SecureSocket:
         name: str | None = None,
         first: bytes = b"",
     ) -> None:
-        self.sock = sock
-        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._incoming.write(first)
-        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server_side, server_hostname=name)
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        incoming.write(first)
+        tls = context.wrap_bio(incoming, outgoing, server_side=server_side, server_hostname=name)
+        self._begin(sock, tls, incoming, outgoing)
+
+    def _begin(
+        self,
+        sock: trio.socket.SocketType,
+        tls: ssl.SSLObject | ssl.SSLSocket,
+        incoming: ssl.MemoryBIO | Wire,
+        outgoing: ssl.MemoryBIO | Wire,
+    ) -> None:
+        self._sock = sock
+        self._tls = tls
+        self._incoming, self._outgoing = incoming, outgoing
         self._sealed: list[bytes | memoryview] = []  # encrypted bytes that the socket did not take yet
         self._sending = trio.Lock()
         self._ended = False  # the other side has closed the TCP connection, or its direction of it
@@ -83,7 +96,7 @@ class SecureSocket:
     @property
     def polled(self) -> int:
         """The descriptor, only for waiting: what is written to it or read from it is not encrypted."""
-        return self.sock.fileno()
+        return self._sock.fileno()
 
     @property
     def unsent(self) -> int:
@@ -173,7 +186,7 @@ class SecureSocket:
         try:
             for start in range(0, len(view), _AT_ONCE):
                 self._tls.write(view[start : start + _AT_ONCE])  # all of it, because memory takes all
-                self._sealed.append(self._outgoing.read())
+                self._sealed.append(self._sealed_now())
         except BaseException:  # a client that wants to renegotiate, too
             self._fail()
             raise
@@ -183,9 +196,15 @@ class SecureSocket:
 
         ``fd``: a duplicate of the descriptor, for a thread that may be abandoned.
         """
-        out, sealed = self._open() if fd is None else fd, self._sealed
         if self._outgoing.pending:  # of the handshake, an alert
-            sealed.append(self._outgoing.read())
+            self._sealed.append(self._sealed_now())
+        return self._send_sealed(fd)
+
+    def _sealed_now(self) -> bytes:
+        return self._outgoing.read()
+
+    def _send_sealed(self, fd: int | None) -> bool:
+        out, sealed = self._open() if fd is None else fd, self._sealed
         while sealed:
             try:
                 sent = os.writev(out, sealed)
@@ -216,7 +235,7 @@ class SecureSocket:
             async with self._sending:
                 while not self.flush_now():
                     with trio.fail_after(STALL):
-                        await trio.lowlevel.wait_writable(self.sock)
+                        await trio.lowlevel.wait_writable(self._sock)
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send all of ``data``."""
@@ -251,7 +270,7 @@ class SecureSocket:
             try:
                 there = self._receive_now()
             except BlockingIOError:
-                await trio.lowlevel.wait_readable(self.sock)
+                await trio.lowlevel.wait_readable(self._sock)
                 waited = True
             else:
                 if not waited:  # because records without content may always be ready
@@ -292,13 +311,13 @@ class SecureSocket:
 
     def close(self) -> None:
         """Close the connection as :meth:`aclose` does."""
-        if self.sock.fileno() >= 0:
+        if self._sock.fileno() >= 0:
             self.say_end()
         self._broken = True
-        self.sock.close()
+        self._sock.close()
 
     def _open(self) -> int:
-        fd = self.sock.fileno()
+        fd = self._sock.fileno()
         if fd < 0:
             raise trio.ClosedResourceError
         return fd
