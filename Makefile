@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 # Most tests wait; a file's tests stay together, and tests/conftest.py has their order.
-JOBS   ?= $(shell echo $$(($$(nproc) * 3)))
+JOBS   ?= $(shell echo $$(($$(nproc) * 5 / 2)))
 CACHE  ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/spegel-consul-ci
 
 # without compiled files each process of a test compiles the product and the tests anew, which takes longer than it runs
