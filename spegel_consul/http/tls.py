@@ -22,7 +22,6 @@ from spegel_consul.disk.followed_file import FollowedFile, stamps
 from spegel_consul.error_words import in_words
 from spegel_consul.http.peer_tls import Encryption, PeerLinks
 from spegel_consul.log import ProblemReport
-from spegel_consul.zerocopy.encrypted.kernel_tls import KERNEL
 
 log = structlog.get_logger(__name__)
 
@@ -100,7 +99,6 @@ def _server(files: TlsFiles) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
-    KERNEL.allow(context)
     _load_certificate(context, files)
     if files.verify_clients:
         _load_authorities(context, files)

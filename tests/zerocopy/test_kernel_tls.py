@@ -13,11 +13,9 @@ from typing import Any
 
 import pytest
 import trio
-from lab.certificates import Authority
 
 from spegel_consul.http.server.connection import Link
-from spegel_consul.http.tls import Tls, TlsFiles
-from spegel_consul.zerocopy.encrypted import kernel_tls
+from spegel_consul.zerocopy.encrypted import kernel_socket, kernel_tls
 from spegel_consul.zerocopy.encrypted.kernel_outlet import KernelOutlet
 from spegel_consul.zerocopy.encrypted.kernel_socket import (
     KernelSocket,
@@ -99,6 +97,7 @@ async def begun_on_the_socket(contexts: Contexts) -> tuple[WiredSocket, SecureSo
 def undecided(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(KERNEL, "_supported", True)
     monkeypatch.setattr(KERNEL, "encrypted", None)
+    monkeypatch.setattr(kernel_socket, "OP_ENABLE_KTLS", 0)  # so that no kernel gets keys
 
 
 @pytest.mark.usefixtures("undecided")
@@ -106,7 +105,7 @@ def undecided(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_connection_without_proof_never_meets_sendfile(
     contexts: Contexts, file: Any, monkeypatch: pytest.MonkeyPatch, answer: Callable[..., bytes]
 ) -> None:
-    """It would send clear text. Its context does not let OpenSSL give keys to the kernel, so this is so everywhere."""
+    """It would send clear text."""
     met: list[str] = []
     for name in ("sendfile", "splice"):
         monkeypatch.setattr(os, name, lambda *_, name=name, **__: met.append(name) or 0)
@@ -189,6 +188,13 @@ async def test_clear_text_goes_to_a_socket_with_proof(
     client._sock.close()
 
 
+async def test_openssl_may_give_keys_to_the_kernel(contexts: Contexts) -> None:
+    server, client = await begun_on_the_socket(contexts)
+    assert contexts[0].options & kernel_tls.OP_ENABLE_KTLS
+    server.close()
+    client.close()
+
+
 @pytest.mark.usefixtures("undecided")
 async def test_a_process_without_files_has_no_such_connection(
     contexts: Contexts, monkeypatch: pytest.MonkeyPatch
@@ -227,21 +233,8 @@ def test_the_kernel_is_asked_once(monkeypatch: pytest.MonkeyPatch, known: bool) 
     monkeypatch.setattr(kernel_tls, "_takes_keys", lambda: asked.append(1) or known)
     kernel = KernelTls()
     for _ in range(3):
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        kernel.allow(context)
-        assert bool(context.options & kernel_tls._OP_ENABLE_KTLS) is known
         assert kernel.wanted is known
     assert len(asked) == 1
-
-
-@pytest.mark.parametrize("known", [False, True])
-def test_contexts_from_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: bool) -> None:
-    """Only that of the server lets OpenSSL give keys to the kernel."""
-    monkeypatch.setattr(KERNEL, "_supported", known)
-    authority = Authority.make(tmp_path)
-    made = Tls(TlsFiles(*authority.issue(tmp_path, "node", "127.0.0.1"), authority.path))
-    assert bool(made.server().options & kernel_tls._OP_ENABLE_KTLS) is known
-    assert not made.client().options & kernel_tls._OP_ENABLE_KTLS
 
 
 def test_what_ends_the_attempts(monkeypatch: pytest.MonkeyPatch) -> None:

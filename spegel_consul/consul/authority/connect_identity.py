@@ -18,7 +18,6 @@ from typing import Any
 from spegel_consul.consul.api.client import Leaf, Roots
 from spegel_consul.consul.authority.spiffe import names_service
 from spegel_consul.disk.pem import Pair
-from spegel_consul.zerocopy.encrypted.kernel_tls import KERNEL
 
 _OVERDUE = 1 / 12
 """Rest of a certificate's lifetime in which it should have been renewed; Consul renews when 10 % to 40 % are left."""
@@ -58,7 +57,6 @@ class Identity:
             raise IdentityError(f"Consul's list of authorities can't be used: {_reason(exc)}") from None
         server.set_alpn_protocols(["http/1.1"])
         server.num_tickets = 0  # peers keep connections, and resume none
-        KERNEL.allow(server)
         return cls(leaf, roots, server, client, begins, ends)
 
     def is_valid(self, now: float) -> bool:

@@ -25,7 +25,14 @@ import weakref
 
 import trio
 
-from spegel_consul.zerocopy.encrypted.kernel_tls import KERNEL, SET_RECORD_TYPE, SOL_TLS, decrypts, encrypts
+from spegel_consul.zerocopy.encrypted.kernel_tls import (
+    KERNEL,
+    OP_ENABLE_KTLS,
+    SET_RECORD_TYPE,
+    SOL_TLS,
+    decrypts,
+    encrypts,
+)
 from spegel_consul.zerocopy.encrypted.secure_socket import SLICE, SecureSocket
 from spegel_consul.zerocopy.encrypted.wire import Wire
 
@@ -55,6 +62,7 @@ async def accept_in_kernel(sock: trio.socket.SocketType, context: ssl.SSLContext
         wire.close()
         return None
     KERNEL.begun()
+    context.options |= OP_ENABLE_KTLS  # it changes nothing for connections that OpenSSL has in memory
     tls: ssl.SSLSocket | None = None
     try:
         copy.setblocking(False)

@@ -22,11 +22,11 @@ import structlog
 
 log = structlog.get_logger(__name__)
 
+OP_ENABLE_KTLS = 1 << 3  # ssl.OP_ENABLE_KTLS from Python 3.12 on
 SOL_TLS = 282  # include/linux/socket.h, linux/tls.h; Python has no names for them
 SET_RECORD_TYPE = 1
 _TCP_ULP = 31
 _TX, _RX = 1, 2
-_OP_ENABLE_KTLS = 1 << 3  # ssl.OP_ENABLE_KTLS from Python 3.12 on
 _VERSIONS = frozenset({0x0303, 0x0304})  # TLS 1.2 and 1.3
 _AES_GCM_128, _AES_GCM_256 = 51, 52
 # the structures tls12_crypto_info_aes_gcm_128 and _256 with keys of zeros, for TLS 1.3
@@ -91,11 +91,6 @@ class KernelTls:
     def wanted(self) -> bool:
         """Whether OpenSSL is to begin the next connection on the socket."""
         return self.supported and self.encrypted is not False and self._standing < self._most
-
-    def allow(self, context: ssl.SSLContext) -> None:
-        """Let OpenSSL give the keys of the connections of a new ``context`` to the kernel, if that takes them."""
-        if self.supported:
-            context.options |= _OP_ENABLE_KTLS
 
     def begun(self) -> None:
         """Count a connection that OpenSSL begins on the socket; :meth:`ended` ends it."""
