@@ -9,17 +9,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from lab.process import HANG, ending, until, with_sigint
 
-
-def sidecar(data: Path, *more: str) -> list[str]:
-    argv = [sys.executable, "-m", "spegel_consul", "registry", "--bootstrap-kind=static", "--skip-preflight"]
-    argv += [f"--{name}-addr=127.0.0.1:0" for name in ("registry", "router", "metrics")]
-    return [*argv, f"--data-dir={data}", "--static-bootstrap-peers=127.0.0.1:1", *more]
+from tests.sidecar.processes import children, has_started, sidecar, with_an_empty_layout
 
 
 def test_sigterm_while_the_store_is_filled(tmp_path: Path) -> None:
@@ -40,21 +35,6 @@ def test_sigterm_while_the_store_is_filled(tmp_path: Path) -> None:
     assert '"stopped"' in said
     assert '"started"' not in said
     assert "Traceback" not in said
-
-
-def with_an_empty_layout(tmp_path: Path, silence: str) -> list[str]:
-    (tmp_path / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
-    (tmp_path / "index.json").write_text('{"schemaVersion":2,"manifests":[]}')
-    return sidecar(tmp_path, f"--layout-path={tmp_path}", f"--hang-timeout={silence}")
-
-
-def has_started(process: subprocess.Popen[bytes], tmp_path: Path) -> Callable[[], bool]:
-    def started() -> bool:
-        said = (tmp_path / "log").read_text()
-        assert process.poll() is None, said
-        return '"started"' in said
-
-    return started
 
 
 @pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGINT])
@@ -122,10 +102,6 @@ def test_nothing_is_heard_while_the_event_loop_is_taken_down(tmp_path: Path, doe
     program = [sys.executable, "-c", LAST.format(does=does), *argv]
     done = subprocess.run(program, capture_output=True, text=True, timeout=HANG, preexec_fn=with_sigint, check=False)
     assert (done.returncode, done.stdout) == (status, "SIGTERM True\nSIGINT True\n"), done.stderr
-
-
-def children(pid: int) -> list[int]:
-    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def ignores(pid: int, number: signal.Signals) -> bool:
