@@ -1,6 +1,6 @@
 """A stateless peer-to-peer mirror of container images for Nomad and Docker clusters."""
 
-from spegel_consul import lean_imports
+from spegel_consul.lean import imports as lean_imports
 
 __version__ = "0.1.0"
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import click
 from click.shell_completion import CompletionItem
 
-from spegel_consul.lean_imports import without_collector
+from spegel_consul.lean.imports import without_collector
 
 EXIT_USAGE = 2
 

@@ -15,9 +15,9 @@ from __future__ import annotations
 import ipaddress
 import re
 import struct
-from dataclasses import dataclass
 from functools import lru_cache
 
+from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.peers import is_mapped
 
 _IP4, _TCP, _IP6, _P2P, _HTTP = 4, 6, 41, 421, 480  # multicodec table

@@ -9,10 +9,11 @@ A fact about a peer that several packages need belongs here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 
+from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.places import NOWHERE, Place
 
 

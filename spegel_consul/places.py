@@ -13,8 +13,9 @@ A rule about the names of places, or about what is near, belongs here.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import lru_cache
+
+from spegel_consul.lean.dataclass import dataclass
 
 MAX_NAME = 64
 """Longest name of a datacenter, zone or rack."""

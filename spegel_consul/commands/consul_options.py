@@ -10,16 +10,12 @@ from typing import Any
 
 import click
 
+from spegel_consul.commands.lock_options import leader_key
 from spegel_consul.commands.option_types import DURATION, option, together
 from spegel_consul.consul.catalog.service_definitions import ServiceMode
 from spegel_consul.election.election_view import ElectionSettings
 
 _DEFAULTS = ElectionSettings()
-
-leader_key = option(
-    "--consul-leader-key", default=_DEFAULTS.key, help="Key of the lock; one for each cluster that shares a Consul."
-)
-
 
 consul_options = together(
     option(

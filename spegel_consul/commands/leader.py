@@ -15,17 +15,14 @@ from typing import Any
 import click
 import trio
 
-from spegel_consul.commands.consul_options import leader_key
+from spegel_consul.commands.lock_options import leader_key, nomad_variable
 from spegel_consul.commands.option_types import BOOTSTRAP_KINDS, kinds_of, option
-from spegel_consul.commands.ring_options import nomad_variable
 from spegel_consul.commands.sidecar_client import print_hanging
 from spegel_consul.consul.api.client import ConsulClient
 from spegel_consul.consul.api.consul_settings import ConsulSettings
 from spegel_consul.election.leader_record import LeaderRecord
 from spegel_consul.election.lock_store import LockEntry, LockError
 from spegel_consul.join.bootstrap_kind import BootstrapKind, elector
-from spegel_consul.join.sources.nomad_api import NomadClient, NomadSettings
-from spegel_consul.join.sources.nomad_lock import NomadLock
 
 EXIT_VACANT = 3
 
@@ -55,7 +52,7 @@ def leader(
         match elector(kinds_of(bootstrap_kind)):
             case BootstrapKind.NOMAD_VAR:
                 key = nomad_variable
-                entry = trio.run(_read_variable, NomadSettings.from_env(os.environ), key)
+                entry = trio.run(_read_variable, key)
             case BootstrapKind.CONSUL:
                 entry = trio.run(_read_key, ConsulSettings.from_env(os.environ), key)
             case _:
@@ -79,8 +76,11 @@ async def _read_key(settings: ConsulSettings, key: str) -> LockEntry | None:
         return entry
 
 
-async def _read_variable(settings: NomadSettings, path: str) -> LockEntry | None:
-    async with NomadClient(settings) as client:
+async def _read_variable(path: str) -> LockEntry | None:
+    from spegel_consul.join.sources.nomad_api import NomadClient, NomadSettings
+    from spegel_consul.join.sources.nomad_lock import NomadLock
+
+    async with NomadClient(NomadSettings.from_env(os.environ)) as client:
         _, entry = await NomadLock(client, path).read(0, 0.0, consistent=True)
         return entry
 

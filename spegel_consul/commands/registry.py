@@ -41,7 +41,7 @@ from spegel_consul.http.peer_client import PeerLimits
 from spegel_consul.http.peer_tls import Encryption
 from spegel_consul.http.tls import TlsFiles
 from spegel_consul.join.leader_change import OnLeaderChange
-from spegel_consul.lean_imports import without_collector
+from spegel_consul.lean.imports import without_collector
 from spegel_consul.oci.filters import ImageFilter
 from spegel_consul.registry.mirror.mirror_peers import MirrorSettings
 from spegel_consul.registry.mirror.providers.address_policy import PeerPolicy
@@ -270,8 +270,10 @@ def registry(**given: Any) -> None:
             for each in stopping:
                 signal.signal(each, signal.SIG_IGN)
 
+    from spegel_consul.sidecar import time_slice
     from spegel_consul.sidecar.heap import freeze
 
+    time_slice.shorten()
     freeze()
     try:
         trio.run(run, settings)

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from spegel_consul.commands.lock_options import nomad_variable
 from spegel_consul.commands.option_types import (
     ALL_BOOTSTRAP_KINDS,
     BOOTSTRAP_KINDS,
@@ -30,12 +31,6 @@ def _server(text: str) -> tuple[str, int]:
         raise ValueError(f"{text!r} is not a DNS server: expected an IP address, with :port if it is not 53")
     return address.host, address.port
 
-
-nomad_variable = option(
-    "--nomad-variable",
-    default="nomad/jobs/spegel/leader",
-    help="nomad-var: path of the variable that is locked; one for each cluster that shares a Nomad.",
-)
 
 finding_options = together(
     option(

@@ -14,7 +14,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -39,6 +38,7 @@ from spegel_consul.dev.processes import (
     sidecars,
 )
 from spegel_consul.dev.sample import IMAGE, write_image
+from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.oci.digest import Digest
 from spegel_consul.signals import stop_signals
 from spegel_consul.web import formatting

@@ -13,7 +13,6 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -22,6 +21,7 @@ from rich.console import Console
 
 from spegel_consul.dev.sample import write_layout
 from spegel_consul.error_words import in_words
+from spegel_consul.lean.dataclass import dataclass
 
 LOOPBACK = "127.0.0.1"
 START_TIMEOUT = 60.0

@@ -13,10 +13,11 @@ import os
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 from spegel_consul.disk import foreign_files
+from spegel_consul.lean.dataclass import dataclass
 
 SIZE = 8 << 20
 """Size limit of a file, in bytes; all authorities of a Linux distribution take 250 kB."""

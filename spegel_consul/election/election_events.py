@@ -8,9 +8,8 @@ A new message between the two belongs here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from spegel_consul.election.lock_store import LockEntry, LockError
+from spegel_consul.lean.dataclass import dataclass
 
 
 @dataclass(frozen=True, slots=True)

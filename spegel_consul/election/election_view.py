@@ -7,9 +7,9 @@ A new fact about the election that other packages need belongs into ``View``.  A
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
 
 from spegel_consul.election.leader_record import LeaderRecord
+from spegel_consul.lean.dataclass import dataclass
 
 
 class State(enum.Enum):

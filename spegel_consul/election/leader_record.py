@@ -11,9 +11,10 @@ A new field that a leader publishes belongs here.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 
+from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.multiaddrs import parse, split_peer_id
 from spegel_consul.peers import PeerInfo
 

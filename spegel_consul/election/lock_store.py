@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import Protocol
 
 from spegel_consul.election.election_view import ElectionSettings
 from spegel_consul.election.leader_record import LeaderRecord
+from spegel_consul.lean.dataclass import dataclass
 
 
 class LockError(Exception):

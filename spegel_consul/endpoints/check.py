@@ -8,8 +8,10 @@ here; the checks themselves belong to :mod:`spegel_consul.preflight`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from enum import Enum
+
+from spegel_consul.lean.dataclass import dataclass
 
 
 class Status(Enum):

@@ -16,13 +16,13 @@ import json
 import re
 import ssl
 import urllib.parse
-from dataclasses import dataclass
 
 import trio
 
 from spegel_consul.endpoints.check import Check, fail, ok, warn
 from spegel_consul.endpoints.plain_app import Answer, PlainApp, Question
 from spegel_consul.error_words import in_words
+from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.peers import host_port, unmapped
 
 PATH = "/dial-back"

@@ -10,7 +10,6 @@ A new rule belongs here if it protects from any server, whatever the server prov
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
 
@@ -19,6 +18,7 @@ import trio
 
 from spegel_consul import __version__
 from spegel_consul.http.answer_bounds import BoundedBody
+from spegel_consul.lean.dataclass import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,13 +17,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
 
 import trio
 
 from spegel_consul.http.peer_tls import PeerTls
 from spegel_consul.http.registry_connection import RegistryConnection, RegistryDialler
 from spegel_consul.http.response_head import MAX_HEAD, Reply, ReplyError, parse_reply, without_interim
+from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.peers import PeerError
 from spegel_consul.zerocopy.encrypted.secure_socket import SecureSocket
 from spegel_consul.zerocopy.source import Throughput

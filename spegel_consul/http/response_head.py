@@ -10,11 +10,11 @@ A new rule about the framing of answers belongs here. Rules about their content 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 import h11
 
 from spegel_consul.http.server.request_head import parse_fields
+from spegel_consul.lean.dataclass import dataclass
 
 MAX_HEAD = 1 << 16
 """Bytes of the longest accepted head."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from spegel_consul.disk import pem
 from spegel_consul.disk.followed_file import FollowedFile, stamps
 from spegel_consul.error_words import in_words
 from spegel_consul.http.peer_tls import Encryption, PeerLinks
+from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.log import ProblemReport
 
 log = structlog.get_logger(__name__)

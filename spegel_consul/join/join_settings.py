@@ -7,13 +7,13 @@ belongs here, with its check.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from spegel_consul.join.bootstrap_kind import CONSUL_KINDS, BootstrapKind
 from spegel_consul.join.peer_formats import parse_peers
 from spegel_consul.join.sources.http_document import HttpSource
 from spegel_consul.join.sources.nomad_api import NomadSettings, variable_path
+from spegel_consul.lean.dataclass import dataclass
 
 
 @dataclass(frozen=True, slots=True)

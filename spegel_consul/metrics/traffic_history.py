@@ -6,8 +6,7 @@ and the overview of the cluster read the same figures from here. A further count
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.metrics.minute_history import DAY, MinuteHistory
 from spegel_consul.metrics.sidecar_metrics import Metrics
 

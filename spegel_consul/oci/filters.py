@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
 from urllib.parse import urlsplit
 
+from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.oci.errors import NameInvalid
 from spegel_consul.oci.reference import check_registry, registry_name
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 import urllib.parse
-from dataclasses import dataclass
 from enum import Enum
 
+from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import BlobUnknown, ManifestUnknown, NameInvalid, NameUnknown, OCIError
 from spegel_consul.oci.reference import Reference, check_registry, check_repository, check_tag, split_registry

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 
+from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.oci.errors import RangeInvalid, TooManyRanges
 
 MOST_RANGES = 64

@@ -17,8 +17,8 @@ A new rule about the form or the equality of names belongs here.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
+from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import NameInvalid, OCIError, TagInvalid
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Container, Iterator
-from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import NamedTuple
 
@@ -20,6 +19,7 @@ from spegel_consul.consul.catalog.service_definitions import ServiceMode
 from spegel_consul.election.election_view import ElectionSettings
 from spegel_consul.endpoints.check import Check, fail, ok, warn
 from spegel_consul.join.bootstrap_kind import BootstrapKind
+from spegel_consul.lean.dataclass import dataclass
 
 _CLOCK_TOLERANCE = 2.0  # seconds
 

@@ -15,11 +15,11 @@ A check of a new setting belongs here, as a field of ``CriSettings`` and a rule 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from spegel_consul.endpoints.check import Check, fail, ok, warn
+from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.preflight.containerd_files import CRI, IMAGES, SHORT_CRI, File, Version, strings, table
 
 

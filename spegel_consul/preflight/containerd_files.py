@@ -20,12 +20,12 @@ import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from spegel_consul.disk import foreign_files
 from spegel_consul.error_words import in_words
+from spegel_consul.lean.dataclass import dataclass
 
 CRI, IMAGES = "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images"
 SHORT_CRI = "cri"

@@ -13,8 +13,9 @@ import os
 import socket
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
+
+from spegel_consul.lean.dataclass import dataclass
 
 _CREDENTIALS = struct.Struct("iII")  # pid, uid, gid (unix(7), SO_PEERCRED)
 _TIMEOUT = 1.0

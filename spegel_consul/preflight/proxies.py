@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from spegel_consul.endpoints.check import Check, fail, ok
+from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.runtimes import redaction
 from spegel_consul.runtimes.docker import Docker
 

@@ -8,7 +8,7 @@ decides; else the traces of pulls do. A new trace belongs here.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 
 from spegel_consul.consul.api.consul_settings import ConsulSettings
@@ -16,6 +16,7 @@ from spegel_consul.disk import foreign_files
 from spegel_consul.endpoints.check import Check, Status
 from spegel_consul.endpoints.dial_back import Peer
 from spegel_consul.http.peer_tls import Encryption, PeerTls
+from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.preflight.consul_checks import ConsulUse
 
 CONTAINERD, DOCKER = "containerd", "docker"

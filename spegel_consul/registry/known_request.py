@@ -5,8 +5,7 @@ A new fact belongs here if it follows from the bytes of a request and the versio
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.metrics.histogram import HistogramCounts
 from spegel_consul.oci.reference import Reference
 from spegel_consul.registry.mirror.trace import TraceHeaders

@@ -17,11 +17,11 @@ import re
 import urllib.parse
 from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
 
 import trio
 
 from spegel_consul.bounded_dict import BoundedDict
+from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import BlobUnknown, ManifestUnknown, NameUnknown, PageInvalid, Unsupported
 from spegel_consul.oci.media import INDEXES, MANIFESTS, MAX_MANIFEST_SIZE, OCI_INDEX, manifest_media_type

@@ -10,10 +10,11 @@ with a peer's, or with an error.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 
 from spegel_consul.http.basic_auth import Credentials
+from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.oci.descriptor import Descriptor
 from spegel_consul.oci.errors import NameUnknown, TooManyRanges, Unauthorized, Unsupported
 from spegel_consul.oci.filters import ImageFilter

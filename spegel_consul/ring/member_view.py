@@ -5,8 +5,7 @@ A field that only people read belongs here, not in ``Member``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.peers import host_port, peer_id_to_text
 from spegel_consul.places import NOWHERE, Place
 from spegel_consul.ring.dht.records import Records

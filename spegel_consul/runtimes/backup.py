@@ -25,9 +25,10 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 
+from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.runtimes import atomic_files
 from spegel_consul.runtimes.atomic_files import DiskError, explained, temporary
 from spegel_consul.runtimes.backup_record import FileRecord, Record

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from pathlib import PurePath
+
+from spegel_consul.lean.dataclass import dataclass
 
 
 @dataclass(frozen=True, slots=True)

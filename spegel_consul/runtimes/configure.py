@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
+from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.runtimes import atomic_files, daemon_json, hosts_toml, redaction
 from spegel_consul.runtimes.atomic_files import DiskError, explained
 from spegel_consul.runtimes.backup import BACKUP, ConfigDirectory, New, Undo

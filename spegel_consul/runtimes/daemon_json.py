@@ -16,10 +16,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
 from json.decoder import JSONDecoder, scanstring  # type: ignore[attr-defined]
 from typing import Any
 
+from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.runtimes.hosts_toml import Unusable
 from spegel_consul.runtimes.mirror_targets import Target
 

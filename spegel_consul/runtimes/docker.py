@@ -15,11 +15,11 @@ import http.client
 import json
 import re
 import socket
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from spegel_consul.error_words import in_words
+from spegel_consul.lean.dataclass import dataclass
 
 _TIMEOUT = 5.0
 _FIRST_WITH_HOSTS = 28

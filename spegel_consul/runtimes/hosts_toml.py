@@ -19,13 +19,13 @@ import json
 import tomllib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import tomlkit
 from tomlkit.exceptions import ParseError, TOMLKitError
 from tomlkit.items import AoT, Comment, Table, Whitespace
 
+from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.runtimes.mirror_targets import Registry, Target
 
 NAME = "hosts.toml"

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable
-from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.oci.errors import NameInvalid
 from spegel_consul.oci.filters import registry_host
 from spegel_consul.oci.reference import check_registry

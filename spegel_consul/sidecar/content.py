@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
@@ -23,6 +22,7 @@ from spegel_consul.http.peer_client import PeerClient
 from spegel_consul.http.peer_tls import Encryption
 from spegel_consul.http.server.connection import standing
 from spegel_consul.http.server.connection_limits import ConnectionLimits, raise_limit
+from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.metrics.sidecar_metrics import CONTENT, Metrics
 from spegel_consul.registry.asgi_path import ContentApp
 from spegel_consul.registry.content_cache import ByteCache

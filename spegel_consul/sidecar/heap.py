@@ -4,13 +4,14 @@ Imports make a hundred thousand objects that live as long as the process. A full
 holds the event loop up for 70 ms, and Python begins one only after a quarter as many new objects have survived. Until
 then garbage in cycles keeps its memory. So the objects of the imports are frozen: the collector does not look at them
 again, and full collections are frequent and short. Parts of the program are imported when they are used first, so
-objects are frozen again after many late imports.
+objects are frozen again after many late imports. Annotations of functions are dropped then, because only the imports
+and type checkers read them; what is allocated later uses their memory.
 
 Imports and the start execute machine code that is not needed again: a sixth of the resident memory. Its pages are
 unmapped when everything has started.
 
 glibc keeps freed memory that lies below memory in use. A burst of requests leaves megabytes of it, so free memory above
-a limit is given back to the kernel once a minute. Other C libraries do not have these calls, and are left alone.
+a limit is given back to the kernel every ten seconds. Other C libraries do not have these calls, and are left alone.
 
 A rule about all memory of the process belongs here; the limit of one cache belongs to its module.
 """
@@ -22,11 +23,12 @@ import gc
 import re
 import sys
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import trio
 
-EVERY = 60.0
+EVERY = 10.0
 """Seconds between two looks at the free memory."""
 
 LATE = 100
@@ -53,7 +55,10 @@ class _MallInfo(ctypes.Structure):
 
 
 def freeze() -> None:
-    """Exempt all objects that exist from later collections, and give the memory of garbage back."""
+    """Exempt all objects that exist from later collections, and give the memory of annotations and garbage back."""
+    for each in gc.get_objects():
+        if type(each) is FunctionType:
+            del each.__annotations__
     gc.collect()
     gc.freeze()
     give_back(ctypes.CDLL(None), 0)

@@ -8,7 +8,6 @@ is checked by click; one that needs the machine to be checked belongs here, as a
 from __future__ import annotations
 
 import socket
-from dataclasses import dataclass
 
 import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -21,6 +20,7 @@ from spegel_consul.http.peer_tls import Encryption, PeerTls, is_plain_to_own
 from spegel_consul.http.server.listen import ListenError, listen
 from spegel_consul.http.tls import Tls, TlsError
 from spegel_consul.join.sources.nomad_api import NomadClient
+from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.peers import RingError, host_port
 from spegel_consul.places import Here
 from spegel_consul.preflight import node_checks

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
 from pathlib import Path
 
 from spegel_consul.consul.api.consul_settings import ConsulSettings
@@ -15,6 +14,7 @@ from spegel_consul.http.server.listen import ListenAddress
 from spegel_consul.http.tls import TlsFiles
 from spegel_consul.join.join_settings import BootstrapSettings
 from spegel_consul.join.leader_change import OnLeaderChange
+from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.oci.filters import ImageFilter
 from spegel_consul.places import Place
 from spegel_consul.registry.mirror.mirror_peers import MirrorSettings

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Protocol
 
+from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.reference import registry_name
 from spegel_consul.store import Image, Store

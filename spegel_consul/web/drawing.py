@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.web import formatting
 from spegel_consul.web.node_views import Document
 

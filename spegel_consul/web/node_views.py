@@ -11,7 +11,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import trio
@@ -26,6 +26,7 @@ from spegel_consul.election.election_view import State
 from spegel_consul.http.basic_auth import Credentials
 from spegel_consul.http.peer_tls import Encryption, PeerTls, is_plain_to_own
 from spegel_consul.join.keeper import RingKeeper
+from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.metrics.sidecar_metrics import Metrics
 from spegel_consul.metrics.traffic_history import TrafficHistory
 from spegel_consul.peers import host_port

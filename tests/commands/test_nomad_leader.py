@@ -11,8 +11,8 @@ from lab.cli_commands import failure
 from lab.process import HANG
 
 from spegel_consul.cli import cli
-from spegel_consul.commands import leader
 from spegel_consul.election.leader_record import LeaderRecord
+from spegel_consul.join.sources import nomad_api
 from spegel_consul.join.sources.nomad_lock import NomadVarBootstrap
 from tests.join.fakenomad import FakeNomad
 
@@ -23,7 +23,7 @@ ME = LeaderRecord("12D3", ("/ip4/10.0.0.7/tcp/5001/p2p/12D3",), node="client-7",
 @pytest.fixture
 def nomad(monkeypatch: pytest.MonkeyPatch) -> FakeNomad:
     fake = FakeNomad()
-    monkeypatch.setattr(leader, "NomadClient", lambda settings: fake.client("n", settings))
+    monkeypatch.setattr(nomad_api, "NomadClient", lambda settings: fake.client("n", settings))
     return fake
 
 

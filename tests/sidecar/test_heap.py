@@ -60,6 +60,7 @@ import gc
 from spegel_consul.sidecar import heap
 heap.freeze()
 assert gc.get_freeze_count() > 10_000, gc.get_freeze_count()
+assert heap.freeze.__annotations__ == {}
 assert len(gc.get_objects()) < 100, len(gc.get_objects())
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from types import TracebackType
 from typing import Any
 
@@ -24,6 +24,7 @@ from spegel_consul.consul.api.consul_errors import ConsulError, NotFound, Unexpe
 from spegel_consul.consul.api.consul_settings import ConsulSettings
 from spegel_consul.consul.api.duration import format_duration
 from spegel_consul.consul.api.transport import TrioConsul, TrioHTTPClient, answered_json, answered_ok
+from spegel_consul.lean.dataclass import dataclass
 
 
 @dataclass(frozen=True, slots=True)

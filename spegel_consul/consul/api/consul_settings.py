@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from spegel_consul.disk import foreign_files, pem
 from spegel_consul.error_words import in_words
+from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.peers import in_url
 
 DEFAULT_ADDRESS = "127.0.0.1:8500"

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from spegel_consul.consul.api.client import Leaf, Roots
 from spegel_consul.consul.authority.spiffe import names_service
 from spegel_consul.disk.pem import Pair
+from spegel_consul.lean.dataclass import dataclass
 
 _OVERDUE = 1 / 12
 """Rest of a certificate's lifetime in which it should have been renewed; Consul renews when 10 % to 40 % are left."""

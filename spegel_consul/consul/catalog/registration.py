@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import structlog
 import trio
@@ -29,6 +29,7 @@ from spegel_consul.backoff import Backoff
 from spegel_consul.consul.api.client import AgentService, ConsulClient
 from spegel_consul.consul.api.consul_errors import ConsulError
 from spegel_consul.consul.catalog.service_definitions import METRICS, REGISTRY, ROUTER, ServiceDefinition
+from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.log import ProblemReport
 
 log = structlog.get_logger(__name__)

@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import ClassVar
 
 from spegel_consul.consul.api.client import AgentService
 from spegel_consul.consul.api.duration import format_duration
+from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.peers import host_port
 from spegel_consul.places import NOWHERE, Place
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import errno
 import socket
-from dataclasses import dataclass
 
 from spegel_consul.error_words import in_words
+from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.peers import host_port
 
 BACKLOG = 1024

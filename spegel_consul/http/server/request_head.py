@@ -10,7 +10,8 @@ A new rule belongs here only if it makes fewer requests simple, or is certain fo
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+from spegel_consul.lean.dataclass import dataclass
 
 _REQUEST_LINE = re.compile(rb"(GET|HEAD) (/v2/[!-\"$->@-~]*)(?:\?([!-\"$-~]*))? HTTP/1\.1\r\n")
 _FIELD = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)\Z")

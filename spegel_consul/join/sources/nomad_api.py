@@ -16,7 +16,7 @@ import json
 import ssl
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager, suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -34,6 +34,7 @@ from spegel_consul.http import bounded_client
 from spegel_consul.http.answer_bounds import AnswerRefused
 from spegel_consul.join.peer_formats import one_line
 from spegel_consul.join.polled import SourceError
+from spegel_consul.lean.dataclass import dataclass
 
 DEFAULT_ADDRESS = "http://127.0.0.1:4646"
 _CONNECT_WITHIN = 3.0

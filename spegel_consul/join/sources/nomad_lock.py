@@ -22,7 +22,6 @@ import json
 import math
 import random
 import uuid
-from dataclasses import dataclass
 from typing import Any
 
 import trio
@@ -33,6 +32,7 @@ from spegel_consul.election.leader_record import LeaderRecord, utc_now
 from spegel_consul.election.lock_store import LockRules, LockStore, NoLocks, NotPermitted, SessionEnded
 from spegel_consul.join.sources.elected_leader import ElectedBootstrap
 from spegel_consul.join.sources.nomad_api import NomadClient, NomadError, variable_path
+from spegel_consul.lean.dataclass import dataclass
 
 TTL, LOCK_DELAY = 15.0, 10.0
 """Seconds; Nomad allows a TTL of 10 s or more, and ends a lock after twice its TTL."""

@@ -12,7 +12,7 @@ import random
 import urllib.parse
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import aclosing, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import structlog
 import trio
@@ -20,6 +20,7 @@ import trio
 from spegel_consul.disk.threads import in_thread
 from spegel_consul.http.basic_auth import Credentials
 from spegel_consul.http.peer_client import PeerClient, PeerResponse
+from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.metrics.counter import Count
 from spegel_consul.metrics.sidecar_metrics import Metrics
 from spegel_consul.oci.digest import Digest

@@ -12,9 +12,10 @@ A new rule belongs here if one answer alone is enough to apply it. Comparisons o
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from spegel_consul.http.peer_client import PeerResponse
+from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import DigestInvalid, RangeInvalid
 from spegel_consul.oci.media import OCTET_STREAM, header_safe, manifest_media_type

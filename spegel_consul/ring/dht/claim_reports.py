@@ -7,9 +7,9 @@ Another thing that nodes report belongs here, what follows from it in ``claims``
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntEnum
 
+from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.peers import Provider
 
 REPORT_EVERY = 2.0

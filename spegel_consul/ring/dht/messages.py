@@ -13,11 +13,11 @@ A new message or limit of the wire belongs here, with its fuzz test.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
 from typing import NamedTuple
 
+from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.peers import MAX_PEER_ID, RingError
 from spegel_consul.places import NOWHERE, Place, decode_place
 

@@ -12,11 +12,11 @@ A method belongs here only if both implementations can offer it.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import trio
 
+from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.multiaddrs import Address
 from spegel_consul.peers import RingError
 

@@ -19,12 +19,13 @@ import copy
 import json
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
+from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.runtimes.clients.registries_conf import expanded
 from spegel_consul.runtimes.hosts_toml import Mirroring, Unusable, parsed
 from spegel_consul.runtimes.mirror_targets import Registry, Target

@@ -19,9 +19,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.oci.errors import NameInvalid
 from spegel_consul.oci.reference import split_registry
 from spegel_consul.runtimes.hosts_toml import Mirroring, Unusable, parsed

@@ -6,9 +6,9 @@ here; the calls are in :mod:`spegel_consul.store.containerd.image_pulls`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
+from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.oci.reference import Reference
 from spegel_consul.runtimes.pulls import CantPull, Received
 from spegel_consul.store.containerd import image_pulls

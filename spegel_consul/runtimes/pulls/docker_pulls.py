@@ -10,7 +10,6 @@ A new fact about these lines belongs here; facts about a Docker belong to :mod:`
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import trio
 from spegel_consul.error_words import in_words
 from spegel_consul.http import bounded_client
 from spegel_consul.http.bounded_lines import TooLong, read_lines
+from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.oci.reference import Reference
 from spegel_consul.runtimes.pulls import CantPull, Received
 

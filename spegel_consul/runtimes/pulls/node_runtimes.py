@@ -10,11 +10,11 @@ A rule about the runtimes of a node belongs here.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from spegel_consul.disk.threads import in_thread
+from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.oci.reference import DEFAULT_REGISTRY, Reference
 from spegel_consul.runtimes import docker
 from spegel_consul.runtimes.pulls import CantPull, Received, Runtime

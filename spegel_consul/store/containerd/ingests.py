@@ -29,7 +29,7 @@ import re
 import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from heapq import nlargest
 from itertools import islice
@@ -42,6 +42,7 @@ from spegel_consul.bounded_dict import BoundedDict
 from spegel_consul.disk import foreign_files
 from spegel_consul.disk.threads import open_in_thread
 from spegel_consul.error_words import in_words
+from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.oci.digest import Digest
 from spegel_consul.store import Downloads
 from spegel_consul.store.blob_files import blob_file

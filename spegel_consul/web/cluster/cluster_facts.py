@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property
 
+from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.web.cluster.node_summary import NodeSummary
 from spegel_consul.web.node_views import Document
 

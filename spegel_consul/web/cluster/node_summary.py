@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any
 
 from spegel_consul import __version__
+from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.web.node_views import Document, Node
 
 MOST_IMAGES = 100

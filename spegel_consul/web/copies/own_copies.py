@@ -15,11 +15,11 @@ A rule about the count of this node's images belongs here; the other nodes' coun
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
 
 import structlog
 import trio
 
+from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.oci.digest import Digest
 from spegel_consul.peers import RingError
 from spegel_consul.web.node_views import Document, Node

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from enum import Enum
 from typing import Any
 
+from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.observable import Observable
 from spegel_consul.web.node_views import Document
 

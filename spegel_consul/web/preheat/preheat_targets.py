@@ -6,8 +6,7 @@ addresses. A rule about the choice of nodes belongs here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.web.cluster import metrics_ports
 from spegel_consul.web.node_views import Node
 

@@ -7,8 +7,9 @@ client would take the following bytes for another part. Rules for the bytes betw
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.oci.ranges import ByteRange
 
 

@@ -17,9 +17,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from spegel_consul.bounded_dict import BoundedDict
+from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.peers import Provider
 from spegel_consul.registry.mirror.following.group_history import MOVED, NO_KEEPER, TAKEOVER, UPSTREAM, GroupHistory
 from spegel_consul.ring.dht.claim_reports import ClaimReport, Verdict, What, Why

@@ -12,8 +12,7 @@ lines themselves are logged in :mod:`spegel_consul.registry.mirror.following.fol
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.peers import Provider
 
 COMPLETE = "complete"

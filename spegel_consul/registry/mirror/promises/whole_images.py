@@ -20,13 +20,13 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import structlog
 import trio
 
 from spegel_consul.bounded_dict import BoundedDict
+from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import BlobUnknown, OCIError
 from spegel_consul.oci.media import MAX_MANIFEST_SIZE, entries

@@ -22,8 +22,8 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
+from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.peers import Provider
 
 BUSY_PATIENCE = 5.0

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import trio
 
 from spegel_consul.http.peer_client import PeerResponse
+from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.oci.path import GROWING_HEADER, LOAD_HEADER, TAG_AGE_HEADER, ContentRequest, Kind
 from spegel_consul.peers import PeerError, Provider
 from spegel_consul.registry.mirror.following.group_claim import Follow

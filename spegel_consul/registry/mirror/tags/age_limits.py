@@ -10,8 +10,8 @@ A new rule about the limit of a name belongs here; the setting's text is parsed 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
+from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.oci.reference import Reference
 
 

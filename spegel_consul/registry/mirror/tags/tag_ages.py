@@ -20,11 +20,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import trio
 
 from spegel_consul.bounded_dict import BoundedDict
+from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.reference import Reference
 from spegel_consul.registry.mirror.providers.provider_cache import FRESH

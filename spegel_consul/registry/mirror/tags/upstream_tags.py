@@ -27,7 +27,6 @@ import re
 import ssl
 import urllib.parse
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import httpx
 import structlog
@@ -37,6 +36,7 @@ from spegel_consul.bounded_dict import BoundedDict
 from spegel_consul.disk.threads import in_thread
 from spegel_consul.http import bounded_client
 from spegel_consul.http.answer_bounds import AnswerRefused
+from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import DigestInvalid
 from spegel_consul.oci.media import INDEXES, MANIFESTS, MAX_MANIFEST_SIZE

@@ -47,7 +47,7 @@ from __future__ import annotations
 
 import logging
 
-from spegel_consul import lean_imports
+from spegel_consul.lean import imports as lean_imports
 
 # py-libp2p logs lines and tracebacks for each fault of a peer; this adapter logs the relevant ones itself
 logging.getLogger("libp2p").setLevel(logging.CRITICAL + 1)
@@ -67,6 +67,8 @@ lean_imports.placeholder("libp2p.tools.anyio_service.api", "ServiceAPI")
 lean_imports.placeholder("libp2p.crypto.rsa", "RSAPublicKey.from_bytes", "RSAPrivateKey.from_bytes")
 lean_imports.placeholder("libp2p.crypto.secp256k1", "Secp256k1PublicKey.from_bytes", "Secp256k1PrivateKey.from_bytes")
 lean_imports.placeholder("libp2p.utils.version", "get_agent_version")
+# keys of the ring and peer ids are SHA-256 or the key itself
+lean_imports.placeholder_for("multihash.funcs", "blake3", "blake3.update")
 lean_imports.placeholder(
     "libp2p.utils.address_validation",
     "get_available_interfaces",

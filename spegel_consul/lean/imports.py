@@ -9,7 +9,7 @@ The import system is asked for a module only once, so a finder in front of the o
   they are optional requirements of its library.
 * ``placeholder``: a module with empty classes, for names that are imported and never called. A call of one of their
   methods raises TypeError.
-
+* ``placeholder_for``: the same for one importing module alone; others import the real one.
 * ``deferred``: a module for which other modules are imported when it uses their first name.
 
 A room that uses a library declares what it leaves out of it before it imports it; the libraries of several rooms are
@@ -22,6 +22,7 @@ from __future__ import annotations
 import gc
 import importlib
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.machinery import ModuleSpec, PathFinder
@@ -94,15 +95,14 @@ class _Finder:
     def __init__(self) -> None:
         self.empty: set[str] = set()
         self.placeholders: dict[str, tuple[str, ...]] = {}
-        self.absent: dict[str, tuple[str, ...]] = {}
-        self.deferred: dict[str, tuple[str, ...]] = {}
+        self.instead: defaultdict[str, dict[str, ModuleType | None]] = defaultdict(dict)
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         if fullname in self.placeholders:
             return ModuleSpec(fullname, cast("Loader", _Placeholder(self.placeholders[fullname])))
-        if not (fullname in self.empty or fullname in self.absent or fullname in self.deferred):
+        if fullname not in self.empty and fullname not in self.instead:
             return None
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is None or spec.loader is None:
@@ -110,9 +110,7 @@ class _Finder:
         if fullname in self.empty:
             spec.loader = cast("Loader", _EmptyPackage())
         else:
-            hidden: dict[str, ModuleType | None] = dict.fromkeys(self.absent.get(fullname, ()))
-            hidden |= {name: _Later(name) for name in self.deferred.get(fullname, ())}
-            spec.loader = cast("Loader", _Instead(spec.loader, hidden))
+            spec.loader = cast("Loader", _Instead(spec.loader, self.instead[fullname]))
         return spec
 
 
@@ -126,7 +124,7 @@ def without_init(*packages: str) -> None:
 
 def without(module: str, *absent: str) -> None:
     """Execute ``module`` as if the modules ``absent`` were not installed."""
-    _finder.absent[module] = absent
+    _finder.instead[module].update(dict.fromkeys(absent))
 
 
 def placeholder(module: str, *names: str) -> None:
@@ -134,9 +132,16 @@ def placeholder(module: str, *names: str) -> None:
     _finder.placeholders[module] = names
 
 
+def placeholder_for(module: str, imported: str, *names: str) -> None:
+    """Execute ``module`` with an ``imported`` that has only empty classes of these names."""
+    stand_in = ModuleType(imported)
+    _Placeholder(names).exec_module(stand_in)
+    _finder.instead[module][imported] = stand_in
+
+
 def deferred(module: str, *imports: str) -> None:
     """Execute ``module`` without importing ``imports``, which are imported when it uses one of their names."""
-    _finder.deferred[module] = imports
+    _finder.instead[module].update((name, _Later(name)) for name in imports)
 
 
 @contextmanager
@@ -154,6 +159,7 @@ def without_collector() -> Iterator[None]:
 def install() -> None:
     """Use the declarations of this module; called once, before any of the libraries is imported."""
     sys.meta_path.insert(0, _finder)
+    placeholder("trio._dtls", "DTLSChannel", "DTLSChannelStatistics", "DTLSEndpoint")
     # tracebacks of rich show local variables, which may hold a token; log.py uses the plain ones
     without("structlog.dev", "rich", "colorama")
     without("structlog.tracebacks", "rich")
@@ -168,7 +174,13 @@ def install() -> None:
     deferred("grpc._cython.cygrpc", "asyncio")
     # the transport of consul/api replaces the one on requests
     without_init("consul")
-    # the server speaks HTTP/1.1 only, and ignores an upgrade to websockets
+    # the server speaks HTTP/1.1 only, ignores an upgrade to websockets, and has no workers
     deferred("hypercorn.typing", "h2.events")
+    for module in ("hypercorn.typing", "hypercorn.utils", "hypercorn.trio.run"):
+        placeholder_for(module, "multiprocessing.synchronize", "Event")
     placeholder("hypercorn.protocol.h2", "H2Protocol")
     placeholder("hypercorn.protocol.ws_stream", "WSStream")
+    # metrics are sent by this program
+    exposition = "prometheus_client.exposition"
+    placeholder_for(exposition, "http.server", "BaseHTTPRequestHandler")
+    placeholder_for(exposition, "wsgiref.simple_server", "make_server", "WSGIRequestHandler", "WSGIServer")

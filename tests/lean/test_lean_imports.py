@@ -28,10 +28,18 @@ import spegel_consul
 import structlog, httpx, httpcore, grpc
 from consul.base import Consul
 from hypercorn.trio.tcp_server import TCPServer
+import prometheus_client
 
-assert not {"asyncio", "rich", "anyio", "h2.events", "requests"} & set(sys.modules), sorted(sys.modules)
+import spegel_consul.ring.net.libp2p.layers
+
+left_out = {"asyncio", "rich", "anyio", "h2.events", "requests", "multiprocessing", "blake3", "http.server"}
+assert not left_out & set(sys.modules), sorted(sys.modules)
 assert structlog.dev.rich is None
-import asyncio, rich, h2.events
+import asyncio, rich, h2.events, blake3, multiprocessing.synchronize, http.server
+
+assert callable(multiprocessing.synchronize.Event)
+assert http.server.BaseHTTPRequestHandler.handle
+assert len(blake3.blake3(b"").digest()) == 32
 
 async def answer():
     return 3
@@ -45,3 +53,11 @@ assert structlog.stdlib.__loader__ is not None
 def test_what_a_library_is_executed_without_can_still_be_imported() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=HANG, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_hash_that_is_left_out_is_refused() -> None:
+    import multihash
+
+    with pytest.raises(TypeError):
+        multihash.digest(b"", "blake3")
+    assert multihash.digest(b"", "sha2-256").verify(b"")
