@@ -1,7 +1,9 @@
 """The keys of this node: which of them to announce, to which peers, and when.
 
-Each key must be known to the peers nearest to it.  Two sets are kept per peer: ``pending`` (keys to announce) and
-``told`` (acknowledged keys, in the order of their acknowledgement).
+Each key must be known to the peers nearest to it.  Two collections are kept per peer: ``pending`` (keys to announce)
+and ``told`` (acknowledged batches, in the order of their acknowledgement).  2,000 keys in a ring of 20 make 40,000
+pairs of a key and a peer that was told of it, so a pair costs no more than a reference to the key in the batch, and one
+bit of the key's number, which has a bit for each peer.
 
 * A batch goes out when ``pending`` is not empty.
 * Keys that are not acknowledged stay in ``pending``, and the peer is retried after a back-off.
@@ -17,10 +19,12 @@ A rule about when a key is announced, renewed or withdrawn belongs here; the sen
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import field
 from itertools import islice
 
+from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.ring.dht.keys import position
 
 BATCH = 200
@@ -40,11 +44,19 @@ class Batch:
 
 @dataclass(slots=True)
 class _Target:
-    """The announcements to one peer; ``told`` has the time of each acknowledgement."""
+    """The announcements to one peer; ``told`` has the time and the keys of each acknowledgement.
 
+    ``bit``: the peer's bit in the numbers of the keys; ``known``: the number of keys with that bit. ``pending`` has
+    True for a key that the peer was told of before, because its record there may still be valid. ``stale``: how often a
+    key that was withdrawn since is still in ``told``, always before the batch that has it again.
+    """
+
+    bit: int
     period: float
-    pending: dict[bytes, None] = field(default_factory=dict)
-    told: dict[bytes, float] = field(default_factory=dict)
+    known: int = 0
+    pending: dict[bytes, bool] = field(default_factory=dict)
+    told: deque[tuple[float, tuple[bytes, ...]]] = field(default_factory=deque)
+    stale: dict[bytes, int] = field(default_factory=dict)
     withdrawn: dict[bytes, None] = field(default_factory=dict)
     busy: bool = False
     failures: int = 0
@@ -55,8 +67,27 @@ class _Target:
             return float("inf")
         if self.pending or self.withdrawn:
             return self.retry_at
-        oldest = next(iter(self.told.values()), None)
-        return float("inf") if oldest is None else max(self.retry_at, oldest + self.period)
+        return max(self.retry_at, self.told[0][0] + self.period) if self.told else float("inf")
+
+    def withdraw(self, key: bytes) -> None:
+        """The peer was told of the key, which is gone."""
+        self.withdrawn[key] = None
+        self.stale[key] = self.stale.get(key, 0) + 1
+        self.known -= 1
+        if not self.known:
+            self.told.clear()
+            self.stale = {}
+
+    def expire(self) -> Iterator[bytes]:
+        """Remove the oldest batch; return its keys that were not withdrawn since."""
+        for key in self.told.popleft()[1]:
+            if (count := self.stale.pop(key, 0)) == 0:
+                self.known -= 1
+                yield key
+            elif count > 1:
+                self.stale[key] = count - 1
+        if not self.stale:
+            self.stale = {}
 
 
 class Announcements:
@@ -71,7 +102,9 @@ class Announcements:
         self._ttl = ttl
         self._rng = rng or random.Random()
         self._own: dict[bytes, int] = {}
+        """The bits of the peers that were told of a key."""
         self._targets: dict[bytes, _Target] = {}
+        self._bits = 0
 
     def __contains__(self, key: bytes) -> bool:
         return key in self._own
@@ -91,41 +124,55 @@ class Announcements:
     def add(self, keys: Iterable[bytes]) -> None:
         """Announce ``keys``."""
         new = [key for key in keys if key not in self._own]
-        self._own.update((key, position(key)) for key in new)
+        self._own.update(dict.fromkeys(new, 0))
         self.place(new)
 
     def remove(self, keys: Iterable[bytes]) -> None:
         """Withdraw ``keys``."""
         for key in keys:
-            if self._own.pop(key, None) is not None:
-                for target in self._targets.values():
-                    target.pending.pop(key, None)
-                    if target.told.pop(key, None) is not None:
-                        target.withdrawn[key] = None
+            told = self._own.pop(key, None)
+            if told is None:
+                continue
+            for target in self._targets.values():
+                if target.pending.pop(key, False):
+                    target.withdrawn[key] = None
+                elif told & target.bit:
+                    target.withdraw(key)
 
     def place(self, keys: Iterable[bytes]) -> None:
         """Mark ``keys`` as pending for each of their nearest peers that lacks them."""
         for key in keys:
-            if (at := self._own.get(key)) is None:
+            if (told := self._own.get(key)) is None:
                 continue
-            for peer in self._closest(at):
-                target = self._targets.get(peer)
-                if target is None:
-                    target = self._targets[peer] = _Target(self._ttl * self._rng.uniform(0.7, 0.95))
-                if key not in target.told:
-                    target.pending[key] = None
+            for peer in self._closest(position(key)):
+                target = self._targets.get(peer) or self._new_target(peer)
+                if not told & target.bit:
+                    target.pending.setdefault(key, key in target.withdrawn)
                     target.withdrawn.pop(key, None)
+
+    def _new_target(self, peer: bytes) -> _Target:
+        bit = ~self._bits & (self._bits + 1)  # the lowest that is free
+        self._bits |= bit
+        target = self._targets[peer] = _Target(bit, self._ttl * self._rng.uniform(0.7, 0.95))
+        return target
 
     def clear(self) -> list[bytes]:
         """Drop all keys. Returns the peers that may hold records of this node."""
         told = [peer for peer, target in self._targets.items() if target.told or target.busy]
         self._own.clear()
         self._targets.clear()
+        self._bits = 0
         return told
 
     def lost(self, peer: bytes) -> None:
         """``peer`` died, and its records with it; :meth:`place` the keys again afterwards."""
-        self._targets.pop(peer, None)
+        if (target := self._targets.pop(peer, None)) is None:
+            return
+        for _, keys in target.told:
+            for key in keys:
+                if key in self._own:
+                    self._own[key] &= ~target.bit
+        self._bits &= ~target.bit
 
     def batches(self, now: float) -> list[Batch]:
         """The batches to send now; a peer gets its next batch after :meth:`told` or :meth:`failed`."""
@@ -162,11 +209,15 @@ class Announcements:
         return target.due_at()
 
     def _acknowledged(self, target: _Target, batch: Batch, now: float) -> None:
+        told = tuple(key for key in batch.keys if key in target.pending)
+        for key in told:
+            del target.pending[key]
+            self._own[key] |= target.bit
+        if told:
+            target.told.append((now, told))
+            target.known += len(told)
         for key in batch.keys:
-            if key in target.pending:
-                del target.pending[key]
-                target.told[key] = now
-            elif key not in self._own:  # it was withdrawn meanwhile
+            if key not in self._own:  # it was withdrawn meanwhile
                 target.withdrawn[key] = None
         for key in batch.withdrawn:
             target.withdrawn.pop(key, None)
@@ -182,10 +233,11 @@ class Announcements:
 
     def _expire(self, peer: bytes, target: _Target, now: float) -> None:
         """Return keys whose period is over to ``pending``, except keys to which other peers are nearer by now."""
-        # one batch at a time, because this spreads the renewal of many keys: each batch waits for the one before
-        for key in list(islice(target.told, BATCH)):
-            if target.told[key] + target.period > now:
-                break
-            del target.told[key]
-            if peer in self._closest(self._own[key]):
-                target.pending[key] = None
+        # about a batch at a time, because this spreads the renewal of many keys: each batch waits for the one before
+        count = 0
+        while target.told and count < BATCH and target.told[0][0] + target.period <= now:
+            for key in target.expire():
+                count += 1
+                self._own[key] &= ~target.bit
+                if peer in self._closest(position(key)):
+                    target.pending[key] = True

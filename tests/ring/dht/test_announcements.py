@@ -1,6 +1,8 @@
+import gc
 import math
 import random
 import sys
+import tracemalloc
 
 from spegel_consul.ring.dht.announcements import BATCH, Announcements, Batch
 
@@ -154,6 +156,17 @@ def test_a_withdrawn_key_is_renewed_no_more_and_those_who_know_it_are_told() -> 
     assert subject.wake_at() == math.inf
 
 
+def test_a_key_that_goes_while_it_is_to_be_renewed_is_withdrawn() -> None:
+    subject = announcements([b"a"])
+    subject.add([b"x"])
+    deliver(subject, 0)
+    (batch,) = subject.batches(TTL)
+    subject.failed(batch, TTL)
+    subject.remove([b"x"])
+    assert [(batch.keys, batch.withdrawn) for batch in deliver(subject, 1.5 * TTL)] == [((), (b"x",))]
+    assert subject.wake_at() == math.inf
+
+
 def test_a_key_that_comes_back_is_not_withdrawn() -> None:
     subject = announcements([b"a"])
     subject.add([b"x"])
@@ -192,4 +205,81 @@ def test_no_table_stays_for_keys_that_are_told() -> None:
     subject.remove(keys(2000))
     deliver(subject, 1)
     target = subject._targets[b"a"]
-    assert max(sys.getsizeof(target.pending), sys.getsizeof(target.withdrawn)) < 1000
+    assert max(map(sys.getsizeof, (target.pending, target.withdrawn, target.told, target.stale))) < 1000
+
+
+def test_a_key_and_a_peer_that_knows_it_cost_a_few_bytes() -> None:
+    peers = [b"peer %d" % number for number in range(20)]
+    subject = announcements(peers)
+    tracemalloc.start()
+    try:
+        subject.add(keys(2000))
+        deliver(subject, 0)
+        gc.collect()
+        used = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert used < 2000 * 20 * 20, "a dictionary of the keys of each peer takes 36 bytes for each"
+
+
+def test_keys_that_come_and_go_leave_nothing_and_are_renewed_once() -> None:
+    subject = announcements([b"a"])
+    subject.add([b"stays"])
+    for now in range(5):
+        subject.add([b"x"])
+        deliver(subject, now)
+        subject.remove([b"x"])
+    subject.add([b"x"])
+    deliver(subject, 5)
+    renewed = [key for now in range(6, int(2 * TTL)) for batch in deliver(subject, now) for key in batch.keys]
+    assert sorted(renewed) == [b"stays", b"stays", b"x", b"x"]
+    assert not subject._targets[b"a"].stale
+
+
+def test_any_order_of_events_tells_each_peer_what_it_is_responsible_for() -> None:
+    for seed in range(200):
+        rng = random.Random(seed)
+        peers = [b"a", b"b", b"c"]
+        subject = announcements(peers)
+        known: dict[bytes, dict[bytes, float]] = {peer: {} for peer in peers}
+        own: set[bytes] = set()
+        now = 0.0
+        for _ in range(60):
+            now += rng.choice([0.1, 5, 200])
+            match rng.randrange(5):
+                case 0 | 1:
+                    new = rng.sample(keys(12), 3)
+                    own.update(new)
+                    subject.add(new)
+                case 2:
+                    gone = rng.sample(keys(12), 2)
+                    own.difference_update(gone)
+                    subject.remove(gone)
+                case 3:
+                    peer = rng.choice(peers)
+                    known[peer].clear()
+                    subject.lost(peer)
+                    subject.place(subject.keys())
+                case 4:
+                    for batch in subject.batches(now):
+                        told = Batch(batch.peer, batch.keys[: rng.randrange(3)])
+                        subject.failed(batch, now, told=told)
+                        known[batch.peer] |= dict.fromkeys(told.keys, now)
+                    continue
+            while subject.wake_at() <= now:
+                for batch in subject.batches(now):
+                    known[batch.peer] |= dict.fromkeys(batch.keys, now)
+                    for key in batch.withdrawn:
+                        known[batch.peer].pop(key)
+                    subject.told(batch, now)
+        quiet = now + 60  # longer than the longest back-off
+        while subject.wake_at() < quiet:
+            now = max(now, subject.wake_at())
+            for batch in subject.batches(now):
+                known[batch.peer] |= dict.fromkeys(batch.keys, now)
+                for key in batch.withdrawn:
+                    known[batch.peer].pop(key)
+                subject.told(batch, now)
+        for peer, records in known.items():
+            assert set(records) == own, (seed, peer)
+            assert all(now - at < TTL for at in records.values()), (seed, peer)
