@@ -28,8 +28,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field, replace
 
+from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.oci.descriptor import Descriptor
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.media import INDEXES, MANIFESTS, MAX_MANIFEST_SIZE, OCTET_STREAM
@@ -104,7 +105,8 @@ class Index:
         self._images: dict[str, _Held] = {}
         self._content: dict[Digest, Content] = {}
         self._documents: dict[Digest, Document | None] = {}
-        self._holders: defaultdict[Digest, set[str]] = defaultdict(set)
+        self._holders: dict[Digest, tuple[str, ...]] = {}
+        """Names of images; tuples, because most content has one holder, and a set takes 216 bytes."""
         self._served: dict[Digest, Descriptor] = {}
         self._names: dict[str, Digest] = {}
         self._records: defaultdict[str, set[str]] = defaultdict(set)
@@ -176,6 +178,7 @@ class Index:
         held = self._images.get(record.name)
         if held is not None and held.record == record:
             return
+        record = replace(record, target=self._shared(record.target))
         if held is None:
             held = self._classify(record)
             self._images[record.name] = held
@@ -249,7 +252,7 @@ class Index:
     def learn(self, digest: Digest, document: Document | None) -> None:
         """Take the parsed content that unread() returned; None if it is no manifest."""
         if digest in self._content:
-            self._documents[digest] = document
+            self._documents[digest] = document and document.with_children(self._shared)
             self._touch(digest, walk=True)
 
     def settle(self) -> Changed:
@@ -281,6 +284,11 @@ class Index:
         self._unsettled_names.clear()
         return Changed(frozenset(added), frozenset(removed))
 
+    def _shared(self, child: Descriptor) -> Descriptor:
+        """Return the descriptor with the digest that its content has, because another one takes 170 bytes."""
+        content = self._content.get(child.digest)
+        return Descriptor(content.digest, child.size, child.media_type) if content is not None else child
+
     def _classify(self, record: ImageRecord) -> _Held:
         name = record.name
         if name == record.target.digest:
@@ -301,16 +309,15 @@ class Index:
     def _touch(self, digest: Digest, *, walk: bool) -> None:
         self._unsettled.add(digest)
         if walk:
-            self._unwalked |= self._holders.get(digest, set())
+            self._unwalked.update(self._holders.get(digest, ()))
 
     def _hold(self, name: str, before: dict[Digest, str], after: dict[Digest, str]) -> None:
         for digest in before.keys() - after.keys():
-            holders = self._holders[digest]
-            holders.discard(name)
-            if not holders:
-                del self._holders[digest]
+            holders = tuple(holder for holder in self._holders.pop(digest) if holder != name)
+            if holders:
+                self._holders[digest] = holders
         for digest in after.keys() - before.keys():
-            self._holders[digest].add(name)
+            self._holders[digest] = (*self._holders.get(digest, ()), name)
         self._unsettled.update(digest for digest, _ in before.items() ^ after.items())
 
     def _walk_changed(self) -> None:

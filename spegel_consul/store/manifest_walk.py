@@ -14,8 +14,10 @@ Extras are served like other content if the node has them. A new rule about the 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable
 
+from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.oci.descriptor import Descriptor
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import DigestInvalid
@@ -47,6 +49,12 @@ class Document:
     @property
     def is_index(self) -> bool:
         return self.media_type in INDEXES
+
+    def with_children(self, changed: Callable[[Descriptor], Descriptor]) -> Document:
+        """Return the document with each child changed."""
+        return Document(
+            self.media_type, self.declared, *(tuple(map(changed, each)) for each in (self.needed, self.extras))
+        )
 
 
 def parse(body: bytes) -> Document:
@@ -96,9 +104,9 @@ def _child(entry: object, default_type: str) -> Descriptor | None:
         checked = Digest(digest)
     except DigestInvalid:
         return None
-    return Descriptor(
-        checked, size, header_safe(media_type) if isinstance(media_type, str) and media_type else default_type
-    )
+    if not isinstance(media_type, str) or not media_type:
+        media_type = default_type
+    return Descriptor(checked, size, sys.intern(header_safe(media_type)))
 
 
 def _is_foreign(media_type: str) -> bool:

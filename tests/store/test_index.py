@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import gc
 import json
 import random
+import tracemalloc
 from dataclasses import replace
 
 import pytest
@@ -45,6 +47,30 @@ def indexed(image: SampleImage, *names: str) -> Index:
     index.apply(Snapshot(tuple(record(image, name) for name in names), contents(image)))
     settle(index, image.blobs)
     return index
+
+
+def test_a_blob_costs_little_memory() -> None:
+    """Each message of a runtime has a copy of its own of a digest and of a media type."""
+    images = [sample_image(layer_sizes=(100,)) for _ in range(100)]
+    copies = [json.dumps([[str(digest), len(body)] for digest, body in image.blobs.items()]) for image in images]
+    bodies = {digest: body for image in images for digest, body in image.blobs.items()}
+    blobs = len(bodies)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        index = Index()
+        index.apply(
+            Snapshot(
+                tuple(record(image) for image in images),
+                tuple(Content(Digest(digest), size, ()) for copy in copies for digest, size in json.loads(copy)),
+            )
+        )
+        settle(index, bodies)
+        gc.collect()
+        used = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert used / blobs < 1000, "copies of digests and sets of one name take 400 bytes more"
 
 
 def test_changes_are_told_once() -> None:

@@ -7,12 +7,13 @@ reads is converted here.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import structlog
 from google.protobuf.message import DecodeError
 
+from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.oci.descriptor import Descriptor
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import DigestInvalid
@@ -66,7 +67,7 @@ def image_record(image: pb.Image) -> ImageRecord | None:
         return None
     updated_at = image.updated_at.seconds + image.updated_at.nanos / 1e9 if image.HasField("updated_at") else None
     labels = tuple(sorted(image.labels.items()))
-    return ImageRecord(image.name, Descriptor(digest, target.size, target.media_type), updated_at, labels)
+    return ImageRecord(image.name, Descriptor(digest, target.size, sys.intern(target.media_type)), updated_at, labels)
 
 
 def content(info: pb.Info) -> Content | None:
@@ -86,7 +87,7 @@ def sources(labels: Mapping[str, str]) -> tuple[str, ...]:
     """
     return tuple(
         sorted(
-            f"{registry_name(registry)}/{repository}"
+            sys.intern(f"{registry_name(registry)}/{repository}")
             for label, repositories in labels.items()
             if label.startswith(SOURCE_LABEL) and (registry := label.removeprefix(SOURCE_LABEL))
             for repository in repositories.split(",")
