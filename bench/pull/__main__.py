@@ -4,12 +4,13 @@
 
 """Measure a pull of one image through the CRI: two nodes with real containerds, of which one has the image.
 
-    python -m bench.pull [--spegel PATH] [--image 4x255MiB] [--turns 3] [--busy 2]
+    python -m bench.pull [--spegel PATH] [--image 4x255MiB] [--turns 3] [--busy 2] [--at-once 16]
 
 The turns: "default" and "auto" are sidecars with --verify=on and --verify=auto, "off" with --verify=off, "upstream" is
-a pull from the registry without mirrors. Needs root and the parts of .ci/install-real-parts.
+a pull from the registry without mirrors. Needs root, curl and the parts of .ci/install-real-parts.
 
-  seconds  of the call PullImage: download, verification and unpacking by containerd.
+  seconds  of the call PullImage: download, verification and unpacking by containerd; with --at-once N of the download
+           of the layers alone, N at once, by a client that drops them.
   CPU      user and system of both sidecars, with their guards.
 """
 
@@ -58,8 +59,9 @@ class Figures:
 class Bench:
     """A registry on node 0, the holder of the image on node 1, the puller on node 2."""
 
-    def __init__(self, lab: Cluster, image: images.Image, spegel: Path | None) -> None:
+    def __init__(self, lab: Cluster, image: images.Image, spegel: Path | None, at_once: int) -> None:
         self._lab = lab
+        self._at_once = at_once
         self._holder, self._puller = lab[1], lab[2]
         self._spegel = spegel
         self._image = image
@@ -78,14 +80,30 @@ class Bench:
         with self._mirrors(way) as pids:
             self._upstream.forget()
             before, began = _cpu(pids), time.monotonic()
-            self._puller.containerd.pull_cri(self.ref, 600)
+            if self._at_once:
+                self._download()
+            else:
+                self._puller.containerd.pull_cri(self.ref, 600)
             found.seconds.append(time.monotonic() - began)
             found.cpu.append(_cpu(pids) - before)
             asked = len(self._upstream.blob_requests())
             if bool(asked) != (way == UPSTREAM):
                 raise Failed(f"{way}: {asked} blobs were asked for at the registry")
         self._direct()
-        self._puller.containerd.remove_image(self.ref, timeout=120)
+        if not self._at_once:
+            self._puller.containerd.remove_image(self.ref, timeout=120)
+
+    def _download(self) -> None:
+        blobs = f"http://{self._puller.ip}:5000/v2/{_REPOSITORY}/blobs"
+        urls = self._puller.dir / "urls"
+        urls.write_text(
+            "".join(
+                f"url = {blobs}/{layer}?ns={self._upstream.host}\noutput = /dev/null\n"
+                for layer in self._image.amd64.layers
+            )
+        )
+        words = ["--silent", "--show-error", "--fail", "--parallel", "--parallel-max", str(self._at_once)]
+        self._puller.netns.run("curl", *words, "--config", urls, timeout=600)
 
     @contextmanager
     def _mirrors(self, way: str) -> Iterator[list[int]]:
@@ -148,9 +166,7 @@ class Bench:
         return process
 
 
-def measure(
-    ways: Sequence[str], sizes: Sequence[int], turns: int, busy: int, spegel: Path | None, say: Callable[[str], None]
-) -> dict[str, Figures]:
+def measure(options: argparse.Namespace, ways: Sequence[str], say: Callable[[str], None]) -> dict[str, Figures]:
     """The figures of each way. Raises Failed."""
     found = {way: Figures() for way in ways}
     with (
@@ -158,10 +174,13 @@ def measure(
         Cluster(3, consul=False, containerd=[None, "21", "21"]) as lab,
     ):
         say("making and pushing an image")
-        bench = Bench(lab, images.build(Path(name), f"example.com/{_REPOSITORY}:v1", sizes), spegel)
-        loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(busy)]
+        image = images.build(Path(name), f"example.com/{_REPOSITORY}:v1", options.image)
+        bench = Bench(lab, image, options.spegel, options.at_once)
+        say("a first turn that does not count")
+        bench.turn(ways[-1], Figures())
+        loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(options.busy)]
         try:
-            for number in range(turns):
+            for number in range(options.turns):
                 for way in ways[number % len(ways) :] + ways[: number % len(ways)]:
                     say(f"turn {number + 1}: {way}")
                     bench.turn(way, found[way])
@@ -185,9 +204,12 @@ def main() -> int:
     parser.add_argument("--image", type=layers, default="4x255MiB", metavar="LAYERS", help="(default: 4x255MiB)")
     parser.add_argument("--turns", type=int, default=3, metavar="T", help="turns of each way (default: 3)")
     parser.add_argument("--busy", type=int, default=0, metavar="B", help="processes that compute meanwhile")
+    parser.add_argument("--at-once", type=int, default=0, metavar="N", help="download the layers alone, N at once")
     parser.add_argument("--keep", action="store_true", help="keep the figures in bench/beside.json")
     options = parser.parse_args()
-    ways = [DEFAULT, "auto", "off", *([SPEGEL] if options.spegel else []), UPSTREAM]
+    if options.at_once and not options.spegel:
+        parser.error("--at-once has nothing to compare with: give --spegel")
+    ways = [DEFAULT, "auto", "off", *([SPEGEL] if options.spegel else []), *([] if options.at_once else [UPSTREAM])]
     console, began = Console(width=120, highlight=False), time.monotonic()
 
     def say(text: str) -> None:
@@ -195,12 +217,13 @@ def main() -> int:
 
     try:
         parts.check()
-        found = measure(ways, options.image, options.turns, options.busy, options.spegel, say)
+        found = measure(options, ways, say)
     except (Failed, RuntimeError) as exc:
         print(f"bench.pull: {exc}", file=sys.stderr)
         return 2
     base = SPEGEL if options.spegel else UPSTREAM
-    title = f"A pull of {sum(options.image) >> 20} MiB in {len(options.image)} layers, {options.busy} busy processes"
+    what = f"Downloads, {options.at_once} at once," if options.at_once else "A pull"
+    title = f"{what} of {sum(options.image) >> 20} MiB in {len(options.image)} layers, {options.busy} busy processes"
     table = Table(title=f"{title}; load {os.getloadavg()[0]:.1f}", title_justify="left", pad_edge=False)
     for column in ("way", "seconds", f"x {base}", "CPU of both, s", f"x {base}", "seconds of each turn"):
         table.add_column(column, justify="left" if column == "way" else "right", no_wrap=True)
@@ -213,6 +236,7 @@ def main() -> int:
     console.print(table)
     if options.keep:
         name = f"{sum(options.image) >> 20} MiB in {len(options.image)} layers"
+        name += f", {options.at_once} at once without a runtime" if options.at_once else ""
         name += f", {options.busy} busy processes beside it" if options.busy else ""
         kept = [
             beside.Way(way, statistics.median(found[way].seconds), statistics.median(found[way].cpu)) for way in ways
