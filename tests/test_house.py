@@ -44,3 +44,11 @@ def test_a_package_has_few_modules() -> None:
 def test_a_file_is_short() -> None:
     lines = {path.relative_to(PRODUCT).as_posix(): len(path.read_text().splitlines()) for path in FILES}
     assert {path: count for path, count in lines.items() if count > MOST_LINES} == {}
+
+
+def test_frozen_classes_have_one_decorator() -> None:
+    """The standard one makes each start slower, see :mod:`spegel_consul.lean.dataclass`."""
+    frozen = [path for path in FILES if "@dataclass(frozen=True, slots=True)\n" in path.read_text()]
+    lean = "from spegel_consul.lean.dataclass import dataclass\n"
+    assert [path.name for path in frozen if lean not in path.read_text()] == []
+    assert len(frozen) > 80
