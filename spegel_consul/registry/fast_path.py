@@ -49,7 +49,7 @@ from spegel_consul.zerocopy.send import AT_ONCE, FileAnswer, Truncated
 
 log = structlog.get_logger(__name__)
 
-_REMEMBERED = 1024
+_REMEMBERED = 256  # requests, of about a KiB each with their answers' heads
 _MEMORABLE = 2048  # bytes of the longest request that is remembered
 
 

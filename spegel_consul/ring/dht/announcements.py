@@ -31,6 +31,7 @@ BATCH = 200
 """Keys in one batch, which one acknowledgement covers."""
 
 _FIRST_RETRY, _LONGEST_RETRY = 0.25, 30.0
+_STALE = 32  # withdrawn keys that may stay among those of a peer
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,20 +75,24 @@ class _Target:
         self.withdrawn[key] = None
         self.stale[key] = self.stale.get(key, 0) + 1
         self.known -= 1
-        if not self.known:
-            self.told.clear()
+        if not self.known or len(self.stale) > max(_STALE, self.known // 4):
+            told = ((at, tuple(self._valid(keys))) for at, keys in self.told)
+            self.told = deque(batch for batch in told if batch[1])
             self.stale = {}
 
     def expire(self) -> Iterator[bytes]:
         """Remove the oldest batch; return its keys that were not withdrawn since."""
-        for key in self.told.popleft()[1]:
+        for key in self._valid(self.told.popleft()[1]):
+            self.known -= 1
+            yield key
+
+    def _valid(self, keys: Iterable[bytes]) -> Iterator[bytes]:
+        """Return the keys of the oldest batch that were not withdrawn since; each batch in turn is the oldest."""
+        for key in keys:
             if (count := self.stale.pop(key, 0)) == 0:
-                self.known -= 1
                 yield key
             elif count > 1:
                 self.stale[key] = count - 1
-        if not self.stale:
-            self.stale = {}
 
 
 class Announcements:

@@ -236,6 +236,22 @@ def test_keys_that_come_and_go_leave_nothing_and_are_renewed_once() -> None:
     assert not subject._targets[b"a"].stale
 
 
+def test_keys_that_go_do_not_pile_up() -> None:
+    subject = announcements([b"a"])
+    subject.add(keys(100))
+    deliver(subject, 0)
+    for number in range(1000):
+        passing = [b"passing %d" % number]
+        subject.add(passing)
+        deliver(subject, number / 10)
+        subject.remove(passing)
+        deliver(subject, number / 10)
+    target = subject._targets[b"a"]
+    assert sum(len(told) for _, told in target.told) < 150
+    assert len(target.stale) < 50
+    assert sorted(key for batch in deliver(subject, TTL) for key in batch.keys) == sorted(keys(100))
+
+
 def test_any_order_of_events_tells_each_peer_what_it_is_responsible_for() -> None:
     for seed in range(200):
         rng = random.Random(seed)
