@@ -32,7 +32,7 @@ from bench.process import get_status
 from bench.ring.fleet import Fleet, each
 
 _PORTS = 15900
-_SETTLE = 12.0
+_SETTLE = 12.0  # seconds, after which the sidecar has given free memory back
 _PATIENCE = 60.0
 _OCI = "application/vnd.oci.image"
 _MANIFEST = f"{_OCI}.manifest.v1+json"
