@@ -7,6 +7,7 @@ its type, and a check of several values to ``_settings``.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import socket
@@ -256,7 +257,7 @@ def registry(**given: Any) -> None:
     # imported after the fork, because the guard does not need them
     with without_collector():
         from spegel_consul import log
-        from spegel_consul.sidecar import lifecycle
+        from spegel_consul.sidecar import heap, lifecycle, time_slice
         from spegel_consul.sidecar.prepare import StartError
 
     log.configure(given["log_level"], given["log_format"])
@@ -270,11 +271,9 @@ def registry(**given: Any) -> None:
             for each in stopping:
                 signal.signal(each, signal.SIG_IGN)
 
-    from spegel_consul.sidecar import time_slice
-    from spegel_consul.sidecar.heap import freeze
-
     time_slice.shorten()
-    freeze()
+    heap.share_one(ctypes.CDLL(None))
+    heap.freeze()
     try:
         trio.run(run, settings)
     except StartError as exc:

@@ -11,7 +11,9 @@ Imports and the start execute machine code that is not needed again: a sixth of 
 unmapped when everything has started.
 
 glibc keeps freed memory that lies below memory in use. A burst of requests leaves megabytes of it, so free memory above
-a limit is given back to the kernel every ten seconds. Other C libraries do not have these calls, and are left alone.
+a limit is given back to the kernel every ten seconds. It also gives each thread a heap of its own, up to eight for a
+processor. What one thread frees is not used by the others, so each heap grows to its own peak. One heap is enough here,
+because the threads run Python, one at a time. Other C libraries do not have these calls, and are left alone.
 
 A rule about all memory of the process belongs here; the limit of one cache belongs to its module.
 """
@@ -35,6 +37,7 @@ LATE = 100
 """Modules imported since the last freeze that justify another one; each one exempts the objects of its moment too."""
 
 _MADV_DONTNEED = 4
+_M_ARENA_MAX = -8  # malloc.h of glibc
 _MAPPINGS = Path("/proc/self/smaps")
 _MAPPING = re.compile(rb"([0-9a-f]+)-([0-9a-f]+) (\S+) \S+ \S+ (\d+)")  # addresses, rights, inode of the file
 
@@ -62,6 +65,12 @@ def freeze() -> None:
     gc.collect()
     gc.freeze()
     give_back(ctypes.CDLL(None), 0)
+
+
+def share_one(libc: Any) -> None:
+    """Make all threads allocate from one heap. ``libc``: the C library of this process, which has no threads yet."""
+    if hasattr(libc, "malloc_trim"):  # as a sign of glibc, because others have a mallopt() with other numbers
+        libc.mallopt(_M_ARENA_MAX, 1)
 
 
 def unmap_code(libc: Any) -> None:

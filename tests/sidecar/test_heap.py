@@ -107,3 +107,43 @@ async def test_late_imports_are_frozen_once(
         await trio.sleep(3 * heap.EVERY)
         nursery.cancel_scope.cancel()
     assert freezes == [began + 2 * heap.EVERY]
+
+
+def test_threads_share_one_heap() -> None:
+    code = """
+import ctypes, re, tempfile, threading
+from spegel_consul.sidecar import heap
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype = libc.fdopen.restype = ctypes.c_void_p
+
+def heaps():
+    with tempfile.TemporaryFile() as file:
+        stream = ctypes.c_void_p(libc.fdopen(file.fileno(), b"w"))
+        libc.malloc_info(0, stream)
+        libc.fflush(stream)
+        file.seek(0)
+        return len(re.findall(rb"<heap nr", file.read()))
+
+def in_threads():
+    together = threading.Barrier(4)
+    def allocate():
+        libc.malloc(100_000)
+        together.wait()
+    threads = [threading.Thread(target=allocate) for _ in range(4)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    return heaps()
+
+heap.share_one(libc)
+assert in_threads() == 1, heaps()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    without = subprocess.run([sys.executable, "-c", code.replace("heap.share_one(libc)", "")], check=False, timeout=60)
+    assert without.returncode, "threads have heaps of their own otherwise"
+
+
+def test_the_heaps_of_another_c_library_are_left_alone() -> None:
+    heap.share_one(SimpleNamespace())
