@@ -81,8 +81,9 @@ class Tap:
     def _ended(self) -> None:
         _threads.release_on_behalf_of(self)
         self.done.set()
-        if self.on_done is not None:
-            self.on_done()
+        on_done, self.on_done, self._keep = self.on_done, None, None  # they may refer to this object
+        if on_done is not None:
+            on_done()
 
     @property
     def inlet(self) -> int:
@@ -132,6 +133,7 @@ class Tap:
             self._inlet = -1
             if not self.started:
                 os.close(self._outlet)
+                self._keep = None
 
     def _take_all(self) -> None:
         buffer = _spare_buffers.pop() if _spare_buffers else bytearray(_READ)

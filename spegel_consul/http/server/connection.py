@@ -158,7 +158,7 @@ class Connection(TCPServer):
         self.idle_task = self._timer  # type: ignore[assignment]
 
     async def run(self) -> None:
-        sock, port = self._plain.socket, 0
+        sock, port, wrapper = self._plain.socket, 0, None
         try:
             # no limit for unsent bytes, because Trio's limit of 16 KiB costs a wake-up for every few KiB of a blob
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 0)
@@ -181,7 +181,7 @@ class Connection(TCPServer):
             with self._life:
                 async with TaskGroup() as group:
                     self._task_group = group
-                    self.protocol = self._wrapper = Wrapper(
+                    self.protocol = self._wrapper = wrapper = Wrapper(
                         self.app,
                         self.config,
                         self.context,
@@ -206,6 +206,10 @@ class Connection(TCPServer):
                 standing[port] -= bool(port)
                 if self._limits is not None and self._address:
                     self._limits.leave(self._address)
+                # its parts refer to it, so they would all stay in memory until the garbage collector finds them
+                if wrapper is not None:
+                    wrapper.free()
+                self.__dict__.clear()
 
     def _is_called(self, client: str) -> bool:
         """Whether the address of a client means this machine, though this network namespace does not have it."""

@@ -27,7 +27,7 @@ from typing import Any
 
 import h11
 from hypercorn.config import Config
-from hypercorn.events import Closed, Event
+from hypercorn.events import Closed, Event, RawData
 from hypercorn.protocol import ProtocolWrapper
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.task_group import TaskGroup
@@ -195,5 +195,10 @@ class Wrapper(ProtocolWrapper):
 
     async def handle(self, event: Event) -> None:
         """Pass ``event`` to the parser; the end of a connection is nothing to a parser that was not made."""
-        if self.is_used or not isinstance(event, Closed):
+        if self.is_used or (isinstance(event, RawData) and event.data):
             await self.protocol.handle(event)
+
+    def free(self) -> None:
+        """Free the parser at the end of its connection; its parts refer to it."""
+        if self.is_used:
+            self.protocol.__dict__.clear()

@@ -72,9 +72,7 @@ class IdleConnections:
                 await trio.lowlevel.wait_readable(self._poll.fileno())
                 end = trio.current_time() + _ROUND_SECONDS
                 for fd, _ in self._poll.poll(0, _ROUND):
-                    idle = self._all_idle.get(fd)
-                    if idle is not None:
-                        self._serve(fd, idle)
+                    self._serve(fd)
                     if trio.current_time() > end:
                         break  # the others are still ready in the next round
         finally:
@@ -120,7 +118,10 @@ class IdleConnections:
         found: tuple[bytes, bytes | FileAnswer] = await trio.lowlevel.wait_task_rescheduled(abort)
         return found
 
-    def _serve(self, fd: int, idle: IdleConnection) -> None:
+    def _serve(self, fd: int) -> None:
+        idle = self._all_idle.get(fd)
+        if idle is None:
+            return
         try:
             data = os.read(fd, RECEIVE)
         except BlockingIOError:

@@ -22,12 +22,14 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 
 import structlog
 import trio
 
 from spegel_consul.http.peer_client import PeerResponse
 from spegel_consul.http.registry_connection import Unreachable
+from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import OCIError, RangeInvalid
 from spegel_consul.oci.path import ContentRequest, Kind, unknown
 from spegel_consul.peers import PeerError, Provider, RingError
@@ -60,12 +62,7 @@ class Fetch:
     """The race of one request, including all resumptions; its questions are tasks of ``nursery``."""
 
     def __init__(
-        self,
-        peers: MirrorPeers,
-        request: ContentRequest,
-        method: str,
-        nursery: trio.Nursery,
-        trace: Trace,
+        self, peers: MirrorPeers, request: ContentRequest, method: str, nursery: trio.Nursery, trace: Trace
     ) -> None:
         self._peers = peers
         self._trace = trace
@@ -88,7 +85,7 @@ class Fetch:
             attempts=settings.attempts,
             hedge=settings.hedge,
             abreast=_TAGS_ABREAST if self._is_tag and self._agreed_on is None else 1,
-            is_slow=self._is_last,
+            is_slow=partial(_is_last, peers, request.reference.digest),
             is_far=peers.nearness.waits,
             rank=peers.nearness.rank,
             choose=lambda waiting: peers.loads.choose(waiting, trio.current_time()),
@@ -163,11 +160,6 @@ class Fetch:
     def again(self, provider: Provider) -> None:
         """Allow one more question to the provider, after all others."""
         self._race.again(provider)
-
-    def _is_last(self, provider: Provider) -> bool:
-        """Whether the provider is asked after all others."""
-        suspects = self._peers.suspects.of(self._request.reference.digest)
-        return provider.registry in suspects or self._peers.penalties.is_slow(provider)
 
     def close(self) -> None:
         """Discard the answers that are not used."""
@@ -375,6 +367,11 @@ class Fetch:
             else:
                 self._answers.append(answer)
             self._wake.set()
+
+
+def _is_last(peers: MirrorPeers, digest: Digest | None, provider: Provider) -> bool:
+    """Whether the provider is asked for ``digest`` after all others. Not a method, because a race refers to it."""
+    return provider.registry in peers.suspects.of(digest) or peers.penalties.is_slow(provider)
 
 
 @asynccontextmanager

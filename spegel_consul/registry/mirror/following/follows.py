@@ -200,19 +200,33 @@ class Follows:
             return
 
 
+class _Alarm:
+    """Brings a report forward; no part of the group refers to it, so the group is freed when its work ends."""
+
+    def __init__(self) -> None:
+        self._rung = trio.Event()
+
+    def ring(self) -> None:
+        self._rung.set()
+
+    async def wait(self) -> None:
+        await self._rung.wait()
+        self._rung = trio.Event()
+
+
 class ActiveGroup:
     """A group at work: its claim, and the task that reports."""
 
     def __init__(self, follows: Follows, group: str) -> None:
         self._follows = follows
-        self._due = trio.Event()
+        self._due = _Alarm()
         self._answered = trio.Event()
         self.work = GroupWork(follows._store)
         self.claim = GroupClaim(
             group,
             follows.usable,
             trio.current_time,
-            lambda: self._due.set(),
+            self._due.ring,
             follows.count_failure,
             follows.count_received,
         )
@@ -273,7 +287,6 @@ class ActiveGroup:
             if trio.current_time() < self.claim.due:
                 with trio.move_on_at(self.claim.due):
                     await self._due.wait()
-                self._due = trio.Event()
                 continue
             await self._follows.report(self)
             self._answered.set()
