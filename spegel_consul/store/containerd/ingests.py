@@ -260,9 +260,10 @@ class Ingests:
 
     async def at_work(self) -> int | None:
         """Return the bytes of all downloads together, None if there is none; the last known if a look fails."""
-        await trio.lowlevel.checkpoint()
-        if (root := self._root()) is not None:
-            await self._look(root, trio.current_time() - self._shared)
+        root, since = self._root(), trio.current_time() - self._shared
+        # without a checkpoint if the last look is shared, because each miss asks this
+        if root is not None and self._began < since:
+            await self._look(root, since)
         return self._last.size
 
     def forget(self, digest: Digest) -> None:

@@ -100,7 +100,7 @@ class SourceSearch:
         ``expected``: the required head, if any.
         """
         self.asked = True
-        if self._claimed is not None:
+        if self._claimed is not None and not self._claimed.is_set():  # waiting would cost a turn of the event loop
             await self._claimed.wait()
         if self._put_off:
             if self._follows.is_vacant(self._request):
