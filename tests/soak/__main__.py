@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from lab import parts
 
@@ -17,10 +18,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--samples", type=Path, help="a file for the values over time")
     given = parser.parse_args()
     parts.check()
     with Scene() as scene:
-        soak = Soak(scene, given.seed)
+        soak = Soak(scene, given.seed, given.samples)
         soak.run(given.minutes * 60)
         growths = list(soak.growths(given.minutes * 60 * _WARM_UP))
         pulls = scene.load.pulls

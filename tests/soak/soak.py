@@ -25,6 +25,7 @@ from tests.soak.growth import Bound, Growth, growth
 
 BOUNDS = (
     Bound("MiB resident", per_hour=6, noise=10),
+    Bound("MiB of it not of files", per_hour=6, noise=10),
     Bound("descriptors", per_hour=12, noise=50),
     Bound("tasks", per_hour=12, noise=80),
     Bound("threads", per_hour=2, noise=6),
@@ -39,8 +40,9 @@ _RESTARTED = 2  # of the nodes, the last ones
 class Soak:
     """One run on a cluster that is up."""
 
-    def __init__(self, scene: Scene, seed: int = 0) -> None:
+    def __init__(self, scene: Scene, seed: int = 0, kept: Path | None = None) -> None:
         self._scene = scene
+        self._kept = kept  # a file to which samples are added: seconds, node, and the values in the order of BOUNDS
         self._random = random.Random(seed)
         self._fleeting: list[Image] = []
         self._made = 0
@@ -99,12 +101,15 @@ class Soak:
             process = Path(f"/proc/{node.sidecar.pid}")
             status = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines() if ":" in line)
             values = (
-                int(status["VmRSS"].split()[0]) / 1024,
+                *(int(status[name].split()[0]) / 1024 for name in ("VmRSS", "RssAnon")),
                 len(list((process / "fd").iterdir())),
                 _tasks(node),
                 int(status["Threads"]),
             )
             now = time.monotonic()
+            if self._kept is not None:
+                with self._kept.open("a") as file:
+                    print(f"{now:.0f}", node.name, *values, file=file)
             for bound, value in zip(BOUNDS, values, strict=True):
                 if value is not None:
                     self._samples[node.name, bound].append((now, value))
