@@ -13,6 +13,7 @@ A rule about all events belongs here. An event of one module, and its fields, be
 
 from __future__ import annotations
 
+import json
 import logging
 import signal
 import sys
@@ -62,14 +63,15 @@ class Events:
     """The last events, numbered from 1."""
 
     def __init__(self) -> None:
-        self._kept: deque[dict[str, object]] = deque(maxlen=KEPT)
+        self._kept: deque[tuple[int, bytes]] = deque(maxlen=KEPT)  # as JSON, which needs less memory than a dictionary
         self.last = 0
         self._told = Observable(0)
 
     def __call__(self, logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         """A processor of structlog: keeps the event and passes it on."""
         self.last += 1
-        self._kept.append({**{name: _plain(value) for name, value in event.items()}, "number": self.last})
+        plain = {name: _plain(value) for name, value in event.items()}
+        self._kept.append((self.last, json.dumps({**plain, "number": self.last}).encode()))
         if _in_trio():  # because grpc's threads log too; a waiter gets their events with the next one of Trio's thread
             self._told.set(self.last)
         return event
@@ -78,7 +80,7 @@ class Events:
         """Kept events after ``number``, the oldest first; all if ``number`` is from an earlier process."""
         if number > self.last:
             number = 0
-        return [event for event in list(self._kept) if int(str(event["number"])) > number]
+        return [json.loads(event) for at, event in list(self._kept) if at > number]
 
     async def wait(self, number: int, seconds: float) -> list[dict[str, object]]:
         """Like :meth:`since`, but wait up to ``seconds`` for a first event."""

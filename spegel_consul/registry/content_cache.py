@@ -15,14 +15,14 @@ from spegel_consul.oci.digest import Digest
 LIMIT = 8 << 20
 """Bytes of manifests and other small contents that a node keeps in memory: some thousand manifests."""
 
-_CHECKS = 16
+_CHECKS = 128
 """Checks for content that is gone, while as many bytes as the limit are added."""
 
 
 class ByteCache:
     """A cache of at most ``limit`` bytes that drops the least recently used content; a limit of 0 keeps nothing.
 
-    ``is_there``: whether the store still has a content; content that it lost is at most a sixteenth of the limit.
+    ``is_there``: whether the store still has a content; content that it lost is at most 1/128 of the limit.
     Callers put in verified content only. An entry never becomes stale, because content does not change under its
     digest.
     """

@@ -159,6 +159,8 @@ class Listings:
     async def _with_subject(self, subject: Digest) -> AsyncGenerator[tuple[Digest, bytes], None]:
         """Yield the manifests whose subject is ``subject``, with their bytes."""
         keys = self._store.keys()
+        for lost in self._subjects.keys() - keys:
+            del self._subjects[lost]
         for key in keys:
             content = self._store.describe(key) if isinstance(key, Digest) else None
             if content is None or content.media_type not in MANIFESTS | INDEXES or content.size > MAX_MANIFEST_SIZE:

@@ -34,7 +34,7 @@ _RUNTIMES = (b"containerd/", _DOCKERD)
 _ONE_SOURCE = (b"containers/", b"skopeo/", b"cri-o/", b"Buildah/", b"buildah/", b"libpod/")
 """Prefixes of the User-Agent of clients that take an image from one source: what uses containers/image chooses a mirror
 by its manifest, and fails the pull if that mirror lacks a blob (image/docker/docker_image_src.go)."""
-_REMEMBERED = 2048
+_REMEMBERED = 512
 _MEMORABLE = 512  # bytes of path, query and namespace; no runtime sends longer ones regularly
 
 

@@ -183,6 +183,8 @@ class Claiming:
     async def _ask(self, keeper: bytes, key: bytes, report: Report) -> WireVerdict:
         pipeline = self._pipelines.get(keeper)
         if pipeline is None:
+            for gone in [each for each in self._pipelines if self._membership.table.get(each) is None]:
+                del self._pipelines[gone]
             pipeline = self._pipelines[keeper] = Pipeline(
                 self._host,
                 keeper,
@@ -206,7 +208,9 @@ class Claiming:
         if wire.what is What.FOLLOW and not usable:
             raise RingError("the sources of the verdict can't be dialled from here")
         held = usable[0].id if usable else self._host.id if wire.what is What.CLAIM else b""
-        self._held[key] = (held, trio.current_time())
+        now = trio.current_time()
+        self._held.drop_oldest(lambda verdict: now - verdict[1] >= LEASE)
+        self._held[key] = (held, now)
         return Verdict(wire.what, tuple(map(self._provider, usable)), wire.again, wire.slow_upstream)
 
     def _wire(self, peer: bytes) -> WirePeer | None:

@@ -27,6 +27,6 @@ def test_images_that_come_and_go_do_not_fill_the_cache() -> None:
         stored.add(fleeting)
         cache.put(fleeting, bytes(KIB))
         stored.remove(fleeting)
-        assert len(cache._entries) <= 1024 / 16 + 2
+        assert len(cache._entries) <= 1024 / 128 + 2
     assert cache._size == sum(map(len, cache._entries.values()))
     assert cache.get(lasting) == b"lasting"

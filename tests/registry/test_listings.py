@@ -17,7 +17,7 @@ from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import PageInvalid
 from spegel_consul.oci.filters import ImageFilter
 from spegel_consul.oci.media import OCI_INDEX, OCI_MANIFEST
-from spegel_consul.registry.listings import MOST, Page, is_listing
+from spegel_consul.registry.listings import MOST, Listings, Page, is_listing
 
 from .image import LAYER, MANIFEST, MANIFEST_DIGEST, get
 
@@ -172,6 +172,20 @@ async def test_referrers_of_what_is_held(start_node: Any) -> None:
     assert [len(each) for each in await pages(node, f"{path}?n=1", "manifests")] == [1, 1]
     node.store.remove_content(Digest.of(sbom))
     assert [each["digest"] for each in (await get(node, path)).json()["manifests"]] == [Digest.of(signature)]
+
+
+async def test_manifests_that_are_gone_are_forgotten(start_node: Any) -> None:
+    store = fill(await start_node(), "ghcr.io/org/app:v1").store
+    listings = Listings(store)
+    path = f"/v2/ghcr.io/org/app/referrers/{MANIFEST_DIGEST}".encode()
+    before = None
+    for number in range(10):
+        passing = store.add_image(f"ghcr.io/org/app:r{number}", referrer(f"application/x{number}"))
+        found = json.loads((await listings.answer("GET", path, b"", {})).body)["manifests"]
+        assert [each["digest"] for each in found] == [passing]
+        before = before or len(listings._subjects)
+        store.remove_content(passing)
+    assert len(listings._subjects) == before
 
 
 @given(st.lists(st.from_regex(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,5}\Z"), max_size=30), st.integers(1, 7))

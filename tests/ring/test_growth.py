@@ -5,12 +5,18 @@ from __future__ import annotations
 import gc
 import random
 from collections import Counter, OrderedDict, deque
+from collections.abc import Sequence
+from itertools import count, islice
 
 import trio
 from conformance.router import find
 from sim.network import SimNetwork
 from trio.testing import MockClock
 
+from spegel_consul.peers import peer_id_from_text
+from spegel_consul.ring.claiming import group_key
+from spegel_consul.ring.dht.claim_reports import ClaimReport
+from spegel_consul.ring.dht.keys import position
 from spegel_consul.ring.router import KadRouter
 
 MINUTE = 60.0
@@ -35,6 +41,11 @@ def held(root: object) -> Counter[str]:
                 seen.add(id(other))
                 left.append(other)
     return found
+
+
+def keeper(group: str, routers: Sequence[KadRouter]) -> KadRouter:
+    target = int.from_bytes(group_key(group), "big")
+    return min(routers, key=lambda router: position(peer_id_from_text(router.me.id or "")) ^ target)
 
 
 async def test_peers_and_keys_that_come_and_go_leave_nothing(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
@@ -65,6 +76,9 @@ async def test_peers_and_keys_that_come_and_go_leave_nothing(nursery: trio.Nurse
         for number in range(20):  # so many that the memory of answer times is full in the first third
             assert len(await find(lasting, f"theirs {wave} {number}")) == 1
         assert await find(lasting, f"nobody's {wave}") == []
+        groups = (f"group {wave} {number}" for number in count())
+        for group in islice((each for each in groups if keeper(each, (lasting, peer)) is peer), 2):
+            await lasting.claim(group, ClaimReport(serves=True, working=True))
         scope.cancel()
         await trio.sleep(5 * MINUTE)
         kinds.append(held(lasting))

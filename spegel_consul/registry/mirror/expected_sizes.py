@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 from spegel_consul.bounded_dict import BoundedDict
 
-_MOST = 2048
+_MOST = 1024
 _MOST_OF_ONE = 512
 _LARGEST = 256 << 10  # bytes of a manifest; no real image has a larger one, and parsing occupies the event loop
 _MOST_BYTES = 1 << 53  # beyond it, JSON's numbers are not exact in all languages (RFC 8259, 6)

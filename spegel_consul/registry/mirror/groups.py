@@ -33,8 +33,8 @@ from spegel_consul.oci.path import ContentRequest, Kind
 from spegel_consul.registry.mirror.expected_sizes import named_blobs
 from spegel_consul.store import Store
 
-_MOST = 8192
-_MOST_GROUPS = 512
+_MOST = 8192  # blobs of stored manifests
+_MOST_KNOWN, _MOST_GROUPS = 2048, 128  # blobs and manifests that are pulled; no node pulls more images at once
 _MOST_EXPECTED = 32
 _EXPECTED_FOR = 60.0  # seconds after the request for a manifest in which its blobs are asked for
 _TRIES, _TRY_EVERY = 8, 0.05  # to read one manifest, and seconds between them: it may never come to this store
@@ -56,7 +56,7 @@ class Groups:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._group_of: BoundedDict[str, str] = BoundedDict(_MOST)
+        self._group_of: BoundedDict[str, str] = BoundedDict(_MOST_KNOWN)
         self._contents: BoundedDict[str, dict[str, int]] = BoundedDict(_MOST_GROUPS)
         self._expected: BoundedDict[Digest, _Expected] = BoundedDict(_MOST_EXPECTED)
         self._stored: BoundedDict[str, Digest] = BoundedDict(_MOST)  # by blob: a manifest that the store has
@@ -120,6 +120,7 @@ class Groups:
         now = trio.current_time()
         if blob not in self._stored and now >= self._next_search:
             self._next_search = now + _SEARCH_EVERY
+            self._forget_lost()
             for manifest in islice(self._unread(), _MOST_STORED):
                 self._read[manifest] = None
                 body = await self._manifest(manifest)
@@ -129,6 +130,13 @@ class Groups:
         found = self._stored.get(blob)
         if found is not None and (body := await self._manifest(found)) is not None and found.fits(body):
             self.learn(found, body)
+
+    def _forget_lost(self) -> None:
+        """Forget the manifests that the store lost, because otherwise all that it ever had would be remembered."""
+        for read in [each for each in self._read if self._store.describe(each) is None]:
+            del self._read[read]
+        for blob in [each for each, manifest in self._stored.items() if manifest not in self._read]:
+            del self._stored[blob]
 
     def _unread(self) -> Iterator[Digest]:
         """Yield the stored manifests that were not read yet."""

@@ -34,6 +34,8 @@ from spegel_consul.store import Store
 from spegel_consul.store.tag_times import OLDEST
 
 _MOST = 4096
+_SWEEP_EVERY = 64  # tags that are passed on, and as many as are remembered, until lost ones are forgotten
+_WRITTEN_WITHIN = 3600.0  # seconds in which the runtime writes a tag that was passed on
 
 
 class OwnTagIsNewer(Exception):
@@ -72,11 +74,14 @@ class TagAges:
     def __init__(self, store: Store | None) -> None:
         self._store = store
         self._passed_on: BoundedDict[str, _PassedOn] = BoundedDict(_MOST)
+        self._next_sweep = _SWEEP_EVERY  # after so many tags that are passed on
         self._agreed: BoundedDict[str, tuple[Digest, float]] = BoundedDict(_MOST)
 
     def agreed(self, name: str, digest: Digest) -> None:
         """Several peers have just said the same digest of the tag."""
-        self._agreed[name] = digest, trio.current_time() + FRESH
+        now = trio.current_time()
+        self._agreed.drop_oldest(lambda agreed: agreed[1] <= now)
+        self._agreed[name] = digest, now + FRESH
 
     def agreed_on(self, name: str) -> Digest | None:
         """Return the digest that peers agreed on a moment ago, so that one of them is enough to confirm it."""
@@ -85,14 +90,25 @@ class TagAges:
 
     def passed_on(self, name: str, head: Head) -> None:
         """The runtime of this node gets the tag ``name`` from a peer."""
-        self._passed_on[name] = _PassedOn(head.digest, head.tag_age, trio.current_time())
+        self._note(name, head.digest, head.tag_age)
 
     def kept(self, reference: Reference) -> None:
         """The runtime of this node gets its own tag again, which does not get younger by being written again."""
         name, age = str(reference), self.own(reference)
         digest = self._store.resolve(name) if self._store is not None else None
         if digest is not None:
-            self._passed_on[name] = _PassedOn(digest, age, trio.current_time())
+            self._note(name, digest, age)
+
+    def _note(self, name: str, digest: Digest, age: float | None) -> None:
+        now, store = trio.current_time(), self._store
+        self._passed_on[name] = _PassedOn(digest, age, now)
+        self._next_sweep -= 1
+        if self._next_sweep <= 0:
+            for each, given in list(self._passed_on.items()):
+                # the runtime writes a tag when it has the whole image, so one that is not written yet may still be
+                if now - given.at > _WRITTEN_WITHIN and (store is None or store.resolve(each) != given.digest):
+                    del self._passed_on[each]
+            self._next_sweep = _SWEEP_EVERY + len(self._passed_on)
 
     def not_passed_on(self, name: str) -> None:
         """The runtime of this node asks upstream for the tag."""

@@ -138,7 +138,9 @@ class UpstreamTags:
                     # not for a wait in the queue, which says nothing of the registry
                     self._down_until[registry] = trio.current_time() + DOWN
                     raise
-            self._said[key] = said, trio.current_time() + FRESH
+            now = trio.current_time()
+            self._said.drop_oldest(lambda old: old[1] <= now)
+            self._said[key] = said, now + FRESH
             return said
 
     async def _head(
@@ -204,7 +206,9 @@ class UpstreamTags:
         if not isinstance(token, str) or not _TOKEN.match(token):
             return None
         life = life if isinstance(life, int) and 0 < life < 86400 else _TOKEN_LIFE
-        self._tokens[_scope(reference)] = f"Bearer {token}", trio.current_time() + life / 2
+        now = trio.current_time()
+        self._tokens.drop_oldest(lambda old: old[1] <= now)
+        self._tokens[_scope(reference)] = f"Bearer {token}", now + life / 2
         return f"Bearer {token}"
 
 

@@ -148,3 +148,15 @@ async def test_a_manifest_that_the_runtime_asks_for_goes_before_a_stored_one(sto
     groups = Groups(store)
     groups.learn(Digest.of(SECOND), SECOND)
     assert await groups.of(blob(BASE)) == Digest.of(SECOND)
+
+
+async def test_what_the_store_lost_is_forgotten(store: DownloadingStore, autojump_clock: MockClock) -> None:
+    groups = Groups(store)
+    for number in range(100):
+        top = b"%d" % number
+        body = manifest(BASE, top)
+        digest = store.add_content(body, OCI_MANIFEST)
+        await trio.sleep(_SEARCH_EVERY)
+        assert await groups.of(blob(top)) == digest
+        store.remove_content(digest)
+    assert (len(groups._read), len(groups._stored)) == (1, 2), "the last one's"

@@ -269,3 +269,15 @@ async def test_credentials_for_this_node_are_none_for_the_registry(
     fill(open_node)
     assert (await get(open_node, TAG_PATH, authorization=sent)).status_code == 200
     assert [request.headers.get("authorization") for request in registry.asked] == [None, sent]
+
+
+@pytest.mark.parametrize("memory", ["_said", "_tokens"])
+async def test_what_is_over_is_forgotten(monkeypatch: pytest.MonkeyPatch, memory: str) -> None:
+    monkeypatch.setattr(upstream_tags, "_TOKEN_LIFE", upstream_tags.FRESH)
+    registry = Registry(realm="https://auth.docker.io/token")
+    for number in range(3):
+        await registry.tags.check(Reference("docker.io", f"library/app{number}", tag="v1"), MANIFEST_DIGEST, None)
+    await trio.sleep(upstream_tags.FRESH)
+    for number in range(3, 5):
+        await registry.tags.check(Reference("docker.io", f"library/app{number}", tag="v1"), MANIFEST_DIGEST, None)
+    assert len(getattr(registry.tags, memory)) == 2
