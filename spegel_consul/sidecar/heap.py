@@ -13,7 +13,8 @@ unmapped when everything has started.
 glibc keeps freed memory that lies below memory in use. A burst of requests leaves megabytes of it, so free memory above
 a limit is given back to the kernel every ten seconds. It also gives each thread a heap of its own, up to eight for a
 processor. What one thread frees is not used by the others, so each heap grows to its own peak. One heap is enough here,
-because the threads run Python, one at a time. Other C libraries do not have these calls, and are left alone.
+because threads allocate while they run Python, one at a time. Other C libraries do not have these calls, and are left
+alone.
 
 A rule about all memory of the process belongs here; the limit of one cache belongs to its module.
 """

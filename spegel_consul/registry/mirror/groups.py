@@ -34,7 +34,7 @@ from spegel_consul.registry.mirror.expected_sizes import named_blobs
 from spegel_consul.store import Store
 
 _MOST = 8192  # blobs of stored manifests
-_MOST_KNOWN, _MOST_GROUPS = 2048, 128  # blobs and manifests that are pulled; no node pulls more images at once
+_MOST_KNOWN, _MOST_GROUPS = 4096, 256  # blobs and manifests that are pulled; a node is at work on 256 groups at most
 _MOST_EXPECTED = 32
 _EXPECTED_FOR = 60.0  # seconds after the request for a manifest in which its blobs are asked for
 _TRIES, _TRY_EVERY = 8, 0.05  # to read one manifest, and seconds between them: it may never come to this store

@@ -201,7 +201,7 @@ class Follows:
 
 
 class _Alarm:
-    """Brings a report forward; no part of the group refers to it, so the group is freed when its work ends."""
+    """Brings a report forward. A claim refers to it and not to its group, so the group is freed when its work ends."""
 
     def __init__(self) -> None:
         self._rung = trio.Event()

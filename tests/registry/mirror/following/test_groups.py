@@ -12,6 +12,7 @@ from trio.testing import MockClock
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.media import OCI_MANIFEST
 from spegel_consul.oci.path import ContentRequest, parse_content_path
+from spegel_consul.registry.mirror.following.follows import MOST
 from spegel_consul.registry.mirror.following.group_work import GroupWork
 from spegel_consul.registry.mirror.groups import _SEARCH_EVERY, Groups
 
@@ -160,3 +161,12 @@ async def test_what_the_store_lost_is_forgotten(store: DownloadingStore, autojum
         assert await groups.of(blob(top)) == digest
         store.remove_content(digest)
     assert (len(groups._read), len(groups._stored)) == (1, 2), "the last one's"
+
+
+async def test_each_group_at_work_keeps_its_contents(store: DownloadingStore) -> None:
+    groups = Groups(store)
+    manifests = [manifest(*(b"%d %d" % (number, layer) for layer in range(15))) for number in range(MOST)]
+    for each in manifests:
+        groups.learn(Digest.of(each), each)
+    assert all(len(groups.contents(Digest.of(each))) == 16 for each in manifests)
+    assert groups.known(Digest.of(b"0 0")) == Digest.of(manifests[0])
