@@ -16,6 +16,7 @@ A new way to put bytes of this node on a socket belongs here; bytes of other soc
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import select
 import socket
@@ -105,40 +106,40 @@ async def send_file(
         if head:
             await (send_head if start < stop else send_bytes)(sock, head)
         out, turn_ends = sock.fileno(), time.perf_counter() + _TURN / _active
-        while reached < stop:
-            most = min(stop - reached, _ALONE if _active == 1 and not cold else _CHUNK)
-            if reached >= probed and not cold:
-                probed = reached + most
-                cold = not _resident(fd, reached, probed)
-            if cold:
-                most = min(most, _CHUNK)
-            if pace is not None:
-                most = await pace.take(most)
-            try:
+        with trio.fail_after(math.inf) as stall:  # one scope with a moving deadline costs less than one for each wait
+            while reached < stop:
+                most = min(stop - reached, _ALONE if _active == 1 and not cold else _CHUNK)
+                if reached >= probed and not cold:
+                    probed = reached + most
+                    cold = not _resident(fd, reached, probed)
                 if cold:
-                    sent = await _cold(out, fd, reached, most)
-                else:
-                    sent = os.sendfile(out, fd, reached, most)
-            except BlockingIOError:
-                sent = -1
-            except BaseException:
+                    most = min(most, _CHUNK)
                 if pace is not None:
-                    pace.give_back(most)
-                raise
-            if sent == 0:
-                raise Truncated
-            reached += max(sent, 0)
-            if pace is not None:
-                pace.give_back(most - max(sent, 0))
-            if sent < most:
-                # the socket is full, and other tasks run while this one waits for it
-                with trio.fail_after(STALL):
-                    await trio.lowlevel.wait_writable(sock)
-            elif reached < stop and time.perf_counter() >= turn_ends:
-                await trio.lowlevel.checkpoint()
-            else:
-                continue
-            turn_ends = time.perf_counter() + _TURN / _active
+                    stall.deadline = math.inf
+                    most = await pace.take(most)
+                try:
+                    if cold:
+                        stall.deadline = math.inf
+                        sent = await _cold(out, fd, reached, most)
+                    else:
+                        sent = os.sendfile(out, fd, reached, most)
+                except BlockingIOError:
+                    sent = -1
+                except BaseException:
+                    if pace is not None:
+                        pace.give_back(most)
+                    raise
+                if sent == 0:
+                    raise Truncated
+                reached += max(sent, 0)
+                if pace is not None:
+                    pace.give_back(most - max(sent, 0))
+                full = sent < most
+                if full or (reached < stop and time.perf_counter() >= turn_ends):
+                    stall.deadline = trio.current_time() + STALL
+                    # other tasks run while this one waits for the socket
+                    await (trio.lowlevel.wait_writable(sock) if full else trio.lowlevel.checkpoint())
+                    turn_ends = time.perf_counter() + _TURN / _active
     finally:
         _active -= 1
         count(reached - start)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import httpx
 import pytest
 import trio
 
+from spegel_consul.http.server.idle_timer import IdleTimer
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.filters import ImageFilter
 from spegel_consul.oci.media import OCI_MANIFEST
@@ -300,6 +302,35 @@ async def test_idle_connections_are_closed_and_busy_ones_are_not(start_node: Any
                     await trio.sleep(0.1)
             while await stream.receive_some(1000):
                 pass
+
+
+async def test_a_client_that_asks_for_nothing_is_left(start_node: Any) -> None:
+    node = await start_node(keep_alive=0.3)
+    with trio.fail_after(5):
+        async with await trio.open_tcp_stream(*node.address) as stream:
+            assert await stream.receive_some(1) == b""
+
+
+async def test_a_connection_for_one_range_has_no_timer(start_node: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched: list[IdleTimer] = []
+    monkeypatch.setattr(IdleTimer, "watch", lambda self, group: watched.append(self))
+    node = await start_node()
+    digest = node.store.add_content(bytes(64 << 20))
+    tasks = trio.lowlevel.current_statistics().tasks_living
+    for _ in range(3):
+        # the request is there before the server can accept the connection
+        with socket.create_connection(node.address) as client:
+            client.sendall(f"GET /v2/a/blobs/{digest} HTTP/1.1\r\nHost: x\r\nRange: bytes=5-\r\n\r\n".encode())
+            client.setblocking(False)
+            taken = 0
+            while taken < 8 << 20:
+                await trio.lowlevel.wait_readable(client)
+                taken += len(client.recv(1 << 20))
+            trio.lowlevel.notify_closing(client)
+    with trio.fail_after(5):
+        while trio.lowlevel.current_statistics().tasks_living > tasks:
+            await trio.sleep(0.01)
+    assert not watched or node.fast_path is None, "hypercorn has one for each"
 
 
 async def test_a_websocket_is_not_opened(node: Any) -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from spegel_consul.zerocopy import send
-from spegel_consul.zerocopy.send import FileAnswer, Truncated, send_file
+from spegel_consul.zerocopy.pacing import Pace
+from spegel_consul.zerocopy.send import STALL, FileAnswer, Truncated, send_file
 
 SIZE = (9 << 20) + 12_345
 DATA = bytes(range(251)) * (SIZE // 251 + 1)
@@ -215,3 +218,57 @@ async def test_a_head_and_data_arrive_in_order_whatever_the_socket_takes_at_once
                 while len(received) < len(head) + len(data):
                     received += await far.recv(70_000)
         assert received == head + data
+
+
+async def test_a_client_that_takes_nothing_for_a_minute_is_given_up(
+    file: int, link: tuple[trio.socket.SocketType, trio.socket.SocketType], autojump_clock: MockClock
+) -> None:
+    sink, client = link
+    counted: list[int] = []
+
+    async def slow_client() -> None:
+        await trio.sleep(STALL - 1)
+        with suppress(BlockingIOError):
+            while os.read(client.fileno(), 1 << 16):
+                pass
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(slow_client)
+        with pytest.raises(trio.TooSlowError):
+            await send_file(sink, b"", file, 0, SIZE, counted.append)
+    assert trio.current_time() == STALL - 1 + STALL, "the minute begins anew with each byte"
+    assert 0 < sum(counted) < SIZE
+
+
+@pytest.mark.parametrize("waits_for", ["a limit", "the disk"])
+async def test_only_the_client_is_given_up(
+    file: int,
+    link: tuple[trio.socket.SocketType, trio.socket.SocketType],
+    monkeypatch: pytest.MonkeyPatch,
+    autojump_clock: MockClock,
+    waits_for: str,
+) -> None:
+    async def slow_disk(out: int, fd: int, start: int, count: int) -> int:
+        await trio.sleep(STALL + 1)
+        return os.sendfile(out, fd, start, count)
+
+    class SlowPace(Pace):
+        async def take(self, most: int) -> int:
+            await trio.sleep(STALL + 1)
+            return most
+
+    if waits_for == "the disk":
+        monkeypatch.setattr(send, "_resident", lambda *_: False)
+        monkeypatch.setattr(send, "_cold", slow_disk)
+    pace = SlowPace(1 << 20) if waits_for == "a limit" else None
+    sink, client = link
+    async with trio.open_nursery() as nursery:
+
+        async def read() -> None:
+            while await client.recv(1 << 20):
+                pass
+
+        nursery.start_soon(read)
+        await send_file(sink, b"", file, 0, SIZE, lambda _: None, pace)
+        sink.shutdown(socket.SHUT_WR)
+    assert trio.current_time() > 2 * STALL, "it waited more than once"

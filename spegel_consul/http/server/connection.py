@@ -170,7 +170,7 @@ class Connection(TCPServer):
             local = client is not None and server is not None and client[0] == server[0]
             if self._limits is not None and client is not None and not local:
                 if not self._limits.enter(client[0]):
-                    await trio.aclose_forcefully(self._plain)  # not graceful, because that would cost time and a file
+                    self._plain.socket.close()  # not graceful, because that would cost time and a file
                     return
                 self._address = client[0]
                 await self._turn()
@@ -193,7 +193,6 @@ class Connection(TCPServer):
                         self.protocol_send,
                         self._turn,
                     )
-                    await self._timer.restart(group, None)
                     address = OWN if local or client is None else client[0]
                     await self._read(Link(sock, local=local, client=address, secure=self._secure))
         except Exception as exc:
@@ -236,8 +235,14 @@ class Connection(TCPServer):
         timer, fast_path, idle_connections = self._timer, self._fast_path, self._idle_connections
         sock, secure = self._plain.socket, self._secure
         self._idle = idle = IdleConnection(sock, timer, link.local, self.context.terminated.is_set)
+        timer.touch()
+        if secure is None and not self._first:
+            # the first request usually arrives with the connection, and a client may want no second one
+            self._first = _received(sock)
         try:
             while True:
+                if not self._first:
+                    timer.watch(self._task_group)
                 waits = idle_connections is not None and timer.idle and self._at_rest()
                 try:
                     if self._first:
@@ -317,7 +322,8 @@ class Connection(TCPServer):
                 self._secure.say_end()
             await self._drain(self._plain.socket)
         finally:
-            await super()._close()
+            # not hypercorn's way, which shuts the socket down again and costs three turns of the event loop
+            (self._secure or self._plain.socket).close()
 
     async def _drain(self, sock: trio.socket.SocketType) -> None:
         # a task that reads from the socket drains it itself, and a client that has left needs no draining
@@ -355,6 +361,13 @@ class Connection(TCPServer):
         except trio.Cancelled:
             await trio.aclose_forcefully(self.stream)
             raise
+
+
+def _received(sock: trio.socket.SocketType) -> bytes:
+    """Return the bytes that have arrived; none if there are none, or if reading fails, as it will for the next read."""
+    with suppress(OSError):
+        return os.read(sock.fileno(), RECEIVE)
+    return b""
 
 
 async def _receive(sock: trio.socket.SocketType) -> bytes:

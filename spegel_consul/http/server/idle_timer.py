@@ -34,6 +34,10 @@ class IdleTimer:
     async def restart(self, group: TaskGroup, _action: object) -> None:
         """Mark the connection as idle from now on, and start the task if there is none."""
         self.touch()
+        self.watch(group)
+
+    def watch(self, group: TaskGroup) -> None:
+        """Start the task if there is none. A connection that ends after its first request needs none."""
         if self._scope is None:
             self._scope = trio.CancelScope()
             group.spawn(self._watch)

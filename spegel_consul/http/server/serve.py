@@ -89,7 +89,7 @@ async def serve(
                 only_own=only_own,
             ).run()
         finally:
-            await trio.aclose_forcefully(stream)
+            stream.socket.close()
 
     async with trio.open_nursery() as lifespan_nursery:
         await lifespan_nursery.start(lifespan.handle_lifespan)
