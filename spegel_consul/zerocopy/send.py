@@ -112,8 +112,7 @@ async def send_file(
                 if reached >= probed and not cold:
                     probed = reached + most
                     cold = not _resident(fd, reached, probed)
-                if cold:
-                    most = min(most, _CHUNK)
+                most = min(most, _CHUNK if cold else probed - reached)
                 if pace is not None:
                     stall.deadline = math.inf
                     most = await pace.take(most)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -272,3 +273,24 @@ async def test_only_the_client_is_given_up(
         await send_file(sink, b"", file, 0, SIZE, lambda _: None, pace)
         sink.shutdown(socket.SHUT_WR)
     assert trio.current_time() > 2 * STALL, "it waited more than once"
+
+
+async def test_the_loop_sends_only_what_it_knows_to_be_in_memory(
+    file: int, link: tuple[trio.socket.SocketType, trio.socket.SocketType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known, original = [0], os.sendfile
+
+    def in_memory(_: int, start: int, stop: int) -> bool:
+        known.append(stop)
+        return start < SIZE // 2
+
+    def watched(out: int, fd: int, start: int, count: int) -> int:
+        if threading.current_thread() is threading.main_thread():
+            assert start + count <= known[-1], "these pages may have to be read from the disk"
+        return original(out, fd, start, count)
+
+    monkeypatch.setattr(send, "_resident", in_memory)
+    monkeypatch.setattr(os, "sendfile", watched)
+    # the socket takes a part of each call
+    received, _ = await sent(link, file, 0, SIZE, piece=100_000)
+    assert received == b"head" + DATA
