@@ -6,8 +6,9 @@ calls of that transfer run in a thread. The thread waits for the disk, which is 
 pages. The thread waits for the socket only for a moment, which is enough for a client that reads; for a client that
 does not read, the loop waits.
 
-One-byte reads that must not wait (RWF_NOWAIT) tell whether pages are in memory. One read for each 256 KiB is enough,
-because read-ahead loads pages in runs of that order.
+One-byte reads that must not wait (RWF_NOWAIT) tell whether pages are in memory. There is one for each 256 KiB, because
+pages are loaded and evicted in runs of that order; a smaller gap, left by somebody's random reads, costs one wait. The
+answer is used for a tenth of a second.
 
 A new way to put bytes of this node on a socket belongs here; bytes of other sockets belong to
 :mod:`spegel_consul.zerocopy.relay`.
@@ -38,6 +39,7 @@ _ALONE = (
     8 << 20
 )  # bytes of one call if there is no other transfer: 1 ms, 4 on a busy machine, because each call has a cost
 _PROBE = 256 << 10
+_FRESH = 0.1  # seconds after which pages that were in memory are tested again
 _TURN = 0.002  # seconds that all transfers together may send before other tasks run
 _WRITABLE_WITHIN = 20  # milliseconds that a thread waits for the socket
 _threads = trio.CapacityLimiter(64)
@@ -106,38 +108,48 @@ async def send_file(
         if head:
             await (send_head if start < stop else send_bytes)(sock, head)
         out, turn_ends = sock.fileno(), time.perf_counter() + _TURN / _active
-        with trio.fail_after(math.inf) as stall:  # one scope with a moving deadline costs less than one for each wait
-            while reached < stop:
-                most = min(stop - reached, _ALONE if _active == 1 and not cold else _CHUNK)
-                if reached >= probed and not cold:
-                    probed = reached + most
-                    cold = not _resident(fd, reached, probed)
-                most = min(most, _CHUNK if cold else probed - reached)
-                if pace is not None:
-                    stall.deadline = math.inf
-                    most = await pace.take(most)
-                try:
-                    if cold:
-                        stall.deadline = math.inf
-                        sent = await _cold(out, fd, reached, most)
-                    else:
-                        sent = os.sendfile(out, fd, reached, most)
-                except BlockingIOError:
-                    sent = -1
-                except BaseException:
+        while reached < stop:
+            # one scope with a moving deadline costs less than one for each wait; it is left if its deadline has passed
+            # and the socket was ready all the same, because this process did not run meanwhile
+            with trio.fail_after(math.inf) as stall:
+                while reached < stop and not stall.cancel_called:
+                    most = min(stop - reached, _ALONE if _active == 1 and not cold else _CHUNK)
+                    if reached >= probed and not cold:
+                        probed = reached + most
+                        cold = not _resident(fd, reached, probed)
+                    most = min(most, _CHUNK if cold else probed - reached)
                     if pace is not None:
-                        pace.give_back(most)
-                    raise
-                if sent == 0:
-                    raise Truncated
-                reached += max(sent, 0)
-                if pace is not None:
-                    pace.give_back(most - max(sent, 0))
-                full = sent < most
-                if full or (reached < stop and time.perf_counter() >= turn_ends):
-                    stall.deadline = trio.current_time() + STALL
-                    # other tasks run while this one waits for the socket
-                    await (trio.lowlevel.wait_writable(sock) if full else trio.lowlevel.checkpoint())
+                        stall.deadline = math.inf
+                        most = await pace.take(most)
+                    try:
+                        if cold:
+                            stall.deadline = math.inf
+                            sent = await _cold(out, fd, reached, most)
+                        else:
+                            sent = os.sendfile(out, fd, reached, most)
+                    except BlockingIOError:
+                        sent = -1
+                    except BaseException:
+                        if pace is not None:
+                            pace.give_back(most)
+                        raise
+                    if sent == 0:
+                        raise Truncated
+                    reached += max(sent, 0)
+                    if pace is not None:
+                        pace.give_back(most - max(sent, 0))
+                    now = trio.current_time()
+                    if sent < most:
+                        # the socket is full, and other tasks run while this one waits for it
+                        stall.deadline = now + STALL
+                        await trio.lowlevel.wait_writable(sock)
+                        if trio.current_time() - now > _FRESH:
+                            probed = reached
+                    elif reached < stop and time.perf_counter() >= turn_ends:
+                        stall.deadline = now + STALL
+                        await trio.lowlevel.checkpoint()
+                    else:
+                        continue
                     turn_ends = time.perf_counter() + _TURN / _active
     finally:
         _active -= 1

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 from trio.testing import MockClock
 
 from spegel_consul.zerocopy import send
@@ -294,3 +295,49 @@ async def test_the_loop_sends_only_what_it_knows_to_be_in_memory(
     # the socket takes a part of each call
     received, _ = await sent(link, file, 0, SIZE, piece=100_000)
     assert received == b"head" + DATA
+
+
+async def test_a_client_that_reads_is_not_given_up_after_a_pause_of_this_process(
+    file: int, link: tuple[trio.socket.SocketType, trio.socket.SocketType], autojump_clock: MockClock
+) -> None:
+    sink, client = link
+    received = bytearray()
+
+    async def read() -> None:
+        await trio.testing.wait_all_tasks_blocked()  # the socket is full
+        with suppress(BlockingIOError):
+            while data := os.read(client.fileno(), 1 << 16):
+                received.extend(data)
+        autojump_clock.jump(STALL + 1)  # and the loop did not run for all that time
+        while data := await client.recv(1 << 18):
+            received.extend(data)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read)
+        await send_file(sink, b"", file, 0, SIZE, lambda _: None)
+        sink.shutdown(socket.SHUT_WR)
+    assert received == DATA
+
+
+async def test_pages_that_were_in_memory_are_tested_again_after_a_wait(
+    file: int,
+    link: tuple[trio.socket.SocketType, trio.socket.SocketType],
+    monkeypatch: pytest.MonkeyPatch,
+    autojump_clock: MockClock,
+) -> None:
+    sink, client = link
+    tested: list[int] = []
+    monkeypatch.setattr(send, "_resident", lambda fd, start, stop: tested.append(start) or True)
+    received = 0
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send_file, sink, b"", file, 0, SIZE, lambda _: None)
+        await trio.testing.wait_all_tasks_blocked()
+        assert tested == [0]
+        await trio.sleep(1.0)
+        with suppress(BlockingIOError):
+            while data := os.read(client.fileno(), 1 << 16):
+                received += len(data)
+        await trio.testing.wait_all_tasks_blocked()
+        assert tested == [0, received]
+        while received < SIZE:
+            received += len(await client.recv(1 << 18))
