@@ -14,6 +14,8 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from typing import TypeVar
 
 import trio
@@ -52,3 +54,16 @@ async def open_in_thread(call: Callable[[], int], limiter: trio.CapacityLimiter 
         if found[0] >= 0:
             os.close(found[0])
         raise
+
+
+def close(fd: int) -> None:
+    """Close a file on the event loop; a thread does it if the file was deleted, or never had a name.
+
+    The last close of such a file frees all its pages (18 ms for 128 MiB) and its blocks, for which a disk's journal may
+    have to be waited for. Raises OSError if ``fd`` is not open.
+    """
+    if not os.fstat(fd).st_nlink:
+        with suppress(RuntimeError):  # the limit of processes is reached
+            trio.lowlevel.start_thread_soon(partial(os.close, fd), lambda _: None)
+            return
+    os.close(fd)

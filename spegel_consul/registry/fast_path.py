@@ -15,13 +15,13 @@ A new rule belongs here if it concerns sending an answer on a socket. The decisi
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from functools import partial
 
 import structlog
 
+from spegel_consul.disk.threads import close
 from spegel_consul.http.server.connection import Link
 from spegel_consul.http.server.request_head import parse_simple
 from spegel_consul.metrics.sidecar_metrics import CONTENT, Metrics
@@ -96,10 +96,10 @@ class FastPath:
             return self._file_at_once(known, plan, began)
         small = self._files.cached(plan)
         if known.method == "HEAD":
-            if small is None and not self._files.is_there(plan):
+            if small is None and not self._files.is_there_now(plan):
                 return None
         else:
-            if small is None and (small := self._files.keep(plan, self._files.read_small(plan))) is None:
+            if small is None and (small := self._files.keep(plan, self._files.read_small_now(plan))) is None:
                 return None
             body = small[slice(*plan.bounds)]
             self._bytes.inc(len(body))
@@ -113,7 +113,11 @@ class FastPath:
         duration, counted = known.duration, known.upload.counted
         if counted and (self._uploads.pace is not None or self._uploads.refuses(known.upload)):
             return None
-        if (fd := self._files.open(plan)) is None:
+        try:
+            fd = self._files.open_now(plan)
+        except BlockingIOError:
+            return None
+        if fd is None:
             return None
 
         def ended(sent: int) -> None:
@@ -229,7 +233,7 @@ class FastPath:
             return await self._own_parts(known, plan, link)
         head = known.head + self._end(known)
         if known.method == "HEAD":
-            if self._files.cached(plan) is None and not self._files.is_there(plan):
+            if self._files.cached(plan) is None and not await self._files.is_there(plan):
                 return None
             await link.send(head)
             known.count(0)
@@ -244,7 +248,7 @@ class FastPath:
             self._bytes.inc(len(body))
             known.count(len(body))
         else:
-            fd = self._files.open(plan)
+            fd = await self._files.open(plan)
             if fd is None:
                 return None
 
@@ -256,7 +260,7 @@ class FastPath:
             try:
                 await link.outlet(head, self._uploads.pace_of(known.upload)).file(fd, start, stop, count)
             finally:
-                os.close(fd)
+                close(fd)
         return 206 if plan.partial else 200
 
     async def _own_parts(self, known: KnownRequest, plan: Own, link: Link) -> int | None:
@@ -276,7 +280,7 @@ class FastPath:
                 pace.spend(len(body))
             self._bytes.inc(sum(span.length for span in plan.spans))
         else:
-            fd = self._files.open(plan)
+            fd = await self._files.open(plan)
             if fd is None:
                 return None
             pace = self._uploads.pace_of(known.upload)
@@ -286,7 +290,7 @@ class FastPath:
                     await link.outlet(before, pace).file(fd, span.start, span.stop, self._bytes.inc)
                     head = b""
             finally:
-                os.close(fd)
+                close(fd)
             await link.send(multipart.end)
         self._lengths["GET", 206].observe(multipart.length)
         return 206

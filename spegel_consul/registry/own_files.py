@@ -8,13 +8,18 @@ new rule about the bytes of own content belongs here; their order on a socket be
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import partial
 
-from spegel_consul.disk.threads import in_thread
+import trio
+
+from spegel_consul.disk.threads import close, in_thread, open_in_thread
 from spegel_consul.registry.content_cache import ByteCache
 from spegel_consul.registry.plan import Own
 from spegel_consul.store import Store
-from spegel_consul.store.blob_files import is_blob, open_blob
+from spegel_consul.store.blob_files import open_blob, open_cached
+
+_MOST_THREADS = 32  # of their own, because a disk that hangs keeps them all
 
 
 class OwnFiles:
@@ -23,28 +28,65 @@ class OwnFiles:
     def __init__(self, store: Store, cache: ByteCache) -> None:
         self._store = store
         self._cache = cache
+        self._threads = trio.CapacityLimiter(_MOST_THREADS)
 
-    def is_there(self, plan: Own) -> bool:
-        """Whether there is a file of the content that matches the index."""
-        path = self._store.file(plan.content.digest)
+    def open_now(self, plan: Own) -> int | None:
+        """Return a descriptor of the content's file, or None if the file does not match the index.
+
+        Raises BlockingIOError if the disk may have to be waited for.
+        """
+        return self._open(plan, open_cached)
+
+    async def open(self, plan: Own) -> int | None:
+        """Return what :meth:`open_now` returns, and wait for the disk in a thread if need be."""
         try:
-            return path is not None and is_blob(os.lstat(path), plan.content.size)
+            return self.open_now(plan)
+        except BlockingIOError:
+            path = self._store.file(plan.content.digest)
+        try:
+            if path is not None:
+                return await open_in_thread(partial(open_blob, path, plan.content.size), self._threads)
         except OSError:
-            return False
+            pass
+        return None
 
-    def open(self, plan: Own) -> int | None:
-        """Return a descriptor of the content's file, or None if the file does not match the index."""
+    def _open(self, plan: Own, open_it: Callable[[str, int], int]) -> int | None:
         path = self._store.file(plan.content.digest)
         if path is None:
             return None
         try:
-            return open_blob(path, plan.content.size)
+            return open_it(path, plan.content.size)
+        except BlockingIOError:
+            raise
         except OSError:
             return None
 
-    def read_small(self, plan: Own, flags: int = os.RWF_NOWAIT) -> bytes | None:
+    async def is_there(self, plan: Own) -> bool:
+        """Whether there is a file of the content that matches the index."""
+        fd = await self.open(plan)
+        if fd is not None:
+            close(fd)
+        return fd is not None
+
+    def is_there_now(self, plan: Own) -> bool:
+        """Whether there is a file of the content that matches the index, as far as that is known without the disk."""
+        try:
+            fd = self.open_now(plan)
+        except BlockingIOError:
+            return False
+        if fd is not None:
+            close(fd)
+        return fd is not None
+
+    def read_small_now(self, plan: Own) -> bytes | None:
         """Read small content. Return None if it is not in the page cache or does not have its digest."""
-        fd = self.open(plan)
+        try:
+            return self._read_small(plan, open_cached, os.RWF_NOWAIT)
+        except BlockingIOError:
+            return None
+
+    def _read_small(self, plan: Own, open_it: Callable[[str, int], int], flags: int = 0) -> bytes | None:
+        fd = self._open(plan, open_it)
         if fd is None:
             return None
         buffer = bytearray(plan.content.size)
@@ -63,8 +105,10 @@ class OwnFiles:
         small = self.cached(plan)
         if small is None:
             # a page that is not in the page cache is read in a thread, because the disk may be slow
-            read = self.read_small(plan) or await in_thread(partial(self.read_small, plan, 0))
-            small = self.keep(plan, read)
+            small = self.read_small_now(plan)
+            if small is None:
+                small = await in_thread(partial(self._read_small, plan, open_blob), self._threads)
+            small = self.keep(plan, small)
         return small
 
     def keep(self, plan: Own, small: bytes | None) -> bytes | None:

@@ -1,6 +1,7 @@
 """Blobs in plain files, and their paths below a ``blobs`` directory.
 
-Files are opened and read in threads, because the disk may be slow. The file's descriptor is public, so that the sender
+Files are opened and read in threads, because the disk may be slow; the event loop opens one only if the kernel has its
+name and inode in memory (:func:`open_cached`). The file's descriptor is public, so that the sender
 can leave the copying to the kernel. A file that is deleted while it is open stays readable, so a client gets the whole
 file that it has begun to download.
 
@@ -9,6 +10,7 @@ A new rule about the files that may be served as blobs belongs here.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import stat
@@ -18,7 +20,7 @@ from pathlib import Path
 
 import trio
 
-from spegel_consul.disk.threads import in_thread, open_in_thread
+from spegel_consul.disk.threads import close, in_thread, open_in_thread
 from spegel_consul.oci.descriptor import Descriptor
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import BlobUnknown
@@ -28,6 +30,25 @@ SMALL = 64 << 10
 
 PIECE = 1 << 20
 """Largest number of bytes of one read."""
+
+
+_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW  # O_NONBLOCK, because of FIFOs
+_OPENAT2 = 437  # on all architectures
+_AT_FDCWD = -100
+_RESOLVE_CACHED = 0x20
+_UNTOLD = frozenset({errno.EAGAIN, errno.ENOSYS, errno.EINVAL, errno.EPERM})
+
+
+class _OpenHow(ctypes.Structure):
+    """``struct open_how`` of openat2(2)."""
+
+    _fields_ = [(name, ctypes.c_uint64) for name in ("flags", "mode", "resolve")]
+
+
+_how = _OpenHow(_FLAGS, 0, _RESOLVE_CACHED)
+_openat2 = ctypes.PyDLL(None, use_errno=True).syscall  # PyDLL, because other threads need not run meanwhile
+_openat2.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t)
+_openat2.restype = ctypes.c_long
 
 
 def absent(digest: Digest) -> BlobUnknown:
@@ -60,7 +81,7 @@ class FileBlob:
         return _FileChunks(self._descriptor.digest, self._fd, start, min(stop, self._descriptor.size), self._limiter)
 
     def close(self) -> None:
-        os.close(self._fd)
+        close(self._fd)
 
 
 class _FileChunks:
@@ -120,12 +141,30 @@ def open_blob(path: str | Path, size: int) -> int:
     a file that was never meant to be served. Raises OSError if it can't be opened.
     """
     try:
-        # O_NONBLOCK, because opening a FIFO would block the caller
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+        return _checked(os.open(path, _FLAGS), path, size)
     except OSError as exc:
         if exc.errno not in (errno.ELOOP, errno.ENXIO):  # a link, a socket
             raise
         raise FileNotFoundError(f"{path} is not a regular file") from None
+
+
+def open_cached(path: str, size: int) -> int:
+    """Open a blob as :func:`open_blob`, for the event loop.
+
+    Raises BlockingIOError if the disk may have to be waited for, or if the kernel can't tell (before Linux 5.12, and in
+    sandboxes without openat2(2)).
+    """
+    fd: int = _openat2(_OPENAT2, _AT_FDCWD, os.fsencode(path), ctypes.byref(_how), ctypes.sizeof(_how))
+    if fd >= 0:
+        return _checked(fd, path, size)
+    code = ctypes.get_errno()
+    if code in _UNTOLD:
+        raise BlockingIOError(errno.EAGAIN, "the disk may have to be waited for", path)
+    raise OSError(code, os.strerror(code), path)
+
+
+def _checked(fd: int, path: str | Path, size: int) -> int:
+    """Return the descriptor if it is that of a blob of ``size`` bytes, else close it."""
     try:
         status = os.fstat(fd)
     except OSError:

@@ -58,8 +58,9 @@ class UnionStore:
 
     def file(self, digest: Digest) -> str | None:
         found = [path for store in self._stores if store.describe(digest) is not None and (path := store.file(digest))]
-        # check the files, because a store may have lost one and not know yet, while another still has it
-        return next((path for path in found if len(found) == 1 or os.path.exists(path)), None)  # noqa: PTH110
+        # check files, because a store may have lost one and not know yet, while another containerd still has it
+        several = len(set(found)) > 1
+        return next((path for path in found if not several or os.path.exists(path)), None)  # noqa: PTH110
 
     def images(self) -> tuple[Image, ...]:
         # in reverse, so that the first store takes precedence

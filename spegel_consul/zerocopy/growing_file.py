@@ -14,6 +14,8 @@ import os
 from types import TracebackType
 from typing import Self
 
+from spegel_consul.disk.threads import close
+
 
 class GrowingFile:
     """An open file that grows. close() closes ``fd``.
@@ -45,7 +47,7 @@ class GrowingFile:
         """Close the file; a second call does nothing."""
         fd, self.fd = self.fd, -1
         if fd >= 0:
-            os.close(fd)
+            close(fd)
 
     def __enter__(self) -> Self:
         return self

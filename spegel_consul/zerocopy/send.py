@@ -28,7 +28,7 @@ from contextlib import suppress
 
 import trio
 
-from spegel_consul.disk.threads import in_thread
+from spegel_consul.disk.threads import close, in_thread
 from spegel_consul.zerocopy.pacing import Pace
 
 STALL = 60.0
@@ -203,7 +203,7 @@ class FileAnswer:
 
     def close(self) -> None:
         """Close the file; the answer has ended."""
-        os.close(self._fd)
+        close(self._fd)
         self._ended(self._reached - self._start)
 
 

@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from spegel_consul.disk.threads import close
 from spegel_consul.peers import PeerError
 from spegel_consul.zerocopy.encrypted.plain_end import PlainEnd
 from spegel_consul.zerocopy.encrypted.pump import Pump, Stopped
@@ -49,7 +50,6 @@ _YIELD_AFTER = 4 << 20  # bytes after which other tasks may run
 _CHECK_CLIENT = 0.25  # seconds between two checks of the client while the spool waits for the source
 _IN_MEMORY = 64 << 20  # bytes of all spools together if there is no directory
 _GRACE = 5.0  # seconds that the disk may take after the deadline
-_LONG = 4 << 20  # bytes of a file whose close takes long, because many pages are freed
 _SHARE = 2  # spools may take 1/2 of the free space of a file system,
 _REMOTE = 2  # spools for other machines together 1/2 of that,
 _EACH = 4  # and spools for one address 1/4 of that
@@ -304,10 +304,5 @@ class Spool:
 
     def _close(self) -> None:
         fd, self.fd = self.fd, -1
-        if fd < 0:
-            return
-        if self.stored > _LONG:
-            with suppress(RuntimeError):  # the limit of processes is reached
-                trio.lowlevel.start_thread_soon(lambda: os.close(fd), lambda _: None)
-                return
-        os.close(fd)
+        if fd >= 0:
+            close(fd)

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from spegel_consul.http.server.serve import serve
 from spegel_consul.metrics.sidecar_metrics import Metrics
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.filters import ImageFilter
+from spegel_consul.registry import own_files
 from spegel_consul.registry.asgi_path import ContentApp
 from spegel_consul.registry.content_cache import ByteCache
 from spegel_consul.registry.fast_path import FastPath
@@ -353,3 +355,42 @@ async def test_clients_that_leave_or_stop_reading(layout: Layout, nursery: trio.
                 except trio.BrokenResourceError:
                     break
                 await trio.sleep(0.05)
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["known to the kernel", "to be looked up on the disk"])
+async def test_the_event_loop_does_not_wait_for_the_name_of_a_blob(
+    layout: Layout, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    original, on_the_loop, in_threads = os.open, 0, 0
+
+    def watched(path: str | Path, *args: Any, **kwargs: Any) -> int:
+        nonlocal on_the_loop, in_threads
+        if "/blobs/" in str(path):
+            on_the_loop += threading.current_thread() is threading.main_thread()
+            in_threads += threading.current_thread() is not threading.main_thread()
+        return original(path, *args, **kwargs)
+
+    def unknown(path: str, size: int) -> int:
+        raise BlockingIOError
+
+    server = Server(layout, short=True, cache=0)
+    await server.start(nursery)
+    monkeypatch.setattr(os, "open", watched)
+    if not known:
+        monkeypatch.setattr(own_files, "open_cached", unknown)
+    async with await trio.open_tcp_stream(*server.address) as stream:
+        for digest, content in ((layout.big, BIG), (layout.small, SMALL)):
+            for method, wanted, expected in (
+                ("GET", "", content),
+                ("GET", "Range: bytes=2-6\r\n", content[2:7]),
+                ("GET", "Range: bytes=0-1,5-6\r\n", content[5:7]),
+                ("HEAD", "", b""),
+            ):
+                request = f"{method} /v2/app/blobs/{digest} HTTP/1.1\r\nHost: x\r\n{wanted}\r\n".encode()
+                for _ in range(2):  # what is remembered may need no task
+                    got = await answer(stream, request, method == "GET")
+                    assert got.startswith((b"HTTP/1.1 200 ", b"HTTP/1.1 206 "))
+                    assert expected in got
+    assert server.taken + server.taken_at_once == 16
+    assert on_the_loop == 0
+    assert bool(in_threads) != known

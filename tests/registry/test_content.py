@@ -11,6 +11,7 @@ import httpx
 import pytest
 import trio
 
+from spegel_consul.http.server.connection_limits import ConnectionLimits
 from spegel_consul.http.server.idle_timer import IdleTimer
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.filters import ImageFilter
@@ -331,6 +332,42 @@ async def test_a_connection_for_one_range_has_no_timer(start_node: Any, monkeypa
         while trio.lowlevel.current_statistics().tasks_living > tasks:
             await trio.sleep(0.01)
     assert not watched or node.fast_path is None, "hypercorn has one for each"
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+async def test_a_request_that_waits_for_its_turn_is_answered_before_a_stop(
+    start_node: Any, monkeypatch: pytest.MonkeyPatch, pieces: int
+) -> None:
+    limits, waiting, go_on = ConnectionLimits(1024), trio.Event(), trio.Event()
+    node = await start_node(host="127.0.0.2", limits=limits)  # so the client counts as another machine
+    digest = node.store.add_content(b"small")
+    request = f"GET /v2/library/app/blobs/{digest} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+
+    async def turn(address: str) -> None:
+        waiting.set()
+        await go_on.wait()
+
+    with trio.fail_after(5):
+        async with await trio.open_tcp_stream(*node.address) as stream:
+            await stream.send_all(request)
+            received = b""
+            while not received.endswith(b"small"):
+                received += await stream.receive_some(1000)
+            request = request.replace(b"\r\n\r\n", b"\r\nX: y\r\n\r\n")  # one that is not remembered
+            if pieces == 2:
+                await stream.send_all(request[:9])
+                await trio.sleep(0.1)
+                request = request[9:]
+            monkeypatch.setattr(limits.turns, "take", turn)
+            await stream.send_all(request)
+            await waiting.wait()
+            node.stop.set()
+            await trio.sleep(0.1)
+            go_on.set()
+            received = b""
+            while data := await stream.receive_some(1000):
+                received += data
+            assert received.endswith(b"small"), received
 
 
 async def test_a_websocket_is_not_opened(node: Any) -> None:

@@ -191,7 +191,7 @@ class Connection(TCPServer):
                         client,
                         server,
                         self.protocol_send,
-                        self._turn,
+                        self._turn_of_request,
                     )
                     address = OWN if local or client is None else client[0]
                     await self._read(Link(sock, local=local, client=address, secure=self._secure))
@@ -218,6 +218,12 @@ class Connection(TCPServer):
         """Wait until this client may begin some work; a client on this machine does not wait."""
         if self._limits is not None and self._address:
             await self._limits.turns.take(self._address)
+
+    async def _turn_of_request(self) -> None:
+        """Wait as :meth:`_turn` does. A stop closes idle connections at once, and this one is not idle meanwhile."""
+        if self._address:
+            with self._timer.busy():
+                await self._turn()
 
     async def _negotiate(self, tls: PeerTls, client: str, *, local: bool) -> None:
         within, terminated = self.config.keep_alive_timeout, self.context.terminated.wait
@@ -256,7 +262,7 @@ class Connection(TCPServer):
                 except (OSError, trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError, Truncated):
                     break
                 # the end of a connection needs a turn too, because thousands of ends are as much work as their starts
-                await self._turn()
+                await (self._turn_of_request() if data else self._turn())
                 if fast_path is not None and data and timer.idle and (waits or self._at_rest()):
                     timer.idle = False
                     try:
@@ -274,7 +280,7 @@ class Connection(TCPServer):
                 if not data:
                     await self._end_answer()
                 await self.protocol.handle(RawData(data))
-                if not data:
+                if not data or (timer.idle and self.context.terminated.is_set()):
                     break
             await self.protocol.handle(Closed())
         finally:

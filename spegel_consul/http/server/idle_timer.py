@@ -5,7 +5,8 @@ A new rule about the time for which a connection may be idle belongs here.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 
 import trio
 from hypercorn.trio.task_group import TaskGroup
@@ -24,6 +25,7 @@ class IdleTimer:
         self, keep_alive: float, terminated: Callable[[], Awaitable[None]], close: Callable[[], Awaitable[None]]
     ) -> None:
         self.idle = False
+        self._busy = 0
         self._keep_alive = keep_alive
         self._terminated = terminated
         self._close = close
@@ -51,6 +53,15 @@ class IdleTimer:
         self.idle = True
         self._idle_since = trio.current_time()
 
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """Do not take the connection for idle in the context, because it has a request that waits."""
+        self._busy += 1
+        try:
+            yield
+        finally:
+            self._busy -= 1
+
     def end(self) -> None:
         """End the task, because the connection is gone."""
         self._ended = True
@@ -60,14 +71,17 @@ class IdleTimer:
     async def _watch(self) -> None:
         # requests do not move the deadline, so the task wakes once per keep-alive period, not once per request
         terminated = False
-        while not (self._ended or terminated or (self.idle and trio.current_time() >= self._deadline())):
+        while not (self._ended or terminated or (self._is_idle() and trio.current_time() >= self._deadline())):
             with trio.CancelScope(deadline=self._deadline()) as self._scope:
                 await self._terminated()
                 terminated = True
-        if self.idle and not self._ended:
+        if self._is_idle() and not self._ended:
             with trio.move_on_after(_CLOSE_WITHIN, shield=True):
                 await self._close()
 
+    def _is_idle(self) -> bool:
+        return self.idle and not self._busy
+
     def _deadline(self) -> float:
-        since = self._idle_since if self.idle else trio.current_time()
+        since = self._idle_since if self._is_idle() else trio.current_time()
         return since + self._keep_alive
