@@ -18,7 +18,6 @@ import structlog
 import trio
 
 from spegel_consul.disk import foreign_files
-from spegel_consul.disk.threads import in_thread
 from spegel_consul.error_words import in_words
 from spegel_consul.peers import PeerInfo
 
@@ -37,6 +36,7 @@ class Remembered:
 
     def __init__(self, data_dir: Path | None) -> None:
         self._path = data_dir / PEERS_FILE if data_dir is not None else None
+        self._calls = foreign_files.FileCalls(_WITHIN)
         self._written: frozenset[PeerInfo] = frozenset()
         self._logged = False
         self.peers: tuple[PeerInfo, ...] = ()
@@ -45,18 +45,20 @@ class Remembered:
     async def load(self) -> None:
         """Read :attr:`peers` from the file; takes at most a second."""
         if self._path is not None:
-            with trio.move_on_after(_WITHIN) as limit:
-                self.peers = await in_thread(partial(self._load, self._path))
-            if limit.cancelled_caught:
-                self._log_once(f"cannot read {self._path}: the disk does not answer")
+            try:
+                self.peers = await self._calls.run(partial(self._load, self._path))
+            except OSError as exc:
+                self._log_once(f"cannot read {self._path}: {in_words(exc)}")
 
     async def save(self, members: Sequence[PeerInfo]) -> None:
         """Write ``members``. An empty list is not written, because the file serves nodes that have lost all members."""
         if self._differs(members):
-            with trio.move_on_after(_WITHIN) as limit:
-                await in_thread(partial(self._save, members))
-            if limit.cancelled_caught:
-                self._log_once(f"cannot write {self._path}: the disk does not answer")
+            try:
+                await self._calls.run(partial(self._save, members))
+            except OSError as exc:
+                self._log_once(f"cannot write {self._path}: {in_words(exc)}")
+            else:
+                self._written = frozenset(members)
 
     async def save_last(self, members: Sequence[PeerInfo]) -> None:
         """Write ``members`` when the node stops, although its tasks are cancelled."""
@@ -68,13 +70,8 @@ class Remembered:
             return
         chosen = random.sample(members, min(MAX_PEERS, len(members)))
         text = json.dumps({"members": [{"id": peer.id, "addrs": list(peer.addrs)} for peer in chosen]})
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            foreign_files.write(self._path, text.encode())
-        except OSError as exc:
-            self._log_once(f"cannot write {self._path}: {in_words(exc)}")
-        else:
-            self._written = frozenset(members)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        foreign_files.write(self._path, text.encode())
 
     def _differs(self, members: Sequence[PeerInfo]) -> bool:
         return self._path is not None and bool(members) and frozenset(members) != self._written
@@ -85,8 +82,6 @@ class Remembered:
             return tuple(PeerInfo(str(each["id"]), tuple(map(str, each["addrs"]))) for each in members[:MAX_PEERS])
         except FileNotFoundError:
             return ()
-        except OSError as exc:
-            self._log_once(f"cannot read {path}: {in_words(exc)}")
         except (ValueError, TypeError, KeyError, RecursionError):
             self._log_once(f"{path} is damaged and will be replaced")
         return ()

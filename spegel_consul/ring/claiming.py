@@ -104,7 +104,6 @@ class Claiming:
         self._provider = provider
         self._position = position(host.id)
         self._claims: Claims = predecessor._claims if predecessor else Claims(chain)
-        self._claims.place_of = membership.place_of
         # by group, the source of the last verdict (this node for a claimer), and the moment
         self._held: BoundedDict[bytes, tuple[bytes, float]] = predecessor._held if predecessor else BoundedDict(_GROUPS)
         self._skipped: BoundedDict[bytes, float] = BoundedDict(_PIPELINES)
@@ -162,6 +161,8 @@ class Claiming:
 
     def decide(self, peer: bytes, group: bytes, report: Report) -> WireVerdict:
         """The verdict about a report of ``peer``, this node or another."""
+        # here and not in the constructor, because a successor shares the claims, and may never take over
+        self._claims.place_of = self._membership.place_of
         decision = self._claims.report(group, peer, report, trio.current_time())
         sources = tuple(filter(None, map(self._wire, decision.sources)))
         if decision.what is What.FOLLOW and not sources:

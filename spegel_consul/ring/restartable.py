@@ -101,10 +101,12 @@ class ReplaceableRouter:
             generation.lookups -= 1
 
     async def announce(self, added: Collection[str], removed: Collection[str] = ()) -> None:
-        # the next generation comes first, because it may become the current one during the second call
-        if self._next is not None:
-            await self._next.router.announce(added, removed)
-        await self._current.router.announce(added, removed)
+        told: set[_Generation] = set()
+        # a generation that begins meanwhile has taken over only a part of the keys
+        while untold := {each for each in (self._next, self._current) if each is not None} - told:
+            for generation in untold:
+                await generation.router.announce(added, removed)
+            told |= untold
 
     async def claim(self, group: str, report: ClaimReport) -> Verdict:
         return await self._current.router.claim(group, report)

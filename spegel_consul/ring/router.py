@@ -357,6 +357,9 @@ class KadRouter:
                 self._background.spawn(self._tell, batch)
 
     async def _tell(self, batch: Batch) -> None:
+        if self._members.get(batch.peer) is None:  # evicted from a full table while it was alive
+            self._announcements.lost(batch.peer)
+            return
         async with self._tell_limit if self._membership.is_in_touch(batch.peer) else self._tell_cold_limit:
             withdrawn = not batch.withdrawn or await self._membership.withdraw(batch.peer, batch.withdrawn)
             told = not batch.keys

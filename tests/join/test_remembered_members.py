@@ -8,6 +8,7 @@ import trio
 import trio.testing
 from structlog.testing import capture_logs
 
+from spegel_consul.disk import foreign_files, threads
 from spegel_consul.join.remembered_members import MAX_PEERS, PEERS_FILE, Remembered
 from spegel_consul.peers import PeerInfo
 
@@ -110,5 +111,17 @@ async def test_a_disk_that_does_not_answer_is_waited_for_a_moment_only(
             await remembered.save_last(members)
     assert trio.current_time() - began <= 3, "of virtual time"
     assert remembered.peers == ()
-    assert ["does not answer" in line["problem"] for line in said] == [True], "it is said once"
+    assert ["no answer within 1 s" in line["problem"] for line in said] == [True], "it is said once"
+    dead.set()
+
+
+async def test_a_disk_that_does_not_answer_keeps_no_thread_that_others_need(
+    autojump_clock: trio.testing.MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead = threading.Event()
+    monkeypatch.setattr(foreign_files, "write", lambda *_: dead.wait())
+    remembered = Remembered(tmp_path)
+    for _ in range(threads.MOST + 1):
+        await remembered.save(MEMBERS)
+    assert await threads.in_thread(lambda: "at once") == "at once"
     dead.set()

@@ -304,3 +304,33 @@ async def test_a_successor_takes_the_table_over(nursery: trio.Nursery, autojump_
     lost = replace(WORK, lost=other.me.id or "", why=Why.CUT)
     assert (await router.claim(group, lost)).what is What.CLAIM
     assert peer_id_to_text(raw_id(other)) == other.me.id
+
+
+async def test_a_successor_that_does_not_take_over_changes_nothing(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    rig = SimRig(nursery)
+    keeper = await rig.node()
+    KadRouter(rig.network.host("10.0.0.99", 99), registry=("10.0.0.99", 5000), successor_of=keeper)
+    assert (await keeper.claim("group", WORK)).what is What.CLAIM
+    assert keeper._claiming._claims.place_of == keeper._membership.place_of
+
+
+async def test_keys_that_are_announced_during_a_restart_are_those_of_the_successor_too(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    rig, generations = SimRig(nursery), []
+
+    def make(predecessor: KadRouter | None) -> KadRouter:
+        host = rig.network.host("10.0.0.99", 99)
+        generations.append(KadRouter(host, registry=("10.0.0.99", 5000), successor_of=predecessor))
+        return generations[-1]
+
+    router, keys = ReplaceableRouter(make), [f"key {number}" for number in range(1000)]
+    await nursery.start(router.run)
+    async with trio.open_nursery() as both:
+        both.start_soon(router.announce, keys)
+        await trio.lowlevel.checkpoint()
+        both.start_soon(router.restart, [])
+    old, new = generations
+    assert len(new._announcements) == len(old._announcements) == len(keys)

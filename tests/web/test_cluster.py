@@ -381,3 +381,16 @@ def test_half_a_surrogate_pair_of_a_node_can_be_shown() -> None:
     parsed = NodeSummary.parse({"id": member(1), "name": half, "warnings": [half], "images": [[half, half]]})
     assert parsed.name == "a?b"
     repr(parsed).encode()
+
+
+async def test_nodes_that_are_gone_are_forgotten(
+    peers: Peers, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = crowd(12)
+    shared, members = survey(node), node.peers()
+    peers.hangs = set(range(12))
+    await shared._round()
+    assert len(shared._failed) > 5
+    monkeypatch.setattr(Node, "peers", lambda _: members[:3])
+    await shared._round()
+    assert len(shared._failed) <= 3

@@ -332,7 +332,7 @@ class Connection(TCPServer):
             (self._secure or self._plain.socket).close()
 
     async def _drain(self, sock: trio.socket.SocketType) -> None:
-        # a task that reads from the socket drains it itself, and a client that has left needs no draining
+        # not while another task reads from the socket, and a client that has left needs no draining
         with suppress(OSError, ValueError, trio.BusyResourceError, trio.ClosedResourceError):
             sock.shutdown(socket.SHUT_WR)
             with trio.move_on_after(_LINGER):

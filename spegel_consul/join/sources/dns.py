@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import trio
 
+from spegel_consul.disk import foreign_files
 from spegel_consul.error_words import in_words
 from spegel_consul.join.peer_formats import FIRST, one_line
 from spegel_consul.join.polled import SourceError
@@ -38,6 +40,7 @@ class DnsSource:
         self._domain = domain.rstrip(".") + "."
         self._port = port
         self._server = server
+        self._calls = foreign_files.FileCalls()
 
     @property
     def name(self) -> str:
@@ -93,9 +96,10 @@ class DnsSource:
         import dns.resolver
 
         try:
-            resolver = dns.asyncresolver.Resolver(configure=self._server is None)
-        except dns.exception.DNSException as why:
-            raise SourceError(f"no resolver: {one_line(str(why))}; give one with --dns-bootstrap-server") from None
+            # in a thread, because it reads resolv.conf
+            resolver = await self._calls.run(partial(dns.asyncresolver.Resolver, configure=self._server is None))
+        except (dns.exception.DNSException, OSError) as why:
+            raise SourceError(f"no resolver: {one_line(in_words(why))}; give one with --dns-bootstrap-server") from None
         if self._server is not None:
             resolver.nameservers, resolver.port = [self._server[0]], self._server[1]
         resolver.use_edns(0, 0, _EDNS_PAYLOAD)

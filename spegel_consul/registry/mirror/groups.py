@@ -122,10 +122,12 @@ class Groups:
             self._next_search = now + _SEARCH_EVERY
             self._forget_lost()
             for manifest in islice(self._unread(), _MOST_STORED):
+                body = await self._manifest(manifest)  # which may be cancelled, or fail, and is tried again then
+                if body is None:
+                    continue
                 self._read[manifest] = None
-                body = await self._manifest(manifest)
                 with suppress(ValueError, RecursionError, AttributeError):
-                    for each, _ in named_blobs(body or b"{}"):
+                    for each, _ in named_blobs(body):
                         self._stored[each] = manifest
         found = self._stored.get(blob)
         if found is not None and (body := await self._manifest(found)) is not None and found.fits(body):

@@ -12,6 +12,7 @@ from spegel_consul.peers import PeerInfo, peer_id_to_text
 from spegel_consul.places import NOWHERE
 from spegel_consul.ring.dht.keys import position
 from spegel_consul.ring.dht.messages import WirePeer
+from spegel_consul.ring.net.host import HANDSHAKE_TIMEOUT
 
 QUIET_AGE = 1200.0
 """Seconds; a member from which no node heard for so long is probed."""
@@ -21,6 +22,9 @@ SETTLED = 10.0
 
 Providers notice a new or restarted member within a second or two, and announce their keys to it in another second.
 """
+
+_DIAL_WAITS = 5.0  # seconds, because a node that just started has many connections to make
+_MOST_ADDRESSES = 4  # of one member; a peer may claim any number
 
 
 class Member:
@@ -105,3 +109,11 @@ class Member:
     def timeout(self) -> float:
         """Seconds to wait for an answer from this member."""
         return min(3.0, max(0.5, 8 * self.rtt))
+
+    @property
+    def cold_timeout(self) -> float:
+        """Seconds to wait if a new stream is needed, perhaps on a new connection that waits for a free dial.
+
+        Long enough to fail at each address of a member that hangs: it counts as no failure if the dial had to wait.
+        """
+        return _DIAL_WAITS + HANDSHAKE_TIMEOUT * max(1, min(len(self.routers), _MOST_ADDRESSES))

@@ -44,7 +44,6 @@ from spegel_consul.ring.net.loop_time import LoopTime
 log = structlog.get_logger(__name__)
 
 JOIN_TIMEOUT = 3.0
-_COLD_TIMEOUT = 10.0  # for a question that needs a new stream, perhaps a new connection that waits for a free dial
 _PROBE_TIMEOUT, _DOUBT_TIMEOUT = 2.0, 1.0
 _PROBED_TOGETHER = 0.02  # seconds; members that are due so soon are probed together, to save a wake-up
 _BAN_LOG_EVERY = 60.0
@@ -148,7 +147,7 @@ class Membership:
         warm = self.is_in_touch(peer)
         start = trio.current_time()
         try:
-            with self._loop_time.fail_after(within or (member.timeout if warm else _COLD_TIMEOUT)):
+            with self._loop_time.fail_after(within or (member.timeout if warm else member.cold_timeout)):
                 answer = await pipeline.ask(request)
         except (RingError, trio.TooSlowError) as exc:
             self._not_answered(member, exc, start)
@@ -354,14 +353,14 @@ class Membership:
                 await self._probe_now(peer)
 
     async def _probe_now(self, peer: bytes) -> None:
-        start = trio.current_time()
-        within = _COLD_TIMEOUT  # long, because a node that just started has many connections to make
+        start, within = trio.current_time(), None
         if self.is_in_touch(peer):
             within = _DOUBT_TIMEOUT if self.table.is_alive(peer) else _PROBE_TIMEOUT
         answer = await self.ask(peer, encode(Message(MessageType.PING)), within=within)
         member = self.table.get(peer)
         if answer is None and (member is None or member.spoke < start):
             self._host.disconnect(peer)  # so that the next probe makes a new connection
+        self.table.put_off(peer, trio.current_time())
 
 
 class _Question:

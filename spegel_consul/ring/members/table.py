@@ -258,6 +258,12 @@ class Members:
         self._probe(member, now)
         return True
 
+    def put_off(self, peer: bytes, now: float) -> None:
+        """A probe of ``peer`` has ended. If that told nothing, because its dial had to wait, another one follows."""
+        member = self._members.get(peer)
+        if member is not None and member.probe_at == math.inf:
+            self._probe(member, now + _LONGEST_PROBE * self._rng.uniform(_LEAST_JITTER, 1.25))
+
     def due(self, now: float) -> list[Member]:
         """The members to probe now; each is returned once until it answers, fails or is suspected again."""
         due = self._timers.due(now)

@@ -20,6 +20,9 @@ from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.multiaddrs import Address
 from spegel_consul.peers import RingError
 
+HANDSHAKE_TIMEOUT = 5.0
+"""Seconds for the handshake of a new connection."""
+
 
 class Unreachable(RingError):
     """No connection to the peer could be made, or it was lost."""

@@ -33,7 +33,16 @@ from spegel_consul.peers import RingError, peer_id_to_text
 from spegel_consul.ring.dht.messages import Frames, frame
 from spegel_consul.ring.net import node_key
 from spegel_consul.ring.net.dialler import Dialler, NoAnswer
-from spegel_consul.ring.net.host import DialledSelf, Handler, Identity, Replaced, Silent, Stream, Unreachable
+from spegel_consul.ring.net.host import (
+    HANDSHAKE_TIMEOUT,
+    DialledSelf,
+    Handler,
+    Identity,
+    Replaced,
+    Silent,
+    Stream,
+    Unreachable,
+)
 from spegel_consul.ring.net.libp2p.layers import Layers, read_description
 from spegel_consul.ring.net.libp2p.noise_transport import Wire
 from spegel_consul.ring.net.libp2p.peer_connection import Connection
@@ -43,7 +52,6 @@ from spegel_consul.ring.net.tcp import detect_vanished_host, listen
 
 log = structlog.get_logger(__name__)
 
-HANDSHAKE_TIMEOUT = 5.0
 MAX_CONNECTIONS = 4096
 MAX_CONNECTIONS_PER_PEER = 4
 MAX_INBOUND_PER_ADDRESS = 256  # many, because a whole site may share one NAT address

@@ -105,7 +105,8 @@ class ClusterSurvey:
         finally:
             client.close()
         failed = {str(row.peer["id"]) for row in rows.values() if row.summary is None}
-        self._failed = failed | self._failed - {str(row.peer["id"]) for row in rows.values()}
+        # of those that this round has not come to, what the last one knew
+        self._failed = failed | self._failed & {str(peer["id"]) for number, peer, _ in waiting if number not in rows}
         late = f"did not answer within the {ROUND:g} s of this round"
         return {number: rows.get(number) or NodeRow(peer, page_of(at), None, late) for number, peer, at in waiting}
 

@@ -12,6 +12,7 @@ from spegel_consul.ring.dht.messages import MemberReport, WirePeer
 from spegel_consul.ring.members.member import QUIET_AGE, SETTLED
 from spegel_consul.ring.members.rate_limit import RateLimit
 from spegel_consul.ring.members.table import FORGET_AFTER, HEARSAY_AGE, Members
+from spegel_consul.ring.net.host import HANDSHAKE_TIMEOUT
 
 ROUTER, OTHER = Address("10.0.0.1", 5001), Address("10.0.0.2", 5001)
 REGISTRY = Address("10.0.0.1", 5000, http=True)
@@ -355,3 +356,26 @@ def test_the_first_round_trip_counts_as_it_is() -> None:
     assert (member.timed, member.rtt) == (True, pytest.approx(0.001))
     members.answered(b"a", 2, 0.006)
     assert member.rtt == pytest.approx(0.002)
+
+
+def test_a_probe_that_told_nothing_is_followed_by_another_one() -> None:
+    members = table()
+    members.learn(Contact(b"a", (ROUTER,)), 0)
+    members.suspect(b"a", 10)
+    assert [member.id for member in members.due(11)] == [b"a"]
+    members.put_off(b"a", 21)
+    assert 21 + 30 < members.next_probe() < 21 + 60
+    assert [member.id for member in members.due(81)] == [b"a"]
+    members.answered(b"a", 82)
+    members.put_off(b"a", 82)
+    assert members.next_probe() == 82 + QUIET_AGE
+
+
+def test_a_member_that_hangs_at_all_its_addresses_has_time_to_fail_at_each() -> None:
+    for count in (1, 2, 3):
+        member = table().learn(Contact(b"a", (ROUTER,) * count), 0)
+        assert member is not None
+        assert member.cold_timeout > count * HANDSHAKE_TIMEOUT + 1
+    hostile = table().learn(Contact(b"a", (ROUTER,) * 10_000), 0)
+    assert hostile is not None
+    assert hostile.cold_timeout <= 30

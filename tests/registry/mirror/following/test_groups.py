@@ -170,3 +170,21 @@ async def test_each_group_at_work_keeps_its_contents(store: DownloadingStore) ->
         groups.learn(Digest.of(each), each)
     assert all(len(groups.contents(Digest.of(each))) == 16 for each in manifests)
     assert groups.known(Digest.of(b"0 0")) == Digest.of(manifests[0])
+
+
+async def test_a_manifest_whose_reading_was_cut_short_is_read_again(
+    store: DownloadingStore, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.add_content(SECOND, OCI_MANIFEST)
+    groups, read, slow = Groups(store), Groups._manifest, True
+
+    async def from_a_slow_disk(self: Groups, digest: Digest) -> bytes | None:
+        if slow:
+            await trio.sleep(60)
+        return await read(self, digest)
+
+    monkeypatch.setattr(Groups, "_manifest", from_a_slow_disk)
+    assert await groups.of(blob(TOP)) == Digest.of(TOP)
+    slow = False
+    await trio.sleep(_SEARCH_EVERY)
+    assert await groups.of(blob(TOP)) == Digest.of(SECOND)
