@@ -10,6 +10,7 @@ import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partialmethod
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from cryptography.x509.oid import NameOID
 from lab.process import HANG
 
 from spegel_consul.consul.api.client import ConsulClient
+from spegel_consul.disk import foreign_files
 from spegel_consul.join.peer_formats import parse_document
 from spegel_consul.join.polled import Source, SourceError
 from spegel_consul.join.sources import dns
@@ -222,6 +224,16 @@ async def test_a_server_that_stalls_or_answers_junk_ends_in_time(monkeypatch: py
 async def test_no_dns_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dns, "_QUESTION_WITHIN", 0.3)
     await refused(DnsSource("spegel.test", 5001, ("127.0.0.1", 1)))
+
+
+async def test_resolv_conf_is_not_read_on_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    hangs = threading.Event()
+    monkeypatch.setattr(foreign_files.FileCalls, "__init__", partialmethod(foreign_files.FileCalls.__init__, 0.2))
+    monkeypatch.setattr("dns.asyncresolver.Resolver", lambda **_: hangs.wait(5))
+    began = trio.current_time()
+    assert "no answer" in await refused(DnsSource("spegel.test", 5001), within=2)
+    assert trio.current_time() - began < 2
+    hangs.set()
 
 
 @pytest.mark.real
