@@ -45,7 +45,8 @@ class _OpenHow(ctypes.Structure):
     _fields_ = [(name, ctypes.c_uint64) for name in ("flags", "mode", "resolve")]
 
 
-_how = _OpenHow(_FLAGS, 0, _RESOLVE_CACHED)
+_READ = _OpenHow(_FLAGS, 0, _RESOLVE_CACHED)
+_LOOK = _OpenHow(os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW, 0, _RESOLVE_CACHED)
 _openat2 = ctypes.PyDLL(None, use_errno=True).syscall  # PyDLL, because other threads need not run meanwhile
 _openat2.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t)
 _openat2.restype = ctypes.c_long
@@ -154,9 +155,24 @@ def open_cached(path: str, size: int) -> int:
     Raises BlockingIOError if the disk may have to be waited for, or if the kernel can't tell (before Linux 5.12, and in
     sandboxes without openat2(2)).
     """
-    fd: int = _openat2(_OPENAT2, _AT_FDCWD, os.fsencode(path), ctypes.byref(_how), ctypes.sizeof(_how))
+    return _checked(_open_cached(path, _READ), path, size)
+
+
+def may_be_there(path: str) -> bool:
+    """Whether there is a file at ``path``, for the event loop; True if only the disk can tell."""
+    try:
+        os.close(_open_cached(path, _LOOK))
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def _open_cached(path: str, how: _OpenHow) -> int:
+    fd: int = _openat2(_OPENAT2, _AT_FDCWD, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how))
     if fd >= 0:
-        return _checked(fd, path, size)
+        return fd
     code = ctypes.get_errno()
     if code in _UNTOLD:
         raise BlockingIOError(errno.EAGAIN, "the disk may have to be waited for", path)

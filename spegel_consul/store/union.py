@@ -7,7 +7,6 @@ common case has no cost. A new rule about conflicts between stores belongs here.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -18,7 +17,7 @@ from spegel_consul.oci.descriptor import Descriptor
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import BlobUnknown
 from spegel_consul.store import Blob, Changed, Downloads, Image, Store
-from spegel_consul.store.blob_files import absent
+from spegel_consul.store.blob_files import absent, may_be_there
 from spegel_consul.store.inventory import Advertised, CountedStore, StoredImage
 from spegel_consul.store.watchers import Watchers
 from spegel_consul.zerocopy.growing_file import GrowingFile
@@ -60,7 +59,7 @@ class UnionStore:
         found = [path for store in self._stores if store.describe(digest) is not None and (path := store.file(digest))]
         # check files, because a store may have lost one and not know yet, while another containerd still has it
         several = len(set(found)) > 1
-        return next((path for path in found if not several or os.path.exists(path)), None)  # noqa: PTH110
+        return next((path for path in found if not several or may_be_there(path)), None)
 
     def images(self) -> tuple[Image, ...]:
         # in reverse, so that the first store takes precedence

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from spegel_consul.store import blob_files
-from spegel_consul.store.blob_files import open_blob, open_cached
+from spegel_consul.store.blob_files import may_be_there, open_blob, open_cached
 
 
 def test_a_file_whose_name_is_known_to_the_kernel_is_opened(tmp_path: Path) -> None:
@@ -27,8 +27,10 @@ def test_a_name_that_the_kernel_has_to_look_up_is_left_to_a_thread(tmp_path: Pat
     path = str(tmp_path / uuid.uuid4().hex)
     with pytest.raises(BlockingIOError):
         open_cached(path, 5)
+    assert may_be_there(path)
     with pytest.raises(FileNotFoundError):
         open_blob(path, 5)
+    assert not may_be_there(path), "the kernel remembers that too"
 
 
 def test_what_is_no_blob_is_refused(tmp_path: Path) -> None:

@@ -125,7 +125,9 @@ class _Files(MemoryStore):
 
 
 async def test_a_file_that_one_has_lost_is_another_ones(tmp_path: Path) -> None:
-    (tmp_path / "there").write_bytes(b"x")
+    for name in ("gone", "there"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "gone").unlink()
     parts = [_Files(str(tmp_path / name)) for name in ("gone", "there")]
     (digest,) = {part.add_content(b"x") for part in parts}
     async with running(UnionStore(parts)) as store:
