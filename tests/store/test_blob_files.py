@@ -30,7 +30,14 @@ def test_a_name_that_the_kernel_has_to_look_up_is_left_to_a_thread(tmp_path: Pat
     assert may_be_there(path)
     with pytest.raises(FileNotFoundError):
         open_blob(path, 5)
-    assert not may_be_there(path), "the kernel remembers that too"
+
+
+def test_what_is_known_to_be_there_or_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "blob").write_bytes(b"layer")
+    assert may_be_there(str(tmp_path / "blob"))
+    monkeypatch.setattr(blob_files, "_openat2", lambda *_: -1)
+    monkeypatch.setattr(blob_files.ctypes, "get_errno", lambda: errno.ENOENT)
+    assert not may_be_there(str(tmp_path / "blob"))
 
 
 def test_what_is_no_blob_is_refused(tmp_path: Path) -> None:
