@@ -62,7 +62,10 @@ def close(fd: int) -> None:
     The last close of such a file frees all its pages (18 ms for 128 MiB) and its blocks, for which a disk's journal may
     have to be waited for. Raises OSError if ``fd`` is not open.
     """
-    if not os.fstat(fd).st_nlink:
+    nameless = False
+    with suppress(OSError):  # a file system that has failed can't tell, and its files can be closed all the same
+        nameless = not os.fstat(fd).st_nlink
+    if nameless:
         with suppress(RuntimeError):  # the limit of processes is reached
             trio.lowlevel.start_thread_soon(partial(os.close, fd), lambda _: None)
             return

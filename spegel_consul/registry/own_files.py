@@ -56,9 +56,9 @@ class OwnFiles:
             return None
         try:
             return open_it(path, plan.content.size)
-        except BlockingIOError:
-            raise
-        except OSError:
+        except OSError as exc:
+            if open_it is open_cached and isinstance(exc, BlockingIOError):
+                raise
             return None
 
     async def is_there(self, plan: Own) -> bool:

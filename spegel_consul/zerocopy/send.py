@@ -100,7 +100,7 @@ async def send_file(
     Raises Truncated, OSError, trio.TooSlowError or trio.ClosedResourceError.
     """
     global _active
-    reached, probed, cold = start, start, False
+    reached, probed, fresh_until, cold = start, start, 0.0, False
     _active += 1
     try:
         if pace is not None:
@@ -114,13 +114,15 @@ async def send_file(
             with trio.fail_after(math.inf) as stall:
                 while reached < stop and not stall.cancel_called:
                     most = min(stop - reached, _ALONE if _active == 1 and not cold else _CHUNK)
-                    if reached >= probed and not cold:
-                        probed = reached + most
-                        cold = not _resident(fd, reached, probed)
-                    most = min(most, _CHUNK if cold else probed - reached)
+                    if reached < probed and not cold:
+                        most = min(most, probed - reached)
                     if pace is not None:
                         stall.deadline = math.inf
                         most = await pace.take(most)
+                    now = trio.current_time()
+                    if not cold and (reached >= probed or now > fresh_until):
+                        probed, fresh_until = reached + most, now + _FRESH
+                        cold = not _resident(fd, reached, probed)
                     try:
                         if cold:
                             stall.deadline = math.inf
@@ -138,15 +140,12 @@ async def send_file(
                     reached += max(sent, 0)
                     if pace is not None:
                         pace.give_back(most - max(sent, 0))
-                    now = trio.current_time()
                     if sent < most:
                         # the socket is full, and other tasks run while this one waits for it
-                        stall.deadline = now + STALL
+                        stall.deadline = trio.current_time() + STALL
                         await trio.lowlevel.wait_writable(sock)
-                        if trio.current_time() - now > _FRESH:
-                            probed = reached
                     elif reached < stop and time.perf_counter() >= turn_ends:
-                        stall.deadline = now + STALL
+                        stall.deadline = math.inf
                         await trio.lowlevel.checkpoint()
                     else:
                         continue

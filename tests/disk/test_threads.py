@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from pathlib import Path
@@ -47,3 +48,18 @@ async def test_without_a_thread_it_is_closed_at_once(tmp_path: Path, monkeypatch
         os.fstat(fd)
     with pytest.raises(OSError, match="Bad file descriptor"):
         threads.close(fd)
+
+
+async def test_a_file_of_a_file_system_that_has_failed_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = os.fstat
+
+    def fails(fd: int) -> os.stat_result:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    fd = os.open(tmp_path, os.O_TMPFILE | os.O_RDWR)
+    monkeypatch.setattr(os, "fstat", fails)
+    threads.close(fd)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        original(fd)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import trio
 from conformance.router import eventually, eventually_finds
 from trio.testing import MockClock
 
+from spegel_consul.multiaddrs import Address, Contact
 from tests.ring.sim_rig import MINUTE, SimRig, rig
 
 __all__ = ["rig"]
@@ -56,3 +58,22 @@ async def test_a_quiet_ring_stays_together(rig: SimRig, autojump_clock: MockCloc
     routers = await rig.ring(4)
     await trio.sleep(6 * 60 * MINUTE)
     assert [len(router.members()) for router in routers] == [3] * 4
+
+
+async def test_a_member_whose_probes_tell_nothing_is_probed_for_ever(
+    rig: SimRig, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probed: list[float] = []
+    router = await rig.node()
+
+    async def has_to_wait(peer: bytes, *_: object, **__: object) -> None:
+        probed.append(trio.current_time())
+        await trio.sleep(10)
+
+    monkeypatch.setattr(router._membership, "ask", has_to_wait)
+    peer = b"a" * 38
+    router._membership.learn(Contact(peer, (Address("10.9.9.9", 5001),)), age=1, source=b"b" * 38)
+    router._members.suspect(peer, trio.current_time())
+    router._membership._reschedule_probes()
+    await trio.sleep(600)
+    assert 8 <= len(probed) <= 20

@@ -51,7 +51,7 @@ def test_what_is_no_blob_is_refused(tmp_path: Path) -> None:
         for open_it in (open_cached, open_blob):
             with pytest.raises(OSError, match=str(wrong)):
                 open_it(str(wrong), size)
-    assert open_files() == files
+    assert open_files() <= files
 
 
 def open_files() -> int:

@@ -297,20 +297,28 @@ async def test_the_loop_sends_only_what_it_knows_to_be_in_memory(
     assert received == b"head" + DATA
 
 
+@pytest.mark.parametrize("turn", [0.002, -1.0], ids=["while it waits for the socket", "while other tasks run"])
 async def test_a_client_that_reads_is_not_given_up_after_a_pause_of_this_process(
-    file: int, link: tuple[trio.socket.SocketType, trio.socket.SocketType], autojump_clock: MockClock
+    file: int,
+    link: tuple[trio.socket.SocketType, trio.socket.SocketType],
+    monkeypatch: pytest.MonkeyPatch,
+    autojump_clock: MockClock,
+    turn: float,
 ) -> None:
+    monkeypatch.setattr(send, "_TURN", turn)
+    monkeypatch.setattr(send, "_ALONE", 1 << 16)  # so that a call may be sent whole
     sink, client = link
     received = bytearray()
 
     async def read() -> None:
-        await trio.testing.wait_all_tasks_blocked()  # the socket is full
-        with suppress(BlockingIOError):
-            while data := os.read(client.fileno(), 1 << 16):
-                received.extend(data)
-        autojump_clock.jump(STALL + 1)  # and the loop did not run for all that time
-        while data := await client.recv(1 << 18):
-            received.extend(data)
+        while True:
+            await trio.lowlevel.wait_readable(client)
+            with suppress(BlockingIOError):
+                while data := os.read(client.fileno(), 1 << 16):
+                    received.extend(data)
+                else:
+                    return
+            autojump_clock.jump(STALL + 1)  # the loop did not run for all that time
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(read)
@@ -319,25 +327,29 @@ async def test_a_client_that_reads_is_not_given_up_after_a_pause_of_this_process
     assert received == DATA
 
 
-async def test_pages_that_were_in_memory_are_tested_again_after_a_wait(
+@pytest.mark.parametrize("paced", [False, True])
+async def test_pages_that_were_in_memory_are_tested_again_after_a_tenth_of_a_second(
+    paced: bool,
     file: int,
     link: tuple[trio.socket.SocketType, trio.socket.SocketType],
     monkeypatch: pytest.MonkeyPatch,
     autojump_clock: MockClock,
 ) -> None:
     sink, client = link
-    tested: list[int] = []
-    monkeypatch.setattr(send, "_resident", lambda fd, start, stop: tested.append(start) or True)
+    tested: list[float] = []
+    monkeypatch.setattr(send, "_resident", lambda fd, start, stop: tested.append(trio.current_time()) or True)
+    original = os.sendfile
+
+    def watched(*args: int) -> int:
+        assert trio.current_time() - tested[-1] <= 0.1
+        return original(*args)
+
+    monkeypatch.setattr(os, "sendfile", watched)
     received = 0
+    pace = Pace(4 << 20) if paced else None
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(send_file, sink, b"", file, 0, SIZE, lambda _: None)
-        await trio.testing.wait_all_tasks_blocked()
-        assert tested == [0]
-        await trio.sleep(1.0)
-        with suppress(BlockingIOError):
-            while data := os.read(client.fileno(), 1 << 16):
-                received += len(data)
-        await trio.testing.wait_all_tasks_blocked()
-        assert tested == [0, received]
+        nursery.start_soon(send_file, sink, b"", file, 0, SIZE, lambda _: None, pace)
         while received < SIZE:
-            received += len(await client.recv(1 << 18))
+            await trio.sleep(0.0 if paced else 0.04)
+            received += len(await client.recv(1 << 16))
+    assert len(tested) > 10

@@ -21,7 +21,6 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
 
 import trio
 
@@ -60,7 +59,9 @@ class Groups:
         self._contents: BoundedDict[str, dict[str, int]] = BoundedDict(_MOST_GROUPS)
         self._expected: BoundedDict[Digest, _Expected] = BoundedDict(_MOST_EXPECTED)
         self._stored: BoundedDict[str, Digest] = BoundedDict(_MOST)  # by blob: a manifest that the store has
-        self._read: BoundedDict[Digest, None] = BoundedDict(_MOST)  # stored manifests that were read
+        self._read: BoundedDict[Digest, int] = BoundedDict(
+            _MOST
+        )  # tries to read it; _TRIES once it was read
         self._next_search = -math.inf
         self._reading = trio.Lock()
 
@@ -121,11 +122,13 @@ class Groups:
         if blob not in self._stored and now >= self._next_search:
             self._next_search = now + _SEARCH_EVERY
             self._forget_lost()
-            for manifest in islice(self._unread(), _MOST_STORED):
-                body = await self._manifest(manifest)  # which may be cancelled, or fail, and is tried again then
+            # those last whose reading failed, or took so long that it was cancelled
+            for manifest in sorted(self._unread(), key=self._tried)[:_MOST_STORED]:
+                self._read[manifest] = self._tried(manifest) + 1
+                body = await self._manifest(manifest)
                 if body is None:
                     continue
-                self._read[manifest] = None
+                self._read[manifest] = _TRIES
                 with suppress(ValueError, RecursionError, AttributeError):
                     for each, _ in named_blobs(body):
                         self._stored[each] = manifest
@@ -140,11 +143,14 @@ class Groups:
         for blob in [each for each, manifest in self._stored.items() if manifest not in self._read]:
             del self._stored[blob]
 
+    def _tried(self, manifest: Digest) -> int:
+        return self._read.get(manifest, 0)
+
     def _unread(self) -> Iterator[Digest]:
         """Yield the stored manifests that were not read yet."""
         keys = self._store.keys()
         for key in keys:
-            if isinstance(key, Digest) and key not in self._read:
+            if isinstance(key, Digest) and self._tried(key) < _TRIES:
                 content = self._store.describe(key)
                 if content is not None and content.media_type in MANIFESTS:
                     yield key

@@ -361,6 +361,7 @@ class Membership:
         if answer is None and (member is None or member.spoke < start):
             self._host.disconnect(peer)  # so that the next probe makes a new connection
         self.table.put_off(peer, trio.current_time())
+        self._reschedule_probes()
 
 
 class _Question:

@@ -188,3 +188,24 @@ async def test_a_manifest_whose_reading_was_cut_short_is_read_again(
     slow = False
     await trio.sleep(_SEARCH_EVERY)
     assert await groups.of(blob(TOP)) == Digest.of(SECOND)
+
+
+async def test_a_manifest_that_is_slow_to_read_does_not_keep_others_from_being_read(
+    store: DownloadingStore, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tops = [b"%d" % number for number in range(20)]
+    digests = {store.add_content(manifest(BASE, top), OCI_MANIFEST) for top in tops}
+    groups, read = Groups(store), Groups._manifest
+    (slow, *_) = sorted(digests)
+
+    async def from_a_bad_sector(self: Groups, digest: Digest) -> bytes | None:
+        if digest == slow:
+            await trio.sleep(60)
+        return await read(self, digest)
+
+    monkeypatch.setattr(Groups, "_manifest", from_a_bad_sector)
+    for _ in range(3):
+        for top in tops:
+            await groups.of(blob(top))
+        await trio.sleep(_SEARCH_EVERY)
+    assert {groups.known(Digest.of(top)) for top in tops} & digests == digests - {slow}
