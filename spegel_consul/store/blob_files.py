@@ -52,6 +52,10 @@ _openat2.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_char_p, ctypes.c_void
 _openat2.restype = ctypes.c_long
 
 
+class WrongBytes(OSError):
+    """A file does not have the digest in its name."""
+
+
 def absent(digest: Digest) -> BlobUnknown:
     """Return the error for content that this node does not have."""
     return BlobUnknown(f"blob {digest} is not on this node", {"digest": digest})
@@ -117,7 +121,8 @@ class _FileChunks:
 async def open_file(path: Path, descriptor: Descriptor, limiter: trio.CapacityLimiter) -> FileBlob:
     """Open the file at ``path``, which holds the content of ``descriptor``.
 
-    Raises FileNotFoundError if it does not exist or can't be that content, and OSError if it can't be read.
+    Raises FileNotFoundError if it does not exist or can't be that content, WrongBytes if it is small and does not have
+    its digest, and OSError if it can't be read.
     """
     fd = await open_in_thread(partial(_open_checked, path, descriptor), limiter)
     return FileBlob(descriptor, fd, limiter)
@@ -128,7 +133,7 @@ def _open_checked(path: Path, descriptor: Descriptor) -> int:
     try:
         if descriptor.size <= SMALL and not descriptor.digest.fits(os.pread(fd, descriptor.size, 0)):
             # not FileNotFoundError, because the file may still be being written and must stay in the index
-            raise OSError(errno.EIO, "the bytes do not have the digest in the name", str(path))
+            raise WrongBytes(errno.EIO, "the bytes do not have the digest in the name", str(path))
     except OSError:
         os.close(fd)
         raise

@@ -5,6 +5,7 @@ A new rule about reading manifests from files belongs here; parsing is in :mod:`
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from functools import partial
 from itertools import islice
@@ -25,6 +26,9 @@ log = structlog.get_logger(__name__)
 BATCH = 64
 """Number of manifests that a thread reads at once; small, so that a cancelled task waits only for milliseconds."""
 
+WITHIN = 30.0
+"""Seconds that a batch may take."""
+
 
 def document_of(digest: Digest, body: bytes) -> Document | None:
     """Return the parsed manifest, or None if ``body`` is none."""
@@ -40,12 +44,16 @@ async def read_documents(
 ) -> dict[Digest, Document | None]:
     """Read and parse ``contents`` below ``blobs``.
 
-    The result has None for content that is no manifest, and no entry for content that can't be read.
+    The result has None for content that is no manifest, and no entry for content that can't be read. Raises
+    TimeoutError if the disk does not answer.
     """
     found: dict[Digest, Document | None] = {}
     rest = iter(contents)
     while batch := tuple(islice(rest, BATCH)):
-        found.update(await in_thread(partial(_read, blobs, batch), limiter))
+        with trio.move_on_after(WITHIN) as limit:
+            found.update(await in_thread(partial(_read, blobs, batch), limiter))
+        if limit.cancelled_caught:
+            raise TimeoutError(errno.ETIMEDOUT, f"no answer within {WITHIN:g} s: check the disk", str(blobs))
     return found
 
 

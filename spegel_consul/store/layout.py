@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import stat
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -57,6 +58,7 @@ NAMESPACE = "layout"
 MAX_INDEX_SIZE = 32 << 20
 """Size limit of index.json, in bytes."""
 
+_READ_AGAIN = 30.0  # seconds after which files that could not be read are tried again
 _LOOK_WITHIN = 60.0  # seconds; a hard disk lists a hundred thousand blobs in less
 
 Stamp = tuple[tuple[int, int, int], ...]
@@ -86,6 +88,8 @@ class LayoutStore(IndexedStore):
         self._stamp: Stamp | None = None
         self._problem = f"image layout {path} has not been read yet"
         self._in_trouble = False
+        self._unread = 0  # files that could not be read
+        self._read_again_at = math.inf
         self._ingests = Ingests(lambda: path, NAMESPACE, lambda digest: None)
 
     def file(self, digest: Digest) -> str | None:
@@ -124,8 +128,12 @@ class LayoutStore(IndexedStore):
             await self._look()
 
     async def _look(self) -> None:
+        again = trio.current_time() >= self._read_again_at
+        known = None if again else self._stamp
         try:
-            seen = await self._calls.run(partial(look, self._path, self._stamp))
+            seen = await self._calls.run(partial(look, self._path, known))
+            if seen.snapshot is not None:
+                await self._take(seen.snapshot)
         except FileNotFoundError:
             self._empty()
             self._trouble(f"image layout {self._path} does not exist: make it (index.json and blobs), or mount it")
@@ -138,9 +146,11 @@ class LayoutStore(IndexedStore):
             # the last valid snapshot and its stamp stay, so that the next look tries again
             self._trouble(f"index.json of image layout {self._path} is not valid: {exc}", keeps=self._stamp is not None)
         else:
-            if seen.snapshot is not None:
-                await self._take(seen.snapshot)
             self._stamp = seen.stamp
+            # a file may be gone again, or not be written yet, so a failure counts when it is repeated
+            if self._unread and (again or self._in_trouble):
+                self._trouble(f"{self._unread} files of {self._path} can't be read: check their owners", keeps=True)
+                return
             if self._in_trouble:
                 log.info("image layout is readable again", path=str(self._path))
             self._in_trouble = False
@@ -148,13 +158,16 @@ class LayoutStore(IndexedStore):
 
     async def _take(self, snapshot: Snapshot) -> None:
         self._apply(snapshot)
+        self._unread = 0
         while unread := self._index.unread():
             documents = await read_documents(self._path / "blobs", unread, self._limiter)
             for content in unread:
                 if content.digest in documents:
                     self._learn(content.digest, documents[content.digest])
                 else:
+                    self._unread += 1
                     self._index.drop_content(content.digest)
+        self._read_again_at = trio.current_time() + _READ_AGAIN if self._unread else math.inf
         changed = self._publish()
         log.debug("image layout read", path=str(self._path), added=len(changed.added), removed=len(changed.removed))
 

@@ -7,9 +7,11 @@ common case has no cost. A new rule about conflicts between stores belongs here.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 
 import trio
 
@@ -24,7 +26,11 @@ from spegel_consul.zerocopy.growing_file import GrowingFile
 
 
 class UnionStore:
-    """The union of ``stores``, in the order of their precedence: the first store that has a name resolves it."""
+    """The union of ``stores``, in the order of their precedence.
+
+    A name that several have is resolved by the one that has had it for the shortest time, because a namespace that is
+    not used any more keeps old tags.
+    """
 
     def __init__(self, stores: Sequence[CountedStore]) -> None:
         self._stores = tuple(stores)
@@ -47,10 +53,16 @@ class UnionStore:
         return sum(store.version for store in self._stores)
 
     def resolve(self, name: str) -> Digest | None:
-        return next((digest for store in self._stores if (digest := store.resolve(name)) is not None), None)
+        store = self._youngest(name)
+        return store.resolve(name) if store is not None else None
 
     def tag_age(self, name: str) -> float | None:
-        return next((store.tag_age(name) for store in self._stores if store.resolve(name) is not None), None)
+        store = self._youngest(name)
+        return store.tag_age(name) if store is not None else None
+
+    def _youngest(self, name: str) -> CountedStore | None:
+        having = [store for store in self._stores if store.resolve(name) is not None]
+        return min(having, key=partial(_age, name)) if len(having) > 1 else having[0] if having else None
 
     def describe(self, digest: Digest) -> Descriptor | None:
         return next((found for store in self._stores if (found := store.describe(digest)) is not None), None)
@@ -62,8 +74,11 @@ class UnionStore:
         return next((path for path in found if not several or may_be_there(path)), None)
 
     def images(self) -> tuple[Image, ...]:
-        # in reverse, so that the first store takes precedence
-        named = {image.name: image for store in reversed(self._stores) for image in store.images()}
+        named: dict[str, Image] = {}
+        for store in self._stores:
+            for image in store.images():
+                if image.name not in named or self._youngest(image.name) is store:
+                    named[image.name] = image
         return tuple(named[name] for name in sorted(named))
 
     def keys(self) -> frozenset[str]:
@@ -71,7 +86,11 @@ class UnionStore:
 
     def stored_images(self) -> tuple[StoredImage, ...]:
         """Return the named images with their sizes, for the status page."""
-        named = {stored.image.name: stored for store in reversed(self._stores) for stored in store.stored_images()}
+        named: dict[str, StoredImage] = {}
+        for store in self._stores:
+            for stored in store.stored_images():
+                if stored.image.name not in named or self._youngest(stored.image.name) is store:
+                    named[stored.image.name] = stored
         return tuple(named[name] for name in sorted(named))
 
     def advertised(self) -> Advertised:
@@ -165,3 +184,8 @@ class UnionStore:
         if isinstance(key, Digest):
             return self.describe(key) is not None
         return self.resolve(key) is not None
+
+
+def _age(name: str, store: CountedStore) -> float:
+    age = store.tag_age(name)
+    return math.inf if age is None else age

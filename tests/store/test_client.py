@@ -205,6 +205,11 @@ def test_odd_records_are_ignored() -> None:
     good = pb.Descriptor(digest=DIGEST, size=1, media_type="text/plain")
     assert conversion.image_record(pb.Image(name="docker.io/a/b:v1", target=good)) is not None
     assert conversion.image_record(pb.Image(name=DIGEST, target=good)) is None
+    for wrong in ("text/plain\r\nContent-Length: 0", "multipart/mixed; boundary=x", ""):
+        target = pb.Descriptor(digest=good.digest, size=5, media_type=wrong)
+        record = conversion.image_record(pb.Image(name="docker.io/a/b:v1", target=target))
+        assert record is not None
+        assert record.target.media_type == "application/octet-stream", "it is sent in a header field"
     assert conversion.image_record(pb.Image(name="docker.io/a/b:v1")) is None
     assert conversion.image_record(pb.Image(name="docker.io/a/b:v1", target=pb.Descriptor(digest="x"))) is None
     assert conversion.content(pb.Info(digest="blake3:00")) is None

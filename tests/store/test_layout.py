@@ -1,18 +1,22 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import trio
 from conformance.store import SampleImage, StoreSuite, eventually, running, sample_image
 from structlog.testing import capture_logs
 
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import BlobUnknown
 from spegel_consul.oci.media import OCI_INDEX
-from spegel_consul.store import Store
+from spegel_consul.store import Store, documents, layout
 from spegel_consul.store.layout import LayoutStore
 
 
@@ -165,3 +169,39 @@ async def test_entries_without_a_full_name_are_served_by_digest(shelf: LayoutShe
         descriptor = store.describe(image.root)
         assert descriptor is not None
         assert descriptor.media_type == OCI_INDEX
+
+
+async def test_a_manifest_that_could_not_be_read_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf, image, fails, original = LayoutShelf(tmp_path), sample_image(), True, documents.open_blob
+    await shelf.add(image)
+
+    def open_blob(path: Path, size: int) -> int:
+        if fails:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return original(path, size)
+
+    monkeypatch.setattr(documents, "open_blob", open_blob)
+    monkeypatch.setattr(layout, "_READ_AGAIN", 0.1)
+    with capture_logs() as logs:
+        async with running(LayoutStore(tmp_path, interval=0.02)) as store:
+            assert (store.images(), store.problem) == ((), None)
+            await trio.sleep(0.5)
+            fails = False
+            await eventually(lambda: store.resolve(image.name) == image.root)
+            assert store.problem is None
+    assert ["can't be read" in each["reason"] for each in logs if each["log_level"] == "warning"] == [True]
+
+
+async def test_a_disk_that_does_not_answer_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shelf, image, dead = LayoutShelf(tmp_path), sample_image(), threading.Event()
+    original = documents.open_blob
+    monkeypatch.setattr(documents, "WITHIN", 0.2)
+    monkeypatch.setattr(documents, "open_blob", lambda *given: dead.wait() and original(*given))
+    async with running(LayoutStore(tmp_path, interval=0.02)) as store:
+        await shelf.add(image)
+        await eventually(lambda: "no answer" in (store.problem or ""))
+        dead.set()
+        await eventually(lambda: store.resolve(image.name) == image.root)
+        assert store.problem is None

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from fakes.memory_store import MemoryStore
 
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import BlobUnknown
+from spegel_consul.oci.media import OCI_CONFIG, OCI_MANIFEST
 from spegel_consul.store import Blob, Store, union
 from spegel_consul.store.union import UnionStore
 
@@ -134,3 +136,28 @@ async def test_a_file_that_one_has_lost_is_another_ones(tmp_path: Path, monkeypa
         assert store.file(digest) == str(tmp_path / "there")
         (tmp_path / "there").unlink()
         assert store.file(digest) is None
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+async def test_a_name_in_several_is_that_of_the_youngest(order: tuple[int, int]) -> None:
+    class Aged(MemoryStore):
+        def __init__(self, age: float | None) -> None:
+            super().__init__()
+            self._age = age
+
+        def tag_age(self, name: str) -> float | None:
+            return self._age
+
+    name, kept, old, young = "docker.io/library/app:latest", Aged(None), Aged(30 * 86400.0), Aged(3600.0)
+    for number, store in enumerate((kept, old, young)):
+        config = {
+            "digest": store.add_content(b"{}"),
+            "size": 2,
+            "mediaType": "application/vnd.oci.image.config.v1+json",
+        }
+        image = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": []}
+        digest = store.add_image(name, json.dumps(image | {"annotations": {"version": str(number)}}).encode())
+    both = [old, young]
+    async with running(UnionStore([kept, *(both[each] for each in order)])) as all_of_them:
+        assert (all_of_them.resolve(name), all_of_them.tag_age(name)) == (digest, 3600.0)
+        assert [image.digest for image in all_of_them.images()] == [digest]

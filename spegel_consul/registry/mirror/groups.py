@@ -59,9 +59,7 @@ class Groups:
         self._contents: BoundedDict[str, dict[str, int]] = BoundedDict(_MOST_GROUPS)
         self._expected: BoundedDict[Digest, _Expected] = BoundedDict(_MOST_EXPECTED)
         self._stored: BoundedDict[str, Digest] = BoundedDict(_MOST)  # by blob: a manifest that the store has
-        self._read: BoundedDict[Digest, int] = BoundedDict(
-            _MOST
-        )  # tries to read it; _TRIES once it was read
+        self._read: BoundedDict[Digest, int] = BoundedDict(_MOST)  # tries to read it; _TRIES once it was read
         self._next_search = -math.inf
         self._reading = trio.Lock()
 

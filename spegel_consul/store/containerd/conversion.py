@@ -17,6 +17,7 @@ from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.oci.descriptor import Descriptor
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import DigestInvalid
+from spegel_consul.oci.media import header_safe
 from spegel_consul.oci.reference import registry_name
 from spegel_consul.store.containerd.proto import containerd_pb2 as pb
 from spegel_consul.store.index import Content, ImageRecord
@@ -67,7 +68,9 @@ def image_record(image: pb.Image) -> ImageRecord | None:
         return None
     updated_at = image.updated_at.seconds + image.updated_at.nanos / 1e9 if image.HasField("updated_at") else None
     labels = tuple(sorted(image.labels.items()))
-    return ImageRecord(image.name, Descriptor(digest, target.size, sys.intern(target.media_type)), updated_at, labels)
+    return ImageRecord(
+        image.name, Descriptor(digest, target.size, sys.intern(header_safe(target.media_type))), updated_at, labels
+    )
 
 
 def content(info: pb.Info) -> Content | None:

@@ -24,7 +24,7 @@ from spegel_consul.oci.descriptor import Descriptor
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import BlobUnknown
 from spegel_consul.oci.media import MAX_MANIFEST_SIZE
-from spegel_consul.store.blob_files import FileBlob, absent, blob_path, open_file
+from spegel_consul.store.blob_files import FileBlob, WrongBytes, absent, blob_path, open_file
 from spegel_consul.store.containerd.grpc_calls import ContainerdUnavailable, ContentStream
 from spegel_consul.store.containerd.grpc_client import ContainerdClient
 from spegel_consul.store.documents import document_of, read_documents
@@ -33,9 +33,11 @@ from spegel_consul.store.manifest_walk import Document
 
 log = structlog.get_logger(__name__)
 
+_FETCH_WITHIN = 30.0  # seconds
+
 
 class Unreadable(BlobUnknown):
-    """The content may well be there, but can't be read while containerd is away."""
+    """The content may well be there, but can't be read now: containerd is away, or the bytes are wrong."""
 
 
 class Reader:
@@ -59,6 +61,9 @@ class Reader:
                 return await open_file(blob_path(self.directory / "blobs", digest), descriptor, self._limiter)
             except FileNotFoundError:
                 file_is_missing = True
+            except WrongBytes as exc:  # containerd would send the same bytes, and nobody would verify them
+                log.debug("damaged content", reason=in_words(exc))
+                raise Unreadable(f"blob {digest} is damaged or not written yet", {"digest": digest}) from None
             except OSError as exc:
                 self._say_slow(in_words(exc))
         # containerd has the last word: the directory may be another one, or out of sight
@@ -82,7 +87,10 @@ class Reader:
         """
         found: dict[Digest, Document | None] = {}
         if self.directory is not None:
-            found = await read_documents(self.directory / "blobs", contents, self._limiter)
+            try:
+                found = await read_documents(self.directory / "blobs", contents, self._limiter)
+            except TimeoutError as exc:
+                raise ContainerdUnavailable(in_words(exc)) from None
         missing = [content for content in contents if content.digest not in found]
         if missing and self.client is None:
             raise ContainerdUnavailable("not connected to containerd")
@@ -102,13 +110,16 @@ class Reader:
         """A manifest's bytes, as many as tell that it is none, or None if the content is gone."""
         body = bytearray()
         try:
-            async with client.read(content.digest, 0, min(content.size, MAX_MANIFEST_SIZE)) as pieces:
-                async for piece in pieces:
-                    body += piece
-                    if not body.lstrip().startswith(b"{"):
-                        break
+            with trio.fail_after(_FETCH_WITHIN):
+                async with client.read(content.digest, 0, min(content.size, MAX_MANIFEST_SIZE)) as pieces:
+                    async for piece in pieces:
+                        body += piece
+                        if not body.lstrip().startswith(b"{"):
+                            break
         except BlobUnknown:
             return None
+        except trio.TooSlowError:
+            raise ContainerdUnavailable(f"it did not send a manifest within {_FETCH_WITHIN:g} s") from None
         return bytes(body)
 
     def _say_slow(self, reason: str) -> None:
