@@ -233,6 +233,9 @@ class Election:
 
     def _key_mine(self, entry: LockEntry, session: str, now: float) -> tuple[Action, ...]:
         self._session_doubted = False
+        # also if the answer to the request that acquired it was lost
+        self._solved(CreateSession, Acquire)
+        self.denied, self.has_no_locks = None, False
         self._acquisition.taken()
         if now < self._lead_end:
             self._set(state=State.LEADER, leader=self.me, epoch=entry.modify_index, session=session, fresh=True)

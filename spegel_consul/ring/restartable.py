@@ -146,13 +146,13 @@ class ReplaceableRouter:
 
         Returns False if the old generation stays.
         """
-        if self._nursery is None or self._next is not None:
+        nursery, old = self._nursery, self._current
+        if nursery is None or self._next is not None:
             return False
-        old = self._current
         new = self._next = _Generation(self._make(old.router))
         try:
             try:
-                await self._nursery.start(new.run)
+                await nursery.start(new.run)
             except RingError as exc:
                 log.warning("ring_generation_failed", error=str(exc))
                 return False
@@ -160,10 +160,12 @@ class ReplaceableRouter:
                 await self._catch_up(new.router, old.router, peers)
             if old.router.members() and not new.router.members():
                 return False
+            if self._nursery is not nursery:  # a failure has ended both generations, and another one may run
+                return False
             self._current = new
         finally:
             self._next = None
-            if self._current is old:
+            if self._current is not new:
                 new.scope.cancel()
         old.router.retire()
         with trio.move_on_after(DRAIN):

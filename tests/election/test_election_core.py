@@ -10,7 +10,12 @@ from pathlib import Path
 import pytest
 
 from spegel_consul.consul.api.client import KVEntry
-from spegel_consul.consul.api.consul_errors import AccessDenied, InvalidSession, InvalidSessionTTL
+from spegel_consul.consul.api.consul_errors import (
+    AccessDenied,
+    ConsulTimeout,
+    InvalidSession,
+    InvalidSessionTTL,
+)
 from spegel_consul.consul.consul_lock import RULES
 from spegel_consul.election import candidate
 from spegel_consul.election.election_events import (
@@ -135,6 +140,18 @@ def test_the_loser_destroys_its_session() -> None:
     assert 0.75 <= read.wait <= 1.25
     assert election.handle(KeyRead(3, 20, held("x")), 0) == (Destroy("s"), ReadKey(4, 20, 60.0))
     assert 6.75 <= election.deadline <= 7.5  # probes from now on
+
+
+def test_a_lock_that_is_held_is_no_problem_though_the_answer_was_lost() -> None:
+    election = owning()
+    actions = election.handle(Failed(Acquire("s"), ConsulTimeout("no answer within 10 s")), 0)
+    while not any(isinstance(each, ReadKey) for each in actions):
+        actions = election.handle(Ticked(), election.deadline)
+    [read] = [each for each in actions if isinstance(each, ReadKey)]
+    assert election.problem is not None
+    election.handle(KeyRead(read.number, 9, held("s", ME, 9)), 1)
+    assert election.view.state is State.LEADER
+    assert election.problem is None
 
 
 def test_refused_by_the_lock_delay_tries_again_with_the_same_session() -> None:

@@ -11,7 +11,7 @@ from fakes.memory_store import MemoryStore
 
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import BlobUnknown
-from spegel_consul.oci.media import OCI_CONFIG, OCI_MANIFEST
+from spegel_consul.oci.media import OCI_MANIFEST
 from spegel_consul.store import Blob, Store, union
 from spegel_consul.store.union import UnionStore
 

@@ -17,18 +17,22 @@ A new rule about the check of the lock belongs here.
 from __future__ import annotations
 
 import math
+import random
 from contextlib import suppress
 
 import structlog
 import trio
 
+from spegel_consul.backoff import Backoff
 from spegel_consul.consul.api.client import ConsulClient
-from spegel_consul.consul.api.consul_errors import ConsulError, ConsulUnavailable
+from spegel_consul.consul.api.consul_errors import AccessDenied, ConsulError, ConsulUnavailable, RateLimited
 from spegel_consul.consul.catalog.service_definitions import LEADER_CHECK_TTL, ServiceDefinition
+from spegel_consul.log import ProblemReport
 
 log = structlog.get_logger(__name__)
 
 _REPORT_EVERY = LEADER_CHECK_TTL / 6
+_LONGEST_PAUSE = 5.0  # seconds between reports that the agent refuses
 _DEREGISTER_WITHIN = 3.0
 
 
@@ -44,12 +48,13 @@ class LeaderService:
         self._order = trio.Lock()  # so that the last call wins
         self._wanted = trio.Event()
         self._registered = True  # perhaps, by a former process
+        self._token: str | None = None  # with which it was registered
 
     async def register(self) -> None:
         """Register the service as passing; :meth:`run` keeps it so. Raises ConsulError."""
         async with self._order:
             self._registered = True
-            await self._client.register_service(self._service.to_json())
+            await self._register()
             await self._pass()  # because the agent keeps the state that a former process left
             self._wanted.set()
 
@@ -71,15 +76,26 @@ class LeaderService:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep the check passing while the service is registered, until cancelled; calls ``started()`` at once."""
         task_status.started()
+        report = ProblemReport(log, "the check of spegel-leader can't be reported")
+        pauses = Backoff(_REPORT_EVERY, _LONGEST_PAUSE, random.Random())
         while True:
             await self._wanted.wait()
             try:
+                # the agent synchronises a check with the token that registered it
+                if await self._client.token() != self._token:
+                    await self._register_again(None)
                 await self._pass()
             except ConsulUnavailable:
                 await trio.sleep(_REPORT_EVERY / 3)  # so that an agent that returns gets a report early
                 continue
+            except (AccessDenied, RateLimited) as why:
+                report.tell(str(why))
+                await trio.sleep(pauses.next())
+                continue
             except ConsulError as why:
                 await self._register_again(why)
+            report.tell(None)
+            pauses.reset()
             await trio.sleep(_REPORT_EVERY)
 
     async def _pass(self) -> None:
@@ -87,10 +103,16 @@ class LeaderService:
         await self._client.check_pass(self.check_id, within=LEADER_CHECK_TTL / 2)
         self.alive_until = began + LEADER_CHECK_TTL
 
-    async def _register_again(self, why: ConsulError) -> None:
-        """Register the service again, because the agent has forgotten its check."""
+    async def _register(self) -> None:
+        token = await self._client.token()
+        await self._client.register_service(self._service.to_json())
+        self._token = token
+
+    async def _register_again(self, why: ConsulError | None) -> None:
+        """Register the service again: the agent has forgotten its check, as ``why`` tells, or the token has changed."""
         async with self._order:
             if self._wanted.is_set():
-                log.info("the agent forgot spegel-leader", error=str(why))
+                if why is not None:
+                    log.info("the agent forgot spegel-leader", error=str(why))
                 with suppress(ConsulError):
-                    await self._client.register_service(self._service.to_json())
+                    await self._register()
