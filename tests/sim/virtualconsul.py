@@ -322,6 +322,9 @@ class Client:
         await self._block(self._consul.services, index, wait, stale=True)
         return self._consul.services.index, () if self._agent.filtered else self._consul.catalog
 
+    async def token(self) -> None:
+        """Return None, because these agents have no ACLs."""
+
     async def register_service(self, definition: Mapping[str, object]) -> None:
         await self._reach(servers=False)
 
