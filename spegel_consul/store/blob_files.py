@@ -52,7 +52,7 @@ _openat2.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_char_p, ctypes.c_void
 _openat2.restype = ctypes.c_long
 
 
-class WrongBytes(OSError):
+class Damaged(OSError):
     """A file does not have the digest in its name."""
 
 
@@ -121,7 +121,7 @@ class _FileChunks:
 async def open_file(path: Path, descriptor: Descriptor, limiter: trio.CapacityLimiter) -> FileBlob:
     """Open the file at ``path``, which holds the content of ``descriptor``.
 
-    Raises FileNotFoundError if it does not exist or can't be that content, WrongBytes if it is small and does not have
+    Raises FileNotFoundError if it does not exist or can't be that content, Damaged if it is small and does not have
     its digest, and OSError if it can't be read.
     """
     fd = await open_in_thread(partial(_open_checked, path, descriptor), limiter)
@@ -133,7 +133,7 @@ def _open_checked(path: Path, descriptor: Descriptor) -> int:
     try:
         if descriptor.size <= SMALL and not descriptor.digest.fits(os.pread(fd, descriptor.size, 0)):
             # not FileNotFoundError, because the file may still be being written and must stay in the index
-            raise WrongBytes(errno.EIO, "the bytes do not have the digest in the name", str(path))
+            raise Damaged(errno.EIO, "the bytes do not have the digest in the name", str(path))
     except OSError:
         os.close(fd)
         raise

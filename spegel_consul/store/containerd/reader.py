@@ -24,7 +24,7 @@ from spegel_consul.oci.descriptor import Descriptor
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import BlobUnknown
 from spegel_consul.oci.media import MAX_MANIFEST_SIZE
-from spegel_consul.store.blob_files import FileBlob, WrongBytes, absent, blob_path, open_file
+from spegel_consul.store.blob_files import Damaged, FileBlob, absent, blob_path, open_file
 from spegel_consul.store.containerd.grpc_calls import ContainerdUnavailable, ContentStream
 from spegel_consul.store.containerd.grpc_client import ContainerdClient
 from spegel_consul.store.documents import document_of, read_documents
@@ -61,7 +61,7 @@ class Reader:
                 return await open_file(blob_path(self.directory / "blobs", digest), descriptor, self._limiter)
             except FileNotFoundError:
                 file_is_missing = True
-            except WrongBytes as exc:  # containerd would send the same bytes, and nobody would verify them
+            except Damaged as exc:  # containerd would send the same bytes, and nobody would verify them
                 log.debug("damaged content", reason=in_words(exc))
                 raise Unreadable(f"blob {digest} is damaged or not written yet", {"digest": digest}) from None
             except OSError as exc:
