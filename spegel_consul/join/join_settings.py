@@ -54,4 +54,4 @@ class BootstrapSettings:
         if BootstrapKind.NOMAD_VAR in self.kinds:
             variable_path(self.nomad_var)
         if self.nomad is not None and self.nomad.address.startswith("https"):
-            self.nomad.ssl_context()
+            self.nomad.tls.context()

@@ -54,6 +54,11 @@ def temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}{_SUFFIX}")
 
 
+def is_temporary(name: str) -> bool:
+    """Whether a file's name is one of ``temporary``."""
+    return name.startswith(".") and name.endswith(_SUFFIX)
+
+
 def read(path: Path, *, follow: bool = True) -> bytes | None:
     """The content, or None if there is no such file. Raises DiskError; ``follow`` is as in ``files.read``."""
     with explained(path, "read"):

@@ -24,7 +24,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import field, replace
 from pathlib import Path
 
@@ -46,8 +46,8 @@ class New:
     note: Mapping[str, object] = field(default_factory=dict)
 
 
-Undo = Callable[[bytes, Mapping[str, object]], bytes | None]
-"""From the content and the note of an edited file to its content without our part; None if that is not possible."""
+Undo = Callable[[bytes, Sequence[Mapping[str, object]]], bytes | None]
+"""From the content and the notes of an edited file to its content without our part; None if that is not possible."""
 
 
 class ConfigDirectory:
@@ -70,7 +70,7 @@ class ConfigDirectory:
                 raise DiskError(f"{path} can't be understood: {exc}; nothing was changed") from None
         with explained(self._backup, "read"):
             others = [path.name for path in self._backup.iterdir()] if self._backup.is_dir() else []
-        if any(name != temporary(path).name for name in others):
+        if not all(map(atomic_files.is_temporary, others)):
             raise DiskError(
                 f"{self._backup} was made by another program: run its cleanup first, or move the directory away"
             )
@@ -135,7 +135,8 @@ class ConfigDirectory:
             record = self.record()
             if record is None:
                 if self._backup.is_dir():
-                    atomic_files.remove(temporary(self._backup / _RECORD))
+                    for left in list(self._backup.iterdir()):  # only temporary files, says record()
+                        atomic_files.remove(left)
                     atomic_files.remove_empty(self._backup)
                 return
             left: dict[str, FileRecord] = {}
@@ -166,7 +167,7 @@ class ConfigDirectory:
         recorded, content = record.files.get(path), self.current(path)
         if self._undo is None or recorded is None or content is None or not self._edited(path, content, recorded):
             return record
-        without_ours = self._undo(content, recorded.note)
+        without_ours = self._undo(content, recorded.notes)
         if without_ours is None:
             return record
         if without_ours != content:
@@ -183,9 +184,7 @@ class ConfigDirectory:
         made = list(record.made)
         for path, new in files.items():
             recorded = known.get(path) or FileRecord(os.path.lexists(self.base / path))
-            digest = _digest(new.content)
-            written = recorded.written if digest in recorded.written else (*recorded.written, digest)
-            known[path] = FileRecord(recorded.existed, written, new.note)
+            known[path] = recorded.planned(_digest(new.content), new.note)
             parent = Path(path).parent
             if parent != Path() and not (self.base / parent).is_dir() and str(parent) not in made:
                 made.append(str(parent))
@@ -244,7 +243,7 @@ class ConfigDirectory:
         content = atomic_files.read(target)
         is_replaced = os.path.lexists(saved) or not recorded.existed
         if content is not None and self._edited(path, content, recorded):
-            without_ours = self._undo(content, recorded.note) if self._undo is not None else None
+            without_ours = self._undo(content, recorded.notes) if self._undo is not None else None
             if without_ours is not None:
                 if without_ours != content:
                     atomic_files.write(target, without_ours)
@@ -260,8 +259,8 @@ class ConfigDirectory:
         elif is_replaced and content is not None:
             atomic_files.remove(target)
             yield f"removed {target}"
+        atomic_files.remove(temporary(saved))
         if saved.parent != self._backup and saved.parent.is_dir():
-            atomic_files.remove(temporary(saved))
             atomic_files.remove_empty(saved.parent)
 
     def _without_gone(self, record: Record) -> Record:

@@ -18,12 +18,26 @@ from spegel_consul.lean.dataclass import dataclass
 class FileRecord:
     """One file: whether an original existed, and the digests of the contents that we wrote.
 
-    ``note``: facts of the writer for the restore.
+    ``note``: facts of the writer for the restore. ``earlier``: notes of contents that the file may still have, because
+    they were not replaced yet when ``note`` was recorded.
     """
 
     existed: bool
     written: tuple[str, ...] = ()
     note: Mapping[str, object] = field(default_factory=dict)
+    earlier: tuple[Mapping[str, object], ...] = ()
+
+    @property
+    def notes(self) -> tuple[Mapping[str, object], ...]:
+        """All notes, the newest first: the additions of each may be in the file."""
+        return (self.note, *self.earlier)
+
+    def planned(self, digest: str, note: Mapping[str, object]) -> FileRecord:
+        """The record before a content with ``digest`` and ``note`` replaces one that we wrote earlier."""
+        written = self.written if digest in self.written else (*self.written, digest)
+        new = json.dumps(note)  # one form, because a note that was read has lists in place of tuples
+        earlier = tuple(before for before in self.notes if before and json.dumps(before) != new)
+        return FileRecord(self.existed, written, note, earlier)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +59,12 @@ class Record:
             if document["version"] != 1:
                 raise ValueError("it is of a later version of spegel-consul")
             files = {
-                str(path): FileRecord(bool(entry["existed"]), tuple(entry["written"]), dict(entry["note"]))
+                str(path): FileRecord(
+                    bool(entry["existed"]),
+                    tuple(entry["written"]),
+                    dict(entry["note"]),
+                    tuple(map(dict, entry.get("earlier", ()))),  # older versions write none
+                )
                 for path, entry in document["files"].items()
             }
             made = tuple(map(str, document["made"]))

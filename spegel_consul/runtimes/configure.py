@@ -9,6 +9,7 @@ own, such as :mod:`spegel_consul.runtimes.hosts_toml`.
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -150,11 +151,8 @@ def conf_files(base: Path) -> list[tuple[str, str]]:
 def plan_daemon(path: Path, mirroring: Mirroring, *, snapshotter: bool) -> Plan:
     """Plan Docker's daemon.json at ``path``. Raises Refused or DiskError."""
     directory = daemon_directory(path)
-    record = directory.record()
-    content = directory.original(path.name, record)
     try:
-        if record is not None and directory.is_edited(path.name, record):
-            content = take_out(directory.current(path.name) or b"", record.files[path.name].note)
+        content = _without_ours(directory, path.name, take_out)
         existing = _text(content) if content is not None else ""
         text, what = daemon_json.added(existing, mirroring.targets, snapshotter=snapshotter)
     except Unusable as exc:
@@ -180,11 +178,8 @@ def plan_buildkitd(path: Path, registries: Sequence[Registry], mirroring: Mirror
     ``keep_existing``: as for ``plan_hosts``.
     """
     directory = buildkitd_directory(path)
-    record = directory.record()
-    content = directory.original(path.name, record)
     try:
-        if record is not None and directory.is_edited(path.name, record):
-            content = take_out_of_buildkitd(directory.current(path.name) or b"", record.files[path.name].note)
+        content = _without_ours(directory, path.name, take_out_of_buildkitd)
         existing = _text(content) if content is not None else ""
         text, what = buildkitd_toml.added(existing, registries, mirroring, keep_existing=keep_existing)
     except Unusable as exc:
@@ -228,10 +223,20 @@ def buildkitd_directory(path: Path) -> ConfigDirectory:
     return ConfigDirectory(path.parent, _undo(take_out_of_buildkitd))
 
 
+def _without_ours(
+    directory: ConfigDirectory, name: str, taken_out: Callable[[bytes, Mapping[str, object]], bytes]
+) -> bytes | None:
+    """The original, or an edited file without our part; None without a file. Raises Unusable or DiskError."""
+    record = directory.record()
+    if record is None or not directory.is_edited(name, record):
+        return directory.original(name, record)
+    return functools.reduce(taken_out, record.files[name].notes, directory.current(name) or b"")
+
+
 def _undo(taken_out: Callable[[bytes, Mapping[str, object]], bytes]) -> Undo:
-    def undo(content: bytes, note: Mapping[str, object]) -> bytes | None:
+    def undo(content: bytes, notes: Sequence[Mapping[str, object]]) -> bytes | None:
         try:
-            return taken_out(content, note)
+            return functools.reduce(taken_out, notes, content)
         except Unusable:
             return None
 

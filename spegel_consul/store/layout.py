@@ -2,7 +2,7 @@
 
 A layout sends no events. So in each interval the store compares the stamps of index.json and of the blob directories,
 and reads everything again if one differs. A writer may be in the middle of a change, so an index.json that can't be
-parsed leaves the last valid one in force.
+parsed leaves the last valid one in force, and one that is missing does so until the next look.
 
 Names are in the annotations of index.json's entries. containerd writes the full name to io.containerd.image.name. Other
 tools write it to org.opencontainers.image.ref.name, or only the tag, which is no full name. An entry without a full
@@ -88,6 +88,7 @@ class LayoutStore(IndexedStore):
         self._stamp: Stamp | None = None
         self._problem = f"image layout {path} has not been read yet"
         self._in_trouble = False
+        self._missed = False  # whether index.json was missing at the last look
         self._unread = 0  # files that could not be read
         self._read_again_at = math.inf
         self._ingests = Ingests(lambda: path, NAMESPACE, lambda digest: None)
@@ -130,11 +131,15 @@ class LayoutStore(IndexedStore):
     async def _look(self) -> None:
         again = trio.current_time() >= self._read_again_at
         known = None if again else self._stamp
+        missed, self._missed = self._missed, False
         try:
             seen = await self._calls.run(partial(look, self._path, known))
             if seen.snapshot is not None:
                 await self._take(seen.snapshot)
         except FileNotFoundError:
+            if self._stamp is not None and not missed:
+                self._missed = True  # some writers remove index.json before they write the new one
+                return
             self._empty()
             self._trouble(f"image layout {self._path} does not exist: make it (index.json and blobs), or mount it")
         except OSError as exc:

@@ -141,7 +141,7 @@ def consul_tls(name: str) -> Reads:
     async def reads(home: Path, make: Callable[[Path], None]) -> str:
         cert, key = pair(home)
         files = {"client_cert": str(cert), "client_key": str(key), name: str(at(home / "odd", make))}
-        return raised(ValueError, lambda: ConsulSettings(scheme="https", **files).ssl_context())
+        return raised(ValueError, lambda: ConsulSettings(scheme="https", **files).tls.context())
 
     return reads
 
@@ -159,7 +159,7 @@ def nomad_tls(name: str) -> Reads:
     async def reads(home: Path, make: Callable[[Path], None]) -> str:
         cert, key = pair(home)
         files = {"client_cert": str(cert), "client_key": str(key), name: str(at(home / "odd", make))}
-        return raised(ValueError, lambda: NomadSettings(address="https://127.0.0.1", **files).ssl_context())
+        return raised(ValueError, lambda: NomadSettings(address="https://127.0.0.1", **files).tls.context())
 
     return reads
 

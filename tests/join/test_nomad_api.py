@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import trio
+from lab.certificates import Authority
 
 from spegel_consul.join.polled import SourceError
 from spegel_consul.join.sources.nomad_api import NomadClient, NomadError, NomadSettings, variable_path
@@ -75,6 +81,59 @@ async def test_no_process_listens(tmp_path: Path) -> None:
                 await client.request("GET", "/v1/var/x")
         assert caught.value.status == 0
         assert "\n" not in str(caught.value)
+
+
+class TlsAgent:
+    """A Nomad that wants a client certificate and notes the names in those that it is shown."""
+
+    def __init__(self, authority: Authority, home: Path) -> None:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(authority.path))
+        context.load_cert_chain(*authority.issue(home, "server", "127.0.0.1"))
+        context.verify_mode = ssl.CERT_REQUIRED
+        shown = self.shown = []  # type: list[str]
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                assert isinstance(self.connection, ssl.SSLSocket)
+                shown.append(dict(self.connection.getpeercert()["subject"][0])["commonName"])
+                self.send_response(200)
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                """Says nothing."""
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.socket = context.wrap_socket(self.server.socket, server_side=True)
+        self.url = f"https://127.0.0.1:{self.server.server_port}"
+
+
+@pytest.fixture
+def tls_agent(tmp_path: Path) -> Iterator[tuple[TlsAgent, Authority]]:
+    authority = Authority.make(tmp_path)
+    agent = TlsAgent(authority, tmp_path)
+    thread = threading.Thread(target=agent.server.serve_forever, args=(0.05,))
+    thread.start()
+    yield agent, authority
+    agent.server.shutdown()
+    thread.join(10)
+    agent.server.server_close()
+
+
+async def test_renewed_certificates_are_used_without_a_restart(
+    tls_agent: tuple[TlsAgent, Authority], tmp_path: Path
+) -> None:
+    agent, authority = tls_agent
+    cert, key = authority.issue(tmp_path, "first", "client")
+    settings = NomadSettings(agent.url, cafile=str(authority.path), client_cert=str(cert), client_key=str(key))
+    async with NomadClient(settings) as client:
+        await client.request("GET", "/v1/status/leader")
+        for new, old in zip(authority.issue(tmp_path, "second", "client"), (cert, key), strict=True):
+            new.replace(old)
+        with trio.fail_after(20):
+            while agent.shown[-1] != "second":
+                await trio.sleep(0.2)
+                await client.request("GET", "/v1/status/leader")
+    assert agent.shown[0] == "first"
 
 
 async def test_three_services_and_never_oneself(nomad: FakeNomad) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import tomllib
 from dataclasses import replace
@@ -292,6 +293,43 @@ def test_an_edit_of_daemon_json_outlives_a_death_at_any_change(tmp_path: Path, a
         list(daemon_directory(path).restore())
         assert '"log-level": "warn"' in path.read_text(), number
         assert "10.0.0." not in path.read_text(), number
+
+
+@pytest.mark.parametrize("and_again", [False, True])
+def test_an_edit_of_daemon_json_after_a_death_at_any_change(tmp_path: Path, and_again: bool) -> None:
+    path = tmp_path / "daemon.json"
+
+    def prepare() -> None:
+        list(daemon_directory(path).restore())
+        path.write_text('{\n  "debug": true\n}\n')
+        write_daemon(path, MIRRORING)
+
+    for number in each_death(partial(write_daemon, path, OTHER), prepare):
+        path.write_text(path.read_text().replace("{", '{"log-level": "warn",', 1))
+        if and_again:
+            write_daemon(path, OTHER)
+            assert "10.0.0.7" not in path.read_text(), number
+        list(daemon_directory(path).restore())
+        assert path.read_text() == '{"log-level": "warn",\n  "debug": true\n}\n', number
+
+
+def test_a_death_while_an_original_is_copied_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system without hard links, such as an SMB share."""
+
+    def link(*_: object, **__: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "no links here")
+
+    monkeypatch.setattr(os, "link", link)
+    path = tmp_path / "daemon.json"
+    path.write_text("{}")
+
+    def prepare() -> None:
+        list(daemon_directory(path).restore())
+
+    for number in each_death(partial(write_daemon, path, MIRRORING), prepare):
+        list(daemon_directory(path).restore())
+        assert [entry.name for entry in tmp_path.iterdir()] == ["daemon.json"], number
+        assert path.read_text() == "{}", number
 
 
 def test_a_file_that_cant_be_restored_does_not_hold_up_the_others(

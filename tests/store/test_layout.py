@@ -104,6 +104,31 @@ async def test_half_written_index_leaves_the_last_good_one(shelf: LayoutShelf, g
     assert len([entry for entry in logs if entry["log_level"] == "warning"]) == 1
 
 
+async def test_an_index_that_is_missing_for_a_moment_withdraws_nothing(
+    shelf: LayoutShelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some writers remove index.json before they write the new one."""
+    image = sample_image()
+    await shelf.add(image)
+    looks: list[frozenset[object]] = []
+    async with running(shelf.store(lambda name: True)) as store:
+
+        def look(path: Path, known: object) -> object:
+            looks.append(store.keys())
+            if len(looks) in (2, 4):
+                raise FileNotFoundError
+            return real(path, known)
+
+        real: Callable[..., object] = layout.look
+        before = store.keys()
+        monkeypatch.setattr(layout, "look", look)
+        with trio.fail_after(10):
+            while len(looks) < 6:
+                await trio.sleep(0.01)
+        assert looks[:6] == [before] * 6
+        assert store.problem is None
+
+
 async def test_a_layout_that_go_has_emptied(shelf: LayoutShelf) -> None:
     await shelf.add(sample_image())
     async with running(shelf.store(lambda name: True)) as store:

@@ -9,14 +9,11 @@ A new environment variable of Consul, or a rule about one, belongs here.
 
 from __future__ import annotations
 
-import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import field, replace
-from pathlib import Path
 from urllib.parse import urlsplit
 
-from spegel_consul.disk import foreign_files, pem
-from spegel_consul.error_words import in_words
+from spegel_consul.disk.client_tls import ClientTls
 from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.peers import in_url
 
@@ -100,9 +97,7 @@ class ConsulSettings:
         if auth := env.get("CONSUL_HTTP_AUTH"):
             user, _, password = auth.partition(":")
             settings = replace(settings, basic_auth=(user, password))
-        if bool(settings.client_cert) != bool(settings.client_key):
-            missing = "CONSUL_CLIENT_KEY" if settings.client_cert else "CONSUL_CLIENT_CERT"
-            raise ValueError(f"{missing}: not set, but a client certificate needs both certificate and key")
+        settings.tls.check()
         return settings
 
     @property
@@ -111,69 +106,9 @@ class ConsulSettings:
         return f"{self.scheme}://{in_url(self.host)}{'' if self.port is None else f':{self.port}'}{self.path_prefix}"
 
     @property
-    def trusted(self) -> str:
-        """The authorities, for people: CONSUL_CACERT replaces CONSUL_CAPATH, and either replaces the system's."""
-        if self.cafile:
-            return f"CONSUL_CACERT, {self.cafile}"
-        if self.capath:
-            return f"CONSUL_CAPATH, {self.capath}"
-        return "an authority that this system trusts; CONSUL_CACERT names another"
-
-    def ssl_context(self) -> ssl.SSLContext:
-        """The client side of TLS. ValueError names the variable whose file can't be used."""
-        return self.tls_files()[0]
-
-    def tls_files(self) -> tuple[ssl.SSLContext, Callable[[ssl.SSLContext], None]]:
-        """A new context, and a function that adds the same certificates to another context.
-
-        All files are read here. So the task that uses a context can change it with the function, without waiting.
-        """
-        authorities = self._authorities()
-        context = pem.as_go_verifies(ssl.create_default_context(cadata=authorities))
-        if not self.verify:
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-        pair = None
-        if self.client_cert and self.client_key:
-            try:
-                pair = pem.Pair.read(self.client_cert, self.client_key)
-                pair.load(context)
-            except (OSError, ValueError) as why:
-                raise ValueError(f"CONSUL_CLIENT_CERT, CONSUL_CLIENT_KEY: {self.client_cert}: {in_words(why)}") from why
-
-        def load(another: ssl.SSLContext) -> None:
-            if authorities:
-                another.load_verify_locations(cadata=authorities)
-            if pair is not None:
-                pair.load(another)
-
-        return context, load
-
-    def _authorities(self) -> str | None:
-        """The PEM text of the file, or of all files below the directory, because Go reads files of any name."""
-        if self.cafile:
-            return _certificates("CONSUL_CACERT", Path(self.cafile))
-        if not self.capath:
-            return None
-        try:
-            found = sorted(path for path in Path(self.capath).rglob("*") if path.is_file())
-            next(Path(self.capath).iterdir(), None)
-        except OSError as why:
-            raise ValueError(f"CONSUL_CAPATH: {self.capath}: {in_words(why)}") from why
-        if not found:
-            raise ValueError(f"CONSUL_CAPATH: {self.capath}: no files in it")
-        return "".join(_certificates("CONSUL_CAPATH", path) for path in found)
-
-
-def _certificates(variable: str, path: Path) -> str:
-    try:
-        text = foreign_files.read(path, pem.SIZE).decode("ascii", "ignore")  # ignore, because of comments
-        ssl.create_default_context(cadata=text)
-    except (ssl.SSLError, ValueError) as why:
-        raise ValueError(f"{variable}: {path}: no certificates in PEM form") from why
-    except OSError as why:
-        raise ValueError(f"{variable}: {path}: {in_words(why)}") from why
-    return text if text.endswith("\n") else text + "\n"
+    def tls(self) -> ClientTls:
+        """The TLS files, which are not opened yet."""
+        return ClientTls("CONSUL", self.cafile, self.capath, self.client_cert, self.client_key, self.verify)
 
 
 def _flag(env: Mapping[str, str], variable: str, default: bool) -> bool:

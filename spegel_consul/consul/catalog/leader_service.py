@@ -59,27 +59,31 @@ class LeaderService:
             self._wanted.set()
 
     async def deregister(self) -> None:
-        """Deregister the service, if it may be registered; takes at most 3 s. Raises nothing."""
+        """Deregister the service, if it may be registered; takes at most 3 s. Raises nothing; run() tries again."""
         with trio.move_on_after(_DEREGISTER_WITHIN, shield=True) as limit:
             async with self._order:
                 if self._wanted.is_set():
                     self._wanted = trio.Event()
-                if self._registered:
-                    try:
-                        await self._client.deregister_service(self._service.id)
-                        self._registered = False
-                    except ConsulError as why:
-                        log.debug("could not deregister", service=self._service.id, error=str(why))
+                await self._deregister()
         if limit.cancelled_caught:
             log.debug("could not deregister in time", service=self._service.id)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep the check passing while the service is registered, until cancelled; calls ``started()`` at once."""
+        """Keep the check passing while the service is registered, and deregister what is left, until cancelled.
+
+        Calls ``started()`` at once.
+        """
         task_status.started()
         report = ProblemReport(log, "the check of spegel-leader can't be reported")
         pauses = Backoff(_REPORT_EVERY, _LONGEST_PAUSE, random.Random())
         while True:
-            await self._wanted.wait()
+            with trio.move_on_after(_LONGEST_PAUSE) as unwanted:
+                await self._wanted.wait()
+            if unwanted.cancelled_caught:
+                async with self._order:
+                    if not self._wanted.is_set():
+                        await self._deregister()  # else the name would be answered with this node for minutes
+                continue
             try:
                 # the agent synchronises a check with the token that registered it
                 if await self._client.token() != self._token:
@@ -97,6 +101,14 @@ class LeaderService:
             report.tell(None)
             pauses.reset()
             await trio.sleep(_REPORT_EVERY)
+
+    async def _deregister(self) -> None:
+        if self._registered:
+            try:
+                await self._client.deregister_service(self._service.id)
+                self._registered = False
+            except ConsulError as why:
+                log.debug("could not deregister", service=self._service.id, error=str(why))
 
     async def _pass(self) -> None:
         began = trio.current_time()

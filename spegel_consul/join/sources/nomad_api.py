@@ -13,7 +13,6 @@ A rule that holds for every request to Nomad belongs here.
 from __future__ import annotations
 
 import json
-import ssl
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import field
@@ -27,9 +26,9 @@ import trio
 
 from spegel_consul.consul.api.token import TokenSource
 from spegel_consul.consul.api.transport import root_cause
-from spegel_consul.disk import pem
+from spegel_consul.disk.client_tls import ClientTls
+from spegel_consul.disk.followed_context import FollowedContext
 from spegel_consul.election.lock_store import LockError
-from spegel_consul.error_words import in_words
 from spegel_consul.http import bounded_client
 from spegel_consul.http.answer_bounds import AnswerRefused
 from spegel_consul.join.peer_formats import one_line
@@ -66,6 +65,7 @@ class NomadSettings:
     region: str | None = None
     namespace: str = "default"
     cafile: str | None = None
+    capath: str | None = None
     client_cert: str | None = None
     client_key: str | None = None
     tls_server_name: str | None = None
@@ -85,10 +85,7 @@ class NomadSettings:
         elif parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"{variable}: {address!r} is not a URL: expected something like {DEFAULT_ADDRESS}")
         token_file = str(Path(secrets) / "nomad_token") if secrets else None
-        if bool(env.get("NOMAD_CLIENT_CERT")) != bool(env.get("NOMAD_CLIENT_KEY")):
-            missing = "NOMAD_CLIENT_KEY" if env.get("NOMAD_CLIENT_CERT") else "NOMAD_CLIENT_CERT"
-            raise ValueError(f"{missing}: not set, but a client certificate needs both certificate and key")
-        return cls(
+        settings = cls(
             address.rstrip("/"),
             uds,
             token=env.get("NOMAD_TOKEN") or None,
@@ -96,24 +93,19 @@ class NomadSettings:
             region=env.get("NOMAD_REGION") or None,
             namespace=env.get("NOMAD_NAMESPACE") or "default",
             cafile=env.get("NOMAD_CACERT") or None,
+            capath=env.get("NOMAD_CAPATH") or None,
             client_cert=env.get("NOMAD_CLIENT_CERT") or None,
             client_key=env.get("NOMAD_CLIENT_KEY") or None,
             tls_server_name=env.get("NOMAD_TLS_SERVER_NAME") or None,
             verify=env.get("NOMAD_SKIP_VERIFY", "").lower() not in ("1", "t", "true"),
         )
+        settings.tls.check()
+        return settings
 
-    def ssl_context(self) -> ssl.SSLContext:
-        """The TLS context of a client. Raises ValueError."""
-        try:
-            context = pem.client_context(self.cafile)
-            if self.client_cert and self.client_key:
-                pem.load_pair(context, self.client_cert, self.client_key)
-        except (OSError, ValueError) as why:
-            raise ValueError(f"NOMAD_CACERT, NOMAD_CLIENT_CERT, NOMAD_CLIENT_KEY: {in_words(why)}") from None
-        if not self.verify:
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-        return context
+    @property
+    def tls(self) -> ClientTls:
+        """The TLS files, which are not opened yet."""
+        return ClientTls("NOMAD", self.cafile, self.capath, self.client_cert, self.client_key, self.verify)
 
 
 class NomadClient(AbstractAsyncContextManager["NomadClient"]):
@@ -124,10 +116,11 @@ class NomadClient(AbstractAsyncContextManager["NomadClient"]):
         self._tokens = TokenSource(settings.token, settings.token_file, "NOMAD_SECRETS_DIR")
         self._where = settings.uds or settings.address
         self._extensions = {"sni_hostname": settings.tls_server_name} if settings.tls_server_name else {}
+        self._tls = FollowedContext(settings.tls) if settings.address.startswith("https") else None
         self._client = bounded_client.client(
             transport=transport
             or httpx.AsyncHTTPTransport(
-                verify=settings.ssl_context() if settings.address.startswith("https") else False,
+                verify=self._tls.context if self._tls else False,
                 uds=settings.uds,
                 trust_env=False,
             ),
@@ -154,6 +147,8 @@ class NomadClient(AbstractAsyncContextManager["NomadClient"]):
         if self._settings.region:
             query["region"] = self._settings.region
         budget = wait + wait / 16 + _CALL_WITHIN
+        if self._tls is not None:
+            await self._tls.look(trio.current_time())
         try:
             answer = await bounded_client.receive(
                 self._client,

@@ -1,13 +1,8 @@
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from spegel_consul.consul.api.consul_settings import ConsulSettings
 from spegel_consul.consul.api.duration import format_duration, parse_duration
@@ -108,9 +103,9 @@ def test_bad_values_are_named(env: dict[str, str], line: str) -> None:
 
 def test_tls_files_that_cannot_be_used_are_named() -> None:
     with pytest.raises(ValueError, match=r"CONSUL_CACERT.*/nowhere"):
-        ConsulSettings(cafile="/nowhere").ssl_context()
+        ConsulSettings(cafile="/nowhere").tls.context()
     with pytest.raises(ValueError, match=r"CONSUL_CLIENT_CERT.*/nowhere"):
-        ConsulSettings(client_cert="/nowhere", client_key="/nowhere").ssl_context()
+        ConsulSettings(client_cert="/nowhere", client_key="/nowhere").tls.context()
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("10s", 10), ("1m30s", 90), ("250ms", 0.25), ("1h0m0s", 3600), ("0", 0)])
@@ -127,51 +122,6 @@ def test_bad_durations(text: str) -> None:
 def test_a_wait_is_never_zero() -> None:
     assert format_duration(0) == "1ms"
     assert format_duration(60) == "60000ms"
-
-
-def authority(directory: Path, name: str) -> Path:
-    """A certificate that signs itself, as PEM."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    now = datetime.now(UTC)
-    made = x509.CertificateBuilder(subject, subject, key.public_key(), 1, now, now + timedelta(days=1))
-    made = made.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-    path = directory / f"{name}.pem"
-    path.write_bytes(made.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
-    return path
-
-
-def names(settings: ConsulSettings) -> set[str]:
-    found = settings.ssl_context().get_ca_certs()
-    return {value for each in found for ((field, value),) in each["subject"] if field == "commonName"}
-
-
-def test_capath_is_every_file_in_it_and_cacert_wins(tmp_path: Path) -> None:
-    """As in Go: no hashed names are needed, and either takes the place of the system's authorities."""
-    (tmp_path / "all" / "more").mkdir(parents=True)
-    authority(tmp_path / "all", "one")
-    authority(tmp_path / "all" / "more", "two")
-    other = authority(tmp_path, "other")
-    directory = str(tmp_path / "all")
-    assert names(ConsulSettings.from_env({"CONSUL_CAPATH": directory})) == {"one", "two"}
-    assert names(ConsulSettings.from_env({"CONSUL_CAPATH": directory, "CONSUL_CACERT": str(other)})) == {"other"}
-
-
-def test_authorities_that_cannot_be_used_are_named(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "junk.pem").write_text("-----BEGIN nothing")
-    for variable, path, reason in [
-        ("CONSUL_CAPATH", tmp_path / "empty", "no files in it"),
-        ("CONSUL_CAPATH", tmp_path / "nowhere", "No such file"),
-        ("CONSUL_CACERT", tmp_path / "nowhere", "No such file"),
-        ("CONSUL_CACERT", tmp_path / "junk.pem", "no certificates in PEM form"),
-        ("CONSUL_CACERT", tmp_path, "is a directory"),
-    ]:
-        settings = ConsulSettings.from_env({variable: str(path)})
-        with pytest.raises(ValueError) as caught:
-            settings.ssl_context()
-        assert str(caught.value).startswith(f"{variable}: {path}: ")
-        assert reason in str(caught.value)
 
 
 async def test_a_token_file_wins_over_a_token(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import trio
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
-from spegel_consul.consul.api.consul_errors import AccessDenied, ConsulError, NotFound, RateLimited
+from spegel_consul.consul.api.consul_errors import AccessDenied, ConsulError, ConsulUnavailable, NotFound, RateLimited
 from spegel_consul.consul.catalog.leader_service import LeaderService
 from spegel_consul.consul.catalog.service_definitions import ServiceDefinition
 
@@ -21,6 +21,7 @@ class Agent:
         self.now = "first"
         self.registered: list[str] = []
         self.reports = 0
+        self.deregistered = 0
         self.refusal: ConsulError | None = None
 
     async def token(self) -> str:
@@ -29,16 +30,24 @@ class Agent:
     async def register_service(self, service: object) -> None:
         self.registered.append(self.now)
 
+    async def deregister_service(self, service: str) -> None:
+        if self.refusal is not None:
+            raise self.refusal
+        self.deregistered += 1
+
     async def check_pass(self, check: str, *, within: float) -> None:
         self.reports += 1
         if self.refusal is not None:
             raise self.refusal
 
 
+DEFINITION = ServiceDefinition("spegel-leader-n1", "spegel-leader", "10.0.0.1", 5001, ())
+
+
 @pytest.fixture
 async def agent(nursery: trio.Nursery) -> Agent:
     agent: Any = Agent()
-    service = LeaderService(agent, ServiceDefinition("spegel-leader-n1", "spegel-leader", "10.0.0.1", 5001, ()))
+    service = LeaderService(agent, DEFINITION)
     await nursery.start(service.run)
     await service.register()
     await trio.sleep(10)
@@ -74,3 +83,27 @@ async def test_a_check_that_the_agent_forgot_is_registered_again(agent: Agent, a
     agent.refusal = None
     await trio.sleep(60)
     assert agent.registered[:2] == ["first", "first"]
+
+
+@pytest.mark.parametrize("was_leader", [False, True])
+async def test_a_deregistration_that_failed_is_made_up_for(
+    nursery: trio.Nursery, autojump_clock: MockClock, was_leader: bool
+) -> None:
+    """A follower whose agent was away must not stay in the catalog as the leader."""
+    agent: Any = Agent()
+    service = LeaderService(agent, DEFINITION)
+    await nursery.start(service.run)
+    if was_leader:
+        await service.register()
+    agent.refusal = ConsulUnavailable("away")
+    await service.deregister()
+    await trio.sleep(30)
+    agent.refusal = None
+    await trio.sleep(10)
+    assert agent.deregistered == 1
+    await trio.sleep(60)
+    assert agent.deregistered == 1
+    await service.register()
+    await trio.sleep(60)
+    assert agent.deregistered == 1
+    assert agent.reports > 50

@@ -1,4 +1,4 @@
-"""``FollowedContext``: the TLS context for Consul, which follows its files.
+"""``FollowedContext``: the TLS context for Consul or Nomad, which follows its files.
 
 Vault, consul-template and Nomad replace certificates on the disk while this process runs.  So the files are examined
 before a request, at most once a second, in a thread; a disk that hangs delays a request by at most one second.
@@ -7,18 +7,17 @@ The pool of connections holds the context, so the context stays the same object.
 certificate, and open ones keep the old one.  New authorities are trusted in addition to the old ones; a removed
 authority is trusted until the next start, because a context can't forget one.
 
-A new rule about the time at which TLS files are read again belongs here.  Their contents belong to ``consul_settings``.
+A new rule about the time at which TLS files are read again belongs here.  Their contents belong to ``client_tls``.
 """
 
 from __future__ import annotations
 
 import math
 import ssl
-from pathlib import Path
 
 import structlog
 
-from spegel_consul.consul.api.consul_settings import ConsulSettings
+from spegel_consul.disk.client_tls import ClientTls
 from spegel_consul.disk.followed_file import FollowedFile, stamps
 from spegel_consul.log import ProblemReport
 
@@ -29,11 +28,10 @@ _WITHIN = 1.0  # seconds by which the disk may delay a request, such as a renewa
 
 
 class FollowedContext:
-    """``context`` as ``settings`` have it. Raises ValueError for files that can't be used at the start."""
+    """``context`` as ``files`` have it. Raises ValueError for files that can't be used at the start."""
 
-    def __init__(self, settings: ConsulSettings) -> None:
-        self._settings = settings
-        self._files = FollowedFile(lambda: stamps(self._paths()), settings.tls_files, within=_WITHIN)
+    def __init__(self, files: ClientTls) -> None:
+        self._files = FollowedFile(lambda: stamps(files.paths()), files.read, within=_WITHIN)
         self.context: ssl.SSLContext = self._files.load()[0]
         self._next_look = -math.inf
         self._report = ProblemReport(log, "new TLS files are not used", field="error")
@@ -47,9 +45,3 @@ class FollowedContext:
             _, load = new
             load(self.context)  # not in the thread, because the context must not change during a handshake
         self._report.tell(self._files.problem)
-
-    def _paths(self) -> list[Path]:
-        settings = self._settings
-        below = sorted(Path(settings.capath).rglob("*")) if settings.capath and not settings.cafile else []
-        single = (settings.client_cert, settings.client_key, settings.cafile)
-        return [*(Path(path) for path in single if path), *below]

@@ -1,4 +1,4 @@
-"""The TLS context for Consul follows its files: the next connection uses new ones, and wrong ones are never used."""
+"""The TLS context of a client follows its files: the next connection uses new ones, and wrong ones are never used."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import trio.testing
 from lab.certificates import Authority
 from structlog.testing import capture_logs
 
-from spegel_consul.consul.api.client_tls import FollowedContext
-from spegel_consul.consul.api.consul_settings import ConsulSettings
 from spegel_consul.disk import foreign_files
+from spegel_consul.disk.client_tls import ClientTls
+from spegel_consul.disk.followed_context import FollowedContext
 
 
 class Place:
@@ -29,9 +29,7 @@ class Place:
         self.cert, self.key = self.authority.issue(home, "client", "127.0.0.1")
         self.now = 0.0
         self.followed = FollowedContext(
-            ConsulSettings(
-                scheme="https", cafile=str(self.authority.path), client_cert=str(self.cert), client_key=str(self.key)
-            )
+            ClientTls("CONSUL", str(self.authority.path), client_cert=str(self.cert), client_key=str(self.key))
         )
 
     async def look(self, after: float = 2.0) -> None:
