@@ -301,7 +301,8 @@ class FastPath:
         try:
             if isinstance(plan, Growing):
                 return await self._to_follower(plan, link)
-            with self._mirror.begin(plan.request, method, known.trace_headers, link.client) as trace:
+            trace = self._mirror.begin(plan.request, method, known.trace_headers, link.client)
+            with trace, trace.while_there(link.check_client):
                 if plan.wanted is not None and plan.wanted.several:
                     return await self._relay_parts(plan.request, plan.wanted, link, trace)
                 return await self._from_a_peer(method, plan, link, trace)
@@ -349,7 +350,7 @@ class FastPath:
 
     async def _relay(self, method: str, transfer: Transfer, link: Link, trace: Trace) -> int:
         if method == "GET":
-            await transfer.hold(link.check_client)
+            await transfer.hold()
         head = transfer.head
         rendered = self._heads.whole(head, fields_of(head, transfer.served_by))
         if method == "HEAD":

@@ -21,7 +21,7 @@ from spegel_consul.zerocopy.encrypted.pump import Pump, Stopped
 from spegel_consul.zerocopy.encrypted.secure_socket import SecureSocket
 from spegel_consul.zerocopy.position import Position
 from spegel_consul.zerocopy.source import Throughput
-from spegel_consul.zerocopy.spool import Spool, SpoolSpace, Waits
+from spegel_consul.zerocopy.spool import Spool, SpoolSpace
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -63,7 +63,6 @@ class SmallSpool:
         self._view = memoryview(self._buffer)[: self._size]
         self._closed = False
         space.in_memory += self._size
-        self.waits = Waits(until)
 
     @property
     def left(self) -> int:
@@ -112,7 +111,7 @@ class SmallSpool:
             if count := await throughput.take(position, len(self._view) - before, read):
                 self._hasher.update(self._view[before : before + count])
             else:
-                await self.waits.arrival(origin, throughput, position.left)
+                await throughput.readable(origin, position.left, self._until)
 
     async def _pull_encrypted(self, source: SecureSocket, throughput: Throughput) -> None:
         """Like :meth:`pull`, in a thread."""
@@ -124,7 +123,7 @@ class SmallSpool:
                 if pump.waited and position.left:
                     throughput.waited(pump.waited, position.left)
                 if stopped is Stopped.SOURCE:
-                    await self.waits.arrival(source.polled, throughput, position.left)
+                    await throughput.readable(source.polled, position.left, self._until)
         finally:
             pump.close()
 

@@ -11,6 +11,7 @@ A new rule about the throughput or the failure of a source belongs here. The rea
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -140,14 +141,19 @@ class Throughput:
         position.took(moved)
         return moved
 
-    async def readable(self, fd: int, left: int) -> None:
-        """Wait until ``fd`` is readable. Raises PeerError, SourceSlow or SourceLeft."""
+    async def readable(self, fd: int, left: int, until: float = math.inf) -> bool:
+        """Wait until ``fd`` is readable; return False if the time ``until`` in Trio's clock came first.
+
+        ``left``: the bytes that the source has to give. Raises PeerError, SourceSlow or SourceLeft.
+        """
         began = trio.current_time()
-        with self.waiting(began + self.stall) as waiting:
+        with self.waiting(min(began + self.stall, until)) as waiting:
             await trio.lowlevel.wait_readable(fd)
-        if waiting.cancelled_caught:
+        now = trio.current_time()
+        if waiting.cancelled_caught and now < until:
             raise PeerError(f"sent nothing for {self.stall:g} s", hung=True)
-        self.waited(trio.current_time() - began, left)
+        self.waited(now - began, left)
+        return not waiting.cancelled_caught
 
     def waited(self, seconds: float, left: int) -> None:
         """Add a wait for the source, which has ``left`` bytes to give. Raises PeerError or SourceSlow."""

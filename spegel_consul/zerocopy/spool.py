@@ -26,7 +26,6 @@ import errno
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -35,7 +34,6 @@ from typing import TYPE_CHECKING
 import trio
 
 from spegel_consul.disk.threads import close
-from spegel_consul.peers import PeerError
 from spegel_consul.zerocopy.encrypted.plain_end import PlainEnd
 from spegel_consul.zerocopy.encrypted.pump import Pump, Stopped
 from spegel_consul.zerocopy.encrypted.secure_socket import SecureSocket
@@ -47,7 +45,6 @@ if TYPE_CHECKING:
     from hashlib import _Hash
 
 _YIELD_AFTER = 4 << 20  # bytes after which other tasks may run
-_CHECK_CLIENT = 0.25  # seconds between two checks of the client while the spool waits for the source
 _IN_MEMORY = 64 << 20  # bytes of all spools together if there is no directory
 _GRACE = 5.0  # seconds that the disk may take after the deadline
 _SHARE = 2  # spools may take 1/2 of the free space of a file system,
@@ -121,36 +118,6 @@ def _unnamed(directory: str) -> int:
         return fd
 
 
-class Waits:
-    """Waits of a spool for its source, until the deadline ``until`` and while the client is there."""
-
-    def __init__(self, until: float) -> None:
-        self._until = until
-        self._next_check = trio.current_time() + _CHECK_CLIENT
-        self.check_client: Callable[[], None] = lambda: None
-        """Raises OSError if the client that waits for the bytes has left."""
-
-    async def arrival(self, origin: int, throughput: Throughput, left: int) -> bool:
-        """Wait for bytes from ``origin``, which has ``left`` bytes to give; return False if the deadline came first.
-
-        Raises PeerError, SourceSlow or SourceLeft.
-        """
-        began = now = trio.current_time()
-        deadline, arrived = min(began + throughput.stall, self._until), False
-        while not arrived and now < deadline:
-            if now >= self._next_check:
-                self._next_check = now + _CHECK_CLIENT
-                self.check_client()
-            with throughput.waiting(min(self._next_check, deadline)):
-                await trio.lowlevel.wait_readable(origin)
-                arrived = True
-            now = trio.current_time()
-        if not arrived and now < self._until:
-            raise PeerError(f"sent nothing for {throughput.stall:g} s", hung=True)
-        throughput.waited(now - began, left)
-        return arrived
-
-
 class Spool:
     """Takes the bytes that ``position`` lacks from one or several sources, until it is complete or has ended early.
 
@@ -169,7 +136,6 @@ class Spool:
         self._charged = position.total
         self._unwritten = memoryview(b"")
         space.promise(client, self._charged)
-        self.waits = Waits(until)
         self.fd = -1
         self.stored = 0
         """Number of bytes in the file ``fd``; final when :meth:`settle` has returned."""
@@ -240,13 +206,12 @@ class Spool:
                     await self._writable()
                     arrived = False
                 else:
-                    arrived = await self.waits.arrival(origin, throughput, position.left)
+                    arrived = await throughput.readable(origin, position.left, self._until)
                 continue
             arrived = False
             budget -= taken
             if budget <= 0:
                 budget = _YIELD_AFTER
-                self.waits.check_client()
                 await trio.lowlevel.checkpoint()
 
     async def _pull_encrypted(self, source: SecureSocket, throughput: Throughput) -> None:
@@ -260,11 +225,9 @@ class Spool:
                 if pump.waited and position.left:
                     throughput.waited(pump.waited, position.left)
                 if stopped is Stopped.SOURCE:
-                    await self.waits.arrival(source.polled, throughput, position.left)
+                    await throughput.readable(source.polled, position.left, self._until)
                 elif stopped is Stopped.SINK:
                     await self._writable()
-                else:
-                    self.waits.check_client()
         except BrokenPipeError:  # the thread is gone, which is not a failure of the source
             self.full = True
         finally:

@@ -195,8 +195,7 @@ async def start_node(nursery: trio.Nursery, request: pytest.FixtureRequest, tmp_
                 upstream_tags=upstream_tags,
             )
         )
-        if mirror.peers.follows is not None or mirror.peers.settings.runtime_verifies:
-            await nursery.start(mirror.run)
+        await nursery.start(mirror.run)
         planner = Planner(
             store,
             images or ImageFilter(),

@@ -51,6 +51,24 @@ async def test_only_what_the_own_runtime_asked_for_is_shown(autojump_clock: Mock
     assert await status(followed(node)) == 404
 
 
+async def test_a_download_that_takes_longer_than_the_permission_is_shown(
+    autojump_clock: MockClock, node: Any, nursery: trio.Nursery
+) -> None:
+    """The runtime asks once, at the start."""
+    download, size = node.store.download(LAYER), 0
+
+    async def download_slowly() -> None:
+        nonlocal size
+        while True:
+            await trio.sleep(2)
+            size += 100
+            download.grow_to(size)
+
+    nursery.start_soon(download_slowly)
+    await trio.sleep(3 * SHOWN_FOR)
+    assert await status(followed(node)) == 200
+
+
 async def test_another_namespace_is_not_shown(autojump_clock: MockClock, node: Any) -> None:
     node.store.download(LAYER, namespace="moby").grow_to(MIB)
     assert await status(followed(node)) == 404

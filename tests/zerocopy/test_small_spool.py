@@ -75,19 +75,6 @@ async def test_a_source_that_fails_or_is_silent_is_named_and_its_bytes_are_kept(
     spool.close()
 
 
-async def test_the_client_is_looked_at_while_the_source_is_waited_for() -> None:
-    spool = opened(SpoolSpace(None), 1000)
-
-    def left() -> None:
-        raise ConnectionResetError
-
-    spool.waits.check_client = left
-    near, far = trio.socket.socketpair()
-    with near, far, pytest.raises(ConnectionResetError):
-        await spool.pull(near, Throughput(5.0))
-    spool.close()
-
-
 async def test_the_memory_of_all_is_bounded_and_few_buffers_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(small_spool, "_spare_buffers", [])
     space = SpoolSpace(None)

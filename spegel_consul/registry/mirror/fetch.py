@@ -137,8 +137,9 @@ class Fetch:
             rest, wanted = replace(head, start=reached, partial=True), f"bytes={reached}-{head.stop - 1}"
         sources = self._sources
         follows = sources is not None and sources.found
-        if follows and self._looked_up:  # nodes may have completed the download since the lookup
-            self._look_up_again()
+        if self._looked_up:  # nodes may have completed the download since the lookup
+            self._lookups = 0
+            self._look_up_again(anew=True)
         self._race.resumed(trio.current_time(), skip_slow=skip_slow)
         try:
             answer = await self._run(wanted, rest, sources if not skip_slow else None)
@@ -182,11 +183,11 @@ class Fetch:
         for each in [each for each in self._known.values() if each.registry == address]:
             self._found(each)
 
-    def _look_up_again(self) -> None:
-        """Let the race have another lookup as soon as it knows no provider to ask."""
+    def _look_up_again(self, *, anew: bool = False) -> None:
+        """Let the race have another lookup as soon as it knows no provider to ask; ``anew`` is as for the race."""
         self._looking_up = self._looked_up = False
         self._since = trio.current_time()
-        self._race.lookup_begun()
+        self._race.lookup_begun(anew=anew)
 
     async def _look_up(self) -> None:
         self._lookups += 1

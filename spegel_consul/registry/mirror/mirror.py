@@ -32,7 +32,7 @@ from spegel_consul.registry.mirror.fetch import race
 from spegel_consul.registry.mirror.followers import Followers
 from spegel_consul.registry.mirror.lookup_limit import LookupLimit
 from spegel_consul.registry.mirror.mirror_peers import MirrorParts, MirrorPeers, image_of
-from spegel_consul.registry.mirror.own_requests import OwnRequests
+from spegel_consul.registry.mirror.own_requests import LOOK_EVERY, OwnRequests
 from spegel_consul.registry.mirror.promises.whole_images import WholeImages
 from spegel_consul.registry.mirror.questions.peer_answer import Answer
 from spegel_consul.registry.mirror.tags.upstream_tags import TagCheck
@@ -46,10 +46,7 @@ _MOST_LABELS = 100
 
 
 class Mirror:
-    """Finds content at peers and streams it.
-
-    With ``settings.follow`` or ``settings.runtime_verifies``, :meth:`run` must run, too.
-    """
+    """Finds content at peers and streams it, while :meth:`run` runs."""
 
     def __init__(self, parts: MirrorParts) -> None:
         self.followers = Followers()
@@ -64,14 +61,27 @@ class Mirror:
         self.whole_images = WholeImages(self.peers, self.traces, self.lookups, parts.store)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Report to the keepers of claims, and watch the store for what the runtime verified, until cancelled."""
+        """Look after the requests in flight, until cancelled.
+
+        Ends those whose client has left, reports to the keepers of claims, and watches the store for what the runtime
+        has verified.
+        """
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.traces.run)
+            if self._store is not None:
+                nursery.start_soon(self._look_at_downloads, self._store)
             if self._store is not None and self.peers.settings.runtime_verifies:
                 nursery.start_soon(self._watch, self._store)
             if self.peers.follows is not None:
                 await nursery.start(self.peers.follows.run)
             task_status.started()
-            await trio.sleep_forever()
+
+    async def _look_at_downloads(self, store: Store) -> None:
+        while True:
+            await trio.sleep(LOOK_EVERY)
+            if self.own_requests.any(trio.current_time()):
+                downloads = await store.downloads()
+                self.own_requests.grow(downloads.growing, trio.current_time())
 
     async def _watch(self, store: Store) -> None:
         async with store.watch() as changes:

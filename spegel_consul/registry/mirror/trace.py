@@ -13,10 +13,13 @@ from __future__ import annotations
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import count
 from types import TracebackType
 from typing import Any, Protocol
+
+import trio
 
 from spegel_consul.oci.errors import OCIError, RangeInvalid
 
@@ -28,6 +31,8 @@ HIT, MISS, CUT, GONE, REFUSED = "hit", "miss", "cut", "gone", "refused"
 
 UNKNOWN_REGISTRY = "unknown"
 """The registry of requests for a digest that name no registry."""
+
+_LOOK_EVERY = 1.0  # seconds
 
 TraceHeaders = tuple[tuple[str, str], ...]
 """Header fields that identify a request; they are passed on to the peer."""
@@ -87,6 +92,9 @@ class Trace:
     resumed = 0
     outcome = ""
     error = ""
+    _waiting: trio.CancelScope | None = None
+    _check_client: Callable[[], object] | None = None
+    _sent = -1  # bytes at the last look
 
     def __init__(self, traces: Traces, number: int, reference: Any, key: str, kind: str, method: str) -> None:
         self._traces = traces
@@ -109,6 +117,34 @@ class Trace:
         else:
             # a TransferCut has an outcome of its own; any other exception is the client's departure
             self._traces.end(self, getattr(exc, "outcome", GONE), str(exc))
+
+    @contextmanager
+    def while_there(self, check_client: Callable[[], object]) -> Iterator[None]:
+        """Cancel the context if the client leaves, and raise ConnectionResetError then; :meth:`Traces.run` must run.
+
+        ``check_client`` raises OSError if the client has left.
+        """
+        with trio.CancelScope() as waiting:
+            self._waiting, self._check_client = waiting, check_client
+            try:
+                yield
+            finally:
+                self._waiting = self._check_client = None  # they refer to the connection, and the trace is kept
+        if waiting.cancelled_caught:
+            raise ConnectionResetError("the client has left")
+
+    def look_at_client(self) -> None:
+        """Cancel the request's :meth:`while_there` if its client has left, and has taken nothing since the last look.
+
+        A client that has closed its side of the connection only still takes the bytes.
+        """
+        sent, before = self.sent(), self._sent
+        self._sent = sent
+        if self._waiting is not None and self._check_client is not None and sent == before:
+            try:
+                self._check_client()
+            except OSError:
+                self._waiting.cancel()
 
     @property
     def registry(self) -> str:
@@ -175,6 +211,16 @@ class Traces:
         self.over: deque[Trace] = deque(maxlen=kept)
         self.on_end: Callable[[Trace], None] | None = None
         self._numbers = count(1)
+
+    async def run(self) -> None:
+        """Look once a second whether the clients of the live requests are there, until cancelled.
+
+        Nobody else reads from a client's socket while its request waits for a lookup, a peer or a source.
+        """
+        while True:
+            await trio.sleep(_LOOK_EVERY)
+            for trace in list(self.live.values()):
+                trace.look_at_client()
 
     def begin(self, reference: Any, key: str, kind: str, method: str, trace_headers: TraceHeaders = ()) -> Trace:
         """Begin the trace of a request; the trace is a context, and ends with it."""

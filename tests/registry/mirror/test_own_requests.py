@@ -26,6 +26,22 @@ def test_what_an_own_client_asked_for_is_shown_for_ten_minutes() -> None:
     assert not own.asked(Digest.of(b"other"), 500)
 
 
+def test_a_download_that_grows_keeps_its_permission_and_one_that_stands_still_does_not() -> None:
+    own, other = OwnRequests(), Digest.of(b"other")
+    assert not own.any(5)
+    own.note(request(), "GET", "", 5)
+    assert own.any(5 + SHOWN_FOR)
+    for now, size in ((5, 0), (400, 10), (800, 20), (1200, 30)):
+        own.grow({DIGEST: size, other: size}, now)
+        assert own.asked(DIGEST, now)
+        assert not own.asked(other, now)
+    own.grow({DIGEST: 30}, 1600)
+    assert not own.asked(DIGEST, 1201 + SHOWN_FOR)
+    assert not own.any(1201 + SHOWN_FOR)
+    own.grow({DIGEST: 40}, 1202 + SHOWN_FOR)
+    assert not own.asked(DIGEST, 1202 + SHOWN_FOR)
+
+
 @pytest.mark.parametrize(
     ("asked", "method", "client"),
     [

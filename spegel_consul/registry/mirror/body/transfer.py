@@ -24,7 +24,6 @@ belong to :mod:`spegel_consul.registry.mirror.body.supply`.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -157,17 +156,17 @@ class Transfer:
 
     # Holding
 
-    async def hold(self, check_client: Callable[[], None] = lambda: None) -> None:
+    async def hold(self) -> None:
         """Spool and verify the whole body, if it is to be held. Call this before the head is sent.
 
-        The body takes spool space of the share of the trace's client. ``check_client`` raises an exception, which is
-        passed on, if the client has left. Raises BlobUnknown if no peer sends the right bytes.
+        The body takes spool space of the share of the trace's client. Raises BlobUnknown if no peer sends the right
+        bytes.
         """
-        holding, joined = self._holding, True
+        holding = self._holding
         if holding is None and await self._is_to_be_held():
             holding = self._peers.held_bodies.get(self.head.digest)
             if holding is None:
-                holding, joined = self._begin_to_hold(), False
+                holding = self._begin_to_hold()
             elif self._feed is not None:
                 self._feed.discard()
                 self._supply.forget()
@@ -177,9 +176,7 @@ class Transfer:
             return
         async with holding.lock:
             if not holding.result:
-                if joined:  # the client may have left while it waited for the lock
-                    check_client()
-                await self._drive(holding, check_client)
+                await self._drive(holding)
         await self._adopt(holding)
 
     async def _is_to_be_held(self) -> bool:
@@ -205,14 +202,14 @@ class Transfer:
         self._peers.held_bodies.end(holding, result)
         self._peers.held(result)
 
-    async def _drive(self, holding: HeldBody, check_client: Callable[[], None]) -> None:
+    async def _drive(self, holding: HeldBody) -> None:
         """Hold the body, from the point reached, until it has a result. May be cancelled at any point."""
         try:
             while not holding.result:
                 if holding.feed is None:
                     await self._begin_anew(holding)
                 else:
-                    await self._take(holding, check_client)
+                    await self._take(holding)
         except trio.TooSlowError:
             self._end(holding, "failed")
             raise unknown(self._request, "it could not be stored to be verified") from None
@@ -220,7 +217,7 @@ class Transfer:
             self._end(holding, "failed")
             raise
 
-    async def _take(self, holding: HeldBody, check_client: Callable[[], None]) -> None:
+    async def _take(self, holding: HeldBody) -> None:
         """Spool the body. Set its result, or drop its bytes if they are wrong or incomplete."""
         feed, spool = holding.feed, holding.spool
         assert feed is not None
@@ -233,7 +230,6 @@ class Transfer:
                 self._end(holding, "busy")
                 return
             holding.spool = spool
-        spool.waits.check_client = check_client
         if not await spool.start():
             spool.close()
             holding.spool = None

@@ -98,6 +98,7 @@ class Race:
         self._abreast = abreast
         self._waiting: deque[Provider] = deque()
         self._asked: set[tuple[str, int]] = set()
+        self._excluded: set[tuple[str, int]] = set()
         self._open: set[Provider] = set()
         self._started = 0
         self._last_start = -math.inf
@@ -112,6 +113,7 @@ class Race:
     def exclude(self, provider: Provider) -> None:
         """Never ask the provider."""
         self._asked.add(provider.registry)
+        self._excluded.add(provider.registry)
         self._busy = {each: at for each, at in self._busy.items() if each.registry != provider.registry}
         for each in [each for each in self._waiting if each.registry == provider.registry]:
             self._waiting.remove(each)
@@ -119,7 +121,7 @@ class Race:
     def again(self, provider: Provider) -> None:
         """Allow one more question to the provider, after all others."""
         self._asked.discard(provider.registry)
-        self._waiting.append(provider)
+        self.found(provider)
 
     @property
     def knows_nobody(self) -> bool:
@@ -136,9 +138,11 @@ class Race:
         self.failed(provider, now)
         self.again(provider)
 
-    def lookup_begun(self) -> None:
-        """Note that a lookup may yield further providers."""
+    def lookup_begun(self, *, anew: bool = False) -> None:
+        """Note that a lookup may yield further providers; if ``anew``, also those that did not have the content."""
         self._ended = False
+        if anew:
+            self._asked &= self._excluded | {each.registry for each in self._open}
 
     def lookup_ended(self) -> None:
         """Note that the lookup yields no further provider."""

@@ -113,7 +113,7 @@ class SourceSearch:
                 break
             group = await self._follows.begin(self._request)
             source = await group.verdict() if group is not None else None
-            if group is None or source is None:
+            if group is None or source is None or trio.current_time() >= deadline:
                 break
             follow, answer = Follow(group.claim, source), None
             try:
@@ -140,8 +140,7 @@ class SourceSearch:
         source, began, refusals = follow.source, trio.current_time(), 0
         with trio.CancelScope() as asking:
             follow.on_leave(asking.cancel)
-            while True:
-                left = deadline - trio.current_time()
+            while (left := deadline - trio.current_time()) > 0:
                 try:
                     answer = await self._question.ask(source, range_header, expected, follow, left, SILENT)
                     return await self._disputed(answer) if expected is None else answer
@@ -149,7 +148,8 @@ class SourceSearch:
                     return None
                 except PeerError as exc:
                     log.debug("source failed", key=self._request.key, registry=source.registry[0], error=str(exc))
-                    if trio.current_time() - began >= _LONG:
+                    now = trio.current_time()
+                    if now >= deadline or now - began >= _LONG:  # this node's limit, for all sources together
                         return None
                     other = source.by_secondary if source is follow.source else None
                     if isinstance(exc, Unreachable) and other is not None and self._peers.may_ask(other):

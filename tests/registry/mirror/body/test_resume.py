@@ -175,3 +175,23 @@ async def test_an_answer_that_comes_too_late_is_not_used_for_other_bytes(
         nursery.start_soon(open_gates)
         response = await get(asker, BLOB_PATH, range="bytes=1000-")
     assert response.content == LAYER[1000:]
+
+
+@pytest.mark.parametrize("knew", ["another", "one that had it not yet"])
+async def test_a_node_that_has_got_it_meanwhile_goes_on(start_node: Any, start_peer: Any, knew: str) -> None:
+    """The lookup at the start named the nodes of that moment."""
+    holder, asker = await start_node(), await start_node(settings=STREAMED)
+    dying = await start_peer(head(200, len(LAYER)), LAYER[:100_000], 0.4)
+    asker.router.knows(*([holder] if knew != "another" else []), dying.address)
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+
+            async def complete() -> None:
+                while not dying.requests:
+                    await trio.sleep(0.01)
+                holder.store.add_content(LAYER)
+                asker.router.knows(dying.address, holder)
+
+            nursery.start_soon(complete)
+            assert (await get(asker, BLOB_PATH)).content == LAYER
+    assert asker.metric("spegel_transfers_cut_total") == 0

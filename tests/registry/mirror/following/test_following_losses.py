@@ -14,7 +14,8 @@ from spegel_consul.peers import Provider, RingError
 from spegel_consul.registry.mirror.following import group_claim
 from spegel_consul.registry.mirror.following.group_claim import CLAIM_WITHIN
 from spegel_consul.registry.mirror.mirror_peers import MirrorSettings
-from spegel_consul.ring.dht.claim_reports import ClaimReport, Verdict, Why
+from spegel_consul.registry.mirror.questions import source_search
+from spegel_consul.ring.dht.claim_reports import ClaimReport, Verdict, What, Why
 
 from ...conftest import ASKER
 from ...image import LAYER, get
@@ -258,3 +259,28 @@ async def test_a_keeper_that_breaks_ends_nothing(start_node: Any, sources: list[
     asker.router.keeper = ScriptedKeeper(follow(sources[0]))
     await trio.sleep(CLAIM_WITHIN + 0.5)
     assert (await get(asker, path(LAYER))).content == LAYER
+
+
+async def test_a_source_is_not_blamed_for_the_limit_of_the_asking_node(
+    start_node: Any, start_peer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit is one for all sources of a request, such as nodes of a chain whose head stalls."""
+    monkeypatch.setattr(source_search, "FIRST_BYTE", 2.0)
+    monkeypatch.setattr(source_search, "_LONG", 1.25)
+    asker = await start_node(settings=MirrorSettings(follow=True))
+    waiting = [await start_peer(*[b"HTTP/1.1 103 Early Hints\r\n\r\n", 0.1] * 60) for _ in range(3)]
+    named = [Provider(f"12D3KooW{name}", peer.address) for name, peer in zip("ABC", waiting, strict=True)]
+    began, lost = trio.current_time(), []
+
+    async def keeper(_: str, report: ClaimReport) -> Verdict:
+        if report.lost:
+            lost.append(report.lost)
+        moved = trio.current_time() - began > 1.4
+        return Verdict(What.FOLLOW, (named[moved + len(lost)],), 0.5)
+
+    asker.router.keeper = keeper
+    with trio.fail_after(10):
+        response = await get(asker, f"{path(LAYER)}")
+    assert response.status_code == 404
+    assert waiting[1].requests, "the second source was asked"
+    assert not lost
