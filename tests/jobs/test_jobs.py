@@ -293,6 +293,13 @@ def test_an_operator_can_change_what_differs_between_clusters(path: Path) -> Non
         assert "/etc/spegel:ro" in task["config"]["volumes"]
 
 
+@name_of
+def test_a_job_that_ends_runs_again_whenever_it_is_run(path: Path) -> None:
+    """Nomad leaves out nodes on which an unchanged job has ended, also where it failed."""
+    (job,) = load(path)["job"].values()
+    assert (job["type"] == "sysbatch") == (job.get("meta") == {"run": "uuidv4()"})
+
+
 @pytest.mark.parametrize("name", ["configure", "cleanup"])
 def test_podman_can_run_what_changes_its_files(name: str) -> None:
     path = ROOT / f"jobs/{name}.nomad.hcl"
