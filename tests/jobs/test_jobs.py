@@ -300,6 +300,15 @@ def test_a_job_that_ends_runs_again_whenever_it_is_run(path: Path) -> None:
     assert (job["type"] == "sysbatch") == (job.get("meta") == {"run": "uuidv4()"})
 
 
+def test_the_readme_says_which_jobs_make_room_for_the_mirror() -> None:
+    """Nomad spares only allocations whose priority is less than 10 below that of the job."""
+    text = " ".join((ROOT / "jobs/README.md").read_text().split())
+    priority = load(ROOT / "jobs/spegel.nomad.hcl")["variable"]["priority"]["default"]
+    assert f"priority of {priority - 10} or below for the mirror" in text
+    (other,) = re.findall(r"With `-var priority=(\d+)`", text)
+    assert f"only those of {int(other) - 10} or below" in text
+
+
 @pytest.mark.parametrize("name", ["configure", "cleanup"])
 def test_podman_can_run_what_changes_its_files(name: str) -> None:
     path = ROOT / f"jobs/{name}.nomad.hcl"
