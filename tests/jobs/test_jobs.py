@@ -359,7 +359,7 @@ def test_the_readme_s_command_leaves_out_what_nomad_1_6_refuses_and_nothing_else
 
 
 def test_the_readmes_version_is_this_one() -> None:
-    for page in ("README.md", "docs/nomad.md", "jobs/README.md"):
+    for page in documents.PAGES:
         for version in re.findall(r"registry\.example\.com/spegel:([\d.]+)", (ROOT / page).read_text()):
             assert version == __version__
 
