@@ -178,6 +178,7 @@ ROWS: dict[str, tuple[Chart | Figure, ...]] = {
         Chart("Consul's last answer", {"{{node}}": f"max by (node) ({of('spegel_consul_staleness_seconds')})"}, "s"),
         Chart("Session renewals", {"{{result}}": f"sum by (result) ({rate('spegel_session_renewals_total')})"}, "ops"),
         Chart("Certificates expire in", {"{{node}}": of("spegel_certificate_expiry_seconds")}, "s"),
+        Chart("Certificates that are missing or not renewed", {"{{node}}": of("spegel_certificate_problem")}),
         Chart("Who leads", {"{{node}}": f"{of('spegel_leader')} > 0"}),
         Chart("Leaders that change too often to be followed", {"{{node}}": of("spegel_leader_flapping")}),
     ),

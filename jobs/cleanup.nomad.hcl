@@ -59,6 +59,11 @@ job "spegel-cleanup" {
   node_pool   = var.node_pool
   namespace   = var.namespace
 
+  # Nomad leaves out nodes on which an unchanged job has ended: each run is a changed one
+  meta {
+    run = "${uuidv4()}"
+  }
+
   ui {
     description = "Takes the mirrors out of the runtimes' configuration again, on every node."
   }

@@ -1,5 +1,6 @@
-# Points every node's runtime at its mirror, once per node, and again when the job is run with other values. What was
-# there before is kept aside, and cleanup.nomad.hcl brings it back.
+# Points every node's runtime at its mirror, once per node each time that the job is run. Nomad does not run it on nodes
+# that join later: run it again after adding nodes. What was there before is kept aside, and cleanup.nomad.hcl brings it
+# back.
 #
 # hosts.toml and registries.conf.d are read with every pull. After a change of daemon.json Docker has to be restarted, and
 # of buildkitd.toml BuildKit; CRI-O has to be reloaded. This does none of it.
@@ -85,6 +86,11 @@ job "spegel-configure" {
   datacenters = var.datacenters
   node_pool   = var.node_pool
   namespace   = var.namespace
+
+  # Nomad leaves out nodes on which an unchanged job has ended: each run is a changed one
+  meta {
+    run = "${uuidv4()}"
+  }
 
   ui {
     description = "Points the container runtime of every node at its mirror."

@@ -1,6 +1,8 @@
 # The services of one host, for a sidecar that runs without Nomad and with --consul-service=external: what the agent's
 # configuration registers, the sidecar need not. Goes to /etc/consul.d/, or `consul services register services/spegel.hcl`.
 # The ports are those of --registry-addr, --router-addr and --metrics-addr.
+#
+# With --tls-cert-file and without --peer-tls, let "spegel is ready" ask the metrics port, 9090, which has no TLS.
 
 services {
   id   = "spegel"

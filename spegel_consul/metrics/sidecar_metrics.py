@@ -287,12 +287,18 @@ class Metrics:
         )
         self.consul_staleness = self._reading(
             "spegel_consul_staleness_seconds",
-            "Seconds since Consul last answered; queries may block for a minute when nothing changes.",
+            "Seconds since Consul last answered, or since the start if it never did; queries may block for a minute"
+            " when nothing changes.",
         )
 
         self.certificate_expiry = self._reading(
             "spegel_certificate_expiry_seconds",
             "Seconds until the certificate of Consul for connections between nodes expires; renewed long before 0.",
+        )
+        self.certificate_problem = self._reading(
+            "spegel_certificate_problem",
+            "1 while this node has no valid certificate for connections between nodes, or one that is not renewed (as"
+            " in /readyz).",
         )
 
     def _of_the_process(self) -> None:

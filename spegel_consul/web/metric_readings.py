@@ -46,11 +46,13 @@ def connect(node: Node) -> None:
     )
     metrics.leader_flapping.set_function(lambda: node.keeper is not None and node.keeper.flapping)
     metrics.certificate_expiry.set_function(lambda: _left(node))
+    metrics.certificate_problem.set_function(lambda: node.tls.problem is not None if node.tls is not None else None)
     _connect_consul(node, metrics)
 
 
 def _connect_consul(node: Node, metrics: Metrics) -> None:
     """``node.consul`` is set when Consul's stages start, so each reading looks it up at the scrape."""
+    began = trio.current_time()
 
     def read(what: Callable[[Consul], float | Mapping[Labels, float] | None]) -> Callable[[], Any]:
         return lambda: what(node.consul) if node.consul is not None else None
@@ -62,7 +64,7 @@ def _connect_consul(node: Node, metrics: Metrics) -> None:
         read(lambda consul: {(result,): float(number) for result, number in consul.client.renewals.items()})
     )
     metrics.consul_staleness.set_function(
-        read(lambda consul: None if (at := consul.client.answered_at) is None else trio.current_time() - at)
+        read(lambda consul: trio.current_time() - (began if (at := consul.client.answered_at) is None else at))
     )
 
 

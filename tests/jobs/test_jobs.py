@@ -293,6 +293,22 @@ def test_an_operator_can_change_what_differs_between_clusters(path: Path) -> Non
         assert "/etc/spegel:ro" in task["config"]["volumes"]
 
 
+@name_of
+def test_a_job_that_ends_runs_again_whenever_it_is_run(path: Path) -> None:
+    """Nomad leaves out nodes on which an unchanged job has ended, also where it failed."""
+    (job,) = load(path)["job"].values()
+    assert (job["type"] == "sysbatch") == (job.get("meta") == {"run": "uuidv4()"})
+
+
+def test_the_readme_says_which_jobs_make_room_for_the_mirror() -> None:
+    """Nomad spares only allocations whose priority is less than 10 below that of the job."""
+    text = " ".join((ROOT / "jobs/README.md").read_text().split())
+    priority = load(ROOT / "jobs/spegel.nomad.hcl")["variable"]["priority"]["default"]
+    assert f"priority of {priority - 10} or below for the mirror" in text
+    (other,) = re.findall(r"With `-var priority=(\d+)`", text)
+    assert f"only those of {int(other) - 10} or below" in text
+
+
 @pytest.mark.parametrize("name", ["configure", "cleanup"])
 def test_podman_can_run_what_changes_its_files(name: str) -> None:
     path = ROOT / f"jobs/{name}.nomad.hcl"
@@ -343,7 +359,7 @@ def test_the_readme_s_command_leaves_out_what_nomad_1_6_refuses_and_nothing_else
 
 
 def test_the_readmes_version_is_this_one() -> None:
-    for page in ("README.md", "docs/nomad.md", "jobs/README.md"):
+    for page in documents.PAGES:
         for version in re.findall(r"registry\.example\.com/spegel:([\d.]+)", (ROOT / page).read_text()):
             assert version == __version__
 

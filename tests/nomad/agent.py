@@ -94,6 +94,7 @@ class Machine:
         self.node = node
         self.docker = node.add_docker("28", installed=True)
         self.env: dict[str, str] = {
+            # in place of the pages' example
             "NOMAD_VAR_image": f"{IMAGE}:{__version__}",
             # a machine of tests may not let root raise it
             "NOMAD_VAR_nofile": "{}:{}".format(*resource.getrlimit(resource.RLIMIT_NOFILE)),

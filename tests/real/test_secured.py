@@ -36,6 +36,16 @@ def recipe(**files: Path) -> dict[str, str | Path]:
     return {**flags, **files}
 
 
+def check_of_the_jobs(ip: str) -> dict[str, str]:
+    """The job's check for ``/readyz`` with what jobs/README.md adds for certificates, as Nomad registers it."""
+    text = (Path(__file__).parents[2] / "jobs/README.md").read_text()
+    (paragraph,) = [each for each in text.split("\n\n") if each.startswith("With `--tls-cert-file`")]
+    added = dict(re.findall(r'`(\w+) = "(\w+)"`', paragraph))
+    address = {"registry": f"{ip}:5000", "metrics": "127.0.0.1:9090"}[added.get("port", "registry")]
+    url = f"{added.get('protocol', 'http')}://{address}/readyz"
+    return {"ID": "job", "Name": "ready", "HTTP": url, "Interval": "1s", "Timeout": "2s"}
+
+
 def test_a_pull_with_certificates_and_a_password(cluster, image) -> None:
     lab = cluster(2)
     app = image(layers=[4 * MIB, 100_000])
@@ -71,6 +81,12 @@ def test_a_pull_with_certificates_and_a_password(cluster, image) -> None:
         # the metrics port is bound to this machine, where its agent asks for it
         until(lambda node=node: len(node.dig("spegel-metrics.service.consul")) == 2, timeout=30, what="these too")
         node.containerd.write_hosts("_default", secured("a secret").format(ip=node.ip))
+    lab[0].consul.put("/v1/agent/check/register", check_of_the_jobs(lab[0].ip))
+    until(
+        lambda: lab[0].consul.get("/v1/agent/checks")["job"]["Status"] == "passing",
+        timeout=10,
+        what="a check as jobs/README.md tells to write it passes",
+    )
     lab[0].containerd.import_image(app.tar)
 
     def local(node, path: str, method: str = "GET") -> bytes:

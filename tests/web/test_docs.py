@@ -29,6 +29,7 @@ NOT_RUN = {
     "spegel-consul registry": "tests/real/test_started.py does",
     "spegel-consul preheat": "tests/real/test_preheat.py does, on nodes with runtimes",
     "consul acl ": "tests/real/consul/test_folder.py does, with ACLs",
+    "../consul/acl/binding-rule.sh ": "as before",
     "docker run ": "tests/real/test_image.py does, with the image",
     "nomad ": "`make nomad` does, on a real one",
     "spegel-consul leader --bootstrap-kind=nomad-var": "as before",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import trio
@@ -134,6 +136,29 @@ async def test_a_full_table_is_a_warning_and_a_metric() -> None:
     assert FULL in made.warnings()
     assert FULL in made.status()["warnings"]
     assert made.metrics.registry.get_sample_value("spegel_ring_full") == 1
+
+
+async def test_a_consul_that_never_answered_is_away_since_the_start(autojump_clock: trio.abc.Clock) -> None:
+    made = node()
+    connect(made)
+    staleness = partial(made.metrics.registry.get_sample_value, "spegel_consul_staleness_seconds")
+    await trio.sleep(300)
+    assert staleness() == pytest.approx(300)
+    made.consul.client.answered_at = trio.current_time()  # type: ignore[union-attr,misc]
+    await trio.sleep(5)
+    assert staleness() == pytest.approx(5)
+
+
+async def test_a_certificate_that_is_missing_or_not_renewed_is_a_metric() -> None:
+    made = node()
+    connect(made)
+    problem = partial(made.metrics.registry.get_sample_value, "spegel_certificate_problem")
+    assert problem() is None, "without TLS"
+    made.tls = ConsulTls(ConsulClient(ConsulSettings()), Encryption.PREFER, None)
+    assert problem() == 1
+    for text, value in ((None, 0), ("the certificate for peers is not renewed: no right", 1)):
+        made.tls = SimpleNamespace(problem=text, expires=None)  # type: ignore[assignment]
+        assert problem() == value
 
 
 async def test_who_leads_by_the_lock_on_a_nomad_variable(nursery: trio.Nursery) -> None:

@@ -57,7 +57,7 @@ QUIET_AND_FIRING = {
     "SpegelOnlyCopies": ("spegel_images_only_here", "0x180", "2x180"),
     "SpegelTagsDiffer": ('spegel_tag_choices_total{choice="newest"}', "7x180", "0+1x180"),
     "SpegelConsulAway": ("spegel_consul_staleness_seconds", "60x180", "0+60x180"),
-    "SpegelCertificateEnds": ("spegel_certificate_expiry_seconds", "259200x180", "3600x180"),
+    "SpegelCertificateEnds": ("spegel_certificate_problem", "0x180", "1x180"),
     "SpegelLoopLate": ('spegel_loop_lateness_seconds_bucket{le="%s"}', "0+60x180", "0x180"),
 }
 """For each alert a series, its values a minute apart without cause for the alert, and with."""

@@ -141,7 +141,7 @@ def test_a_workload_identity_logs_in(node: Node, issuer: Issuer) -> None:
     for _ in range(2):  # it may be run again
         done = shell(node, "acl/binding-rule.sh spegel")
         assert done.returncode == 0, done.stderr
-    assert done.stdout == f"tasks of job spegel already log in with {METHOD} as role spegel\n"
+    assert done.stdout == f"tasks of job spegel in namespace default already log in with {METHOD} as role spegel\n"
     assert len(node.consul.get("/v1/acl/binding-rules")) == 1
     missing = shell(node, "acl/binding-rule.sh spegel nowhere")
     assert missing.returncode == 1
@@ -157,9 +157,31 @@ def test_a_workload_identity_logs_in(node: Node, issuer: Issuer) -> None:
     layout = node.dir.parent / "layout"
     node.start_sidecar(layout_path=layout, env={"CONSUL_HTTP_TOKEN": token["SecretID"]})
     until(lambda: last_state(node).get("state") == "leader", timeout=20, what="it leads")
-    for identity in (issuer.identity("other"), issuer.identity("spegel", nomad_service="spegel")):
-        with pytest.raises(Failed, match="403"):
-            log_in(node, identity)
+    for identity in (
+        issuer.identity("other"),
+        issuer.identity("spegel", nomad_service="spegel"),
+        issuer.identity("spegel", nomad_namespace="other"),  # another team's job of the same name
+    ):
+        refused(node, identity)
+
+
+def test_a_rule_for_every_namespace_is_replaced(node: Node, issuer: Issuer) -> None:
+    selector = 'value.nomad_job_id=="{}" and "nomad_service" not in value'
+    for role, job in (("spegel", "mirror"), ("spegel", "mirror-2"), ("other", "mirror")):
+        rule = {"AuthMethod": METHOD, "BindType": "role", "BindName": role, "Selector": selector.format(job)}
+        node.consul.put("/v1/acl/binding-rule", rule)
+    rules = len(node.consul.get("/v1/acl/binding-rules"))
+    done = shell(node, f"acl/binding-rule.sh mirror {METHOD} infra")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == (
+        f"tasks of job mirror in namespace infra log in with {METHOD} as role spegel\n"
+        "deleted the rule for jobs mirror of every namespace\n"
+    )
+    left = node.consul.get("/v1/acl/binding-rules")
+    assert len(left) == rules, "one is made, and one deleted"
+    assert {each["BindName"] for each in left if each["Selector"] == selector.format("mirror")} == {"other"}
+    log_in(node, issuer.identity("mirror", nomad_namespace="infra"))
+    refused(node, issuer.identity("mirror"))
 
 
 @pytest.mark.parametrize("page", ["docs/consul.md", "jobs/README.md"])
@@ -170,13 +192,13 @@ def test_the_rights_that_other_pages_tell_to_give(node: Node, issuer: Issuer, pa
                 node.consul.request("DELETE", f"/v1/acl/{kind}/{each['ID']}")
     said = []
     for line in documents.lines(page):
-        if line.startswith("consul acl "):
+        if line.startswith(("consul acl ", "../consul/acl/")):
             done = shell(node, line, documents.place(page))
             assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
             said.append(done.stdout)
     if page == "jobs/README.md":
-        assert len(said) == 3
         token = log_in(node, issuer.identity("spegel"))["SecretID"]
+        refused(node, issuer.identity("spegel", nomad_namespace="other"))
     else:
         (token,) = re.findall(r"SecretID: +(\S+)", said[-1])
     node.sidecar.stop()
@@ -189,6 +211,11 @@ def log_in(node: Node, identity: str) -> dict:
     return node.consul.request(
         "POST", "/v1/acl/login", json.dumps({"AuthMethod": METHOD, "BearerToken": identity}).encode()
     )
+
+
+def refused(node: Node, identity: str) -> None:
+    with pytest.raises(Failed, match="403"):
+        log_in(node, identity)
 
 
 def test_the_agents_settings_and_the_watch(tmp_path: Path) -> None:
