@@ -203,7 +203,16 @@ def _image_store(found: docker.Docker) -> Check:
         return fail(
             "docker",
             f"Docker {found.version} keeps images in its old store: this node pulls from peers but serves none",
-            '# /etc/docker/daemon.json, then restart Docker\n"features": {"containerd-snapshotter": true}',
+            '# /etc/docker/daemon.json, without "storage-driver", then restart Docker\n'
+            '"features": {"containerd-snapshotter": true}',
+        )
+    if found.driver in docker.OLD_DRIVERS:
+        return fail(
+            "docker",
+            f"Docker {found.version} has the storage driver {found.driver}, with which its containerd image store pulls"
+            " nothing",
+            '# take "storage-driver" out of /etc/docker/daemon.json, or --storage-driver out of the flags of dockerd,'
+            " then restart Docker",
         )
     if found.reads_hosts:
         return ok("docker", f"{found.version} with the containerd image store reads hosts.toml, for all registries")

@@ -20,12 +20,14 @@ from json.decoder import JSONDecoder, scanstring  # type: ignore[attr-defined]
 from typing import Any
 
 from spegel_consul.lean.dataclass import dataclass
+from spegel_consul.runtimes.docker import OLD_DRIVERS
 from spegel_consul.runtimes.hosts_toml import Unusable
 from spegel_consul.runtimes.mirror_targets import Target
 
 NAME = "daemon.json"
 MIRRORS, INSECURE, FEATURES = "registry-mirrors", "insecure-registries", "features"
 SNAPSHOTTER = "containerd-snapshotter"
+STORAGE_DRIVER = "storage-driver"
 LOOPBACK = ("127.0.0.0/8", "::1/128")
 """What is insecure by default; from Docker 29.10 on only while daemon.json has no list (its release notes)."""
 _SPACE = " \t\r\n"
@@ -73,6 +75,12 @@ def added(existing: str, targets: Iterable[Target], *, snapshotter: bool) -> tup
     if not isinstance(features, dict):
         raise Unusable(f'"{FEATURES}" in it is not an object')
     switched = snapshotter and features.get(SNAPSHOTTER) is not True
+    driver = document.get(STORAGE_DRIVER)
+    if switched and driver in OLD_DRIVERS:
+        raise Unusable(
+            f'"{STORAGE_DRIVER}" in it is {driver}, with which the containerd image store pulls nothing:'
+            " take that out, or give --containerd-snapshotter=false"
+        )
     text = _with_items(text, MIRRORS, mirrors)
     text = _with_items(text, INSECURE, insecure)
     if switched:

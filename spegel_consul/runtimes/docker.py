@@ -21,6 +21,9 @@ from typing import Any
 from spegel_consul.error_words import in_words
 from spegel_consul.lean.dataclass import dataclass
 
+OLD_DRIVERS = ("overlay2", "overlay", "vfs", "aufs", "devicemapper")
+"""Drivers of the old image store only. Docker (26, 28) starts with such a name and the containerd image store, but then
+each pull fails: ``snapshotter not loaded``."""
 _TIMEOUT = 5.0
 _FIRST_WITH_HOSTS = 28
 _FIRST_WITH_REFERRERS = (29, 1)
@@ -34,7 +37,8 @@ class NoDocker(Exception):
 class Docker:
     """Answer of a Docker daemon; ``mirrors``: the URLs of the mirrors of docker.io.
 
-    ``images``: how many it has. The URL of a proxy may have a password, so only its presence is kept.
+    ``driver``: of the image store; ``images``: how many it has. The URL of a proxy may have a password, so only its
+    presence is kept.
     """
 
     version: str
@@ -45,6 +49,7 @@ class Docker:
     has_https_proxy: bool = False
     no_proxy: str = ""
     images: int = 0
+    driver: str = ""
 
     @property
     def is_new_enough(self) -> bool:
@@ -77,6 +82,7 @@ def ask(sock: Path) -> Docker:
         has_https_proxy=bool(info.get("HttpsProxy")),
         no_proxy=str(info.get("NoProxy") or ""),
         images=info.get("Images") or 0,
+        driver=str(info.get("Driver") or ""),
     )
 
 

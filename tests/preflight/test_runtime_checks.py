@@ -133,6 +133,14 @@ async def test_docker_behind_a_proxy(machine: Machine, version: str) -> None:
     assert "s3cret" not in repr(checks)
 
 
+@pytest.mark.parametrize(("driver", "status"), [("overlay2", Status.FAIL), ("overlayfs", Status.OK)])
+async def test_a_storage_driver_of_the_old_image_store(machine: Machine, driver: str, status: Status) -> None:
+    machine.docker(Driver=driver)
+    check = named(await runtime_checks.docker_checks(machine.subject()))["docker"]
+    assert check.status is status
+    assert ("--storage-driver" in check.fix) is (status is Status.FAIL)
+
+
 async def test_docker_behind_a_proxy_asks_loopback_itself(machine: Machine) -> None:
     machine.docker(HttpProxy="http://proxy:3128", NoProxy="")
     machine.hosts("docker", machine.mirror.url)

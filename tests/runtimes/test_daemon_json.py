@@ -53,6 +53,22 @@ def test_the_image_store_is_left_alone_when_asked_and_switched_when_off() -> Non
 
 
 @pytest.mark.parametrize(
+    ("existing", "snapshotter"),
+    [
+        ('{"storage-driver": "overlayfs"}', True),
+        ('{"storage-driver": "overlay2"}', False),
+        ('{"storage-driver": "overlay2", "features": {"containerd-snapshotter": true}}', True),
+    ],
+)
+def test_a_storage_driver_that_the_image_store_has_or_that_we_do_not_break_stays(
+    existing: str, snapshotter: bool
+) -> None:
+    text, what = added(existing, [LOCAL], snapshotter=snapshotter)
+    assert json.loads(text)["storage-driver"] == json.loads(existing)["storage-driver"]
+    assert json.loads(taken_out(text, what)) == json.loads(existing)
+
+
+@pytest.mark.parametrize(
     ("existing", "reason"),
     [
         ('{"debug": true,}', "neither comments nor trailing commas"),
@@ -61,6 +77,7 @@ def test_the_image_store_is_left_alone_when_asked_and_switched_when_off() -> Non
         ('{"registry-mirrors": "https://a"}', "not a list"),
         ('{"insecure-registries": {}}', "not a list"),
         ('{"features": []}', "not an object"),
+        ('{"storage-driver": "overlay2"}', "overlay2, with which the containerd image store pulls nothing"),
         ('{"max-concurrent-downloads": NaN}', "does not take NaN"),
         ('{"debug": ' + "[" * 100_000 + "]" * 100_000 + "}", "nested too deeply"),
     ],
