@@ -32,6 +32,18 @@ class DiskError(Exception):
     """A file or directory can't be read or changed; the message is one line that names it and says what to do."""
 
 
+class Dangling(DiskError):
+    """A symbolic link to a missing file. It may be there on the host, while a container has only the link's directory.
+
+    So such a link is not "no file": a new file in its place would not have the settings of the other.
+    """
+
+    def __init__(self, link: Path, target: Path) -> None:
+        super().__init__(
+            f"{link} is a link to {target}, which does not exist here: mount that too, or replace the link"
+        )
+
+
 @contextmanager
 def explained(path: Path, doing: str) -> Iterator[None]:
     """Raises OSError as DiskError; ``doing`` is the verb of the message: ``can't <doing> <path>``."""
@@ -60,11 +72,17 @@ def is_temporary(name: str) -> bool:
 
 
 def read(path: Path, *, follow: bool = True) -> bytes | None:
-    """The content, or None if there is no such file. Raises DiskError; ``follow`` is as in ``files.read``."""
+    """The content, or None if there is no such file. Raises DiskError, or Dangling for a link to a missing file.
+
+    ``follow`` is as in ``foreign_files.read``.
+    """
     with explained(path, "read"):
         try:
             return foreign_files.read(path, foreign_files.CONFIG_SIZE, follow=follow)
         except FileNotFoundError:
+            for part in (path, *path.parents):
+                if part.is_symlink() and not part.exists():
+                    raise Dangling(part, part.readlink()) from None
             return None
 
 

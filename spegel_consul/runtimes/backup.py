@@ -30,7 +30,7 @@ from pathlib import Path
 
 from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.runtimes import atomic_files
-from spegel_consul.runtimes.atomic_files import DiskError, explained, temporary
+from spegel_consul.runtimes.atomic_files import Dangling, DiskError, explained, temporary
 from spegel_consul.runtimes.backup_record import FileRecord, Record
 
 BACKUP = "_backup"
@@ -100,13 +100,21 @@ class ConfigDirectory:
         if not recorded.existed:
             return True
         # without its link in the backup, or with the same content as there, the original was not replaced yet
-        return os.path.lexists(self._backup / path) and content != self._saved(path)
+        try:
+            return os.path.lexists(self._backup / path) and content != self._saved(path)
+        except Dangling:
+            return True  # a file with content took the place of that link
 
     def _saved(self, path: str) -> bytes | None:
         """Content of an original in the backup; a symbolic link is followed from the directory where it was."""
         saved = self._backup / path
         atomic_files.refuse_link(saved.parent)
-        return atomic_files.read((self.base / path).parent / saved.readlink() if saved.is_symlink() else saved)
+        if not saved.is_symlink():
+            return atomic_files.read(saved)
+        content = atomic_files.read((self.base / path).parent / saved.readlink())
+        if content is None:
+            raise Dangling(saved, saved.readlink())
+        return content
 
     def write(self, files: Mapping[str, New]) -> Iterator[str]:
         """Write ``files`` and restore all others of the record. Yields one line for each change. Raises DiskError."""
@@ -240,7 +248,10 @@ class ConfigDirectory:
         target, saved = self.base / path, self._backup / path
         atomic_files.refuse_link(saved.parent)
         atomic_files.remove(temporary(target))
-        content = atomic_files.read(target)
+        try:
+            content = atomic_files.read(target)
+        except Dangling:
+            content = None  # nothing of ours; so a cleanup needs no target of a link
         is_replaced = os.path.lexists(saved) or not recorded.existed
         if content is not None and self._edited(path, content, recorded):
             without_ours = self._undo(content, recorded.notes) if self._undo is not None else None
