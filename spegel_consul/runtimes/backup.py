@@ -51,11 +51,16 @@ Undo = Callable[[bytes, Sequence[Mapping[str, object]]], bytes | None]
 
 
 class ConfigDirectory:
-    """The directory ``base``. ``undo`` takes our part out of edited files; without it they are kept as NAME.edited."""
+    """The directory ``base``. ``undo`` takes our part out of edited files; without it they are kept as NAME.edited.
 
-    def __init__(self, base: Path, undo: Undo | None = None) -> None:
+    ``only``: the name of the only file in it that is written and restored here; None: the files of its subdirectories.
+    Others of the record stay, because several runtimes may have their files in one directory.
+    """
+
+    def __init__(self, base: Path, undo: Undo | None = None, only: str | None = None) -> None:
         self.base = base
         self._undo = undo
+        self._only = only
         self._backup = base / BACKUP
 
     def record(self) -> Record | None:
@@ -117,22 +122,23 @@ class ConfigDirectory:
         return content
 
     def write(self, files: Mapping[str, New]) -> Iterator[str]:
-        """Write ``files`` and restore all others of the record. Yields one line for each change. Raises DiskError."""
+        """Write ``files`` and restore our others of the record. Yields one line for each change. Raises DiskError."""
         self._make()
         with atomic_files.locked(self.base):
             record = self.record() or Record()
             for path in files:
                 record = self._adopt_edit(path, record)
             record = self._write_ahead(record, files)
-            for path in sorted(record.files.keys() - files.keys()):
-                yield from self._restore(path, record.files[path])
+            ours, others = self._divided(record)
+            for path in sorted(ours.keys() - files.keys()):
+                yield from self._restore(path, ours[path])
             for path, new in files.items():
                 yield from self._put(path, new, record.files[path])
             settled = {
                 path: FileRecord(record.files[path].existed, (_digest(new.content),), new.note)
                 for path, new in files.items()
             }
-            self._save(self._without_gone(replace(record, files=settled)))
+            self._save(self._without_gone(replace(record, files={**others, **settled})))
 
     def restore(self) -> Iterator[str]:
         """Restore the originals. Yields one line for each change. Raises DiskError."""
@@ -143,13 +149,13 @@ class ConfigDirectory:
             record = self.record()
             if record is None:
                 if self._backup.is_dir():
-                    for left in list(self._backup.iterdir()):  # only temporary files, says record()
-                        atomic_files.remove(left)
+                    for file in list(self._backup.iterdir()):  # only temporary files, says record()
+                        atomic_files.remove(file)
                     atomic_files.remove_empty(self._backup)
                 return
-            left: dict[str, FileRecord] = {}
+            ours, left = self._divided(record)
             problems: list[str] = []
-            for path, recorded in sorted(record.files.items()):
+            for path, recorded in sorted(ours.items()):
                 try:
                     yield from self._restore(path, recorded)
                 except DiskError as exc:
@@ -165,7 +171,20 @@ class ConfigDirectory:
                 directory = self.base / name
                 if self.base in directory.parents and directory.is_dir() and atomic_files.remove_empty(directory):
                     yield f"removed {directory}"
-            yield from self._remove_backup(record)
+            if left:
+                self._save(self._without_gone(replace(record, files=left)))
+            else:
+                yield from self._remove_backup(record)
+
+    def _divided(self, record: Record) -> tuple[dict[str, FileRecord], dict[str, FileRecord]]:
+        """The files of the record that belong to this object, and the others."""
+        ours = dict(record.files)
+        others = {
+            path: ours.pop(path)
+            for path in record.files
+            if (path != self._only if self._only is not None else Path(path).parent == Path())
+        }
+        return ours, others
 
     # Steps of writing
 

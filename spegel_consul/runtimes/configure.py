@@ -210,17 +210,17 @@ def plan_buildkitd(path: Path, registries: Sequence[Registry], mirroring: Mirror
 
 def daemon_directory(path: Path) -> ConfigDirectory:
     """The directory of a daemon.json; our part is taken out of a file that was edited."""
-    return ConfigDirectory(path.parent, _undo(take_out))
+    return ConfigDirectory(path.parent, _undo(take_out), path.name)
 
 
 def containers_directory(base: Path) -> ConfigDirectory:
     """The directory of our file for podman and CRI-O below ``base``, which is /etc/containers."""
-    return ConfigDirectory(base / registries_conf.DIRECTORY)
+    return ConfigDirectory(base / registries_conf.DIRECTORY, only=registries_conf.NAME)
 
 
 def buildkitd_directory(path: Path) -> ConfigDirectory:
     """The directory of a buildkitd.toml; our part is taken out of a file that was edited."""
-    return ConfigDirectory(path.parent, _undo(take_out_of_buildkitd))
+    return ConfigDirectory(path.parent, _undo(take_out_of_buildkitd), path.name)
 
 
 def _without_ours(

@@ -16,6 +16,7 @@ from socketserver import ThreadingUnixStreamServer
 import pytest
 from lab.ports import free_port
 from lab.process import HANG, ending
+from runtimes.certs_d import tree
 
 from spegel_consul import cli
 from spegel_consul.runtimes.clients import installed_clients
@@ -103,6 +104,35 @@ def test_all_runtimes_there_and_back(node: Node) -> None:
     assert node.files() == {"docker/daemon.json"}
     assert node.daemon.read_text() == '{"debug": true}\n'
     assert node.run("cleanup").stdout == "nothing to restore\n"
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_files_of_several_runtimes_in_one_directory(node: Node, there: bool) -> None:
+    base = node.docker_certs = node.daemon.parent
+    node.buildkitd = base / "buildkitd.toml"
+    if there:
+        base.mkdir()
+        node.daemon.write_text('{"debug": true}\n')
+        node.buildkitd.write_text("debug = true\n")
+    before = tree(node.root)
+    words = [f"--runtime={name}" for name in ("docker", "docker-daemon", "buildkit")]
+    done = node.configure(*words, "--mirrored-registries=ghcr.io")
+    assert done.stdout.count("wrote") == 3, done.stderr
+    configured = tree(node.root)
+    assert node.configure(*words, "--mirrored-registries=ghcr.io").stdout == "nothing to change\n"
+    for word in words:
+        assert node.configure(word, "--mirrored-registries=ghcr.io").stdout == "nothing to change\n"
+    assert tree(node.root) == configured
+    own, node.buildkitd = node.buildkitd, base / "second.toml"
+    assert node.configure("--runtime=buildkit", "--mirrored-registries=ghcr.io").stdout == f"wrote {node.buildkitd}\n"
+    undone = node.run("cleanup")
+    assert undone.returncode == 0, undone.stderr
+    assert node.files() == {f"docker/{name}" for name in ("buildkitd.toml", "_backup/spegel-consul.json")}.union(
+        {"docker/daemon.json", "docker/_backup/buildkitd.toml"} if there else ()
+    )
+    node.buildkitd = own
+    assert node.run("cleanup").returncode == 0
+    assert tree(node.root) == before
 
 
 def test_podman_crio_and_buildkit_there_and_back(node: Node) -> None:

@@ -220,7 +220,7 @@ class TestKilled:
         before = tree(tmp_path)
         for _ in each_death(write, lambda: None):
             assert path.read_text().startswith('{"debug": true')
-            list(ConfigDirectory(path.parent).restore())
+            list(daemon_directory(path).restore())
             assert tree(tmp_path) == before
 
 
@@ -271,7 +271,7 @@ def test_an_edit_of_daemon_json_outlives_configuring_again(
     for _ in each_death(partial(write_daemon, path, again), lambda: None):
         assert '"log-level": "warn"' in path.read_text()
     write_daemon(path, again)
-    list(ConfigDirectory(tmp_path).restore())
+    list(daemon_directory(path).restore())
     text = path.read_text()
     assert '"log-level": "warn"' in text
     assert "10.0.0." not in text
