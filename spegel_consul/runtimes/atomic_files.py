@@ -143,9 +143,13 @@ def remove(path: Path) -> None:
 
 
 def make_directory(path: Path) -> None:
-    """Make one directory, unless it exists. Raises DiskError."""
+    """Make one directory with mode 0755, unless it exists. Raises DiskError.
+
+    The mode does not depend on the umask, because clients of other users read the files in it (podman, skopeo).
+    """
     with explained(path, "make"), suppress(FileExistsError):
         os.mkdir(path, 0o755)  # noqa: PTH102
+        os.chmod(path, 0o755)  # noqa: PTH101, S103
 
 
 def remove_empty(path: Path) -> bool:

@@ -253,7 +253,8 @@ class ConfigDirectory:
         with explained(self.base, "make"):
             atomic_files.clear(ready)
             inner = ready / self.base.relative_to(outermost) / BACKUP
-            inner.mkdir(parents=True)
+            for directory in (ready, *_between(ready, inner)):
+                atomic_files.make_directory(directory)
             atomic_files.write(inner / _RECORD, Record(made=tuple(map(str, reversed(missing)))).dump())
             try:
                 os.rename(ready, outermost)  # noqa: PTH104

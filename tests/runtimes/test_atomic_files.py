@@ -106,6 +106,26 @@ def said_by_nobody(work: Callable[[], object]) -> str:
     return text
 
 
+@pytest.fixture(params=[0o077, 0])
+def umask(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = os.umask(request.param)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("umask")
+@pytest.mark.parametrize("there", [True, False])
+def test_other_users_read_our_files_under_any_umask(tmp_path: Path, there: bool) -> None:
+    base = tmp_path / "containerd/certs.d"
+    if there:
+        base.mkdir(parents=True)
+        for made in (base, base.parent):
+            made.chmod(0o755)
+    configure(base)
+    for path in tmp_path.rglob("*"):
+        assert path.stat().st_mode & 0o777 == (0o755 if path.is_dir() else 0o644), path
+
+
 def test_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **kwargs: object) -> None:
         raise PermissionError(1, "Operation not permitted")
