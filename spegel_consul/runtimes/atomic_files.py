@@ -14,6 +14,7 @@ import errno
 import fcntl
 import itertools
 import os
+import re
 import shutil
 import stat
 import time
@@ -164,6 +165,16 @@ def remove_empty(path: Path) -> bool:
                 return False
             raise
     return True
+
+
+def mount_points() -> set[str]:
+    """The mount points of this process, with those for a part of the same file system, which os.path.ismount misses."""
+    try:
+        lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
+    except OSError:
+        return set()
+    octal = re.compile(rb"\\([0-7]{3})")  # a space is \040 (proc_pid_mountinfo(5))
+    return {os.fsdecode(octal.sub(lambda found: bytes([int(found[1], 8)]), line.split()[4])) for line in lines}
 
 
 def keep_edited(path: Path) -> str:

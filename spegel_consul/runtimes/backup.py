@@ -306,8 +306,11 @@ class ConfigDirectory:
         """Remove ``_backup``, and the directory itself if we made it and it holds nothing else."""
         made = [Path(name) for name in record.made if Path(name).is_absolute()]
         mine = [path for path in made if path == self.base or path in self.base.parents]
+        mounts = atomic_files.mount_points()
         for outermost in mine:
-            if all(self._holds_only(path, self.base) for path in (outermost, *_between(outermost, self.base))):
+            whole = (outermost, *_between(outermost, self.base))
+            # a container's mount stays: it can't be renamed, nor removed
+            if mounts.isdisjoint(map(os.path.realpath, whole)) and all(map(self._holds_only, whole)):
                 with explained(outermost, "remove"):
                     ready = temporary(outermost)
                     os.rename(outermost, ready)  # noqa: PTH104
@@ -318,10 +321,9 @@ class ConfigDirectory:
         atomic_files.remove(temporary(self._backup / _RECORD))
         atomic_files.remove_empty(self._backup)
 
-    @staticmethod
-    def _holds_only(path: Path, base: Path) -> bool:
+    def _holds_only(self, path: Path) -> bool:
         """Whether a parent of ``base`` holds only the next directory towards it, or ``base`` holds only ``_backup``."""
-        expected = BACKUP if path == base else base.relative_to(path).parts[0]
+        expected = BACKUP if path == self.base else self.base.relative_to(path).parts[0]
         with explained(path, "read"):
             return [entry.name for entry in path.iterdir()] == [expected]
 

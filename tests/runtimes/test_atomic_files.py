@@ -166,6 +166,36 @@ def test_originals_come_back_across_file_systems(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.real
+@pytest.mark.parametrize(("mounted", "left"), [("a b", {"a b"}), ("a b/c/certs.d", {"a b", "a b/c", "a b/c/certs.d"})])
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_directory_that_we_made_and_that_a_container_has_mounted(
+    tmp_path: Path, mounted: str, left: set[str], read_only: bool
+) -> None:
+    """The job's container cleans up what the command has made on the host. Its other files may be read-only."""
+    root = tmp_path / "root"
+    base = root / "a b/c/certs.d"
+    root.mkdir()
+    configure(base)
+    with mount_of_its_own(root, mounted, read_only=read_only):
+        cleanup(base)
+    assert set(tree(root)) == left
+    assert cleanup(base) == []
+
+
+@contextmanager
+def mount_of_its_own(root: Path, name: str, *, read_only: bool) -> Iterator[None]:
+    """``root`` with a mount for its directory ``name``, as a container has it; ``read_only``: the rest of ``root``."""
+    subprocess.run(["mount", "--bind", root, root], check=True)
+    try:
+        subprocess.run(["mount", "--bind", root / name, root / name], check=True)
+        if read_only:
+            subprocess.run(["mount", "-o", "remount,bind,ro", root], check=True)
+        yield
+    finally:
+        subprocess.run(["umount", "--recursive", root], check=True)
+
+
+@pytest.mark.real
 def test_a_registry_whose_directory_is_a_small_disk_of_its_own(tmp_path: Path) -> None:
     """The original and its backup are on two file systems, and the one that it is to come back to fills up."""
     base = before_us(tmp_path)
