@@ -121,6 +121,10 @@ class ConfigDirectory:
             raise Dangling(saved, saved.readlink())
         return content
 
+    def others(self, files: Mapping[str, New], record: Record | None) -> list[str]:
+        """The files that a write of ``files`` restores, because an earlier one has written them."""
+        return sorted(self._divided(record)[0].keys() - files.keys()) if record is not None else []
+
     def write(self, files: Mapping[str, New]) -> Iterator[str]:
         """Write ``files`` and restore our others of the record. Yields one line for each change. Raises DiskError."""
         self._make()
@@ -129,16 +133,16 @@ class ConfigDirectory:
             for path in files:
                 record = self._adopt_edit(path, record)
             record = self._write_ahead(record, files)
-            ours, others = self._divided(record)
-            for path in sorted(ours.keys() - files.keys()):
-                yield from self._restore(path, ours[path])
+            for path in self.others(files, record):
+                yield from self._restore(path, record.files[path])
             for path, new in files.items():
                 yield from self._put(path, new, record.files[path])
             settled = {
                 path: FileRecord(record.files[path].existed, (_digest(new.content),), new.note)
                 for path, new in files.items()
             }
-            self._save(self._without_gone(replace(record, files={**others, **settled})))
+            _, foreign = self._divided(record)
+            self._save(self._without_gone(replace(record, files={**foreign, **settled})))
 
     def restore(self) -> Iterator[str]:
         """Restore the originals. Yields one line for each change. Raises DiskError."""

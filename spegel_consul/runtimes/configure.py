@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, field
 from pathlib import Path
 
 from spegel_consul.lean.dataclass import dataclass
@@ -33,27 +33,35 @@ class Refused(DiskError):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """New files of one directory. ``before``: the current contents; ``notes``: lines for the user."""
+    """New files of one directory. ``before``: the current contents; ``notes``: lines for the user.
+
+    ``restored``: the originals of files of an earlier plan, None for a file that is removed.
+    """
 
     directory: ConfigDirectory
     files: Mapping[str, New]
     before: Mapping[str, bytes | None]
     notes: tuple[str, ...] = ()
+    restored: Mapping[str, bytes | None] = field(default_factory=dict)
 
     @property
     def changes(self) -> bool:
-        return any(self.before[path] != new.content for path, new in self.files.items())
+        return any(self.before[path] != after for path, after in self._after.items())
+
+    @property
+    def _after(self) -> dict[str, bytes | None]:
+        return {**self.restored, **{path: new.content for path, new in self.files.items()}}
 
     def diff(self) -> Iterator[str]:
         """Lines of a unified diff, with secrets redacted."""
-        for path, new in self.files.items():
+        for path, after in self._after.items():
             name = str(self.directory.base / path)
             before = self.before[path]
             diff = difflib.unified_diff(
                 [] if before is None else _lines(path, before),
-                _lines(path, new.content),
+                [] if after is None else _lines(path, after),
                 "/dev/null" if before is None else name,
-                name,
+                "/dev/null" if after is None else name,
                 lineterm="",
             )
             for line in diff:
@@ -88,7 +96,9 @@ def plan_hosts(base: Path, registries: Sequence[Registry], mirroring: Mirroring,
         files[path] = New(text.encode(), private=mirroring.authorization is not None)
     if any(registry.host == DEFAULT for registry in registries):
         notes += _shadowing(base, files, record)
-    return Plan(directory, files, {path: directory.current(path) for path in files}, tuple(notes))
+    restored = {path: directory.original(path, record) for path in directory.others(files, record)}
+    before = {path: directory.current(path) for path in (*files, *restored)}
+    return Plan(directory, files, before, tuple(notes), restored)
 
 
 def plan_registries_conf(

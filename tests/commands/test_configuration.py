@@ -106,6 +106,26 @@ def test_all_runtimes_there_and_back(node: Node) -> None:
     assert node.run("cleanup").stdout == "nothing to restore\n"
 
 
+def test_a_dry_run_shows_the_files_that_are_restored_or_removed(node: Node) -> None:
+    (node.certs / "ghcr.io").mkdir(parents=True)
+    (node.certs / "ghcr.io/hosts.toml").write_text('[host."http://cache"]\n')
+    words = ["--runtime=containerd", "--mirrored-registries=quay.io"]
+    assert node.configure(*words, "--mirrored-registries=ghcr.io,docker.io").returncode == 0
+    configured = tree(node.root)
+    shown = node.configure(*words, "--dry-run").stdout.splitlines()
+    ghcr, docker_io = (f"{node.certs}/{name}/hosts.toml" for name in ("ghcr.io", "docker.io"))
+    assert [line for line in shown if line.startswith(("---", "+++"))] == [
+        f"--- {docker_io}",
+        "+++ /dev/null",
+        f"--- {ghcr}",
+        f"+++ {ghcr}",
+    ]
+    assert f'-[host."{TARGET}"]' in shown
+    assert tree(node.root) == configured
+    assert f"restored {ghcr}" in node.configure(*words).stdout
+    assert node.configure(*words, "--dry-run").stdout == "nothing to change\n"
+
+
 @pytest.mark.parametrize("there", [True, False])
 def test_files_of_several_runtimes_in_one_directory(node: Node, there: bool) -> None:
     base = node.docker_certs = node.daemon.parent
