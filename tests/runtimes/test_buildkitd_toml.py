@@ -82,6 +82,37 @@ def test_a_registry_without_tls_and_a_mirror_that_has_a_table() -> None:
     assert found["127.0.0.1:5000"] == {"insecure": True, "http": True}
 
 
+@pytest.mark.parametrize("existing", ["", "debug = true\n", USERS, '[registry."docker.io"]\n  http = true\n'])
+@pytest.mark.parametrize("formatted", [False, True])
+def test_comments_after_our_tables_stay(existing: str, formatted: bool) -> None:
+    text, what = added(existing, [GHCR], MIRRORING, keep_existing=True)
+    assert taken_out(text, what) == existing
+    users = "\n# mine\n[worker.oci2]\n  x = 1 # one\n"
+    edited = text.replace('[registry."127', '# of us\n[registry."127') + users
+    if formatted:  # as an editor does it
+        edited = (
+            edited.replace("  mirrors", "mirrors").replace("  http", "http").replace("[registry.", " [ registry . ")
+        )
+    left = taken_out(edited, what)
+    assert left.endswith(users)
+    assert "# of us" in left
+    assert tomllib.loads(left) == tomllib.loads(existing + users)
+    assert taken_out(edited.replace("\n", "\r\n"), what).endswith(users.replace("\n", "\r\n"))
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        '[registry]\n  "ghcr.io" = {mirrors = ["127.0.0.1:5000", "mirror.lan"]}\n  "127.0.0.1:5000" = {http = true}\n',
+        'registry = {"ghcr.io" = {mirrors = ["127.0.0.1:5000"]}, "127.0.0.1:5000" = {http = true}}\n',
+        '[registry]\n"ghcr.io".mirrors = ["mirror.lan"]\n"127.0.0.1:5000".http = true\n',
+    ],
+)
+def test_our_tables_are_taken_out_in_any_form(form: str) -> None:
+    _, what = added("debug = true\n", [GHCR], MIRRORING, keep_existing=True)
+    assert tomllib.loads(taken_out("debug = true\n" + form + "# mine\n", what)) == {"debug": True}
+
+
 def test_all_registries_are_those_that_are_known() -> None:
     existing = USERS + '[registry."one.lan"]\nhttp = true\n'
     hosts = [registry.host for registry in mirrored(existing, [ALL], MIRRORING)]

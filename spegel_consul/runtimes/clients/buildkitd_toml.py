@@ -18,12 +18,13 @@ from __future__ import annotations
 import copy
 import json
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import field
 from typing import Any
 
 import tomlkit
 from tomlkit.exceptions import TOMLKitError
+from tomlkit.items import InlineTable
 
 from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.runtimes.clients.registries_conf import expanded
@@ -198,20 +199,43 @@ def _edited(text: str, document: Document, names: Iterable[str]) -> str:
         return text
     try:
         whole: Any = tomlkit.parse(text)
-        if "registry" not in document:
-            if "registry" in whole:
-                del whole["registry"]
-            return tomlkit.dumps(whole)
         for name in changed:
-            if name not in wanted:
+            table = whole["registry"][name]
+            if name not in wanted and isinstance(table, InlineTable):
                 del whole["registry"][name]
                 continue
-            table = whole["registry"][name]
             for key in ("mirrors", "http"):
-                _set(table, key, wanted[name].get(key))
-        return tomlkit.dumps(whole)
+                _set(table, key, wanted.get(name, {}).get(key))
+        headers: list[Document] = [{"registry": {name: {}}} for name in changed if name not in wanted]
+        if "registry" not in document:
+            headers.append({"registry": {}})
+            if isinstance(whole.get("registry"), InlineTable):
+                del whole["registry"]
+        return _without_headers(tomlkit.dumps(whole), headers)
     except (TOMLKitError, AttributeError, LookupError, TypeError, ValueError, RecursionError):
         raise Unusable(_FORM) from None
+
+
+def _without_headers(text: str, headers: Sequence[Document]) -> str:
+    """``text`` without the header lines of empty tables, which mean ``headers``, and without a blank line before each.
+
+    To tomlkit, the comments up to the next header are a part of the table, and would go with it.
+    """
+    kept: list[str] = []
+    for line in text.split("\n"):
+        if line.lstrip().startswith("[") and _meaning(line) in headers:
+            if kept and not kept[-1].strip():
+                kept.pop()
+        else:
+            kept.append(line)
+    return "\n".join(kept)
+
+
+def _meaning(line: str) -> Document:
+    try:
+        return tomllib.loads(line.strip())  # also without the CR of a file from Windows
+    except tomllib.TOMLDecodeError:  # a line of a list
+        return {}
 
 
 def _set(table: Any, key: str, value: Any) -> None:
