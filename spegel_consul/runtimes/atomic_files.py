@@ -207,7 +207,9 @@ def clear(path: Path) -> None:
 
 def refuse_link(directory: Path) -> None:
     """Raises DiskError if our own directory is a symbolic link, so that nothing is written to its target."""
-    if directory.is_symlink():
+    with explained(directory, "read"):
+        is_link = directory.is_symlink()
+    if is_link:
         raise DiskError(f"{directory} is a symbolic link, which only an intruder would make there: remove it")
 
 

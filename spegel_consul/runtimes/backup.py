@@ -114,11 +114,13 @@ class ConfigDirectory:
         """Content of an original in the backup; a symbolic link is followed from the directory where it was."""
         saved = self._backup / path
         atomic_files.refuse_link(saved.parent)
-        if not saved.is_symlink():
+        with explained(saved, "read"):
+            link = saved.readlink() if saved.is_symlink() else None
+        if link is None:
             return atomic_files.read(saved)
-        content = atomic_files.read((self.base / path).parent / saved.readlink())
+        content = atomic_files.read((self.base / path).parent / link)
         if content is None:
-            raise Dangling(saved, saved.readlink())
+            raise Dangling(saved, link)
         return content
 
     def others(self, files: Mapping[str, New], record: Record | None) -> list[str]:
@@ -249,12 +251,12 @@ class ConfigDirectory:
 
     def _make(self) -> None:
         """Make the directory together with its record, in one rename."""
-        missing = [path for path in (self.base, *self.base.parents) if not path.is_dir()]
-        if not missing:
-            return
-        outermost = missing[-1]
-        ready = temporary(outermost)
         with explained(self.base, "make"):
+            missing = [path for path in (self.base, *self.base.parents) if not path.is_dir()]
+            if not missing:
+                return
+            outermost = missing[-1]
+            ready = temporary(outermost)
             atomic_files.clear(ready)
             inner = ready / self.base.relative_to(outermost) / BACKUP
             for directory in (ready, *_between(ready, inner)):

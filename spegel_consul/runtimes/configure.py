@@ -78,7 +78,8 @@ def plan_hosts(base: Path, registries: Sequence[Registry], mirroring: Mirroring,
     files: dict[str, New] = {}
     notes: list[str] = []
     for registry in registries:
-        names = [name for name in registry.directories if (base / name).is_dir()]
+        with explained(base, "read"):
+            names = [name for name in registry.directories if (base / name).is_dir()]
         path = f"{(names or registry.directories[-1:])[0]}/{hosts_toml.NAME}"
         existing = directory.original(path, record)
         try:
@@ -147,8 +148,9 @@ def conf_files(base: Path) -> list[tuple[str, str]]:
     files = [base / registries_conf.MAIN, *(directory / name for name in names if name.endswith(".conf"))]
     found: list[tuple[str, str]] = []
     for path in files:
-        if path.is_dir():
-            continue
+        with explained(path, "read"):
+            if path.is_dir():
+                continue
         content = atomic_files.read(path)
         if content is not None:
             try:

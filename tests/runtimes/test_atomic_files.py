@@ -8,15 +8,17 @@ import subprocess
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
-from runtimes.certs_d import OLD, before_us, cleanup, configure, tree, written
+from runtimes.certs_d import MIRRORING, OLD, REGISTRIES, before_us, cleanup, configure, tree, written
 from runtimes.killed import each_death
 
-from spegel_consul.runtimes import atomic_files
+from spegel_consul.runtimes import atomic_files, hosts_files
 from spegel_consul.runtimes.atomic_files import DiskError
 from spegel_consul.runtimes.backup import BACKUP
+from spegel_consul.runtimes.configure import conf_files, plan_registries_conf
 
 
 @contextmanager
@@ -83,6 +85,33 @@ def test_a_directory_of_somebody_else(tmp_path: Path) -> None:
     before = tree(tmp_path)
     assert "run as root" in said_by_nobody(lambda: cleanup(base))
     assert tree(tmp_path) == before
+
+
+@pytest.mark.real
+def test_a_directory_below_one_that_only_root_may_enter(tmp_path: Path) -> None:
+    for path in (tmp_path, *tmp_path.parents[:-1]):
+        path.chmod(path.stat().st_mode | 0o055)
+    private = tmp_path / "private"
+    base = private / "containers"
+    (base / "registries.conf.d").mkdir(parents=True)
+    (base / "registries.conf").touch()
+    private.chmod(0o700)
+
+    def conf() -> None:
+        plan_registries_conf(base, REGISTRIES, MIRRORING, keep_existing=True)
+
+    for work in (partial(configure, base), partial(cleanup, base), conf, partial(conf_files, base)):
+        assert "run as root" in said_by_nobody(work)
+
+    def hosts() -> None:
+        raise DiskError(str(hosts_files.files(base)))
+
+    assert said_by_nobody(hosts) == "[]"
+    # a directory that is a link to a private one
+    public = tmp_path / "certs.d"
+    public.mkdir(mode=0o755)
+    (public / "ghcr.io").symlink_to(private / "ghcr.io")
+    assert "run as root" in said_by_nobody(lambda: configure(public))
 
 
 def said_by_nobody(work: Callable[[], object]) -> str:
