@@ -51,8 +51,8 @@ class Mirroring:
 
 
 def fresh(registry: Registry, mirroring: Mirroring, certificates: Iterable[str] = ()) -> str:
-    """A new file. ``certificates``: names of files in its directory."""
-    top = [f"server = {_quoted(registry.server)}\n"] if registry.server else []
+    """A new file. ``certificates``: names of files in its directory. Raises Unusable."""
+    top = [f"server = {in_toml(registry.server)}\n"] if registry.server else []
     return _HEADER + "".join([*top, *_certificate_lines(certificates)]) + "\n" + _hosts(mirroring)
 
 
@@ -89,7 +89,7 @@ def prepended(existing: str, registry: Registry, mirroring: Mirroring) -> str:
     at = _before_tables(document)
     head, tail = existing[:at], existing[at:]
     if registry.server and "server" not in meant:
-        head = f"server = {_quoted(registry.server)}\n" + head
+        head = f"server = {in_toml(registry.server)}\n" + head
         meant["server"] = registry.server
     if head and not head.endswith("\n"):
         head += "\n"
@@ -159,25 +159,32 @@ def _hosts(mirroring: Mirroring) -> str:
     capabilities = ["pull", *["resolve"] * mirroring.resolve_tags, *["referrers"] * mirroring.referrers]
     tables = []
     for target in mirroring.targets:
-        table = f"[host.{_quoted(target.url)}]\n"
-        table += f"  capabilities = {json.dumps(capabilities)}\n  dial_timeout = {_quoted(_DIAL_TIMEOUT)}\n"
+        table = f"[host.{in_toml(target.url)}]\n"
+        table += f"  capabilities = {in_toml(capabilities)}\n  dial_timeout = {in_toml(_DIAL_TIMEOUT)}\n"
         if mirroring.authorization is not None:
-            table += f"  [host.{_quoted(target.url)}.header]\n    Authorization = {_quoted(mirroring.authorization)}\n"
+            table += f"  [host.{in_toml(target.url)}.header]\n    Authorization = {in_toml(mirroring.authorization)}\n"
         tables.append(table)
     return "\n".join(tables)
 
 
 def _certificate_lines(names: Iterable[str]) -> list[str]:
-    """The runtime's own pairing: NAME.crt is an authority, NAME.cert with NAME.key identifies the client."""
+    """The runtime's own pairing: NAME.crt is an authority, NAME.cert with NAME.key identifies the client.
+
+    Raises Unusable.
+    """
     names = sorted(names)
     authorities = [name for name in names if name.endswith(".crt")]
     pairs = [
         [name, key] for name in names if name.endswith(".cert") and (key := name.removesuffix("cert") + "key") in names
     ]
-    lines = [f"ca = {json.dumps(authorities)}\n"] if authorities else []
-    return [*lines, f"client = {json.dumps(pairs)}\n"] if pairs else lines
+    for name in {*authorities, *(name for pair in pairs for name in pair)}:
+        if any("\ud800" <= char <= "\udfff" for char in name):  # how Python spells bytes that are not UTF-8
+            raise Unusable(f"the name of the certificate {name!r} beside it is not UTF-8, as TOML must be: rename it")
+    lines = [f"ca = {in_toml(authorities)}\n"] if authorities else []
+    return [*lines, f"client = {in_toml(pairs)}\n"] if pairs else lines
 
 
-def _quoted(text: str) -> str:
-    # a JSON string of ASCII characters is a TOML basic string
-    return json.dumps(text)
+def in_toml(value: object) -> str:
+    """A text, or a list of such, as TOML writes it."""
+    # as JSON with its characters written out, but for one control character
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -61,6 +61,16 @@ def test_certificates_of_a_directory_without_hosts_stay_in_force() -> None:
     assert document["client"] == [["client.cert", "client.key"]]
 
 
+def test_certificates_with_any_name_that_toml_can_hold() -> None:
+    names = ["\U0001f512.crt", 'q"\\\x7f\n\xa0.crt', "ü.cert", "ü.key"]
+    document = tomllib.loads(fresh(GHCR, MIRRORING, names))
+    assert document["ca"] == sorted(names[:2])
+    assert document["client"] == [names[2:]]
+    for name in ("\udcff.crt", "\udcff.cert"):
+        with pytest.raises(Unusable, match="is not UTF-8, as TOML must be: rename it"):
+            fresh(GHCR, MIRRORING, [name, "\udcff.key"])
+
+
 def test_ours_are_put_before_the_existing_and_all_else_stays_byte_for_byte() -> None:
     text = prepended(EXISTING, GHCR, MIRRORING)
     document, before = tomllib.loads(text), tomllib.loads(EXISTING)

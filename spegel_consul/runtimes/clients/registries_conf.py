@@ -24,7 +24,7 @@ from typing import Any
 from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.oci.errors import NameInvalid
 from spegel_consul.oci.reference import split_registry
-from spegel_consul.runtimes.hosts_toml import Mirroring, Unusable, parsed
+from spegel_consul.runtimes.hosts_toml import Mirroring, Unusable, in_toml, parsed
 from spegel_consul.runtimes.mirror_targets import DEFAULT, Registry
 
 NAME = "99-spegel.conf"
@@ -290,15 +290,10 @@ def _line(key: str, value: object, entry: Entry) -> str:
     if isinstance(value, bool | int):
         written = json.dumps(value)
     elif isinstance(value, str):
-        written = _quoted(value)
+        written = in_toml(value)
     else:
         raise Unusable(f"the table of {entry.prefix} in {entry.origin} has the key {key!r}, which can't be copied")
-    return f"{key if _BARE.fullmatch(key) else _quoted(key)} = {written}\n"
-
-
-def _quoted(text: str) -> str:
-    # a JSON string with its characters written out is a TOML basic string, but for one control character
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return f"{key if _BARE.fullmatch(key) else in_toml(key)} = {written}\n"
 
 
 def _check(text: str, entries: Iterable[Entry]) -> None:
