@@ -21,9 +21,9 @@ from spegel_consul.endpoints.check import Status
 from spegel_consul.error_words import in_words
 from spegel_consul.http.basic_auth import Credentials, CredentialsError
 from spegel_consul.http.server.listen import ListenError
-from spegel_consul.preflight import proxies
+from spegel_consul.preflight import daemon_process, proxies
 from spegel_consul.preflight.proxies import Proxies
-from spegel_consul.runtimes import docker, hosts_files
+from spegel_consul.runtimes import daemon_json, docker, hosts_files
 from spegel_consul.runtimes.atomic_files import DiskError
 from spegel_consul.runtimes.backup import ConfigDirectory
 from spegel_consul.runtimes.cleanup_status import serve_cleaned, wait_cleaned
@@ -121,7 +121,8 @@ def configuration(dry_run: bool, **given: Any) -> None:
             plans.append(plan_hosts(base, registries, mirroring, keep_existing=keep))
         if ConfigKind.DAEMON in runtimes:
             path = given["docker_daemon_config"].absolute()
-            plans.append(plan_daemon(path, mirroring, snapshotter=given["containerd_snapshotter"]))
+            flags = _dockerd_flags(given["docker_sock"], path)
+            plans.append(plan_daemon(path, mirroring, snapshotter=given["containerd_snapshotter"], flags=flags))
         if ConfigKind.DOCKER in runtimes:
             base = given["docker_certs_path"].absolute()
             asked = replace(
@@ -216,6 +217,18 @@ def _asks_for_signatures(given: bool | None, sock: Path, base: Path) -> bool:
         return docker.ask(sock).knows_referrers
     except docker.NoDocker:
         return any("referrers" in hosts_files.capabilities(file) for file in hosts_files.files(base))
+
+
+def _dockerd_flags(sock: Path, config: Path) -> dict[str, str]:
+    """The settings that the running dockerd has from its flags, by the names that they have in its file ``config``."""
+    process = daemon_process.of_socket(sock, "dockerd") or daemon_process.of_pid_file(
+        sock.with_suffix(".pid"), "dockerd"
+    )
+    # another daemon's flags say nothing of this file
+    if process is None or process.cwd / (process.flag("config-file") or "/etc/docker/daemon.json") != config:
+        return {}
+    given = {key: process.flag(*names) for key, names in daemon_json.FLAGS.items()}
+    return {key: value for key, value in given.items() if value is not None}
 
 
 def _keeps_existing(prepend: bool | None, replace: bool) -> bool:

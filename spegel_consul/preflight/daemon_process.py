@@ -15,11 +15,13 @@ import struct
 from collections.abc import Iterable
 from pathlib import Path
 
+from spegel_consul.disk import foreign_files
 from spegel_consul.lean.dataclass import dataclass
 
 _CREDENTIALS = struct.Struct("iII")  # pid, uid, gid (unix(7), SO_PEERCRED)
 _TIMEOUT = 1.0
 _MOST = 1 << 20  # bytes of a file in /proc
+_PID_SIZE = 64
 _PROC = Path("/proc")
 
 
@@ -88,12 +90,31 @@ def of_socket(path: Path, program: str) -> DaemonProcess | None:
             pid, owner, _ = _CREDENTIALS.unpack(
                 sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
             )
-        directory = _PROC / str(pid)
-        command = tuple(_read(directory / "cmdline").rstrip("\0").split("\0"))
     except OSError:
         return None
     # a supervisor may listen in the daemon's place, and a process of another container has pid 0
-    return DaemonProcess(directory, command, owner) if pid and Path(command[0]).name == program else None
+    return _running(pid, owner, program)
+
+
+def of_pid_file(path: Path, program: str) -> DaemonProcess | None:
+    """The process with the number in the file ``path`` if its program is ``program``, else None.
+
+    systemd listens on Docker's socket, so that the kernel does not tell the daemon behind it.
+    """
+    try:
+        pid = int(foreign_files.read(path, _PID_SIZE))
+        return _running(pid, (_PROC / str(pid)).stat().st_uid, program)
+    except (OSError, ValueError):
+        return None
+
+
+def _running(pid: int, owner: int, program: str) -> DaemonProcess | None:
+    directory = _PROC / str(pid)
+    try:
+        command = tuple(_read(directory / "cmdline").rstrip("\0").split("\0"))
+    except OSError:
+        return None
+    return DaemonProcess(directory, command, owner) if Path(command[0]).name == program else None
 
 
 def _read(path: Path) -> str:

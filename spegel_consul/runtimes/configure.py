@@ -160,13 +160,13 @@ def conf_files(base: Path) -> list[tuple[str, str]]:
     return found
 
 
-def plan_daemon(path: Path, mirroring: Mirroring, *, snapshotter: bool) -> Plan:
-    """Plan Docker's daemon.json at ``path``. Raises Refused or DiskError."""
+def plan_daemon(path: Path, mirroring: Mirroring, *, snapshotter: bool, flags: Mapping[str, str] | None = None) -> Plan:
+    """Plan Docker's daemon.json at ``path``; the options are those of ``added``. Raises Refused or DiskError."""
     directory = daemon_directory(path)
     try:
         content = _without_ours(directory, path.name, take_out)
         existing = _text(content) if content is not None else ""
-        text, what = daemon_json.added(existing, mirroring.targets, snapshotter=snapshotter)
+        text, what = daemon_json.added(existing, mirroring.targets, snapshotter=snapshotter, flags=flags)
     except Unusable as exc:
         raise Refused(f"{path} was left alone, and so was all else: {exc}") from None
     notes = []

@@ -15,7 +15,7 @@ new key of daemon.json belongs here, with its removal.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from json.decoder import JSONDecoder, scanstring  # type: ignore[attr-defined]
 from typing import Any
 
@@ -28,6 +28,13 @@ NAME = "daemon.json"
 MIRRORS, INSECURE, FEATURES = "registry-mirrors", "insecure-registries", "features"
 SNAPSHOTTER = "containerd-snapshotter"
 STORAGE_DRIVER = "storage-driver"
+FLAGS = {
+    MIRRORS: ("registry-mirror",),
+    INSECURE: ("insecure-registry",),
+    FEATURES: ("feature",),
+    STORAGE_DRIVER: ("storage-driver", "s"),
+}
+"""The flags of dockerd for these keys. Docker does not start with a key in its file and its flag."""
 LOOPBACK = ("127.0.0.0/8", "::1/128")
 """What is insecure by default; from Docker 29.10 on only while daemon.json has no list (its release notes)."""
 _SPACE = " \t\r\n"
@@ -47,13 +54,17 @@ class Added:
     was_off: bool = False
 
 
-def added(existing: str, targets: Iterable[Target], *, snapshotter: bool) -> tuple[str, Added]:
+def added(
+    existing: str, targets: Iterable[Target], *, snapshotter: bool, flags: Mapping[str, str] | None = None
+) -> tuple[str, Added]:
     """``existing`` with ``targets`` as the first mirrors of docker.io, and the additions. Raises Unusable.
 
     A mirror without TLS that is not on loopback must also be in insecure-registries (Docker 26 and before). A list
     that was not there before gets the defaults too, because they would end with it.
     ``snapshotter`` switches the containerd image store on, because without it a node has no content for peers.
+    ``flags``: the values of those keys that dockerd has from its ``FLAGS``.
     """
+    flags = flags or {}
     mark, text = _marked(existing)
     if text.strip() in ("", "null"):
         text = "{}\n"
@@ -75,12 +86,19 @@ def added(existing: str, targets: Iterable[Target], *, snapshotter: bool) -> tup
     if not isinstance(features, dict):
         raise Unusable(f'"{FEATURES}" in it is not an object')
     switched = snapshotter and features.get(SNAPSHOTTER) is not True
-    driver = document.get(STORAGE_DRIVER)
+    driver = document.get(STORAGE_DRIVER) or flags.get(STORAGE_DRIVER)
     if switched and driver in OLD_DRIVERS:
         raise Unusable(
-            f'"{STORAGE_DRIVER}" in it is {driver}, with which the containerd image store pulls nothing:'
-            " take that out, or give --containerd-snapshotter=false"
+            f"Docker's {STORAGE_DRIVER} is {driver}, with which the containerd image store pulls nothing: take"
+            f' "{STORAGE_DRIVER}" out of it or --{STORAGE_DRIVER} out of the flags of dockerd, or give'
+            " --containerd-snapshotter=false"
         )
+    for key, is_new in ((MIRRORS, mirrors), (INSECURE, insecure), (FEATURES, switched)):
+        if is_new and key in flags:
+            flag = FLAGS[key][0]
+            raise Unusable(
+                f'dockerd has the flag --{flag}, and does not start with "{key}" in it too: move the flag there'
+            )
     text = _with_items(text, MIRRORS, mirrors)
     text = _with_items(text, INSECURE, insecure)
     if switched:

@@ -352,6 +352,33 @@ def test_auto_writes_what_this_docker_reads(node: Node, version: str, image_stor
     assert written == files
 
 
+@pytest.mark.parametrize("config", ["docker/daemon.json", "other.json"])
+def test_a_mirror_that_dockerd_has_from_a_flag(node: Node, config: str) -> None:
+    """With the mirror in its file too, dockerd would not start again. systemd listens on the socket in its place."""
+    program = node.root / "dockerd"
+    program.symlink_to(Path(sys.executable).resolve())
+    words = [
+        "-c",
+        "import time; time.sleep(600)",
+        f"--config-file={node.root / config}",
+        "--registry-mirror",
+        "http://x",
+    ]
+    node.daemon.parent.mkdir()
+    node.daemon.write_text("{}")
+    with Docker(node.sock, "26.1.5", True) as docker, ending(subprocess.Popen([program, *words])) as dockerd:
+        node.sock.with_suffix(".pid").write_text(str(dockerd.pid))
+        runs = [node.configure(*words) for words in ([], ["--runtime=docker-daemon"])]
+        docker.shutdown()
+    is_same = config == "docker/daemon.json"
+    assert [run.returncode for run in runs] == ([1, 1] if is_same else [0, 0])
+    if is_same:
+        assert (
+            "daemon.json was left alone, and so was all else: dockerd has the flag --registry-mirror" in runs[1].stderr
+        )
+        assert node.daemon.read_text() == "{}"
+
+
 def test_a_docker_behind_a_proxy_is_noted(node: Node) -> None:
     with Docker(node.sock, "28.5.2", True, HttpProxy="http://me:s3cret@proxy:3128", NoProxy="localhost") as docker:
         done = node.configure("--dry-run")

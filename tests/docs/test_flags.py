@@ -11,8 +11,8 @@ from lab.documents import PAGES, ROOT
 from spegel_consul.cli import cli
 
 FOREIGN = {
-    "Docker, podman": "cap-add cap-drop feature group-add init insecure-registry name network read-only restart "
-    "security-opt ulimit user volume",
+    "Docker, podman": "cap-add cap-drop feature group-add init insecure-registry name network read-only "
+    "registry-mirror restart security-opt ulimit user volume",
     "docker buildx": "driver driver-opt use registry-map",
     "ctr, nerdctl, crane, regctl, skopeo": "hosts-dir insecure namespace plain-http platform src-tls-verify "
     "tls tls-verify",

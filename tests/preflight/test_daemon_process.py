@@ -58,6 +58,21 @@ def test_the_process_that_listens(tmp_path: Path, stack: ExitStack) -> None:
     assert daemon_process.of_socket(sock, "dockerd") is None
 
 
+def test_the_process_of_a_pid_file(tmp_path: Path, stack: ExitStack) -> None:
+    path = tmp_path / "c.pid"
+    assert daemon_process.of_pid_file(path, "containerd") is None
+    pid = listening(stack, tmp_path / "c.sock", "--config=/etc/c.toml")
+    for text in (f"{pid}\n", f"{pid}"):
+        path.write_text(text)
+        found = daemon_process.of_pid_file(path, "containerd")
+        assert found is not None
+        assert (found.flag("config"), found.owner) == ("/etc/c.toml", os.geteuid())
+        assert daemon_process.of_pid_file(path, "dockerd") is None
+    for text in ("", "x", "0", "-1", "999999999", "\0", "9" * 30):
+        path.write_text(text)
+        assert daemon_process.of_pid_file(path, "containerd") is None
+
+
 def test_there_is_no_such_process(tmp_path: Path, stack: ExitStack) -> None:
     assert daemon_process.of_socket(tmp_path / "absent", "containerd") is None
     with socket.socket(socket.AF_UNIX) as own:

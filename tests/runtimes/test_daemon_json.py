@@ -53,6 +53,22 @@ def test_the_image_store_is_left_alone_when_asked_and_switched_when_off() -> Non
 
 
 @pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        ({"registry-mirrors": "http://x"}, '--registry-mirror, and does not start with "registry-mirrors" in it too'),
+        ({"insecure-registries": "x"}, '--insecure-registry, and does not start with "insecure-registries" in it too'),
+        ({"features": "buildkit=true"}, '--feature, and does not start with "features" in it too'),
+        ({"storage-driver": "overlay2"}, "overlay2, with which the containerd image store pulls nothing"),
+    ],
+)
+def test_a_setting_that_dockerd_has_from_a_flag(flags: dict[str, str], reason: str) -> None:
+    with pytest.raises(Unusable, match=reason):
+        added("{}", [NEAR], snapshotter=True, flags=flags)
+    text, _ = added("{}", [NEAR], snapshotter=True)
+    assert added(text, [NEAR], snapshotter=True, flags=flags) == (text, Added())
+
+
+@pytest.mark.parametrize(
     ("existing", "snapshotter"),
     [
         ('{"storage-driver": "overlayfs"}', True),
