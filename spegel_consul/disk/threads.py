@@ -6,14 +6,16 @@ thread also keeps a token of its limiter. All other threads share the default li
 Trio's threads are daemons, so the interpreter does not wait for them when it exits.
 
 Each call that may wait for a device belongs here. An abandoned call may still end later, so it must not use an object
-that its caller closes meanwhile; a call that opens a file uses :func:`open_in_thread`.
+that its caller closes meanwhile: a call that opens a file uses :func:`open_in_thread`, and one that writes to a
+descriptor of its caller :func:`in_thread_with`.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from typing import TypeVar
@@ -31,6 +33,36 @@ _threads = trio.CapacityLimiter(MOST)
 async def in_thread(call: Callable[[], T], limiter: trio.CapacityLimiter | None = None) -> T:
     """The result or exception of ``call()``, in a thread that is abandoned when the caller is cancelled."""
     return await trio.to_thread.run_sync(call, limiter=limiter or _threads, abandon_on_cancel=True)
+
+
+async def in_thread_with(fds: Iterable[int], call: Callable[..., T], limiter: trio.CapacityLimiter | None = None) -> T:
+    """The result of ``call`` with duplicates of the descriptors ``fds``, as :func:`in_thread` returns it.
+
+    The duplicates are needed because an abandoned thread would else use new files that got the same numbers.
+    """
+    copies: list[int] = []
+    lock, started, given_up = threading.Lock(), False, False
+
+    def run() -> T:
+        nonlocal started
+        with lock:
+            if given_up:
+                raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
+            started = True
+        try:
+            return call(*copies)
+        finally:
+            _close(copies)
+
+    try:
+        for fd in fds:
+            copies.append(os.dup(fd))
+        return await in_thread(run, limiter)
+    finally:
+        with lock:
+            given_up = True
+        if not started:
+            _close(copies)
 
 
 async def open_in_thread(call: Callable[[], int], limiter: trio.CapacityLimiter | None = None) -> int:
@@ -70,3 +102,8 @@ def close(fd: int) -> None:
             trio.lowlevel.start_thread_soon(partial(os.close, fd), lambda _: None)
             return
     os.close(fd)
+
+
+def _close(fds: Iterable[int]) -> None:
+    for fd in fds:
+        os.close(fd)

@@ -63,3 +63,46 @@ async def test_a_file_of_a_file_system_that_has_failed_is_closed(
     threads.close(fd)
     with pytest.raises(OSError, match="Bad file descriptor"):
         original(fd)
+
+
+def open_files() -> set[str]:
+    return {path.name for path in Path("/proc/self/fd").iterdir() if path.is_symlink()}
+
+
+async def test_no_duplicate_is_left_at_the_limit_of_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, dup = 0, os.dup
+
+    def every_second_fails(fd: int) -> int:
+        nonlocal calls
+        calls += 1
+        if calls % 2 == 0:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return dup(fd)
+
+    monkeypatch.setattr(os, "dup", every_second_fails)
+    before = open_files()
+    for _ in range(5):
+        with pytest.raises(OSError, match="Too many open files"):
+            await threads.in_thread_with((0, 1), lambda *_: None)
+    assert open_files() == before
+
+
+async def test_an_abandoned_thread_keeps_its_duplicates_until_it_ends() -> None:
+    goes_on, begun, copies = threading.Event(), threading.Event(), []
+
+    def waits(*fds: int) -> None:
+        copies.extend(fds)
+        begun.set()
+        goes_on.wait(10)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(threads.in_thread_with, (0, 1), waits)
+        while not begun.is_set():
+            await trio.sleep(0.001)
+        nursery.cancel_scope.cancel()
+    assert len(copies) == 2
+    assert open_files() >= {str(fd) for fd in copies}
+    goes_on.set()
+    with trio.fail_after(5):
+        while open_files() & {str(fd) for fd in copies}:
+            await trio.sleep(0.001)
