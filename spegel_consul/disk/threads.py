@@ -5,6 +5,9 @@ thread of a cancelled call unless the call is abandoned, so one such call would 
 thread also keeps a token of its limiter. All other threads share the default limiter, so calls here have another one.
 Trio's threads are daemons, so the interpreter does not wait for them when it exits.
 
+If the limit of processes is reached, a call raises :class:`NoThread`, which is an OSError as if the disk had failed.
+Bytes that a client waits for are read on the event loop then, a few at a time, because their head has been sent.
+
 Each call that may wait for a device belongs here. An abandoned call may still end later, so it must not use an object
 that its caller closes meanwhile: a call that opens a file uses :func:`open_in_thread`, and one that writes to a
 descriptor of its caller :func:`in_thread_with`.
@@ -27,12 +30,34 @@ T = TypeVar("T")
 MOST = 32
 """Limit of concurrent calls without a limiter of their own."""
 
+ON_LOOP = 256 << 10
+"""Bytes of a file that are read on the event loop at once if there is no thread."""
+
 _threads = trio.CapacityLimiter(MOST)
 
 
+class NoThread(OSError):
+    """No thread can be started."""
+
+
 async def in_thread(call: Callable[[], T], limiter: trio.CapacityLimiter | None = None) -> T:
-    """The result or exception of ``call()``, in a thread that is abandoned when the caller is cancelled."""
-    return await trio.to_thread.run_sync(call, limiter=limiter or _threads, abandon_on_cancel=True)
+    """The result or exception of ``call()``, in a thread that is abandoned when the caller is cancelled.
+
+    Raises NoThread; then ``call`` was not called.
+    """
+    began = False
+
+    def run() -> T:
+        nonlocal began
+        began = True
+        return call()
+
+    try:
+        return await trio.to_thread.run_sync(run, limiter=limiter or _threads, abandon_on_cancel=True)
+    except RuntimeError as exc:
+        if began:
+            raise
+        raise NoThread(errno.EAGAIN, "the limit of processes is reached") from exc
 
 
 async def in_thread_with(fds: Iterable[int], call: Callable[..., T], limiter: trio.CapacityLimiter | None = None) -> T:
@@ -63,6 +88,14 @@ async def in_thread_with(fds: Iterable[int], call: Callable[..., T], limiter: tr
             given_up = True
         if not started:
             _close(copies)
+
+
+async def read(fd: int, count: int, start: int, limiter: trio.CapacityLimiter | None = None) -> bytes:
+    """At most ``count`` bytes of a file, as os.pread returns them."""
+    try:
+        return await in_thread(partial(os.pread, fd, count, start), limiter)
+    except NoThread:
+        return os.pread(fd, min(count, ON_LOOP), start)
 
 
 async def open_in_thread(call: Callable[[], int], limiter: trio.CapacityLimiter | None = None) -> int:

@@ -27,7 +27,7 @@ from contextlib import suppress
 
 import trio
 
-from spegel_consul.disk.threads import close, in_thread_with
+from spegel_consul.disk.threads import ON_LOOP, NoThread, close, in_thread_with
 from spegel_consul.zerocopy.pacing import Pace
 
 STALL = 60.0
@@ -206,8 +206,11 @@ class FileAnswer:
 
 
 async def _cold(out: int, fd: int, start: int, count: int) -> int:
-    """Run :func:`_send_cold` in a thread."""
-    return await in_thread_with((out, fd), lambda out, fd: _send_cold(out, fd, start, count), _threads)
+    """Run :func:`_send_cold` in a thread; send a little on the event loop if there is none."""
+    try:
+        return await in_thread_with((out, fd), lambda out, fd: _send_cold(out, fd, start, count), _threads)
+    except NoThread:
+        return os.sendfile(out, fd, start, min(count, ON_LOOP))
 
 
 def _send_cold(out: int, fd: int, start: int, count: int) -> int:

@@ -65,6 +65,38 @@ async def test_a_file_of_a_file_system_that_has_failed_is_closed(
         original(fd)
 
 
+@pytest.fixture
+def no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refused(*_: object, **__: object) -> None:
+        await trio.lowlevel.checkpoint()
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", refused)
+
+
+@pytest.mark.usefixtures("no_thread")
+async def test_without_a_thread_a_call_fails_as_if_the_disk_did() -> None:
+    with pytest.raises(OSError, match="limit of processes") as found:
+        await threads.in_thread(os.getpid)
+    assert not isinstance(found.value, BlockingIOError), "nobody is to try again at once"
+
+
+async def test_an_error_of_the_call_is_not_taken_for_a_missing_thread() -> None:
+    def fails() -> None:
+        raise RuntimeError("odd")
+
+    with pytest.raises(RuntimeError, match="odd"):
+        await threads.in_thread(fails)
+
+
+@pytest.mark.usefixtures("no_thread")
+async def test_without_a_thread_a_little_is_read_at_once(tmp_path: Path) -> None:
+    content = bytes(range(256)) * 4096
+    (tmp_path / "file").write_bytes(content)
+    with (tmp_path / "file").open("rb") as file:
+        assert await threads.read(file.fileno(), len(content), 10) == content[10 : 10 + threads.ON_LOOP]
+
+
 def open_files() -> set[str]:
     return {path.name for path in Path("/proc/self/fd").iterdir() if path.is_symlink()}
 
@@ -84,6 +116,14 @@ async def test_no_duplicate_is_left_at_the_limit_of_open_files(monkeypatch: pyte
     for _ in range(5):
         with pytest.raises(OSError, match="Too many open files"):
             await threads.in_thread_with((0, 1), lambda *_: None)
+    assert open_files() == before
+
+
+@pytest.mark.usefixtures("no_thread")
+async def test_no_duplicate_is_left_without_a_thread() -> None:
+    before = open_files()
+    with pytest.raises(threads.NoThread):
+        await threads.in_thread_with((0, 1), lambda *_: None)
     assert open_files() == before
 
 

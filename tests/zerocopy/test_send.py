@@ -97,6 +97,28 @@ async def test_a_client_that_reads_slowly_gets_all_from_the_disk(
     assert counted == 2 << 20
 
 
+async def test_a_process_that_may_start_no_thread_sends_on_the_event_loop(
+    file: int,
+    link: tuple[trio.socket.SocketType, trio.socket.SocketType],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def refused(*_: object, **__: object) -> None:
+        await trio.lowlevel.checkpoint()
+        raise RuntimeError("can't start new thread")
+
+    most, sendfile = [], os.sendfile
+
+    def watched(out: int, fd: int, start: int, count: int) -> int:
+        most.append(count)
+        return sendfile(out, fd, start, count)
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", refused)
+    monkeypatch.setattr(send, "_resident", lambda fd, start, stop: False)
+    monkeypatch.setattr(os, "sendfile", watched)
+    assert await sent(link, file, 1, SIZE) == (b"head" + DATA[1:], SIZE - 1)
+    assert max(most) <= 256 << 10
+
+
 def test_the_thread_waits_a_moment_for_a_client_and_then_leaves_that_to_the_loop(file: int) -> None:
     sink, client = socket.socketpair()
     with sink, client:

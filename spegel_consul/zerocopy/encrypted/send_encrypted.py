@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 import trio
 
-from spegel_consul.disk.threads import in_thread_with
+from spegel_consul.disk.threads import NoThread, in_thread_with
 from spegel_consul.zerocopy.encrypted.secure_socket import SLICE, SecureSocket, give_buffer, take_buffer
 from spegel_consul.zerocopy.pacing import Pace
 from spegel_consul.zerocopy.send import Truncated
@@ -106,9 +106,18 @@ class _Part:
         return self._secure.flush_now(out)
 
     async def in_thread(self) -> None:
-        """Send in a thread, which is abandoned if the caller is cancelled while the disk hangs."""
+        """Send in a thread, which is abandoned if the caller is cancelled while the disk hangs.
+
+        Send a slice on the event loop if there is no thread.
+        """
         try:
             await in_thread_with((self._secure.polled, self._fd), self._in_a_row, _threads)
+        except NoThread:
+            buffer = take_buffer()
+            try:
+                self._send(self._read(self._fd, buffer), None)
+            finally:
+                give_buffer(buffer)
         except trio.Cancelled:
             self._given_up = True
             self._secure.give_up()
