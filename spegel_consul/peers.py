@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import field, replace
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.places import NOWHERE, Place
@@ -55,6 +55,11 @@ def host_port(host: str, port: int) -> str:
 def unmapped(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
     """The IPv4 address in an IPv4-mapped IPv6 one (RFC 4291, 2.5.5.2), the form of IPv4 clients at an IPv6 socket."""
     return getattr(address, "ipv4_mapped", None) or address
+
+
+def unmapped_host(host: str) -> str:
+    """The same for an address as text."""
+    return str(unmapped(ip_address(host)))
 
 
 def is_mapped(address: IPv4Address | IPv6Address) -> bool:

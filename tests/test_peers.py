@@ -15,6 +15,7 @@ from spegel_consul.peers import (
     peer_id_from_text,
     peer_id_to_text,
     unmapped,
+    unmapped_host,
 )
 
 
@@ -48,7 +49,7 @@ def test_ipv6_stands_in_brackets(host: str, bracketed: str) -> None:
 )
 def test_an_ipv4_address_in_an_ipv6_one_is_seen(text: str, plain: str) -> None:
     address = ip_address(text)
-    assert str(unmapped(address)) == plain
+    assert str(unmapped(address)) == unmapped_host(text) == plain
     assert is_mapped(address) == text.startswith("::ffff:")
 
 

@@ -136,13 +136,22 @@ class PeerResponse:
 
 
 class PeerClient:
-    """Sends requests to peers, and keeps idle connections for further requests."""
+    """Sends requests to peers, and keeps idle connections for further requests.
+
+    A client that lives longer than its requests needs :meth:`run`; others need only :meth:`close`.
+    """
 
     def __init__(self, limits: PeerLimits | None = None, tls: PeerTls | None = None) -> None:
         self.limits = limits or PeerLimits()
         self._dialler = RegistryDialler(tls)
         self._idle: dict[tuple[str, int], list[RegistryConnection]] = {}
-        self._next_sweep = 0.0
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Close connections that have been idle for too long, until cancelled."""
+        task_status.started()
+        while True:
+            await trio.sleep(_IDLE)
+            self._sweep()
 
     async def request(
         self,
@@ -181,7 +190,8 @@ class PeerClient:
 
     def has_idle(self, address: tuple[str, int]) -> bool:
         """Whether there is an idle connection to ``address``."""
-        return bool(self._idle.get(address))
+        kept = self._idle.get(address, [])
+        return bool(kept) and _is_fresh(kept[-1])
 
     async def request_at_once(
         self, address: tuple[str, int], method: str, target: str, headers: Sequence[tuple[str, str]]
@@ -251,31 +261,28 @@ class PeerClient:
         idle = self._idle.get(address, [])
         while idle:
             connection = idle.pop()
-            if trio.current_time() - connection.idle_since < _IDLE and connection.is_quiet():
+            if _is_fresh(connection) and connection.is_quiet():
                 connection.reused = True
                 return connection
             connection.close()
         return None
 
     def _keep(self, connection: RegistryConnection) -> None:
-        now = trio.current_time()
-        if now >= self._next_sweep:
-            self._next_sweep = now + _IDLE
-            self._sweep(now)
         kept = self._idle.setdefault(connection.address, [])
         if len(kept) < self.limits.idle_connections:
-            connection.idle_since = now
+            connection.idle_since = trio.current_time()
             kept.append(connection)
         else:
             connection.close()
 
-    def _sweep(self, now: float) -> None:
-        """Close connections that have been idle for too long, at all peers."""
+    def _sweep(self) -> None:
         for address, connections in list(self._idle.items()):
+            fresh = []
             for connection in connections:
-                if now - connection.idle_since >= _IDLE:
+                if _is_fresh(connection):
+                    fresh.append(connection)
+                else:
                     connection.close()
-            fresh = [connection for connection in connections if now - connection.idle_since < _IDLE]
             if fresh:
                 self._idle[address] = fresh
             else:
@@ -287,6 +294,10 @@ class PeerClient:
             for connection in kept:
                 connection.close()
         self._idle.clear()
+
+
+def _is_fresh(connection: RegistryConnection) -> bool:
+    return trio.current_time() - connection.idle_since < _IDLE
 
 
 def _question(connection: RegistryConnection, method: str, target: str, headers: Sequence[tuple[str, str]]) -> bytes:

@@ -170,7 +170,10 @@ class RegistryDialler:
     ) -> RegistryConnection:
         host, port = address
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        sock = trio.socket.socket(family, socket.SOCK_STREAM)
+        try:
+            sock = trio.socket.socket(family, socket.SOCK_STREAM)
+        except OSError as exc:  # this machine has no IPv6, or the limit of open files is reached
+            raise _unreachable(address, exc) from None
         secure = None
         try:
             with trio.fail_after(within):
@@ -189,8 +192,13 @@ class RegistryDialler:
             sock.close()
             if secure is not None:
                 raise _NoTls(f"{host} port {port} and this node do not agree on TLS: {in_words(exc)}") from None
-            raise Unreachable(f"{host} port {port} can't be reached: {in_words(exc)}") from None
+            raise _unreachable(address, exc) from None
         except BaseException:
             sock.close()
             raise
         return RegistryConnection(address, sock, secure)
+
+
+def _unreachable(address: tuple[str, int], exc: OSError) -> Unreachable:
+    host, port = address
+    return Unreachable(f"{host} port {port} can't be reached: {in_words(exc)}")

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 
 import trio
 
-from spegel_consul.disk.threads import close, in_thread, open_in_thread
+from spegel_consul.disk.threads import NoThread, close, in_thread, open_in_thread
 from spegel_consul.registry.content_cache import ByteCache
 from spegel_consul.registry.plan import Own
 from spegel_consul.store import Store
@@ -107,7 +108,8 @@ class OwnFiles:
             # a page that is not in the page cache is read in a thread, because the disk may be slow
             small = self.read_small_now(plan)
             if small is None:
-                small = await in_thread(partial(self._read_small, plan, open_blob), self._threads)
+                with suppress(NoThread):
+                    small = await in_thread(partial(self._read_small, plan, open_blob), self._threads)
             small = self.keep(plan, small)
         return small
 

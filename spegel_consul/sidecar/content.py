@@ -94,6 +94,7 @@ async def start_content(
     metrics = Metrics()
     peers = PeerClient(settings.peer_limits, node.tls)
     resources.callback(peers.close)
+    await stages.start("idle connections", peers.run)
     registries = CatalogRegistries()
     permits = one_of(registries.known) if settings.peer_policy is PeerPolicy.CATALOG else any_node
     spool_space = SpoolSpace(settings.data_dir)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import trio
 
-from spegel_consul.disk.threads import close, in_thread, open_in_thread
+from spegel_consul.disk.threads import close, open_in_thread, read
 from spegel_consul.oci.descriptor import Descriptor
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import BlobUnknown
@@ -108,7 +108,7 @@ class _FileChunks:
             raise StopAsyncIteration
         length = min(PIECE, self._stop - self._position)
         try:
-            piece = await in_thread(partial(os.pread, self._fd, length, self._position), self._limiter)
+            piece = await read(self._fd, length, self._position, self._limiter)
         except OSError as exc:
             # a failing disk is reported as absent content, because a peer may have the rest
             raise absent(self._digest) from exc

@@ -9,14 +9,12 @@ A new kind of destination belongs here. The order of sending does not: it is in 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Awaitable, Callable
-from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import trio
 
-from spegel_consul.disk.threads import in_thread
+from spegel_consul.disk.threads import read
 from spegel_consul.zerocopy.encrypted.carrier import Carrier
 from spegel_consul.zerocopy.pacing import Pace
 from spegel_consul.zerocopy.position import Position
@@ -106,7 +104,7 @@ class PieceOutlet:
     async def file(self, fd: int, start: int, stop: int, count: Callable[[int], None]) -> None:
         """Send a part of a file, read in a thread because a disk may be slow. Raises Truncated."""
         while start < stop:
-            piece = await in_thread(partial(os.pread, fd, min(_READ, stop - start), start))
+            piece = await read(fd, min(_READ, stop - start), start)
             if not piece:
                 raise Truncated
             await self._send(piece)

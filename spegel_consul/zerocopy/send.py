@@ -21,14 +21,13 @@ import math
 import os
 import select
 import socket
-import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 
 import trio
 
-from spegel_consul.disk.threads import close, in_thread
+from spegel_consul.disk.threads import ON_LOOP, NoThread, close, in_thread_with
 from spegel_consul.zerocopy.pacing import Pace
 
 STALL = 60.0
@@ -207,35 +206,11 @@ class FileAnswer:
 
 
 async def _cold(out: int, fd: int, start: int, count: int) -> int:
-    """Run :func:`_send_cold` in a thread with duplicates of the descriptors.
-
-    The duplicates are needed because an abandoned thread would else write to a new socket that got the same number.
-    """
-    copies, lock, started, given_up = (os.dup(out), os.dup(fd)), threading.Lock(), False, False
-
-    def send() -> int:
-        nonlocal started
-        with lock:
-            if given_up:
-                return 0
-            started = True
-        try:
-            return _send_cold(*copies, start, count)
-        finally:
-            _close(copies)
-
+    """Run :func:`_send_cold` in a thread; send a little on the event loop if there is none."""
     try:
-        return await in_thread(send, _threads)
-    finally:
-        with lock:
-            given_up = True
-        if not started:
-            _close(copies)
-
-
-def _close(fds: Iterable[int]) -> None:
-    for fd in fds:
-        os.close(fd)
+        return await in_thread_with((out, fd), lambda out, fd: _send_cold(out, fd, start, count), _threads)
+    except NoThread:
+        return os.sendfile(out, fd, start, min(count, ON_LOOP))
 
 
 def _send_cold(out: int, fd: int, start: int, count: int) -> int:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import socket
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -11,6 +15,7 @@ import trio.testing
 
 from spegel_consul.http.server.idle_connections import IdleConnection, IdleConnections
 from spegel_consul.http.server.idle_timer import IdleTimer
+from spegel_consul.zerocopy.send import FileAnswer
 
 
 async def nothing() -> None:
@@ -30,11 +35,15 @@ class Harness:
 
 
 @pytest.fixture
-async def harness(nursery: trio.Nursery) -> Harness:
+async def harness(nursery: trio.Nursery, tmp_path: Path) -> Harness:
     answers = {b"ping": b"pong", b"big": bytes(8 << 20)}
+    (tmp_path / "file").write_bytes(bytes(8 << 20))
 
-    def at_once(data: bytes, local: bool) -> bytes | None:
+    def at_once(data: bytes, local: bool) -> bytes | FileAnswer | None:
         harness.asked.append(data)
+        if data == b"file":
+            fd = os.open(tmp_path / "file", os.O_RDONLY)
+            return FileAnswer(bytes(100), fd, 0, (8 << 20) - 100, lambda sent: None)
         if data == b"bug":
             raise OSError("stale file handle")
         return answers.get(data)
@@ -44,12 +53,14 @@ async def harness(nursery: trio.Nursery) -> Harness:
     return harness
 
 
-async def receive(client: socket.socket, count: int) -> bytes:
-    received = b""
+async def receive(client: socket.socket, count: int) -> bytearray:
+    received = bytearray()
     with trio.fail_after(5):
         while len(received) < count:
             await trio.lowlevel.wait_readable(client)
-            received += client.recv(1 << 20)
+            if not (data := client.recv(1 << 20)):
+                break
+            received += data
     return received
 
 
@@ -101,6 +112,46 @@ async def test_an_answer_that_does_not_fit_is_sent_by_the_connection(harness: Ha
     await trio.testing.wait_all_tasks_blocked(0.05)
     idle.sock.close()
     second.sock.close()
+
+
+@dataclass
+class Group:
+    """A task group of hypercorn."""
+
+    nursery: trio.Nursery
+
+    def spawn(self, task: Callable[[], Awaitable[None]]) -> None:
+        self.nursery.start_soon(task)
+
+
+@pytest.mark.parametrize("request_", [b"big", b"file"])
+async def test_a_stop_in_the_moment_in_which_an_answer_begins_does_not_cut_it(
+    harness: Harness, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch, request_: bytes
+) -> None:
+    """Trio runs the tasks that one pass has woken in any order."""
+    wake = IdleConnections._wake
+    for _ in range(20):
+        client, idle = harness.pair()
+        stop = trio.Event()
+
+        async def close(idle: IdleConnection = idle) -> None:
+            harness.idle_connections.dismiss(idle)
+            idle.sock.close()
+
+        def wake_and_stop(*args: Any, stop: trio.Event = stop) -> None:
+            wake(*args)
+            stop.set()
+
+        monkeypatch.setattr(IdleConnections, "_wake", wake_and_stop)
+        idle.timer, idle.leaving = IdleTimer(100, stop.wait, close), stop.is_set
+        idle.timer.touch()
+        idle.timer.watch(Group(nursery))  # type: ignore[arg-type]
+        nursery.start_soon(harness.idle_connections.next_request, idle)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        with client:
+            client.send(request_)
+            assert await receive(client, 8 << 20) == bytes(8 << 20)
+        idle.sock.close()
 
 
 async def test_a_wait_can_be_cancelled_or_dismissed(harness: Harness, nursery: trio.Nursery) -> None:

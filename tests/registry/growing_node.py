@@ -12,13 +12,13 @@ from typing import Any, TypeVar
 import pytest
 import trio
 
+from spegel_consul.disk import threads
 from spegel_consul.disk.foreign_files import FileCalls
 from spegel_consul.oci.digest import Digest
 from spegel_consul.registry import growing
 from spegel_consul.store import Downloads
 from spegel_consul.store.containerd import ingests as ingests_module
 from spegel_consul.store.containerd.ingests import Ingests
-from spegel_consul.zerocopy import outlet
 from spegel_consul.zerocopy.growing_file import GrowingFile
 
 from .conftest import FileStore
@@ -112,7 +112,7 @@ def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(FileCalls, "run", run)
     monkeypatch.setattr(ingests_module, "open_in_thread", at_once)
-    for module in (growing, outlet):
+    for module in (growing, threads):
         monkeypatch.setattr(module, "in_thread", at_once)
 
 

@@ -183,6 +183,20 @@ async def test_clients_of_the_runtimes_own_port_are_this_machine_s(
     assert node.mirror.traces.over[-1].client == client
 
 
+@pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "TLS"])
+async def test_a_client_of_both_address_families_port_has_one_name(start_node: Any, encrypted: bool) -> None:
+    """A socket of both families shows IPv4 clients as IPv6 addresses, under which nothing else knows them."""
+    node = await start_node(host="", tls=consul_tls(PREFER))
+    node.address = (HOLDER, node.address[1])
+    answer = await by_stranger(node, tls=consul_tls(PREFER).client() if encrypted else None)
+    assert answer.status_code == 404
+    assert node.mirror.traces.over[-1].client == "127.0.0.1"
+    assert node.mirror.peers.client._dialler._tls.links.encrypted("127.0.0.1") is encrypted
+    if not encrypted:
+        await by_runtime(node)
+        assert node.mirror.traces.over[-1].client == ""
+
+
 async def test_nodes_that_require_tls_are_asked_to_dial_back_over_tls(start_node: Any) -> None:
     require, plain = await start_node(host=HOLDER, tls=consul_tls(REQUIRE)), await start_node(host=ASKER)
     ours = consul_tls(REQUIRE).client()

@@ -176,6 +176,7 @@ STAGES = [
     "farewell",
     "credentials",
     "certificates",
+    "idle connections",
     "registry",
     "following",
     "copies",

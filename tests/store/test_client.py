@@ -67,6 +67,18 @@ def test_missing_permission_is_told_apart(place: Path) -> None:
     assert done.stdout.startswith(f"no permission to connect to containerd's socket {place / 'c.sock'}")
 
 
+async def test_where_no_thread_can_be_started_nothing_is_asked(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refused(*_: object, **__: object) -> None:
+        await trio.lowlevel.checkpoint()
+        raise RuntimeError("can't start new thread")
+
+    async with ContainerdClient(place / "absent.sock", "default") as client:
+        with monkeypatch.context() as patched:
+            patched.setattr(trio.to_thread, "run_sync", refused)
+            with pytest.raises(ContainerdUnavailable, match="can't be asked: the limit of processes is reached"):
+                await client.find([DIGEST])
+
+
 async def test_unavailable_names_the_socket(place: Path) -> None:
     path = place / "absent.sock"
     async with ContainerdClient(path, "default") as client:

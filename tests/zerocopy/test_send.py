@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import threading
@@ -94,6 +95,28 @@ async def test_a_client_that_reads_slowly_gets_all_from_the_disk(
     received, counted = await sent(link, file, 0, 2 << 20, piece=8000)
     assert received == b"head" + DATA[: 2 << 20]
     assert counted == 2 << 20
+
+
+async def test_a_process_that_may_start_no_thread_sends_on_the_event_loop(
+    file: int,
+    link: tuple[trio.socket.SocketType, trio.socket.SocketType],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def refused(*_: object, **__: object) -> None:
+        await trio.lowlevel.checkpoint()
+        raise RuntimeError("can't start new thread")
+
+    most, sendfile = [], os.sendfile
+
+    def watched(out: int, fd: int, start: int, count: int) -> int:
+        most.append(count)
+        return sendfile(out, fd, start, count)
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", refused)
+    monkeypatch.setattr(send, "_resident", lambda fd, start, stop: False)
+    monkeypatch.setattr(os, "sendfile", watched)
+    assert await sent(link, file, 1, SIZE) == (b"head" + DATA[1:], SIZE - 1)
+    assert max(most) <= 256 << 10
 
 
 def test_the_thread_waits_a_moment_for_a_client_and_then_leaves_that_to_the_loop(file: int) -> None:
@@ -353,3 +376,28 @@ async def test_pages_that_were_in_memory_are_tested_again_after_a_tenth_of_a_sec
             await trio.sleep(0.0 if paced else 0.04)
             received += len(await client.recv(1 << 16))
     assert len(tested) > 10
+
+
+async def test_a_client_that_leaves_at_the_limit_of_open_files_is_let_go(
+    file: int,
+    link: tuple[trio.socket.SocketType, trio.socket.SocketType],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A duplicate of its socket that nobody closes would keep the connection open."""
+    calls, dup = 0, os.dup
+
+    def every_second_fails(fd: int) -> int:
+        nonlocal calls
+        calls += 1
+        if calls % 2 == 0:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return dup(fd)
+
+    monkeypatch.setattr(os, "dup", every_second_fails)
+    monkeypatch.setattr(send, "_resident", lambda fd, start, stop: False)
+    sink, client = link
+    with pytest.raises(OSError, match="Too many open files"):
+        await send_file(sink, b"", file, 0, SIZE, lambda _: None)
+    sink.close()
+    with trio.fail_after(5):
+        assert await client.recv(1) == b""

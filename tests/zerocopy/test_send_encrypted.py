@@ -105,3 +105,21 @@ async def test_a_disk_that_hangs_keeps_nobody_waiting(
     # what the thread read later was sent to nobody
     assert await read(client, 100) == b""
     client.close()
+
+
+async def test_a_process_that_may_start_no_thread_sends_on_the_event_loop(
+    contexts: Contexts, file: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refused(*_: object, **__: object) -> None:
+        await trio.lowlevel.checkpoint()
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", refused)
+    server, client = await shaken(contexts)
+    counts: list[int] = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send_encrypted, server, b"head", file.fileno(), 0, len(DATA), counts.append)
+        assert await read(client, 4 + len(DATA)) == b"head" + DATA
+    assert counts == [len(DATA)]
+    server.close()
+    client.close()

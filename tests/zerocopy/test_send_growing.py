@@ -11,7 +11,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from spegel_consul.zerocopy import outlet as outlet_module
+from spegel_consul.disk import threads
 from spegel_consul.zerocopy.growing_file import GrowingFile
 from spegel_consul.zerocopy.outlet import Outlet, PieceOutlet, SocketOutlet
 from spegel_consul.zerocopy.position import Position
@@ -83,12 +83,12 @@ async def client(nursery: trio.Nursery) -> AsyncIterator[Client]:
 
 @pytest.fixture(params=["socket", "pieces"])
 async def outlet(request: pytest.FixtureRequest, client: Client, monkeypatch: pytest.MonkeyPatch) -> Outlet:
-    async def at_once(call: Callable[[], T]) -> T:
+    async def at_once(call: Callable[[], T], _: object) -> T:
         """A clock that jumps while all tasks wait overtakes a thread."""
         await trio.lowlevel.checkpoint()
         return call()
 
-    monkeypatch.setattr(outlet_module, "in_thread", at_once)
+    monkeypatch.setattr(threads, "in_thread", at_once)
     return SocketOutlet(client.ours, b"") if request.param == "socket" else PieceOutlet(client.take)
 
 

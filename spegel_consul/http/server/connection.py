@@ -24,7 +24,6 @@ import socket
 from collections import Counter
 from collections.abc import Awaitable
 from contextlib import suppress
-from ipaddress import ip_address
 from typing import Protocol, cast
 
 import h11
@@ -44,7 +43,7 @@ from spegel_consul.http.server.hypercorn_protocol import Wrapper
 from spegel_consul.http.server.idle_connections import RECEIVE, IdleConnection, IdleConnections
 from spegel_consul.http.server.idle_timer import IdleTimer
 from spegel_consul.http.server.negotiate import HealthOnly, negotiate
-from spegel_consul.peers import unmapped
+from spegel_consul.peers import unmapped_host
 from spegel_consul.zerocopy.encrypted.kernel_outlet import KernelOutlet
 from spegel_consul.zerocopy.encrypted.kernel_socket import KernelSocket
 from spegel_consul.zerocopy.encrypted.secure_outlet import SecureOutlet
@@ -162,8 +161,8 @@ class Connection(TCPServer):
         try:
             # no limit for unsent bytes, because Trio's limit of 16 KiB costs a wake-up for every few KiB of a blob
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 0)
-            client = parse_socket_addr(sock.family, sock.getpeername())
-            server = parse_socket_addr(sock.family, sock.getsockname())
+            client = _address(sock.family, sock.getpeername())
+            server = _address(sock.family, sock.getsockname())
             if client is not None and server is not None and self._is_called(client[0]):
                 # a port mapping has replaced the address that this client on the same machine connected to
                 server = (client[0], server[1])
@@ -212,7 +211,7 @@ class Connection(TCPServer):
 
     def _is_called(self, client: str) -> bool:
         """Whether the address of a client means this machine, though this network namespace does not have it."""
-        return self._only_own or str(unmapped(ip_address(client))) in self._called
+        return self._only_own or client in self._called
 
     async def _turn(self) -> None:
         """Wait until this client may begin some work; a client on this machine does not wait."""
@@ -367,6 +366,13 @@ class Connection(TCPServer):
         except trio.Cancelled:
             await trio.aclose_forcefully(self.stream)
             raise
+
+
+def _address(family: int, address: tuple[str, int]) -> tuple[str, int] | None:
+    """Host and port of a TCP socket's address."""
+    found = parse_socket_addr(family, address)
+    # the form in which an IPv6 socket shows IPv4 addresses is no other name of theirs outside of this module
+    return None if found is None else (unmapped_host(found[0]), found[1])
 
 
 def _received(sock: trio.socket.SocketType) -> bytes:

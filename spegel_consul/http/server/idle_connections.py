@@ -88,7 +88,6 @@ class IdleConnections:
             data, unsent = await self._wait(idle)
             if not unsent:
                 return data
-            idle.timer.idle = False
             if isinstance(unsent, FileAnswer):
                 try:
                     await unsent.send_rest(idle.sock)
@@ -168,6 +167,8 @@ class IdleConnections:
         task = idle._task
         assert task is not None
         self._leave(idle)
+        if unsent:
+            idle.timer.idle = False  # here, because the task may run after one that closes idle connections
         trio.lowlevel.reschedule(task, outcome.Value((data, unsent)))
 
     def _leave(self, idle: IdleConnection) -> None:

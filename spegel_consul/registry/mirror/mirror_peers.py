@@ -17,7 +17,7 @@ from dataclasses import field
 import structlog
 import trio
 
-from spegel_consul.disk.threads import in_thread
+from spegel_consul.disk.threads import NoThread, in_thread
 from spegel_consul.http.basic_auth import Credentials
 from spegel_consul.http.peer_client import PeerClient, PeerResponse
 from spegel_consul.lean.dataclass import dataclass
@@ -304,7 +304,7 @@ class MirrorPeers:
         if head.size <= self.settings.verify_first:
             return True
         with trio.move_on_after(_DISK):
-            with suppress(RuntimeError):  # the limit of processes is reached
+            with suppress(NoThread):
                 spare = await in_thread(self.spool_space.spare, self._disk)
                 return head.size <= spare // 4
         return False

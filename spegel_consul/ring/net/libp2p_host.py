@@ -29,7 +29,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from spegel_consul.error_words import in_words
 from spegel_consul.multiaddrs import Address
-from spegel_consul.peers import RingError, peer_id_to_text
+from spegel_consul.peers import RingError, peer_id_to_text, unmapped_host
 from spegel_consul.ring.dht.messages import Frames, frame
 from spegel_consul.ring.net import node_key
 from spegel_consul.ring.net.dialler import Dialler, NoAnswer
@@ -177,7 +177,7 @@ class Libp2pHost:
 
     async def _accept(self, stream: trio.SocketStream) -> None:
         try:
-            remote = str(stream.socket.getpeername()[0])
+            remote = unmapped_host(stream.socket.getpeername()[0])
         except OSError:
             remote = ""
         self._evict_half_open(remote)

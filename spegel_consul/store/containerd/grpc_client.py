@@ -31,7 +31,7 @@ import trio
 from google.protobuf import empty_pb2
 from google.protobuf.message import Message
 
-from spegel_consul.disk.threads import in_thread
+from spegel_consul.disk.threads import NoThread, in_thread
 from spegel_consul.error_words import in_words
 from spegel_consul.oci.digest import Digest
 from spegel_consul.store.containerd import conversion
@@ -259,6 +259,8 @@ class ContainerdClient:
         pending = Call()
         try:
             return await in_thread(partial(call, pending), self._limiter)
+        except NoThread as exc:
+            raise ContainerdUnavailable(f"containerd at {self.socket} can't be asked: {in_words(exc)}") from None
         finally:
             pending.cancel()
 

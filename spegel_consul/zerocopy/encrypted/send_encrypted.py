@@ -15,13 +15,12 @@ from __future__ import annotations
 
 import os
 import select
-import threading
 import time
 from collections.abc import Callable
 
 import trio
 
-from spegel_consul.disk.threads import in_thread
+from spegel_consul.disk.threads import NoThread, in_thread_with
 from spegel_consul.zerocopy.encrypted.secure_socket import SLICE, SecureSocket, give_buffer, take_buffer
 from spegel_consul.zerocopy.pacing import Pace
 from spegel_consul.zerocopy.send import Truncated
@@ -74,6 +73,7 @@ class _Part:
         self._fd = fd
         self.stop = stop
         self.reached = start
+        self._given_up = False  # by the task, whose thread is to end
 
     async def on_loop(self) -> bool:
         """Send until the socket is full; return False if the next pages are not in memory."""
@@ -108,34 +108,22 @@ class _Part:
     async def in_thread(self) -> None:
         """Send in a thread, which is abandoned if the caller is cancelled while the disk hangs.
 
-        The thread has duplicates of the descriptors, because it would else use new files with the same numbers.
+        Send a slice on the event loop if there is no thread.
         """
-        secure, lock, started, given_up = self._secure, threading.Lock(), False, False
-        copies = (os.dup(secure.polled), os.dup(self._fd))
-
-        def send() -> None:
-            nonlocal started
-            with lock:
-                if given_up:
-                    return
-                started = True
-            try:
-                self._in_a_row(*copies, lambda: given_up)
-            finally:
-                _close(copies)
-
         try:
-            await in_thread(send, _threads)
+            await in_thread_with((self._secure.polled, self._fd), self._in_a_row, _threads)
+        except NoThread:
+            buffer = take_buffer()
+            try:
+                self._send(self._read(self._fd, buffer), None)
+            finally:
+                give_buffer(buffer)
         except trio.Cancelled:
-            secure.give_up()
+            self._given_up = True
+            self._secure.give_up()
             raise
-        finally:
-            with lock:
-                given_up = True
-            if not started:
-                _close(copies)
 
-    def _in_a_row(self, out: int, fd: int, given_up: Callable[[], bool]) -> None:
+    def _in_a_row(self, out: int, fd: int) -> None:
         """Send while the client reads, up to the limit. Called in the thread."""
         limit = min(self.stop, self.reached + _IN_A_ROW)
         writable = select.poll()
@@ -144,16 +132,11 @@ class _Part:
         buffer = take_buffer()
         while self.reached < limit:
             piece = self._read(fd, buffer)
-            if given_up():
+            if self._given_up:
                 return
             whole = self._send(piece, out)
             while not whole:
-                if not writable.poll(_WRITABLE_WITHIN) or given_up():
+                if not writable.poll(_WRITABLE_WITHIN) or self._given_up:
                     return
                 whole = self._secure.flush_now(out)
         give_buffer(buffer)
-
-
-def _close(fds: tuple[int, int]) -> None:
-    for fd in fds:
-        os.close(fd)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
+import httpx
 import pytest
+import trio
 
 from spegel_consul.http.peer_client import PeerClient, PeerResponse
 from spegel_consul.peers import Provider
@@ -99,3 +103,32 @@ def test_a_turned_provider_is_asked_once_and_turns_no_further() -> None:
     assert not core.by_secondary(SECOND, FIRST)
     core.failed(SECOND, 0.1)
     assert core.next(0.1) == Exhausted("1 peers were asked and none had it")
+
+
+def no_sockets(monkeypatch: pytest.MonkeyPatch, code: int, *families: int) -> None:
+    """Let the system refuse each new socket of these families to a dial."""
+    make = trio.socket.socket
+
+    def refusing(family: int, *rest: Any) -> trio.socket.SocketType:
+        if family in families:
+            raise OSError(code, os.strerror(code))
+        return make(family, *rest)
+
+    monkeypatch.setattr("spegel_consul.http.registry_connection.trio.socket.socket", refusing)
+
+
+async def test_where_this_machine_has_no_ipv6_the_other_holder_is_asked(
+    pair: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holder, asker = pair
+    asker.router.knows(("fd00::7", 5000), holder)
+    no_sockets(monkeypatch, errno.EAFNOSUPPORT, socket.AF_INET6)
+    assert (await get(asker, BLOB_PATH)).content == LAYER
+
+
+async def test_no_socket_for_the_only_holder(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, asker = pair
+    async with httpx.AsyncClient(base_url=asker.url, trust_env=False) as client:
+        assert (await client.get("/v2/")).status_code == 200  # it is connected now
+        no_sockets(monkeypatch, errno.EMFILE, socket.AF_INET)
+        assert (await client.get(BLOB_PATH)).status_code == 404

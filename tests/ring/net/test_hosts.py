@@ -13,6 +13,7 @@ from conformance.router import eventually
 from sim.network import SimHost, SimNetwork
 from trio.testing import MockClock
 
+from spegel_consul.http.server.listen import ListenAddress, listen
 from spegel_consul.ring.net.host import Handler, Host
 from spegel_consul.ring.net.libp2p import stream as muxed_stream
 from spegel_consul.ring.net.libp2p.stream import MuxedStream
@@ -116,3 +117,15 @@ async def test_no_stream_of_libp2p_is_lost_between_the_one_who_brings_it_and_the
     assert got == 100
     await eventually(lambda: server.ended == 200, WITHIN)
     assert server.seen == ["reset"] * 200
+
+
+async def test_who_dialled_a_port_of_both_address_families_is_known_by_the_address_that_is_dialled(
+    nursery: trio.Nursery,
+) -> None:
+    sock = listen(ListenAddress("", 0), "--router-addr")
+    there = Libp2pHost(load_or_create(None), bind=sock, advertise=("127.0.0.1", sock.getsockname()[1]))
+    hosts = Hosts(nursery, lambda: there)
+    await hosts.host({})
+    here = await Hosts(nursery, lambda: Libp2pHost(load_or_create(None), bind=("127.0.0.1", 0))).host({})
+    await here.dial(there.address.host, there.address.port)
+    await eventually(lambda: there._dialler.has_heard_from("127.0.0.1"))
