@@ -20,14 +20,12 @@ download that has begun is in :mod:`spegel_consul.zerocopy.send_growing`.
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from functools import partial
 
 import trio
 
-from spegel_consul.disk.threads import in_thread
+from spegel_consul.disk.threads import read
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.media import MAX_MANIFEST_SIZE, OCTET_STREAM, manifest_media_type
 from spegel_consul.oci.path import Kind, unknown
@@ -146,7 +144,7 @@ class GrowingContent:
                 assert file is not None
                 body = None
                 if plan.request.kind is Kind.MANIFEST:
-                    body = await _read(file, head.size)
+                    body = await read(file.fd, head.size, 0)
                     media_type = manifest_media_type(body) if head.digest.fits(body) else None
                     if media_type is None:
                         raise unknown(plan.request, f"{head.digest} is downloaded, and is no manifest so far")
@@ -271,7 +269,3 @@ class _Search:
         file, self.file, self._size = self.file, None, 0
         if file is not None:
             file.close()
-
-
-async def _read(file: GrowingFile, size: int) -> bytes:
-    return await in_thread(partial(os.pread, file.fd, size, 0))

@@ -15,7 +15,6 @@ import trio
 from spegel_consul.disk import threads
 from spegel_consul.disk.foreign_files import FileCalls
 from spegel_consul.oci.digest import Digest
-from spegel_consul.registry import growing
 from spegel_consul.store import Downloads
 from spegel_consul.store.containerd import ingests as ingests_module
 from spegel_consul.store.containerd.ingests import Ingests
@@ -112,8 +111,7 @@ def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(FileCalls, "run", run)
     monkeypatch.setattr(ingests_module, "open_in_thread", at_once)
-    for module in (growing, threads):
-        monkeypatch.setattr(module, "in_thread", at_once)
+    monkeypatch.setattr(threads, "in_thread", at_once)
 
 
 class Reply:
