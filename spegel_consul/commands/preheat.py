@@ -45,7 +45,7 @@ def preheat(reference: str, nodes: int | None, every: bool, timeout: float, node
     elif rows:
         _show(rows)
     if not last or not last["done"]:
-        raise click.ClickException("the node ended the connection before the preheat was over")
+        raise click.ClickException("the node ended the connection, or fell silent, before the preheat was over")
     if last["problem"]:
         raise click.ClickException(f"the preheat failed: {sidecar_client.printable(last['problem'])}")
     _judge(rows, sidecar_client.printable(str(last["image"])))

@@ -27,12 +27,13 @@ def pull(reference: str, node: str, as_json: bool) -> None:
     last: dict[str, Any] = {}
     lines = sidecar_client.reports(node, "/api/measure", image=reference)
     if as_json:
-        last = list(lines)[-1]
-        sidecar_client.print_json(last)
+        last = [{}, *lines][-1]
+        if last:
+            sidecar_client.print_json(last)
     else:
         last = _watch(lines)
     if not last or not last["done"]:
-        raise click.ClickException("the node ended the connection before the pull was over")
+        raise click.ClickException("the node ended the connection, or fell silent, before the pull was over")
     if last["problem"]:
         raise (sidecar_client.NotFound if last["missing"] else click.ClickException)(
             sidecar_client.printable(last["problem"])

@@ -126,8 +126,13 @@ def get(node: str, path: str, *, method: str = "GET", timeout: float = TIMEOUT, 
 
 
 def reports(node: str, path: str, **query: str) -> Iterator[dict[str, Any]]:
-    """Ask the node for work (POST), and yield its reports (NDJSON) as they arrive. Raises like :func:`get`."""
+    """Ask the node for work (POST), and yield its reports (NDJSON) as they arrive. Raises like :func:`get`.
+
+    Once a report has arrived, the end of the connection or silence ends the reports. The caller has what arrived until
+    then, and the last report does not say that the work is done.
+    """
     status = 0
+    reported = False
     try:
         with blocking_client.ask(
             "POST",
@@ -141,13 +146,17 @@ def reports(node: str, path: str, **query: str) -> Iterator[dict[str, Any]]:
             if status != 200:
                 document(node, status, next(lines(node, answer), b""))
             for line in lines(node, answer):
-                yield json.loads(line)
+                report = json.loads(line)
+                reported = True
+                yield report
     except (ValueError, RecursionError):
         not_ours(node, status)
     except blocking_client.AnswerLate:
-        hangs(node, _LINE_TIMEOUT)
+        if not reported:
+            hangs(node, _LINE_TIMEOUT)
     except blocking_client.NoAnswer as exc:
-        unreachable(node, exc)
+        if not reported:
+            unreachable(node, exc)
 
 
 def lines(node: str, answer: blocking_client.Answer) -> Iterator[bytes]:

@@ -129,6 +129,7 @@ class _Exchange:
     def __init__(self, sock: socket.socket, silence: float, deadline: float) -> None:
         self._sock, self._silence, self._deadline = sock, silence, deadline
         self._answered = False
+        self._speaks_http = False
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEAD)
 
     def send(self, request: h11.Request) -> None:
@@ -148,11 +149,12 @@ class _Exchange:
                 elif isinstance(event, h11.Event):
                     if isinstance(event, h11.ConnectionClosed):
                         raise NoAnswer("the server closed the connection without an answer")
+                    self._speaks_http = True
                     return event
                 else:
                     raise NoAnswer("the server sent more than one answer")
             except h11.RemoteProtocolError as exc:
-                raise NoAnswer(str(exc), answered=self._answered) from None
+                raise NoAnswer(str(exc), answered=self._answered and not self._speaks_http) from None
 
     @contextmanager
     def _wait(self) -> Iterator[None]:
@@ -166,8 +168,3 @@ class _Exchange:
             raise AnswerLate from None
         except OSError as exc:
             raise NoAnswer(in_words(exc)) from None
-
-
-def _reason(exc: Exception) -> str:
-    text = getattr(exc, "strerror", None) or str(exc)
-    return text or type(exc).__name__

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -128,6 +129,58 @@ def test_an_older_sidecar_is_told_from_a_broken_one(command: list[str]) -> None:
     assert done.exit_code == sidecar_client.EXIT_UNREACHABLE, done.output
     assert "lacks fields that version" in done.output
     assert len(done.output.splitlines()) == 1
+
+
+PIECE = {"what": "manifest", "digest": "sha256:a", "size": 3, "received": 2, "source": "", "source_node": "n2"}
+REPORTS = {
+    "pull": {"done": False, "pieces": [{**PIECE, "verified": False, "bytes_per_second": 1}]},
+    "preheat": {
+        "image": "app:v1",
+        "done": False,
+        "nodes": [{"id": "n2", "node": "n2", "state": "pulling", "runtimes": [], "reason": None, "missing": False}],
+    },
+}
+
+
+@pytest.mark.parametrize("end", ["closes", "resets", "hangs"])
+@pytest.mark.parametrize("words", [(), ("--json",)])
+@pytest.mark.parametrize("command", REPORTS)
+def test_a_sidecar_that_dies_at_work_is_none_that_never_answered(
+    command: str, words: tuple[str, ...], end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sidecar_client, "_LINE_TIMEOUT", 0.4)
+    line = json.dumps(REPORTS[command]).encode() + b"\n"
+
+    def serve(connection: socket.socket, request: bytes) -> None:
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n"
+        connection.sendall(head + b"%x\r\n%b\r\n" % (len(line), line))
+        if end == "hangs":
+            hangs(connection, request)
+        elif end == "resets":
+            time.sleep(0.1)  # a reset discards what the client has not received yet
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    with server(serve) as node:
+        done = run(node, command, "app:v1", *words)
+    assert done.exit_code == 1, done.output
+    assert done.stderr == (f"Error: the node ended the connection, or fell silent, before the {command} was over\n")
+    assert "n2" in done.stdout, "what arrived is shown"
+
+
+@pytest.mark.parametrize("words", [(), ("--json",)])
+@pytest.mark.parametrize("command", REPORTS)
+def test_an_answer_without_a_report(command: str, words: tuple[str, ...]) -> None:
+    with server(lambda connection, _: connection.sendall(whole(b""))) as node:
+        done = run(node, command, "app:v1", *words)
+    assert done.exit_code == 1, done.output
+    assert f"before the {command} was over" in done.stderr
+
+
+def test_half_an_answer_is_that_of_no_stranger() -> None:
+    with server(lambda connection, _: connection.sendall(whole(b"{}")[:-1])) as node:
+        done = run(node, "status")
+    assert done.exit_code == sidecar_client.EXIT_UNREACHABLE
+    assert f"no sidecar answers at http://{node}: peer closed connection" in done.output
 
 
 def port(paths: dict[str, bytes]) -> Serve:
