@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from email.utils import parsedate_to_datetime
 from typing import NamedTuple
 
+from spegel_consul.consul.api.client import ConsulClient
 from spegel_consul.consul.api.consul_errors import AccessDenied, ConsulError
 from spegel_consul.consul.api.consul_settings import ConsulSettings
 from spegel_consul.consul.api.transport import TrioHTTPClient
-from spegel_consul.consul.catalog.service_definitions import ServiceMode
+from spegel_consul.consul.catalog.service_definitions import LEADER, METRICS, REGISTRY, ROUTER, ServiceMode
 from spegel_consul.election.election_view import ElectionSettings
 from spegel_consul.endpoints.check import Check, fail, ok, warn
 from spegel_consul.join.bootstrap_kind import BootstrapKind
@@ -42,15 +43,16 @@ class ConsulUse:
             mode is not ServiceMode.OFF or BootstrapKind.CATALOG in kinds,
         )
 
-    def rights(self) -> Iterator[Right]:
-        """The rights that the token needs."""
+    def rights(self, node: str = "") -> Iterator[Right]:
+        """The rights that the token needs. ``node``: the name of the agent's node, empty if it is not known."""
+        services = [REGISTRY, ROUTER, METRICS]
         if self.leader_key is not None:
             yield Right("key", self.leader_key, "write", f'key "{self.leader_key}"')
-            yield Right("session", "", "write", 'session_prefix ""')
-        if self.registers:
-            yield Right("service", "spegel", "write", 'service_prefix "spegel"')
-        elif self.reads_catalog:
-            yield Right("service", "spegel", "read", 'service_prefix "spegel"')
+            yield Right("session", node, "write", 'session_prefix ""')
+            services += [LEADER] if self.registers else []
+        if self.registers or self.reads_catalog:
+            access = "write" if self.registers else "read"
+            yield from (Right("service", name, access, 'service_prefix "spegel"') for name in services)
         if self.reads_catalog:
             yield Right("node", "", "read", 'node_prefix ""')
 
@@ -72,12 +74,9 @@ class Right(NamedTuple):
 
 
 async def checks_of(consul: ConsulSettings | None, use: ConsulUse) -> list[Check]:
-    """Checks of the answer, leader, clock and token's rights; none without ``consul``. Takes 10 s at most."""
+    """Checks of the answer, leader, clock and token's rights; none without ``consul``. Takes 20 s at most."""
     if consul is None:
         return []
-    question = json.dumps(
-        [{"Resource": each.resource, "Segment": each.segment, "Access": each.access} for each in use.rights()]
-    )
     try:
         http = TrioHTTPClient(consul)
     except ValueError as exc:
@@ -91,6 +90,10 @@ async def checks_of(consul: ConsulSettings | None, use: ConsulUse) -> list[Check
         if text.strip() in ("", '""'):
             checks = [fail("consul", f"{consul.base_url} answers, but its servers have no leader")]
         checks.append(clock_check(date, began, time.time()))
+        rights = tuple(use.rights(await _node_name(consul) if use.leader_key is not None else ""))
+        question = json.dumps(
+            [{"Resource": each.resource, "Segment": each.segment, "Access": each.access} for each in rights]
+        )
         try:
             allowed = await http.request(
                 "POST", lambda answer: json.loads(answer.body), "/v1/internal/acl/authorize", data=question, within=5
@@ -98,12 +101,21 @@ async def checks_of(consul: ConsulSettings | None, use: ConsulUse) -> list[Check
         except ConsulError as exc:
             checks.append(_without_rights(exc))
         else:
-            checks.append(rights_check([entry.get("Allow") is True for entry in allowed], use))
+            checks.append(rights_check([entry.get("Allow") is True for entry in allowed], rights))
     except ConsulError as exc:
         return [fail("consul", str(exc), "CONSUL_HTTP_ADDR=http://…:8500")]
     finally:
         await http.close()
     return checks
+
+
+async def _node_name(consul: ConsulSettings) -> str:
+    """The name of the agent's node, which a token's rule for sessions may name; empty if it does not tell."""
+    try:
+        async with ConsulClient(consul) as client:
+            return (await client.agent_self()).name
+    except ConsulError:
+        return ""
 
 
 def _without_rights(exc: ConsulError) -> Check:
@@ -115,12 +127,16 @@ def _without_rights(exc: ConsulError) -> Check:
     return warn("acl", f"could not be checked: {exc}")
 
 
-def rights_check(allowed: list[bool], use: ConsulUse) -> Check:
-    """The check of the rights; ``allowed`` is Consul's answer, in the order of the needed rights."""
-    missing = [right for right, has in zip(use.rights(), allowed, strict=False) if not has]
+def rights_check(allowed: Iterable[bool], rights: Iterable[Right]) -> Check:
+    """The check of the needed rights; ``allowed`` is Consul's answer, in their order."""
+    missing = [right for right, has in zip(rights, allowed, strict=False) if not has]
     if not missing:
         return ok("acl", "the token has every right that is needed")
-    return fail("acl", f"the token lacks {', '.join(map(str, missing))}", "\n".join(right.rule for right in missing))
+    if all(right.resource == "session" and not right.segment for right in missing):
+        says = "the agent does not tell the name of its node, so the token's right to a session there is not known"
+        return warn("acl", says, 'agent_prefix "" { policy = "read" }')
+    lacks, rules = (dict.fromkeys(of_each) for of_each in (map(str, missing), (right.rule for right in missing)))
+    return fail("acl", f"the token lacks {', '.join(lacks)}", "\n".join(rules))
 
 
 def clock_check(date: str | None, before: float, after: float) -> Check:

@@ -35,15 +35,38 @@ def test_clock(off: float, status: Status, fraction: float) -> None:
     assert clock_check(formatdate(int(now), usegmt=True), now + off, now + off + 0.1).status is status
 
 
+def judged(use: ConsulUse, *missing: str, node: str = "n1") -> Check:
+    """The finding about a token that lacks the rights to these segments of resources."""
+    rights = tuple(use.rights(node))
+    return rights_check([f"{right.resource} {right.segment}" not in missing for right in rights], rights)
+
+
 def test_rights() -> None:
-    assert rights_check([True] * 4, ConsulUse()).status is Status.OK
-    check = rights_check([True, False, True, False], ConsulUse())
+    assert judged(ConsulUse()).status is Status.OK
+    check = judged(ConsulUse(), "session n1", "node ")
     assert check.status is Status.FAIL
     assert "session:write, node:read" in check.says
     assert check.fix.splitlines() == [
         'session_prefix "" { policy = "write" }',
         'node_prefix "" { policy = "read" }',
     ]
+
+
+@pytest.mark.parametrize("registers", [True, False])
+def test_a_right_to_one_of_the_services_is_not_enough(registers: bool) -> None:
+    access = "write" if registers else "read"
+    check = judged(ConsulUse(registers=registers), "service spegel-router", "service spegel-metrics")
+    assert check.status is Status.FAIL
+    assert check.says == f"the token lacks service:{access}"
+    assert check.fix == f'service_prefix "spegel" {{ policy = "{access}" }}'
+    needs_leader = judged(ConsulUse(registers=registers), "service spegel-leader").status is Status.FAIL
+    assert needs_leader is registers
+
+
+def test_a_session_on_a_node_whose_name_is_not_told() -> None:
+    check = judged(ConsulUse(), "session ", node="")
+    assert (check.status, check.fix) == (Status.WARN, 'agent_prefix "" { policy = "read" }')
+    assert judged(ConsulUse(), "session ", "node ", node="").status is Status.FAIL
 
 
 @pytest.mark.parametrize(
@@ -60,7 +83,7 @@ def test_rights() -> None:
 )
 def test_the_rights_that_kinds_of_bootstrap_need(kinds: str, mode: str, needed: str) -> None:
     use = ConsulUse.of([BootstrapKind(kind) for kind in kinds.split()], ServiceMode(mode), "spegel/leader")
-    assert " ".join(map(str, use.rights())) == needed
+    assert " ".join(dict.fromkeys(map(str, use.rights()))) == needed
 
 
 async def test_the_right_to_the_leader_key_that_is_configured() -> None:
@@ -80,6 +103,8 @@ async def test_the_right_to_the_leader_key_that_is_configured() -> None:
                 if b" /v1/internal/acl/authorize " in head:
                     asked.extend(json.loads(body))
                     answer = json.dumps([{**one, "Allow": one["Resource"] != "key"} for one in asked])
+                elif b" /v1/agent/self " in head:
+                    answer = '{"Config": {"NodeName": "n1", "Datacenter": "dc1"}}'
                 await stream.send_all(f"HTTP/1.1 200 OK\r\nContent-Length: {len(answer)}\r\n\r\n{answer}".encode())
 
     async with trio.open_nursery() as nursery:
@@ -89,6 +114,7 @@ async def test_the_right_to_the_leader_key_that_is_configured() -> None:
         checks = {check.name: check for check in await node_checks.run(subject)}
         nursery.cancel_scope.cancel()
     assert {"Resource": "key", "Segment": "team/a/leader", "Access": "write"} in asked
+    assert {"Resource": "session", "Segment": "n1", "Access": "write"} in asked
     assert "spegel/leader" not in str(asked)
     assert checks["acl"].status is Status.FAIL
     assert checks["acl"].fix == 'key "team/a/leader" { policy = "write" }'

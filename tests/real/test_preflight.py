@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -144,6 +145,34 @@ def test_the_rights_of_a_node_that_only_reads_the_catalog(cluster: MakeCluster) 
     for each in lab:
         each.consul.running().kill9()
     assert preflight(node, "--bootstrap-kind=catalog", env=env)["consul"] == "fail"
+
+
+def test_rules_for_one_node_and_for_one_service(cluster: MakeCluster) -> None:
+    """A session for this node alone is enough; the service ``spegel`` alone is not."""
+    node = cluster(1, consul=ConsulOptions(acl=True))[0]
+    node.start_sidecar()
+
+    def acl_with(**changes: str) -> str:
+        """The finding with the policy's rules, some of them changed; ``session="n0"`` is for this name alone."""
+        rules = POLICY.read_text()
+        for resource, name in changes.items():
+            assert f"{resource}_prefix " in rules
+            rules = re.sub(rf'{resource}_prefix ".*?"', f'{resource} "{name}"', rules)
+        policy = node.consul.put(
+            "/v1/acl/policy", {"Name": "-".join(["p", *changes, *changes.values()]), "Rules": rules}
+        )
+        token = node.consul.put("/v1/acl/token", {"Policies": [{"ID": policy["ID"]}]})["SecretID"]
+        report = preflight(node, env={"CONSUL_HTTP_TOKEN": token})
+        return f"{report['acl']}: {report.says('acl')}"
+
+    own = node.consul.name
+    assert acl_with(session=own).startswith("ok: ")
+    assert acl_with(session="other").startswith("fail: the token lacks session:write |")
+    assert acl_with(session=own, agent="other").startswith("warn: the agent does not tell the name")
+    assert acl_with(agent="other").startswith("ok: ")
+    assert acl_with(service="spegel") == (
+        'fail: the token lacks service:write | service_prefix "spegel" { policy = "write" }'
+    )
 
 
 def test_docker(cluster: MakeCluster) -> None:
