@@ -7,7 +7,8 @@ lines to add are for the file that decides.
 
 From containerd 2.1 on, the CRI pulls images through the transfer service. It reads config_path as one directory, while
 the older client reads it as a list with colons. Some distributions ship a list, and then containerd ignores every
-hosts.toml without a message (containerd issue 12415, Spegel issue 1272).
+hosts.toml without a message (containerd issue 12415, Spegel issue 1272). With a setting that the transfer service lacks
+(CheckLocalImagePullConfigs in its source), the CRI pulls with the older client.
 
 A check of a new setting belongs here, as a field of ``CriSettings`` and a rule in ``checks_of``.
 """
@@ -22,14 +23,21 @@ from spegel_consul.endpoints.check import Check, fail, ok, warn
 from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.preflight.containerd_files import CRI, IMAGES, SHORT_CRI, File, Version, strings, table
 
+_DEFAULT_PATH = "/etc/containerd/certs.d:/etc/docker/certs.d"  # from 2.2 on
+
 
 @dataclass(frozen=True, slots=True)
 class CriSettings:
-    """The settings that are checked. ``config_path``: None if it is not set."""
+    """The settings that are checked. ``config_path``: None if it is not set.
+
+    ``inline_tls``: certificates that the CRI of 1.x refuses beside config_path; 2.x ignores them.
+    ``local_pull``: whether the CRI of 2.1 and later pulls with the older client.
+    """
 
     enabled: bool = True
     config_path: str | None = None
     inline_mirrors: bool = False
+    inline_tls: bool = False
     discard: bool = False
     local_pull: bool = False
 
@@ -41,13 +49,27 @@ class CriSettings:
         registry = table(images, "registry")
         path = registry.get("config_path")
         disabled = {SHORT_CRI, CRI, *([IMAGES] if is_new else [])}
+        discard = (images if is_new else table(images, "containerd")).get("discard_unpacked_layers") is True
+        configs = table(registry, "configs")
         return cls(
             enabled=disabled.isdisjoint(strings(document.get("disabled_plugins"))),
             config_path=path if isinstance(path, str) and path else None,
             inline_mirrors=bool(table(registry, "mirrors")),
-            discard=(images if is_new else table(images, "containerd")).get("discard_unpacked_layers") is True,
-            local_pull=images.get("use_local_image_pull") is True,
+            inline_tls=not is_new and any("tls" in table(configs, name) for name in configs),
+            discard=discard,
+            local_pull=is_new and (discard or _needs_local_pull(images)),
         )
+
+
+def _needs_local_pull(images: Mapping[str, Any]) -> bool:
+    """Whether the table has one of the settings that the transfer service lacks, or says so itself."""
+    registry = table(images, "registry")
+    return (
+        any(images.get(key) is True for key in ("use_local_image_pull", "image_pull_with_sync_fs"))
+        or images.get("disable_snapshot_annotations") is False
+        or images.get("max_concurrent_downloads", 3) != 3
+        or any(table(registry, key) for key in ("mirrors", "configs", "auths"))
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,19 +125,26 @@ def _config_path(settings: CriSettings, version: Version, hosts: Path, place: Pl
         f'# {place.file}, then restart containerd\n{place.head}{_header(place, "registry")}\n  config_path = "{hosts}"'
     )
     name = "config-path"
-    path = settings.config_path
-    if settings.inline_mirrors and path is not None:
-        says = f"registry.mirrors and config_path exclude each other, so the CRI does not start: move them to {hosts}"
-        yield fail(name, says, fix)
-    elif settings.inline_mirrors:
-        yield fail(name, f"registry.mirrors are set, which exclude config_path: move them to {hosts}", fix)
-    elif path is None and version >= Version(2, 2):
-        yield warn(name, "config_path has its default, a list, which containerd's transfer service misreads", fix)
-    elif path is None:
+    given = settings.config_path
+    path = given or (_DEFAULT_PATH if version >= Version(2, 2) else "")
+    is_misread = ":" in path and version >= Version(2, 1) and not settings.local_pull
+    inline = [
+        (settings.inline_mirrors, "registry.mirrors", f"move them to {hosts}"),
+        (settings.inline_tls, "registry.configs.*.tls", f"move the certificates to {hosts}/<registry>"),
+    ]
+    if found := [(what, move) for is_set, what, move in inline if is_set]:
+        what, move = (" and ".join(texts) for texts in zip(*found, strict=True))
+        if given is not None:
+            yield fail(name, f"{what} and config_path exclude each other, so the CRI does not start: {move}", fix)
+        else:
+            yield fail(name, f"{what} are set, which exclude config_path: {move} first", fix)
+    elif not path:
         yield fail(name, "config_path is not set, so the CRI reads no hosts.toml and never asks a mirror", fix)
+    elif is_misread and given is None:
+        yield warn(name, "config_path has its default, a list, which containerd's transfer service misreads", fix)
     elif not any(_same(each, hosts) for each in path.split(":")):
         yield fail(name, f"the CRI reads {path} and not {hosts}", fix)
-    elif ":" in path and version >= Version(2, 1) and not settings.local_pull:
+    elif is_misread:
         yield fail(
             name,
             f"containerd {version.major}.{version.minor} pulls through its transfer service, which takes {path} for one"

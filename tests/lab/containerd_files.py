@@ -21,8 +21,8 @@ WORDS = {
 class Files:
     """A configuration. ``expected``: what 1.6, 1.7 and 2.1 make of it; ``conf_d``: the files in conf.d.
 
-    The words of ``expected`` are config_path (``none`` without one) and ``mirrors``, ``discards``, ``local`` if they
-    are set, or ``refused`` or ``disabled``. Words in capitals are written out, see ``WORDS``;
+    The words of ``expected`` are config_path (``none`` without one) and ``mirrors``, ``tls``, ``discards`` and
+    ``local`` if they are set, or ``refused`` or ``disabled``. Words in capitals are written out, see ``WORDS``;
     HERE is the directory of the files.
     """
 
@@ -59,7 +59,7 @@ FILES = {
         ("/a", "/a", "/a"), "IMPORTS\nversion = 2\n", {"a.toml": 'version = 2\n[CRI.registry]\nconfig_path = "/a"\n'}
     ),
     "version 2 with a file other section": Files(
-        ("none", "none", "/a discards"),
+        ("none", "none", "/a discards local"),
         'IMPORTS\nversion = 2\n[CRI.registry]\nconfig_path = "/a"\n[CRI.containerd]\nDISCARD\n',
         {"a.toml": 'version = 2\n[CRI.containerd.runtimes.nvidia]\nruntime_type = "io.containerd.runc.v2"\n'},
     ),
@@ -113,7 +113,7 @@ FILES = {
         ("none", "refused", "/b"), "IMPORTS\nversion = 3\n", {"a.toml": '[IMAGES.registry]\nconfig_path = "/b"\n'}
     ),
     "version 3 with a file version 3 discard": Files(
-        ("none", "refused", "/a discards"),
+        ("none", "refused", "/a discards local"),
         'IMPORTS\nversion = 3\n[IMAGES.registry]\nconfig_path = "/a"\n',
         {"a.toml": "version = 3\n[IMAGES]\nDISCARD\n"},
     ),
@@ -200,20 +200,20 @@ FILES = {
     ),
     "list path": Files(("/a:/b", "/a:/b", "/a:/b"), 'version = 2\n[CRI.registry]\nconfig_path = "/a:/b"\n'),
     "mirrors version 2": Files(
-        ("none mirrors", "none mirrors", "none mirrors"),
+        ("none mirrors", "none mirrors", "none mirrors local"),
         'version = 2\n[CRI.registry.mirrors."docker.io"]\nendpoint = ["https://cache"]\n',
     ),
     "mirrors version 3": Files(
-        ("none", "refused", "none mirrors"),
+        ("none", "refused", "none mirrors local"),
         'version = 3\n[IMAGES.registry.mirrors."docker.io"]\nendpoint = ["https://cache"]\n',
     ),
     "mirrors main path with a file": Files(
-        ("/a", "/a", "/a mirrors"),
+        ("/a", "/a", "/a mirrors local"),
         'IMPORTS\nversion = 2\n[CRI.registry.mirrors."docker.io"]\nendpoint = ["https://cache"]\n',
         {"a.toml": 'version = 2\n[CRI.registry]\nconfig_path = "/a"\n'},
     ),
     "mirrors main path with a file version 3": Files(
-        ("none", "refused", "/a mirrors"),
+        ("none", "refused", "/a mirrors local"),
         'IMPORTS\nversion = 3\n[IMAGES.registry.mirrors."docker.io"]\nendpoint = ["https://cache"]\n',
         {"a.toml": 'version = 3\n[IMAGES.registry]\nconfig_path = "/a"\n'},
     ),
@@ -221,6 +221,17 @@ FILES = {
         ("none", "refused", "/a local"),
         "IMPORTS\nversion = 3\n[IMAGES]\nuse_local_image_pull = true\n",
         {"a.toml": 'version = 3\n[IMAGES.registry]\nconfig_path = "/a"\n'},
+    ),
+    "local by another setting": Files(
+        ("/a", "/a", "/a local"),
+        'version = 2\n[CRI]\nmax_concurrent_downloads = 10\n[CRI.registry]\nconfig_path = "/a"\n',
+    ),
+    "tls version 2": Files(
+        ("/a tls", "/a tls", "/a local"),
+        'version = 2\n[CRI.registry]\nconfig_path = "/a"\n[CRI.registry.configs."a".tls]\nca_file = "/ca.pem"\n',
+    ),
+    "tls version 3": Files(
+        ("none", "refused", "none local"), 'version = 3\n[IMAGES.registry.configs."a".tls]\nca_file = "/ca.pem"\n'
     ),
     "empty": Files(("none", "none", "none"), ""),
     "bom": Files(("/a", "/a", "refused"), '\ufeffversion = 2\n[CRI.registry]\nconfig_path = "/a"\n'),

@@ -110,6 +110,57 @@ def test_both_ways_to_name_mirrors_keep_the_cri_from_starting(tmp_path: Path, te
     assert "does not start" in check.says
 
 
+TLS = 'configs."reg.example.com".tls.ca_file = "/etc/ssl/corp.pem"'
+
+
+@pytest.mark.parametrize("version", ["1.6.20", "1.7.24", "odd"])
+def test_certificates_in_the_configuration_keep_the_cri_of_1_from_starting(tmp_path: Path, version: str) -> None:
+    both = OLD.format(path=f'config_path = "{HOSTS}"\n    {TLS}', discard="false")
+    check = judged(tmp_path, both, version)["config-path"]
+    assert check.status is Status.FAIL
+    assert "registry.configs.*.tls and config_path exclude each other, so the CRI does not start" in check.says
+    alone = judged(tmp_path, OLD.format(path=TLS, discard="false"), version)["config-path"]
+    assert alone.status is Status.FAIL
+    assert f"move the certificates to {HOSTS}/<registry> first" in alone.says
+
+
+def test_the_cri_of_2_starts_with_them(tmp_path: Path) -> None:
+    path = f'config_path = "{HOSTS}"\n    {TLS}'
+    for template in (OLD, NEW):
+        text = template.format(path=path, discard="false", local="false")
+        assert judged(tmp_path, text, "2.1.9")["config-path"].status is Status.OK
+
+
+@pytest.mark.parametrize(
+    ("option", "is_used"),
+    [
+        ("max_concurrent_downloads = 10", True),
+        ("max_concurrent_downloads = 3", False),
+        ("disable_snapshot_annotations = false", True),
+        ("disable_snapshot_annotations = true", False),
+        ("image_pull_with_sync_fs = true", True),
+        ('registry.configs."reg.example.com".auth.auth = "eA=="', True),
+        ('registry.auths."https://reg.example.com".auth = "eA=="', True),
+    ],
+)
+def test_settings_that_the_transfer_service_lacks(tmp_path: Path, option: str, is_used: bool) -> None:
+    """containerd then pulls with its older client, which reads a list."""
+    images = '[plugins."io.containerd.cri.v1.images"]\n'
+    path = '  registry.config_path = "/etc/containerd/certs.d:/etc/docker/certs.d"\n'
+    text = f"version = 3\n{images}  {option}\n{path}"
+    assert judged(tmp_path, text, "2.1.9")["config-path"].status is (Status.OK if is_used else Status.FAIL)
+    text = f"version = 3\n{images}  {option}\n"
+    assert judged(tmp_path, text, "2.2.2")["config-path"].status is (Status.OK if is_used else Status.WARN)
+    check = judged(tmp_path, text, "2.2.2", Path("/opt/certs.d"))["config-path"]
+    assert check.status is (Status.FAIL if is_used else Status.WARN)
+
+
+def test_layers_that_are_thrown_away_need_the_older_client(tmp_path: Path) -> None:
+    text = NEW.format(path=f'config_path = "{HOSTS}:/b"', discard="true", local="false")
+    checks = judged(tmp_path, text, "2.1.9")
+    assert (checks["config-path"].status, checks["discard-unpacked-layers"].status) == (Status.OK, Status.FAIL)
+
+
 def test_the_lines_to_add_without_a_file(tmp_path: Path) -> None:
     for version, head in (("1.7.24", "version = 2"), ("2.1.9", "version = 3"), ("2.4.0", "version = 3")):
         place = Place.find(tmp_path / "config.toml", (), Version.parse(version))

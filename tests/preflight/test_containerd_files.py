@@ -21,7 +21,8 @@ def brief(document: dict[str, Any]) -> str:
     settings = CriSettings.of(document)
     if not settings.enabled:
         return "disabled"
-    words = {"mirrors": settings.inline_mirrors, "discards": settings.discard, "local": settings.local_pull}
+    words = {"mirrors": settings.inline_mirrors, "tls": settings.inline_tls}
+    words |= {"discards": settings.discard, "local": settings.local_pull}
     return " ".join([settings.config_path or "none", *(word for word, is_set in words.items() if is_set)])
 
 
@@ -51,7 +52,7 @@ def test_the_lines_to_add_are_for_the_file_that_decides(tmp_path: Path, files: F
         return
     place = Place.find(path, found.files, version)
     check = next(iter(checks_of(CriSettings.of(found.document), version, hosts, place)))
-    if check.status is Status.OK or "mirrors" in check.says:
+    if check.status is Status.OK or "exclude" in check.says:
         return
     before = place.file.read_text()
     place.file.write_text("\n".join([before, *check.fix.splitlines()]))

@@ -14,7 +14,7 @@ from lab.cluster import Cluster, MakeCluster, Node
 from lab.cold_start import metric
 from lab.consul import ConsulOptions
 from lab.containerd import PullError
-from lab.image import MIB, MakeImage
+from lab.image import MIB, Image, MakeImage
 from lab.process import until
 
 pytestmark = pytest.mark.real
@@ -189,17 +189,24 @@ def test_docker(cluster: MakeCluster) -> None:
     assert preflight(node, *words)["docker-hosts"] == "ok"
 
 
-def test_a_list_in_config_path_and_discarded_layers(cluster: MakeCluster, image: MakeImage) -> None:
-    # a list is what some distributions ship; containerd 2.1 then reads no hosts.toml at all, and preflight knows it
+def with_a_list(cluster: MakeCluster, app: Image, **options: str) -> Node:
+    """A node whose containerd has a list as config_path, as some distributions ship it; its neighbour has the image."""
     lab = cluster(2, consul=False, containerd=["21", None])
-    app, node = image(layers=[MIB]), lab[1]
+    node = lab[1]
     lab[0].containerd.import_image(app.tar)
-    node.add_containerd("21", config_path="{certs_d}:/etc/docker/certs.d").await_ready()
+    node.add_containerd("21", config_path="{certs_d}:/etc/docker/certs.d", **options).await_ready()
     for each in lab:
         each.start_sidecar(static_bootstrap_peers=f"{lab[0].ip}:5001,{lab[1].ip}:5001")
     node.configure("--runtime=containerd")
     path = f"/v2/{app.repository}/manifests/{app.tag}?ns={app.registry}"
     until(lambda: node.request(path).status == 200, timeout=20, what="the neighbour's image is found")
+    return node
+
+
+def test_a_list_in_config_path_and_discarded_layers(cluster: MakeCluster, image: MakeImage) -> None:
+    # containerd 2.1 then reads no hosts.toml at all, and preflight knows it
+    app = image(layers=[MIB])
+    node = with_a_list(cluster, app)
     with pytest.raises(PullError):
         node.containerd.pull_cri(app.name, timeout=20)
     report = preflight(node, "--bootstrap-kind=static")
@@ -209,6 +216,32 @@ def test_a_list_in_config_path_and_discarded_layers(cluster: MakeCluster, image:
     node.containerd.pull_cri(app.name)
     report = preflight(node, "--bootstrap-kind=static")
     assert (report["config-path"], report["discard-unpacked-layers"]) == ("ok", "fail")
+
+
+def test_a_list_in_config_path_and_a_setting_that_the_transfer_service_lacks(
+    cluster: MakeCluster, image: MakeImage
+) -> None:
+    """containerd 2.1 then pulls with its older client, which reads each directory of the list."""
+    app = image(layers=[MIB])
+    node = with_a_list(cluster, app, image_options="  max_concurrent_downloads = 10")
+    node.containerd.pull_cri(app.name)
+    assert preflight(node, "--bootstrap-kind=static")["config-path"] == "ok"
+
+
+@pytest.mark.parametrize(("version", "status"), [("16", "fail"), ("17", "fail"), ("21", "ok")])
+def test_certificates_in_the_configuration_beside_config_path(cluster: MakeCluster, version: str, status: str) -> None:
+    node = cluster(1, consul=False, containerd=[None])[0]
+    table = "grpc.v1.cri" if version.startswith("1") else "cri.v1.images"
+    tls = f'[plugins."io.containerd.{table}".registry.configs."reg.example.com".tls]\nca_file = "/ca.pem"\n'
+    daemon = node.add_containerd(version, extra=tls)
+    if status == "ok":
+        daemon.await_ready()
+    else:
+        process = daemon.running()
+        process.until(lambda: "cannot be set when `config_path`" in process.log(), timeout=20, what="the CRI is off")
+    report = preflight(node, "--bootstrap-kind=static", "--runtime=containerd")
+    assert report["config-path"] == status, report.says("config-path")
+    assert ("does not start" in report.says("config-path")) is (status == "fail")
 
 
 def test_a_sidecar_that_nobody_could_reach_does_not_start(cluster: MakeCluster) -> None:
