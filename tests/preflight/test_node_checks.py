@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import httpx
+import ifaddr
 import pytest
 import trio
 from lab.rights import without_rights
@@ -155,6 +156,15 @@ def test_the_interface_of_an_address() -> None:
     assert interfaces.interface_of("127.0.0.1") == "lo"
     assert interfaces.interface_of("192.0.2.1") is None
     assert interfaces.interface_of("2001:db8::1") is None
+
+
+def test_a_second_address_of_an_interface(monkeypatch: pytest.MonkeyPatch) -> None:
+    ips = [ifaddr.IP(ip, 24, "eth0") for ip in ("192.0.2.7", "192.0.2.8", ("2001:db8::8", 0, 0))]
+    monkeypatch.setattr(ifaddr, "get_adapters", lambda: [ifaddr.Adapter("eth0", "eth0", ips, index=2)])
+    assert interfaces.interface_of("192.0.2.7") == "eth0"
+    assert interfaces.interface_of("192.0.2.8") == "eth0"
+    assert interfaces.interface_of("2001:db8::8") == "eth0"
+    assert interfaces.interface_of("192.0.2.9") is None
 
 
 def test_what_a_check_looks_like() -> None:
