@@ -7,6 +7,9 @@ from collections.abc import Callable, Sequence
 
 from spegel_consul.endpoints.plain_app import Answer, PlainApp, Question, plain
 
+LIVE, ALIVE = "/livez", plain(200, "ok")
+"""The path, and the answer in text by which preflight knows a sidecar."""
+
 Problem = Callable[[], str | None]
 Warnings = Callable[[Question], Sequence[str]]
 
@@ -18,7 +21,7 @@ def add_to(app: PlainApp, problem: Problem, warnings: Warnings) -> None:
     """
 
     async def alive(question: Question) -> Answer:
-        return _json(200, {"alive": True}) if _wants_json(question) else plain(200, "ok")
+        return _json(200, {"alive": True}) if _wants_json(question) else ALIVE
 
     async def ready(question: Question) -> Answer:
         reason = problem()
@@ -28,7 +31,7 @@ def add_to(app: PlainApp, problem: Problem, warnings: Warnings) -> None:
         reasons = [] if reason is None else [reason]
         return _json(status, {"ready": reason is None, "reasons": reasons, "warnings": list(warnings(question))})
 
-    app.add("/livez", alive)
+    app.add(LIVE, alive)
     app.add("/readyz", ready)
 
 

@@ -7,16 +7,19 @@ runtime belongs here.
 
 from __future__ import annotations
 
-import ssl
-import tomllib
+import http.client
+import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from spegel_consul.disk import foreign_files
 from spegel_consul.disk.threads import in_thread
-from spegel_consul.endpoints.check import Check, fail, ok, warn
+from spegel_consul.endpoints import dial_back, health
+from spegel_consul.endpoints.check import Check, Status, fail, ok, warn
 from spegel_consul.error_words import in_words
 from spegel_consul.preflight import config_dump, containerd_config, containerd_files, daemon_process, proxies
 from spegel_consul.preflight.containerd_config import CriSettings, Place
@@ -32,10 +35,12 @@ from spegel_consul.preflight.subject import (
     unless_used,
 )
 from spegel_consul.runtimes import docker, hosts_files, redaction
+from spegel_consul.runtimes.mirror_targets import DEFAULT
 from spegel_consul.store.containerd.grpc_calls import ContainerdUnavailable
 from spegel_consul.store.containerd.grpc_client import ContainerdClient
 
 _PROBE_TIMEOUT = 2.0
+_PROBES_AT_A_TIME = 16
 _CRI_UNUSED = f"nothing is pulled through the CRI here: it has no namespace {CRI_NAMESPACE}; if something is, give"
 _DOCKER_UNUSED = "nothing is pulled through Docker here: it has no images; if something is, give"
 
@@ -187,12 +192,8 @@ def _docker(subject: Subject, found: docker.Docker) -> list[Check]:
     if found.reads_hosts and subject.docker_hosts is not None:
         checks += _hosts(subject, "docker", subject.docker_hosts, proxies_)
         checks += _referrers(found, subject.docker_hosts)
-    elif found.mirrors:
-        checks.append(probed("docker-mirrors", found.mirrors[0], "docker.io"))
-        checks.append(proxies.check_of("docker", proxies_, node_mirrors(subject, found.mirrors)))
     else:
-        fix = "spegel-consul configuration --runtime docker-daemon"
-        checks.append(fail("docker-mirrors", "Docker has no registry-mirrors, so it never asks one", fix))
+        checks += _registry_mirrors(subject, found.mirrors, proxies_)
     if docker_is_used(subject, found.images):
         return checks
     return unless_used(checks, f"{_DOCKER_UNUSED} --runtime docker")
@@ -223,15 +224,30 @@ def _hosts(subject: Subject, runtime: str, base: Path, proxies_: Proxies | None)
     """Whether the hosts.toml files of a runtime name a mirror that answers, and that it asks without a proxy."""
     name = f"{runtime}-hosts"
     fix = f"spegel-consul configuration --runtime {runtime}"
+    named: dict[str, list[str]] = {}
     for file in hosts_files.files(base):
         try:
-            hosts = list(tomllib.loads(foreign_files.read(file, foreign_files.CONFIG_SIZE).decode()).get("host", {}))
+            named[hosts_files.registry_of(file.parent.name)] = hosts_files.hosts(file)
         except (OSError, ValueError) as exc:
             return [fail(name, f"{file} can't be read: {in_words(exc)}")]
-        if hosts:
-            first = probed(name, hosts[0], file.parent.name)
-            return [first, proxies.check_of(runtime, proxies_, node_mirrors(subject, hosts))]
-    return [fail(name, f"no hosts.toml in {base} names a mirror, so the runtime never asks one", fix)]
+    found = node_mirrors(subject, named)
+    if not found:
+        return [fail(name, f"no hosts.toml in {base} names a mirror, so the runtime never asks one", fix)]
+    check = alive_check(name, found)
+    others = hosts_files.shadowing(base, found) if DEFAULT in found else []
+    if check.status is Status.OK and others:
+        says = f"{check.says}, but not asked for {', '.join(others)}, which have directories of their own in {base}"
+        check = warn(name, says, f"{fix} --mirrored-registries {','.join([DEFAULT, *others])}")
+    return [check, proxies.check_of(runtime, proxies_, urls_of(found))]
+
+
+def _registry_mirrors(subject: Subject, urls: Sequence[str], proxies_: Proxies | None) -> list[Check]:
+    """Whether Docker's registry-mirrors have a mirror that answers, and that Docker asks without a proxy."""
+    name, fix = "docker-mirrors", "spegel-consul configuration --runtime docker-daemon"
+    found = node_mirrors(subject, {"docker.io": urls})
+    if not found:
+        return [fail(name, "Docker has no mirror in registry-mirrors, so it never asks one", fix)]
+    return [alive_check(name, found), proxies.check_of("docker", proxies_, urls_of(found))]
 
 
 def _referrers(found: docker.Docker, base: Path) -> list[Check]:
@@ -249,27 +265,64 @@ def _referrers(found: docker.Docker, base: Path) -> list[Check]:
     return []
 
 
-def node_mirrors(subject: Subject, urls: Sequence[str]) -> list[str]:
-    """Those of ``urls`` that are registries of nodes: the first, and the others with the same port."""
-    return [url for number, url in enumerate(urls) if number == 0 or url.endswith(f":{subject.registry_port}")]
+class Probe(NamedTuple):
+    """A host's answer. ``problem``: why it is no mirror that is alive; ``is_other``: another program answers there."""
+
+    url: str
+    problem: str = ""
+    is_other: bool = False
 
 
-def probed(name: str, url: str, registry: str) -> Check:
-    """Whether the mirror ``url``, the first one of ``registry``, answers without a proxy. Waits 2 s at most."""
-    of = "all registries" if registry == "_default" else registry
-    shown = redaction.url(url)
+def node_mirrors(subject: Subject, named: Mapping[str, Sequence[str]]) -> dict[str, list[Probe]]:
+    """Of each registry those of its hosts, ``named`` by a runtime's files, that are registries of nodes.
+
+    A host that does not answer counts if it has this node's port, or if no other host is one. Waits 2 s for a host, and
+    asks 16 at a time.
+    """
+    urls = tuple(dict.fromkeys(url for each in named.values() for url in each))
+    with ThreadPoolExecutor(_PROBES_AT_A_TIME) as threads:
+        probes = dict(zip(urls, threads.map(partial(_probed, subject), urls), strict=True))
+
+    def having(counts: Callable[[Probe], bool]) -> dict[str, list[Probe]]:
+        found = {registry: [probes[url] for url in each if counts(probes[url])] for registry, each in named.items()}
+        return {registry: each for registry, each in found.items() if each}
+
+    port = f":{subject.registry_port}"
+    return having(lambda probe: not probe.problem or (not probe.is_other and probe.url.endswith(port))) or having(
+        lambda probe: not probe.is_other
+    )
+
+
+def urls_of(mirrors: Mapping[str, Sequence[Probe]]) -> list[str]:
+    """The URLs of all mirrors, each once."""
+    return list(dict.fromkeys(probe.url for each in mirrors.values() for probe in each))
+
+
+def alive_check(name: str, mirrors: Mapping[str, Sequence[Probe]]) -> Check:
+    """Whether the first mirror of each registry is alive; ``mirrors``: not empty."""
+    firsts = [(registry, probes[0]) for registry, probes in mirrors.items()]
+    registry, first = next((each for each in firsts if each[1].problem), firsts[0])
+    of = "all registries" if registry == DEFAULT else registry
+    says = f"{redaction.url(first.url)}, the first mirror of {of}, {first.problem or 'is alive'}"
+    if first.problem:
+        return fail(name, says, "start the sidecar there, or write the files anew: spegel-consul configuration")
+    return ok(name, says)
+
+
+def _probed(subject: Subject, url: str) -> Probe:
+    """Ask the host without a proxy."""
     if not url.startswith(("http://", "https://")):
-        return fail(name, f"the mirror {shown!r} of {of} is not a URL")
+        return Probe(url, "is not a URL")
     try:
         # unverified, because the runtime has authorities of its own for the mirror's certificate
-        context = ssl._create_unverified_context()  # noqa: S323
+        context = dial_back.unverified()
         direct = urllib.request.build_opener(
             urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
         )
-        probe = f"{url.rstrip('/')}/livez"  # http or https, see above
+        probe = f"{url.rstrip('/')}{health.LIVE}"  # http or https, see above
         with direct.open(probe, timeout=_PROBE_TIMEOUT) as answer:
-            answer.read(16)
-    except (OSError, ValueError) as exc:
-        says = f"{shown}, the first mirror of {of}, does not answer: {in_words(exc)}"
-        return fail(name, says, "start the sidecar there, or write the files anew: spegel-consul configuration")
-    return ok(name, f"{shown}, the first mirror of {of}, is alive")
+            is_ours = answer.read(len(health.ALIVE.body) + 1) == health.ALIVE.body
+    except (OSError, ValueError, http.client.HTTPException) as exc:
+        is_other = isinstance(exc, urllib.error.HTTPError) and exc.code < 500
+        return Probe(url, f"does not answer: {in_words(exc)}", is_other)
+    return Probe(url) if is_ours else Probe(url, "is no spegel-consul", is_other=True)

@@ -15,9 +15,9 @@ from dataclasses import asdict, field
 from pathlib import Path
 
 from spegel_consul.lean.dataclass import dataclass
-from spegel_consul.runtimes import atomic_files, daemon_json, hosts_toml, redaction
+from spegel_consul.runtimes import atomic_files, daemon_json, hosts_files, hosts_toml, redaction
 from spegel_consul.runtimes.atomic_files import DiskError, explained
-from spegel_consul.runtimes.backup import BACKUP, ConfigDirectory, New, Undo
+from spegel_consul.runtimes.backup import ConfigDirectory, New, Undo
 from spegel_consul.runtimes.backup_record import Record
 from spegel_consul.runtimes.clients import buildkitd_toml, registries_conf
 from spegel_consul.runtimes.daemon_json import Added
@@ -293,10 +293,9 @@ def _certificates(directory: Path) -> list[str]:
 
 def _shadowing(base: Path, files: Mapping[str, New], record: Record | None) -> tuple[str, ...]:
     """A note on registries with a directory of their own, for which the runtime does not read ``_default``."""
-    with explained(base, "read"):
-        names = [path.name for path in base.iterdir() if path.is_dir()] if base.is_dir() else []
     ours = {Path(path).parts[0] for path in files}.union(record.made if record is not None else ())
-    others = sorted(set(names) - ours - {BACKUP})
+    with explained(base, "read"):
+        others = hosts_files.shadowing(base, set(map(hosts_files.registry_of, ours)))
     if not others:
         return ()
     return (

@@ -7,18 +7,19 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 
 class Server(HTTPServer):
-    """A sidecar, or a proxy: it keeps the paths and answers 200."""
+    """A sidecar, or a proxy: it keeps the paths and answers 200 with ``body``."""
 
-    def __init__(self) -> None:
+    def __init__(self, body: bytes = b"ok\n", status: int = 200) -> None:
         self.paths: list[str] = []
         paths = self.paths
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 paths.append(self.path)
-                self.send_response(200)
-                self.send_header("Content-Length", "0")
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
+                self.wfile.write(body)
 
             def log_message(self, format: str, *args: object) -> None:
                 pass

@@ -158,13 +158,33 @@ async def test_a_registry_in_the_path_of_buildkits_mirror(machine: Machine, side
     assert f"http://{host}/docker.io has docker.io in its path" in check.says
 
 
+async def test_another_mirror_is_none_that_failed(machine: Machine, sidecar: Server) -> None:
+    """Docker Hub has a cache of its own, and another registry the sidecar."""
+    with Server(b"<html>", 404) as cache:
+        machine.containers.mkdir()
+        texts = [
+            f'[[registry]]\nlocation = "{registry}"\n[[registry.mirror]]\nlocation = "{url[7:]}"\ninsecure = true\n'
+            for registry, url in (("docker.io", cache.url), ("quay.io", sidecar.url))
+        ]
+        (machine.containers / "registries.conf").write_text("".join(texts))
+        machine.buildkitd.write_text(
+            f'[registry."docker.io"]\nmirrors = ["{cache.url[7:]}"]\n'
+            f'[registry."quay.io"]\nmirrors = ["{sidecar.url[7:]}"]\n'
+            + "".join(f'[registry."{url[7:]}"]\nhttp = true\n' for url in (cache.url, sidecar.url))
+        )
+        found = await machine.checks("podman", "buildkit")
+        cache.shutdown()
+    for name in ("podman-mirrors", "buildkit-mirrors"):
+        assert found[name].status is Status.OK, found[name]
+        assert f"{sidecar.url}, the first mirror of quay.io, is alive" in found[name].says
+
+
 async def test_crio_and_buildkit_behind_a_proxy(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """A mirror at another address than loopback needs an exception, and the proxy's password is not shown."""
     process = machine.root / "process"
     process.mkdir()
     (process / "environ").write_bytes(b"HTTP_PROXY=http://me:s3cret@proxy:3128\0")
     monkeypatch.setattr(daemon_process, "of_socket", lambda _path, name: DaemonProcess(process, (name,)))
-    monkeypatch.setattr(client_checks, "probed", lambda name, *_: Check(name, Status.OK, ""))
     machine.mirroring = Mirroring((Target("http://192.0.2.7:5000"),))
     machine.configure()
     found = await machine.checks("crio", "buildkit")

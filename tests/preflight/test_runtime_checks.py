@@ -6,12 +6,14 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from socketserver import ThreadingUnixStreamServer
 
 import pytest
 from lab.answering import Server
+from lab.ports import free_port
 
 from spegel_consul.endpoints.check import Check, Status
 from spegel_consul.preflight import daemon_process, runtime_checks
@@ -73,14 +75,18 @@ class Machine:
     def proxy(self) -> Server:
         return self._serve(Server())
 
+    def other(self, body: bytes = b"<html>", status: int = 200) -> Server:
+        """A program that is no sidecar."""
+        return self._serve(Server(body, status))
+
     def docker(self, **info: object) -> None:
         server = self._stack.enter_context(Docker(self.root / "docker.sock", **info))
         self._stack.callback(server.shutdown)
 
-    def hosts(self, runtime: str, url: str) -> None:
-        directory = self.root / runtime / "_default"
-        directory.mkdir(parents=True)
-        (directory / "hosts.toml").write_text(fresh(Registry("_default"), Mirroring((Target(url),))))
+    def hosts(self, runtime: str, url: str, directory: str = "_default") -> None:
+        path = self.root / runtime / directory
+        path.mkdir(parents=True)
+        (path / "hosts.toml").write_text(fresh(Registry("_default"), Mirroring((Target(url),))))
 
     def subject(self, **given: object) -> Subject:
         places = {
@@ -139,6 +145,53 @@ async def test_a_storage_driver_of_the_old_image_store(machine: Machine, driver:
     check = named(await runtime_checks.docker_checks(machine.subject()))["docker"]
     assert check.status is status
     assert ("--storage-driver" in check.fix) is (status is Status.FAIL)
+
+
+async def test_a_registrys_own_address_is_no_mirror(machine: Machine) -> None:
+    """A private registry's file names the registry itself, with the authority of its certificate."""
+    machine.docker()
+    port = machine.mirror.server_port
+    machine.hosts("docker", machine.mirror.url, f"127.0.0.1_{port}_")
+    machine.hosts("docker", machine.other().url, "harbor.corp")
+    checks = named(await runtime_checks.docker_checks(machine.subject()))
+    assert checks["docker-hosts"].status is Status.FAIL
+    assert "names a mirror, so the runtime never asks one" in checks["docker-hosts"].says
+    assert machine.mirror.paths == []
+
+
+async def test_another_registrys_host_is_no_mirror_that_failed(machine: Machine) -> None:
+    machine.docker(HttpProxy="http://proxy:3128", NoProxy="")
+    machine.hosts("docker", machine.other(status=404).url, "corp.example.com")
+    machine.hosts("docker", "http://192.0.2.9", "cache.example.com")
+    machine.hosts("docker", machine.mirror.url, "docker.io")
+    checks = named(await runtime_checks.docker_checks(machine.subject()))
+    assert (checks["docker-hosts"].status, checks["docker-proxy"].status) == (Status.OK, Status.OK)
+    assert f"{machine.mirror.url}, the first mirror of docker.io, is alive" in checks["docker-hosts"].says
+
+
+async def test_a_mirror_that_is_gone_is_found_beside_one_that_is_alive(machine: Machine) -> None:
+    machine.docker()
+    machine.hosts("docker", machine.mirror.url)
+    gone = f"http://127.0.0.1:{free_port()}"
+    machine.hosts("docker", gone, "quay.io")
+    subject = replace(machine.subject(), registry_port=int(gone.rpartition(":")[2]))
+    check = named(await runtime_checks.docker_checks(subject))["docker-hosts"]
+    assert check.status is Status.FAIL
+    assert f"{gone}, the first mirror of quay.io, does not answer" in check.says
+
+
+async def test_directories_that_hide_the_mirror_of_all_registries(machine: Machine) -> None:
+    machine.docker()
+    machine.hosts("docker", machine.mirror.url)
+    machine.hosts("docker", machine.mirror.url, "quay.io")
+    machine.hosts("docker", machine.other().url, "ghcr.io")
+    for name in ("docker.io", "reg.example.com_5443_", "_backup"):
+        (machine.root / "docker" / name).mkdir()
+    (machine.root / "docker/docker.io/ca.crt").touch()
+    check = named(await runtime_checks.docker_checks(machine.subject()))["docker-hosts"]
+    assert check.status is Status.WARN
+    assert "not asked for docker.io, ghcr.io, reg.example.com:5443, which have directories of their own" in check.says
+    assert check.fix.endswith("--mirrored-registries _default,docker.io,ghcr.io,reg.example.com:5443")
 
 
 async def test_docker_behind_a_proxy_asks_loopback_itself(machine: Machine) -> None:

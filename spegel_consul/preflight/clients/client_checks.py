@@ -7,7 +7,7 @@ socket says little of what a node's jobs pull with. A new check of one of these 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from spegel_consul.disk.threads import in_thread
 from spegel_consul.endpoints.check import Check, Status, fail, warn
 from spegel_consul.preflight import daemon_process, proxies
 from spegel_consul.preflight.proxies import Proxies
-from spegel_consul.preflight.runtime_checks import node_mirrors, probed
+from spegel_consul.preflight.runtime_checks import alive_check, node_mirrors, urls_of
 from spegel_consul.preflight.subject import Subject, unless_used
 from spegel_consul.runtimes import atomic_files
 from spegel_consul.runtimes.atomic_files import DiskError
@@ -72,14 +72,13 @@ def _registries_conf(
     counting = Configuration.of(files)
     others = Configuration.of(file for file in files if file[0] != path)
     ours = Configuration.of(file for file in files if file[0] == path)
-    entries = [entry for entry in counting.entries.values() if entry.mirrors]
-    if entries:
-        # that of Docker Hub first, because most images are from there
-        entry = min(entries, key=lambda entry: (entry.prefix != "docker.io", entry.prefix))
-        urls = list(map(_url, entry.mirrors))
-        checks = [probed(name, urls[0], entry.prefix)]
+    mirrors = node_mirrors(
+        subject, _hub_first({each.prefix: list(map(_url, each.mirrors)) for each in counting.entries.values()})
+    )
+    if mirrors:
+        checks = [alive_check(name, mirrors)]
         if CRIO in clients:
-            checks.append(proxies.check_of(CRIO, _proxies_of(CRIO_SOCKET, CRIO), node_mirrors(subject, urls)))
+            checks.append(proxies.check_of(CRIO, _proxies_of(CRIO_SOCKET, CRIO), urls_of(mirrors)))
     else:
         checks = [fail(name, f"no table that counts in {base} has a mirror, so podman and CRI-O never ask one", fix)]
     for prefix, copy in ours.entries.items():
@@ -92,6 +91,11 @@ def _registries_conf(
             says = f"the table of {prefix} in {other.origin} was changed, but its copy in {path} counts"
             checks.append(warn(copies, says, fix))
     return checks
+
+
+def _hub_first(named: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    """That of Docker Hub first, because most images are from there."""
+    return dict(sorted(named.items(), key=lambda item: (item[0] != "docker.io", item[0])))
 
 
 def _url(mirror: Mapping[str, object]) -> str:
@@ -122,11 +126,10 @@ def _buildkit(subject: Subject) -> list[Check]:
     except Unusable as exc:
         checks = [fail(name, f"{path} can't be used: {exc}")]
     else:
-        if mirrors:
-            host = "docker.io" if "docker.io" in mirrors else next(iter(mirrors))
-            checks = [_path_checked(probed(name, _host_of(mirrors[host][0]), host), mirrors[host][0], host)]
-            urls = node_mirrors(subject, list(map(_host_of, mirrors[host])))
-            checks.append(proxies.check_of(BUILDKIT, _proxies_of(BUILDKIT_SOCKET, "buildkitd"), urls))
+        found = node_mirrors(subject, _hub_first({host: list(map(_host_of, urls)) for host, urls in mirrors.items()}))
+        if found:
+            checks = [_paths_checked(alive_check(name, found), mirrors, urls_of(found))]
+            checks.append(proxies.check_of(BUILDKIT, _proxies_of(BUILDKIT_SOCKET, "buildkitd"), urls_of(found)))
         else:
             checks = [fail(name, f"{path} names no mirror, so BuildKit never asks one", fix)]
     return _severity(subject, BUILDKIT, checks, configured=configured)
@@ -137,12 +140,17 @@ def _host_of(url: str) -> str:
     return f"{scheme}://{rest.partition('/')[0]}"
 
 
-def _path_checked(check: Check, url: str, host: str) -> Check:
+def _paths_checked(check: Check, mirrors: Mapping[str, Sequence[str]], ours: Container[str]) -> Check:
     """A mirror with the registry in its path is told the registry twice, so it finds no tag (docs/buildkit.md)."""
-    if check.status is Status.FAIL or url.partition("://")[2].partition("/")[2] != host:
+    if check.status is Status.FAIL:
         return check
-    says = f"the mirror {url} has {host} in its path, but BuildKit names the registry itself: no tag is found there"
-    return warn(check.name, says, "spegel-consul configuration --runtime buildkit --replace-existing")
+    for host, urls in mirrors.items():
+        for url in urls:
+            if _host_of(url) in ours and url.partition("://")[2].partition("/")[2] == host:
+                says = f"the mirror {url} has {host} in its path, but BuildKit names the registry itself"
+                fix = "spegel-consul configuration --runtime buildkit --replace-existing"
+                return warn(check.name, f"{says}: no tag is found there", fix)
+    return check
 
 
 def _proxies_of(socket: Path, program: str) -> Proxies | None:
