@@ -85,7 +85,7 @@ from spegel_consul.preflight.node_address import NoAddress, advertised
 @option(
     "--tls-verify-clients/--no-tls-verify-clients",
     default=False,
-    help="As for registry; the peer is then shown the certificate.",
+    help="As for registry; peers and mirrors are then shown the certificate.",
 )
 @option(
     "--peer-tls",
@@ -141,6 +141,7 @@ def preflight(as_json: bool, peer: Any, **given: Any) -> None:
         tls=given["tls_cert_file"] is not None and given["peer_tls"] == "off",
         peer_tls=Encryption(given["peer_tls"]) if given["peer_tls"] != "off" else None,
         certificates=certificates,
+        client_pair=(given["tls_cert_file"], given["tls_key_file"]) if certificates is not None else None,
         has_runtime_address=given["runtime_addr"] is not None,
         runtimes=frozenset() if "auto" in runtimes else runtimes,
     )

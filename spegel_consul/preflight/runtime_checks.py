@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from spegel_consul.disk import foreign_files
+from spegel_consul.disk import foreign_files, pem
 from spegel_consul.disk.threads import in_thread
 from spegel_consul.endpoints import dial_back, health
 from spegel_consul.endpoints.check import Check, Status, fail, ok, warn
@@ -316,6 +316,8 @@ def _probed(subject: Subject, url: str) -> Probe:
     try:
         # unverified, because the runtime has authorities of its own for the mirror's certificate
         context = dial_back.unverified()
+        if subject.client_pair is not None:
+            pem.load_pair(context, *subject.client_pair)
         direct = urllib.request.build_opener(
             urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
         )

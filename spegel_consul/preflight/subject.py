@@ -51,6 +51,8 @@ class Subject:
     peer_tls: Encryption | None = None
     certificates: PeerTls | None = None
     """This node's own, from files or of the running sidecar; None with ``peer_tls``: Consul is asked for one."""
+    client_pair: tuple[Path, Path] | None = None
+    """The files of this node's certificate and key, for mirrors that verify their clients."""
     has_runtime_address: bool = False
     runtimes: frozenset[str] = frozenset()
     """The runtimes that are in use; empty to find out."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -13,6 +14,7 @@ from socketserver import ThreadingUnixStreamServer
 
 import pytest
 from lab.answering import Server
+from lab.certificates import Authority
 from lab.ports import free_port
 
 from spegel_consul.endpoints.check import Check, Status
@@ -192,6 +194,21 @@ async def test_directories_that_hide_the_mirror_of_all_registries(machine: Machi
     assert check.status is Status.WARN
     assert "not asked for docker.io, ghcr.io, reg.example.com:5443, which have directories of their own" in check.says
     assert check.fix.endswith("--mirrored-registries _default,docker.io,ghcr.io,reg.example.com:5443")
+
+
+async def test_a_mirror_that_verifies_its_clients(machine: Machine, tmp_path: Path) -> None:
+    authority = Authority.make(tmp_path)
+    pair = authority.issue(tmp_path, "node", "127.0.0.1")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*pair)
+    context.load_verify_locations(authority.path)
+    context.verify_mode = ssl.CERT_REQUIRED
+    machine.mirror.socket = context.wrap_socket(machine.mirror.socket, server_side=True)
+    machine.docker()
+    machine.hosts("docker", machine.mirror.url.replace("http:", "https:"))
+    for given, status in (({"client_pair": pair}, Status.OK), ({}, Status.FAIL)):
+        checks = named(await runtime_checks.docker_checks(machine.subject(**given)))
+        assert checks["docker-hosts"].status is status, given
 
 
 async def test_docker_behind_a_proxy_asks_loopback_itself(machine: Machine) -> None:
