@@ -190,7 +190,7 @@ def _docker(subject: Subject, found: docker.Docker) -> list[Check]:
     checks = [_image_store(found)]
     proxies_ = Proxies.of_docker(found)
     if found.reads_hosts and subject.docker_hosts is not None:
-        checks += _hosts(subject, "docker", subject.docker_hosts, proxies_)
+        checks += _hosts(subject, "docker", subject.docker_hosts, proxies_, found.mirrors)
         checks += _referrers(found, subject.docker_hosts)
     else:
         checks += _registry_mirrors(subject, found.mirrors, proxies_)
@@ -220,8 +220,13 @@ def _image_store(found: docker.Docker) -> Check:
     return warn("docker", f"{found.version} asks mirrors for docker.io only; from 28 on it does for all registries")
 
 
-def _hosts(subject: Subject, runtime: str, base: Path, proxies_: Proxies | None) -> list[Check]:
-    """Whether the hosts.toml files of a runtime name a mirror that answers, and that it asks without a proxy."""
+def _hosts(
+    subject: Subject, runtime: str, base: Path, proxies_: Proxies | None, instead: Sequence[str] = ()
+) -> list[Check]:
+    """Whether the hosts.toml files of a runtime name a mirror that answers, and that it asks without a proxy.
+
+    ``instead``: the mirrors that the runtime asks for docker.io if no file names a host for it.
+    """
     name = f"{runtime}-hosts"
     fix = f"spegel-consul configuration --runtime {runtime}"
     named: dict[str, list[str]] = {}
@@ -231,6 +236,9 @@ def _hosts(subject: Subject, runtime: str, base: Path, proxies_: Proxies | None)
         except (OSError, ValueError) as exc:
             return [fail(name, f"{file} can't be read: {in_words(exc)}")]
     found = node_mirrors(subject, named)
+    if not found and instead and not named.get("docker.io", named.get(DEFAULT)):
+        says = f"no hosts.toml in {base} names a mirror, so the runtime asks its registry-mirrors, for docker.io only"
+        return [warn(name, says, fix), *_registry_mirrors(subject, instead, proxies_)]
     if not found:
         return [fail(name, f"no hosts.toml in {base} names a mirror, so the runtime never asks one", fix)]
     check = alive_check(name, found)

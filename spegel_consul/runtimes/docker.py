@@ -4,7 +4,7 @@ They decide which configuration Docker reads:
 
 * with the containerd image store, 28 or later: /etc/docker/certs.d/<registry>/hosts.toml, and _default, for all
   registries;
-* all others: registry-mirrors in daemon.json, for docker.io only.
+* all others, and these if no such file names a host for docker.io: registry-mirrors in daemon.json, for docker.io only.
 
 A new fact about Docker belongs here; the check of it belongs to :mod:`spegel_consul.preflight.node_checks`.
 """

@@ -211,6 +211,18 @@ async def test_a_mirror_that_verifies_its_clients(machine: Machine, tmp_path: Pa
         assert checks["docker-hosts"].status is status, given
 
 
+async def test_a_new_docker_without_a_file_asks_its_registry_mirrors(machine: Machine) -> None:
+    machine.docker(RegistryConfig={"Mirrors": [f"{machine.mirror.url}/"]})
+    checks = named(await runtime_checks.docker_checks(machine.subject()))
+    assert checks["docker-hosts"].status is Status.WARN
+    assert "for docker.io only" in checks["docker-hosts"].says
+    assert (checks["docker-mirrors"].status, checks["docker-proxy"].status) == (Status.OK, Status.OK)
+    machine.hosts("docker", machine.other().url, "docker.io")
+    checks = named(await runtime_checks.docker_checks(machine.subject()))
+    assert checks["docker-hosts"].status is Status.FAIL
+    assert "docker-mirrors" not in checks
+
+
 async def test_docker_behind_a_proxy_asks_loopback_itself(machine: Machine) -> None:
     machine.docker(HttpProxy="http://proxy:3128", NoProxy="")
     machine.hosts("docker", machine.mirror.url)

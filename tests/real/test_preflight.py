@@ -189,6 +189,23 @@ def test_docker(cluster: MakeCluster) -> None:
     assert preflight(node, *words)["docker-hosts"] == "ok"
 
 
+def test_docker_28_asks_its_registry_mirrors_without_a_file(cluster: MakeCluster, image: MakeImage) -> None:
+    lab = cluster(2, consul=False)
+    first, node = lab
+    app = image("docker.io/library/app:v1", layers=[MIB])
+    first.containerd.import_image(app.tar)
+    docker = node.add_docker("28", mirrors=["http://127.0.0.1:5000"])
+    docker.await_ready()
+    for each in lab:
+        each.start_sidecar(static_bootstrap_peers=f"{first.ip}:5001,{node.ip}:5001")
+    path = f"/v2/{app.repository}/manifests/{app.tag}?ns={app.registry}"
+    until(lambda: node.request(path).status == 200, timeout=20, what="the neighbour's image is found")
+    docker.pull(app.name, timeout=30)
+    report = preflight(node, f"--docker-sock={docker.sock}", "--bootstrap-kind=static", "--runtime=docker")
+    assert (report["docker-hosts"], report["docker-mirrors"]) == ("warn", "ok")
+    assert "for docker.io only" in report.says("docker-hosts")
+
+
 def with_a_list(cluster: MakeCluster, app: Image, **options: str) -> Node:
     """A node whose containerd has a list as config_path, as some distributions ship it; its neighbour has the image."""
     lab = cluster(2, consul=False, containerd=["21", None])
