@@ -15,10 +15,9 @@ from __future__ import annotations
 
 import json
 import logging
-import signal
 import sys
 from collections import deque
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 import structlog
@@ -169,17 +168,6 @@ def configure(name: str = "info", fmt: str = "json") -> None:
     logging.getLogger("trio.serve_listeners").addFilter(_without_traceback)
     # py-libp2p logs seven lines for each stream that a peer resets; the adapter logs one event instead
     logging.getLogger("libp2p").setLevel(logging.CRITICAL)
-
-
-async def follow_signal(
-    told: Callable[[str], None], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-) -> None:
-    """Toggle debug at each SIGUSR1, and call ``told`` with the new level."""
-    with trio.open_signal_receiver(signal.SIGUSR1) as signals:
-        task_status.started()
-        async for _ in signals:
-            level.toggle()
-            told(level.current)
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:
