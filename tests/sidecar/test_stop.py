@@ -11,11 +11,12 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
 from lab.image import MIB, build
+from lab.ports import free_ports
 from lab.process import HANG, ending, until, with_sigint
 
 from tests.sidecar.processes import children, has_started, sidecar, with_an_empty_layout
@@ -143,6 +144,30 @@ def test_the_log_level_changes_while_the_last_transfer_ends(tmp_path: Path) -> N
             process.send_signal(signal.SIGUSR1)
             until(lambda: has_changed_level(process, tmp_path), timeout=HANG, what="the level has changed")
             assert f"sha256:{hashlib.sha256(answer.read()).hexdigest()}" == layer
+        assert process.wait(HANG) == 0
+
+
+@pytest.mark.parametrize("silence", ["10s", "0"])
+def test_a_log_that_cannot_be_written_ends_nothing(tmp_path: Path, silence: str) -> None:
+    (port,) = free_ports(1)
+    argv = [*with_an_empty_layout(tmp_path, silence), f"--registry-addr=127.0.0.1:{port}"]
+
+    def lives() -> bool:
+        assert process.poll() is None
+        client = http.client.HTTPConnection("127.0.0.1", port, timeout=HANG)
+        with closing(client), suppress(OSError):
+            client.request("GET", "/readyz")
+            return client.getresponse().status == 200
+        return False
+
+    with Path("/dev/full").open("wb") as full:
+        started = subprocess.Popen(argv, stdout=full, stderr=full)
+    with ending(started) as process:
+        until(lives, timeout=HANG, what="it is ready")
+        process.send_signal(signal.SIGUSR1)
+        time.sleep(0.5)
+        assert lives()
+        process.send_signal(signal.SIGTERM)
         assert process.wait(HANG) == 0
 
 
