@@ -1,6 +1,7 @@
 """The log: configuration of structlog, the level, the last events, and reports of recurring problems.
 
-structlog is configured once: it writes one JSON object or one coloured line per event to standard error.
+structlog is configured once: it writes one JSON object or one coloured line per event to standard error. Lines that
+standard error does not take are dropped, because a full disk below the log must not end the sidecar.
 
 The level can change while the process runs. structlog makes it a part of the loggers' class, and loggers are made once
 and kept, because an event below the level must cost almost nothing. So a change replaces the methods of that one class:
@@ -15,11 +16,12 @@ from __future__ import annotations
 
 import json
 import logging
-import signal
+import os
 import sys
 from collections import deque
-from collections.abc import Callable, Mapping, MutableMapping
-from typing import Any
+from collections.abc import Mapping, MutableMapping
+from contextlib import suppress
+from typing import Any, TextIO, cast
 
 import structlog
 import trio
@@ -92,6 +94,30 @@ class Events:
         return found
 
 
+class LossyStream:
+    """Writes lines to a file descriptor, and drops those that it does not take.
+
+    It has no buffer, because the interpreter would try to write the rest at its end, and fail with status 120.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._is_cut = False  # whether the last line lacks its end
+
+    def write(self, line: str) -> None:
+        """Write ``line``, which begins with a line feed if the last one was cut off."""
+        whole = ("\n" * self._is_cut + line).encode("utf-8", "backslashreplace")
+        left = whole
+        with suppress(OSError):
+            while left:
+                left = left[os.write(self._fd, left) :]
+        if len(left) < len(whole):
+            self._is_cut = bool(left)
+
+    def flush(self) -> None:
+        """Nothing: there is no buffer."""
+
+
 class ProblemReport:
     """Logs a problem once: when it begins, when it becomes another one and, with ``over``, when it has ended.
 
@@ -148,13 +174,14 @@ def configure(name: str = "info", fmt: str = "json") -> None:
     if fmt == "json":
         processors.append(structlog.processors.format_exc_info)
     processors.append(events)
+    stream = cast("TextIO", LossyStream((sys.stderr or sys.stdout).fileno()))  # a process may have no standard error
     structlog.configure(
         processors=[*processors, renderer],
         wrapper_class=level.logger,
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(stream),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=processors,
@@ -169,17 +196,6 @@ def configure(name: str = "info", fmt: str = "json") -> None:
     logging.getLogger("trio.serve_listeners").addFilter(_without_traceback)
     # py-libp2p logs seven lines for each stream that a peer resets; the adapter logs one event instead
     logging.getLogger("libp2p").setLevel(logging.CRITICAL)
-
-
-async def follow_signal(
-    told: Callable[[str], None], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-) -> None:
-    """Toggle debug at each SIGUSR1, and call ``told`` with the new level."""
-    with trio.open_signal_receiver(signal.SIGUSR1) as signals:
-        task_status.started()
-        async for _ in signals:
-            level.toggle()
-            told(level.current)
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:

@@ -1,13 +1,15 @@
-"""A problem that lasts is one line in the log, however often it is met."""
+"""A problem that lasts is one line in the log, however often it is met; a log that can't be written is no problem."""
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import structlog
 from structlog.testing import capture_logs
 
-from spegel_consul.log import ProblemReport
+from spegel_consul.log import LossyStream, ProblemReport
 
 log = structlog.get_logger(__name__)
 
@@ -50,3 +52,24 @@ def test_its_fields_are_in_each_event() -> None:
         {"event": "hindered", "error": "one", "way": "dns", "log_level": "warning"},
         {"event": "unhindered", "way": "dns", "log_level": "info"},
     ]
+
+
+def test_lines_for_a_full_disk_are_dropped() -> None:
+    with Path("/dev/full").open("w") as full:
+        LossyStream(full.fileno()).write("lost\n")
+
+
+def test_a_line_that_was_cut_off_does_not_spoil_the_next_one() -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    stream = LossyStream(writing)
+    stream.write("x" * (1 << 20) + "\n")  # more than a pipe takes
+    stream.write("lost\n")
+    began = os.read(reading, 1 << 20)
+    assert set(began) == set(b"x")
+    for line in ("one\n", "two\n"):
+        stream.write(line)
+    assert os.read(reading, 100) == b"\none\ntwo\n"
+    os.close(reading)
+    stream.write("lost too\n")
+    os.close(writing)

@@ -3,6 +3,8 @@
 # The ports are those of --registry-addr, --router-addr and --metrics-addr.
 #
 # With --tls-cert-file and without --peer-tls, let "spegel is ready" ask the metrics port, 9090, which has no TLS.
+# If several clusters share this Consul, each service needs meta { leader_key = "..." }, with the value of
+# --consul-leader-key.
 
 services {
   id   = "spegel"

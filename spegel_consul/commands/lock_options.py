@@ -8,7 +8,7 @@ from spegel_consul.election.election_view import ElectionSettings
 leader_key = option(
     "--consul-leader-key",
     default=ElectionSettings().key,
-    help="Key of the lock; one for each cluster that shares a Consul.",
+    help="Key of the lock; one for each cluster that shares a Consul, and the same on all nodes of a cluster.",
 )
 
 nomad_variable = option(

@@ -246,6 +246,8 @@ def registry(**given: Any) -> None:
     Consul's address and credentials come from CONSUL_HTTP_ADDR, CONSUL_HTTP_TOKEN and the other variables of its tools.
     """
     settings = _settings(given)
+    # ignored until the sidecar receives it, because its default action ends the process
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     if settings.hang_timeout:
         from spegel_consul.sidecar.watchdog import become_guarded
 

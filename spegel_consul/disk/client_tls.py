@@ -10,7 +10,6 @@ A new rule about the contents of these files belongs here; the time at which the
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable
 from pathlib import Path
 
 from spegel_consul.disk import foreign_files, pem
@@ -57,34 +56,17 @@ class ClientTls:
 
     def context(self) -> ssl.SSLContext:
         """The client side of TLS. ValueError names the variable whose file can't be used."""
-        return self.read()[0]
-
-    def read(self) -> tuple[ssl.SSLContext, Callable[[ssl.SSLContext], None]]:
-        """A new context, and a function that adds the same certificates to another context. Raises ValueError.
-
-        All files are read here. So the task that uses a context can change it with the function, without waiting.
-        """
-        authorities = self._authorities()
-        context = pem.as_go_verifies(ssl.create_default_context(cadata=authorities))
+        context = pem.as_go_verifies(ssl.create_default_context(cadata=self._authorities()))
         if not self.verify:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
-        pair = None
         if self.client_cert and self.client_key:
             try:
-                pair = pem.Pair.read(self.client_cert, self.client_key)
-                pair.load(context)
+                pem.load_pair(context, self.client_cert, self.client_key)
             except (OSError, ValueError) as why:
                 variables = f"{self.program}_CLIENT_CERT, {self.program}_CLIENT_KEY"
                 raise ValueError(f"{variables}: {self.client_cert}: {in_words(why)}") from why
-
-        def load(another: ssl.SSLContext) -> None:
-            if authorities:
-                another.load_verify_locations(cadata=authorities)
-            if pair is not None:
-                pair.load(another)
-
-        return context, load
+        return context
 
     def _authorities(self) -> str | None:
         """The PEM text of the file, or of all files below the directory, because Go reads files of any name."""

@@ -3,9 +3,10 @@
 Vault, consul-template and Nomad replace certificates on the disk while this process runs.  So the files are examined
 before a request, at most once a second, in a thread; a disk that hangs delays a request by at most one second.
 
-The pool of connections holds the context, so the context stays the same object.  New connections show the new
-certificate, and open ones keep the old one.  New authorities are trusted in addition to the old ones; a removed
-authority is trusted until the next start, because a context can't forget one.
+A context forgets neither an authority nor a certificate: OpenSSL keeps one certificate for each type of key, and
+prefers EC to RSA. So changed files make a new context. The pool of connections keeps the object that it was given, so
+that object starts each new connection with the newest context. Open connections keep the certificate that they began
+with.
 
 A new rule about the time at which TLS files are read again belongs here.  Their contents belong to ``client_tls``.
 """
@@ -14,6 +15,8 @@ from __future__ import annotations
 
 import math
 import ssl
+from collections.abc import Iterable
+from typing import Any
 
 import structlog
 
@@ -27,14 +30,34 @@ _LOOK_EVERY = 1.0
 _WITHIN = 1.0  # seconds by which the disk may delay a request, such as a renewal
 
 
+class _Newest(ssl.SSLContext):
+    """Starts each connection with ``context``. Its own settings are not used, and trust no authority."""
+
+    context: ssl.SSLContext
+
+    def wrap_bio(self, *given: Any, **named: Any) -> ssl.SSLObject:
+        """Called by Trio's SSLStream for each connection."""
+        return self.context.wrap_bio(*given, **named)
+
+    def set_alpn_protocols(self, protocols: Iterable[str]) -> None:
+        """Called by httpcore before each connection."""
+        self.context.set_alpn_protocols(protocols)
+
+
 class FollowedContext:
     """``context`` as ``files`` have it. Raises ValueError for files that can't be used at the start."""
 
     def __init__(self, files: ClientTls) -> None:
-        self._files = FollowedFile(lambda: stamps(files.paths()), files.read, within=_WITHIN)
-        self.context: ssl.SSLContext = self._files.load()[0]
+        self._files = FollowedFile(lambda: stamps(files.paths()), files.context, within=_WITHIN)
+        self._newest = _Newest(ssl.PROTOCOL_TLS_CLIENT)
+        self._newest.context = self._files.load()
         self._next_look = -math.inf
         self._report = ProblemReport(log, "new TLS files are not used", field="error")
+
+    @property
+    def context(self) -> ssl.SSLContext:
+        """The same object at all times; each new connection uses the files that were read last."""
+        return self._newest
 
     async def look(self, now: float) -> None:
         """Load files that have changed. While they are wrong or half replaced, the old certificates stay in use."""
@@ -42,6 +65,5 @@ class FollowedContext:
             return
         self._next_look = now + _LOOK_EVERY
         if (new := await self._files.look()) is not None:
-            _, load = new
-            load(self.context)  # not in the thread, because the context must not change during a handshake
+            self._newest.context = new
         self._report.tell(self._files.problem)

@@ -61,10 +61,7 @@ class Pair:
         return cls(foreign_files.read(cert, SIZE), foreign_files.read(key, SIZE))
 
     def load(self, context: ssl.SSLContext) -> None:
-        """Load the pair into ``context``. Reads no disk, so the event loop may change a context that is in use.
-
-        Raises ssl.SSLError, and ValueError for a key with a pass phrase.
-        """
+        """Load the pair into ``context``. Raises ssl.SSLError, and ValueError for a key with a pass phrase."""
         with _in_memory(self.cert) as cert, _in_memory(self.key) as key:
             context.load_cert_chain(cert, key, password=_no_pass_phrase)
 

@@ -18,6 +18,7 @@ import trio
 
 from spegel_consul.consul.api.client import ConsulClient
 from spegel_consul.consul.api.consul_errors import ConsulError
+from spegel_consul.consul.catalog.service_definitions import of_cluster
 from spegel_consul.disk.threads import in_thread
 from spegel_consul.endpoints import dial_back
 from spegel_consul.endpoints.check import Check, fail, ok, warn
@@ -133,6 +134,7 @@ async def _dial_back(subject: Subject, contexts: tuple[ssl.SSLContext | None, ..
                 _, instances = await client.health_service("spegel", near="_agent")
         except (ConsulError, ValueError):
             return []  # the check of Consul reports it
+        instances = of_cluster(instances, subject.consul_use.leader_key)
         others = [one for one in instances if (one.address, one.port) != (subject.address, subject.registry_port)]
         if others:
             peer = dial_back.Peer(others[0].address, others[0].port)

@@ -119,6 +119,7 @@ async def _enter_consul(
         secondary=node.secondary,
         metrics_bound=settings.metrics_addr.host,
         place=node.here.place,
+        leader_key=settings.election.key,
     )
     mode, alloc_id = settings.consul_service, os.environ.get("NOMAD_ALLOC_ID")
     registration = catalog = candidate = None
@@ -134,14 +135,14 @@ async def _enter_consul(
             place.changed = lambda new: describe({"place": "", "zone": "", **place_meta(new)})
         await stages.start("registration", registration.run)
     if mode is not ServiceMode.OFF or BootstrapKind.CATALOG in settings.bootstrap.kinds:
-        catalog = CatalogWatch(client, ROUTER)
+        catalog = CatalogWatch(client, ROUTER, settings.election.key)
         await stages.start("catalog", catalog.run)
         if place is not None and view.nearness is not None:
             coordinates = NetworkCoordinates(client, node.here, place, catalog)
             view.nearness.estimate = coordinates.estimate
             await stages.start("coordinates", coordinates.run)
     if settings.peer_policy is PeerPolicy.CATALOG:
-        registries.watch = CatalogWatch(client, REGISTRY)
+        registries.watch = CatalogWatch(client, REGISTRY, settings.election.key)
         await stages.start("registries", registries.watch.run)
     if BootstrapKind.CONSUL not in settings.bootstrap.kinds:
         view.consul = Consul(client, None, catalog, registration, registries.watch)

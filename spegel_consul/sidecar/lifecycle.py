@@ -10,6 +10,7 @@ part belongs to one of them.
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from functools import partial
@@ -18,7 +19,7 @@ import structlog
 import trio
 
 from spegel_consul import __version__
-from spegel_consul import log as log_level
+from spegel_consul.log import level
 from spegel_consul.peers import RingError
 from spegel_consul.sidecar import heap, watchdog
 from spegel_consul.sidecar.cluster import start_cluster
@@ -36,10 +37,10 @@ _SAME_SIGNAL = 1.0  # seconds
 
 
 async def run(settings: Settings) -> None:
-    """Run until one of ``stop_signals()``. Raises StartError."""
+    """Run until one of ``stop_signals()``. SIGUSR1 switches the log level. Raises StartError."""
     node = prepare(settings)
-    # signals are received until the stop is over, so that none cuts it short
-    with trio.open_signal_receiver(*stop_signals()) as signals:
+    # signals are received from the start until the stop is over, so that none cuts it short
+    with trio.open_signal_receiver(*stop_signals(), signal.SIGUSR1) as signals:
         await _run(settings, node, signals)
         log.info("stopped")
 
@@ -79,8 +80,6 @@ async def _start(
     content = await start_content(settings, node, stages, resources, stopping)
     await stages.start("loop lateness", partial(metric_readings.watch_the_loop, content.view.metrics))
     await stages.start("history", partial(metric_readings.keep_history, content.view))
-    tell_level = partial(log_level.follow_signal, lambda level: log.warning("log level changed", level=level))
-    await stages.start("log level", tell_level)
     await start_cluster(settings, node, content, stages, resources)
     await stages.start("heap", heap.keep_small)
     return content.view
@@ -92,14 +91,17 @@ async def _cancel_at(event: trio.Event, scope: trio.CancelScope) -> None:
 
 
 async def _on_signal(signals: AsyncIterator[int], stopping: trio.Event, everything: trio.CancelScope) -> None:
-    """The first signal asks for an orderly stop, a later one for an immediate stop.
+    """The first signal asks for an orderly stop, a later one for an immediate stop; SIGUSR1 switches the log level.
 
     A signal that follows within a second is the same one: systemd and terminals send it to the guard and to the
     sidecar, and the guard passes it on.
     """
     asked_at = -math.inf
-    async for _ in signals:
-        if not stopping.is_set():
+    async for number in signals:
+        if number == signal.SIGUSR1:
+            level.toggle()
+            log.warning("log level changed", level=level.current)
+        elif not stopping.is_set():
             asked_at = trio.current_time()
             stopping.set()
         elif trio.current_time() > asked_at + _SAME_SIGNAL:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
+from cryptography.hazmat.primitives.asymmetric import rsa
 from lab.certificates import Authority
 from structlog.testing import capture_logs
 
@@ -26,6 +27,7 @@ class Place:
     def __init__(self, home: Path) -> None:
         self.home = home
         self.authority = Authority.make(home)
+        self.of_clients = self.authority.path.read_text()
         self.cert, self.key = self.authority.issue(home, "client", "127.0.0.1")
         self.now = 0.0
         self.followed = FollowedContext(
@@ -41,7 +43,7 @@ class Place:
         issuer = authority or self.authority
         directory = self.home / "server"
         directory.mkdir(exist_ok=True)
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(self.authority.path))
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cadata=self.of_clients)
         context.load_cert_chain(*issuer.issue(directory, "server", "127.0.0.1"))
         context.verify_mode = ssl.CERT_REQUIRED
         ours, theirs = trio.testing.memory_stream_pair()
@@ -83,6 +85,14 @@ async def test_a_renewed_certificate_is_shown_by_new_connections(place: Place) -
     assert place.followed.context is context  # which the pool of connections holds
 
 
+async def test_a_certificate_with_another_type_of_key_replaces_the_old_one(place: Place) -> None:
+    """A context of OpenSSL keeps one certificate for each type of key, and would go on with the one of the EC key."""
+    before = await place.shown()
+    place.authority.issue(place.home, "client", "127.0.0.1", key=rsa.generate_private_key(65537, 2048))
+    await place.look()
+    assert await place.shown() == first_of(place.cert) != before
+
+
 async def test_it_is_looked_at_once_a_second_at_most(place: Place) -> None:
     await place.look()
     before = await place.shown()
@@ -118,19 +128,17 @@ def no_authority(place: Place) -> None:
 @pytest.mark.parametrize("spoil", [half_written, other_key, fifo, gone, no_authority])
 async def test_files_that_are_wrong_leave_the_old_ones_in_use(place: Place, spoil: Callable[[Place], None]) -> None:
     before = await place.shown()
-    pem = place.authority.path.read_text()
     spoil(place)
     with capture_logs() as said:
         for _ in range(3):
             with trio.fail_after(30):
                 await place.look()
-    place.authority.path.write_text(pem)
     assert await place.shown() == before
     assert [event["event"] for event in said] == ["new TLS files are not used"]  # once, and not with each look
     assert str(place.home) in said[0]["error"]
 
 
-async def test_a_new_authority_counts_besides_the_old_one(place: Place, tmp_path: Path) -> None:
+async def test_authorities_are_those_of_the_file(place: Place, tmp_path: Path) -> None:
     (tmp_path / "new").mkdir()
     new = Authority.make(tmp_path / "new")
     assert await place.shown(new) is None
@@ -138,6 +146,10 @@ async def test_a_new_authority_counts_besides_the_old_one(place: Place, tmp_path
     await place.look()
     assert await place.shown(new) is not None
     assert await place.shown() is not None
+    place.authority.path.write_bytes(new.path.read_bytes())
+    await place.look()
+    assert await place.shown(new) is not None
+    assert await place.shown() is None
 
 
 async def test_a_disk_that_hangs_holds_up_one_request_for_a_moment(

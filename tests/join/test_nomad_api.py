@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from cryptography.hazmat.primitives.asymmetric import rsa
 from lab.certificates import Authority
 
 from spegel_consul.join.polled import SourceError
@@ -127,7 +128,8 @@ async def test_renewed_certificates_are_used_without_a_restart(
     settings = NomadSettings(agent.url, cafile=str(authority.path), client_cert=str(cert), client_key=str(key))
     async with NomadClient(settings) as client:
         await client.request("GET", "/v1/status/leader")
-        for new, old in zip(authority.issue(tmp_path, "second", "client"), (cert, key), strict=True):
+        other_type = rsa.generate_private_key(65537, 2048)
+        for new, old in zip(authority.issue(tmp_path, "second", "client", key=other_type), (cert, key), strict=True):
             new.replace(old)
         with trio.fail_after(20):
             while agent.shown[-1] != "second":

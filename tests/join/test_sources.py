@@ -19,12 +19,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from dns import message, rcode, rdatatype, rrset
 from lab.process import HANG
 
 from spegel_consul.consul.api.client import ConsulClient
 from spegel_consul.disk import foreign_files
 from spegel_consul.join.peer_formats import parse_document
-from spegel_consul.join.polled import Source, SourceError
+from spegel_consul.join.polled import ASK_WITHIN, Source, SourceError
 from spegel_consul.join.sources import dns
 from spegel_consul.join.sources.dns import DnsSource
 from spegel_consul.join.sources.http_document import HttpSource
@@ -181,6 +182,21 @@ async def test_srv_records_bring_their_ports(dnsmasq: Dnsmasq) -> None:  # noqa:
 
 
 @pytest.mark.real
+@pytest.mark.parametrize(("missing", "found"), [({2}, [1, 3, 4]), ({1, 2, 3, 4, 5}, [])])
+async def test_targets_that_do_not_exist_are_left_out(tmp_path: Path, missing: set[int], found: list[int]) -> None:
+    srv = [f"--srv-host=r.test,host{n}.test,{6000 + n}" for n in range(1, 6)]
+    server = Dnsmasq(tmp_path, *srv, *(f"--host-record=host{n}.test,10.1.0.{n}" for n in {1, 2, 3, 4, 5} - missing))
+    source = DnsSource("r.test", 5001, ("127.0.0.1", server.port))
+    try:
+        if found:
+            assert [peer.addrs[0] for peer in await asked(source)] == [f"/ip4/10.1.0.{n}/tcp/{6000 + n}" for n in found]
+        else:
+            assert await refused(source) == "host1.test: the name does not exist (NXDOMAIN)"
+    finally:
+        server.stop()
+
+
+@pytest.mark.real
 async def test_a_name_that_does_not_exist(dnsmasq: Dnsmasq) -> None:  # noqa: F811
     assert "NXDOMAIN" in await refused(DnsSource("nobody.test", 5001, ("127.0.0.1", dnsmasq.port)))
 
@@ -212,6 +228,53 @@ def deaf_server(handle: Callable[[socket.socket], None]) -> Iterator[int]:
             thread.join(5)
             for connection in held:
                 connection.close()
+
+
+@contextmanager
+def udp_server(zone: dict[tuple[str, str], list[str]]) -> Iterator[int]:
+    """Answers over UDP without an additional section; whoever connects over TCP waits."""
+    with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp:
+        tcp.bind(("127.0.0.1", 0))
+        udp.bind(tcp.getsockname())
+        tcp.listen()
+
+        def answer() -> None:
+            while (received := udp.recvfrom(4096))[0]:
+                question = message.from_wire(received[0])
+                [asked_for] = question.question
+                reply = message.make_response(question)
+                key = asked_for.name.to_text(), rdatatype.to_text(asked_for.rdtype)
+                if key in zone:
+                    reply.answer.append(rrset.from_text(asked_for.name, 1, "IN", key[1], *zone[key]))
+                elif key[0] not in {name for name, _ in zone}:
+                    reply.set_rcode(rcode.NXDOMAIN)
+                udp.sendto(reply.to_wire(), received[1])
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        try:
+            yield udp.getsockname()[1]
+        finally:
+            udp.sendto(b"", udp.getsockname())
+            thread.join(5)
+
+
+TARGETS = {("r.test.", "SRV"): [f"1 1 {6000 + n} host{n}.test." for n in range(1, 6)]}
+
+
+async def test_a_resolver_that_drops_tcp_answers_for_all_targets_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each question waits in vain for TCP, so the targets are asked at the same time."""
+    monkeypatch.setattr(dns, "_QUESTION_WITHIN", 1.0)
+    with udp_server({**TARGETS, **{(f"host{n}.test.", "A"): [f"10.1.0.{n}"] for n in range(1, 6)}}) as port:
+        peers = await asked(DnsSource("r.test", 5001, ("127.0.0.1", port)), within=ASK_WITHIN / 3)
+    assert [peer.addrs[0] for peer in peers] == [f"/ip4/10.1.0.{n}/tcp/{6000 + n}" for n in (1, 2, 3)]
+
+
+async def test_further_targets_are_asked_if_the_first_ones_have_no_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dns, "_QUESTION_WITHIN", 0.3)
+    with udp_server({**TARGETS, ("host4.test.", "A"): ["10.1.0.4"]}) as port:
+        peers = await asked(DnsSource("r.test", 5001, ("127.0.0.1", port)))
+    assert [peer.addrs[0] for peer in peers] == ["/ip4/10.1.0.4/tcp/6004"]
 
 
 @pytest.mark.parametrize("says", [b"", b"\x00\x04junk", b"HTTP/1.1 400 Bad Request\r\n\r\n" * 40])

@@ -6,11 +6,14 @@ import ipaddress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TypeAlias
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
+
+Key: TypeAlias = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 
 
 @dataclass(frozen=True)
@@ -37,9 +40,9 @@ class Authority:
         path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
         return cls(path, key, certificate)
 
-    def issue(self, directory: Path, name: str, *names: str) -> tuple[Path, Path]:
-        """Files of a certificate for ``names``, which are IP addresses or host names, and of its key."""
-        key = ec.generate_private_key(ec.SECP256R1())
+    def issue(self, directory: Path, name: str, *names: str, key: Key | None = None) -> tuple[Path, Path]:
+        """Files of a certificate for ``names``, which are IP addresses or host names, and of its key, a new EC one."""
+        key = key or ec.generate_private_key(ec.SECP256R1())
         alternatives: list[x509.GeneralName] = []
         for each in names:
             try:
@@ -67,7 +70,7 @@ def _name(name: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
 
 
-def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
+def _builder(subject: x509.Name, issuer: x509.Name, key: Key) -> x509.CertificateBuilder:
     now = datetime.now(UTC)
     return (
         x509.CertificateBuilder()

@@ -15,7 +15,7 @@ import trio
 from lab.rights import without_rights
 
 from spegel_consul.consul.api.consul_settings import ConsulSettings
-from spegel_consul.consul.catalog.service_definitions import ServiceMode
+from spegel_consul.consul.catalog.service_definitions import ServiceMode, spegel_services
 from spegel_consul.endpoints import dial_back
 from spegel_consul.endpoints.check import Check, Status, fail, has_failed, ok, warn
 from spegel_consul.endpoints.plain_app import PlainApp, answering, not_allowed
@@ -25,6 +25,7 @@ from spegel_consul.preflight.consul_checks import ConsulUse, clock_check, rights
 from spegel_consul.preflight.node_checks import address_check
 from spegel_consul.preflight.subject import Subject
 from spegel_consul.runtimes.containerd_sockets import NAMESPACES, SocketSearch, find_socket, namespaces
+from tests.consul.fakeconsul import FakeConsul
 
 
 @pytest.mark.parametrize(
@@ -250,6 +251,24 @@ def test_a_socket_is_looked_for_until_there_is_one(tmp_path: Path) -> None:
         assert search.look() == other
         other.unlink()  # it restarts
         assert search.look() == other
+
+
+async def test_a_node_of_another_cluster_is_not_asked_to_dial_back(
+    nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clusters that share a Consul may be unable to reach each other."""
+    consul = FakeConsul(nursery)
+    ports = {"registry_port": 5000, "router_port": 5001, "metrics_port": 9090}
+    for name, address, key in (("n2", "10.0.0.2", "prod/leader"), ("n3", "10.0.0.3", "staging/leader")):
+        made = spegel_services(
+            node=name, address=address, peer_id=name, router_addr="", version="1", **ports, leader_key=key
+        )
+        await consul.client(name).register_service(made.always[0].to_json())
+    monkeypatch.setattr(node_checks, "ConsulClient", lambda _: consul.client("n1"))
+    monkeypatch.setattr(dial_back, "ask", lambda peer, address, port: ok("dial-back", peer.host))
+    subject = Subject("10.0.0.1", 5000, consul=ConsulSettings(), consul_use=ConsulUse("staging/leader"))
+    assert await node_checks._dial_back(subject, (None,)) == [ok("dial-back", "10.0.0.3")]
+    nursery.cancel_scope.cancel()
 
 
 class TestDialBack:

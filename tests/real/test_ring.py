@@ -17,7 +17,9 @@ from lab.image import MIB, Image
 from lab.process import until
 from lab.sidecar import METRICS_PORT, REGISTRY_PORT
 
-from tests.real.consul.sidecars import last_state, log_events
+from tests.real.consul.sidecars import empty_layout, last_state, log_events
+
+from .test_pull import members, metric
 
 pytestmark = pytest.mark.real
 
@@ -101,3 +103,22 @@ def test_the_leader_stops_and_the_others_restart_their_routers_without_a_failed_
 
 def restarts(node: Node) -> int:
     return sum(event["event"] == "ring_restarted" for event in log_events(node))
+
+
+def test_two_clusters_with_one_consul_are_two_rings(cluster) -> None:
+    lab = cluster(4, containerd=None)
+    layout = empty_layout(lab.dir)
+    clusters = {"prod/leader": lab.nodes[:2], "staging/leader": lab.nodes[2:]}
+    for key, nodes in clusters.items():
+        for node in nodes:
+            node.start_sidecar(wait=False, layout_path=layout, consul_leader_key=key)
+    for node in lab:
+        node.sidecar.await_ready()
+    until(lambda: len(lab[0].consul.instances("spegel-router")) == 4, timeout=20, what="all are in the catalog")
+    until(
+        lambda: all((members(node), metric(node, "spegel_catalog_members")) == (1, 2) for node in lab),
+        timeout=20,
+        what="each knows the other one of its cluster",
+    )
+    for key, nodes in clusters.items():
+        assert json.loads(lab[0].consul.kv_get(key))["node"] in {node.name for node in nodes}

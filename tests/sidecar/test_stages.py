@@ -184,7 +184,6 @@ STAGES = [
     "heap",
     "loop lateness",
     "history",
-    "log level",
     "registration",
     "catalog",
     "place",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import http.client
 import os
 import re
 import signal
@@ -9,9 +11,12 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
+from lab.image import MIB, build
+from lab.ports import free_ports
 from lab.process import HANG, ending, until, with_sigint
 
 from tests.sidecar.processes import children, has_started, sidecar, with_an_empty_layout
@@ -83,7 +88,7 @@ from spegel_consul.sidecar import lifecycle, prepare
 
 class Last(trio.abc.Instrument):
     def after_run(self):
-        for each in (signal.SIGTERM, signal.SIGINT):
+        for each in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             print(each.name, signal.getsignal(each) is signal.SIG_IGN)
 
 async def run(settings):
@@ -101,7 +106,75 @@ def test_nothing_is_heard_while_the_event_loop_is_taken_down(tmp_path: Path, doe
     argv = sidecar(tmp_path, "--hang-timeout=0")[3:]
     program = [sys.executable, "-c", LAST.format(does=does), *argv]
     done = subprocess.run(program, capture_output=True, text=True, timeout=HANG, preexec_fn=with_sigint, check=False)
-    assert (done.returncode, done.stdout) == (status, "SIGTERM True\nSIGINT True\n"), done.stderr
+    assert (done.returncode, done.stdout) == (status, "SIGTERM True\nSIGINT True\nSIGUSR1 True\n"), done.stderr
+
+
+@pytest.mark.parametrize("silence", ["10s", "0"])
+def test_the_log_level_changes_while_the_store_is_filled(tmp_path: Path, silence: str) -> None:
+    argv = sidecar(tmp_path, f"--containerd-sock={tmp_path}/c.sock", f"--hang-timeout={silence}")
+    with socket.socket(socket.AF_UNIX) as containerd, (tmp_path / "log").open("wb") as log:
+        containerd.bind(f"{tmp_path}/c.sock")
+        containerd.listen()
+        containerd.settimeout(HANG)
+        with ending(subprocess.Popen(argv, stdout=log, stderr=log)) as process:
+            silent, _ = containerd.accept()
+            with silent:
+                process.send_signal(signal.SIGUSR1)
+                until(lambda: has_changed_level(process, tmp_path), timeout=HANG, what="the level has changed")
+                process.send_signal(signal.SIGTERM)
+                assert process.wait(HANG) == 0
+    assert '"stopped"' in (tmp_path / "log").read_text()
+
+
+def test_the_log_level_changes_while_the_last_transfer_ends(tmp_path: Path) -> None:
+    app = build(tmp_path / "app", "docker.io/library/app:v1", [32 * MIB], 1)  # more than a connection's buffers take
+    layer = app.amd64.layers[1]
+    argv = sidecar(tmp_path, f"--layout-path={app.layout}")
+    with (tmp_path / "log").open("wb") as log:
+        started = subprocess.Popen(argv, stdout=log, stderr=log)
+    with ending(started) as process:
+        until(has_started(process, tmp_path), timeout=HANG, what="it has started")
+        (port,) = re.findall(r'"registry": "http://127.0.0.1:(\d+)"', (tmp_path / "log").read_text())
+        client = http.client.HTTPConnection("127.0.0.1", int(port), timeout=HANG)
+        client.request("GET", f"/v2/library/app/blobs/{layer}?ns=docker.io")
+        with closing(client), client.getresponse() as answer:
+            assert answer.status == 200
+            process.send_signal(signal.SIGTERM)
+            until(lambda: '"stopping"' in (tmp_path / "log").read_text(), timeout=HANG, what="it stops")
+            process.send_signal(signal.SIGUSR1)
+            until(lambda: has_changed_level(process, tmp_path), timeout=HANG, what="the level has changed")
+            assert f"sha256:{hashlib.sha256(answer.read()).hexdigest()}" == layer
+        assert process.wait(HANG) == 0
+
+
+@pytest.mark.parametrize("silence", ["10s", "0"])
+def test_a_log_that_cannot_be_written_ends_nothing(tmp_path: Path, silence: str) -> None:
+    (port,) = free_ports(1)
+    argv = [*with_an_empty_layout(tmp_path, silence), f"--registry-addr=127.0.0.1:{port}"]
+
+    def lives() -> bool:
+        assert process.poll() is None
+        client = http.client.HTTPConnection("127.0.0.1", port, timeout=HANG)
+        with closing(client), suppress(OSError):
+            client.request("GET", "/readyz")
+            return client.getresponse().status == 200
+        return False
+
+    with Path("/dev/full").open("wb") as full:
+        started = subprocess.Popen(argv, stdout=full, stderr=full)
+    with ending(started) as process:
+        until(lives, timeout=HANG, what="it is ready")
+        process.send_signal(signal.SIGUSR1)
+        time.sleep(0.5)
+        assert lives()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(HANG) == 0
+
+
+def has_changed_level(process: subprocess.Popen[bytes], tmp_path: Path) -> bool:
+    said = (tmp_path / "log").read_text()
+    assert process.poll() is None, said
+    return '"log level changed"' in said
 
 
 def ignores(pid: int, number: signal.Signals) -> bool:

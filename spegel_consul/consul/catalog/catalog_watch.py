@@ -20,6 +20,7 @@ import trio
 from spegel_consul.backoff import Backoff, BlockingIndex
 from spegel_consul.consul.api.client import ConsulClient, HealthyService
 from spegel_consul.consul.api.consul_errors import ConsulError
+from spegel_consul.consul.catalog.service_definitions import of_cluster
 from spegel_consul.log import ProblemReport
 from spegel_consul.observable import Observable
 
@@ -31,13 +32,23 @@ _SPACING_EACH = 0.01
 
 
 class CatalogWatch:
-    """Watches the passing instances of service ``name``; a query blocks for at most ``wait`` seconds."""
+    """Watches the passing instances of service ``name``; a query blocks for at most ``wait`` seconds.
+
+    With ``leader_key`` only those that may be of the cluster with this leader key.
+    """
 
     def __init__(
-        self, client: ConsulClient, name: str, *, wait: float = 60.0, rng: random.Random | None = None
+        self,
+        client: ConsulClient,
+        name: str,
+        leader_key: str | None = None,
+        *,
+        wait: float = 60.0,
+        rng: random.Random | None = None,
     ) -> None:
         self.name = name
         self._client = client
+        self._leader_key = leader_key
         self._wait = wait
         self._rng = rng or random.Random()
         self._members = Observable[tuple[HealthyService, ...]](())
@@ -73,7 +84,7 @@ class CatalogWatch:
                 continue
             backoff.reset()
             index.advance(answered)
-            self._take(members)
+            self._take(of_cluster(members, self._leader_key))
             spread = _SPACING_EACH * len(self.members) * self._rng.uniform(0.75, 1.25)
             await trio.sleep_until(began + max(_SPACING, spread))
 

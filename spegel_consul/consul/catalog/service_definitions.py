@@ -6,6 +6,10 @@ checks, so a node that stops answering leaves DNS after one interval.  The route
 hangs still has an open port.  A fourth service, ``spegel-leader``, is registered only by the node that has the lock
 (``leader_service``).
 
+Several clusters may share a Consul.  Then each has a leader key of its own, which its services carry in their metadata.
+A service without one may be of any cluster, because the jobs of Nomad, the configurations of agents and older versions
+register none.
+
 Ids are stable over restarts (``spegel:<node>``), so that a restart replaces an instance and never adds a second one.
 
 A new service, check or field of the metadata belongs here.
@@ -14,11 +18,11 @@ A new service, check or field of the metadata belongs here.
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import field
 from typing import ClassVar
 
-from spegel_consul.consul.api.client import AgentService
+from spegel_consul.consul.api.client import AgentService, HealthyService
 from spegel_consul.consul.api.duration import format_duration
 from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.peers import host_port
@@ -171,6 +175,13 @@ def place_meta(place: Place) -> dict[str, str]:
     return {name: text for name, text in (("place", str(place)), ("zone", place.zone)) if text}
 
 
+def of_cluster(services: Iterable[HealthyService], leader_key: str | None) -> tuple[HealthyService, ...]:
+    """Those of ``services`` that may be of the cluster with this leader key; all of them for None."""
+    return tuple(
+        each for each in services if leader_key is None or each.meta.get("leader_key") in (None, "", leader_key)
+    )
+
+
 _ALL = ("", "0.0.0.0", "::")  # noqa: S104
 
 
@@ -190,6 +201,7 @@ def spegel_services(
     secondary: str | None = None,
     metrics_bound: str = "",
     place: Place = NOWHERE,
+    leader_key: str | None = None,
 ) -> Services:
     """The registry, router and metrics services of one node, in this order, and the service of the leader.
 
@@ -199,7 +211,7 @@ def spegel_services(
     ``secondary`` is the node's address of the other family, if any. ``metrics_bound`` is the host that the metrics port
     is bound to, at which the agent of this machine asks; empty or unspecified for all addresses. If the registry
     ``verifies_clients``, only its port is checked, because the agent has no client certificate. ``place`` is the
-    node's, as far as it is known.
+    node's, as far as it is known. ``leader_key`` is the one of the cluster.
     """
     suffix = node if registry_port == DEFAULT_REGISTRY_PORT else f"{node}:{registry_port}"
     metrics_host = address if metrics_bound in _ALL else metrics_bound
@@ -207,6 +219,8 @@ def spegel_services(
     if secondary is not None:
         meta |= {"also": secondary}
     meta |= place_meta(place)
+    if leader_key is not None:
+        meta |= {"leader_key": leader_key}
     ready = HttpCheck(f"{scheme}://{host_port(address, registry_port)}/readyz", interval)
     registry = TcpCheck(host_port(address, registry_port), interval) if verifies_clients else ready
     live = HttpCheck(f"http://{host_port(metrics_host, metrics_port)}/livez", interval, passing=True)

@@ -61,14 +61,25 @@ class DnsSource:
             for record in rrset:
                 if isinstance(getattr(record, "address", None), str):  # in NSAP records it is another type
                     given.setdefault(rrset.name.to_text(), set()).add(record.address)
-        endpoints = set()
-        asked = 0
-        for target, port in targets:
-            addresses: Iterable[str] = given.get(target, ())
-            if not addresses and asked < FIRST:
-                asked += 1
-                addresses = await self._addresses(target)
-            endpoints |= {(address, port) for address in addresses}
+        endpoints = {(address, port) for target, port in targets for address in given.get(target, ())}
+        waiting = [(target, port) for target, port in targets if target not in given]
+        problems: list[str] = []
+
+        async def resolve(target: str, port: int) -> None:
+            try:
+                endpoints.update((address, port) for address in await self._addresses(target))
+            except SourceError as why:
+                problems.append(f"{one_line(target.rstrip('.'))}: {why}")
+
+        # further ones are asked only if there is no address yet, because a resolver that drops TCP takes seconds
+        for first in range(0, len(waiting), FIRST):
+            async with trio.open_nursery() as nursery:
+                for target, port in waiting[first : first + FIRST]:
+                    nursery.start_soon(resolve, target, port)
+            if endpoints:
+                break
+        if problems and not endpoints:
+            raise SourceError(min(problems))  # the same one each time, so that it is logged once
         return endpoints
 
     async def _addresses(self, name: str) -> set[str]:

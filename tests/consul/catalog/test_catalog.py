@@ -310,6 +310,27 @@ async def test_watch_follows_and_never_forgets_on_failure(autojump_clock: trio.t
         nursery.cancel_scope.cancel()
 
 
+async def test_watch_leaves_out_other_clusters(autojump_clock: trio.testing.MockClock) -> None:
+    """Services of jobs, agents' configurations and older versions have no leader key, and may be of any cluster."""
+    async with trio.open_nursery() as nursery:
+        consul = FakeConsul(nursery)
+        watch = CatalogWatch(consul.client("n1"), "spegel-router", "staging/leader")
+        await nursery.start(watch.run)
+        for name, leader_key in (("n2", "staging/leader"), ("n3", "prod/leader"), ("n4", ""), ("n5", None)):
+            [_, router, _] = services(node=name, leader_key=leader_key)
+            await consul.client(name).register_service(router.to_json())
+        await until(lambda: len(watch.members) == 3)
+        await trio.sleep(5)
+        assert [member.id for member in watch.members] == [f"spegel-router:{name}" for name in ("n2", "n4", "n5")]
+        # a list of others only is as an empty one
+        consul.forget_services()
+        [_, router, _] = services(node="n3", leader_key="prod/leader")
+        await consul.client("n3").register_service(router.to_json())
+        await until(lambda: watch.problem)
+        assert len(watch.members) == 3
+        nursery.cancel_scope.cancel()
+
+
 async def test_watch_does_not_spin(autojump_clock: trio.testing.MockClock) -> None:
     async with trio.open_nursery() as nursery:
         consul = FakeConsul(nursery)
