@@ -51,7 +51,7 @@ class IndexedStore:
 
     @property
     def version(self) -> int:
-        return self._index.version
+        return self._index.version + self._tag_times.version
 
     def resolve(self, name: str) -> Digest | None:
         return self._index.resolve(name)
