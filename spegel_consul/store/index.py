@@ -12,9 +12,8 @@ each name, whether it is announced. The rules:
   whatever its labels say.
 * Content that no named image holds is served in two cases. In the first, a record whose name is a bare digest holds it:
   the content was put there on purpose, and there is no name to filter. In the second, a repository that it was pulled
-  from is accepted: so a pull in progress is a source for other nodes before it has ended, and so is an image that
-  Docker keeps as ``moby-dangling@sha256:...`` because its tag has moved. Other loose content (builds without a tag or
-  their caches, leftovers) is not served, because its registry is unknown.
+  from is accepted: so a pull in progress is a source before it has ended, and so is an image whose tag has moved, which
+  Docker keeps as ``moby-dangling@sha256:...``. Other loose content (builds without a tag, leftovers) is not served.
 * The media type of a manifest is the one in the manifest, because its digest proves it, and clients compare the two.
   Otherwise it is the one in the descriptor of the manifest, if that fits its shape, else a guess from its shape.
 
@@ -209,14 +208,15 @@ class Index:
         if known == content:
             return
         self._content[content.digest] = content
-        self._touch(content.digest, walk=known is None or known.size != content.size)
+        if resized := known is None or known.size != content.size:
+            self._documents.pop(content.digest, None)  # the file was still being written when it was parsed
+        self._touch(content.digest, walk=resized)
 
     def drop_content(self, digest: Digest) -> None:
         """Remove content, if it exists."""
-        if self._content.pop(digest, None) is None:
-            return
-        self._documents.pop(digest, None)
-        self._touch(digest, walk=True)
+        if self._content.pop(digest, None) is not None:
+            self._documents.pop(digest, None)
+            self._touch(digest, walk=True)
 
     def apply(self, snapshot: Snapshot) -> None:
         """Replace all records with those of ``snapshot``."""
