@@ -358,10 +358,9 @@ class Node:
         }
 
     def _content(self) -> Document:
-        stored_images = self.store.stored_images()
         return {
-            "images": len(stored_images),
-            "bytes": sum(image.size for image in stored_images),
+            "images": len(self.store.images()),
+            "bytes": sum(self.store.image_contents().values()),
             "keys": len(self.store.keys()),
         }
 
