@@ -40,6 +40,11 @@ class Digest(str):
             raise DigestInvalid(f"{algorithm} digest must be {length} lower-case hex digits")
         return super().__new__(cls, text)
 
+    @staticmethod
+    def begins(text: str) -> bool:
+        """Whether ``text`` is meant as a digest, valid or not, because it begins with the name of an algorithm."""
+        return text.partition(":")[0] in _HEX_LENGTH and ":" in text and "/" not in text
+
     @classmethod
     def of(cls, data: bytes, algorithm: str = "sha256") -> Digest:
         """The digest of ``data``."""

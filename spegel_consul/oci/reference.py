@@ -88,9 +88,11 @@ def split_registry(name: str) -> tuple[str, str] | None:
     if first != first.lower() or (mark == ":" and not valid_port):
         raise NameInvalid(f"registry {first[:100]!r} is not valid: expected a host in lower case, with a port if any")
     registry = check_registry(f"{host}:{port}" if written else first)
-    if registry == DEFAULT_REGISTRY and "/" not in repository:
-        repository = f"library/{repository}"
-    return registry, repository
+    return registry, _with_user(registry, repository)
+
+
+def _with_user(registry: str | None, repository: str) -> str:
+    return f"library/{repository}" if registry == DEFAULT_REGISTRY and "/" not in repository else repository
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,10 +133,16 @@ class Reference:
 
     @classmethod
     def parse(cls, text: str) -> Reference:
-        """Parse a full or familiar name: ``nginx`` means ``docker.io/library/nginx:latest``.
+        """Parse a name as people write it: ``nginx`` and ``docker.io/nginx`` mean ``docker.io/library/nginx:latest``.
 
         Raises NameInvalid, TagInvalid or DigestInvalid.
         """
+        found = cls._parse(text)
+        repository = check_repository(_with_user(found.registry, found.repository))
+        return cls(found.registry, repository, found.tag, found.digest)
+
+    @classmethod
+    def _parse(cls, text: str) -> Reference:
         rest, at, digest_text = text.partition("@")
         digest = Digest(digest_text) if at else None
         tag: str | None = None
@@ -146,7 +154,7 @@ class Reference:
         if slash_found and _is_host(first):
             registry, repository = check_registry(first), remainder
         else:
-            registry, repository = DEFAULT_REGISTRY, rest if slash_found else f"library/{rest}"
+            registry, repository = DEFAULT_REGISTRY, rest
         check_repository(repository)
         if digest is not None:
             return cls(registry, repository, digest=digest)
@@ -154,9 +162,12 @@ class Reference:
 
     @classmethod
     def parse_full(cls, text: str) -> Reference | None:
-        """The reference if ``text`` has a registry, and either a tag or a digest; None for any other text."""
+        """The reference if ``text`` has a registry, and either a tag or a digest; None for any other text.
+
+        Nothing is added, because runtimes keep ``docker.io/nginx:1.27`` beside ``docker.io/library/nginx:1.27``.
+        """
         try:
-            reference = cls.parse(text)
+            reference = cls._parse(text)
         except OCIError:
             return None
         # a default that was filled in, or a tag that was left out, shows behind the registry

@@ -12,8 +12,8 @@ each name, whether it is announced. The rules:
   whatever its labels say.
 * Content that no named image holds is served in two cases. In the first, a record whose name is a bare digest holds it:
   the content was put there on purpose, and there is no name to filter. In the second, a repository that it was pulled
-  from is accepted, so a pull in progress is a source for other nodes before it has ended. Other loose content (build
-  caches, leftovers) is not served, because its registry is unknown.
+  from is accepted: so a pull in progress is a source before it has ended, and so is an image whose tag has moved, which
+  Docker keeps as ``moby-dangling@sha256:...``. Other loose content (builds without a tag, leftovers) is not served.
 * The media type of a manifest is the one in the manifest, because its digest proves it, and clients compare the two.
   Otherwise it is the one in the descriptor of the manifest, if that fits its shape, else a guess from its shape.
 
@@ -82,7 +82,7 @@ class Snapshot:
 class _Held:
     """An image record and its consequences.
 
-    ``named``: the record has a name to filter, and is no bare digest; ``announces``: the canonical name that it is
+    ``named``: the record has a name to filter, and not only a digest; ``announces``: the canonical name that it is
     announced by, if any; ``reach``: the digests that the image consists of, with their media types.
     """
 
@@ -208,14 +208,15 @@ class Index:
         if known == content:
             return
         self._content[content.digest] = content
-        self._touch(content.digest, walk=known is None or known.size != content.size)
+        if resized := known is None or known.size != content.size:
+            self._documents.pop(content.digest, None)  # the file was still being written when it was parsed
+        self._touch(content.digest, walk=resized)
 
     def drop_content(self, digest: Digest) -> None:
         """Remove content, if it exists."""
-        if self._content.pop(digest, None) is None:
-            return
-        self._documents.pop(digest, None)
-        self._touch(digest, walk=True)
+        if self._content.pop(digest, None) is not None:
+            self._documents.pop(digest, None)
+            self._touch(digest, walk=True)
 
     def apply(self, snapshot: Snapshot) -> None:
         """Replace all records with those of ``snapshot``."""
@@ -291,8 +292,8 @@ class Index:
 
     def _classify(self, record: ImageRecord) -> _Held:
         name = record.name
-        if name == record.target.digest:
-            return _Held(record, named=False, accepted=True, announces=None)
+        if "/" not in name and (name == record.target.digest or "@" in name):
+            return _Held(record, named=False, accepted="@" not in name, announces=None)
         accepted = self._accept(name)
         reference = Reference.parse_full(name) if accepted else None
         announces = str(reference) if reference is not None and reference.digest is None else None
@@ -384,8 +385,8 @@ class Index:
             return None
         holders = [self._images[name] for name in self._holders.get(digest, ())]
         # named images decide first, because a record that is a bare digest is always accepted
-        deciding = [held for held in holders if held.named] or holders
-        if not (any(held.accepted for held in deciding) if deciding else self._source_accepted(content)):
+        named = [held for held in holders if held.named]
+        if not (any(held.accepted for held in named or holders) or (not named and self._source_accepted(content))):
             return None
         document = self._documents.get(digest)
         if document is not None and document.declared:

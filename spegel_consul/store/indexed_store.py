@@ -7,7 +7,7 @@ which feeds the index, and open(), which finds the bytes. A new question that ne
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 
@@ -51,7 +51,7 @@ class IndexedStore:
 
     @property
     def version(self) -> int:
-        return self._index.version
+        return self._index.version + self._tag_times.version
 
     def resolve(self, name: str) -> Digest | None:
         return self._index.resolve(name)
@@ -102,6 +102,10 @@ class IndexedStore:
     def stored_images(self) -> tuple[StoredImage, ...]:
         """Return the named images with their sizes, for the status page."""
         return inventory.stored_images(self._index)
+
+    def image_contents(self) -> Mapping[Digest, int]:
+        """Return the sizes of all content of the named images, for the status page."""
+        return inventory.image_contents(self._index)
 
     def advertised(self) -> Advertised:
         """Return counts of announced names and content, for the status page."""

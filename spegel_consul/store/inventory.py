@@ -46,6 +46,10 @@ class CountedStore(Store, Protocol):
         """Return the named images with their sizes."""
         ...
 
+    def image_contents(self) -> Mapping[Digest, int]:
+        """Return the sizes of all content of the named images, which may share layers and have several names."""
+        ...
+
     def advertised(self) -> Advertised:
         """Return counts of announced names and content."""
         ...
@@ -59,6 +63,12 @@ def stored_images(index: Index) -> tuple[StoredImage, ...]:
 def _stored_image(index: Index, image: Image) -> StoredImage:
     present = [found for digest in index.parts(image.name) if (found := index.describe(digest)) is not None]
     return StoredImage(image, sum(found.size for found in present), len(present))
+
+
+def image_contents(index: Index) -> dict[Digest, int]:
+    """Return the sizes of the present content of all named images."""
+    digests = frozenset().union(*(index.parts(image.name) for image in index.images()))
+    return {digest: found.size for digest in digests if (found := index.describe(digest)) is not None}
 
 
 def advertised(index: Index) -> Advertised:

@@ -2,7 +2,9 @@
 
 A layout sends no events. So in each interval the store compares the stamps of index.json and of the blob directories,
 and reads everything again if one differs. A writer may be in the middle of a change, so an index.json that can't be
-parsed leaves the last valid one in force, and one that is missing does so until the next look.
+parsed leaves the last valid one in force, and one that is missing does so until the next look. A blob that is written
+under its final name changes a stamp when it is created, and none when it grows. So everything is read again at each
+look until the last change of a blob was some seconds ago, and when a blob turns out to be another than in the index.
 
 Names are in the annotations of index.json's entries. containerd writes the full name to io.containerd.image.name. Other
 tools write it to org.opencontainers.image.ref.name, or only the tag, which is no full name. An entry without a full
@@ -22,6 +24,7 @@ import json
 import math
 import os
 import stat
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -59,6 +62,7 @@ MAX_INDEX_SIZE = 32 << 20
 """Size limit of index.json, in bytes."""
 
 _READ_AGAIN = 30.0  # seconds after which files that could not be read are tried again
+_WRITTEN_WITHIN = 10.0  # seconds since the last change of a blob after which it is not written any more
 _LOOK_WITHIN = 60.0  # seconds; a hard disk lists a hundred thousand blobs in less
 
 Stamp = tuple[tuple[int, int, int], ...]
@@ -70,10 +74,14 @@ class LayoutInvalid(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """Result of a look at the directory; ``snapshot`` is None if nothing has changed."""
+    """Result of a look at the directory; ``snapshot`` is None if nothing has changed.
+
+    ``is_written``: whether a blob may still be being written.
+    """
 
     stamp: Stamp
     snapshot: Snapshot | None
+    is_written: bool = False
 
 
 class LayoutStore(IndexedStore):
@@ -113,6 +121,7 @@ class LayoutStore(IndexedStore):
             blob = await open_file(blob_path(self._path / "blobs", digest), descriptor, self._limiter)
         except FileNotFoundError:
             self._forget(digest)
+            self._read_again_at = -math.inf  # the file may have grown since it was listed
             raise absent(digest) from None
         except OSError as exc:
             raise BlobUnknown(f"blob {digest} can't be read: {in_words(exc)}", {"digest": digest}) from exc
@@ -136,6 +145,8 @@ class LayoutStore(IndexedStore):
             seen = await self._calls.run(partial(look, self._path, known))
             if seen.snapshot is not None:
                 await self._take(seen.snapshot)
+                if seen.is_written:
+                    self._read_again_at = -math.inf
         except FileNotFoundError:
             if self._stamp is not None and not missed:
                 self._missed = True  # some writers remove index.json before they write the new one
@@ -153,7 +164,7 @@ class LayoutStore(IndexedStore):
         else:
             self._stamp = seen.stamp
             # a file may be gone again, or not be written yet, so a failure counts when it is repeated
-            if self._unread and (again or self._in_trouble):
+            if self._unread and not seen.is_written and (again or self._in_trouble):
                 self._trouble(f"{self._unread} files of {self._path} can't be read: check their owners", keeps=True)
                 return
             if self._in_trouble:
@@ -163,7 +174,7 @@ class LayoutStore(IndexedStore):
 
     async def _take(self, snapshot: Snapshot) -> None:
         self._apply(snapshot)
-        self._unread = 0
+        self._unread, self._read_again_at = 0, math.inf
         while unread := self._index.unread():
             documents = await read_documents(self._path / "blobs", unread, self._limiter)
             for content in unread:
@@ -172,7 +183,8 @@ class LayoutStore(IndexedStore):
                 else:
                     self._unread += 1
                     self._index.drop_content(content.digest)
-        self._read_again_at = trio.current_time() + _READ_AGAIN if self._unread else math.inf
+        if self._unread:
+            self._read_again_at = min(self._read_again_at, trio.current_time() + _READ_AGAIN)
         changed = self._publish()
         log.debug("image layout read", path=str(self._path), added=len(changed.added), removed=len(changed.removed))
 
@@ -196,7 +208,12 @@ def look(path: Path, known: Stamp | None) -> _Seen:
         return _Seen(stamp, None)
     body = foreign_files.read(path / "index.json", MAX_INDEX_SIZE, follow=False)
     records = tuple(_dated(path / "blobs", record) for record in images(body))
-    return _Seen(stamp, Snapshot(records, tuple(_contents(path / "blobs"))))
+    files = tuple(_files(path / "blobs"))
+    contents = tuple(Content(digest, status.st_size) for digest, status in files)
+    now = time.time()
+    # not the time of modification, because programs can set it (cp -p, rsync -t)
+    is_written = any(abs(now - status.st_ctime) < _WRITTEN_WITHIN for _, status in files)
+    return _Seen(stamp, Snapshot(records, contents), is_written)
 
 
 def images(index: bytes) -> Iterator[ImageRecord]:
@@ -261,13 +278,13 @@ def _directories(blobs: Path) -> list[Path]:
     return [path for path in found if path.is_dir()]
 
 
-def _contents(blobs: Path) -> Iterator[Content]:
+def _files(blobs: Path) -> Iterator[tuple[Digest, os.stat_result]]:
     for algorithm in _directories(blobs):
         with os.scandir(algorithm) as entries:
             for entry in entries:
                 try:
                     digest, status = Digest(f"{algorithm.name}:{entry.name}"), entry.stat(follow_symlinks=False)
                     if stat.S_ISREG(status.st_mode):
-                        yield Content(digest, status.st_size)
+                        yield digest, status
                 except (DigestInvalid, OSError):
                     continue

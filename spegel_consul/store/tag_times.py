@@ -48,6 +48,8 @@ class TagTimes:
     def __init__(self) -> None:
         self._tags: dict[str, _Tag] = {}
         self._listed = -math.inf
+        self.version = 0
+        """Another number whenever :meth:`age` counts from another time, because a union compares ages."""
 
     def listed(self, records: Iterable[ImageRecord], now: float, wall: float) -> None:
         """Take all records of the runtime. ``now`` and ``wall``: the time of the loop and of the day, in seconds."""
@@ -67,6 +69,8 @@ class TagTimes:
         if tag is not None and tag.digest == digest:
             pulled_again = tag.updated_at != record.updated_at and tag.labels == record.labels
             since = since if pulled_again else tag.since
+        if tag is None or tag.since != since:
+            self.version += 1
         self._tags[record.name] = _Tag(digest, record.labels, record.updated_at, since)
 
     def drop(self, name: str) -> None:

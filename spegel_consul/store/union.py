@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
@@ -92,6 +92,10 @@ class UnionStore:
                 if stored.image.name not in named or self._youngest(stored.image.name) is store:
                     named[stored.image.name] = stored
         return tuple(named[name] for name in sorted(named))
+
+    def image_contents(self) -> Mapping[Digest, int]:
+        """Return the sizes of all content of the named images, for the status page."""
+        return {digest: size for store in self._stores for digest, size in store.image_contents().items()}
 
     def advertised(self) -> Advertised:
         """Return counts of announced names and content; content of several namespaces counts in each of them."""

@@ -112,13 +112,19 @@ class Node:
     follows: Follows | None = None
     """The groups that this node is at work on; None if following is off."""
     nearness: Nearness | None = None
-    started: float = field(default_factory=time.time)
+    started: float = field(default_factory=time.monotonic)
+    """By a clock that nobody sets, in seconds."""
     told_names: BoundedDict[str, str] = field(default_factory=lambda: BoundedDict(4096))
     """Names by peer id that nodes said of themselves; those of the catalog override them."""
     history: TrafficHistory = field(init=False)
 
     def __post_init__(self) -> None:
         self.history = TrafficHistory(self.metrics)
+
+    @property
+    def uptime(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self.started
 
     @property
     def place(self) -> Place:
@@ -185,7 +191,7 @@ class Node:
                 "router": list(self.ring.me.addrs),
                 "place": str(self.place) or None,
                 "store": self.store_kind,
-                "uptime": round(time.time() - self.started, 1),
+                "uptime": round(self.uptime, 1),
                 "pid": os.getpid(),
                 "python": platform.python_version(),
             },
@@ -352,10 +358,9 @@ class Node:
         }
 
     def _content(self) -> Document:
-        stored_images = self.store.stored_images()
         return {
-            "images": len(stored_images),
-            "bytes": sum(image.size for image in stored_images),
+            "images": len(self.store.images()),
+            "bytes": sum(self.store.image_contents().values()),
             "keys": len(self.store.keys()),
         }
 

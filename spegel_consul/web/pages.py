@@ -13,7 +13,6 @@ page of the whole cluster is :mod:`spegel_consul.web.cluster.cluster_page`.
 from __future__ import annotations
 
 import re
-import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
@@ -163,8 +162,7 @@ def environment() -> Environment:
 
 def _headline(node: Node) -> dict[str, Any]:
     """The traffic of the last day, and the text that says since when."""
-    up = time.time() - node.started
-    day = node.history.day()
+    up, day = node.uptime, node.history.day()
     span = "in the last 24 h" if up >= _DAY else f"in {formatting.seconds(max(up, 1.0))} since the start"
     return {"saved": day.from_peers, "requests": day.requests, "ratio": day.hit_ratio, "span": span}
 

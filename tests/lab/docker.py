@@ -140,8 +140,15 @@ class Dockerd:
 
     def content(self) -> set[str]:
         """Digests of the blobs that its containerd has; none without the containerd image store."""
-        words: list[str | Path] = ["-a", self.containerd_sock, "-n", NAMESPACE, "content", "ls", "-q"]
-        return set(self.netns.run(parts.containerd(_CONTAINERD_OF[self.version], "ctr"), *words).split())
+        return set(self._ctr("content", "ls", "-q").split())
+
+    def records(self) -> set[str]:
+        """Names of the images that its containerd has, which ``docker images`` does not always show."""
+        return set(self._ctr("images", "ls", "-q").split())
+
+    def _ctr(self, *words: str) -> str:
+        ctr = parts.containerd(_CONTAINERD_OF[self.version], "ctr")
+        return self.netns.run(ctr, "-a", self.containerd_sock, "-n", NAMESPACE, *words)
 
     def docker(self, *words: str | Path, timeout: float = 20) -> str:
         """Docker's own command line."""

@@ -16,14 +16,16 @@ registries = st.sampled_from(["docker.io", "localhost:5001", "10.0.0.1:5000", "[
 
 @given(registries, repositories, tags)
 def test_full_names_round_trip(registry: str, repository: str, tag: str) -> None:
-    reference = Reference.parse(f"{registry}/{repository}:{tag}")
+    reference = Reference.parse_full(f"{registry}/{repository}:{tag}")
+    assert reference is not None
     assert reference == Reference(registry, repository, tag=tag)
     assert str(reference) == reference.key == f"{registry}/{repository}:{tag}"
 
 
 @given(registries, repositories)
 def test_digest_references_are_known_to_the_ring_by_digest_alone(registry: str, repository: str) -> None:
-    reference = Reference.parse(f"{registry}/{repository}@sha256:{HEX}")
+    reference = Reference.parse_full(f"{registry}/{repository}@sha256:{HEX}")
+    assert reference is not None
     assert reference.key == f"sha256:{HEX}"
     assert str(reference) == f"{registry}/{repository}@sha256:{HEX}"
 
@@ -33,6 +35,10 @@ def test_digest_references_are_known_to_the_ring_by_digest_alone(registry: str, 
     [
         ("nginx", "docker.io/library/nginx:latest"),
         ("nginx:1.27", "docker.io/library/nginx:1.27"),
+        ("docker.io/nginx:1.27", "docker.io/library/nginx:1.27"),
+        ("index.docker.io/nginx", "docker.io/library/nginx:latest"),
+        (f"docker.io/nginx@sha256:{HEX}", f"docker.io/library/nginx@sha256:{HEX}"),
+        ("ghcr.io/nginx", "ghcr.io/nginx:latest"),
         ("bitnami/redis", "docker.io/bitnami/redis:latest"),
         ("localhost/app:v1", "localhost/app:v1"),
         ("localhost:5001/o/big", "localhost:5001/o/big:latest"),
@@ -55,6 +61,8 @@ def test_familiar_names(text: str, full: str) -> None:
         ("docker.io/Library/nginx", NameInvalid),
         ("", NameInvalid),
         ("docker.io/" + "a" * 256, NameInvalid),
+        ("docker.io/" + "a" * 250, NameInvalid),
+        ("a" * 250, NameInvalid),
         ("docker.io/library/nginx:" + "t" * 129, TagInvalid),
         ("docker.io/library/nginx:-x", TagInvalid),
         ("docker.io/library/nginx@sha256:xyz", DigestInvalid),
@@ -102,6 +110,7 @@ def test_a_registry_has_one_name(given: str, name: str) -> None:
         ("index.docker.io/library/nginx:1.27", "docker.io/library/nginx:1.27"),
         (f"GHCR.io/app@sha256:{HEX}", f"ghcr.io/app@sha256:{HEX}"),
         ("Registry/app:v1", "Registry/app:v1"),
+        ("docker.io/nginx:1.27", "docker.io/nginx:1.27"),
         ("nginx:1.27", None),
         ("library/nginx:1.27", None),
         ("docker.io/library/nginx", None),

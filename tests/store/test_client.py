@@ -216,7 +216,8 @@ def test_odd_events_are_ignored(odd: pb.Envelope) -> None:
 def test_odd_records_are_ignored() -> None:
     good = pb.Descriptor(digest=DIGEST, size=1, media_type="text/plain")
     assert conversion.image_record(pb.Image(name="docker.io/a/b:v1", target=good)) is not None
-    assert conversion.image_record(pb.Image(name=DIGEST, target=good)) is None
+    for name in (DIGEST, Digest.of(b"", "sha384"), Digest.of(b"", "sha512")):
+        assert conversion.image_record(pb.Image(name=name, target=good)) is None
     for wrong in ("text/plain\r\nContent-Length: 0", "multipart/mixed; boundary=x", ""):
         target = pb.Descriptor(digest=good.digest, size=5, media_type=wrong)
         record = conversion.image_record(pb.Image(name="docker.io/a/b:v1", target=target))

@@ -197,6 +197,29 @@ def test_bare_digest_serves_what_has_no_name() -> None:
     assert settle(index, image.blobs).removed == frozenset(image.blobs)
 
 
+SECRET = ImageFilter.build(excluded=["^registry.example.com/secret/"])
+
+
+@pytest.mark.parametrize(
+    ("images", "sources", "is_served"),
+    [
+        (SECRET, ("registry.example.com/secret/app",), False),
+        (SECRET, ("registry.example.com/public/app",), True),
+        (ImageFilter.build(["docker.io"]), ("docker.io/library/app",), True),
+        (ImageFilter(), (), False),
+    ],
+)
+def test_an_image_whose_tag_has_moved_is_served_as_its_sources_say(
+    images: ImageFilter, sources: tuple[str, ...], is_served: bool
+) -> None:
+    image, index = sample_image("registry.example.com/secret/app:v1"), Index(images.accepts)
+    index.apply(Snapshot((record(image, f"moby-dangling@{image.root}"),), contents(image, sources=sources)))
+    assert settle(index, image.blobs).added == (frozenset(image.blobs) if is_served else frozenset())
+    index.put_image(record(image))
+    settle(index, image.blobs)
+    assert bool(index.keys()) == images.accepts(image.name), "a named image decides"
+
+
 def test_media_type_of_a_manifest_is_its_own() -> None:
     config = {"mediaType": CONFIG, "digest": Digest.of(b"{}"), "size": 2}
     for document, referred, expected in (
@@ -262,6 +285,7 @@ IMAGES = [
     sample_image("docker.io/library/child:v1", shared=BASE),
     sample_image("registry.example/refused:v1", shared=BASE),
     replace(BASE, name=f"docker.io/library/base@{BASE.root}"),
+    replace(BASE, name=f"moby-dangling@{BASE.root}"),
     replace(BASE, name="docker.io/library/base:v2"),
 ]
 BODIES = {digest: body for image in IMAGES for digest, body in image.blobs.items()}

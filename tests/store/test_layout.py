@@ -175,6 +175,43 @@ async def test_truncated_blob_is_not_served(shelf: LayoutShelf) -> None:
         assert not {image.layers[0]} & store.keys()
 
 
+@pytest.mark.parametrize("part", ["layer", "manifest"])
+async def test_a_blob_that_is_written_under_its_final_name(shelf: LayoutShelf, part: str) -> None:
+    image = sample_image()
+    digest = image.layers[0] if part == "layer" else image.manifest
+    await shelf.add(image)
+    path = shelf.path / "blobs" / "sha256" / digest.encoded
+    path.write_bytes(image.blobs[digest][:50])
+    async with running(shelf.store(lambda name: True)) as store:
+        await trio.sleep(0.1)
+        with path.open("ab") as file:
+            file.write(image.blobs[digest][50:])
+        await eventually(lambda: (found := store.describe(digest)) and found.size == len(image.blobs[digest]))
+        await eventually(lambda: store.resolve(image.name) == image.root)
+        assert store.keys() == frozenset(image.blobs) | {image.name}
+        async with store.open(digest):
+            pass
+
+
+async def test_a_blob_that_grew_unseen_is_right_after_its_first_request(
+    shelf: LayoutShelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layout, "_WRITTEN_WITHIN", 0.0)
+    image = sample_image()
+    await shelf.add(image)
+    path = shelf.path / "blobs" / "sha256" / image.layers[0].encoded
+    path.write_bytes(b"short")
+    async with running(shelf.store(lambda name: True)) as store:
+        path.write_bytes(image.blobs[image.layers[0]])
+        await trio.sleep(0.1)
+        with pytest.raises(BlobUnknown):
+            async with store.open(image.layers[0]):
+                pass
+        await eventually(lambda: store.describe(image.layers[0]))
+        async with store.open(image.layers[0]):
+            pass
+
+
 async def test_garbage_at_the_start_is_a_problem(shelf: LayoutShelf) -> None:
     (shelf.path / "index.json").write_text("{")
     async with running(shelf.store(lambda name: True)) as store:
@@ -209,6 +246,7 @@ async def test_a_manifest_that_could_not_be_read_is_tried_again(
 
     monkeypatch.setattr(documents, "open_blob", open_blob)
     monkeypatch.setattr(layout, "_READ_AGAIN", 0.1)
+    monkeypatch.setattr(layout, "_WRITTEN_WITHIN", 0.0)
     with capture_logs() as logs:
         async with running(LayoutStore(tmp_path, interval=0.02)) as store:
             assert (store.images(), store.problem) == ((), None)

@@ -161,3 +161,19 @@ async def test_a_name_in_several_is_that_of_the_youngest(order: tuple[int, int])
     async with running(UnionStore([kept, *(both[each] for each in order)])) as all_of_them:
         assert (all_of_them.resolve(name), all_of_them.tag_age(name)) == (digest, 3600.0)
         assert [image.digest for image in all_of_them.images()] == [digest]
+
+
+async def test_a_name_that_is_pulled_again_is_another_version() -> None:
+    """Requests are remembered with the version, and no record changes but for its time."""
+    name, rolled_back, newest = "docker.io/library/app:latest", MemoryStore(), MemoryStore()
+    manifests = []
+    for number, (store, age) in enumerate(((rolled_back, 3600.0), (newest, 1800.0))):
+        config = {"digest": store.add_content(b"{}"), "size": 2}
+        manifests.append(json.dumps({"config": config, "layers": [], "annotations": {"version": str(number)}}).encode())
+        store.add_image(name, manifests[-1], age)
+    async with running(UnionStore([rolled_back, newest])) as both:
+        version = both.version
+        assert both.resolve(name) == Digest.of(manifests[1])
+        rolled_back.add_image(name, manifests[0], 60.0)
+        assert both.resolve(name) == Digest.of(manifests[0])
+        assert both.version != version

@@ -119,8 +119,14 @@ class Store(MemoryStore):
             for number in range(images)
         )
 
+    def images(self) -> tuple[Image, ...]:
+        return tuple(stored.image for stored in self._stored_image)
+
     def stored_images(self) -> tuple[StoredImage, ...]:
         return self._stored_image
+
+    def image_contents(self) -> dict[Digest, int]:
+        return {stored.image.digest: stored.size for stored in self._stored_image}
 
 
 def crowd(others: int, images: int = 0, requests: int = 0) -> Node:

@@ -185,3 +185,18 @@ async def test_hashing_leaves_the_loop_to_others(monkeypatch: pytest.MonkeyPatch
         nursery.cancel_scope.cancel()
     assert turns >= 45
     assert hasher.sizes == {here: 50 * size, not here: 0}
+
+
+@pytest.mark.parametrize("algorithm", ["sha256", "sha384", "sha512"])
+def test_a_query_may_be_a_digest_of_any_algorithm(algorithm: str) -> None:
+    digest = Digest.of(b"", algorithm)
+    assert questions.parse(f" {digest} ") == (digest, None)
+    with pytest.raises(questions.BadQuestion, match="does not name an image"):
+        questions.parse_image(digest)
+    with pytest.raises(questions.BadQuestion, match="hex digits"):
+        questions.parse(digest[:-1])
+
+
+@pytest.mark.parametrize("text", ["nginx:1.27", "docker.io/nginx:1.27", "index.docker.io/nginx:1.27"])
+def test_a_query_means_the_image_that_docker_means(text: str) -> None:
+    assert questions.parse(text)[0] == "docker.io/library/nginx:1.27"

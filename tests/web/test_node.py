@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from dataclasses import dataclass, field
 from functools import partial
 from types import SimpleNamespace
@@ -31,11 +33,16 @@ from spegel_consul.registry.mirror.trace import Traces
 from spegel_consul.registry.uploads import Upload, Uploads
 from spegel_consul.ring.member_view import MemberView
 from spegel_consul.ring.members.table import FULL
+from spegel_consul.store.union import UnionStore
 from spegel_consul.web import pages
+from spegel_consul.web.cluster import node_summary
+from spegel_consul.web.cluster.node_summary import NodeSummary
 from spegel_consul.web.metric_readings import connect
 from spegel_consul.web.node_views import Consul, Node
+from spegel_consul.web.web_app import build_app
 from spegel_consul.zerocopy.encrypted.kernel_tls import KERNEL
 from tests.join.fakenomad import FakeNomad
+from tests.registry.image import LAYER, MANIFEST
 
 
 @dataclass
@@ -252,6 +259,38 @@ async def test_where_nodes_are_and_what_crossed() -> None:
         "alive": None,
         "dead": None,
     }
+
+
+async def test_a_clock_that_is_set_back_does_not_change_the_uptime(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = node("10.0.0.1")
+    made.started -= 7200
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    assert 7200 <= made.status()["node"]["uptime"] < 7300
+    assert 7200 <= NodeSummary.parse(node_summary.of(made)).uptime < 7300
+    response = await build_app(made).test_client().get("/debug/web/")
+    assert b"in 2 h since the start" in await response.get_data()
+
+
+@pytest.mark.parametrize("namespaces", [1, 2])
+async def test_content_that_images_share_counts_once(namespaces: int) -> None:
+    made, stores = node("10.0.0.1"), [MemoryStore() for _ in range(namespaces)]
+    made.store = UnionStore(stores) if namespaces > 1 else stores[0]
+    sizes = {}
+    for number, store in enumerate((stores[0], stores[-1])):
+        for content in (LAYER, b"{}"):
+            sizes[store.add_content(content)] = len(content)
+        manifest = json.dumps(json.loads(MANIFEST) | {"annotations": {"number": str(number)}}).encode()
+        for tag in ("v1", "latest"):
+            sizes[store.add_image(f"docker.io/library/app{number}:{tag}", manifest)] = len(manifest)
+        store.add_content(b"of no image")
+    found = made.status()["content"]
+    assert (found["images"], found["bytes"]) == (4, sum(sizes.values()))
+    assert node_summary.of(made)["image_bytes"] == found["bytes"]
+
+
+@pytest.mark.parametrize("uptime", [-1, -0.5, -1e30])
+def test_a_node_of_an_older_version_may_say_that_it_started_in_the_future(uptime: float) -> None:
+    assert NodeSummary.parse({"id": "peer2", "uptime": uptime}).uptime == 0
 
 
 async def test_what_is_told_of_the_uploads() -> None:

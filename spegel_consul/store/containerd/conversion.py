@@ -58,7 +58,7 @@ def image_record(image: pb.Image) -> ImageRecord | None:
     CRI keeps a record ``sha256:<digest of the config>`` for each image beside those with names.  It says nothing
     about registries, and what it holds the others hold too, so it is None as well.
     """
-    if image.name.startswith(("sha256:", "sha512:")):
+    if Digest.begins(image.name):
         return None
     target = image.target
     try:

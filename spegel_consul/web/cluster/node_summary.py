@@ -9,7 +9,6 @@ A new fact in the overview belongs here, in both directions.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
@@ -87,6 +86,9 @@ class NodeSummary:
         """The summary in a JSON document. Raises BadSummary."""
         if not isinstance(document, dict) or not isinstance(document.get("id"), str):
             raise BadSummary("the answer is no summary of a node")
+        if isinstance(document.get("uptime"), int | float):
+            # older versions measure it by the time of day, so it is negative after that was set back
+            document = {**document, "uptime": max(0, document["uptime"])}
         found = _scalars(cls, document)
         found["warnings"] = tuple(_text(each) for each in _list(document, "warnings", MOST_WARNINGS))
         found["images"] = tuple(map(_image, _list(document, "images", MOST_IMAGES)))
@@ -113,7 +115,7 @@ def of(node: Node) -> Document:
         "ready": status["ready"],
         "reason": _text("; ".join(status["reasons"])),
         "warnings": [_text(warning) for warning in status["warnings"][:MOST_WARNINGS]],
-        "uptime": int(time.time() - node.started),
+        "uptime": int(node.uptime),
         "leader": (leader["peer_id"] or "") if leader is not None else "",
         "peer_tls": status["peer_tls"]["mode"] if status["peer_tls"] is not None else "",
         "members": status["ring"]["members"],

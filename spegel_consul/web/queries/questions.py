@@ -41,7 +41,7 @@ def parse(text: str) -> tuple[str, Reference | None]:
         raise BadQuestion("name an image, such as docker.io/library/nginx:1.27, or a digest")
     if len(text) > LONGEST_NAME:
         raise BadQuestion(f"the query has {len(text)} characters; image names have at most 255, and a tag or digest")
-    if text.startswith(("sha256:", "sha512:")) and "/" not in text:
+    if Digest.begins(text):
         try:
             return Digest(text), None
         except DigestInvalid as exc:

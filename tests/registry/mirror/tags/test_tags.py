@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,8 +18,9 @@ from spegel_consul.registry.mirror.providers.provider_cache import RecentProvide
 from spegel_consul.registry.mirror.tags.age_limits import AgeLimit, AgeLimits
 from spegel_consul.registry.mirror.tags.tag_ages import agree, newest, parse_age
 from spegel_consul.registry.mirror.validate_head import Head
+from spegel_consul.store.union import UnionStore
 
-from ...conftest import head
+from ...conftest import FileStore, head
 from ...image import LAYER, MANIFEST, TAG_PATH, get
 
 NAME = "docker.io/library/app:v1"
@@ -53,6 +55,22 @@ async def test_the_newest_of_two_is_taken(start_node: Any, order: Sequence[int])
         assert (response.status_code, response.content) == (200, NEW), path
         assert 60 <= int(response.headers["x-spegel-tag-age"]) < 600
     assert asker.metric("spegel_tag_choices_total", {"choice": "newest"}) == 2
+
+
+async def test_a_tag_that_a_second_namespace_pulled_again_is_sent(start_node: Any, tmp_path: Path) -> None:
+    """Requests are remembered until the store changes."""
+    namespaces = [FileStore(tmp_path / name) for name in ("k8s.io", "nomad")]
+    for store, manifest, age in zip(namespaces, (OLD, NEW), (3600.0, 1800.0), strict=True):
+        store.add_content(LAYER)
+        store.add_content(b"{}")
+        store.add_image(NAME, manifest, age)
+    node = await start_node(store=UnionStore(namespaces))
+    for _ in range(2):
+        assert (await get(node, TAG_PATH)).content == NEW
+    namespaces[0].add_image(NAME, OLD, 60.0)  # rolled back
+    response = await get(node, TAG_PATH)
+    assert response.content == OLD
+    assert int(response.headers["x-spegel-tag-age"]) < 1800
 
 
 async def test_two_that_agree_are_enough(start_node: Any, start_peer: Any) -> None:
