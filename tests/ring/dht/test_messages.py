@@ -1,8 +1,11 @@
+from collections.abc import Iterator
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from spegel_consul.places import Place
+from spegel_consul.ring.dht import messages as messages_of_the_ring
 from spegel_consul.ring.dht.messages import (
     MAX_KEY,
     MAX_PEERS,
@@ -125,6 +128,32 @@ def test_two_hundred_providers_are_read_and_a_flood_is_cut() -> None:
     for count, read in ((200, 200), (1000, MAX_PEERS)):
         (body,) = bodies(encode(Message(MessageType.GET_PROVIDERS, b"key", (), providers[:count])))
         assert len(decode(body).providers) == read
+
+
+@pytest.mark.parametrize("field", [b"\x10\x00", b"\x1a\x00", b"\x0a\x06\x0a\x04\x0a\x02id"])
+def test_a_message_of_millions_of_fields_is_refused(field: bytes) -> None:
+    """Skipping them all would take a second in one step."""
+    for read in (decode, lambda body: list(decode_members(body)), decode_withdrawal):
+        with pytest.raises(WireError):
+            read(field * (2_000_000 // len(field)))
+
+
+def test_of_many_fields_of_one_peer_or_report_the_first_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = 0
+    real = messages_of_the_ring.fields
+
+    def count(data: bytes) -> Iterator[tuple[int, int | bytes]]:
+        nonlocal seen
+        for field in real(data):
+            seen += 1
+            yield field
+
+    monkeypatch.setattr(messages_of_the_ring, "fields", count)
+    addresses = b"\x12" + frame(b"ma")
+    peer = b"\x0a" + frame(b"ID") + addresses * 1000
+    report = (b"\x0a" + frame(peer)) * 1000
+    assert list(decode_members(b"\x0a" + frame(report))) == [MemberReport(WirePeer(b"ID", (b"ma",) * 16), 0)]
+    assert seen < 100
 
 
 @given(st.lists(st.binary(max_size=MAX_KEY), max_size=20))
