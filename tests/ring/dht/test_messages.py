@@ -1,9 +1,12 @@
+import gc
+import tracemalloc
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spegel_consul.multiaddrs import Address, contact
 from spegel_consul.places import Place
 from spegel_consul.ring.dht import messages as messages_of_the_ring
 from spegel_consul.ring.dht.messages import (
@@ -177,3 +180,24 @@ def test_a_withdrawal_survives_the_wire(keys: list[bytes]) -> None:
 def test_malformed_messages_say_what_is_wrong(body: str, reason: str) -> None:
     with pytest.raises(WireError, match=reason):
         decode(bytes.fromhex(body))
+
+
+def test_long_fields_are_not_remembered() -> None:
+    def read(number: int) -> None:
+        long = number.to_bytes(4, "big") + bytes(100_000)
+        peer = encode_peer(WirePeer(b"id", (long, b"\x04\x0a\0\0\x01\x06\x13\x89")))
+        (report,) = decode_members(b"\x0a" + frame(b"\x0a" + frame(peer) + b"\x1a" + frame(long)))
+        assert contact(report.peer.id, report.peer.addresses, loopback=False).routers == (Address("10.0.0.1", 5001),)
+        encode_peer.cache_clear()  # which this node calls only with what it has accepted
+
+    read(0)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for number in range(1, 50):
+            read(number)
+        gc.collect()
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 1_000_000
