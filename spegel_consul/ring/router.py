@@ -213,14 +213,12 @@ class KadRouter:
     async def announce(self, added: Collection[str], removed: Collection[str] = ()) -> None:
         if self._leaving:
             return
-        if removed:
-            self._announcements.remove(map(dht_key, removed))
-            self._announce_alarm.wake()
-        keys = list(map(dht_key, added))
-        for start in range(0, len(keys), _SLICE):
-            self._announcements.add(keys[start : start + _SLICE])
-            self._announce_alarm.wake()
-            await trio.lowlevel.checkpoint()
+        for change, names in ((self._announcements.remove, removed), (self._announcements.add, added)):
+            keys = list(map(dht_key, names))
+            for start in range(0, len(keys), _SLICE):
+                change(keys[start : start + _SLICE])
+                self._announce_alarm.wake()
+                await trio.lowlevel.checkpoint()
 
     async def claim(self, group: str, report: ClaimReport) -> Verdict:
         return await self._claiming.claim(group, report)

@@ -66,6 +66,24 @@ async def test_what_is_withdrawn_long_after_it_was_told_is_withdrawn_at_once(
     await eventually(lambda: second.records == 1, within=1)
 
 
+async def test_many_keys_are_withdrawn_in_slices(rig: SimRig, nursery: trio.Nursery) -> None:
+    router, rounds = await rig.node(), 0
+    names = [f"layer {number}" for number in range(2000)]
+    await router.announce(names)
+
+    async def others() -> None:
+        nonlocal rounds
+        while True:
+            rounds += 1
+            await trio.lowlevel.checkpoint()
+
+    nursery.start_soon(others)
+    await trio.lowlevel.checkpoint()
+    before = rounds
+    await router.announce((), names)
+    assert rounds - before >= 7
+
+
 async def test_a_record_that_is_withdrawn_from_those_who_do_not_understand_it_expires(
     rig: SimRig, autojump_clock: MockClock
 ) -> None:
