@@ -187,6 +187,9 @@ class SimHost:
     def is_connected(self, peer: bytes) -> bool:
         return peer in self._peers
 
+    def hosts_of(self, peer: bytes) -> tuple[str, ...]:
+        return (self._peers[peer].address.host,) if peer in self._peers else ()
+
     def serve(self, protocol: str, handler: Handler) -> None:
         self._handlers[protocol] = handler
 

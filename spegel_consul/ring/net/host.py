@@ -123,6 +123,10 @@ class Host(Protocol):
         """Whether there is a connection to ``peer``."""
         ...
 
+    def hosts_of(self, peer: bytes) -> tuple[str, ...]:
+        """The hosts at which ``peer`` is connected: as they were dialled, or the IP addresses from which it came."""
+        ...
+
     def serve(self, protocol: str, handler: Handler) -> None:
         """Call ``handler`` for each stream that a peer opens for ``protocol``; call this before :meth:`run`.
 

@@ -111,6 +111,9 @@ class Libp2pHost:
     def is_connected(self, peer: bytes) -> bool:
         return peer in self._connections
 
+    def hosts_of(self, peer: bytes) -> tuple[str, ...]:
+        return tuple(each.dialled[0] if each.dialled else each.remote for each in self._connections.get(peer, ()))
+
     def serve(self, protocol: str, handler: Handler) -> None:
         self._handlers[protocol] = handler
 
