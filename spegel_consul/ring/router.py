@@ -147,7 +147,7 @@ class KadRouter:
     @property
     def warning(self) -> str | None:
         """A problem of the ring that an operator has to solve; None if there is none."""
-        return FULL if self._members.full else None
+        return FULL if self._members.full else self._membership.duplicate.problem
 
     def view(self) -> tuple[MemberView, ...]:
         """All other members, including dead ones, for display."""

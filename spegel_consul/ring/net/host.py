@@ -33,7 +33,7 @@ class Silent(Unreachable):
 
 
 class DialledSelf(Unreachable):
-    """The node at the address is this node itself."""
+    """The node at the address is this node itself, or one with its identity."""
 
 
 class Replaced(Unreachable):
@@ -106,6 +106,9 @@ class Host(Protocol):
 
     refuses: Callable[[bytes], bool]
     """Called with each newly authenticated peer; True refuses the connection."""
+
+    on_duplicate: Callable[[str], None]
+    """Called with the address of another process that has this host's identity, after each handshake with it."""
 
     @property
     def id(self) -> bytes: ...
