@@ -22,7 +22,7 @@ from spegel_consul.peers import is_mapped
 
 _IP4, _TCP, _IP6, _P2P, _HTTP = 4, 6, 41, 421, 480  # multicodec table
 _HTTP_BYTES, _P2P_BYTES = b"\xe0\x03", b"\xa5\x03"  # the last two as varints
-_MAX_BYTES = 160
+_MAX_BYTES, _MOST_ADDRESSES = 160, 16
 _NAMES = frozenset({"dns", "dns4", "dns6"})
 # the names that a resolver accepts (RFC 1035, and the underscore that some sites use); others in ASCII form, xn--…
 _LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
@@ -150,9 +150,15 @@ class Contact:
     secondary: Address | None = None
 
 
-@lru_cache(maxsize=8192)
 def contact(peer: bytes, raw_addresses: tuple[bytes, ...], *, loopback: bool) -> Contact:
     """Sort a peer's binary multiaddrs into a :class:`Contact`, without addresses that can't be dialled."""
+    # shortened before it is remembered, because a peer may name megabytes
+    short = tuple(raw for raw in raw_addresses[:_MOST_ADDRESSES] if len(raw) <= _MAX_BYTES)
+    return _known_contact(peer, short, loopback)
+
+
+@lru_cache(maxsize=8192)
+def _known_contact(peer: bytes, raw_addresses: tuple[bytes, ...], loopback: bool) -> Contact:
     found = [
         address
         for address in (decode(raw) for raw in raw_addresses)

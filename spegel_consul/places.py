@@ -121,12 +121,14 @@ def known_name(text: object) -> str:
     return text if isinstance(text, str) and _NAME.match(text) else ""
 
 
-@lru_cache(maxsize=4096)
 def decode_place(raw: bytes) -> Place:
     """The place that another node told. Names that are none, and texts that are too long, are left out."""
+    return _decode_known_place(raw) if len(raw) <= _LONGEST_WIRE else NOWHERE
+
+
+@lru_cache(maxsize=4096)
+def _decode_known_place(raw: bytes) -> Place:
     # remembered, so that the thousands of members of one zone share one object
-    if len(raw) > _LONGEST_WIRE:
-        return NOWHERE
     names = raw.decode("ascii", "replace").split("/")
     return (Place(*map(known_name, names)) if len(names) <= 3 else NOWHERE) or NOWHERE
 

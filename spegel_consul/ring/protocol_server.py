@@ -8,7 +8,7 @@ A new limit on what one peer may send belongs here; the content of answers belon
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -31,7 +31,7 @@ from spegel_consul.ring.responder import Answers
 _TIMEOUT, _IDLE_TIMEOUT = 10.0, 600.0
 _MAX_STREAMS_PER_PEER = 8
 _MAX_REQUEST = 64 << 10
-_AT_ONCE = 1024  # bytes of requests that are answered without waking the task of their stream
+_AT_ONCE = 256  # bytes of requests that are answered without waking the task of their stream
 _SLICE = 64  # messages of one peer that are answered between two checkpoints
 _SLOW = 0.02
 _LEAVE_EVERY = 10.0  # seconds, because one scans all records
@@ -78,14 +78,12 @@ class Service:
                     break
                 bodies = frames.feed(data)
                 for start in range(0, len(bodies), _SLICE):
-                    answers = [self._answers.answer(peer, decode(body)) for body in bodies[start:][:_SLICE]]
-                    if out := b"".join(encode(answer) for answer in answers if answer is not None):
-                        stream.send(out)
+                    self._answer(stream, bodies[start:][:_SLICE])
                     # a peer beyond its share of records is read slowly, so that it does not delay the others
                     await trio.sleep(_SLOW if self._records.is_full_of(peer) else 0)
                 self._membership.heard(peer)
                 # released before the wait for the next ones, because the last batch of keys of each peer is 50 KiB
-                data, bodies, answers, out = b"", [], [], b""
+                data, bodies = b"", []
             stream.close()
 
     def _answer_at_once(self, stream: Stream, frames: Frames, idle: trio.CancelScope, data: bytes) -> bool:
@@ -93,15 +91,18 @@ class Service:
         peer = stream.peer
         if len(data) > _AT_ONCE or self._records.is_full_of(peer):
             return False
-        for body in frames.feed(data):
-            answer = self._answers.answer(peer, decode(body))
-            if answer is not None:
-                stream.send(encode(answer))
+        self._answer(stream, frames.feed(data))
         self._membership.heard(peer)
         now = trio.current_time()
         if idle.deadline < now + _IDLE_TIMEOUT / 2:
             idle.deadline = now + _IDLE_TIMEOUT
         return True
+
+    def _answer(self, stream: Stream, bodies: Sequence[bytes]) -> None:
+        """Send the answers to some messages together. Raises WireError."""
+        answers = [self._answers.answer(stream.peer, decode(body)) for body in bodies]
+        if out := b"".join(encode(answer) for answer in answers if answer is not None):
+            stream.send(out)
 
     async def _serve_withdrawal(self, stream: Stream) -> None:
         """Forget the records that a peer withdraws; no keys mean all of them, because the peer leaves."""
@@ -110,8 +111,11 @@ class Service:
             while data := await stream.receive():
                 for body in frames.feed(data):
                     keys = decode_withdrawal(body)
-                    for key in keys:
-                        self._records.remove(key, stream.peer)
+                    # once without keys, because one read may bring thousands of empty messages
+                    for start in range(0, len(keys) or 1, _SLICE):
+                        for key in keys[start:][:_SLICE]:
+                            self._records.remove(key, stream.peer)
+                        await trio.lowlevel.checkpoint()
                     if not keys and self._leave_limit.admits(stream.peer, trio.current_time()):
                         for _ in self._records.forget(stream.peer):
                             await trio.lowlevel.checkpoint()

@@ -46,7 +46,7 @@ from spegel_consul.ring.members.membership import Membership
 from spegel_consul.ring.members.table import FULL
 from spegel_consul.ring.members.wakeup import WakeUp
 from spegel_consul.ring.net.host import Host
-from spegel_consul.ring.net.routes import has_route
+from spegel_consul.ring.net.routes import has_route, likeliest
 from spegel_consul.ring.protocol_server import Service
 from spegel_consul.ring.responder import Answers
 
@@ -147,7 +147,7 @@ class KadRouter:
     @property
     def warning(self) -> str | None:
         """A problem of the ring that an operator has to solve; None if there is none."""
-        return FULL if self._members.full else None
+        return FULL if self._members.full else self._membership.duplicate.problem
 
     def view(self) -> tuple[MemberView, ...]:
         """All other members, including dead ones, for display."""
@@ -213,14 +213,12 @@ class KadRouter:
     async def announce(self, added: Collection[str], removed: Collection[str] = ()) -> None:
         if self._leaving:
             return
-        if removed:
-            self._announcements.remove(map(dht_key, removed))
-            self._announce_alarm.wake()
-        keys = list(map(dht_key, added))
-        for start in range(0, len(keys), _SLICE):
-            self._announcements.add(keys[start : start + _SLICE])
-            self._announce_alarm.wake()
-            await trio.lowlevel.checkpoint()
+        for change, names in ((self._announcements.remove, removed), (self._announcements.add, added)):
+            keys = list(map(dht_key, names))
+            for start in range(0, len(keys), _SLICE):
+                change(keys[start : start + _SLICE])
+                self._announce_alarm.wake()
+                await trio.lowlevel.checkpoint()
 
     async def claim(self, group: str, report: ClaimReport) -> Verdict:
         return await self._claiming.claim(group, report)
@@ -301,7 +299,7 @@ class KadRouter:
         order = self._rng.sample(list(contacts), len(contacts))
         if here := self._here.place:
             order.sort(key=lambda peer: here.distance(self._membership.place_of(peer)))
-        named = {peer: self._registry(contacts[peer]) for peer in order}
+        named = {peer: self._registries(contacts[peer])[0] for peer in order}
         for peer in search.lookup.offer(named, last=last, own=own):
             self._yield(search, contacts[peer])
 
@@ -316,11 +314,18 @@ class KadRouter:
         self._membership.doubt(named.id)
         search.found(self._provider(named))
 
-    def _registry(self, of: Contact) -> Address:
-        return of.registry or Address(of.routers[0].host, self._registry_port)
+    def _registries(self, of: Contact) -> tuple[Address, Address | None]:
+        """The address of a peer's registry and the secondary one; by its router if it announces none."""
+        if of.registry is not None:
+            return of.registry, of.secondary
+        first = likeliest(of.routers, self._host.hosts_of(of.id))
+        other = next(
+            (Address(each.host, self._registry_port) for each in of.routers if each.is_ipv6 != first.is_ipv6), None
+        )
+        return Address(first.host, self._registry_port), other
 
     def _provider(self, named: Contact) -> Provider:
-        address, secondary = self._registry(named), named.secondary
+        address, secondary = self._registries(named)
         if secondary is not None and not has_route(address):
             address, secondary = secondary, None
         other = (secondary.host, secondary.port) if secondary is not None else None

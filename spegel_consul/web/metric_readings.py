@@ -14,6 +14,7 @@ import trio
 
 from spegel_consul.election.election_view import State
 from spegel_consul.metrics.sidecar_metrics import Labels, Metrics
+from spegel_consul.ring.members.table import FULL
 from spegel_consul.web.node_views import Consul, Node
 
 LATENESS_PERIOD = 0.25
@@ -35,7 +36,7 @@ def connect(node: Node) -> None:
     metrics.advertised_image_digests.set_function(lambda: _by_registry(store.advertised().images))
     metrics.advertised_content_digests.set_function(lambda: _by_registry(store.advertised().contents))
     metrics.ring_members.set_function(lambda: sum(member.alive for member in ring.view()))
-    metrics.ring_full.set_function(lambda: ring.warning is not None)
+    metrics.ring_full.set_function(lambda: ring.warning == FULL)
     metrics.unannounced.set_function(lambda: ring.unannounced)
     metrics.records.set_function(lambda: ring.records)
     metrics.ring_rejoins.set_function(lambda: node.keeper.rejoins if node.keeper is not None else 0)

@@ -38,6 +38,9 @@ class HostSuite:
         assert here.connected() == (there.id,)
         assert there.connected() == (here.id,)
         assert here.is_connected(there.id)
+        assert here.hosts_of(there.id) == (there.address.host,)
+        assert there.hosts_of(here.id) == (here.address.host,)
+        assert here.hosts_of(here.id) == ()
         assert await here.dial(there.address.host, there.address.port) == there.id
         assert here.connected() == (there.id,)
         assert (await here.identify(there.id)).protocols >= {ECHO, SINK}

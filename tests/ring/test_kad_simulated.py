@@ -10,9 +10,11 @@ from conformance.router import RouterSuite, eventually, eventually_finds, find
 from sim.network import SimHost
 from trio.testing import MockClock
 
+from spegel_consul.multiaddrs import Address, Contact
 from spegel_consul.peers import RingError
 from spegel_consul.ring.dht.keys import dht_key, position
 from spegel_consul.ring.dht.protocol_ids import WITHDRAW
+from spegel_consul.ring.net import routes
 from spegel_consul.ring.net.host import Stream
 from tests.ring.sim_rig import MINUTE, SimRig, raw_id, rig
 
@@ -36,6 +38,24 @@ async def test_of_two_addresses_both_are_told_unless_there_is_no_way_to_the_firs
     host, port = rig.registry(holder)
     first, second = (host, port), ("fd00::7", port)
     assert (provider.registry, provider.secondary) == ((first, second) if routed else (second, None))
+
+
+@pytest.mark.parametrize("reached", [True, False])
+async def test_a_registry_that_is_not_announced_is_where_its_router_was_reached(
+    rig: SimRig, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, reached: bool
+) -> None:
+    """The peer names its bridge, which this machine has too, before the address at which others reach it."""
+    monkeypatch.setattr(routes, "_source", lambda to: to.host if to.host == "172.17.0.1" else "192.168.1.5")
+    asker, foreign = await rig.node(), await rig.node(address="192.168.1.7")
+    hosts = ("172.17.0.1", "192.168.1.8", "192.168.1.7") if reached else ("172.17.0.1", "192.168.1.7", "192.168.1.8")
+    routers = tuple(Address(host, 5001) for host in (*hosts, "fd00::7"))
+    asker._membership.learn(Contact(raw_id(foreign), routers), direct=True)
+    asker._records.add(dht_key("key"), raw_id(foreign), trio.current_time())
+    if reached:
+        await asker._host.dial("192.168.1.7", 5001)
+    (provider,) = await find(asker, "key")
+    port = rig.registry(asker)[1]
+    assert (provider.registry, provider.secondary) == (("192.168.1.7", port), ("fd00::7", port))
 
 
 async def test_records_live_as_long_as_they_are_announced_and_no_longer(rig: SimRig, autojump_clock: MockClock) -> None:
@@ -64,6 +84,24 @@ async def test_what_is_withdrawn_long_after_it_was_told_is_withdrawn_at_once(
     assert second.records == 2
     await first.announce([], ["withdrawn"])
     await eventually(lambda: second.records == 1, within=1)
+
+
+async def test_many_keys_are_withdrawn_in_slices(rig: SimRig, nursery: trio.Nursery) -> None:
+    router, rounds = await rig.node(), 0
+    names = [f"layer {number}" for number in range(2000)]
+    await router.announce(names)
+
+    async def others() -> None:
+        nonlocal rounds
+        while True:
+            rounds += 1
+            await trio.lowlevel.checkpoint()
+
+    nursery.start_soon(others)
+    await trio.lowlevel.checkpoint()
+    before = rounds
+    await router.announce((), names)
+    assert rounds - before >= 7
 
 
 async def test_a_record_that_is_withdrawn_from_those_who_do_not_understand_it_expires(

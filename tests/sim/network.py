@@ -158,6 +158,7 @@ class SimHost:
         self._nursery: trio.Nursery | None = None
         self.on_disconnect: Callable[[bytes], None] = lambda peer: None
         self.refuses: Callable[[bytes], bool] = lambda peer: False
+        self.on_duplicate: Callable[[str], None] = lambda address: None
         self.sent = 0
         self._hung = False
         self._held: list[tuple[SimStream, Piece]] = []
@@ -187,6 +188,9 @@ class SimHost:
     def is_connected(self, peer: bytes) -> bool:
         return peer in self._peers
 
+    def hosts_of(self, peer: bytes) -> tuple[str, ...]:
+        return (self._peers[peer].address.host,) if peer in self._peers else ()
+
     def serve(self, protocol: str, handler: Handler) -> None:
         self._handlers[protocol] = handler
 
@@ -207,6 +211,11 @@ class SimHost:
             raise Silent("no answer" if not hears else "no handshake")
         if other is None or other._nursery is None or self._nursery is None:
             raise Unreachable("connection refused")
+        if other.id == self._id:  # at the same address it is the same node, whose router was replaced
+            if other.address != self._address:
+                self.on_duplicate(f"{host}:{port}")
+                other.on_duplicate(self._address.host)
+            raise DialledSelf("the node at the address has this node's identity")
         if other.refuses(self._id) or self.refuses(other.id):
             raise Unreachable("the peer is banned")
         if self._peers.get(other.id) is not other:

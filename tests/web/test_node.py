@@ -143,6 +143,8 @@ async def test_a_full_table_is_a_warning_and_a_metric() -> None:
     assert FULL in made.warnings()
     assert FULL in made.status()["warnings"]
     assert made.metrics.registry.get_sample_value("spegel_ring_full") == 1
+    made.ring.warning = "another problem"  # type: ignore[misc]
+    assert made.metrics.registry.get_sample_value("spegel_ring_full") == 0
 
 
 async def test_a_consul_that_never_answered_is_away_since_the_start(autojump_clock: trio.abc.Clock) -> None:

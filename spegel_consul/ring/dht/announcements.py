@@ -110,6 +110,7 @@ class Announcements:
         """The bits of the peers that were told of a key."""
         self._targets: dict[bytes, _Target] = {}
         self._bits = 0
+        self._by_bit: dict[int, _Target] = {}
 
     def __contains__(self, key: bytes) -> bool:
         return key in self._own
@@ -134,15 +135,19 @@ class Announcements:
 
     def remove(self, keys: Iterable[bytes]) -> None:
         """Withdraw ``keys``."""
+        pending = [target for target in self._targets.values() if target.pending]
         for key in keys:
             told = self._own.pop(key, None)
             if told is None:
                 continue
-            for target in self._targets.values():
+            # not each of all targets, because there may be thousands, and thousands of keys
+            while told:
+                bit = told & -told
+                told ^= bit
+                self._by_bit[bit].withdraw(key)
+            for target in pending:
                 if target.pending.pop(key, False):
                     target.withdrawn[key] = None
-                elif told & target.bit:
-                    target.withdraw(key)
 
     def place(self, keys: Iterable[bytes]) -> None:
         """Mark ``keys`` as pending for each of their nearest peers that lacks them."""
@@ -158,7 +163,7 @@ class Announcements:
     def _new_target(self, peer: bytes) -> _Target:
         bit = ~self._bits & (self._bits + 1)  # the lowest that is free
         self._bits |= bit
-        target = self._targets[peer] = _Target(bit, self._ttl * self._rng.uniform(0.7, 0.95))
+        target = self._targets[peer] = self._by_bit[bit] = _Target(bit, self._ttl * self._rng.uniform(0.7, 0.95))
         return target
 
     def clear(self) -> list[bytes]:
@@ -166,6 +171,7 @@ class Announcements:
         told = [peer for peer, target in self._targets.items() if target.told or target.busy]
         self._own.clear()
         self._targets.clear()
+        self._by_bit.clear()
         self._bits = 0
         return told
 
@@ -178,6 +184,7 @@ class Announcements:
                 if key in self._own:
                     self._own[key] &= ~target.bit
         self._bits &= ~target.bit
+        del self._by_bit[target.bit]
 
     def batches(self, now: float) -> list[Batch]:
         """The batches to send now; a peer gets its next batch after :meth:`told` or :meth:`failed`."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from enum import IntEnum
 from functools import lru_cache
+from itertools import islice
 from typing import NamedTuple
 
 from spegel_consul.lean.dataclass import dataclass
@@ -33,7 +34,11 @@ MAX_PEERS = 256
 MAX_MEMBERS = 8192
 """Most members that are read from one member exchange; the rest is skipped."""
 
+MAX_FIELDS = 2 * MAX_MEMBERS
+"""Most fields of one message, because two bytes make one and each takes a microsecond."""
+
 _MAX_ADDRESSES = 16
+_PEER_FIELDS, _REPORT_FIELDS = 32, 16  # that are read of a peer, and of a member report
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # protobuf wire types
 _CONNECTED = b"\x18\x01"  # Message.Peer.connection = CONNECTED
 _BRIEF = b"\xa0\x06\x01"  # field 100, which Go skips
@@ -120,7 +125,9 @@ class Frames:
         bodies = []
         start = 0
         while start < len(buffer):
-            length, at = _read_length(buffer, start)
+            length, at = buffer[start], start + 1
+            if length > 0x7F:  # most are of one byte, and 64 KiB may have as many messages
+                length, at = _read_length(buffer, start)
             if length > self._limit:
                 raise WireError(f"a message of {length} bytes exceeds the limit of {self._limit}")
             if at == start or len(buffer) < at + length:
@@ -205,18 +212,18 @@ def decode_members(body: bytes) -> Iterator[MemberReport]:
     for field, value in fields(body):
         if field != 1 or not isinstance(value, bytes) or count >= MAX_MEMBERS:
             continue
-        peer, age, place = None, 0, NOWHERE
-        for inner, content in fields(value):
+        peer, age, place = b"", 0, b""
+        for inner, content in islice(fields(value), _REPORT_FIELDS):
             if inner == 1 and isinstance(content, bytes):
-                peer = decode_peer(content)
+                peer = content
             elif inner == 2 and isinstance(content, int):
                 age = content
             elif inner == 3 and isinstance(content, bytes):
-                place = decode_place(content)
-        if peer is None:
+                place = content
+        if not peer:
             raise WireError("a member report names no peer")
         count += 1
-        yield MemberReport(peer, age, place)
+        yield MemberReport(decode_peer(peer), age, decode_place(place))
 
 
 def encode_withdrawal(keys: Iterable[bytes]) -> bytes:
@@ -248,7 +255,7 @@ def decode_peer(data: bytes) -> WirePeer:
 def _decode_peer(data: bytes) -> WirePeer:
     peer_id = b""
     addresses: list[bytes] = []
-    for field, value in fields(data):
+    for field, value in islice(fields(data), _PEER_FIELDS):
         if field == 1 and isinstance(value, bytes):
             peer_id = value
         elif field == 2 and isinstance(value, bytes) and len(addresses) < _MAX_ADDRESSES:
@@ -262,9 +269,11 @@ _decode_known_peer = lru_cache(maxsize=4096)(_decode_peer)
 
 
 def fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """The fields of a protobuf message: the number, and an int or bytes. Raises WireError."""
-    at, end = 0, len(data)
+    """The fields of a protobuf message: the number, and an int or bytes. Raises WireError, also after MAX_FIELDS."""
+    at, end, left = 0, len(data), MAX_FIELDS
     while at < end:
+        if (left := left - 1) < 0:
+            raise WireError(f"a message has more than {MAX_FIELDS} fields")
         tag, at = _varint(data, at)
         kind = tag & 7
         if kind == _VARINT:

@@ -21,18 +21,12 @@ import trio
 from spegel_consul.multiaddrs import Address, Contact, contact, parse
 from spegel_consul.peers import PeerInfo, RingError, peer_id_from_text, peer_id_to_text
 from spegel_consul.places import NOWHERE, Here, Place
-from spegel_consul.ring.dht.messages import (
-    Message,
-    MessageType,
-    WirePeer,
-    decode,
-    encode,
-    encode_withdrawal,
-)
+from spegel_consul.ring.dht.messages import Message, MessageType, WirePeer, decode, encode, encode_withdrawal
 from spegel_consul.ring.dht.placement import REPLICAS
 from spegel_consul.ring.dht.protocol_ids import KAD, WITHDRAW
 from spegel_consul.ring.members.background import Background
 from spegel_consul.ring.members.ban_list import BanList
+from spegel_consul.ring.members.duplicate import Duplicate
 from spegel_consul.ring.members.gossip import Exchange
 from spegel_consul.ring.members.member import Member
 from spegel_consul.ring.members.pipeline import Pipeline
@@ -99,6 +93,7 @@ class Membership:
         self._loop_time = LoopTime(background.spawn)
         self._ban_logged_at = -math.inf
         self.exchange = Exchange(self, host, background, self._loop_time, rng=rng)
+        self.duplicate = Duplicate(host, background, lambda: self.routers)
         host.on_disconnect = self.on_disconnect
         host.refuses = lambda peer: self._bans.is_banned(peer, trio.current_time())
 
@@ -261,6 +256,8 @@ class Membership:
     ) -> None:
         """A peer was named, see :meth:`Members.learn`; a few of the new ones are greeted."""
         new = self.table.learn(said, trio.current_time(), age=age, direct=direct, source=source, place=place)
+        if said.id == self._host.id:
+            self.duplicate.named_at(said.routers)
         if new is not None:
             self.joined(new.id)
             if not direct and self._rng.random() < _GREET / len(self.table):
@@ -309,6 +306,7 @@ class Membership:
         if peer.id is not None:
             known = peer_id_from_text(peer.id)
             if known == self._host.id:
+                self.duplicate.named_at(map(parse, peer.addrs))
                 raise DialledSelf("the peer is this node")
             if self._host.is_connected(known):
                 return known

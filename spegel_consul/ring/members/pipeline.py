@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, Protocol, TypeVar
 
 import structlog
+import trio
 
 from spegel_consul.multiaddrs import Address
 from spegel_consul.peers import RingError, peer_id_to_text
@@ -149,6 +150,7 @@ class Pipeline(Generic[A]):
             while data := await stream.receive(take):
                 take(data)
                 del data  # released before the wait for the next answer, which may be long
+                await trio.lowlevel.checkpoint()  # because more may have arrived, and then the next call does not wait
         except RingError as exc:
             log.debug("ring_stream_ended", peer=peer_id_to_text(self._peer), error=str(exc))
         finally:

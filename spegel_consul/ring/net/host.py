@@ -33,7 +33,7 @@ class Silent(Unreachable):
 
 
 class DialledSelf(Unreachable):
-    """The node at the address is this node itself."""
+    """The node at the address is this node itself, or one with its identity."""
 
 
 class Replaced(Unreachable):
@@ -107,6 +107,9 @@ class Host(Protocol):
     refuses: Callable[[bytes], bool]
     """Called with each newly authenticated peer; True refuses the connection."""
 
+    on_duplicate: Callable[[str], None]
+    """Called with the address of another process that has this host's identity, after each handshake with it."""
+
     @property
     def id(self) -> bytes: ...
 
@@ -121,6 +124,10 @@ class Host(Protocol):
 
     def is_connected(self, peer: bytes) -> bool:
         """Whether there is a connection to ``peer``."""
+        ...
+
+    def hosts_of(self, peer: bytes) -> tuple[str, ...]:
+        """The hosts at which ``peer`` is connected: as they were dialled, or the IP addresses from which it came."""
         ...
 
     def serve(self, protocol: str, handler: Handler) -> None:

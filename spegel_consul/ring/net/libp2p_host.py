@@ -29,7 +29,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from spegel_consul.error_words import in_words
 from spegel_consul.multiaddrs import Address
-from spegel_consul.peers import RingError, peer_id_to_text, unmapped_host
+from spegel_consul.peers import RingError, host_port, peer_id_to_text, unmapped_host
 from spegel_consul.ring.dht.messages import Frames, frame
 from spegel_consul.ring.net import node_key
 from spegel_consul.ring.net.dialler import Dialler, NoAnswer
@@ -88,6 +88,7 @@ class Libp2pHost:
         self._handlers: dict[str, Handler] = {_IDENTIFY: self._answer_identify, _PING: self._answer_ping}
         self.on_disconnect: Callable[[bytes], None] = lambda peer: None
         self.refuses: Callable[[bytes], bool] = lambda peer: False
+        self.on_duplicate: Callable[[str], None] = lambda address: None
         self._connections: dict[bytes, list[Connection]] = {}
         self._half_open: dict[trio.CancelScope, str] = {}  # the oldest first
         self._inbound: Counter[str] = Counter()  # connections by remote address
@@ -110,6 +111,9 @@ class Libp2pHost:
 
     def is_connected(self, peer: bytes) -> bool:
         return peer in self._connections
+
+    def hosts_of(self, peer: bytes) -> tuple[str, ...]:
+        return tuple(each.dialled[0] if each.dialled else each.remote for each in self._connections.get(peer, ()))
 
     def serve(self, protocol: str, handler: Handler) -> None:
         self._handlers[protocol] = handler
@@ -278,7 +282,7 @@ class Libp2pHost:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(wire.pump)
                 try:
-                    muxed = await self._upgrade(wire, outbound, handshake)
+                    muxed = await self._upgrade(wire, outbound, handshake, host_port(*dialled) if dialled else remote)
                     self._half_open.pop(handshake, None)
                 except Exception as exc:  # handled here, before the nursery wraps it in a group
                     if dialled is not None and isinstance(exc, Silent):
@@ -304,11 +308,13 @@ class Libp2pHost:
                 self._unregister(connection)
             await wire.close()  # last, because at the host's end it raises Cancelled
 
-    async def _upgrade(self, wire: Wire, outbound: bool, handshake: trio.CancelScope) -> Any:
+    async def _upgrade(self, wire: Wire, outbound: bool, handshake: trio.CancelScope, at: str) -> Any:
         """Negotiate Noise and Yamux on a TCP stream, and authenticate the peer. Raises anything."""
         with handshake, suppress(trio.TooSlowError), self._loop_time.fail_after(HANDSHAKE_TIMEOUT):
             secured = await self._layers.secure(wire, outbound=outbound)
             if self._layers.peer_of(secured) == self._id:
+                if not self._layers.is_this_process(secured):
+                    self.on_duplicate(at)
                 raise DialledSelf("this node itself has the address")
             return await self._layers.multiplex(secured, wire)
         raise Silent("the handshake timed out")

@@ -1,22 +1,43 @@
 """Route checks for addresses of both families.
 
 A peer of both address families announces its registry twice, and this node may have only one family.  The kernel knows
-whether there is a route: connecting a UDP socket asks it without sending a packet.
+whether there is a route, and from which address of this machine: connecting a UDP socket asks it without sending a
+packet.
+
+A Go Spegel names the addresses of all its interfaces, sorted, so that of a bridge such as docker0 may be the first.
+Each machine has that bridge, so at its address answers whoever asks.
+
+A new question about the routes of this machine belongs here.
 """
 
 from __future__ import annotations
 
 import socket
+from collections.abc import Collection, Sequence
 
 from spegel_consul.multiaddrs import Address
 
 
 def has_route(address: Address) -> bool:
     """Whether this machine has a route to ``address``, an IP address."""
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    return _source(address) is not None
+
+
+def likeliest(addresses: Sequence[Address], proven: Collection[str]) -> Address:
+    """The one of a peer's ``addresses`` at which to look for it, by the hosts at which it was reached."""
+    if len(addresses) == 1:
+        return addresses[0]
+    reached = (each for each in addresses if each.host in proven)
+    elsewhere = (each for each in addresses if _source(each) not in (None, each.host))
+    return next(reached, None) or next(elsewhere, addresses[0])
+
+
+def _source(address: Address) -> str | None:
+    """The address of this machine from which ``address`` is reached; itself if it is one of this machine."""
+    family = socket.AF_INET6 if address.is_ipv6 else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.connect((address.host, address.port))
+            return str(probe.getsockname()[0])
     except OSError:
-        return False
-    return True
+        return None

@@ -3,6 +3,7 @@ import math
 import random
 import sys
 import tracemalloc
+from typing import Any
 
 from spegel_consul.ring.dht.announcements import BATCH, Announcements, Batch
 
@@ -154,6 +155,26 @@ def test_a_withdrawn_key_is_renewed_no_more_and_those_who_know_it_are_told() -> 
     subject.remove([b"y"])
     assert [batch.withdrawn for batch in deliver(subject, TTL)] == [(b"y",)]
     assert subject.wake_at() == math.inf
+
+
+def test_a_withdrawal_looks_only_at_the_peers_that_were_told() -> None:
+    peers, visits = [b"peer %d" % number for number in range(1000)], 0
+
+    class Counting(dict[bytes, Any]):
+        def values(self) -> Any:
+            nonlocal visits
+            for value in super().values():
+                visits += 1
+                yield value
+
+    subject = Announcements(lambda at: peers[at % 1000 :][:2], ttl=TTL, rng=random.Random(3))
+    subject._targets = Counting()
+    subject.add(keys(2000))
+    told = sum(len(batch.keys) for batch in deliver(subject, 0))
+    visits = 0
+    subject.remove(keys(2000))
+    assert visits <= 1000
+    assert sum(len(batch.withdrawn) for batch in deliver(subject, 1)) == told > 3900
 
 
 def test_a_key_that_goes_while_it_is_to_be_renewed_is_withdrawn() -> None:

@@ -1,8 +1,14 @@
+import gc
+import tracemalloc
+from collections.abc import Iterator
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spegel_consul.multiaddrs import Address, contact
 from spegel_consul.places import Place
+from spegel_consul.ring.dht import messages as messages_of_the_ring
 from spegel_consul.ring.dht.messages import (
     MAX_KEY,
     MAX_PEERS,
@@ -127,6 +133,32 @@ def test_two_hundred_providers_are_read_and_a_flood_is_cut() -> None:
         assert len(decode(body).providers) == read
 
 
+@pytest.mark.parametrize("field", [b"\x10\x00", b"\x1a\x00", b"\x0a\x06\x0a\x04\x0a\x02id"])
+def test_a_message_of_millions_of_fields_is_refused(field: bytes) -> None:
+    """Skipping them all would take a second in one step."""
+    for read in (decode, lambda body: list(decode_members(body)), decode_withdrawal):
+        with pytest.raises(WireError):
+            read(field * (2_000_000 // len(field)))
+
+
+def test_of_many_fields_of_one_peer_or_report_the_first_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = 0
+    real = messages_of_the_ring.fields
+
+    def count(data: bytes) -> Iterator[tuple[int, int | bytes]]:
+        nonlocal seen
+        for field in real(data):
+            seen += 1
+            yield field
+
+    monkeypatch.setattr(messages_of_the_ring, "fields", count)
+    addresses = b"\x12" + frame(b"ma")
+    peer = b"\x0a" + frame(b"ID") + addresses * 1000
+    report = (b"\x0a" + frame(peer)) * 1000
+    assert list(decode_members(b"\x0a" + frame(report))) == [MemberReport(WirePeer(b"ID", (b"ma",) * 16), 0)]
+    assert seen < 100
+
+
 @given(st.lists(st.binary(max_size=MAX_KEY), max_size=20))
 def test_a_withdrawal_survives_the_wire(keys: list[bytes]) -> None:
     assert [decode_withdrawal(body) for body in bodies(encode_withdrawal(keys))] == [keys]
@@ -148,3 +180,24 @@ def test_a_withdrawal_survives_the_wire(keys: list[bytes]) -> None:
 def test_malformed_messages_say_what_is_wrong(body: str, reason: str) -> None:
     with pytest.raises(WireError, match=reason):
         decode(bytes.fromhex(body))
+
+
+def test_long_fields_are_not_remembered() -> None:
+    def read(number: int) -> None:
+        long = number.to_bytes(4, "big") + bytes(100_000)
+        peer = encode_peer(WirePeer(b"id", (long, b"\x04\x0a\0\0\x01\x06\x13\x89")))
+        (report,) = decode_members(b"\x0a" + frame(b"\x0a" + frame(peer) + b"\x1a" + frame(long)))
+        assert contact(report.peer.id, report.peer.addresses, loopback=False).routers == (Address("10.0.0.1", 5001),)
+        encode_peer.cache_clear()  # which this node calls only with what it has accepted
+
+    read(0)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for number in range(1, 50):
+            read(number)
+        gc.collect()
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 1_000_000

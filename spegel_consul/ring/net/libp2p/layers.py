@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from google.protobuf.message import DecodeError
 from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.crypto.keys import PrivateKey
 from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
 from libp2p.custom_types import TProtocol
 from libp2p.identity.identify.pb.identify_pb2 import Identify
@@ -25,12 +27,22 @@ from spegel_consul.ring.net.libp2p.muxer import BoundedYamux
 from spegel_consul.ring.net.libp2p.noise_transport import Session, Wire
 
 
+@cache
+def _noise_key() -> PrivateKey:
+    """The static key of Noise, one for all hosts of this process, also for those that replace each other.
+
+    A process that has the same identity has another one, which its identity has signed.
+    """
+    return create_noise_key_pair().private_key
+
+
 class Layers:
     """The state that all connections of a node share: its keys, and the protocols below streams."""
 
     def __init__(self, key: Ed25519PrivateKey) -> None:
         self._keys = create_new_key_pair(node_key.seed(key))
-        self._noise = Noise(self._keys, noise_privkey=create_noise_key_pair().private_key)
+        self._noise_key = _noise_key()
+        self._noise = Noise(self._keys, noise_privkey=self._noise_key)
         self._upgrader = TransportUpgrader({NOISE: self._noise}, {TProtocol(YAMUX): BoundedYamux})
 
     async def secure(self, wire: Wire, *, outbound: bool) -> Any:
@@ -46,6 +58,10 @@ class Layers:
     def peer_of(secured: Any) -> bytes:
         """The authenticated binary id of the peer."""
         return bytes(secured.get_remote_peer().to_bytes())
+
+    def is_this_process(self, secured: Any) -> bool:
+        """Whether the other end of the connection is in this process, if it has this node's identity."""
+        return bool(secured.remote_permanent_pubkey == self._noise_key.get_public_key())
 
     async def multiplex(self, secured: Any, wire: Wire) -> BoundedYamux:
         """Negotiate Yamux. The result goes to :class:`Connection`. Raises anything."""

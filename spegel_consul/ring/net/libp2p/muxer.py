@@ -36,10 +36,11 @@ yamux.MAX_WINDOW_SIZE = 1 << 20  # limits the window of a stream, and the length
 _WINDOW_SLACK = 1 << 18  # it sometimes grants a little more than its target
 
 _BODY_TIMEOUT = 60.0  # seconds
-_MOST_AT_ONCE = 64  # frames of one read of the socket that are handled at once
+_AT_ONCE = 1 << 10  # bytes of one read of the socket after which no further frame is handled at once
+_LONGEST_AT_ONCE = 4 << 10  # bytes of a frame that is handled at once; an answer to a lookup is shorter
 
 _HEADER = struct.Struct(yamux.YAMUX_HEADER_FORMAT)
-_LONGEST_AT_ONCE = yamux.MAX_MESSAGE_SIZE - yamux.HEADER_SIZE
+_LONGEST_SENT_AT_ONCE = yamux.MAX_MESSAGE_SIZE - yamux.HEADER_SIZE
 
 
 class _Events(dict[int, trio.Event]):
@@ -72,7 +73,7 @@ class BoundedYamux(Yamux):
     def write_at_once(self, stream: YamuxStream, data: bytes) -> bool:
         """Send ``data`` in one frame if the stream may send it now. Raises ConnectionClosedError."""
         size = len(data)
-        if size > min(stream.send_window, _LONGEST_AT_ONCE) or stream.send_closed or stream.closed:
+        if size > min(stream.send_window, _LONGEST_SENT_AT_ONCE) or stream.send_closed or stream.closed:
             return False
         if self.event_shutting_down.is_set():
             return False
@@ -118,8 +119,9 @@ class BoundedYamux(Yamux):
             buffer, taker = self.stream_buffers[number], self.takers.get(number)
             data = received[at + yamux.HEADER_SIZE : stop]
             at = stop
-            if taker is not None and not buffer and taken < _MOST_AT_ONCE and self.is_open(stream):
-                taken += 1
+            may_take = taken < _AT_ONCE and length <= _LONGEST_AT_ONCE
+            if taker is not None and not buffer and may_take and self.is_open(stream):
+                taken += yamux.HEADER_SIZE + length  # not frames, because a few may have thousands of messages
                 if taker(bytes(data)):
                     continue
             buffer += data

@@ -131,11 +131,14 @@ class Session:
 
     async def read(self, n: int) -> bytes:
         """The next header, of ``n`` bytes, for which :attr:`deliver` has no use. Raises anything."""
-        while True:
-            self.deliver(self._received)
-            if len(self._received) >= n:
-                return self._take(n)
+        self.deliver(self._received)
+        if len(self._received) >= n:
+            # one read of the socket may bring thousands of frames, and Yamux handles some of them without waiting
+            await trio.lowlevel.checkpoint()
+        while len(self._received) < n:
             await self._fill()
+            self.deliver(self._received)
+        return self._take(n)
 
     async def read_body(self, n: int) -> bytes:
         """Exactly ``n`` bytes. Raises anything."""
