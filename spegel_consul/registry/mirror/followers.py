@@ -130,6 +130,10 @@ class Followers:
         late = sorted((send for send in self._sends if send.behind), key=lambda send: send.lag, reverse=True)
         return tuple(dict.fromkeys(send.peer for send in late))[:MOST_BEHIND]
 
+    def waits(self, peer: str, key: str) -> bool:
+        """Whether a request of ``peer`` for the content ``key`` waits here for its first byte."""
+        return any(send.peer == peer and send.request.key == key and not send.total for send in self._sends)
+
     def live(self) -> tuple[FollowedSend, ...]:
         """Return the followed requests now, the oldest first."""
         return tuple(self._sends)

@@ -1,9 +1,14 @@
 """Groups: the content of one image, which one node downloads and the others follow.
 
 A group is named by the digest of a manifest, because the blobs of one image must come along one way: claims for single
-blobs make nodes wait for each other. A config or a layer belongs to the group of the manifest that names it; of several
-manifests the one that was learnt last counts, because it is the one that is being pulled. An index is a group of its
-own, and so is a blob of no known manifest.
+blobs make nodes wait for each other. A config or a layer belongs to the group of the manifest that names it. An index
+is a group of its own, and so is a blob of no known manifest.
+
+Several manifests may name a layer. Of the groups that this node is at work on, the one with the smallest digest counts,
+in whatever order nodes learn of them: two nodes that pull two images with common layers would else wait for each other,
+each by another group. With this order a node that waits by one group waits for a node that waits by the same or by a
+smaller one. If this node is at work on none of them, the manifest that was learnt last counts, because it is the one
+that is being pulled.
 
 A manifest is learnt when it passes through the mirror. If no peer has it, the runtime takes it from upstream, and
 commits it before it asks for the first blob. So the mirror remembers for which manifests the runtime has just asked,
@@ -18,7 +23,7 @@ A new rule about what belongs to a group belongs here; what a node does for a gr
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -36,25 +41,30 @@ _MOST = 8192  # blobs of stored manifests
 _MOST_KNOWN, _MOST_GROUPS = 4096, 256  # blobs and manifests that are pulled; a node is at work on 256 groups at most
 _MOST_EXPECTED = 32
 _EXPECTED_FOR = 60.0  # seconds after the request for a manifest in which its blobs are asked for
-_TRIES, _TRY_EVERY = 8, 0.05  # to read one manifest, and seconds between them: it may never come to this store
+_TRIES = 8  # to read one stored manifest
+_TRY_AFTER = 0.05  # seconds to the second try to read an expected manifest; each pause is twice the one before
 _READ = 0.5  # seconds that reading manifests may take in one request
 _MOST_STORED, _SEARCH_EVERY = 512, 5.0  # stored manifests that one search reads, and seconds between two searches
 
 
 @dataclass(slots=True)
 class _Expected:
-    """A manifest that the runtime asked for, and when it is looked for in the store."""
+    """A manifest that the runtime asked for, and when it is looked for in the store: it may never come there."""
 
     until: float
     next_try: float = 0.0
-    tries: int = 0
+    pause: float = _TRY_AFTER
 
 
 class Groups:
-    """The groups of digests; manifests that the runtime took from upstream are read from ``store``."""
+    """The groups of digests; manifests that the runtime took from upstream are read from ``store``.
 
-    def __init__(self, store: Store) -> None:
+    ``at_work``: the groups that this node is at work on at each moment.
+    """
+
+    def __init__(self, store: Store, at_work: Iterable[str] = ()) -> None:
         self._store = store
+        self._at_work = at_work
         self._group_of: BoundedDict[str, str] = BoundedDict(_MOST_KNOWN)
         self._contents: BoundedDict[str, dict[str, int]] = BoundedDict(_MOST_GROUPS)
         self._expected: BoundedDict[Digest, _Expected] = BoundedDict(_MOST_EXPECTED)
@@ -84,7 +94,8 @@ class Groups:
 
     def known(self, digest: Digest) -> str:
         """Return the group of ``digest`` by the manifests that are known; the digest itself if none names it."""
-        return self._group_of.get(digest, digest)
+        at_work = [group for group in self._at_work if digest in self._contents.get(group, ())]
+        return min(at_work) if at_work else self._group_of.get(digest, digest)
 
     async def of(self, request: ContentRequest) -> str:
         """Return the group of the request, which names a digest."""
@@ -105,10 +116,10 @@ class Groups:
     async def _read_expected(self) -> None:
         for digest, expected in list(self._expected.items()):
             now = trio.current_time()
-            if expected.until <= now or expected.tries >= _TRIES:
+            if expected.until <= now:
                 self._expected.pop(digest, None)
             elif now >= expected.next_try:
-                expected.tries, expected.next_try = expected.tries + 1, now + _TRY_EVERY
+                expected.next_try, expected.pause = now + expected.pause, 2 * expected.pause
                 manifest = await self._manifest(digest)
                 if manifest is not None and digest.fits(manifest):
                     self._expected.pop(digest, None)

@@ -50,7 +50,7 @@ class Mirror:
 
     def __init__(self, parts: MirrorParts) -> None:
         self.followers = Followers()
-        self.peers = MirrorPeers(parts, self.followers.behind)
+        self.peers = MirrorPeers(parts, self.followers)
         self.traces = Traces()
         self.lookups = LookupLimit()
         self.own_requests = OwnRequests()

@@ -29,7 +29,8 @@ from spegel_consul.oci.path import FOLLOW_HEADER, MIRRORED_HEADER, ContentReques
 from spegel_consul.peers import PeerError, Provider
 from spegel_consul.places import Here
 from spegel_consul.registry.mirror.expected_sizes import Sizes
-from spegel_consul.registry.mirror.following.follows import Behind, Follows, nobody_is_behind
+from spegel_consul.registry.mirror.followers import Followers
+from spegel_consul.registry.mirror.following.follows import Follows
 from spegel_consul.registry.mirror.held_bodies import Feed, HeldBodies
 from spegel_consul.registry.mirror.providers.address_policy import Permits, any_node
 from spegel_consul.registry.mirror.providers.loads import Loads
@@ -124,9 +125,10 @@ class WrongBytes(PeerError):
 
 
 class MirrorPeers:
-    """The peers of ``parts``; ``behind``: the followers that lag."""
+    """The peers of ``parts``, with the ``followers`` of this node."""
 
-    def __init__(self, parts: MirrorParts, behind: Behind = nobody_is_behind) -> None:
+    def __init__(self, parts: MirrorParts, followers: Followers) -> None:
+        self.followers = followers
         self.spool_space = parts.spool_space
         self.permits = parts.permits
         self._credentials = parts.credentials
@@ -146,7 +148,14 @@ class MirrorPeers:
         self.tag_ages = TagAges(parts.store)
         self._choices: dict[str, Count] = {}
         self.follows = (
-            Follows(parts.router, parts.store, parts.metrics, self.may_ask, behind, near_only=self.nearness.near_only)
+            Follows(
+                parts.router,
+                parts.store,
+                parts.metrics,
+                self.may_ask,
+                followers.behind,
+                near_only=self.nearness.near_only,
+            )
             if parts.settings.follow and parts.store is not None
             else None
         )

@@ -109,7 +109,8 @@ class Claims:
         self._forget_stale(now)
         found = self._groups.pop(group, None)
         if found is None:
-            if not report.serves or len(self._groups) >= MAX_GROUPS:
+            # a follower may have a source from the keeper before, though its own downloads can't be seen
+            if not (report.serves or report.held) or len(self._groups) >= MAX_GROUPS:
                 return Decision(What.ALONE)
             found = _Group(now, self._chain)
         self._groups[group] = found

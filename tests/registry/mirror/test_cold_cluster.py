@@ -7,6 +7,7 @@ upstream what was cut, and asks for the layers of an image at the same time.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,9 @@ FOLLOW = MirrorSettings(follow=True, verify_first=0)
 
 
 class Image:
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, base: Sequence[bytes] = ()) -> None:
         self.config = json.dumps({"number": number}).encode()
-        self.layers = [bytes([number, place]) * 500_000 for place in (1, 2)]
+        self.layers = [*base, *(bytes([number, place]) * 500_000 for place in (1, 2))]
         self.manifest = json.dumps(
             {
                 "mediaType": OCI_MANIFEST,

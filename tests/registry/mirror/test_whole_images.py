@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from structlog.testing import capture_logs
 
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.media import OCI_INDEX, OCI_MANIFEST
-from spegel_consul.oci.platforms import this_architecture
+from spegel_consul.oci.platforms import this_architecture, this_variants
 from spegel_consul.registry.mirror.promises.whole_images import WITHIN, Required, required
 from spegel_consul.store.manifest_walk import ManifestInvalid
 
@@ -175,6 +176,33 @@ async def test_a_promise_that_nobody_can_keep_is_in_the_log(start_node: Any) -> 
         assert (await get(asker, absent)).status_code == 404  # never promised
     lines = [line for line in logs if line["event"] == "a part of a promised image is gone"]
     assert [(line["image"], line["digest"]) for line in lines] == [(f"{NAME}:v1", DIGEST)]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "has", "machine", "wanted"),
+    [
+        ("amd64", ["", "v2"], "x86_64", [""]),
+        ("amd64", ["v2", "v3"], "x86_64", ["v2", "v3"]),
+        ("arm64", ["v8"], "aarch64", ["v8"]),
+        ("arm64", ["v9", ""], "aarch64", [""]),
+        ("arm", ["v5", "v6", "v7"], "armv7l", ["v7"]),
+        ("arm", ["v5", "v6", "v7"], "armv8l", ["v7"]),
+        ("arm", ["v5", "v7", "v6"], "armv6l", ["v6"]),
+        ("arm", ["", "v5", "v7"], "armv6l", ["v5"]),
+    ],
+)
+def test_of_several_variants_only_the_one_that_the_machine_runs_best_is_required(
+    monkeypatch: pytest.MonkeyPatch, architecture: str, has: list[str], machine: str, wanted: list[str]
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    bodies = [b"image for %s" % variant.encode() for variant in has]
+    index = json.loads(index_of(*((body, architecture) for body in bodies)))
+    for entry, variant in zip(index["manifests"], has, strict=True):
+        if variant:
+            entry["platform"]["variant"] = variant
+    found = required(json.dumps(index).encode(), this_architecture(), this_variants())
+    best = [Digest.of(body) for body, variant in zip(bodies, has, strict=True) if variant in wanted]
+    assert found == Required(manifests=tuple(best))
 
 
 def test_what_is_required() -> None:

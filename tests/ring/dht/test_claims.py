@@ -286,6 +286,15 @@ def test_a_new_keeper_takes_over_what_nodes_say_they_hold() -> None:
     assert fresh.report("f", held=b"a") == "e", "a keeper that has settled decides by itself"
 
 
+def test_a_new_keeper_leaves_a_node_that_cannot_serve_with_its_source() -> None:
+    """Its downloads can't be seen, such as those of a Docker with graph drivers."""
+    keeper = Keeper()
+    assert keeper.report("docker", serves=False, working=False, held=b"a") == "a"
+    assert keeper.report("a", held=b"a") == "claim"
+    assert keeper.report("docker", serves=False, working=False, held=b"a") == "a"
+    assert Keeper().report("docker", serves=False, working=False) == "alone"
+
+
 def test_a_source_that_a_new_keeper_never_hears_of_is_forgotten() -> None:
     keeper = Keeper()
     assert keeper.report("b", have=MIB, held=b"gone") == "gone"

@@ -68,14 +68,14 @@ class Follows:
         near_only: bool = False,
     ) -> None:
         self._near_only = near_only
-        self.groups = Groups(store)
+        self._active: dict[str, ActiveGroup] = {}
+        self.groups = Groups(store, self._active)
         self._router = router
         self._store = store
         self._metrics = metrics
         self._may_ask = may_ask
         self._behind = behind
         self._nursery: trio.Nursery | None = None
-        self._active: dict[str, ActiveGroup] = {}
         self._slow_until: BoundedDict[str, float] = BoundedDict(_REGISTRIES)
 
     @property

@@ -7,7 +7,8 @@ sent only if each part of the image is known to be in the own store or at a peer
 answer is 404 at once, and the client goes upstream.
 
 The first manifest may be an index. The client's platform is not in its requests, so the platform of this machine is
-taken for it: the image of that platform must be whole. If the index has none, the answer is 404.
+taken for it: the image of that platform must be whole. Of several variants the best one that this machine runs counts,
+because neighbours have pulled no other. If the index has none, the answer is 404.
 
 What was found is a promise for some time. It is not asked for again with the next manifest of the same pull. If a part
 can't be sent later, the log says which one, and why. A peer that fails meanwhile is replaced as in any other fetch.
@@ -19,6 +20,7 @@ clients is made in :mod:`spegel_consul.registry.plan`.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -31,7 +33,7 @@ from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import BlobUnknown, OCIError
 from spegel_consul.oci.media import MAX_MANIFEST_SIZE, entries
 from spegel_consul.oci.path import ContentRequest, Kind, unknown
-from spegel_consul.oci.platforms import OS, this_architecture
+from spegel_consul.oci.platforms import OS, this_architecture, this_variants
 from spegel_consul.oci.reference import Reference
 from spegel_consul.registry.mirror.fetch import race
 from spegel_consul.registry.mirror.lookup_limit import LookupLimit
@@ -60,9 +62,10 @@ class Required:
     blobs: tuple[Digest, ...] = ()
 
 
-def required(manifest: bytes, architecture: str) -> Required:
+def required(manifest: bytes, architecture: str, variants: Sequence[str] = ("",)) -> Required:
     """What ``manifest`` requires on Linux machines of this architecture, such as ``amd64``.
 
+    ``variants``: those of the architecture that the machines run, the preferred one first.
     Layers that no registry serves are not required. Raises ManifestInvalid for other content, for an index without an
     image of the platform, and for more than 512 parts.
     """
@@ -72,7 +75,7 @@ def required(manifest: bytes, architecture: str) -> Required:
     if not document.is_index:
         return Required(blobs=tuple(dict.fromkeys(each.digest for each in document.needed)))
     known = {each.digest for each in document.needed}
-    fitting: list[Digest] = []
+    fitting: dict[str, list[Digest]] = {}  # by variant
     unsaid: list[Digest] = []
     for entry in entries(json.loads(manifest), "manifests") or ():
         if not isinstance(entry, dict) or entry.get("digest") not in known:
@@ -81,8 +84,9 @@ def required(manifest: bytes, architecture: str) -> Required:
         if not isinstance(platform, dict):
             unsaid.append(Digest(entry["digest"]))
         elif (platform.get("os"), platform.get("architecture")) == (OS, architecture):
-            fitting.append(Digest(entry["digest"]))
-    found = fitting or unsaid
+            fitting.setdefault(str(platform.get("variant") or ""), []).append(Digest(entry["digest"]))
+    best = next((fitting[each] for each in variants if each in fitting), None)
+    found = best or [digest for each in fitting.values() for digest in each] or unsaid
     if not found:
         raise ManifestInvalid(f"it has no image for {OS}/{architecture}")
     return Required(manifests=tuple(dict.fromkeys(found)))
@@ -144,7 +148,7 @@ class WholeImages:
     ) -> str | None:
         """Return why the image is not whole, or None; add to ``found`` what was asked for and is there."""
         try:
-            needs = required(manifest, this_architecture())
+            needs = required(manifest, this_architecture(), this_variants())
         except ManifestInvalid as exc:
             return str(exc)
         if inner and needs.manifests:

@@ -115,6 +115,8 @@ class SourceSearch:
             source = await group.verdict() if group is not None else None
             if group is None or source is None or trio.current_time() >= deadline:
                 break
+            if self._peers.followers.waits(source.peer_id, self._request.key):
+                break  # it waits for this node with the same content, so each would wait for the other
             follow, answer = Follow(group.claim, source), None
             try:
                 answer = await self._ask(follow, range_header, expected, deadline)

@@ -261,6 +261,24 @@ async def test_a_keeper_that_breaks_ends_nothing(start_node: Any, sources: list[
     assert (await get(asker, path(LAYER))).content == LAYER
 
 
+async def test_two_nodes_do_not_wait_for_each_other(
+    start_node: Any, sources: list[GrowingSource], tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    """The source began to follow this node with the layer before it was named, for another image with that layer."""
+    asker = await start(start_node, tmp_path)
+    asker.router.keeper = ScriptedKeeper(follow(sources[0]))
+    sources[0].hangs = True
+    stream = await trio.open_tcp_stream(*asker.address)
+    fields = f"Host: x\r\nX-Spegel-Mirrored: true\r\nX-Spegel-Follow: {sources[0].provider.peer_id}"
+    await stream.send_all(f"GET {path(LAYER)} HTTP/1.1\r\n{fields}\r\n\r\n".encode())
+    async with stream:
+        await until(lambda: len(asker.mirror.followers) == 1)
+        with trio.fail_after(2):
+            assert (await get(asker, path(LAYER))).status_code == 404
+        assert not sources[0].asked
+        assert not losses(asker)
+
+
 async def test_a_source_is_not_blamed_for_the_limit_of_the_asking_node(
     start_node: Any, start_peer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
