@@ -137,12 +137,13 @@ def preflight(as_json: bool, peer: Any, **given: Any) -> None:
         buildkitd_config=given["buildkitd_config"],
         consul=consul,
         consul_use=ConsulUse.of(kinds, ServiceMode(given["consul_service"]), given["consul_leader_key"]),
+        leader_key=given["consul_leader_key"],
         peer=Peer(peer.host, peer.port) if peer is not None else None,
         tls=given["tls_cert_file"] is not None and given["peer_tls"] == "off",
         peer_tls=Encryption(given["peer_tls"]) if given["peer_tls"] != "off" else None,
         certificates=certificates,
         client_pair=(given["tls_cert_file"], given["tls_key_file"]) if certificates is not None else None,
-        has_runtime_address=given["runtime_addr"] is not None,
+        runtime_port=given["runtime_addr"].port if given["runtime_addr"] is not None else None,
         runtimes=frozenset() if "auto" in runtimes else runtimes,
     )
     checks = trio.run(run, subject)

@@ -86,7 +86,7 @@ async def _address(subject: Subject) -> list[Check]:
     if subject.peer_tls is not None:
         from spegel_consul.preflight.certificate_checks import runtime_check  # here, because most nodes need none
 
-        own = runtime_check(subject.address, subject.peer_tls, has_own_address=subject.has_runtime_address)
+        own = runtime_check(subject.address, subject.peer_tls, has_own_address=subject.runtime_port is not None)
         checks += [own] if own is not None else []
     return checks
 
@@ -134,7 +134,7 @@ async def _dial_back(subject: Subject, contexts: tuple[ssl.SSLContext | None, ..
                 _, instances = await client.health_service("spegel", near="_agent")
         except (ConsulError, ValueError):
             return []  # the check of Consul reports it
-        instances = of_cluster(instances, subject.consul_use.leader_key)
+        instances = of_cluster(instances, subject.leader_key)
         others = [one for one in instances if (one.address, one.port) != (subject.address, subject.registry_port)]
         if others:
             peer = dial_back.Peer(others[0].address, others[0].port)

@@ -245,7 +245,9 @@ def _hosts(
     others = hosts_files.shadowing(base, found) if DEFAULT in found else []
     if check.status is Status.OK and others:
         says = f"{check.says}, but not asked for {', '.join(others)}, which have directories of their own in {base}"
-        check = warn(name, says, f"{fix} --mirrored-registries {','.join([DEFAULT, *others])}")
+        # all that are mirrored, because the command restores the files of those that it does not name
+        registries = dict.fromkeys([DEFAULT, *sorted(found), *others])
+        check = warn(name, says, f"{fix} --mirrored-registries {','.join(registries)}")
     return [check, proxies.check_of(runtime, proxies_, urls_of(found))]
 
 
@@ -284,8 +286,8 @@ class Probe(NamedTuple):
 def node_mirrors(subject: Subject, named: Mapping[str, Sequence[str]]) -> dict[str, list[Probe]]:
     """Of each registry those of its hosts, ``named`` by a runtime's files, that are registries of nodes.
 
-    A host that does not answer counts if it has this node's port, or if no other host is one. Waits 2 s for a host, and
-    asks 16 at a time.
+    A host that does not answer counts if it has a port of this node, or if no other host is one. Waits 2 s for a host,
+    and asks 16 at a time.
     """
     urls = tuple(dict.fromkeys(url for each in named.values() for url in each))
     with ThreadPoolExecutor(_PROBES_AT_A_TIME) as threads:
@@ -295,8 +297,8 @@ def node_mirrors(subject: Subject, named: Mapping[str, Sequence[str]]) -> dict[s
         found = {registry: [probes[url] for url in each if counts(probes[url])] for registry, each in named.items()}
         return {registry: each for registry, each in found.items() if each}
 
-    port = f":{subject.registry_port}"
-    return having(lambda probe: not probe.problem or (not probe.is_other and probe.url.endswith(port))) or having(
+    ports = tuple(f":{port}" for port in (subject.registry_port, subject.runtime_port) if port is not None)
+    return having(lambda probe: not probe.problem or (not probe.is_other and probe.url.endswith(ports))) or having(
         lambda probe: not probe.is_other
     )
 

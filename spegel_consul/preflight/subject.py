@@ -45,6 +45,8 @@ class Subject:
     buildkitd_config: Path | None = None
     consul: ConsulSettings | None = None
     consul_use: ConsulUse = field(default_factory=ConsulUse)
+    leader_key: str | None = None
+    """The one of this node's cluster; None: services of all clusters count."""
     peer: Peer | None = None
     tls: bool = False
     """Whether the nodes' registries speak TLS and nothing else."""
@@ -53,7 +55,8 @@ class Subject:
     """This node's own, from files or of the running sidecar; None with ``peer_tls``: Consul is asked for one."""
     client_pair: tuple[Path, Path] | None = None
     """The files of this node's certificate and key, for mirrors that verify their clients."""
-    has_runtime_address: bool = False
+    runtime_port: int | None = None
+    """The port of the listener for this node's own runtime, if there is one."""
     runtimes: frozenset[str] = frozenset()
     """The runtimes that are in use; empty to find out."""
     kubelet: Path = KUBELET

@@ -11,12 +11,13 @@ from __future__ import annotations
 import difflib
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, field
 from pathlib import Path
 
 from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.runtimes import atomic_files, daemon_json, hosts_files, hosts_toml, redaction
-from spegel_consul.runtimes.atomic_files import DiskError, explained
+from spegel_consul.runtimes.atomic_files import Dangling, DiskError, explained
 from spegel_consul.runtimes.backup import ConfigDirectory, New, Undo
 from spegel_consul.runtimes.backup_record import Record
 from spegel_consul.runtimes.clients import buildkitd_toml, registries_conf
@@ -97,8 +98,11 @@ def plan_hosts(base: Path, registries: Sequence[Registry], mirroring: Mirroring,
         files[path] = New(text.encode(), private=mirroring.authorization is not None)
     if any(registry.host == DEFAULT for registry in registries):
         notes += _shadowing(base, files, record)
-    restored = {path: directory.original(path, record) for path in directory.others(files, record)}
-    before = {path: directory.current(path) for path in (*files, *restored)}
+    before = {path: directory.current(path) for path in files}
+    restored: dict[str, bytes | None] = {}
+    for path in directory.others(files, record):
+        with suppress(Dangling):  # a link is put back without its target, so the plan lacks only its content
+            before[path], restored[path] = directory.current(path), directory.original(path, record)
     return Plan(directory, files, before, tuple(notes), restored)
 
 

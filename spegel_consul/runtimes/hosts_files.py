@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from spegel_consul.disk import foreign_files
+from spegel_consul.oci.filters import registry_host
 
 _NO_REGISTRY = frozenset({"_default", "_backup"})
 _DOCKER_HUB = "registry-1.docker.io"
@@ -35,10 +36,17 @@ def registry_of(directory: str) -> str:
 def shadowing(base: Path, mirrored: Collection[str]) -> list[str]:
     """The registries with a directory of their own, so that runtimes do not read ``_default`` for them.
 
-    Those of ``mirrored`` are left out. Raises OSError.
+    Those of ``mirrored`` are left out, and directories that no registry has, such as lost+found. Raises OSError.
     """
     names = {path.name for path in base.iterdir() if path.is_dir()} if base.is_dir() else set()
-    return sorted({registry_of(name) for name in names - _NO_REGISTRY}.difference(mirrored))
+    return sorted(filter(_is_registry, {registry_of(name) for name in names - _NO_REGISTRY}.difference(mirrored)))
+
+
+def _is_registry(name: str) -> bool:
+    try:
+        return bool(registry_host(name))
+    except ValueError:
+        return False
 
 
 def hosts(file: Path) -> list[str]:

@@ -145,7 +145,7 @@ async def log_findings(settings: Settings, node: PreparedNode, known: str | None
         tls=not is_plain_to_own(node.tls),
         peer_tls=settings.peer_tls,
         certificates=node.tls,
-        has_runtime_address=node.runtime is not None,
+        runtime_port=node.runtime.getsockname()[1] if node.runtime is not None else None,
     )
     for check in await node_checks.run(subject):
         say = log.debug if check.status is Status.OK or check.says == known else log.warning

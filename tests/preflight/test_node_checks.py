@@ -266,7 +266,7 @@ async def test_a_node_of_another_cluster_is_not_asked_to_dial_back(
         await consul.client(name).register_service(made.always[0].to_json())
     monkeypatch.setattr(node_checks, "ConsulClient", lambda _: consul.client("n1"))
     monkeypatch.setattr(dial_back, "ask", lambda peer, address, port: ok("dial-back", peer.host))
-    subject = Subject("10.0.0.1", 5000, consul=ConsulSettings(), consul_use=ConsulUse("staging/leader"))
+    subject = Subject("10.0.0.1", 5000, consul=ConsulSettings(), leader_key="staging/leader")
     assert await node_checks._dial_back(subject, (None,)) == [ok("dial-back", "10.0.0.3")]
     nursery.cancel_scope.cancel()
 

@@ -182,18 +182,34 @@ async def test_a_mirror_that_is_gone_is_found_beside_one_that_is_alive(machine: 
     assert f"{gone}, the first mirror of quay.io, does not answer" in check.says
 
 
+async def test_the_mirror_at_the_runtimes_own_port_is_missed(machine: Machine) -> None:
+    """--runtime-addr; the second host of the file is another node."""
+    machine.docker()
+    machine.hosts("docker", machine.mirror.url)
+    gone = f"http://127.0.0.1:{free_port()}"
+    (machine.root / "docker/_default/hosts.toml").write_text(f'[host."{gone}"]\n[host."{machine.mirror.url}"]\n')
+    subject = machine.subject()
+    check = named(await runtime_checks.docker_checks(subject))["docker-hosts"]
+    assert check.status is Status.OK, "a host of somebody else's"
+    subject = replace(subject, runtime_port=int(gone.rpartition(":")[2]))
+    check = named(await runtime_checks.docker_checks(subject))["docker-hosts"]
+    assert check.status is Status.FAIL
+    assert f"{gone}, the first mirror of all registries, does not answer" in check.says
+
+
 async def test_directories_that_hide_the_mirror_of_all_registries(machine: Machine) -> None:
     machine.docker()
     machine.hosts("docker", machine.mirror.url)
     machine.hosts("docker", machine.mirror.url, "quay.io")
     machine.hosts("docker", machine.other().url, "ghcr.io")
-    for name in ("docker.io", "reg.example.com_5443_", "_backup"):
+    for name in ("docker.io", "reg.example.com_5443_", "_backup", "lost+found"):
         (machine.root / "docker" / name).mkdir()
     (machine.root / "docker/docker.io/ca.crt").touch()
     check = named(await runtime_checks.docker_checks(machine.subject()))["docker-hosts"]
     assert check.status is Status.WARN
     assert "not asked for docker.io, ghcr.io, reg.example.com:5443, which have directories of their own" in check.says
-    assert check.fix.endswith("--mirrored-registries _default,docker.io,ghcr.io,reg.example.com:5443")
+    # with those that are mirrored, or the command would restore their files
+    assert check.fix.endswith("--mirrored-registries _default,quay.io,docker.io,ghcr.io,reg.example.com:5443")
 
 
 async def test_a_mirror_that_verifies_its_clients(machine: Machine, tmp_path: Path) -> None:

@@ -113,3 +113,16 @@ def test_a_link_to_nowhere_in_place_of_our_file(tmp_path: Path) -> None:
     list(daemon_directory(path).restore())
     assert [each.name for each in path.parent.iterdir()] == ["daemon.json"]
     assert path.is_symlink()
+
+
+def test_a_registry_that_is_left_out_gets_its_link_back_without_the_target(tmp_path: Path) -> None:
+    target = linked(tmp_path, "ghcr.io/hosts.toml")
+    target.write_text('server = "https://ghcr.io"\n')
+    base = tmp_path / "etc"
+    for registries in (GHCR, [Registry("docker.io")]):
+        plan = plan_hosts(base, registries, MIRRORING, keep_existing=True)
+        list(plan.diff())
+        list(plan.directory.write(plan.files))
+        target.unlink(missing_ok=True)
+    assert (base / "ghcr.io/hosts.toml").readlink() == target
+    assert (base / "docker.io/hosts.toml").is_file()

@@ -148,7 +148,8 @@ REPORTS = {
 def test_a_sidecar_that_dies_at_work_is_none_that_never_answered(
     command: str, words: tuple[str, ...], end: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sidecar_client, "_LINE_TIMEOUT", 0.4)
+    if end == "hangs":
+        monkeypatch.setattr(sidecar_client, "_LINE_TIMEOUT", 2.0)
     line = json.dumps(REPORTS[command]).encode() + b"\n"
 
     def serve(connection: socket.socket, request: bytes) -> None:
@@ -157,7 +158,7 @@ def test_a_sidecar_that_dies_at_work_is_none_that_never_answered(
         if end == "hangs":
             hangs(connection, request)
         elif end == "resets":
-            time.sleep(0.1)  # a reset discards what the client has not received yet
+            time.sleep(1)  # a reset discards what the client has not received yet
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
     with server(serve) as node:

@@ -13,6 +13,7 @@ A new rule about the freshness of the list belongs here.  A rule about the use o
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import structlog
 import trio
@@ -52,6 +53,7 @@ class CatalogWatch:
         self._wait = wait
         self._rng = rng or random.Random()
         self._members = Observable[tuple[HealthyService, ...]](())
+        self._others: frozenset[str] = frozenset()  # leader keys of other clusters
         self._report = ProblemReport(log, "catalog hindered", "catalog unhindered", service=name)
 
     @property
@@ -84,15 +86,22 @@ class CatalogWatch:
                 continue
             backoff.reset()
             index.advance(answered)
-            self._take(of_cluster(members, self._leader_key))
-            spread = _SPACING_EACH * len(self.members) * self._rng.uniform(0.75, 1.25)
+            self._take(of_cluster(members, self._leader_key), members)
+            spread = _SPACING_EACH * max(len(members), len(self.members)) * self._rng.uniform(0.75, 1.25)
             await trio.sleep_until(began + max(_SPACING, spread))
 
-    def _take(self, members: tuple[HealthyService, ...]) -> None:
+    def _take(self, members: tuple[HealthyService, ...], answer: Sequence[HealthyService]) -> None:
+        """Take over the ``members`` of this cluster among the instances of an answer."""
+        others = frozenset(each.meta["leader_key"] for each in set(answer).difference(members))
+        if others != self._others and others:
+            log.info("instances of other clusters left out", service=self.name, leader_keys=sorted(others))
+        self._others = others
         if not members:
             # expected, because the first node of a cluster finds no instance before its own has passed its check
             self._report.tell(
-                f"no healthy {self.name} in the catalog (or no right to read it)",
+                f"no healthy {self.name} in the catalog (or no right to read it)"
+                if not others
+                else f"no healthy {self.name} with this node's leader key in the catalog",
                 expected=None if self.members else "catalog empty",
             )
             return

@@ -327,6 +327,7 @@ async def test_watch_leaves_out_other_clusters(autojump_clock: trio.testing.Mock
         [_, router, _] = services(node="n3", leader_key="prod/leader")
         await consul.client("n3").register_service(router.to_json())
         await until(lambda: watch.problem)
+        assert "with this node's leader key" in str(watch.problem)
         assert len(watch.members) == 3
         nursery.cancel_scope.cancel()
 
@@ -342,16 +343,20 @@ async def test_watch_does_not_spin(autojump_clock: trio.testing.MockClock) -> No
         nursery.cancel_scope.cancel()
 
 
-async def test_watches_of_a_large_cluster_ask_seldom(autojump_clock: trio.testing.MockClock) -> None:
+@pytest.mark.parametrize("leader_key", [None, "staging/leader"])
+async def test_watches_of_a_large_cluster_ask_seldom(
+    autojump_clock: trio.testing.MockClock, leader_key: str | None
+) -> None:
+    """Nor does a small cluster beside it, because an answer has all."""
     async with trio.open_nursery() as nursery:
         consul = FakeConsul(nursery)
         client = consul.client("n1")
         for number in range(200):
-            [_, router, _] = services(node=f"n{number}")
+            [_, router, _] = services(node=f"n{number}", leader_key="prod/leader" if number else leader_key)
             await client.register_service(router.to_json())
-        watch = CatalogWatch(client, "spegel-router")
+        watch = CatalogWatch(client, "spegel-router", leader_key)
         await nursery.start(watch.run)
-        await until(lambda: len(watch.members) == 200, 1)
+        await until(lambda: len(watch.members) == (200 if leader_key is None else 1), 1)
         asked = consul.calls["GET health/service"]
         for _ in range(120):
             consul.write(b"")
