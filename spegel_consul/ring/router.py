@@ -318,10 +318,10 @@ class KadRouter:
         """The address of a peer's registry and the secondary one; by its router if it announces none."""
         if of.registry is not None:
             return of.registry, of.secondary
-        first = likeliest(of.routers, self._host.hosts_of(of.id))
-        other = next(
-            (Address(each.host, self._registry_port) for each in of.routers if each.is_ipv6 != first.is_ipv6), None
-        )
+        proven = self._host.hosts_of(of.id)
+        first = likeliest(of.routers, proven)
+        others = [each for each in of.routers if each.is_ipv6 != first.is_ipv6]
+        other = Address(likeliest(others, proven).host, self._registry_port) if others else None
         return Address(first.host, self._registry_port), other
 
     def _provider(self, named: Contact) -> Provider:

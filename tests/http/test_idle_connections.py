@@ -154,6 +154,42 @@ async def test_a_stop_in_the_moment_in_which_an_answer_begins_does_not_cut_it(
         idle.sock.close()
 
 
+async def test_nor_is_a_request_lost_that_came_in_that_moment(
+    harness: Harness, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wake = IdleConnections._wake
+    for _ in range(20):
+        client, idle = harness.pair()
+        stop = trio.Event()
+        closed: list[bool] = []
+
+        async def close(closed: list[bool] = closed) -> None:
+            closed.append(True)
+
+        async def connection(idle: IdleConnection = idle, closed: list[bool] = closed) -> None:
+            assert await harness.idle_connections.next_request(idle) == b"what?"
+            assert not closed
+            idle.timer.idle = False
+
+        def wake_and_stop(*args: Any, stop: trio.Event = stop) -> None:
+            wake(*args)
+            stop.set()
+
+        monkeypatch.setattr(IdleConnections, "_wake", wake_and_stop)
+        idle.timer = IdleTimer(100, stop.wait, close)
+        idle.timer.touch()
+        idle.timer.watch(Group(nursery))  # type: ignore[arg-type]
+        with client:
+            with trio.fail_after(5):
+                async with trio.open_nursery() as inner:
+                    inner.start_soon(connection)
+                    await trio.testing.wait_all_tasks_blocked(0.01)
+                    client.send(b"what?")
+            await trio.testing.wait_all_tasks_blocked(0.01)
+        assert not closed
+        idle.sock.close()
+
+
 async def test_a_wait_can_be_cancelled_or_dismissed(harness: Harness, nursery: trio.Nursery) -> None:
     client, idle = harness.pair()
     with client:

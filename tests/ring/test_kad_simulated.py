@@ -45,10 +45,11 @@ async def test_a_registry_that_is_not_announced_is_where_its_router_was_reached(
     rig: SimRig, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, reached: bool
 ) -> None:
     """The peer names its bridge, which this machine has too, before the address at which others reach it."""
-    monkeypatch.setattr(routes, "_source", lambda to: to.host if to.host == "172.17.0.1" else "192.168.1.5")
+    own = {"172.17.0.1", "fd00::1"}
+    monkeypatch.setattr(routes, "_source", lambda to: to.host if to.host in own else "192.168.1.5")
     asker, foreign = await rig.node(), await rig.node(address="192.168.1.7")
     hosts = ("172.17.0.1", "192.168.1.8", "192.168.1.7") if reached else ("172.17.0.1", "192.168.1.7", "192.168.1.8")
-    routers = tuple(Address(host, 5001) for host in (*hosts, "fd00::7"))
+    routers = tuple(Address(host, 5001) for host in ("fd00::1", *hosts, "fd00::7"))
     asker._membership.learn(Contact(raw_id(foreign), routers), direct=True)
     asker._records.add(dht_key("key"), raw_id(foreign), trio.current_time())
     if reached:

@@ -106,6 +106,8 @@ def error_for(status: int, text: str) -> ConsulError | None:
         return UnexpectedAnswer(message)
     if "ermission denied" in text or "ACL not found" in text:
         return AccessDenied(message)  # because servers before 1.5 wrap it in a 500 if an agent forwards the request
+    if "Unknown service" in text:  # of an agent with ACLs; later ones answer 404
+        return NotFound(message)
     if "invalid session" in text:
         return InvalidSession(message)
     if "Missing check" in text or "is in critical state" in text:

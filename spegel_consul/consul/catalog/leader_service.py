@@ -80,9 +80,10 @@ class LeaderService:
             with trio.move_on_after(_LONGEST_PAUSE) as unwanted:
                 await self._wanted.wait()
             if unwanted.cancelled_caught:
-                async with self._order:
-                    if not self._wanted.is_set():
-                        await self._deregister()  # else the name would be answered with this node for minutes
+                with trio.move_on_after(_DEREGISTER_WITHIN):  # because a registration waits for it
+                    async with self._order:
+                        if not self._wanted.is_set():
+                            await self._deregister()  # else the name would be answered with this node for minutes
                 continue
             try:
                 # the agent synchronises a check with the token that registered it

@@ -88,6 +88,7 @@ class IdleConnections:
             data, unsent = await self._wait(idle)
             if not unsent:
                 return data
+            idle.timer.idle = False
             if isinstance(unsent, FileAnswer):
                 try:
                     await unsent.send_rest(idle.sock)
@@ -115,6 +116,7 @@ class IdleConnections:
             return trio.lowlevel.Abort.SUCCEEDED
 
         found: tuple[bytes, bytes | FileAnswer] = await trio.lowlevel.wait_task_rescheduled(abort)
+        idle.timer.release()
         return found
 
     def _serve(self, fd: int) -> None:
@@ -167,8 +169,7 @@ class IdleConnections:
         task = idle._task
         assert task is not None
         self._leave(idle)
-        if unsent:
-            idle.timer.idle = False  # here, because the task may run after one that closes idle connections
+        idle.timer.hold()  # until the task runs, which may be after one that closes idle connections
         trio.lowlevel.reschedule(task, outcome.Value((data, unsent)))
 
     def _leave(self, idle: IdleConnection) -> None:

@@ -56,11 +56,19 @@ class IdleTimer:
     @contextmanager
     def busy(self) -> Iterator[None]:
         """Do not take the connection for idle in the context, because it has a request that waits."""
-        self._busy += 1
+        self.hold()
         try:
             yield
         finally:
-            self._busy -= 1
+            self.release()
+
+    def hold(self) -> None:
+        """Begin a :meth:`busy` that another task ends with :meth:`release`."""
+        self._busy += 1
+
+    def release(self) -> None:
+        """End what :meth:`hold` has begun."""
+        self._busy -= 1
 
     def end(self) -> None:
         """End the task, because the connection is gone."""

@@ -143,7 +143,7 @@ class Trace:
         if self._waiting is not None and self._check_client is not None and sent == before:
             try:
                 self._check_client()
-            except OSError:
+            except (OSError, ValueError):  # ValueError: the connection was closed
                 self._waiting.cancel()
 
     @property

@@ -27,9 +27,9 @@ def likeliest(addresses: Sequence[Address], proven: Collection[str]) -> Address:
     """The one of a peer's ``addresses`` at which to look for it, by the hosts at which it was reached."""
     if len(addresses) == 1:
         return addresses[0]
-    reached = (each for each in addresses if each.host in proven)
-    elsewhere = (each for each in addresses if _source(each) not in (None, each.host))
-    return next(reached, None) or next(elsewhere, addresses[0])
+    # a peer behind a port mapping may seem to come from a bridge of this machine
+    elsewhere = [each for each in addresses if _source(each) not in (None, each.host)] or addresses
+    return next((each for each in elsewhere if each.host in proven), elsewhere[0])
 
 
 def _source(address: Address) -> str | None:

@@ -117,6 +117,7 @@ async def test_a_missing_index_is_no_entry() -> None:
         (500, "No known Consul servers", NoClusterLeader),
         (500, 'rpc error making call: invalid session "x"', InvalidSession),
         (500, "Missing check 'a' registration", CheckNotPassing),
+        (500, 'Unknown service {"spegel-leader:n1" {}}', NotFound),
         (500, "Check 'a' is in critical state", CheckNotPassing),
         (500, "rpc error making call: Permission denied", AccessDenied),
         (500, "rpc error making call: EOF", ServerError),

@@ -85,6 +85,18 @@ async def test_a_check_that_the_agent_forgot_is_registered_again(agent: Agent, a
     assert agent.registered[:2] == ["first", "first"]
 
 
+async def test_a_registration_does_not_wait_for_an_agent_that_hangs(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    agent: Any = Agent()
+    service = LeaderService(agent, DEFINITION)
+    agent.deregister_service = lambda _: trio.sleep_forever()
+    await nursery.start(service.run)
+    await trio.sleep(5.1)
+    with trio.fail_after(3):
+        await service.register()
+
+
 @pytest.mark.parametrize("was_leader", [False, True])
 async def test_a_deregistration_that_failed_is_made_up_for(
     nursery: trio.Nursery, autojump_clock: MockClock, was_leader: bool

@@ -113,7 +113,7 @@ class UpstreamTags:
                 said = await self._ask(reference, registry, authorization)
         except (_Unreachable, AnswerRefused, httpx.HTTPError, httpx.InvalidURL, trio.TooSlowError, OSError) as exc:
             return _unreachable(reference, exc)
-        except (RuntimeError, ValueError) as exc:  # the limit of processes; a field value that can't be sent
+        except ValueError as exc:  # a field value that can't be sent
             return _unreachable(reference, exc)
         if said.denied:
             return TagCheck.MOVED if authorization is not None else TagCheck.DENIED

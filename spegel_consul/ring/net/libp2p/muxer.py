@@ -37,7 +37,7 @@ _WINDOW_SLACK = 1 << 18  # it sometimes grants a little more than its target
 
 _BODY_TIMEOUT = 60.0  # seconds
 _AT_ONCE = 1 << 10  # bytes of one read of the socket after which no further frame is handled at once
-_LONGEST_AT_ONCE = 4 << 10  # bytes of a frame that is handled at once; an answer to a lookup is shorter
+_LONGEST_AT_ONCE = 8 << 10  # bytes of a frame that is handled at once; an answer to a lookup is shorter
 
 _HEADER = struct.Struct(yamux.YAMUX_HEADER_FORMAT)
 _LONGEST_SENT_AT_ONCE = yamux.MAX_MESSAGE_SIZE - yamux.HEADER_SIZE
