@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,11 +14,14 @@ from structlog.testing import capture_logs
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.media import OCI_INDEX, OCI_MANIFEST
 from spegel_consul.oci.platforms import this_architecture, this_variants
+from spegel_consul.registry.mirror.mirror_peers import MirrorSettings
 from spegel_consul.registry.mirror.promises.whole_images import WITHIN, Required, required
+from spegel_consul.ring.dht.claim_reports import Verdict, What
 from spegel_consul.store.manifest_walk import ManifestInvalid
 
 from ..conftest import NOT_FOUND, head
 from ..image import DIGEST, LAYER, MANIFEST, MANIFEST_DIGEST, get
+from .following.growing_source import DownloadingStore
 
 CONFIG_DIGEST = Digest.of(b"{}")
 NAME = "docker.io/library/app"
@@ -225,3 +229,20 @@ def test_too_many_parts() -> None:
     layers = [{"digest": Digest.of(b"%d" % n), "size": 1, "mediaType": "a/b"} for n in range(600)]
     with pytest.raises(ManifestInvalid, match="parts"):
         required(json.dumps({**json.loads(MANIFEST), "layers": layers}).encode(), "amd64")
+
+
+async def test_a_question_for_a_part_is_no_download_that_a_keeper_hears_of(start_node: Any, tmp_path: Path) -> None:
+    store = DownloadingStore(tmp_path / "asker")
+    store.download(b"another image's")
+    holder, asker = await start_node(), await start_node(settings=MirrorSettings(follow=True), store=store)
+    holder.store.add_image(f"{NAME}:v1", INDEX)
+    asker.router.knows(holder)
+    reports: list[object] = []
+
+    async def keeper(_: str, report: object) -> Verdict:
+        reports.append(report)
+        return Verdict(What.ALONE, (), 1.0)
+
+    asker.router.keeper = keeper
+    assert (await get(asker, TAG, **{"user-agent": PODMAN})).status_code == 404
+    assert not reports

@@ -158,7 +158,9 @@ class WholeImages:
         async with trio.open_nursery() as nursery:
 
             async def one(kind: Kind, digest: Digest) -> None:
-                request = ContentRequest(kind, Reference(image.registry, image.repository, digest=digest))
+                # as of a client that does not fall back, because a question is no download for others to follow
+                reference = Reference(image.registry, image.repository, digest=digest)
+                request = ContentRequest(kind, reference, falls_back=False)
                 async with limiter:
                     try:
                         reason = await (self._blob if kind is Kind.BLOB else self._manifest)(request, asker, found)

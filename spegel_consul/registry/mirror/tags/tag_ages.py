@@ -6,7 +6,8 @@ age and never a time of day, because clocks of nodes differ.
 
 The store knows since when its runtime has the tag (:mod:`spegel_consul.store.tag_times`). If the runtime had it from a
 peer through this mirror, it is as old as the peer said, and not as young as the pull: otherwise one old tag would look
-new on each node that takes it. So the mirror remembers what it passed on, until the runtime asks upstream.
+new on each node that takes it. So the mirror remembers what it answered, and what it answered last before the runtime
+wrote its tag explains that tag. Later answers do not, because a pull may fail, or another client may have asked.
 
 A claim of a peer is bounded: anything but a whole number of seconds, and more than ten years, is no age. A peer that
 tells no age, such as Spegel, comes after those that do. A peer that lies can make its tag be taken, as it could before
@@ -62,8 +63,10 @@ def agree(heads: Sequence[Head]) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class _PassedOn:
-    digest: Digest
+class _Answer:
+    """What the mirror answered at the time ``at``: a digest with its age, or, for None, that it has no such tag."""
+
+    digest: Digest | None
     age: float | None
     at: float
 
@@ -73,7 +76,7 @@ class TagAges:
 
     def __init__(self, store: Store | None) -> None:
         self._store = store
-        self._passed_on: BoundedDict[str, _PassedOn] = BoundedDict(_MOST)
+        self._passed_on: BoundedDict[str, tuple[_Answer, ...]] = BoundedDict(_MOST)
         self._next_sweep = _SWEEP_EVERY  # after so many tags that are passed on
         self._agreed: BoundedDict[str, tuple[Digest, float]] = BoundedDict(_MOST)
 
@@ -94,38 +97,57 @@ class TagAges:
 
     def kept(self, reference: Reference) -> None:
         """The runtime of this node gets its own tag again, which does not get younger by being written again."""
-        name, age = str(reference), self.own(reference)
+        name = str(reference)
         digest = self._store.resolve(name) if self._store is not None else None
         if digest is not None:
-            self._note(name, digest, age)
+            self._note(name, digest, self._age(name))
 
     def _note(self, name: str, digest: Digest, age: float | None) -> None:
         now, store = trio.current_time(), self._store
-        self._passed_on[name] = _PassedOn(digest, age, now)
+        own = store.resolve(name) if store is not None else None
+        if own == digest:  # it has been known for as long as the younger of both says
+            age = min((known for known in (age, self._age(name)) if known is not None), default=None)
+        self._append(name, _Answer(digest, age, now))
         self._next_sweep -= 1
         if self._next_sweep <= 0:
             for each, given in list(self._passed_on.items()):
                 # the runtime writes a tag when it has the whole image, so one that is not written yet may still be
-                if now - given.at > _WRITTEN_WITHIN and (store is None or store.resolve(each) != given.digest):
+                own = store.resolve(each) if store is not None else None
+                if now - given[-1].at > _WRITTEN_WITHIN and all(own is None or own != told.digest for told in given):
                     del self._passed_on[each]
             self._next_sweep = _SWEEP_EVERY + len(self._passed_on)
 
-    def not_passed_on(self, name: str) -> None:
-        """The runtime of this node asks upstream for the tag."""
-        self._passed_on.pop(name, None)
+    def _append(self, name: str, answer: _Answer) -> None:
+        given = self._passed_on.get(name, ())
+        explains = self._explains(name)
+        self._passed_on[name] = (*(each for each in given if each is explains or each in given[-2:]), answer)
 
-    def own(self, reference: Reference) -> int | None:
-        """Return the age in seconds of the tag in the own store; None if there is none, or it is not known."""
-        name, store = str(reference), self._store
+    def not_passed_on(self, name: str) -> None:
+        """A client of this machine asks upstream for the tag: if the runtime writes it now, it is as young as that."""
+        if name in self._passed_on:
+            self._append(name, _Answer(None, None, trio.current_time()))
+
+    def _explains(self, name: str) -> _Answer | None:
+        """Return the last answer before the runtime wrote its tag, if it was about the digest that the tag has."""
+        store = self._store
         age = store.tag_age(name) if store is not None else None
         if store is None or age is None:
             return None
-        given = self._passed_on.get(name)
-        if given is not None and given.digest == store.resolve(name):
-            elapsed = trio.current_time() - given.at
-            if age <= elapsed:  # the runtime wrote it after it was given, so it is as old as it was given
-                return None if given.age is None else int(given.age + elapsed)
-        return int(age)
+        written, own = trio.current_time() - age, store.resolve(name)
+        fit = [each for each in self._passed_on.get(name, ()) if each.at <= written and each.digest in (None, own)]
+        return fit[-1] if fit else None
+
+    def own(self, reference: Reference) -> int | None:
+        """Return the age in seconds of the tag in the own store; None if there is none, or it is not known."""
+        age = self._age(str(reference))
+        return None if age is None else int(age)
+
+    def _age(self, name: str) -> float | None:
+        age = self._store.tag_age(name) if self._store is not None else None
+        explains = self._explains(name)
+        if explains is None or explains.digest is None:
+            return age
+        return None if explains.age is None else explains.age + trio.current_time() - explains.at
 
     def own_is_newer(self, reference: Reference, head: Head) -> bool:
         """Whether this node has another digest under the tag, and a younger one than a peer's ``head``."""

@@ -80,12 +80,20 @@ class _Unreachable(Exception):
     """The registry gave no digest; the message says why."""
 
 
+class _Down(_Unreachable):
+    """The registry answers nobody now."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Said:
-    """The digest that a registry said; None: it does not have the tag, or denies it (``denied``)."""
+    """The digest that a registry said; None: it does not have the tag, or denies it (``denied``).
+
+    ``problem``: why it said nothing of this tag.
+    """
 
     digest: Digest | None
     denied: bool = False
+    problem: str = ""
 
 
 def _real_client() -> httpx.AsyncClient:
@@ -127,21 +135,21 @@ class UpstreamTags:
             key, now = (str(reference), authorization or ""), trio.current_time()
             said, until = self._said.get(key, (_Said(None), 0.0))
             if until > now:
-                return said
+                return _answered(said)
             if self._down_until.get(registry, 0.0) > now:
                 raise _Unreachable("the registry did not answer a moment ago")
             async with await in_thread(self._client) as client:
                 try:
                     with trio.fail_after(_SHARE * WITHIN):
                         said = await self._head(client, reference, _HOSTS.get(registry, registry), authorization)
-                except (trio.TooSlowError, httpx.TransportError, OSError):
+                except (_Down, trio.TooSlowError, httpx.TransportError, OSError):
                     # not for a wait in the queue, which says nothing of the registry
                     self._down_until[registry] = trio.current_time() + DOWN
                     raise
             now = trio.current_time()
             self._said.drop_oldest(lambda old: old[1] <= now)
             self._said[key] = said, now + FRESH
-            return said
+            return _answered(said)
 
     async def _head(
         self, client: httpx.AsyncClient, reference: Reference, host: str, authorization: str | None
@@ -165,12 +173,15 @@ class UpstreamTags:
             try:
                 return _Said(Digest(answer.headers.get("docker-content-digest", "")))
             except DigestInvalid:
-                raise _Unreachable(f"{host} does not say which digest the tag has") from None
+                return _Said(None, problem=f"{host} does not say which digest the tag has")
         if answer.status == 404:
             return _Said(None)
         if answer.status in (401, 403):
             return _Said(None, denied=True)
-        raise _Unreachable(f"{host} answered with status {answer.status}")
+        problem = f"{host} answered with status {answer.status}"
+        if answer.status == 429 or answer.status >= 500:
+            raise _Down(problem)
+        return _Said(None, problem=problem)
 
     def _token_of(self, reference: Reference) -> str | None:
         token, until = self._tokens.get(_scope(reference), (None, 0.0))
@@ -210,6 +221,12 @@ class UpstreamTags:
         self._tokens.drop_oldest(lambda old: old[1] <= now)
         self._tokens[_scope(reference)] = f"Bearer {token}", now + life / 2
         return f"Bearer {token}"
+
+
+def _answered(said: _Said) -> _Said:
+    if said.problem:
+        raise _Unreachable(said.problem)
+    return said
 
 
 def _unreachable(reference: Reference, exc: Exception) -> TagCheck:

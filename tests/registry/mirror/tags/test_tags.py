@@ -192,6 +192,8 @@ async def test_what_the_mirror_passed_on_does_not_get_younger(start_node: Any) -
     middle.router.knows()
     middle.mirror.peers.recent = RecentProviders()
     assert (await get(middle, TAG_PATH, **RUNTIME)).status_code == 404  # so the runtime asks upstream
+    assert int((await get(middle, TAG_PATH)).headers["x-spegel-tag-age"]) >= 3600, "which may be down"
+    middle.store.add_image(NAME, OLD, 0)
     assert int((await get(middle, TAG_PATH)).headers["x-spegel-tag-age"]) < 3600
 
 
@@ -204,6 +206,35 @@ async def test_a_tag_that_was_passed_on_is_not_newer_than_a_peers_new_one(start_
     asker.store.add_image(NAME, OLD, 0)
     asker.mirror.peers.recent = RecentProviders()
     asker.router.knows(await holder(start_node, NEW, 600))
+    for _ in range(5):  # the pull fails, and is tried again
+        assert (await get(asker, TAG_PATH, **RUNTIME)).content == NEW
+    told = await get(asker, TAG_PATH, **{"x-spegel-mirrored": "true"})
+    assert told.content == OLD
+    assert int(told.headers["x-spegel-tag-age"]) >= 3600
+
+
+async def test_another_client_that_is_sent_upstream_makes_no_tag_younger(start_node: Any) -> None:
+    asker = await start_node(settings=HALF_AN_HOUR)
+    for data in (LAYER, b"{}"):
+        asker.store.add_content(data)
+    asker.router.knows(await holder(start_node, OLD, 1798))
+    assert (await get(asker, TAG_PATH, **RUNTIME)).content == OLD
+    asker.store.add_image(NAME, OLD, 0)
+    asker.router.knows()
+    asker.mirror.peers.recent = RecentProviders()
+    await trio.sleep(2)  # until it is too old
+    for _ in range(2):
+        assert (await get(asker, TAG_PATH)).status_code == 404
+
+
+async def test_a_peer_that_knows_the_own_digest_for_longer_does_not_make_it_older(start_node: Any) -> None:
+    asker = await holder(start_node, NEW, 60)
+    asker.router.knows(await holder(start_node, NEW, 36000))
+    assert (await get(asker, TAG_PATH, **RUNTIME)).content == NEW
+    asker.store.add_image(NAME, NEW, 0)  # the runtime has written it again
+    assert 60 <= int((await get(asker, TAG_PATH)).headers["x-spegel-tag-age"]) < 3600
+    asker.mirror.peers.recent = RecentProviders()
+    asker.router.knows(await holder(start_node, OLD, 3600))
     assert (await get(asker, TAG_PATH, **RUNTIME)).content == NEW
 
 

@@ -96,6 +96,29 @@ async def test_other_answers(answer: httpx.Response, result: TagCheck) -> None:
     assert len(registry.asked) == 1
 
 
+@pytest.mark.parametrize("status", [429, 503])
+async def test_a_registry_that_answers_nobody_is_asked_once(status: int) -> None:
+    registry = Registry()
+    registry.answers = lambda _: httpx.Response(status)
+    for reference in (APP, APP, Reference("docker.io", "library/other", tag="v1")):
+        assert await registry.tags.check(reference, MANIFEST_DIGEST, None) is TagCheck.UNREACHABLE
+    assert len(registry.asked) == 1
+    await trio.sleep(upstream_tags.DOWN)
+    registry.answers = None
+    assert await registry.tags.check(APP, MANIFEST_DIGEST, None) is TagCheck.SAME
+
+
+@pytest.mark.parametrize("answer", [httpx.Response(302, headers={"location": "/"}), httpx.Response(200)])
+async def test_a_tag_of_which_the_registry_says_nothing_is_asked_for_once(answer: httpx.Response) -> None:
+    registry = Registry()
+    registry.answers = lambda _: answer
+    for _ in range(3):
+        assert await registry.tags.check(APP, MANIFEST_DIGEST, None) is TagCheck.UNREACHABLE
+    assert len(registry.asked) == 1
+    await registry.tags.check(Reference("docker.io", "library/other", tag="v1"), MANIFEST_DIGEST, None)
+    assert len(registry.asked) == 2, "it may say something of another tag"
+
+
 async def test_a_registry_that_hangs_is_waited_for_once() -> None:
     registry = Registry()
     registry.answers = lambda _: trio.sleep_forever()
