@@ -235,7 +235,7 @@ async def test_a_question_for_a_part_is_no_download_that_a_keeper_hears_of(start
     store = DownloadingStore(tmp_path / "asker")
     store.download(b"another image's")
     holder, asker = await start_node(), await start_node(settings=MirrorSettings(follow=True), store=store)
-    holder.store.add_image(f"{NAME}:v1", INDEX)
+    holder.store.add_content(INDEX, OCI_INDEX)
     asker.router.knows(holder)
     reports: list[object] = []
 
@@ -244,5 +244,7 @@ async def test_a_question_for_a_part_is_no_download_that_a_keeper_hears_of(start
         return Verdict(What.ALONE, (), 1.0)
 
     asker.router.keeper = keeper
-    assert (await get(asker, TAG, **{"user-agent": PODMAN})).status_code == 404
+    path = f"/v2/{NAME}/manifests/{Digest.of(INDEX)}"
+    assert (await get(asker, path, **{"user-agent": PODMAN})).status_code == 404
+    assert Digest.of(MANIFEST) in asker.router.asked, "the index came, and its image was asked for"
     assert not reports
