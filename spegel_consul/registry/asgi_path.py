@@ -125,7 +125,7 @@ class ContentApp:
     async def _answered(self, scope: HTTPScope, receive: ASGIReceiveCallable, answer: _Answer) -> None:
         path = scope["raw_path"]
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_until_gone, receive, nursery.cancel_scope)
+            nursery.start_soon(_until_gone, receive, answer, nursery.cancel_scope)
             try:
                 await self._answer(scope, answer)
             except TransferCut as exc:
@@ -289,6 +289,8 @@ class _Answer:
         """The client's credentials for the image's registry."""
         self.sent = 0
         self.status: int | None = None
+        self.ended = False
+        """Whether all of it has been handed to the server."""
 
     async def head(self, head: Head, fields: list[tuple[bytes, bytes]]) -> None:
         await self._start(status_of(head), fields)
@@ -302,6 +304,7 @@ class _Answer:
         self.sent += len(piece)
 
     async def end(self) -> None:
+        self.ended = True
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def listing(self, listing: Listing) -> None:
@@ -343,7 +346,8 @@ def _combined(fields: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
     return combined
 
 
-async def _until_gone(receive: ASGIReceiveCallable, scope: trio.CancelScope) -> None:
+async def _until_gone(receive: ASGIReceiveCallable, answer: _Answer, scope: trio.CancelScope) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-    scope.cancel()
+    if not answer.ended:  # the server says the same of a connection that it closes after the answer
+        scope.cancel()

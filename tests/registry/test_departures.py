@@ -9,10 +9,11 @@ import trio
 
 from spegel_consul.peers import Provider
 from spegel_consul.registry.mirror.mirror_peers import MirrorSettings
+from spegel_consul.registry.mirror.providers.provider_cache import RecentProviders
 from spegel_consul.ring.dht.claim_reports import Verdict, What
 
 from .conftest import head
-from .image import BLOB_PATH
+from .image import BLOB_PATH, LAYER, get
 
 INTERIM = b"HTTP/1.1 103 Early Hints\r\n\r\n"
 
@@ -47,3 +48,18 @@ async def test_a_request_whose_client_has_left_waits_no_longer(
         while node.mirror.traces.live:
             await trio.sleep(0.01)
     assert [trace.outcome for trace in node.mirror.traces.over] == ["gone"]
+
+
+async def test_a_connection_that_closes_after_the_answer_is_no_departure(start_node: Any) -> None:
+    """The lookup that named the peer may still go on then."""
+    holder, asker = await start_node(), await start_node()
+    holder.store.add_content(LAYER)
+
+    asker.router.providers = [Provider("peer0", holder.address), None]
+    for _ in range(5):
+        asker.mirror.peers.recent = RecentProviders()
+        assert (await get(asker, BLOB_PATH, connection="close")).content == LAYER
+    with trio.fail_after(5):
+        while asker.mirror.traces.live:
+            await trio.sleep(0.01)
+    assert [trace.outcome for trace in asker.mirror.traces.over] == ["hit"] * 5
