@@ -18,6 +18,7 @@ from web.test_node import Ring, node
 from spegel_consul.cli import cli
 from spegel_consul.commands import sidecar_client
 from spegel_consul.peers import Provider, RingError
+from spegel_consul.ring.member_view import MemberView
 from spegel_consul.web.copies import cluster_copies, own_copies
 from spegel_consul.web.copies.own_copies import OwnCopies
 from spegel_consul.web.node_views import Node
@@ -91,6 +92,26 @@ async def test_more_copies_than_two_are_looked_for_if_they_are_asked_for(made: t
         counts.append([each["name"] for each in found["images"]].count(APP))
     assert counts == [0, 0, 0, 1]
     assert len(shown.ring.lookups) == 3 * 3, "a count answers all questions that need no more"  # type: ignore[attr-defined]
+
+
+async def test_members_are_not_gone_through_for_each_image(
+    made: tuple[Node, dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown, _ = made
+    assert isinstance(shown.store, MemoryStore)
+    digests = [image(shown.store, f"docker.io/library/many:v{number}") for number in range(40)]
+    shown.ring.holders = {digest: ["peer2"] for digest in digests}  # type: ignore[attr-defined]
+    views: list[RingOfCopies] = []
+    view = RingOfCopies.view
+
+    def counted(ring: RingOfCopies) -> tuple[MemberView, ...]:
+        views.append(ring)
+        return view(ring)
+
+    monkeypatch.setattr(RingOfCopies, "view", counted)
+    found = await OwnCopies(shown).fewer_than(2)
+    assert (found["counted"], len(found["images"])) == (43, 3)
+    assert len(views) == 1, "for the names in the answer"
 
 
 @pytest.mark.parametrize("trouble", ["hangs", "fails"])

@@ -135,14 +135,13 @@ class OwnCopies:
     async def _others(self, digest: Digest, enough: int) -> tuple[str, ...] | None:
         """Return the ids of at most ``enough`` living other nodes with the manifest; None if it can't be known."""
         ring = self._node.ring
-        dead = {member.id for member in ring.view() if not member.alive}
         found: dict[str, None] = {}
         with trio.move_on_after(_WITHIN) as deadline:
             try:
                 # more than are needed, because some may be dead
                 async with ring.lookup(digest, count=enough + 1) as providers:
                     async for provider in providers:
-                        if provider.peer_id != ring.me.id and provider.peer_id not in dead:
+                        if provider.peer_id != ring.me.id and not ring.is_dead(provider.peer_id):
                             found[provider.peer_id] = None
             except RingError as exc:
                 log.debug("copies of an image can't be counted", digest=digest, error=str(exc))
