@@ -22,7 +22,7 @@ from spegel_consul.peers import is_mapped
 
 _IP4, _TCP, _IP6, _P2P, _HTTP = 4, 6, 41, 421, 480  # multicodec table
 _HTTP_BYTES, _P2P_BYTES = b"\xe0\x03", b"\xa5\x03"  # the last two as varints
-_MAX_BYTES, _MOST_ADDRESSES = 160, 16
+_MAX_BYTES, _MAX_TEXT, _MOST_ADDRESSES = 160, 400, 16
 _NAMES = frozenset({"dns", "dns4", "dns6"})
 # the names that a resolver accepts (RFC 1035, and the underscore that some sites use); others in ASCII form, xn--…
 _LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
@@ -107,8 +107,14 @@ def decode(raw: bytes) -> Address | None:
 
 def parse(text: str) -> Address | None:
     """The address in the text of a multiaddr; None if it is not TCP over IP or a DNS name."""
+    # checked before it is remembered, because a text may have megabytes
+    return _parse(text) if len(text) <= _MAX_TEXT else None
+
+
+@lru_cache(maxsize=16384)
+def _parse(text: str) -> Address | None:
     parts = text.split("/")
-    if len(parts) < 5 or parts[0] or parts[3] != "tcp" or len(text) > 400:
+    if len(parts) < 5 or parts[0] or parts[3] != "tcp":
         return None
     family, host, port, rest = parts[1], parts[2], parts[4], parts[5:]
     if not (port.isascii() and port.isdigit() and len(port) <= 5 and 0 < int(port) <= 65535):

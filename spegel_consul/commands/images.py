@@ -11,7 +11,7 @@ from spegel_consul.commands import sidecar_client
 from spegel_consul.commands.sidecar_client import shown
 from spegel_consul.web import formatting
 
-_COUNT_WITHIN = 60.0
+_COUNT_WITHIN, _ALL_WITHIN = 60.0, 600.0  # seconds; of all nodes, 64 are asked at a time, which have half a minute
 _MOST_COPIES = 20
 
 
@@ -35,8 +35,8 @@ def images(fewer_than: int | None, every: bool, node: str, as_json: bool) -> Non
             raise click.UsageError("--all needs --fewer-than")
         _list(sidecar_client.get(node, "/api/images"), as_json)
         return
-    method = "POST" if every else "GET"
-    found = sidecar_client.get(node, "/api/copies", method=method, timeout=_COUNT_WITHIN, **{"fewer": str(fewer_than)})
+    method, within = ("POST", _ALL_WITHIN) if every else ("GET", _COUNT_WITHIN)
+    found = sidecar_client.get(node, "/api/copies", method=method, timeout=within, **{"fewer": str(fewer_than)})
     if as_json:
         sidecar_client.print_json(found)
     else:
@@ -60,6 +60,11 @@ def _list(found: list[dict[str, Any]], as_json: bool) -> None:
 
 def _show(found: dict[str, Any], fewer_than: int) -> None:
     rows = found["images"]
+    if found.get("last"):
+        click.echo(
+            "the nodes answered from their last counts, because there are so many; each counts every ten minutes",
+            err=True,
+        )
     if found.get("left_out"):
         click.echo(f"{found['left_out']} images were not counted, because the node has so many", err=True)
     if found.get("unknown"):

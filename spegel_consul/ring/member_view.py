@@ -40,7 +40,7 @@ def view(member: Member, records: Records, now: float) -> MemberView:
     registry = member.registry
     return MemberView(
         id=peer_id_to_text(member.id),
-        routers=tuple(map(str, member.routers)),
+        routers=member.info.addrs,
         registry=host_port(registry.host, registry.port) if registry is not None else None,
         alive=member.alive,
         failures=member.failures,

@@ -81,6 +81,10 @@ class ReplaceableRouter:
         """A problem of the ring that an operator has to solve; None if there is none."""
         return self._current.router.warning
 
+    def is_dead(self, peer_id: str) -> bool:
+        """Whether it is a member and dead; a provider that is no member, as in a full table, may be alive."""
+        return self._current.router.is_dead(peer_id)
+
     def view(self) -> tuple[MemberView, ...]:
         """All other members, including dead ones, for display."""
         return self._current.router.view()

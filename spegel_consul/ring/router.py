@@ -28,7 +28,7 @@ import structlog
 import trio
 
 from spegel_consul.multiaddrs import Address, Contact
-from spegel_consul.peers import PeerInfo, Provider, RingError, peer_id_to_text
+from spegel_consul.peers import PeerInfo, Provider, RingError, peer_id_from_text, peer_id_to_text
 from spegel_consul.places import Here
 from spegel_consul.ring.claiming import Claiming
 from spegel_consul.ring.dht.announcements import Announcements, Batch
@@ -143,6 +143,11 @@ class KadRouter:
 
     def members(self) -> tuple[PeerInfo, ...]:
         return self._members.infos()
+
+    def is_dead(self, peer_id: str) -> bool:
+        """Whether it is a member and dead; a provider that is no member, as in a full table, may be alive."""
+        member = self._members.get(peer_id_from_text(peer_id))
+        return member is not None and not member.alive
 
     @property
     def warning(self) -> str | None:

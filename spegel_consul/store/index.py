@@ -235,19 +235,18 @@ class Index:
         """Return content that must be read and parsed; answer each with learn() or drop_content().
 
         Repeat until nothing is returned, because the manifests of an image index are known only after it was read.
+        Content that no image holds comes last, because a manifest that is still unread may say what it is.
         """
         self._walk_changed()
-        digests = set().union(*self._unread.values()) if self._unread else set()
-        for digest in self._unsettled:
-            content = self._content.get(digest)
-            if (
-                content is not None
-                and content.size <= MAX_MANIFEST_SIZE
-                and digest not in self._documents
-                and not self._holders.get(digest)
-                and self._source_accepted(content)
-            ):
-                digests.add(digest)
+        digests = set().union(*self._unread.values()) or {
+            digest
+            for digest in self._unsettled
+            if (content := self._content.get(digest)) is not None
+            and content.size <= MAX_MANIFEST_SIZE
+            and digest not in self._documents
+            and not self._holders.get(digest)
+            and self._source_accepted(content)
+        }
         return tuple(self._content[digest] for digest in digests)
 
     def learn(self, digest: Digest, document: Document | None) -> None:

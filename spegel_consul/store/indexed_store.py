@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from typing import Any, TypeVar, cast
 
 import structlog
 import trio
@@ -28,6 +29,8 @@ from spegel_consul.zerocopy.growing_file import GrowingFile
 
 log = structlog.get_logger(__name__)
 
+_T = TypeVar("_T")
+
 _PEEK_WITHIN = 0.3  # seconds, less than any caller waits, so that a disk that hangs is known to the next ones
 
 
@@ -36,6 +39,8 @@ class IndexedStore:
 
     def __init__(self, accept: Callable[[str], bool] = everything) -> None:
         self._index = Index(accept)
+        self._figures: dict[Callable[[Index], Any], tuple[int, Any]] = {}
+        """Results of :mod:`spegel_consul.store.inventory`, each with the version of the index that it is of."""
         self._tag_times = TagTimes()
         self._watchers = Watchers()
         self._problem: str | None = None
@@ -101,15 +106,22 @@ class IndexedStore:
 
     def stored_images(self) -> tuple[StoredImage, ...]:
         """Return the named images with their sizes, for the status page."""
-        return inventory.stored_images(self._index)
+        return self._figure(inventory.stored_images)
 
     def image_contents(self) -> Mapping[Digest, int]:
         """Return the sizes of all content of the named images, for the status page."""
-        return inventory.image_contents(self._index)
+        return self._figure(inventory.image_contents)
 
     def advertised(self) -> Advertised:
         """Return counts of announced names and content, for the status page."""
-        return inventory.advertised(self._index)
+        return self._figure(inventory.advertised)
+
+    def _figure(self, make: Callable[[Index], _T]) -> _T:
+        """Return the result of ``make``, kept until the index changes, because it goes through all of the content."""
+        version, figure = self._figures.get(make, (None, None))
+        if version != self._index.version:
+            version, figure = self._figures[make] = self._index.version, make(self._index)
+        return cast("_T", figure)
 
     @asynccontextmanager
     async def watch(self) -> AsyncIterator[AsyncIterator[Changed]]:

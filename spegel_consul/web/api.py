@@ -73,7 +73,7 @@ def blueprint(node: Node, measurer: Measurer, survey: ClusterSurvey) -> Blueprin
         except trio.WouldBlock:
             return error(429, f"{MOST_LOOKUPS} lookups are going on; try again when one has ended")
         try:
-            return answer(await lookup(node, key))
+            return answer(await lookup(node, key, node.cluster_members().names))
         finally:
             lookups.release()
 

@@ -35,7 +35,7 @@ def connect(node: Node) -> None:
     metrics.advertised_image_tags.set_function(lambda: _by_registry(store.advertised().tags))
     metrics.advertised_image_digests.set_function(lambda: _by_registry(store.advertised().images))
     metrics.advertised_content_digests.set_function(lambda: _by_registry(store.advertised().contents))
-    metrics.ring_members.set_function(lambda: sum(member.alive for member in ring.view()))
+    metrics.ring_members.set_function(lambda: len(ring.members()))
     metrics.ring_full.set_function(lambda: ring.warning == FULL)
     metrics.unannounced.set_function(lambda: ring.unannounced)
     metrics.records.set_function(lambda: ring.records)
@@ -59,14 +59,32 @@ def _connect_consul(node: Node, metrics: Metrics) -> None:
         return lambda: what(node.consul) if node.consul is not None else None
 
     metrics.catalog_members.set_function(read(lambda consul: len(consul.members)))
-    metrics.ring_missing.set_function(read(lambda consul: len(node.cluster_members().missing)))
-    metrics.ring_split.set_function(read(lambda consul: bool(node.cluster_members().missing)))
+    missing = _Missing(node)
+    metrics.ring_missing.set_function(read(missing.number))
+    metrics.ring_split.set_function(read(lambda consul: missing.number(consul) > 0))
     metrics.session_renewals.set_function(
         read(lambda consul: {(result,): float(number) for result, number in consul.client.renewals.items()})
     )
     metrics.consul_staleness.set_function(
         read(lambda consul: trio.current_time() - (began if (at := consul.client.answered_at) is None else at))
     )
+
+
+class _Missing:
+    """The routers of the catalog that the ring lacks, compared anew only after a change of either."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._compared: tuple[object, object] = (None, None)
+        self._number = 0
+
+    def number(self, consul: Consul) -> int:
+        """Return their number."""
+        # the same objects as before are the same lists, which have thousands of entries
+        catalog, members = consul.members, self._node.ring.members()
+        if self._compared[0] is not catalog or self._compared[1] is not members:
+            self._compared, self._number = (catalog, members), len(self._node.cluster_members().missing)
+        return self._number
 
 
 async def watch_the_loop(metrics: Metrics, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

@@ -78,7 +78,7 @@ def blueprint(node: Node, measurer: Measurer, links: Callable[[], Awaitable[Mapp
             "images": shown,
             "images_found": len(matching),
             "images_known": len(images),
-            "elsewhere": await locations.of([image["name"] for image in shown]),
+            "elsewhere": await locations.of([image["name"] for image in shown], cluster_members.names),
             "requests": found(find, requests, ("reference", "peer_node", "peer", "outcome")),
             "transfers": status_document["transfers"],
             "trees": trees[:MOST_ROWS],

@@ -8,6 +8,7 @@ from conformance.router import eventually, eventually_finds
 from trio.testing import MockClock
 
 from spegel_consul.multiaddrs import Address, Contact
+from spegel_consul.peers import peer_id_to_text
 from tests.ring.sim_rig import MINUTE, SimRig, rig
 
 __all__ = ["rig"]
@@ -31,6 +32,8 @@ async def test_the_dead_are_forgotten_by_all_and_hearsay_does_not_bring_them_bac
     await trio.sleep(5)  # who has only heard of it so far has greeted it by now, and has a connection that breaks
     await rig.kill(routers[5])
     await eventually(lambda: all(len(router.members()) == 4 for router in routers[:5]), within=2)
+    unknown = peer_id_to_text(b"unknown")
+    assert [routers[0].is_dead(each) for each in (routers[5].me.id, routers[1].me.id, unknown)] == [True, False, False]
     for _ in range(60):
         await trio.sleep(MINUTE)
         assert [len(router.members()) for router in routers[:5]] == [4] * 5

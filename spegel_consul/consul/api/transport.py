@@ -54,8 +54,8 @@ _SLACK = 2.0
 ANSWER_SIZE = 1 << 20
 """Longest answer in bytes: a value of 512 KiB, which is Consul's limit, has 700 kB in base64."""
 LIST_SIZE = 32 << 20
-"""Longest list of services in bytes: an instance takes 1 to 3 kB, so more than ten thousand fit."""
-_LISTS = ("/v1/health/", "/v1/agent/services")
+"""Longest list in bytes: an instance of a service takes 1 to 3 kB, so more than ten thousand fit."""
+_LISTS = ("/v1/health/", "/v1/agent/services", "/v1/coordinate/nodes")
 _LARGE = 1 << 18
 """Bytes of an answer above which it is decoded in a thread; the catalog of a thousand nodes takes at least 30 ms."""
 _KEEPALIVE = [

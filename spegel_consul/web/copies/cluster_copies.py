@@ -4,6 +4,9 @@ The lookups of a node are for its own images only, so each image is counted by e
 be reached is named with the reason, because its images are not in the list. Answers of peers are bounded in size and
 time, and their texts are checked, because a peer may send anything.
 
+Fresh counts of hundreds of nodes take many minutes, and all their lookups burden the ring. So if not all nodes can be
+asked at the same time, each answers from its last count.
+
 A rule about the answers of several nodes belongs here.
 """
 
@@ -43,18 +46,19 @@ async def fewer_than(node: Node, own: OwnCopies, wanted: int) -> Document:
     images: dict[tuple[str, str], Document] = {}
     failed: list[Document] = []
     places = trio.CapacityLimiter(MOST_PEERS)
+    targets = await preheat_targets.find(node, None)
+    last = len(targets) > MOST_PEERS
 
     async def ask(client: httpx.AsyncClient, target: Target) -> None:
         if target.metrics is None:
-            found, problem = list(_images(await own.fewer_than(wanted))), None
+            found, problem = list(_images(await own.fewer_than(wanted, last=last))), None
         else:
             async with places:
-                found, problem = await _peer(client, target.metrics, wanted)
+                found, problem = await _peer(client, target.metrics, wanted, last)
         images.update(((image["digest"], image["name"]), image) for image in found)
         if problem is not None:
             failed.append({"node": target.name, "id": target.id, "problem": problem})
 
-    targets = await preheat_targets.find(node, None)
     transport = httpx.AsyncHTTPTransport(verify=False, trust_env=False)
     async with bounded_client.client(transport=transport) as client, trio.open_nursery() as nursery:
         for target in targets:
@@ -63,11 +67,14 @@ async def fewer_than(node: Node, own: OwnCopies, wanted: int) -> Document:
         "node": None,
         "images": sorted(images.values(), key=lambda image: (image["name"], image["digest"])),
         "asked": len(targets),
+        "last": last,
         "failed": sorted(failed, key=lambda each: (each["node"], each["id"])),
     }
 
 
-async def _peer(client: httpx.AsyncClient, metrics: tuple[str, int], wanted: int) -> tuple[list[Document], str | None]:
+async def _peer(
+    client: httpx.AsyncClient, metrics: tuple[str, int], wanted: int, last: bool
+) -> tuple[list[Document], str | None]:
     """Return the images of a peer, or none and the reason."""
     where = host_port(*metrics)
     try:
@@ -75,7 +82,7 @@ async def _peer(client: httpx.AsyncClient, metrics: tuple[str, int], wanted: int
             client,
             "GET",
             f"http://{where}{PATH}",
-            params={"fewer": str(wanted)},
+            params={"fewer": str(wanted)} | ({"last": "1"} if last else {}),
             limit=_LIMIT,
             within=WITHIN,
             connect=5.0,

@@ -24,7 +24,7 @@ def blueprint(node: Node, own: OwnCopies) -> Blueprint:
     @copies.get("")
     async def of_this_node() -> Response:
         wanted = _wanted()
-        return _no_number() if wanted is None else answer(await own.fewer_than(wanted))
+        return _no_number() if wanted is None else answer(await own.fewer_than(wanted, last="last" in request.args))
 
     @copies.post("")
     async def of_the_cluster() -> Response:

@@ -2,8 +2,9 @@
 
 One lookup in the ring tells the other nodes that have the manifest of an image. Lookups cost other nodes work as well,
 so they are few: a batch of them in each :data:`PAUSE`, and the next count begins :data:`INTERVAL` after the last one. A
-person's question may need a count of its own, with short pauses, at most one in each :data:`FRESH` seconds. At most
-:data:`MOST` images are counted; several names of one digest are one image.
+person's question may need a count of its own, with short pauses, at most one in each :data:`FRESH` seconds. It takes
+half a minute with thousands of images, so a node that asks hundreds of others is content with their last counts. At
+most :data:`MOST` images are counted; several names of one digest are one image.
 
 A node that is dead is no copy, though it may come back. A node that is downloading the image counts, because its
 manifest comes first. An image whose lookup failed is unknown, and never reported as the only copy.
@@ -84,14 +85,16 @@ class OwnCopies:
             self._count = await self._look(_ENOUGH, pause=PAUSE)
             await trio.sleep(INTERVAL * random.uniform(0.9, 1.1))
 
-    async def fewer_than(self, wanted: int) -> Document:
+    async def fewer_than(self, wanted: int, *, last: bool = False) -> Document:
         """Return the images of this node that fewer than ``wanted`` nodes have, with this one, as a document.
 
-        A count that is too old, or looked for too few, is made again; concurrent questions share one.
+        A count that is too old, or looked for too few, is made again; concurrent questions share one. With ``last``
+        no count is too old, because the background makes another one every few minutes.
         """
         async with self._counting:
             count = self._count
-            if count is None or count.at < trio.current_time() - FRESH or count.enough < wanted - 1:
+            old = count is None or (not last and count.at < trio.current_time() - FRESH)
+            if count is None or old or count.enough < wanted - 1:
                 self._count = count = await self._look(max(_ENOUGH, wanted - 1), pause=_SHORT_PAUSE)
         names = self._node.cluster_members().names
         me, found = self._node.ring.me.id, []
@@ -135,14 +138,13 @@ class OwnCopies:
     async def _others(self, digest: Digest, enough: int) -> tuple[str, ...] | None:
         """Return the ids of at most ``enough`` living other nodes with the manifest; None if it can't be known."""
         ring = self._node.ring
-        dead = {member.id for member in ring.view() if not member.alive}
         found: dict[str, None] = {}
         with trio.move_on_after(_WITHIN) as deadline:
             try:
                 # more than are needed, because some may be dead
                 async with ring.lookup(digest, count=enough + 1) as providers:
                     async for provider in providers:
-                        if provider.peer_id != ring.me.id and provider.peer_id not in dead:
+                        if provider.peer_id != ring.me.id and not ring.is_dead(provider.peer_id):
                             found[provider.peer_id] = None
             except RingError as exc:
                 log.debug("copies of an image can't be counted", digest=digest, error=str(exc))

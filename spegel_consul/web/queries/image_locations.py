@@ -7,7 +7,7 @@ requests share one lookup.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import trio
 
@@ -30,19 +30,19 @@ class ImageLocations:
         self._asking = trio.Lock()
         self._found: dict[str, tuple[float, list[str]]] = {}
 
-    async def of(self, names: Sequence[str]) -> dict[str, list[str]]:
-        """The other nodes that have each image, sorted."""
-        wanted = list(names[:MOST])
+    async def of(self, images: Sequence[str], nodes: Mapping[str, str]) -> dict[str, list[str]]:
+        """The other nodes that have each image, sorted; ``nodes``: their names by peer id, as far as known."""
+        wanted = list(images[:MOST])
         async with self._asking:  # a concurrent request waits for these answers instead of asking again
             now = trio.current_time()
             stale = [name for name in wanted if self._found.get(name, (-math.inf, []))[0] <= now]
             async with trio.open_nursery() as nursery:
                 for name in stale:
-                    nursery.start_soon(self._ask, name)
+                    nursery.start_soon(self._ask, name, nodes)
             self._found = {name: found for name, found in self._found.items() if name in wanted}
             return {name: found for name, (_, found) in self._found.items()}
 
-    async def _ask(self, name: str) -> None:
-        document = await lookup(self._node, name, within=WITHIN)
+    async def _ask(self, name: str, nodes: Mapping[str, str]) -> None:
+        document = await lookup(self._node, name, nodes, within=WITHIN)
         others = sorted(provider["node"] or provider["registry"] for provider in document["providers"])
         self._found[name] = (trio.current_time() + FRESH, others)

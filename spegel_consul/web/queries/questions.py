@@ -6,6 +6,8 @@ so each has a limit of concurrency. A new query to other nodes belongs here, wit
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import structlog
 import trio
 
@@ -61,9 +63,12 @@ def parse_image(text: str) -> Reference:
     return reference
 
 
-async def lookup(node: Node, key: str, *, within: float = LOOKUP_TIMEOUT) -> Document:
-    """The nodes that have ``key``: this one, and others in the order of their answers; times in milliseconds."""
-    began, names = trio.current_time(), node.cluster_members().names
+async def lookup(node: Node, key: str, names: Mapping[str, str], *, within: float = LOOKUP_TIMEOUT) -> Document:
+    """The nodes that have ``key``: this one, and others in the order of their answers; times in milliseconds.
+
+    ``names`` are those of :class:`ClusterMembers`, from the caller, because lookups for many keys need them once.
+    """
+    began = trio.current_time()
     providers: list[Document] = []
     problem = None
     with trio.move_on_after(within) as deadline:
@@ -166,7 +171,8 @@ class Measurer:
 
     async def _run(self, measurement: Measurement) -> None:
         node, reference = self._node, Reference.parse(measurement.image)
-        measurement.lookup = await lookup(node, reference.key)
+        members = node.cluster_members()
+        measurement.lookup = await lookup(node, reference.key, members.names)
         measurement.touch()
         headers = (("authorization", node.credentials.own),) if node.credentials is not None else ()
         began = trio.current_time()
@@ -174,7 +180,7 @@ class Measurer:
             try:
                 async with Puller(
                     node.registry,
-                    names=node.cluster_members().registries(),
+                    names=members.registries(),
                     progress=measurement.grew,
                     headers=headers,
                     tls=None if is_plain_to_own(node.tls) else node.tls,

@@ -330,6 +330,21 @@ async def test_a_large_catalog_is_decoded_in_a_thread(
             await client.health_service("s")
 
 
+async def test_the_coordinates_of_thousands_of_nodes_are_an_answer() -> None:
+    vector = [0.0123456789012345678 + n / 7 for n in range(8)]
+    rows = [
+        {
+            "Node": f"worker-{number:05}.dc1.example.com",
+            "Segment": "",
+            "Partition": "default",
+            "Coord": {"Vec": vector, "Error": 0.1234567890123, "Adjustment": -0.00012345678, "Height": 0.00098765432},
+        }
+        for number in range(4000)
+    ]
+    async with answering(httpx.Response(200, json=rows)) as client:
+        assert len(await client.coordinates()) == 4000
+
+
 async def test_a_denial_tells_of_a_token_file_that_is_missing(tmp_path: Path) -> None:
     path = tmp_path / "token"
     async with answering(httpx.Response(403, text="Permission denied"), token_file=str(path)) as client:
