@@ -19,6 +19,34 @@ def test_the_closest_are_those_of_least_xor_distance(present: set[int], target: 
     assert placement.closest(target, count) == [position.to_bytes(32, "big") for position in expected]
 
 
+@given(st.sets(near, max_size=80), near, st.lists(near, max_size=20), st.integers(1, 25))
+def test_a_peer_concerns_no_target_out_of_its_reach(
+    present: set[int], position: int, targets: list[int], count: int
+) -> None:
+    placement = Placement()
+    for other in present - {position}:
+        placement.add(other.to_bytes(32, "big"), other)
+    first, last = placement.reach(position, count)
+    assert first <= position <= last
+    peer = position.to_bytes(32, "big")
+    placement.add(peer, position)
+    assert placement.reach(position, count) == (first, last), "the same before it comes and after it has come"
+    for target in [*targets, first - 1, last + 1]:
+        if 0 <= target < 2**256 and not first <= target <= last:
+            assert peer not in placement.closest(target, count)
+
+
+def test_the_reach_shrinks_as_the_ring_grows() -> None:
+    placement, rng = Placement(), random.Random(5)
+    for size in (0, 20, 200, 2000):
+        while len(placement) < size:
+            position = rng.getrandbits(256)
+            placement.add(position.to_bytes(32, "big"), position)
+        reaches = [placement.reach(rng.getrandbits(256)) for _ in range(100)]
+        share = sum(last + 1 - first for first, last in reaches) / len(reaches) / 2**256
+        assert share <= min(1, 100 / max(1, size)), size
+
+
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 20)), max_size=60))
 def test_peers_come_and_go(changes: list[tuple[bool, int]]) -> None:
     placement, expected = Placement(), set()
