@@ -6,7 +6,6 @@ from unittest import mock
 
 import pytest
 import trio
-from ring.sim_rig import SimRig
 from trio.testing import MockClock
 
 from spegel_consul.multiaddrs import Address, Contact
@@ -14,6 +13,7 @@ from spegel_consul.ring.dht.announcements import Announcements
 from spegel_consul.ring.dht.keys import dht_key
 from spegel_consul.ring.members.table import Members
 from spegel_consul.ring.router import KadRouter
+from tests.ring.sim_rig import SimRig
 
 
 def contact(number: int) -> Contact:

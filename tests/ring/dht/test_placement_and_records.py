@@ -86,28 +86,58 @@ def test_neither_one_peer_nor_all_fill_the_memory() -> None:
     assert records.add(b"key", b"one too many", 10_000)
 
 
-def test_a_peer_that_leaves_is_forgotten_and_its_share_is_free_again() -> None:
+def test_a_peer_that_leaves_is_forgotten_at_once_and_its_share_is_free_after_a_sweep() -> None:
     records = Records(capacity_per_peer=1000)
     for number in range(1000):
         assert records.add(b"%d" % number, b"leaver", 0)
         assert records.add(b"%d" % number, b"other", 0)
-    list(records.forget(b"leaver"))
-    list(records.forget(b"nobody"))
+    records.forget(b"leaver", 1)
+    records.forget(b"nobody", 1)
+    assert all(records.providers(b"%d" % number, 1) == [b"other"] for number in range(1000))
+    assert not records.add(b"too early", b"leaver", 2), "so a peer that leaves again and again has one share"
+    list(records.sweep(2))
     assert len(records) == records.held_of(b"other") == 1000
     assert records.held_of(b"leaver") == 0
-    assert all(records.providers(b"%d" % number, 1) == [b"other"] for number in range(1000))
+    assert not records._void, "nothing stays of a peer without records"
     assert all(records.add(b"again %d" % number, b"leaver", 2) for number in range(1000))
     assert not records.add(b"one too many", b"leaver", 2)
 
 
-@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 50)), max_size=60))
-def test_records_behave_like_a_plain_table(adds: list[tuple[int, int, int]]) -> None:
+def test_a_peer_that_comes_back_before_the_sweep_is_named_for_what_it_announces_again() -> None:
+    records = Records(capacity_per_peer=2)
+    for key in (b"kept", b"gone"):
+        assert records.add(key, b"peer", 0)
+    records.forget(b"peer", 10)
+    assert records.add(b"kept", b"peer", 20), "in the place of its old record"
+    for _ in range(2):
+        assert records.providers(b"kept", 30) == [b"peer"]
+        assert records.providers(b"gone", 30) == []
+        list(records.sweep(30))
+    assert len(records) == 1
+    assert records.add(b"new", b"peer", 30)
+
+
+def test_what_a_popular_key_has_of_a_peer_that_left_is_hidden_too() -> None:
+    records = Records()
+    peers = [b"peer %d" % number for number in range(300)]
+    for peer in peers:
+        records.add(b"key", peer, 0)
+    records.forget(peers[7], 1)
+    assert sorted(records.providers(b"key", 2)) == sorted(peers[:7] + peers[8:])
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(1, 50), st.booleans()), max_size=60))
+def test_records_behave_like_a_plain_table(changes: list[tuple[int, int, int, bool]]) -> None:
     records, table, now = Records(validity=40), {}, 0
     rng = random.Random(1)
-    for key, peer, step in adds:
+    for key, peer, step, leaves in changes:
         now += step
-        records.add(b"%d" % key, b"%d" % peer, now)
-        table[key, peer] = now + 40
+        if leaves:
+            records.forget(b"%d" % peer, now)
+            table = {at: expiry for at, expiry in table.items() if at[1] != peer}
+        else:
+            records.add(b"%d" % key, b"%d" % peer, now)
+            table[key, peer] = now + 40
         if rng.random() < 0.3:
             list(records.sweep(now))
         for asked in range(4):
