@@ -34,7 +34,6 @@ _MAX_REQUEST = 64 << 10
 _AT_ONCE = 256  # bytes of requests that are answered without waking the task of their stream
 _SLICE = 64  # messages of one peer that are answered between two checkpoints
 _SLOW = 0.02
-_LEAVE_EVERY = 10.0  # seconds, because one scans all records
 _CLAIM_EVERY, _CLAIM_BURST = 0.02, 50  # reports of one peer; further ones are answered "alone"
 
 
@@ -55,7 +54,6 @@ class Service:
         self._records = records
         self._answers = answers
         self._inbound: dict[bytes, int] = {}
-        self._leave_limit = RateLimit(every=_LEAVE_EVERY, burst=2)
         self._claim_limit = RateLimit(every=_CLAIM_EVERY, burst=_CLAIM_BURST)
         host.serve(KAD, self._serve)
         host.serve(WITHDRAW, self._serve_withdrawal)
@@ -116,9 +114,8 @@ class Service:
                         for key in keys[start:][:_SLICE]:
                             self._records.remove(key, stream.peer)
                         await trio.lowlevel.checkpoint()
-                    if not keys and self._leave_limit.admits(stream.peer, trio.current_time()):
-                        for _ in self._records.forget(stream.peer):
-                            await trio.lowlevel.checkpoint()
+                    if not keys:
+                        self._records.forget(stream.peer, trio.current_time())
             stream.close()
 
     async def _serve_claims(self, claiming: Claiming, stream: Stream) -> None:

@@ -359,7 +359,7 @@ class KadRouter:
             if self._rebalance:
                 await trio.sleep(_REBALANCE_AFTER)  # members often join in groups
                 self._rebalance = False
-                keys = self._announcements.keys()
+                keys = self._announcements.around(self._members.take_changes())
                 for start in range(0, len(keys), _SLICE):
                     self._announcements.place(keys[start : start + _SLICE])
                     await trio.lowlevel.checkpoint()

@@ -105,6 +105,35 @@ async def test_many_keys_are_withdrawn_in_slices(rig: SimRig, nursery: trio.Nurs
     assert rounds - before >= 7
 
 
+async def test_nodes_that_leave_together_do_not_make_others_visit_all_records(
+    rig: SimRig, autojump_clock: MockClock
+) -> None:
+    visits = 0
+
+    class Buckets(list[bytearray]):
+        def __getitem__(self, index: Any) -> Any:
+            nonlocal visits
+            visits += 1
+            return super().__getitem__(index)
+
+    keeper, *leavers = await rig.ring(11)
+    for leaver in leavers:
+        await leaver.announce(["an image"])
+    await eventually(lambda: keeper.records == 10)
+    now, records = trio.current_time(), keeper._records
+    for number in range(50_000):
+        records.add(b"%d" % number, b"others %d" % (number % 100), now)
+    passes = len(records._buckets)
+    records._buckets = Buckets(records._buckets)
+    async with trio.open_nursery() as leaving:
+        for leaver in leavers:
+            leaving.start_soon(leaver.leave)
+    assert await find(keeper, "an image") == []
+    await trio.sleep(MINUTE)
+    assert keeper.records == 50_000
+    assert visits < 2 * passes
+
+
 async def test_a_record_that_is_withdrawn_from_those_who_do_not_understand_it_expires(
     rig: SimRig, autojump_clock: MockClock
 ) -> None:

@@ -9,7 +9,9 @@ bit of the key's number, which has a bit for each peer.
 * Keys that are not acknowledged stay in ``pending``, and the peer is retried after a back-off.
 * Acknowledged keys return to ``pending`` before the record expires.  The period differs between peers, so that
   announcements which started together do not stay together.
-* A new or lost member changes the nearest peers: ``place`` checks the keys again and finds the peers that lack them.
+* A new or lost member changes the nearest peers of the keys around its position: ``around`` returns these keys, and
+  ``place`` finds the peers that lack them.  It does not look at all keys, because a node may have twenty thousand of
+  them, and two thousand members that restart one by one.
 * A withdrawn key is not renewed, and the peers that were told of it are told that it is gone.  Kademlia has no message
   for that, so it reaches only nodes of this program; on other nodes the record expires.
 
@@ -31,6 +33,8 @@ BATCH = 200
 """Keys in one batch, which one acknowledgement covers."""
 
 _FIRST_RETRY, _LONGEST_RETRY = 0.25, 30.0
+_PREFIX = 8  # leading bits of its position by which a key is grouped; a member of a full table concerns a few groups
+_BELOW = 256 - _PREFIX
 _STALE = 32  # withdrawn keys that may stay among those of a peer
 
 
@@ -108,6 +112,8 @@ class Announcements:
         self._rng = rng or random.Random()
         self._own: dict[bytes, int] = {}
         """The bits of the peers that were told of a key."""
+        self._groups: list[list[bytes]] = [[] for _ in range(1 << _PREFIX)]
+        """The same keys, by the leading bits of their positions."""
         self._targets: dict[bytes, _Target] = {}
         self._bits = 0
         self._by_bit: dict[int, _Target] = {}
@@ -119,8 +125,16 @@ class Announcements:
         return len(self._own)
 
     def keys(self) -> list[bytes]:
-        """All keys of this node, for :meth:`place` in slices."""
+        """All keys of this node."""
         return list(self._own)
+
+    def around(self, ranges: Iterable[tuple[int, int]]) -> list[bytes]:
+        """The keys with a position in ``ranges`` (each its first and last), for :meth:`place` in slices.
+
+        Other keys of the same groups are among them.
+        """
+        groups = {group for first, last in ranges for group in range(first >> _BELOW, (last >> _BELOW) + 1)}
+        return [key for group in groups for key in self._groups[group]]
 
     @property
     def pending(self) -> int:
@@ -129,8 +143,10 @@ class Announcements:
 
     def add(self, keys: Iterable[bytes]) -> None:
         """Announce ``keys``."""
-        new = [key for key in keys if key not in self._own]
-        self._own.update(dict.fromkeys(new, 0))
+        new = [key for key in dict.fromkeys(keys) if key not in self._own]
+        for key in new:
+            self._own[key] = 0
+            self._group(key).append(key)
         self.place(new)
 
     def remove(self, keys: Iterable[bytes]) -> None:
@@ -140,6 +156,7 @@ class Announcements:
             told = self._own.pop(key, None)
             if told is None:
                 continue
+            self._group(key).remove(key)
             # not each of all targets, because there may be thousands, and thousands of keys
             while told:
                 bit = told & -told
@@ -160,6 +177,9 @@ class Announcements:
                     target.pending.setdefault(key, key in target.withdrawn)
                     target.withdrawn.pop(key, None)
 
+    def _group(self, key: bytes) -> list[bytes]:
+        return self._groups[position(key) >> _BELOW]
+
     def _new_target(self, peer: bytes) -> _Target:
         bit = ~self._bits & (self._bits + 1)  # the lowest that is free
         self._bits |= bit
@@ -170,13 +190,15 @@ class Announcements:
         """Drop all keys. Returns the peers that may hold records of this node."""
         told = [peer for peer, target in self._targets.items() if target.told or target.busy]
         self._own.clear()
+        for group in self._groups:
+            group.clear()
         self._targets.clear()
         self._by_bit.clear()
         self._bits = 0
         return told
 
     def lost(self, peer: bytes) -> None:
-        """``peer`` died, and its records with it; :meth:`place` the keys again afterwards."""
+        """``peer`` died, and its records with it; :meth:`place` the keys around it again afterwards."""
         if (target := self._targets.pop(peer, None)) is None:
             return
         for _, keys in target.told:

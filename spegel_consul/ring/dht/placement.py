@@ -43,11 +43,30 @@ class Placement:
         for bit in range(_BITS - 1, -1, -1):
             if high - low <= count:
                 break
-            prefix = target >> bit
-            inner_low = bisect_left(self._sorted, prefix << bit, low, high)
-            inner_high = bisect_left(self._sorted, (prefix + 1) << bit, inner_low, high)
+            inner_low, inner_high = self._half(target, bit, low, high)
             if inner_high - inner_low < count:
                 break
             low, high = inner_low, inner_high
         block = sorted(self._sorted[low:high], key=target.__xor__)
         return [self._peer[position] for position in block[:count]]
+
+    def reach(self, position: int, count: int = REPLICAS) -> tuple[int, int]:
+        """The first and the last target for which a peer at ``position`` may be among the ``count`` closest.
+
+        It is the largest block of common prefix with ``position`` in which the half without ``position`` has fewer
+        than ``count`` peers. The targets outside it have ``count`` peers that share a longer prefix with them.
+        """
+        low, high, bit = 0, len(self._sorted), _BITS
+        while bit:
+            inner_low, inner_high = self._half(position, bit - 1, low, high)
+            if (high - low) - (inner_high - inner_low) < count:
+                break
+            low, high, bit = inner_low, inner_high, bit - 1
+        first = position >> bit << bit
+        return first, first + (1 << bit) - 1
+
+    def _half(self, target: int, bit: int, low: int, high: int) -> tuple[int, int]:
+        """The half of a block whose peers have the ``bit`` of ``target``; the block shares all bits above it."""
+        prefix = target >> bit
+        inner_low = bisect_left(self._sorted, prefix << bit, low, high)
+        return inner_low, bisect_left(self._sorted, (prefix + 1) << bit, inner_low, high)

@@ -11,6 +11,9 @@ choose keys that all fall into one bytearray.
 
 The total and the share of one peer are bounded: a peer that floods loses only its own newest records.
 
+A peer that leaves is forgotten at once, because its records of before are void from then on.  The next sweep drops
+them, and those that have expired, so no peer that leaves makes this node visit the whole table.
+
 A new bound on records belongs here; the decision whether a key may be kept at all belongs in ``responder``.
 """
 
@@ -18,7 +21,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from hashlib import blake2b
 
 VALIDITY = 19 * 60.0
@@ -28,6 +31,7 @@ _ROW = struct.Struct("<16sId")  # key's hash, peer's number, expiry
 _ID, _HASH = 20, 16  # leading bytes of a row that identify the record, and the key
 _ROWS_PER_BUCKET = 24
 _LONG = 200 * _ROW.size  # bytes; most rows of a longer bucket are of one key, which no split divides
+_SLICE = 64  # buckets that a sweep visits in one step
 
 
 class Records:
@@ -46,6 +50,7 @@ class Records:
         self._number: dict[bytes, int] = {}
         self._peer: dict[int, bytes] = {}
         self._count: dict[int, int] = {}
+        self._void: dict[int, float] = {}  # of peers that left: the latest expiry of a record from before
         self._next = 0
 
     def __len__(self) -> int:
@@ -84,10 +89,10 @@ class Records:
             if at >= 0:
                 self._drop(bucket, at)
 
-    def forget(self, peer: bytes) -> Iterator[None]:
-        """Drop all records of ``peer``, one bucket with each step of the iterator."""
+    def forget(self, peer: bytes, now: float) -> None:
+        """Hide the present records of ``peer``; they count towards its share until the next :meth:`sweep`."""
         if (number := self._number.get(peer)) is not None:
-            yield from self._drop_all(lambda row: row[1] == number)
+            self._void[number] = now + self._validity
 
     def is_full_of(self, peer: bytes) -> bool:
         """Whether ``peer`` has used up its share of the table."""
@@ -96,26 +101,38 @@ class Records:
     def providers(self, key: bytes, now: float) -> list[bytes]:
         """The peers with a valid record for ``key``."""
         hashed = self._hash(key)
-        bucket = self._bucket(hashed)
+        bucket, void = self._bucket(hashed), self._void.get
         if len(bucket) > _LONG:
-            rows = _ROW.iter_unpack(bucket)
-            return [self._peer[number] for row, number, expiry in rows if row == hashed and expiry > now]
+            return [
+                self._peer[number]
+                for row, number, expiry in _ROW.iter_unpack(bucket)
+                if row == hashed and now < expiry > void(number, now)
+            ]
         found = []
         at = _find(bucket, hashed)
         while at >= 0:
             _, number, expiry = _ROW.unpack_from(bucket, at)
-            if expiry > now:
+            if now < expiry > void(number, now):
                 found.append(self._peer[number])
             at = _find(bucket, hashed, at + _ROW.size)
         return found
 
     def held_of(self, peer: bytes) -> int:
-        """The number of records of ``peer``."""
+        """The number of records of ``peer``, with those that the next sweep drops."""
         return self._count.get(self._number.get(peer, -1), 0)
 
     def sweep(self, now: float) -> Iterator[None]:
-        """Drop expired records, one bucket with each step of the iterator."""
-        return self._drop_all(lambda row: row[2] <= now)
+        """Drop records that have expired or are void, some buckets with each step of the iterator."""
+        index, void = 0, self._void.get
+        while index < len(self._buckets):  # the table may grow meanwhile; rows that moved to the end are visited there
+            bucket = self._buckets[index]
+            for at in range(len(bucket) - _ROW.size, -1, -_ROW.size):
+                _, number, expiry = _ROW.unpack_from(bucket, at)
+                if not now < expiry > void(number, now):
+                    self._drop(bucket, at)
+            index += 1
+            if index % _SLICE == 0:
+                yield
 
     def _hash(self, key: bytes) -> bytes:
         return blake2b(key, digest_size=_HASH, key=self._secret).digest()
@@ -140,16 +157,6 @@ class Records:
         if len(self._buckets) == 2 << self._level:
             self._level += 1
 
-    def _drop_all(self, is_over: Callable[[tuple[bytes, int, float]], bool]) -> Iterator[None]:
-        index = 0
-        while index < len(self._buckets):  # the table may grow meanwhile; rows that moved to the end are visited there
-            bucket = self._buckets[index]
-            for at in range(len(bucket) - _ROW.size, -1, -_ROW.size):
-                if is_over(_ROW.unpack_from(bucket, at)):
-                    self._drop(bucket, at)
-            index += 1
-            yield
-
     def _drop(self, bucket: bytearray, at: int) -> None:
         _, number, _ = _ROW.unpack_from(bucket, at)
         bucket[at : at + _ROW.size] = bucket[-_ROW.size :]
@@ -158,6 +165,7 @@ class Records:
         self._count[number] -= 1
         if not self._count[number]:
             del self._count[number]
+            self._void.pop(number, None)
             del self._number[self._peer.pop(number)]
 
 

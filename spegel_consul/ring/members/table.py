@@ -77,6 +77,7 @@ class Members:
         self._members: dict[bytes, Member] = {}
         self._placement = Placement()
         self._version = 0  # of the placement
+        self._moved: set[int] = set()  # positions at which a living member came or went
         self._timers: TimerHeap[Member] = TimerHeap()
         self._infos: tuple[PeerInfo, ...] | None = None
         self.full = False
@@ -122,6 +123,14 @@ class Members:
             return found
 
         return closest
+
+    def take_changes(self) -> set[tuple[int, int]]:
+        """The ranges of positions, each its first and last, for which :meth:`closest` changed since the last call.
+
+        For positions outside them it did not change at any time since then, not even to change back.
+        """
+        moved, self._moved = self._moved, set()
+        return set(map(self._placement.reach, moved))
 
     def learn(
         self,
@@ -303,12 +312,14 @@ class Members:
 
     def _live(self, member: Member) -> None:
         self._version += 1
+        self._moved.add(member.position)
         self._placement.add(member.id, member.position)
         self._infos = None
         self.full = self.full or len(self._placement) >= self._capacity
 
     def _die(self, member: Member) -> None:
         self._version += 1
+        self._moved.add(member.position)
         self._placement.discard(member.position)
         self._infos = None
         self.full = self.full and len(self._placement) > self._capacity - max(1, self._capacity // 50)
