@@ -21,7 +21,7 @@ import sys
 from collections import deque
 from collections.abc import Mapping, MutableMapping
 from contextlib import suppress
-from typing import Any, TextIO, cast
+from typing import Any
 
 import structlog
 import trio
@@ -174,7 +174,7 @@ def configure(name: str = "info", fmt: str = "json") -> None:
     if fmt == "json":
         processors.append(structlog.processors.format_exc_info)
     processors.append(events)
-    stream = cast("TextIO", LossyStream((sys.stderr or sys.stdout).fileno()))  # a process may have no standard error
+    stream: Any = LossyStream((sys.stderr or sys.stdout).fileno())  # a process may have no standard error
     structlog.configure(
         processors=[*processors, renderer],
         wrapper_class=level.logger,

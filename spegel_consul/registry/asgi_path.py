@@ -202,7 +202,7 @@ class ContentApp:
         if plan.request.reference.digest is None:
             head = replace(head, tag_age=self._mirror.peers.tag_ages.own(plan.request.reference))
             if not answer.from_peer:  # a peer checks what it passes on
-                head = await self._mirror.checked(plan.request, head, answer.authorization)
+                head = await self._mirror.checked(plan.request, head, answer.authorization, answer.client)
         load = self._uploads.streams if upload is not Upload.NONE else None
         await answer.head(head, fields_of(head, multipart=multipart, load=load))
         if answer.wants_body:
@@ -249,7 +249,7 @@ class ContentApp:
                 )
             if answer.wants_body:
                 await transfer.hold()
-            head = await self._mirror.checked(plan.request, transfer.head, answer.authorization)
+            head = await self._mirror.checked(plan.request, transfer.head, answer.authorization, answer.client)
             trace.tag_check = head.tag_check
             await answer.head(head, fields_of(head, transfer.served_by))
             if answer.wants_body:

@@ -110,6 +110,23 @@ async def test_a_peer_that_asks_for_the_last_count_waits_for_no_other(made: tupl
     assert len(lookups) == 6, "the last count did not look for so many"
 
 
+async def test_the_last_count_follows_the_images_and_the_nodes_that_have_died(
+    made: tuple[Node, dict[str, str]],
+) -> None:
+    shown, digests = made
+    assert isinstance(shown.ring, RingOfCopies)
+    shown.ring.holders = {digests[BASE]: ["peer2"], digests[ODD]: ["peer2"]}
+    copies = OwnCopies(shown)
+    others: dict[Digest, tuple[str, ...] | None] = {Digest(digests[APP]): ("peer3",), Digest(digests[BASE]): ("peer2",)}
+    copies._count = Count(others, 2, trio.current_time() - 300, 0)
+    async with copies._counting:  # a fresh count takes half a minute
+        with trio.fail_after(5):
+            found = await copies.fewer_than(2, last=True)
+    assert [each["name"] for each in found["images"]] == [APP], "its other node is dead"
+    assert sorted(shown.ring.lookups) == sorted([digests[APP], digests[ODD]]), "ODD is new"
+    assert found["counted"] == 3
+
+
 async def test_members_are_not_gone_through_for_each_image(
     made: tuple[Node, dict[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,7 +186,7 @@ async def test_the_routes(made: tuple[Node, dict[str, str]]) -> None:
     headers = {"host": "10.0.0.1:9090"}
     copies._count = Count({}, 2, trio.current_time() - 300, 0)
     found = json.loads(await (await client.get("/api/copies?fewer=2&last=1", headers=headers)).get_data())
-    assert (found["counted"], round(found["age"])) == (0, 300)
+    assert (found["counted"], round(found["age"])) == (3, 300)
     found = json.loads(await (await client.get("/api/copies?fewer=2", headers=headers)).get_data())
     assert len(found["images"]) == 3
     for text in ("0", "1", "21", "-2", "x", "9" * 5000, "２"):

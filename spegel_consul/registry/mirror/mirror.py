@@ -92,16 +92,18 @@ class Mirror:
         """Whether what is sent for the request is checked at the image's registry before."""
         return self._upstream_tags is not None and request.reference.digest is None
 
-    async def checked(self, request: ContentRequest, head: Head, authorization: str | None) -> Head:
+    async def checked(self, request: ContentRequest, head: Head, authorization: str | None, client: str) -> Head:
         """Return the head with the result of the check, if the request has one. Raises ManifestUnknown.
 
-        ``authorization``: the client's credentials for the registry, if it sent some.
+        ``authorization``: the client's credentials for the registry, if it sent some; ``client``: as for :meth:`begin`.
         """
         if self._upstream_tags is None or request.reference.digest is not None:
             return head
         result = await self._upstream_tags.check(request.reference, head.digest, authorization)
         self._metrics.tag_checks.labels(result.value).inc()
         if result is TagCheck.MOVED:
+            if not client:
+                self.peers.tag_ages.not_passed_on(str(request.reference))
             raise unknown(request, f"{request.reference} is not {head.digest} at its registry any more")
         return replace(head, tag_check=result.value)
 

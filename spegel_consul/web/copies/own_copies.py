@@ -16,6 +16,7 @@ A rule about the count of this node's images belongs here; the other nodes' coun
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import structlog
 import trio
@@ -88,14 +89,17 @@ class OwnCopies:
     async def fewer_than(self, wanted: int, *, last: bool = False) -> Document:
         """Return the images of this node that fewer than ``wanted`` nodes have, with this one, as a document.
 
-        A count that is too old, or looked for too few, is made again; concurrent questions share one. With ``last``
-        no count is too old, because the background makes another one every few minutes.
+        A count that is too old, or looked for too few, is made again; concurrent questions share one. With ``last``,
+        only the images that are new, or on a node that has died since, are counted again.
         """
-        async with self._counting:
-            count = self._count
-            old = count is None or (not last and count.at < trio.current_time() - FRESH)
-            if count is None or old or count.enough < wanted - 1:
-                self._count = count = await self._look(max(_ENOUGH, wanted - 1), pause=_SHORT_PAUSE)
+        count = self._count
+        if last and count is not None and count.enough >= wanted - 1:
+            await self._renew(count)
+        else:
+            async with self._counting:
+                count = self._count
+                if count is None or count.at < trio.current_time() - FRESH or count.enough < wanted - 1:
+                    self._count = count = await self._look(max(_ENOUGH, wanted - 1), pause=_SHORT_PAUSE)
         names = self._node.cluster_members().names
         me, found = self._node.ring.me.id, []
         for stored in self._node.store.stored_images():
@@ -120,20 +124,37 @@ class OwnCopies:
         }
 
     async def _look(self, enough: int, *, pause: float) -> Count:
-        digests = list(dict.fromkeys(image.digest for image in self._node.store.images()))
+        digests = self._digests()
         others: dict[Digest, tuple[str, ...] | None] = {}
+        await self._count_into(others, digests[:MOST], enough, pause)
+        return Count(others, enough, trio.current_time(), max(0, len(digests) - MOST))
 
+    async def _renew(self, count: Count) -> None:
+        """Count the images again that are new, or whose nodes have died since."""
+        holders = {each for others in count.others.values() for each in others or ()}
+        dead = set(filter(self._node.ring.is_dead, holders))
+        changed = [
+            each
+            for each in self._digests()[:MOST]
+            if each not in count.others or not dead.isdisjoint(count.others[each] or ())
+        ]
+        await self._count_into(count.others, changed, count.enough, _SHORT_PAUSE)
+
+    def _digests(self) -> list[Digest]:
+        return list(dict.fromkeys(image.digest for image in self._node.store.images()))
+
+    async def _count_into(
+        self, others: dict[Digest, tuple[str, ...] | None], digests: Sequence[Digest], enough: int, pause: float
+    ) -> None:
         async def one(digest: Digest) -> None:
             others[digest] = await self._others(digest, enough)
 
-        counted = digests[:MOST]
-        for start in range(0, len(counted), BATCH):
+        for start in range(0, len(digests), BATCH):
             if start:
                 await trio.sleep(pause)
             async with trio.open_nursery() as nursery:
-                for digest in counted[start : start + BATCH]:
+                for digest in digests[start : start + BATCH]:
                     nursery.start_soon(one, digest)
-        return Count(others, enough, trio.current_time(), max(0, len(digests) - MOST))
 
     async def _others(self, digest: Digest, enough: int) -> tuple[str, ...] | None:
         """Return the ids of at most ``enough`` living other nodes with the manifest; None if it can't be known."""

@@ -6,8 +6,9 @@ age and never a time of day, because clocks of nodes differ.
 
 The store knows since when its runtime has the tag (:mod:`spegel_consul.store.tag_times`). If the runtime had it from a
 peer through this mirror, it is as old as the peer said, and not as young as the pull: otherwise one old tag would look
-new on each node that takes it. So the mirror remembers what it answered, and what it answered last before the runtime
-wrote its tag explains that tag. Later answers do not, because a pull may fail, or another client may have asked.
+new on each node that takes it. So the mirror remembers its answers. The last one about this digest, or that there is
+none, before the runtime wrote its tag explains it. Later ones do not, because a pull may fail, or another client may
+have asked.
 
 A claim of a peer is bounded: anything but a whole number of seconds, and more than ten years, is no age. A peer that
 tells no age, such as Spegel, comes after those that do. A peer that lies can make its tag be taken, as it could before
@@ -119,7 +120,7 @@ class TagAges:
 
     def _append(self, name: str, answer: _Answer) -> None:
         given = self._passed_on.get(name, ())
-        explains = self._explains(name)
+        explains = self._explains(name, self._store_age(name))
         self._passed_on[name] = (*(each for each in given if each is explains or each in given[-2:]), answer)
 
     def not_passed_on(self, name: str) -> None:
@@ -127,27 +128,31 @@ class TagAges:
         if name in self._passed_on:
             self._append(name, _Answer(None, None, trio.current_time()))
 
-    def _explains(self, name: str) -> _Answer | None:
-        """Return the last answer before the runtime wrote its tag, if it was about the digest that the tag has."""
-        store = self._store
-        age = store.tag_age(name) if store is not None else None
-        if store is None or age is None:
-            return None
-        written, own = trio.current_time() - age, store.resolve(name)
-        fit = [each for each in self._passed_on.get(name, ()) if each.at <= written and each.digest in (None, own)]
-        return fit[-1] if fit else None
-
     def own(self, reference: Reference) -> int | None:
         """Return the age in seconds of the tag in the own store; None if there is none, or it is not known."""
         age = self._age(str(reference))
         return None if age is None else int(age)
 
     def _age(self, name: str) -> float | None:
-        age = self._store.tag_age(name) if self._store is not None else None
-        explains = self._explains(name)
+        age = self._store_age(name)
+        explains = self._explains(name, age)
         if explains is None or explains.digest is None:
             return age
         return None if explains.age is None else explains.age + trio.current_time() - explains.at
+
+    def _store_age(self, name: str) -> float | None:
+        return self._store.tag_age(name) if self._store is not None else None
+
+    def _explains(self, name: str, age: float | None) -> _Answer | None:
+        """Return the last answer about the present digest, or that there is none, before the runtime wrote its tag.
+
+        ``age``: the one by the store.
+        """
+        given = self._passed_on.get(name)
+        if given is None or age is None or self._store is None:
+            return None
+        written, own = trio.current_time() - age, self._store.resolve(name)
+        return next((each for each in reversed(given) if each.at <= written and each.digest in (None, own)), None)
 
     def own_is_newer(self, reference: Reference, head: Head) -> bool:
         """Whether this node has another digest under the tag, and a younger one than a peer's ``head``."""

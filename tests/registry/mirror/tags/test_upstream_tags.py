@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.reference import Reference
 from spegel_consul.registry.mirror.tags import upstream_tags
 from spegel_consul.registry.mirror.tags.upstream_tags import TagCheck, UpstreamTags
+from spegel_consul.registry.mirror.validate_head import Head
 
 from ...image import LAYER, MANIFEST, MANIFEST_DIGEST, TAG_PATH, get
 
@@ -258,6 +260,26 @@ async def test_a_tag_that_has_moved_is_left_to_the_runtime(start_node: Any, regi
     response = await get(asker, TAG_PATH, **RUNTIME)
     assert (response.status_code, response.json()["errors"][0]["code"]) == (404, "MANIFEST_UNKNOWN")
     assert asker.metric("spegel_mirror_requests_total", {"registry": "docker.io", "cache": "miss"}) == 1
+
+
+async def test_a_tag_that_the_registry_has_confirmed_is_as_young_as_that(start_node: Any, registry: Registry) -> None:
+    """A peer's tag was refused, so the runtime has written the old digest again, from the registry."""
+    asker = await start_node(upstream_tags=registry.tags)
+    for data in (LAYER, b"{}"):
+        asker.store.add_content(data)
+    name = "docker.io/library/app:v1"
+    asker.mirror.peers.tag_ages.passed_on(name, Head(MANIFEST_DIGEST, "", 0, 1, 1, False, tag_age=36000))
+    asker.store.add_image(name, MANIFEST, 0)
+    reference = Reference("docker.io", "library/app", tag="v1")
+    assert (asker.mirror.peers.tag_ages.own(reference) or 0) >= 36000
+    newer = json.dumps(json.loads(MANIFEST) | {"annotations": {"version": "2"}}).encode()
+    other = await start_node()
+    fill(other)
+    other.store.add_image(name, newer, 60)
+    asker.router.knows(other)
+    assert (await get(asker, TAG_PATH, **RUNTIME)).status_code == 404
+    asker.store.add_image(name, MANIFEST, 0)
+    assert (asker.mirror.peers.tag_ages.own(reference) or 0) < 600
 
 
 async def test_without_the_registry_the_tag_is_sent_and_says_so(start_node: Any, registry: Registry) -> None:
