@@ -232,7 +232,7 @@ def deaf_server(handle: Callable[[socket.socket], None]) -> Iterator[int]:
 
 @contextmanager
 def udp_server(zone: dict[tuple[str, str], list[str]]) -> Iterator[int]:
-    """Answers over UDP without an additional section; whoever connects over TCP waits."""
+    """Answers over UDP without an additional section; a client that connects over TCP waits."""
     with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp:
         tcp.bind(("127.0.0.1", 0))
         udp.bind(tcp.getsockname())

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import ssl
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from socketserver import ThreadingUnixStreamServer
 
 import pytest
-from lab.answering import Server
+from lab.answering import Docker, Server
 from lab.certificates import Authority
 from lab.ports import free_port
 
@@ -33,32 +29,6 @@ DEBIAN = """version = 2
       conf_dir = "/etc/cni/net.d"
 """
 FAR = "http://192.0.2.7:5000"
-
-
-class Docker(ThreadingUnixStreamServer):
-    """Answers ``GET /info``."""
-
-    daemon_threads = True
-
-    def __init__(self, sock: Path, **info: object) -> None:
-        status = [["driver-type", "io.containerd.snapshotter.v1"]]
-        body = json.dumps({"ServerVersion": "28.5.2", "DriverStatus": status, **info}).encode()
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def address_string(self) -> str:
-                return "unix"
-
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-        super().__init__(str(sock), Handler)
-        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
 
 
 class Machine:

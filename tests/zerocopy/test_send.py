@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import socket
 import threading
@@ -376,28 +375,3 @@ async def test_pages_that_were_in_memory_are_tested_again_after_a_tenth_of_a_sec
             await trio.sleep(0.0 if paced else 0.04)
             received += len(await client.recv(1 << 16))
     assert len(tested) > 10
-
-
-async def test_a_client_that_leaves_at_the_limit_of_open_files_is_let_go(
-    file: int,
-    link: tuple[trio.socket.SocketType, trio.socket.SocketType],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A duplicate of its socket that nobody closes would keep the connection open."""
-    calls, dup = 0, os.dup
-
-    def every_second_fails(fd: int) -> int:
-        nonlocal calls
-        calls += 1
-        if calls % 2 == 0:
-            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-        return dup(fd)
-
-    monkeypatch.setattr(os, "dup", every_second_fails)
-    monkeypatch.setattr(send, "_resident", lambda fd, start, stop: False)
-    sink, client = link
-    with pytest.raises(OSError, match="Too many open files"):
-        await send_file(sink, b"", file, 0, SIZE, lambda _: None)
-    sink.close()
-    with trio.fail_after(5):
-        assert await client.recv(1) == b""

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import field, replace
 from urllib.parse import urlsplit
 
-from spegel_consul.disk.client_tls import ClientTls
+from spegel_consul.http.client_tls import ClientTls
 from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.peers import in_url
 

@@ -46,7 +46,7 @@ from spegel_consul.http import bounded_client
 from spegel_consul.http.answer_bounds import AnswerRefused
 
 if TYPE_CHECKING:
-    from spegel_consul.disk.followed_context import FollowedContext
+    from spegel_consul.http.followed_context import FollowedContext
 
 CONNECT_TIMEOUT = 3.0
 CALL_TIMEOUT = 10.0
@@ -84,7 +84,7 @@ class TrioHTTPClient(HTTPClient):  # type: ignore[misc]  # the library has no ty
         self._tls: FollowedContext | None = None
         if settings.scheme == "https":
             # imported here, because it logs, and most commands and nodes speak plain HTTP to their own agent
-            from spegel_consul.disk.followed_context import FollowedContext
+            from spegel_consul.http.followed_context import FollowedContext
 
             self._tls = FollowedContext(settings.tls)
         # the pool is far larger than the number of long polls, so that a renewal never queues behind one

@@ -26,11 +26,11 @@ import trio
 
 from spegel_consul.consul.api.token import TokenSource
 from spegel_consul.consul.api.transport import root_cause
-from spegel_consul.disk.client_tls import ClientTls
-from spegel_consul.disk.followed_context import FollowedContext
 from spegel_consul.election.lock_store import LockError
 from spegel_consul.http import bounded_client
 from spegel_consul.http.answer_bounds import AnswerRefused
+from spegel_consul.http.client_tls import ClientTls
+from spegel_consul.http.followed_context import FollowedContext
 from spegel_consul.join.peer_formats import one_line
 from spegel_consul.join.polled import SourceError
 from spegel_consul.lean.dataclass import dataclass

@@ -5,6 +5,9 @@ durations, a waterfall or a line in the log from the attributes. Times are those
 ``began``, which is a time of day. At its end a request moves from the live ones to the last hundred, so the memory for
 traces is bounded.
 
+The live requests are also all that wait for a lookup, a peer or a source. So they are looked at once a second here, and
+those whose client has left are ended.
+
 A new fact about a mirrored request belongs here as an attribute, and as a field of :meth:`Trace.to_json`.
 """
 

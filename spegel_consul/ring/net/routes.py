@@ -5,7 +5,7 @@ whether there is a route, and from which address of this machine: connecting a U
 packet.
 
 A Go Spegel names the addresses of all its interfaces, sorted, so that of a bridge such as docker0 may be the first.
-Each machine has that bridge, so at its address answers whoever asks.
+Each machine has that bridge, so a question to its address reaches the machine that asks.
 
 A new question about the routes of this machine belongs here.
 """

@@ -17,8 +17,8 @@ from lab.certificates import Authority
 from structlog.testing import capture_logs
 
 from spegel_consul.disk import foreign_files
-from spegel_consul.disk.client_tls import ClientTls
-from spegel_consul.disk.followed_context import FollowedContext
+from spegel_consul.http.client_tls import ClientTls
+from spegel_consul.http.followed_context import FollowedContext
 
 
 class Place:

@@ -20,8 +20,8 @@ from typing import Any
 
 import structlog
 
-from spegel_consul.disk.client_tls import ClientTls
 from spegel_consul.disk.followed_file import FollowedFile, stamps
+from spegel_consul.http.client_tls import ClientTls
 from spegel_consul.log import ProblemReport
 
 log = structlog.get_logger(__name__)

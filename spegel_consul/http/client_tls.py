@@ -4,7 +4,7 @@ Both have the same variables behind their names, and the rules are those of thei
 ``CAPATH``, either replaces the system's authorities, and a certificate needs its key. An error names the variable.
 
 A new rule about the contents of these files belongs here; the time at which they are read again belongs to
-:mod:`spegel_consul.disk.followed_context`.
+:mod:`spegel_consul.http.followed_context`.
 """
 
 from __future__ import annotations
