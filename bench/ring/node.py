@@ -64,7 +64,7 @@ class Node:
             start = trio.current_time()
             first, found = 0.0, []
             with trio.move_on_after(5):
-                async with self._router.lookup(key, count=count) as providers:
+                with self._router.lookup(key, count=count) as providers:
                     async for provider in providers:
                         first = first or trio.current_time() - start
                         found.append(provider.peer_id)

@@ -222,7 +222,7 @@ async def _look_up(router: KadRouter, keys: list[str]) -> list[float]:
     for key in keys:
         began = trio.current_time()
         with trio.fail_after(5):
-            async with router.lookup(key) as providers:
+            with router.lookup(key) as providers:
                 async for _ in providers:
                     times.append(trio.current_time() - began)
                     break

@@ -11,7 +11,7 @@ runs against each implementation.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import trio
@@ -32,13 +32,14 @@ class Router(Protocol):
         """The other peers that are believed to be alive."""
         ...
 
-    def lookup(self, key: str, *, count: int = 3) -> AbstractAsyncContextManager[AsyncIterator[Provider]]:
+    def lookup(self, key: str, *, count: int = 3) -> AbstractContextManager[AsyncIterator[Provider]]:
         """Yields providers of ``key`` as they are found, each peer once, never this node.
 
         At most ``count`` are yielded, more only if the answers of several peers disagree. The iterator ends when
         ``count`` providers are known here, when some were found and several peers have answered, when several peers
         that must know of one know of none, or when every candidate was asked. Each question has a deadline; the
-        lookup as a whole has none. Leaving the context abandons the questions that are still open.
+        lookup as a whole has none. The questions are sent when the context is entered; leaving it abandons those that
+        are still open. A cancelled wait loses nothing. Raises RingError if the router does not run.
         """
         ...
 

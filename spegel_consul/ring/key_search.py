@@ -1,7 +1,7 @@
 """``KeySearch``: the shell around one ``Lookup``, and the iterator of its providers.
 
-It has no task: questions are sent when the search begins and when an answer comes, by the task that brought the answer.
-The task that iterates waits for providers, and asks one more peer when the lookup says that it is time.
+It has no task: questions are sent when its context is entered and when an answer comes, by the task that brought the
+answer.  The task that iterates waits for providers, and asks one more peer when the lookup says that it is time.
 
 A rule about the choice of peers belongs in ``dht/iterative_lookup``; the meaning of an answer is given by ``router``.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from types import TracebackType
 
 import trio
 
@@ -26,7 +27,8 @@ class KeySearch:
     """Iterates over the providers that ``lookup`` finds.
 
     ``answered(peer, answer)`` is to offer the providers of an answer, and ``finish()`` those that are left at the end;
-    both yield them by :meth:`found`.
+    both yield them by :meth:`found`. It is in
+    ``open_ones`` from the start of the context to its own end.
     """
 
     def __init__(
@@ -36,15 +38,25 @@ class KeySearch:
         ask: Ask,
         answered: Callable[[KeySearch, bytes, Message], None],
         finish: Callable[[KeySearch], None],
+        open_ones: set[KeySearch],
     ) -> None:
         self.lookup = lookup
         self._times = times
         self._ask = ask
         self._answered = answered
         self._finish = finish
+        self._open_ones = open_ones
         self._providers: deque[Provider] = deque()
         self._over = False
         self._wake = trio.Event()
+
+    def __enter__(self) -> KeySearch:
+        self._open_ones.add(self)
+        self.go_on()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self.end()
 
     def __aiter__(self) -> KeySearch:
         return self
@@ -78,6 +90,7 @@ class KeySearch:
     def end(self) -> None:
         """Yield nothing more that is not found yet, and ask nobody."""
         self._over = True
+        self._open_ones.discard(self)
         self._wake.set()
 
     def _told(self, peer: bytes, start: float) -> Told:

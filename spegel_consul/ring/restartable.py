@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager
 
 import structlog
 import trio
@@ -36,12 +36,11 @@ _SAMPLE = 8
 
 
 class _Generation:
-    """One router, its task and the number of its open lookups."""
+    """One router and its task."""
 
     def __init__(self, router: KadRouter) -> None:
         self.router = router
         self.scope = trio.CancelScope()
-        self.lookups = 0
         self.has_run = False
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
@@ -94,15 +93,8 @@ class ReplaceableRouter:
         """The number of (key, peer) pairs that are not acknowledged yet."""
         return self._current.router.unannounced
 
-    @asynccontextmanager
-    async def lookup(self, key: str, *, count: int = 3) -> AsyncIterator[AsyncIterator[Provider]]:
-        generation = self._current
-        generation.lookups += 1
-        try:
-            async with generation.router.lookup(key, count=count) as providers:
-                yield providers
-        finally:
-            generation.lookups -= 1
+    def lookup(self, key: str, *, count: int = 3) -> AbstractContextManager[AsyncIterator[Provider]]:
+        return self._current.router.lookup(key, count=count)
 
     async def announce(self, added: Collection[str], removed: Collection[str] = ()) -> None:
         told: set[_Generation] = set()
@@ -173,7 +165,7 @@ class ReplaceableRouter:
                 new.scope.cancel()
         old.router.retire()
         with trio.move_on_after(DRAIN):
-            while old.lookups:
+            while old.router.open_lookups:
                 await trio.sleep(_POLL)
         old.scope.cancel()
         return True

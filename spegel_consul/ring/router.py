@@ -20,8 +20,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import AsyncIterator, Collection, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 
 import structlog
@@ -170,12 +169,16 @@ class KadRouter:
         return len(self._records)
 
     @property
+    def open_lookups(self) -> int:
+        """The number of lookups that have not ended."""
+        return len(self._searches)
+
+    @property
     def unannounced(self) -> int:
         """The number of (key, peer) pairs that are not acknowledged yet."""
         return self._announcements.pending
 
-    @asynccontextmanager
-    async def lookup(self, key: str, *, count: int = 3) -> AsyncIterator[AsyncIterator[Provider]]:
+    def lookup(self, key: str, *, count: int = 3) -> KeySearch:
         if self._background.nursery is None:
             raise RingError("the ring is not running")
         raw = dht_key(key)
@@ -196,7 +199,7 @@ class KadRouter:
             rng=self._rng,
         )
         # closer peers are of use only to a node whose neighbours of the key have changed
-        brief = all(map(self._is_settled, closest()))
+        brief = all(map(lookup.is_settled, closest()))
         request = encode(Message(MessageType.GET_PROVIDERS, raw, brief=brief))
         search = KeySearch(
             lookup,
@@ -204,16 +207,12 @@ class KadRouter:
             lambda peer, told: self._membership.ask_soon(peer, request, told),
             partial(self._on_answer, raw, keeper),
             self._finish,
+            self._searches,
         )
-        own = map(self._known, self._records.providers(raw, trio.current_time()))
-        self._offer(search, own, own=True)
-        search.go_on()
-        self._searches.add(search)
-        try:
-            yield search
-        finally:
-            self._searches.discard(search)
-            search.end()
+        own = [*map(self._known, self._records.providers(raw, trio.current_time()))]
+        if own:
+            self._offer(search, own, own=True)
+        return search
 
     async def announce(self, added: Collection[str], removed: Collection[str] = ()) -> None:
         if self._leaving:
@@ -262,7 +261,7 @@ class KadRouter:
                     task_status.started()
         finally:
             self._background.nursery = None
-            for search in self._searches:
+            for search in list(self._searches):
                 search.end()  # because nobody is asked any more
         if failure is not None:
             raise failure

@@ -174,6 +174,21 @@ def may_be_there(path: str) -> bool:
     return True
 
 
+def changed_at(path: str) -> int:
+    """Return the time of the last change of the directory ``path`` in nanoseconds, for the event loop; 0 if it is gone.
+
+    Raises BlockingIOError as :func:`open_cached`, and OSError if this process may not look.
+    """
+    try:
+        fd = _open_cached(path, _LOOK)
+    except FileNotFoundError:
+        return 0
+    try:
+        return os.fstat(fd).st_mtime_ns
+    finally:
+        os.close(fd)
+
+
 def _open_cached(path: str, how: _OpenHow) -> int:
     fd: int = _openat2(_OPENAT2, _AT_FDCWD, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how))
     if fd >= 0:

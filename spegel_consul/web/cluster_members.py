@@ -10,8 +10,8 @@ catalog for people belongs here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from spegel_consul import __version__
@@ -20,7 +20,7 @@ from spegel_consul.consul.catalog.service_definitions import ROUTER
 from spegel_consul.election.leader_record import LeaderRecord
 from spegel_consul.join import schedule
 from spegel_consul.join.catalog_routers import to_peer
-from spegel_consul.peers import PeerInfo
+from spegel_consul.peers import PeerInfo, Provider
 from spegel_consul.ring.member_view import MemberView
 
 
@@ -41,7 +41,7 @@ class Ring(Protocol):
     def is_dead(self, peer_id: str) -> bool: ...
     def members(self) -> tuple[PeerInfo, ...]: ...
     def view(self) -> tuple[MemberView, ...]: ...
-    def lookup(self, key: str, *, count: int = 3) -> AbstractAsyncContextManager[Any]: ...
+    def lookup(self, key: str, *, count: int = 3) -> AbstractContextManager[AsyncIterator[Provider]]: ...
 
 
 class ClusterMembers:

@@ -49,7 +49,7 @@ async def eventually(check: Callable[[], object], within: float = WITHIN) -> Non
 async def find(router: Router, key: str, count: int = 3) -> list[Provider]:
     """All that one lookup yields."""
     with trio.fail_after(WITHIN):
-        async with router.lookup(key, count=count) as providers:
+        with router.lookup(key, count=count) as providers:
             return [provider async for provider in providers]
 
 
@@ -304,7 +304,7 @@ class RouterSuite:
         first, second = await ring_of(rig, 2)
         await second.announce(["key"])
         with pytest.raises(KeyError, match="of the caller"):
-            async with first.lookup("key"):
+            with first.lookup("key"):
                 raise KeyError("of the caller")
 
     async def test_lookups_that_are_left_early_do_no_harm(self, rig: Rig) -> None:
@@ -314,10 +314,10 @@ class RouterSuite:
 
         async def check_client(pause: float) -> None:
             with trio.move_on_after(pause):
-                async with routers[0].lookup("key") as providers:
+                with routers[0].lookup("key") as providers:
                     async for _ in providers:
                         break
-                async with routers[0].lookup("nobody has this") as providers:
+                with routers[0].lookup("nobody has this") as providers:
                     async for _ in providers:
                         pass
 
@@ -334,7 +334,7 @@ class RouterSuite:
         await second.announce(["key"])
         await eventually_finds(first, "key", {second.me.id})
         with trio.fail_after(WITHIN):
-            async with first.lookup("nobody has this") as providers:
+            with first.lookup("nobody has this") as providers:
                 await rig.kill(first)
                 assert [provider async for provider in providers] == []
 
@@ -342,7 +342,7 @@ class RouterSuite:
         router = await rig.node()
         await rig.kill(router)
         with pytest.raises(RingError, match="not running"):
-            async with router.lookup("key"):
+            with router.lookup("key"):
                 pass
         with pytest.raises(RingError, match="not running"):
             await router.claim("sha256:one", ClaimReport(serves=True))

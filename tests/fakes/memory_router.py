@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import AsyncIterator, Collection, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from contextlib import contextmanager
 
 import trio
 
@@ -68,11 +68,10 @@ class MemoryRouter:
     def members(self) -> tuple[PeerInfo, ...]:
         return tuple(router.me for router in self._reachable())
 
-    @asynccontextmanager
-    async def lookup(self, key: str, *, count: int = 3) -> AsyncIterator[AsyncIterator[Provider]]:
+    @contextmanager
+    def lookup(self, key: str, *, count: int = 3) -> Iterator[AsyncIterator[Provider]]:
         if self not in self._ring.running:
             raise RingError("the ring is not running")
-        await trio.lowlevel.checkpoint()
         found = [router for router in self._reachable() if key in router._keys]
         send, receive = trio.open_memory_channel[Provider](math.inf)
         with send:

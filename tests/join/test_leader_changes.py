@@ -73,7 +73,7 @@ async def test_no_lookup_fails_while_the_leader_changes_ten_times(
         nonlocal done
         asker, owner = rng.sample(range(NODES), 2)
         with trio.move_on_after(MIRROR_PATIENCE):
-            async with routers[asker].lookup(f"of {owner}", count=1) as providers:
+            with routers[asker].lookup(f"of {owner}", count=1) as providers:
                 async for provider in providers:
                     if provider.peer_id == routers[owner].me.id:
                         done += 1

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -89,7 +89,10 @@ async def alone(group: str, report: ClaimReport) -> Verdict:
 
 
 class ListRouter:
-    """Yields the providers that a test put in, after ``delay`` seconds each; ``None`` never ends."""
+    """Yields the providers that a test put in, after ``delay`` seconds each; ``None`` never ends.
+
+    Without a delay they come together, as those of one answer do.
+    """
 
     def __init__(self) -> None:
         self.providers: list[Provider | None] = []
@@ -99,13 +102,14 @@ class ListRouter:
         self.vacant = False
         self.keeper: Callable[[str, ClaimReport], Awaitable[Verdict]] = alone
 
-    @asynccontextmanager
-    async def lookup(self, key: str, *, count: int = 3) -> AsyncIterator[AsyncIterator[Provider]]:
+    @contextmanager
+    def lookup(self, key: str, *, count: int = 3) -> Iterator[AsyncIterator[Provider]]:
         self.asked.append(key)
 
         async def found() -> AsyncIterator[Provider]:
             for provider in self.providers[: count + 1]:
-                await trio.sleep(self.delay)
+                if self.delay:
+                    await trio.sleep(self.delay)
                 if provider is None:
                     await trio.sleep_forever()
                 else:

@@ -183,7 +183,7 @@ async def test_a_hung_peer_delays_a_hit_by_a_hedge_interval_at_most(rig: SimRig,
     for router in routers[1:3]:
         rig.hosts[router.me.id].hung = True
     start = trio.current_time()
-    async with fresh.lookup("layer", count=1) as providers:
+    with fresh.lookup("layer", count=1) as providers:
         async for _ in providers:
             break
     assert trio.current_time() - start < 0.1

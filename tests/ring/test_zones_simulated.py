@@ -43,7 +43,7 @@ def all_know(routers: list[KadRouter], places: list[Place]) -> bool:
 
 
 async def found(router: KadRouter, key: str, count: int = 3) -> list[Provider]:
-    async with router.lookup(key, count=count) as providers:
+    with router.lookup(key, count=count) as providers:
         return [provider async for provider in providers]
 
 

@@ -126,7 +126,7 @@ class World:
         running = self.running
         for _ in range(LOOKUPS):
             asker, owner = self._rng.sample(running, 2)
-            async with asker.router.lookup(owner.keys[0], count=1) as providers:
+            with asker.router.lookup(owner.keys[0], count=1) as providers:
                 found = [provider.peer_id async for provider in providers]
             if found != [owner.router.me.id]:
                 return f"node {asker.number} does not find {owner.keys[0]!r}"

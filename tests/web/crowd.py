@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from fakes.memory_store import MemoryStore
@@ -65,8 +65,8 @@ class Ring:
     def members(self) -> tuple[PeerInfo, ...]:
         return tuple(PeerInfo(member.id, member.routers) for member in self.view() if member.alive)
 
-    @asynccontextmanager
-    async def lookup(self, key: str, *, count: int = 3) -> AsyncIterator[AsyncIterator[Provider]]:
+    @contextmanager
+    def lookup(self, key: str, *, count: int = 3) -> Iterator[AsyncIterator[Provider]]:
         async def found() -> AsyncIterator[Provider]:
             for number in range(1, min(self.others, 12) + 1):
                 yield Provider(f"12D3KooW{number:044}", (address(number), 5000))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,8 +35,8 @@ class RingOfCopies(Ring):
     holders: dict[str, list[str]] = field(default_factory=dict)
     lookups: list[str] = field(default_factory=list)
 
-    @asynccontextmanager
-    async def lookup(self, key: str, *, count: int = 3) -> AsyncIterator[AsyncIterator[Provider]]:
+    @contextmanager
+    def lookup(self, key: str, *, count: int = 3) -> Iterator[AsyncIterator[Provider]]:
         self.lookups.append(key)
 
         async def found() -> AsyncIterator[Provider]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from typing import Any
@@ -54,8 +54,8 @@ class FakeRing:
     def members(self) -> tuple[PeerInfo, ...]:
         return tuple(PeerInfo(member.id, member.routers) for member in self.view() if member.alive)
 
-    @asynccontextmanager
-    async def lookup(self, key: str, *, count: int = 3) -> AsyncIterator[AsyncIterator[Provider]]:
+    @contextmanager
+    def lookup(self, key: str, *, count: int = 3) -> Iterator[AsyncIterator[Provider]]:
         async def found() -> AsyncIterator[Provider]:
             for n, name in enumerate(NAMES):
                 yield Provider(f"peer{n}", (name, 5000))

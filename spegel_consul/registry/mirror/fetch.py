@@ -1,8 +1,9 @@
 """The hedged race for one piece of content: find peers that have it, and ask them.
 
 The lookup and the questions are tasks of one nursery. Each task reports events to the :class:`Race` of
-:mod:`spegel_consul.registry.mirror.providers.hedging`, which decides the next question. A fetch outlives its first
-accepted answer, because that peer may fail in mid-body, and then the race goes on for the rest of the bytes. If no
+:mod:`spegel_consul.registry.mirror.providers.hedging`, which decides the next question. While nothing but the lookup
+can happen, the request's own task waits for it. A fetch outlives its first accepted answer, because that peer may fail
+in mid-body, and then the race goes on for the rest of the bytes. If no
 provider is left, or if other content of the group is coming that way already, a node that is still downloading the
 content is asked (:mod:`spegel_consul.registry.mirror.questions.source_search`), and so it is before a provider of
 another zone.
@@ -18,7 +19,6 @@ the rules for one answer belong to :mod:`spegel_consul.registry.mirror.validate_
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -32,10 +32,12 @@ from spegel_consul.http.registry_connection import Unreachable
 from spegel_consul.oci.digest import Digest
 from spegel_consul.oci.errors import OCIError, RangeInvalid
 from spegel_consul.oci.path import ContentRequest, Kind, unknown
-from spegel_consul.peers import PeerError, Provider, RingError
+from spegel_consul.peers import PeerError, Provider
 from spegel_consul.registry.mirror.mirror_peers import MirrorPeers
 from spegel_consul.registry.mirror.providers.hedging import BUSY_PATIENCE, PROMISED_PATIENCE, Ask, Exhausted, Race, Wait
+from spegel_consul.registry.mirror.questions.late_nursery import LateNursery
 from spegel_consul.registry.mirror.questions.peer_answer import Answer, Question
+from spegel_consul.registry.mirror.questions.provider_search import ProviderSearch
 from spegel_consul.registry.mirror.questions.source_search import SourceSearch
 from spegel_consul.registry.mirror.tags.tag_ages import OwnTagIsNewer, agree, newest
 from spegel_consul.registry.mirror.trace import CUT, Trace
@@ -62,7 +64,7 @@ class Fetch:
     """The race of one request, including all resumptions; its questions are tasks of ``nursery``."""
 
     def __init__(
-        self, peers: MirrorPeers, request: ContentRequest, method: str, nursery: trio.Nursery, trace: Trace
+        self, peers: MirrorPeers, request: ContentRequest, method: str, nursery: LateNursery, trace: Trace
     ) -> None:
         self._peers = peers
         self._trace = trace
@@ -77,10 +79,9 @@ class Fetch:
         self._nursery = nursery
         self._is_tag = request.reference.digest is None
         self._agreed_on = peers.tag_ages.agreed_on(request.key) if self._is_tag else None
-        self._since = trio.current_time()
         settings = peers.settings
         self._race = Race(
-            self._since,
+            trio.current_time(),
             resolve_timeout=settings.resolve_timeout,
             attempts=settings.attempts,
             hedge=settings.hedge,
@@ -91,9 +92,8 @@ class Fetch:
             choose=lambda waiting: peers.loads.choose(waiting, trio.current_time()),
             busy_patience=BUSY_PATIENCE if request.falls_back else PROMISED_PATIENCE,
         )
-        self._lookups = 0
+        self._search = ProviderSearch(peers, request.key, trace, nursery, self._found, self._lookup_ended)
         self._wake = trio.Event()
-        self._looking_up = self._looked_up = False
         self._questions: list[trio.CancelScope] = []
         self._answers: list[Answer] = []
         self._refused: RangeInvalid | None = None
@@ -110,6 +110,11 @@ class Fetch:
         ``expected``: the required head, if any; ``source_first``: whether a source may be asked before the providers.
         Raises the OCIError with the reason why there is no answer.
         """
+        answer = await self._first(range_header, expected, source_first)
+        await self._nursery.open()  # because the next answer may be wanted in an inner cancel scope
+        return answer
+
+    async def _first(self, range_header: str | None, expected: Head | None, source_first: bool) -> Answer:
         sources = self._sources
         if sources is not None and source_first and sources.goes_first:
             answer = await sources.answer(range_header, expected)
@@ -137,8 +142,8 @@ class Fetch:
             rest, wanted = replace(head, start=reached, partial=True), f"bytes={reached}-{head.stop - 1}"
         sources = self._sources
         follows = sources is not None and sources.found
-        if self._looked_up:  # nodes may have completed the download since the lookup
-            self._lookups = 0
+        if self._search.is_over:  # nodes may have completed the download since the lookup
+            self._search.count = 0
             self._look_up_again(anew=True)
         self._race.resumed(trio.current_time(), skip_slow=skip_slow)
         try:
@@ -163,7 +168,11 @@ class Fetch:
         self._race.again(provider)
 
     def close(self) -> None:
-        """Discard the answers that are not used."""
+        """Abandon the lookup, and discard the answers that are not used."""
+        self._search.close()
+        self._discard_answers()
+
+    def _discard_answers(self) -> None:
         for answer in self._answers:
             answer.discard()
         self._answers.clear()
@@ -185,25 +194,10 @@ class Fetch:
 
     def _look_up_again(self, *, anew: bool = False) -> None:
         """Let the race have another lookup as soon as it knows no provider to ask; ``anew`` is as for the race."""
-        self._looking_up = self._looked_up = False
-        self._since = trio.current_time()
+        self._search.again()
         self._race.lookup_begun(anew=anew)
 
-    async def _look_up(self) -> None:
-        self._lookups += 1
-        key, first = self._request.key, True
-        try:
-            async with self._peers.router.lookup(key, count=self._peers.settings.attempts) as providers:
-                async for provider in providers:
-                    if first:
-                        first = False
-                        self._trace.looked_up = time.perf_counter()
-                        self._peers.on_resolved(trio.current_time() - self._since)
-                    self._peers.recent.add(key, provider)
-                    self._found(provider)
-        except RingError as exc:
-            log.debug("lookup failed", key=key, error=str(exc))
-        self._looked_up = True
+    def _lookup_ended(self) -> None:
         self._race.lookup_ended()
         self._wake.set()
 
@@ -233,15 +227,17 @@ class Fetch:
                         if answer is not None:
                             self._race.put_back(provider, trio.current_time())
                             return answer
-                    self._start(provider, range_header, expected)
-                case Wait(starved=True) if self._answers and self._is_tag and not self._looking_up:
+                    await self._start(provider, range_header, expected)
+                case Wait(starved=True) if self._answers and self._is_tag and not self._search.is_begun:
                     settle_at = -math.inf  # a lookup of this moment has named the providers
                 case Wait(until, starved):
-                    if starved and not self._looking_up:
-                        self._looking_up = True
-                        self._nursery.start_soon(self._look_up)
-                        if self._sources is not None and self._race.knows_nobody:
-                            self._sources.claim_in(self._nursery)
+                    if starved and not self._search.is_begun:
+                        if self._race.knows_nobody and not self._answers:
+                            beside = partial(self._sources.claim, self._nursery) if self._sources is not None else None
+                            await self._search.begin_alone(until, beside)
+                        else:
+                            await self._search.begin()
+                        continue
                     self._wake = trio.Event()
                     alone = self._race.knows_nobody
                     with trio.CancelScope(deadline=min(until, settle_at)):
@@ -314,14 +310,14 @@ class Fetch:
             question.cancel()
         self._questions.clear()
         self._answers.remove(answer)
-        self.close()
+        self._discard_answers()
         return answer
 
-    def _start(self, provider: Provider, range_header: str | None, expected: Head | None) -> None:
+    async def _start(self, provider: Provider, range_header: str | None, expected: Head | None) -> None:
         question = trio.CancelScope()
         self._questions.append(question)
         self._peers.loads.asked(provider.registry, trio.current_time())
-        self._nursery.start_soon(self._ask, question, provider, range_header, expected)
+        (await self._nursery.open()).start_soon(self._ask, question, provider, range_header, expected)
 
     def _by_secondary(self, provider: Provider) -> Provider | None:
         """Return the provider at its secondary address if that is to be asked instead, else None."""
@@ -348,7 +344,7 @@ class Fetch:
                     self._peers.refused(provider, exc)
                     return
                 self._race.refused(provider, self._peers.refused(provider, exc), trio.current_time())
-                if self._looked_up and self._race.knows_nobody and self._lookups < _MOST_LOOKUPS:
+                if self._search.is_over and self._race.knows_nobody and self._search.count < _MOST_LOOKUPS:
                     self._look_up_again()  # a lookup names few of many providers, and others may have it since
             except PeerError as exc:
                 log.debug("peer failed", key=self._request.key, registry=provider.registry[0], error=str(exc))
@@ -356,7 +352,7 @@ class Fetch:
                 self._peers.penalties.failed(provider, hung=exc.hung, broken=exc.broken, reached=reached)
                 self._peers.recent.drop(self._request.key, provider)
                 if not reached and not question.cancel_called and (other := self._by_secondary(provider)) is not None:
-                    self._start(other, range_header, expected)
+                    await self._start(other, range_header, expected)
                 else:
                     self._race.failed(provider, trio.current_time())
                 if not reached:
@@ -382,14 +378,12 @@ async def race(peers: MirrorPeers, request: ContentRequest, method: str, trace: 
     found: Exception | None = None
     fetch: Fetch | None = None
     try:
-        async with trio.open_nursery() as nursery:
+        async with LateNursery() as nursery:
             fetch = Fetch(peers, request, method, nursery, trace)
             try:
                 yield fetch
             except Exception as exc:
                 found = exc
-            finally:
-                nursery.cancel_scope.cancel()
     finally:
         # a question can be answered until the nursery has ended, however it ends
         if fetch is not None:

@@ -70,18 +70,22 @@ class AnswerTimes:
 
     def __init__(self) -> None:
         self._times: deque[float] = deque(maxlen=_REMEMBERED)
+        self._new = 0
+        self._hedge = HEDGE
 
     def took(self, seconds: float) -> None:
         """Record an answer that came after ``seconds``."""
         self._times.append(seconds)
+        self._new += 1
 
     @property
     def hedge(self) -> float:
         """The 90th percentile of recent answer times, within bounds."""
-        if len(self._times) < _ENOUGH:
-            return HEDGE
-        percentile = sorted(self._times)[len(self._times) * 9 // 10]
-        return min(_LONGEST_HEDGE, max(_SHORTEST_HEDGE, percentile))
+        if self._new >= _ENOUGH:
+            self._new = 0
+            percentile = sorted(self._times)[len(self._times) * 9 // 10]
+            self._hedge = min(_LONGEST_HEDGE, max(_SHORTEST_HEDGE, percentile))
+        return self._hedge
 
 
 class Lookup:
@@ -106,7 +110,8 @@ class Lookup:
         rng: random.Random | None = None,
     ) -> None:
         self._in_touch = in_touch
-        self._settled = settled
+        self._settled_now = settled
+        self._settled: dict[bytes, bool] = {}
         self._certain = int(own_settled)
         self._busy = busy
         self._closest = closest
@@ -165,8 +170,15 @@ class Lookup:
         """``peer`` answered; pass its providers to :meth:`offer`."""
         self._open.discard(peer)
         self._answered.add(peer)
-        self._certain += self._settled(peer)
+        self._certain += self._settled_now(peer)
         self._quiet_since = now
+
+    def is_settled(self, peer: bytes) -> bool:
+        """Whether ``peer`` was settled when this lookup first looked; a lookup is short, and looks dozens of times."""
+        settled = self._settled.get(peer)
+        if settled is None:
+            settled = self._settled[peer] = self._settled_now(peer)
+        return settled
 
     def failed(self, peer: bytes, now: float) -> None:
         """``peer`` did not answer in time, or can't be reached."""
@@ -187,18 +199,23 @@ class Lookup:
         self._open.update(chosen)
         return chosen
 
+    def _needed(self, least: int) -> int:
+        """How many more settled peers are to be asked while nothing is found."""
+        return max(CERTAIN - self._certain + self._hedges - sum(map(self.is_settled, self._open)), least)
+
     def _choose(self, waiting: Sequence[bytes], *, least: int = 0) -> list[bytes]:
         """The peers of ``waiting`` to ask now, ``least`` of them even if enough are asked already."""
+        if not self._any and self._needed(least) <= 0 and all(map(self.is_settled, waiting)):
+            return []
         order = self._rng.sample(waiting[:SPREAD], min(SPREAD, len(waiting)))
-        order.sort(key=lambda peer: (self._in_touch(peer), self._settled(peer), peer == self._busy), reverse=True)
+        order.sort(key=lambda peer: (self._in_touch(peer), self.is_settled(peer), peer == self._busy), reverse=True)
         if self._any:
             count = PARALLEL - len(self._answered)
         else:
             count = PARALLEL
-            needed = CERTAIN - self._certain + self._hedges - sum(map(self._settled, self._open))
-            settled = [peer for peer in order if self._settled(peer)]
-            fresh = [peer for peer in (*order, *waiting[SPREAD:]) if not self._settled(peer)]
-            order = settled[: max(needed, least)] + fresh
+            settled = [peer for peer in order if self.is_settled(peer)]
+            fresh = [peer for peer in (*order, *waiting[SPREAD:]) if not self.is_settled(peer)]
+            order = settled[: self._needed(least)] + fresh
         return order[: max(count + self._hedges - len(self._open), least)]
 
     @property
@@ -208,7 +225,7 @@ class Lookup:
             return True
         left = [peer for peer in self._closest() if peer in self._open or peer not in self._asked]
         if not self._any and self._certain >= CERTAIN:
-            return all(map(self._settled, left))
+            return all(map(self.is_settled, left))
         return not self._open and not left
 
     @property

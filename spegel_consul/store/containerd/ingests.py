@@ -7,7 +7,8 @@ containerd (1.6 to 2.1, and the one of Docker) makes the directory before it ask
 pieces of 1 MiB. The commit renames ``data``, so an open descriptor stays good. An aborted download is deleted.
 ``Content.ListStatuses`` says less than the directory and costs ten times as much.
 
-A look lists the directory in a thread. Calls share a look for 50 ms, because many transfers wait for one download. Of
+A look lists the directory in a thread. Calls share a look for 50 ms, because many transfers wait for one download. A
+look that found none counts until the directory changes, because each miss of an idle node asks whether it is idle. Of
 more than 4096 ingests the newest are read, because a failed pull may leave some and a new one is what is asked for. A
 digest that nobody asked for lately gets a look of its own, because the runtime makes the ingest a few milliseconds
 before its request.
@@ -27,9 +28,10 @@ import math
 import os
 import re
 import stat
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import field
+from dataclasses import field, replace
 from functools import partial
 from heapq import nlargest
 from itertools import islice
@@ -45,7 +47,7 @@ from spegel_consul.error_words import in_words
 from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.oci.digest import Digest
 from spegel_consul.store import Downloads
-from spegel_consul.store.blob_files import blob_file
+from spegel_consul.store.blob_files import blob_file, changed_at
 from spegel_consul.zerocopy.growing_file import GrowingFile
 
 log = structlog.get_logger(__name__)
@@ -64,6 +66,7 @@ _MOST = 4096  # directories that a look reads, the newest ones, and digests that
 _MOST_LISTED = 32_768  # directories among which the newest are chosen; failed pulls of other programs may leave many
 _LONGEST_SHARED = 1.0  # seconds for which calls share a look that takes long
 _MOST_EACH = 8  # ingests of one digest that are tried
+_TICK = 100_000_000  # nanoseconds, more than between two ticks of the clock of files
 _MAX_REF = 512  # bytes
 _MAX_TOTAL = 32  # bytes
 _TOTAL = re.compile(rb"[0-9]{1,15}")
@@ -78,6 +81,8 @@ class Look:
     size: int | None = None
     sizes: Mapping[Digest, int] = field(default_factory=dict)
     """Bytes of the longest ingest of each digest."""
+    empty_until: int | None = None
+    """There is no ingest for certain as long as this is the time of the directory's last change, 0 if it is missing."""
 
 
 class IngestDirectory:
@@ -92,6 +97,9 @@ class IngestDirectory:
         """List the ingests below the content store ``root``. Raises OSError if the directory can't be listed."""
         ingest = f"{root}/ingest"
         listed: list[str] = []
+        changed = 0
+        with suppress(FileNotFoundError):
+            changed = Path(ingest).stat().st_mtime_ns  # before it is listed
         with suppress(FileNotFoundError), os.scandir(ingest) as entries:
             found = [each for each in islice(entries, _MOST_LISTED) if each.is_dir(follow_symlinks=False)]
             listed = [each.name for each in (found if len(found) <= _MOST else nlargest(_MOST, found, key=_changed))]
@@ -100,7 +108,9 @@ class IngestDirectory:
             with suppress(OSError):  # the file follows in a moment, or is none of containerd's
                 known[name] = self._digests[name] if name in self._digests else self._read(f"{ingest}/{name}/ref")
         self._digests = known
-        return _found(ingest, known)
+        # a clock of the kernel ticks every few milliseconds, so a later change could bear the same time
+        is_sure = len(known) == len(listed) and time.time_ns() - changed > _TICK
+        return replace(_found(ingest, known), empty_until=changed if is_sure and not any(known.values()) else None)
 
     def _read(self, path: str) -> Digest | None:
         """Return the digest in a ref. Raises OSError if the file is not there, not yet written, or no ref at all."""
@@ -261,10 +271,16 @@ class Ingests:
     async def at_work(self) -> int | None:
         """Return the bytes of all downloads together, None if there is none; the last known if a look fails."""
         root, since = self._root(), trio.current_time() - self._shared
-        # without a checkpoint if the last look is shared, because each miss asks this
-        if root is not None and self._began < since:
+        # without a checkpoint if the last look counts, because each miss asks this
+        if root is not None and self._began < since and not self._is_empty(root):
             await self._look(root, since)
         return self._last.size
+
+    def _is_empty(self, root: Path) -> bool:
+        try:
+            return changed_at(f"{root}/ingest") == self._last.empty_until
+        except OSError:
+            return False
 
     def forget(self, digest: Digest) -> None:
         """Do not show the blob of ``digest``, because it is not this namespace's."""

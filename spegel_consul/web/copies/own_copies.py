@@ -163,7 +163,7 @@ class OwnCopies:
         with trio.move_on_after(_WITHIN) as deadline:
             try:
                 # more than are needed, because some may be dead
-                async with ring.lookup(digest, count=enough + 1) as providers:
+                with ring.lookup(digest, count=enough + 1) as providers:
                     async for provider in providers:
                         if provider.peer_id != ring.me.id and not ring.is_dead(provider.peer_id):
                             found[provider.peer_id] = None

@@ -73,7 +73,7 @@ async def lookup(node: Node, key: str, names: Mapping[str, str], *, within: floa
     problem = None
     with trio.move_on_after(within) as deadline:
         try:
-            async with node.ring.lookup(key, count=MOST_PROVIDERS) as found:
+            with node.ring.lookup(key, count=MOST_PROVIDERS) as found:
                 async for provider in found:
                     providers.append(
                         {

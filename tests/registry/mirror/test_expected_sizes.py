@@ -200,7 +200,7 @@ async def test_peers_that_disagree_with_each_other_are_verified(start_node: Any,
     request = ContentRequest(Kind.BLOB, Reference("docker.io", "library/app", digest=DIGEST))
     async with race(asker.mirror.peers, request, "GET", asker.mirror.begin(request, "GET")) as fetch:
         for provider in asker.router.providers:
-            fetch._start(provider, None, None)
+            await fetch._start(provider, None, None)
         with trio.fail_after(5):
             while len(fetch._answers) < 2:
                 await fetch._wake.wait()

@@ -224,7 +224,7 @@ async def test_cancelled_lookups_and_streams_do_not_break_connections(
     assert before is not None
 
     async def talk() -> None:
-        async with friend.lookup("layer") as providers:
+        with friend.lookup("layer") as providers:
             async for _ in providers:
                 break
         with suppress(RingError):  # so many streams at once are refused, which is no harm

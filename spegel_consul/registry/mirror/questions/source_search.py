@@ -30,6 +30,7 @@ from spegel_consul.registry.mirror.followers import WAIT
 from spegel_consul.registry.mirror.following.follows import Follows
 from spegel_consul.registry.mirror.following.group_claim import Follow
 from spegel_consul.registry.mirror.mirror_peers import MirrorPeers, WrongBytes
+from spegel_consul.registry.mirror.questions.late_nursery import LateNursery
 from spegel_consul.registry.mirror.questions.peer_answer import Answer, Question
 from spegel_consul.registry.mirror.trace import Trace
 from spegel_consul.registry.mirror.validate_head import Head
@@ -47,6 +48,7 @@ _LONG = 20.0  # seconds after which a refusal says that the source has not come 
 _REFUSALS = 2  # after which a source is asked again, while it sends other content of the group
 _AFTER_REFUSAL = 0.5  # seconds
 _MOST_SOURCES = 4  # that one request follows before it goes upstream
+_LOOK = 0.02  # seconds in which the disk says whether the claim can be put off
 _READY = 1.0  # seconds for which a verdict is kept for the end of the lookup
 
 
@@ -61,8 +63,8 @@ class SourceSearch:
         self._request = request
         self._question = question
         self._trace = trace
+        self._begun = self._put_off = False
         self._claimed: trio.Event | None = None
-        self._put_off = False
         self._upstream_until = -math.inf
         self.asked = False
         """Whether a source was looked for."""
@@ -75,14 +77,20 @@ class SourceSearch:
         digest = self._request.reference.digest
         return not self.asked and digest is not None and self._follows.is_following(digest)
 
-    def claim_in(self, nursery: trio.Nursery) -> None:
-        """Have a verdict ready when the lookup has found no provider."""
-        if self._claimed is None:
+    async def claim(self, nursery: LateNursery) -> None:
+        """Have a verdict ready when the lookup has found no provider, by a task if the claim can't be put off."""
+        if self._begun:
+            return
+        self._begun = True
+        with trio.move_on_after(_LOOK) as look:
+            self._put_off = await self._follows.may_claim_late(self._request)
+        if not self._put_off:
             self._claimed = trio.Event()
-            nursery.start_soon(self._claim, self._claimed)
+            (await nursery.open()).start_soon(self._claim, self._claimed, look.cancelled_caught)
 
-    async def _claim(self, claimed: trio.Event) -> None:
-        self._put_off = await self._follows.may_claim_late(self._request)
+    async def _claim(self, claimed: trio.Event, look_again: bool) -> None:
+        if look_again:
+            self._put_off = await self._follows.may_claim_late(self._request)
         if not self._put_off:
             await self._ask_keeper()
         claimed.set()

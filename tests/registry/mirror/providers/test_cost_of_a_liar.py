@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncGenerator
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
@@ -70,7 +70,7 @@ class Node:
 
     limits = PeerLimits()
 
-    def lookup(self, key: str, *, count: int = 3) -> AbstractAsyncContextManager[Any]:
+    def lookup(self, key: str, *, count: int = 3) -> AbstractContextManager[Any]:
         router = ListRouter()
         router.providers = [*self.rng.sample(PROVIDERS, 3)]
         return router.lookup(key, count=count)
