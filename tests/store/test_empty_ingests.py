@@ -1,0 +1,81 @@
+"""Whether the runtime downloads anything is known without a look while the directory of ingests does not change."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import trio.testing
+from conformance.downloads import BODY
+
+from spegel_consul.store.containerd.ingests import SHARED
+from tests.store.observed_ingests import Observed, observed
+
+__all__ = ["observed"]
+
+
+async def at_work(observed: Observed, clock: trio.testing.MockClock) -> int | None:
+    clock.jump(2 * SHARED)
+    return await observed.ingests.at_work()
+
+
+def make_old(directory: Path) -> None:
+    """As if it had been changed long ago, because a change of this moment might not be the last of its tick."""
+    os.utime(directory, (1_700_000_000, 1_700_000_000))
+
+
+async def test_a_directory_without_ingests_is_looked_at_once(
+    observed: Observed, mock_clock: trio.testing.MockClock
+) -> None:
+    observed.content.begin(BODY, namespace="moby")
+    ingest = observed.content.root / "ingest"
+    make_old(ingest)
+    for _ in range(3):
+        assert await at_work(observed, mock_clock) is None
+    assert observed.looks == 1
+    observed.content.begin(BODY)
+    assert await at_work(observed, mock_clock) == 0
+    assert observed.looks == 2, "the new ingest has changed the directory"
+    make_old(ingest)
+    assert await at_work(observed, mock_clock) == 0
+    assert observed.looks == 3, "an ingest grows without a change of the directory"
+
+
+async def test_a_directory_that_comes_and_goes(observed: Observed, mock_clock: trio.testing.MockClock) -> None:
+    ingest = observed.content.root / "ingest"
+    shutil.rmtree(ingest, ignore_errors=True)
+    for _ in range(3):
+        assert await at_work(observed, mock_clock) is None
+    assert observed.looks == 1, "there is none"
+    ingest.mkdir()
+    observed.content.begin(BODY)
+    assert await at_work(observed, mock_clock) == 0
+    shutil.rmtree(ingest)
+    assert await at_work(observed, mock_clock) is None
+    assert observed.looks == 3
+
+
+async def test_a_directory_of_this_moment_is_looked_at_again(
+    observed: Observed, mock_clock: trio.testing.MockClock
+) -> None:
+    """The next ingest may bear the same time, because the clock of files ticks every few milliseconds."""
+    observed.content.begin(BODY, namespace="moby")
+    for looks in (1, 2):
+        os.utime(observed.content.root / "ingest")
+        assert await at_work(observed, mock_clock) is None
+        assert observed.looks == looks
+
+
+async def test_an_ingest_without_its_ref_is_looked_at_again(
+    observed: Observed, mock_clock: trio.testing.MockClock
+) -> None:
+    """The runtime writes it a moment later, and that changes only the ingest's own directory."""
+    begun = observed.content.begin(BODY)
+    ref = (begun.path / "ref").read_bytes()
+    (begun.path / "ref").unlink()
+    make_old(observed.content.root / "ingest")
+    assert await at_work(observed, mock_clock) is None
+    (begun.path / "ref").write_bytes(ref)
+    make_old(observed.content.root / "ingest")
+    assert await at_work(observed, mock_clock) == 0
