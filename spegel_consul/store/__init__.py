@@ -149,6 +149,10 @@ class Store(Protocol):
         """
         ...
 
+    def is_idle(self) -> bool:
+        """Whether it is certain, without a look at the disk, that ``at_work`` would be None."""
+        ...
+
     def watch(self) -> AbstractAsyncContextManager[AsyncIterator[Changed]]:
         """Changes from now on; the first item tells everything that is there already.
 

@@ -98,6 +98,9 @@ class IndexedStore:
         await trio.lowlevel.checkpoint()
         return None
 
+    def is_idle(self) -> bool:
+        return True
+
     def images(self) -> tuple[Image, ...]:
         return self._index.images()
 

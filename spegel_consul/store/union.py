@@ -150,6 +150,9 @@ class UnionStore:
         working = [size for store in self._stores if (size := await store.at_work()) is not None]
         return sum(working) if working else None
 
+    def is_idle(self) -> bool:
+        return all(store.is_idle() for store in self._stores)
+
     @asynccontextmanager
     async def watch(self) -> AsyncIterator[AsyncIterator[Changed]]:
         await trio.lowlevel.checkpoint()

@@ -89,6 +89,9 @@ class IngestStore(FileStore):
     async def at_work(self) -> int | None:
         return await self._ingests.at_work()
 
+    def is_idle(self) -> bool:
+        return self._ingests.is_idle()
+
     def expect(self, digest: Digest) -> None:
         """The runtime has what is in :attr:`unseen`."""
         self.expected.append(digest)

@@ -79,3 +79,19 @@ async def test_an_ingest_without_its_ref_is_looked_at_again(
     (begun.path / "ref").write_bytes(ref)
     make_old(observed.content.root / "ingest")
     assert await at_work(observed, mock_clock) == 0
+
+
+async def test_an_idle_runtime_is_known_without_a_look(observed: Observed, mock_clock: trio.testing.MockClock) -> None:
+    ingest = observed.content.root / "ingest"
+    make_old(ingest)
+    assert not observed.ingests.is_idle(), "nobody has looked yet"
+    await at_work(observed, mock_clock)
+    looks = observed.looks
+    assert observed.ingests.is_idle()
+    begun = observed.content.begin(BODY)
+    assert not observed.ingests.is_idle()
+    await at_work(observed, mock_clock)
+    make_old(ingest)
+    assert not observed.ingests.is_idle(), "an ingest is there"
+    await begun.commit()
+    assert observed.looks == looks + 1

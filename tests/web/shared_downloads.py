@@ -60,6 +60,9 @@ class Downloading(MemoryStore):
     async def at_work(self) -> int | None:
         return self.here
 
+    def is_idle(self) -> bool:
+        return False
+
 
 @dataclass
 class Keeper:

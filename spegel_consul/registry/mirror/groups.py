@@ -97,8 +97,8 @@ class Groups:
         at_work = [group for group in self._at_work if digest in self._contents.get(group, ())]
         return min(at_work) if at_work else self._group_of.get(digest, digest)
 
-    async def of(self, request: ContentRequest) -> str:
-        """Return the group of the request, which names a digest."""
+    def at_once(self, request: ContentRequest) -> str | None:
+        """Return the group of the request, which names a digest; None if manifests must be read before."""
         digest = request.reference.digest
         assert digest is not None
         if request.kind is Kind.MANIFEST:
@@ -106,12 +106,21 @@ class Groups:
             return digest
         idle = not self._reading.locked() and digest not in self._stored and trio.current_time() < self._next_search
         if self._expected or (digest not in self._group_of and not idle):
+            return None
+        return self.known(digest)
+
+    async def of(self, request: ContentRequest) -> str:
+        """Return the group of the request, which names a digest."""
+        digest, group = request.reference.digest, self.at_once(request)
+        assert digest is not None
+        if group is None:
             with trio.move_on_after(_READ):
                 async with self._reading:  # of several requests for blobs of one image, one reads
                     await self._read_expected()
                     if digest not in self._group_of:
                         await self._search(digest)
-        return self.known(digest)
+            group = self.known(digest)
+        return group
 
     async def _read_expected(self) -> None:
         for digest, expected in list(self._expected.items()):

@@ -119,6 +119,9 @@ class ContainerdStore(IndexedStore):
     async def at_work(self) -> int | None:
         return await self._ingests.at_work()
 
+    def is_idle(self) -> bool:
+        return self._ingests.is_idle()
+
     @asynccontextmanager
     async def open(self, digest: Digest) -> AsyncIterator[Blob]:
         await trio.lowlevel.checkpoint()

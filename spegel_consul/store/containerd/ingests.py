@@ -271,12 +271,15 @@ class Ingests:
     async def at_work(self) -> int | None:
         """Return the bytes of all downloads together, None if there is none; the last known if a look fails."""
         root, since = self._root(), trio.current_time() - self._shared
-        # without a checkpoint if the last look counts, because each miss asks this
-        if root is not None and self._began < since and not self._is_empty(root):
+        if root is not None and self._began < since and not self.is_idle():
             await self._look(root, since)
         return self._last.size
 
-    def _is_empty(self, root: Path) -> bool:
+    def is_idle(self) -> bool:
+        """Return whether there is no download for certain, without a look."""
+        root = self._root()
+        if self._last.size is not None or root is None:
+            return self._last.size is None
         try:
             return changed_at(f"{root}/ingest") == self._last.empty_until
         except OSError:

@@ -29,6 +29,7 @@ class Spawned(trio.abc.Instrument):
 async def test_a_miss_needs_no_task(start_node: Any, tmp_path: Path, settings: MirrorSettings) -> None:
     asker = await start_node(settings=settings, store=DownloadingStore(tmp_path / "asker"))
     asker.router.vacant = True
+    assert (await get(asker, path(LAYER))).status_code == 404  # the first one looks for the layer's manifest
     spawned = Spawned()
     trio.lowlevel.add_instrument(spawned)
     for kind in ("blobs", "manifests"):
@@ -50,6 +51,7 @@ async def test_a_hit_does_not_wait_for_a_slow_disk(
         return None
 
     monkeypatch.setattr(asker.store, "at_work", at_work)
+    monkeypatch.setattr(asker.store, "is_idle", lambda: False)
     with trio.fail_after(1):
         assert (await get(asker, BLOB_PATH)).content == LAYER
 

@@ -122,6 +122,11 @@ class Follows:
         group = await self.groups.of(request)
         return group not in self._active and await self._store.at_work() is None
 
+    def claims_late(self, request: ContentRequest) -> bool:
+        """Whether :meth:`may_claim_late` is certain without a look at the disk."""
+        group = self.groups.at_once(request)
+        return group is not None and group not in self._active and self._store.is_idle()
+
     def is_vacant(self, request: ContentRequest) -> bool:
         """Whether no node is at work on the group of ``request``, as the lookup has told if the group has its key."""
         digest = request.reference.digest

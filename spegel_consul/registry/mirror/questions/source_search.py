@@ -48,7 +48,6 @@ _LONG = 20.0  # seconds after which a refusal says that the source has not come 
 _REFUSALS = 2  # after which a source is asked again, while it sends other content of the group
 _AFTER_REFUSAL = 0.5  # seconds
 _MOST_SOURCES = 4  # that one request follows before it goes upstream
-_LOOK = 0.02  # seconds in which the disk says whether the claim can be put off
 _READY = 1.0  # seconds for which a verdict is kept for the end of the lookup
 
 
@@ -82,15 +81,13 @@ class SourceSearch:
         if self._begun:
             return
         self._begun = True
-        with trio.move_on_after(_LOOK) as look:
-            self._put_off = await self._follows.may_claim_late(self._request)
+        self._put_off = self._follows.claims_late(self._request)
         if not self._put_off:
             self._claimed = trio.Event()
-            (await nursery.open()).start_soon(self._claim, self._claimed, look.cancelled_caught)
+            (await nursery.open()).start_soon(self._claim, self._claimed)
 
-    async def _claim(self, claimed: trio.Event, look_again: bool) -> None:
-        if look_again:
-            self._put_off = await self._follows.may_claim_late(self._request)
+    async def _claim(self, claimed: trio.Event) -> None:
+        self._put_off = await self._follows.may_claim_late(self._request)
         if not self._put_off:
             await self._ask_keeper()
         claimed.set()

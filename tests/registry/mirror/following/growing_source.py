@@ -197,3 +197,6 @@ class DownloadingStore(FileStore):
         await trio.lowlevel.checkpoint()
         sizes = [path.stat().st_size for path, _ in self._downloads.values()]
         return sum(sizes) if sizes else None
+
+    def is_idle(self) -> bool:
+        return not self._downloads
