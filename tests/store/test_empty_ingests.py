@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from pathlib import Path
 
+import pytest
 import trio.testing
 from conformance.downloads import BODY
 
+from spegel_consul.disk import foreign_files
 from spegel_consul.store.containerd.ingests import SHARED
 from tests.store.observed_ingests import Observed, observed
 
@@ -65,6 +68,40 @@ async def test_a_directory_of_this_moment_is_looked_at_again(
         os.utime(observed.content.root / "ingest")
         assert await at_work(observed, mock_clock) is None
         assert observed.looks == looks
+
+
+async def test_a_file_system_with_whole_seconds(
+    observed: Observed, mock_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ingest = observed.content.root / "ingest"
+    second = time.time_ns() // 1_000_000_000 * 1_000_000_000
+    monkeypatch.setattr(time, "time_ns", lambda: second + 350_000_000)
+    os.utime(ingest, ns=(second, second))
+    assert await at_work(observed, mock_clock) is None
+    observed.content.begin(BODY)
+    os.utime(ingest, ns=(second, second))
+    assert await at_work(observed, mock_clock) == 0
+
+
+async def test_a_slow_look_is_no_surer(
+    observed: Observed, mock_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What begins while refs are read may bear the time at which the directory was listed."""
+    ingest = observed.content.root / "ingest"
+    observed.content.begin(BODY, namespace="moby")
+    stamp = ingest.stat().st_mtime_ns
+    read, now = foreign_files.read, time.time_ns()
+
+    def slow(path: str, limit: int, **how: bool) -> bytes:
+        observed.content.begin(b"other" + BODY)
+        os.utime(ingest, ns=(stamp, stamp))
+        monkeypatch.setattr(foreign_files, "read", read)
+        monkeypatch.setattr(time, "time_ns", lambda: now + 60_000_000_000)
+        return read(path, limit, **how)
+
+    monkeypatch.setattr(foreign_files, "read", slow)
+    assert await at_work(observed, mock_clock) is None
+    assert await at_work(observed, mock_clock) == 0
 
 
 async def test_an_ingest_without_its_ref_is_looked_at_again(

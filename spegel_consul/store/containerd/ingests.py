@@ -66,7 +66,7 @@ _MOST = 4096  # directories that a look reads, the newest ones, and digests that
 _MOST_LISTED = 32_768  # directories among which the newest are chosen; failed pulls of other programs may leave many
 _LONGEST_SHARED = 1.0  # seconds for which calls share a look that takes long
 _MOST_EACH = 8  # ingests of one digest that are tried
-_TICK = 100_000_000  # nanoseconds, more than between two ticks of the clock of files
+_TICK = 2_500_000_000  # nanoseconds; some file systems store times in whole seconds
 _MAX_REF = 512  # bytes
 _MAX_TOTAL = 32  # bytes
 _TOTAL = re.compile(rb"[0-9]{1,15}")
@@ -96,8 +96,9 @@ class IngestDirectory:
     def look(self, root: Path) -> Look:
         """List the ingests below the content store ``root``. Raises OSError if the directory can't be listed."""
         ingest = f"{root}/ingest"
+        found: list[os.DirEntry[str]] = []
         listed: list[str] = []
-        changed = 0
+        changed, now = 0, time.time_ns()
         with suppress(FileNotFoundError):
             changed = Path(ingest).stat().st_mtime_ns  # before it is listed
         with suppress(FileNotFoundError), os.scandir(ingest) as entries:
@@ -108,8 +109,8 @@ class IngestDirectory:
             with suppress(OSError):  # the file follows in a moment, or is none of containerd's
                 known[name] = self._digests[name] if name in self._digests else self._read(f"{ingest}/{name}/ref")
         self._digests = known
-        # a clock of the kernel ticks every few milliseconds, so a later change could bear the same time
-        is_sure = len(known) == len(listed) and time.time_ns() - changed > _TICK
+        # a later change could bear the same time
+        is_sure = len(known) == len(found) and now - changed > _TICK
         return replace(_found(ingest, known), empty_until=changed if is_sure and not any(known.values()) else None)
 
     def _read(self, path: str) -> Digest | None:

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import trio
 
+from spegel_consul.oci.digest import Digest
 from spegel_consul.registry.mirror.mirror_peers import MirrorSettings
 
 from ..image import BLOB_PATH, LAYER, get
-from .following.following_node import STREAMED, path
-from .following.growing_source import DownloadingStore
+from .following.following_node import GROUP, MANIFEST, STREAMED, path
+from .following.growing_source import CLAIM, DownloadingStore, ScriptedKeeper
 
 
 class Spawned(trio.abc.Instrument):
@@ -78,3 +79,21 @@ async def test_all_names_of_an_answer_are_known_before_one_is_chosen(start_node:
     asker.mirror.peers.loads.told(free.address, "0", trio.current_time())
     answer = await get(asker, BLOB_PATH)
     assert answer.headers["x-spegel-served-by"] == f"127.0.0.1:{free.address[1]}"
+
+
+class SlowStore(DownloadingStore):
+    """A disk that takes its time for a manifest."""
+
+    async def peek(self, digest: Digest, most: int) -> bytes | None:
+        await trio.sleep(0.04)
+        return await super().peek(digest, most)
+
+
+async def test_a_manifest_that_is_read_slowly_names_the_group(start_node: Any, tmp_path: Path) -> None:
+    asker = await start_node(settings=STREAMED, store=SlowStore(tmp_path / "asker"))
+    asker.router.keeper = ScriptedKeeper(CLAIM)
+    assert (await get(asker, path(MANIFEST, "manifests"))).status_code == 404
+    asker.store.commit(MANIFEST)
+    asker.store.download(LAYER)
+    assert (await get(asker, path(LAYER))).status_code == 404
+    assert {group for group, _ in asker.router.reports} == {GROUP}
