@@ -192,15 +192,8 @@ def configure(name: str = "info", fmt: str = "json") -> None:
     root.handlers[:] = [handler]
     level.configured = name
     level.set(name)
-    # without file descriptors, Trio logs this ten times a second, so the traceback is left out
-    logging.getLogger("trio.serve_listeners").addFilter(_without_traceback)
     # py-libp2p logs seven lines for each stream that a peer resets; the adapter logs one event instead
     logging.getLogger("libp2p").setLevel(logging.CRITICAL)
-
-
-def _without_traceback(record: logging.LogRecord) -> bool:
-    record.exc_info = None
-    return True
 
 
 def _in_trio() -> bool:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import os
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 import trio
 import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
+from lab.no_files import no_files
+from structlog.testing import capture_logs
 
 from spegel_consul.http.server import accept
 from spegel_consul.http.server.accept import OTHERS, OWN, ROUND, listen_for_own, own_connections
@@ -144,9 +148,12 @@ async def test_one_wake_up_accepts_many(autojump_clock: trio.testing.MockClock) 
     assert sock.fileno() == -1
 
 
-async def test_who_has_no_files_left_waits_and_goes_on(autojump_clock: trio.testing.MockClock) -> None:
+@pytest.mark.parametrize(("lacks", "waited"), [(errno.EMFILE, 0.3), (errno.ENOMEM, 0.5)])
+async def test_a_process_that_lacks_something_waits_and_goes_on(
+    autojump_clock: trio.testing.MockClock, lacks: int, waited: float
+) -> None:
     class Short:
-        """A listening socket of a process without files."""
+        """A listening socket of a process without files or memory."""
 
         def __init__(self) -> None:
             self.sock = listen(ListenAddress("127.0.0.1", 0), "--x")
@@ -158,7 +165,7 @@ async def test_who_has_no_files_left_waits_and_goes_on(autojump_clock: trio.test
         def accept(self) -> tuple[socket.socket, object]:
             self.tries += 1
             if self.tries <= 5:
-                raise OSError(errno.EMFILE, "Too many open files")
+                raise OSError(lacks, os.strerror(lacks))
             if self.tries <= 10:
                 raise OSError(errno.ECONNABORTED, "Software caused connection abort")
             return self.sock.accept()
@@ -174,6 +181,52 @@ async def test_who_has_no_files_left_waits_and_goes_on(autojump_clock: trio.test
         while not accepted:
             await trio.sleep(0.01)
         nursery.cancel_scope.cancel()
-    assert trio.current_time() - began >= 0.5, "it does not spin"
+    assert trio.current_time() - began >= waited, "it does not spin"
     accepted[0].close()
     client.close()
+
+
+async def hears_of_the_end(client: socket.socket) -> bool:
+    """Whether the server closes the connection within a second."""
+    client.setblocking(False)
+    with trio.move_on_after(1):
+        await trio.lowlevel.wait_readable(client)
+        with suppress(ConnectionResetError):
+            return client.recv(1) == b""
+        return True
+    return False
+
+
+async def test_without_files_connections_are_closed_instead_of_waiting(nursery: trio.Nursery) -> None:
+    sock, accepted = listen(ListenAddress("127.0.0.1", 0), "--x"), list[socket.socket]()
+    clients = [socket.socket() for _ in range(2 * ROUND + 3)]
+    nursery.start_soon(accept.accept, sock, accepted.append)
+    await trio.testing.wait_all_tasks_blocked()
+    with capture_logs() as said, no_files():
+        for client in clients[:-1]:
+            client.connect(sock.getsockname())
+        for client in clients[:-1]:
+            assert await hears_of_the_end(client)
+    assert not accepted
+    assert [line["event"] for line in said] == ["no connection can be accepted now"]
+    clients[-1].connect(sock.getsockname())
+    while not accepted:
+        await trio.sleep(0.01)
+    with socket.socket() as client, no_files():
+        client.connect(sock.getsockname())
+        assert await hears_of_the_end(client), "the reserve is there again"
+    for each in [*accepted, *clients]:
+        each.close()
+
+
+async def test_a_brief_lack_of_files_costs_no_connection(nursery: trio.Nursery) -> None:
+    sock, accepted = listen(ListenAddress("127.0.0.1", 0), "--x"), list[socket.socket]()
+    nursery.start_soon(accept.accept, sock, accepted.append)
+    await trio.testing.wait_all_tasks_blocked()
+    with socket.socket() as client:
+        with no_files():
+            client.connect(sock.getsockname())
+            await trio.sleep(0.01)
+        while not accepted:
+            await trio.sleep(0.01)
+    accepted[0].close()

@@ -9,24 +9,40 @@ from structlog.testing import capture_logs
 
 from spegel_consul.http.server.connection_limits import (
     ENOUGH_FILES,
+    FILES_EACH,
     MOST_EACH,
     MOST_FILES,
+    RESERVED,
     ConnectionLimits,
     raise_limit,
 )
 
 
 async def test_one_address_has_a_share_and_all_together_another() -> None:
-    limits = ConnectionLimits(1000)
+    limits = ConnectionLimits(RESERVED + 1000)
     with capture_logs() as said:
-        assert sum(limits.enter("10.0.0.1") for _ in range(2000)) == 250
+        assert sum(limits.enter("10.0.0.1") for _ in range(2000)) == 125
     assert [line["address"] for line in said] == ["10.0.0.1"]
-    assert sum(limits.enter(f"10.0.1.{number}") for number in range(250) for _ in range(10)) == 250
+    assert sum(limits.enter(f"10.0.1.{number}") for number in range(250) for _ in range(10)) == 125
     limits.leave("10.0.0.1")
     assert limits.enter("10.0.0.2")
     assert not limits.enter("10.0.0.1")
     large = ConnectionLimits(1 << 20)
     assert sum(large.enter("10.0.0.1") for _ in range(10_000)) == MOST_EACH
+
+
+@pytest.mark.parametrize("files", [256, 1024, 4096, ENOUGH_FILES, MOST_FILES])
+async def test_all_files_of_all_connections_leave_the_reserve(files: int) -> None:
+    limits = ConnectionLimits(files)
+    standing = sum(limits.enter(f"address {number}") for number in range(files))
+    assert standing > 0
+    assert standing * FILES_EACH + RESERVED <= files
+
+
+async def test_a_connection_is_possible_with_few_files() -> None:
+    limits = ConnectionLimits(64)
+    assert limits.enter("10.0.0.1")
+    assert not limits.enter("10.0.0.2")
 
 
 async def test_who_has_left_is_forgotten() -> None:

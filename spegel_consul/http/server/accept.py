@@ -11,6 +11,10 @@ SO_BINDTODEVICE with ``lo`` is not enough, because a connection to the node's ow
 address's interface. The option SO_REUSEPORT is set after the first socket is bound, so that a port of another process
 is still an error.
 
+At the limit of open files nothing can be accepted, and a client would wait in the queue for as long as its own timeout
+allows. So each listening socket has a reserve of one file. It is closed to accept each waiting connection and to close
+it at once: the node's own runtime then asks the upstream registry, and a peer asks another peer.
+
 A new rule belongs here if it applies before the first byte of a connection is read, and to its listening socket.
 """
 
@@ -19,9 +23,11 @@ from __future__ import annotations
 import ctypes
 import errno
 import ipaddress
+import os
 import socket
 import struct
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 import structlog
 import trio
@@ -35,7 +41,8 @@ ROUND = 32
 """Largest number of connections that one wake-up accepts before other tasks may run."""
 
 _SO_ATTACH_REUSEPORT_CBPF = 51
-_CAPACITY = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
+_NO_FILES = frozenset({errno.EMFILE, errno.ENFILE})
+_CAPACITY = _NO_FILES | {errno.ENOMEM, errno.ENOBUFS}
 _BACK_OFF = 0.1  # seconds to wait for free files or memory
 _WARN_EVERY = 60.0  # seconds
 
@@ -113,29 +120,71 @@ def listen_for_own(sock: socket.socket, called: Iterable[str] = ()) -> socket.so
     return own
 
 
+class _Reserve:
+    """One open file. It is closed to accept a connection at the limit of open files, and opened again afterwards."""
+
+    def __init__(self) -> None:
+        self._fd = -1
+        self.open()
+
+    def open(self) -> None:
+        """Open the file, if it is not open and the limit allows it."""
+        if self._fd < 0:
+            with suppress(OSError):
+                self._fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+
+    def close(self) -> None:
+        """Close the file, if it is open."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _close_waiting(sock: socket.socket, reserve: _Reserve) -> int:
+    """Accept up to ROUND connections at the limit of open files, and close them; return their number."""
+    reserve.close()
+    closed = 0
+    with suppress(OSError):  # the queue is empty, or another thread took the file
+        while closed < ROUND:
+            sock.accept()[0].close()
+            closed += 1
+    reserve.open()
+    return closed
+
+
 async def accept(sock: socket.socket, handle: Callable[[socket.socket], object]) -> None:
     """Accept connections at ``sock`` and call ``handle``, which must not block, with each, until cancelled.
 
-    Closes ``sock`` at the end.
+    At the limit of open files, connections wait for a tenth of a second, and are closed if the shortage goes on. The
+    log has one event a minute about it. Closes ``sock`` at the end.
     """
-    warn_at = 0.0
+    warn_at, closed, is_short = 0.0, 0, False
+    reserve = _Reserve()
     try:
         while True:
             await trio.lowlevel.wait_readable(sock)
             try:
                 for _ in range(ROUND):
                     connection, _address = sock.accept()
+                    is_short = False
                     connection.setblocking(False)
                     handle(connection)
             except BlockingIOError:
+                reserve.open()  # if a thread took its file
                 continue
             except OSError as exc:
                 if exc.errno not in _CAPACITY:
                     continue  # an error of one connection only (accept(2))
+                now_closed = _close_waiting(sock, reserve) if is_short and exc.errno in _NO_FILES else 0
+                is_short = True
+                closed += now_closed
                 if (now := trio.current_time()) >= warn_at:
                     warn_at = now + _WARN_EVERY
-                    log.error("no connection can be accepted now", error=in_words(exc))
-                await trio.sleep(_BACK_OFF)
+                    log.error("no connection can be accepted now", error=in_words(exc), closed=closed)
+                    closed = 0
+                if now_closed < ROUND:
+                    await trio.sleep(_BACK_OFF)
     finally:
+        reserve.close()
         trio.lowlevel.notify_closing(sock)
         sock.close()

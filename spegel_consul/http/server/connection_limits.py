@@ -1,8 +1,8 @@
 """Connection limits, and the limit of open files.
 
-Every connection is a file of this process, and the number of files is limited. So one address may have a share of the
-files, and all other machines together may have another. A client with thousands of connections displaces only clients
-on other machines, and the node's own runtime always gets a connection.
+The number of open files of this process is limited, and a connection may have several of them. So one address may have
+a share of the files, and all other machines together may have another. A client with thousands of connections displaces
+only clients on other machines, and files are left for the connections of the node's own runtime and for the ring.
 
 Rules about *how many* connections there may be belong here. Rules about *when* their work begins belong to
 :mod:`spegel_consul.http.server.fair_turns`.
@@ -29,6 +29,12 @@ ENOUGH_FILES = 16_384
 MOST_EACH = 2048
 """Connections of one address. The limit is not lower, because a whole site may share the address of a NAT."""
 
+RESERVED = 128
+"""Files that the connections of other machines don't get: those of the ring, the store and the node's own runtime."""
+
+FILES_EACH = 4
+"""Files of a connection: its socket, its blob, and a duplicate of each in a thread that waits for the disk."""
+
 _WARN_EVERY = 60.0  # seconds
 
 
@@ -54,8 +60,8 @@ class ConnectionLimits:
     """Counts the connections of clients on other machines; ``files`` is the process's limit of open files."""
 
     def __init__(self, files: int) -> None:
-        self._all = files // 2
-        self._each = min(files // 4, MOST_EACH)
+        self._all = max((files - RESERVED) // FILES_EACH, 1)
+        self._each = min(max(self._all // 2, 1), MOST_EACH)
         self._inside: Counter[str] = Counter()
         self._total = 0
         self._warn_at = 0.0

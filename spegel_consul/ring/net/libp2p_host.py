@@ -28,6 +28,7 @@ import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from spegel_consul.error_words import in_words
+from spegel_consul.http.server.accept import accept
 from spegel_consul.multiaddrs import Address
 from spegel_consul.peers import RingError, host_port, peer_id_to_text, unmapped_host
 from spegel_consul.ring.dht.messages import Frames, frame
@@ -165,21 +166,22 @@ class Libp2pHost:
         self._accepting.cancel()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        listener = await listen(self._bind)
+        listener = listen(self._bind)
         if self._address.port == 0:
-            self._address = Address(self._address.host, listener.socket.getsockname()[1])
+            self._address = Address(self._address.host, listener.getsockname()[1])
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             try:
                 task_status.started()
                 with self._accepting:
-                    await trio.serve_listeners(self._accept, [listener], handler_nursery=nursery)
+                    await accept(listener, lambda made: nursery.start_soon(self._accept, made))
                 await trio.sleep_forever()
             finally:
                 self._nursery = None
                 nursery.cancel_scope.cancel()
 
-    async def _accept(self, stream: trio.SocketStream) -> None:
+    async def _accept(self, sock: socket.socket) -> None:
+        stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
         try:
             remote = unmapped_host(stream.socket.getpeername()[0])
         except OSError:

@@ -10,17 +10,17 @@ from spegel_consul.error_words import in_words
 from spegel_consul.peers import RingError, host_port
 
 
-async def listen(bind: tuple[str, int] | socket.socket) -> trio.SocketListener:
-    """A listener at ``(IP address, port)``, or on a bound socket. Raises RingError."""
+def listen(bind: tuple[str, int] | socket.socket) -> socket.socket:
+    """A non-blocking, listening socket at ``(IP address, port)``, or ``bind`` itself. Raises RingError."""
     if isinstance(bind, socket.socket):
-        sock = trio.socket.from_stdlib_socket(bind)
+        sock = bind
     else:
         host, port = bind
-        sock = trio.socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+        sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
         try:
             # not SO_REUSEPORT, which py-libp2p sets, because a second node on the port is an error
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            await sock.bind((host, port))
+            sock.bind((host, port))
         except OSError as exc:
             sock.close()
             raise RingError(f"the ring can't listen on {host_port(host, port)}: {in_words(exc)}") from exc
@@ -29,7 +29,8 @@ async def listen(bind: tuple[str, int] | socket.socket) -> trio.SocketListener:
     except OSError as exc:
         sock.close()
         raise RingError(f"the ring can't listen on {bind}: {in_words(exc)}") from exc
-    return trio.SocketListener(sock)
+    sock.setblocking(False)
+    return sock
 
 
 def detect_vanished_host(stream: trio.SocketStream) -> None:
