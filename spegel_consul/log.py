@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
 from collections import deque
 from collections.abc import Mapping, MutableMapping
@@ -34,6 +35,14 @@ KEPT = 1000
 _METHODS = (
     *("debug", "info", "warning", "warn", "error", "exception", "critical", "fatal", "log", "msg"),
     *("is_enabled_for", "get_effective_level"),
+)
+_KINDS = 16  # of problems that one report remembers
+_VARYING = re.compile(
+    r"\b\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?\b"  # IPv4[:port]
+    r"|\[[0-9a-f:.]*:[0-9a-f:.]*(?:%\w+)?\](?::\d+)?"  # [IPv6]:port
+    r"|\b(?:\d+(?:\.\d+)? ?(?:ns|us|µs|ms|s|m|h))+\b"  # a duration
+    r"|\b(?:0x)?(?=[a-f-]*\d)[0-9a-f]{8,}(?:-[0-9a-f]{4,})*\b",  # a hexadecimal id
+    re.IGNORECASE,
 )
 
 
@@ -119,16 +128,22 @@ class LossyStream:
 
 
 class ProblemReport:
-    """Logs a problem once: when it begins, when it becomes another one and, with ``over``, when it has ended.
+    """Logs a problem once: when it begins, when one of another kind follows and, with ``over``, when it has ended.
 
     A task with repeated attempts passes each outcome to :meth:`tell`. ``fields`` are added to each event, and ``field``
     is the name of the problem's field.
+
+    Problems are of one kind if their texts differ only in addresses, durations and ids, because Consul's agent names
+    another server or port at each attempt while the servers are away. The servers may also fail in two ways in turn,
+    so with ``over`` each kind is logged once until the end. Without it, an operator who makes a change takes silence
+    for success, so there a kind is logged again after another one.
     """
 
     def __init__(
         self, logger: Any, event: str, over: str | None = None, *, field: str = "problem", **fields: object
     ) -> None:
         self._logger, self._event, self._over, self._field, self._fields = logger, event, over, field, fields
+        self._logged: set[str] = set()  # kinds
         self.problem: str | None = None
         """The problem of the last attempt; None after a success."""
 
@@ -137,13 +152,21 @@ class ProblemReport:
 
         ``expected``: an event of level info, logged instead of the warning.
         """
-        if problem == self.problem:
+        before, self.problem = self.problem, problem
+        if problem == before:
             return
-        self.problem = problem
         if problem is None:
+            self._logged.clear()
             if self._over is not None:
                 self._logger.info(self._over, **self._fields)
-        elif expected is not None:
+            return
+        kind = _VARYING.sub("…", problem)
+        if kind in self._logged:
+            return
+        if self._over is None or len(self._logged) == _KINDS:
+            self._logged.clear()
+        self._logged.add(kind)
+        if expected is not None:
             self._logger.info(expected, **{self._field: problem}, **self._fields)
         else:
             self._logger.warning(self._event, **{self._field: problem}, **self._fields)

@@ -6,6 +6,10 @@ changes, because the agent synchronises a service with the token that registered
 of this node left behind (another name, another port) are removed: they have this node's peer id, or an address and port
 at which only this process can listen.
 
+One of these ids that returns after its removal is no former one: another sidecar lives that has this node's peer id,
+because nothing locks a data directory.  Removing it again would never end, because that sidecar does the same.  So it
+is left, and is a problem until it is gone.  If that sidecar was killed, the agent removes the id after five minutes.
+
 Under Nomad a job may register the services instead.  Two registrations would count as two instances.  So in the mode
 "auto" a service that Nomad has registered for this allocation is left to Nomad, and withdrawn here.  Nomad registers
 after it has started the task, so it gets NOMAD_GRACE seconds for that.  The same grace begins if a service of Nomad's
@@ -19,7 +23,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import structlog
@@ -31,6 +35,7 @@ from spegel_consul.consul.api.consul_errors import ConsulError
 from spegel_consul.consul.catalog.service_definitions import METRICS, REGISTRY, ROUTER, ServiceDefinition
 from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.log import ProblemReport
+from spegel_consul.peers import host_port
 
 log = structlog.get_logger(__name__)
 
@@ -48,6 +53,8 @@ class Changes:
     register: tuple[ServiceDefinition, ...] = ()
     left: tuple[str, ...] = ()
     """Names of services that are left to others."""
+    doubles: tuple[AgentService, ...] = ()
+    """Services of another sidecar that lives and has this node's peer id, the registry first; they are left too."""
 
 
 def compare(
@@ -57,21 +64,26 @@ def compare(
     external: bool = False,
     alloc_id: str | None = None,
     register_all: bool = False,
+    removed: Collection[str] = (),
 ) -> Changes:
     """The changes that lead from ``present`` to ``wanted``.
 
     ``external`` leaves all services to others, and ``alloc_id`` leaves to Nomad the services that it registered for
-    that allocation. ``register_all`` also registers services that are present already.
+    that allocation. ``register_all`` also registers services that are present already. ``removed``: ids that were
+    removed before.
     """
     left = {
         service.name for service in wanted if external or (alloc_id and _nomad_has(present, alloc_id, service.name))
     }
     ours = [service for service in wanted if service.name not in left]
     keep = {service.id for service in ours}
+    superfluous = [found for found in present.values() if found.id not in keep and _left_over(found, wanted)]
+    doubles = [found for found in superfluous if found.id in removed and not _is_here(found, wanted)]
     return Changes(
-        remove=tuple(found.id for found in present.values() if found.id not in keep and _left_over(found, wanted)),
+        remove=tuple(found.id for found in superfluous if found not in doubles),
         register=tuple(service for service in ours if register_all or not service.matches(present.get(service.id))),
         left=tuple(sorted(left)),
+        doubles=tuple(sorted(doubles, key=lambda found: found.name)),
     )
 
 
@@ -83,11 +95,28 @@ def _left_over(found: AgentService, wanted: Sequence[ServiceDefinition]) -> bool
     """Whether ``found`` is a former or superfluous registration of this node."""
     if found.name not in (REGISTRY, ROUTER, METRICS) or not found.id.startswith(f"{found.name}:"):
         return False
+    return _is_here(found, wanted) or any(
+        found.meta.get("peer_id") == service.meta.get("peer_id") is not None for service in wanted
+    )
+
+
+def _is_here(found: AgentService, wanted: Sequence[ServiceDefinition]) -> bool:
+    """Whether ``found`` has an id of this process, or an address and port at which only this process can listen."""
     return any(
         found.id == service.id
-        or (found.meta.get("peer_id") == service.meta.get("peer_id") is not None)
         or (found.name, found.address, found.port) == (service.name, service.address, service.port)
         for service in wanted
+    )
+
+
+def _double_problem(doubles: Sequence[AgentService]) -> str | None:
+    if not doubles:
+        return None
+    found = doubles[0]
+    return (
+        f"two sidecars with one identity run on this machine; the other one is registered as {found.id} at "
+        f"{host_port(found.address, found.port)}: stop one of them, or give each its own --data-dir "
+        "(troubleshooting.md)"
     )
 
 
@@ -115,6 +144,8 @@ class Registration:
         self._rng = random.Random()
         self._token: str | None = None
         self._fresh = True
+        self._removed: set[str] = set()  # ids of former registrations
+        self._double: str | None = None
         self._left: frozenset[str] = frozenset()
         self._grace_until = -math.inf
         names = frozenset(service.name for service in services)
@@ -127,7 +158,7 @@ class Registration:
 
     @property
     def problem(self) -> str | None:
-        """One line for people that says why services may be missing from the catalog; None if there is no problem."""
+        """One line for people that says why services are missing from the catalog, or doubled; None if all is well."""
         return self._report.problem
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -144,7 +175,7 @@ class Registration:
                     self._report.tell(f"registering services: {why}")
                     delay = backoff.next()
                 else:
-                    self._report.tell(None)
+                    self._report.tell(self._double)
                     backoff.reset()
                     delay = self._poll * self._rng.uniform(0.8, 1.2) if settled else 0.5
                 await trio.sleep(delay)
@@ -161,7 +192,9 @@ class Registration:
             external=self._external,
             alloc_id=self._alloc_id,
             register_all=self._fresh or token != self._token,
+            removed=self._removed,
         )
+        self._double = _double_problem(changes.doubles)
         left, now = frozenset(changes.left), trio.current_time()
         if self._left - left:
             self._grace_until = now + NOMAD_GRACE
@@ -172,6 +205,7 @@ class Registration:
         self._own = frozenset(own)
         for service_id in changes.remove:
             await self._client.deregister_service(service_id)
+            self._removed.add(service_id)
             log.info("removed a former registration", service=service_id)
         for service in changes.register:
             await self._client.register_service(service.to_json())

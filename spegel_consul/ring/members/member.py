@@ -32,6 +32,7 @@ class Member:
 
     __slots__ = (
         "alive",
+        "asked",
         "failed_at",
         "failures",
         "heard",
@@ -67,6 +68,7 @@ class Member:
         self.heard = heard
         self.spoke = -math.inf  # the last message to this node; `heard` also counts reports of others
         self.alive = True
+        self.asked = False  # whether it told its own addresses, or was asked for them, since it was last lost
         self.since = math.inf  # when it entered, came back, or lost a connection, after which it may be a new process
         self.ours: bool | None = None  # whether it is a node of this program; None: not known yet
         self.failures = 0
@@ -90,6 +92,12 @@ class Member:
             self.registry, self.secondary = contact.registry, contact.secondary
         own = [*self.routers, *filter(None, (self.registry, self.secondary))]
         self.wire = WirePeer(self.id, tuple(address.encode() for address in own))
+
+    def has_other_registry(self, contact: Contact) -> bool:
+        """Whether ``contact`` names another registry than the known one."""
+        return contact.registry is not None and (
+            (contact.registry, contact.secondary) != (self.registry, self.secondary)
+        )
 
     @property
     def due_at(self) -> float:

@@ -254,7 +254,7 @@ class Membership:
         source: bytes = b"",
         place: Place | None = None,
     ) -> None:
-        """A peer was named, see :meth:`Members.learn`; a few of the new ones are greeted."""
+        """A peer was named, see :meth:`Members.learn`; a few of the new ones are greeted, and disputed ones."""
         new = self.table.learn(said, trio.current_time(), age=age, direct=direct, source=source, place=place)
         if said.id == self._host.id:
             self.duplicate.named_at(said.routers)
@@ -262,6 +262,8 @@ class Membership:
             self.joined(new.id)
             if not direct and self._rng.random() < _GREET / len(self.table):
                 self._background.spawn(self.exchange.greet, new.id)
+        elif not direct and self.table.disputes(said):
+            self._background.spawn(self.exchange.greet, said.id)
 
     def named(self, contact: Contact, source: bytes) -> None:
         """An answer of ``source`` names a peer, not when anybody heard from it: a known member is no younger by it."""

@@ -20,6 +20,9 @@ answer this node, it is probed again.
 Gossip must not fill the table either.  One source can introduce only a share of the table.  If the table is full, a
 peer that speaks for itself evicts a dead member, or one that was only named, by the source that named most.
 
+A member that restarts may have another registry, for instance at another port.  A report of others tells that of a dead
+member.  It changes no address of a living one, because the source may lie: the member itself is asked (``disputes``).
+
 The place of a member is what it said itself, also if that is none. Reports of others count only while it has not, or
 may have restarted since, because a restart may change it; one without a place is of a node that does not know it.
 
@@ -147,7 +150,8 @@ class Members:
         ``place``: its place as it was told, NOWHERE for none; None if nothing was said of it.
 
         A member's own addresses replace the known ones. A report of others introduces a member, adds a registry
-        that is unknown, or replaces the addresses of a member that is dead; it changes no other address.
+        that is unknown, or replaces the addresses of a member that is dead (its registry only if another node heard
+        from it after it failed); it changes no other address.
         """
         if contact.id == self._me:
             return None
@@ -157,6 +161,7 @@ class Members:
                 return None
             member = self._members[contact.id] = Member(contact, now - age, None if direct else source)
             member.since = now
+            member.asked = direct and contact.registry is not None
             self._place(member, place, direct=direct)
             if member.source is not None:
                 self._named[member.source] += 1
@@ -166,20 +171,34 @@ class Members:
         self._place(member, place, direct=direct)
         if direct:
             self._spoke(member)
+            member.asked = member.asked or contact.registry is not None
             if contact.routers:
                 self._update(member, contact)
             return None
         if contact.routers and not member.alive and contact.routers != member.routers:
             self._update(member, contact)
             self._probe(member, now)
-        elif contact.registry is not None and member.registry is None and contact.routers == member.routers:
-            self._update(member, contact)
+        elif contact.routers == member.routers and member.has_other_registry(contact):
+            is_newer = not member.alive and now - age > member.failed_at
+            if is_newer or member.registry is None:
+                self._update(member, contact)
         under_way = member.probe_at is None or member.probe_at == math.inf
         if not member.alive and not under_way and now - age > member.failed_at:
             # another node heard from it after it failed to answer this node
             self._probe(member, min(member.probe_at or 0.0, max(now, member.failed_at + _SECOND_OPINION)))
         member.heard = max(member.heard, now - age)
         return None
+
+    def disputes(self, contact: Contact) -> bool:
+        """Whether a living member should be asked for its addresses: a report of others names another registry.
+
+        True only once after it was lost, because a source that lies would cause questions without end.
+        """
+        member = self._members.get(contact.id)
+        if member is None or not member.alive or member.asked or not member.has_other_registry(contact):
+            return False
+        member.asked = True
+        return True
 
     def confirm(self, reports: Iterable[MemberReport], now: float, speaker: bytes) -> list[MemberReport]:
         """Apply the reports of ``speaker`` that only confirm a living member; returns the others, and that of itself.
@@ -236,7 +255,7 @@ class Members:
         member.reset = reset and (died or member.reset)
         if not died and not replaced and asked is not None and asked <= member.failed_at:
             return False
-        member.alive = member.told_place = False
+        member.alive = member.told_place = member.asked = False
         member.failures += 1
         member.failed_at = now
         wait = min(_LONGEST_PROBE, _FIRST_PROBE * 4 ** min(member.failures - 1, FORGET_AFTER))
@@ -256,7 +275,7 @@ class Members:
         """Probe ``peer`` soon: the connection to it was lost."""
         member = self._members.get(peer)
         if member is not None and member.alive:
-            member.since, member.told_place = now, False
+            member.since, member.told_place, member.asked = now, False, False
             self._probe(member, now + _FIRST_PROBE * self._rng.uniform(0.5, 1.0))
 
     def doubt(self, peer: bytes, now: float) -> bool:
