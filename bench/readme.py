@@ -86,14 +86,15 @@ def summary(machine: dict[str, Any], results: Results, found: Sequence[beside.Me
     plan = _plan(machine)
     judged = floors(plan, results)
     broken = sum(floor.verdict is Verdict.BROKEN for floor in judged)
-    known = sum(floor.verdict is not Verdict.UNKNOWN for floor in judged)
+    unknown = sum(floor.verdict is Verdict.UNKNOWN for floor in judged)
+    rest = f", and {unknown} could not be measured" if unknown else ""
     own, mirrored = (_range(_ratios(plan, results, table, SPEGEL, base)) for table, base in _SUMMARY)
     lines = [
         f"- Blobs that the node has leave at {own} times the rate of Go's `net/http`, from {_SMALL} to 1 GiB.",
         f"- A neighbour's blobs come, verified, at {mirrored} times the rate of a Go that verifies.",
         _beside(found),
-        f"- {broken} of the benchmark's {known} floors did not hold. [All figures](docs/performance.md), and how to"
-        " measure them.",
+        f"- {broken} of the benchmark's {len(judged)} floors did not hold{rest}."
+        " [All figures](docs/performance.md), and how to measure them.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -6,7 +6,7 @@
 #
 # configure.nomad.hcl points the runtimes at the mirror, with the host's address, because the port is mapped from that one:
 #
-#   nomad job run -var-file=vars/docker.hcl -var 'mirror_targets=http://${attr.unique.network.ip-address}:5000' \
+#   nomad job run -var-file=vars/docker-system.hcl -var 'mirror_targets=http://${attr.unique.network.ip-address}:5000' \
 #     configure.nomad.hcl
 #
 # With peer_tls = "require" the runtime needs a port of its own, because it comes from the bridge's address, as strangers

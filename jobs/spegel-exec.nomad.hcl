@@ -1,15 +1,16 @@
 # The mirror without an image of its own, and confined: an archive, run by the node's Python in a chroot that Nomad makes
 # (exec driver), with nothing of the host in it but what is named here.
 #
-# The clients name three directories in their configuration, and let the task be root, which Nomad refuses unless it is
+# The clients name three directories in their configuration (here those of the system's containerd, see
+# vars/docker.hcl for a Docker with its own), and let the task be root, which Nomad refuses unless it is
 # told otherwise and containerd's socket asks for. The chroot needs the node's Python below /usr or /bin; it is a copy of
 # the host's /usr, /lib, /etc and more, so the first start takes a minute unless `chroot_env` names less.
 #
 #   client {
 #     options = { "user.denylist" = "Administrator" }
-#     host_volume "spegel-containerd" { path = "/run/docker/containerd" }
+#     host_volume "spegel-containerd" { path = "/run/containerd" }
 #     host_volume "spegel-content"    {
-#       path      = "/var/lib/docker/containerd/daemon/io.containerd.content.v1.content"
+#       path      = "/var/lib/containerd/io.containerd.content.v1.content"
 #       read_only = true
 #     }
 #     host_volume "spegel-data"       { path = "/var/lib/spegel" }

@@ -1,7 +1,8 @@
 # The mirror on every node: docker driver, host network, Consul for the catalog and for electing the bootstrap peer.
 #
-#   nomad job run -var-file=vars/docker.hcl spegel.nomad.hcl        # nodes whose images are pulled by Docker
-#   nomad job run -var-file=vars/containerd.hcl spegel.nomad.hcl    # nodes whose images are pulled by containerd
+#   nomad job run -var-file=vars/docker-system.hcl spegel.nomad.hcl    # Docker pulls, with the system's containerd
+#   nomad job run -var-file=vars/docker.hcl spegel.nomad.hcl           # Docker pulls, with a containerd of its own
+#   nomad job run -var-file=vars/containerd.hcl spegel.nomad.hcl       # containerd itself pulls
 #
 # README.md says what each stanza is for and which versions it needs.
 #
@@ -85,6 +86,12 @@ variable "runtime" {
   type        = string
   default     = ""
   description = "Whose configuration: docker (28 and later), containerd or docker-daemon (daemon.json); empty: as the namespace says."
+}
+
+variable "resolve_tags" {
+  type        = bool
+  default     = true
+  description = "Whether mirrors are asked for tags too, or for digests only. Each start writes it, also over an edit by hand."
 }
 
 variable "bootstrap_kind" {
@@ -330,6 +337,7 @@ job "spegel" {
             "--runtime=${var.runtime != "" ? var.runtime : var.containerd_namespace == "moby" ? "docker" : "containerd"}",
             "--mirror-targets=http://127.0.0.1:${NOMAD_PORT_registry}",
             "--mirrored-registries=${join(",", var.mirrored_registries)}",
+            "--resolve-tags=${var.resolve_tags}",
           ]
           volumes = [
             "/etc/containerd:/etc/containerd",

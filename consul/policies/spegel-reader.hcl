@@ -1,6 +1,9 @@
-# For nodes that follow and never lead, for `spegel-consul leader`, and for whoever asks Consul's DNS.
+# For nodes that follow and never lead, and for `spegel-consul leader`.
 #
 #   consul acl policy create -name spegel-reader -rules @policies/spegel-reader.hcl
+#
+# Do not give it to the anonymous token, because "agent" rights open an agent's configuration, metrics and log. DNS
+# needs spegel-dns.hcl only.
 #
 # Such a sidecar says once that its token may not lead, and its services have to be registered by somebody else
 # (--consul-service=external).

@@ -11,10 +11,10 @@ from lab.documents import PAGES, ROOT
 from spegel_consul.cli import cli
 
 FOREIGN = {
-    "Docker, podman": "cap-add cap-drop feature group-add init insecure-registry name network read-only "
-    "registry-mirror restart security-opt ulimit user volume",
+    "Docker, podman": "cap-add cap-drop containerd feature group-add init insecure-registry name network read-only "
+    "registry-mirror restart rm security-opt ulimit user volume",
     "docker buildx": "driver driver-opt use registry-map",
-    "ctr, nerdctl, crane, regctl, skopeo": "hosts-dir insecure namespace plain-http platform src-tls-verify "
+    "ctr, nerdctl, crane, regctl, skopeo": "address hosts-dir insecure namespace plain-http platform src-tls-verify "
     "tls tls-verify",
     "bench, tests.sim, tests.fuzz": "lines minutes racks rounds silent-racks spegel trunk zones nodes seed",
     "py-spy": "output pid",

@@ -245,6 +245,11 @@ def test_every_variable_is_declared_and_used(path: Path) -> None:
         assert "default" in variable or name in ("artifact", "artifact_checksum", "image"), name
 
 
+def test_a_docker_with_the_systems_containerd_has_its_directories_and_dockers_namespace() -> None:
+    vars = {path.stem: pygohcl.loads(path.read_text()) for path in (ROOT / "jobs/vars").glob("*.hcl")}
+    assert vars["docker-system"] == vars["containerd"] | {"containerd_namespace": "moby"}
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "jobs/vars").glob("*.hcl")), ids=lambda path: path.stem)
 def test_variable_files_fit_all_jobs_but_the_one_with_volumes_of_the_clients(path: Path) -> None:
     given = set(pygohcl.loads(path.read_text()))
@@ -332,6 +337,14 @@ def test_a_runtime_s_own_port_is_open_on_the_network_that_the_job_names() -> Non
     assert declared["runtime_host_network"]["default"] == "loopback"
     (task,) = tasks(path)
     assert 'var.runtime_port > 0 ? ["--runtime-addr=:${var.runtime_port}"] : []' in task["config"]["args"]
+
+
+@pytest.mark.parametrize("name", ["configure", "spegel"])
+def test_a_job_that_writes_the_runtimes_files_can_leave_tags_to_the_registry(name: str) -> None:
+    path = ROOT / f"jobs/{name}.nomad.hcl"
+    (args,) = [task["config"]["args"] for task in tasks(path) if task["config"]["args"][0] == "configuration"]
+    assert "--resolve-tags=var.resolve_tags" in args
+    assert load(path)["variable"]["resolve_tags"]["default"] is True
 
 
 @pytest.mark.parametrize("name", ["configure", "spegel"])

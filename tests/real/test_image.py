@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from lab import documents, parts, product
@@ -19,7 +20,9 @@ pytestmark = pytest.mark.real
 
 
 def test_the_image_is_built_and_docker_pulls_through_it(cluster, image) -> None:
-    as_root, as_idle = [line for line in documents.lines("docker/README.md") if line.startswith("docker run ")]
+    lines = [line for line in documents.lines("docker/README.md") if line.startswith("docker run ")]
+    # the lab's Docker and its containerd have the paths of an installation, and those of the system's containerd too
+    with_the_systems, as_root, points, restores, as_idle = lines
     lab = cluster(2, containerd=[None, "21"])
     docker = lab[0].add_docker("28", installed=True)
     neighbour = lab[1].start_sidecar(wait=False)
@@ -41,10 +44,13 @@ def test_the_image_is_built_and_docker_pulls_through_it(cluster, image) -> None:
         except OSError as why:
             return str(why).encode()
 
-    def start(command: str) -> str:
-        container = run(
+    def shell(command: str) -> str:
+        return run(
             docker.enter(["sh", "-c", command]), timeout=60, env={"PATH": parts.path(parts.docker("28"))}
         ).strip()
+
+    def start(command: str) -> str:
+        container = shell(command)
         try:
             until(lambda: says().startswith(b"ok"), timeout=60, what="the mirror is ready")
         except Failed as why:
@@ -57,6 +63,21 @@ def test_the_image_is_built_and_docker_pulls_through_it(cluster, image) -> None:
         assert state["State"]["ExitCode"] == 0
         docker.docker("rm", container)
 
+    store, containerd = re.findall(r"^docker info -f .*", (documents.ROOT / "docs/docker.md").read_text(), re.M)
+    assert "io.containerd.snapshotter.v1" in shell(store)
+    assert shell(containerd) == "/run/docker/containerd/containerd.sock"
+
+    shell(points)
+    written = docker.certs_d / "_default/hosts.toml"
+    assert '[host."http://127.0.0.1:5000"]' in written.read_text()
+    shell(restores)
+    assert not written.exists()
+
+    app_of_docker = docker.docker("image", "inspect", "--format={{.Id}}", IMAGE).strip()
+    system = start(with_the_systems)
+    assert lab[0].request(f"/v2/{IMAGE.partition(':')[0]}/manifests/{app_of_docker}").status == 200
+    assert docker.docker("exec", system, "spegel-consul", "peers")
+    stop(system)
     mirror = start(as_root)
     docker.mirror(f"http://{lab[0].ip}:5000")
     path = f"/v2/{app.repository}/manifests/{app.tag}?ns={app.registry}"

@@ -125,6 +125,35 @@ def test_the_commands_of_the_readme(node: Node) -> None:
     assert json.loads(ran["consul kv get spegel/leader"])["node"] == node.name
 
 
+def test_without_a_token_dns_answers_and_agents_tell_nothing(node: Node) -> None:
+    for policy in node.consul.get("/v1/acl/policies"):
+        if policy["Name"] in ("spegel-dns", "spegel-reader"):
+            node.consul.request("DELETE", f"/v1/acl/policy/{policy['ID']}")
+
+    def run(*lines: str) -> None:
+        for line in lines:
+            done = shell(node, line, documents.ROOT)
+            assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+
+    def status(path: str) -> str:
+        ask = f"curl -s -m 2 -o /dev/null -w '%{{http_code}}' 'http://127.0.0.1:8500/v1/{path}' || true"
+        return shell(node, ask, CONSUL_HTTP_TOKEN="").stdout
+
+    # what the README of earlier versions said, and what the page about upgrades puts in its place
+    run(
+        "consul acl policy create -name spegel-reader -rules @consul/policies/spegel-reader.hcl",
+        "consul acl token update -id anonymous -policy-name spegel-reader",
+    )
+    assert status("agent/self") == "200"
+    run(*(line for line in documents.lines("docs/upgrade.md") if line.startswith("consul acl ")))
+    for path in ("agent/self", "agent/metrics", "agent/monitor?loglevel=debug", "kv/spegel/leader"):
+        assert status(path) == "403", path
+    for name in ("spegel", "spegel-leader"):
+        assert shell(node, f"dig @127.0.0.1 -p 8600 +short {name}.service.consul").stdout == f"{node.ip}\n"
+    (given,) = [line for line in commands() if "-id anonymous" in line]
+    assert given.endswith("-policy-name spegel-dns"), "the README gives the same"
+
+
 def test_the_services_of_a_host_are_healthy_and_not_doubled(node: Node) -> None:
     assert shell(node, "consul services register services/spegel.hcl").returncode == 0
     node.sidecar.stop()
