@@ -111,7 +111,7 @@ def preflight(as_json: bool, peer: Any, **given: Any) -> None:
 
     bound = given["registry_addr"]
     try:
-        address = advertised(given["advertise_addr"], bound.host)
+        address = advertised(given["advertise_addr"], bound.host).ip
         certificates = _certificates(given)
         kinds = kinds_of(given["bootstrap_kind"])
         consul = ConsulSettings.from_env(os.environ) if CONSUL_KINDS.intersection(kinds) else None

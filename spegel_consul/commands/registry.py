@@ -280,6 +280,8 @@ def registry(**given: Any) -> None:
         trio.run(run, settings)
     except StartError as exc:
         raise click.ClickException(str(exc)) from None
+    except lifecycle.NewStartNeeded:
+        raise SystemExit(1) from None
 
 
 def _settings(given: dict[str, Any]) -> Settings:

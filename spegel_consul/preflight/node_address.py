@@ -17,7 +17,8 @@ from __future__ import annotations
 import ipaddress
 import re
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 from spegel_consul.error_words import in_words
 from spegel_consul.lean.dataclass import dataclass
@@ -58,7 +59,18 @@ class LocalAddress:
         return not (self.ip.is_loopback or self.ip.is_link_local)
 
 
-def advertised(given: tuple[str, ...], bound: str) -> str:
+@dataclass(frozen=True, slots=True)
+class NodeAddress:
+    """An address to advertise.
+
+    ``again`` chooses an address anew, and raises ValueError or NoAddress; None if an operator gave this very address.
+    """
+
+    ip: str
+    again: Callable[[], str] | None = None
+
+
+def advertised(given: tuple[NodeAddress, ...], bound: str) -> NodeAddress:
     """The advertised address: the first of ``given``, else ``bound``, else the source address of the default route.
 
     ``bound`` is the host of a listening address, empty or unspecified for all interfaces.
@@ -70,10 +82,10 @@ def advertised(given: tuple[str, ...], bound: str) -> str:
         try:
             address = ipaddress.ip_address(bound)
         except ValueError:
-            return _resolved(bound)
+            return _chosen(partial(_resolved, bound))
         if not address.is_unspecified:
-            return str(address)
-    return default_route_source()
+            return NodeAddress(str(address))
+    return _chosen(default_route_source)
 
 
 def default_route_source() -> str:
@@ -88,29 +100,29 @@ def named(text: str) -> str:
 
     Raises ValueError with one line that lists the addresses of this machine.
     """
-    bare = text.strip().removeprefix("[").removesuffix("]")
-    try:
-        address = ipaddress.ip_address(bare)
-    except ValueError:
+    address = _literal(text)
+    if address is None:
         return str(_choose(text.strip(), local_addresses()))
     if address.is_unspecified or address.is_multicast:
         raise ValueError(f"{text!r} is not an address that a peer can connect to")
     return str(address)
 
 
-def one_or_two(text: str) -> tuple[str, ...]:
-    """The IP addresses that ``text`` selects: one or, with a comma, one of each IP family. Raises ValueError."""
-    addresses = tuple(named(part) for part in text.split(","))
-    if len(addresses) > 2 or len({":" in address for address in addresses}) < len(addresses):
-        raise ValueError(
-            f"{text!r}: give one address, or one of IPv4 and one of IPv6; these are {', '.join(addresses)}"
-        )
+def one_or_two(text: str) -> tuple[NodeAddress, ...]:
+    """The addresses that ``text`` selects: one or, with a comma, one of each IP family. Raises ValueError."""
+    addresses = tuple(
+        NodeAddress(named(part)) if _literal(part) is not None else _chosen(partial(named, part))
+        for part in text.split(",")
+    )
+    if len(addresses) > 2 or len({":" in address.ip for address in addresses}) < len(addresses):
+        these = ", ".join(address.ip for address in addresses)
+        raise ValueError(f"{text!r}: give one address, or one of IPv4 and one of IPv6; these are {these}")
     return addresses
 
 
 def local_addresses() -> tuple[LocalAddress, ...]:
     """All addresses of this machine: those of one interface together, IPv4 before IPv6."""
-    import ifaddr  # here, because only a start of the sidecar or a preflight asks
+    import ifaddr  # here, because only the sidecar and preflight ask
 
     found = []
     for adapter in ifaddr.get_adapters():
@@ -119,6 +131,18 @@ def local_addresses() -> tuple[LocalAddress, ...]:
             found.append(LocalAddress(adapter.nice_name, ipaddress.ip_address(text.partition("%")[0])))
     order = {name: number for number, name in enumerate(dict.fromkeys(local.interface for local in found))}
     return tuple(sorted(found, key=lambda local: (order[local.interface], local.ip.version)))
+
+
+def _literal(text: str) -> IPAddress | None:
+    """The address if ``text`` is one, with or without brackets; None for the other forms."""
+    try:
+        return ipaddress.ip_address(text.strip().removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return None
+
+
+def _chosen(again: Callable[[], str]) -> NodeAddress:
+    return NodeAddress(again(), again)
 
 
 def _choose(text: str, locals_: tuple[LocalAddress, ...]) -> IPAddress:

@@ -2,7 +2,9 @@
 
 The paths are those of the distributions. The first one with a listener is used, else the first one that exists or that
 this process may not look for, else the first one, which messages then name. The sidecar repeats the search until a path
-has a listener, and then stays with it. A new distribution's path or namespace belongs here.
+has a listener. It stays with that one while containerd restarts, because another one may run beside it, as k3s's does.
+After some time without a listener it takes another path that has one, because containerd has moved: Docker's own one
+was replaced by that of a package, for instance. A new distribution's path or namespace belongs here.
 """
 
 from __future__ import annotations
@@ -10,9 +12,14 @@ from __future__ import annotations
 import socket
 import stat
 import threading
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
+
+import structlog
+
+log = structlog.get_logger(__name__)
 
 AUTO = "auto"
 
@@ -28,6 +35,10 @@ NAMESPACES = ("moby", "k8s.io", "default", "nomad")
 """Docker; Kubernetes and every CRI; ctr and nerdctl; Nomad's containerd driver."""
 
 
+MOVED = 30.0
+"""Seconds without a listener after which a containerd with another socket is taken for the same one."""
+
+
 def find_socket(candidates: Iterable[Path] = SOCKETS) -> Path:
     """The first path with a listener, else the first that exists, else the first. Waits 1 s at most for each."""
     candidates = tuple(candidates)
@@ -36,22 +47,42 @@ def find_socket(candidates: Iterable[Path] = SOCKETS) -> Path:
 
 
 class SocketSearch:
-    """Searches for containerd's socket until it is found; threads may share one search and get the same answer."""
+    """Finds containerd's socket, and finds it again when it has moved; threads may share one search.
 
-    def __init__(self, candidates: Iterable[Path] = SOCKETS) -> None:
+    ``clock``: seconds.
+    """
+
+    def __init__(self, candidates: Iterable[Path] = SOCKETS, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._candidates = tuple(candidates)
+        self._clock = clock
         self._found: Path | None = None
+        self._unserved_since: float | None = None
         self._lock = threading.Lock()
 
     def look(self) -> Path:
-        """The path that was found, else the result of ``find_socket`` now. Waits some seconds at most."""
+        """The path that was found, else the result of ``find_socket`` now. Waits some seconds at most.
+
+        A found path is left for another one with a listener when it has had none for :data:`MOVED` seconds.
+        """
         with self._lock:
-            if self._found is not None:
+            if self._found is not None and not self._has_gone(self._found):
                 return self._found
             path = find_socket(self._candidates)
-            if _is_served(path):
-                self._found = path
+            if not _is_served(path):
+                return self._found or path
+            if self._found is not None:
+                log.warning("containerd has moved to another socket", socket=str(path), before=str(self._found))
+            self._found, self._unserved_since = path, None
             return path
+
+    def _has_gone(self, path: Path) -> bool:
+        if _is_served(path):
+            self._unserved_since = None
+            return False
+        now = self._clock()
+        if self._unserved_since is None:
+            self._unserved_since = now
+        return now - self._unserved_since >= MOVED
 
 
 def _may_be_socket(path: Path) -> bool:

@@ -80,6 +80,7 @@ async def start_content(
     await stages.start("ring", router.run)
     await stages.start("announcer", _announcer(store, router))
     await stages.start("farewell", _farewell(router, stopping), gently=stopping)
+    await stages.start("address", node.address_watch.run)
 
     if node.credentials is not None:
         if settings.peer_policy is PeerPolicy.ANY:
@@ -131,6 +132,7 @@ async def start_content(
         nearness=mirror.peers.nearness,
         preheat=_preheat_rules(settings, socket_of),
         uploads=Uploads(settings.max_upload, settings.upload_rate),
+        address_problem=lambda: node.address_watch.problem,
     )
     await _serve(settings, node, stages, view, mirror)
     mirror.traces.on_end = _log_trace

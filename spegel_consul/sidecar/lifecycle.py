@@ -36,13 +36,19 @@ log = structlog.get_logger(__name__)
 _SAME_SIGNAL = 1.0  # seconds
 
 
+class NewStartNeeded(Exception):
+    """The sidecar has stopped in order, because only another start can go on; the log has the reason."""
+
+
 async def run(settings: Settings) -> None:
-    """Run until one of ``stop_signals()``. SIGUSR1 switches the log level. Raises StartError."""
+    """Run until one of ``stop_signals()``. SIGUSR1 switches the log level. Raises StartError and NewStartNeeded."""
     node = prepare(settings)
     # signals are received from the start until the stop is over, so that none cuts it short
     with trio.open_signal_receiver(*stop_signals(), signal.SIGUSR1) as signals:
         await _run(settings, node, signals)
         log.info("stopped")
+    if node.address_watch.superseded.is_set():
+        raise NewStartNeeded
 
 
 async def _run(settings: Settings, node: PreparedNode, signals: AsyncIterator[int]) -> None:
@@ -51,6 +57,7 @@ async def _run(settings: Settings, node: PreparedNode, signals: AsyncIterator[in
     async with AsyncExitStack() as resources, trio.open_nursery() as nursery:
         stopping = trio.Event()
         nursery.start_soon(_on_signal, signals, stopping, nursery.cancel_scope)
+        nursery.start_soon(_stop_with, node.address_watch.superseded, stopping)
         if settings.heartbeat is not None:
             nursery.start_soon(watchdog.beat, settings.heartbeat, settings.hang_timeout)
         stages = Stages(nursery)
@@ -88,6 +95,11 @@ async def _start(
 async def _cancel_at(event: trio.Event, scope: trio.CancelScope) -> None:
     await event.wait()
     scope.cancel()
+
+
+async def _stop_with(event: trio.Event, stopping: trio.Event) -> None:
+    await event.wait()
+    stopping.set()
 
 
 async def _on_signal(signals: AsyncIterator[int], stopping: trio.Event, everything: trio.CancelScope) -> None:

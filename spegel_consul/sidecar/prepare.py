@@ -29,6 +29,7 @@ from spegel_consul.preflight.node_address import NoAddress, advertised
 from spegel_consul.preflight.subject import Subject
 from spegel_consul.ring.net.node_key import load_or_create
 from spegel_consul.runtimes.containerd_sockets import find_socket
+from spegel_consul.sidecar.address_watch import AddressWatch
 from spegel_consul.sidecar.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -52,6 +53,7 @@ class PreparedNode:
     secondary: str | None
     """Its address of the other IP family, if it has both."""
     router_address: str
+    address_watch: AddressWatch
     consul: ConsulClient | None
     nomad: NomadClient | None
     tls: PeerTls | None
@@ -98,15 +100,19 @@ def prepare(settings: Settings) -> PreparedNode:
 
 def _prepare(settings: Settings) -> PreparedNode:
     consul = ConsulClient(settings.consul) if settings.consul is not None else None
+    address = advertised(settings.advertise_addr, settings.registry_addr.host)
+    router_address = advertised(settings.advertise_addr, settings.router_addr.host)
+    secondary = settings.advertise_addr[1] if len(settings.advertise_addr) > 1 else None
     return PreparedNode(
         load_or_create(settings.data_dir),
         listen(settings.registry_addr, "--registry-addr"),
         listen(settings.runtime_addr, "--runtime-addr") if settings.runtime_addr is not None else None,
         listen(settings.router_addr, "--router-addr"),
         listen(settings.metrics_addr, "--metrics-addr"),
-        advertised(settings.advertise_addr, settings.registry_addr.host),
-        settings.advertise_addr[1] if len(settings.advertise_addr) > 1 else None,
-        advertised(settings.advertise_addr, settings.router_addr.host),
+        address.ip,
+        secondary.ip if secondary is not None else None,
+        router_address.ip,
+        AddressWatch([address, router_address, *filter(None, [secondary])]),
         consul,
         NomadClient(settings.bootstrap.nomad) if settings.bootstrap.nomad is not None else None,
         _tls(settings, consul),

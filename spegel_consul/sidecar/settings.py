@@ -17,6 +17,7 @@ from spegel_consul.join.leader_change import OnLeaderChange
 from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.oci.filters import ImageFilter
 from spegel_consul.places import Place
+from spegel_consul.preflight.node_address import NodeAddress
 from spegel_consul.registry.mirror.mirror_peers import MirrorSettings
 from spegel_consul.registry.mirror.providers.address_policy import PeerPolicy
 
@@ -40,7 +41,7 @@ class Settings:
     metrics_addr: ListenAddress
     web_allowed_hosts: tuple[str, ...]
     """Names, besides its own, by which the metrics port may be called."""
-    advertise_addr: tuple[str, ...]
+    advertise_addr: tuple[NodeAddress, ...]
     node_name: str
     data_dir: Path | None
     containerd_sock: Path | None

@@ -103,6 +103,8 @@ class Node:
     """Names by which clients may call the metrics port; see :class:`spegel_consul.web.access.own_names.OwnNames`."""
     preheat: PreheatRules | None = None
     """None: this node takes no part in preheats."""
+    address_problem: Callable[[], str | None] = lambda: None
+    """Why peers can't reach this node at the address that it advertises."""
     keeper: RingKeeper | None = None
     consul: Consul | None = None
     nomad_candidate: Candidate | None = None
@@ -143,9 +145,9 @@ class Node:
     def problem(self) -> str | None:
         """The reason why this node can't serve its content, in one line; None if it can.
 
-        The store alone decides, because serving needs neither Consul nor a peer.
+        The store and the address decide, because serving needs neither Consul nor a peer.
         """
-        return self.store.problem
+        return self.store.problem or self.address_problem()
 
     def warnings(self, cluster_members: ClusterMembers | None = None) -> tuple[str, ...]:
         """Problems for an operator that do not keep this node from serving; one line each."""

@@ -19,6 +19,7 @@ from lab.cli_commands import command, commands
 
 from spegel_consul import __version__
 from spegel_consul.commands import registry
+from spegel_consul.preflight.node_address import NodeAddress
 from spegel_consul.runtimes import docker
 
 ROOT = Path(__file__).parents[2]
@@ -175,7 +176,7 @@ def test_every_flag_and_every_variable_is_ours(path: Path) -> None:
         if words[0] == "registry":
             settings = registry._settings(context.params)
             assert settings.registry_addr.port == 5000
-            assert settings.advertise_addr == ("10.0.0.7",)
+            assert settings.advertise_addr == (NodeAddress("10.0.0.7"),)
         for name in task.get("env", {}):
             assert name in OURS, f"{path.name}: {name} means nothing to us"
 

@@ -4,20 +4,20 @@ import socket
 import pytest
 
 from spegel_consul.preflight import node_address
-from spegel_consul.preflight.node_address import LocalAddress, NoAddress, advertised, named, one_or_two
+from spegel_consul.preflight.node_address import LocalAddress, NoAddress, NodeAddress, advertised, named, one_or_two
 
 
 def test_what_is_given_wins_over_what_is_bound() -> None:
-    assert advertised(("10.0.0.7", "fd00::7"), "127.0.0.1") == "10.0.0.7"
-    assert advertised((), "127.0.0.1") == "127.0.0.1"
-    assert advertised((), "::1") == "::1"
-    assert advertised((), "localhost") in ("127.0.0.1", "::1")
+    assert advertised((NodeAddress("10.0.0.7"), NodeAddress("fd00::7")), "127.0.0.1") == NodeAddress("10.0.0.7")
+    assert advertised((), "127.0.0.1") == NodeAddress("127.0.0.1")
+    assert advertised((), "::1") == NodeAddress("::1")
+    assert advertised((), "localhost").ip in ("127.0.0.1", "::1")
 
 
 @pytest.mark.parametrize("bound", ["", "0.0.0.0", "::"])
 def test_all_interfaces_mean_the_default_route(bound: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(node_address, "default_route_source", lambda: "198.51.100.7")
-    assert advertised((), bound) == "198.51.100.7"
+    assert advertised((), bound).ip == "198.51.100.7"
 
 
 def test_the_default_route_is_never_loopback() -> None:
@@ -125,8 +125,19 @@ def test_this_machine_has_loopback() -> None:
 
 
 def test_one_address_or_one_of_each_family() -> None:
-    assert one_or_two("10.0.0.7") == ("10.0.0.7",)
-    assert one_or_two("fd00::7, 10.0.0.7") == ("fd00::7", "10.0.0.7")
+    assert one_or_two("10.0.0.7") == (NodeAddress("10.0.0.7"),)
+    assert one_or_two("fd00::7, 10.0.0.7") == (NodeAddress("fd00::7"), NodeAddress("10.0.0.7"))
     for wrong in ("10.0.0.7,10.0.0.8", "fd00::7,fd00::8", "10.0.0.7,fd00::7,10.0.0.8"):
         with pytest.raises(ValueError, match=r"give one address, or one of IPv4 and one of IPv6; these are .*, "):
             one_or_two(wrong)
+
+
+@pytest.mark.usefixtures("machine")
+def test_an_address_that_was_chosen_can_be_chosen_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = [*one_or_two("10.0.0.0/8,fd00::/8"), advertised((), "localhost"), advertised((), "")]
+    assert [each.ip for each in chosen[:2]] == ["10.0.0.7", "fd00::7"]
+    assert [each.again() if each.again else None for each in chosen] == [each.ip for each in chosen]
+    monkeypatch.setattr(node_address, "local_addresses", lambda: MACHINE[:2])
+    assert chosen[0].again is not None
+    with pytest.raises(ValueError, match="no address in"):
+        chosen[0].again()

@@ -13,6 +13,7 @@ import ifaddr
 import pytest
 import trio
 from lab.rights import without_rights
+from structlog.testing import capture_logs
 
 from spegel_consul.consul.api.consul_settings import ConsulSettings
 from spegel_consul.consul.catalog.service_definitions import ServiceMode, spegel_services
@@ -24,7 +25,7 @@ from spegel_consul.preflight import interfaces, node_checks
 from spegel_consul.preflight.consul_checks import ConsulUse, clock_check, rights_check
 from spegel_consul.preflight.node_checks import address_check
 from spegel_consul.preflight.subject import Subject
-from spegel_consul.runtimes.containerd_sockets import NAMESPACES, SocketSearch, find_socket, namespaces
+from spegel_consul.runtimes.containerd_sockets import MOVED, NAMESPACES, SocketSearch, find_socket, namespaces
 from tests.consul.fakeconsul import FakeConsul
 
 
@@ -251,6 +252,27 @@ def test_a_socket_is_looked_for_until_there_is_one(tmp_path: Path) -> None:
         assert search.look() == other
         other.unlink()  # it restarts
         assert search.look() == other
+
+
+def test_a_containerd_that_moves_is_found_again(tmp_path: Path) -> None:
+    usual, other = tmp_path / "usual", tmp_path / "other"
+    now = 0.0
+    search = SocketSearch([usual, other], clock=lambda: now)
+    with socket.socket(socket.AF_UNIX) as before, socket.socket(socket.AF_UNIX) as after:
+        before.bind(str(other))
+        before.listen()
+        assert search.look() == other
+        before.close()
+        other.unlink()
+        now = 100.0
+        assert search.look() == other
+        now += MOVED
+        assert search.look() == other, "there is no better one"
+        after.bind(str(usual))
+        after.listen()
+        with capture_logs() as logs:
+            assert search.look() == usual
+        assert [(entry["log_level"], entry["socket"]) for entry in logs] == [("warning", str(usual))]
 
 
 async def test_a_node_of_another_cluster_is_not_asked_to_dial_back(
