@@ -17,7 +17,7 @@ from spegel_consul.runtimes.clients.buildkitd_toml import added as buildkit_adde
 from spegel_consul.runtimes.clients.buildkitd_toml import mirrors
 from spegel_consul.runtimes.clients.buildkitd_toml import taken_out as buildkit_taken_out
 from spegel_consul.runtimes.clients.registries_conf import Configuration, drop_in
-from spegel_consul.runtimes.daemon_json import added, taken_out
+from spegel_consul.runtimes.daemon_json import _parsed, added, taken_out
 from spegel_consul.runtimes.hosts_toml import Mirroring, Unusable, prepended, replaced
 from spegel_consul.runtimes.mirror_targets import Registry, Target
 
@@ -48,8 +48,9 @@ def daemon_json(data: bytes) -> bool:
         return False
     mark = "\ufeff"
     json.loads(changed.removeprefix(mark))
-    before = json.loads(text.removeprefix(mark).strip() or "null") or {}
-    after = json.loads(taken_out(changed, what).removeprefix(mark))
+    # dockerd joins objects that have one name, and json would take the last
+    before = _parsed("{}" if text.removeprefix(mark).strip() in ("", "null") else text.removeprefix(mark))
+    after = _parsed(taken_out(changed, what).removeprefix(mark))
     for key in ("registry-mirrors", "insecure-registries", "features"):
         if not before.get(key):
             before.pop(key, None)
