@@ -41,13 +41,14 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from bench import content, kept, readme, report, tools, workload
 from bench.arena import ArenaError, enter
-from bench.floors import Verdict, floors
+from bench.floors import Floor, Verdict, floors
 from bench.run import Run
 
 EXIT_BROKEN = 1
@@ -55,7 +56,7 @@ EXIT_UNABLE = 2
 
 
 def main() -> int:
-    """The exit status: 1 if --check found a floor broken, 2 if not all could be measured."""
+    """The exit status: 1 if --check found a floor broken, 2 if an error ended the run or --check had no figure."""
     options = _options()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     console = Console(width=None if sys.stdout.isatty() else 132, highlight=False)
@@ -102,8 +103,16 @@ def main() -> int:
         readme.write_all()
     if options.check:
         print(report.last_line(verdicts))
-        return EXIT_BROKEN if any(floor.verdict is Verdict.BROKEN for floor in verdicts) else 0
+        return exit_status(verdicts)
     return 0
+
+
+def exit_status(floors: Sequence[Floor]) -> int:
+    """That of --check. A floor whose servers are not installed counts for nothing, but some must be measured."""
+    found = {floor.verdict for floor in floors}
+    if Verdict.BROKEN in found:
+        return EXIT_BROKEN
+    return 0 if found - {Verdict.UNKNOWN} else EXIT_UNABLE
 
 
 def _options() -> argparse.Namespace:
@@ -112,7 +121,9 @@ def _options() -> argparse.Namespace:
         prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="fewer workloads and short samples: about a minute")
-    parser.add_argument("--check", action="store_true", help="exit with 1 if a figure is beyond its limit")
+    parser.add_argument(
+        "--check", action="store_true", help="exit with 1 if a figure is beyond its limit, with 2 if there is none"
+    )
     parser.add_argument(
         "--only",
         choices=("own", "mirrored", "tls"),

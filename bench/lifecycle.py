@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import json
 import signal
 import socket
 import subprocess
@@ -36,7 +36,8 @@ class Memory:
 def memory(server: Server, client: Client, seconds: float) -> Memory:
     """RSS of a server, idle and while 16 connections get 1 GiB each, for ``seconds`` at most.
 
-    Idle means started, answered one manifest and one small blob, and waited a second.
+    Idle means started, answered one manifest and one small blob, and waited a second. Raises ServerError if a transfer
+    failed, because then the memory says nothing.
     """
     for of in ("manifest", "1 MiB"):
         client.run(server, Workload("memory", of, 1), 10.0, requests=1)
@@ -44,21 +45,28 @@ def memory(server: Server, client: Client, seconds: float) -> Memory:
     idle = highest = proc.rss(server.pid)
     piece = client.content.pieces["1 GiB"]
     command = [str(client.binary), str(server.port), str(CONNECTIONS), f"{seconds:g}", "GET", piece.target]
-    drain = subprocess.Popen([*command, str(CONNECTIONS)], stdout=subprocess.PIPE, text=True)
-    try:
-        until = time.monotonic() + seconds + _PATIENCE
-        while drain.poll() is None:
-            if time.monotonic() > until:
-                raise ServerError(f"{server.name}: the client did not end")
-            highest = max(highest, proc.rss(server.pid))
-            time.sleep(_LOOK)
-        assert drain.stdout is not None
-        out = drain.stdout.read()
-    finally:
-        drain.kill()
-        drain.wait()
-    match = re.search(r'"bytes":(\d+)', out)
-    return Memory(idle / MIB, (highest - idle) / MIB, int(match[1]) / MIB if match else 0.0)
+    with subprocess.Popen([*command, str(CONNECTIONS)], stdout=subprocess.PIPE, text=True) as drain:
+        try:
+            until = time.monotonic() + seconds + _PATIENCE
+            while drain.poll() is None:
+                if time.monotonic() > until:
+                    raise ServerError(f"{server.name}: the client did not end")
+                highest = max(highest, proc.rss(server.pid))
+                time.sleep(_LOOK)
+            assert drain.stdout is not None
+            out = drain.stdout.read()
+        finally:
+            drain.kill()
+    return Memory(idle / MIB, (highest - idle) / MIB, _transferred(server, drain.returncode, out) / MIB)
+
+
+def _transferred(server: Server, status: int, out: str) -> int:
+    """Bytes that the client got, of its exit ``status`` and what it printed. Raises ServerError."""
+    found = json.loads(out) if status == 0 else {}
+    if status or found["errors"] or found["bad_status"] or not found["bytes"]:
+        server.check()
+        raise ServerError(f"{server.name}: the transfers failed: {out.strip() or f'the client ended with {status}'}")
+    return int(found["bytes"])
 
 
 class StalledStop:

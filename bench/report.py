@@ -140,6 +140,8 @@ def last_line(floors: Sequence[Floor]) -> str:
     """Which floors are broken; what could not be held against any is named as well."""
     broken = [floor.text() for floor in floors if floor.verdict is Verdict.BROKEN]
     unknown = sum(floor.verdict is Verdict.UNKNOWN for floor in floors)
+    if unknown == len(floors):
+        return f"none of {unknown} floors was measured"
     rest = f"; {unknown} not measured" if unknown else ""
     if broken:
         return f"{len(broken)} of {len(floors)} floors broken{rest}: {'; '.join(broken)}"

@@ -72,6 +72,8 @@ def main() -> None:
         parser.error("--nodes must be 1 to 100")
     if options.spegel and not options.containerd:
         parser.error("--spegel needs --containerd, because Spegel does not start without one")
+    if options.keep and options.tree:
+        parser.error("--keep tells of one tree, so --tree can't be given with it")
     with _room_for_neighbours(_MOST_RINGS * options.nodes**2):
         if _libc.unshare(_CLONE_NEWNET):
             parser.error("a network namespace can't be made: this needs root")
@@ -118,9 +120,14 @@ def _measure(options: argparse.Namespace) -> None:
                 ring.turn(kind, options.requests)
     _print(rings, f"A miss in a ring of {options.nodes}, {options.busy} busy processes, {kind}")
     if options.keep:
-        name = f"{options.nodes} nodes" + (f", {options.busy} busy processes beside it" if options.busy else "")
         ways = [beside.Way(ring.name, ring.percentile(0.5), statistics.median(ring.cpu)) for ring in rings]
-        beside.keep(beside.MISS, name, ways)
+        beside.keep(beside.MISS, _kept_name(options.nodes, options.busy, kind), ways)
+
+
+def _kept_name(nodes: int, busy: int, kind: str) -> str:
+    """What the figures are of, so that they replace only those of the same."""
+    beside_it = f", {busy} busy processes beside it" if busy else ""
+    return f"{nodes} nodes{beside_it}" + (f", {kind}" if kind != "blobs" else "")
 
 
 @contextmanager

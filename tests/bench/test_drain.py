@@ -9,11 +9,14 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from lab.process import HANG
 
-from bench import tools
+from bench import lifecycle, tools
+from bench import process as process_
+from bench.rounds import Client
 
 SIZE = 300_000
 
@@ -108,3 +111,24 @@ def test_nobody_there(drain: Path) -> None:
     done = subprocess.run([drain, "1", "1", "1", "GET", "/"], capture_output=True, text=True, timeout=HANG)
     assert done.returncode == 2
     assert "connect" in done.stderr
+
+
+@pytest.mark.parametrize("path", ["/missing", "/short"])
+def test_memory_is_that_of_transfers_that_came_about(drain: Path, port: int, path: str, tmp_path: Path) -> None:
+    """A server that sends nothing would seem to need least."""
+    targets = {"manifest": "/good", "1 MiB": "/good", "1 GiB": "/good"}
+    with subprocess.Popen(["sleep", str(HANG)]) as process:
+        program = process_.Program("it", (), port)
+        server = process_.Server(program, process, tmp_path / "log")
+
+        def look() -> lifecycle.Memory:
+            pieces = {name: SimpleNamespace(target=target) for name, target in targets.items()}
+            return lifecycle.memory(server, Client(drain, SimpleNamespace(pieces=pieces)), 0.5)  # type: ignore[arg-type]
+
+        try:
+            assert look().transferred > 0
+            targets["1 GiB"] = path
+            with pytest.raises(process_.ServerError, match="the transfers failed"):
+                look()
+        finally:
+            process.kill()

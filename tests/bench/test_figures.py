@@ -8,6 +8,7 @@ import pytest
 
 from bench import floors as floors_
 from bench import report, workload
+from bench.__main__ import exit_status
 from bench.figures import Results, Spread
 from bench.floors import Floor, Verdict
 from bench.programs import GO, SPEGEL
@@ -66,7 +67,10 @@ def test_last_line_names_what_is_broken_and_counts_what_is_unknown() -> None:
     assert report.last_line([broken, unknown]) == (
         "1 of 2 floors broken; 1 not measured: own blobs: GET 0.30 x go (limit 0.9)"
     )
-    assert report.last_line([unknown, Floor("y", Spread.of([1.0]), 1.0, 0.9)]) == "all 1 floors held; 1 not measured"
+    held = Floor("y", Spread.of([1.0]), 1.0, 0.9)
+    assert report.last_line([unknown, held]) == "all 1 floors held; 1 not measured"
+    assert report.last_line([unknown]) == "none of 1 floors was measured"
+    assert [exit_status(found) for found in ([unknown, held], [broken, held], [unknown], [])] == [0, 1, 2, 2]
 
 
 def test_wrong_answers_break_a_floor() -> None:

@@ -6,8 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from lab.process import HANG
 
+from bench.ring import miss
 from bench.ring.measure import Figure
 
 ROOT = Path(__file__).parents[2]
@@ -50,3 +52,14 @@ def test_the_tables_of_one_node_are_measured() -> None:
     assert done.stderr == ""
     for figure in ("bytes of one member", "CPU of a quiet minute", "lookup, p50 and p95", "announcement of 10 keys"):
         assert figure in done.stdout
+
+
+def test_figures_of_manifests_do_not_replace_those_of_blobs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert miss._kept_name(6, 0, "blobs") == "6 nodes"
+    assert miss._kept_name(6, 2, "manifests") == "6 nodes, 2 busy processes beside it, manifests"
+    monkeypatch.setattr(sys, "argv", ["miss", "--keep", "--tree", "elsewhere"])
+    with pytest.raises(SystemExit):
+        miss.main()
+    assert "--tree" in capsys.readouterr().err

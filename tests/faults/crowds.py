@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import sys
 import time
 from pathlib import Path
@@ -16,6 +17,9 @@ from tests.faults.scene import Scene, lasting
 RATE = 533
 """Connections a second, each with a request for a digest that nobody has."""
 
+_ANSWERS = ("404", "429", "503")
+"""Statuses that a client gets for what nobody has, or that asks too much."""
+
 _CHECK_TIMEOUT = 5.0  # seconds, those of the check in Consul's catalog
 
 
@@ -25,6 +29,16 @@ def answers(node: Node, port: int) -> bool:
         return node.netns.request("GET", node.ip, port, "/livez", timeout=_CHECK_TIMEOUT).status == 200
     except (OSError, http.client.HTTPException):
         return False
+
+
+def came_about(summary: str, rate: float) -> str:
+    """Why the flood that printed ``summary`` was none of ``rate`` a second; empty if it was."""
+    counts = json.loads(summary)
+    answered = sum(counts.get(status, 0) for status in _ANSWERS)
+    others = sum(count for what, count in counts.items() if what not in ("rate", "p50_ms", "p99_ms", *_ANSWERS))
+    if counts["rate"] < rate / 2:
+        return f"only {counts['rate']} connections a second: {summary}"
+    return "" if answered > others else f"most were not answered as documented: {summary}"
 
 
 @fault("misses")
@@ -42,5 +56,7 @@ def a_client_asks_for_what_nobody_has(scene: Scene) -> None:
             checks += [answers(victim, port) for port in (REGISTRY_PORT, METRICS_PORT)]
             time.sleep(0.2)
         assert flood.wait(30) == 0, flood.tail()
+        problem = came_about(flood.log().splitlines()[-1], RATE)
+        assert not problem, problem
         assert all(checks), f"{checks.count(False)} of {len(checks)} checks of the node itself failed"
         assert victim.sidecar.process.alive

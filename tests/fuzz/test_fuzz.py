@@ -20,8 +20,8 @@ _FEW = {"both_paths": 15, "consul_answer": 60, "kv_value": 40, "nomad_answer": 6
 @pytest.mark.parametrize("target", TARGETS)
 def test_the_corpus(target: str) -> None:
     assert files(target), f"nothing to start from in {CORPUS / target}"
-    for file in files(target):
-        TARGETS[target](file.read_bytes())
+    read = [TARGETS[target](file.read_bytes()) for file in files(target)]
+    assert any(read), "all of it is refused, so nothing is tried beyond the first reading"
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -273,6 +273,7 @@ class Pulls:
             thread.join(self.apart * len(self.nodes) + self.attempts * (self.timeout + 20))
         if any(thread.is_alive() for thread in self._threads):
             raise Failed(f"a pull has not ended: {[pull.node for _, _, pull in self._done]} have")
+        assert len(self._done) == len(self._threads), "a pull left no trace"
         upstream = self.cold.upstream
         sent = self.cold.lab[0].port.sent_bytes() - self._sent
         pulls = tuple(_verified(node, image, pull) for node, image, pull in self._done)
@@ -287,19 +288,23 @@ class Pulls:
         )
 
     def _pull(self, number: int, node: Node, image: Image, position: int, together: threading.Barrier) -> None:
-        together.wait(30)
-        # the second image of a node begins a moment later, so that each of two nodes claims another one
-        time.sleep(number * self.apart + 0.3 * position)
         began, problem, attempt = time.monotonic(), "", 0
-        while attempt < self.attempts:
-            attempt += 1
-            try:
-                _pull_once(node, image, self.timeout)
-                problem = ""
-                break
-            except PullError as exc:
-                problem = str(exc).partition("--- end of")[0][-500:]
-                time.sleep(_RETRY_AFTER)
+        try:
+            together.wait(30)
+            # the second image of a node begins a moment later, so that each of two nodes claims another one
+            time.sleep(number * self.apart + 0.3 * position)
+            began = time.monotonic()
+            while attempt < self.attempts:
+                attempt += 1
+                try:
+                    _pull_once(node, image, self.timeout)
+                    problem = ""
+                    break
+                except PullError as exc:
+                    problem = str(exc).partition("--- end of")[0][-500:]
+                    time.sleep(_RETRY_AFTER)
+        except Exception as exc:  # a thread has nobody who would see it
+            problem = f"it could not be tried: {exc!r}"
         ended = time.monotonic()
         pull = Pull(node.name, began - self._began, ended - self._began, attempt, problem)
         self._done.append((node, image, pull))

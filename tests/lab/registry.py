@@ -66,12 +66,13 @@ class Registry:
         self.running().until(self.answers_requests, timeout=timeout, what=f"{self._name} answers")
         self.forget()
 
-    def push(self, image: Image, timeout: float = 60) -> None:
-        """Store all platforms of ``image`` under its repository and tag. The requests for it are forgotten."""
+    def push(self, image: Image, timeout: float = 60, *, forget: bool = True) -> None:
+        """Store all platforms of ``image`` under its repository and tag. ``forget`` what was asked."""
         argv = [parts.system("skopeo"), "--insecure-policy", "copy", "--quiet", "--all", "--dest-tls-verify=false"]
         source = f"oci:{image.layout}:{image.tag}"
         self.netns.run(*argv, source, f"docker://{self.host}/{image.repository}:{image.tag}", timeout=timeout)
-        self.forget()
+        if forget:
+            self.forget()
 
     def requests(self) -> list[str]:
         """What was asked since it started or ``forget`` was called, as ``GET /v2/library/app/manifests/v1?ns=…``."""

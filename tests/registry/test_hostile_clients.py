@@ -145,7 +145,7 @@ async def test_what_can_be_read_in_two_ways_is_refused_and_the_connection_closed
 async def test_a_body_is_read_and_ignored(node: Any, body: tuple[str, bytes]) -> None:
     field, content = body
     answer = await exchange(node, request(f"GET {PATH} HTTP/1.1", "Host: x", field), content + INNER)
-    if answer:  # a reset may overtake it, when more was sent than was read
+    if answer or len(content) < 100:  # a reset may overtake it, when more was sent than was read
         assert answer.startswith(b"HTTP/1.1 200 ")
         assert answer.count(LAYER) in (1, 2)  # the second request is answered, if the body was there in time
     await still_serves(node)

@@ -1,4 +1,7 @@
-"""``PYTHONPATH=tests python -m tests.soak --minutes 60``: exits 1 if a pull failed or something grew."""
+"""``PYTHONPATH=tests python -m tests.soak --minutes 60``.
+
+Exits with 1 if a pull failed, something grew, or peers did not serve.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +28,15 @@ def main() -> int:
         soak = Soak(scene, given.seed, given.samples)
         soak.run(given.minutes * 60)
         growths = list(soak.growths(given.minutes * 60 * _WARM_UP))
+        unserved = list(soak.unserved())
         pulls = scene.load.pulls
         print(f"{len(pulls)} pulls, the slowest of {max(pull.seconds for pull in pulls):.1f} s")
         print(f"{soak.images} images came and went; {soak.leaders} leaders, {soak.restarts} restarts")
     for growth in growths:
         print(growth)
-    return 1 if any(growth.is_leak for growth in growths) else 0
+    for problem in unserved:
+        print(problem)
+    return 1 if unserved or any(growth.is_leak for growth in growths) else 0
 
 
 if __name__ == "__main__":

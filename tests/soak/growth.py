@@ -1,17 +1,20 @@
 # The slope is the median of the slopes between pairs of samples (Theil and Sen), which a few odd samples don't move.
 # A short run can't tell a leak from noise, so a slope counts only if the growth that it stands for is more than noise.
 
-"""Whether something grows."""
+"""Whether something grows, and whether the mirrors serve meanwhile."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 HOUR = 3600.0
 _PAIRS_OF = 200
 """Samples that are compared with each other at most; more are thinned out."""
+
+_UPSTREAM = 0.1
+"""Share of blobs that may come from the upstream, while sidecars are restarted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,3 +66,17 @@ def growth(who: str, bound: Bound, samples: Sequence[tuple[float, float]]) -> Gr
         statistics.median(slopes) * HOUR,
         samples[-1][0] - samples[0][0],
     )
+
+
+def judged_upstream(asked: int, pulled: int) -> Iterator[str]:
+    """What is wrong if the upstream was asked for ``asked`` blobs of ``pulled`` that peers had."""
+    if asked > _UPSTREAM * pulled or not pulled:
+        yield f"{asked} of {pulled} blobs came from the upstream, though peers had them"
+
+
+def rises_at_last(samples: Sequence[tuple[float, float]]) -> bool:
+    """Whether the value of samples (seconds, value) rose in the last quarter of their time."""
+    if not samples:
+        return False
+    (first, _), (last, highest) = samples[0], samples[-1]
+    return any(value < highest for at, value in samples if at >= last - (last - first) / 4)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import random
+import re
 import shutil
 import time
 from collections import defaultdict
@@ -21,7 +22,7 @@ from lab.sidecar import METRICS_PORT
 
 from tests.faults.load import discard, pull
 from tests.faults.scene import Scene
-from tests.soak.growth import Bound, Growth, growth
+from tests.soak.growth import Bound, Growth, growth, judged_upstream, rises_at_last
 
 BOUNDS = (
     Bound("MiB resident", per_hour=6, noise=10),
@@ -35,6 +36,7 @@ _IMAGE_EVERY, _IMAGES = 4.0, 8
 _LEADER_EVERY = 23.0
 _RESTART_EVERY = 37.0
 _RESTARTED = 2  # of the nodes, the last ones
+_HITS = re.compile(r'^spegel_mirror_requests_total\{[^}]*cache="hit"[^}]*\} (\S+)', re.M)
 
 
 class Soak:
@@ -47,6 +49,7 @@ class Soak:
         self._fleeting: list[Image] = []
         self._made = 0
         self._samples: dict[tuple[str, Bound], list[tuple[float, float]]] = defaultdict(list)
+        self._hits: dict[str, list[tuple[float, float]]] = defaultdict(list)
         self.restarts = self.leaders = 0
 
     @property
@@ -62,6 +65,7 @@ class Soak:
     def run(self, seconds: float) -> None:
         """Churn for so long. Raises Failed if a pull failed."""
         began = time.monotonic()
+        self._scene.upstream.forget()
         load, pids = self._scene.load, {node.name: node.sidecar.pid for node in self.lasting}
         due = {
             self._sample: 0.0,
@@ -96,6 +100,17 @@ class Soak:
             start = samples[0][0] + warm_up
             yield growth(name, bound, [sample for sample in samples if sample[0] >= start])
 
+    def unserved(self) -> Iterator[str]:
+        """What shows that the mirrors did not serve. No pull fails of that, because runtimes ask the upstream then."""
+        blobs = {image.name: image.amd64.digests - {image.amd64.manifest} for image in self._scene.images}
+        pulled = sum(len(blobs.get(each.image, ())) for each in self._scene.load.pulls)
+        wanted = set().union(*blobs.values())
+        asked = sum(digest in wanted for _, digest in self._scene.upstream.blob_requests())
+        yield from judged_upstream(asked, pulled)
+        for node in self.lasting:
+            if not rises_at_last(self._hits[node.name]):
+                yield f"{node.name}: no peer served its runtime in the last quarter"
+
     def _sample(self) -> None:
         for node in self.lasting:
             process = Path(f"/proc/{node.sidecar.pid}")
@@ -107,6 +122,9 @@ class Soak:
                 int(status["Threads"]),
             )
             now = time.monotonic()
+            hits = _metrics(node, "/metrics")
+            if hits is not None:
+                self._hits[node.name].append((now, sum(map(float, _HITS.findall(hits)))))
             if self._kept is not None:
                 with self._kept.open("a") as file:
                     print(f"{now:.0f}", node.name, *values, file=file)
@@ -121,7 +139,7 @@ class Soak:
         directory = self._scene.lab.dir / "fleeting"
         layers = [MIB, self._random.randrange(1000, 300_000)]
         image = build(directory, f"docker.io/library/fleeting{number}:v1", layers, seed=1000 + number)
-        self._scene.upstream.push(image)
+        self._scene.upstream.push(image, forget=False)
         shutil.rmtree(directory)
         keeper = self._random.choice([node for node in self.lasting if not node.has_docker])
         load.holders[image.name] = [keeper]
@@ -160,8 +178,14 @@ class Soak:
 
 
 def _tasks(node: Node) -> int | None:
+    tasks = _metrics(node, "/debug/tasks")
+    return None if tasks is None else len(tasks.splitlines())
+
+
+def _metrics(node: Node, path: str) -> str | None:
+    """None if it can't be asked."""
     try:
-        answer = node.netns.request("GET", node.ip, METRICS_PORT, "/debug/tasks", timeout=5)
+        answer = node.netns.request("GET", node.ip, METRICS_PORT, path, timeout=5)
     except (OSError, http.client.HTTPException):
         return None
-    return len(answer.body.splitlines()) if answer.status == 200 else None
+    return answer.body.decode() if answer.status == 200 else None

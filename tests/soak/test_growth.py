@@ -2,7 +2,8 @@ import random
 
 import pytest
 
-from tests.soak.growth import Bound, growth
+from tests.soak.growth import Bound, growth, judged_upstream, rises_at_last
+from tests.soak.soak import _HITS
 
 BOUND = Bound("things", per_hour=10, noise=5)
 
@@ -28,3 +29,23 @@ def test_peaks_are_no_growth() -> None:
 
 def test_what_grows_under_noise_is_seen() -> None:
     assert growth("n0", BOUND, samples(60, 30, 10.0)).is_leak
+
+
+@pytest.mark.parametrize(
+    ("asked", "pulled", "is_right"), [(0, 500, True), (40, 500, True), (400, 500, False), (0, 0, False)]
+)
+def test_blobs_that_peers_have_come_from_them(asked: int, pulled: int, is_right: bool) -> None:
+    assert (list(judged_upstream(asked, pulled)) == []) is is_right
+
+
+def test_hits_rise_to_the_end() -> None:
+    rising = [(float(t), float(t // 10)) for t in range(0, 400, 3)]
+    assert rises_at_last(rising)
+    assert not rises_at_last([(at, min(hits, 25.0)) for at, hits in rising])
+    assert not rises_at_last([])
+
+
+def test_hits_are_read_of_all_registries() -> None:
+    name = "spegel_mirror_requests_total"
+    lines = ['{registry="a",cache="hit"} 3.0', '{cache="hit",registry="b"} 4', '{registry="a",cache="miss"} 9']
+    assert _HITS.findall("".join(f"{name}{line}\n" for line in lines)) == ["3.0", "4"]
