@@ -40,7 +40,7 @@ _KINDS = 16  # of problems that one report remembers
 _VARYING = re.compile(
     r"\b\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?\b"  # IPv4[:port]
     r"|\[[0-9a-f:.]*:[0-9a-f:.]*(?:%\w+)?\](?::\d+)?"  # [IPv6]:port
-    r"|\b(?:\d+(?:\.\d+)?(?:ns|us|µs|ms|s|m|h))+\b"  # a duration of Go
+    r"|\b(?:\d+(?:\.\d+)?(?:ns|us|µs|ms|s|m|h))+\b|\b\d+(?:\.\d+)? (?:ms|s)\b"  # a duration; hours are news
     r"|\b(?:0x)?(?=[a-f-]*\d)[0-9a-f]{8,}(?:-[0-9a-f]{4,})*\b",  # a hexadecimal id
     re.IGNORECASE,
 )
