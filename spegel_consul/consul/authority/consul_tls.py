@@ -57,6 +57,7 @@ _SPACING = 0.5  # least seconds between two queries
 _WAIT = 60.0  # seconds for which a query blocks
 _FIRST = 3.0  # seconds for which the start-up waits for a certificate
 _LOOK_EVERY = 60.0  # seconds
+_LATE = 60.0  # seconds that a clock may be behind the start of a certificate
 
 
 class ConsulTls:
@@ -107,6 +108,11 @@ class ConsulTls:
             return f"no certificate for peers: {why}"
         if not identity.is_valid(now):
             return f"the certificate for peers has expired: {why}"
+        if identity.begins - now > _LATE:
+            return (
+                f"this node's clock is up to {_hours(identity.begins - now)} behind the start of its certificate for "
+                "peers, so it refuses those of peers too: set the clock"
+            )
         if identity.is_overdue(now):
             return f"the certificate for peers expires within {_hours(identity.ends - now)} and is not renewed: {why}"
         return f"the certificate for peers is not renewed: {why}" if self._failures else None

@@ -107,6 +107,19 @@ async def test_a_certificate_that_is_not_renewed_is_reported_before_its_end(
     assert agree(tls, tls)
 
 
+async def test_a_clock_that_is_behind_the_certificate_is_a_problem(
+    autojump_clock: MockClock, authority: Authority
+) -> None:
+    """OpenSSL takes its own and its peers' certificates for not yet valid."""
+    tls, ahead = authority.make(), -5.5 * HOURS
+    tls._clock = lambda: time.time() + ahead
+    await authority.nursery.start(tls.run)
+    assert tls.problem is not None
+    assert tls.problem.startswith("this node's clock is up to 6 h behind")
+    ahead = -100.0  # the certificate began a minute ago
+    assert tls.problem is None
+
+
 async def test_connect_is_switched_off_while_it_is_in_use(autojump_clock: MockClock, authority: Authority) -> None:
     tls = await authority.start()
     used = tls.server()
