@@ -171,6 +171,7 @@ async def test_a_task_that_nothing_depends_on_may_fail() -> None:
 _HELLO = b"\x13/multistream/1.0.0\n"  # what a libp2p router says first
 STAGES = [
     "store",
+    "address",
     "ring",
     "announcer",
     "farewell",
