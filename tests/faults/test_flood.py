@@ -13,11 +13,11 @@ from tests.faults.flood import Flood
 @pytest.mark.parametrize(
     ("counts", "rate", "is_flood"),
     [
-        ({"404": 3000, "unanswered": 200}, 530, True),
+        ({"404": 150, "unanswered": 2240, "ECONNRESET": 810}, 530, True),  # on a busy machine
         ({"404": 900, "429": 900, "503": 900, "closed": 500}, 530, True),
         ({"404": 3000}, 200, False),  # too few
         ({"ECONNREFUSED": 3200}, 533, False),  # nobody was there
-        ({"200": 3000, "404": 100}, 533, False),
+        ({"200": 3000}, 533, False),
         ({}, 533, False),
     ],
 )
