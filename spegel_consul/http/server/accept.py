@@ -152,7 +152,12 @@ def _close_waiting(sock: socket.socket, reserve: _Reserve) -> int:
     return closed
 
 
-async def accept(sock: socket.socket, handle: Callable[[socket.socket], object]) -> None:
+async def accept(
+    sock: socket.socket,
+    handle: Callable[[socket.socket], object],
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
     """Accept connections at ``sock`` and call ``handle``, which must not block, with each, until cancelled.
 
     At the limit of open files, connections wait for a tenth of a second, and are closed if the shortage goes on. The
@@ -160,6 +165,7 @@ async def accept(sock: socket.socket, handle: Callable[[socket.socket], object])
     """
     warn_at, closed, is_short = 0.0, 0, False
     reserve = _Reserve()
+    task_status.started()
     try:
         while True:
             await trio.lowlevel.wait_readable(sock)

@@ -100,7 +100,7 @@ async def serve(
             async with trio.open_nursery() as accepting:
                 own = listen_for_own(sock, called)
                 for each in filter(None, (own, sock)):
-                    accepting.start_soon(accept, each, lambda made: connections.start_soon(connection, made))
+                    await accepting.start(accept, each, lambda made: connections.start_soon(connection, made))
                 task_status.started()
                 await stop()
                 accepting.cancel_scope.cancel()
