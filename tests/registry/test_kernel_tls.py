@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import trio
 from lab.certificates import Authority
-from trio.testing import wait_all_tasks_blocked
 
 from spegel_consul.http.peer_tls import Encryption
 from spegel_consul.http.tls import Tls
@@ -180,7 +179,6 @@ async def test_a_client_that_leaves_in_the_middle(
 ) -> None:
     node = await start_node(tls=tls())
     node.store.add_content(LAYER)
-    await wait_all_tasks_blocked()  # until the node accepts, for which it keeps a file
     before = open_files()
     for _ in range(3):
         async with asking(node, trusting) as stream:
@@ -202,7 +200,6 @@ async def test_a_stranger_who_does_not_end_the_handshake(
 ) -> None:
     node = await start_node(host=HOLDER, tls=tls(REQUIRE))
     node.store.add_content(SMALL)
-    await wait_all_tasks_blocked()  # until the node accepts, for which it keeps a file
     before = open_files()
     for text in (b"\x16", b"\x16\x03\x01\x00\x05hello", b"\x16" * 1000):
         async with await trio.open_tcp_stream(*node.address) as stream:
