@@ -372,7 +372,7 @@ def _address(family: int, address: tuple[str, int]) -> tuple[str, int] | None:
     """Host and port of a TCP socket's address."""
     found = parse_socket_addr(family, address)
     # the form in which an IPv6 socket shows IPv4 addresses is no other name of theirs outside of this module
-    return None if found is None else (unmapped_host(found[0]), found[1])
+    return (unmapped_host(found[0]), found[1]) if found is not None and family == socket.AF_INET6 else found
 
 
 def _received(sock: trio.socket.SocketType) -> bytes:
