@@ -7,8 +7,11 @@ row, because a network daemon may remove it for a moment.
 
 What the node told its peers, the catalog and the lock can't be changed while it runs. If the program chose the address
 and would choose another one now, the sidecar ends, so that its supervisor starts it with that one. It does not end
-before there is one, because the next start would fail until then, and supervisors give up. If an operator gave the
-address, another start would change nothing, so the problem stays until the address is back.
+before there is one, because the next start would fail until then, and supervisors give up. The new address must be of
+the same family and interface, and must not have been there at the start. What else the setting fits, as an address of a
+bridge of containers, may be of no use to peers, and the lost one usually comes back, such as when a switch has
+restarted. If an operator gave the address, another start would change nothing. So in these cases the problem stays
+until the address is back.
 
 An address that this machine did not have at the start is never judged, because it is that of a port mapping or of NAT.
 A new rule about the loss of an address belongs here; the choice belongs to :mod:`spegel_consul.preflight.node_address`.
@@ -39,16 +42,17 @@ class AddressWatch:
     def __init__(self, addresses: Iterable[NodeAddress]) -> None:
         # of two equal ones the given one counts, because a port may be bound to it, which would fail at another start
         self._addresses = {each.ip: each for each in sorted(addresses, key=lambda each: each.again is None)}
-        self._missing: dict[str, int] | None = None
+        self._first: dict[str, str] | None = None  # interfaces by address, at the first look
+        self._missing: dict[str, int] = {}
         self.problem: str | None = None
         """One line for people that names the address; None if all are there."""
         self.superseded = trio.Event()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Look every :data:`EVERY` seconds until cancelled."""
-        if self._missing is None:
-            local = await _local()
-            self._missing = dict.fromkeys(local.intersection(self._addresses) if local is not None else (), 0)
+        if self._first is None:
+            self._first = await _local() or {}
+            self._missing = {ip: 0 for ip in self._addresses if ip in self._first}
         task_status.started()
         while True:
             await trio.sleep(EVERY)
@@ -58,7 +62,7 @@ class AddressWatch:
                     self._missing[ip] = 0 if ip in local else self._missing[ip] + 1
                 await self._judge([ip for ip, looks in self._missing.items() if looks >= _LOOKS], local)
 
-    async def _judge(self, lost: list[str], local: set[str]) -> None:
+    async def _judge(self, lost: list[str], local: dict[str, str]) -> None:
         before = self.problem
         self.problem = f"this machine has lost {' and '.join(lost)}, which this node advertises" if lost else None
         if self.problem is None:
@@ -66,22 +70,26 @@ class AddressWatch:
                 log.info("advertised addresses are back")
             return
         new = [await _chosen_again(self._addresses[ip]) for ip in lost]
-        if all(ip in local for ip in new):
+        if all(self._replaces(ip, old, local) for ip, old in zip(new, lost, strict=True)):
             log.error("the sidecar ends, to be started again with another address", problem=self.problem, new=new)
             self.superseded.set()
         elif self.problem != before:
             log.error("advertised address lost", problem=self.problem, fix=self._fix(lost))
 
+    def _replaces(self, new: str | None, lost: str, local: dict[str, str]) -> bool:
+        first = self._first or {}
+        return new in local and new not in first and local[new] == first[lost] and (":" in new) == (":" in lost)
+
     def _fix(self, lost: list[str]) -> str:
         if any(self._addresses[ip].again is None for ip in lost):
             return "give the address back to this machine, or set another --advertise-addr and start the sidecar again"
-        return "give this machine an address: the sidecar ends then, so that its supervisor starts it with that one"
+        return "give it back, or give its interface a new one: then the sidecar ends, to be started again with that one"
 
 
-async def _local() -> set[str] | None:
-    """The addresses of this machine; None if they can't be read, which proves nothing."""
+async def _local() -> dict[str, str] | None:
+    """The interfaces of this machine by address; None if they can't be read, which proves nothing."""
     try:
-        return {str(local.ip) for local in await in_thread(node_address.local_addresses)}
+        return {str(local.ip): local.interface for local in await in_thread(node_address.local_addresses)}
     except OSError:
         return None
 

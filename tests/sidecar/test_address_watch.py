@@ -28,8 +28,10 @@ class Machine:
     def __init__(self) -> None:
         self.has("10.0.0.7", "fd00::7")
 
-    def has(self, *ips: str) -> None:
+    def has(self, *ips: str, bridge: str | None = None) -> None:
         self._addresses = tuple(LocalAddress("eth0", ipaddress.ip_address(ip)) for ip in ips)
+        if bridge is not None:
+            self._addresses += (LocalAddress("cni0", ipaddress.ip_address(bridge)),)
 
     def local_addresses(self) -> tuple[LocalAddress, ...]:
         return self._addresses
@@ -114,6 +116,38 @@ async def test_another_start_is_asked_for_only_when_it_has_an_address(
     machine.has("192.168.0.7", "10.0.0.9")
     await trio.sleep(1.5 * EVERY)
     assert watch.superseded.is_set()
+
+
+@pytest.mark.parametrize(
+    ("choice", "left", "bridge"),
+    [
+        (CHOICES[0], ["fd00::7"], None),
+        (CHOICES[0], ["fd00::7", "fd00::8"], None),
+        (CHOICES[3], ["fd00::7"], None),
+        (CHOICES[0], ["10.0.0.200", "fd00::7"], None),
+        (CHOICES[1], ["fd00::7"], "10.42.3.1"),
+        (CHOICES[1], ["fd00::7"], "10.43.3.1"),
+    ],
+    ids=["other family", "new of another family", "default route", "was there before", "bridge", "new bridge"],
+)
+async def test_what_else_the_setting_fits_is_no_replacement(
+    choice: Callable[[], tuple[NodeAddress, ...]],
+    left: list[str],
+    bridge: str | None,
+    machine: Machine,
+    nursery: trio.Nursery,
+    autojump_clock: MockClock,
+) -> None:
+    machine.has("10.0.0.7", "10.0.0.200", "fd00::7", bridge="10.42.3.1")
+    watch = AddressWatch(choice())
+    await nursery.start(watch.run)
+    machine.has(*left, bridge=bridge)
+    await trio.sleep(6 * EVERY)
+    assert "10.0.0.7" in (watch.problem or "")
+    assert not watch.superseded.is_set()
+    machine.has("10.0.0.7", "10.0.0.200", "fd00::7", bridge="10.42.3.1")
+    await trio.sleep(1.5 * EVERY)
+    assert watch.problem is None
 
 
 async def test_a_moment_without_it_is_no_loss(
