@@ -4,11 +4,13 @@ The paths are those of the distributions. The first one with a listener is used,
 this process may not look for, else the first one, which messages then name. The sidecar repeats the search until a path
 has a listener. It stays with that one while containerd restarts, because another one may run beside it, as k3s's does.
 After some time without a listener it takes another path that has one, because containerd has moved: Docker's own one
-was replaced by that of a package, for instance. A new distribution's path or namespace belongs here.
+was replaced by that of a package, for instance. It never takes that of a containerd that ran beside the one in use,
+because the way back would need a restart of the sidecar. A new distribution's path or namespace belongs here.
 """
 
 from __future__ import annotations
 
+import math
 import socket
 import stat
 import threading
@@ -56,7 +58,8 @@ class SocketSearch:
         self._candidates = tuple(candidates)
         self._clock = clock
         self._found: Path | None = None
-        self._unserved_since: float | None = None
+        self._beside: frozenset[Path] = frozenset()  # paths that had a listener while the found one had one
+        self._failed_since = self._failed_at = -math.inf
         self._lock = threading.Lock()
 
     def look(self) -> Path:
@@ -65,24 +68,32 @@ class SocketSearch:
         A found path is left for another one with a listener when it has had none for :data:`MOVED` seconds.
         """
         with self._lock:
-            if self._found is not None and not self._has_gone(self._found):
-                return self._found
-            path = find_socket(self._candidates)
+            found = self._found
+            if found is not None and _is_served(found):
+                self._take(found)
+                return found
+            if found is not None and not self._has_gone():
+                return found
+            path = find_socket(each for each in self._candidates if each not in self._beside)
             if not _is_served(path):
-                return self._found or path
-            if self._found is not None:
-                log.warning("containerd has moved to another socket", socket=str(path), before=str(self._found))
-            self._found, self._unserved_since = path, None
+                return found or path
+            if found is not None and path != found:
+                log.warning("containerd has moved to another socket", socket=str(path), before=str(found))
+            self._take(path)
             return path
 
-    def _has_gone(self, path: Path) -> bool:
-        if _is_served(path):
-            self._unserved_since = None
-            return False
+    def _take(self, path: Path) -> None:
+        self._found, self._failed_at = path, -math.inf
+        others = (each for each in self._candidates if each != path and _may_be_socket(each))
+        self._beside = frozenset(filter(_is_served, others))
+
+    def _has_gone(self) -> bool:
+        """Whether the found path has had no listener for some time."""
         now = self._clock()
-        if self._unserved_since is None:
-            self._unserved_since = now
-        return now - self._unserved_since >= MOVED
+        if now - self._failed_at > MOVED:  # so long without a look, it was in use meanwhile
+            self._failed_since = now
+        self._failed_at = now
+        return now - self._failed_since >= MOVED
 
 
 def _may_be_socket(path: Path) -> bool:

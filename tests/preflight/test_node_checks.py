@@ -275,6 +275,47 @@ def test_a_containerd_that_moves_is_found_again(tmp_path: Path) -> None:
         assert [(entry["log_level"], entry["socket"]) for entry in logs] == [("warning", str(usual))]
 
 
+def test_a_containerd_that_ran_beside_it_is_not_taken(tmp_path: Path) -> None:
+    usual, beside = tmp_path / "usual", tmp_path / "beside"
+    now = 0.0
+    search = SocketSearch([usual, beside], clock=lambda: now)
+    with (
+        socket.socket(socket.AF_UNIX) as first,
+        socket.socket(socket.AF_UNIX) as other,
+        socket.socket(socket.AF_UNIX) as back,
+    ):
+        for sock, path in ((first, usual), (other, beside)):
+            sock.bind(str(path))
+            sock.listen()
+        assert search.look() == usual
+        first.close()
+        for now in (100.0, 100 + MOVED, 100 + 2 * MOVED, 5000.0):
+            assert search.look() == usual, now
+        usual.unlink()
+        back.bind(str(usual))
+        back.listen()
+        assert search.look() == usual
+
+
+def test_two_short_absences_are_no_move(tmp_path: Path) -> None:
+    usual, other = tmp_path / "usual", tmp_path / "other"
+    now = 0.0
+    search = SocketSearch([usual, other], clock=lambda: now)
+    with socket.socket(socket.AF_UNIX) as first, socket.socket(socket.AF_UNIX) as later:
+        first.bind(str(usual))
+        first.listen()
+        assert search.look() == usual
+        first.close()
+        now = 100.0
+        assert search.look() == usual
+        later.bind(str(other))
+        later.listen()
+        now = 86_500.0  # nobody looked meanwhile, because containerd was in use
+        assert search.look() == usual
+        now += MOVED
+        assert search.look() == other
+
+
 async def test_a_node_of_another_cluster_is_not_asked_to_dial_back(
     nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
