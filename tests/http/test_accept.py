@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 import os
+import resource
 import socket
 from collections.abc import Iterator
 from contextlib import suppress
@@ -186,10 +187,10 @@ async def test_a_process_that_lacks_something_waits_and_goes_on(
     client.close()
 
 
-async def hears_of_the_end(client: socket.socket) -> bool:
-    """Whether the server closes the connection within a second."""
+async def hears_of_the_end(client: socket.socket, within: float = 1) -> bool:
+    """Whether the server closes the connection in time."""
     client.setblocking(False)
-    with trio.move_on_after(1):
+    with trio.move_on_after(within):
         await trio.lowlevel.wait_readable(client)
         with suppress(ConnectionResetError):
             return client.recv(1) == b""
@@ -230,3 +231,27 @@ async def test_a_brief_lack_of_files_costs_no_connection(nursery: trio.Nursery) 
         while not accepted:
             await trio.sleep(0.01)
     accepted[0].close()
+
+
+async def test_clients_are_closed_though_a_file_comes_free_now_and_then(nursery: trio.Nursery) -> None:
+    sock, accepted = listen(ListenAddress("127.0.0.1", 0), "--x"), list[socket.socket]()
+    clients = [socket.socket() for _ in range(2 * ROUND)]
+    nursery.start_soon(accept.accept, sock, accepted.append)
+    await trio.testing.wait_all_tasks_blocked()
+
+    async def allow_more() -> None:
+        while True:
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft + 1, hard))
+            await trio.sleep(0.04)
+
+    with no_files():
+        for client in clients:
+            client.connect(sock.getsockname())
+        async with trio.open_nursery() as beside:
+            beside.start_soon(allow_more)
+            assert await hears_of_the_end(clients[-1], within=10)
+            beside.cancel_scope.cancel()
+    assert len(accepted) < len(clients)
+    for each in [*accepted, *clients]:
+        each.close()

@@ -172,10 +172,10 @@ async def accept(
             try:
                 for _ in range(ROUND):
                     connection, _address = sock.accept()
-                    is_short = False
                     connection.setblocking(False)
                     handle(connection)
             except BlockingIOError:
+                is_short = False  # not before, because with a file now and then the queue would hardly get shorter
                 reserve.open()  # if a thread took its file
                 continue
             except OSError as exc:
