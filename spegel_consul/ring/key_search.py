@@ -8,6 +8,7 @@ A rule about the choice of peers belongs in ``dht/iterative_lookup``; the meanin
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
 from types import TracebackType
@@ -49,6 +50,7 @@ class KeySearch:
         self._providers: deque[Provider] = deque()
         self._over = False
         self._wake = trio.Event()
+        self._sleeps_until = math.inf  # the task that iterates, if it waits
 
     def __enter__(self) -> KeySearch:
         self._open_ones.add(self)
@@ -65,8 +67,8 @@ class KeySearch:
         while not self._providers:
             if self._over:
                 raise StopAsyncIteration
-            self._wake = trio.Event()
-            with trio.move_on_at(self.lookup.wake_at):
+            self._wake, self._sleeps_until = trio.Event(), self.lookup.wake_at
+            with trio.move_on_at(self._sleeps_until):
                 await self._wake.wait()
             if not self._wake.is_set():
                 self.go_on()
@@ -86,6 +88,8 @@ class KeySearch:
         now = trio.current_time()
         for peer in self.lookup.ask(now):
             self._ask(peer, self._told(peer, now))
+        if self.lookup.wake_at < self._sleeps_until:  # an answer has named new candidates
+            self._wake.set()
 
     def end(self) -> None:
         """Yield nothing more that is not found yet, and ask nobody."""
