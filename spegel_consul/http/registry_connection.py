@@ -20,7 +20,7 @@ import trio
 
 from spegel_consul.bounded_dict import BoundedDict
 from spegel_consul.error_words import in_words
-from spegel_consul.http.peer_tls import Encryption, PeerTls
+from spegel_consul.http.peer_tls import OTHER_SERVICE, Encryption, PeerLinks, PeerTls, fault_of
 from spegel_consul.peers import PeerError, host_port
 from spegel_consul.zerocopy.encrypted.secure_socket import SecureSocket
 from spegel_consul.zerocopy.send import send_bytes
@@ -39,12 +39,22 @@ class _NoTls(PeerError):
 
 
 class RegistryConnection:
-    """A connection to the registry of a peer; ``secure`` is the same socket with TLS, if there is TLS."""
+    """A connection to the registry of a peer; ``secure`` is the same socket with TLS, if there is TLS.
 
-    def __init__(self, address: tuple[str, int], sock: trio.socket.SocketType, secure: SecureSocket | None) -> None:
+    ``links`` is told if the peer refuses this node's certificate.
+    """
+
+    def __init__(
+        self,
+        address: tuple[str, int],
+        sock: trio.socket.SocketType,
+        secure: SecureSocket | None,
+        links: PeerLinks | None = None,
+    ) -> None:
         self.address = address
         self._sock = sock
         self._secure = secure
+        self._links = links
         self.encrypted = secure is not None
         self.idle_since = 0.0
         self.reused = False
@@ -81,8 +91,8 @@ class RegistryConnection:
                 await send_bytes(self._sock, data)
             else:
                 await self._secure.send_all(data)
-        except (OSError, trio.ClosedResourceError, trio.TooSlowError):
-            raise PeerError(f"{self} reset the connection") from None
+        except (OSError, trio.ClosedResourceError, trio.TooSlowError) as exc:
+            raise self._failure(exc) from None
 
     async def receive(self, most: int) -> bytes:
         """Receive at least one byte. Raises PeerError."""
@@ -91,11 +101,18 @@ class RegistryConnection:
                 data = await self._secure.receive_some(most)
             else:
                 data = await self._read(most)
-        except (OSError, trio.ClosedResourceError, trio.TooSlowError):
-            raise PeerError(f"{self} reset the connection") from None
+        except (OSError, trio.ClosedResourceError, trio.TooSlowError) as exc:
+            raise self._failure(exc) from None
         if not data:
             raise PeerError(f"{self} closed the connection")
         return data
+
+    def _failure(self, exc: Exception) -> PeerError:
+        fault = fault_of(exc)
+        if fault is None or self._links is None:
+            return PeerError(f"{self} reset the connection")
+        self._links.refused(self.address[0], fault)
+        return PeerError(f"{self} ended TLS: {fault.problem}")
 
     async def _read(self, most: int) -> bytes:
         fd = self._sock.fileno()
@@ -162,6 +179,7 @@ class RegistryDialler:
             return await self._dial(address, None, within)
         if not tls.accepts(connection.certificate()):
             connection.close()
+            tls.links.refused(address[0], OTHER_SERVICE)
             raise PeerError(f"{connection} has the certificate of another service")
         return connection
 
@@ -191,12 +209,14 @@ class RegistryDialler:
         except OSError as exc:
             sock.close()
             if secure is not None:
+                if self._tls is not None and (fault := fault_of(exc)) is not None:
+                    self._tls.links.refused(host, fault)
                 raise _NoTls(f"{host} port {port} and this node do not agree on TLS: {in_words(exc)}") from None
             raise _unreachable(address, exc) from None
         except BaseException:
             sock.close()
             raise
-        return RegistryConnection(address, sock, secure)
+        return RegistryConnection(address, sock, secure, self._tls.links if self._tls is not None else None)
 
 
 def _unreachable(address: tuple[str, int], exc: OSError) -> Unreachable:

@@ -152,8 +152,8 @@ class Node:
     def warnings(self, cluster_members: ClusterMembers | None = None) -> tuple[str, ...]:
         """Problems for an operator that do not keep this node from serving; one line each."""
         found = [*self.store.warnings, *filter(None, [self.ring.warning])]
-        if self.tls is not None and self.tls.problem is not None:
-            found.append(self.tls.problem)
+        if self.tls is not None:
+            found += [*filter(None, [self.tls.problem]), *self.tls.links.problems()]
         if self.keeper is not None and self.keeper.last_error is not None:
             found.append(f"alone in the ring: {self.keeper.last_error}")
         if self.keeper is not None and self.keeper.flapping:

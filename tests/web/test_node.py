@@ -21,7 +21,7 @@ from spegel_consul.consul.api.consul_settings import ConsulSettings
 from spegel_consul.consul.authority.consul_tls import ConsulTls
 from spegel_consul.consul.catalog.service_definitions import spegel_services
 from spegel_consul.election.leader_record import LeaderRecord
-from spegel_consul.http.peer_tls import Encryption
+from spegel_consul.http.peer_tls import EXPIRED, Encryption
 from spegel_consul.join.sources.nomad_lock import NomadVarBootstrap
 from spegel_consul.metrics.sidecar_metrics import Metrics
 from spegel_consul.oci.errors import Busy
@@ -218,6 +218,9 @@ async def test_which_peers_are_encrypted(monkeypatch: pytest.MonkeyPatch) -> Non
     expected = {"mode": "prefer", "expires": None, "problem": problem, "kernel": KERNEL.encrypted}
     assert made.status()["peer_tls"] == expected
     assert problem in made.warnings()
+    tls.links.refused("10.0.0.2", EXPIRED)
+    assert f"no TLS with 10.0.0.2: {EXPIRED.problem}; {EXPIRED.fix}" in made.warnings()
+    assert encrypted()["alive"] is None
     monkeypatch.setattr(KERNEL, "encrypted", None)
     assert ("encryption", "prefer") in _lines(made.status())
     monkeypatch.setattr(KERNEL, "encrypted", True)

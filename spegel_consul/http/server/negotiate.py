@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import ssl
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -26,7 +27,7 @@ import structlog
 import trio
 from hypercorn.typing import AppWrapper, ASGIReceiveCallable, ASGISendCallable, Scope
 
-from spegel_consul.http.peer_tls import Encryption, PeerTls
+from spegel_consul.http.peer_tls import OTHER_SERVICE, Encryption, PeerTls, fault_of
 from spegel_consul.http.server.idle_connections import RECEIVE
 from spegel_consul.zerocopy.encrypted.kernel_socket import accept_in_kernel
 from spegel_consul.zerocopy.encrypted.kernel_tls import KERNEL
@@ -72,13 +73,11 @@ async def negotiate(
     Raises Refused, trio.TooSlowError if the handshake takes too long, and OSError.
     """
     if tls.encryption is Encryption.ALL:
-        return Negotiated(await _encrypted(sock, tls, in_kernel=KERNEL.wanted))
+        return Negotiated(await _verified(sock, tls, client, in_kernel=KERNEL.wanted))
     in_kernel = not local and KERNEL.wanted  # a runtime that has TLS though it needs none is not worth the look
     first = await _first_bytes(sock, within, terminated, leave_tls=in_kernel)
     if first[0] == _HANDSHAKE_RECORD:
-        secure = await _encrypted(sock, tls, b"" if in_kernel else first, in_kernel=in_kernel)
-        if not tls.accepts(secure.certificate()):
-            raise Refused("the client has the certificate of another service")
+        secure = await _verified(sock, tls, client, b"" if in_kernel else first, in_kernel=in_kernel)
         if not local:
             tls.links.note(client, True)
         return Negotiated(secure)
@@ -86,6 +85,22 @@ async def negotiate(
     if not (local or refused):
         tls.links.note(client, False)
     return Negotiated(first=first, refused=refused)
+
+
+async def _verified(
+    sock: trio.socket.SocketType, tls: PeerTls, client: str, first: bytes = b"", *, in_kernel: bool
+) -> SecureSocket:
+    """Shake hands with a client whose certificate is that of a peer; one that is not is reported."""
+    try:
+        secure = await _encrypted(sock, tls, first, in_kernel=in_kernel)
+    except ssl.SSLCertVerificationError as exc:  # not an alert, because a client that is no peer sends one too
+        if (fault := fault_of(exc)) is not None:
+            tls.links.refused(client, fault)
+        raise
+    if not tls.accepts(secure.certificate()):
+        tls.links.refused(client, OTHER_SERVICE)
+        raise Refused("the client has the certificate of another service")
+    return secure
 
 
 async def _encrypted(
