@@ -8,7 +8,8 @@ row, because a network daemon may remove it for a moment.
 What the node told its peers, the catalog and the lock can't be changed while it runs. If the program chose the address
 and would choose another one now, the sidecar ends, so that its supervisor starts it with that one. It does not end
 before there is one, because the next start would fail until then, and supervisors give up. If an operator gave the
-address, another start would change nothing, so the problem stays until the address is back.
+address, another start would change nothing, so the problem stays until the address is back. Until then this node does
+not lead, because new nodes would join through an address that is not its own.
 
 An address that this machine did not have at the start is never judged, because it is that of a port mapping or of NAT.
 A new rule about the loss of an address belongs here; the choice belongs to :mod:`spegel_consul.preflight.node_address`.
@@ -22,6 +23,7 @@ import structlog
 import trio
 
 from spegel_consul.disk.threads import in_thread
+from spegel_consul.observable import Observable
 from spegel_consul.preflight import node_address
 from spegel_consul.preflight.node_address import NoAddress, NodeAddress
 
@@ -40,9 +42,14 @@ class AddressWatch:
         # of two equal ones the given one counts, because a port may be bound to it, which would fail at another start
         self._addresses = {each.ip: each for each in sorted(addresses, key=lambda each: each.again is None)}
         self._missing: dict[str, int] | None = None
-        self.problem: str | None = None
-        """One line for people that names the address; None if all are there."""
+        self.observed = Observable[str | None](None)
+        """The :attr:`problem`, for tasks that await its change."""
         self.superseded = trio.Event()
+
+    @property
+    def problem(self) -> str | None:
+        """One line for people that names the address; None if all are there."""
+        return self.observed.value
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Look every :data:`EVERY` seconds until cancelled."""
@@ -60,17 +67,18 @@ class AddressWatch:
 
     async def _judge(self, lost: list[str], local: set[str]) -> None:
         before = self.problem
-        self.problem = f"this machine has lost {' and '.join(lost)}, which this node advertises" if lost else None
-        if self.problem is None:
+        problem = f"this machine has lost {' and '.join(lost)}, which this node advertises" if lost else None
+        self.observed.set(problem)
+        if problem is None:
             if before is not None:
                 log.info("advertised addresses are back")
             return
         new = [await _chosen_again(self._addresses[ip]) for ip in lost]
         if all(ip in local for ip in new):
-            log.error("the sidecar ends, to be started again with another address", problem=self.problem, new=new)
+            log.error("the sidecar ends, to be started again with another address", problem=problem, new=new)
             self.superseded.set()
-        elif self.problem != before:
-            log.error("advertised address lost", problem=self.problem, fix=self._fix(lost))
+        elif problem != before:
+            log.error("advertised address lost", problem=problem, fix=self._fix(lost))
 
     def _fix(self, lost: list[str]) -> str:
         if any(self._addresses[ip].again is None for ip in lost):
