@@ -34,6 +34,8 @@ class Acquisition:
 
     def __init__(self, settings: ElectionSettings, rules: LockRules, rng: random.Random) -> None:
         self.cluster_size = 0
+        self.eligible = True
+        """Whether this node may lead; otherwise there is no next attempt."""
         self._settings, self._rules = settings, rules
         self._rng = rng
         self._vacancy: int | None = None
@@ -46,8 +48,8 @@ class Acquisition:
 
     @property
     def at(self) -> float:
-        """The time of the next attempt."""
-        return max(self._at, self._denied_until)
+        """The time of the next attempt; infinity if there is none."""
+        return max(self._at, self._denied_until) if self.eligible else math.inf
 
     @property
     def spread_time(self) -> float:
@@ -86,7 +88,7 @@ class Acquisition:
             self._holder = holder
             every = self._rules.try_held
             self._held_at = now + every * self._rng.uniform(0.5, 1.5) if every < math.inf else math.inf
-        return max(self._held_at, self._denied_until)
+        return max(self._held_at, self._denied_until) if self.eligible else math.inf
 
     def refused(self, now: float) -> None:
         """The attempt failed: another node was faster, or the lock-delay is longer than in the settings."""

@@ -23,6 +23,7 @@ from spegel_consul.election.election_events import (
     Action,
     CreateSession,
     Destroy,
+    Eligibility,
     Event,
     Failed,
     KeyRead,
@@ -54,6 +55,7 @@ class Candidate:
     """Takes part in the election at ``store`` with ``me`` as the record to publish.
 
     ``cluster_size`` returns the known number of nodes in the election, 0 for unknown; their attempts spread with it.
+    ``obstacle`` has the reason for which this node must not lead, in one line for people, and None while it may lead.
     Does not raise if the store is unavailable or refuses: see :attr:`view` and :attr:`problem`.
     """
 
@@ -63,10 +65,12 @@ class Candidate:
         me: LeaderRecord,
         *,
         cluster_size: Callable[[], int] = lambda: 0,
+        obstacle: Observable[str | None] | None = None,
         rng: random.Random | None = None,
     ) -> None:
         self.me = me
         self._store = store
+        self._obstacle = obstacle or Observable[str | None](None)
         self._crowd = cluster_size
         self._rng = rng or random.Random()
         self._election = self._new_election()
@@ -102,6 +106,7 @@ class Candidate:
                 self._nursery = nursery
                 nursery.start_soon(self._store.run)
                 self._feed(Started())
+                nursery.start_soon(self._heed_obstacle)
                 task_status.started()
                 while True:
                     rescheduled = self._rescheduled
@@ -115,6 +120,12 @@ class Candidate:
                 if isinstance(action, Resign):
                     await self._resign(action)
             await self._store.rest()
+
+    async def _heed_obstacle(self) -> None:
+        while True:
+            obstacle = self._obstacle.value
+            self._feed(Eligibility(obstacle is None))
+            await self._obstacle.changed(obstacle)
 
     def _new_election(self) -> Election:
         return Election(self._store.settings, self._store.rules, self.me, self._rng)
@@ -170,7 +181,10 @@ class Candidate:
             case Destroy(session):
                 await self._store.destroy(session)
             case Resign():
-                log.info("taking over from this node's former process", session=action.session)
+                if self._obstacle.value is None:
+                    log.info("taking over from this node's former process", session=action.session)
+                else:
+                    log.warning("handing over the lead", reason=self._obstacle.value)
                 await self._resign(action)
         return None
 
@@ -194,8 +208,8 @@ class Candidate:
                     epoch=new.epoch,
                     fresh=new.fresh,
                 )
-            others = new.leader is None or new.leader.identity != self.me.identity
-            if new.state is State.FOLLOWER and others and self._nursery is not None:
+            mine = new.session is not None and new.leader is not None and new.leader.identity == self.me.identity
+            if new.state is State.FOLLOWER and not mine and self._nursery is not None:
                 self._nursery.start_soon(self._store.rest)
         self._report_problem(None if new.state is State.STOPPED else self._election.problem)
 

@@ -23,6 +23,13 @@ class Ticked:
 
 
 @dataclass(frozen=True, slots=True)
+class Eligibility:
+    """Whether this node may lead from now on, as far as it knows by itself."""
+
+    eligible: bool
+
+
+@dataclass(frozen=True, slots=True)
 class KeyRead:
     number: int
     index: int
@@ -68,7 +75,7 @@ class Stopped:
     """Leave the election; all requests in flight were abandoned."""
 
 
-Event = Started | Ticked | KeyRead | SessionCreated | Acquired | Renewed | Probed | Failed | Stopped
+Event = Started | Ticked | Eligibility | KeyRead | SessionCreated | Acquired | Renewed | Probed | Failed | Stopped
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,9 @@ A process that was killed and starts again finds the lock held by its former ses
 at these addresses, so it hands over from there and does not wait for the end of the old session.  It does so only at
 its start, because two copies of one identity would otherwise take the lock from each other for ever.
 
+A node that may not lead (``Eligibility``) follows without a session.  If it leads, it releases the lock as soon as a
+read confirms that it has it, so that a request in flight is not overtaken by the release.
+
 A new decision of the election belongs here.
 """
 
@@ -55,6 +58,7 @@ from spegel_consul.election.election_events import (
     Action,
     CreateSession,
     Destroy,
+    Eligibility,
     Event,
     Failed,
     KeyRead,
@@ -163,6 +167,11 @@ class Election:
                 return self._read()
             case Ticked():
                 return self._tick(now)
+            case Eligibility(eligible):
+                if eligible == self._acquisition.eligible:
+                    return ()
+                self._acquisition.eligible = eligible
+                return self._read_now()
             case KeyRead():
                 return self._key_read(event, now) if event.number == self._reads else ()
             case SessionCreated(session, began):
@@ -191,13 +200,14 @@ class Election:
     # -- main lane
 
     def _read(self, wait: float | None = None) -> tuple[Action, ...]:
-        """Read the key: at once, or at its next change within ``wait`` seconds."""
+        """Read the key: at once, or at its next change within ``wait`` seconds, or the longest wait of the settings."""
         if wait is None:
             self._index.reset()
+            wait = self.settings.wait
         self._resume_at, self._awaits_spacing = math.inf, False
         self._reading = True
         self._reads += 1
-        wait = self.settings.wait if wait is None else max(wait, 0.005)
+        wait = min(max(wait, 0.005), self.settings.wait)
         return (ReadKey(self._reads, self._index.value, wait, self._heartbeat.session is not None),)
 
     def _pause(self, now: float) -> tuple[Action, ...]:
@@ -229,7 +239,7 @@ class Election:
             return (Resign(holder), *self._read(self.settings.wait))
         if now >= next_try:
             return self._attempt()
-        return (*self._drop_session(now), *self._read(min(self.settings.wait, next_try - now)))
+        return (*self._drop_session(now), *self._read(next_try - now))
 
     def _key_mine(self, entry: LockEntry, session: str, now: float) -> tuple[Action, ...]:
         self._session_doubted = False
@@ -237,12 +247,17 @@ class Election:
         self._solved(CreateSession, Acquire)
         self.denied, self.has_no_locks = None, False
         self._acquisition.taken()
+        if not self._acquisition.eligible:
+            # the session stays in the view until the lock is seen to be free, because its check must not end before
+            self._set(state=State.FOLLOWER, leader=self.me, epoch=entry.modify_index, session=session, fresh=True)
+            self._drop_session(now)
+            return (Resign(session), *self._read(self.settings.wait))
         if now < self._lead_end:
             self._set(state=State.LEADER, leader=self.me, epoch=entry.modify_index, session=session, fresh=True)
         written = LeaderRecord.parse(entry.value)
         if written is not None and written.identity == self.me.identity:
             # a short read, because an operator may have taken the lock away behind a dead connection
-            return self._read(min(self.settings.wait, max(self._heartbeat.lease, 1.0)))
+            return self._read(max(self._heartbeat.lease, 1.0))
         if now < self._acquisition.at:
             return self._read(self._acquisition.at - now)
         self._acquisition.wait(now, self.settings.retry)  # because another program may overwrite the value each time
@@ -251,15 +266,16 @@ class Election:
     def _key_free(self, entry: LockEntry | None, now: float) -> tuple[Action, ...]:
         if self._session_doubted:
             self._session_lost(now)
-        first = self.view.state is State.STARTING
-        self._set(state=State.CANDIDATE, session=None, fresh=True)
+        first, eligible = self.view.state is State.STARTING, self._acquisition.eligible
+        self._set(state=State.CANDIDATE if eligible else State.FOLLOWER, session=None, fresh=True)
         self._acquisition.vacant(entry, now, starting=first)
-        if now < self._acquisition.at:
-            if now < self._acquisition.read_again:
-                self._resume_at, self._awaits_spacing = self._acquisition.read_again, True
-                return ()
-            return self._read_free(now)
-        return self._attempt()
+        if now >= self._acquisition.at:
+            return self._attempt()
+        dropped = () if eligible else self._drop_session(now)
+        if now < self._acquisition.read_again:
+            self._resume_at, self._awaits_spacing = self._acquisition.read_again, True
+            return dropped
+        return (*dropped, *self._read_free(now))
 
     def _attempt(self) -> tuple[Action, ...]:
         session = self._heartbeat.session
@@ -268,7 +284,7 @@ class Election:
     def _read_free(self, now: float) -> tuple[Action, ...]:
         """Read the key again when it changes, or when the attempt is due."""
         self._acquisition.read(now)
-        return self._read(min(self._acquisition.at - now, self.settings.wait))
+        return self._read(self._acquisition.at - now)
 
     def _drop_session(self, now: float) -> tuple[Action, ...]:
         self._solved(Renew)
@@ -355,7 +371,7 @@ class Election:
         self.denied = f"{what}: {error}"
         self.has_no_locks = isinstance(error, NoLocks)
         wait = self._acquisition.denied(now)
-        return (*self._drop_session(now), *self._read(min(wait, self.settings.wait)))
+        return (*self._drop_session(now), *self._read(wait))
 
     def _beat_failed(self, action: Renew | Probe, error: LockError, now: float) -> tuple[Action, ...]:
         if not self._heartbeat.failed(action, now, self._acquisition.spread_time):

@@ -11,7 +11,8 @@ before there is one, because the next start would fail until then, and superviso
 the same family and interface, and must not have been there at the start. What else the setting fits, as an address of a
 bridge of containers, may be of no use to peers, and the lost one usually comes back, such as when a switch has
 restarted. If an operator gave the address, another start would change nothing. So in these cases the problem stays
-until the address is back.
+until the address is back, and until then this node does not lead, because new nodes would join through an address that
+is not its own.
 
 An address that this machine did not have at the start is never judged, because it is that of a port mapping or of NAT.
 A new rule about the loss of an address belongs here; the choice belongs to :mod:`spegel_consul.preflight.node_address`.
@@ -25,6 +26,7 @@ import structlog
 import trio
 
 from spegel_consul.disk.threads import in_thread
+from spegel_consul.observable import Observable
 from spegel_consul.preflight import node_address
 from spegel_consul.preflight.node_address import NoAddress, NodeAddress
 
@@ -44,9 +46,14 @@ class AddressWatch:
         self._addresses = {each.ip: each for each in sorted(addresses, key=lambda each: each.again is None)}
         self._first: dict[str, str] | None = None  # interfaces by address, at the first look
         self._missing: dict[str, int] = {}
-        self.problem: str | None = None
-        """One line for people that names the address; None if all are there."""
+        self.observed = Observable[str | None](None)
+        """The :attr:`problem`, for tasks that await its change."""
         self.superseded = trio.Event()
+
+    @property
+    def problem(self) -> str | None:
+        """One line for people that names the address; None if all are there."""
+        return self.observed.value
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Look every :data:`EVERY` seconds until cancelled."""
@@ -64,17 +71,18 @@ class AddressWatch:
 
     async def _judge(self, lost: list[str], local: dict[str, str]) -> None:
         before = self.problem
-        self.problem = f"this machine has lost {' and '.join(lost)}, which this node advertises" if lost else None
-        if self.problem is None:
+        problem = f"this machine has lost {' and '.join(lost)}, which this node advertises" if lost else None
+        self.observed.set(problem)
+        if problem is None:
             if before is not None:
                 log.info("advertised addresses are back")
             return
         new = [await _chosen_again(self._addresses[ip]) for ip in lost]
         if all(self._replaces(ip, old, local) for ip, old in zip(new, lost, strict=True)):
-            log.error("the sidecar ends, to be started again with another address", problem=self.problem, new=new)
+            log.error("the sidecar ends, to be started again with another address", problem=problem, new=new)
             self.superseded.set()
-        elif self.problem != before:
-            log.error("advertised address lost", problem=self.problem, fix=self._fix(lost))
+        elif problem != before:
+            log.error("advertised address lost", problem=problem, fix=self._fix(lost))
 
     def _replaces(self, new: str | None, lost: str, local: dict[str, str]) -> bool:
         first = self._first or {}

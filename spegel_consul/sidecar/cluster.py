@@ -60,7 +60,9 @@ async def start_cluster(
     if node.nomad is not None:
         await resources.enter_async_context(node.nomad)
         if BootstrapKind.NOMAD_VAR in settings.bootstrap.kinds:
-            nomad_var = NomadVarBootstrap(node.nomad, settings.bootstrap.nomad_var, me)
+            nomad_var = NomadVarBootstrap(
+                node.nomad, settings.bootstrap.nomad_var, me, obstacle=node.address_watch.observed
+            )
             if elector(settings.bootstrap.kinds) is BootstrapKind.NOMAD_VAR:  # otherwise it is a fall-back
                 view.nomad_candidate = nomad_var.candidate
     bootstrap = assemble(
@@ -152,6 +154,7 @@ async def _enter_consul(
         ConsulLock(client, settings.election, leader_service),
         me,
         cluster_size=lambda: len(catalog.members) if catalog is not None else 0,
+        obstacle=node.address_watch.observed,
     )
     view.consul = Consul(client, candidate, catalog, registration, registries.watch)
     await stages.start("election", candidate.run)

@@ -36,7 +36,7 @@ class FakeConsul:
         self.ttl_checks: dict[str, tuple[float, float]] = {}
         self.links: dict[str, str] = {}
         """By node: "cut", "hang", "proxy404", "html", "denied", "no-leader", "read-only", "no-service",
-        "no-session", "node-critical"; else well."""
+        "no-session", "node-critical", "no-release"; else well."""
         self.checks_passing = True
         self.connect: dict[str, dict] = {}
         """Answers for "roots" and "leaf"; Connect is off while there is none."""
@@ -134,6 +134,8 @@ class FakeConsul:
         if fault == "no-service" and request.url.path.startswith("/v1/agent/service/"):
             return httpx.Response(403, text="Permission denied")
         if fault == "no-session" and request.url.path == "/v1/session/create":
+            return httpx.Response(500, text="rpc error making call: EOF")
+        if fault == "no-release" and "release" in request.url.params:
             return httpx.Response(500, text="rpc error making call: EOF")
         if fault == "node-critical" and request.url.path == "/v1/session/create":
             self.calls["PUT session/create"] += 1

@@ -24,6 +24,7 @@ from spegel_consul.election.acquisition import SPACING
 from spegel_consul.election.candidate import Candidate
 from spegel_consul.election.election_view import ElectionSettings, State
 from spegel_consul.election.leader_record import FLAGS, LeaderRecord
+from spegel_consul.observable import Observable
 from tests.consul.asking import put_key, statuses
 from tests.consul.realconsul import ConsulAgent
 
@@ -36,6 +37,7 @@ class Group:
     def __init__(self, nursery: trio.Nursery, stack: AsyncExitStack) -> None:
         self.candidates: list[Candidate] = []
         self.scopes: list[trio.CancelScope] = []
+        self.obstacles: list[Observable[str | None]] = []
         self._nursery, self._stack = nursery, stack
 
     async def add(
@@ -49,10 +51,9 @@ class Group:
         me = LeaderRecord(f"peer{number}", (f"/ip4/10.0.0.{number}/tcp/5001/p2p/peer{number}",), node=f"n{number}")
         client = await self._stack.enter_async_context(ConsulClient(settings))
         leader_service = LeaderService(client, service) if service is not None else None
-        candidate, scope = (
-            Candidate(ConsulLock(client, election, leader_service), me, cluster_size=lambda: cluster_size),
-            trio.CancelScope(),
-        )
+        obstacle, scope = Observable[str | None](None), trio.CancelScope()
+        lock = ConsulLock(client, election, leader_service)
+        candidate = Candidate(lock, me, cluster_size=lambda: cluster_size, obstacle=obstacle)
 
         async def run(task_status: trio.TaskStatus[None]) -> None:
             with scope:
@@ -61,6 +62,7 @@ class Group:
         await self._nursery.start(run)
         self.candidates.append(candidate)
         self.scopes.append(scope)
+        self.obstacles.append(obstacle)
         return candidate
 
     def leaders(self) -> list[Candidate]:
@@ -130,6 +132,31 @@ async def test_hand_over_when_the_leader_is_cancelled(agent: ConsulAgent, client
             took = await until(g.leaders)
             print(f"hand-over {took:.3f} s")
             assert took < 30, "it waited for the lock-delay, or for the TTL"
+
+
+async def test_hand_over_when_the_leader_must_not_lead(agent: ConsulAgent, client: ConsulClient) -> None:
+    services = [ServiceDefinition(f"spegel-leader:{n}", LEADER, "127.0.0.1", 5001, (TtlCheck(20.0),)) for n in "01"]
+    async with group(agent.settings(), 0, ElectionSettings()) as g:
+        for service in services:
+            await g.add(agent.settings(), ElectionSettings(key="test/obstacle", ttl=60, lock_delay=60), service)
+        await until(g.agreed)
+        [old] = g.leaders()
+        obstacle = g.obstacles[g.candidates.index(old)]
+        obstacle.set("its address is lost")
+        took = await until(lambda: g.agreed() and g.leaders() != [old])
+        print(f"hand-over {took:.3f} s")
+        assert took < 30, "it waited for the lock-delay, or for the TTL"
+        [new] = g.leaders()
+        with trio.fail_after(HANG):
+            while {m.id for m in (await client.health_service(LEADER))[1]} != {services[g.candidates.index(new)].id}:
+                await trio.sleep(0.05)
+        g.stop(new)
+        await until(lambda: new.view.state is State.STOPPED and old.view.session is None)
+        await trio.sleep(1)
+        assert old.view.state is State.FOLLOWER
+        assert json.loads((await client.kv_get("test/obstacle"))[1].value)["state"] == "vacant"
+        obstacle.set(None)
+        await until(lambda: g.leaders() == [old])
 
 
 async def test_all_stopped_leaves_no_session_and_no_lock_delay(agent: ConsulAgent, client: ConsulClient) -> None:

@@ -23,6 +23,7 @@ from spegel_consul.election.election_events import (
     Action,
     CreateSession,
     Destroy,
+    Eligibility,
     Event,
     Failed,
     KeyRead,
@@ -54,6 +55,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.flight: list[Action] = []
         self.sessions = 0
         self.lease_end = -math.inf
+        self.eligible = True
         self.feed(Started())
 
     def feed(self, event: Event) -> None:
@@ -62,6 +64,7 @@ class AnyOrder(RuleBasedStateMachine):
                 self.flight = [other for other in self.flight if not isinstance(other, ReadKey)]
             if not isinstance(action, Destroy | Resign):
                 self.flight.append(action)
+            assert self.eligible or not isinstance(action, Acquire | CreateSession)
 
     @rule(seconds=st.floats(0, 20))
     def time_passes(self, seconds: float) -> None:
@@ -74,6 +77,11 @@ class AnyOrder(RuleBasedStateMachine):
         else:
             raise AssertionError("busy loop")
         self.now = end
+
+    @rule(eligible=st.booleans())
+    def may_lead(self, eligible: bool) -> None:
+        self.eligible = eligible
+        self.feed(Eligibility(eligible))
 
     @precondition(lambda self: self.flight)
     @rule(data=st.data())
@@ -93,6 +101,7 @@ class AnyOrder(RuleBasedStateMachine):
                     st.sampled_from([None, free(), free(OTHER), held("x"), held(session, ME), held(session, OTHER)])
                 )
                 self.feed(KeyRead(number, data.draw(st.integers(0, 50)), key))
+                assert self.eligible or self.election.view.state is State.FOLLOWER
             case CreateSession():
                 self.sessions += 1
                 self.lease_end = self.now + self.lease

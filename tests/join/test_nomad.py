@@ -15,6 +15,7 @@ from spegel_consul.election.leader_record import LeaderRecord
 from spegel_consul.election.lock_store import NotPermitted
 from spegel_consul.join.sources.nomad_api import NomadError
 from spegel_consul.join.sources.nomad_lock import NomadLock, NomadLockLost, NomadVarBootstrap
+from spegel_consul.observable import Observable
 from tests.join.fakenomad import FakeNomad
 
 PATH = "nomad/jobs/spegel/leader"
@@ -29,9 +30,12 @@ class Cluster:
         self._nursery = nursery
         self._nomad = nomad
         self.scopes: dict[str, trio.CancelScope] = {}
+        self.obstacles: dict[str, Observable[str | None]] = {}
 
     async def start(self, name: str) -> NomadVarBootstrap:
-        bootstrap = NomadVarBootstrap(self._nomad.client(name), PATH, record(name), rng=random.Random(name))
+        obstacle = self.obstacles.setdefault(name, Observable(None))
+        rng = random.Random(name)
+        bootstrap = NomadVarBootstrap(self._nomad.client(name), PATH, record(name), obstacle=obstacle, rng=rng)
         self.scopes[name] = trio.CancelScope()
 
         async def run(task_status: trio.TaskStatus[None]) -> None:
@@ -95,6 +99,23 @@ async def test_a_holder_that_stops_hands_over_within_seconds(
     cluster.scopes[old].cancel()
     del nodes[old]
     assert await until(lambda: agree(*nodes.values()) not in (None, old), 10) < 3
+
+
+async def test_a_holder_that_must_not_lead_hands_over_within_seconds(
+    autojump_clock: trio.testing.MockClock, nomad: FakeNomad, cluster: Cluster
+) -> None:
+    nodes = {name: await cluster.start(name) for name in ("a", "bb")}
+    await until(lambda: agree(*nodes.values()), 5)
+    old = nomad.holder()
+    [other] = set(nodes) - {old}
+    cluster.obstacles[old].set("its address is lost")
+    assert await until(lambda: leads(nodes[other]), 10) < 3
+    assert not leads(nodes[old])
+    cluster.scopes[other].cancel()
+    await trio.sleep(300)
+    assert nomad.holder() is None
+    cluster.obstacles[old].set(None)
+    assert await until(lambda: leads(nodes[old]), 10) < 3
 
 
 async def test_a_holder_that_vanishes_is_replaced_after_its_ttl_and_the_lock_delay(

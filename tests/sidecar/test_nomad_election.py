@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ import pytest
 import trio
 
 from spegel_consul import cli
-from spegel_consul.sidecar import lifecycle
+from spegel_consul.sidecar import address_watch, lifecycle
 from spegel_consul.sidecar.prepare import PreparedNode, prepare
 from spegel_consul.sidecar.settings import Settings
 from tests.join.fakenomad import FakeNomad
@@ -118,6 +119,26 @@ async def test_one_of_two_sidecars_leads_and_hands_over_when_it_stops(
             await second.ended.wait()
             assert nomad.variables[VARIABLE]["Items"]["state"] == "vacant"
             assert nomad.holder(VARIABLE) is None
+
+
+async def test_a_sidecar_without_its_address_does_not_lead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(address_watch, "EVERY", math.inf)  # the test looks in its place
+    nomad = FakeNomad()
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            sidecar = await Sidecar.start(settings("n1", "nomad-var", tmp_path, monkeypatch), nomad, nursery)
+            await until(sidecar.leads)
+            sidecar.node.address_watch.observed.set("lost")
+            await until(lambda: _vacant(nomad))
+            assert not await sidecar.leads()
+            sidecar.node.address_watch.observed.set(None)
+            await until(sidecar.leads)
+            await sidecar.stop.send(15)
+
+
+async def _vacant(nomad: FakeNomad) -> bool:
+    await trio.lowlevel.checkpoint()
+    return nomad.holder(VARIABLE) is None
 
 
 async def _agree(nomad: FakeNomad, *sidecars: Sidecar) -> bool:

@@ -16,6 +16,7 @@ from spegel_consul.consul.consul_lock import ConsulLock
 from spegel_consul.election.candidate import Candidate
 from spegel_consul.election.election_view import ElectionSettings, State
 from spegel_consul.election.leader_record import LeaderRecord
+from spegel_consul.observable import Observable
 from tests.consul.fakeconsul import FakeConsul
 
 
@@ -26,6 +27,8 @@ class World:
         self.consul = FakeConsul(nursery)
         self.candidates: list[Candidate] = []
         self.scopes: list[trio.CancelScope] = []
+        self.obstacles: dict[str, Observable[str | None]] = {}
+        """Why a node must not lead, by its name."""
         self._nursery = nursery
 
     async def add(self, **settings: Any) -> Candidate:
@@ -42,7 +45,8 @@ class World:
         client = self.consul.client(name)
         service = ServiceDefinition(f"spegel-leader:{name}", "spegel-leader", "10.0.0.1", 5001, (TtlCheck(3.0),))
         leader = LeaderService(client, service) if leader_service else None
-        candidate = Candidate(ConsulLock(client, election, leader), me, rng=rng)
+        obstacle = self.obstacles.setdefault(name, Observable(None))
+        candidate = Candidate(ConsulLock(client, election, leader), me, obstacle=obstacle, rng=rng)
         scope = trio.CancelScope()
 
         async def run(task_status: trio.TaskStatus[None]) -> None:

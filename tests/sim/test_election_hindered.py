@@ -8,6 +8,7 @@ import trio.testing
 from structlog.testing import capture_logs
 
 from spegel_consul.election.election_view import State
+from spegel_consul.election.leader_record import LeaderRecord
 from tests.sim.elections import until, world
 
 
@@ -244,3 +245,88 @@ async def test_an_agent_that_forgot_is_told_again(autojump_clock: trio.testing.M
         await trio.sleep(30)
         assert w.agreed()
         assert w.consul.services
+
+
+LOST = "this machine has lost 10.0.0.7, which this node advertises"
+
+
+async def test_a_leader_that_must_not_lead_hands_over(autojump_clock: trio.testing.MockClock) -> None:
+    async with world(3, leader_service=True) as w:
+        await until(w.agreed)
+        old = await w.leader()
+        with capture_logs() as logs:
+            w.obstacles[old.me.node].set(LOST)
+            assert await until(lambda: any(c is not old for c in w.in_state(State.LEADER))) < 0.7
+        assert [line["reason"] for line in logs if line["event"] == "handing over the lead"] == [LOST]
+        await until(w.agreed, 1)
+        new = await w.leader()
+        assert old.view.leader.identity == new.me.identity
+        assert len(w.consul.sessions) == 1
+        await until(lambda: list(w.consul.services) == [f"spegel-leader:{new.me.node}"], 10)
+        w.obstacles[old.me.node].set(None)
+        before = new.view
+        await trio.sleep(600)
+        assert w.agreed()
+        assert new.view == before  # it stands again, and that is no reason for another election
+        w.stop(new)
+        [third] = set(w.candidates) - {old, new}
+        w.stop(third)
+        await until(lambda: old.view.state is State.LEADER, 2)
+
+
+async def test_the_only_node_leaves_the_lead_vacant_until_it_may_lead(autojump_clock: trio.testing.MockClock) -> None:
+    async with world(1, leader_service=True) as w:
+        only = await w.leader()
+        w.obstacles["n0"].set(LOST)
+        await until(lambda: not w.consul.sessions, 1)
+        acquired, read = w.consul.calls["acquire"], w.consul.calls["GET kv"]
+        w.obstacles["n0"].set(LOST + ", and more")
+        await trio.sleep(600)
+        assert LeaderRecord.parse(w.consul.value()) is None
+        assert not w.consul.delayed
+        assert not w.consul.services
+        assert (only.view.state, only.view.session, only.problem) == (State.FOLLOWER, None, None)
+        assert w.consul.calls["acquire"] == acquired
+        assert w.consul.calls["GET kv"] <= read + 600 / 50, "it asks for a free key again and again"
+        assert not w.consul.sessions
+        w.obstacles["n0"].set(None)
+        assert await until(lambda: only.view.state is State.LEADER) < 1
+        assert list(w.consul.services) == ["spegel-leader:n0"]
+
+
+async def test_a_node_that_must_not_lead_does_not_stand(autojump_clock: trio.testing.MockClock) -> None:
+    async with world(2) as w:
+        await until(w.agreed)
+        [follower] = w.in_state(State.FOLLOWER)
+        w.obstacles[follower.me.node].set(LOST)
+        leader = await w.leader()
+        w.stop(leader)
+        await trio.sleep(120)
+        assert follower.view.state is State.FOLLOWER
+        assert w.consul.holder() is None
+        again = await w.restart(leader)
+        assert await until(lambda: again.view.state is State.LEADER) < 1
+
+
+async def test_a_leader_that_must_not_lead_hands_over_after_an_outage(autojump_clock: trio.testing.MockClock) -> None:
+    async with world(2) as w:
+        await until(w.agreed)
+        old = await w.leader()
+        [other] = w.in_state(State.FOLLOWER)
+        w.consul.links[old.me.node] = "cut"
+        w.obstacles[old.me.node].set(LOST)
+        await until(lambda: old.view.state is State.SUSPENDED, 6)
+        del w.consul.links[old.me.node]
+        await until(lambda: other.view.state is State.LEADER, 12)
+        await until(w.agreed, 1)
+
+
+async def test_a_release_that_fails_leaves_the_lock_to_its_session(autojump_clock: trio.testing.MockClock) -> None:
+    async with world(2) as w:
+        await until(w.agreed)
+        old = await w.leader()
+        [other] = w.in_state(State.FOLLOWER)
+        w.consul.links[old.me.node] = "no-release"
+        w.obstacles[old.me.node].set(LOST)
+        await until(lambda: other.view.state is State.LEADER, 32)
+        assert old.view.state is State.FOLLOWER

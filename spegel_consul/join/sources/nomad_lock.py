@@ -33,6 +33,7 @@ from spegel_consul.election.lock_store import LockRules, LockStore, NoLocks, Not
 from spegel_consul.join.sources.elected_leader import ElectedBootstrap
 from spegel_consul.join.sources.nomad_api import NomadClient, NomadError, variable_path
 from spegel_consul.lean.dataclass import dataclass
+from spegel_consul.observable import Observable
 
 TTL, LOCK_DELAY = 15.0, 10.0
 """Seconds; Nomad allows a TTL of 10 s or more, and ends a lock after twice its TTL."""
@@ -198,7 +199,10 @@ class NomadLock(LockStore):
 
 
 class NomadVarBootstrap(ElectedBootstrap):
-    """Takes part in the election at variable ``path`` with ``me`` as the record to publish. Raises ValueError."""
+    """Takes part in the election at variable ``path`` with ``me`` as the record to publish. Raises ValueError.
+
+    ``obstacle``: see Candidate.
+    """
 
     def __init__(
         self,
@@ -207,9 +211,11 @@ class NomadVarBootstrap(ElectedBootstrap):
         me: LeaderRecord,
         *,
         rules: LockRules = RULES,
+        obstacle: Observable[str | None] | None = None,
         rng: random.Random | None = None,
     ) -> None:
-        super().__init__(Candidate(NomadLock(client, path, rules), me, cluster_size=lambda: _NODES, rng=rng))
+        lock = NomadLock(client, path, rules)
+        super().__init__(Candidate(lock, me, cluster_size=lambda: _NODES, obstacle=obstacle, rng=rng))
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Take part until cancelled, then release the lock within 3 s; calls ``started()`` at once."""

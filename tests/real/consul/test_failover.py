@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import signal
 import time
@@ -58,7 +59,14 @@ class Scene:
             self.start(lab[index])
 
     def start(self, node: Node) -> None:
-        node.start_sidecar(wait=False, layout_path=self._layout)
+        self.give_address(node)
+        node.start_sidecar(wait=False, layout_path=self._layout, advertise_addr=advertised(node))
+
+    def give_address(self, node: Node) -> None:
+        node.netns.ip("addr", "replace", f"{advertised(node)}/32", "dev", "eth0")
+
+    def take_address(self, node: Node) -> None:
+        node.netns.ip("addr", "del", f"{advertised(node)}/32", "dev", "eth0")
 
     def held(self) -> Held | None:
         entry = self.observer.consul.kv_entry(KEY)
@@ -109,6 +117,11 @@ class Scene:
             time.sleep(0.1)
 
 
+def advertised(node: Node) -> str:
+    """The address of its sidecar, of which Consul's agent does not know."""
+    return str(ipaddress.ip_address(node.ip) + 100)
+
+
 def first(node: Node, state: str, since: float) -> float | None:
     """When ``node`` first was in ``state`` after ``since``, of the wall clock."""
     return next(
@@ -156,6 +169,19 @@ def test_a_killed_leader_is_started_again_at_once(scene: Scene, table: Any) -> N
     scene.start(old)
     took = scene.until_another_leads(before, began, 15)
     table.within("kill -9 of the leader and start again (includes the start)", took, 4)
+
+
+def test_the_leaders_address_is_lost(scene: Scene, table: Any) -> None:
+    before = scene.settle()
+    old = scene.leader(before)
+    began = time.monotonic()
+    scene.take_address(old)
+    took = scene.until_another_leads(before, began, 60)
+    scene.stays(new := scene.held() or before, 4)
+    assert scene.leader(new) is not old
+    scene.give_address(old)
+    assert scene.settle() == new
+    table.within("the leader's machine loses the address (two looks, 10 s apart)", took, 21)
 
 
 def test_the_leaders_node_dies(scene: Scene, table: Any) -> None:
