@@ -17,11 +17,12 @@ import trio
 
 from spegel_consul import log as log_level
 from spegel_consul.consul.catalog.catalog_registries import CatalogRegistries
+from spegel_consul.disk.open_files import raise_limit, shares
 from spegel_consul.endpoints import dial_back, identity
 from spegel_consul.http.peer_client import PeerClient
 from spegel_consul.http.peer_tls import Encryption
 from spegel_consul.http.server.connection import standing
-from spegel_consul.http.server.connection_limits import ConnectionLimits, raise_limit
+from spegel_consul.http.server.connection_limits import ConnectionLimits
 from spegel_consul.lean.dataclass import dataclass
 from spegel_consul.metrics.sidecar_metrics import CONTENT, Metrics
 from spegel_consul.registry.asgi_path import ContentApp
@@ -37,6 +38,7 @@ from spegel_consul.registry.registry_app import build_app
 from spegel_consul.registry.uploads import Uploads
 from spegel_consul.ring import Router
 from spegel_consul.ring.net.libp2p_host import Libp2pHost
+from spegel_consul.ring.net.ring_files import RingFiles
 from spegel_consul.ring.restartable import ReplaceableRouter
 from spegel_consul.ring.router import KadRouter
 from spegel_consul.runtimes.containerd_sockets import SocketSearch
@@ -75,7 +77,8 @@ async def start_content(
     socket_of = _containerd_socket(settings.containerd_sock)
     store = _store(settings, socket_of)
     resources.callback(node.router.close)
-    router = ReplaceableRouter(_router_maker(settings, node))
+    files = shares(raise_limit())
+    router = ReplaceableRouter(_router_maker(settings, node, RingFiles(files.ring)))
     await stages.start("store", store.run)
     await stages.start("ring", router.run)
     await stages.start("announcer", _announcer(store, router))
@@ -134,16 +137,18 @@ async def start_content(
         uploads=Uploads(settings.max_upload, settings.upload_rate),
         address_problem=lambda: node.address_watch.problem,
     )
-    await _serve(settings, node, stages, view, mirror)
+    await _serve(settings, node, stages, view, mirror, ConnectionLimits(files.http))
     mirror.traces.on_end = _log_trace
     return Content(router, registries, view)
 
 
-def _router_maker(settings: Settings, node: PreparedNode) -> Callable[[KadRouter | None], KadRouter]:
+def _router_maker(settings: Settings, node: PreparedNode, files: RingFiles) -> Callable[[KadRouter | None], KadRouter]:
     def make_router(before: KadRouter | None) -> KadRouter:
         # each generation listens on a copy of the socket, and closes only that
         advertise = (node.router_address, node.router_port)
-        host = Libp2pHost(node.identity, bind=node.router.dup(), advertise=advertise, secondary=node.secondary)
+        host = Libp2pHost(
+            node.identity, bind=node.router.dup(), advertise=advertise, secondary=node.secondary, files=files
+        )
         return KadRouter(
             host,
             registry=(node.address, node.registry_port),
@@ -156,7 +161,9 @@ def _router_maker(settings: Settings, node: PreparedNode) -> Callable[[KadRouter
     return make_router
 
 
-async def _serve(settings: Settings, node: PreparedNode, stages: Stages, view: Node, mirror: Mirror) -> None:
+async def _serve(
+    settings: Settings, node: PreparedNode, stages: Stages, view: Node, mirror: Mirror, limits: ConnectionLimits
+) -> None:
     """Serve the registry and the web port."""
     store, metrics, router = view.store, view.metrics, view.ring
     planner = Planner(
@@ -174,7 +181,6 @@ async def _serve(settings: Settings, node: PreparedNode, stages: Stages, view: N
     identity.add_to(others, lambda: router.me)
     content = ContentApp(others, planner, store, mirror, metrics, view.uploads)
     called = frozenset({node.address, node.secondary or node.address})
-    limits = ConnectionLimits(raise_limit())
     await stages.serve("registry", content, node.registry, fast_path, node.tls, limits, called)
     if node.runtime is not None:
         await stages.serve("runtime", content, node.runtime, fast_path, only_own=True)

@@ -15,7 +15,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from spegel_consul.http.server.connection import standing
-from spegel_consul.http.server.connection_limits import RESERVED, ConnectionLimits
+from spegel_consul.http.server.connection_limits import ConnectionLimits
 from spegel_consul.oci.digest import Digest
 
 from .conftest import head
@@ -276,7 +276,7 @@ async def test_a_peer_gets_of_the_client_what_is_on_the_list_and_nothing_else(st
 @pytest.mark.parametrize("start_node", ["fast path"], indirect=True)
 async def test_a_crowd_takes_its_connections_from_its_own_like(start_node: Any, many_files: None) -> None:
     """Of 2,000 connections of one address half of what other machines may have stands; others come and go."""
-    holder, node = await start_node(), await start_node(limits=ConnectionLimits(RESERVED + 8 * 256))
+    holder, node = await start_node(), await start_node(limits=ConnectionLimits(8 * 256))
     digest = holder.store.add_content(LAYER)
     node.router.knows(holder)
 

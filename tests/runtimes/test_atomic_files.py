@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from runtimes.certs_d import MIRRORING, OLD, REGISTRIES, before_us, cleanup, configure, tree, written
 from runtimes.killed import each_death
+from runtimes.own_mounts import own_mounts
 
 from spegel_consul.runtimes import atomic_files, hosts_files
 from spegel_consul.runtimes.atomic_files import DiskError
@@ -23,11 +24,9 @@ from spegel_consul.runtimes.configure import conf_files, plan_registries_conf
 
 @contextmanager
 def small_tmpfs(directory: Path) -> Iterator[None]:
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k,mode=755", "none", directory], check=True)
-    try:
+    with own_mounts():
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k,mode=755", "none", directory], check=True)
         yield
-    finally:
-        subprocess.run(["umount", directory], check=True)
 
 
 @pytest.fixture
@@ -36,6 +35,19 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     directory.mkdir()
     with small_tmpfs(directory):
         yield directory
+
+
+@pytest.mark.real
+def test_no_other_process_can_hold_a_file_of_the_small_disk(tmp_path: Path) -> None:
+    """It would keep the file's blocks, and the disk from being unmounted."""
+    directory = tmp_path / "disk"
+    directory.mkdir()
+    listing = ["sh", "-c", 'read -r go; ls "$0"', directory]
+    with subprocess.Popen(listing, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other, small_tmpfs(directory):
+        (directory / "ours").touch()
+        assert other.communicate(b"go\n")[0] == b""
+    assert list(directory.iterdir()) == []
+    assert Path.cwd() != Path("/")
 
 
 @pytest.mark.real
@@ -214,14 +226,12 @@ def test_a_directory_that_we_made_and_that_a_container_has_mounted(
 @contextmanager
 def mount_of_its_own(root: Path, name: str, *, read_only: bool) -> Iterator[None]:
     """``root`` with a mount for its directory ``name``, as a container has it; ``read_only``: the rest of ``root``."""
-    subprocess.run(["mount", "--bind", root, root], check=True)
-    try:
+    with own_mounts():
+        subprocess.run(["mount", "--bind", root, root], check=True)
         subprocess.run(["mount", "--bind", root / name, root / name], check=True)
         if read_only:
             subprocess.run(["mount", "-o", "remount,bind,ro", root], check=True)
         yield
-    finally:
-        subprocess.run(["umount", "--recursive", root], check=True)
 
 
 @pytest.mark.real

@@ -1,4 +1,4 @@
-"""A sidecar with few open files: other machines can't take those of the node's own runtime."""
+"""A sidecar with few open files: other machines can't take those of the node's own runtime, at any port."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from lab.image import MIB, build
 from lab.process import HANG, ending, until
 
-from tests.sidecar.processes import has_started, sidecar
+from tests.sidecar.processes import has_started, sidecar, with_an_empty_layout
 
 FILES = 256
 
@@ -62,3 +62,26 @@ def test_peers_that_read_slowly_leave_files_for_the_own_runtime(tmp_path: Path) 
     events = [json.loads(line)["event"] for line in (tmp_path / "log").read_text().splitlines()]
     assert events.count("connection refused: too many stand") == 1
     assert "no connection can be accepted now" not in events
+
+
+def test_strangers_at_the_port_of_the_ring_leave_files_for_the_own_runtime(tmp_path: Path) -> None:
+    with_an_empty_layout(tmp_path, "0")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        router = free.getsockname()[1]
+    argv = sidecar(tmp_path, f"--layout-path={tmp_path}", "--hang-timeout=0", f"--router-addr=127.0.0.1:{router}")
+    with (tmp_path / "log").open("wb") as log:
+        started = subprocess.Popen(argv, stdout=log, stderr=log, preexec_fn=with_few_files)
+    with ending(started) as process, ExitStack() as strangers:
+        until(has_started(process, tmp_path), timeout=HANG, what="it has started")
+        (port,) = map(int, re.findall(r'"registry": "http://127.0.0.1:(\d+)"', (tmp_path / "log").read_text()))
+        for number in range(FILES):
+            stranger = strangers.enter_context(socket.socket())
+            stranger.bind((f"127.0.1.{number % 200 + 1}", 0))
+            stranger.connect(("127.0.0.1", router))
+        for _ in range(20):
+            with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=HANG)) as own:
+                own.request("GET", "/v2/")
+                assert own.getresponse().status == 200
+            assert len(list(Path(f"/proc/{process.pid}/fd").iterdir())) < FILES - 32
+    assert "no connection can be accepted now" not in (tmp_path / "log").read_text()

@@ -1,8 +1,8 @@
-"""Connection limits, and the limit of open files.
+"""Connection limits of the registry and the metrics port.
 
-The number of open files of this process is limited, and a connection may have several of them. So one address may have
-a share of the files, and all other machines together may have another. A client with thousands of connections displaces
-only clients on other machines, and files are left for the connections of the node's own runtime and for the ring.
+A connection may have several files, and :mod:`spegel_consul.disk.open_files` gives these ports a share of the process's
+files for the connections of other machines. Half of the share is the limit of one address. So a client with thousands
+of connections displaces only clients on other machines, and not all of those.
 
 Rules about *how many* connections there may be belong here. Rules about *when* their work begins belong to
 :mod:`spegel_consul.http.server.fair_turns`.
@@ -10,7 +10,6 @@ Rules about *how many* connections there may be belong here. Rules about *when* 
 
 from __future__ import annotations
 
-import resource
 from collections import Counter
 
 import structlog
@@ -20,17 +19,8 @@ from spegel_consul.http.server.fair_turns import Turns
 
 log = structlog.get_logger(__name__)
 
-MOST_FILES = 65_536
-"""Largest number of files to ask for; each transfer has seven."""
-
-ENOUGH_FILES = 16_384
-"""Number of files that the connections of the ring and the registry need; fewer give a warning."""
-
 MOST_EACH = 2048
 """Connections of one address. The limit is not lower, because a whole site may share the address of a NAT."""
-
-RESERVED = 128
-"""Files that the connections of other machines don't get: those of the ring, the store and the node's own runtime."""
 
 FILES_EACH = 4
 """Files of a connection: its socket, its blob, and a duplicate of each in a thread that waits for the disk."""
@@ -38,29 +28,11 @@ FILES_EACH = 4
 _WARN_EVERY = 60.0  # seconds
 
 
-def raise_limit() -> int:
-    """Raise this process's limit of open files, up to the hard limit or MOST_FILES; return the new limit."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    files = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
-    if soft == resource.RLIM_INFINITY or soft >= files:
-        files = MOST_FILES if soft == resource.RLIM_INFINITY else soft
-    else:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
-        log.debug("limit of open files raised", before=soft, now=files)
-    if files < ENOUGH_FILES:
-        log.warning(
-            "few open files are allowed, and so few connections: set LimitNOFILE (systemd) or nofile (Docker, Nomad)",
-            allowed=files,
-            wanted=ENOUGH_FILES,
-        )
-    return files
-
-
 class ConnectionLimits:
-    """Counts the connections of clients on other machines; ``files`` is the process's limit of open files."""
+    """Counts the connections of clients on other machines; ``files`` is the number of files that they may have."""
 
     def __init__(self, files: int) -> None:
-        self._all = max((files - RESERVED) // FILES_EACH, 1)
+        self._all = max(files // FILES_EACH, 1)
         self._each = min(max(self._all // 2, 1), MOST_EACH)
         self._inside: Counter[str] = Counter()
         self._total = 0

@@ -20,12 +20,14 @@ A new reason to dial earlier, later or not at all belongs here; what happens on 
 
 from __future__ import annotations
 
+import errno
 from collections import Counter
 from collections.abc import Awaitable, Callable
 
 import trio
 
 from spegel_consul.bounded_dict import BoundedDict
+from spegel_consul.ring.net.ring_files import RingFiles
 
 DIAL_TIMEOUT = 3.0
 """Seconds without an answer after which a dial fails."""
@@ -46,7 +48,7 @@ MAX_HANDSHAKES = 6
 """Parallel handshakes with proven or named hosts, and as many with unproven ones."""
 
 MAX_DIALS, MAX_LATE_DIALS = 32, 256
-"""Parallel dials: of proven and of unproven hosts each, and of late addresses."""
+"""Parallel dials: of proven and of unproven hosts each, and of late addresses. With few open files there are fewer."""
 
 _PROVEN_PER_HOST = 4
 
@@ -58,12 +60,16 @@ class NoAnswer(OSError):
 
 
 class Dialler:
-    """Makes connections, within the limits above."""
+    """Makes connections, within the limits above.
 
-    def __init__(self) -> None:
-        self._proven = trio.CapacityLimiter(MAX_DIALS)
-        self._unproven = trio.CapacityLimiter(MAX_DIALS)
-        self._late = trio.CapacityLimiter(MAX_LATE_DIALS)
+    Each connection is counted in ``files``. The caller closes it and removes it from the count.
+    """
+
+    def __init__(self, files: RingFiles | None = None) -> None:
+        self._files = files or RingFiles()
+        self._proven = trio.CapacityLimiter(self._files.limit(MAX_DIALS, 32))
+        self._unproven = trio.CapacityLimiter(self._files.limit(MAX_DIALS, 32))
+        self._late = trio.CapacityLimiter(self._files.limit(MAX_LATE_DIALS, 16))
         self._handshakes = {known: trio.CapacityLimiter(MAX_HANDSHAKES) for known in (True, False)}
         self._heard: BoundedDict[str, None] = BoundedDict(_REMEMBERED)
         self._under_way: Counter[str] = Counter()  # dials by host, of proven hosts
@@ -121,6 +127,13 @@ class Dialler:
 
     async def _try(self, limit: trio.CapacityLimiter, within: float, host: str, port: int) -> trio.SocketStream | None:
         async with limit:
-            with trio.move_on_after(within):
-                return await trio.open_tcp_stream(host, port)
-        return None
+            if not self._files.enter(inbound=False):
+                raise OSError(errno.EMFILE, "the ring has too few open files")
+            stream = None
+            try:
+                with trio.move_on_after(within):
+                    stream = await trio.open_tcp_stream(host, port)
+            finally:
+                if stream is None:
+                    self._files.leave(inbound=False)
+        return stream

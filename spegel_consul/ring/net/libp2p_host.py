@@ -6,7 +6,8 @@ connections, and bounds all of them.
 Each connection is one task of the host from its handshake to its end, so an error in it ends only this connection.
 Dials are such tasks too: their callers wait for a ``Result`` and may stop waiting at any time.
 
-Inbound connections are limited in number: in total, by address and by identity.  Of the connections that have not
+Inbound connections are limited in number: in total, by address and by identity.  All sockets are counted in the ring's
+share of the open files (``ring_files``), and with few files these limits are lower.  Of the connections that have not
 completed their handshake, a new one evicts the oldest from its own address, so a flood from one address delays only the
 peers that share the address.
 
@@ -48,6 +49,7 @@ from spegel_consul.ring.net.libp2p.layers import Layers, read_description
 from spegel_consul.ring.net.libp2p.noise_transport import Wire
 from spegel_consul.ring.net.libp2p.peer_connection import Connection
 from spegel_consul.ring.net.loop_time import LoopTime
+from spegel_consul.ring.net.ring_files import RingFiles
 from spegel_consul.ring.net.shared_result import Result
 from spegel_consul.ring.net.tcp import detect_vanished_host, listen
 
@@ -70,6 +72,7 @@ class Libp2pHost:
     ``bind`` is the address to listen on: ``(host, port)`` with an IP address, port 0 for any, or a bound socket.
     ``advertise`` is the address at which others dial it, by default ``bind``; its port 0 means the port it listens on.
     ``secondary`` is the secondary address: an IP address of the other family, for the same port.
+    ``files`` counts its sockets; hosts that replace each other share it.
     """
 
     def __init__(
@@ -79,6 +82,7 @@ class Libp2pHost:
         bind: tuple[str, int] | socket.socket,
         advertise: tuple[str, int] | None = None,
         secondary: str | None = None,
+        files: RingFiles | None = None,
     ) -> None:
         self._bind = bind
         host, port = advertise or (bind.getsockname()[:2] if isinstance(bind, socket.socket) else bind)
@@ -95,7 +99,8 @@ class Libp2pHost:
         self._inbound: Counter[str] = Counter()  # connections by remote address
         self._accepting = trio.CancelScope()
         self._dialling: dict[bytes, Result[Connection]] = {}
-        self._dialler = Dialler()
+        self._files = files or RingFiles()
+        self._dialler = Dialler(self._files)
         self._loop_time = LoopTime(self._spawn)
         self._nursery: trio.Nursery | None = None
 
@@ -174,11 +179,17 @@ class Libp2pHost:
             try:
                 task_status.started()
                 with self._accepting:
-                    await accept(listener, lambda made: nursery.start_soon(self._accept, made))
+                    await accept(listener, partial(self._accepted, nursery))
                 await trio.sleep_forever()
             finally:
                 self._nursery = None
                 nursery.cancel_scope.cancel()
+
+    def _accepted(self, nursery: trio.Nursery, sock: socket.socket) -> None:
+        if self._files.enter(inbound=True):
+            nursery.start_soon(self._accept, sock)
+        else:
+            sock.close()
 
     async def _accept(self, sock: socket.socket) -> None:
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
@@ -196,9 +207,9 @@ class Libp2pHost:
 
     def _evict_half_open(self, remote: str) -> None:
         mine = [scope for scope, address in self._half_open.items() if address == remote]
-        if len(mine) >= MAX_HALF_OPEN_PER_ADDRESS:
+        if len(mine) >= self._files.limit(MAX_HALF_OPEN_PER_ADDRESS, 16):
             oldest = mine[0]
-        elif len(self._half_open) >= MAX_HALF_OPEN:
+        elif len(self._half_open) >= self._files.limit(MAX_HALF_OPEN, 8):
             oldest = next(iter(self._half_open))
         else:
             return
@@ -264,7 +275,10 @@ class Libp2pHost:
             await self._dialler.handshake(handshake, known=known)
         finally:
             if not begun:
-                await trio.aclose_forcefully(stream)
+                try:
+                    await trio.aclose_forcefully(stream)
+                finally:
+                    self._files.leave(inbound=False)
 
     async def _connect(
         self,
@@ -275,7 +289,7 @@ class Libp2pHost:
         dialled: tuple[str, int] | None = None,
         remote: str = "",
     ) -> None:
-        """Make a connection of a TCP stream and run it until it ends. Raises nothing."""
+        """Make a connection of a counted TCP stream and run it until it ends. Raises nothing."""
         wire = Wire(stream)
         outbound = dialled is not None
         connection = None
@@ -308,7 +322,10 @@ class Libp2pHost:
             result.fail(Unreachable("the connection was abandoned"))
             if connection is not None:
                 self._unregister(connection)
-            await wire.close()  # last, because at the host's end it raises Cancelled
+            try:
+                await wire.close()  # at the host's end it raises Cancelled
+            finally:
+                self._files.leave(inbound=not outbound)
 
     async def _upgrade(self, wire: Wire, outbound: bool, handshake: trio.CancelScope, at: str) -> Any:
         """Negotiate Noise and Yamux on a TCP stream, and authenticate the peer. Raises anything."""
@@ -336,7 +353,7 @@ class Libp2pHost:
         if len(mine) >= MAX_CONNECTIONS_PER_PEER or total >= MAX_CONNECTIONS:
             raise Unreachable("there are too many connections")
         if connection.remote:
-            if self._inbound[connection.remote] >= MAX_INBOUND_PER_ADDRESS:
+            if self._inbound[connection.remote] >= self._files.limit(MAX_INBOUND_PER_ADDRESS, 4):
                 raise Unreachable("there are too many connections from this address")
             self._inbound[connection.remote] += 1
             self._dialler.heard_from(connection.remote)
