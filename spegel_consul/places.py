@@ -16,6 +16,7 @@ import re
 from functools import lru_cache
 
 from spegel_consul.lean.dataclass import dataclass
+from spegel_consul.observable import Observable
 
 MAX_NAME = 64
 """Longest name of a datacenter, zone or rack."""
@@ -96,7 +97,17 @@ class Here:
     """The place of this node. It may become known after the start, because Consul may answer late."""
 
     def __init__(self, place: Place = NOWHERE) -> None:
-        self.place = place
+        self.observed = Observable(place)
+        """The place, for tasks that await its change."""
+
+    @property
+    def place(self) -> Place:
+        """The present place."""
+        return self.observed.value
+
+    @place.setter
+    def place(self, place: Place) -> None:
+        self.observed.set(place)
 
 
 def parse_place(text: str) -> Place:

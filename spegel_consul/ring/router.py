@@ -256,6 +256,7 @@ class KadRouter:
                     self._background.nursery = nursery
                     nursery.start_soon(self._membership.probe_forever)
                     nursery.start_soon(self._membership.exchange.gossip_forever)
+                    nursery.start_soon(self._membership.exchange.tell_places_forever)
                     nursery.start_soon(self._announce_forever)
                     nursery.start_soon(self._sweep_forever)
                     task_status.started()

@@ -65,6 +65,17 @@ async def test_a_place_that_becomes_known_later_is_told(rig: SimRig, autojump_cl
     await eventually(lambda: all(known(router)[late.me.id or ""] == ZONES[1] for router in others), within=600)
 
 
+async def test_a_place_that_becomes_known_just_after_the_start_is_told_at_once(
+    rig: SimRig, autojump_clock: MockClock
+) -> None:
+    here = Here()
+    routers = [await rig.node(here=Here(ZONES[0])), await rig.node(here=here)]
+    await routers[1].join([routers[0].me])
+    await eventually(lambda: known(routers[0]) == {routers[1].me.id: NOWHERE}, within=2)
+    here.place = ZONES[1]
+    await eventually(lambda: known(routers[0]) == {routers[1].me.id: ZONES[1]}, within=1)
+
+
 async def test_a_place_that_is_taken_back_is_forgotten(rig: SimRig, autojump_clock: MockClock) -> None:
     here = Here(ZONES[1])
     moved = await rig.node(here=here)

@@ -4,6 +4,9 @@ Kademlia learns members slowly, and a record is found only if the nodes agree on
 of this program exchange their lists: when they join, when a new member is reported, and periodically with a random
 member.  Go nodes refuse that protocol; they are asked to identify themselves (libp2p identify) instead.
 
+Consul tells this node its place a moment after the ring has begun, and until then others take it for a near one.  So a
+new place is told at once to those that were told another one lately.
+
 The table (``table``) decides what a report changes; a rule about when lists are exchanged belongs here.
 """
 
@@ -16,6 +19,7 @@ from typing import Protocol
 
 import trio
 
+from spegel_consul.bounded_dict import BoundedDict
 from spegel_consul.multiaddrs import Contact
 from spegel_consul.peers import RingError
 from spegel_consul.places import Here, Place
@@ -44,6 +48,7 @@ _SHORTEST_GOSSIP, _LONGEST_GOSSIP = 5.0, 60.0  # seconds between two exchanges
 _SERVE_EVERY, _SERVE_BURST = 1.0, 3  # for one peer; a new generation of its router may follow the old one at once
 _SLICE = 64  # reports that are learnt between two checkpoints
 _GREETED_PER_SECOND = 100
+_TOLD = 64  # peers that are told a new place at once
 
 
 class Acquaintances(Protocol):
@@ -113,10 +118,12 @@ class Exchange:
         self._greet_limit = trio.CapacityLimiter(4)
         self._introduce_limit = trio.CapacityLimiter(_PARALLEL_INTRODUCTIONS)
         self._introducing: set[bytes] = set()
+        self._told: BoundedDict[bytes, None] = BoundedDict(_TOLD)  # peers, those of the last exchanges
         self._serve_limit = RateLimit(every=_SERVE_EVERY, burst=_SERVE_BURST)
         host.serve(MEMBERS, self._serve)
 
-    def _reports(self) -> bytes:
+    def _reports(self, to: bytes) -> bytes:
+        self._told[to] = None
         now = trio.current_time()
         reports = [
             MemberReport(member.wire, int(now - member.heard), member.place)
@@ -158,7 +165,7 @@ class Exchange:
                 self._note_protocols(peer, ours=False)
                 return
             try:
-                stream.send(self._reports())
+                stream.send(self._reports(peer))
                 await self.merge(peer, await _one_message(stream))
                 self._note_protocols(peer, ours=True)
                 stream.close()
@@ -193,7 +200,7 @@ class Exchange:
             raise RingError("the peer asks for the members too often")
         with trio.fail_after(_TIMEOUT):
             body = await _one_message(stream)
-            stream.send(self._reports())
+            stream.send(self._reports(stream.peer))
             stream.close()
         try:
             await self.merge(stream.peer, body)
@@ -216,6 +223,17 @@ class Exchange:
             # members that refuse the protocol are greeted when they are new, and asked by lookups
             if living := [member for member in self._membership.table.living() if member.ours is not False]:
                 self._background.spawn(self.greet, self._rng.choice(living).id)
+
+    async def tell_places_forever(self) -> None:
+        """Exchange lists again with those that know another place of this node, when it changes."""
+        here = self._membership.here.observed
+        place = here.value
+        while True:
+            place = await here.changed(place)
+            told = list(self._told)
+            self._told.clear()
+            for peer in told:
+                self._background.spawn(self.greet, peer)
 
 
 async def _one_message(stream: Stream) -> bytes:
