@@ -13,10 +13,10 @@ A rule about the names of places, or about what is near, belongs here.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import lru_cache
 
 from spegel_consul.lean.dataclass import dataclass
-from spegel_consul.observable import Observable
 
 MAX_NAME = 64
 """Longest name of a datacenter, zone or rack."""
@@ -97,17 +97,21 @@ class Here:
     """The place of this node. It may become known after the start, because Consul may answer late."""
 
     def __init__(self, place: Place = NOWHERE) -> None:
-        self.observed = Observable(place)
-        """The place, for tasks that await its change."""
+        self._place = place
+        self.watchers: set[Callable[[], None]] = set()
+        """Called when the place has changed."""
 
     @property
     def place(self) -> Place:
         """The present place."""
-        return self.observed.value
+        return self._place
 
     @place.setter
     def place(self, place: Place) -> None:
-        self.observed.set(place)
+        if place != self._place:
+            self._place = place
+            for each in list(self.watchers):
+                each()
 
 
 def parse_place(text: str) -> Place:

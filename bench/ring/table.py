@@ -234,10 +234,10 @@ async def _look_up(router: KadRouter, keys: list[str]) -> list[float]:
 async def _exchange(router: KadRouter, peer: bytes) -> tuple[_Cost, int]:
     """One member exchange: the own list made, and another of the same length merged."""
     exchange = router._membership.exchange
-    body = exchange._reports()
+    body = exchange._reports(peer)
     skip = next(size for size in range(1, 6) if uvarint(len(body) - size) == body[:size])
     with _costs() as cost:
-        exchange._reports()
+        exchange._reports(peer)
         await exchange.merge(peer, body[skip:])
     return cost, len(body)
 

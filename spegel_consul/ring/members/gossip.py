@@ -13,6 +13,7 @@ The table (``table``) decides what a report changes; a rule about when lists are
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from contextlib import suppress
 from typing import Protocol
@@ -38,6 +39,7 @@ from spegel_consul.ring.dht.protocol_ids import KAD, MEMBERS
 from spegel_consul.ring.members.background import Background
 from spegel_consul.ring.members.rate_limit import RateLimit
 from spegel_consul.ring.members.table import HEARSAY_AGE, Members
+from spegel_consul.ring.members.wakeup import WakeUp
 from spegel_consul.ring.net.host import Host, ProtocolRefused, Stream
 from spegel_consul.ring.net.loop_time import LoopTime
 
@@ -226,14 +228,17 @@ class Exchange:
 
     async def tell_places_forever(self) -> None:
         """Exchange lists again with those that know another place of this node, when it changes."""
-        here = self._membership.here.observed
-        place = here.value
-        while True:
-            place = await here.changed(place)
-            told = list(self._told)
-            self._told.clear()
-            for peer in told:
-                self._background.spawn(self.greet, peer)
+        alarm, watchers = WakeUp(), self._membership.here.watchers
+        watchers.add(alarm.wake)
+        try:
+            while True:
+                await alarm.wait(math.inf)
+                told = list(self._told)
+                self._told.clear()
+                for peer in told:
+                    self._background.spawn(self.greet, peer)
+        finally:
+            watchers.discard(alarm.wake)
 
 
 async def _one_message(stream: Stream) -> bytes:
