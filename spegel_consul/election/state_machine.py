@@ -250,7 +250,7 @@ class Election:
         if not self._acquisition.eligible:
             # the session stays in the view until the lock is seen to be free, because its check must not end before
             self._set(state=State.FOLLOWER, leader=self.me, epoch=entry.modify_index, session=session, fresh=True)
-            self._drop_session(now)
+            self._drop_session(now)  # without its Destroy, because Resign ends the session after the release
             return (Resign(session), *self._read(self.settings.wait))
         if now < self._lead_end:
             self._set(state=State.LEADER, leader=self.me, epoch=entry.modify_index, session=session, fresh=True)

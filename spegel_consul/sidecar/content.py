@@ -17,7 +17,6 @@ import trio
 
 from spegel_consul import log as log_level
 from spegel_consul.consul.catalog.catalog_registries import CatalogRegistries
-from spegel_consul.disk.open_files import raise_limit, shares
 from spegel_consul.endpoints import dial_back, identity
 from spegel_consul.http.peer_client import PeerClient
 from spegel_consul.http.peer_tls import Encryption
@@ -42,6 +41,7 @@ from spegel_consul.ring.net.ring_files import RingFiles
 from spegel_consul.ring.restartable import ReplaceableRouter
 from spegel_consul.ring.router import KadRouter
 from spegel_consul.runtimes.containerd_sockets import SocketSearch
+from spegel_consul.sidecar.open_files import raise_limit, shares
 from spegel_consul.sidecar.prepare import PreparedNode
 from spegel_consul.sidecar.settings import Settings
 from spegel_consul.sidecar.stages import Runnable, Stages

@@ -1,7 +1,7 @@
 """Connection limits of the registry and the metrics port.
 
-A connection may have several files, and :mod:`spegel_consul.disk.open_files` gives these ports a share of the process's
-files for the connections of other machines. Half of the share is the limit of one address. So a client with thousands
+A connection may have several files, and these ports have a share of the process's files for the connections of other
+machines, of which the sidecar sets the size. Half of the share is the limit of one address. So a client with thousands
 of connections displaces only clients on other machines, and not all of those.
 
 Rules about *how many* connections there may be belong here. Rules about *when* their work begins belong to

@@ -6,7 +6,7 @@ have one count, because they run at the same time for a while.
 
 With few files, the limits of single uses are parts of the share; with enough files, each has its own value.
 
-The size of the share is set in :mod:`spegel_consul.disk.open_files`. A rule about which sockets get it belongs here.
+The sidecar sets the size of the share. A rule about which sockets get it belongs here.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from __future__ import annotations
 import structlog
 import trio
 
-from spegel_consul.disk.open_files import RING_FILES
-
 log = structlog.get_logger(__name__)
+
+RING_FILES = 6144
+"""Files that a ring of any size needs: 4,096 connections, 512 handshakes with strangers, and its dials."""
 
 _WARN_EVERY = 60.0  # seconds
 

@@ -12,13 +12,13 @@ from lab.no_files import no_files
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
-from spegel_consul.disk.open_files import RING_FILES, shares
 from spegel_consul.peers import RingError
 from spegel_consul.ring.net import dialler, libp2p_host
 from spegel_consul.ring.net.dialler import Dialler
 from spegel_consul.ring.net.libp2p_host import Libp2pHost
 from spegel_consul.ring.net.node_key import load_or_create
-from spegel_consul.ring.net.ring_files import RingFiles
+from spegel_consul.ring.net.ring_files import RING_FILES, RingFiles
+from spegel_consul.sidecar.open_files import shares
 
 DIALS = 50
 

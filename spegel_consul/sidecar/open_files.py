@@ -19,6 +19,7 @@ import resource
 import structlog
 
 from spegel_consul.lean.dataclass import dataclass
+from spegel_consul.ring.net.ring_files import RING_FILES
 
 log = structlog.get_logger(__name__)
 
@@ -30,9 +31,6 @@ ENOUGH_FILES = 16_384
 
 RESERVED = 128
 """Files that the connections of other machines don't get."""
-
-RING_FILES = 6144
-"""Files that the ring needs for 4,096 connections, 512 handshakes with strangers, and its dials."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,8 @@ import resource
 import pytest
 from structlog.testing import capture_logs
 
-from spegel_consul.disk.open_files import ENOUGH_FILES, MOST_FILES, RESERVED, RING_FILES, raise_limit, shares
+from spegel_consul.ring.net.ring_files import RING_FILES
+from spegel_consul.sidecar.open_files import ENOUGH_FILES, MOST_FILES, RESERVED, raise_limit, shares
 
 
 @pytest.mark.parametrize("files", [256, 1024, 4096, ENOUGH_FILES, MOST_FILES])
